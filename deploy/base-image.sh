@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes the root file system of a small base image from Debian's busybox-static, so that examples and tests need no
-# registry to start from:
+# Creates the root file system of a small base image from Debian's busybox-static, so that examples and tests need no
+# registry:
 #
 #   deploy/base-image.sh DIR
 #   hearth pack DIR --tag busybox:demo --cmd '["sh"]'
 #
-# The same busybox gives the same tree. A DIR that this script made before is replaced; any other one is refused.
+# The same busybox yields the same tree. A DIR that this script created is replaced; any other one is refused.
 set -euo pipefail
 
 die() { printf 'base-image: error: %s\n' "$*" >&2; exit 1; }
@@ -26,7 +26,7 @@ fi
 
 umask 022
 mkdir -p "$(dirname "$target")"
-# Built beside the target and renamed, so that a tree under the final name is always whole.
+# Created beside the target and renamed, so that a tree under the final name is always complete.
 new=$(mktemp -d "$target.new.XXXXXX")
 trap 'rm -rf "$new"' EXIT
 chmod 0755 "$new"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# `make demo`: files in a room become an image in the room and a service that curl reaches, told step by step. It needs
-# no Docker and no registry, uses a daemon and a room of its own under target/demo, and leaves nothing running.
+# `make demo`: builds an image in a room from files of the room, deploys it as a service and reaches it with curl,
+# step by step. It needs no Docker and no registry, uses a daemon and a room of its own under target/demo, and leaves
+# nothing running.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,7 +16,7 @@ steps=0
 step() { steps=$((steps + 1)); printf '\n%s%d. %s%s\n' "$bold" "$steps" "$*" "$plain"; }
 say() { printf '   %s\n' "$*"; }
 show() { printf '   %s$ %s%s\n' "$dim" "$*" "$plain"; }
-# Shows a command so that it can be pasted, then runs it.
+# Prints a command so that it can be pasted, then runs it.
 run() {
     local word line=
     for word in "$@"; do
@@ -26,12 +27,12 @@ run() {
     "$@"
 }
 
-# What asks the service without a pause while it is updated.
+# Process that requests the service continuously while it is updated.
 asking=
 
 finish() {
     local status=$?
-    # Whatever happens while cleaning up must not hide the status of the demo.
+    # Errors while cleaning up must not hide the status of the demo.
     set +e
     if [ "$status" -ne 0 ] && [ -s "$dir/hearthd.log" ]; then
         printf '\nThe demo failed (exit %d). The end of the daemon'\''s log, %s:\n' "$status" "$dir/hearthd.log" >&2
@@ -49,7 +50,7 @@ trap 'exit 143' TERM
 step "Set up the machine and compile"
 run deploy/setup.sh
 command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.95 or newer first" >&2; exit 1; }
-# The dev profile and the whole workspace, as in `make test`, so that the two share one compilation.
+# The dev profile and the whole workspace, as in `make test`, so that both share one compilation.
 run cargo build --locked --workspace
 export PATH="$root/target/debug:$PATH"
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# `make self-image`: builds the daemon's own image with the daemon, from the same Dockerfile that any other builder uses.
-# Nothing is pulled: the two base images are packed from Debian packages (debootstrap) and the Rust toolchain of this
-# machine, BuildKit is the installed one, and the crates are vendored into the context. The result is an OCI
-# archive, target/self-image/hearthd.oci.tar. The first run takes several minutes; the bases are kept for the next.
+# `make self-image`: builds the daemon's own image with the daemon, from the same Dockerfile that any other builder
+# uses. Nothing is pulled: the two base images are packed from Debian packages (debootstrap) and the Rust toolchain of
+# this machine, BuildKit is the installed one, and the crates are vendored into the context. The result is an OCI
+# archive, target/self-image/hearthd.oci.tar. The first run takes several minutes; later runs reuse the bases.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -23,7 +23,7 @@ cargo build --locked --workspace
 export PATH="$root/target/debug:$PATH"
 mkdir -p "$dir"
 
-# A base under its final name is complete: it is made under another name and renamed.
+# A base is created under a temporary name and renamed, so that one under its final name is complete.
 debian_base() { # NAME [PACKAGES]
     local name=$1 new="$dir/$1.new"
     [ ! -d "$dir/$name" ] || return 0
@@ -34,7 +34,8 @@ debian_base() { # NAME [PACKAGES]
         tail -n 20 "$dir/$name.log" >&2
         return 1
     }
-    # An image holds no device nodes (the runtime makes them), and what follows differs on every run or is not needed.
+    # An image has no device nodes (the runtime creates them), and the other files differ on every run or are not
+    # needed.
     rm -rf "${new:?}"/{dev,tmp,var/cache,var/log,var/lib/apt/lists,usr/share/doc,usr/share/man,usr/share/locale}/* \
         "$new"/etc/{machine-id,hostname,resolv.conf}
     mv -T "$new" "$dir/$name"
@@ -48,12 +49,12 @@ if [ ! -x "$dir/build-base/usr/local/bin/cargo" ]; then
     sysroot=$(rustc --print sysroot)
     mkdir -p "$dir/build-base/usr/local/lib"
     cp -a "$sysroot/lib/." "$dir/build-base/usr/local/lib/"
-    # cargo last: it is what the check above looks for.
+    # cargo is copied last, because the check above looks for it.
     cp -a "$sysroot/bin/rustc" "$dir/build-base/usr/local/bin/"
     cp -a "$sysroot/bin/cargo" "$dir/build-base/usr/local/bin/"
 fi
 
-# Laid out like the published BuildKit image, which is this stage's default elsewhere.
+# Same layout as the published BuildKit image, which is this stage's default elsewhere.
 rm -rf "$dir/buildkit"
 mkdir -p "$dir/buildkit/usr/bin"
 for name in buildkitd buildctl; do cp "$(PATH="$PATH:/usr/local/bin" command -v "$name")" "$dir/buildkit/usr/bin/"; done
@@ -67,7 +68,7 @@ cargo vendor --locked --versioned-dirs "$dir/context/vendor" >"$dir/context/.car
     tail -n 20 "$dir/vendor.log" >&2
     exit 1
 }
-# The printed settings name the directory as it is here; in the build it lies beside the sources.
+# The printed settings contain the local path of the directory; in the build it is beside the sources.
 sed -i "s#^directory = .*#directory = \"vendor\"#" "$dir/context/.cargo/config.toml"
 
 say "starting the daemon"

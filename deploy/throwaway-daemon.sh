@@ -1,15 +1,15 @@
 # shellcheck shell=bash
-# A daemon for the length of one script: demo.sh and self-image.sh source this file.
+# Runs a daemon for the duration of one script: demo.sh and self-image.sh source this file.
 #
 #   start_daemon DIR HEARTHD ROOM    state in DIR/state, made anew; exports HEARTH_ADDR, sets `listen` and `ingress` (host:port)
 #   stop_daemon                      drains it and removes the state; goes into the script's EXIT trap
 #
-# Only what start_daemon started is ended, and nothing of it stays: no service, no process, no mount, no state.
+# Only what start_daemon started is stopped, and nothing of it stays: no service, no process, no mount, no state.
 
 daemon_pid=
 daemon_dir=
 
-# `rm -rf` must never walk through a mount that a killed daemon left behind.
+# `rm -rf` must never descend into a mount that a killed daemon left behind.
 unmount_below() {
     local point
     while read -r point; do
@@ -24,10 +24,10 @@ start_daemon() {
     rm -rf --one-file-system "$daemon_dir/state"
     mkdir -p "$daemon_dir/state"
     log="$daemon_dir/hearthd.log"
-    # What the user has set up for rooms of their own does not belong to this one.
+    # Settings of the user's own rooms do not apply to this one.
     unset HEARTH_ROOM HEARTH_TOKEN HEARTH_CONFIG MESHAGENT_ROOM MESHAGENT_TOKEN
 
-    # A session of its own: Ctrl-C reaches this script, which then drains the daemon instead of both dying at once.
+    # A session of its own: Ctrl-C reaches only this script, which then drains the daemon.
     setsid "$hearthd" --room "$room" --state-dir "$daemon_dir/state" --listen 127.0.0.1:0 --ingress 127.0.0.1:0 \
         --socket "$daemon_dir/state/hearth.sock" >"$log" 2>&1 </dev/null &
     pid=$!
@@ -59,7 +59,7 @@ start_daemon() {
 stop_daemon() {
     [ -n "$daemon_pid" ] || return 0
     local waited service
-    # Services outlive their daemon.
+    # Services outlive their daemon, so they are removed first.
     for service in $(ls "$daemon_dir/state/service-logs" 2>/dev/null); do
         hearth services rm "$service" >/dev/null 2>&1 || true
     done
@@ -71,7 +71,7 @@ stop_daemon() {
     if kill -0 "$daemon_pid" 2>/dev/null; then
         echo "the daemon did not drain within 30 s and is killed; its log: $daemon_dir/hearthd.log" >&2
     fi
-    # The group holds the daemon's children as well, should it have died without them.
+    # The process group also contains the daemon's children, in case it died without them.
     kill -KILL -- "-$daemon_pid" 2>/dev/null || true
     wait "$daemon_pid" 2>/dev/null || true
     daemon_pid=

@@ -1,4 +1,5 @@
-//! The commands of `hearth`, one file each: its arguments beside the function that runs it.
+//! Commands of `hearth`: one file for each command, with its arguments beside the function that runs
+//! it.
 
 mod audit;
 mod base;
@@ -34,9 +35,9 @@ use crate::rooms::{self, Asked, RoomError, RoomsFile, Selection, Surroundings};
 
 /// Packs directories into images, builds images inside a room, and runs them there as services.
 ///
-/// A room is an address and a token. A daemon on this machine is found without any set-up; others
-/// are made known with `hearth room add`. Data goes to standard output, everything else to
-/// standard error.
+/// A room is an address and a token. The client finds a daemon on this machine without any setup;
+/// `hearth room add` registers other rooms. Data goes to standard output, everything else to standard
+/// error.
 #[derive(Debug, Parser)]
 #[command(name = "hearth", version, after_help = EXAMPLES, arg_required_else_help = true)]
 pub struct Arguments {
@@ -64,7 +65,7 @@ Exit codes:
   A failed build exits with the exit code of its failed step, when it has one, and
   `services exec` with that of its command.";
 
-/// Options of every command.
+/// Options that every command accepts.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Globals {
     /// Room to use [env: HEARTH_ROOM, MESHAGENT_ROOM; else the current room of `hearth room`]
@@ -79,7 +80,7 @@ pub struct Globals {
     /// Print data and errors as JSON on standard output
     #[arg(long, global = true)]
     pub json: bool,
-    /// Say what the client does, on standard error [env: HEARTH_LOG for a filter such as `hearth=trace`]
+    /// Log what the client does to standard error [env: HEARTH_LOG for a filter such as `hearth=trace`]
     #[arg(short, long, global = true)]
     pub verbose: bool,
 }
@@ -92,37 +93,37 @@ enum Command {
     /// List, follow, cancel and forget builds
     #[command(subcommand)]
     Builds(builds::BuildsCommand),
-    /// The services of the room: how they are, their logs, and what is done with them
+    /// Show and control the services of the room: status, logs, restarts, rollbacks
     #[command(subcommand)]
     Services(Box<services::ServicesCommand>),
-    /// The domains that lead to services
+    /// List and remove the domains that route to services
     #[command(subcommand)]
     Routes(routes::RoutesCommand),
-    /// Values that services get and nobody sees
+    /// List, set and remove the secrets that services receive as environment variables
     #[command(subcommand)]
     Secrets(secrets::SecretsCommand),
-    /// The images in the room's registry
+    /// Work with the images in the room's registry
     #[command(subcommand)]
     Images(images::ImagesCommand),
-    /// The image verbs under one roof: `hearth image build` is `hearth build`
+    /// All image commands in one place: `hearth image build` is `hearth build`
     #[command(subcommand)]
     Image(ImageCommand),
-    /// The files that a build would see: listed, compared, mounted
+    /// List, compare and mount the files that a build would see
     #[command(subcommand)]
     Context(context::ContextCommand),
-    /// Files of the room and its project
+    /// Work with the files of the room and its project
     #[command(subcommand)]
     Storage(storage::StorageCommand),
-    /// Rooms that this client knows
+    /// Manage the rooms that this client knows
     #[command(subcommand)]
     Room(room::RoomCommand),
-    /// Participant tokens
+    /// Make, rotate and revoke participant tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
     Audit(audit::AuditArgs),
-    /// Is the room ready? Shows its daemon and the parts it needs
+    /// Show whether the room is ready: its daemon and the components it needs
     Doctor,
-    /// The daemon of the room: without a verb as `doctor`
+    /// Inspect the daemon of the room; without a subcommand the same as `doctor`
     System {
         #[command(subcommand)]
         command: Option<system::SystemCommand>,
@@ -139,7 +140,7 @@ enum ImageCommand {
     Images(images::ImagesCommand),
 }
 
-/// The command line did not lead to a command: help was asked for, or it is wrong.
+/// Outcome of parsing a command line that names no command to run: a help request or an error.
 #[derive(Debug)]
 pub struct NoCommand {
     error: clap::Error,
@@ -147,6 +148,7 @@ pub struct NoCommand {
 }
 
 impl NoCommand {
+    /// Prints the help text or the error, and returns the exit code.
     pub fn report(&self) -> ExitCode {
         if !self.error.use_stderr() {
             let shown = output::line(self.error.render().to_string().trim_end());
@@ -159,7 +161,7 @@ impl NoCommand {
         if self.json
             && let Err(unseen) = output::json(&exit::for_programs(&failure))
         {
-            tracing::debug!(?unseen, "the error could not be printed");
+            tracing::debug!(?unseen, "failed to print the error");
         }
         ExitCode::from(exit::code(&failure))
     }
@@ -172,7 +174,8 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments,
     Arguments::try_parse_from(arguments).map_err(|error| NoCommand { error, json })
 }
 
-/// Logs of the client itself; silent unless asked for.
+/// Starts the logging of the client itself, which is silent unless `--verbose` or `HEARTH_LOG` is
+/// given.
 pub fn start_tracing(verbose: bool) {
     use tracing_subscriber::EnvFilter;
     let filter = match std::env::var("HEARTH_LOG") {
@@ -195,7 +198,8 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         command => command,
     };
     match command {
-        // What Ctrl-C means depends on how far a build or a deploy is.
+        // Ctrl-C has a different effect at each stage of a build or a deploy, so these commands handle it
+        // themselves.
         Command::Build(args) => Box::pin(build::run(*args, &globals, &mut interrupts)).await,
         Command::Deploy(args) => Box::pin(deploy::run(*args, &globals, &mut interrupts)).await,
         Command::Services(command) => Box::pin(services::run(*command, &globals, &mut interrupts)).await,
@@ -204,6 +208,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
+/// Runs a command that Ctrl-C may cancel at any point.
 async fn simple(command: Command, globals: &Globals) -> Result<(), Failure> {
     match command {
         Command::Builds(command) => builds::run(command, globals).await,
@@ -223,7 +228,7 @@ async fn simple(command: Command, globals: &Globals) -> Result<(), Failure> {
     }
 }
 
-/// Connects to the room that the command means, and makes sure that it is that room.
+/// Connects to the room that the options select, and verifies that the daemon belongs to that room.
 async fn connect(globals: &Globals) -> Result<Client, Failure> {
     let rooms = match RoomsFile::path() {
         Ok(path) => RoomsFile::read(&path)?,
@@ -235,7 +240,7 @@ async fn connect(globals: &Globals) -> Result<Client, Failure> {
         token_file: globals.token_file.clone(),
     };
     let selection = rooms::select(&asked, &Surroundings::of_process(), &rooms, &Address::local())?;
-    tracing::debug!(?selection, "room chosen");
+    tracing::debug!(?selection, "selected a room");
     connect_to(&selection, &rooms).await
 }
 
@@ -245,7 +250,8 @@ async fn connect_to(selection: &Selection, rooms: &RoomsFile) -> Result<Client, 
         |name: &str, local| RoomError::Unknown { name: name.to_owned(), known: rooms.shown(), local };
     let client = match Client::connect(&selection.target()?).await {
         Ok(client) => client,
-        // Nothing names this socket but our own guess: what is missing is a choice of room.
+        // The default socket is our own guess, so the error is the missing choice of a room, not the missing
+        // socket.
         Err(ClientError::Unreachable { .. }) if selection.fallback && !is_there(&selection.address) => {
             return Err(match &selection.must_be {
                 Some(name) => unknown(name, format!("no daemon listens on this machine at {address}")),

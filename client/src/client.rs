@@ -2,16 +2,17 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), hearth::client::ClientError> {
-//! use hearth::client::{Address, Client, Target};
-//! let target = Target { address: Address::local(), token: None, token_from_environment: false };
+//! use hearth::client::{Client, DaemonAddress, DaemonTarget};
+//! let target =
+//!     DaemonTarget { address: DaemonAddress::local(), token: None, token_from_environment: false };
 //! let client = Client::connect(&target).await?;
 //! println!("this is room {}", client.info().await?.room);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! A [`Client`] is cheap to clone; clones share one connection, which is made again when it was
-//! lost. Every call has a limit in time; streams are watched by HTTP/2 pings instead.
+//! A [`Client`] is cheap to clone; clones share one connection, which reconnects after a loss. Unary
+//! calls have a time limit; HTTP/2 pings watch the connection of streams instead.
 
 mod blobs;
 mod builds;
@@ -71,28 +72,33 @@ pub use target::{Address, Target, TargetError, Token};
 pub use upload::UploadError;
 pub use watch::{BuildWatch, DeployWatch, Watched};
 
+/// Time limit for establishing a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// For calls that the daemon answers from what it has.
+/// Time limit of calls that the daemon answers from stored state.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
-/// Streams may be silent for long; pings find out whether the other side is still there.
+/// Interval of HTTP/2 pings, which detect a dead connection of a silent stream.
 const PING_EVERY: Duration = Duration::from_secs(15);
+/// Time limit for the answer to a ping.
 const PING_LIMIT: Duration = Duration::from_secs(20);
 
+/// A connection to a daemon. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Client {
     channel: Wire,
     address: String,
-    /// Whether the daemon runs on this machine.
+    /// True when the daemon runs on this machine (unix socket).
     near: bool,
 }
 
+/// The connection, with the participant token on every call.
 type Wire = InterceptedService<Channel, Bearer>;
 
-/// Puts the participant token on every call.
+/// Adds the participant token to every call.
 #[derive(Clone, Debug)]
 pub struct Bearer {
     token: Option<MetadataValue<Ascii>>,
-    /// Said to a daemon on this machine, which then goes by the peer's own right where the token is of no use.
+    /// True when the token comes from the environment. A daemon on this machine then falls back to the peer's
+    /// own rights when it cannot use the token.
     from_environment: bool,
 }
 
@@ -109,7 +115,7 @@ impl Interceptor for Bearer {
 }
 
 impl Client {
-    /// Connects; an address where nobody answers is an error here, not at the first call.
+    /// Connects to a daemon. An unreachable address is an error here, not at the first call.
     pub async fn connect(target: &Target) -> Result<Self, ClientError> {
         let near = matches!(target.address, Address::Unix(_));
         let bearer = match &target.token {
@@ -118,10 +124,10 @@ impl Client {
                     value.set_sensitive(true);
                     Some(value)
                 }
-                // Of no use, and nobody gave it for this call.
+                // The token is unusable, but nobody gave it explicitly for this call.
                 Err(_) if near && target.token_from_environment => None,
                 Err(_) => {
-                    let reason = "has characters that no token has; look at its source";
+                    let reason = "contains characters that are not allowed in a token; check its source";
                     return Err(ClientError::Token(reason));
                 }
             },
@@ -139,12 +145,12 @@ impl Client {
         Ok(Self { channel: InterceptedService::new(connected, bearer), address, near })
     }
 
-    /// The address as `hearth --addr` takes it.
+    /// The daemon's address in the form that `hearth --addr` accepts.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Which room this is, what runs, and whether it is ready.
+    /// Name of the room, version of the daemon, and readiness of its components.
     pub async fn info(&self) -> Result<GetInfoResponse, ClientError> {
         self.answer(self.system().get_info(limited(GetInfoRequest {})).await)
     }
@@ -159,8 +165,8 @@ impl Client {
         self.answer(self.system().mint_token(limited(request)).await)
     }
 
-    /// How builders stand: all of them for an admin, that of the own trust domain for others. A daemon that knows no such
-    /// question has none to show.
+    /// State of the builders: all of them for an admin, the builder of the own trust domain for other
+    /// callers. A daemon that does not know this call has no builders to show.
     pub async fn list_builders(&self) -> Result<Vec<Builder>, ClientError> {
         match self.system().list_builders(limited(ListBuildersRequest {})).await {
             Err(status) if status.code() == tonic::Code::Unimplemented => Ok(Vec::new()),
@@ -181,13 +187,13 @@ impl Client {
         self.answer(self.system().revoke_tokens(limited(RevokeTokensRequest { name })).await)
     }
 
-    /// The names whose tokens were revoked.
+    /// The callers whose tokens were revoked.
     pub async fn token_revocations(&self) -> Result<Vec<TokenRevocation>, ClientError> {
         let listed = self.system().list_token_revocations(limited(ListTokenRevocationsRequest {})).await;
         self.answer(listed).map(|listed| listed.revocations)
     }
 
-    /// Who changed what, and who was denied what; oldest first.
+    /// Audit records: who changed what, and who was denied what; oldest first.
     pub async fn audit_records(
         &self,
         request: ListAuditRecordsRequest,
@@ -238,6 +244,7 @@ impl Client {
     }
 }
 
+/// A request with the default time limit of a call.
 fn limited<T>(message: T) -> Request<T> {
     limited_to(CALL_LIMIT, message)
 }
@@ -251,7 +258,7 @@ fn limited_to<T>(limit: Duration, message: T) -> Request<T> {
 fn open(
     address: &Address,
 ) -> Result<impl Future<Output = Result<Channel, tonic::transport::Error>>, ClientError> {
-    // For a unix socket the authority is only a name in HTTP/2 headers.
+    // The authority of a unix socket connection is only a name in the HTTP/2 headers.
     let uri = match address {
         Address::Unix(_) => "http://hearthd.local".to_owned(),
         Address::Tcp(authority) => format!("http://{authority}"),

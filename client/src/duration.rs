@@ -1,10 +1,11 @@
-//! Lengths of time as people write them: `90s`, `10m`, `1h30m`.
+//! Lengths of time in the notation `90s`, `10m`, `1h30m`.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// No wait of this product is longer; it also keeps sums far from overflow.
+/// Maximum length of time that is accepted; longer than any timeout of the product, and far from
+/// overflow.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,7 +14,7 @@ pub enum DurationError {
         "`{given}` is not a length of time; write numbers with units, such as `90s`, `10m`, `1h30m` or `7d`"
     )]
     NotALength { given: String },
-    #[error("`{given}` is longer than is taken: at most {days}d")]
+    #[error("`{given}` is too long: at most {days}d")]
     TooLong { given: String, days: u64 },
 }
 
@@ -22,7 +23,7 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
     parse_at_most(text, LONGEST)
 }
 
-/// The same, with a limit of its own.
+/// Parses a length of time with a maximum of its own.
 pub fn parse_at_most(text: &str, longest: Duration) -> Result<Duration, DurationError> {
     let given = || text.chars().take(100).collect();
     match parts(text.trim()) {
@@ -61,7 +62,7 @@ fn parts(text: &str) -> Option<Duration> {
     (!total.is_zero()).then_some(total)
 }
 
-/// Seconds with one decimal below a minute, else hours, minutes and seconds.
+/// Formats seconds with one decimal below a minute, otherwise hours, minutes and seconds.
 pub fn show(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
@@ -71,7 +72,7 @@ pub fn show(duration: Duration) -> String {
     }
 }
 
-/// As [`parse`] takes it; what is below a millisecond is left out.
+/// Formats a length of time in the notation of [`parse`]; fractions of a millisecond are dropped.
 pub fn write(duration: Duration) -> String {
     match duration.subsec_millis() {
         0 => format!("{}s", duration.as_secs()),
@@ -79,12 +80,12 @@ pub fn write(duration: Duration) -> String {
     }
 }
 
-/// From the wire; a negative one, which no daemon sends, is zero.
+/// Converts from the wire. A negative duration, which no daemon sends, becomes zero.
 pub fn from_wire(duration: prost_types::Duration) -> Duration {
     Duration::try_from(duration).unwrap_or_default()
 }
 
-/// To the wire.
+/// Converts to the wire.
 pub fn to_wire(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
@@ -92,7 +93,7 @@ pub fn to_wire(duration: Duration) -> prost_types::Duration {
     }
 }
 
-/// A moment: a time, or how long ago.
+/// Parses a point in time: a timestamp, or how long ago it was.
 pub fn parse_since(text: &str) -> Result<Timestamp, String> {
     let wrong =
         || format!("`{text}` is neither a time such as `2026-11-24T09:00:00Z` nor a length such as `10m`");
@@ -132,9 +133,9 @@ mod tests {
 
     #[test]
     fn a_length_that_is_too_long_is_told_the_limit() {
-        assert_eq!(parse("9999d").unwrap_err().to_string(), "`9999d` is longer than is taken: at most 366d");
+        assert_eq!(parse("9999d").unwrap_err().to_string(), "`9999d` is too long: at most 366d");
         let error = parse_at_most("31d", Duration::from_secs(30 * 86_400)).unwrap_err().to_string();
-        assert_eq!(error, "`31d` is longer than is taken: at most 30d");
+        assert_eq!(error, "`31d` is too long: at most 30d");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Why a command failed: one type for everything that the user is told about.
+//! Failures of commands: one type for every error that the user sees.
 
 use std::io;
 
@@ -6,36 +6,37 @@ use hearth_proto::v1::ErrorDetail;
 
 use crate::client::ClientError;
 
-/// A failed command: what kind of failure, and the detail that people and programs are shown.
+/// A failed command: the kind of failure, and the detail that is shown.
 #[derive(Debug)]
 pub struct Failure {
     pub kind: FailureKind,
     pub detail: Box<ErrorDetail>,
-    /// The build it was about.
+    /// Build that failed.
     pub build_id: Option<String>,
-    /// The service and revision it was about.
+    /// Service and revision that failed.
     pub service: Option<(String, u32)>,
-    /// The step's output was already shown, so the last lines need not be shown again.
+    /// True when the output of the failed step was already shown, so that the last lines need not be
+    /// repeated.
     pub log_shown: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// What was asked for was tried and did not work.
+    /// The operation was attempted and failed.
     Failed,
-    /// The command or its input cannot be right, whatever the state of the room.
+    /// The command or its input is invalid, whatever the state of the room.
     Usage,
-    /// No token, a wrong one, or one without the grant.
+    /// The token is missing, invalid, or lacks the grant.
     Denied,
-    /// Nobody answers at the room's address.
+    /// The room's address does not answer.
     Unreachable,
     /// Ctrl-C.
     Interrupted,
-    /// A program that was run for the user ended with this code: what there is to say, it said.
+    /// A program that ran for the user ended with this exit code; its own output is the message.
     Ended(u8),
-    /// A program that was to be run for the user cannot be: a shell's exit code for that.
+    /// A program could not be run for the user: exit code as in a shell (126 or 127).
     NotBegun(u8),
-    /// The reader of our standard output went away; there is nobody to tell.
+    /// The reader of standard output closed it, so no message can be shown there.
     OutputClosed,
 }
 
@@ -65,7 +66,7 @@ impl Failure {
         Self::new(FailureKind::Ended(code), "ended", "the program ended")
     }
 
-    /// Something local could not be read or written.
+    /// A local file could not be read or written.
     pub fn local(action: &str, path: &std::path::Path, error: &io::Error) -> Self {
         Self::failed("local_file", format!("cannot {action} `{}`: {error}", path.display()))
     }
@@ -116,7 +117,7 @@ impl From<ClientError> for Failure {
     }
 }
 
-/// For errors of writing our own output; files are named with [`Failure::local`].
+/// Converts errors of writing to standard output. Errors of named files use [`Failure::local`].
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {

@@ -1,14 +1,14 @@
-//! How the process ends: the one place that decides exit codes, and the one that prints an error.
+//! End of the process: the only module that decides exit codes and prints errors.
 //!
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | tried, and it did not work |
-//! | 2 | the command or its input cannot be right |
-//! | 3 | denied: no token, a wrong one, or one without the grant |
-//! | 4 | nobody answers at the room's address |
+//! | 1 | the operation failed |
+//! | 2 | the command or its input is invalid |
+//! | 3 | denied: the token is missing, invalid, or lacks the grant |
+//! | 4 | the room's address does not answer |
 //! | 130 | Ctrl-C |
-//! | other | a failed build ends with the exit code of its failed step, `services exec` with that of its program, or with 127 or 126 where there is none or it cannot be run |
+//! | other | a failed build ends with the exit code of its failed step; `services exec` with that of its program, or with 127 (no such program) or 126 (cannot be run) |
 
 use std::process::ExitCode;
 
@@ -18,19 +18,20 @@ use serde::Serialize;
 use crate::error::{Failure, FailureKind};
 use crate::output;
 
-/// Prints what failed, if something did, and gives the exit code.
+/// Prints the failure, if there is one, and returns the exit code.
 pub fn report(outcome: Result<(), Failure>, json: bool) -> ExitCode {
     let Err(failure) = outcome else { return ExitCode::SUCCESS };
     if !matches!(failure.kind, FailureKind::OutputClosed | FailureKind::Ended(_)) {
         output::note(&for_people(&failure));
-        // A closed standard output leaves nobody to tell.
+        // Standard output is closed, so the error cannot be shown there.
         if json && let Err(unseen) = output::json(&for_programs(&failure)) {
-            tracing::debug!(?unseen, "the error could not be printed");
+            tracing::debug!(?unseen, "failed to print the error");
         }
     }
     ExitCode::from(code(&failure))
 }
 
+/// Returns the exit code of a failure.
 pub fn code(failure: &Failure) -> u8 {
     match failure.kind {
         FailureKind::OutputClosed => 0,
@@ -43,14 +44,14 @@ pub fn code(failure: &Failure) -> u8 {
     }
 }
 
-/// The failed step's own exit code, where it can be one of ours. That of a service says nothing about the command that
-/// deploys it.
+/// Exit code of the failed build step, when it is a valid non-zero code. The exit code of a service
+/// does not count: it says nothing about the command that deployed it.
 fn step_code(detail: &ErrorDetail) -> Option<u8> {
     let code = detail.exit_code.filter(|_| detail.stage != "deploy");
     code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0)
 }
 
-/// What, where, what next.
+/// Formats a failure as text: what failed, where, and what to do next.
 pub fn for_people(failure: &Failure) -> String {
     let detail = &failure.detail;
     let denied = if failure.kind == FailureKind::Denied { "denied: " } else { "" };
@@ -95,7 +96,7 @@ fn lines(text: &str) -> String {
     text.lines().map(output::printable).collect::<Vec<_>>().join("\n  ")
 }
 
-/// `{"error": {...}}`, as the contract has it.
+/// Formats a failure as `{"error": {...}}`, as the contract defines it.
 pub fn for_programs(failure: &Failure) -> impl Serialize {
     let detail = &failure.detail;
     let present = |text: &String| (!text.is_empty()).then(|| text.clone());
@@ -124,7 +125,7 @@ struct JsonError {
     error: ErrorView,
 }
 
-/// Everything that is known about an error; what is not known is null.
+/// All known facts of an error; unknown ones are null.
 #[derive(Serialize)]
 struct ErrorView {
     code: String,

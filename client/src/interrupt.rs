@@ -1,5 +1,5 @@
-//! Ctrl-C. A command that holds an [`Interrupts`] decides itself what an interrupt means; the
-//! process is not ended by the signal, so that temporary files are removed on the way out.
+//! Handling of Ctrl-C. A command that holds an [`InterruptListener`] decides what an interrupt does;
+//! the signal does not end the process, so that temporary files are removed on the way out.
 
 use std::future::Future;
 use std::io;
@@ -17,19 +17,20 @@ impl Interrupts {
         Ok(Self { signals: signal(SignalKind::interrupt())? })
     }
 
-    /// Waits for the next Ctrl-C. Interrupts that came before the call count.
+    /// Waits for the next Ctrl-C. Interrupts before the call count.
     pub async fn next(&mut self) {
         if self.signals.recv().await.is_none() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Runs `work` unless Ctrl-C comes first: then it is dropped where it stands.
+    /// Runs `work` unless Ctrl-C comes first, which drops `work` at its current await point.
     pub async fn or<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         self.or_say("interrupted; nothing was started in the room", work).await
     }
 
-    /// The same for what may have begun in the room when Ctrl-C comes.
+    /// Runs `work` like [`InterruptListener::run_interruptible`], with a message of its own, for work that
+    /// may have started something in the room.
     pub async fn or_say<T>(
         &mut self,
         message: &str,

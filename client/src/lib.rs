@@ -1,9 +1,9 @@
 //! The client of Hearth.
 //!
 //! - [`client`]: a typed client of `hearth.v1`, over a unix socket or TCP.
-//! - [`rooms`]: which room a command speaks to, and with which token.
-//! - [`progress`]: how the events of builds and deploys are shown.
-//! - [`cli`]: the commands of `hearth`, one file each; [`exit`] decides how the process ends.
+//! - [`rooms`]: selection of the room that a command uses, and of its token.
+//! - [`progress`]: display of the events of builds and deploys.
+//! - [`cli`]: the commands of `hearth`, one file each. [`exit`] decides the exit code.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads where they need them"))]
 

@@ -1,4 +1,4 @@
-//! A name for where a directory is, that says nothing about it.
+//! Stable name of a directory that reveals nothing about its path.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
@@ -6,7 +6,8 @@ use std::path::Path;
 
 use hearth_pack::identity::ContentHash;
 
-/// The same for a directory each time it is packed, and another for every other one on any machine.
+/// Returns a hash of machine and canonical path: the same for a directory each time it is packed,
+/// different for any other directory on any machine.
 pub fn of(directory: &Path) -> String {
     let path = fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
     let machine = ["/etc/machine-id", "/proc/sys/kernel/hostname"]

@@ -1,4 +1,4 @@
-//! `hearth`: parse the command line, run the command, end with its exit code.
+//! `hearth`: parses the command line, runs the command and exits with its exit code.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         Err(error) => return exit::report(Err(error.into()), json),
     };
     let outcome = runtime.block_on(cli::run(arguments));
-    // What still runs on a blocking thread (a pack that was interrupted) gets a moment to clean up.
+    // A task on a blocking thread (such as an interrupted pack) gets a moment to clean up.
     runtime.shutdown_timeout(Duration::from_millis(500));
     exit::report(outcome, json)
 }

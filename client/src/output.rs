@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::Failure;
 
-/// One line of data.
+/// Prints one line of data.
 pub fn line(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
@@ -16,23 +16,23 @@ pub fn line(text: &str) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
-/// One JSON value as data.
+/// Prints one JSON value as data.
 pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     line(&to_json(value))
 }
 
 pub fn to_json(value: &impl Serialize) -> String {
-    // Our own types have string keys and no failing serializers.
+    // These types have string keys and no failing serializers.
     serde_json::to_string_pretty(value)
         .unwrap_or_else(|error| format!("{{\"error\":{{\"message\":\"{error}\"}}}}"))
 }
 
-/// A remark for the person at the terminal. When nobody can read it, nothing is lost.
+/// Prints a message for the user to standard error. A write error is ignored.
 pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Columns as wide as their widest cell; the last one is not padded.
+/// Prints a table. Columns are as wide as their widest cell; the last one is not padded.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
     line(format_table(head, rows).trim_end_matches('\n'))
 }
@@ -56,7 +56,7 @@ fn format_table(head: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Text from a daemon or a file name, safe for a terminal: control characters are shown as such.
+/// Escapes control characters in text from a daemon or a file name, so that it is safe for a terminal.
 pub fn printable(text: &str) -> String {
     let shown =
         |c: char| if c.is_control() && c != '\t' { c.escape_default().collect() } else { c.to_string() };
@@ -67,12 +67,12 @@ pub fn size(bytes: u64) -> String {
     indicatif::DecimalBytes(bytes).to_string()
 }
 
-/// `1 file`, `2 files`.
+/// Formats a count: `1 file`, `2 files`.
 pub fn count(number: u64, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// How long ago, in the largest unit that fits.
+/// Formats how long ago a time was, in the largest unit that fits.
 pub fn age(time: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
     let Some(time) = timestamp(time) else { return "-".to_owned() };
     let seconds = now.as_second().saturating_sub(time.as_second()).max(0);
@@ -84,33 +84,35 @@ pub fn age(time: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
     }
 }
 
-/// From the wire; none where it is missing or out of range.
+/// Converts from the wire. Returns none when the time is missing or out of range.
 pub fn timestamp(time: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
     let time = time?;
     Timestamp::new(time.seconds, time.nanos).ok()
 }
 
-/// Writes a file that appears complete or not at all, with the modes of a file that a person makes.
+/// Writes a file atomically, with the default mode of new files (0666 without the umask).
 pub fn write_file(path: &Path, content: &[u8]) -> Result<(), Failure> {
     let mut file = NewFile::create(path, 0o666)?;
     file.out().write_all(content).map_err(|error| Failure::local("write", path, &error))?;
     file.keep()
 }
 
-/// A file that gets its name when it is complete. Dropping it before [`NewFile::keep`] leaves nothing.
+/// A file that gets its name when it is complete. Dropping it before [`AtomicFile::commit`] removes the
+/// temporary file.
 pub struct NewFile {
     file: WrittenFile,
     path: std::path::PathBuf,
 }
 
+/// Destination of the content.
 enum WrittenFile {
     Temporary(tempfile::NamedTempFile),
-    /// A device, a pipe or a socket: it is written to as it is, since a file would take its place.
+    /// A device, a pipe or a socket, which is written in place because a rename would replace it.
     Special(std::fs::File),
 }
 
 impl NewFile {
-    /// `mode` is subject to the umask.
+    /// Creates the file. `mode` is subject to the umask.
     pub fn create(path: &Path, mode: u32) -> Result<Self, Failure> {
         if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
             let opened = std::fs::File::options().write(true).open(path);
@@ -137,7 +139,7 @@ impl NewFile {
         }
     }
 
-    /// Puts the file in its place.
+    /// Renames the temporary file to its final name.
     pub fn keep(self) -> Result<(), Failure> {
         let Self { file: WrittenFile::Temporary(temporary), path } = self else { return Ok(()) };
         let failed = |error: &io::Error| Failure::local("write", &path, error);

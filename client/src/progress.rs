@@ -1,10 +1,10 @@
-//! How the events of a build are shown, on standard error:
+//! Display of the events of a build on standard error:
 //!
-//! - [`Plain`]: one line after another, as `buildctl --progress plain` prints them.
-//! - [`Terminal`]: running steps with their time and last lines, in place.
-//! - [`Json`]: one JSON object for each event.
+//! - [`PlainBuildRenderer`]: lines in sequence, as `buildctl --progress plain` prints them.
+//! - [`TerminalBuildRenderer`]: running steps with their time and last lines, updated in place.
+//! - [`JsonBuildRenderer`]: one JSON object for each event.
 //!
-//! [`deploy`] has the same three for deploys.
+//! [`deploy`] has the same three renderers for deploys.
 
 pub mod deploy;
 mod json;
@@ -23,13 +23,13 @@ pub use lines::{LogLines, LogText};
 pub use plain::Plain;
 pub use terminal::Terminal;
 
-/// How progress is shown.
+/// Display mode of progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ProgressMode {
     /// `tty` on a terminal, else `plain`
     #[default]
     Auto,
-    /// Steps in place, with their time and last lines
+    /// Steps that update in place, with their time and last lines
     Tty,
     /// One line after another; lines of a step's standard error are marked with `!`
     Plain,
@@ -37,14 +37,14 @@ pub enum ProgressMode {
     Json,
 }
 
-/// Shows the events of one build.
+/// Displays the events of one build.
 pub trait Show: Send {
     fn event(&mut self, event: &BuildEvent);
-    /// A remark between events.
+    /// Shows a message between events.
     fn note(&mut self, text: &str);
-    /// Takes what is shown in place off the terminal, for a question or the end.
+    /// Removes the parts that update in place from the terminal, before a question or the end.
     fn clear(&mut self);
-    /// Whether every line of the log was shown and stays visible.
+    /// True when every line of the log was shown and stays visible.
     fn shows_whole_log(&self) -> bool;
 }
 

@@ -1,17 +1,18 @@
-//! Which room a command speaks to.
+//! Selection of the room that a command uses.
 //!
-//! A room is an address and a token. It is chosen in this order:
+//! A room is an address and a token. The first rule that applies selects it:
 //!
-//! 1. `--addr`; with `--room` beside it, the daemon there must be of that room.
-//! 2. `--room NAME`: a room of the rooms file; else the daemon at `HEARTH_ADDR`, or the one on this
-//!    machine, if it is of that room.
-//! 3. `HEARTH_ADDR`; with `HEARTH_ROOM` or `MESHAGENT_ROOM` set, the daemon there must be of that room.
-//! 4. `HEARTH_ROOM`, then `MESHAGENT_ROOM`, as under 2.
+//! 1. `--addr`; together with `--room`, the daemon there must belong to that room.
+//! 2. `--room NAME`: a room of the rooms file; otherwise the daemon at `HEARTH_ADDR`, or the one on
+//!    this machine, if it belongs to that room.
+//! 3. `HEARTH_ADDR`; with `HEARTH_ROOM` or `MESHAGENT_ROOM` set, the daemon there must belong to that
+//!    room.
+//! 4. `HEARTH_ROOM`, then `MESHAGENT_ROOM`, as in rule 2.
 //! 5. The current room of the rooms file.
 //! 6. The daemon on this machine.
 //!
-//! The token is, in this order: `--token-file`, `HEARTH_TOKEN`, `MESHAGENT_TOKEN`, the chosen
-//! room's token in the rooms file. The unix socket needs none.
+//! The token comes from the first of these that is set: `--token-file`, `HEARTH_TOKEN`,
+//! `MESHAGENT_TOKEN`, the entry of the selected room in the rooms file. The unix socket needs no token.
 
 mod file;
 mod select;

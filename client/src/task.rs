@@ -1,4 +1,4 @@
-//! The only place of the client that moves work to another thread. The client spawns no tasks.
+//! The only module of the client that moves work to another thread. The client spawns no tasks.
 
 /// Runs blocking work on tokio's blocking threads, in the caller's span.
 #[expect(clippy::disallowed_methods, reason = "this is the place that moves work to a thread")]
@@ -11,8 +11,8 @@ where
     tokio::task::spawn_blocking(move || span.in_scope(work)).await
 }
 
-/// Standard input, piece by piece, read on a thread that the end of the process does not wait for. Ends with the input,
-/// or with an error.
+/// Reads standard input in chunks, on a thread that the end of the process does not wait for. The
+/// channel closes at the end of the input, or after an error.
 #[expect(clippy::disallowed_methods, reason = "this is the place that moves work to a thread")]
 pub fn standard_input() -> tokio::sync::mpsc::Receiver<std::io::Result<bytes::Bytes>> {
     const PIECE: usize = 32 * 1024;
@@ -36,8 +36,8 @@ pub fn standard_input() -> tokio::sync::mpsc::Receiver<std::io::Result<bytes::By
     receive
 }
 
-/// Runs work that may never end, such as a program that asks a person, on a thread that the end of the
-/// process does not wait for. None where it did not end in time, or panicked.
+/// Runs work that may never end, such as a program that prompts the user, on a thread that the end of
+/// the process does not wait for. Returns none when the work does not end in time, or panics.
 #[expect(clippy::disallowed_methods, reason = "this is the place that moves work to a thread")]
 pub async fn bounded<T, F>(limit: std::time::Duration, work: F) -> Option<T>
 where
@@ -46,7 +46,7 @@ where
 {
     let (send, receive) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
-        // Nobody waits any more when the limit is over.
+        // The receiver is gone after the time limit.
         let _ = send.send(work());
     });
     tokio::time::timeout(limit, receive).await.ok()?.ok()

@@ -1,14 +1,15 @@
-//! The terminal that the user sits at. What is changed in it is changed back when its guard goes, however that comes.
+//! The user's terminal. Guards change its mode and restore it on drop.
 
 use std::os::fd::AsFd as _;
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
-/// What the terminal was like before.
+/// Terminal attributes from before a change, which dropping this value restores.
 struct Before(Termios);
 
 impl Before {
-    /// Changes the terminal of standard input. None where it is no terminal, or does not let itself be changed.
+    /// Changes the terminal of standard input. Returns none when it is not a terminal, or cannot be
+    /// changed.
     fn change(how: impl FnOnce(&mut Termios)) -> Option<Self> {
         let before = tcgetattr(std::io::stdin().as_fd()).ok()?;
         let mut changed = before.clone();
@@ -21,22 +22,22 @@ impl Before {
 impl Drop for Before {
     fn drop(&mut self) {
         if let Err(error) = tcsetattr(std::io::stdin().as_fd(), OptionalActions::Now, &self.0) {
-            tracing::debug!(%error, "the terminal is not as it was");
+            tracing::debug!(%error, "failed to restore the terminal mode");
         }
     }
 }
 
-/// While it lives, every key goes to the program, Ctrl-C too.
-pub struct Raw(#[expect(dead_code, reason = "held for what it does when it goes")] Before);
+/// Guard of raw mode: every key goes to the program, including Ctrl-C.
+pub struct Raw(#[expect(dead_code, reason = "restores the terminal on drop")] Before);
 
 impl Raw {
-    /// None where standard input is no terminal.
+    /// Returns none when standard input is not a terminal.
     pub fn keyboard() -> Option<Self> {
         Before::change(Termios::make_raw).map(Self)
     }
 }
 
-/// While it lives, what is typed is not shown.
+/// Guard that turns echo off: typed characters are not shown.
 pub struct Hidden(Option<Before>);
 
 impl Hidden {
@@ -47,14 +48,15 @@ impl Hidden {
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        // The enter key was not shown either.
+        // The enter key was not echoed either.
         if self.0.is_some() {
             crate::output::note("");
         }
     }
 }
 
-/// Columns and rows of the terminal of standard output, or of input. None where neither is one, or knows its size.
+/// Columns and rows of the terminal of standard output, or of standard input. Returns none when neither
+/// is a terminal with a known size.
 pub fn size() -> Option<(u32, u32)> {
     let of = |size: rustix::io::Result<rustix::termios::Winsize>| {
         let size = size.ok()?;

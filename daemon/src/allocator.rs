@@ -1,23 +1,24 @@
-//! How the C library's allocator is set up: to give memory back.
+//! Setup of the C library's allocator, so that it returns free memory to the system.
 //!
-//! A daemon works in bursts on many threads. glibc makes up to eight arenas a core for them, and keeps in each what a
-//! burst left; builds of a 6,200-file tree and a pack of it left 26 MB in an idle hearthd. With these settings it is
-//! 10 MB, the same as during the builds, and no allocator has to be brought along (jemalloc with its purging thread:
-//! 7 to 9 MB, mimalloc: 17 to 24 MB).
+//! A daemon works in bursts on many threads. glibc creates up to eight arenas per core for them, and each keeps what a
+//! burst left; builds of a 6,200-file tree and a pack of it left 26 MB in an idle hearthd. With these settings it is 10
+//! MB, the same as during the builds, and no other allocator is needed (jemalloc with its purging thread: 7 to 9 MB,
+//! mimalloc: 17 to 24 MB).
 
 use std::time::Duration;
 
-/// Between two looks at how much memory is resident.
+/// Interval between two measurements of resident memory.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// Growth since the last time after which free memory is given back. Pages in the middle of the heap stay resident
+/// Growth since the last trim after which free memory is returned. Free pages in the middle of the heap stay resident
 /// otherwise: uploads of 58,000 files left 100 MB.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const GROWTH_BYTES: u64 = 4 << 20;
-/// In ticks of the kernel, 100 a second: a daemon that took less since the last look has nothing to do.
+/// Threshold in kernel ticks, 100 a second: a daemon that used less processor time since the last measurement counts as
+/// idle.
 const BUSY_TICKS: u64 = 10;
 
-/// Gives memory back when a burst has left more of it than before, for as long as the daemon runs: while it grows, and
-/// once more when it is over. What a burst frees at its end shows in no growth; it was 8 of 48 MB.
+/// Returns free memory to the system as long as the daemon runs: while resident memory grows, and once more when a
+/// burst of work is over. Memory that is freed at the end of a burst causes no growth; it was 8 of 48 MB.
 pub async fn give_back() {
     let (mut kept, mut ticks, mut was_busy) = (0, 0, true);
     loop {
@@ -29,7 +30,7 @@ pub async fn give_back() {
     }
 }
 
-/// Takes what was resident after the last time, and gives what is now.
+/// Takes the resident bytes after the last trim, and returns the present ones.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "malloc_trim has no safe form")]
 fn trim(kept: u64, is_over: bool) -> u64 {
@@ -47,16 +48,16 @@ fn trim(kept: u64, _is_over: bool) -> u64 {
     kept
 }
 
-/// Processor time of all threads, proc_pid_stat(5); none where the kernel does not say.
+/// Returns the processor time of all threads (proc_pid_stat(5)); `None` if it cannot be read.
 fn used_ticks() -> Option<u64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // The name before it may hold anything.
+    // The preceding process name may contain any characters.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     Some(user + system)
 }
 
-/// Bytes; none where the kernel does not say.
+/// Returns the resident bytes; `None` if they cannot be read.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn resident() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
@@ -64,16 +65,16 @@ fn resident() -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
-/// Called first, before there is a second thread.
+/// Configures the allocator; called first, before there is a second thread.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "mallopt has no safe form")]
 pub fn set_up() {
-    /// Threads share this many arenas.
+    /// Number of arenas that threads share.
     const ARENAS: i32 = 2;
-    /// Free memory at the end of the heap beyond this goes back to the system at once.
+    /// Free memory at the end of the heap beyond this is returned to the system at once.
     const TRIM_BYTES: i32 = 256 << 10;
-    /// Blocks of this size on have pages of their own. It lies above the size of the buffers that files are sent
-    /// from, which come and go too often for that; to set it also keeps glibc from raising it by itself.
+    /// Size from which blocks get pages of their own. It is above the size of the buffers from which files are sent,
+    /// which are allocated too often for that; setting it also keeps glibc from raising it by itself.
     const MMAP_BYTES: i32 = 512 << 10;
     for (name, value) in [
         (libc::M_ARENA_MAX, ARENAS),
@@ -86,6 +87,6 @@ pub fn set_up() {
     }
 }
 
-/// Other C libraries have no arenas to keep memory in.
+/// Other C libraries have no arenas that keep memory.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn set_up() {}

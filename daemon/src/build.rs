@@ -1,8 +1,8 @@
-//! Builds: accepted, queued, run one task each, and ended for good.
+//! Builds: accepted, queued, run as one task each, and recorded with a final state.
 //!
-//! [`Service::start`] takes back what an earlier run of the daemon left, and gives a [`Handle`] for
-//! everything else. `admission` says who may build now, `driver` runs one build from its spec to its
-//! outcome, `publisher` numbers and stores what happens, `watch` and `text` read it back.
+//! [`Service::start`] restores the builds that an earlier run of the daemon left and returns a [`Handle`] for all
+//! other operations. `admission` decides which build may run, `driver` runs one build from its spec to its outcome,
+//! `publisher` numbers and stores its events, `watch` and `text` read them back.
 
 mod admission;
 mod credentials;

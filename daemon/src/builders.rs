@@ -1,15 +1,15 @@
-//! Builders: one for each trust domain, so that nothing of a build reaches another domain.
+//! Builder pool: one builder for each trust domain, so that nothing of a build reaches another domain.
 //!
 //! ```text
 //! build::port::Solver::solve(domain, ...)
-//!    |-- own builders:   policy.rs decides, own.rs does it: a supervised buildkitd for each domain in use,
-//!    |                   the caches of the others on disk (directory.rs)
-//!    '-- external ones:  external.rs: each domain has one of the configured addresses
+//!    |-- managed builders:  policy.rs decides, managed.rs executes: a supervised buildkitd for each domain in use,
+//!    |                      the caches of the other domains on disk (directory.rs)
+//!    '-- external builders: external.rs: each domain uses one of the configured addresses
 //! ```
 //!
 //! A builder holds everything that builds leave behind: cached steps and their output, cache mounts, contexts, logs in
-//! memory. What is shared between domains on purpose is what comes out of the room's registry, where each image is
-//! checked against the rights of whoever names it.
+//! memory. The only state that domains share on purpose is the room's registry, where the caller's rights are checked
+//! for each image.
 
 use std::time::Duration;
 
@@ -35,9 +35,9 @@ pub use leftover::remove_leftovers;
 pub use own::Options;
 pub use policy::Limits;
 
-/// A build that waits longer for its builder is told so.
+/// Delay after which a build that waits for its builder gets a warning event.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long one attempt of a build waits for its builder to answer; whoever asks tries again.
+/// Time limit of one attempt for the builder to become ready; the caller tries again.
 const READY_LIMIT: Duration = Duration::from_secs(2);
 
 /// The builders of a room. Cheap to clone.
@@ -51,18 +51,18 @@ enum Kind {
 }
 
 impl Builders {
-    /// Builders that this daemon runs itself. The one that was used last is started at once.
+    /// Starts the pool of managed builders, and at once the builder that was used last.
     pub async fn start(options: Options) -> std::io::Result<Self> {
         Ok(Self(Kind::Own(own::start(options).await?)))
     }
 
-    /// Builders of somebody else's; at least one. Those whose steps have the network of their machine are refused,
-    /// unless that is allowed.
+    /// Connects to external builders; at least one. Builders whose steps share the network of their machine are
+    /// refused, unless `allow_host_network` is set.
     pub fn connect(addresses: Vec<Address>, allow_host_network: bool) -> Self {
         Self(Kind::External(external::ExternalBuilders::connect(addresses, allow_host_network)))
     }
 
-    /// Whether a build would be run now, for `/readyz`.
+    /// Reports whether a build could run now, for `/readyz`.
     pub fn status(&self) -> watch::Receiver<Status> {
         match &self.0 {
             Kind::Own(own) => own.status.clone(),
@@ -70,7 +70,7 @@ impl Builders {
         }
     }
 
-    /// How each builder stands.
+    /// Returns the state of each builder.
     pub fn list(&self) -> Vec<BuilderStatus> {
         match &self.0 {
             Kind::Own(own) => own.builders.borrow().clone(),
@@ -86,7 +86,7 @@ impl Builders {
         }
     }
 
-    /// Ends the builders that are ours.
+    /// Stops the managed builders.
     pub async fn end(&self) {
         if let Kind::Own(own) = &self.0 {
             own.end().await;
@@ -121,7 +121,7 @@ impl Solver for Builders {
     }
 }
 
-/// The build ends when its builder's builds have used up the disk, and says so.
+/// Solves until the builds of this builder have used up the disk; then the build fails with `no_space`.
 async fn solve_while_there_is_space(
     lease: &own::Lease,
     request: SolveRequest,
@@ -161,7 +161,7 @@ async fn granted(waiting: &mut own::Request, events: &mpsc::Sender<EventKind>) -
     }
     let message =
         "all builders are busy with builds of other trust domains; the build waits for one".to_owned();
-    // A receiver that is gone wants no events.
+    // Sending fails only when the receiver is gone and needs no events.
     let _ = events.send(EventKind::Warning { message, url: None, dockerfile: None }).await;
     waiting.granted().await
 }

@@ -1,4 +1,4 @@
-//! BuildKit: runs Dockerfiles for the build module.
+//! BuildKit client: runs Dockerfiles for the build module.
 //!
 //! ```text
 //! build::port::Solver::solve
@@ -8,7 +8,7 @@
 //!   managed.rs -- program, settings, probe, sweep for the supervisor        '-> runc
 //! ```
 //!
-//! Generated types of BuildKit's API stay below this module.
+//! The generated types of BuildKit's API are not used outside of this module.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,31 +42,31 @@ pub use address::{Address, AddressError};
 pub use cache::CacheError;
 pub use version::VersionError;
 
-/// BuildKit's own limit for one message, in both directions.
+/// BuildKit's own limit for one message, in both directions, in bytes.
 const MESSAGE_LIMIT: usize = 16 << 20;
-/// For one small call.
+/// Time limit for one small call.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
 
 pub struct Options {
     pub address: Address,
-    /// How our own buildkitd stands; none for one that is not ours.
+    /// Status of the managed buildkitd process; `None` for an external one.
     pub child: Option<watch::Receiver<supervise::Status>>,
-    /// Where our own buildkitd keeps the bundles of running steps: a cancelled build is over only
+    /// Directory in which a managed buildkitd keeps the bundles of running steps: a cancelled build has ended only
     /// when its bundles are gone.
     pub executor: Option<PathBuf>,
-    /// The network of its steps, for a buildkitd of our own.
+    /// Network of the steps of a managed buildkitd.
     pub network: Option<BuilderNetwork>,
-    /// How its git reaches repositories, for a buildkitd of our own.
+    /// Access of a managed buildkitd's git to the git proxy.
     pub git: Option<GitAccess>,
-    /// Whether one that is not ours may give steps the network of its machine.
+    /// Accept an external BuildKit that gives steps the network of its machine.
     pub allow_host_network: bool,
-    /// Control groups of our own buildkitd, which tell whether a step ran out of memory.
+    /// Control groups of a managed buildkitd, which tell whether a step ran out of memory.
     pub groups: Option<Arc<managed::BuilderGroups>>,
-    /// Builds of several trust domains use it: at least their cache mounts are kept apart.
+    /// Builds of several trust domains use it, so at least their cache mounts are kept apart.
     pub shared: bool,
 }
 
-/// A BuildKit in use. Cheap to clone; the last clone ends the watch.
+/// Client of one BuildKit. Cheap to clone; dropping the last clone ends the status watch.
 #[derive(Clone)]
 pub struct BuildKit {
     address: Address,
@@ -82,7 +82,7 @@ pub struct BuildKit {
 }
 
 impl BuildKit {
-    /// Connects when first needed, and again whenever the connection is gone.
+    /// Creates a client that connects when first needed, and reconnects when the connection is lost.
     pub fn connect(options: Options) -> Self {
         let control = channel::control(&options.address);
         let (sender, status) = watch::channel(Status {
@@ -103,7 +103,7 @@ impl BuildKit {
             let watch = watched.run(|| usable(asked.clone(), foreign), |_| idle.close_idle());
             stopped.run_until_cancelled(watch).await;
         };
-        // The caller's span says which builder of several it is.
+        // The caller's span identifies the builder in the log.
         crate::task::spawn("buildkit-watch", watch.in_current_span());
         Self {
             address: options.address,
@@ -119,18 +119,19 @@ impl BuildKit {
         }
     }
 
-    /// The newest status; follows the truth within seconds.
+    /// Receiver of the current status, which is at most a few seconds old.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
 
-    /// Closes the sessions that are kept for later builds: BuildKit waits for open ones before it ends.
+    /// Closes the sessions that are kept for later builds, because BuildKit waits for open ones before it exits.
     pub fn close_sessions(&self) {
         self.trees.close_all();
     }
 }
 
-/// The version of a BuildKit that may be used. One that is not ours may not give steps the network of its machine.
+/// Returns the version of a BuildKit that may be used. Refuses an external one that gives steps the network of its
+/// machine.
 async fn usable(
     control: ControlClient<tonic::transport::Channel>,
     foreign: bool,

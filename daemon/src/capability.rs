@@ -1,11 +1,12 @@
-//! What the kernel grants this process (capabilities(7)), so that a refusal names what is missing.
+//! Capabilities of this process (capabilities(7)), so that an error can name the missing ones.
 
 use std::fs;
 
-/// Number, name, and what it is needed for.
+/// Number, name and purpose of a needed capability.
 pub type Needed = (u32, &'static str, &'static str);
 
-/// Those of `needed` that this process does not have, as `CAP_X (what for), CAP_Y (..)`; none when it has all.
+/// Returns the capabilities among `needed` that this process lacks, as `CAP_X (purpose), CAP_Y (..)`; `None` if it has
+/// all.
 pub fn missing(needed: &[Needed]) -> Result<Option<String>, String> {
     let status =
         fs::read_to_string("/proc/self/status").map_err(|error| format!("/proc/self/status: {error}"))?;
@@ -14,7 +15,7 @@ pub fn missing(needed: &[Needed]) -> Result<Option<String>, String> {
     Ok(if list.is_empty() { None } else { Some(list.join(", ")) })
 }
 
-/// The same by the text of `/proc/PID/status`.
+/// Returns the capabilities among `needed` that are missing in the text of `/proc/PID/status`.
 pub fn missing_in<'n>(status: &str, needed: &'n [Needed]) -> impl Iterator<Item = &'n Needed> {
     let effective = status
         .lines()

@@ -1,5 +1,5 @@
-//! Configuration: defaults < file < environment < flags. Strict: an unknown key fails. Printable:
-//! `--dump-config` shows what is in force.
+//! Configuration, merged from defaults < file < environment < flags. It is strict: an unknown key is an error.
+//! `--dump-config` prints the effective configuration.
 
 mod flags;
 mod layers;
@@ -22,45 +22,44 @@ use crate::model::egress::{EgressPolicy, EgressRule};
 use crate::model::trust::Trust;
 use crate::model::{AddressBlock, CertificateFiles, LayerLimits, Registry, RoomRegistries, TokenKeyFile};
 
-/// Everything that can be set, as in force.
+/// Effective configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The room that this daemon serves.
+    /// Name of the room that this daemon serves.
     pub room: String,
-    /// Where everything is kept that must survive a restart.
+    /// Directory for everything that must survive a restart.
     pub state_dir: PathBuf,
-    /// TCP address of gRPC, `/v2/`, `/healthz`, `/readyz` and `/metrics`. Port 0 is any free port.
+    /// TCP address of gRPC, `/v2/`, `/healthz`, `/readyz` and `/metrics`. Port 0 selects a free port.
     pub listen: SocketAddr,
-    /// Unix socket that serves the same.
+    /// Unix socket that serves the same endpoints.
     pub socket: PathBuf,
-    /// TCP address where services of the room are reached.
+    /// TCP address of the ingress, which routes to services of the room.
     pub ingress: SocketAddr,
-    /// TCP address where they are reached over TLS; none where it is not set.
+    /// TCP address of the ingress over TLS. Default: no TLS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress_tls: Option<SocketAddr>,
-    /// Room storage; `<state_dir>/storage/room` where it is not set.
+    /// Directory of the room storage. Default: `<state_dir>/storage/room`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub room_storage: Option<PathBuf>,
-    /// Project storage; `<state_dir>/storage/project` where it is not set.
+    /// Directory of the project storage. Default: `<state_dir>/storage/project`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project_storage: Option<PathBuf>,
-    /// Addresses of buildkitds to use, such as `unix:///run/buildkit/buildkitd.sock`; one may be given without a list.
-    /// Each trust domain uses one of them. Where there is none, the daemon runs its own.
+    /// Addresses of external buildkitds, such as `unix:///run/buildkit/buildkitd.sock`; a single one may be given
+    /// without a list. Each trust domain uses one of them. Default: the daemon runs its own.
     #[serde(skip_serializing_if = "Vec::is_empty", default, deserialize_with = "one_or_several")]
     pub buildkit: Vec<String>,
-    /// Socket of a containerd to use, such as `/run/containerd/containerd.sock`. Where it is not set, the daemon runs
-    /// its own.
+    /// Socket of an external containerd, such as `/run/containerd/containerd.sock`. Default: the daemon runs its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub containerd: Option<PathBuf>,
-    /// File with credentials of other registries, which only the daemon's user may read.
+    /// File with credentials of other registries, readable only by the daemon's user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_credentials: Option<PathBuf>,
-    /// Public keys whose owners may make participant tokens of this room, beside the daemon itself.
+    /// Public keys whose owners may issue participant tokens of this room, in addition to the daemon itself.
     pub token_keys: Vec<TokenKeyFile>,
-    /// Registry names that mean this room's registry.
+    /// Registry names that refer to this room's registry.
     pub room_registries: Vec<Registry>,
-    /// By registry: URLs that are asked before it.
+    /// URLs of mirrors by registry, which are tried before the registry.
     pub mirrors: BTreeMap<String, Vec<String>>,
     pub connections: Connections,
     pub builds: Builds,
@@ -75,34 +74,37 @@ pub struct Config {
     pub log: Log,
 }
 
-/// What peers and callers may take of the daemon's attention. A peer is an address, of IPv6 the 64 bits before it ends.
+/// Limits for connections and requests of peers and callers. A peer is an IPv4 address, or the first 64 bits of an IPv6
+/// address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Connections {
-    /// Connections to `listen`: of all peers, and of one.
+    /// Maximum number of connections to `listen`: of all peers, and of one.
     pub api: usize,
     pub api_per_peer: usize,
-    /// Connections to the unix socket: of all users, and of one.
+    /// Maximum number of connections to the unix socket: of all users, and of one.
     pub socket: usize,
     pub socket_per_user: usize,
-    /// Connections to the ingress: of all peers, and of one. Trusted proxies have no share of their own.
+    /// Maximum number of connections to the ingress: of all peers, and of one. Trusted proxies are exempt from the
+    /// limit of one peer.
     pub ingress: usize,
     pub ingress_per_peer: usize,
-    /// A connection without a request is closed after this many seconds.
+    /// Seconds after which a connection without a request is closed.
     pub idle_seconds: u64,
-    /// Requests of one caller that may be under way.
+    /// Maximum number of concurrent requests of one caller.
     pub requests_per_caller: usize,
-    /// Memory for what is being received and not yet handled. One caller has as much as is free at most.
+    /// Memory in bytes for data that is received and not yet handled. One caller may use at most as much as is still
+    /// free.
     pub receive_bytes: u64,
-    /// An upload of which nothing comes is ended after this many seconds.
+    /// Seconds without data after which an upload is aborted.
     pub stall_seconds: u64,
 }
 
-/// The trail of who changed what, and who was denied what.
+/// Audit trail of changes and denials.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Audit {
-    /// Bytes of records of changes; those of denials take a quarter of that more.
+    /// Maximum size of the records of changes in bytes; records of denials may take a quarter of that in addition.
     pub max_bytes: u64,
     pub keep_days: u64,
 }
@@ -111,141 +113,146 @@ pub struct Audit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Builds {
-    /// Builds that run at once. The last of two slots or more is for callers that run nothing, so that no build waits
-    /// for those of a single other caller: one caller has `concurrency - 1` builds running at most.
+    /// Maximum number of concurrent builds. If it is at least two, one slot is reserved for callers that have no
+    /// running build, so that a single caller cannot delay the builds of all others: one caller has at most
+    /// `concurrency - 1` running builds.
     pub concurrency: usize,
-    /// Builds that may wait; one more is refused.
+    /// Maximum number of queued builds; further ones are refused.
     pub queue_length: usize,
-    /// Builds of one caller that may be queued or running.
+    /// Maximum number of queued or running builds of one caller.
     pub per_caller: usize,
-    /// Log bytes kept of one build; what is over is counted and marked.
+    /// Log bytes that are kept of one build; the excess is counted and marked.
     pub log_quota_bytes: u64,
-    /// Log bytes that the ended builds of one owner keep together; beyond this, the logs of the oldest go.
+    /// Log bytes that the ended builds of one owner keep together; beyond this, the oldest logs are removed.
     pub logs_per_owner_bytes: u64,
-    /// Time limit of a build that asks for none, in seconds.
+    /// Default time limit of a build, in seconds.
     pub default_timeout_seconds: u64,
-    /// Longest time limit that may be asked for, in seconds.
+    /// Maximum time limit that a build may request, in seconds.
     pub max_timeout_seconds: u64,
-    /// How long a build waits for a BuildKit that is away, in seconds; then it fails, and says so.
+    /// Seconds that a build waits for an unavailable BuildKit before it fails with that reason.
     pub builder_wait_seconds: u64,
-    /// Ended builds that are remembered.
+    /// Number of ended builds that are kept.
     pub keep: usize,
-    /// Builds are refused when the state directory's file system has less free space than this, and running builds whose
-    /// builder has used the space up are ended.
+    /// Minimum free space in bytes on the state directory's file system. Below it, builds are refused, and running
+    /// builds whose builder has used up the space are stopped.
     pub min_free_bytes: u64,
     pub egress: Egress,
 }
 
-/// Where steps of builds may connect to, and the builder itself for `ADD https://...`.
+/// Permitted destinations of build steps, and of the builder itself for `ADD https://...`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Egress {
-    /// Hosts, suffixes and blocks of addresses; empty means the world. Private networks are closed unless a block
-    /// within them is listed.
+    /// Hosts, suffixes and blocks of addresses; empty allows all public addresses. Private networks are closed unless a
+    /// block within them is listed.
     pub allow: Vec<EgressRule>,
-    /// Where steps' names are asked; the machine's own resolvers where it is empty.
+    /// Name servers for steps; empty uses the machine's own resolvers.
     pub resolvers: Vec<SocketAddr>,
 }
 
-/// The buildkitds that the daemon runs when no `buildkit` address is set: one for each trust domain in use.
+/// Managed builders: the buildkitds that the daemon runs if no `buildkit` address is set, one for each trust domain in
+/// use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Builder {
-    /// Program; looked up on the path when it has no `/`.
+    /// Program of buildkitd; looked up in `PATH` if it has no `/`.
     pub program: PathBuf,
-    /// Cache of all builders together; beyond this, that of the trust domain that was used least is freed first.
+    /// Maximum cache size of all builders together in bytes; beyond this, the cache of the least recently used trust
+    /// domain is pruned first.
     pub max_used_bytes: u64,
-    /// Cache is freed until this much of the disk is free.
+    /// Minimum free disk space in bytes; caches are pruned until it is reached.
     pub min_free_bytes: u64,
-    /// Use a BuildKit that is not ours although its steps have the network of its machine.
+    /// True to use an external BuildKit although its steps share the network of its machine.
     pub allow_host_network: bool,
-    /// Builders that run at once; as many as builds where it is not set.
+    /// Maximum number of builders that run at once. Default: the number of concurrent builds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_running: Option<usize>,
-    /// Trust domains whose cache is kept.
+    /// Number of trust domains whose cache is kept.
     pub max_kept: usize,
-    /// A builder without builds is stopped after this; the one that was used last runs on.
+    /// Seconds after which a builder without builds is stopped; the most recently used one keeps running.
     pub idle_seconds: u64,
-    /// Memory of all steps that run in one builder; three quarters of the machine's where it is not set.
+    /// Memory in bytes of all steps that run in one builder. Default: three quarters of the machine's memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_memory_bytes: Option<u64>,
-    /// Processes and threads of all steps that run in one builder.
+    /// Maximum number of processes and threads of all steps that run in one builder.
     pub step_processes: u64,
 }
 
-/// Packs that clients send by content.
+/// Packs that clients upload by content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Packs {
-    /// Bytes that the content of all packs may take on disk, and that of one caller.
+    /// Maximum size on disk in bytes: of the content of all packs, and of that of one caller.
     pub max_bytes: u64,
     pub max_bytes_per_caller: u64,
-    /// A pack's files are kept this long after the last build from it, for the next one from the same directory.
+    /// Seconds that the files of a pack are kept after the last build from it, for the next one from the same
+    /// directory.
     pub keep_seconds: u64,
-    /// Uploads are refused when the state directory's file system has less free space than this.
+    /// Minimum free space in bytes on the state directory's file system; uploads are refused below it.
     pub min_free_bytes: u64,
 }
 
-/// Images of other registries that builds use.
+/// Cached images of other registries, which builds use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Images {
-    /// Bytes that they may take together; beyond that, the least recently used ones are forgotten.
+    /// Maximum size of these images in bytes; beyond it, the least recently used ones are removed.
     pub cache_max_bytes: u64,
-    /// Bytes that files may take together that `ADD` fetched by URL; beyond that, the least recently used go.
+    /// Maximum size in bytes of the files that `ADD` downloaded from URLs; beyond it, the least recently used ones are
+    /// removed.
     pub downloads_max_bytes: u64,
 }
 
-/// Images and files that callers bring: pushes, loads, writes to storage.
+/// Images and files that callers upload: pushes, loads, writes to storage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Uploads {
-    /// Bytes that one caller may hold: what it uploads, what its builds make, and what is fetched for it.
+    /// Maximum number of bytes that one caller may hold: uploads, results of its builds, and content fetched for it.
     pub max_bytes_per_caller: u64,
-    /// Bytes that one image may have, compressed, whichever way it comes.
+    /// Maximum compressed size of one image in bytes, however it arrives.
     pub max_bytes_per_image: u64,
-    /// Uploads are refused when they would leave less free space than this on the file system they go to.
+    /// Minimum free space in bytes that uploads must leave on their file system.
     pub min_free_bytes: u64,
-    /// A push of which nothing comes is ended after this many seconds.
+    /// Seconds without data after which a push is aborted.
     pub idle_seconds: u64,
 }
 
-/// How large the layers of an image may be. What is over is refused wherever the image would be used.
+/// Limits for the layers of an image. An image that exceeds them is refused wherever it would be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layers {
-    /// Bytes of one layer, decompressed and with the holes of sparse files written out.
+    /// Maximum decompressed size of one layer in bytes, including the holes of sparse files.
     pub max_bytes: u64,
-    /// How many times larger than its compressed bytes a layer, or all of an image, may be.
+    /// Maximum ratio of decompressed to compressed bytes, of one layer and of a whole image.
     pub max_ratio: NonZeroU64,
-    /// Decompressed bytes up to which any ratio is taken.
+    /// Decompressed bytes up to which any ratio is accepted.
     pub any_ratio_bytes: u64,
-    /// Files, directories and links of one image.
+    /// Maximum number of files, directories and links of one image.
     pub max_entries: usize,
 }
 
-/// Services of the room, and how they are reached.
+/// Services of the room, and the ingress that routes to them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Services {
-    /// Programs of the containerd that the daemon runs when no `containerd` socket is set; looked up on the path when
-    /// they have no `/`. A containerd with one uses the shim that lies beside it.
+    /// Programs of the containerd that the daemon runs if no `containerd` socket is set; looked up in `PATH` if they
+    /// have no `/`. If the path of containerd has one, the shim from the same directory is used.
     pub containerd_program: PathBuf,
     pub runc_program: PathBuf,
-    /// Of their addresses. Where it is not set, one that this machine reaches nothing else by.
+    /// Subnet for service instances. Default: an unused private subnet chosen at first start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subnet: Option<Ipv4Net>,
-    /// Proxies in front of the ingress whose `X-Forwarded-*` is believed.
+    /// Proxies in front of the ingress whose `X-Forwarded-*` headers are trusted.
     pub trusted_proxies: Vec<AddressBlock>,
-    /// What the ingress shows over TLS: the first one to clients that ask for no name that another has. Without one,
-    /// a self-signed certificate for `localhost`.
+    /// TLS certificates of the ingress. Clients that request a name without a certificate get the first one. Default: a
+    /// self-signed certificate for `localhost`.
     pub certificates: Vec<CertificateFiles>,
-    /// Services of one caller, with those that its services deploy.
+    /// Maximum number of services of one caller, including those that its services deploy.
     pub max_per_caller: usize,
-    /// Memory of an instance whose deploy sets no limit; where it is not set, half of the machine's.
+    /// Memory limit in bytes of an instance whose deploy sets none. Default: half of the machine's memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_memory_bytes: Option<u64>,
-    /// Capabilities beside the default ones that a deploy may ask for.
+    /// Capabilities beyond the default set that a deploy may request.
     pub allow_capabilities: Vec<AddedCapability>,
 }
 
@@ -253,7 +260,7 @@ pub struct Services {
 #[serde(deny_unknown_fields)]
 pub struct Log {
     pub format: LogFormat,
-    /// Directives as `tracing` takes them, such as `info` or `hearthd=debug,info`.
+    /// Log filter directives in the syntax of `tracing`, such as `info` or `hearthd=debug,info`.
     pub filter: String,
 }
 
@@ -264,7 +271,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// A list, or the only member of one.
+/// Deserializes a list, or a single value as a list of one.
 fn one_or_several<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -419,7 +426,7 @@ impl Config {
         Duration::from_secs(self.builds.builder_wait_seconds)
     }
 
-    /// The configuration as the TOML that would set it.
+    /// Returns the configuration as the TOML file that would produce it.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
         toml::to_string_pretty(self).map_err(|source| ConfigError::Print { source })
     }

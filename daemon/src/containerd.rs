@@ -1,21 +1,21 @@
-//! containerd: runs instances for the deploy module.
+//! containerd as the container runtime of the deploy module.
 //!
 //! ```text
-//! deploy::port::Runtime
+//! deploy::port::ContainerRuntime
 //!   images.rs --- blobs of the room --> Content, Diff.Apply --> Snapshots, one per layer, leased per image
 //!   start.rs ---- snapshot --> container (record) --> task (shim, runc) --> started
-//!   end.rs ------ stop; remove: task, container, snapshot, and what a killed shim left
-//!   observe.rs -- what there is of each instance, from records, tasks and snapshots
-//!   events.rs --- wakes who compares; writes down exits
-//!   exec.rs ----- one more process, through fifos
+//!   stop.rs ----- stop; remove: task, container, snapshot, and leftovers of a killed shim
+//!   observe.rs -- state of each instance, from records, tasks and snapshots
+//!   events.rs --- wakes the reconciliation; records exits
+//!   exec.rs ----- additional processes, through fifos
 //!   managed.rs -- program, settings, probe for the supervisor
 //! ```
 //!
-//! All of a daemon lies in a namespace of its own, named after its state directory: several daemons share one
-//! containerd and do not see each other. What an instance leaves is never garbage to containerd before
-//! [`Runtime::remove`]: its snapshot is a root of the collection.
+//! Everything of a daemon lies in its own containerd namespace, named after its state directory: several daemons share
+//! one containerd and do not see each other. An instance's snapshot is a root of the garbage collection, so containerd
+//! keeps it until [`ContainerRuntime::remove`].
 //!
-//! Generated types of containerd's API stay below this module.
+//! Generated types of containerd's API do not leave this module.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -58,19 +58,19 @@ pub use namespace::of_state_dir;
 
 pub struct Options {
     pub socket: PathBuf,
-    /// See [`of_state_dir`].
+    /// See [`namespace_of_state_dir`].
     pub namespace: String,
-    /// How our own containerd stands; none for one that is not ours.
+    /// Status of the daemon's own containerd; `None` for an external one.
     pub child: Option<watch::Receiver<supervise::Status>>,
-    /// runc's program and its state directory; none for what containerd takes by itself.
+    /// Program and state directory of runc; `None` for containerd's defaults.
     pub runc: Option<Runc>,
-    /// Directory of tasks of our own containerd, for what a killed shim leaves in it.
+    /// Task directory of the daemon's own containerd, from which leftovers of a killed shim are removed.
     pub tasks: Option<PathBuf>,
-    /// A file of ours beside our own containerd: see [`reserve`].
+    /// File that reserves disk space beside the daemon's own containerd: see [`reserve`].
     pub reserve: Option<PathBuf>,
-    /// Directory for the pipes of further processes: made when missing.
+    /// Directory for the pipes of additional processes; created if missing.
     pub pipes: PathBuf,
-    /// `hearthd` itself, which the shims start as log keepers.
+    /// Path of `hearthd` itself, which the shims start as log keepers.
     pub keeper: PathBuf,
 }
 
@@ -80,7 +80,7 @@ pub struct Runc {
     pub root: PathBuf,
 }
 
-/// A containerd in use. Cheap to clone; the last clone ends the watch.
+/// Client of a containerd. Cheap to clone; dropping the last clone stops the background tasks.
 #[derive(Clone)]
 pub struct Containerd {
     inner: Arc<Inner>,
@@ -89,7 +89,7 @@ pub struct Containerd {
     _watch: Arc<DropGuard>,
 }
 
-/// What all calls share.
+/// State shared by all calls.
 struct Inner {
     connection: Connection,
     blobs: Arc<dyn Blobs>,
@@ -101,15 +101,15 @@ struct Inner {
     reserve: Option<reserve::Reserve>,
     pipes: PathBuf,
     keeper: PathBuf,
-    /// Chosen when first needed.
+    /// Name of the snapshotter, chosen at the first use.
     snapshotter: OnceCell<&'static str>,
-    /// Images are unpacked, and given up, one at a time.
+    /// Serializes the unpacking and the release of images.
     unpacking: Mutex<()>,
 }
 
 impl Containerd {
-    /// Connects when first needed, and again whenever the connection is gone.
-    /// Images whose layers `layers` does not find sound are neither unpacked nor started.
+    /// Creates a client, which connects at the first call and reconnects after a lost connection. Images whose layers
+    /// fail the check of `layers` are neither unpacked nor started.
     pub fn connect(options: Options, blobs: Arc<dyn Blobs>, layers: Arc<dyn LayerCheck>) -> Self {
         let connection = Connection::new(&options.socket, &options.namespace);
         let inner = Arc::new(Inner {
@@ -157,7 +157,7 @@ impl Containerd {
         Self { inner, status, changes, _watch: Arc::new(stop.drop_guard()) }
     }
 
-    /// The newest status; follows the truth within seconds.
+    /// Returns the current status, which is updated within seconds.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }

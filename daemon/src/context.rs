@@ -1,14 +1,15 @@
-//! The build context: the files of a build as one tree, whatever they come from.
+//! The build context: the files of a build as one tree, whatever their sources.
 //!
 //! ```text
-//! room storage, project storage --.                 .-- files of the context   (port::FileTree)
-//!                                 |--> Tree -- scan -|
-//! packs, images: layers --> index-'                 '-- Dockerfile and its ignore file, read once
+//! room storage, project storage --.                         .-- files of the context   (port::FileTree)
+//!                                 |--> ContextTree -- scan -|
+//! packs, images: layers --> index-'                         '-- Dockerfile and its ignore file, read once
 //! ```
 //!
-//! [`storage`] opens the room's directories and never leaves them; [`layers`] makes image layers
-//! readable; [`tree`] unites both under their mount targets; [`prepare`] does all of it for one
-//! build; [`lineage`] decides what a transfer may reuse of an earlier one.
+//! [`storage`] opens the room's directories and never leaves them; [`layers`] makes image layers readable;
+//! [`tree`] combines both under their mount targets; [`prepare`] does all of it for one build; [`lineage`]
+//! decides what a transfer may reuse of an earlier one; [`union`] is the union file system over such a tree,
+//! [`fuse`] its kernel interface, and [`mounts`] the contexts mounted on this machine.
 
 pub mod attr;
 mod beneath;

@@ -1,7 +1,8 @@
-//! Control groups that bound what runs in them, in either version of the kernel's interface.
+//! Control groups with resource limits, in both versions of the kernel's interface.
 //!
-//! In version 1 a group is a directory in each of the hierarchies `memory` and `pids`, and in version 2 one directory, with
-//! the controllers enabled in every group above it. A limit holds for the group and all groups below it together.
+//! In version 1 a group is a directory in each of the hierarchies `memory` and `pids`; in version 2 it is one
+//! directory, with the controllers enabled in every group above it. A limit applies to the group and all groups below
+//! it together.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,21 +15,21 @@ use rustix::event::EventfdFlags;
 
 const ROOT: &str = "/sys/fs/cgroup";
 const CONTROLLERS: [&str; 2] = ["memory", "pids"];
-/// What killed processes may take to leave their group.
+/// Time limit for killed processes to leave their group.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 const LEAVE_PAUSE: Duration = Duration::from_millis(10);
-/// What version 1 takes for no limit.
+/// Value for no limit in version 1.
 const UNLIMITED: &str = "-1";
 
-/// A group, by its place; it may not exist.
+/// A control group, identified by its path; it may not exist.
 #[derive(Clone, Debug)]
 pub struct ControlGroup {
-    /// Below the root of each hierarchy, without a leading slash.
+    /// Path below the root of each hierarchy, without a leading slash.
     path: String,
     directories: Vec<PathBuf>,
 }
 
-/// Whether the kernel's interface is version 2.
+/// Reports whether the kernel uses version 2 of the interface.
 pub fn unified() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
 }
@@ -44,7 +45,7 @@ impl ControlGroup {
         Self { path, directories }
     }
 
-    /// Makes the group where it does not exist, with those above it.
+    /// Creates the group and those above it if they do not exist.
     pub fn create(&self) -> io::Result<()> {
         if unified() {
             return create_unified(&self.path);
@@ -52,14 +53,14 @@ impl ControlGroup {
         self.directories.iter().try_for_each(fs::create_dir_all)
     }
 
-    /// Limits memory, swap included where the kernel counts it.
+    /// Limits memory, including swap if the kernel counts it.
     pub fn limit_memory(&self, bytes: u64) -> io::Result<()> {
         let bytes = bytes.to_string();
         if unified() {
             self.write("memory.max", &bytes)?;
             return optional(self.write("memory.swap.max", "0"));
         }
-        // The limit on both may not be below that on memory at any time.
+        // The limit on memory and swap must never be below that on memory.
         optional(self.write("memory.memsw.limit_in_bytes", UNLIMITED))?;
         self.write("memory.limit_in_bytes", &bytes)?;
         optional(self.write("memory.memsw.limit_in_bytes", &bytes))
@@ -75,8 +76,8 @@ impl ControlGroup {
         self.directories.iter().map(|directory| directory.join("cgroup.procs")).collect()
     }
 
-    /// Removes the group and those below it, whose processes have ended. Blocking: a process that was killed takes a moment
-    /// to leave its group.
+    /// Removes the group and those below it, whose processes have exited. Blocking: a killed process takes some time to
+    /// leave its group.
     pub fn remove(&self) -> io::Result<()> {
         let begun = Instant::now();
         loop {
@@ -91,15 +92,15 @@ impl ControlGroup {
         }
     }
 
-    /// Removes the group where no process and no group is in it.
+    /// Removes the group if it contains no process and no group.
     pub fn remove_if_empty(&self) {
         for directory in self.everywhere().unwrap_or_default() {
-            // One that is in use stays.
+            // A group in use stays.
             let _ = fs::remove_dir(directory);
         }
     }
 
-    /// runc makes the groups above its own in each hierarchy that there is.
+    /// Returns the group's directories in all hierarchies, since runc creates the groups above its own in each of them.
     fn everywhere(&self) -> io::Result<Vec<PathBuf>> {
         let mut found = vec![Path::new(ROOT).join(&self.path)];
         if !unified() {
@@ -121,7 +122,7 @@ impl ControlGroup {
     }
 }
 
-/// A limit that not every kernel has.
+/// Ignores a limit that this kernel does not support.
 fn optional(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -150,12 +151,12 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// Counts how often memory of a group and those below it ran out.
+/// Counts how often a group and those below it ran out of memory.
 #[derive(Debug)]
 pub enum MemoryWatch {
-    /// Version 2 has a file for that.
+    /// Version 2 has a file with the count.
     File(PathBuf),
-    /// Version 1 tells of each such event once; its files do not count groups that are gone.
+    /// Version 1 reports each such event once through an eventfd; its files do not count removed groups.
     Event(OwnedFd, AtomicU64),
 }
 
@@ -172,7 +173,7 @@ impl MemoryWatch {
         Ok(Self::Event(events, AtomicU64::new(0)))
     }
 
-    /// Never goes down while the group is there.
+    /// Returns the count, which never decreases while the group exists.
     pub fn count(&self) -> u64 {
         match self {
             Self::File(file) => {
@@ -182,7 +183,7 @@ impl MemoryWatch {
             }
             Self::Event(events, count) => {
                 let mut new = [0; 8];
-                // Nothing to read means that there was none since the last time.
+                // Nothing to read means that there was no event since the last time.
                 let read = rustix::io::read(events, &mut new).is_ok_and(|read| read == new.len());
                 let new = if read { u64::from_ne_bytes(new) } else { 0 };
                 count.fetch_add(new, Ordering::Relaxed).saturating_add(new)
@@ -191,7 +192,7 @@ impl MemoryWatch {
     }
 }
 
-/// Groups are removed from the bottom up; their files go with them.
+/// Removes groups from the bottom up; their files disappear with them.
 fn remove(directory: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -209,7 +210,7 @@ fn remove(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Memory of the machine, in bytes.
+/// Returns the memory of the machine in bytes.
 pub fn machine_memory() -> io::Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"));
@@ -222,7 +223,7 @@ mod tests {
     use super::*;
     use std::process::{Command, Stdio};
 
-    /// A group that goes with the test.
+    /// A group that is removed at the end of the test.
     struct Made(ControlGroup);
 
     impl Drop for Made {
@@ -237,7 +238,7 @@ mod tests {
         Made(group)
     }
 
-    /// Runs a script inside the group; answers with whether it succeeded.
+    /// Runs a script inside the group; returns whether it succeeded.
     fn run(group: &ControlGroup, script: &str) -> bool {
         let enter: String =
             group.members().iter().map(|file| format!("echo 0 > {}; ", file.display())).collect();

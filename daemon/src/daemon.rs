@@ -1,7 +1,7 @@
-//! The composition root: [`Config`] -> [`Daemon`] (ports bound) -> running, until told to stop.
+//! Composition root: [`Config`] -> [`Daemon`] (ports bound) -> running, until the stop signal.
 //!
-//! Ports are bound before anything starts, so that a second daemon or a taken port fails at once;
-//! they are served when everything behind them is there. Nothing else in the crate sees this file.
+//! Ports are bound before anything starts, so that a second daemon or a taken port fails at once; they are served once
+//! everything behind them is ready. No other module of the crate depends on this one.
 
 mod descriptors;
 mod kept;
@@ -66,26 +66,26 @@ use listeners::Listeners;
 use pulse::Pulse;
 use services::Services;
 
-/// What running builds get when the daemon is told to stop; then they are left for its next run.
+/// Time that running builds get after the stop signal; after that they are left for the next run of the daemon.
 const DRAIN_GRACE: Duration = Duration::from_secs(10);
-/// What requests in flight get after that.
+/// Time that requests in flight get after `DRAIN_GRACE`.
 const REQUEST_GRACE: Duration = Duration::from_secs(3);
-/// For a build to end once it was told to.
+/// Time limit for a build to end after it was told to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(45);
-/// Ended builds are forgotten after this long.
+/// Age at which ended builds are removed.
 const KEEP_BUILDS: Duration = Duration::from_secs(90 * 24 * 3600);
-/// A build's token for the room's registry; asked for anew whenever BuildKit needs one.
+/// Lifetime of a build's token for the room's registry; BuildKit requests a new one whenever it needs one.
 const BUILD_TOKEN_TTL: Duration = Duration::from_secs(3600);
-/// Output of one step that BuildKit takes beyond the log quota of a build.
+/// Number of bytes of one step's output that BuildKit accepts beyond the log quota of a build.
 const STEP_OUTPUT_OVER: u64 = 64 << 10;
-/// For the end of the audit trail to be written.
+/// Time limit for writing the end of the audit trail.
 const TRAIL_LIMIT: Duration = Duration::from_secs(3);
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
-/// Between two looks at the tokens of calls under way.
+/// Interval between two checks of the tokens of running calls.
 const CHECK_RUNNING: Duration = Duration::from_secs(2);
 const EXPIRE: Duration = Duration::from_secs(5);
 
-/// A daemon whose ports are bound.
+/// Daemon whose ports are bound.
 pub struct Daemon {
     config: Config,
     metrics: PrometheusHandle,
@@ -97,12 +97,12 @@ pub struct Daemon {
     disk: DiskShares,
     space: SpaceWatch,
     access: Arc<Access>,
-    /// Held as long as the daemon lives: one daemon per state directory.
+    /// Lock that is held as long as the daemon runs: one daemon per state directory.
     _lock: File,
 }
 
 impl Daemon {
-    /// Opens the state and binds the ports. Nothing is served yet.
+    /// Opens the state and binds the ports; nothing is served yet.
     pub async fn bind(config: Config, metrics: PrometheusHandle) -> Result<Self> {
         let state = &config.state_dir;
         fs::DirBuilder::new()
@@ -111,10 +111,10 @@ impl Daemon {
             .create(state)
             .with_context(|| format!("state directory {}", state.display()))?;
         let lock = lock(state)?;
-        // A full disk must not keep the daemon from starting: removals are what it needs most.
+        // A full disk must not prevent the start of the daemon, because removals free space.
         let space = SpaceWatch::start(state, config.builds.min_free_bytes).await.context("free space")?;
         if let Err(error) = builders::remove_leftovers(state, &space).await {
-            tracing::error!(%error, "what an earlier run left of builders is not removed");
+            tracing::error!(%error, "failed to remove the builders of an earlier run");
         }
         listeners::forget_addresses(state)?;
         let storage = Storage {
@@ -153,7 +153,7 @@ impl Daemon {
         &self.listeners.addresses
     }
 
-    /// Serves until `stop`, then drains.
+    /// Serves until `stop` is cancelled, then drains.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         let Self { config, metrics, mut listeners, tls, storage, store, blobs, disk, space, access, _lock } =
             self;
@@ -264,7 +264,7 @@ impl Daemon {
         access.ask_for_services(services.handle().origins());
         owners.ask_for_services(services.handle().creators());
         packs.share_by(owners.clone());
-        // What they have sent is there since an earlier run.
+        // Packs that services uploaded may exist from an earlier run.
         services.handle().list().iter().for_each(|state| packs.count_service(&state.service.id));
 
         let readiness = readiness(&builders, &services, &pulse, &space);
@@ -329,7 +329,7 @@ impl Daemon {
         closing.cancel();
         for server in servers {
             if let Err(error) = server.await {
-                tracing::error!(%error, "a listener ended badly");
+                tracing::error!(%error, "listener failed");
             }
         }
         health.abort();
@@ -350,14 +350,14 @@ impl Daemon {
     }
 }
 
-/// Ends calls whose token is revoked at once, and those whose token expires soon after that.
+/// Ends running calls: at once if their token is revoked, and soon after it has expired.
 async fn running_calls_loop(access: Arc<Access>) {
     loop {
         let ended = access.end_running();
         if ended > 0 {
-            tracing::info!(ended, "ended calls whose token is no longer good");
+            tracing::info!(ended, "ended calls whose tokens are no longer valid");
         }
-        // A change wakes it, and otherwise the time is over: both are a reason to look.
+        // A change wakes the loop, and otherwise the interval elapses; both lead to a check.
         let _ = tokio::time::timeout(CHECK_RUNNING, access.changed()).await;
     }
 }
@@ -370,7 +370,8 @@ fn lock(state: &Path) -> Result<File> {
     })
 }
 
-/// Storage that the daemon makes is for its own user; one that exists keeps its mode.
+/// Opens a storage directory. A directory that the daemon creates can be written only by its user; an existing one
+/// keeps its mode.
 fn open_storage(path: &Path) -> Result<Root> {
     let made = !path.exists();
     let root = Root::open_or_create(path).with_context(|| format!("storage {}", path.display()))?;
@@ -391,7 +392,7 @@ fn open_packs(config: &Config, images: Images) -> Result<Packs> {
     Packs::open(PackOptions { directory, limits, keep }, images).context("content of packs")
 }
 
-/// The configured BuildKits; or our own under supervision, with the network of their steps.
+/// Connects to the configured BuildKits, or starts managed ones with the network of their steps.
 async fn start_builders(
     config: &Config,
     owners: &ShareOwners,
@@ -402,7 +403,7 @@ async fn start_builders(
             config.buildkit.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
         if !config.egress().is_open() {
             tracing::warn!(
-                "[builds.egress] does not hold for the steps of the BuildKit at {}, which is not ours",
+                "[builds.egress] does not apply to the steps of the external BuildKit at {}",
                 config.buildkit.join(", ")
             );
         }
@@ -419,7 +420,7 @@ async fn start_builders(
         group: Some(format!("{namespace}-builders")),
         step_memory: config.builder.step_memory_bytes,
         step_processes: config.builder.step_processes,
-        // A little more than is kept of a whole build, so that what is over shows.
+        // A little more than is kept of a whole build, so that an excess is noticed.
         step_output: Some(config.builds.log_quota_bytes.saturating_add(STEP_OUTPUT_OVER)),
     };
     let limits = builders::Limits {
@@ -469,7 +470,7 @@ fn build_options(
     }
 }
 
-/// A token for one build: pull what its Dockerfile names, push its result, nothing else.
+/// Returns the issuer of build tokens: a token may pull what the Dockerfile names and push the result, nothing else.
 fn registry_credential(access: Arc<Access>) -> RegistryCredential {
     Arc::new(move |build: &BuildId, may: &RegistryAccess| {
         let names = |repositories: &[crate::model::Repository]| {
@@ -477,7 +478,7 @@ fn registry_credential(access: Arc<Access>) -> RegistryCredential {
         };
         let push = std::slice::from_ref(&may.push);
         let registry = RegistryGrant {
-            // Pushing asks first what is there.
+            // A push first checks which content exists.
             pull: names(&[&may.pull, push].concat()),
             write: names(push),
             ..RegistryGrant::default()
@@ -485,8 +486,8 @@ fn registry_credential(access: Arc<Access>) -> RegistryCredential {
         let containers = Some(ContainersGrant { registry, ..ContainersGrant::default() });
         let scope = ApiScope { containers, ..ApiScope::default() };
         let password = access.sign_for_build(build, &scope, BUILD_TOKEN_TTL).unwrap_or_else(|error| {
-            // BuildKit is then refused, and the build says so.
-            tracing::error!(%error, build.id = %build, "no token for a build");
+            // BuildKit's requests are then denied, and the build reports that.
+            tracing::error!(%error, build.id = %build, "failed to sign the registry token of a build");
             String::new()
         });
         Credential { username: "build".to_owned(), password: Secret::new(password) }
@@ -517,7 +518,7 @@ fn readiness(builders: &Builders, services: &Services, pulse: &Pulse, space: &Sp
     })
 }
 
-/// Ends uploads of which nothing comes.
+/// Periodically aborts uploads that have stalled.
 async fn expire_loop(registry: Registry) {
     loop {
         tokio::time::sleep(EXPIRE).await;
@@ -534,11 +535,11 @@ async fn housekeeping_loop(images: Images, packs: Packs, kept: KeptFiles) {
     loop {
         tokio::time::sleep(HOUSEKEEPING).await;
         match images.collect_garbage().await {
-            Ok(report) => tracing::debug!(?report, "content collected"),
-            Err(error) => tracing::warn!(%error, "content was not collected; the next pass tries again"),
+            Ok(report) => tracing::debug!(?report, "garbage collection finished"),
+            Err(error) => tracing::warn!(%error, "garbage collection failed; the next pass retries"),
         }
         if let Err(error) = packs.sweep().await {
-            tracing::warn!(%error, "packs were not swept; the next pass tries again");
+            tracing::warn!(%error, "failed to sweep packs; the next pass retries");
         }
         kept.compare().await;
     }

@@ -1,25 +1,26 @@
 //! Deploys: images of the room that run as its services.
 //!
-//! [`Service::start`] compares what runs with what shall run, and gives a [`Handle`] for everything else. `merge`
-//! makes the next revision from a request, `plan` says what is to be done, `reconcile` has one loop per service that
-//! does it, `steps` are the single steps, `health` looks from outside whether an instance serves, `progress` tells
-//! what happens.
+//! [`Service::start`] reconciles the running instances with the stored services and returns a [`Handle`] for everything
+//! else. `merge` builds the next revision from a request, `plan` computes the next actions, `reconcile` runs one loop
+//! per service that executes them, `steps` holds the long-running actions, `health` probes instances from outside their
+//! containers, and `progress` publishes the events of a deploy.
 //!
 //! # Numbers
 //!
 //! A new instance is probed after 10, 20, 40 ms and so on up to every second, and has 60 s for its first healthy
-//! answer; where another one serves it then has to stay healthy for 2 s before it takes the traffic. After that it is
-//! probed every 10 s, each probe has 5 s, and 3 failures in a row make it unhealthy: it is replaced. An instance that
-//! ends is started again after 100 ms, doubled with each end up to 30 s, and after 100 ms again when it was healthy for
-//! a minute. An instance that goes has 30 s for its requests in flight, and 10 s from its stop signal to SIGKILL.
+//! answer. Where another instance serves the traffic, the new one then has to stay healthy for 2 s before it receives
+//! the traffic. After that it is probed every 10 s with a timeout of 5 s per probe; 3 failures in a row make it
+//! unhealthy and it is replaced. An instance that exits is started again after 100 ms, doubled with each exit up to 30
+//! s, and after 100 ms again once it was healthy for a minute. An instance that is replaced has 30 s for its requests
+//! in flight, and 10 s from its stop signal to SIGKILL.
 //!
-//! # What an instance finds in its environment
+//! # Environment variables of an instance
 //!
-//! Beside what the service's user set, and never over it:
+//! The daemon adds these variables; a value that the user of the service set takes precedence:
 //!
 //! | name | value |
 //! |---|---|
-//! | `HEARTH_ADDR`, `MESHAGENT_API_URL` | where this daemon is reached from inside, `http://address:port` |
+//! | `HEARTH_ADDR`, `MESHAGENT_API_URL` | address of this daemon for instances, `http://address:port` |
 //! | `HEARTH_ROOM`, `MESHAGENT_ROOM` | the room's name |
 //! | `HEARTH_SERVICE` | the service's name |
 //! | `HEARTH_REVISION` | the revision's number |

@@ -1,13 +1,14 @@
-//! What callers may take of the disk: a quota for each, and space that stays free. One ledger for all that is uploaded:
-//! blobs of the registry, files of storage, archives.
+//! Disk quotas: a limit for each caller, and space that stays free. One ledger covers all uploads: blobs of the
+//! registry, files of storage, archives.
 //!
 //! ```text
-//! begin --> unfinished --grow*--> keep: its bytes are content, the caller's for as long as it is there
-//!                         '-----> dropped: nothing of it counts
+//! begin --> unfinished --grow*--> keep: its bytes are content, charged to the caller as long as it exists
+//!                         '-----> dropped: nothing is charged
 //! ```
 //!
-//! Content belongs to whoever brought it first, a file to whoever wrote it last. The ledger is a journal beside the
-//! content; a lost line counts too little, never too much. What is gone without a word is found by [`DiskShares::compare`].
+//! A blob is charged to the caller who uploaded it first, a file to the caller who wrote it last. The ledger is a
+//! journal beside the content; a lost line charges too little, never too much. [`DiskLedger::compare`] detects content
+//! that was removed without an update of the ledger.
 
 mod journal;
 mod patience;
@@ -29,11 +30,11 @@ pub use space::{FreeSpace, SpaceLevel, SpaceWatch};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskLimits {
-    /// Bytes that one caller may hold.
+    /// Maximum number of bytes that one caller may hold.
     pub per_caller: u64,
-    /// Bytes that one blob or archive of an image may have.
+    /// Maximum size of one blob or archive of an image in bytes.
     pub per_image: u64,
-    /// What stays free on a file system.
+    /// Bytes that stay free on a file system.
     pub min_free: u64,
 }
 
@@ -51,7 +52,7 @@ pub enum DiskError {
     Io(#[from] io::Error),
 }
 
-/// What is being uploaded.
+/// Kind of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UploadKind {
     Blob,
@@ -59,17 +60,17 @@ pub enum UploadKind {
     Archive,
 }
 
-/// Content that counts for a caller.
+/// Content that is charged to a caller.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeptContent {
     Blob(Digest),
-    /// A path of room or project storage.
+    /// Path in room or project storage.
     RoomFile(PathBuf),
     ProjectFile(PathBuf),
 }
 
-/// An upload that has not ended.
+/// Upload that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfinished {
     pub caller: String,
@@ -80,14 +81,14 @@ pub struct Unfinished {
     pub age: Duration,
 }
 
-/// What one caller holds that has ended well.
+/// Bytes of a caller's completed uploads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeptBytes {
     pub images: u64,
     pub files: u64,
 }
 
-/// The ledger; cheap to clone.
+/// Handle to the ledger; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct DiskShares(Arc<Shared>);
 
@@ -122,18 +123,18 @@ struct Kept {
     bytes: u64,
 }
 
-/// The bytes of an upload. Dropping it gives them back.
+/// Claim for the bytes of an upload. Dropping it releases them.
 #[derive(Debug)]
 pub struct DiskClaim {
     shares: DiskShares,
     number: u64,
     caller: String,
-    /// On the file system that is written to.
+    /// Directory on the file system that is written to.
     directory: PathBuf,
 }
 
 impl DiskShares {
-    /// Reads the ledger at `path`, or begins one. Blocking, as all calls are.
+    /// Reads the ledger at `path`, or creates one. Blocking, like all methods.
     pub fn open(path: &Path, limits: DiskLimits) -> io::Result<Self> {
         let (journal, kept) = Journal::open(path)?;
         let mut held = HashMap::new();
@@ -144,7 +145,7 @@ impl DiskShares {
         Ok(Self(Arc::new(Shared { limits, ledger: Mutex::new(ledger) })))
     }
 
-    /// An upload of `caller` begins, which is written somewhere below `directory`.
+    /// Starts an upload of `caller`, which is written somewhere below `directory`.
     pub fn begin(
         &self,
         caller: &str,
@@ -167,26 +168,26 @@ impl DiskShares {
         Ok(DiskClaim { shares: self.clone(), number, caller, directory })
     }
 
-    /// Fails when a file system has less space than must stay free, with `more` bytes written to it.
+    /// Fails if writing `more` bytes would leave less free space than the minimum.
     pub fn check_free(&self, directory: &Path, more: u64) -> Result<(), DiskError> {
         let disk = rustix::fs::statvfs(directory).map_err(io::Error::from)?;
         let (free, floor) = (disk.f_bavail.saturating_mul(disk.f_frsize), self.0.limits.min_free);
         if free < floor.saturating_add(more) { Err(DiskError::NoSpace { free, floor }) } else { Ok(()) }
     }
 
-    /// Content that is gone counts no more.
+    /// Stops charging content that was removed.
     pub fn forget(&self, content: &KeptContent) {
         self.ledger().set(content, None);
     }
 
-    /// A file is gone, or a directory with all that was below it.
+    /// Stops charging a file, or a directory with everything below it.
     pub fn forget_below(&self, content: &KeptContent) {
         let mut ledger = self.ledger();
         let gone: Vec<_> = ledger.kept.keys().filter(|kept| kept.is_below(content)).cloned().collect();
         gone.iter().for_each(|gone| ledger.set(gone, None));
     }
 
-    /// Compares the ledger with what is there: `size` gives the bytes of content, or none for what is gone.
+    /// Compares the ledger with the stored content: `size` returns the bytes of content, or `None` if it was removed.
     pub fn compare(&self, size: impl Fn(&KeptContent) -> io::Result<Option<u64>>) -> io::Result<()> {
         let known: Vec<_> =
             self.ledger().kept.iter().map(|(name, kept)| (name.clone(), kept.clone())).collect();
@@ -196,7 +197,7 @@ impl DiskShares {
                 continue;
             }
             let mut ledger = self.ledger();
-            // Whoever wrote it meanwhile knows better.
+            // A concurrent write has updated the entry.
             if ledger.kept.get(&name) == Some(&kept) {
                 ledger.set(&name, found.map(|bytes| Kept { bytes, ..kept }).as_ref());
             }
@@ -237,7 +238,7 @@ impl DiskShares {
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        // A panic between two sums leaves them off by one upload until the next start.
+        // A panic between two sums leaves them wrong by one upload until the next start.
         self.0.ledger.lock()
     }
 }
@@ -284,7 +285,7 @@ impl Ledger {
             return;
         }
         if let Err(error) = self.journal.note(content, kept) {
-            tracing::warn!(%error, "what a caller holds was not written down; the next comparison does");
+            tracing::warn!(%error, "failed to write the disk ledger; the next comparison repairs it");
         }
     }
 }
@@ -312,7 +313,8 @@ impl DiskClaim {
         Ok(())
     }
 
-    /// The upload has become this content. What was there before counts as it did: it was brought by somebody else.
+    /// Charges this content to the caller in place of the upload. Content that existed before stays charged to the
+    /// caller who uploaded it.
     pub fn keep(self, content: Vec<(KeptContent, u64)>) {
         let mut ledger = self.shares.ledger();
         for (name, bytes) in content {

@@ -1,9 +1,9 @@
-//! Where the daemon itself connects to for builds: the egress policy, without this machine.
+//! Egress policy for connections that the daemon itself opens for builds; excludes this machine.
 //!
-//! Steps of builds are kept from this machine by their network. What the daemon fetches for a build (files, images,
-//! repositories of git, and wherever these redirect) starts on this machine, so its own addresses have to be known, the
-//! public ones too: what listens there was never meant for a build. They are asked of the kernel at each
-//! connection, since addresses come and go.
+//! Steps of builds are kept from this machine by their network. Fetches of the daemon for a build (files, images, git
+//! repositories, and their redirect targets) start on this machine, so its own addresses must be excluded, the public
+//! ones too: services that listen there are not meant for builds. The kernel is asked for them at each connection,
+//! because addresses change.
 
 use std::io;
 use std::net::IpAddr;
@@ -25,8 +25,8 @@ impl FetchPolicy {
         Self(policy)
     }
 
-    /// Whether a host may be connected to, by how it is written: where a name leads is another question
-    /// ([`allows_resolved`](Self::allows_resolved)).
+    /// Reports whether a host may be connected to, judged by its name or literal address. The addresses that a name
+    /// resolves to are checked by [`allows_resolved`](Self::allows_resolved).
     pub fn allows_host<S: AsRef<str>>(&self, host: &Host<S>) -> bool {
         let address: IpAddr = match host {
             Host::Domain(name) => return self.0.allows_name(name.as_ref()),
@@ -41,8 +41,7 @@ impl FetchPolicy {
         allowed && self.leaves_or_is_listed(address)
     }
 
-    /// Whether a name that may be connected to may be at this address: it is of the world, or of a private network that is
-    /// listed.
+    /// Reports whether an allowed name may resolve to this address: a public one, or one of a listed private network.
     pub fn allows_resolved(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         let listed = match address {
@@ -52,16 +51,16 @@ impl FetchPolicy {
         (listed || is_public(address)) && self.leaves_or_is_listed(address)
     }
 
-    /// Whether the address is another machine's, or one of this machine that the list has by itself: a block around it
-    /// is about its network.
+    /// Reports whether the address belongs to another machine, or is listed individually. A listed block around an
+    /// address of this machine does not allow it.
     fn leaves_or_is_listed(&self, address: IpAddr) -> bool {
         let listed = matches!(address, IpAddr::V4(address) if self.0.lists_address(address));
         listed || !is_own(address)
     }
 }
 
-/// Whether the kernel delivers to this machine what is sent to the address. An address of which that cannot be known is
-/// taken for an own one.
+/// Reports whether the kernel delivers packets for the address to this machine. An address whose route cannot be
+/// looked up counts as local.
 fn is_own(address: IpAddr) -> bool {
     let embedded = match address {
         IpAddr::V4(_) => None,
@@ -69,7 +68,7 @@ fn is_own(address: IpAddr) -> bool {
     };
     [Some(address), embedded].into_iter().flatten().any(|address| {
         is_routed_here(address).unwrap_or_else(|error| {
-            tracing::warn!(%address, %error, "the route to an address is unknown: it counts as this machine's");
+            tracing::warn!(%address, %error, "failed to look up the route to an address; treating it as local");
             true
         })
     })
@@ -89,9 +88,9 @@ fn is_routed_here(address: IpAddr) -> io::Result<bool> {
             Ok(matches!(found.header.kind, RouteType::Local | RouteType::Anycast | RouteType::Broadcast))
         }
         Ok(Some(_)) => Err(io::Error::other("the kernel answers something else than a route")),
-        // No way leads there.
+        // There is no route.
         Ok(None) => Ok(false),
-        // A kernel without this family.
+        // The kernel does not support this address family.
         Err(error)
             if [Errno::OPNOTSUPP, Errno::AFNOSUPPORT]
                 .iter()

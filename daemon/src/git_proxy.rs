@@ -1,15 +1,15 @@
-//! The way of git to the world: builders run `git` for repositories that builds name, and it reaches only this proxy.
+//! Git proxy: builders run `git` for repositories that builds name, and git reaches only this proxy.
 //!
 //! ```text
 //! buildkitd -- git -- CONNECT host:443 ----------.
-//!                     GET http://host/repo.git --+--> whose password? --> host and address allowed? --> host
-//!                                                |         '-- 407                '-- 403
+//!                     GET http://host/repo.git --+--> password of a builder? --> host and address allowed? --> host
+//!                                                |         '-- 407                     '-- 403
 //! ```
 //!
-//! Redirects, submodules and names that change their meaning are all connections of git, so each of them is looked at
-//! here, by the egress policy of builds. The name is resolved here too, and the connection goes to an address that was
-//! looked at. The proxy listens on loopback, where others of this machine are: each builder has a password of its own.
-//! Steps of builds have no way to it.
+//! Redirects, submodules and names that resolve differently later are all new connections of git, so the proxy checks
+//! each of them against the egress policy of builds. It also resolves the name, and connects to an address that it has
+//! checked. The proxy listens on loopback, where other processes of this machine can connect, so each builder has its
+//! own password. Build steps cannot reach it.
 
 mod dial;
 mod serve;
@@ -34,13 +34,13 @@ use crate::fetch_policy::FetchPolicy;
 use crate::model::egress::EgressPolicy;
 use crate::task;
 
-/// Connections of one builder at a time.
+/// Maximum number of concurrent connections of one builder.
 const PER_BUILDER: usize = 64;
-/// Refusals of one builder that are remembered.
+/// Maximum number of refusals remembered for one builder.
 const REMEMBERED: usize = 64;
 const USER: &str = "builder";
 
-/// Cheap to clone; served until the last clone, and the last access, is dropped.
+/// The git proxy. Cheap to clone; it runs until the last clone, and the last access, is dropped.
 #[derive(Clone)]
 pub struct GitProxy(Arc<Inner>);
 
@@ -50,7 +50,7 @@ struct Inner {
     _serving: DropGuard,
 }
 
-/// By the value of `Proxy-Authorization`.
+/// Builders by the value of their `Proxy-Authorization` header.
 #[derive(Default)]
 struct Builders(Mutex<HashMap<String, Arc<Builder>>>);
 
@@ -59,17 +59,17 @@ struct Builder {
     refusals: Mutex<VecDeque<GitRefusal>>,
 }
 
-/// A connection of git that was refused.
+/// A git connection that the proxy refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GitRefusal {
     pub host: String,
     pub port: u16,
-    /// None where the name was refused, so that it was not resolved.
+    /// Refused address; `None` when the name was refused before it was resolved.
     pub address: Option<IpAddr>,
     pub at: Instant,
 }
 
-/// One builder's access to the proxy, until the last clone is dropped.
+/// Access of one builder to the proxy, valid until the last clone is dropped.
 #[derive(Clone)]
 pub struct GitAccess(Arc<Access>);
 
@@ -81,7 +81,7 @@ struct Access {
 }
 
 impl GitProxy {
-    /// `operator_proxies` are those that the operator has set up for this machine.
+    /// Starts the proxy. `operator_proxies` are the proxies that the operator has configured for this machine.
     pub async fn start(policy: EgressPolicy, operator_proxies: Matcher) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let (address, stop) = (listener.local_addr()?, CancellationToken::new());
@@ -95,7 +95,7 @@ impl GitProxy {
         Ok(Self(Arc::new(Inner { address, builders, _serving: stop.drop_guard() })))
     }
 
-    /// Lets one more builder use the proxy.
+    /// Creates access to the proxy for one more builder.
     pub fn admit(&self) -> GitAccess {
         let password = format!("{:032x}", rand::random::<u128>());
         let authorization = format!("Basic {}", STANDARD.encode(format!("{USER}:{password}")));
@@ -108,7 +108,7 @@ impl GitProxy {
 }
 
 impl GitAccess {
-    /// With the password.
+    /// URL of the proxy, with the password.
     pub fn url(&self) -> &str {
         &self.0.url
     }
@@ -139,7 +139,7 @@ impl Builders {
 impl Builder {
     fn refuse(&self, refusal: GitRefusal) {
         let GitRefusal { host, port, address, .. } = &refusal;
-        tracing::info!(host, port, ?address, "git of a build was refused a connection");
+        tracing::info!(host, port, ?address, "refused a git connection of a build");
         let mut refusals = self.refusals();
         if refusals.len() == REMEMBERED {
             refusals.pop_front();

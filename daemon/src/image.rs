@@ -1,7 +1,7 @@
-//! Images of the room: tags, manifests, and what they are made of.
+//! Images of the room: tags, manifests, and their content.
 //!
-//! [`Images`] is the handle for everything that is not the registry's own HTTP API. Content lies in
-//! [`port::Blobs`], names in [`port::Catalog`]; a name is set only when all it stands for is there.
+//! [`ImageStore`] is the handle for everything except the registry's own HTTP API. [`port::BlobStorage`] holds content,
+//! [`port::ImageCatalog`] holds names; a name is set only once all its content is present.
 
 mod cache;
 mod contents;
@@ -46,7 +46,7 @@ pub use push::Sent;
 pub use runnable::RegistryCaller;
 pub use transfer::{Stand, Transfer};
 
-/// A handle on the room's images; cheap to clone.
+/// Handle to the room's images; cheap to clone.
 #[derive(Clone)]
 pub struct Images {
     shared: Arc<Shared>,
@@ -59,14 +59,14 @@ struct Shared {
     held: Held,
     passes: Passes,
     used: UsedImages,
-    /// Bytes that cached images may take.
+    /// Maximum size of cached images in bytes.
     cache_limit: AtomicU64,
-    /// Bytes that one image may have, compressed.
+    /// Maximum compressed size of one image in bytes.
     image_limit: AtomicU64,
     owners: OnceLock<ShareOwners>,
 }
 
-/// One image as it is shown.
+/// Image as shown to users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspected {
     pub repository: Repository,
@@ -76,11 +76,11 @@ pub struct Inspected {
     pub manifest_json: Vec<u8>,
     pub config_json: Vec<u8>,
     pub platform: Option<String>,
-    /// The base's first.
+    /// Layers, the base's first.
     pub layers: Vec<Descriptor>,
 }
 
-/// A blob at its start; the media type is that of a manifest, and empty for others.
+/// Open blob, positioned at its start. The media type is set for manifests, and empty for other blobs.
 #[derive(Debug)]
 pub struct OpenBlob {
     pub blob: Descriptor,
@@ -102,7 +102,7 @@ impl Images {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Sets how many bytes one image may have, compressed.
+    /// Sets the maximum compressed size of one image, in bytes.
     pub fn limit_images(&self, bytes: u64) {
         self.shared.image_limit.store(bytes, Ordering::Relaxed);
     }
@@ -112,14 +112,14 @@ impl Images {
         if size > limit { Err(ImageError::Oversize { manifest, size, limit }) } else { Ok(()) }
     }
 
-    /// Whose share a caller takes is asked here from now on. Said once, at the start; until then each caller is its own.
+    /// Sets the resolver of share owners. Called once, at start; until then each caller is its own owner.
     pub fn share_by(&self, owners: ShareOwners) {
         if self.shared.owners.set(owners).is_err() {
-            tracing::warn!("it was said already whose shares callers take");
+            tracing::warn!("share owner resolver was already set");
         }
     }
 
-    /// Whose share of the room's work and space a caller takes.
+    /// Returns the owner whose share of the room's work and space a caller uses.
     fn owner_of(&self, caller: &str) -> String {
         self.shared.owners.get().map_or_else(|| caller.to_owned(), |owners| owners.of(caller).0)
     }
@@ -128,7 +128,7 @@ impl Images {
         &self.shared.rooms
     }
 
-    /// What a reference of this room names now.
+    /// Returns the manifest that a reference of this room currently names.
     pub async fn resolve(&self, reference: &Reference) -> Result<Descriptor, ImageError> {
         let missing = || ImageError::NotFound { reference: reference.to_string() };
         let repository = self.own(reference)?;
@@ -140,7 +140,7 @@ impl Images {
         found.ok_or_else(missing)
     }
 
-    /// Checks that a manifest and everything it needs are there, and may be read in its repository.
+    /// Verifies that a manifest and all its required content are present, and readable in its repository.
     pub async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, ImageError> {
         let manifest = self.shared.catalog.manifest(repository, &digest).await?;
         let manifest =
@@ -153,7 +153,7 @@ impl Images {
         Ok(VerifiedImage { repository: repository.clone(), manifest, size_bytes: contents.size_bytes })
     }
 
-    /// Sets all these tags, in whatever repositories of the room, or none.
+    /// Sets all these tags, in any repositories of the room, or none.
     pub async fn publish(
         &self,
         image: &VerifiedImage,
@@ -168,12 +168,12 @@ impl Images {
         published.ok_or_else(|| ImageError::NotFound { reference: format!("{}@{digest}", image.repository) })
     }
 
-    /// In order of repository and tag.
+    /// Lists images ordered by repository and tag.
     pub async fn list(&self, query: TagQuery) -> Result<Vec<TaggedImage>, ImageError> {
         Ok(self.shared.catalog.tags(query).await?)
     }
 
-    /// Gives an image one more tag, or moves a tag to it.
+    /// Adds a tag to an image, or moves an existing tag to it.
     pub async fn tag(&self, reference: &Reference, tag: &Reference) -> Result<TaggedImage, ImageError> {
         let manifest = self.resolve(reference).await?;
         let image = self.verify(&reference.repository, manifest.digest).await?;
@@ -181,7 +181,7 @@ impl Images {
         tagged.into_iter().next().ok_or_else(|| ImageError::NotFound { reference: tag.to_string() })
     }
 
-    /// Takes a tag away; content that nothing else names is freed by the next sweep.
+    /// Removes a tag; the next sweep frees content that is no longer referenced.
     pub async fn remove(&self, reference: &Reference) -> Result<(), ImageError> {
         let repository = self.own(reference)?;
         let removed = match reference.tag_or_latest() {
@@ -221,14 +221,14 @@ impl Images {
         })
     }
 
-    /// The layers of an image for this machine's platform, lowest first, opened.
+    /// Opens the layers of an image for this machine's platform, lowest first.
     pub async fn open_layers(&self, manifest: &Descriptor) -> Result<Vec<OpenLayer>, ImageError> {
         let (shared, top) = (Arc::clone(&self.shared), manifest.clone());
         let opened = task::blocking("open layers", move || contents::open_layers(&*shared.blobs, &top));
         opened.await.map_err(|_| ImageError::Ending)?
     }
 
-    /// A blob of an image's repository, or a manifest of it; without a digest, the image's own manifest.
+    /// Opens a blob or manifest of an image's repository; without a digest, the image's own manifest.
     pub async fn open_blob(
         &self,
         reference: &Reference,
@@ -237,7 +237,7 @@ impl Images {
         let repository = self.own(reference)?;
         let top = self.resolve(reference).await?;
         let wanted = digest.unwrap_or(top.digest);
-        // A digest alone opens nothing: the repository must have it.
+        // A digest alone is not sufficient: the repository must contain it.
         let media_type = match self.shared.catalog.manifest(repository, &wanted).await? {
             Some(manifest) => manifest.media_type,
             None if self.shared.catalog.has_blob(repository, &wanted).await? => String::new(),
@@ -254,14 +254,15 @@ impl Images {
         task::blocking("open blob", open).await.map_err(|_| ImageError::Ending)?
     }
 
-    /// A file without a name, for an archive as it arrives, and the directory whose disk it takes.
+    /// Creates an unnamed file for an archive that is being received. Returns it with the directory on whose file
+    /// system it is.
     pub async fn scratch_file(&self) -> Result<(std::fs::File, PathBuf), ImageError> {
         let shared = Arc::clone(&self.shared);
         let made = task::blocking("scratch file", move || shared.blobs.scratch_file()).await;
         made.map_err(|_| ImageError::Ending)?.map_err(ImageError::scratch)
     }
 
-    /// The repository of a reference that must be this room's.
+    /// Returns the repository of a reference, which must be in this room.
     fn own<'a>(&self, reference: &'a Reference) -> Result<&'a Repository, ImageError> {
         if self.shared.rooms.owns_tag(reference) {
             Ok(&reference.repository)
@@ -277,7 +278,7 @@ impl Images {
     }
 }
 
-/// Reads a manifest that is stored.
+/// Parses a stored manifest.
 fn parse(descriptor: &Descriptor, bytes: &[u8]) -> Result<Manifest, ImageError> {
     Manifest::parse(&descriptor.media_type, bytes)
         .map_err(|source| ImageError::Manifest { digest: descriptor.digest, source })

@@ -1,4 +1,4 @@
-//! Logs of instances: written by a process of their own, so that they outlive the daemon.
+//! Logs of instances, written by a separate process per instance (the log keeper), so that they outlive the daemon.
 //!
 //! ```text
 //! instance --stdout--> fd 3 +--------+   lines, bounded    +------+   <dir>/log, then <dir>/log.1
@@ -6,9 +6,9 @@
 //!   runtime <--ready-- fd 5 +--------+  full: drop, count  +------+
 //! ```
 //!
-//! The container runtime starts `hearthd instance-log <dir>` for each instance ([`keep`]): the read ends of its
-//! output are its fds 3 and 4, and it closes fd 5 when it is ready. It ends when both pipes have: neither a restart
-//! of the daemon nor one of the runtime touches it. [`format`](mod@format) is what lies in the files.
+//! The container runtime starts `hearthd instance-log <dir>` for each instance ([`keep`]): the read ends of its output
+//! are the keeper's fds 3 and 4, and the keeper closes fd 5 when it is ready. It exits when both pipes are closed: a
+//! restart of the daemon or of the runtime does not affect it. [`format`](mod@format) describes the files.
 
 pub mod format;
 pub mod keep;
@@ -18,14 +18,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// First argument of a keeper; not listed among the daemon's flags.
+/// First command-line argument of a keeper process; not listed among the daemon's flags.
 pub const KEEPER_ARGUMENT: &str = "instance-log";
-/// Name of the file in an instance's log directory that is written to.
+/// Name of the current file in an instance's log directory.
 const CURRENT: &str = "log";
-/// What was written before it.
+/// Name of the previous file.
 const OLDER: &str = "log.1";
 
-/// Runs a log keeper when the process was started as one, and gives its exit code. To be called before anything else.
+/// Runs a log keeper if the process was started as one, and returns its exit code. Must be called first in `main`.
 pub fn run_keeper() -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     if args.next()? != KEEPER_ARGUMENT {
@@ -40,7 +40,7 @@ pub fn run_keeper() -> Option<ExitCode> {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             use std::io::Write as _;
-            // When standard error is closed there is nobody to tell.
+            // A closed standard error leaves no way to report this.
             let _ = writeln!(std::io::stderr(), "hearthd {KEEPER_ARGUMENT}: error: {error}");
             ExitCode::FAILURE
         }

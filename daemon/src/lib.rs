@@ -1,9 +1,9 @@
-//! hearthd: the builder that lives in a room.
+//! hearthd: the image builder of a room.
 //!
-//! One direction only: `main` builds [`daemon::Daemon`] from [`config`]; requests enter through
-//! [`api`], are checked there, and go to the handles of [`build`], [`deploy`], [`image`], [`secrets`] and [`context`];
-//! adapters ([`builders`] over [`buildkit`], [`containerd`], [`network`], [`ingress`], [`registry`], [`store`]) implement those modules' ports. `tests/arrows.rs`
-//! reads the `use crate::` lines and fails on a wrong arrow.
+//! Dependencies have one direction: `main` builds [`daemon::Daemon`] from [`config`]; requests enter through [`api`],
+//! are validated there, and are passed to the handles of [`build`], [`deploy`], [`image`], [`secrets`] and [`context`];
+//! adapters ([`builders`] over [`buildkit`], [`containerd`], [`network`], [`ingress`], [`registry`], [`store`])
+//! implement those modules' ports. `tests/arrows.rs` reads the `use crate::` lines and fails on a wrong direction.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads where they need them"))]
 

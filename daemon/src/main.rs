@@ -1,4 +1,4 @@
-//! `hearthd`: flags, configuration, then a daemon that runs until it is told to stop.
+//! `hearthd`: parses flags and configuration, then runs the daemon until a stop signal.
 
 mod allocator;
 
@@ -10,7 +10,7 @@ use hearthd::config::{self, Config, Flags};
 use hearthd::daemon::Daemon;
 use hearthd::{instance_log, network, shutdown, task, telemetry};
 
-/// Exit code for a configuration that cannot be used, as for wrong usage.
+/// Exit code for an unusable configuration, as for wrong usage.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -63,8 +63,8 @@ fn run(config: Config) -> anyhow::Result<()> {
     })
 }
 
-/// Before and beside the log, which may not exist yet.
+/// Prints an error to stderr, because the log may not exist yet.
 fn complain(error: &dyn std::fmt::Display) {
-    // When standard error is closed there is nobody to tell.
+    // If standard error is closed, nobody is left to report to.
     let _ = writeln!(std::io::stderr(), "hearthd: error: {error}");
 }

@@ -1,4 +1,4 @@
-//! Values of the domain. No I/O, no async, nothing generated.
+//! Domain values: no I/O, no async, no generated types.
 
 pub mod access;
 mod address_block;

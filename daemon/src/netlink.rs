@@ -1,7 +1,7 @@
-//! One conversation with the kernel's routing tables. A socket belongs to the network namespace of the thread that
-//! opened it, for good, whichever thread uses it later.
+//! Netlink connection to the kernel's routing tables. A socket always belongs to the network namespace of the thread
+//! that opened it, whichever thread uses it later.
 //!
-//! Several requests go out in one message and are done in order; one that fails does not stop those after it.
+//! Several requests are sent in one message and executed in order; a failed one does not stop those after it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,12 +16,12 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
-/// The kernel answers at once; this is for the case that it never does.
+/// Receive timeout. The kernel answers at once; this covers the case that it never does.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Above the 32 KiB that the kernel puts into one message of a dump.
+/// Size in bytes, above the 32 KiB that the kernel puts into one message of a dump.
 const BUFFER: usize = 64 << 10;
-/// A dump that something changed meanwhile is asked for again after a pause, which doubles from the first to the
-/// longest, until it took the limit: on a machine where containers come and go, quiet moments are short but many.
+/// An inconsistent dump is repeated after a pause, which doubles from the first to the longest until the time limit: on
+/// a machine where containers come and go, quiet moments are short but frequent.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(64);
 
@@ -32,21 +32,21 @@ pub(crate) struct Netlink {
 }
 
 pub(crate) struct Request {
-    /// For the error.
+    /// Description for error messages.
     what: String,
     message: RouteNetlinkMessage,
     flags: u16,
-    /// The errors that mean that nothing is to be done.
+    /// Errors that mean that nothing needs to be done.
     fine: &'static [Errno],
 }
 
 impl Request {
-    /// Makes what is not there yet.
+    /// Creates an object that must not exist yet.
     pub(crate) fn create(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         Self { what: what.into(), message, flags: NLM_F_CREATE | NLM_F_EXCL, fine: &[] }
     }
 
-    /// Makes it, or replaces what is there.
+    /// Creates an object, or replaces an existing one.
     pub(crate) fn replace(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         Self { what: what.into(), message, flags: NLM_F_CREATE | NLM_F_REPLACE, fine: &[] }
     }
@@ -55,7 +55,7 @@ impl Request {
         Self { what: what.into(), message, flags: 0, fine: &[] }
     }
 
-    /// Takes away what may be gone already.
+    /// Deletes an object, which may not exist.
     pub(crate) fn delete(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         let fine = &[Errno::NODEV, Errno::NOENT, Errno::SRCH, Errno::ADDRNOTAVAIL];
         Self { what: what.into(), message, flags: 0, fine }
@@ -75,7 +75,7 @@ impl Netlink {
         Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
-    /// Does all of `requests`, in order. The first error, with what it was about.
+    /// Executes all `requests` in order. Returns the first error, with the description of its request.
     pub(crate) fn run(&mut self, requests: Vec<Request>) -> io::Result<()> {
         let first = self.sequence.wrapping_add(1);
         let mut out = Vec::new();
@@ -106,7 +106,7 @@ impl Netlink {
         failed.map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    /// The one thing that `message` asks for; none when it is not there.
+    /// Returns the single object that `message` asks for; `None` if it does not exist.
     pub(crate) fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
         let mut out = Vec::new();
         self.send(&mut out, message, NLM_F_REQUEST);
@@ -134,7 +134,7 @@ impl Netlink {
         found.unwrap_or(Ok(None))
     }
 
-    /// All that is like `message`, as it was at one moment.
+    /// Returns all objects of the kind of `message`, as one consistent list.
     pub(crate) fn dump(&mut self, message: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         let begun = Instant::now();
         let mut pause = FIRST_PAUSE;
@@ -143,7 +143,7 @@ impl Netlink {
                 return Ok(found);
             }
             if begun.elapsed() > LIMIT {
-                let what = "the kernel's list of links, addresses or routes does not stand still";
+                let what = "the kernel's list of links, addresses or routes keeps changing";
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }
             std::thread::sleep(pause);
@@ -151,7 +151,7 @@ impl Netlink {
         }
     }
 
-    /// None when something changed meanwhile: what was read may lack some and have others twice.
+    /// Returns `None` if something changed meanwhile: the list may lack some objects and have others twice.
     fn dump_once(&mut self, message: &RouteNetlinkMessage) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
         let mut out = Vec::new();
         self.send(&mut out, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
@@ -176,7 +176,7 @@ impl Netlink {
         Ok((!disturbed).then_some(found))
     }
 
-    /// Adds one message to those that go out together.
+    /// Appends one message to those that are sent together.
     fn send(&mut self, out: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
@@ -194,7 +194,7 @@ impl Netlink {
         if sent == out.len() { Ok(()) } else { Err(io::Error::other("a netlink message was cut short")) }
     }
 
-    /// Gives `take` every message of one datagram.
+    /// Passes every message of one datagram to `take`.
     fn read(
         &mut self,
         mut take: impl FnMut(&NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>),
@@ -218,8 +218,8 @@ impl Netlink {
                     let (header, payload) = message.into_parts();
                     take(&header, payload);
                 }
-                // A foreign link of a kind that is not known here is none of ours.
-                Err(error) => tracing::debug!(%error, "a netlink message was passed over"),
+                // A link of an unknown kind is none of ours.
+                Err(error) => tracing::debug!(%error, "skipped a netlink message"),
             }
             rest = rest.get(end.next_multiple_of(4)..).unwrap_or_default();
         }

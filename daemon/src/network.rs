@@ -1,25 +1,25 @@
-//! The network of instances: a subnet for each daemon, one namespace and one routed pair of links per instance
-//! (`network/routed_pair.rs`), by netlink from this process; one nft table (`network/firewall.rs`). Instances share no
-//! layer 2: what one sends to another passes the host's routing and the table's rules.
+//! Network of service instances: a subnet for each daemon, a namespace and a routed veth pair for each instance
+//! (`network/routed_pair.rs`), configured over netlink by this process, and one nft table (`network/firewall.rs`).
+//! Instances share no layer 2: packets between them are routed by the host and filtered by the table.
 //!
 //! ```text
 //! <state>/network/
-//!   leases.json              the subnet, and who has which address
-//!   netns/<instance>         its network namespace, bound to this file
+//!   leases.json              the subnet, and the address of each instance
+//!   netns/<instance>         its network namespace, bind-mounted at this file
 //!   instances/<instance>/    hosts, resolv.conf, hostname
 //! ```
 //!
-//! Instances reach each other unless one of the two is isolated, the world behind the host, and one port of the
-//! [gateway](Network::gateway), which is this daemon's. They do not reach the host otherwise, nor another daemon's
-//! instances, nor what is link-local; nobody reaches them but the host. Whatever an instance sends from an address that
-//! is not its own goes nowhere.
+//! Instances reach each other unless one of the two is isolated, other networks behind the host, and one port of the
+//! [gateway](InstanceNetwork::gateway), which is this daemon's. They reach nothing else on the host, no instances of another
+//! daemon, and no link-local addresses; only the host reaches them. Packets that an instance sends from an address
+//! other than its own are dropped.
 //!
-//! Namespaces are bound below the state directory, where all that is one daemon's lies, and not in `/run`: nothing
-//! has to be found again by a name that others use too. After a reboot the files there are plain, and
-//! [`reconcile`](Network::reconcile) clears them. The runtime must see this daemon's mounts: it may not run in a mount
-//! namespace that was made before them, or is private.
+//! Namespaces are bind-mounted below the state directory with all other state of the daemon, and not in `/run`, so that
+//! no lookup depends on a name that others use too. After a reboot the files there are regular files, and
+//! [`reconcile`](InstanceNetwork::reconcile) removes them. The runtime must see this daemon's mounts: its mount namespace must
+//! not be private or older than these mounts.
 //!
-//! All of it outlives the daemon, as instances do. [`RoomNetwork::close`] takes it away.
+//! The network outlives the daemon, as instances do. [`RoomNetwork::close`] removes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -60,22 +60,22 @@ use group::Group;
 use leases::Leases;
 use wiring::Wiring;
 
-/// Links of instances are named so, and with a dash behind it, the gateway's link and the table.
+/// Name prefix of instance links, and, followed by a dash, of the gateway link and the table.
 const PREFIX: &str = "hth";
-/// Daemons that start at once may choose the same subnet; then each chooses again.
+/// Maximum number of subnet choices: daemons that start at once may choose the same subnet; each chooses again then.
 const CHOICES: u32 = 16;
 const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The daemon's; the network's files are in `network` below it.
+    /// State directory of the daemon; the network's files are in its subdirectory `network`.
     pub state_dir: PathBuf,
-    /// In place of one that is chosen. Instances of another subnet lose their network.
+    /// Configured subnet; overrides automatic choice. Instances of another subnet lose their network.
     pub subnet: Option<Ipv4Net>,
     /// `nft`, looked up in `PATH` unless it has a `/`.
     pub nft: PathBuf,
     pub resolv_conf: PathBuf,
-    /// Where the host has no resolver that instances can reach.
+    /// Resolvers to use if the host has none that instances can reach.
     pub fallback_resolvers: Vec<Ipv4Addr>,
 }
 
@@ -91,13 +91,13 @@ impl Options {
     }
 }
 
-/// One daemon's network.
+/// Network of one daemon.
 #[derive(Clone)]
 pub struct RoomNetwork {
     gateway: Ipv4Addr,
     addresses: usize,
     name: String,
-    /// One change at a time: the kernel has one lock for them too.
+    /// State, changed by one task at a time: the kernel serializes these changes with one lock too.
     state: Arc<Mutex<State>>,
 }
 
@@ -108,9 +108,10 @@ struct State {
 }
 
 impl RoomNetwork {
-    /// Makes the gateway's link and the table, or takes back those of an earlier run. An error names what is missing here.
+    /// Creates the gateway link and the table, or adopts those of an earlier run. An error names what this machine
+    /// lacks.
     pub async fn open(options: Options) -> Result<Self, NetworkError> {
-        // Before anything is made: there may be no nft, or none in the kernel.
+        // Checked before anything is created: nft, or its kernel support, may be missing.
         let dropping = firewall::dropping(&options.nft).await?;
         let given = options.clone();
         let wiring = blocking(move || wire(&given)).await?;
@@ -119,8 +120,8 @@ impl RoomNetwork {
         for chain in dropping.iter().filter(|chain| chain.table != name) {
             tracing::warn!(
                 chain = %chain,
-                "this chain drops what is forwarded: services reach neither each other nor what is outside of the \
-                 room unless it has rules that accept what comes from and goes to interfaces named `{PREFIX}*`"
+                "this chain drops forwarded packets: services reach neither each other nor anything outside of the \
+                 room unless it accepts packets from and to interfaces named `{PREFIX}*`"
             );
         }
         let rules = Rules {
@@ -136,24 +137,24 @@ impl RoomNetwork {
         let mut state = State { wiring, firewall, options };
         let rules = state.with_resolvers()?;
         state.firewall.set(rules).await?;
-        tracing::info!(table = name, subnet = %state.wiring.subnet, "network of instances is up");
+        tracing::info!(table = name, subnet = %state.wiring.subnet, "service network is up");
         let addresses = subnet::instances(state.wiring.subnet);
         Ok(Self { gateway, addresses, name, state: Arc::new(Mutex::new(state)) })
     }
 
-    /// Instances reach this port of the gateway, and no other.
+    /// Lets instances reach this port of the gateway, and no other.
     pub async fn allow_port(&self, port: u16) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
         let rules = Rules { port: Some(port), ..state.firewall.rules().clone() };
         state.firewall.set(rules).await
     }
 
-    /// The name of the gateway's link, which the table has too.
+    /// Returns the name of the gateway link and of the table.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Takes everything away: networks of all instances, the gateway's link, table and files.
+    /// Removes everything: the networks of all instances, the gateway link, the table and the files.
     pub async fn close(self) -> Result<(), NetworkError> {
         let state = self.state.clone().lock_owned().await;
         let state = changed(state, |state| {
@@ -176,7 +177,7 @@ impl RoomNetwork {
         &self,
         work: impl FnOnce(&mut Wiring) -> Result<T, NetworkError> + Send + 'static,
     ) -> Result<T, NetworkError> {
-        // Goes with the work: a caller that goes away does not let another one in before it is done.
+        // The guard moves into the work: if the caller is cancelled, no other change starts before this one is done.
         let mut state = self.state.clone().lock_owned().await;
         blocking(move || work(&mut state.wiring)).await
     }
@@ -195,8 +196,8 @@ impl Network for RoomNetwork {
     }
 
     async fn detach(&self, instance: &InstanceId) -> Result<(), NetworkError> {
-        // The kernel takes some 35 ms for this, most of it waiting: nobody else waits for it. Whatever comes between,
-        // the detach that follows finds it.
+        // The kernel takes about 35 ms to delete a link, mostly waiting, so this runs without the lock. A change in
+        // between is handled by the detach that follows.
         let link = wiring::link_of(instance);
         blocking(move || {
             let gone = Netlink::open().and_then(|mut netlink| netlink.run(vec![links::delete(&link)]));
@@ -240,7 +241,7 @@ impl Network for RoomNetwork {
 }
 
 impl State {
-    /// The rules, with the resolvers that are addresses of this host or link-local as they are now.
+    /// Returns the rules with the current resolvers that are addresses of this host or link-local.
     fn with_resolvers(&mut self) -> Result<Rules, NetworkError> {
         let addresses =
             links::addresses(&mut self.wiring.netlink).map_err(|error| other("addresses", &error))?;
@@ -252,7 +253,7 @@ impl State {
     }
 }
 
-/// Directories, leases, subnet and the gateway's link.
+/// Prepares the directories, leases, subnet and gateway link.
 fn wire(options: &Options) -> Result<Wiring, NetworkError> {
     capability::check().map_err(NetworkError::Other)?;
     let dir = options.state_dir.join("network");
@@ -271,7 +272,7 @@ fn wire(options: &Options) -> Result<Wiring, NetworkError> {
         leases,
         name: format!("{PREFIX}-{seed:08x}"),
         group: Group::of(seed),
-        // Replaced before anything is made of it.
+        // Placeholder; set before its first use.
         subnet: Ipv4Net::default(),
         resolvers,
         names: BTreeMap::new(),
@@ -284,7 +285,8 @@ fn wire(options: &Options) -> Result<Wiring, NetworkError> {
     Ok(wiring)
 }
 
-/// The inode and not the path: two daemons in two containers on the host's network may share the path.
+/// Derives the seed from the inode, not the path: two daemons in containers on the host's network may have the same
+/// path.
 fn seed_of(dir: &Path) -> io::Result<u32> {
     let stat = fs::metadata(dir)?;
     let mut hasher = blake3::Hasher::new();
@@ -293,13 +295,13 @@ fn seed_of(dir: &Path) -> io::Result<u32> {
     Ok(u32::from_be_bytes([a, b, c, d]))
 }
 
-/// Eight letters that stand for a directory on this machine.
+/// Returns eight hexadecimal digits that identify a directory on this machine.
 fn tag_of(dir: &Path) -> io::Result<String> {
     Ok(format!("{:08x}", seed_of(dir)?))
 }
 
-/// Gives the room its subnet: the one that is asked for, or the one that it has, or had before the last reboot, or
-/// one that overlaps nothing that this host reaches.
+/// Sets the room's subnet: the configured one, the present one or the one before the last reboot, or a new one that
+/// overlaps no network that this host reaches.
 fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>, mut seed: u32) -> Result<(), NetworkError> {
     let failed = |error: io::Error| other("subnet", &error);
     if let Some(wanted) = wanted.map(|net| net.trunc()) {
@@ -312,7 +314,7 @@ fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>, mut seed: u32) -> Result
             taken(wiring).map_err(failed)?.iter().find(|net| subnet::overlaps(wanted, &[**net]))
         {
             return Err(NetworkError::Other(format!(
-                "subnet {wanted} overlaps {taken}, which this host reaches otherwise"
+                "subnet {wanted} overlaps {taken}, which this host already reaches"
             )));
         }
         return adopt(wiring, wanted).map_err(failed);
@@ -322,23 +324,23 @@ fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>, mut seed: u32) -> Result
         if running || !subnet::overlaps(last, &taken(wiring).map_err(failed)?) {
             return adopt(wiring, last).map_err(failed);
         }
-        tracing::warn!(subnet = %last, "the room's subnet is in use by others now; the room gets another one");
+        tracing::warn!(subnet = %last, "the room's subnet is in use by another network; choosing another one");
     }
     for _ in 0..CHOICES {
         let chosen = subnet::choose(seed, &taken(wiring).map_err(failed)?).ok_or_else(|| {
             NetworkError::Other(
-                "this host reaches all private addresses otherwise; give a subnet that is free".to_owned(),
+                "every private subnet overlaps a network of this host; configure a free one".to_owned(),
             )
         })?;
         adopt(wiring, chosen).map_err(failed)?;
-        // Another daemon may have looked at the same moment.
+        // Another daemon may have chosen it at the same moment.
         if !subnet::overlaps(chosen, &taken(wiring).map_err(failed)?) {
             return Ok(());
         }
         wiring.netlink.run(vec![links::delete(&wiring.name)]).map_err(failed)?;
         seed = rand::random();
     }
-    Err(NetworkError::Other("no subnet stays free: others take each that is chosen".to_owned()))
+    Err(NetworkError::Other("no free subnet: others took each one that was chosen".to_owned()))
 }
 
 fn adopt(wiring: &mut Wiring, subnet: Ipv4Net) -> io::Result<()> {
@@ -348,7 +350,8 @@ fn adopt(wiring: &mut Wiring, subnet: Ipv4Net) -> io::Result<()> {
     Ok(())
 }
 
-/// Where this host reaches other networks, and its resolvers, which lie behind the default route.
+/// Returns the networks that this host reaches over other links, and its resolvers, which may lie behind the default
+/// route.
 fn taken(wiring: &mut Wiring) -> io::Result<Vec<Ipv4Net>> {
     let gateway = links::link(&mut wiring.netlink, &wiring.name)?;
     let own: BTreeSet<u32> = wiring.own_links()?.into_iter().chain(gateway).map(|link| link.index).collect();
@@ -362,13 +365,13 @@ fn taken(wiring: &mut Wiring) -> io::Result<Vec<Ipv4Net>> {
     Ok(taken)
 }
 
-/// Lets the host pass on what is not its own. Not undone: others may count on it by then.
+/// Enables IP forwarding on the host. It is never disabled again, because others may rely on it by then.
 fn forward() -> Result<(), NetworkError> {
     let path = Path::new(FORWARD);
     let now = fs::read_to_string(path).map_err(|error| at(path, &error))?;
     if now.trim() == "0" {
         fs::write(path, "1").map_err(|error| at(path, &error))?;
-        tracing::info!("net.ipv4.ip_forward was off and is on now, so that services reach other networks");
+        tracing::info!("enabled net.ipv4.ip_forward, so that services reach other networks");
     }
     Ok(())
 }
@@ -379,7 +382,7 @@ async fn blocking<T: Send + 'static>(
     task::blocking("network", work).await.unwrap_or_else(|error| Err(NetworkError::Other(error.to_string())))
 }
 
-/// Changes the state on a blocking thread, and gives it back still locked.
+/// Changes the state on a blocking thread, and returns it still locked.
 async fn changed(
     mut state: OwnedMutexGuard<State>,
     work: impl FnOnce(&mut State) -> Result<(), NetworkError> + Send + 'static,

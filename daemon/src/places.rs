@@ -1,5 +1,5 @@
-//! Places that are taken and given back: so many in all, and so many of one key, such as a caller or an address, so that
-//! one key never takes all of them.
+//! Counting semaphore with two limits: permits in total, and permits of one key, such as a caller or an address, so
+//! that one key never takes all of them.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -9,9 +9,9 @@ use parking_lot::{Mutex, MutexGuard};
 
 #[derive(Debug)]
 pub struct Places<K> {
-    /// Places of all keys together.
+    /// Maximum number of permits of all keys together.
     all: usize,
-    /// Places of one key.
+    /// Maximum number of permits of one key.
     each: usize,
     taken: Mutex<Taken<K>>,
 }
@@ -22,7 +22,7 @@ struct Taken<K> {
     by_key: HashMap<K, usize>,
 }
 
-/// A place that is taken; dropping it gives it back.
+/// A permit that was acquired; dropping it releases it.
 #[derive(Debug)]
 pub struct Place<K: Eq + Hash> {
     places: Arc<Places<K>>,
@@ -35,7 +35,7 @@ impl<K: Eq + Hash> Places<K> {
         Arc::new(Self { all, each, taken })
     }
 
-    /// None where the key has as many as it may, or all are taken.
+    /// Acquires a permit without waiting. Returns `None` when the key or the total is at its limit.
     pub fn take(self: &Arc<Self>, key: K) -> Option<Place<K>>
     where
         K: Clone,
@@ -51,7 +51,7 @@ impl<K: Eq + Hash> Places<K> {
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken<K>> {
-        // Nothing under this lock panics.
+        // No code under this lock panics.
         self.taken.lock()
     }
 }

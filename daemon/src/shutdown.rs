@@ -1,4 +1,4 @@
-//! The end of the process: the first SIGTERM or SIGINT drains, a second one exits at once.
+//! Shutdown of the process: the first SIGTERM or SIGINT drains, a second one exits at once.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -8,7 +8,7 @@ use crate::task;
 /// Exit code after a second signal, as a shell shows a process ended by SIGINT.
 const INTERRUPTED: i32 = 130;
 
-/// A token that is cancelled by the first signal.
+/// Returns a token that is cancelled by the first signal.
 pub fn on_signal() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -1,6 +1,6 @@
-//! State in SQLite: one database file, write-ahead log, one connection that writes.
+//! State in SQLite: one database file with a write-ahead log and one connection that writes.
 //!
-//! Each file beside this one keeps one entity and implements the port of the module that owns it.
+//! Each submodule stores one kind of entity and implements the port of the module that owns it.
 
 mod builds;
 mod images;
@@ -16,7 +16,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::task;
 
-/// Each entry brings the schema one version further; entries are only ever added.
+/// Schema migrations: each entry raises the schema version by one. Entries are only ever appended.
 const MIGRATIONS: &[&str] = &[
     include_str!("store/schema-1.sql"),
     include_str!("store/schema-tree-packs.sql"),
@@ -27,10 +27,10 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/schema-cached-images.sql"),
 ];
 
-/// How long a statement waits for another process that has the database open, such as a backup.
+/// Time that a statement waits for another process that holds the database open, such as a backup.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A handle on the state database; cheap to clone.
+/// Handle to the state database; cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     connection: Arc<Mutex<Connection>>,
@@ -51,7 +51,7 @@ pub enum StoreError {
 }
 
 impl Store {
-    /// Opens the database, makes it where there is none, and brings its schema up to date.
+    /// Opens the database, creating it if necessary, and migrates its schema.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::prepare(Connection::open(path)?)
     }
@@ -59,7 +59,7 @@ impl Store {
     fn prepare(mut connection: Connection) -> Result<Self, StoreError> {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        // FULL: what was acknowledged survives a power cut, not just a crash of the daemon.
+        // FULL: acknowledged data survives a power failure, not only a crash of the daemon.
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", "ON")?;
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -76,7 +76,7 @@ impl Store {
         Ok(Self { connection: Arc::new(Mutex::new(connection)) })
     }
 
-    /// Runs `work` in one transaction on a blocking thread; durable when this returns `Ok`.
+    /// Runs `work` in one transaction on a blocking thread; its changes are durable when this returns `Ok`.
     pub async fn transaction<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -84,7 +84,7 @@ impl Store {
     {
         let connection = Arc::clone(&self.connection);
         task::blocking("store", move || {
-            // A panic while the lock was held rolled its transaction back: the connection is sound.
+            // A panic while the lock was held has rolled its transaction back, so the connection is still usable.
             let mut connection = connection.lock();
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = work(&transaction)?;

@@ -1,4 +1,4 @@
-//! Children: programs that the daemon starts, watches, restarts and ends.
+//! Supervisor for child programs: the daemon starts, probes, restarts and stops them.
 //!
 //! ```text
 //!            +------------------------------------------------------------+
@@ -12,16 +12,16 @@
 //!
 //! No child outlives the daemon, and no process is killed by a number alone:
 //!
-//! - The kernel ends the child when the thread that started it ends, so each child is started from
-//!   a thread of its own that lives as long as it does.
-//! - A contained child ([`port::Offspring::Contained`]) takes all that it started and mounted with it.
-//! - Every process of a child carries a mark in its environment: the child's name and the device
-//!   and inode of its root directory. At each start and end, what carries the mark is killed
-//!   through a pidfd, so a reused pid is never hit, nor the child of a daemon with another state
-//!   directory, nor one of the same path in another container.
-//! - Mounts below the root that a killed child left are unmounted, and [`port::Kind::sweep`] ends
-//!   what the mark does not reach (containers).
-//! - A lock on the root says who owns it: a second daemon is refused and kills nothing.
+//! - The kernel kills the child when the thread that started it ends, so each child is started from a thread of its
+//!   own that lives as long as the child does.
+//! - A contained child ([`port::DescendantPolicy::Contained`]) takes all its processes and mounts with it.
+//! - Every process of a child carries a marker in its environment: the child's name and the device and inode of its
+//!   root directory. At each start and stop, every process with the marker is killed through a pidfd, so that a reused
+//!   pid is never hit, nor the child of a daemon with another state directory, nor one of the same path in another
+//!   container.
+//! - Mounts below the root that a killed child left are unmounted, and [`port::ChildDriver::sweep`] removes what the
+//!   marker does not reach (containers).
+//! - A lock on the root directory identifies its owner: a second daemon is refused and kills nothing.
 
 use std::fs;
 use std::io;
@@ -54,7 +54,7 @@ pub enum StartError {
     InUse { name: &'static str, path: PathBuf },
 }
 
-/// A child under supervision.
+/// Handle of a supervised child.
 #[derive(Debug)]
 pub struct Handle {
     status: watch::Receiver<Status>,
@@ -63,9 +63,8 @@ pub struct Handle {
     task: JoinHandle<()>,
 }
 
-/// Takes the child's root and starts to keep the child running.
-///
-/// Returns at once: [`Handle::status`] tells when it is ready.
+/// Locks the child's root directory and starts the supervision. Returns at once: [`Handle::status`] reports when the
+/// child is ready.
 pub fn start(child: Child) -> Result<Handle, StartError> {
     let name = child.name;
     let failed = |source| StartError::Root { name, path: child.root.clone(), source };
@@ -86,26 +85,26 @@ pub fn start(child: Child) -> Result<Handle, StartError> {
         kill: Arc::clone(&kill),
         _lock: lock,
     };
-    // The caller's span says which child of several it is.
+    // The caller's span identifies the child.
     let task = crate::task::spawn("supervise", service.run().in_current_span());
     Ok(Handle { status, stop, kill, task })
 }
 
 impl Handle {
-    /// How the child stands; the newest value only.
+    /// Returns the status of the child; only the newest value is kept.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
 
-    /// Ends the child: SIGTERM, the stop limit, SIGKILL, then whatever it left.
+    /// Stops the child: SIGTERM, the stop limit, SIGKILL; then removes its leftovers.
     pub async fn stop(self) {
         self.stop.cancel();
         if let Err(error) = self.task.await {
-            tracing::error!(%error, "supervision ended badly");
+            tracing::error!(%error, "supervision task panicked");
         }
     }
 
-    /// Ends the child with SIGKILL, without a grace, then whatever it left.
+    /// Kills the child with SIGKILL, without a grace period; then removes its leftovers.
     pub async fn kill(self) {
         self.kill.store(true, Ordering::Release);
         self.stop().await;

@@ -1,4 +1,4 @@
-//! The only place that spawns tasks and threads: every one has a name, a span and an owner.
+//! The only module that spawns tasks and threads: every one has a name, a span and an owner.
 
 pub mod in_turn;
 
@@ -23,8 +23,8 @@ pub fn scoped<'scope, T: Send + 'scope>(
     thread.spawn_scoped(scope, move || span.in_scope(work))
 }
 
-/// Runs `work` on this thread and on `helpers` more, each with its number, until all have returned.
-/// Blocking. A panic of one is a panic here.
+/// Runs `work` on this thread and on `helpers` more, each with its number, until all have returned. Blocking. A panic
+/// of one is propagated.
 pub fn in_parallel<F>(name: &'static str, helpers: usize, work: F)
 where
     F: Fn(usize) + Sync,
@@ -43,7 +43,7 @@ where
     });
 }
 
-/// Runs `work` on a thread of its own that ends with it: for work that leaves its thread changed. Blocking.
+/// Runs `work` on a thread of its own that ends with it, for work that changes the state of its thread. Blocking.
 pub fn apart<T, F>(name: &'static str, work: F) -> std::io::Result<T>
 where
     T: Send,
@@ -55,15 +55,15 @@ where
     })
 }
 
-/// Starts a thread of its own for work that waits for others, and that ends by itself.
+/// Starts a thread for work that waits for other threads, and that ends by itself.
 #[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
 pub fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     let span = tracing::debug_span!("thread", name);
     std::thread::Builder::new().name(name.to_owned()).spawn(move || span.in_scope(work)).map(drop)
 }
 
-/// A thread with a runtime of its own: what is spawned there stays there, and so does what that spawns. It ends with
-/// this value, and what runs on it then is dropped.
+/// Thread with a runtime of its own: tasks that are spawned there, and tasks that these spawn, stay there. Dropping
+/// this value ends the thread and drops its tasks.
 pub struct Worker {
     runtime: runtime::Handle,
     _stop: DropGuard,
@@ -81,7 +81,7 @@ impl Worker {
         Ok(Self { runtime: handle, _stop: stop.drop_guard() })
     }
 
-    /// As [`spawn`], on this worker.
+    /// Spawns a task like [`spawn`], on this worker.
     pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -91,7 +91,7 @@ impl Worker {
     }
 }
 
-/// Spawns a task whose owner keeps the handle.
+/// Spawns a task; its owner keeps the handle.
 #[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
 pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<F::Output>
 where

@@ -1,4 +1,4 @@
-//! Logs, metrics, and what happens on a panic.
+//! Logs, metrics, and the panic hook.
 
 mod log_rate;
 
@@ -16,8 +16,8 @@ pub use log_rate::LogRate;
 /// Upper bounds of duration histograms, in seconds.
 const SECONDS: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0];
 
-/// Starts logging and counting for the whole process: the handle renders `/metrics`, and the rate tells what the log
-/// leaves out.
+/// Initializes logging and metrics for the whole process. Returns the handle that renders `/metrics`, and the limit
+/// that reports suppressed log lines.
 pub fn start(log: &Log) -> anyhow::Result<(PrometheusHandle, LogRate)> {
     let rate = LogRate::default();
     let filter = EnvFilter::try_new(&log.filter)

@@ -1,5 +1,5 @@
-//! `docs/access.md` is made of the tables that decide, and has every method and every route. To write it again:
-//! `HEARTH_REGENERATE=1 cargo test -p hearthd --test access_table`.
+//! `docs/access.md` is generated from the tables that decide about access, and lists every method and every route. To
+//! regenerate it: `HEARTH_REGENERATE=1 cargo test -p hearthd --test access_table`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
@@ -53,7 +53,7 @@ fn the_table_has_each_method_that_is_served_and_no_other() {
     assert_eq!(served, listed);
 }
 
-/// What the names of methods begin with that only read.
+/// Prefixes of the names of read-only methods.
 const READING: [&str; 8] = ["Get", "List", "Read", "Watch", "Inspect", "Logs", "Digest", "Diff"];
 
 #[test]
@@ -64,7 +64,7 @@ fn a_method_is_recorded_unless_its_name_says_that_it_only_reads() {
             for method in &service.method {
                 let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
                 let row = METHODS.iter().find(|row| row.path == path).unwrap();
-                // Whoever sends a stream of messages brings content.
+                // A stream of messages from the client uploads content.
                 let reads =
                     READING.iter().any(|word| method.name().starts_with(word)) && !method.client_streaming();
                 assert_eq!(row.changes, !reads, "{path}: is each call in the audit trail?");

@@ -1,7 +1,7 @@
-//! Reads every path that the sources of the workspace name, and fails on an arrow that the architecture does not have.
+//! Reads every path that the sources of the workspace name, and fails on a dependency that the architecture forbids.
 //!
-//! Three rules: a module names only the modules of its row; the generated types of a wire stay in the modules that speak
-//! it; every module has a row. Ports (`x/port.rs`) are what adapters may see of the modules above them.
+//! Three rules: a module names only the modules in its row; generated wire types stay in the modules that speak the
+//! protocol; every module has a row. Ports (`x/port.rs`) are what adapters may use of the modules above them.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 
 use paths::{NamedPath, named_paths};
 
-/// A module, and what it may name besides itself. `port` after a module means only its `port.rs`.
+/// Module, and the modules that it may name besides itself. `port` after a module means only its `port.rs`.
 type Row = (&'static str, &'static [&'static str]);
 
-/// The rules of one crate.
+/// Dependency rules of one crate.
 struct Crate {
-    /// Below the top of the repository.
+    /// Directory of the sources, relative to the repository root.
     sources: &'static str,
-    /// The composition root: nothing sees these modules, they see everything. An empty name is `lib.rs`.
+    /// Composition roots: no module may name them, and they may name every module. An empty name is `lib.rs`.
     roots: &'static [&'static str],
     rows: &'static [Row],
     /// Crates of generated types or of a command line, and the modules that may name them.
@@ -73,7 +73,7 @@ const CLIENT: Crate = Crate {
     foreign: &[("clap", &["cli", "progress", "rooms"])],
 };
 
-/// Packing: it speaks no wire but that of registries, and has no command line.
+/// The packing crate: it speaks no protocol except that of registries, and has no command line.
 const PACK: Crate = Crate {
     sources: "client/pack/src",
     roots: &[""],
@@ -152,10 +152,10 @@ const DAEMON_ROWS: &[Row] = &[
         "builders",
         &["model", "task", "disk", "build::port", "buildkit", "git_proxy", "supervise", "network::steps"],
     ),
-    // What may be done with repositories is one question for gRPC and `/v2/`, of values only.
+    // Authorization of repositories is one policy for gRPC and `/v2/`, of values only.
     ("registry", &["model", "task", "disk", "image::port", "access::policy"]),
     ("store", &["model", "task", "build::port", "deploy::port", "image::port", "secrets::port"]),
-    // `registry::unauthorized` and its router are mounted by the API beside gRPC.
+    // The API mounts `registry::unauthorized` and the registry's router beside gRPC.
     (
         "api",
         &[
@@ -179,7 +179,7 @@ const DAEMON_ROWS: &[Row] = &[
 ];
 
 impl Crate {
-    /// What is wrong with a file of this crate, one sentence for each arrow.
+    /// Returns the violations in a file of this crate, one sentence for each dependency.
     fn wrong(&self, relative: &Path, source: &str) -> Vec<String> {
         let module = module_of(relative);
         let shown = |line| format!("{}/{}:{line}", self.sources, relative.display());
@@ -219,12 +219,12 @@ fn list(modules: &[&str]) -> String {
     }
 }
 
-/// Whether a path is this one or below it.
+/// Reports whether a path is this one or below it.
 fn begins(path: &str, with: &str) -> bool {
     path.strip_prefix(with).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
-/// The module of a file, from the root of its crate.
+/// Returns the module of a file, from the root of its crate.
 fn module_of(relative: &Path) -> Vec<String> {
     let path = relative.with_extension("");
     let mut words: Vec<String> = path.iter().map(|word| word.to_str().unwrap().to_owned()).collect();
@@ -232,7 +232,7 @@ fn module_of(relative: &Path) -> Vec<String> {
     words
 }
 
-/// Tests join a module with the real neighbours that it has in the daemon.
+/// Reports whether a file is a test: tests may use any neighbour of their module.
 fn is_test(relative: &Path) -> bool {
     relative.iter().any(|part| matches!(part.to_str(), Some("tests" | "tests.rs")))
 }

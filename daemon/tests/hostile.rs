@@ -1,4 +1,4 @@
-//! The bodies of the fuzz targets on stable: every seed, changed seeds, random bytes. See integration-tests/fuzz.
+//! Bodies of the fuzz targets on stable Rust: every seed, changed seeds, random bytes. See integration-tests/fuzz.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::print_stderr, reason = "a long run says where it keeps what fails")]
 
@@ -14,9 +14,9 @@ use proptest::test_runner::{Config, TestRunner};
 #[path = "../../integration-tests/fuzz/bodies.rs"]
 mod bodies;
 
-/// Cases of each kind where nothing else is said; a few seconds in all.
+/// Default number of cases of each kind; a few seconds in all.
 const CASES: u32 = 150;
-/// For a few KiB in a debug build on a machine that is busy with other tests.
+/// Time limit for a few KiB in a debug build on a machine that is busy with other tests.
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn seeds(target: &str) -> Vec<Vec<u8>> {
@@ -28,7 +28,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
-/// A change of a seed: where, what, how much.
+/// Change of a seed: position, kind, amount.
 #[derive(Clone, Debug)]
 enum Edit {
     Set(Index, u8),
@@ -36,7 +36,7 @@ enum Edit {
     Remove(Index, u8),
     Repeat(Index, u16, u8),
     Cut(Index),
-    /// The start of one seed and the end of another.
+    /// Start of one seed and end of another.
     Join(Index),
 }
 
@@ -85,7 +85,7 @@ fn changed(seeds: &[Vec<u8>], which: &Index, edits: &[Edit]) -> Vec<u8> {
     bytes
 }
 
-/// Gives every header of a tar its checksum again: without it, a change is refused before it is looked at.
+/// Recomputes the checksum of every header of a tar; otherwise a change is rejected before it is parsed.
 fn resealed(mut bytes: Vec<u8>) -> Vec<u8> {
     for block in bytes.chunks_exact_mut(512).filter(|block| block[257..].starts_with(b"ustar")) {
         block[148..156].fill(b' ');
@@ -95,12 +95,12 @@ fn resealed(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Where `make fuzz` keeps what fails.
+/// Directory in which `make fuzz` keeps failing inputs.
 fn artifacts() -> Option<PathBuf> {
     std::env::var_os("HEARTH_FUZZ_ARTIFACTS").map(PathBuf::from)
 }
 
-/// Writes an input that failed to a file. Of one failure the smallest is met last, and stays.
+/// Writes a failing input to a file. The smallest input of one failure is written last, and stays.
 fn keep(directory: &Path, target: &str, bytes: &[u8]) {
     let directory = directory.join(target);
     fs::create_dir_all(&directory).unwrap();
@@ -124,7 +124,7 @@ fn run(target: &str, body: fn(&[u8]), prepare: fn(Vec<u8>) -> Vec<u8>) {
     };
     let seeds = seeds(target);
     seeds.iter().for_each(|seed| timed(seed));
-    // Once, or for as long as `make fuzz` gives this target.
+    // Runs once, or for as long as `make fuzz` gives this target.
     let lasts = std::env::var("HEARTH_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
     let lasts = Duration::from_secs(lasts.unwrap_or_default());
     let mut rounds = 0;

@@ -1,4 +1,4 @@
-// Builds buildkitd and buildctl where no release of BuildKit is installed: deploy/setup.sh runs `go install tool` here.
+// Builds buildkitd and buildctl if no release of BuildKit is installed: deploy/setup.sh runs `go install tool` here.
 // `go install PACKAGE@VERSION` refuses BuildKit, because its go.mod has an exclude block.
 module hearth.example/deploy/buildkit
 
@@ -230,8 +230,8 @@ require (
 	tags.cncf.io/container-device-interface/specs-go v1.1.0 // indirect
 )
 
-// The same exclude block as in BuildKit's go.mod. An exclude only counts in the main module; without it other versions
-// would be chosen than the ones BuildKit is released with.
+// Same exclude block as in BuildKit's go.mod. An exclude counts only in the main module; without it other versions
+// would be selected than those of the BuildKit release.
 exclude (
 	github.com/davecgh/go-spew v1.1.2-0.20180830191138-d8f796af33cc
 	github.com/pmezard/go-difflib v1.0.1-0.20181226105442-5d4384ee4fb2

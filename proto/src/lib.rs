@@ -1,9 +1,9 @@
-//! The wire of Hearth.
+//! The wire format of Hearth.
 //!
 //! - [`v1`]: the generated `hearth.v1` messages, clients and servers.
-//! - [`status`]: how an error of the API travels in a gRPC status.
-//! - [`value`]: the values that cross the wire as text and are parsed once, at the border:
-//!   references, digests, mounts. Below the border a malformed one cannot exist.
+//! - [`status`]: encoding of an API error in a gRPC status.
+//! - [`value`]: values that cross the wire as text and are parsed once, where they enter: references,
+//!   digests, mounts. Code behind that point only sees valid ones.
 
 pub mod status;
 pub mod value;
@@ -14,11 +14,11 @@ pub mod v1 {
     include!("gen/hearth.v1.rs");
 }
 
-/// The descriptors of `hearth.v1`, served by gRPC reflection.
+/// Descriptors of `hearth.v1`, which gRPC reflection serves.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/hearth.v1.bin");
 
-/// Largest gRPC message either side accepts. Streams carry chunks far below it.
+/// Maximum size in bytes of a gRPC message on either side. Streams use far smaller chunks.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 
-/// Size of the chunks in which streams carry file content.
+/// Size in bytes of the chunks in which streams carry file content.
 pub const CHUNK_BYTES: usize = 1024 * 1024;

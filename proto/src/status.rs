@@ -1,12 +1,12 @@
-//! How a [`v1::ErrorDetail`] travels in a gRPC status: inside a `google.rpc.Status`, which gRPC
-//! carries in `grpc-status-details-bin`.
+//! Encoding of a [`v1::ErrorDetail`] in a gRPC status: inside a `google.rpc.Status`, which gRPC carries
+//! in `grpc-status-details-bin`.
 
 use prost::Message as _;
 use tonic::{Code, Status};
 
 use crate::v1::ErrorDetail;
 
-/// Type URL of the detail. What stands before the last `/` is not compared when one is read.
+/// Type URL of the detail. A reader ignores everything before the last `/`.
 pub const DETAIL_TYPE: &str = "type.googleapis.com/hearth.v1.ErrorDetail";
 const DETAIL_NAME: &str = "hearth.v1.ErrorDetail";
 
@@ -21,14 +21,15 @@ pub struct RpcStatus {
     pub details: Vec<prost_types::Any>,
 }
 
-/// A status with its detail in the envelope.
+/// Builds a status that carries the detail.
 pub fn status_with_detail(code: Code, detail: &ErrorDetail) -> Status {
     let any = prost_types::Any { type_url: DETAIL_TYPE.to_owned(), value: detail.encode_to_vec() };
     let envelope = RpcStatus { code: code.into(), message: detail.message.clone(), details: vec![any] };
     Status::with_details(code, detail.message.clone(), envelope.encode_to_vec().into())
 }
 
-/// What a status says: the innermost cause of a failed call, such as `connection refused`, else its message.
+/// Message of the innermost cause of a failed call, such as `connection refused`; without a cause, the
+/// status message.
 pub fn innermost(status: &Status) -> String {
     let mut deepest = std::error::Error::source(status);
     while let Some(next) = deepest.and_then(std::error::Error::source) {
@@ -40,7 +41,7 @@ pub fn innermost(status: &Status) -> String {
     }
 }
 
-/// The detail of a status; none where it has none that can be read.
+/// Returns the detail of a status, or none when there is no readable one.
 pub fn error_detail(status: &Status) -> Option<ErrorDetail> {
     let envelope = RpcStatus::decode(status.details()).ok()?;
     let any = envelope.details.iter().find(|any| any.type_url.rsplit('/').next() == Some(DETAIL_NAME))?;

@@ -1,4 +1,4 @@
-//! Values of the wire, parsed once where they enter.
+//! Values of the wire, which are parsed once where they enter.
 
 mod digest;
 mod mount;
@@ -11,7 +11,7 @@ pub use mount::{
 };
 pub use reference::{Reference, ReferenceError, Registry, Repository, RoomRegistries, Tag};
 
-/// Text form in serde: these values are strings in JSON, TOML and the database.
+/// Implements serde by text: these values are strings in JSON, TOML and the database.
 macro_rules! serde_as_text {
     ($type:ty) => {
         impl serde::Serialize for $type {

@@ -11,8 +11,8 @@ use crate::{duration, output};
 
 /// Show who changed what in the room, and who was denied what
 ///
-/// Every call that changes something is recorded, and every one that was denied: caller, action, object, outcome and
-/// where it came from. Takes the `admin` grant. The newest records come last.
+/// The daemon records every call that changes something and every denied call: caller, action, object, outcome and
+/// source address. Needs the `admin` grant. The newest records come last.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -20,19 +20,19 @@ Examples:
   hearth audit --caller ci-bot --action services.
   hearth audit --denied --limit 1000 --json")]
 pub(super) struct AuditArgs {
-    /// Only since then: a time such as `2026-11-24T09:00:00Z`, or how long ago, such as `10m`
+    /// Show only records since this time, such as `2026-11-24T09:00:00Z`, or since this long ago, such as `10m`
     #[arg(long, value_name = "TIME", value_parser = duration::parse_since)]
     since: Option<Timestamp>,
-    /// Only of this caller; a trailing `*` stands for any ending
+    /// Show only records of this caller; a trailing `*` matches any suffix
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     caller: String,
-    /// Only actions that contain this, such as `services.remove`
+    /// Show only actions that contain this text, such as `services.remove`
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     action: String,
-    /// Only what was denied
+    /// Show only denied calls
     #[arg(long)]
     denied: bool,
-    /// Only the newest N records
+    /// Show only the newest N records
     #[arg(long, short = 'n', value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
 }
@@ -46,7 +46,7 @@ struct RecordView<'a> {
     outcome: &'static str,
     detail: &'a str,
     source: &'a str,
-    /// More denials like this one, which were counted and not kept one by one.
+    /// Number of further denials like this one, which the daemon counted without storing each of them.
     more: u64,
 }
 

@@ -1,7 +1,8 @@
-//! `--base`: an archive, an image of the room, or one of another registry, as files that are verified.
+//! Opens the image of `--base` as verified files: an archive, an image of the room, or an image of
+//! another registry.
 //!
-//! Blobs come through `~/.cache/hearth/blobs`, one file each, so that nothing is held in memory and the next
-//! pack on the same base fetches nothing.
+//! Blobs pass through `~/.cache/hearth/blobs`, one file each, so that no blob is held in memory and the
+//! next pack on the same base fetches nothing.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,12 +23,12 @@ use crate::client::{Client, ClientError};
 use crate::error::Failure;
 use crate::{output, task};
 
-/// Layers that are fetched at the same time.
+/// Maximum number of layers that are fetched at the same time.
 const TOGETHER: usize = 3;
-/// What the cache may hold once a pack is through with it.
+/// Maximum size of the blob cache in bytes; a pack trims the cache to it.
 const KEEP: u64 = 8 << 30;
 
-/// Opens the base that `text` names. `room` is the room that the pack goes to, when it goes to one.
+/// Opens the base that `text` names. `room` is the room that receives the pack, if there is one.
 pub(super) async fn open(
     text: &str,
     platform: &Platform,
@@ -51,12 +52,13 @@ pub(super) async fn open(
     };
     let trimmed = task::blocking("cache", move || cache.trim(KEEP)).await?;
     if let Err(error) = trimmed {
-        tracing::debug!(%error, "the cache of base images was not trimmed");
+        tracing::debug!(%error, "failed to trim the base image cache");
     }
     Ok(base)
 }
 
-/// Where blobs are kept, by the XDG rules; without a home, for this machine's next start.
+/// Opens the blob cache in the XDG cache directory. Without a home directory the cache lies in the
+/// temporary directory and lasts until the next boot.
 fn cache() -> Result<BlobCache, (PathBuf, std::io::Error)> {
     let dir = |name| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
     let dir = dir("XDG_CACHE_HOME").or_else(|| dir("HOME").map(|home| home.join(".cache")));
@@ -68,7 +70,7 @@ fn cache() -> Result<BlobCache, (PathBuf, std::io::Error)> {
     BlobCache::open(&dir).map_err(|error| (dir, error))
 }
 
-/// The room whose image a reference names; none when it is one of another registry.
+/// Returns the room whose registry holds the image, or none when the image belongs to another registry.
 async fn room_of(
     reference: &Reference,
     room: Option<&Client>,
@@ -81,7 +83,7 @@ async fn room_of(
     };
     match room {
         Some(client) if reference.registry.is_some() => names(client.clone()).await,
-        // Nobody resolves this name: only a room has its images.
+        // DNS does not resolve this registry name; only a room has its images.
         None if RoomRegistries::default().owns_source(reference) => names(connect(globals).await?).await,
         _ => Ok(None),
     }
@@ -151,13 +153,14 @@ async fn from_room(
     assemble(&what, config, manifest.layers, files, cache).await
 }
 
-/// As much as is needed to tell an index from an image.
+/// The part of a manifest that tells an index from an image manifest.
 #[derive(serde::Deserialize)]
 struct Kind {
     manifests: Option<serde::de::IgnoredAny>,
 }
 
-/// A manifest or config of the room, verified.
+/// Reads and verifies a manifest or image config of the room. `digest` defaults to the one that the
+/// reference names.
 pub(super) async fn small(
     room: &Client,
     reference: &Reference,
@@ -180,7 +183,7 @@ pub(super) async fn small(
     Ok((declared, bytes))
 }
 
-/// All layers as files: from the cache, or fetched into it.
+/// Returns every layer as a file, taken from the cache or fetched into it.
 async fn files<'a, F>(
     layers: &[Descriptor],
     cache: &BlobCache,
@@ -222,7 +225,7 @@ async fn fetched<F: Future<Output = Result<(), Failure>>>(
     let write = task::blocking("cache", move || keep.put(&blob, &mut BlobReader::new(chunks)));
     let (fetched, written) = tokio::join!(fetch(layer, send), write);
     let written = written?;
-    // What could not be written ends the fetch; what was not fetched whole cannot be kept.
+    // A failed write ends the fetch, and an incomplete fetch cannot be cached: report the cause.
     match (fetched, written) {
         (Ok(()), Ok(file)) => Ok(file),
         (Err(failure), _) if failure.detail.code != "internal" => Err(failure),

@@ -23,9 +23,9 @@ use crate::progress::ProgressMode;
 
 /// Build an image inside the room
 ///
-/// The files come from the room's storage, its project, images, or a directory that is sent for
-/// this one build. The log streams to standard error while the build runs; standard output gets
-/// the digest. The build goes on when this command is cut off: `hearth builds logs ID --follow`.
+/// The files come from the room's storage, its project, images, or a directory that is sent for this
+/// build only. The log streams to standard error while the build runs; standard output receives the
+/// digest. The build continues when this command is interrupted: `hearth builds logs ID --follow`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -59,17 +59,17 @@ pub(super) struct BuildArgs {
     /// Credentials for base images, `username,password` (Docker Hub) or `registry,username,password`
     #[arg(long, value_name = "CREDENTIAL", help_heading = "Build")]
     pub(super) cred: Vec<String>,
-    /// The build fails when it takes longer, such as `90s` or `1h30m`
+    /// Time limit of the build, such as `90s` or `1h30m`
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Build")]
     pub(super) timeout: Option<std::time::Duration>,
 
-    /// How progress is shown
+    /// Display mode of progress
     #[arg(long, value_enum, default_value_t = ProgressMode::Auto, help_heading = "Output")]
     pub(super) progress: ProgressMode,
-    /// Print the build's id and do not wait for it
+    /// Print the build's id and do not wait for the build
     #[arg(long, help_heading = "Output")]
     detach: bool,
-    /// Repeating a command with the same key does not build twice
+    /// Key that makes a repeated command return the first build instead of building again
     #[arg(long, value_name = "KEY", help_heading = "Output")]
     idempotency_key: Option<String>,
 }
@@ -92,7 +92,8 @@ pub(super) async fn run(
     follow::report(&args, &ended, globals.json)
 }
 
-/// Builds a pack that is to be deployed. Gives the image's digest; standard output is left to the deploy.
+/// Builds a directory that is to be deployed. Returns the image's digest and leaves standard output to
+/// the deploy.
 pub(super) async fn for_deploy(
     args: &BuildArgs,
     globals: &Globals,
@@ -106,7 +107,7 @@ pub(super) async fn for_deploy(
 }
 
 impl BuildArgs {
-    /// The build of a pack that is to be deployed.
+    /// Arguments of a build whose result is to be deployed.
     pub(super) fn of_pack(tag: &str, pack: &str, options: BuildOptions) -> Self {
         Self {
             path: None,
@@ -125,7 +126,8 @@ impl BuildArgs {
     }
 }
 
-/// Everything that is wrong whatever the room is like is told before it is spoken to.
+/// Checks the arguments as far as possible without a room, so that mistakes are reported before the
+/// client connects.
 fn checked_plan(args: &BuildArgs) -> Result<request::Plan, Failure> {
     let plan = request::plan(args)?;
     if let Some(pack) = &plan.pack {
@@ -173,7 +175,8 @@ async fn submit(
     Ok((client, submitted.build_id))
 }
 
-/// A pack for a build keeps what the build itself reads, whatever the ignore file says.
+/// Walk options that keep the files which the build itself reads, even when the ignore file excludes
+/// them.
 fn walk_options(args: &BuildArgs) -> WalkOptions {
     let inside = args.options.dockerfile_path.as_deref().filter(|path| !path.starts_with('/'));
     let mut keep: Vec<Vec<u8>> = [
@@ -194,7 +197,8 @@ fn walk_options(args: &BuildArgs) -> WalkOptions {
     WalkOptions { rules, keep }
 }
 
-/// A mount flag in the form of the wire; packs are sent first and come later.
+/// Converts a parsed mount flag to its wire form. Packs are sent first, so the caller adds their
+/// mounts.
 pub(super) fn mount(spec: MountSpec) -> Mount {
     use hearth_proto::v1::{EmptyDirSource, FileSource, ImageSource, MountMode};
     use hearth_proto::value::MountMode as Mode;

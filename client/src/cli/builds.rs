@@ -17,28 +17,28 @@ pub(super) enum BuildsCommand {
     /// Show builds, newest first
     #[command(visible_alias = "ls")]
     List {
-        /// Only builds in this state
+        /// Show only builds in this state
         #[arg(long, value_enum)]
         state: Vec<State>,
-        /// Only builds of this tag
+        /// Show only builds of this tag
         #[arg(long)]
         tag: Option<String>,
-        /// At most this many
+        /// Maximum number of builds to show
         #[arg(long, short = 'n', default_value_t = 20)]
         limit: u32,
     },
     /// Show one build
     Show {
-        /// Id of the build, or the beginning of it
+        /// Id of the build, or a prefix of it
         build: String,
     },
     Logs(logs::LogsArgs),
-    /// End queued or running builds; a cancelled build publishes nothing
+    /// Cancel queued or running builds; a cancelled build publishes nothing
     Cancel {
         #[arg(required = true)]
         builds: Vec<String>,
     },
-    /// Forget builds that have ended; their images stay
+    /// Remove builds that have ended from the list; their images stay
     Rm {
         #[arg(required = true)]
         builds: Vec<String>,
@@ -97,7 +97,7 @@ pub(super) async fn run(command: BuildsCommand, globals: &Globals) -> Result<(),
             let client = connect(globals).await?;
             for build in builds {
                 client.remove_build(&build).await?;
-                output::note(&format!("build {build} is forgotten"));
+                output::note(&format!("removed build {build}"));
             }
             Ok(())
         }

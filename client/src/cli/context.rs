@@ -36,34 +36,35 @@ Examples:
     Ls {
         #[command(flatten)]
         sources: Sources,
-        /// With everything below it
+        /// Include everything below the directory
         #[arg(long, short)]
         recursive: bool,
-        /// Absolute inside the mounts, or from the context's root
+        /// Path to list: absolute inside the mounts, or relative to the context's root
         path: Option<PathBuf>,
     },
     /// Print a file of a context
     Cat {
         #[command(flatten)]
         sources: Sources,
-        /// Absolute inside the mounts, or from the context's root
+        /// Path to print: absolute inside the mounts, or relative to the context's root
         path: PathBuf,
     },
-    /// Print what the files of a context are known by: equal for the same files, wherever they come from
+    /// Print the digest of a context: equal for equal files, whatever their source
     Digest {
         #[command(flatten)]
         sources: Sources,
     },
-    /// Show what is different between two contexts, or what was changed in a mounted one
+    /// Show the differences between two contexts, or the changes in a mounted one
     ///
-    /// Each line is a letter and a path: `A` only in the second (or new), `D` only in the first (or
-    /// removed), `M` with another kind, mode or content (or written to).
+    /// Each line is a letter and a path: `A` for a file that only the second context has (or a new file),
+    /// `D` for one that only the first has (or a removed file), `M` for another kind, mode or content (or a
+    /// changed file).
     #[command(after_help = "\
 Examples:
   hearth context diff --mount-image my-app:1 --to-image my-app:2
   hearth context diff --mount-room-path apps/my-app --to-image my-app:2,subpath=srv/app
   hearth context diff /mnt/my-app
-      What was written in a context that is mounted there with --rw")]
+      The changes in a context that is mounted there with --rw")]
     Diff {
         #[command(flatten)]
         sources: Sources,
@@ -74,37 +75,37 @@ Examples:
     },
     /// Mount a context on an empty directory of the daemon's machine
     ///
-    /// It stays until it is unmounted or the daemon ends. With --rw it can be written: what is written
-    /// goes to a place of the daemon's own, the room's files never change, and mounting the same again
-    /// on the same directory shows it again.
+    /// The mount stays until it is unmounted or the daemon ends. With --rw it is writable: changes go to a
+    /// directory of the daemon, the room's files never change, and mounting the same files on the same
+    /// directory shows the changes again.
     #[command(after_help = "\
 Examples:
   hearth context mount /mnt/my-app --mount-room-path apps/my-app
   hearth context mount /mnt/work --rw --mount-image my-app:dev --mount-room-path data:/context/data --context-path /context")]
     Mount {
-        /// Where it appears; absolute, or from here
+        /// Mount point: absolute, or relative to the current directory
         directory: PathBuf,
         #[command(flatten)]
         sources: Sources,
-        /// Let it be written
+        /// Make the mount writable
         #[arg(long)]
         rw: bool,
     },
-    /// Unmount a context; what was written in it is kept
+    /// Unmount a context; its changes are kept
     Unmount {
         directory: PathBuf,
-        /// Also when it is in use: who has files of it open can go on with them
+        /// Unmount even when it is in use; files that are open stay usable
         #[arg(long)]
         lazy: bool,
-        /// Throw away what was written in it
+        /// Discard the changes
         #[arg(long)]
         discard: bool,
     },
-    /// List what is mounted, and what changes are kept
+    /// List the mounted contexts and the kept changes
     Mounts,
 }
 
-/// The files of a context, as in `hearth build`.
+/// Source flags of a context, the same as those of `hearth build`.
 #[derive(Debug, Args)]
 pub(super) struct Sources {
     /// Files of room storage, `<source>[:<mount>]`
@@ -116,15 +117,15 @@ pub(super) struct Sources {
     /// Files of an image of the room, `<image>[=<mount>][,subpath=<path>]`
     #[arg(long, visible_alias = "image-mount", value_name = "MOUNT", help_heading = "Files")]
     mount_image: Vec<String>,
-    /// A directory of this machine, sent to the room for this, `<path>[:<mount>]`
+    /// A directory of this machine, sent to the room for this command, `<path>[:<mount>]`
     #[arg(long, value_name = "PATH", help_heading = "Files")]
     pack: Option<String>,
-    /// Directory inside the mounts that is the root [default: the one mount's place, or `/`]
+    /// Directory inside the mounts that is the root [default: the target of the only mount, or `/`]
     #[arg(long, value_name = "PATH", help_heading = "Files")]
     context_path: Option<String>,
 }
 
-/// What is on the other side of a comparison.
+/// Flags of the second context of a comparison.
 #[derive(Debug, Args)]
 pub(super) struct ToSources {
     /// Compare with files of room storage
@@ -136,12 +137,12 @@ pub(super) struct ToSources {
     /// Compare with files of an image
     #[arg(long, value_name = "MOUNT", help_heading = "Compare with")]
     to_image: Vec<String>,
-    /// Root of the other side
+    /// Root of the second context
     #[arg(long, value_name = "PATH", help_heading = "Compare with")]
     to_context_path: Option<String>,
 }
 
-/// Flags that were read, not yet sent.
+/// Parsed source flags whose pack has not been sent yet.
 struct Plan {
     mounts: Vec<MountSpec>,
     pack: Option<(PathBuf, String)>,
@@ -222,7 +223,7 @@ impl ToSources {
 }
 
 impl Plan {
-    /// Sends the pack, if there is one.
+    /// Sends the pack, if there is one, and returns the sources in their wire form.
     async fn sources(self, client: &Client) -> Result<ContextSources, Failure> {
         let mut mounts: Vec<Mount> = self.mounts.into_iter().map(mount).collect();
         if let Some((path, target)) = self.pack {
@@ -250,7 +251,7 @@ pub(super) async fn run(command: ContextCommand, globals: &Globals) -> Result<()
             let request = MountContextRequest { context, directory, writable: rw };
             let mounted = client.mount_context(request).await?;
             if mounted.resumed {
-                output::note("changes of an earlier mount are in it again");
+                output::note("the mount continues with the changes of an earlier mount");
             }
             if globals.json {
                 output::json(&MountView::from(&mounted))
@@ -266,7 +267,7 @@ pub(super) async fn run(command: ContextCommand, globals: &Globals) -> Result<()
             output::note(&format!("unmounted {}", output::printable(&directory)));
             if kept {
                 output::note(
-                    "what was written is kept for the next mount of the same; --discard throws it away",
+                    "the changes are kept for the next mount of the same files; --discard removes them",
                 );
             }
             Ok(())
@@ -395,7 +396,7 @@ async fn mounts(globals: &Globals) -> Result<(), Failure> {
     output::table(&["DIRECTORY", "MODE", "STATE", "FILES"], &mounts.iter().map(row).collect::<Vec<_>>())
 }
 
-/// As the daemon takes it: the client may be in another directory.
+/// Makes a path absolute: the daemon may run in another directory.
 fn absolute(directory: &std::path::Path) -> Result<String, Failure> {
     let absolute = std::path::absolute(directory)
         .map_err(|error| Failure::usage(format!("`{}`: {error}", directory.display())))?;

@@ -21,20 +21,21 @@ use crate::interrupt::Interrupts;
 
 /// Run an image as a service of the room
 ///
-/// A service of that name is updated in place: what is not mentioned is kept, variables are merged by name, and a kind
-/// of mount that is given replaces that kind only. The new revision takes the traffic when it is healthy, and the old
-/// one goes; one that fails takes none. Progress and the service's log are on standard error meanwhile; standard output
-/// gets name, revision and digest, and the addresses of the domains. Ctrl-C leaves the deploy running.
+/// A service of that name is updated in place: what is not mentioned is kept, variables are merged by
+/// name, and a kind of mount that is given replaces only that kind. The new revision takes the traffic
+/// when it is healthy, and the old one stops; a revision that fails takes none. Progress and the
+/// service's log go to standard error; standard output receives name, revision and digest, and the URLs
+/// of the domains. Ctrl-C leaves the deploy running.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   hearth deploy --room myroom --tag room.meshagent.com/my-app:dev --env APP_ENV=dev
   hearth deploy --tag my-app:dev --pack ./my-app --domain my-app.example.com --public
-      Send and build a directory, and deploy what comes of it
+      Send and build a directory, and deploy the result
   hearth deploy --tag my-app:dev --room-mount data/my-app:/data --env-secret DB_PASSWORD=db --memory 512m
   hearth deploy --tag my-app:dev --port 8000 --liveness /healthz --dry-run")]
 pub(super) struct DeployArgs {
-    /// Image to run: of the room, or of any registry; with --pack the name of what is built
+    /// Image to run, from the room or any registry; with --pack, the tag of the build
     #[arg(long, short, allow_hyphen_values = true)]
     tag: String,
     /// Name of the service [default: the repository, with `-` for `/`]
@@ -46,47 +47,47 @@ pub(super) struct DeployArgs {
     #[command(flatten)]
     mounts: flags::MountArgs,
 
-    /// Port that it listens on, `N` for http or `N/tcp` [default: kept, else the image's EXPOSE]
+    /// Port that the service listens on, `N` for http or `N/tcp` [default: kept, else the image's EXPOSE]
     #[arg(long, value_name = "PORT", value_parser = network::port, help_heading = "Traffic")]
     port: Vec<ServicePort>,
-    /// Host name that leads to it, such as `www.example.com` or `*.example.com`
+    /// Host name that routes to the service, such as `www.example.com` or `*.example.com`
     #[arg(long, value_name = "DOMAIN", value_parser = network::domain, help_heading = "Traffic")]
     domain: Vec<String>,
-    /// Traffic for its domains needs no participant token
+    /// Accept traffic for its domains without a participant token
     #[arg(long, conflicts_with = "private", help_heading = "Traffic")]
     public: bool,
-    /// Traffic for its domains needs a participant token, as it does by default
+    /// Require a participant token for traffic to its domains (the default)
     #[arg(long, help_heading = "Traffic")]
     private: bool,
-    /// Path that answers 200 to 399 when it is healthy
+    /// Path that answers with a status from 200 to 399 when the service is healthy
     #[arg(long, value_name = "PATH", value_parser = network::liveness, help_heading = "Traffic")]
     liveness: Option<String>,
 
-    /// What it runs in place of the image's own: a JSON list, or a command that is split at blanks
+    /// Command that replaces the image's own: a JSON list, or a text that is split at blanks
     #[arg(long, value_name = "COMMAND", help_heading = "Process")]
     command: Option<String>,
-    /// Directory that it starts in
+    /// Working directory of the command
     #[arg(long, value_name = "DIR", help_heading = "Process")]
     workdir: Option<String>,
-    /// Most memory that it may use, such as `512m`
+    /// Memory limit, such as `512m`
     #[arg(long, value_name = "SIZE", value_parser = quantity::memory, help_heading = "Process")]
     memory: Option<u64>,
-    /// Most processors that it may use, such as `1.5`
+    /// Processor limit, such as `1.5`
     #[arg(long, value_name = "NUMBER", value_parser = quantity::cpus, help_heading = "Process")]
     cpus: Option<u32>,
     #[command(flatten)]
     confinement: confinement::ConfinementArgs,
 
-    /// How the new revision takes the place of the old one
+    /// Strategy that replaces the old revision
     #[arg(long, value_enum, help_heading = "Deploy")]
     strategy: Option<Strategy>,
-    /// How long it has for its first healthy answer, such as `90s` [default: kept, else 60s]
+    /// Time limit for the first healthy answer of the new revision, such as `90s` [default: kept, else 60s]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Deploy")]
     timeout: Option<Duration>,
     /// Credentials of the image's registry, and of base and mounted images, `[registry,]username,password`
     #[arg(long, value_name = "CRED", help_heading = "Deploy")]
     cred: Vec<String>,
-    /// Print what would be done, and do nothing
+    /// Print the steps of the deploy without doing them
     #[arg(long, conflicts_with = "pack", help_heading = "Deploy")]
     dry_run: bool,
     #[command(flatten)]
@@ -95,7 +96,7 @@ pub(super) struct DeployArgs {
     /// A directory of this machine to build first, `<path>[:<mount>]`
     #[arg(long, value_name = "PATH", help_heading = "Build")]
     pack: Option<String>,
-    /// The build fails when it takes longer
+    /// Time limit of the build
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Build")]
     build_timeout: Option<Duration>,
     #[command(flatten)]
@@ -104,9 +105,9 @@ pub(super) struct DeployArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Strategy {
-    /// The new one is healthy before the old one goes
+    /// Stop the old instance when the new one is healthy
     Rolling,
-    /// The old one ends before the new one starts
+    /// Stop the old instance before the new one starts
     Recreate,
 }
 
@@ -120,7 +121,7 @@ pub(super) async fn run(
         None => interrupts.or(Box::pin(connect(globals))).await?,
         Some(build) => {
             let (client, digest) = Box::pin(build::for_deploy(&build, globals, interrupts)).await?;
-            // What was built, wherever its tag goes meanwhile.
+            // Deploy the digest that was built, even when the tag moves in the meantime.
             spec.image = pinned(&spec.image, &digest)?;
             client
         }

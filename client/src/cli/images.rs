@@ -20,22 +20,22 @@ pub(super) enum ImagesCommand {
     /// Show the tagged images
     #[command(visible_alias = "ls")]
     List {
-        /// Only this repository
+        /// Show only this repository
         repository: Option<String>,
-        /// Show the images of other registries that builds and deploys fetched, which the room keeps for the next ones
+        /// Show the images of other registries that builds and deploys fetched and the room keeps for later ones
         #[arg(long, conflicts_with = "repository")]
         cached: bool,
     },
     /// Show an image's manifest, config and layers
     Inspect { image: String },
-    /// Give an image one more tag, or move a tag to it
+    /// Add a tag to an image, or move a tag to it
     #[command(after_help = "Example:\n  hearth images tag my-app:dev my-app:stable")]
     Tag {
         image: String,
         #[arg(value_name = "NEW_TAG")]
         tag: String,
     },
-    /// Take tags away; content that nothing else uses is freed later
+    /// Remove tags; content that nothing else uses is freed later
     Rm {
         #[arg(required = true)]
         images: Vec<String>,
@@ -43,7 +43,7 @@ pub(super) enum ImagesCommand {
     /// Write an image of the room to an OCI archive
     ///
     /// The same image gives the same bytes; loading the archive gives the same digest. An index is saved
-    /// with all that it lists.
+    /// with every manifest that it lists.
     #[command(after_help = "Example:\n  hearth images save my-app:dev -o my-app.oci.tar")]
     Save {
         image: String,
@@ -54,7 +54,7 @@ pub(super) enum ImagesCommand {
     /// Send an image of the room to another registry
     ///
     /// Without TARGET, IMAGE is the name there, and the room's image of the same repository and tag is sent.
-    /// The daemon sends it, with --cred or its own credentials.
+    /// The daemon sends the image, with --cred or its own credentials.
     #[command(after_help = "\
 Examples:
   hearth images push my-app:dev ghcr.io/me/my-app:1 --cred me,TOKEN
@@ -66,27 +66,27 @@ Examples:
         #[arg(long, value_name = "CRED")]
         cred: Vec<String>,
     },
-    /// Bring an image of another registry into the room
+    /// Copy an image of another registry into the room
     #[command(after_help = "\
 Examples:
   hearth images pull python:3.13
   hearth images pull ghcr.io/me/app:1 --tag app:1 --cred me,TOKEN")]
     Pull {
         image: String,
-        /// Its name in the room [default: its repository and tag]
+        /// Tag in the room [default: the image's own repository and tag]
         #[arg(long, short)]
         tag: Option<String>,
         /// Architecture, such as `arm64` or `arm/v7` [default: the daemon's own]
         #[arg(long, conflicts_with = "all_platforms")]
         arch: Option<String>,
-        /// All platforms, and the index that lists them
+        /// Copy all platforms, and the index that lists them
         #[arg(long)]
         all_platforms: bool,
         /// Credentials, `[registry,]username,password`
         #[arg(long, value_name = "CRED")]
         cred: Vec<String>,
     },
-    /// Put an OCI archive into the room
+    /// Load an OCI archive into the room
     #[command(after_help = "\
 Examples:
   hearth images load my-app.oci.tar --tag my-app:dev
@@ -94,7 +94,7 @@ Examples:
     Load {
         /// OCI archive, `-` for standard input
         file: PathBuf,
-        /// Its name in the room
+        /// Tag in the room
         #[arg(long, short)]
         tag: String,
     },
@@ -187,7 +187,7 @@ async fn list_cached(globals: &Globals) -> Result<(), Failure> {
     )
 }
 
-/// Enough of a digest to tell images apart in a table.
+/// Shortens a digest to its algorithm and 12 hexadecimal digits, for tables.
 fn short(digest: &str) -> String {
     digest.chars().take("sha256:".len() + 12).collect()
 }
@@ -213,7 +213,7 @@ async fn load(file: &Path, tag: &str, globals: &Globals) -> Result<(), Failure> 
     if let Some(image) = &loaded.image {
         let reused = output::size(loaded.reused_bytes);
         output::note(&format!(
-            "loaded {} ({}, {reused} of it known before)",
+            "loaded {} ({}, {reused} of it already in the room)",
             image.reference,
             output::size(loaded.size_bytes)
         ));
@@ -221,7 +221,7 @@ async fn load(file: &Path, tag: &str, globals: &Globals) -> Result<(), Failure> 
     output::line(&loaded.digest)
 }
 
-/// Opened before the room is spoken to, so that a wrong path is a usage error.
+/// Opens the archive before the client connects, so that a wrong path is a usage error.
 fn archive_source(file: &Path) -> Result<ArchiveSource, Failure> {
     if file == Path::new("-") {
         return Ok(Box::new(|out| std::io::copy(&mut std::io::stdin().lock(), out).map(|_| ())));

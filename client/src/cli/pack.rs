@@ -28,10 +28,10 @@ use crate::{output, task};
 
 /// Turn a directory into an image: an OCI archive, or an image of the room
 ///
-/// The same tree gives the same digest on any machine, at any time, as any user. Owners and times
-/// are not kept; modes, links, empty directories and capabilities are. `.dockerignore` is obeyed.
-/// With --output and without --room nothing but the file is made. What was packed before is kept in
-/// ~/.cache/hearth ($XDG_CACHE_HOME/hearth), so that an unchanged directory is packed at once.
+/// The same tree gives the same digest on any machine, at any time, as any user. Owners and times are
+/// not kept; modes, links, empty directories and capabilities are. `.dockerignore` applies. With
+/// --output and without --room, the command only writes the file. The cache in ~/.cache/hearth
+/// ($XDG_CACHE_HOME/hearth) makes packing an unchanged directory immediate.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -48,7 +48,7 @@ pub(super) struct PackArgs {
     /// Name of the image; needed to send it to a room
     #[arg(long, short, allow_hyphen_values = true)]
     tag: Option<String>,
-    /// Image that the packed layer is put on: one of the room, of any registry, or `oci-archive:FILE`
+    /// Base image below the packed layer: from the room, any registry, or `oci-archive:FILE`
     #[arg(long, value_name = "IMAGE")]
     base: Option<String>,
     /// Architecture of the image, such as `arm64` or `arm/v7` [default: amd64]
@@ -62,27 +62,27 @@ pub(super) struct PackArgs {
     /// Make the archive readable by `docker load` too
     #[arg(long)]
     docker: bool,
-    /// What the image runs: a JSON list, or a command that is split at blanks
+    /// Entrypoint of the image: a JSON list, or a command that is split at blanks
     #[arg(long, value_name = "COMMAND", help_heading = "Image config")]
     entrypoint: Option<String>,
-    /// Its default arguments, in the same form
+    /// Default arguments of the entrypoint, in the same form
     #[arg(long, value_name = "COMMAND", help_heading = "Image config")]
     cmd: Option<String>,
-    /// Variable of the environment, `NAME=value`
+    /// Environment variable, `NAME=value`
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Image config")]
     env: Vec<String>,
-    /// Directory that it starts in
+    /// Working directory
     #[arg(long, value_name = "DIR", help_heading = "Image config")]
     workdir: Option<String>,
-    /// User that it runs as, `user[:group]`
+    /// User that the process runs as, `user[:group]`
     #[arg(long, help_heading = "Image config")]
     user: Option<String>,
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Image config")]
     label: Vec<String>,
-    /// Port that it listens on, `port[/tcp|udp]`
+    /// Port that the process listens on, `port[/tcp|udp]`
     #[arg(long, value_name = "PORT", help_heading = "Image config")]
     expose: Vec<String>,
-    /// Directory that it keeps data in
+    /// Directory that holds data (a volume)
     #[arg(long, value_name = "DIR", help_heading = "Image config")]
     volume: Vec<String>,
     #[command(flatten)]
@@ -121,7 +121,7 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
     }
     let started = Instant::now();
     let mut options = options(&args, tag.clone())?;
-    // Seen before the work, not after it.
+    // Check this before the work starts, not afterwards.
     check_directory(&args.path)?;
     let client = match (&tag, to_room) {
         (Some(tag), true) => {
@@ -135,7 +135,7 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
         let opening = base::open(text, &options.platform, &args.registries, client.as_ref(), globals);
         options.base = Some(Box::pin(opening).await?);
     }
-    // Layers of a base lie in a file here: that image is sent as one archive.
+    // The layers of a base are local files, so an image with a base is sent as one archive.
     if let (Some(client), Some(tag)) = (&client, &tag)
         && options.base.is_none()
         && args.output.is_none()
@@ -169,7 +169,7 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
         let destination = ArchiveDestination { tag: Some(tag.to_string()), room_path: args.room_path };
         let loaded = send(&client, &packed, destination).await?;
         output::note(&format!(
-            "sent {} ({} of it known before)",
+            "sent {} ({} of it already in the room)",
             output::size(loaded.size_bytes),
             output::size(loaded.reused_bytes)
         ));
@@ -179,7 +179,7 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
     if globals.json { output::json(&view) } else { output::line(&view.digest) }
 }
 
-/// The room makes the image; what it lacks of the content is sent.
+/// Sends the content that the room lacks; the room assembles the image.
 async fn pack_in_room(
     client: &Client,
     tag: &Reference,
@@ -188,7 +188,7 @@ async fn pack_in_room(
     globals: &Globals,
     started: Instant,
 ) -> Result<(), Failure> {
-    // As a pack that is made here: flags are checked before anything is read.
+    // Check the config flags before anything is read, as a local pack does.
     options
         .config
         .apply(&mut RunConfig::default())
@@ -203,7 +203,7 @@ async fn pack_in_room(
     if globals.json { output::json(&view) } else { output::line(&view.digest) }
 }
 
-/// Packs a directory on a thread of its own.
+/// Packs a directory on a blocking thread.
 async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<Packed>, Failure> {
     let work = move || {
         let mut meter = Meter::new();
@@ -211,12 +211,12 @@ async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<Pack
     };
     let packed = task::blocking("pack", work).await?.map_err(|error| failure(&error))?;
     if let Some(trouble) = &packed.cache_trouble {
-        tracing::debug!(%trouble, "the cache does not hold this pack");
+        tracing::debug!(%trouble, "failed to cache the pack");
     }
     Ok(std::sync::Arc::new(packed))
 }
 
-/// Sends a pack as one stream.
+/// Sends a pack to the room as one archive stream.
 async fn send(
     client: &Client,
     packed: &std::sync::Arc<Packed>,
@@ -227,7 +227,8 @@ async fn send(
     Ok(client.load_image(destination, source).await?)
 }
 
-/// What is not there, or no directory, is wrong usage; everything inside it is a failure.
+/// Checks that `path` is a directory. A missing or wrong path is a usage error; errors inside the
+/// directory are failures.
 pub(super) fn check_directory(path: &Path) -> Result<(), Failure> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
@@ -237,7 +238,7 @@ pub(super) fn check_directory(path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Whether a tag is in the registry of the room that was connected to.
+/// Checks that a tag belongs to the registry of the connected room.
 pub(super) async fn check_room_tag(client: &Client, what: &str, tag: &Reference) -> Result<(), Failure> {
     let Some(registry) = &tag.registry else { return Ok(()) };
     let rooms = client.info().await?.room_registries;

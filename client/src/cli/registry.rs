@@ -1,4 +1,4 @@
-//! What commands that speak to other registries have in common: credentials and mirrors.
+//! Credentials and mirrors for the commands that access other registries.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use hearth_proto::value::Reference;
 use crate::error::{Failure, FailureKind};
 use crate::{output, task};
 
-/// A credential helper may ask a person, who may have left.
+/// Time limit for a Docker credential helper, which may prompt a user who is not there.
 const HELPER_LIMIT: Duration = Duration::from_secs(30);
 
-/// Flags for other registries.
+/// Flags for access to other registries.
 #[derive(Debug, Args)]
 pub(super) struct RegistryArgs {
-    /// Credentials of a registry, `[registry,]username,password` [else: what `docker login` keeps]
+    /// Credentials of a registry, `[registry,]username,password` [default: those of `docker login`]
     #[arg(long, value_name = "CRED", help_heading = "Other registries")]
     cred: Vec<String>,
-    /// Ask this URL before the registry HOST, such as `docker.io=https://mirror.example`
+    /// Mirror URL to ask before the registry HOST, such as `docker.io=https://mirror.example`
     #[arg(
         long,
         value_name = "HOST=URL",
@@ -31,7 +31,7 @@ pub(super) struct RegistryArgs {
 }
 
 impl RegistryArgs {
-    /// A client with the credentials that `reference` may need.
+    /// Returns a registry client with the credentials that `reference` may need.
     pub(super) async fn remote(&self, reference: &Reference) -> Result<Remote, Failure> {
         let mirrors = Mirrors::new(self.registry_mirror.clone());
         let hosts = mirrors.authorities(reference);
@@ -48,7 +48,7 @@ impl RegistryArgs {
             match task::bounded(HELPER_LIMIT, move || docker_config(&asked)).await {
                 Some(Ok(Some(credential))) => credentials = credentials.with(&host, credential),
                 Some(Ok(None)) => {}
-                // Public images need none.
+                // Public images need no credentials.
                 Some(Err(reason)) => {
                     output::note(&format!("warning: {reason}; asking {host} without credentials"));
                 }
@@ -61,7 +61,8 @@ impl RegistryArgs {
     }
 }
 
-/// The credentials of a command that speaks to one registry: where none is named, that one is meant.
+/// Parses the credentials of a command that accesses one registry. A credential without a registry is
+/// for that one.
 pub(super) fn for_reference(
     texts: &[String],
     reference: &Reference,
@@ -77,13 +78,13 @@ pub(super) fn for_reference(
     texts.iter().map(one).collect()
 }
 
-/// `username,password` or `registry,username,password`.
+/// Parses a credential: `username,password` or `registry,username,password`.
 pub(super) fn credential(text: &str) -> Result<RegistryCredential, Failure> {
     let parts: Vec<&str> = text.splitn(3, ',').collect();
     let (registry, username, password) = match parts[..] {
         [username, password] => ("", username, password),
         [registry, username, password] => (registry, username, password),
-        // The text itself may hold a password: it is not shown.
+        // The text may contain a password, so the error does not show it.
         _ => {
             return Err(Failure::usage(
                 "--cred: expected `username,password` or `registry,username,password`",
@@ -100,7 +101,7 @@ pub(super) fn credential(text: &str) -> Result<RegistryCredential, Failure> {
     })
 }
 
-/// What another registry said, as the failure of a command.
+/// Converts an error of another registry to the failure of a command.
 pub(super) fn failure(what: &str, error: &RemoteError) -> Failure {
     let kind = match error {
         RemoteError::Refused { status: 401 | 403, .. } => FailureKind::Denied,

@@ -13,10 +13,10 @@ use crate::rooms::{Room, RoomError, RoomsFile, read_token};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RoomCommand {
-    /// Make a room known: `--addr` says where it is, `--token-file` who you are
+    /// Register a room: `--addr` is its address, `--token-file` holds your token
     ///
-    /// The token file is read again at each command; with `--token-file -` the token itself is
-    /// kept in the rooms file, which only you can read. The first room becomes the current one.
+    /// Each command reads the token file again; with `--token-file -` the token itself is kept in the rooms
+    /// file, which only you can read. The first room becomes the current one.
     #[command(after_help = "\
 Example:
   hearth room add studio --addr http://10.0.0.5:4327 --token-file ~/studio.token
@@ -27,7 +27,7 @@ Example:
     /// Show the known rooms
     #[command(visible_alias = "ls")]
     List,
-    /// Forget a room
+    /// Remove a room from the rooms file
     Rm { name: String },
 }
 
@@ -66,7 +66,7 @@ pub(super) async fn run(command: RoomCommand, globals: &Globals) -> Result<(), F
             }
             rooms.current = rooms.current.filter(|current| *current != name);
             rooms.write(&path)?;
-            output::note(&format!("room {name} forgotten"));
+            output::note(&format!("room {name} removed"));
         }
     }
     Ok(())
@@ -81,7 +81,7 @@ fn room(globals: &Globals) -> Result<Room, Failure> {
     let address: Address = addr.parse().map_err(|error: TargetError| Failure::usage(error.to_string()))?;
     let mut room = Room { addr: address.to_string(), token_file: None, token: None };
     if let Some(file) = &globals.token_file {
-        // Read now also when only the path is kept: a wrong one is better found here.
+        // Read the token even when only the path is kept, so that a wrong path is reported now.
         let token = read_token(file)?;
         if file == Path::new("-") {
             room.token = Some(token.reveal().to_owned());
@@ -125,7 +125,7 @@ fn list(rooms: &RoomsFile, json: bool) -> Result<(), Failure> {
     output::table(&["", "ROOM", "ADDRESS", "TOKEN"], &known.into_iter().map(row).collect::<Vec<_>>())
 }
 
-/// Letters, digits, `-`, `_` and `.`; it stands in flags and in TOML.
+/// Checks that a room name fits in flags and in TOML: letters, digits, `-`, `_` and `.`.
 fn check_name(name: &str) -> Result<(), RoomError> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if (1..=128).contains(&name.len()) && name.chars().all(fits) {

@@ -10,10 +10,10 @@ use crate::output;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RoutesCommand {
-    /// Show the domains and where they lead
+    /// Show the domains and the services that they route to
     #[command(visible_alias = "ls")]
     List,
-    /// Take domains away from their services, which go on without them
+    /// Remove domains from their services, which keep running
     Rm {
         #[arg(required = true)]
         domains: Vec<String>,
@@ -25,10 +25,10 @@ struct RouteView<'a> {
     domain: &'a str,
     service: &'a str,
     service_id: &'a str,
-    /// None while nothing serves.
+    /// Revision that receives the traffic; null while none serves.
     revision: Option<u32>,
     private: bool,
-    /// None for a domain with `*`.
+    /// URL of the domain; null for a domain with `*`.
     url: Option<&'a str>,
 }
 
@@ -72,7 +72,7 @@ pub(super) async fn run(command: RoutesCommand, globals: &Globals) -> Result<(),
             let client = connect(globals).await?;
             for domain in domains {
                 let service = client.remove_route(&domain).await?;
-                output::note(&format!("{domain} leads to {service} no more"));
+                output::note(&format!("{domain} no longer routes to {service}"));
             }
             Ok(())
         }

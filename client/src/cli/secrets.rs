@@ -1,5 +1,5 @@
-//! `hearth secrets`. A value is read from a file, from standard input or from the keyboard, and is never an argument,
-//! which others on the machine could see.
+//! `hearth secrets`. A value is read from a file, standard input or the keyboard, never from an
+//! argument, which other users of the machine could see.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use crate::{output, task};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum SecretsCommand {
-    /// Set a secret, new or in place of the one of that name
+    /// Create a secret, or replace the value of an existing one
     ///
-    /// The value is standard input, without the end of its last line. Services that run keep the value they were
-    /// started with until they are restarted.
+    /// The value is standard input, without the line end of its last line. Running services keep the value
+    /// they were started with until they are restarted.
     #[command(after_help = "\
 Examples:
   printf %s \"$PASSWORD\" | hearth secrets set db-password
@@ -26,11 +26,11 @@ Examples:
   hearth deploy --tag my-app:dev --env-secret DB_PASSWORD=db-password")]
     Set {
         name: String,
-        /// The value is this file, byte by byte
+        /// Use the exact bytes of this file as the value
         #[arg(long, value_name = "FILE")]
         from_file: Option<PathBuf>,
     },
-    /// Show the names of the secrets; values are shown by nothing
+    /// Show the names of the secrets; values are never shown
     #[command(visible_alias = "list")]
     Ls,
     /// Remove secrets
@@ -60,15 +60,15 @@ impl From<&hearth_proto::v1::Secret> for SecretView {
     }
 }
 
-/// What the daemon takes.
+/// Maximum size of a value in bytes; the daemon's own limit.
 const MAX_BYTES: u64 = 64 << 10;
-/// Most bytes of a line that Linux's terminals hand over; they drop what follows without a word.
+/// Maximum length in bytes of a line that a Linux terminal passes on; it silently drops the rest.
 const TERMINAL_LINE: usize = 4095;
 
 pub(super) async fn run(command: SecretsCommand, globals: &Globals) -> Result<(), Failure> {
     match command {
         SecretsCommand::Set { name, from_file } => {
-            // The name is an argument: who writes a value there is told before it is sent anywhere.
+            // The name is an argument, so a value written there must be refused before it is sent anywhere.
             if name.contains('=') {
                 return Err(Failure::usage("a secret's value is not an argument, which others could see")
                     .hint("hearth secrets set NAME, with the value on standard input or in --from-file"));
@@ -112,11 +112,12 @@ pub(super) async fn run(command: SecretsCommand, globals: &Globals) -> Result<()
 }
 
 async fn read_value(file: Option<PathBuf>) -> Result<Vec<u8>, Failure> {
-    // Held here and not where the line is read: Ctrl-C ends this and not that.
+    // The guard lives in this function, not in the thread that reads the line: Ctrl-C ends only this
+    // function.
     let hidden = (file.is_none() && io::stdin().is_terminal()).then(Hidden::keyboard);
     if hidden.is_some() {
-        // Only now: whoever types as soon as the question is there must not be shown what they type.
-        output::note("The value, which is not shown, and enter:");
+        // Print the prompt after echo is off, so that a user who types at once does not see the value.
+        output::note("Type the value, which is not shown, and press enter:");
     }
     let typed = hidden.is_some();
     let read = task::blocking("secret", move || match file {
@@ -158,7 +159,7 @@ fn up_to_limit(from: impl io::Read) -> io::Result<Vec<u8>> {
     Ok(value)
 }
 
-/// `echo` and the enter key end a value with a line end that is not meant.
+/// Removes one line end, which `echo` and the enter key add to a value.
 fn without_line_end(mut value: Vec<u8>) -> Vec<u8> {
     if value.last() == Some(&b'\n') {
         value.pop();

@@ -24,12 +24,12 @@ use views::ServiceView;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ServicesCommand {
-    /// Show the room's services and how they are
+    /// Show the room's services and their status
     #[command(visible_alias = "ls")]
     List,
     /// Show one service: its revisions, instances and health
     ///
-    /// With -o it is printed as the manifest that `hearth services apply` takes.
+    /// With -o the command prints the manifest that `hearth services apply` takes.
     #[command(after_help = "\
 Examples:
   hearth services show web
@@ -37,47 +37,47 @@ Examples:
     Show {
         /// Name or id
         service: String,
-        /// Print the manifest of what it runs
+        /// Print the manifest of the service in this format
         #[arg(long, short, value_enum)]
         output: Option<Format>,
-        /// Of this revision [default: the one that shall run]
+        /// Print the manifest of this revision [default: the desired revision]
         #[arg(long, value_name = "N", requires = "output", value_parser = clap::value_parser!(u32).range(1..))]
         revision: Option<u32>,
     },
     Logs(logs::LogsArgs),
-    /// Replace the instance of a service by another of the same revision, with fresh tokens and secrets
+    /// Replace the instance of a service by a new one of the same revision, with new tokens and current secrets
     Restart {
         service: String,
         #[command(flatten)]
         waiting: WaitArgs,
     },
-    /// Run again what an earlier revision ran, as a new revision
+    /// Deploy an earlier revision again, as a new revision
     #[command(after_help = "\
 Examples:
   hearth services rollback web
-      What was live before
+      Return to the revision that was live before
   hearth services rollback web 3")]
     Rollback {
         service: String,
-        /// Number of the earlier revision [default: the last one that was live before]
+        /// Number of the earlier revision [default: the last other revision that was live]
         #[arg(value_name = "REV", value_parser = clap::value_parser!(u32).range(1..))]
         revision: Option<u32>,
         #[command(flatten)]
         waiting: WaitArgs,
     },
-    /// Stop and forget services
+    /// Stop and remove services
     Rm {
         #[arg(required = true)]
         services: Vec<String>,
-        /// From the stop signal to the end by force, such as `30s` [default: 10s]
+        /// Time between the stop signal and SIGKILL, such as `30s` [default: 10s]
         #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
         grace: Option<Duration>,
-        /// End them by force at once
+        /// Kill the processes at once
         #[arg(long, conflicts_with = "grace")]
         now: bool,
     },
     Exec(exec::ExecArgs),
-    /// Deploy what a manifest says: nothing that is not in it is kept
+    /// Deploy a manifest; settings that are not in it are not kept
     #[command(after_help = "\
 Example:
   hearth services show web -o yaml > web.yaml
@@ -86,7 +86,7 @@ Example:
         /// Manifest, `-` for standard input
         #[arg(long, short, value_name = "FILE")]
         file: PathBuf,
-        /// Print what would be done, and do nothing
+        /// Print the steps of the deploy without doing them
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
@@ -100,7 +100,7 @@ pub(super) enum Format {
     Json,
 }
 
-/// More than any manifest has.
+/// Size limit of a manifest in bytes; larger than any real one.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 
 pub(super) async fn run(
@@ -181,8 +181,9 @@ async fn show(
         None => output::line(&views::for_people(&service, Timestamp::now())),
         Some(format) => {
             let spec = wanted(&service, revision)?.spec.as_ref();
-            let spec =
-                spec.ok_or_else(|| Failure::failed("protocol", "the revision came without what it runs"))?;
+            let spec = spec.ok_or_else(|| {
+                Failure::failed("protocol", "the daemon sent the revision without its spec")
+            })?;
             let manifest = Manifest::of(&service.name, spec);
             match format {
                 Format::Yaml => output::line(manifest::write(&manifest)?.trim_end()),
@@ -192,7 +193,7 @@ async fn show(
     }
 }
 
-/// The revision of this number, or the one that shall run.
+/// Returns the revision with this number; without a number, the desired revision.
 fn wanted(service: &Service, revision: Option<u32>) -> Result<&Revision, Failure> {
     let number = revision.unwrap_or(service.desired_revision);
     service.revisions.iter().find(|revision| revision.number == number).ok_or_else(|| {

@@ -20,17 +20,17 @@ pub(super) enum StorageCommand {
     Ls {
         #[command(flatten)]
         area: Area,
-        /// With everything below it
+        /// Include everything below the directory
         #[arg(long, short)]
         recursive: bool,
-        /// Path from the storage's root
+        /// Path relative to the storage's root
         #[arg(default_value = "/")]
         path: String,
     },
-    /// Put a file or a directory into the room
+    /// Copy a file or a directory into the room
     ///
-    /// A file appears complete or not at all. Of a directory, everything below it is put below
-    /// PATH; files that are there already and have the same name are replaced.
+    /// A file appears complete or not at all. The content of a directory is put below PATH; existing files
+    /// with the same names are replaced.
     #[command(after_help = "\
 Examples:
   hearth storage put ./my-app /apps/my-app
@@ -40,10 +40,10 @@ Examples:
         area: Area,
         /// File or directory on this machine, `-` for standard input
         local: PathBuf,
-        /// Where it goes, from the storage's root
+        /// Target path, relative to the storage's root
         path: String,
     },
-    /// Get a file or a directory out of the room
+    /// Copy a file or a directory out of the room
     #[command(after_help = "\
 Examples:
   hearth storage get apps/my-app/Dockerfile
@@ -52,14 +52,14 @@ Examples:
         #[command(flatten)]
         area: Area,
         path: String,
-        /// Where it goes on this machine; `-`, or nothing, is standard output
+        /// Target path on this machine; standard output when it is `-` or left out
         local: Option<PathBuf>,
     },
     /// Remove a file, or a directory with `--recursive`
     Rm {
         #[command(flatten)]
         area: Area,
-        /// Remove a directory with all below it
+        /// Remove a directory with everything below it
         #[arg(long, short)]
         recursive: bool,
         #[arg(required = true)]
@@ -69,7 +69,7 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(super) struct Area {
-    /// Project storage instead of room storage
+    /// Use project storage instead of room storage
     #[arg(long)]
     project: bool,
 }
@@ -110,7 +110,7 @@ async fn list(area: StorageArea, path: &str, recursive: bool, globals: &Globals)
     if globals.json { output::json(&views) } else { Ok(()) }
 }
 
-/// One line of a listing, which is printed while more of it arrives.
+/// Formats one entry. A listing is printed while it arrives, so its columns have fixed widths.
 fn row(entry: &FileEntry) -> String {
     let kind = match entry.kind() {
         FileKind::Directory => 'd',
@@ -159,8 +159,13 @@ async fn put(area: StorageArea, local: &Path, path: &str, globals: &Globals) -> 
                     };
                     put_file(&client, area, &full, &format!("{path}/{name}"), &mut sent).await?;
                 } else {
-                    return Err(Failure::usage(format!("`{}` is no file and no directory", full.display()))
-                        .hint("links and special files are kept by `hearth pack`; leave it out or put its target"));
+                    return Err(Failure::usage(format!(
+                        "`{}` is neither a file nor a directory",
+                        full.display()
+                    ))
+                    .hint(
+                        "links and special files are kept by `hearth pack`; leave it out or put its target",
+                    ));
                 }
             }
         }
@@ -171,6 +176,7 @@ async fn put(area: StorageArea, local: &Path, path: &str, globals: &Globals) -> 
     Ok(())
 }
 
+/// Number and size of the files that were put.
 #[derive(Default)]
 struct Sent {
     files: u64,
@@ -187,7 +193,7 @@ async fn put_file(
     let file = tokio::fs::File::open(local).await.map_err(|error| unreadable(local, &error))?;
     let metadata = file.metadata().await.map_err(|error| unreadable(local, &error))?;
     if !metadata.is_file() {
-        return Err(Failure::usage(format!("`{}` is no file and no directory", local.display())));
+        return Err(Failure::usage(format!("`{}` is neither a file nor a directory", local.display())));
     }
     let begin = WriteBegin {
         area: area.into(),
@@ -238,11 +244,11 @@ async fn get(area: StorageArea, path: &str, local: Option<&Path>, globals: &Glob
             }
         }
     }
-    // An empty directory has no entries.
+    // Create an empty directory, which has no entries, as well.
     if directory { make_directory(local) } else { Ok(()) }
 }
 
-/// What the daemon says of a path is never trusted to stay below the target.
+/// Returns the path relative to `root`. Guards against a daemon that lists paths outside of the target.
 fn below(root: &str, path: &str) -> Result<PathBuf, Failure> {
     let relative =
         if root.is_empty() { Some(path) } else { path.strip_prefix(root).and_then(|p| p.strip_prefix('/')) };

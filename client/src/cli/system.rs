@@ -13,9 +13,9 @@ use crate::output;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum SystemCommand {
-    /// Show what callers hold on the daemon's disk: packs, images, files, logs, unfinished uploads
+    /// Show each caller's disk usage: packs, images, files, logs, unfinished uploads
     ///
-    /// Administrators see everybody, others themselves. An upload of which nothing comes ends by itself.
+    /// Administrators see all callers, others see themselves. An idle upload ends by itself.
     #[command(after_help = "Examples:\n  hearth system df\n  hearth system df --json")]
     Df,
 }
@@ -89,7 +89,7 @@ struct ComponentView<'a> {
     detail: &'a str,
 }
 
-/// Shows the daemon and its parts; fails when one of them is not ready.
+/// Shows the daemon and its components; fails when one of them is not ready.
 pub(super) async fn run(globals: &Globals) -> Result<(), Failure> {
     let client = connect(globals).await?;
     let info = client.info().await?;

@@ -14,8 +14,8 @@ use crate::{duration, output};
 pub(super) enum TokenCommand {
     /// Make a participant token of the room and print it
     ///
-    /// Works on the daemon's own machine (over its unix socket), and with a token that has the
-    /// `admin` grant.
+    /// Works on the daemon's own machine (through its unix socket), and with a token that has the `admin`
+    /// grant.
     #[command(after_help = "\
 Examples:
   hearth token mint --ttl 12h > studio.token
@@ -25,47 +25,49 @@ Examples:
         /// Name of the participant
         #[arg(long, default_value = "participant")]
         name: String,
-        /// What it may do: `userDefault`, `agentDefault`, `full`, or a JSON object with the `api` scope
+        /// Scope of the token: `userDefault`, `agentDefault`, `full`, or a JSON object with the `api` scope
         #[arg(long, default_value = "userDefault")]
         scope: String,
-        /// How long it is good, such as `12h` or `7d`
+        /// Lifetime of the token, such as `12h` or `7d`
         #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration::parse)]
         ttl: Duration,
-        /// Trust domain that it builds in, with a builder and cache shared by all who have it [default: its own]
+        /// Trust domain of the participant's builds; all participants of a domain share one builder and cache
+        /// [default: its own]
         #[arg(long, value_name = "DOMAIN")]
         domain: Option<String>,
     },
-    /// Replace the secret that the room's tokens are signed with
+    /// Replace the secret that signs the room's tokens
     ///
-    /// Tokens of the secret before stay good for the grace time. Services that run with such a token are restarted,
-    /// one instance after the other as with `hearth services restart`, so that they have a new one.
+    /// Tokens of the previous secret stay valid for the grace time. Services that run with such a token are
+    /// restarted, one instance after the other as with `hearth services restart`, so that they receive a
+    /// new one.
     #[command(after_help = "\
 Examples:
   hearth token rotate
   hearth token rotate --grace 0s      # ends all tokens at once")]
     Rotate {
-        /// How long tokens made before stay good, such as `0s` or `7d`, at most 30d
+        /// Time that existing tokens stay valid, such as `0s` or `7d`, at most 30d
         #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = grace)]
         grace: Duration,
     },
-    /// Refuse all tokens of a name that were made before now
+    /// Revoke all tokens of a caller that were made before now
     ///
-    /// Calls under way with such a token end at once: processes in services, followed logs, uploads and upgraded
-    /// connections. The tokens of services that the participant deployed before now are refused too, and those of
-    /// services that these have deployed, until another participant, or this one with a new token, deploys the service
-    /// again. Builds that were submitted go on.
+    /// Calls that use such a token end at once: processes in services, followed logs, uploads and upgraded
+    /// connections. The tokens of services that the participant deployed before now are refused too, and
+    /// those of services that these have deployed, until another participant, or this one with a new token,
+    /// deploys the service again. Builds that were submitted continue.
     Revoke {
-        /// Name of the caller: as it was minted, or `service:ID`
+        /// Name of the caller: the participant name of the token, or `service:ID`
         name: String,
     },
-    /// Show whose tokens were revoked
+    /// Show the callers whose tokens were revoked
     Revoked,
 }
 
-/// Longest grace time that a daemon accepts.
+/// Maximum grace time that a daemon accepts.
 const LONGEST_GRACE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// A length of time, or none at all.
+/// Parses a grace time: a length of time, or zero.
 fn grace(text: &str) -> Result<Duration, duration::DurationError> {
     if matches!(text.trim(), "0" | "0s") {
         Ok(Duration::ZERO)
@@ -144,7 +146,7 @@ async fn mint(request: MintTokenRequest, globals: &Globals) -> Result<(), Failur
     }
     output::line(&minted.token)?;
     if let Some(time) = expires_at {
-        output::note(&format!("good until {time}"));
+        output::note(&format!("valid until {time}"));
     }
     Ok(())
 }
@@ -162,14 +164,14 @@ async fn rotate(grace: Duration, globals: &Globals) -> Result<(), Failure> {
     }
     match until {
         Some(until) if !grace.is_zero() => {
-            output::note(&format!("the secret was replaced; tokens made before are good until {until}"));
+            output::note(&format!("the secret was replaced; tokens made before are valid until {until}"));
         }
         _ => output::note("the secret was replaced; tokens made before are refused"),
     }
     for service in &rotated.services {
         let service = output::printable(service);
         output::note(&format!(
-            "service `{service}` has a token made before, and is being restarted to have a new one"
+            "service `{service}` has a token made before, and is being restarted to receive a new one"
         ));
     }
     for service in &rotated.not_restarted {
@@ -198,7 +200,7 @@ async fn revoked(globals: &Globals) -> Result<(), Failure> {
     output::table(&["NAME", "MADE BEFORE", "REVOKED BY"], &rows)
 }
 
-/// Whether a scope is a named one or JSON; what it may hold is the daemon's to say.
+/// Checks that a scope is a named one or a JSON object; the daemon validates the content.
 pub(super) fn check_scope(scope: &str) -> Result<(), String> {
     let named = matches!(scope, "userDefault" | "agentDefault" | "full");
     let is_object = || serde_json::from_str::<serde_json::Value>(scope).is_ok_and(|value| value.is_object());

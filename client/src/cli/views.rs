@@ -1,5 +1,5 @@
-//! What `--json` prints: stable field names, bytes as numbers, times as RFC 3339, lengths of time
-//! as seconds.
+//! Output of `--json`: stable field names, bytes as numbers, times as RFC 3339, lengths of time in
+//! seconds.
 
 use std::collections::BTreeMap;
 
@@ -29,12 +29,12 @@ pub(super) struct BuildView {
     pub finished_at: Option<String>,
     pub submitted_by: String,
     pub last_sequence: u64,
-    /// None before the context was looked at.
+    /// Digest of the context; null until the context was read.
     pub context_digest: Option<String>,
-    /// By mount target.
+    /// Digests of the mounts, by mount target.
     pub mount_digests: BTreeMap<String, String>,
-    /// The sources that the Dockerfile names: digests of images and files. A digest is empty where only the builder
-    /// read the source.
+    /// Digests of the images and files that the Dockerfile names, by name. The digest is empty when only
+    /// the builder read the source.
     pub sources: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Value>,
@@ -106,7 +106,7 @@ pub(super) struct ImageView {
     unusable: Option<UnusableView>,
 }
 
-/// Why the room uses an image for nothing.
+/// Reason why the room does not use an image.
 #[derive(Serialize)]
 struct UnusableView {
     code: String,
@@ -198,7 +198,7 @@ struct LayerView {
 
 impl InspectView {
     pub(super) fn new(found: &InspectImageResponse) -> Self {
-        // What is no JSON is shown as the text it is.
+        // Invalid JSON is shown as plain text.
         let json = |text: &str| serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
         let layer = |layer: &hearth_proto::v1::Layer| LayerView {
             digest: layer.digest.clone(),
@@ -245,7 +245,7 @@ pub(super) struct FileView {
     link_target: Option<String>,
 }
 
-/// As `--json` says it.
+/// Returns the name of a file kind in the JSON output.
 pub(super) const fn kind_word(kind: FileKind) -> &'static str {
     match kind {
         FileKind::File => "file",

@@ -1,4 +1,4 @@
-//! Content of the room's images, blob by blob.
+//! Reads the content of the room's images, blob by blob.
 
 use bytes::Bytes;
 use hearth_proto::v1::{ReadBlobRequest, ReadBlobResponse, read_blob_response::Message};
@@ -7,18 +7,18 @@ use tonic::{Request, Streaming};
 
 use super::{Client, ClientError};
 
-/// A blob as it comes. It is for the caller to verify.
+/// Content of a blob as a stream. The caller must verify it against the digest.
 pub struct BlobContent {
     pub digest: Digest,
     pub size: u64,
-    /// Of a manifest or index; empty for blobs.
+    /// Media type of a manifest or index; empty for other blobs.
     pub media_type: String,
     stream: Streaming<ReadBlobResponse>,
     address: String,
 }
 
 impl BlobContent {
-    /// The next piece, or none at the end.
+    /// Returns the next chunk, or none at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         let message = self.stream.message().await;
         match message.map_err(|status| ClientError::from_status(&self.address, &status))?.map(|m| m.message) {
@@ -30,7 +30,7 @@ impl BlobContent {
 }
 
 impl Client {
-    /// A blob of an image of the room; without a digest, its manifest or index.
+    /// Reads a blob of an image of the room; without a digest, its manifest or index.
     pub async fn read_blob(
         &self,
         reference: &str,

@@ -1,4 +1,4 @@
-//! Calls on builds.
+//! Calls of the Builds service.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use hearth_proto::v1::{
 
 use super::{Client, ClientError, limited, limited_to};
 
-/// Cancel answers when the build's processes have ended.
+/// Time limit of Cancel, which answers after the build's processes have ended.
 const CANCEL_LIMIT: Duration = Duration::from_secs(180);
 
 impl Client {
-    /// Starts a build; answers at once with its id.
+    /// Starts a build and returns its id at once.
     pub async fn submit_build(
         &self,
         request: SubmitBuildRequest,
@@ -27,7 +27,7 @@ impl Client {
         self.answer(self.builds().get(limited(request)).await)
     }
 
-    /// The newest `limit` builds that fit `filter`.
+    /// The newest `limit` builds that match `filter`.
     pub async fn list_builds(
         &self,
         filter: ListBuildsRequest,
@@ -44,7 +44,7 @@ impl Client {
                 return Ok(builds);
             }
             if page.next_page_token == request.page_token {
-                return Err(ClientError::Protocol("a page of builds names itself as the next".to_owned()));
+                return Err(ClientError::Protocol("a page of builds has itself as the next page".to_owned()));
             }
             request.page_token = page.next_page_token;
         }
@@ -55,7 +55,7 @@ impl Client {
         self.answer(self.builds().read_log(limited(request)).await)
     }
 
-    /// Ends a build; answers when its processes have ended.
+    /// Cancels a build; answers after its processes have ended.
     pub async fn cancel_build(&self, build_id: &str) -> Result<Build, ClientError> {
         let request = CancelBuildRequest { build_id: build_id.to_owned() };
         self.answer(self.builds().cancel(limited_to(CANCEL_LIMIT, request)).await)

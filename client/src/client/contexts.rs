@@ -1,4 +1,4 @@
-//! Calls on contexts: the files that a build would see.
+//! Calls of the Contexts service: the files that a build would see.
 
 use bytes::Bytes;
 use hearth_proto::MAX_MESSAGE_BYTES;
@@ -12,7 +12,7 @@ use tonic::{Request, Streaming};
 
 use super::{Client, ClientError, Wire, limited};
 
-/// Messages of a call as they come.
+/// Messages of a streaming call, as they arrive.
 pub struct Answers<T> {
     stream: Streaming<T>,
     address: String,
@@ -31,7 +31,7 @@ pub struct ContextFile {
 }
 
 impl ContextFile {
-    /// The next piece, or none at the end of the file.
+    /// Returns the next chunk, or none at the end of the file.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         match self.chunks.next().await?.map(|message| message.message) {
             None => Ok(None),
@@ -71,7 +71,7 @@ impl Client {
         }
     }
 
-    /// Reads every byte of a tree, so it has no limit in time.
+    /// Computes the digest of a context. The call reads every byte of the tree, so it has no time limit.
     pub async fn digest_context(
         &self,
         context: ContextSources,
@@ -92,7 +92,7 @@ impl Client {
         self.answer(self.contexts().mount(limited(request)).await)
     }
 
-    /// Gives whether changes are kept.
+    /// Unmounts a context. Returns whether its changes are kept.
     pub async fn unmount_context(&self, request: UnmountContextRequest) -> Result<bool, ClientError> {
         self.answer(self.contexts().unmount(limited(request)).await).map(|answer| answer.kept)
     }

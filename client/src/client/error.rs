@@ -1,4 +1,4 @@
-//! Errors of the wire, as values: `hearth.v1.ErrorDetail` out of the status details of gRPC.
+//! Errors of calls, decoded from `hearth.v1.ErrorDetail` in the status details of gRPC.
 
 use std::error::Error;
 
@@ -13,7 +13,7 @@ pub enum ClientError {
     Unreachable { address: String, reason: String },
     #[error("{}", .0.message)]
     Denied(Box<ErrorDetail>),
-    /// The request itself is wrong.
+    /// The request itself is invalid.
     #[error("{}", .0.message)]
     Invalid(Box<ErrorDetail>),
     #[error("{}", .0.message)]
@@ -27,10 +27,10 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// The error that `status` stands for, in a call to `address`.
+    /// Converts the status of a call to `address` to an error.
     pub(super) fn from_status(address: &str, status: &Status) -> Self {
         let detail = error_detail(status);
-        // A status that was made on our side has the transport's error as its source.
+        // A status that tonic creates on the client side has the transport error as its source.
         let lost = status.source().is_some() || status.code() == Code::Unavailable;
         if detail.is_none() && lost {
             return Self::Unreachable { address: address.to_owned(), reason: reason(status) };
@@ -46,7 +46,8 @@ impl ClientError {
         }
     }
 
-    /// Whether the same call may go through later: the connection was lost, or the daemon says so.
+    /// Reports whether the same call may succeed later: the connection was lost, or the daemon marked the
+    /// error as retryable.
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
@@ -66,7 +67,7 @@ fn error_detail(status: &Status) -> Option<ErrorDetail> {
     Some(detail)
 }
 
-/// What is known when a status carries no detail: something between us and the daemon made it.
+/// Derives a detail from a bare status, which an intermediary created.
 fn plain(status: &Status) -> ErrorDetail {
     let code = match status.code() {
         Code::Unauthenticated => "unauthenticated",
@@ -89,7 +90,7 @@ fn plain(status: &Status) -> ErrorDetail {
     }
 }
 
-/// The innermost cause: "Connection refused" says more than "transport error".
+/// Message of the innermost cause: "Connection refused" says more than "transport error".
 pub(super) fn reason(error: &(dyn Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
@@ -133,7 +134,7 @@ mod tests {
             assert!(matches!(seen(&Status::new(code, "m")), ClientError::Denied(_)));
         }
         assert!(matches!(seen(&Status::new(Code::Unavailable, "m")), ClientError::Unreachable { .. }));
-        // The daemon itself says "not now": it was reached.
+        // The daemon itself answered "unavailable", so it was reached.
         assert!(matches!(seen(&status_with_detail(Code::Unavailable, &detail)), ClientError::Failed(_)));
         assert!(matches!(seen(&Status::new(Code::NotFound, "m")), ClientError::Failed(_)));
         assert!(matches!(seen(&Status::new(Code::Unimplemented, "m")), ClientError::Protocol(_)));

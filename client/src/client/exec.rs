@@ -1,4 +1,4 @@
-//! One more process in an instance of a service.
+//! Runs an additional process in an instance of a service.
 
 use hearth_proto::v1::exec_request::Message;
 use hearth_proto::v1::{ExecBegin, ExecRequest, ExecResponse, exec_response};
@@ -9,19 +9,19 @@ use tonic::{Request, Streaming};
 
 use super::{Client, ClientError};
 
-/// Messages to the process that are under way.
+/// Maximum number of input messages that wait to be sent.
 const UNDER_WAY: usize = 16;
 
-/// A process that runs; it ends with this.
+/// A running process. Dropping this value ends the process.
 pub struct ExecProcess {
-    /// Closed when the process is gone.
+    /// Input of the process. The channel closes when the process has ended.
     pub input: mpsc::Sender<Message>,
     output: Streaming<ExecResponse>,
     address: String,
 }
 
 impl Client {
-    /// Starts a process; answers when it runs.
+    /// Starts a process; returns when it runs.
     pub async fn exec(&self, begin: ExecBegin) -> Result<ExecProcess, ClientError> {
         let (input, messages) = mpsc::channel(UNDER_WAY);
         let requests = tokio_stream::once(Message::Begin(begin))
@@ -33,7 +33,7 @@ impl Client {
 }
 
 impl ExecProcess {
-    /// What it wrote next, or how it ended. An end of the stream before that is an error.
+    /// Returns the next output of the process, or its exit. A stream that ends before the exit is an error.
     pub async fn next(&mut self) -> Result<exec_response::Message, ClientError> {
         loop {
             let message = self.output.message().await;

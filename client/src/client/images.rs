@@ -1,4 +1,4 @@
-//! Calls on images, and the upload of archives.
+//! Calls of the Images service, and the upload of archives.
 
 use std::io;
 use std::pin::pin;
@@ -19,16 +19,16 @@ use super::upload::{self, Piece, UploadError};
 use super::{Client, ClientError, limited};
 use crate::task;
 
-/// What becomes of an archive in the room.
+/// Destination of an uploaded archive in the room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArchiveDestination {
-    /// The image's tag; none is a temporary pack for builds.
+    /// Tag of the image. Without a tag the archive becomes a temporary pack for builds.
     pub tag: Option<String>,
     /// Also keep the archive as this file of room storage.
     pub room_path: Option<String>,
 }
 
-/// Writes an archive from its beginning to its end, on a thread of its own.
+/// Function that writes an archive from beginning to end; it runs on a blocking thread.
 pub type ArchiveSource = Box<dyn FnOnce(&mut dyn io::Write) -> io::Result<()> + Send>;
 
 impl Client {
@@ -47,7 +47,7 @@ impl Client {
                 return Ok(images);
             }
             if page.next_page_token == request.page_token {
-                return Err(ClientError::Protocol("a page of images names itself as the next".to_owned()));
+                return Err(ClientError::Protocol("a page of images has itself as the next page".to_owned()));
             }
             request.page_token = page.next_page_token;
         }
@@ -63,7 +63,7 @@ impl Client {
         self.answer(self.images().inspect(limited(request)).await)
     }
 
-    /// Gives an image one more tag, or moves a tag to it.
+    /// Adds a tag to an image, or moves a tag to it.
     pub async fn tag_image(&self, reference: &str, tag: &str) -> Result<Image, ClientError> {
         let request = TagImageRequest { reference: reference.to_owned(), tag: tag.to_owned() };
         self.answer(self.images().tag(limited(request)).await)
@@ -74,8 +74,8 @@ impl Client {
         self.answer(self.images().remove(limited(request)).await).map(|_| ())
     }
 
-    /// Sends an OCI archive as one stream. When `source` fails the call is torn down, so that the
-    /// daemon never takes a part for the whole.
+    /// Sends an OCI archive as one stream. A failure of `source` aborts the call, so that the daemon never
+    /// takes a partial archive for a complete one.
     pub async fn load_image(
         &self,
         destination: ArchiveDestination,
@@ -96,7 +96,7 @@ impl Client {
             let filling = BytesMut::with_capacity(CHUNK_BYTES);
             let mut sink = ChunkSink { pieces, filling, hung_up: false };
             let written = source(&mut sink).and_then(|()| sink.end());
-            // When the daemon has hung up, its answer says why.
+            // The daemon closed the stream; its answer gives the reason.
             written.or_else(|error| if sink.hung_up { Ok(()) } else { Err(error) })
         }));
         let mut images = self.images();
@@ -111,7 +111,7 @@ impl Client {
     }
 }
 
-/// Cuts what is written into chunks and waits while enough of them are under way.
+/// Writer that cuts its input into chunks and blocks while the queue is full.
 struct ChunkSink {
     pieces: mpsc::Sender<Piece>,
     filling: BytesMut,

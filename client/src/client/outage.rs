@@ -1,4 +1,4 @@
-//! How long a reader tries to get back to a daemon that does not answer.
+//! Reconnection policy of readers whose daemon does not answer.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use tokio::time::Instant;
 
 use super::ClientError;
 
-/// How a watch behaves while the daemon does not answer.
+/// Pauses and time limit of reconnection attempts.
 #[derive(Clone, Copy, Debug)]
 pub struct WatchLimits {
     pub first_pause: Duration,
     pub longest_pause: Duration,
-    /// Counted from the loss; anything that comes starts it anew.
+    /// Time after the loss at which reconnecting stops. Any message from the daemon resets it.
     pub give_up_after: Duration,
 }
 
@@ -25,7 +25,7 @@ impl Default for WatchLimits {
     }
 }
 
-/// Since when the daemon has not been heard, and when it is tried again.
+/// State of an interrupted connection: when it was lost, and when the next attempt is due.
 pub(super) struct Outages {
     pub limits: WatchLimits,
     current: Option<Outage>,
@@ -50,12 +50,13 @@ impl Outages {
         }
     }
 
-    /// The daemon was heard.
+    /// Ends the outage: the daemon was heard.
     pub fn over(&mut self) {
         self.current = None;
     }
 
-    /// Plans the next attempt. The reason is given back at the first loss; after too long the cause is the error.
+    /// Schedules the next attempt. Returns the reason at the first loss only; after the time limit the
+    /// first cause becomes the error.
     pub fn lost(&mut self, cause: ClientError) -> Result<Option<String>, ClientError> {
         let now = Instant::now();
         match self.current.take() {
@@ -65,7 +66,7 @@ impl Outages {
                 self.current = Some(Outage { since: now, pause, retry_at: now + pause, cause });
                 Ok(Some(reason))
             }
-            // The first cause says more than the "connection refused" that follows it.
+            // The first cause says more than the "connection refused" of later attempts.
             Some(outage) if now.duration_since(outage.since) >= self.limits.give_up_after => {
                 Err(outage.cause)
             }

@@ -1,4 +1,4 @@
-//! A directory sent by content: what the room has stays where it is.
+//! Sends a directory by content: only the content that the room lacks crosses the wire.
 
 use std::io;
 use std::sync::Arc;
@@ -25,32 +25,34 @@ use super::{Client, ClientError, Wire, limited};
 use crate::task;
 use hearth_proto::MAX_MESSAGE_BYTES;
 
-/// Bytes of a list that go into one message, before they are compressed: far below what it may hold.
+/// Maximum size of the list entries in one message, in bytes before compression; far below the message
+/// limit.
 const PART: usize = 1 << 20;
-/// Chunks of large files in one call.
+/// Maximum number of chunks of large files in one call.
 const CHUNKS: usize = 50_000;
-/// Streams of content at once: the daemon works on each by itself.
+/// Maximum number of parallel content streams; the daemon processes each of them independently.
 const STREAMS: usize = 2;
-/// Messages that are ready and not yet sent, for each stream.
+/// Maximum number of queued messages of each stream.
 const AHEAD: usize = 3;
 
-/// A tree that is offered to a room.
+/// A scanned tree that is offered to a room.
 #[derive(Debug)]
 pub struct PackOffer {
     pub tree: Tree,
     pub hashed: HashedTree,
 }
 
-/// What sending it came to.
+/// Result of sending a tree.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SentPack {
     pub result: PackResult,
-    /// Bytes of list and content as they crossed the wire.
+    /// Bytes of list and content as sent, after compression.
     pub wire_bytes: u64,
-    /// Content that was sent, before it was compressed.
+    /// Bytes of content that were sent, before compression.
     pub content_bytes: u64,
     pub pieces: u64,
-    /// Files whose content the room had from somebody else, and that were proven instead of sent.
+    /// Number of files whose content the room had from other participants, and that were proven instead of
+    /// sent.
     pub proven: u64,
 }
 
@@ -64,7 +66,8 @@ pub enum PackUploadError {
     Work(#[from] io::Error),
 }
 
-/// Told of content that need not be sent any more, in bytes: it was sent, or the room has it.
+/// Callback that receives the number of content bytes that are done: either sent, or already in the
+/// room.
 pub type Sent = Arc<dyn Fn(u64) + Send + Sync>;
 
 impl Client {
@@ -74,7 +77,8 @@ impl Client {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// Sends what the room lacks of a tree, and makes of it what `begin` asks for. `begin.tree` is set here.
+    /// Sends the content of a tree that the room lacks, and completes the upload as `begin` requests. Sets
+    /// `begin.tree`.
     pub async fn send_pack(
         &self,
         mut begin: BeginPackRequest,
@@ -84,7 +88,8 @@ impl Client {
         begin.tree = offer.hashed.digest.to_string();
         let first = self.try_pack(begin.clone(), &offer, &sent).await;
         match first {
-            // The daemon was restarted, or was slower to be asked than its sweep: what arrived is still there.
+            // The daemon restarted or expired the upload; the content that arrived is kept, so a second attempt
+            // resumes.
             Err(PackUploadError::Client(ClientError::Failed(detail)))
                 if matches!(detail.code.as_str(), "upload_not_found" | "content_gone") =>
             {
@@ -100,7 +105,8 @@ impl Client {
         offer: &Arc<PackOffer>,
         sent: &Sent,
     ) -> Result<SentPack, PackUploadError> {
-        // An image may have to be made of the tree, which takes its time: pings watch the connection.
+        // The daemon may assemble an image now, which takes long: no time limit, the pings watch the
+        // connection.
         let begun = self.answer(self.packs().begin(begin).await)?;
         let upload_id = match begun.answer {
             Some(begin_pack_response::Answer::Done(result)) => {
@@ -112,7 +118,7 @@ impl Client {
         let (needs, list_bytes) = self.send_list(&upload_id, offer).await?;
         let is_file = |number: &u32| entry(offer, *number).is_some_and(|entry| entry.kind == EntryKind::File);
         if !needs.missing.iter().chain(&needs.prove).all(is_file) {
-            let what = "the daemon asks for what is no file of the list";
+            let what = "the daemon requested an entry that is not a file of the list";
             return Err(ClientError::Protocol(what.to_owned()).into());
         }
         let mut outcome = SentPack { wire_bytes: list_bytes, ..SentPack::default() };
@@ -151,7 +157,8 @@ impl Client {
         Ok((self.answer(answer)?, bytes))
     }
 
-    /// Cuts large files up, and learns which pieces the room lacks.
+    /// Cuts large files into chunks and asks which of them the room lacks. Also returns the bytes of the
+    /// requests.
     async fn cut_large(
         &self,
         upload_id: &str,
@@ -200,14 +207,14 @@ impl Client {
             return Ok(Bytes::new());
         }
         let key = <[u8; 32]>::try_from(needs.proof_key.as_ref())
-            .map_err(|_| ClientError::Protocol("the key of a proof has not 32 bytes".to_owned()))?;
+            .map_err(|_| ClientError::Protocol("the key of a proof does not have 32 bytes".to_owned()))?;
         let (offered, entries) = (Arc::clone(offer), needs.prove.clone());
         let proof = task::blocking("prove", move || pieces::prove(&offered.tree, &entries, &key));
         let proof = proof.await.map_err(io::Error::other)??;
         Ok(Bytes::copy_from_slice(&proof))
     }
 
-    /// Sends pieces on several streams; gives the bytes that crossed the wire.
+    /// Sends pieces on several streams. Returns the bytes that crossed the wire.
     async fn send_pieces(
         &self,
         upload_id: &str,
@@ -230,7 +237,7 @@ impl Client {
                 let bytes: u64 = batch.pieces.iter().map(|piece| u64::from(piece.size)).sum();
                 let message = message(&upload_id, batch);
                 count.fetch_add(message.encoded_len() as u64, Ordering::Relaxed);
-                // When the daemon has hung up, its answer says why.
+                // The daemon closed the stream; its answer gives the reason.
                 let going = senders[worker % senders.len()].blocking_send(message).is_ok();
                 if going {
                     told(bytes);
@@ -242,7 +249,7 @@ impl Client {
         let calls = streams.into_iter().map(|stream| {
             let mut packs = self.packs();
             async move {
-                // A stream that got nothing to send names no upload: it is not opened.
+                // A stream without messages would name no upload, so it is not opened.
                 let mut messages = ReceiverStream::new(stream);
                 let Some(first) = messages.next().await else { return Ok(()) };
                 let messages = tokio_stream::once(first).chain(messages);
@@ -250,7 +257,7 @@ impl Client {
             }
         });
         let (read, answers) = future::join(reading, future::join_all(calls)).await;
-        // A refusal is the cause of a reading that was cut short, and what cannot be read that of a stream.
+        // A refusal by the daemon causes the reader to stop, so report it before an error of the reader.
         answers.into_iter().collect::<Result<Vec<()>, ClientError>>()?;
         read.map_err(io::Error::other)??;
         Ok(wire.load(Ordering::Relaxed))
@@ -292,7 +299,7 @@ fn message(upload_id: &str, batch: Batch) -> SendPackRequest {
     }
 }
 
-/// Writes the list as compressed parts; gives their bytes.
+/// Sends the list in compressed messages. Returns their size in bytes.
 fn write_list(
     offer: &PackOffer,
     upload_id: &str,
@@ -300,7 +307,7 @@ fn write_list(
 ) -> io::Result<u64> {
     let mut bytes = 0;
     let mut all = offer.tree.entries.iter().zip(&offer.hashed.entries).map(listed).peekable();
-    // An empty list is a list too, and names its upload.
+    // Send one message even for an empty list, because it names the upload.
     let mut first = true;
     while std::mem::take(&mut first) || all.peek().is_some() {
         let (mut entries, mut size) = (Vec::new(), 0);
@@ -315,7 +322,7 @@ fn write_list(
         };
         bytes += message.encoded_len() as u64;
         if messages.blocking_send(message).is_err() {
-            // The answer says why.
+            // The daemon's answer gives the reason.
             break;
         }
     }
@@ -342,7 +349,7 @@ fn listed((entry, hashed): (&Entry, &HashedEntry)) -> PackEntry {
             PackEntryKind::File
         }
         EntryKind::Symlink { target } => {
-            // As in the digest: a link has no mode of its own.
+            // A symlink has no mode of its own; the digest uses the same constant.
             listed.mode = 0o777;
             listed.target = Bytes::copy_from_slice(target);
             PackEntryKind::Symlink

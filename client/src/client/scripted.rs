@@ -1,4 +1,4 @@
-//! A daemon that says what a test tells it to say, over a real socket.
+//! A scripted daemon for tests, behind a real unix socket.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -17,20 +17,20 @@ use super::{Address, Client, Target};
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// What each call of a kind is answered with, in order, and what was asked.
+/// Answers to each kind of call, in order, and a record of the requests.
 #[derive(Default)]
 pub(crate) struct Script {
     pub watches: Mutex<VecDeque<Vec<Result<DeployEvent, Status>>>>,
     pub logs: Mutex<VecDeque<Vec<Result<LogLine, Status>>>>,
-    /// None is a service that is not there.
+    /// The service that Get returns; none means that it does not exist.
     pub service: Mutex<Option<Service>>,
     pub watched: Mutex<Vec<WatchDeployRequest>>,
     pub read: Mutex<Vec<ReadServiceLogsRequest>>,
-    /// A watch that has told all stays open, as one of a deploy that goes on.
+    /// True when a watch stays open after its last event, like that of a running deploy.
     pub stays: bool,
 }
 
-/// Runs `test` with a client of a daemon that follows `script`.
+/// Runs `test` with a client that is connected to a daemon with this `script`.
 pub(crate) async fn with_client<F: Future<Output = ()>>(
     script: &Arc<Script>,
     test: impl FnOnce(Client) -> F,
@@ -100,8 +100,8 @@ impl Services for Scripted {
         })
     }
 
-    /// Says what it is given: input as standard output, sizes and signals as standard error. Ends with the input, with
-    /// the number of arguments as exit code.
+    /// Echoes its input: stdin as standard output, sizes and signals as standard error. Exits at the end of
+    /// the input, with the number of arguments as exit code.
     async fn exec(
         &self,
         request: Request<Streaming<ExecRequest>>,
@@ -159,7 +159,7 @@ impl Services for Scripted {
     }
 }
 
-/// An event that carries a remark, at a time in milliseconds.
+/// Builds an event at a time in milliseconds.
 pub(crate) fn event(
     sequence: u64,
     milliseconds: i64,

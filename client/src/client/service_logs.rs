@@ -1,8 +1,8 @@
-//! The log of a service, line by line, across lost connections.
+//! Log of a service, line by line, across lost connections.
 //!
-//! Lines have no numbers. After a loss those written since the last one that came are asked for again, and as many of
-//! that very time as came before are dropped. A daemon that ends lets go of its readers without an error: the end of a
-//! log that is followed is one only when the service is gone.
+//! Lines have no numbers. After a loss the reader requests the lines since the time of the last one,
+//! and drops as many lines with exactly that time as it had delivered. A daemon that shuts down ends
+//! its streams without an error, so a followed log is complete only when the service no longer exists.
 
 use std::collections::VecDeque;
 
@@ -21,16 +21,16 @@ pub struct ServiceLogs {
     place: Place,
 }
 
-/// What came next of a log.
+/// The next item of a log.
 #[derive(Debug)]
 pub enum LogRead {
     Line(LogLine),
-    /// The connection was lost and the reader is trying to get back. Told once for each loss.
+    /// The connection was lost and the reader is reconnecting. Returned once for each loss.
     Lost(String),
 }
 
 impl Client {
-    /// Lines of a service's log, oldest first. With `follow` lost connections are survived.
+    /// Reads lines of a service's log, oldest first. With `follow` the reader survives lost connections.
     pub fn service_logs(&self, request: ReadServiceLogsRequest) -> ServiceLogs {
         ServiceLogs {
             client: self.clone(),
@@ -44,7 +44,7 @@ impl Client {
 }
 
 impl ServiceLogs {
-    /// The next line, or none after the last one. May be dropped and called again.
+    /// Returns the next line, or none after the last one. Cancel safe.
     pub async fn next(&mut self) -> Result<Option<LogRead>, ClientError> {
         loop {
             while let Some(line) = self.waiting.pop_front() {
@@ -66,7 +66,7 @@ impl ServiceLogs {
         }
     }
 
-    /// Whether there was more.
+    /// Receives the next lines. Returns false at the end of the log.
     async fn read(&mut self) -> Result<bool, ClientError> {
         let stream = match &mut self.stream {
             Some(stream) => stream,
@@ -93,7 +93,7 @@ impl ServiceLogs {
             None => match self.client.service(&self.request.service).await {
                 Ok(_) => Err(ClientError::Unreachable {
                     address: self.client.address.clone(),
-                    reason: "the log ended before the service did".to_owned(),
+                    reason: "the log stream ended although the service still exists".to_owned(),
                 }),
                 Err(ClientError::Failed(detail)) if detail.code == "service_not_found" => Ok(false),
                 Err(error) => Err(error),
@@ -102,23 +102,25 @@ impl ServiceLogs {
     }
 }
 
-/// The last line that was handed out, as far as it can be told from others.
+/// Position in the log: the time of the last delivered line, and how many lines with that time were
+/// delivered.
 #[derive(Debug, Default)]
 struct Place {
     last: Option<prost_types::Timestamp>,
-    /// Lines of that time that were handed out.
+    /// Number of delivered lines with that time.
     at_last: usize,
-    /// Lines of that time that come again after a loss.
+    /// Number of lines with that time that the daemon sends again after a loss.
     again: usize,
 }
 
 impl Place {
-    /// From when on to ask, after a loss. None when no line came yet.
+    /// Returns the time to resume from after a loss. None when no line has arrived yet.
     fn resume(&mut self) -> Option<prost_types::Timestamp> {
         self.again = self.at_last;
         self.last
     }
 
+    /// Reports whether a line was not delivered before, and records it.
     fn is_new(&mut self, line: &LogLine) -> bool {
         if line.time == self.last && self.last.is_some() {
             if self.again > 0 {
@@ -150,7 +152,7 @@ mod tests {
             lines.iter().filter(|line| place.is_new(line)).map(|line| line.text.clone()).collect::<String>()
         };
         assert_eq!(told(&mut place, &[line(1, "a"), line(2, "b"), line(2, "c")]), "abc");
-        // Another line of the same moment had not been read yet.
+        // A further line with the same time had not been read yet.
         assert_eq!(place.resume().map(|time| time.nanos), Some(2));
         assert_eq!(told(&mut place, &[line(2, "b"), line(2, "c"), line(2, "d"), line(3, "e")]), "de");
         assert_eq!(place.resume().map(|time| time.nanos), Some(3));

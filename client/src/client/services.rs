@@ -1,4 +1,4 @@
-//! Calls on services and their routes.
+//! Calls of the Services service: services and their routes.
 
 use std::time::Duration;
 
@@ -11,13 +11,14 @@ use hearth_proto::v1::{
 use super::{Client, ClientError, limited, limited_to};
 use crate::duration;
 
-/// An image of another registry is brought into the room before the answer.
+/// Time limit of a deploy, which copies an image of another registry into the room before it answers.
 const DEPLOY_LIMIT: Duration = Duration::from_secs(30 * 60);
-/// The daemon answers after a minute at the latest, beyond the grace.
+/// Time limit of a removal in addition to the grace time. The daemon answers within a minute after the
+/// grace time.
 const REMOVE_LIMIT: Duration = Duration::from_secs(90);
 
 impl Client {
-    /// Makes a new revision of a service, or the first; answers before it runs.
+    /// Creates a new revision of a service, or a new service; answers before the revision runs.
     pub async fn deploy(&self, request: DeployRequest) -> Result<DeployResponse, ClientError> {
         self.answer(self.services().deploy(limited_to(DEPLOY_LIMIT, request)).await)
     }
@@ -39,7 +40,9 @@ impl Client {
                 return Ok(services);
             }
             if page.next_page_token == request.page_token {
-                return Err(ClientError::Protocol("a page of services names itself as the next".to_owned()));
+                return Err(ClientError::Protocol(
+                    "a page of services has itself as the next page".to_owned(),
+                ));
             }
             request.page_token = page.next_page_token;
         }
@@ -51,7 +54,7 @@ impl Client {
         self.answer(self.services().restart(limited(request)).await)
     }
 
-    /// A new revision that runs what an earlier one ran; 0 is the last that was live before.
+    /// Creates a new revision from an earlier one. Revision 0 means the last one that was live before.
     pub async fn roll_back_service(
         &self,
         service: &str,
@@ -61,7 +64,8 @@ impl Client {
         self.answer(self.services().rollback(limited(request)).await)
     }
 
-    /// Stops and forgets a service; answers when nothing of it is left. `grace` is from the stop signal to SIGKILL.
+    /// Stops and removes a service; answers when nothing of it is left. `grace` is the time between the stop signal and
+    /// SIGKILL.
     pub async fn remove_service(
         &self,
         service: &str,
@@ -79,7 +83,7 @@ impl Client {
         Ok(answer.routes)
     }
 
-    /// Takes a domain away from its service, whose name is the answer.
+    /// Removes a domain from its service. Returns the service's name.
     pub async fn remove_route(&self, domain: &str) -> Result<String, ClientError> {
         let request = RemoveRouteRequest { domain: domain.to_owned() };
         let answer = self.answer(self.services().remove_route(limited(request)).await)?;

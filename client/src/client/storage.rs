@@ -1,4 +1,5 @@
-//! Calls on the files of the room and its project. File content is streamed both ways.
+//! Calls of the Storage service: files of the room and its project. File content is streamed in both
+//! directions.
 
 use std::io;
 use std::pin::pin;
@@ -25,7 +26,7 @@ pub struct FileContent {
     address: String,
 }
 
-/// Entries of a directory as they come.
+/// Entries of a directory, as they arrive.
 pub struct Listing {
     stream: Streaming<FileEntry>,
     address: String,
@@ -38,7 +39,8 @@ impl Listing {
 }
 
 impl FileContent {
-    /// The next piece, or none at the end of the file. An end before all bytes came is an error.
+    /// Returns the next chunk, or none at the end of the file. The caller must compare the length with
+    /// `entry.size_bytes`.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         let message = self.stream.message().await;
         let message = message.map_err(|status| ClientError::from_status(&self.address, &status))?;
@@ -77,8 +79,8 @@ impl Client {
         }
     }
 
-    /// Writes a file, whole or not at all. When `content` fails the call is torn down, and the
-    /// daemon keeps the old file.
+    /// Writes a file completely or not at all. A failure of `content` aborts the call, and the daemon keeps
+    /// the old file.
     pub async fn write_file(
         &self,
         begin: WriteBegin,
@@ -111,7 +113,8 @@ impl Client {
     }
 }
 
-/// Ends without an error also when the daemon has hung up: its answer then says why.
+/// Sends the content in chunks. Also succeeds when the daemon closes the stream, because its answer
+/// then gives the reason.
 async fn read_chunks(content: impl AsyncRead, pieces: mpsc::Sender<Piece>) -> io::Result<()> {
     let mut content = pin!(content);
     loop {

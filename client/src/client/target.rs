@@ -1,4 +1,4 @@
-//! Where a daemon is and what it is told about the caller.
+//! Address of a daemon, and the token for it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,16 +12,16 @@ pub enum Address {
     Tcp(String),
 }
 
-/// A participant token. Shown nowhere: `Debug` prints a placeholder.
+/// A participant token. Secret: `Debug` prints a placeholder.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
-/// A daemon to speak to.
+/// The daemon to connect to, with the token for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target {
     pub address: Address,
     pub token: Option<Token>,
-    /// The token was not given for this call, but lay in the environment.
+    /// True when the token comes from the environment instead of an option of this call.
     pub token_from_environment: bool,
 }
 
@@ -36,7 +36,7 @@ pub enum TargetError {
 }
 
 impl Address {
-    /// Where a daemon listens when nothing else is configured.
+    /// Default socket of a daemon on this machine.
     pub fn local() -> Self {
         Self::Unix(Path::new("/run/hearth/hearth.sock").to_owned())
     }
@@ -79,13 +79,13 @@ impl fmt::Display for Address {
 }
 
 impl Token {
-    /// None when the text holds no token.
+    /// Parses a token. Returns none when the text is blank.
     pub fn new(text: &str) -> Option<Self> {
         let text = text.trim();
         (!text.is_empty()).then(|| Self(text.to_owned()))
     }
 
-    /// The token itself, for the one place that sends it and the one that keeps it.
+    /// The token itself, for the two places that need it: the request header and the rooms file.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }

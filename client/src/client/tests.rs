@@ -1,4 +1,4 @@
-//! What the client does when the connection breaks, against a scripted daemon.
+//! Behaviour of the client when the connection breaks, tested against a scripted daemon.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tonic::Status;
 use super::scripted::{Script, event, live, lost, remark, with_client};
 use super::{ClientError, DeployWatch, LogRead, WatchLimits, Watched};
 
-/// Everything that a watch tells: remarks, losses as `-`, and the end.
+/// Everything that a watch returns: remarks, losses as `-`, and the end.
 async fn told(mut watch: DeployWatch) -> Result<Vec<String>, ClientError> {
     let mut all = Vec::new();
     while let Some(watched) = watch.next().await? {
@@ -41,7 +41,7 @@ async fn a_deploy_is_told_once_whatever_breaks() {
     };
     let mut broken = events();
     broken.push(Err(lost()));
-    // The second time the connection ends without a word.
+    // The second time the connection ends without an error.
     script.watches.lock().extend([broken, events(), whole()]);
     with_client(&script, |client| async move {
         assert_eq!(told(client.watch_deploy("web", 3)).await.unwrap(), ["a", "b", "-", "-", "c", "live"]);
@@ -56,7 +56,7 @@ async fn a_deploy_is_told_once_whatever_breaks() {
 async fn numbers_that_begin_anew_are_told_from_their_first_on() {
     let script = Arc::new(Script::default());
     let before = vec![event(1, 10, remark("a")), event(2, 20, remark("b")), Err(lost())];
-    // Of a deploy that ended before this run of the daemon, only the end is told.
+    // A deploy that ended before this run of the daemon has only its last event.
     let after = vec![event(1, 5000, live())];
     script.watches.lock().extend([before, after]);
     with_client(&script, |client| async move {
@@ -98,7 +98,7 @@ async fn a_followed_log_goes_on_where_it_stopped() {
     let script = Arc::new(Script::default());
     script.logs.lock().extend([
         vec![line(1, "a"), line(2, "b"), Err(lost())],
-        // The daemon ends.
+        // The daemon shuts down.
         vec![line(2, "b"), line(2, "c"), line(3, "d")],
         // The service is removed.
         vec![line(3, "d"), line(4, "e")],

@@ -1,4 +1,4 @@
-//! Images between the room and other registries; the daemon moves them.
+//! Transfers of images between the room and other registries. The daemon transfers the content.
 
 use hearth_proto::v1::transfer_event::Event;
 use hearth_proto::v1::{PullImageRequest, PushImageRequest, TransferDone, TransferEvent, TransferProgress};
@@ -7,7 +7,7 @@ use tonic::{Request, Streaming};
 use super::{Client, ClientError};
 
 impl Client {
-    /// Brings an image of another registry into the room.
+    /// Copies an image of another registry into the room. `told` receives the progress.
     pub async fn pull_image(
         &self,
         request: PullImageRequest,
@@ -17,7 +17,7 @@ impl Client {
         self.follow(events, told).await
     }
 
-    /// Sends an image of the room to another registry.
+    /// Sends an image of the room to another registry. `told` receives the progress.
     pub async fn push_image(
         &self,
         request: PushImageRequest,
@@ -39,7 +39,11 @@ impl Client {
                 Some(Some(Event::Done(done))) => return Ok(done),
                 Some(Some(Event::Progress(progress))) => told(&progress),
                 Some(None) => {}
-                None => return Err(ClientError::Protocol("a transfer ended without its end".to_owned())),
+                None => {
+                    return Err(ClientError::Protocol(
+                        "the event stream of a transfer ended without a final event".to_owned(),
+                    ));
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
-//! The sending half of an upload: chunks with a bound on how many are ready, and an end that is
-//! said. A sender that goes away without saying so leaves the stream open until the call itself
-//! is torn down, so that the daemon never takes a part for the whole.
+//! The sending half of an upload: a bounded queue of chunks with an explicit end. Dropping the sender
+//! without the end keeps the stream open until the call is aborted, so that the daemon never takes a
+//! partial upload for a complete one.
 
 use std::io;
 
@@ -10,10 +10,10 @@ use tokio::sync::mpsc;
 
 use super::ClientError;
 
-/// Chunks that are ready and not yet sent: all that an upload holds in memory.
+/// Maximum number of queued chunks: the memory bound of an upload.
 const CHUNKS_AHEAD: usize = 4;
 
-/// An upload ends early for one of these reasons.
+/// Reasons for an upload that ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
     #[error(transparent)]
@@ -22,6 +22,7 @@ pub enum UploadError {
     Source(#[from] io::Error),
 }
 
+/// A message of the queue: content, or the end of the upload.
 pub(super) enum Piece {
     Chunk(Bytes),
     End,

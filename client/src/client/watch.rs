@@ -1,4 +1,4 @@
-//! Watching a build or a deploy across lost connections.
+//! Watches a build or a deploy across lost connections.
 //!
 //! ```text
 //! detached --call--> attached --event n--> attached (next = n + 1)
@@ -7,9 +7,10 @@
 //!    '---- back-off -----'------------------> done
 //! ```
 //!
-//! Each event is handed out once: after a loss the watch attaches again and drops whatever the daemon sends that was
-//! handed out before. The events of a build outlive the daemon. Those of a deploy do not: after a restart of the daemon
-//! their numbers begin anew, which is seen by another first event, and the new ones are handed out from their first on.
+//! Each event is delivered once: after a loss the watch attaches again and drops the events that were
+//! delivered before. The events of a build survive a restart of the daemon. Those of a deploy do not:
+//! after a restart their numbers start again at 1, which a different first event reveals, and the watch
+//! delivers the new events from their first on.
 
 use hearth_proto::v1::{
     BuildEvent, DeployEvent, WatchBuildRequest, WatchDeployRequest, build_event, deploy_event,
@@ -19,13 +20,13 @@ use tonic::{Request, Streaming};
 use super::outage::{Outages, WatchLimits};
 use super::{Client, ClientError};
 
-/// What is watched: where its events come from.
+/// The source of watched events: a build or a deploy.
 pub trait Subject: Send + Sync {
     type Event: Numbered + Send;
-    /// The same event has the same number for ever.
+    /// True when an event keeps its number across restarts of the daemon.
     const DURABLE: bool;
 
-    /// As it is called in errors.
+    /// Name of the subject in errors.
     fn name(&self) -> String;
 
     fn open(
@@ -36,14 +37,14 @@ pub trait Subject: Send + Sync {
     ) -> impl Future<Output = Result<Streaming<Self::Event>, ClientError>> + Send;
 }
 
-/// An event among those that are numbered 1, 2, 3, ...
+/// An event of a sequence that is numbered 1, 2, 3, ...
 pub trait Numbered {
     fn sequence(&self) -> u64;
     fn time(&self) -> Option<prost_types::Timestamp>;
     fn is_last(&self) -> bool;
 }
 
-/// A build, by its id.
+/// A build, identified by its id.
 #[derive(Debug)]
 pub struct OfBuild(String);
 
@@ -54,6 +55,7 @@ pub struct OfDeploy {
     revision: u32,
 }
 
+/// A stream of events that reconnects after a loss.
 pub struct Watch<S: Subject> {
     client: Client,
     subject: S,
@@ -61,7 +63,7 @@ pub struct Watch<S: Subject> {
     replay: bool,
     stream: Option<Streaming<S::Event>>,
     outages: Outages,
-    /// Time of the first event, by which numbers that begin anew are told.
+    /// Time of the first event. A different time reveals that the numbers started again.
     first: Option<prost_types::Timestamp>,
     done: bool,
 }
@@ -69,26 +71,26 @@ pub struct Watch<S: Subject> {
 pub type BuildWatch = Watch<OfBuild>;
 pub type DeployWatch = Watch<OfDeploy>;
 
-/// What a watch came to next.
+/// The next item of a watch.
 #[derive(Debug)]
 pub enum Watched<E> {
     Event(Box<E>),
-    /// The connection was lost and the watch is trying to get back. Told once for each loss.
+    /// The connection was lost and the watch is reconnecting. Returned once for each loss.
     Lost(String),
 }
 
 impl Client {
-    /// The events of a build from sequence number `from` on, to its end. Survives lost connections.
+    /// Watches a build from sequence number `from` to its end. Survives lost connections.
     pub fn watch_build(&self, build_id: &str, from: u64) -> BuildWatch {
         Watch::new(self.clone(), OfBuild(build_id.to_owned()), from, false)
     }
 
-    /// The events of a build from sequence number `from` up to the newest one there is now.
+    /// Replays the events of a build from sequence number `from` to the newest one at this time.
     pub fn replay_build(&self, build_id: &str, from: u64) -> BuildWatch {
         Watch::new(self.clone(), OfBuild(build_id.to_owned()), from, true)
     }
 
-    /// The events of the deploy, or the last restart, of a revision, to its end. Survives lost connections.
+    /// Watches the deploy, or the last restart, of a revision to its end. Survives lost connections.
     pub fn watch_deploy(&self, service: &str, revision: u32) -> DeployWatch {
         Watch::new(self.clone(), OfDeploy { service: service.to_owned(), revision }, 1, false)
     }
@@ -114,12 +116,12 @@ impl<S: Subject> Watch<S> {
         self
     }
 
-    /// Sequence number of the next event that has not been handed out.
+    /// Sequence number of the next event to deliver.
     pub fn next_sequence(&self) -> u64 {
         self.next
     }
 
-    /// The next event, or none after the last one. May be dropped and called again.
+    /// Returns the next event, or none after the last one. Cancel safe.
     pub async fn next(&mut self) -> Result<Option<Watched<S::Event>>, ClientError> {
         while !self.done {
             self.outages.pause().await;
@@ -152,7 +154,7 @@ impl<S: Subject> Watch<S> {
             match received.map_err(|status| ClientError::from_status(&self.client.address, &status))? {
                 Some(event) => event,
                 None if self.replay => return Ok(Step::End),
-                // What is followed ends with its last event; an end without one is a loss.
+                // A followed stream ends with its last event; an end without one is a lost connection.
                 None => {
                     return Err(ClientError::Unreachable {
                         address: self.client.address.clone(),
@@ -184,9 +186,10 @@ impl<S: Subject> Watch<S> {
     }
 }
 
+/// Outcome of reading one message from the stream.
 enum Step<E> {
     Event(Box<E>),
-    /// An event that was handed out before.
+    /// An event that was delivered before.
     Seen,
     End,
 }

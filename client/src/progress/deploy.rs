@@ -1,6 +1,6 @@
-//! How the events of a deploy are shown, on standard error, in the forms that builds have.
+//! Display of the events of a deploy on standard error, in the same three forms as for builds.
 //!
-//! An action that says nothing of its end has ended when the next one begins.
+//! An action without an end event of its own ends when the next action starts.
 
 mod json;
 mod plain;
@@ -20,19 +20,19 @@ pub use terminal::Terminal;
 use super::ProgressMode;
 use crate::output;
 
-/// Shows the events of one deploy.
+/// Displays the events of one deploy.
 pub trait Show: Send {
     fn event(&mut self, event: &DeployEvent);
-    /// A remark between events.
+    /// Shows a message between events.
     fn note(&mut self, text: &str);
-    /// Takes what is shown in place off the terminal.
+    /// Removes the parts that update in place from the terminal.
     fn clear(&mut self);
-    /// Whether every line of the service's log was shown and stays visible.
+    /// True when every line of the service's log was shown and stays visible.
     fn shows_whole_log(&self) -> bool;
 }
 
 impl ProgressMode {
-    /// `service` is what lines of its log are marked with.
+    /// Creates the renderer. `service` is the label of the service's log lines.
     pub fn deploy_renderer(self, service: &str) -> Box<dyn Show> {
         let terminal =
             std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
@@ -45,7 +45,7 @@ impl ProgressMode {
     }
 }
 
-/// What is done at the moment, and what was.
+/// Tracks the running action, and numbers actions from 1.
 #[derive(Default)]
 struct Actions {
     count: u32,
@@ -58,7 +58,7 @@ struct Current {
     since: Option<Timestamp>,
 }
 
-/// An action that is over.
+/// An action that has ended.
 #[derive(Debug, PartialEq, Eq)]
 struct Over {
     number: u32,
@@ -67,7 +67,7 @@ struct Over {
 }
 
 impl Actions {
-    /// The next one begins, with the number that is given back beside the one that this ends.
+    /// Starts the next action. Returns its number, and the action that this ends.
     fn begin(&mut self, text: &str, at: Option<Timestamp>) -> (u32, Option<Over>) {
         let over = self.end(at);
         self.count += 1;
@@ -80,7 +80,7 @@ impl Actions {
         Some(Over { number, text, took: between(since, at) })
     }
 
-    /// Ends the current one if it is this.
+    /// Ends the current action if it has this text.
     fn end_of(&mut self, text: &str, took: Duration) -> Option<Over> {
         let Current { number, text, .. } =
             self.current.take_if(|current| current.text == output::printable(text))?;
@@ -93,7 +93,8 @@ fn between(since: Option<Timestamp>, until: Option<Timestamp>) -> Duration {
     span.and_then(|span| Duration::try_from(span).ok()).unwrap_or_default()
 }
 
-/// A line of the service's log, safe for a terminal; what was left out before it comes first.
+/// Formats a line of the service's log for a terminal. A gap before the line is reported as a line of
+/// its own.
 fn log_lines(line: &LogLine) -> Vec<String> {
     let gap =
         (line.dropped_bytes > 0).then(|| format!("({} of log left out)", output::size(line.dropped_bytes)));

@@ -5,7 +5,7 @@
 //! {"sequence":5,"time":"2026-11-23T09:00:00.4Z","event":"step_log","step":3,"stream":"stdout","text":"cc main.c"}
 //! ```
 //!
-//! `step_log` comes once for each line of a step's output, complete and without its end; lines of
+//! `step_log` occurs once for each complete line of a step's output, without its line end; the lines of
 //! one event share its sequence number.
 
 use std::io::Write;
@@ -107,7 +107,7 @@ impl<W: Write + Send> Show for Json<W> {
     }
 }
 
-/// `queued`, `running`, ...
+/// Returns the lower-case name of a build state: `queued`, `running`, ...
 pub(crate) fn state_name(state: i32) -> String {
     let state = BuildState::try_from(state).unwrap_or_default();
     state.as_str_name().trim_start_matches("BUILD_STATE_").to_ascii_lowercase()

@@ -1,19 +1,19 @@
-//! Lines out of the bytes that steps write. The wire cuts anywhere, also within a character.
+//! Assembles lines from the bytes that steps write. Chunks may end anywhere, even inside a character.
 
 use std::collections::BTreeMap;
 
 use hearth_proto::v1::{LogStream, StepLog};
 
-/// A line without an end is cut at this length, so that nothing grows without a bound.
+/// Maximum length of a line in bytes. Longer lines are cut, so that the buffer stays bounded.
 const LONGEST_LINE: usize = 64 * 1024;
 
-/// Unfinished lines, by step and stream.
+/// Incomplete lines, by step and stream.
 #[derive(Debug, Default)]
 pub struct LogLines {
     unfinished: BTreeMap<(u32, bool), Vec<u8>>,
 }
 
-/// One line of a step's output, without its end.
+/// One line of a step's output, without its line end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogText {
     pub stderr: bool,
@@ -21,7 +21,7 @@ pub struct LogText {
 }
 
 impl LogLines {
-    /// The lines that `log` completes.
+    /// Adds the bytes of `log` and returns the lines that they complete.
     pub fn push(&mut self, log: &StepLog) -> Vec<LogText> {
         let stderr = log.stream() == LogStream::Stderr;
         let buffer = self.unfinished.entry((log.step, stderr)).or_default();
@@ -40,7 +40,7 @@ impl LogLines {
         lines
     }
 
-    /// What a step that has ended left without an end of line.
+    /// Returns the incomplete lines of a step that has ended.
     pub fn finish(&mut self, step: u32) -> Vec<LogText> {
         let rest = |stderr| {
             let left = self.unfinished.remove(&(step, stderr)).filter(|left| !left.is_empty())?;
@@ -49,7 +49,7 @@ impl LogLines {
         [false, true].into_iter().filter_map(rest).collect()
     }
 
-    /// The same for all steps, at the end of the build.
+    /// Returns the incomplete lines of all steps, at the end of the build.
     pub fn finish_all(&mut self) -> Vec<(u32, LogText)> {
         let left = std::mem::take(&mut self.unfinished);
         let line =
@@ -58,8 +58,8 @@ impl LogLines {
     }
 }
 
-/// A line as a terminal would leave it: after a carriage return the line is written anew. Escape
-/// sequences are taken out; other control characters do not reach the terminal.
+/// Decodes a line as a terminal would show it: a carriage return starts the line again. Escape
+/// sequences and other control characters are removed.
 fn text(line: &[u8]) -> String {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -78,7 +78,7 @@ fn text(line: &[u8]) -> String {
     text
 }
 
-/// `ESC [ ... letter`, `ESC ] ... BEL` and two-character sequences (ECMA-48).
+/// Skips `ESC [ ... letter`, `ESC ] ... BEL` and two-character sequences (ECMA-48).
 fn skip_escape(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) {
     match rest.next() {
         Some('[') => while rest.next().is_some_and(|c| !('\u{40}'..='\u{7e}').contains(&c)) {},

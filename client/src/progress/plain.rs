@@ -17,23 +17,25 @@ use jiff::Timestamp;
 use super::{LogLines, LogText, Show};
 use crate::{duration, output};
 
-/// Transfers are reported this often.
+/// Minimum time between two reports of a transfer, in milliseconds.
 const TRANSFER_EVERY_MS: i64 = 5000;
 
 pub struct Plain<W> {
     out: W,
     lines: LogLines,
     steps: BTreeMap<u32, Step>,
-    /// The step that the last line was of; another one is set off by an empty line.
+    /// Step of the last printed line; an empty line separates the output of another step.
     last: u32,
 }
 
+/// State of a step as far as it was shown.
 #[derive(Default)]
 struct Step {
     name: String,
     started: Option<Timestamp>,
     transfer_shown: Option<Timestamp>,
-    /// Its end was shown, and nothing of it since: BuildKit ends and begins a step again for each part of its work.
+    /// True when the end was shown, and nothing since: BuildKit ends and restarts a step for each part of its
+    /// work.
     ended: bool,
 }
 
@@ -43,7 +45,7 @@ impl<W: Write + Send> Plain<W> {
     }
 
     fn line(&mut self, step: u32, text: &str) {
-        // When nobody reads our standard error the build goes on all the same.
+        // A write error on standard error does not stop the build.
         if step != self.last {
             let name = self.steps.get(&step).map_or("", |step| &step.name);
             let gap = if self.last == 0 { "" } else { "\n" };
@@ -154,7 +156,7 @@ impl<W: Write + Send> Show for Plain<W> {
     }
 }
 
-/// `warning: message (path:line, url)`.
+/// Formats a warning: `warning: message (path:line, url)`.
 pub(super) fn warning_text(warning: &hearth_proto::v1::BuildWarning) -> String {
     let place = warning.dockerfile.as_ref().map(|range| format!("{}:{}", range.path, range.start_line));
     let url = Some(warning.url.clone()).filter(|url| !url.is_empty());

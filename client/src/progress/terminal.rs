@@ -1,5 +1,5 @@
-//! Progress in place: a line for each running step with its time, its last lines below it; steps
-//! that have ended stay above as one line each.
+//! Progress that updates in place: a line for each running step with its time, and its last lines below
+//! it. Ended steps stay above as one line each.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -12,11 +12,11 @@ use super::plain::warning_text;
 use super::{LogLines, LogText, Show};
 use crate::{duration, output};
 
-/// Last lines below a running step.
+/// Number of output lines below a running step.
 const LIVE_LINES: usize = 4;
-/// Lines kept of each running step, to be shown when it fails.
+/// Number of output lines that are kept of each running step, for the case that it fails.
 const KEPT_LINES: usize = 50;
-/// Longer lines are cut in the live view, so that they do not wrap.
+/// Maximum width of a live line in characters; longer lines are cut, so that they do not wrap.
 pub(super) const LIVE_WIDTH: usize = 100;
 
 pub struct Terminal {
@@ -43,7 +43,7 @@ impl Terminal {
         Self { screen: MultiProgress::new(), lines: LogLines::default(), running: BTreeMap::new() }
     }
 
-    /// A line that stays. When the terminal is gone the build goes on all the same.
+    /// Prints a line that stays. Without a terminal it goes to standard error.
     fn print(&self, text: &str) {
         if self.screen.is_hidden() {
             output::note(text);

@@ -12,7 +12,7 @@
 //! token = "eyJ..."                       # from `--token-file -`
 //! ```
 //!
-//! It may hold tokens, so it is written with mode 0600, and whole or not at all.
+//! The file may contain tokens, so it is written atomically with mode 0600.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::RoomError;
 
+/// Content of the rooms file.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoomsFile {
@@ -31,7 +32,7 @@ pub struct RoomsFile {
     pub rooms: BTreeMap<String, Room>,
 }
 
-/// No `Debug`: it may hold a token.
+/// An entry of the rooms file. It has no `Debug`, because it may contain a token.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Room {
@@ -43,14 +44,14 @@ pub struct Room {
 }
 
 impl RoomsFile {
-    /// Where the file is, by the XDG rules.
+    /// Returns the path of the file by the XDG rules.
     pub fn path() -> Result<PathBuf, RoomError> {
         let dir = |name| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
         let config = dir("XDG_CONFIG_HOME").or_else(|| dir("HOME").map(|home| home.join(".config")));
         Ok(config.ok_or(RoomError::NoHome)?.join("hearth/rooms.toml"))
     }
 
-    /// No file is no rooms.
+    /// Reads the file. A missing file means that no rooms are registered.
     pub fn read(path: &Path) -> Result<Self, RoomError> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
@@ -58,7 +59,7 @@ impl RoomsFile {
             Err(source) => return Err(RoomError::File { action: "read", path: path.to_owned(), source }),
         };
         toml::from_str(&text).map_err(|error| {
-            // The whole message would quote the line, which may hold a token.
+            // The full message would quote the line, which may contain a token.
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             let line = before.matches('\n').count() + 1;
             RoomError::Malformed {
@@ -74,14 +75,14 @@ impl RoomsFile {
             .map_err(|error| RoomError::Malformed { path: path.to_owned(), reason: error.to_string() })?;
         let dir = path.parent().ok_or(RoomError::NoHome)?;
         std::fs::create_dir_all(dir).map_err(failed)?;
-        // Temporary files are made with mode 0600.
+        // Temporary files are created with mode 0600.
         let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
         file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
         file.persist(path).map_err(|error| failed(error.error))?;
         Ok(())
     }
 
-    /// The names, for messages: `the rooms file has a, b`.
+    /// Formats the names for messages: `the rooms file has a, b`.
     pub(crate) fn shown(&self) -> String {
         if self.rooms.is_empty() {
             return "the rooms file is empty".to_owned();

@@ -1,11 +1,11 @@
-//! The choice itself, as a pure function.
+//! Selection of the room and the token, as a pure function of options, environment and rooms file.
 
 use std::path::{Path, PathBuf};
 
 use super::{RoomError, RoomsFile};
 use crate::client::{Address, Target, Token};
 
-/// What the command line says.
+/// Options of the command line that select the room.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
     pub room: Option<String>,
@@ -13,7 +13,7 @@ pub struct Asked {
     pub token_file: Option<PathBuf>,
 }
 
-/// What the environment says. Empty variables count as not set.
+/// Environment variables that select the room. Empty variables count as unset.
 #[derive(Clone, Default)]
 pub struct Surroundings {
     pub hearth_addr: Option<String>,
@@ -23,17 +23,18 @@ pub struct Surroundings {
     pub meshagent_token: Option<String>,
 }
 
-/// The daemon to speak to.
+/// The selected daemon, with the source of its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
     pub address: Address,
     pub token: Option<TokenFrom>,
-    /// The daemon must be of this room; checked once connected.
+    /// Room that the daemon must belong to; checked after connecting.
     pub must_be: Option<String>,
-    /// The daemon on this machine was taken because nothing else is known.
+    /// True when the default socket of this machine was selected because nothing else is configured.
     pub fallback: bool,
 }
 
+/// Source of the token. A token file is read later, by [`RoomSelection::target`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenFrom {
     File(PathBuf),
@@ -54,7 +55,7 @@ impl Surroundings {
     }
 }
 
-/// Chooses a daemon. `local` is where the daemon of this machine listens.
+/// Selects a daemon. `local` is the default address of a daemon on this machine.
 pub fn select(
     asked: &Asked,
     around: &Surroundings,
@@ -102,7 +103,7 @@ fn parse(origin: &'static str, text: &str) -> Result<Address, RoomError> {
 }
 
 impl Selection {
-    /// Reads the token.
+    /// Reads the token and returns the daemon to connect to.
     pub fn target(&self) -> Result<Target, RoomError> {
         let token = match &self.token {
             None => None,
@@ -114,7 +115,7 @@ impl Selection {
     }
 }
 
-/// A token from a file, or from standard input for `-`.
+/// Reads a token from a file, or from standard input for `-`.
 pub fn read_token(path: &Path) -> Result<Token, RoomError> {
     let text = if path.as_os_str() == "-" {
         std::io::read_to_string(std::io::stdin())
@@ -160,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_room_is_chosen_in_the_documented_order() {
-        // --room, --addr | HEARTH_ADDR, HEARTH_ROOM, MESHAGENT_ROOM | current | address, must be
+        // columns: --room, --addr | HEARTH_ADDR, HEARTH_ROOM, MESHAGENT_ROOM | current | address, expected room
         let table = [
             (["", ""], ["", "", ""], "", "unix:///local", ""),
             (["", ""], ["", "", ""], "lab", "unix:///lab", ""),

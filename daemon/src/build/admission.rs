@@ -1,15 +1,17 @@
-//! Who may build now, who waits, who is turned away. A plain value: no locks, no I/O.
+//! Admission control: decides which build runs, which one waits and which submission is refused. A plain value: no
+//! locks, no I/O.
 //!
-//! A submission first takes a [`Place`], which counts against the limits while the build is being
-//! stored, and then either [`enqueue`](Admission::enqueue)s its build or gives the place back.
-//! Slots go round among the owners that wait; within one owner the first come is the first served.
+//! A submission first takes a [`Reservation`], which counts against the limits while the build is being stored. It
+//! then either [`enqueue`](BuildAdmission::enqueue)s its build or releases the reservation. Slots are assigned
+//! round-robin among the owners with waiting builds; the builds of one owner start first in, first out.
 //!
 //! An *owner* stands for all names of one participant: the services that it has deployed build under names of their
-//! own. The queue is shared by dynamic thresholds: an owner may have as many builds waiting as there are places left
-//! for others. However many builds one owner submits, half of the queue is left, and of that the next one leaves half.
+//! own. The queue is shared by dynamic thresholds: an owner may have as many builds waiting as the queue has free
+//! entries for others. However many builds one owner submits, half of the queue stays free; the next owner leaves half
+//! of that.
 //!
-//! Where there are two slots or more, the last free one goes only to an owner that runs nothing: however long the builds
-//! of one owner take, a build of another one does not wait for them. With a single slot the owners take turns.
+//! With two slots or more, the last free slot goes only to an owner that runs nothing, so a build never waits for the
+//! long builds of another owner. With a single slot the owners take turns.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -18,15 +20,15 @@ use crate::model::id::BuildId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Builds that run at once.
+    /// Maximum number of builds that run at the same time.
     pub concurrency: usize,
-    /// Builds that wait, of all callers together.
+    /// Maximum number of builds that wait, over all callers.
     pub queue: usize,
-    /// Builds of one owner, running and waiting together.
+    /// Maximum number of builds of one owner, running and waiting together.
     pub per_caller: usize,
 }
 
-/// Why a build is not accepted.
+/// Reason why a build is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Deny {
     #[error("the queue is full: {waiting} builds wait")]
@@ -39,8 +41,8 @@ pub enum Deny {
     Draining,
 }
 
-/// Room for one build that is being stored.
-#[must_use = "a place that is dropped is never free again"]
+/// Admission of one build that is being stored.
+#[must_use = "a dropped reservation counts against the limits forever"]
 #[derive(Debug)]
 pub struct Place {
     caller: String,
@@ -52,7 +54,7 @@ pub struct Admission {
     running: BTreeMap<BuildId, String>,
     /// Callers with waiting builds; the front one is next.
     waiting: VecDeque<(String, VecDeque<BuildId>)>,
-    /// Places taken and not yet used, by caller.
+    /// Number of unused reservations by caller.
     places: BTreeMap<String, usize>,
     draining: bool,
 }
@@ -68,7 +70,7 @@ impl Admission {
         }
     }
 
-    /// Takes a place for a build of `caller`.
+    /// Takes a reservation for a build of `caller`.
     pub fn reserve(&mut self, caller: &str) -> Result<Place, Deny> {
         if self.draining {
             return Err(Deny::Draining);
@@ -81,7 +83,7 @@ impl Admission {
             });
         }
         let (starting, free) = (self.starting(), self.free_slots());
-        // One that finds a free slot waits for nobody.
+        // A build that finds a free slot does not count against the queue.
         let (waiting_of, slots) = (self.waiting_of(caller), self.slots_for(caller));
         if waiting_of >= slots || starting >= free {
             let waiting = self.waiting_count() + self.places.values().sum::<usize>();
@@ -99,13 +101,13 @@ impl Admission {
         Ok(Place { caller: caller.to_owned() })
     }
 
-    /// Whether a build that has a place would run at once.
+    /// Reports whether the build of this reservation would run at once.
     pub fn has_slot(&self, place: &Place) -> bool {
         let own = self.waiting_of(&place.caller);
         !self.draining && own <= self.slots_for(&place.caller) && self.starting() <= self.free_slots()
     }
 
-    /// The place was not needed.
+    /// Returns an unused reservation.
     pub fn give_back(&mut self, place: Place) {
         let Place { caller } = place;
         if let Some(count) = self.places.get_mut(&caller) {
@@ -116,14 +118,14 @@ impl Admission {
         }
     }
 
-    /// The stored build waits for a slot.
+    /// Turns the reservation of a stored build into a queue entry.
     pub fn enqueue(&mut self, place: Place, id: BuildId) {
         let caller = place.caller.clone();
         self.give_back(place);
         self.restore(caller, id);
     }
 
-    /// Queues a build that an earlier run of the daemon had accepted; limits are not asked.
+    /// Queues a build that an earlier run of the daemon had accepted, without checking the limits.
     pub fn restore(&mut self, caller: String, id: BuildId) {
         match self.waiting.iter_mut().find(|(name, _)| *name == caller) {
             Some((_, queue)) => queue.push_back(id),
@@ -131,7 +133,7 @@ impl Admission {
         }
     }
 
-    /// Gives a free slot to the next build, which counts as running from now on.
+    /// Assigns a free slot to the next build, which counts as running from then on.
     pub fn next(&mut self) -> Option<BuildId> {
         if self.draining {
             return None;
@@ -146,7 +148,7 @@ impl Admission {
         Some(id)
     }
 
-    /// Takes a waiting build out of the queue; false when it does not wait.
+    /// Removes a waiting build from the queue. Returns false when it does not wait.
     pub fn withdraw(&mut self, id: &BuildId) -> bool {
         let mut found = false;
         self.waiting.retain_mut(|(_, queue)| {
@@ -158,12 +160,12 @@ impl Admission {
         found
     }
 
-    /// A running build has ended.
+    /// Frees the slot of a running build that has ended.
     pub fn ended(&mut self, id: &BuildId) {
         self.running.remove(id);
     }
 
-    /// Nothing is accepted or started any more.
+    /// Stops accepting and starting builds.
     pub fn drain(&mut self) {
         self.draining = true;
     }
@@ -176,7 +178,7 @@ impl Admission {
         self.waiting.iter().map(|(_, queue)| queue.len()).sum()
     }
 
-    /// The builds that wait.
+    /// Ids of the waiting builds.
     pub fn waiting(&self) -> BTreeSet<BuildId> {
         self.waiting.iter().flat_map(|(_, queue)| queue).cloned().collect()
     }
@@ -193,14 +195,16 @@ impl Admission {
         self.limits.concurrency.saturating_sub(self.running.len())
     }
 
-    /// Free slots that `caller` would get if no other waited. The last one is for those that run nothing.
+    /// Number of free slots that `caller` would get if no other caller waited. The last slot is reserved for callers
+    /// that run nothing.
     fn slots_for(&self, caller: &str) -> usize {
         let free = self.free_slots();
         let shared = free.saturating_sub(usize::from(self.limits.concurrency > 1));
         if self.running_of(caller) > 0 { shared } else { shared.max(1).min(free) }
     }
 
-    /// Number of builds, queued or with a reserved place, whose caller may use a free slot. It exceeds the number of free
+    /// Number of builds, queued or reserved, whose caller may use a free slot. It exceeds the number of free slots
+    /// when callers compete for them.
     /// slots when callers compete for them.
     fn starting(&self) -> usize {
         let waiting = self.waiting.iter().map(|(caller, _)| caller);
@@ -208,19 +212,19 @@ impl Admission {
         callers.into_iter().map(|caller| self.waiting_of(caller).min(self.slots_for(caller))).sum()
     }
 
-    /// Those that have a place only wait too.
+    /// Number of waiting builds of `caller`, reservations included.
     fn waiting_of(&self, caller: &str) -> usize {
         let own = self.waiting.iter().filter(|(name, _)| name == caller);
         own.map(|(_, queue)| queue.len()).sum::<usize>() + self.places.get(caller).copied().unwrap_or(0)
     }
 
-    /// Longer the more builds stand before the one who asks.
+    /// Suggested wait before the next try. It grows with the number of waiting builds.
     fn retry_after(&self) -> Duration {
         let rounds = self.waiting_count() / self.limits.concurrency.max(1);
         Duration::from_secs(5 * (1 + rounds as u64)).min(Duration::from_secs(120))
     }
 
-    /// Every id at most once among running and waiting.
+    /// Reports whether every id occurs at most once among running and waiting.
     #[cfg(test)]
     fn is_sound(&self) -> bool {
         let waiting = self.waiting.iter().flat_map(|(_, queue)| queue);

@@ -1,5 +1,5 @@
-//! The one credential that BuildKit gets: a build's own token for the room's registry, made at the moment it is
-//! asked for. What other registries ask for stays in the daemon, which fetches their images itself.
+//! The only credential that BuildKit receives: a token of the build itself for the room's registry, created when
+//! BuildKit asks for it. The credentials of other registries stay in the daemon, which fetches their images itself.
 
 use std::sync::Arc;
 
@@ -8,16 +8,16 @@ use crate::model::Repository;
 use crate::model::id::BuildId;
 use crate::model::secret::Credential;
 
-/// What a build may do with the room's registry.
+/// Access of one build to the room's registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistryAccess {
-    /// The result goes here.
+    /// Repository that receives the built image.
     pub push: Repository,
-    /// Images that the Dockerfile names.
+    /// Repositories of the images that the Dockerfile names.
     pub pull: Vec<Repository>,
 }
 
-/// Makes a short-lived credential of the room's registry for one build.
+/// Creates a short-lived credential of the room's registry for one build.
 pub type RegistryCredential = Arc<dyn Fn(&BuildId, &RegistryAccess) -> Credential + Send + Sync>;
 
 pub struct BuildCredentials {

@@ -1,7 +1,7 @@
-//! How a build ends is decided once, and the first to decide wins.
+//! Set-once decision about how a build ends: the first decision stands.
 //!
-//! Cancelling, the time limit, the daemon's end, a fault and publishing all meet here: a build whose
-//! cancellation was accepted cannot publish, and one that has begun to publish cannot be cancelled.
+//! Cancellation, the time limit, the shutdown of the daemon, faults and publishing all decide here. A build whose
+//! cancellation was accepted therefore cannot publish, and one that has begun to publish cannot be cancelled.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub enum Verdict {
     Cancel = 1,
     TimeLimit,
-    /// The daemon ends; the build is left for its next run.
+    /// The daemon shuts down; the build stays queued for its next run.
     Drain,
     Fault,
     Publish,
@@ -20,7 +20,7 @@ pub enum Verdict {
 pub struct Decision(AtomicU8);
 
 impl Decision {
-    /// Decides, unless that has been done, and says what stands.
+    /// Records `verdict` unless another one is recorded, and returns the recorded one.
     pub fn settle(&self, verdict: Verdict) -> Verdict {
         match self.0.compare_exchange(0, verdict as u8, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => verdict,

@@ -1,16 +1,16 @@
-//! What the daemon must know of a Dockerfile before BuildKit's frontend builds it.
+//! Analysis of a Dockerfile before BuildKit's frontend builds it.
 //!
-//! This only looks; the frontend decides. Where the reader here cannot follow, it stops and the
-//! Dockerfile goes on as it is, so that every error about its contents is BuildKit's, with
-//! BuildKit's words. Three things are settled here, since they decide what is fetched from where:
+//! This module only reads; the frontend decides. Where the reader cannot interpret a Dockerfile, it stops and passes
+//! the Dockerfile on unchanged, so that every error about its contents is BuildKit's, in BuildKit's words. Three
+//! things are decided here because they determine what is fetched and from where:
 //!
-//! - what it fetches from elsewhere ([`named`]): the daemon fetches that, and BuildKit gets it from here;
-//! - the frontend that a `# syntax=` line asks for ([`settle_frontend`]): the built-in one serves
-//!   `docker/dockerfile:1` and its like, nothing else runs, nothing is fetched;
-//! - the files that must be in the context ([`sources`]): without one of them nothing is sent.
+//! - remote sources (module `remote_sources`): the daemon fetches them, and BuildKit gets them from the daemon;
+//! - the frontend of a `# syntax=` line ([`settle_frontend`]): the built-in one replaces `docker/dockerfile:1` and its
+//!   variants, no other frontend runs, and none is fetched;
+//! - the files that the context must contain ([`context_copies`]): when one is missing, nothing is sent to BuildKit.
 //!
 //! The reading rules (directives, continuations, comments, heredocs, flags) are those of BuildKit's
-//! `frontend/dockerfile/parser`, the expansion those of its `shell` package.
+//! `frontend/dockerfile/parser`; variable expansion follows its `shell` package.
 
 mod arguments;
 mod copies;

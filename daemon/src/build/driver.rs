@@ -1,16 +1,20 @@
-//! One task per build takes it from its spec to its outcome. Each stage consumes the last; none reaches back.
+//! Build driver: one task per build takes it from its spec to its outcome. Each stage consumes the result of the one
+//! before.
 //!
 //! ```text
-//! BuildSpec --prepare--> Context --images--> BuildImages --solve--> SolveOutcome --verify--> VerifiedImage --publish--> BuildOutcome
-//!               ^                                       |  ^
-//!               |                                       '--'  once more when the solver went away
-//!               '---------------------------------------'     again when files changed in between
+//! BuildSpec --prepare--> BuildContext --images--> BuildImages --solve--> SolveOutcome --verify--> VerifiedImage
+//!               ^                                      |  ^                                             |
+//!               |                                      |  |                                          publish
+//!               |                                      |  |                                             v
+//!               |                                      |  |                                        BuildOutcome
+//!               |                                      '--'  once more when the solver became unavailable
+//!               '--------------------------------------'     again when files changed during the build
 //!
-//! cancel, time limit, end of the daemon:  Decision, then the stop token; the solve ends, then the build
-//! publish:                                Decision first; if something else was decided, nothing is published
+//! cancel, time limit, shutdown:  the verdict is decided, then the stop token cancelled; the solve ends, then the build
+//! publish:                       the verdict is decided first; nothing is published after another verdict
 //! ```
 //!
-//! The task is the only writer of its build's record from the moment the build got a slot.
+//! From the moment a build has a slot, its task is the only writer of its record.
 
 mod context;
 mod downloads;
@@ -47,33 +51,34 @@ use images::BuildImages;
 pub(super) use early::Early;
 pub(super) use faults::interrupted_fault;
 
-/// All that a solve is given.
+/// The inputs of one solve.
 struct Given<'a> {
     context: &'a Context,
     images: &'a BuildImages,
     downloads: &'a BuildDownloads,
 }
 
-/// Events on their way from the solver to the log.
+/// Capacity of the event channel from the solver to the log.
 const EVENTS: usize = 256;
-/// What the solver has to hand over its last events once it has answered.
+/// Time limit for draining the solver's remaining events after it has answered.
 const LAST_EVENTS: Duration = Duration::from_secs(10);
-/// Between two tries to reach a solver that is away.
+/// Pause between two attempts to reach an unavailable solver.
 const SOLVER_PAUSE: Duration = Duration::from_millis(500);
-/// So many logs that are no larger than what they share are left to the next regular look at their sum.
+/// Number of small logs (at most their share of `logs_per_owner`) that wait for the next periodic check of the sum of
+/// log sizes.
 const SMALL_LOGS: u64 = 256;
-/// Tries to build files that change under the build.
+/// Maximum number of attempts to build files that change during the build.
 const CONTEXT_TRIES: u32 = 3;
-/// Tries to store how a build ended, with a growing pause between them.
+/// Maximum number of attempts to store the final state of a build, with a growing pause between them.
 const STORE_TRIES: u32 = 6;
 
-/// Runs a build that has a slot, to its end.
+/// Runs a build that has a slot until it ends.
 pub(super) async fn run(shared: Arc<Shared>, active: Arc<Active>) {
     let span = tracing::info_span!("build", build.id = %active.id);
     let inner = task::spawn("build", Arc::clone(&shared).drive(Arc::clone(&active)).instrument(span.clone()));
     let Err(error) = inner.await else { return };
-    // The task panicked: the build must have an end all the same.
-    span.in_scope(|| tracing::error!(%error, "the task of a build ended by itself"));
+    // The task panicked: the build still needs a final state.
+    span.in_scope(|| tracing::error!(%error, "build task panicked"));
     let record = match shared.ports.store.get(&active.id).await {
         Ok(Some(record)) => record,
         _ => return shared.forget(&active),
@@ -93,7 +98,7 @@ impl Shared {
             Ok(Some(record)) => record,
             Ok(None) => return self.forget(&active),
             Err(error) => {
-                tracing::error!(%error, "a queued build cannot be read");
+                tracing::error!(%error, "failed to read a queued build");
                 return self.forget(&active);
             }
         };
@@ -119,7 +124,7 @@ impl Shared {
                 publisher.publish(running).await.map_err(|error| log_fault_of(&error))
             }
         };
-        tracing::info!(caller = record.submitted_by, attempt = record.attempts, "build runs");
+        tracing::info!(caller = record.submitted_by, attempt = record.attempts, "build started");
         let result = match begun {
             Ok(()) => self.within_limits(&active, &mut record, early, &mut publisher).await,
             Err(fault) => Err(fault),
@@ -146,7 +151,7 @@ impl Shared {
             .hint("allow more time with the build's timeout, or make its slow step faster")
     }
 
-    /// The stages, ended when their time is over. What is told to stop and does not is left behind.
+    /// Runs the stages within the time limit. Stages that do not stop when told to are abandoned.
     async fn within_limits(
         &self,
         active: &Active,
@@ -169,8 +174,8 @@ impl Shared {
         tokio::select! {
             result = self.stages(active, record, early, publisher) => result,
             () = guard => {
-                tracing::error!("a build was told to end and did not; it is left behind");
-                Err(Fault::new(Stage::Solve, "stuck", "the build did not end when it was told to").retryable())
+                tracing::error!("build did not stop when told to; abandoned it");
+                Err(Fault::new(Stage::Solve, "stuck", "the build did not stop when it was told to").retryable())
             }
         }
     }
@@ -193,7 +198,7 @@ impl Shared {
             record.spec.tags.iter().cloned().partition(|tag| rooms.owns_tag(tag));
         let given = &active.secrets.credentials;
         if !elsewhere.is_empty() {
-            // Content without a name is no publication: this can still be cancelled.
+            // Content without a name is not published yet, so the build can still be cancelled.
             tokio::select! {
                 pushed = self.ports.images.push_content(&image, &elsewhere, given) => {
                     pushed.map_err(|fault| push_fault(fault, &image, &elsewhere))?;
@@ -201,7 +206,7 @@ impl Shared {
                 () = active.stop.cancelled() => return Err(stopped()),
             }
         }
-        // The one place where publishing and cancelling meet.
+        // Publishing and cancellation exclude each other at this decision only.
         if active.decision.settle(Verdict::Publish) != Verdict::Publish {
             return Err(stopped());
         }
@@ -222,7 +227,7 @@ impl Shared {
         })
     }
 
-    /// Looks at the files and builds them, again when they changed in between.
+    /// Prepares the context and solves it, again when files changed in between.
     async fn solve_settled(
         &self,
         active: &Active,
@@ -251,7 +256,7 @@ impl Shared {
                 other => return other,
             };
             tries += 1;
-            tracing::warn!(reason = fault.message, "the context was not settled; the build is run again");
+            tracing::warn!(reason = fault.message, "context changed during a build; running it again");
             let message = format!("{}; the build is run again", fault.message);
             let warning = EventKind::Warning { message, url: None, dockerfile: None };
             publisher.publish(warning).await.map_err(|error| log_fault_of(&error))?;
@@ -299,8 +304,8 @@ impl Shared {
                 credentials: Arc::clone(&credentials) as Arc<dyn super::port::Credentials>,
             }
         };
-        // A solver that died takes a moment to come back: until then it is asked again, and only a
-        // second death in the middle of the build counts.
+        // A solver that died takes a moment to restart, so the solve is retried. Only a second death in the middle of
+        // the build fails it.
         let (mut deaths, mut away_since) = (0, None);
         loop {
             publisher.begin_attempt().await.map_err(|error| log_fault_of(&error))?;
@@ -331,9 +336,9 @@ impl Shared {
                 .retryable());
             }
             if events > 0 {
-                // Time that the attempt itself took is no waiting time.
+                // The duration of the attempt itself is not waiting time.
                 away_since = Some(Instant::now());
-                tracing::warn!(reason, "the solver went away; the build is run once more");
+                tracing::warn!(reason, "solver became unavailable; running the build once more");
                 let message = format!("the builder went away ({reason}); the build is run once more");
                 let warning = EventKind::Warning { message, url: None, dockerfile: None };
                 publisher.publish(warning).await.map_err(|error| log_fault_of(&error))?;
@@ -345,7 +350,7 @@ impl Shared {
         }
     }
 
-    /// One solve, with its events passed on, and how many there were.
+    /// Runs one solve and forwards its events. Returns its result and the number of events.
     async fn solve_once(
         &self,
         active: &Active,
@@ -358,7 +363,7 @@ impl Shared {
         let forward = async {
             let forwarded = publisher.forward(&mut events).await;
             if forwarded.is_err() {
-                // Nobody takes events any more: the solve must not wait for that.
+                // The events cannot be stored any more; the solve must not block on the channel.
                 stop.cancel();
                 events.close();
                 while events.recv().await.is_some() {}
@@ -370,11 +375,11 @@ impl Shared {
             result = &mut solve => match tokio::time::timeout(LAST_EVENTS, forward).await {
                 Ok(forwarded) => Ok((result, forwarded.map_err(|error| log_fault_of(&error))?)),
                 Err(_) => {
-                    tracing::error!("the solver keeps its event channel after its answer");
+                    tracing::error!("solver kept its event channel open after its answer");
                     Ok((result, 1))
                 }
             },
-            // The channel may be closed before the answer is there.
+            // The solver may close the channel before it answers.
             forwarded = &mut forward => {
                 let result = solve.await;
                 Ok((result, forwarded.map_err(|error| log_fault_of(&error))?))
@@ -386,7 +391,7 @@ impl Shared {
         self.ports.images.verify(&tag.repository, outcome.digest).await
     }
 
-    /// Records how a build ended, tells its watchers, and gives its slot to the next one.
+    /// Records how a build ended, notifies its watchers, and frees its slot for the next build.
     pub(super) async fn end(
         self: &Arc<Self>,
         active: &Active,
@@ -403,7 +408,8 @@ impl Shared {
         };
         let now = Timestamp::now();
         record.finished_at = Some(now);
-        // The last event is still to come. It is told after the record says the same: whoever sees it may ask.
+        // The last event is published after the record is stored, because a client that sees the event may ask for the
+        // record.
         record.last_sequence = publisher.last() + 1;
         let state = record.state;
         let started = record.started_at;
@@ -412,15 +418,15 @@ impl Shared {
             fault = record.fault.as_ref().map(|fault| &*fault.code),
             "build ended"
         );
-        // Each without the other is met with at the next start: a log that is shorter than its record says, a build
-        // that has not ended.
+        // The next start of the daemon repairs either half without the other: a log that is shorter than its record
+        // says, or a build that has not ended.
         let ((), sealed) = tokio::join!(self.store_end(record), publisher.seal());
         if let Err(error) = flushed.and(sealed) {
-            tracing::warn!(%error, "the end of a build's log could not be stored");
+            tracing::warn!(%error, "failed to store the end of a build log");
         }
         if let Err(error) = publisher.finish(state).await {
-            // Readers make the last event from the record where the log lacks it.
-            tracing::warn!(%error, "the last event of a build could not be stored");
+            // Readers derive the last event from the record when the log lacks it.
+            tracing::warn!(%error, "failed to store the last event of a build");
         }
         metrics::counter!("hearth_builds_total", "state" => state.as_str()).increment(1);
         if let Some(started) = started {
@@ -438,19 +444,20 @@ impl Shared {
         for attempt in 1..=STORE_TRIES {
             match self.ports.store.update(record.clone()).await {
                 Ok(()) => return,
-                // The next start of the daemon finds it running, and ends it.
+                // The next start of the daemon finds the build running, and ends it.
                 Err(error) if attempt == STORE_TRIES => {
-                    tracing::error!(%error, "the end of a build is not stored");
+                    tracing::error!(%error, "failed to store the final state of a build; stopped trying");
                 }
                 Err(error) => {
-                    tracing::warn!(%error, attempt, "the end of a build could not be stored yet");
+                    tracing::warn!(%error, attempt, "failed to store the final state of a build; retrying");
                     tokio::time::sleep(Duration::from_millis(50 << attempt)).await;
                 }
             }
         }
     }
 
-    /// The daemon ends and the build has not: it waits for the next run, or is interrupted if that cannot run it.
+    /// Called when the daemon shuts down before the build has ended: queues the build for the next run, or interrupts
+    /// it if the next run cannot build it.
     async fn leave(self: &Arc<Self>, active: &Active, mut record: BuildRecord, mut publisher: Publisher) {
         if record.has_secrets {
             let fault = interrupted_fault("and its secrets were held in memory only");
@@ -464,12 +471,12 @@ impl Shared {
         }
         .await
         {
-            tracing::warn!(%error, "the end of a build's log could not be stored");
+            tracing::warn!(%error, "failed to store the end of a build log");
         }
         record.state = BuildState::Queued;
         record.last_sequence = publisher.last();
         self.store_end(record).await;
-        // Its packs stay held: the next run needs them.
+        // The packs stay held because the next run needs them.
         self.forget(active);
     }
 }

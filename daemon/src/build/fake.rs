@@ -1,4 +1,4 @@
-//! The neighbours of builds, scripted.
+//! Scripted fakes of the ports that builds use.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::model::image::{Descriptor, ImageDefaults, VerifiedImage};
 use crate::model::secret::Credential;
 use crate::model::{Digest, MountTarget, Reference, Repository};
 
-/// A point at which something waits until it is opened.
+/// A point at which a task waits until the test opens it.
 #[derive(Clone)]
 pub struct Gate(Arc<Semaphore>, Arc<AtomicUsize>);
 
@@ -43,7 +43,7 @@ impl Gate {
         self.0.acquire().await.unwrap().forget();
     }
 
-    /// Waits until somebody stands at the gate.
+    /// Waits until a task waits at the gate.
     pub async fn reached(&self) {
         while self.1.load(Ordering::SeqCst) == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -51,13 +51,13 @@ impl Gate {
     }
 }
 
-/// What a solve does, one after the other.
+/// One step of a scripted solve.
 #[derive(Clone)]
 pub enum Act {
     Emit(EventKind),
-    /// Ended by cancelling.
+    /// Waits for the gate; cancellation ends the wait.
     Wait(Gate),
-    /// Waits without a look at the cancel token.
+    /// Waits without checking the cancel token.
     Stubborn(Duration),
     Unavailable,
     Fail(Box<Fault>),
@@ -66,7 +66,7 @@ pub enum Act {
 
 #[derive(Default)]
 pub struct FakeSolver {
-    /// One per solve; without one a solve succeeds at once.
+    /// One script per solve; without one a solve succeeds at once.
     pub scripts: Mutex<VecDeque<Vec<Act>>>,
     pub requests: Mutex<Vec<SolveRequest>>,
     running: AtomicUsize,
@@ -122,7 +122,7 @@ async fn play(
             Act::Wait(gate) => tokio::select! {
                 () = gate.pass() => {}
                 () = cancel.cancelled() => {
-                    // Processes take a moment to go.
+                    // Processes take a moment to exit.
                     tokio::time::sleep(Duration::from_millis(5)).await;
                     return Err(SolveError::Cancelled);
                 }
@@ -136,11 +136,11 @@ async fn play(
     Ok(())
 }
 
-/// A context with a Dockerfile and nothing else.
+/// A context that contains only a Dockerfile.
 pub struct FakeContexts {
     pub dockerfile: Mutex<String>,
     pub gate: Mutex<Option<Gate>>,
-    /// How often files were looked at.
+    /// Number of context preparations.
     pub looks: AtomicUsize,
 }
 
@@ -221,18 +221,18 @@ impl ContextSource for FakeContexts {
 #[derive(Default)]
 pub struct FakeImages {
     pub known: Mutex<BTreeMap<String, Digest>>,
-    /// Images that builds asked for and got.
+    /// Images that were requested and supplied.
     pub supplied: Mutex<Vec<String>>,
     pub published: Mutex<Vec<(String, Digest)>>,
     pub verify_gate: Mutex<Option<Gate>>,
     pub publish_gate: Mutex<Option<Gate>>,
-    /// What went to other registries, in order.
+    /// Pushes to other registries, in order.
     pub pushed: Mutex<Vec<String>>,
     pub push_gate: Mutex<Option<Gate>>,
     pub push_fault: Mutex<Option<Fault>>,
-    /// What naming what was pushed comes to.
+    /// Fault that `push_names` returns.
     pub name_fault: Mutex<Option<Fault>>,
-    /// Packs that exist, with how often they are held.
+    /// Existing packs with their hold counts.
     pub packs: Mutex<BTreeMap<PackId, usize>>,
 }
 
@@ -317,7 +317,7 @@ impl RoomImages for FakeImages {
     }
 }
 
-/// Fetches nothing.
+/// Downloader that refuses every request.
 pub struct NoDownloads;
 
 #[async_trait]

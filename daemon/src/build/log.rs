@@ -1,13 +1,13 @@
-//! The stored events of one build: a file with one event in JSON per line, event *n* on line *n*.
+//! Event log of one build: a file with one JSON event per line, event *n* on line *n*.
 //!
 //! ```text
 //! create / reopen --append--> file + index --wake--> readers (each reads the file at its own pace)
-//!                  '--seal (fsync)                    '-- read(from, limit)
+//!                  '--sync (fsync)                    '-- read(from, limit)
 //! ```
 //!
-//! One writer, the build's publisher; readers never wait for each other nor hold the writer up,
-//! since they read the file. A line that a crash cut short is removed when the log is reopened.
-//! Positions are found through a sparse index in memory, made again on opening by counting lines.
+//! The build's publisher is the only writer. Readers read the file, so they block neither each other nor the writer.
+//! Reopening a log removes a line that a crash cut short. A sparse index in memory maps event numbers to file
+//! positions; it is rebuilt on opening by counting lines.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -21,12 +21,12 @@ use crate::disk::write_patiently;
 use crate::model::build::{BuildEvent, EventKind};
 use crate::model::id::BuildId;
 
-/// Every so many events, the index keeps a position.
+/// Number of events between two index entries.
 const STRIDE: u64 = 64;
-/// A line is never longer: the publisher cuts log data to far less.
+/// Maximum length of a line, in bytes. The publisher cuts log data to far less.
 const LONGEST_LINE: usize = 4 << 20;
 
-/// Blocking: call from a blocking thread.
+/// Event log of one build. Its methods block: call them from a blocking thread.
 pub struct EventLog {
     file: File,
     path: PathBuf,
@@ -36,22 +36,23 @@ pub struct EventLog {
 }
 
 struct Written {
-    /// Where the next event goes.
+    /// File position of the next event.
     end: u64,
+    /// Number of the newest event.
     last: u64,
     /// Position of events 1, 1 + STRIDE, 1 + 2 * STRIDE, ...
     index: Vec<u64>,
 }
 
 impl EventLog {
-    /// Makes the log of a new build.
+    /// Creates the log of a new build.
     pub fn create(directory: &Path, id: &BuildId) -> io::Result<Self> {
         let path = path_of(directory, id);
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
         Ok(Self::new(file, path, Written { end: 0, last: 0, index: Vec::new() }))
     }
 
-    /// Opens a log to go on with it; what a crash left of its last line is cut off.
+    /// Opens a log for appending, and cuts off an incomplete last line that a crash left.
     pub fn reopen(directory: &Path, id: &BuildId) -> io::Result<Self> {
         let path = path_of(directory, id);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
@@ -60,7 +61,7 @@ impl EventLog {
         Ok(Self::new(file, path, written))
     }
 
-    /// Opens a log for reading only. None where there is none.
+    /// Opens a log for reading only. `None` when the build has no log.
     pub fn open(directory: &Path, id: &BuildId) -> io::Result<Option<Self>> {
         let path = path_of(directory, id);
         match File::open(&path) {
@@ -85,7 +86,7 @@ impl EventLog {
         }
     }
 
-    /// Bytes of the log of a build; none where there is no log.
+    /// Size of a build's log in bytes; 0 when it has no log.
     pub fn size(directory: &Path, id: &BuildId) -> io::Result<u64> {
         match std::fs::metadata(path_of(directory, id)) {
             Ok(found) => Ok(found.len()),
@@ -94,7 +95,7 @@ impl EventLog {
         }
     }
 
-    /// Ids that have a log in `directory`.
+    /// Ids of the builds that have a log in `directory`.
     pub fn ids(directory: &Path) -> io::Result<Vec<BuildId>> {
         let mut ids = Vec::new();
         for entry in std::fs::read_dir(directory)? {
@@ -114,17 +115,17 @@ impl EventLog {
         *self.newest.borrow()
     }
 
-    /// Tells of every newer event.
+    /// Returns a receiver that is notified of every newer event.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.newest.subscribe()
     }
 
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub fn len(&self) -> u64 {
         self.written.lock().end
     }
 
-    /// Numbers and stores events, all of them or (on an error) none, then wakes the readers.
+    /// Numbers and stores all events, or none on an error, then wakes the readers.
     pub fn append(&self, kinds: Vec<EventKind>) -> io::Result<()> {
         if kinds.is_empty() {
             return Ok(());
@@ -147,8 +148,8 @@ impl EventLog {
             file.write_all(&lines)
         });
         if let Err(error) = outcome {
-            // Half a line must not be met by the next append. Should this fail too, readers stop at
-            // `end`, and the next append writes over it.
+            // Cut off a partly written line. If this fails too, readers stop at `end`, and the next append overwrites
+            // the partial line.
             let _ = self.file.set_len(written.end);
             return Err(error);
         }
@@ -160,12 +161,12 @@ impl EventLog {
         Ok(())
     }
 
-    /// Makes what was appended durable.
+    /// Makes the appended events durable.
     pub fn seal(&self) -> io::Result<()> {
         self.file.sync_all()
     }
 
-    /// Events from number `from` on, up to about `limit` bytes but at least one. Empty at the end.
+    /// Returns the events from number `from` on, up to about `limit` bytes but at least one. Empty at the end.
     pub fn read(&self, from: u64, limit: usize) -> io::Result<Vec<BuildEvent>> {
         let from = from.max(1);
         let (mut position, end, mut skip) = {
@@ -216,7 +217,7 @@ fn path_of(directory: &Path, id: &BuildId) -> PathBuf {
     directory.join(format!("{id}.jsonl"))
 }
 
-/// Counts the whole lines of a log. A last line that is no event ends the log before it.
+/// Scans the complete lines of a log. A last line that is not an event is excluded.
 fn scan(mut file: &File) -> io::Result<Written> {
     file.seek(SeekFrom::Start(0))?;
     let mut written = Written { end: 0, last: 0, index: Vec::new() };
@@ -237,7 +238,8 @@ fn scan(mut file: &File) -> io::Result<Written> {
         }
         position += size as u64;
     }
-    // After a power cut a tail of zeros or old bytes can hold a newline: the last line must be the event it claims.
+    // After a power loss, a tail of zeros or old bytes can contain a newline, so the last line must parse as the event
+    // with its number.
     while written.last > 0 {
         let length = usize::try_from(written.end - last_start).unwrap_or(usize::MAX).min(LONGEST_LINE);
         let mut line = vec![0; length];
@@ -255,7 +257,7 @@ fn scan(mut file: &File) -> io::Result<Written> {
     Ok(written)
 }
 
-/// Start of the line that ends (with its newline) at `end`.
+/// Returns the start of the line that ends (with its newline) at `end`.
 fn start_of_line_before(file: &File, end: u64) -> io::Result<u64> {
     let mut to = end.saturating_sub(1);
     let mut buffer = vec![0; 64 << 10];

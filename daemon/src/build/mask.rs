@@ -1,21 +1,22 @@
-//! Takes the values of a build's secrets out of what is logged.
+//! Removes the values of a build's secrets from its output.
 //!
-//! A value is found also when it is spread over several chunks of one stream: the end of a chunk
-//! that may be the beginning of a value is held back until more comes. At most the longest value
-//! less one byte is held.
+//! A value is also found when it is spread over several chunks of one stream: the end of a chunk that may be the
+//! beginning of a value is held back until more bytes arrive. At most the length of the longest value less one byte is
+//! held back.
 
-/// Shorter values would turn half of a log into stars.
+/// Minimum length of a masked value, in bytes. Shorter values would mask half of a log.
 const SHORTEST: usize = 4;
 const STARS: &[u8] = b"***";
 
-/// The values, longest first.
+/// Secret values, longest first.
 #[derive(Clone, Default)]
 pub struct Mask {
+    /// First bytes of the values, indexed by byte.
     values: Vec<Vec<u8>>,
     starts: Vec<bool>,
 }
 
-/// What is held back of one stream.
+/// Bytes of one stream that are held back.
 #[derive(Default)]
 pub struct Carry(Vec<u8>);
 
@@ -23,7 +24,7 @@ impl Mask {
     pub fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut kept: Vec<Vec<u8>> = Vec::new();
         for value in values {
-            // A shell's `$(cat file)` leaves out the newline at the end.
+            // A shell's `$(cat file)` drops the trailing newline.
             for form in [value, value.trim_ascii()] {
                 if form.len() >= SHORTEST {
                     kept.push(form.to_vec());
@@ -39,7 +40,7 @@ impl Mask {
         Self { values: kept, starts }
     }
 
-    /// Masks a chunk of a stream and gives what may be shown so far.
+    /// Masks a chunk of a stream and returns the bytes that may be shown so far.
     pub fn feed(&self, carry: &mut Carry, chunk: Vec<u8>) -> Vec<u8> {
         if self.values.is_empty() {
             return chunk;
@@ -49,13 +50,13 @@ impl Mask {
         self.run(carry, &bytes, false)
     }
 
-    /// The stream has ended: gives what was held back.
+    /// Returns the bytes held back, at the end of a stream.
     pub fn finish(&self, carry: &mut Carry) -> Vec<u8> {
         let bytes = std::mem::take(&mut carry.0);
         self.run(carry, &bytes, true)
     }
 
-    /// Masks a whole text.
+    /// Masks a complete text.
     pub fn text(&self, text: &str) -> String {
         if self.values.is_empty() {
             return text.to_owned();
@@ -73,7 +74,7 @@ impl Mask {
                 continue;
             }
             let rest = &bytes[at..];
-            // A longer value may still be coming, so it is waited for before a shorter one is taken.
+            // A longer value may still follow, so it takes precedence over a shorter one.
             if !last && self.values.iter().any(|value| value.len() > rest.len() && value.starts_with(rest)) {
                 carry.0 = rest.to_vec();
                 return out;

@@ -1,4 +1,4 @@
-//! What builds need from the outside.
+//! Ports of the build module: what builds need from other modules.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use crate::model::secret::{Credential, Secret};
 use crate::model::trust::TrustDomain;
 use crate::model::{Digest, MountTarget, Reference, Repository};
 
-/// Runs Dockerfiles. The real one is BuildKit.
+/// Runs Dockerfiles. The implementation is BuildKit.
 #[async_trait]
 pub trait Solver: Send + Sync + 'static {
     /// Runs one build and pushes the result by digest, with no tag.
     ///
-    /// Events are sent as they happen; a full channel makes the solve wait. When `cancel` fires, the
-    /// solve is ended, and this returns [`SolveError::Cancelled`] once its processes are gone.
+    /// Events are sent as they happen; a full channel blocks the solve. When `cancel` fires, the solve is stopped, and
+    /// this returns [`SolveError::Cancelled`] once its processes have exited.
     async fn solve(
         &self,
         request: SolveRequest,
@@ -32,9 +32,10 @@ pub trait Solver: Send + Sync + 'static {
     ) -> Result<SolveOutcome, SolveError>;
 }
 
+/// Inputs of one solve.
 pub struct SolveRequest {
     pub build: BuildId,
-    /// Whose builder runs it: nothing of the build reaches another domain.
+    /// Trust domain whose builder runs the build: nothing of the build reaches another domain.
     pub domain: TrustDomain,
     pub files: ContextFiles,
     pub build_args: BTreeMap<String, String>,
@@ -44,60 +45,60 @@ pub struct SolveRequest {
     pub no_cache: NoCache,
     pub network: Network,
     pub secrets: BTreeMap<String, Secret<Vec<u8>>>,
-    /// All images that the build may use, files that ADD may fetch, and repositories (`host/path`). Whatever else it
-    /// names is denied.
+    /// Images that the build may use, files that ADD may fetch, and repositories (`host/path`). All other sources are
+    /// denied.
     pub images: Vec<PinnedSource>,
     pub downloads: Vec<PinnedDownload>,
     pub repositories: Vec<String>,
-    /// `host:port` of the room's registry as BuildKit reaches it, and where the result goes.
+    /// Room registry as BuildKit reaches it (`host:port`), and the repository that receives the result.
     pub registry: String,
     pub repository: Repository,
     pub credentials: Arc<dyn Credentials>,
 }
 
-/// A URL in ADD means this content, which the daemon offers to the builder.
+/// Pins a URL in ADD to content that the daemon serves to the builder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinnedDownload {
-    /// As the Dockerfile has it.
+    /// URL as written in the Dockerfile.
     pub url: String,
-    /// Where the builder gets it.
+    /// URL at which the builder fetches the content.
     pub place: String,
     pub digest: Digest,
 }
 
-/// A name of an image means this image of the room's registry.
+/// Pins an image name to an image of the room's registry.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PinnedSource {
-    /// As BuildKit spells names: `docker.io/library/alpine:3`.
+    /// Name as BuildKit normalizes it: `docker.io/library/alpine:3`.
     pub name: String,
     pub repository: Repository,
     pub digest: Digest,
 }
 
-/// An image that a Dockerfile names.
+/// Request for an image that a Dockerfile names.
 pub struct ImageRequest {
     pub reference: Reference,
-    /// It names this room's registry, whatever the name.
+    /// The reference names this room's registry.
     pub is_own: bool,
-    /// At least one.
+    /// Requested platforms, at least one.
     pub platforms: Vec<Platform>,
     pub caller: String,
     /// Credentials that came with the build, by registry.
     pub given: BTreeMap<String, Credential>,
-    /// The image's registry must be asked what the name means now.
+    /// The registry must be asked for the current digest of the name.
     pub ask_registry: bool,
-    /// How far its content has come.
+    /// Progress of the transfer of its content.
     pub transfer: Arc<Transfer>,
 }
 
-/// Credentials for registries, asked at the moment they are needed: tokens expire during long builds.
+/// Provides registry credentials at the moment they are needed, because tokens expire during long builds.
 pub trait Credentials: Send + Sync + 'static {
     fn for_registry(&self, host: &str) -> Option<Credential>;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SolveOutcome {
-    /// Manifest (or index) that was pushed.
+    /// Digest of the pushed manifest (or index).
     pub digest: Digest,
 }
 
@@ -105,7 +106,7 @@ pub struct SolveOutcome {
 pub enum SolveError {
     #[error("cancelled")]
     Cancelled,
-    /// The solver went away or could not be reached; the same build may succeed later.
+    /// The solver became unavailable; the same build may succeed later.
     #[error("{0}")]
     Unavailable(String),
     /// The build itself failed.
@@ -113,11 +114,11 @@ pub enum SolveError {
     Failed(Box<Fault>),
 }
 
-/// Makes a build's mounts one tree. The real one is the context module.
+/// Combines a build's mounts into one tree. The implementation is the context module.
 #[async_trait]
 pub trait ContextSource: Send + Sync + 'static {
-    /// Opens the mounts of `spec` for `caller` and finds the Dockerfile. `given` are the credentials that
-    /// came with the build, by registry.
+    /// Opens the mounts of `spec` for `caller` and finds the Dockerfile. `given` are the credentials that came with
+    /// the build, by registry.
     async fn prepare(
         &self,
         spec: &BuildSpec,
@@ -128,33 +129,33 @@ pub trait ContextSource: Send + Sync + 'static {
 
 /// A context whose Dockerfile has been read and whose trees are not yet fixed.
 pub trait PreparedContext: Send {
-    /// Where the Dockerfile is among the mounts.
+    /// Path of the Dockerfile among the mounts.
     fn dockerfile_path(&self) -> &MountTarget;
     fn dockerfile(&self) -> &[u8];
-    /// What the files are known by.
+    /// Content identity of the files.
     fn identity(&self) -> ContextIdentity;
-    /// The files for BuildKit, with this Dockerfile in place of the one that was read.
+    /// Returns the files for BuildKit, with `dockerfile` in place of the Dockerfile that was read.
     fn into_files(self: Box<Self>, dockerfile: Vec<u8>) -> ContextFiles;
 }
 
-/// The room's images as builds use them. The real one is the image module.
+/// Images of the room, as builds use them. The implementation is the image module.
 #[async_trait]
 pub trait RoomImages: Send + Sync + 'static {
-    /// Has an image in the room, fetched from its registry where that is another one.
+    /// Makes an image available in the room; fetches it when it belongs to another registry.
     async fn supply(&self, request: ImageRequest) -> Result<SuppliedImage, Fault>;
-    /// Checks that a pushed manifest and everything it names are there.
+    /// Checks that a pushed manifest and everything that it references exist.
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault>;
-    /// Sets the tags, whichever repositories of the room they are in.
+    /// Sets the tags, in any repositories of the room.
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault>;
-    /// Brings an image to other registries, all but its names, with the credentials given and the
-    /// daemon's own.
+    /// Pushes an image to other registries, except for its tags, with the credentials of the build and those of the
+    /// daemon.
     async fn push_content(
         &self,
         image: &VerifiedImage,
         tags: &[Reference],
         given: &BTreeMap<String, Credential>,
     ) -> Result<(), Fault>;
-    /// Sets its names there.
+    /// Sets the tags in the other registries.
     async fn push_names(
         &self,
         image: &VerifiedImage,
@@ -170,39 +171,39 @@ pub trait RoomImages: Send + Sync + 'static {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DownloadRequest {
     pub url: String,
-    /// As `--checksum` gives it.
+    /// Value of the `--checksum` flag.
     pub checksum: Option<String>,
 }
 
-/// A file on offer to the builder, for as long as this is kept.
+/// A fetched file that the daemon serves to the builder while this value exists.
 pub struct Downloaded {
-    /// Where the builder gets it.
+    /// URL at which the builder fetches the file.
     pub url: String,
     pub digest: Digest,
     pub size: u64,
-    /// It was here, and has not changed.
+    /// The file was cached and has not changed.
     pub cached: bool,
     pub offer: Box<dyn std::any::Any + Send + Sync>,
 }
 
-/// Fetches what builds name by URL. The real one is the module of downloads.
+/// Fetches the files that builds name by URL. The implementation is the downloads module.
 #[async_trait]
 pub trait Downloader: Send + Sync + 'static {
     async fn download(&self, request: DownloadRequest) -> Result<Downloaded, Fault>;
-    /// Whether the builder may fetch a repository from a host by itself.
+    /// Checks that the builder may fetch a repository from this host itself.
     async fn allows_repository(&self, host: &str) -> Result<(), Fault>;
 }
 
-/// Where builds are kept. The real one is SQLite.
+/// Persistent store of build records. The implementation is SQLite.
 #[async_trait]
 pub trait BuildStore: Send + Sync + 'static {
     /// Stores a new build. With a key that an earlier build has, stores nothing and returns that build.
     async fn insert(&self, record: BuildRecord, key: Option<IdempotencyKey>) -> Result<Inserted, StoreError>;
     async fn get(&self, id: &BuildId) -> Result<Option<BuildRecord>, StoreError>;
-    /// The build that an earlier call with this key made.
+    /// Returns the build that an earlier request with this key created.
     async fn find(&self, key: &IdempotencyKey) -> Result<Option<Inserted>, StoreError>;
-    /// Ids that begin with `prefix`, at most `limit`.
-    /// Ids of builds that begin with `prefix`, in order; of those that `owner` submitted, if one is named.
+    /// Returns at most `limit` ids of builds that begin with `prefix`, in order; only builds that `owner` submitted,
+    /// if one is given.
     async fn ids_with_prefix(
         &self,
         prefix: &str,
@@ -210,12 +211,12 @@ pub trait BuildStore: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<BuildId>, StoreError>;
     async fn list(&self, query: BuildQuery) -> Result<Vec<BuildRecord>, StoreError>;
-    /// Replaces what is stored of a build; durable when this returns.
+    /// Replaces the stored record of a build; durable when this returns.
     async fn update(&self, record: BuildRecord) -> Result<(), StoreError>;
     async fn remove(&self, id: &BuildId) -> Result<(), StoreError>;
 }
 
-/// Keys are per caller, so that one cannot meet another's build.
+/// Idempotency key of a submission. Keys are scoped to their caller, so that one caller cannot reach another's build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey {
     pub caller: String,
@@ -224,6 +225,7 @@ pub struct IdempotencyKey {
     pub request: Digest,
 }
 
+/// Result of storing a build with an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inserted {
     New,
@@ -232,15 +234,15 @@ pub enum Inserted {
     Conflict(BuildId),
 }
 
-/// Newest first.
+/// Filter of a list of builds, newest first.
 #[derive(Clone, Debug, Default)]
 pub struct BuildQuery {
-    /// Empty is all.
+    /// States to list; empty lists all.
     pub states: Vec<BuildState>,
     pub tag: Option<String>,
-    /// Only builds of this participant.
+    /// Participant whose builds are listed.
     pub submitted_by: Option<String>,
-    /// Only builds older than this one.
+    /// Build after which the list continues: only older builds are listed.
     pub after: Option<BuildId>,
     pub limit: usize,
 }

@@ -1,9 +1,9 @@
-//! Whether what COPY and ADD name is in the context, before anything of it is sent.
+//! Checks that the sources of COPY and ADD exist in the context, before any of it is sent.
 //!
-//! BuildKit finds that out when all of the context has been sent, and a build that fails there keeps
-//! BuildKit from using what it received for the next one, which is then sent everything again. So a file
-//! that is certainly missing fails the build here, in BuildKit's words. What a link leads to, and whatever
-//! else is not plain, is left to BuildKit: a build that it could run must never fail here.
+//! BuildKit detects a missing source only after the whole context has been sent, and a build that fails there keeps
+//! BuildKit from reusing the received files, so the next build sends everything again. A file that is certainly
+//! missing therefore fails the build here, in BuildKit's words. Targets of symbolic links and other unclear cases are
+//! left to BuildKit: a build that it could run must never fail here.
 
 use std::io::Read as _;
 
@@ -15,12 +15,12 @@ use crate::context::port::{ContextFiles, EntryKind, FileTree};
 use crate::model::MountTarget;
 use crate::model::fault::{DockerfileRange, Fault, Stage};
 
-/// Names that a hint gives at most.
+/// Maximum number of names in a hint.
 const SIMILAR: usize = 3;
-/// Bytes of a name that is compared with others.
+/// Maximum length of a name that is compared with others, in bytes.
 const LONGEST: usize = 64;
 
-/// Why a build fails whose sources are not all among the files. Blocking.
+/// Returns the fault of a build with a source that is not among the files. Blocking.
 pub(super) fn missing(files: &ContextFiles, copied: &[Copied], dockerfile: &MountTarget) -> Option<Fault> {
     let tree = &*files.context;
     for instruction in copied {
@@ -29,7 +29,7 @@ pub(super) fn missing(files: &ContextFiles, copied: &[Copied], dockerfile: &Moun
                 Place::Unjudged => continue,
                 Place::Hidden => match hidden_hint(files, source, dockerfile) {
                     Some(hint) => hint,
-                    // It is not the ignore file that keeps it away.
+                    // The ignore file does not exclude it.
                     None => continue,
                 },
                 Place::Missing { known } => missing_hint(tree, source, known),
@@ -53,11 +53,11 @@ pub(super) fn missing(files: &ContextFiles, copied: &[Copied], dockerfile: &Moun
 }
 
 enum Place {
-    /// It is there, or BuildKit has to say.
+    /// The source exists, or BuildKit has to decide.
     Unjudged,
-    /// It will not be sent: it is there, or in a directory that was not looked into.
+    /// The source will not be sent: it exists but is excluded, or is in a directory that was not listed.
     Hidden,
-    /// It is there up to this length of its path.
+    /// The path exists only up to this length.
     Missing { known: usize },
 }
 
@@ -81,7 +81,7 @@ fn place(tree: &dyn FileTree, path: &[u8]) -> Place {
     Place::Unjudged
 }
 
-/// None where no pattern says that it is left out.
+/// Returns `None` when no ignore pattern excludes the source.
 fn hidden_hint(files: &ContextFiles, source: &Source, dockerfile: &MountTarget) -> Option<String> {
     let own = format!("{}.dockerignore", files.dockerfile_name);
     let (text, name) = match read(&*files.dockerfile, own.as_bytes()) {
@@ -96,7 +96,7 @@ fn hidden_hint(files: &ContextFiles, source: &Source, dockerfile: &MountTarget) 
     ))
 }
 
-/// None where there is none that can be read: then nothing is said about it here.
+/// Returns `None` when the file does not exist or cannot be read.
 fn read(tree: &dyn FileTree, path: &[u8]) -> Option<Vec<u8>> {
     let index = tree.find(path)?;
     if !matches!(tree.entry(index).kind, EntryKind::File | EntryKind::HardLink(_)) {
@@ -137,7 +137,7 @@ fn missing_hint(tree: &dyn FileTree, source: &Source, known: usize) -> String {
     }
 }
 
-/// Paths in a directory with names that `name` may have meant, the nearest first.
+/// Returns paths in a directory with names similar to `name`, the most similar first.
 fn similar<'t>(tree: &'t dyn FileTree, directory: &[u8], name: &[u8]) -> Vec<&'t [u8]> {
     let (first, prefix) = match tree.find(directory) {
         Some(index) => (index + 1, [directory, b"/"].concat()),
@@ -165,7 +165,7 @@ fn similar<'t>(tree: &'t dyn FileTree, directory: &[u8], name: &[u8]) -> Vec<&'t
     found.into_iter().map(|(_, path)| path).collect()
 }
 
-/// Bytes to change, add or take away, letter case aside.
+/// Edit distance in bytes, ignoring letter case.
 fn distance(a: &[u8], b: &[u8]) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.iter().enumerate() {

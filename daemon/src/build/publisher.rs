@@ -1,11 +1,10 @@
-//! The one door through which what happens in a build gets out.
+//! Event publisher: all events of a build pass through it to the event log.
 //!
-//! Everything passes here in order: step numbers of a second attempt are moved behind those of the
-//! first, secret values are masked, log bytes past the quota are left out and counted, and the rest
-//! goes to the event log in batches.
+//! It keeps the order of the events, moves the step numbers of a later attempt behind those of earlier attempts, masks
+//! secret values, drops and counts log bytes beyond the quota, and appends the rest to the event log in batches.
 //!
-//! What is left out or held back of a step is told before that step's end, so that a reader who has
-//! seen a step finish has all of it.
+//! Bytes that are dropped or held back of a step are published before the step's end, so that a reader who has seen a
+//! step finish has all of it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,38 +19,40 @@ use crate::model::build::{BuildState, EventKind, LogStream};
 use crate::model::fault::Fault;
 use crate::task;
 
-/// Events stored with one write.
+/// Maximum number of events stored with one write.
 const BATCH: usize = 256;
-/// Log data of one event.
+/// Maximum bytes of log data in one event.
 const CHUNK: usize = 64 << 10;
-/// What a progress event costs of the quota.
+/// Bytes of the quota that a progress event uses.
 const PROGRESS_COST: u64 = 128;
 
 pub struct Publisher {
     log: Arc<EventLog>,
     mask: Mask,
     quota: u64,
-    /// Whether the build was told that it is above its quota.
+    /// The build was warned that it is above its quota.
     told: bool,
     /// Free space of the disk: output is not kept while it is low.
     space: Option<SpaceWatch>,
-    /// Whether the build was told that it was.
+    /// The build was warned that free space is low.
     told_low: bool,
     streams: BTreeMap<(u32, bool), Stream>,
     /// Steps of this attempt that have begun, and whether their last result came from the cache.
     steps: BTreeMap<u32, bool>,
-    /// Steps of earlier attempts.
+    /// Highest step number of the earlier attempts.
     before: u32,
+    /// Highest step number so far.
     highest: u32,
 }
 
 #[derive(Default)]
 struct Stream {
     carry: Carry,
+    /// Bytes dropped since the last published event of this stream.
     dropped: u64,
 }
 
-/// Steps of the latest attempt.
+/// Number of steps of the latest attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Steps {
     pub cached: u32,
@@ -59,7 +60,7 @@ pub struct Steps {
 }
 
 impl Publisher {
-    /// `quota` is in bytes of log data.
+    /// Creates a publisher. `quota` is in bytes of log data.
     pub fn new(log: Arc<EventLog>, mask: Mask, quota: u64) -> Self {
         Self {
             log,
@@ -75,7 +76,7 @@ impl Publisher {
         }
     }
 
-    /// Goes on with the log of an earlier run of the daemon.
+    /// Continues the log of an earlier run of the daemon.
     pub async fn resume(log: Arc<EventLog>, mask: Mask, quota: u64) -> io::Result<Self> {
         let source = Arc::clone(&log);
         let highest =
@@ -84,7 +85,7 @@ impl Publisher {
         Ok(Self { highest, ..Self::new(log, mask, quota) })
     }
 
-    /// Keeps no output while less of the disk is free than should be.
+    /// Drops output while less of the disk is free than should be.
     #[must_use]
     pub fn within(self, space: SpaceWatch) -> Self {
         Self { space: Some(space), ..self }
@@ -100,7 +101,7 @@ impl Publisher {
         Steps { cached: count(cached), total: count(self.steps.len()) }
     }
 
-    /// Steps are counted from 1 again by whoever sends them.
+    /// Begins an attempt, whose sender counts its steps from 1 again.
     pub async fn begin_attempt(&mut self) -> io::Result<()> {
         let rest = self.take_rest(|_| true);
         self.before = self.highest;
@@ -114,7 +115,7 @@ impl Publisher {
         self.store(out).await
     }
 
-    /// Passes on what comes until every sender is gone.
+    /// Publishes the received events until every sender is dropped. Returns their number.
     pub async fn forward(&mut self, events: &mut mpsc::Receiver<EventKind>) -> io::Result<u64> {
         let (mut batch, mut count) = (Vec::with_capacity(BATCH), 0);
         while events.recv_many(&mut batch, BATCH).await > 0 {
@@ -128,13 +129,13 @@ impl Publisher {
         Ok(count)
     }
 
-    /// Gives out what is held back.
+    /// Publishes the bytes that are held back.
     pub async fn flush(&mut self) -> io::Result<()> {
         let rest = self.take_rest(|_| true);
         self.store(rest).await
     }
 
-    /// The last event.
+    /// Publishes the last event.
     pub async fn finish(mut self, state: BuildState) -> io::Result<()> {
         self.publish(EventKind::Finished { state }).await?;
         self.seal().await
@@ -145,7 +146,7 @@ impl Publisher {
         self.log.last()
     }
 
-    /// A fault holds lines of the log: they are masked too.
+    /// Masks a fault, which may contain lines of the log.
     pub fn mask_fault(&self, mut fault: Fault) -> Fault {
         fault.message = self.mask.text(&fault.message);
         fault.log_tail = fault.log_tail.iter().map(|line| self.mask.text(line)).collect();
@@ -160,7 +161,7 @@ impl Publisher {
         task::blocking("build log", move || log.append(kinds)).await.map_err(io::Error::other)?
     }
 
-    /// Makes durable what was given out.
+    /// Makes the published events durable.
     pub async fn seal(&self) -> io::Result<()> {
         let log = Arc::clone(&self.log);
         task::blocking("build log", move || log.seal()).await.map_err(io::Error::other)?
@@ -188,7 +189,7 @@ impl Publisher {
             }
             EventKind::StepProgress { step, name, current, total } => {
                 let step = self.numbered(step);
-                // Only the newest figure matters, so these are left out without a word.
+                // Only the newest value matters, so these events are dropped without a count.
                 if let Some(rest) = self.quota.checked_sub(PROGRESS_COST)
                     && !self.is_low()
                 {
@@ -228,20 +229,20 @@ impl Publisher {
         }
         if low && !std::mem::replace(&mut self.told_low, true) {
             let message = format!(
-                "the disk of the room has less free space than must stay free: output of step {step} is not kept until \
-                 it has, and what is counted as left out is the least that it was"
+                "the disk of the room has less free space than the minimum: output of step {step} is not kept until \
+                 enough is free, and more bytes may be lost than are counted"
             );
             out.push(EventKind::Warning { message, url: None, dockerfile: None });
         } else if !low && !std::mem::replace(&mut self.told, true) {
             let message = format!(
-                "the log of this build has reached its quota at step {step}: output is not kept from here on, and what \
-                 is counted as left out is the least that it was"
+                "the log of this build has reached its quota at step {step}: output is not kept from here on, and more \
+                 bytes may be lost than are counted"
             );
             out.push(EventKind::Warning { message, url: None, dockerfile: None });
         }
     }
 
-    /// What is held back of steps, and counts of what was left out.
+    /// Takes the bytes held back of the selected steps, and the counts of dropped bytes.
     fn take_rest(&mut self, of: impl Fn(u32) -> bool) -> Vec<EventKind> {
         let keys: Vec<_> = self.streams.keys().filter(|(step, _)| of(*step)).copied().collect();
         let mut out = Vec::new();
@@ -452,7 +453,7 @@ mod tests {
         drop(publisher);
         let (mut rest, mut kept, mut dropped) = (QUOTA - first.len(), 1000, 0);
         drop(first);
-        // Restarts give nothing back, however many there are.
+        // A restart does not reset the quota.
         for _ in 0..3 {
             let again = Arc::new(EventLog::reopen(directory.path(), &id).unwrap());
             let mut publisher = Publisher::resume(Arc::clone(&again), Mask::default(), QUOTA).await.unwrap();

@@ -1,13 +1,13 @@
-//! What an earlier run of the daemon left: every build that had not ended waits again or is interrupted.
+//! Recovery after a restart: every build that had not ended is queued again or interrupted.
 //!
 //! ```text
 //! queued                                   --> queued
 //! running, first attempt, no secrets       --> queued (run again, once)
 //! running, second attempt                  --> interrupted
-//! with secrets, or a pack that is gone     --> interrupted
+//! with secrets, or a missing pack          --> interrupted
 //! ```
 //!
-//! Each build is settled by itself, so a crash in the middle of this is no different from one before it.
+//! Each build is recovered independently, so recovery can be repeated after a crash in the middle of it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::model::fault::Fault;
 use crate::model::share_owner::ShareOwner;
 use crate::task;
 
-/// How often a build is started in all.
+/// Maximum number of attempts of one build.
 const ATTEMPTS: u32 = 2;
 const PAGE: usize = 500;
 
@@ -46,12 +46,12 @@ pub(super) async fn recover(shared: &Arc<Shared>) -> Result<(), StoreError> {
             break;
         }
     }
-    // Oldest first, as they were accepted.
+    // Oldest first, in the order of acceptance.
     for record in open.into_iter().rev() {
         recover_one(shared, record).await?;
     }
     if let Err(error) = remove_strays(shared).await {
-        tracing::warn!(%error, "logs without a build stay until the next start");
+        tracing::warn!(%error, "failed to remove orphaned build logs; retrying at the next start");
     }
     Ok(())
 }
@@ -62,7 +62,7 @@ async fn recover_one(shared: &Arc<Shared>, mut record: BuildRecord) -> Result<()
     let log = match log.map_err(std::io::Error::other).flatten() {
         Ok(log) => Arc::new(log),
         Err(error) => {
-            tracing::error!(%error, build.id = %record.id, "the log of a build cannot be opened");
+            tracing::error!(%error, build.id = %record.id, "failed to open a build log");
             record.state = BuildState::Interrupted;
             record.fault = Some(interrupted_fault("and its log cannot be opened"));
             record.finished_at = Some(Timestamp::now());
@@ -87,13 +87,13 @@ async fn recover_one(shared: &Arc<Shared>, mut record: BuildRecord) -> Result<()
     }
     let active = Active::new(record.id.clone(), record.submitted_by.clone(), log, packs);
     if record.state == BuildState::Running {
-        tracing::info!(build.id = %record.id, "build waits to be run again");
+        tracing::info!(build.id = %record.id, "build queued to run again");
         let log = Arc::clone(&active.log);
         let queued = vec![EventKind::StateChanged { state: BuildState::Queued }];
         let told = task::blocking("build log", move || log.append(queued)).await;
         if let Err(error) = told.map_err(std::io::Error::other).flatten() {
-            // The driver meets the same trouble and ends the build with it.
-            tracing::warn!(%error, build.id = %record.id, "the log of a build cannot be written");
+            // The driver meets the same error and fails the build with it.
+            tracing::warn!(%error, build.id = %record.id, "failed to write a build log");
         }
         record.state = BuildState::Queued;
         record.last_sequence = active.log.last();
@@ -107,10 +107,10 @@ async fn recover_one(shared: &Arc<Shared>, mut record: BuildRecord) -> Result<()
 }
 
 fn pack_fault(fault: &Fault) -> Fault {
-    interrupted_fault(&format!("and a pack that it needs is not there any more: {}", fault.message))
+    interrupted_fault(&format!("and a pack that it needs no longer exists: {}", fault.message))
 }
 
-/// Logs whose builds were never stored, or are not any more.
+/// Removes logs whose builds were never stored, or were removed.
 async fn remove_strays(shared: &Shared) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let directory = shared.options.log_dir.clone();
     let ids = task::blocking("build logs", move || EventLog::ids(&directory)).await??;

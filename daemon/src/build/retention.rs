@@ -1,5 +1,5 @@
-//! Old builds go: ended ones beyond the number and the age that are kept, with their logs. Of those that stay, the logs of
-//! an owner's oldest go where they take too much together. Images stay.
+//! Retention of ended builds: removes builds beyond the configured number and age, with their logs. Of the builds that
+//! stay, the oldest logs of an owner are removed when its logs exceed their common limit. Images are not affected.
 
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::model::id::BuildId;
 use crate::model::share_owner::ShareOwner;
 use crate::task;
 
+/// Interval between two passes.
 const PAUSE: Duration = Duration::from_secs(600);
 const PAGE: usize = 200;
 const ENDED: [BuildState; 4] =
@@ -25,9 +26,9 @@ pub(super) async fn retention_loop(shared: Arc<Shared>) {
         match retention_one(&shared, Timestamp::now()).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "old builds removed"),
-            Err(error) => tracing::warn!(%error, "old builds could not be removed"),
+            Err(error) => tracing::warn!(%error, "failed to remove old builds"),
         }
-        // A pass looks at all builds, so it is made for logs that matter only.
+        // A pass reads all builds, so the end of a build triggers one only if its log is not small.
         tokio::select! {
             () = tokio::time::sleep(PAUSE) => {}
             () = shared.large_log.notified() => {}
@@ -35,7 +36,7 @@ pub(super) async fn retention_loop(shared: Arc<Shared>) {
     }
 }
 
-/// Removes what is too much or too old at `now`, and says how many.
+/// Removes the builds that are too many or too old at `now`. Returns their number.
 pub(super) async fn retention_one(shared: &Shared, now: Timestamp) -> Result<usize, BuildError> {
     let (mut ended, mut after) = (Vec::new(), None);
     loop {
@@ -63,7 +64,7 @@ pub(super) async fn retention_one(shared: &Shared, now: Timestamp) -> Result<usi
     Ok(removed)
 }
 
-/// Removes logs of ended builds, given the latest first, beyond what their owner may keep of them.
+/// Removes the logs of ended builds (latest first) beyond the limit of their owner.
 async fn trim_logs(shared: &Shared, ended: &[EndedBuild]) -> Result<(), BuildError> {
     let builds: Vec<(BuildId, String)> = ended
         .iter()
@@ -78,7 +79,7 @@ async fn trim_logs(shared: &Shared, ended: &[EndedBuild]) -> Result<(), BuildErr
             let kept = kept.entry(owner).or_default();
             *kept = kept.saturating_add(size);
             if *kept > limit && size > 0 {
-                tracing::info!(build.id = %id, bytes = size, "removing the log of a build: its owner's logs exceed their bound");
+                tracing::info!(build.id = %id, bytes = size, "removing a build log: its owner's logs exceed the limit");
                 EventLog::remove(&directory, &id).map_err(|source| BuildError::Log { id, source })?;
             }
         }
@@ -90,12 +91,12 @@ async fn trim_logs(shared: &Shared, ended: &[EndedBuild]) -> Result<(), BuildErr
 struct EndedBuild {
     id: BuildId,
     owner: ShareOwner,
-    /// It goes whatever the number of builds.
+    /// The build is older than the retention time.
     is_old: bool,
 }
 
-/// The builds that go, of all that ended, the latest first. Beyond `keep`, each one that goes is the oldest of the owner
-/// who has most: nobody's builds go because another one builds a lot.
+/// Returns the builds to remove, of all ended ones, the latest first. Beyond `keep`, each removed build is the oldest
+/// one of the owner with most builds, so that no owner loses builds because another one builds a lot.
 fn surplus(mut ended: Vec<EndedBuild>, keep: usize) -> Vec<BuildId> {
     let mut counts: HashMap<&ShareOwner, usize> = HashMap::new();
     for build in ended.iter().filter(|build| !build.is_old) {
@@ -143,7 +144,7 @@ mod tests {
         };
         assert!(gone("aab", &[], 3).is_empty());
         assert_eq!(gone("aaaaaab", &[], 3), [2, 3, 4, 5]);
-        // The quiet one has the oldest build, and keeps it.
+        // The owner with few builds has the oldest build, and keeps it.
         assert_eq!(gone("mmmmmmmma", &[], 4), [3, 4, 5, 6, 7]);
         assert_eq!(gone("abcabc", &[], 3), [3, 4, 5]);
         assert_eq!(gone("aab", &[0, 2], 3), [0, 2]);

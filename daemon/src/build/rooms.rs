@@ -1,4 +1,4 @@
-//! The real ones behind the seams of [`super::port`]: the room's images and its files.
+//! Implementations of the ports in [`super::port`]: the room's images and its files.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::model::secret::Credential;
 use crate::model::{Digest, MountSource, MountSpec, MountTarget, Reference, Repository};
 use crate::packs::{PackError, Packs};
 
-/// The files of the room and the images among the mounts, as one tree.
+/// Combines the files of the room and the images among the mounts into one tree.
 #[derive(Clone)]
 pub struct RoomContexts {
     pub contexts: Contexts,
@@ -89,7 +89,7 @@ impl RoomImages for RoomContexts {
         match self.images.release_pack(id).await {
             Ok(layers) => self.contexts.forget_layers(layers).await,
             Err(error) => {
-                tracing::warn!(%error, pack.id = %id, "a pack was not dropped; it goes when it has not been used for long");
+                tracing::warn!(%error, pack.id = %id, "failed to release a pack; it will expire unused");
             }
         }
     }
@@ -119,7 +119,7 @@ impl ContextSource for RoomContexts {
 }
 
 impl RoomContexts {
-    /// Opens the images among the mounts. Whether the caller may use them was checked before, but for packs.
+    /// Opens the images and packs among the mounts. The caller's access was checked before, except for packs.
     pub async fn open_mounts(
         &self,
         specs: &[MountSpec],
@@ -162,7 +162,7 @@ impl RoomContexts {
         Ok(mounts)
     }
 
-    /// An image of the room as it is, one of another registry once it is here.
+    /// Resolves an image of the room, or pulls one of another registry.
     async fn image(
         &self,
         reference: &Reference,
@@ -216,10 +216,9 @@ impl PreparedContext for Prepared {
     }
 }
 
-/// What packs of one directory of one participant have in common, and with no other's. Empty for a pack that stands
-/// alone.
+/// Lineage key shared only by the packs of one directory of one participant. Empty for a pack without a lineage.
 fn pack_lineage(owner: &str, lineage: &str) -> String {
-    // Names may have blanks: their length tells where one ends.
+    // Names may contain blanks, so the length of the owner's name makes the key unambiguous.
     if lineage.is_empty() { String::new() } else { format!("{} {owner} {lineage}", owner.len()) }
 }
 

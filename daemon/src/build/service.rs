@@ -1,14 +1,14 @@
-//! Options -> [`Service`] -> [`Handle`]: the builds of the room.
+//! Build service of the room: options -> [`Service`] -> [`Handle`].
 //!
 //! ```text
-//! submit --place--> stored as queued --slot--> driver task --> ended
-//!                        |                         |
-//!                     cancel: ended at once     cancel: ended when the solve has
+//! submit --reserve--> stored as queued --slot--> driver task --> ended
+//!                          |                         |
+//!                       cancel: ended at once     cancel: ended when the solve has stopped
 //! ```
 //!
-//! Which builds wait and run is one value under one lock ([`State`]); what a build is lies in the
-//! store, and what happened in it in its event log. A build that waits or runs has an [`Active`],
-//! which its driver, its watchers and those who cancel it share.
+//! The sets of waiting and running builds are one value under one lock ([`BuildSchedule`]). The record of a build is
+//! in the store, and its events are in its event log. A build that waits or runs has an [`ActiveBuild`], shared by its
+//! driver, its watchers and the requests that cancel it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -40,37 +40,37 @@ use crate::task;
 #[derive(Clone)]
 pub struct Options {
     pub limits: Limits,
-    /// Bytes of log kept of one build.
+    /// Maximum bytes of log kept for one build.
     pub log_quota: u64,
-    /// Bytes of logs that the ended builds of one owner keep together.
+    /// Maximum bytes of logs kept for all ended builds of one owner.
     pub logs_per_owner: u64,
-    /// For builds that ask for none.
+    /// Time limit of builds that do not set one.
     pub default_timeout: Duration,
-    /// No build gets more.
+    /// Maximum time limit of a build.
     pub max_timeout: Duration,
-    /// How long a build may take to end once it was told to.
+    /// Time limit for a build to stop after it was told to.
     pub stop_limit: Duration,
-    /// How long a solver that is away is waited for.
+    /// Time limit for waiting for an unavailable solver.
     pub solver_wait: Duration,
-    /// Ended builds kept, newest first.
+    /// Number of ended builds kept, newest first.
     pub keep_ended: usize,
-    /// Ended builds are kept no longer.
+    /// Maximum age of ended builds.
     pub keep_for: Duration,
-    /// One file of events per build; made where it is missing.
+    /// Directory with one file of events per build; created when missing.
     pub log_dir: PathBuf,
-    /// New builds are refused while the file system of `log_dir` has fewer bytes free.
+    /// Minimum free bytes on the file system of `log_dir`; new builds are refused below it.
     pub min_free_space: u64,
-    /// Output of steps is not kept while less is free than should be.
+    /// Free space of the disk: step output is not kept while it is low.
     pub space: SpaceWatch,
-    /// `host:port` of the room's registry as BuildKit reaches it.
+    /// Room registry as BuildKit reaches it (`host:port`).
     pub registry: String,
     pub room_registries: RoomRegistries,
     pub registry_credential: RegistryCredential,
-    /// Whose place in the queue a caller's builds take.
+    /// Owners under which the builds of callers count in the queue.
     pub owners: ShareOwners,
 }
 
-/// What builds need of the rest of the daemon.
+/// Ports of the build service to the rest of the daemon.
 #[derive(Clone)]
 pub struct Ports {
     pub store: Arc<dyn BuildStore>,
@@ -88,12 +88,12 @@ pub enum StartError {
     Store(#[from] StoreError),
 }
 
-/// Why a question about a build has no answer.
+/// Reason why a request about a build fails.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     #[error("there is no build `{given}`")]
     NotFound { given: String },
-    #[error("`{given}` is the beginning of several builds' ids; write more of it")]
+    #[error("`{given}` is the beginning of several builds' ids; write more characters of it")]
     Ambiguous { given: String },
     #[error("build `{id}` has not ended; cancel it first")]
     NotEnded { id: BuildId },
@@ -103,13 +103,13 @@ pub enum BuildError {
     Log { id: BuildId, source: std::io::Error },
 }
 
-/// Owns the loops; builds have tasks of their own.
+/// Owns the background loops; builds have tasks of their own.
 pub struct Service {
     handle: Handle,
     retention: JoinHandle<()>,
 }
 
-/// Cheap to clone.
+/// Requests to the build service. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) shared: Arc<Shared>,
@@ -119,7 +119,7 @@ pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) ports: Ports,
     state: Mutex<State>,
-    /// A build has ended whose log is not small.
+    /// Notified when a build with a log that is not small has ended.
     pub(super) large_log: Notify,
 }
 
@@ -134,14 +134,14 @@ pub(super) struct Active {
     pub(super) submitted_by: String,
     pub(super) log: Arc<EventLog>,
     pub(super) secrets: BuildSecrets,
-    /// Held until the build ends.
+    /// Packs that are held until the build ends.
     pub(super) packs: Vec<PackId>,
-    /// At its files, if that could begin before it was stored.
+    /// Context prefetch, if it could start before the build was stored.
     early: Mutex<Option<Early>>,
     pub(super) decision: Decision,
-    /// Tells the driver to end.
+    /// Tells the driver to stop.
     pub(super) stop: CancellationToken,
-    /// Fires when all is recorded.
+    /// Cancelled when the final state is recorded.
     pub(super) ended: CancellationToken,
 }
 
@@ -176,7 +176,8 @@ impl Active {
 }
 
 impl Service {
-    /// Takes back what an earlier run left: queued builds wait again, running ones are run again or interrupted.
+    /// Starts the service and recovers the builds of an earlier run: queued builds wait again, running ones are run
+    /// again or interrupted.
     pub async fn start(options: Options, ports: Ports) -> Result<Self, StartError> {
         let directory = options.log_dir.clone();
         let made = task::blocking("build logs", move || std::fs::create_dir_all(directory)).await;
@@ -184,7 +185,10 @@ impl Service {
             .flatten()
             .map_err(|source| StartError::Logs { path: options.log_dir.clone(), source })?;
         metrics::describe_counter!("hearth_builds_total", "Builds that ended, by state.");
-        metrics::describe_histogram!("hearth_build_duration_seconds", "From a build's slot to its end.");
+        metrics::describe_histogram!(
+            "hearth_build_duration_seconds",
+            "Duration of builds, from their slot to their end."
+        );
         metrics::describe_gauge!("hearth_builds_running", "Builds that have a slot.");
         metrics::describe_gauge!("hearth_builds_queued", "Builds that wait for a slot.");
         let state = State { admission: Admission::new(options.limits), active: HashMap::new() };
@@ -207,12 +211,12 @@ impl Drop for Service {
 }
 
 impl Handle {
-    /// One build, by its whole id or a beginning of it that no other build has.
+    /// Returns one build, by its whole id or a unique prefix of it.
     pub async fn get(&self, id: &str) -> Result<BuildRecord, BuildError> {
         self.find(id, None).await
     }
 
-    /// Tells who has submitted a build that has not ended, by its whole id, for as long as the daemon runs.
+    /// Returns a function that names the submitter of an active build, by its whole id, while the daemon runs.
     pub fn submitters(&self) -> impl Fn(&str) -> Option<String> + Send + Sync + use<> {
         let shared = Arc::downgrade(&self.shared);
         move |build| {
@@ -222,13 +226,13 @@ impl Handle {
         }
     }
 
-    /// The same, where the beginning of an id is looked up among the builds of `owner`, if one is named.
+    /// Like [`get`](Self::get), but looks up a prefix only among the builds of `owner`, if one is given.
     pub async fn find(&self, id: &str, owner: Option<&str>) -> Result<BuildRecord, BuildError> {
         let id = self.resolve(id, owner).await?;
         self.record(&id).await
     }
 
-    /// Newest first.
+    /// Lists builds, newest first.
     pub async fn list(&self, query: BuildQuery) -> Result<Vec<BuildRecord>, BuildError> {
         let mut records = self.shared.ports.store.list(query).await?;
         let state = self.shared.state();
@@ -240,14 +244,14 @@ impl Handle {
         Ok(records)
     }
 
-    /// Bytes of logs, by who submitted the builds.
+    /// Returns the bytes of logs by submitter.
     pub async fn log_bytes(&self) -> Result<BTreeMap<String, u64>, BuildError> {
         let records = self.list(BuildQuery { limit: usize::MAX, ..BuildQuery::default() }).await?;
         let directory = self.shared.options.log_dir.clone();
         let add = task::blocking("build logs", move || {
             let mut bytes: BTreeMap<String, u64> = BTreeMap::new();
             for record in records {
-                // One that cannot be looked at is told when it is read.
+                // An unreadable log counts as 0; reading it reports the error.
                 *bytes.entry(record.submitted_by).or_default() +=
                     EventLog::size(&directory, &record.id).unwrap_or_default();
             }
@@ -256,7 +260,7 @@ impl Handle {
         add.await.map_err(|_| StoreError("the daemon is ending".to_owned()).into())
     }
 
-    /// A part of the log as lines.
+    /// Returns a part of the log as lines.
     pub async fn read_log(&self, id: &str, query: LogQuery) -> Result<LogText, BuildError> {
         let id = self.resolve(id, None).await?;
         let active = self.shared.active(&id);
@@ -271,8 +275,8 @@ impl Handle {
         read.await.map_err(std::io::Error::other).flatten().map_err(|source| BuildError::Log { id, source })
     }
 
-    /// Ends a build, and answers when its processes are gone. One that has ended, or that already
-    /// publishes its tags, ends as it would have.
+    /// Cancels a build and returns when its processes have exited. A build that has ended, or already publishes its
+    /// tags, is not affected.
     pub async fn cancel(&self, id: &str) -> Result<BuildRecord, BuildError> {
         let id = self.resolve(id, None).await?;
         let (active, was_waiting) = {
@@ -291,7 +295,7 @@ impl Handle {
         };
         if let Some(active) = active {
             if was_waiting {
-                // A task of its own: the caller may go away, the cancelled build must end.
+                // A task of its own, because the cancelled build must end even if the caller disconnects.
                 let shared = Arc::clone(&self.shared);
                 let waiting = Arc::clone(&active);
                 drop(task::spawn("cancel build", async move { shared.end_waiting(&waiting).await }));
@@ -301,21 +305,21 @@ impl Handle {
         self.record(&id).await
     }
 
-    /// Forgets a build that has ended.
+    /// Removes a build that has ended.
     pub async fn remove(&self, id: &str) -> Result<(), BuildError> {
         let record = self.get(id).await?;
         if !record.state.is_final() {
             return Err(BuildError::NotEnded { id: record.id });
         }
-        // Its task may still be telling the last event.
+        // Its task may still be publishing the last event.
         if let Some(active) = self.shared.active(&record.id) {
             active.ended.cancelled().await;
         }
         self.shared.remove(&record.id).await
     }
 
-    /// Takes and starts no more builds; returns when none runs. Those that run get `grace`, then
-    /// they are ended and left for the next run of the daemon.
+    /// Stops accepting and starting builds, and returns when none runs. Running builds get the time `grace`; after
+    /// that they are stopped and queued for the next run of the daemon.
     pub async fn drain(&self, grace: Duration) {
         let running = {
             let mut state = self.shared.state();
@@ -344,18 +348,18 @@ impl Handle {
             }
         };
         if tokio::time::timeout(limit, stopped).await.is_err() {
-            tracing::error!("builds still run as the daemon ends");
+            tracing::error!("builds are still running at shutdown");
         }
     }
 
-    /// Builds that run and that wait.
+    /// Returns the numbers of running and waiting builds.
     pub fn load(&self) -> (usize, usize) {
         let state = self.shared.state();
         (state.admission.running_count(), state.admission.waiting_count())
     }
 
     pub(super) async fn record(&self, id: &BuildId) -> Result<BuildRecord, BuildError> {
-        // The log first: a record that is newer than it is right too.
+        // The log is read first; a record that is newer than the log is also correct.
         let last = self.shared.active(id).map(|active| active.log.last());
         let mut record = self
             .shared
@@ -387,7 +391,7 @@ impl Handle {
 
 impl Shared {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing under this lock leaves the state half changed.
+        // No code under this lock leaves the state half changed.
         self.state.lock()
     }
 
@@ -395,7 +399,7 @@ impl Shared {
         self.state().active.get(id).cloned()
     }
 
-    /// Gives free slots to waiting builds.
+    /// Assigns free slots to waiting builds.
     pub(super) fn pump(self: &Arc<Self>) {
         loop {
             let next = {
@@ -413,7 +417,7 @@ impl Shared {
                     },
                 }
             };
-            // The task ends with its build; `Active::ended` is what is waited for.
+            // The task ends with its build; callers wait for `ActiveBuild::ended`.
             drop(task::spawn("build slot", driver::run(Arc::clone(self), next)));
         }
     }
@@ -424,7 +428,7 @@ impl Shared {
         metrics::gauge!("hearth_builds_queued").set(state.admission.waiting_count() as f64);
     }
 
-    /// A build neither waits nor runs any more.
+    /// Removes a build that has ended and frees its slot.
     pub(super) fn forget(self: &Arc<Self>, active: &Active) {
         {
             let mut state = self.state();
@@ -444,14 +448,14 @@ impl Shared {
             }
             Ok(None) => self.forget(active),
             Err(error) => {
-                tracing::error!(%error, build.id = %active.id, "a cancelled build cannot be read");
+                tracing::error!(%error, build.id = %active.id, "failed to read a cancelled build");
                 self.forget(active);
             }
         }
     }
 
     pub(super) async fn remove(&self, id: &BuildId) -> Result<(), BuildError> {
-        // The record first: a log without a record is removed at the next start.
+        // The record is removed first: a log without a record is removed at the next start.
         self.ports.store.remove(id).await?;
         let (directory, of) = (self.options.log_dir.clone(), id.clone());
         let removed = task::blocking("build log", move || EventLog::remove(&directory, &of)).await;

@@ -1,7 +1,8 @@
-//! Taking a build in: known already, room on disk, a place, its packs, its log, its record; then it waits.
+//! Submission of a build. The steps: idempotency check, disk space, reservation, packs, log, record; then the build
+//! waits.
 //!
-//! Everything up to the record can be undone, and is when a later part fails. With the record
-//! stored, the build is accepted, whatever happens to the daemon.
+//! Every step before the record is undone when a later one fails. Once the record is stored, the build is accepted and
+//! survives a crash of the daemon.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,22 +27,22 @@ use crate::task;
 pub struct SubmitBuild {
     pub spec: BuildSpec,
     pub secrets: BuildSecrets,
-    /// Name of the participant who asks.
+    /// Name of the participant who submits the build.
     pub caller: String,
-    /// Whose builder runs it.
+    /// Trust domain whose builder runs the build.
     pub domain: TrustDomain,
     /// Images of the room that the Dockerfile may name.
     pub may_pull: Patterns,
-    /// Images of other registries, the same.
+    /// Images of other registries that the Dockerfile may name.
     pub may_pull_from: Patterns,
-    /// The same key with the same spec is the same build.
+    /// Idempotency key: the same key with the same spec returns the same build.
     pub idempotency_key: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Submitted {
     pub id: BuildId,
-    /// False when an earlier call with the same key had made the build.
+    /// False when an earlier request with the same key created the build.
     pub created: bool,
 }
 
@@ -60,14 +61,14 @@ pub enum SubmitError {
     Refused(Box<Fault>),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("the build's log cannot be made: {0}")]
+    #[error("the build's log cannot be created: {0}")]
     Log(#[from] std::io::Error),
     #[error("the daemon is ending")]
     Ending,
 }
 
 impl SubmitError {
-    /// When to try again, where that may help.
+    /// Suggested wait before the next try, when trying again may help.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Denied(
@@ -81,10 +82,10 @@ impl SubmitError {
 }
 
 impl Handle {
-    /// Stores a build as queued and answers with its id.
+    /// Stores a build as queued and returns its id.
     pub async fn submit(&self, request: SubmitBuild) -> Result<Submitted, SubmitError> {
         let shared = Arc::clone(&self.shared);
-        // A task of its own: a caller that goes away midway leaves no half of a build.
+        // A task of its own, so that a caller that disconnects does not leave a partly stored build.
         let accepted = task::spawn("submit build", async move {
             let submitted = shared.accept(request).await?;
             shared.pump();
@@ -159,7 +160,7 @@ impl Shared {
                 let (directory, of) = (self.options.log_dir.clone(), id);
                 let removed = task::blocking("build log", move || EventLog::remove(&directory, &of)).await;
                 if !matches!(removed, Ok(Ok(()))) {
-                    tracing::warn!("the log of a build that was not accepted stays until the next start");
+                    tracing::warn!("failed to remove the log of a refused build; retrying at the next start");
                 }
                 known(other?.0)
             }
@@ -198,7 +199,7 @@ impl Shared {
             fault: None,
             last_sequence: log.last(),
         };
-        // Both are waited for: nobody was told of a build of which a crash leaves only one.
+        // The answer waits for both, because a crash may leave only one of them.
         let sealed = Arc::clone(&log);
         let sealed = task::blocking("build log", move || sealed.seal());
         let (inserted, sealed) = tokio::join!(self.ports.store.insert(record, key), sealed);
@@ -220,7 +221,7 @@ impl Shared {
         if free < floor { Err(SubmitError::DiskLow { free, floor }) } else { Ok(()) }
     }
 
-    /// All of them, or none.
+    /// Holds all of the packs, or none on an error.
     pub(super) async fn hold_packs(&self, packs: &[PackId], caller: &str) -> Result<(), Fault> {
         for (held, pack) in packs.iter().enumerate() {
             if let Err(fault) = self.ports.images.hold_pack(pack, caller).await {
@@ -242,7 +243,7 @@ fn known(earlier: Inserted) -> Result<Submitted, SubmitError> {
     match earlier {
         Inserted::Existing(id) => Ok(Submitted { id, created: false }),
         Inserted::Conflict(build) => Err(SubmitError::KeyReused { build }),
-        // Only a store that answers `New` without storing gets here.
+        // Only a store that answers `New` without storing the build gets here.
         Inserted::New => Err(SubmitError::Store(StoreError("a build was not stored".to_owned()))),
     }
 }
@@ -252,11 +253,11 @@ fn digest_of(spec: &BuildSpec) -> Result<Digest, SubmitError> {
     Ok(Digest::from_sha256(Sha256::digest(text).into()))
 }
 
-/// The packs among a build's mounts, each once.
+/// Returns the packs among a build's mounts, each once.
 pub(super) fn packs_of(spec: &BuildSpec) -> Vec<PackId> {
     let mut packs: Vec<PackId> = Vec::new();
     for mount in &spec.mounts {
-        // What is no id is refused by the context, which names the mount.
+        // The context preparation refuses an invalid id with an error that names the mount.
         if let MountSource::Pack(id) = &mount.source
             && let Ok(id) = id.parse()
             && !packs.contains(&id)

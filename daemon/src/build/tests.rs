@@ -1,4 +1,4 @@
-//! Builds from end to end with scripted neighbours; the state is kept in memory and in SQLite by turns.
+//! End-to-end tests of the build service with scripted ports; the store is in memory or SQLite.
 
 mod cancel;
 mod early;
@@ -148,7 +148,7 @@ async fn submit(handle: &Handle, spec: BuildSpec) -> String {
     handle.submit(request(spec)).await.unwrap().id.to_string()
 }
 
-/// Follows a build to its end.
+/// Watches a build until it ends.
 async fn events(handle: &Handle, id: &str, from: u64) -> Vec<BuildEvent> {
     let stream = handle.watch(id, from, true).await.unwrap();
     let events = tokio::time::timeout(Duration::from_secs(30), stream.collect::<Vec<_>>()).await;
@@ -167,7 +167,7 @@ async fn ended(handle: &Handle, id: &str) -> BuildRecord {
     record
 }
 
-/// Waits until so many builds run and none waits: a slot is free a moment after the last event.
+/// Waits until this number of builds runs and none waits: a slot is freed shortly after the last event.
 async fn settled(handle: &Handle, running: usize) {
     while handle.load() != (running, 0) {
         tokio::time::sleep(Duration::from_millis(2)).await;

@@ -1,4 +1,4 @@
-//! A build's log as lines that a person reads: `#4 | make: done`.
+//! Renders a build's log as lines for people: `#4 | make: done`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -6,38 +6,38 @@ use std::io;
 use super::log::EventLog;
 use crate::model::build::{BuildEvent, EventKind, LogStream};
 
-/// What is wanted of a log. Zeros mean the defaults.
+/// Selection of log lines. Zero means the default.
 #[derive(Clone, Debug, Default)]
 pub struct LogQuery {
-    /// Only lines of this event and later ones.
+    /// First event whose lines are selected.
     pub from_sequence: u64,
-    /// Only the last so many lines.
+    /// Maximum number of lines; the last ones are selected.
     pub tail: usize,
-    /// Only lines with this text in them.
+    /// Text that each selected line contains.
     pub contains: Option<String>,
     pub step: Option<u32>,
-    /// Of the answer; the oldest lines are left out.
+    /// Maximum size of the answer; the oldest lines are omitted.
     pub max_bytes: usize,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogText {
     pub lines: Vec<String>,
-    /// Lines that fitted the question and were left out.
+    /// Number of matching lines that were omitted.
     pub omitted_lines: u64,
-    /// Where to go on reading.
+    /// Event number at which to continue reading.
     pub next_sequence: u64,
 }
 
 const DEFAULT_TAIL: usize = 200;
 const DEFAULT_BYTES: usize = 64 << 10;
 const MOST_BYTES: usize = 4 << 20;
-/// A line that never ends is cut at so many bytes.
+/// A longer line is cut at this number of bytes.
 const LONGEST_LINE: usize = 64 << 10;
-/// Read from the file at once.
+/// Bytes of events per read from the file.
 const BATCH: usize = 1 << 20;
 
-/// Reads a log through. Blocking.
+/// Reads a whole log and returns the selected lines. Blocking.
 pub fn read(log: &EventLog, query: &LogQuery) -> io::Result<LogText> {
     let mut collector = Collector::new(query);
     let mut next = query.from_sequence.max(1);
@@ -54,7 +54,7 @@ struct Collector<'a> {
     query: &'a LogQuery,
     tail: usize,
     max_bytes: usize,
-    /// Lines that have no end yet.
+    /// Incomplete lines, by step and whether the stream is stderr.
     open: BTreeMap<(u32, bool), Vec<u8>>,
     lines: VecDeque<String>,
     bytes: usize,

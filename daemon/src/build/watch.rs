@@ -1,6 +1,6 @@
-//! Following a build: each watcher reads the event log at its own pace and is woken when it grows.
+//! Watching a build: each watcher reads the event log at its own pace and is woken when the log grows.
 //!
-//! A watcher shares nothing with the build but the log: a slow one is behind, a dropped one is gone.
+//! A watcher shares only the log with the build, so a slow or dropped watcher does not affect the build.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -15,18 +15,18 @@ use crate::model::build::{BuildEvent, EventKind};
 use crate::model::id::BuildId;
 use crate::task;
 
-/// Bytes of events that a watcher holds.
+/// Bytes of events that a watcher buffers.
 const BATCH: usize = 64 << 10;
 
-/// Ends with the build's last event, or after an error.
+/// Stream of a build's events. Ends after the build's last event, or after an error.
 pub type Events = Pin<Box<dyn Stream<Item = Result<BuildEvent, BuildError>> + Send>>;
 
 impl Handle {
-    /// The events of a build from a number on, each once and in order. With `follow`, waits for
-    /// more until the build has ended; without, ends after the newest one.
+    /// Returns the events of a build from a number on, each once and in order. With `follow`, waits for more until the
+    /// build has ended; otherwise ends after the newest one.
     pub async fn watch(&self, id: &str, from_sequence: u64, follow: bool) -> Result<Events, BuildError> {
         let id = self.resolve(id, None).await?;
-        // Active first: a build that ends in between is found in the store by then.
+        // The active build is looked up first: a build that ends in between is in the store by then.
         let active = self.shared.active(&id);
         self.record(&id).await?;
         let log = match &active {
@@ -61,7 +61,7 @@ struct Watcher {
     handle: Handle,
     id: BuildId,
     log: Option<Arc<EventLog>>,
-    /// While the build waits or runs.
+    /// Set while the build waits or runs.
     live: Option<(Arc<Active>, watch::Receiver<u64>)>,
     next: u64,
     follow: bool,
@@ -80,7 +80,7 @@ impl Watcher {
             if self.done {
                 return Ok(None);
             }
-            // Asked before reading: what came before the end is then read.
+            // Checked before reading, so that the read includes everything before the end.
             let ended = self.live.as_ref().is_none_or(|(active, _)| active.ended.is_cancelled());
             self.ready = self.read().await?.into();
             if !self.ready.is_empty() {
@@ -110,7 +110,7 @@ impl Watcher {
         read.map_err(std::io::Error::other).flatten().map_err(failed)
     }
 
-    /// The last event where a crash or a full disk kept it out of the log: the record says the same.
+    /// Returns the last event, built from the record, when a crash or a full disk kept it out of the log.
     async fn unwritten_end(&self) -> Result<Option<BuildEvent>, BuildError> {
         let record = self.handle.record(&self.id).await?;
         let last = self.log.as_ref().map_or(0, |log| log.last());

@@ -1,14 +1,14 @@
-//! Where the builders of a room are kept.
+//! Directories of the managed builders.
 //!
 //! ```text
 //! <state>/builders/
-//!   3f9a01c7/            one directory for each trust domain, named by a hash: paths of sockets are short
-//!     builder.json       which domain it is of, when it was last used, how large it was
-//!     ...                what buildkitd has there
-//!   removed-3f9a01c7-1/  on its way out
+//!   3f9a01c7/            one directory for each trust domain, named by a short hash because socket paths are short
+//!     builder.json       trust domain, time of last use, disk usage
+//!     ...                files of buildkitd
+//!   removed-3f9a01c7-1/  being removed
 //! ```
 //!
-//! A directory without a record is removed at the next start; so is one that was being removed.
+//! A directory without a record, or one that was being removed, is removed at the next start.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,14 +31,15 @@ pub(super) struct Record {
     pub(super) domain: TrustDomain,
     pub(super) last_used: Timestamp,
     #[serde(default)]
+    /// Disk usage in bytes when it was last measured.
     pub(super) disk: u64,
-    /// It was not stopped yet: a daemon that was killed may have left processes and mounts.
+    /// The builder was not stopped cleanly: a killed daemon may have left processes and mounts.
     #[serde(default)]
     pub(super) running: bool,
 }
 
 impl Record {
-    /// Replaces the record of a builder's directory.
+    /// Replaces the record in a builder's directory.
     pub(super) fn store(&self, directory: &Path) -> io::Result<()> {
         let new = directory.join("builder.json.new");
         fs::write(&new, serde_json::to_vec(self).map_err(io::Error::other)?)?;
@@ -46,7 +47,7 @@ impl Record {
     }
 }
 
-/// The directories of builders, by domain.
+/// Directories of the builders, by trust domain.
 #[derive(Debug)]
 pub(super) struct Directories {
     root: PathBuf,
@@ -55,8 +56,8 @@ pub(super) struct Directories {
 }
 
 impl Directories {
-    /// Finds what earlier runs of the daemon left. The one builder that versions before trust domains had becomes that
-    /// of the domain `local`.
+    /// Reads the directories that earlier runs of the daemon left. The single builder of versions before trust domains
+    /// becomes the builder of the domain `local`.
     pub(super) fn open(state: &Path) -> io::Result<(Self, Vec<Record>)> {
         let root = state.join("builders");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
@@ -75,7 +76,7 @@ impl Directories {
             record.store(&single)?;
             let name = found.new_name(&record.domain);
             fs::rename(&single, found.root.join(&name))?;
-            tracing::info!(domain = %record.domain, "the builder of an earlier version is kept");
+            tracing::info!(builder.domain = %record.domain, "adopted the builder of an earlier version");
             found.names.insert(record.domain.clone(), name);
             records.push(record);
         }
@@ -99,7 +100,7 @@ impl Directories {
         Ok(records)
     }
 
-    /// Directories that are of no use any more.
+    /// Returns the directories that belong to no builder.
     pub(super) fn strays(&self) -> io::Result<Vec<PathBuf>> {
         let mut strays = Vec::new();
         for entry in fs::read_dir(&self.root)? {
@@ -113,7 +114,7 @@ impl Directories {
         Ok(strays)
     }
 
-    /// Where the builder of a domain is, or will be. Its name is never another domain's.
+    /// Returns the directory of a domain's builder, which may not exist yet. No two domains share a name.
     pub(super) fn of(&mut self, domain: &TrustDomain) -> PathBuf {
         let name = self.names.get(domain).cloned().unwrap_or_else(|| {
             let name = self.new_name(domain);
@@ -133,7 +134,7 @@ impl Directories {
         (0..).map(name).find(is_free).unwrap_or_default()
     }
 
-    /// Takes the directory of a stopped builder away; what this gives is to be emptied.
+    /// Renames the directory of a stopped builder for removal. Returns the new path, which the caller must remove.
     pub(super) fn forget(&mut self, domain: &TrustDomain) -> io::Result<Option<PathBuf>> {
         let Some(name) = self.names.remove(domain) else { return Ok(None) };
         let from = self.root.join(&name);
@@ -151,7 +152,7 @@ impl Directories {
     }
 }
 
-/// Removes a directory with all that lies in it, but nothing through a mount. Blocking; a large cache takes its time.
+/// Removes a directory tree, without following mounts. Blocking; a large cache takes long.
 pub(super) fn remove(directory: &Path) -> io::Result<()> {
     leftover::unmount_below(directory)?;
     match fs::remove_dir_all(directory) {
@@ -206,7 +207,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let (mut directories, _) = Directories::open(state.path()).unwrap();
         let name = directories.new_name(&domain("a"));
-        // Another domain whose hash begins the same.
+        // Another domain whose hash has the same prefix.
         directories.names.insert(domain("other"), name.clone());
         assert!(!directories.of(&domain("a")).ends_with(&name));
     }
@@ -222,7 +223,7 @@ mod tests {
         let place = directories.of(&TrustDomain::local());
         assert_eq!(fs::read_to_string(place.join("data/x")).unwrap(), "cache");
         assert!(!single.exists());
-        // One that comes later is not ours.
+        // A directory that appears later is not adopted.
         fs::create_dir(&single).unwrap();
         assert_eq!(Directories::open(state.path()).unwrap().1.len(), 1);
         assert!(single.exists());

@@ -1,8 +1,9 @@
-//! Builders that somebody else runs, by address.
+//! External builders, which are not run by this daemon, by address.
 //!
-//! Each domain has one address for as long as the addresses stay the same, and keeps most of them when one is added or
-//! taken away (the highest hash of domain and address wins). Domains that share an address share its cache, but for
-//! cache mounts: an operator who wants them apart gives each domain an address, or lets the daemon run the builders.
+//! Each domain uses one address as long as the addresses stay the same, and most domains keep theirs when an address
+//! is added or removed (rendezvous hashing: the highest hash of domain and address wins). Domains with the same
+//! address share its cache, except for cache mounts: an operator who needs isolation configures an address for each
+//! domain, or lets the daemon run the builders.
 
 use std::sync::Arc;
 
@@ -45,7 +46,7 @@ impl ExternalBuilders {
                 let changes = statuses.iter_mut().map(|status| Box::pin(status.changed()));
                 let (changed, place, _) = futures::future::select_all(changes).await;
                 if changed.is_err() {
-                    // Its watch has ended with the last of its users.
+                    // The watch of a status ends when its last user is gone.
                     drop(statuses.swap_remove(place));
                 }
                 let Some(builders) = all.upgrade() else { return };
@@ -59,7 +60,7 @@ impl ExternalBuilders {
         self.status.clone()
     }
 
-    /// The builder of a domain.
+    /// Returns the builder of a domain.
     pub(super) fn of(&self, domain: &TrustDomain) -> BuildKit {
         let place = place(domain, self.builders.iter().map(|(address, _)| address.as_str()));
         self.builders[place].1.clone()
@@ -87,14 +88,15 @@ impl ExternalBuilders {
     }
 }
 
-/// The address with the highest hash together with the domain.
+/// Returns the index of the address that has the highest hash together with the domain.
 fn place<'a>(domain: &TrustDomain, addresses: impl Iterator<Item = &'a str>) -> usize {
     let weight = |address: &str| Sha256::digest(format!("{domain}\n{address}"));
     let best = addresses.enumerate().max_by_key(|(_, address)| weight(address));
     best.map_or(0, |(place, _)| place)
 }
 
-/// Ready when one is. Builds of domains whose builder is away wait for it, and the others do not.
+/// Combined status: ready when one builder is ready. Builds of domains whose builder is unavailable wait for it, the
+/// others do not.
 fn together(builders: &[(String, BuildKit)]) -> Status {
     let all: Vec<(&String, Status)> =
         builders.iter().map(|(address, kit)| (address, kit.status().borrow().clone())).collect();

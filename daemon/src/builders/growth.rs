@@ -1,4 +1,5 @@
-//! What builds have written below the root of a builder: they can be told by the time, whatever BuildKit knows of them.
+//! Measures the bytes that builds have written below the root of a builder, by change time, independently of
+//! BuildKit's own records.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -8,18 +9,18 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// A builder that wrote less than this part of the floor is left alone where the disk lacks space.
+/// A builder that wrote less than the floor divided by this is not stopped when the disk lacks space.
 pub(super) const SHARE_OF_FLOOR: u64 = 8;
 
-/// Bytes on disk that were written since a moment.
+/// Bytes on disk that were written since a point in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Growth {
     pub(super) bytes: u64,
-    /// Something could not be looked at, or there was no time: there may be more.
+    /// Part of the tree could not be read, or the time limit was reached: there may be more.
     pub(super) partial: bool,
 }
 
-/// Looks at what is below `root` for at most `limit`, newest snapshots first. Blocking.
+/// Scans the tree below `root` for at most `limit`, newest snapshots first. Blocking.
 pub(super) fn growth_since(root: &Path, since: SystemTime, limit: Duration) -> Growth {
     let end = Instant::now() + limit;
     let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -32,7 +33,7 @@ pub(super) fn growth_since(root: &Path, since: SystemTime, limit: Duration) -> G
         let entries = match entries(&directory) {
             Ok(entries) => entries,
             Err(error) => {
-                // What goes away meanwhile is no growth.
+                // An entry that disappears during the scan is not growth.
                 growth.partial |= error.kind() != io::ErrorKind::NotFound;
                 continue;
             }
@@ -64,7 +65,8 @@ pub(super) fn growth_since(root: &Path, since: SystemTime, limit: Duration) -> G
     growth
 }
 
-/// Snapshots have numbers for names; the highest comes last here, and so is looked at first.
+/// Returns the entries of a directory. Snapshot directories have numeric names; the highest comes last, so the caller,
+/// which pops from the end, scans it first.
 fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut names: Vec<OsString> = fs::read_dir(directory)?
         .map(|entry| entry.map(|entry| entry.file_name()))

@@ -1,5 +1,5 @@
-//! What a daemon that was killed left below its builders, on a disk that lacks the space: what its builds had not
-//! finished cannot be told from the cache, so both go, the largest first.
+//! Cleanup of the files that a killed daemon left below its builders, when the disk lacks space: unfinished build
+//! output cannot be distinguished from the cache, so both are removed, largest first.
 
 use std::io;
 use std::path::Path;
@@ -10,11 +10,11 @@ use super::growth::{SHARE_OF_FLOOR, growth_since};
 use crate::disk::{SpaceLevel, SpaceWatch};
 use crate::task;
 
-/// For a look at one builder.
+/// Time limit for scanning one builder.
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
 
-/// Removes caches of builders that were not stopped, until the floor is free again. To be called before anything else
-/// uses the state directory.
+/// Removes the caches of builders that were not stopped, until the floor is free again. Must be called before anything
+/// else uses the state directory.
 pub async fn remove_leftovers(state: &Path, space: &SpaceWatch) -> io::Result<()> {
     if space.level() == SpaceLevel::Ample {
         return Ok(());
@@ -38,7 +38,11 @@ fn remove(state: &Path, space: &SpaceWatch) -> io::Result<()> {
         if space.now()?.level() == SpaceLevel::Ample || bytes < space.floor() / SHARE_OF_FLOOR {
             break;
         }
-        tracing::error!(%domain, bytes, "the disk is full; removing the cache of a builder that was not stopped");
+        tracing::error!(
+            builder.domain = %domain,
+            bytes,
+            "disk is full; removing the cache of a builder that was not stopped"
+        );
         if let Some(removed) = directories.forget(&domain)? {
             directory::remove(&removed)?;
         }

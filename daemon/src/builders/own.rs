@@ -1,15 +1,15 @@
-//! The task that owns the builders of this daemon: what [`Policy`](super::policy) decides is done here.
+//! The task that owns the managed builders: it executes the decisions of [`BuilderPolicy`](super::policy).
 //!
 //! ```text
-//! Lease, drop of a Lease --.                      .--> start: directory, supervised buildkitd, connection
-//! status of a builder -----+--> Event --> Policy --+--> stop: sessions closed, measured, child ended
-//! ends of the actions -----'      ^               +--> prune, measure: over the builder's own API
-//!                                 |               '--> remove: directory renamed, then emptied
-//!                                 '--------------------------'
+//! lease request, drop of a lease --.                                     .--> start: directory, buildkitd, connection
+//! status change of a builder ------+--> BuilderEvent --> BuilderPolicy --+--> stop: close sessions, measure, end child
+//! end of an action ----------------'          ^                          +--> prune, measure: over its own API
+//!                                             |                          '--> remove: rename directory, then empty it
+//!                                             '--------------------------'
 //! ```
 //!
-//! The task never waits for an action: each one runs beside it and reports its end as an event. There is at most one event
-//! for each lease and each action that is under way, so the queue needs no bound of its own.
+//! The task never waits for an action: each one runs in a task of its own and reports its end as an event. There is at
+//! most one event for each lease and each running action, so the queue needs no bound of its own.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -38,38 +38,39 @@ mod status;
 use reclaim::Suspect;
 use status::describe_metrics;
 
-/// From the end of a build until its builder's cache is measured; builds that end in between are one.
+/// Delay from the end of a build until its builder's cache is measured; one measurement covers all builds that end in
+/// between.
 const MEASURE_AFTER: Duration = Duration::from_secs(2);
-/// For the last measurement of a builder that is stopped.
+/// Time limit for the last measurement of a builder that is being stopped.
 const LAST_MEASURE: Duration = Duration::from_secs(2);
-/// Between two looks at what is idle.
+/// Maximum interval between two checks for idle builders.
 const LONGEST_TICK: Duration = Duration::from_secs(15);
 const SHORTEST_TICK: Duration = Duration::from_millis(100);
-/// Before a builder that could not be started is tried again.
+/// Pause before a builder that could not be started is tried again.
 const START_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 pub struct Options {
     pub state_dir: PathBuf,
     pub limits: Limits,
-    /// Whose services the domains of services belong to.
+    /// Owners to which the trust domains of services belong.
     pub owners: ShareOwners,
-    /// Options of each builder, but for its directory, its control group, the network of its steps and its access to
-    /// repositories.
+    /// Template of the options of each builder, without its directory, control group, step network and git access.
     pub builder: managed::Options,
-    /// The network of the steps of all builders; where there is none, the builder's options say why.
+    /// Network of the steps of all builders. When it is `None`, the options of the builder contain the reason.
     pub network: Option<StepNetwork>,
-    /// How their git reaches repositories.
+    /// Proxy by which the builders' git reaches repositories.
     pub git: Option<GitProxy>,
-    /// Builds that use the disk up are ended.
+    /// Free space of the disk: builds that use it up are ended.
     pub space: SpaceWatch,
 }
 
-/// A builder that a build uses; dropping it gives the builder back.
+/// Permission of one build to use a builder; dropping it releases the builder.
 pub(super) struct Lease {
     pub(super) kit: BuildKit,
-    /// Fires when the build must end because its builder's builds used up the disk.
+    /// Cancelled when the build must end because the builds of its builder used up the disk.
     pub(super) no_space: CancellationToken,
+    /// Number of the start of the builder that granted the lease.
     domain: TrustDomain,
     generation: u64,
     events: mpsc::UnboundedSender<Event>,
@@ -77,14 +78,14 @@ pub(super) struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // A task that has ended needs no word.
+        // Sending fails only when the owner task has ended.
         let _ = self.events.send(Event::Released(self.domain.clone(), self.generation));
     }
 }
 
 type Answer = oneshot::Sender<Result<Lease, String>>;
 
-/// A builder's connection and process.
+/// Connection and process of a running builder.
 type Running = (BuildKit, supervise::Handle);
 
 enum Event {
@@ -102,17 +103,17 @@ enum Event {
         pruned: bool,
     },
     StatusChanged,
-    /// Who may have used up the disk?
+    /// Request for the builders that may have used up the disk.
     Suspects(oneshot::Sender<Vec<Suspect>>),
-    /// The builds of a builder used up the disk.
+    /// The builds of a builder used up the disk and must end.
     EndBuilds(TrustDomain),
-    /// A builder does not give the disk back.
+    /// A builder did not release the disk space: kill it and remove its cache.
     Discard(TrustDomain),
     CloseSessions,
     End(oneshot::Sender<()>),
 }
 
-/// Asks the owner; cheap to clone.
+/// Sends requests to the owner task. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Handle {
     events: mpsc::UnboundedSender<Event>,
@@ -121,7 +122,7 @@ pub(super) struct Handle {
     tickets: std::sync::Arc<std::sync::atomic::AtomicU64>,
 }
 
-/// A request that waits; dropping it withdraws it.
+/// A waiting request for a builder; dropping it withdraws the request.
 pub(super) struct Request {
     ticket: Ticket,
     answer: oneshot::Receiver<Result<Lease, String>>,
@@ -144,7 +145,7 @@ impl Handle {
     pub(super) fn request(&self, domain: &TrustDomain) -> Request {
         let ticket = Ticket(self.tickets.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         let (sender, answer) = oneshot::channel();
-        // Where the task has ended, the dropped sender is the answer.
+        // If the task has ended, the dropped sender answers the request.
         let _ = self.events.send(Event::Requested(ticket, domain.clone(), sender));
         Request { ticket, answer, events: self.events.clone() }
     }
@@ -153,7 +154,7 @@ impl Handle {
         let _ = self.events.send(Event::CloseSessions);
     }
 
-    /// Ends every builder.
+    /// Stops every builder.
     pub(super) async fn end(&self) {
         let (sender, ended) = oneshot::channel();
         if self.events.send(Event::End(sender)).is_ok() {
@@ -162,27 +163,28 @@ impl Handle {
     }
 }
 
-/// What there is of a builder besides its standing with the policy.
+/// State of a builder beyond what the policy knows of it.
 #[derive(Default)]
 struct Slot {
     running: Option<Running>,
-    /// Granted before it was started.
+    /// Leases that were granted before the builder had started.
     promised: Vec<Answer>,
     stop_wanted: Option<Stop>,
     stopping: bool,
     measuring: bool,
-    /// Number of this start of the builder: what earlier ones granted counts no more.
+    /// Number of this start of the builder; leases of earlier starts do not count.
     generation: u64,
     use_of_disk: reclaim::DiskUse,
-    /// Why it could not be started.
+    /// Reason why the builder could not be started.
     failure: Option<String>,
 }
 
-/// How a builder is stopped.
+/// Manner of stopping a builder.
 #[derive(Clone, Copy)]
 enum Stop {
+    /// Let buildkitd exit within its grace period.
     Drain,
-    /// At once: it gets no grace.
+    /// Kill it at once, without a grace period.
     Kill,
 }
 
@@ -211,7 +213,7 @@ struct Owner {
     ending: Option<oneshot::Sender<()>>,
 }
 
-/// Takes back what earlier runs of the daemon left, and starts the builder that was used last.
+/// Restores the builders of earlier runs of the daemon, and starts the one that was used last.
 pub(super) async fn start(options: Options) -> std::io::Result<Handle> {
     let (state, template) = (options.state_dir.clone(), options.builder.clone());
     let opened = task::blocking("builders", move || {
@@ -275,7 +277,7 @@ impl Owner {
             }
             self.publish();
             if self.ending.is_some() && self.slots.is_empty() {
-                // Dropping what is left answers who waits.
+                // Dropping the rest of the state answers the waiting requests.
                 self.ending.take().map(|ended| ended.send(()));
                 return;
             }
@@ -326,7 +328,7 @@ impl Owner {
                 }
             }
             Event::StatusChanged => {}
-            // Who asked may have gone.
+            // Sending fails only when the requester is gone.
             Event::Suspects(answer) => drop(answer.send(self.suspects())),
             Event::EndBuilds(domain) => self.end_builds(&domain),
             Event::Discard(domain) => {
@@ -364,7 +366,7 @@ impl Owner {
                     }
                     Some((kit, _)) => {
                         let lease = slot.lease(kit, &domain, &self.events);
-                        // A lease that nobody takes any more is dropped, and so given back.
+                        // A lease that is not received is dropped, which releases the builder.
                         let _ = answer.send(Ok(lease));
                     }
                     None => slot.promised.push(answer),
@@ -383,7 +385,7 @@ impl Owner {
         let promised = std::mem::take(&mut slot.promised);
         *slot = Slot { promised, generation: self.generations, ..Slot::default() };
         let record = self.record(&domain, true);
-        tracing::info!(%domain, directory = %directory.display(), "starting a builder");
+        tracing::info!(builder.domain = %domain, directory = %directory.display(), "starting a builder");
         let options = options_in(directory, &self.options.builder);
         metrics::counter!("hearth_builders_started_total").increment(1);
         let events = self.events.clone();
@@ -414,7 +416,7 @@ impl Owner {
                 }
             }
             Err(reason) => {
-                tracing::error!(%domain, reason, "a builder cannot be started");
+                tracing::error!(builder.domain = %domain, reason, "failed to start a builder");
                 let waiting = self.policy.withdraw_all(&domain);
                 let waiting = waiting.into_iter().filter_map(|ticket| self.answers.remove(&ticket));
                 for answer in promised.into_iter().chain(waiting) {
@@ -438,10 +440,10 @@ impl Owner {
             return;
         };
         slot.stopping = true;
-        tracing::info!(%domain, "stopping a builder");
+        tracing::info!(builder.domain = %domain, "stopping a builder");
         let (events, domain) = (self.events.clone(), domain.clone());
         drop(task::spawn("stop builder", async move {
-            // BuildKit waits for open sessions before it ends.
+            // BuildKit waits for open sessions before it exits.
             kit.close_sessions();
             let disk = match how {
                 Stop::Drain => timeout(LAST_MEASURE, kit.disk_usage()).await.ok().and_then(Result::ok),
@@ -463,8 +465,9 @@ impl Owner {
         let (kit, events, domain) = (kit.clone(), self.events.clone(), domain.clone());
         drop(task::spawn("measure builder", async move {
             sleep(MEASURE_AFTER).await;
-            let disk =
-                kit.disk_usage().await.inspect_err(|error| tracing::warn!(%domain, %error, "not measured"));
+            let disk = kit.disk_usage().await.inspect_err(
+                |error| tracing::warn!(builder.domain = %domain, %error, "failed to measure a builder cache"),
+            );
             let _ = events.send(Event::Measured { domain, disk: disk.ok(), pruned: false });
         }));
     }
@@ -476,9 +479,9 @@ impl Owner {
         drop(task::spawn("prune builder", async move {
             let mut disk = None;
             if let Some(kit) = kit {
-                tracing::info!(%domain, keep, "the builders' caches exceed their quota; freeing the least used");
+                tracing::info!(builder.domain = %domain, keep, "caches of the builders exceed their quota; pruning");
                 if let Err(error) = kit.prune(keep).await {
-                    tracing::warn!(%domain, %error, "cache of a builder is not freed");
+                    tracing::warn!(builder.domain = %domain, %error, "failed to prune the cache of a builder");
                 }
                 disk = kit.disk_usage().await.ok();
             }
@@ -487,10 +490,10 @@ impl Owner {
     }
 
     fn remove(&mut self, domain: TrustDomain) {
-        tracing::info!(%domain, "removing the cache of a builder");
+        tracing::info!(builder.domain = %domain, "removing the cache of a builder");
         metrics::counter!("hearth_builders_removed_total").increment(1);
         let directory = self.directories.forget(&domain).unwrap_or_else(|error| {
-            tracing::error!(%domain, %error, "the cache of a builder cannot be removed");
+            tracing::error!(builder.domain = %domain, %error, "failed to detach the directory of a builder");
             None
         });
         let events = self.events.clone();
@@ -515,17 +518,17 @@ impl Owner {
         }
     }
 
-    /// The record is small, and a builder's directory is on a local disk.
+    /// Stores the record of a builder. It is written on this task because it is small and on a local disk.
     fn store(&mut self, domain: &TrustDomain, running: bool) {
         let record = self.record(domain, running);
         let directory = self.directories.of(domain);
         if let Err(error) = record.store(&directory) {
-            tracing::warn!(%domain, %error, "the record of a builder is not stored");
+            tracing::warn!(builder.domain = %domain, %error, "failed to store the record of a builder");
         }
     }
 }
 
-/// The options of the builder in a directory.
+/// Returns the options of the builder in a directory.
 fn options_in(directory: PathBuf, template: &managed::Options) -> managed::Options {
     let mut options = template.clone();
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
@@ -534,7 +537,7 @@ fn options_in(directory: PathBuf, template: &managed::Options) -> managed::Optio
     options
 }
 
-/// Blocking.
+/// Starts buildkitd and connects to it. Blocking.
 fn start_one(
     mut options: managed::Options,
     network: Option<&StepNetwork>,
@@ -554,7 +557,7 @@ fn start_one(
     Ok((BuildKit::connect(connect), child))
 }
 
-/// Tells the owner whenever the status of a builder changes, as long as that is watched.
+/// Sends an event to the owner task whenever the status of a builder changes.
 fn follow(kit: &BuildKit, events: mpsc::UnboundedSender<Event>) {
     let mut status = kit.status();
     drop(task::spawn("follow builder", async move {
@@ -563,5 +566,9 @@ fn follow(kit: &BuildKit, events: mpsc::UnboundedSender<Event>) {
 }
 
 fn cannot_remove(directory: &Path, error: &std::io::Error) {
-    tracing::error!(directory = %directory.display(), %error, "the cache of a builder is not removed; the next start tries again");
+    tracing::error!(
+        directory = %directory.display(),
+        %error,
+        "failed to remove a builder cache; retrying at the next start"
+    );
 }

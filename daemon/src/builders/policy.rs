@@ -1,23 +1,23 @@
-//! Which trust domain has which builder, when one starts and stops, and whose cache goes first. A plain value: no locks,
-//! no I/O.
+//! Policy of the managed builders: decides which trust domain gets a builder, when builders start and stop, and which
+//! cache is removed first. A plain value: no locks, no I/O.
 //!
 //! ```text
 //!            Start                      no builds for a while, or
 //! Stopped -----------> Running -----------------------------------> Stopping --stopped--> Stopped
-//!    |                  |  ^        another domain needs the place
+//!    |                  |  ^        another domain needs the slot
 //!    |            Prune |  | measured
 //!    |                  '--'
-//!    '--Remove--> Removing --removed--> (forgotten)
+//!    '--Remove--> Removing --removed--> (no entry)
 //! ```
 //!
-//! - Requests are answered in the order in which they came. One passes another only where that delays nobody: its own
-//!   builder runs, and a place for each one before it is free or being freed.
-//! - The builder that was used last is never stopped for being idle, and started where none runs, so that the next build
-//!   does not wait.
-//! - When all caches together take more than their quota, the domain that was used least recently pays first, with all
-//!   of its cache if its builder is stopped; the one that was used last pays last, and is never forgotten.
-//! - The services of a participant have domains of their own, and count for it together: whatever has to go, a builder
-//!   that runs or a cache, goes first from the owner that has most of them.
+//! - Requests are granted in order of arrival. One overtakes another only where that delays nobody: its own builder
+//!   runs, and every earlier request has a slot that is free or being freed.
+//! - The builder that was used last is never stopped for being idle, and is started when none runs, so that the next
+//!   build does not wait.
+//! - When all caches together exceed their quota, the domain that was used least recently is pruned first, or removed
+//!   if its builder is stopped. The domain that was used last comes last, and is never removed.
+//! - The services of a participant have domains of their own, which count for the participant together: the next
+//!   running builder to stop, or cache to remove, comes from the owner that has most of them.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -31,17 +31,17 @@ use crate::model::trust::TrustDomain;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Builders that run at once; at least one.
+    /// Maximum number of builders that run at the same time; at least one.
     pub running: usize,
-    /// Domains whose cache is kept.
+    /// Maximum number of domains whose cache is kept.
     pub kept: usize,
-    /// Bytes that all caches together may take.
+    /// Maximum size of all caches together, in bytes.
     pub disk: u64,
-    /// A builder without builds is stopped after this.
+    /// Time without builds after which a builder is stopped.
     pub idle: Duration,
 }
 
-/// A request for a builder.
+/// Identifies a request for a builder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
@@ -53,17 +53,17 @@ pub enum Phase {
     Removing,
 }
 
-/// What the policy knows of one domain's builder.
+/// State of one domain's builder, as the policy knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     pub phase: Phase,
-    /// Builds that use it.
+    /// Number of builds that use it.
     pub builds: usize,
     pub last_used: Timestamp,
-    /// Bytes that its cache took when it was last measured.
+    /// Size of its cache in bytes when it was last measured.
     pub disk: u64,
     pruning: Pruning,
-    /// It is stopped in order to be emptied.
+    /// Set while it is being stopped in order to remove its cache.
     discarded: bool,
 }
 
@@ -71,23 +71,23 @@ pub struct Standing {
 enum Pruning {
     No,
     Runs,
-    /// It left this many bytes, which are in use.
+    /// Pruning left this many bytes, which are in use.
     Left(u64),
 }
 
-/// What is to be done. Each but `Grant` is reported back when it has been done.
+/// An action for the caller to execute. The caller reports the end of each one except `Grant`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Start(TrustDomain),
     /// The builder of the domain runs, and the request uses it until it is released.
     Grant(Ticket, TrustDomain),
     Stop(TrustDomain),
-    /// Frees cache of a running builder until it takes no more than `keep` bytes.
+    /// Prune the cache of a running builder to at most `keep` bytes.
     Prune {
         domain: TrustDomain,
         keep: u64,
     },
-    /// Forgets a stopped builder with all of its cache.
+    /// Remove a stopped builder with its whole cache.
     Remove(TrustDomain),
 }
 
@@ -107,7 +107,7 @@ impl Policy {
         Self { limits, owners, builders: BTreeMap::new(), waiting: VecDeque::new(), draining: false }
     }
 
-    /// A cache that an earlier run of the daemon left.
+    /// Adds a cache that an earlier run of the daemon left.
     pub fn restore(&mut self, domain: TrustDomain, last_used: Timestamp, disk: u64) {
         self.builders.insert(domain, Standing { last_used, disk, ..Standing::new(last_used) });
     }
@@ -116,14 +116,14 @@ impl Policy {
         self.waiting.push_back((ticket, domain));
     }
 
-    /// The request is not wanted any more; false when it does not wait.
+    /// Removes a request from the queue. Returns false when it does not wait.
     pub fn withdraw(&mut self, ticket: Ticket) -> bool {
         let before = self.waiting.len();
         self.waiting.retain(|(waiting, _)| *waiting != ticket);
         self.waiting.len() != before
     }
 
-    /// Takes the requests for a domain whose builder cannot be started out of the queue.
+    /// Removes all requests for a domain whose builder cannot be started.
     pub fn withdraw_all(&mut self, domain: &TrustDomain) -> Vec<Ticket> {
         let (gone, rest) = std::mem::take(&mut self.waiting).into_iter().partition(|(_, of)| of == domain);
         self.waiting = rest;
@@ -131,7 +131,7 @@ impl Policy {
         gone.into_iter().map(|(ticket, _)| ticket).collect()
     }
 
-    /// A build that had the builder has ended.
+    /// Called when a build that used the builder has ended.
     pub fn release(&mut self, domain: &TrustDomain, now: Timestamp) {
         if let Some(standing) = self.builders.get_mut(domain) {
             standing.builds = standing.builds.saturating_sub(1);
@@ -143,7 +143,7 @@ impl Policy {
         }
     }
 
-    /// The cache of a running builder was measured, and pruned before that if that was asked for.
+    /// Called when the cache of a running builder was measured, after pruning if `pruned` is set.
     pub fn measured(&mut self, domain: &TrustDomain, disk: u64, pruned: bool) {
         if let Some(standing) = self.builders.get_mut(domain) {
             standing.disk = disk;
@@ -159,7 +159,8 @@ impl Policy {
         }
     }
 
-    /// A running builder is to be stopped now, whatever uses it, and its cache removed. False when it does not run.
+    /// Marks a running builder to be stopped now, even if builds use it, and its cache to be removed. Returns false
+    /// when it does not run.
     pub fn discard(&mut self, domain: &TrustDomain) -> bool {
         let running = self.builders.get_mut(domain).filter(|standing| standing.phase == Phase::Running);
         running.is_some_and(|standing| {
@@ -170,18 +171,18 @@ impl Policy {
 
     pub fn removed(&mut self, domain: &TrustDomain) {
         match self.builders.get_mut(domain) {
-            // Its domain is in use: it goes on with an empty cache.
+            // Its domain is in use, so the entry stays with an empty cache.
             Some(standing) if standing.discarded => *standing = Standing::new(standing.last_used),
             _ => drop(self.builders.remove(domain)),
         }
     }
 
-    /// Nothing is started, granted or freed any more.
+    /// Stops all starts, grants and removals.
     pub fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// The next thing to do now; to be asked again until there is none.
+    /// Returns the next action to execute now. Must be called again until it returns `None`.
     pub fn next(&mut self, now: Timestamp) -> Option<Action> {
         if self.draining {
             return None;
@@ -207,7 +208,7 @@ impl Policy {
         &self.limits
     }
 
-    /// The running builder that was used last.
+    /// Returns the running builder that was used last.
     pub fn newest_running(&self) -> Option<&TrustDomain> {
         self.newest(Phase::Running)
     }
@@ -221,7 +222,7 @@ impl Policy {
         self.builders.values().filter(|standing| standing.phase == phase).count()
     }
 
-    /// Removes the cache of a builder that was stopped for that.
+    /// Removes the cache of a builder that was stopped by [`discard`](Self::discard).
     fn empty(&mut self) -> Option<Action> {
         let is = |standing: &Standing| standing.phase == Phase::Stopped && standing.discarded;
         let (domain, standing) = self.builders.iter_mut().find(|(_, standing)| is(standing))?;
@@ -231,7 +232,7 @@ impl Policy {
 
     fn serve(&mut self, now: Timestamp) -> Option<Action> {
         let (running, stopping) = (self.in_phase(Phase::Running), self.in_phase(Phase::Stopping));
-        // Domains before the one that is looked at that have no builder yet.
+        // Domains of earlier requests that have no builder yet.
         let mut promised: BTreeSet<&TrustDomain> = BTreeSet::new();
         let mut found = None;
         for (place, (ticket, domain)) in self.waiting.iter().enumerate() {
@@ -248,7 +249,7 @@ impl Policy {
             }
             promised.insert(domain);
             if promised.len() > self.limits.running - running {
-                // Not enough places are free or being freed: nobody passes this one.
+                // Not enough slots are free or being freed, so no later request may overtake this one.
                 found = self
                     .first_to_go(Standing::runs, |standing| standing.runs() && standing.builds == 0)
                     .map(|victim| (None, Action::Stop(victim)));
@@ -276,7 +277,7 @@ impl Policy {
         Some(action)
     }
 
-    /// Keeps a builder running where there is any.
+    /// Starts the builder that was used last when none runs.
     fn keep_one(&mut self) -> Option<Action> {
         if self.in_phase(Phase::Running) + self.in_phase(Phase::Stopping) > 0 {
             return None;
@@ -286,7 +287,7 @@ impl Policy {
         Some(Action::Start(newest))
     }
 
-    /// Keeps the number of caches within its bound.
+    /// Keeps the number of caches within its limit.
     fn forget(&mut self) -> Option<Action> {
         if self.builders.len() - self.in_phase(Phase::Removing) <= self.limits.kept {
             return None;
@@ -300,18 +301,18 @@ impl Policy {
         if self.is_wanted(&victim) {
             return None;
         }
-        // A builder that runs is stopped before its cache is forgotten.
+        // A running builder is stopped before its cache is removed.
         let stopped = self.builders.get(&victim).is_some_and(|standing| standing.phase == Phase::Stopped);
         self.set(&victim, if stopped { Phase::Removing } else { Phase::Stopping });
         Some(if stopped { Action::Remove(victim) } else { Action::Stop(victim) })
     }
 
-    /// Keeps the size of all caches together within its bound.
+    /// Keeps the total size of all caches within its limit.
     fn free(&mut self) -> Option<Action> {
         let kept = self.builders.values().filter(|standing| standing.is_kept());
         let total = kept.map(|standing| standing.disk).fold(0, u64::saturating_add);
         let excess = total.checked_sub(self.limits.disk).filter(|excess| *excess > 0)?;
-        // One at a time: what it frees is measured before another pays.
+        // One domain at a time: the freed space is measured before another one is pruned.
         let frees =
             |standing: &Standing| standing.phase == Phase::Removing || standing.pruning == Pruning::Runs;
         if self.builders.values().any(frees) {
@@ -364,8 +365,8 @@ impl Policy {
         self.waiting.iter().any(|(_, waiting)| waiting == domain)
     }
 
-    /// Of the domains that `can_go`, the least used one of the owner that has most of those that `count`. One that a later
-    /// request wants goes last.
+    /// Returns, of the domains that match `can_go`, the least recently used one of the owner with most domains that
+    /// match `count`. A domain that a waiting request needs comes last.
     fn first_to_go(
         &self,
         count: impl Fn(&Standing) -> bool,
@@ -374,8 +375,8 @@ impl Policy {
         self.first_to_go_but(None, count, can_go)
     }
 
-    /// The same, and where owners have equally many, a stopped builder goes before one that runs. `spared` stays while it
-    /// runs.
+    /// Like [`first_victim`](Self::first_victim), but at equal counts a stopped builder comes before a running one,
+    /// and `spared` is not chosen while it runs.
     fn first_to_go_but(
         &self,
         spared: Option<&TrustDomain>,
@@ -394,7 +395,7 @@ impl Policy {
         first.map(|(domain, _)| domain.clone())
     }
 
-    /// How many domains that `count` the owner of each domain has.
+    /// Returns, for each domain, how many domains that match `count` its owner has.
     fn counts(&self, count: impl Fn(&Standing) -> bool) -> BTreeMap<TrustDomain, usize> {
         let owners: Vec<(&TrustDomain, String)> =
             self.builders.keys().map(|domain| (domain, self.owner(domain))).collect();
@@ -407,7 +408,7 @@ impl Policy {
         owners.iter().map(|(domain, owner)| ((*domain).clone(), of(owner))).collect()
     }
 
-    /// Whose share a domain is. Those of services that are gone, which nobody uses again, have one owner.
+    /// Returns the owner of a domain. All domains of removed services, which are never used again, share one owner.
     fn owner(&self, domain: &TrustDomain) -> String {
         if !domain.as_str().starts_with(SERVICE_NAME) {
             return domain.to_string();
@@ -429,7 +430,7 @@ impl Standing {
         Self { phase: Phase::Stopped, builds: 0, last_used, disk: 0, pruning: Pruning::No, discarded: false }
     }
 
-    /// Builders with builds count as used now.
+    /// Sort key by recency of use; builders with builds count as used now.
     const fn rank(&self) -> (bool, Timestamp) {
         (self.builds > 0, self.last_used)
     }

@@ -1,3 +1,5 @@
+//! Address of a BuildKit.
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -5,7 +7,7 @@ use std::str::FromStr;
 /// Longest path of a unix socket on Linux (`sockaddr_un` without the final NUL).
 const SOCKET_PATH_LIMIT: usize = 107;
 
-/// Where a BuildKit listens: `unix:///path` or `tcp://host:port` (plain, with no TLS).
+/// Address at which a BuildKit listens: `unix:///path` or `tcp://host:port` (plain, without TLS).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     Unix(PathBuf),

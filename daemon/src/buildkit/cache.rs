@@ -1,4 +1,4 @@
-//! Size of BuildKit's cache, and freeing parts of it.
+//! Measures and prunes BuildKit's cache.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use tokio::time::timeout;
 
 use super::BuildKit;
 
-/// For BuildKit to add up what it has.
+/// Time limit for BuildKit to add up its cache.
 const MEASURE_LIMIT: Duration = Duration::from_secs(30);
-/// For the removal of what is pruned.
+/// Time limit for pruning.
 const PRUNE_LIMIT: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,7 +18,7 @@ const PRUNE_LIMIT: Duration = Duration::from_secs(600);
 pub struct CacheError(String);
 
 impl BuildKit {
-    /// Bytes that the cache takes.
+    /// Returns the size of the cache in bytes.
     pub async fn disk_usage(&self) -> Result<u64, CacheError> {
         let mut control = self.control.clone();
         let answer = timeout(MEASURE_LIMIT, control.disk_usage(DiskUsageRequest::default())).await;
@@ -30,10 +30,10 @@ impl BuildKit {
         Ok(sizes.fold(0, u64::saturating_add))
     }
 
-    /// Frees what was used least, and is not in use now, until no more than `keep` bytes are left.
+    /// Removes the least recently used entries that are not in use, until at most `keep` bytes are left.
     pub async fn prune(&self, keep: u64) -> Result<(), CacheError> {
         let mut control = self.control.clone();
-        // BuildKit takes zero for no bound, and then frees everything.
+        // BuildKit treats zero as no limit, and would then remove everything.
         let keep = i64::try_from(keep).unwrap_or(i64::MAX);
         let request = PruneRequest { all: true, max_used_space: keep, ..PruneRequest::default() };
         let pruned = timeout(PRUNE_LIMIT, async {

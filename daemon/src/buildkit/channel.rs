@@ -1,8 +1,8 @@
-//! Connections to BuildKit: opened when first used, opened again when gone.
+//! Connections to BuildKit: opened when first used, reopened when lost.
 //!
-//! No HTTP/2 pings: BuildKit's server keeps grpc-go's default policy, which closes a connection
-//! that pings more often than every five minutes. A unix socket tells of the other end's death by
-//! itself, and TCP keep-alive does for the rest.
+//! There are no HTTP/2 pings: BuildKit's server keeps grpc-go's default policy, which closes a connection that pings
+//! more often than every five minutes. A unix socket reports the end of the other process by itself, and TCP
+//! keep-alive covers the rest.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{Address, CALL_LIMIT, MESSAGE_LIMIT};
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
-/// A client with a connection of its own.
+/// Creates a client with a connection of its own.
 pub(super) fn control(address: &Address) -> ControlClient<Channel> {
     ControlClient::new(channel(address))
         .max_decoding_message_size(MESSAGE_LIMIT)
@@ -36,7 +36,7 @@ fn channel(address: &Address) -> Channel {
         }
         Address::Tcp(host) => match Endpoint::from_shared(format!("http://{host}")) {
             Ok(endpoint) => tuned(endpoint).connect_lazy(),
-            // An address was checked when it was parsed; what slipped through never connects.
+            // The address was checked when it was parsed; an invalid one never connects.
             Err(_) => tuned(Endpoint::from_static("http://invalid.")).connect_lazy(),
         },
     }
@@ -51,7 +51,7 @@ fn tuned(endpoint: Endpoint) -> Endpoint {
         .initial_connection_window_size(CONNECTION_WINDOW)
 }
 
-/// Whether a call failed because the other end or the way to it is gone, not by its answer.
+/// Reports whether a call failed because the connection or its other end is gone, and not by its answer.
 pub(super) fn is_gone(status: &tonic::Status) -> bool {
     let transport = std::error::Error::source(status).is_some();
     transport || status.code() == tonic::Code::Unavailable

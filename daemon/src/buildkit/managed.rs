@@ -1,20 +1,20 @@
-//! Our own buildkitd: its directory, settings, and what the supervisor needs to keep it running.
+//! Managed buildkitd: its directory, its settings, and the child definition for the supervisor.
 //!
 //! ```text
-//! <dir>/                 mode 0700, so nobody else reaches the socket
+//! <dir>/                 mode 0700, so that no other user reaches the socket
 //!   buildkitd.toml       written before every start
 //!   buildkitd.sock       otel.sock
 //!   buildkitd.log        buildkitd.log.1
 //!   data/                BuildKit's root: cache, content, snapshots
-//!   tmp/                 its TMPDIR: what it mounts for a moment lies below <dir> too
-//!   git/                 `git` as it runs it (git.rs)
-//!   cni/                 how its steps get a network (network/steps/builder.rs)
+//!   tmp/                 its TMPDIR, so that its temporary mounts are below <dir> too
+//!   git/                 `git` as buildkitd runs it (git.rs)
+//!   cni/                 CNI configuration of its steps (network/steps/builder.rs)
 //! ```
 //!
-//! It runs contained: its steps' processes and its mounts end with it, however it ends.
+//! It runs contained: the processes of its steps and its mounts end with it, even if it is killed.
 //!
-//! Each `RUN` has a network of its own, made by this process ([`crate::network::steps`]). Where that cannot be made,
-//! buildkitd is not started: no step ever gets the network of the host in its place.
+//! Each `RUN` has a network of its own, made by the daemon ([`crate::network::steps`]). When that network cannot be
+//! made, buildkitd is not started: a step never gets the host network instead.
 
 use std::ffi::OsString;
 use std::fs;
@@ -47,20 +47,21 @@ const NAME: &str = "buildkitd";
 const EXECUTOR: &str = "data/runc-overlayfs/executor";
 const EXECUTOR_NATIVE: &str = "data/runc-native/executor";
 
+/// Options of one managed buildkitd.
 #[derive(Clone)]
 pub struct Options {
     /// Directory of this buildkitd alone.
     pub dir: PathBuf,
-    /// `buildkitd`, looked up in `PATH` unless it has a `/`.
+    /// Program `buildkitd`, looked up in `PATH` unless it has a `/`.
     pub program: PathBuf,
-    /// `runc`, the same.
+    /// Program `runc`, looked up in the same way.
     pub runc: PathBuf,
     pub quota: Quota,
-    /// What its steps may use.
+    /// Resource limits of its steps.
     pub bounds: Bounds,
-    /// The network of its steps, or why there is none: then buildkitd is not started, and says so.
+    /// Network of its steps, or the reason why there is none: then buildkitd is not started and reports the reason.
     pub network: Result<BuilderNetwork, String>,
-    /// Its way to repositories; without one it fetches none.
+    /// Access to the git proxy; without it buildkitd fetches no repository.
     pub git: Option<GitAccess>,
     pub limits: supervise::Limits,
 }
@@ -79,7 +80,7 @@ impl Options {
         }
     }
 
-    /// The child to supervise, and how to connect to it once that runs (set
+    /// Returns the child to supervise, and the options to connect to it once it runs (set
     /// [`child`](super::Options::child) to the supervisor's status).
     pub fn plan(self) -> Result<(supervise::Child, super::Options), AddressError> {
         let dir = std::path::absolute(&self.dir).unwrap_or(self.dir);
@@ -98,7 +99,7 @@ impl Options {
         let variable = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
         let output = self.bounds.step_output.map_or_else(|| "-1".to_owned(), |bytes| bytes.to_string());
         let mut env = vec![
-            // BuildKit cuts a step's log at 2 MiB and 200 KiB/s otherwise.
+            // BuildKit cuts a step's log at 2 MiB and 200 KiB/s by default.
             variable("BUILDKIT_STEP_LOG_MAX_SIZE", &output),
             variable("BUILDKIT_STEP_LOG_MAX_SPEED", "-1"),
             ("TMPDIR".into(), dir.join("tmp").into()),
@@ -131,7 +132,8 @@ impl Options {
         Ok((child, connect))
     }
 
-    /// Ends what a killed daemon left of this builder, which is not going to be started. Blocking.
+    /// Removes the processes, mounts and containers that a killed daemon left of this builder, which will not be
+    /// started. Blocking.
     pub fn sweep(&self) {
         let swept = leftover::Mark::of(NAME, &self.dir)
             .and_then(|mark| leftover::end_processes(&mark, None))
@@ -139,7 +141,7 @@ impl Options {
             .map_err(|error| error.to_string())
             .and_then(|_| sweep(&self.dir, &self.runc, &BuilderGroups::new(self.bounds.clone())));
         if let Err(error) = swept {
-            tracing::error!(directory = %self.dir.display(), error, "what an earlier builder left remains");
+            tracing::error!(directory = %self.dir.display(), error, "failed to clean up after an earlier builder");
         }
     }
 }
@@ -185,10 +187,10 @@ impl supervise::Kind for Buildkitd {
 
     async fn probe(&self) -> Result<String, supervise::ProbeError> {
         let version = super::version(self.control.clone()).await?;
-        // BuildKit gives this socket of its own to every step as long as it finds it.
+        // BuildKit exposes its own trace socket to every step as long as the socket file exists.
         match fs::remove_file(settings::otel_socket(&self.dir)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(supervise::ProbeError::Refused(
-                format!("the socket of traces cannot be taken from steps: {error}"),
+                format!("the trace socket cannot be hidden from steps: {error}"),
             )),
             _ => Ok(version),
         }

@@ -1,4 +1,4 @@
-//! Which network the steps of a BuildKit have that is not ours, as far as its workers tell.
+//! Checks which network an external BuildKit gives to steps, as far as its workers report it.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use tonic::transport::Channel;
 use crate::supervise::port::ProbeError;
 
 const LIMIT: Duration = Duration::from_secs(5);
-/// A worker's label for the mode that `networkMode` of its settings came to: `cni`, `bridge` or `host`.
+/// Worker label with the effective `networkMode`: `cni`, `bridge` or `host`.
 const LABEL: &str = "org.mobyproject.buildkit.worker.network";
 const HOST: &str = "host";
 
-/// Refuses a BuildKit one of whose workers gives steps the network of its machine.
+/// Refuses a BuildKit with a worker that gives steps the network of its machine.
 pub(super) async fn check(mut control: ControlClient<Channel>) -> Result<(), ProbeError> {
     let asked = timeout(LIMIT, control.list_workers(ListWorkersRequest::default())).await;
     let workers = match asked {
@@ -26,7 +26,7 @@ pub(super) async fn check(mut control: ControlClient<Channel>) -> Result<(), Pro
     refuse(workers.iter().map(|worker| worker.labels.get(LABEL).map(String::as_str)))
 }
 
-/// A worker without the label has a network that cannot be known.
+/// Accepts a worker without the label, since its network cannot be determined.
 fn refuse<'a>(modes: impl Iterator<Item = Option<&'a str>>) -> Result<(), ProbeError> {
     if modes.into_iter().flatten().any(|mode| mode == HOST) {
         return Err(ProbeError::Refused(format!(

@@ -1,15 +1,14 @@
-//! Sessions: what BuildKit asks of us while it builds.
+//! Sessions: services that the daemon provides to BuildKit during a build.
 //!
-//! `Control.Session` is a stream of byte messages; inside it BuildKit is the client and we serve
-//! gRPC over HTTP/2. BuildKit knows a session by its id and by the methods it announces, and drops
-//! one whose `grpc.health.v1.Health` does not answer (asked every 5 s).
+//! `Control.Session` is a stream of byte messages. Inside it, BuildKit is the client and the daemon serves gRPC over
+//! HTTP/2. BuildKit identifies a session by its id and by the methods that it announces, and drops one whose
+//! `grpc.health.v1.Health` does not answer (checked every 5 s).
 //!
-//! A build uses three. The sessions of its context and of its Dockerfile serve one tree each: what
-//! BuildKit may reuse of that depends on the session's id and shared key, so they belong to a version of
-//! the tree and are shared by all builds that use it ([`trees`]). The build's own session serves
-//! credentials and secrets.
+//! A build uses three sessions. The sessions of its context and of its Dockerfile serve one tree each. What BuildKit
+//! may reuse of a tree depends on the session's id and shared key, so these sessions belong to a version of the tree
+//! and are shared by all builds that use it ([`trees`]). The build's own session serves credentials and secrets.
 //!
-//! Each session has a connection of its own, so that one build's files never wait behind another's.
+//! Each session has a connection of its own, so that the files of one build never wait behind those of another.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -45,28 +44,28 @@ pub(super) use secrets::SecretValues;
 
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 const WINDOW: u32 = 4 << 20;
-/// Patterns come as headers: a long ignore file makes many.
+/// Maximum size of the request headers in bytes. Patterns are sent as headers, and a long ignore file makes many.
 const HEADER_LIMIT: u32 = 16 << 20;
-/// Content that waits in one stream for the network.
+/// Bytes of content that may wait in one stream for the network.
 const SEND_BUFFER: usize = 4 << 20;
 
-/// An open session; dropped, it ends.
+/// An open session; dropping it closes it.
 pub(super) struct Session {
     id: String,
-    /// Fires when it has ended, by BuildKit or by us.
+    /// Cancelled when the session has ended, by BuildKit or by the daemon.
     over: CancellationToken,
     _stop: DropGuard,
 }
 
 impl Session {
-    /// A session that serves one tree.
+    /// Opens a session that serves one tree.
     async fn tree(address: &Address, name: &SessionName, tree: files::ServedTree) -> Result<Self, Status> {
         let routes = Routes::new(health().await).add_service(wire::FileSyncServer::new(tree));
         let methods = ["/moby.filesync.v1.FileSync/DiffCopy"];
         Self::open(address, name.id.clone(), "tree", &name.shared_key, &methods, routes).await
     }
 
-    /// A build's own session.
+    /// Opens a build's own session.
     pub(super) async fn build(
         address: &Address,
         credentials: Arc<dyn Credentials>,
@@ -84,7 +83,7 @@ impl Session {
         &self.id
     }
 
-    /// Whether it serves no more.
+    /// Reports whether the session has ended.
     fn is_over(&self) -> bool {
         self.over.is_cancelled()
     }
@@ -124,7 +123,7 @@ impl Session {
             .max_send_buf_size(SEND_BUFFER)
             .serve_connection(io, TowerToHyperService::new(routes.prepare()));
         crate::task::spawn("session", async move {
-            // The connection lives as long as its client.
+            // The connection is closed when its client is dropped.
             let (_control, _ended) = (control, ended);
             if let Some(Err(error)) = stopped.run_until_cancelled(serve).await {
                 tracing::debug!(session = name, error = format!("{error:?}"), "session ended by BuildKit");
@@ -135,18 +134,18 @@ impl Session {
 }
 
 fn value(text: &str) -> Result<MetadataValue<Ascii>, Status> {
-    text.parse().map_err(|_| Status::invalid_argument("a session's name or key is no header value"))
+    text.parse().map_err(|_| Status::invalid_argument("a session's name or key is not a valid header value"))
 }
 
 async fn health()
 -> tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health> {
     let (reporter, service) = tonic_health::server::health_reporter();
-    // The empty name is the server as a whole, which is what BuildKit asks for.
+    // The empty name stands for the whole server, which is what BuildKit asks for.
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
     service.max_decoding_message_size(MESSAGE_LIMIT)
 }
 
-/// Runs calls inside a session as tasks of ours.
+/// Runs the calls inside a session as tasks of the daemon.
 #[derive(Clone)]
 struct Spawn;
 
@@ -159,5 +158,5 @@ where
     }
 }
 
-/// What a handwritten tonic service answers with.
+/// Response of a handwritten tonic service.
 type Answer = Result<http::Response<tonic::body::Body>, Infallible>;

@@ -1,13 +1,13 @@
-//! One Dockerfile build through `Control.Solve`.
+//! Runs one Dockerfile build through `Control.Solve`.
 //!
 //! ```text
 //! open sessions -> Solve -----------------------> answer: digest, or status with details
 //!                  Status -> progress.rs -> events (in order; a full channel makes BuildKit wait)
 //! ```
 //!
-//! The answer counts only after the status stream has ended, so that no line of a log is lost.
-//! Cancelling drops the Solve call, which is how BuildKit is told, and waits for the status stream
-//! and for the processes of the build's steps.
+//! The answer is used only after the status stream has ended, so that no log line is lost. Cancellation drops the
+//! Solve call, which signals it to BuildKit, and then waits for the status stream and for the processes of the build's
+//! steps.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -39,13 +39,13 @@ mod tail;
 
 use progress::Progress;
 
-/// Between the answer to Solve and the end of the status stream.
+/// Time limit between the answer to Solve and the end of the status stream.
 const STATUS_END_LIMIT: Duration = Duration::from_secs(30);
-/// For a cancelled build to end.
+/// Time limit for a cancelled build to end.
 const CANCEL_LIMIT: Duration = Duration::from_secs(30);
-/// For the bundles of a cancelled build's steps to go, once BuildKit calls the build over.
+/// Time limit for the bundles of a cancelled build's steps to disappear after BuildKit has ended the build.
 const BUNDLE_LIMIT: Duration = Duration::from_secs(5);
-/// BuildKit may be this long without an answer before its builds are given up.
+/// Time for which BuildKit may be unresponsive before its builds fail as unavailable.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
 #[async_trait]
@@ -75,7 +75,7 @@ impl Solver for BuildKit {
             begun: Instant::now(),
             out_of_memory: self.out_of_memory(),
         };
-        // The sessions stay open until the build is over in every way.
+        // The sessions stay open until the build has ended completely.
         let result = Box::pin(run.until_over(solve)).await;
         drop((trees, own));
         result
@@ -111,7 +111,7 @@ struct Run<'a> {
     cancel: CancellationToken,
     started: SystemTime,
     begun: Instant,
-    /// How often the builder's steps had run out of memory before.
+    /// Out-of-memory count of the builder's steps before this solve.
     out_of_memory: u64,
 }
 
@@ -156,9 +156,7 @@ impl Run<'_> {
             }
         };
         if timeout(STATUS_END_LIMIT, rest).await.is_err() {
-            tracing::warn!(
-                "BuildKit's status stream did not end with the build; its last lines may be missing"
-            );
+            tracing::warn!("BuildKit's status stream did not end with the build; the last lines may be lost");
         }
         for event in self.progress.finish() {
             self.send(event).await;
@@ -186,7 +184,7 @@ impl Run<'_> {
         fault
     }
 
-    /// Status messages, from a task: they must be read while the answer is awaited.
+    /// Reads the status messages in a task of their own, because they must be read while the answer is awaited.
     fn updates(&self) -> mpsc::Receiver<api::StatusResponse> {
         let (sender, receiver) = mpsc::channel(8);
         let (control, reference, cancel) =
@@ -208,11 +206,11 @@ impl Run<'_> {
         }
     }
 
-    /// Waits for the receiver, unless the build is being cancelled: then nothing may hold it up.
+    /// Sends an event and waits for the receiver, unless the build is being cancelled.
     async fn send(&self, event: EventKind) {
         tokio::select! {
             biased;
-            // A receiver that is gone wants no events; the build goes on.
+            // Sending fails only when the receiver is gone and needs no events; the build continues.
             _ = self.events.send(event) => {}
             () = self.cancel.cancelled() => {}
         }
@@ -233,8 +231,8 @@ impl Run<'_> {
         for event in self.progress.finish() {
             self.send(event).await;
         }
-        // BuildKit ends the build before it has killed what it runs. Each running step has one
-        // bundle; other builds may have started some too, so it is enough that as many are gone.
+        // BuildKit ends the build before it has killed its processes. Each running step has one bundle. Other builds
+        // may have started steps too, so it is enough that the same number of bundles is gone.
         let gone = || bundles.iter().filter(|bundle| !bundle.exists()).count();
         let deadline = Instant::now() + BUNDLE_LIMIT;
         while gone() < running.min(bundles.len()) && Instant::now() < deadline {
@@ -264,7 +262,7 @@ async fn follow(
     }
 }
 
-/// Ends when BuildKit has not been ready for a while.
+/// Returns when BuildKit has not been ready for a while.
 async fn silence(mut status: tokio::sync::watch::Receiver<super::Status>) {
     loop {
         if status.wait_for(|status| !status.ready).await.is_err() {
@@ -276,7 +274,7 @@ async fn silence(mut status: tokio::sync::watch::Receiver<super::Status>) {
     }
 }
 
-/// Directories of steps that were started since a moment; each goes when its step has ended.
+/// Returns the bundle directories of steps that were started since `since`; each is removed when its step has ended.
 fn bundles_since(executor: &std::path::Path, since: SystemTime) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(executor).into_iter().flatten().flatten();
     entries

@@ -1,15 +1,17 @@
-/// Older ones have flaws that let a Dockerfile reach out of its build.
+//! Check of BuildKit's version.
+
+/// Minimum version. Older versions have flaws that let a Dockerfile reach out of its build.
 const MINIMUM: (u64, u64, u64) = (0, 31, 1);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VersionError {
     #[error("BuildKit {0} is refused: 0.31.1 or newer is needed; install a newer buildkitd")]
     TooOld(String),
-    #[error("BuildKit does not tell its version, so it is refused: 0.31.1 or newer is needed")]
+    #[error("BuildKit does not report its version, so it is refused: 0.31.1 or newer is needed")]
     Unknown,
 }
 
-/// Takes `v0.32.2`, `0.31.1+deb`, `v0.33.0-rc1`: what follows the three numbers is not looked at.
+/// Checks a version such as `v0.32.2`, `0.31.1+deb` or `v0.33.0-rc1`; text after the three numbers is ignored.
 pub(super) fn check(version: &str) -> Result<(), VersionError> {
     let text = version.strip_prefix('v').unwrap_or(version);
     let mut parts = text.splitn(3, '.').map(|part| {

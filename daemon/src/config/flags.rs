@@ -1,3 +1,5 @@
+//! Command line and environment of hearthd, as the topmost layer of the configuration.
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -11,8 +13,8 @@ use super::layers::ConfigError;
 /// Builds images from a room's files, keeps them in the room's own registry and runs them as services of the room.
 ///
 /// One hearthd serves one room. Without --buildkit and --containerd it runs buildkitds (one for each trust domain in
-/// use) and a containerd of its own below the state directory. Every flag is also a key of the TOML file (dashes become underscores) and a variable
-/// of the environment; a flag wins over the variable, the variable over the file.
+/// use) and a containerd of its own below the state directory. Every flag is also a key of the TOML file (dashes become
+/// underscores) and a variable of the environment; a flag wins over the variable, the variable over the file.
 #[derive(Debug, Parser)]
 #[command(name = "hearthd", version, after_help = EXAMPLES)]
 pub struct Flags {
@@ -28,7 +30,8 @@ pub struct Flags {
     /// Address of gRPC, /v2/, /healthz, /readyz and /metrics; port 0 is any free port [default: 127.0.0.1:4327]
     #[arg(long, env = "HEARTH_LISTEN", value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
-    /// Unix socket that serves the same without a token to root and the daemon's own user [default: /run/hearth/hearth.sock]
+    /// Unix socket that serves the same without a token to root and the daemon's own user [default:
+    /// /run/hearth/hearth.sock]
     #[arg(long, env = "HEARTH_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Address where services of the room are reached [default: 127.0.0.1:4380]
@@ -59,7 +62,7 @@ pub struct Flags {
     /// Form of the log on stderr [default: text]
     #[arg(long, env = "HEARTH_LOG_FORMAT", value_name = "FORMAT")]
     log_format: Option<LogFormat>,
-    /// What is logged, such as `info` or `hearthd=debug,info` [default: info]
+    /// Log filter directives, such as `info` or `hearthd=debug,info` [default: info]
     #[arg(long, env = "HEARTH_LOG", value_name = "DIRECTIVES")]
     log: Option<String>,
     /// Print the configuration in force as TOML and exit
@@ -77,7 +80,8 @@ const EXAMPLES: &str = "Examples:
   hearthd --config /etc/hearth/hearthd.toml --dump-config";
 
 impl Flags {
-    /// The settings given on the command line or in the environment, as a layer of the file's form.
+    /// Returns the settings from the command line and the environment, as a configuration layer in the form of the
+    /// file.
     pub(super) fn layer(&self) -> Result<Table, ConfigError> {
         let mut layer = Table::new();
         let mut set = |key: &str, value: Option<Value>| {

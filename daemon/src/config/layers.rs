@@ -1,3 +1,5 @@
+//! Loading of the configuration: merges its layers and validates the result.
+
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +23,7 @@ pub enum ConfigError {
     Print { source: toml::ser::Error },
 }
 
-/// Puts the layers on one another and checks the result.
+/// Merges the layers and validates the result.
 pub fn load(flags: &Flags) -> Result<Config, ConfigError> {
     let mut merged = Table::try_from(Config::default()).map_err(|source| ConfigError::Print { source })?;
     if let Some(path) = &flags.config {
@@ -38,14 +40,14 @@ fn read(path: &Path) -> Result<Table, ConfigError> {
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     let parse_error = |source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) };
     let table: Table = text.parse().map_err(parse_error)?;
-    // Checked on its own first, so that an unknown key is reported with this file's name.
+    // Validated separately first, so that an unknown key is reported with the name of this file.
     let mut alone = Table::try_from(Config::default()).map_err(|source| ConfigError::Print { source })?;
     merge(&mut alone, table.clone());
     alone.try_into::<Config>().map_err(parse_error)?;
     Ok(table)
 }
 
-/// Lays `over` on `base`; tables are merged, everything else is replaced.
+/// Merges `over` into `base`: tables recursively; other values are replaced.
 fn merge(base: &mut Table, over: Table) {
     for (key, value) in over {
         match (base.get_mut(&key), value) {
@@ -57,7 +59,7 @@ fn merge(base: &mut Table, over: Table) {
     }
 }
 
-/// A lone caller may hold half of it: twice the largest message that a method takes.
+/// Minimum of `receive_bytes`: a single caller may use half of it, twice the largest message of any method.
 const MIN_RECEIVE_BYTES: u64 = 32 << 20;
 
 fn check(config: &Config) -> Result<(), ConfigError> {
@@ -195,7 +197,7 @@ mod tests {
         assert_eq!(load_with("buildkit = 'tcp://a:1'", &[]).unwrap().buildkit, ["tcp://a:1"]);
     }
 
-    /// Settings that are not tables of others.
+    /// Counts the settings that are not tables.
     fn leaves(value: &Value) -> usize {
         match value {
             Value::Table(table) => table.values().map(leaves).sum(),
@@ -210,7 +212,7 @@ mod tests {
         assert_eq!(load_with(&example.replace("#: ", ""), &[]).unwrap(), Config::default());
         let shown = example.matches("#: ").count();
         let mut defaults = Table::try_from(Config::default()).unwrap();
-        // These are tables in the file, each with keys of its own.
+        // In the file these are tables with keys of their own.
         defaults.remove("token_keys");
         let defaults = leaves(&Value::Table(defaults));
         assert_eq!(shown, defaults, "every setting with a default is shown");

@@ -1,5 +1,5 @@
-//! Connections to containerd: opened when first used, opened again when gone. Every call carries the namespace, and
-//! has a limit.
+//! Connections to containerd: opened at the first use, and reopened when lost. Every call carries the namespace and has
+//! a time limit.
 
 use std::future::Future;
 use std::path::Path;
@@ -25,27 +25,27 @@ use services::version_client::VersionClient;
 
 use super::failure::Fault;
 
-/// containerd's own limit for one message.
+/// Maximum message size in bytes, the same as containerd's own.
 const MESSAGE_LIMIT: usize = 16 << 20;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Limits of calls.
+/// Time limits of calls.
 pub(super) mod limit {
     use std::time::Duration;
 
-    /// For what reads or writes records.
+    /// Limit for calls that read or write records.
     pub const RECORD: Duration = Duration::from_secs(10);
-    /// For what starts or ends processes.
+    /// Limit for calls that start or stop processes.
     pub const PROCESS: Duration = Duration::from_secs(30);
-    /// For the content or the files of one layer.
+    /// Limit for transferring or unpacking one layer.
     pub const LAYER: Duration = Duration::from_secs(1800);
-    /// For a collection of garbage.
+    /// Limit for a garbage collection.
     pub const COLLECT: Duration = Duration::from_secs(120);
 }
 
 pub(super) type Called = InterceptedService<Channel, Headers>;
 
-/// containerd's own names of what a call belongs to.
+/// The headers by which containerd assigns a call to a namespace and to a lease.
 #[derive(Clone)]
 pub(super) struct Headers {
     namespace: Option<MetadataValue<Ascii>>,
@@ -86,15 +86,15 @@ impl Connection {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
-        // The name is only the `:authority` of the requests.
+        // The host name only appears as the `:authority` of the requests.
         let endpoint = Endpoint::from_static("http://containerd").connect_timeout(CONNECT_LIMIT);
         let channel = endpoint.connect_with_connector_lazy(connector);
-        // A namespace is made of letters that every header takes.
+        // A namespace consists of characters that are valid in a header.
         let headers = Headers { namespace: namespace.parse().ok(), lease: None };
         Self { channel, headers }
     }
 
-    /// What calls through this make belongs to the lease.
+    /// Returns a connection whose calls attach what they create to the lease.
     pub fn leased(&self, lease: &str) -> Self {
         let headers = Headers { lease: lease.parse().ok(), ..self.headers.clone() };
         Self { channel: self.channel.clone(), headers }
@@ -113,7 +113,7 @@ impl Connection {
     }
 }
 
-/// A call's answer within the limit.
+/// Awaits a call with a time limit.
 pub(super) async fn call<T>(
     limit: Duration,
     future: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,

@@ -1,4 +1,4 @@
-//! Blobs of the room into containerd's content store, and into memory.
+//! Transfer of the room's blobs into containerd's content store, and into memory.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -17,10 +17,10 @@ use crate::model::image::Descriptor;
 use crate::model::manifest::MAX_MANIFEST_BYTES;
 
 const CHUNK: usize = 1 << 20;
-/// Chunks that are read ahead.
+/// Number of chunks that are read ahead.
 const AHEAD: usize = 2;
 
-/// A small blob: a manifest or a config. Blocking.
+/// Reads a small blob, such as a manifest or a config. Blocking.
 pub(super) fn small(blobs: &dyn Blobs, digest: &Digest) -> Result<Vec<u8>, RuntimeError> {
     let file = opened(blobs, digest)?;
     let mut bytes = Vec::new();
@@ -32,7 +32,7 @@ pub(super) fn small(blobs: &dyn Blobs, digest: &Digest) -> Result<Vec<u8>, Runti
     Ok(bytes)
 }
 
-/// Kept from the room's sweep for its grace period.
+/// Opens a blob, and protects it from the registry's garbage collection for its grace period.
 fn opened(blobs: &dyn Blobs, digest: &Digest) -> Result<File, RuntimeError> {
     let failed = |error: io::Error| RuntimeError::Other(format!("blob {digest}: {error}"));
     blobs.touch(digest).map_err(failed)?;
@@ -40,7 +40,7 @@ fn opened(blobs: &dyn Blobs, digest: &Digest) -> Result<File, RuntimeError> {
     file.ok_or_else(|| RuntimeError::Image(format!("its blob {digest} is not in the room")))
 }
 
-/// Copies a blob into the content store, where the connection's lease holds it. containerd checks its digest.
+/// Copies a blob into the content store, where the lease of the connection holds it. containerd verifies its digest.
 pub(super) async fn store(
     connection: &Connection,
     blobs: Arc<dyn Blobs>,
@@ -51,7 +51,7 @@ pub(super) async fn store(
     let read = crate::task::blocking("read-blob", move || send(blobs.as_ref(), &wanted, &sender));
     let written = write(connection, receiver);
     let (read, written) = tokio::join!(read, written);
-    // What could not be read is the cause of what could not be written.
+    // A read error is the cause of the write error.
     read.map_err(|error| RuntimeError::Other(error.to_string()))??;
     match written {
         Ok(()) | Err(Fault::Exists(_)) => Ok(()),
@@ -69,7 +69,7 @@ async fn write(connection: &Connection, receiver: mpsc::Receiver<WriteContentReq
     call(limit::LAYER, begun).await
 }
 
-/// Sends a blob's content in chunks. Blocking; ends early, with success, when nobody takes them any more.
+/// Sends a blob's content in chunks. Blocking; returns early, with success, when the receiver is dropped.
 fn send(
     blobs: &dyn Blobs,
     blob: &Descriptor,
@@ -101,7 +101,7 @@ fn send(
     }
 }
 
-/// Takes content away again; an image's files stay.
+/// Deletes content; the unpacked files of the image stay.
 pub(super) async fn discard(connection: &Connection, digest: &Digest) -> Result<(), Fault> {
     let request = DeleteContentRequest { digest: digest.to_string() };
     let deleted = call(limit::RECORD, connection.content().delete(request)).await;

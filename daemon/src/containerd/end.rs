@@ -1,4 +1,4 @@
-//! Ending an instance, and taking away all that there is of it.
+//! Stop and complete removal of an instance.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -18,12 +18,12 @@ use crate::model::id::InstanceId;
 
 const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
-/// For a killed process to be gone; one in an uninterruptible wait takes longer.
+/// Time limit for a killed process to disappear; one in an uninterruptible wait takes longer.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// For containerd to finish what it does with a task at that moment.
+/// Time limit for containerd to finish an operation in progress on a task.
 const UNDERWAY: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
-/// What a kill says of a process that has ended in between.
+/// Error texts of a kill call for a process that has already exited.
 const ENDED: [&str; 3] = ["process already finished", "no such process", "container not running"];
 
 impl Inner {
@@ -43,7 +43,7 @@ impl Inner {
         if ended.await.map_err(Fault::plain)? {
             return Ok(());
         }
-        tracing::warn!(instance.id = %instance, signal, ?grace, "instance does not end when asked to; killing it");
+        tracing::warn!(instance.id = %instance, signal, ?grace, "instance ignored its stop signal; killing it");
         self.kill_and_wait(instance).await.map_err(Fault::plain)
     }
 
@@ -59,11 +59,11 @@ impl Inner {
         let request = GetRequest { container_id: instance.to_string(), exec_id: String::new() };
         let found = unless_missing(call(limit::RECORD, self.connection.tasks().get(request)).await)?;
         let process = found.and_then(|found| found.process);
-        // One of an unknown status has a shim that does not answer.
+        // An unknown status means that the shim does not answer.
         Ok(process.is_some_and(|process| process.status() != Status::Stopped))
     }
 
-    /// Nothing to do for a process that has ended.
+    /// Sends a signal. Does nothing if the process has exited.
     async fn kill(&self, instance: &InstanceId, signal: u32, all: bool) -> Result<(), Fault> {
         let request = KillRequest { container_id: instance.to_string(), exec_id: String::new(), signal, all };
         match call(limit::PROCESS, self.connection.tasks().kill(request)).await {
@@ -73,7 +73,7 @@ impl Inner {
         }
     }
 
-    /// Returns when it does not run any more. Whoever calls limits it.
+    /// Waits until the instance has exited. The caller sets the time limit.
     async fn ended(&self, instance: &InstanceId) {
         loop {
             let request = WaitRequest { container_id: instance.to_string(), exec_id: String::new() };
@@ -81,7 +81,7 @@ impl Inner {
                 Ok(_) | Err(Fault::NotFound(_)) => return,
                 // containerd was restarted, or its shim was killed.
                 Err(fault) => {
-                    tracing::debug!(%fault, instance.id = %instance, "waiting again");
+                    tracing::debug!(error = %fault, instance.id = %instance, "lost the wait for an instance; waiting again");
                     tokio::time::sleep(POLL).await;
                 }
             }
@@ -98,8 +98,8 @@ impl Inner {
         let mut had_task = false;
         loop {
             had_task |= self.remove_task(instance).await?;
-            // A directory without a task: one that containerd is making, or takes away after its shim was killed.
-            // Its container must stay until then: without that, nobody can remove the task.
+            // A directory without a task belongs to a task that containerd is creating, or removing after its shim was
+            // killed. The container must stay until then: without it, nobody can remove the task.
             if !task.as_ref().is_some_and(|task| task.exists()) || begun.elapsed() > UNDERWAY {
                 break;
             }
@@ -112,7 +112,7 @@ impl Inner {
         images::remove(&self.connection, snapshotter, instance.as_str()).await
     }
 
-    /// Whether there was one.
+    /// Removes the task; returns whether there was one.
     async fn remove_task(&self, instance: &InstanceId) -> Result<bool, Fault> {
         let delete = || async {
             let request = DeleteTaskRequest { container_id: instance.to_string() };
@@ -131,7 +131,7 @@ impl Inner {
         }
     }
 
-    /// What a shim that was killed could not take away itself.
+    /// Removes leftovers of a killed shim.
     async fn remove_leftovers(
         &self,
         instance: &InstanceId,

@@ -1,7 +1,7 @@
-//! containerd's events: they wake who compares, and exits are written down while they are known.
+//! Subscription to containerd's events: they wake the reconciliation, and exits are recorded while they are known.
 //!
-//! Nothing is trusted to arrive: a subscription says nothing of what came before it, and containerd answers it only
-//! with the first event. So each new one counts as a change, and so does every return of containerd.
+//! Events may be lost: a subscription does not report earlier events, and containerd confirms it only with the first
+//! event. So each new subscription counts as a change, and so does every reconnection.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::failure::{Fault, unless_missing};
 use super::{Inner, Status, cgroup, labels, observe};
 
 const PAUSE: Duration = Duration::from_millis(200);
-/// For a subscription to be in force.
+/// Time after which a subscription is assumed to be active.
 const SETTLE: Duration = Duration::from_millis(300);
 
 pub(super) struct Events {
@@ -34,7 +34,7 @@ impl Events {
                 return;
             }
             if let Err(status) = self.follow().await {
-                tracing::debug!(%status, "containerd's events ended");
+                tracing::debug!(error = %status, "containerd event stream ended");
             }
             self.changed();
             tokio::time::sleep(PAUSE).await;
@@ -52,7 +52,7 @@ impl Events {
             tokio::time::sleep(SETTLE).await;
             self.changed();
         };
-        // What happened before the subscription is found by comparing, once that is in force.
+        // Earlier changes are found by the reconciliation once the subscription is active.
         let subscribe = client.subscribe(SubscribeRequest { filters });
         let subscribed = async { Ok::<_, tonic::Status>(subscribe.await?.into_inner()) };
         tokio::pin!(subscribed, settled);
@@ -62,7 +62,7 @@ impl Events {
         };
         while let Some(event) = events.message().await? {
             if let Err(fault) = self.take(&event).await {
-                tracing::warn!(%fault, topic = event.topic, "an exit is not written down");
+                tracing::warn!(error = %fault, topic = event.topic, "failed to record an instance exit");
             }
             self.changed();
         }
@@ -75,7 +75,7 @@ impl Events {
         };
         let exit =
             TaskExit::decode(content.value.as_slice()).map_err(|error| Fault::Other(error.to_string()))?;
-        // One more process of an instance has an id of its own.
+        // Additional processes of an instance have their own id.
         if exit.id != exit.container_id {
             return Ok(());
         }
@@ -90,7 +90,7 @@ impl Events {
         };
         let update_mask = labels::update(&format!("labels.{}", labels::EXIT));
         let request = UpdateContainerRequest { container: Some(container), update_mask };
-        // One that is being removed needs no exit.
+        // An instance that is being removed needs no exit record.
         unless_missing(call(limit::RECORD, self.inner.connection.containers().update(request)).await)
             .map(|_| ())
     }

@@ -1,14 +1,14 @@
-//! One more process in an instance.
+//! Additional processes in an instance.
 //!
 //! ```text
 //! caller --ExecInput--> feed --stdin fifo--> shim --> process
 //!        <-ExecOutput-- drain <-stdout, stderr fifos-- shim <--'
-//!                       end: the exit, then what the pipes still hold, then Exited
+//!                       end: the exit, then the rest of the pipes, then Exited
 //! ```
 //!
-//! One task owns it: it ends with the process, and kills the process when nobody takes its output any more. The
-//! pipes are opened before the shim opens them, so that no end waits for the other; until the process has ended, an
-//! empty pipe says nothing, since the shim may not have opened it yet.
+//! One task owns each process: it ends with the process, and kills the process when the receiver of its output is
+//! dropped. The pipes are opened before the shim opens them, so that no side blocks on the other. Until the process has
+//! exited, end of file on a pipe has no meaning, since the shim may not have opened it yet.
 
 use std::future::Future;
 use std::io;
@@ -34,14 +34,14 @@ use super::{Inner, labels, observe};
 use crate::deploy::port::{Exec, ExecInput, ExecOutput, ExecSpec, RuntimeError};
 use crate::model::id::InstanceId;
 
-/// Messages that wait, each way.
+/// Maximum number of queued messages in each direction.
 const WAITING: usize = 16;
 const CHUNK: usize = 32 << 10;
-/// Between two looks at a pipe that nobody has opened yet.
+/// Polling interval for a pipe that has no writer yet.
 const PAUSE: Duration = Duration::from_millis(5);
 const SIGKILL: u32 = 9;
 
-/// A process that runs, and how it is named in calls.
+/// A running process, with its ids for calls to containerd.
 struct Running {
     inner: Arc<Inner>,
     container_id: String,
@@ -50,13 +50,13 @@ struct Running {
     _pipes: Pipes,
 }
 
-/// The directory of its pipes, which goes with it.
+/// Directory of the process's pipes, removed on drop.
 struct Pipes(PathBuf);
 
 impl Drop for Pipes {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!(%error, dir = %self.0.display(), "pipes of a process remain");
+            tracing::warn!(%error, dir = %self.0.display(), "failed to remove the pipes of a process");
         }
     }
 }
@@ -97,7 +97,7 @@ pub(super) async fn exec(
     } else {
         Some(pipe::OpenOptions::new().open_receiver(pipes.at("err")).map_err(failed)?)
     };
-    // For writing alone it could not be opened before its reader.
+    // A fifo cannot be opened only for writing before it has a reader.
     let stdin = pipe::OpenOptions::new().read_write(true).open_sender(pipes.at("in")).map_err(failed)?;
     let request = ExecProcessRequest {
         container_id: instance.to_string(),
@@ -116,7 +116,7 @@ pub(super) async fn exec(
         running.delete().await;
         return Err(fault.of_start());
     }
-    // It began with this size, where runc is not too old for that.
+    // Recent versions of runc have started the process with this size already.
     if let Some(size) = spec.terminal {
         running.resize(size.columns, size.rows).await;
     }
@@ -126,7 +126,7 @@ pub(super) async fn exec(
     Ok(Exec { input, output })
 }
 
-/// The process's specification: the instance's own, with another command.
+/// Builds the specification of the process: that of the instance with another command.
 async fn process(inner: &Inner, instance: &InstanceId, spec: &ExecSpec) -> Result<Vec<u8>, RuntimeError> {
     let request = GetContainerRequest { id: instance.to_string() };
     let container = call(limit::RECORD, inner.connection.containers().get(request)).await;
@@ -160,7 +160,7 @@ fn set(env: &mut Vec<String>, name: &str, value: &str) {
     env.push(format!("{name}={value}"));
 }
 
-/// A process can be added only to one that runs.
+/// Maps the error of an exec call: a process can be added only to a running instance.
 fn missing(fault: Fault, instance: &InstanceId) -> RuntimeError {
     match fault {
         Fault::NotFound(_) | Fault::Precondition(_) => RuntimeError::NotRunning(instance.clone()),
@@ -189,7 +189,7 @@ async fn own(
     };
     let exit = async {
         let exit = running.wait(&outputs).await;
-        // Returns when the shim has copied all of the output.
+        // The call returns when the shim has copied all of the output.
         running.delete().await;
         ended.send_replace(true);
         exit
@@ -206,11 +206,11 @@ async fn own(
         (Err(fault), _) => ExecOutput::Lost(fault.to_string()),
         (_, Err(error)) => ExecOutput::Lost(format!("output of the process: {error}")),
     };
-    // Where nobody listens any more, nobody needs to know.
+    // An error means that the receiver is gone.
     let _ = outputs.send(last).await;
 }
 
-/// Hands on what the process writes, until it has ended and the pipe is empty.
+/// Forwards the output of the process until it has exited and the pipe is empty.
 async fn drain(
     mut pipe: pipe::Receiver,
     mut over: watch::Receiver<bool>,
@@ -222,7 +222,7 @@ async fn drain(
     loop {
         let is_over = *over.borrow_and_update();
         let count = if is_over {
-            // Whoever still holds the other end is not waited for.
+            // Other processes may still hold the write end and are not waited for.
             match pipe.try_read(&mut buffer) {
                 Ok(0) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -238,12 +238,12 @@ async fn drain(
             let _ = tokio::time::timeout(PAUSE, over.changed()).await;
             continue;
         }
-        // A caller that went away is seen by `wait`, which kills the process.
+        // `wait` detects a dropped receiver and kills the process.
         let _ = outputs.send(wrap(Bytes::copy_from_slice(&buffer[..count]))).await;
     }
 }
 
-/// Does what the caller asks for, until it asks no more.
+/// Executes the caller's inputs until their channel is closed.
 async fn feed(running: &Running, stdin: pipe::Sender, mut inputs: mpsc::Receiver<ExecInput>) {
     let mut stdin = Some(stdin);
     while let Some(input) = inputs.recv().await {
@@ -252,11 +252,11 @@ async fn feed(running: &Running, stdin: pipe::Sender, mut inputs: mpsc::Receiver
                 if let Some(pipe) = &mut stdin
                     && let Err(error) = pipe.write_all(&bytes).await
                 {
-                    tracing::debug!(%error, "a process takes no more input");
+                    tracing::debug!(%error, "process closed its input");
                     stdin = None;
                 }
             }
-            // The shim would hang the terminal up, and that end the process.
+            // Closing the input would make the shim hang up the terminal, which would end the process.
             ExecInput::StdinEnd if running.terminal => {}
             ExecInput::StdinEnd => running.close_input(&mut stdin).await,
             ExecInput::Resize(size) => running.resize(size.columns, size.rows).await,
@@ -264,18 +264,18 @@ async fn feed(running: &Running, stdin: pipe::Sender, mut inputs: mpsc::Receiver
         }
     }
     if running.terminal {
-        // The pipe is open for as long as the process runs.
+        // The pipe stays open for as long as the process runs.
         return std::future::pending().await;
     }
     running.close_input(&mut stdin).await;
 }
 
 impl Running {
-    /// How the process ended. It is killed when the caller goes away.
+    /// Waits for the exit of the process, and kills it when the receiver of its output is dropped.
     async fn wait(&self, outputs: &mpsc::Sender<ExecOutput>) -> Result<crate::model::service::Exit, Fault> {
         let request = WaitRequest { container_id: self.container_id.clone(), exec_id: self.exec_id.clone() };
         let mut tasks = self.inner.connection.tasks();
-        // A process may run as long as it likes; its caller is what limits it.
+        // Without a time limit: a process may run as long as its caller wants.
         let wait = tasks.wait(request);
         tokio::pin!(wait);
         let answer = tokio::select! {
@@ -305,7 +305,7 @@ impl Running {
         self.tried("kill", self.inner.connection.tasks().kill(request)).await;
     }
 
-    /// The shim holds an end of the pipe too, and is told.
+    /// Closes the input pipe, on the shim's side as well.
     async fn close_input(&self, stdin: &mut Option<pipe::Sender>) {
         if stdin.take().is_some() {
             let (container_id, exec_id) = (self.container_id.clone(), self.exec_id.clone());
@@ -320,14 +320,14 @@ impl Running {
         self.tried("delete", self.inner.connection.tasks().delete_process(request)).await;
     }
 
-    /// What may come too late: the process may have ended.
+    /// Makes a call that may fail because the process has exited meanwhile.
     async fn tried<T>(
         &self,
         what: &str,
         asked: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) {
         if let Err(fault) = call(limit::PROCESS, asked).await {
-            tracing::debug!(%fault, what, exec.id = self.exec_id, "a process was not reached");
+            tracing::debug!(error = %fault, what, exec.id = self.exec_id, "call for a process failed");
         }
     }
 }

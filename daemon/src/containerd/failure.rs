@@ -1,11 +1,11 @@
-//! What containerd and runc say when something fails, read in this one place.
+//! Interpretation of error messages of containerd and runc.
 
 use hearth_proto::status::innermost;
 
 use crate::deploy::port::{RuntimeError, UNKNOWN_START};
 use crate::model::id::InstanceId;
 
-/// Why a call failed.
+/// Reason of a failed call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Fault {
     /// containerd did not answer; the same call may succeed later.
@@ -15,10 +15,10 @@ pub(super) enum Fault {
     NotFound(String),
     #[error("{0}")]
     Exists(String),
-    /// Such as a task that still runs.
+    /// The object is in the wrong state, such as a task that is still running.
     #[error("{0}")]
     Precondition(String),
-    /// The shim was killed, and containerd has not taken its task away yet.
+    /// The shim was killed, and containerd has not removed its task yet.
     #[error("{0}")]
     ShimGone(String),
     #[error("no space left on device")]
@@ -27,7 +27,7 @@ pub(super) enum Fault {
     Other(String),
 }
 
-/// What shims say, without a code, of a task that is not in a state for what was asked.
+/// Error texts of shims, which have no status code, for a task in the wrong state.
 const WRONG_STATE: [&str; 2] = ["cannot delete a ", "cannot exec in a "];
 
 impl From<tonic::Status> for Fault {
@@ -51,7 +51,7 @@ impl From<tonic::Status> for Fault {
 }
 
 impl Fault {
-    /// Where it is no answer about an instance.
+    /// Converts the fault of a call that is not about a specific instance.
     pub fn plain(self) -> RuntimeError {
         match self {
             Self::Away(text) | Self::ShimGone(text) => RuntimeError::Unavailable(text),
@@ -62,7 +62,7 @@ impl Fault {
         }
     }
 
-    /// Where what was asked for is an instance.
+    /// Converts the fault of a call about an instance.
     pub fn of(self, instance: &InstanceId) -> RuntimeError {
         match self {
             Self::NotFound(_) => RuntimeError::NotFound(instance.clone()),
@@ -70,7 +70,7 @@ impl Fault {
         }
     }
 
-    /// Where a process was to be started.
+    /// Converts the fault of a call that starts a process.
     pub fn of_start(self) -> RuntimeError {
         match self {
             Self::Other(text) | Self::NotFound(text) | Self::Precondition(text) => started(&text),
@@ -79,7 +79,7 @@ impl Fault {
     }
 }
 
-/// Nothing to do for what is not there.
+/// Turns a not-found fault into `None`.
 pub(super) fn unless_missing<T>(result: Result<T, Fault>) -> Result<Option<T>, Fault> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -88,7 +88,7 @@ pub(super) fn unless_missing<T>(result: Result<T, Fault>) -> Result<Option<T>, F
     }
 }
 
-/// Text of runc's, code, and what it means; the first that is found counts.
+/// Texts of runc with their error code and meaning; the first match counts.
 const KNOWN: [(&str, &str, &str); 12] = [
     ("executable file not found in $PATH", "command_not_found", "the image has no such program in its PATH"),
     ("is a directory", "not_executable", "the program is a directory"),
@@ -97,7 +97,7 @@ const KNOWN: [(&str, &str, &str); 12] = [
     ("error mounting", "mount_failed", "a mount cannot be made"),
     ("unable to start unit", "cgroup", "a control group cannot be made"),
     ("cgroup configuration", "cgroup", "a control group cannot be made"),
-    // Whatever else is made in an instance has been named above.
+    // Other causes of a failed mkdir match an earlier entry.
     ("mkdir /", "workdir_invalid", "the working directory cannot be made"),
     ("memory.limit_in_bytes", "memory_limit", "the memory limit is too small to start in"),
     ("container init was OOM-killed", "memory_limit", "the memory limit is too small to start in"),
@@ -105,8 +105,8 @@ const KNOWN: [(&str, &str, &str); 12] = [
     ("no such file or directory", "command_not_found", "the image has no such program"),
 ];
 
-/// What runc says where the process that was to become the program ended before it did: somebody killed it. (An end
-/// for want of memory has its own words.) As runc 1.1.5 and the shim said it when that was killed at any time.
+/// Texts of runc for a process that was killed before it could execute the program. (Lack of memory has its own texts.)
+/// Collected from runc 1.1.5 and its shim by killing the process at any time of a start.
 const KILLED: [&str; 10] = [
     "error during container init: %!w(<nil>)",
     "init-p: connection reset by peer",
@@ -120,7 +120,7 @@ const KILLED: [&str; 10] = [
     "cannot start a deleted process",
 ];
 
-/// Why a process could not be started.
+/// Determines why a process could not be started.
 fn started(text: &str) -> RuntimeError {
     let said = shortened(text);
     if KILLED.iter().any(|words| text.contains(words)) {
@@ -133,7 +133,7 @@ fn started(text: &str) -> RuntimeError {
     }
 }
 
-/// runc and the shim put their own names before what matters.
+/// Removes the prefixes of runc and the shim from a message.
 fn shortened(text: &str) -> String {
     let mut text = text;
     for noise in [

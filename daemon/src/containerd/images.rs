@@ -1,13 +1,13 @@
-//! Images: one snapshot for each layer, named by its chain id, so that images share them.
+//! Unpacked images: one snapshot per layer, named by its chain id, so that images share them.
 //!
 //! ```text
-//! manifest -> config -> diff ids, which the layers were found to have -> chain ids
-//! layer i: snapshot there?  yes: next
-//!                           no:  content -> Prepare(parent) -> Diff.Apply, digest checked -> Commit(chain id)
-//! lease of the image: holds the last snapshot, and that one the others
+//! manifest -> config -> diff ids, verified against the layers -> chain ids
+//! layer i: snapshot exists?  yes: next
+//!                            no:  content -> Prepare(parent) -> Diff.Apply, digest checked -> Commit(chain id)
+//! lease of the image: holds the top snapshot, which holds the others
 //! ```
 //!
-//! The content goes again once its files are there: the room has it.
+//! The content is deleted once it is unpacked, since the room's registry has it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -32,13 +32,14 @@ use crate::model::Digest;
 use crate::model::image::{Descriptor, Platform};
 use crate::model::manifest::{ImageConfig, Manifest, OCI_MANIFEST};
 
-/// An image as it is stored in the room.
+/// An image of the room, as read from its manifest and config.
 pub(super) struct Stored {
-    /// Layers with the digest of their files' archive and their snapshot's name, the base's first.
+    /// Layers, the base first.
     pub layers: Vec<Layer>,
     pub config: RunConfig,
 }
 
+/// A layer with its DiffID and the name of its snapshot, which is its ChainID.
 pub(super) struct Layer {
     pub blob: Descriptor,
     pub diff_id: Digest,
@@ -46,13 +47,13 @@ pub(super) struct Layer {
 }
 
 impl Stored {
-    /// The snapshot that instances start from; none for an image without layers.
+    /// Returns the snapshot from which instances start; `None` for an image without layers.
     pub fn top(&self) -> Option<&str> {
         self.layers.last().map(|layer| layer.chain.as_str())
     }
 }
 
-/// Chain ids by the OCI image spec, "Layer ChainID".
+/// Computes the chain ids by the OCI image spec, "Layer ChainID".
 fn chain(diff_ids: &[Digest]) -> Vec<String> {
     let mut chain: Vec<String> = Vec::with_capacity(diff_ids.len());
     for diff_id in diff_ids {
@@ -69,8 +70,8 @@ fn lease_of(image: &Digest) -> String {
 }
 
 impl Inner {
-    /// Reads an image's manifest and config from the room. Snapshots are found by the DiffIDs of the config: they are
-    /// what the layers hold when this returns.
+    /// Reads an image's manifest and config from the room, and checks that the layers match the DiffIDs of the config,
+    /// by which snapshots are found.
     pub(super) async fn stored(&self, image: &InstanceImage) -> Result<Stored, RuntimeError> {
         let (stored, manifest) = self.read(image).await?;
         match self.layers.check(&manifest).await {
@@ -143,7 +144,7 @@ impl Inner {
         }
     }
 
-    /// Puts the last snapshot under the image's lease: it may have been another image's.
+    /// Adds the top snapshot to the image's lease, since it may have been created for another image.
     async fn hold(&self, lease: String, snapshotter: &str, top: &str) -> Result<(), Fault> {
         let resource = Resource { id: top.to_owned(), r#type: format!("snapshots/{snapshotter}") };
         let request = ListResourcesRequest { id: lease.clone() };
@@ -163,21 +164,21 @@ impl Inner {
         parent: &str,
     ) -> Result<(), RuntimeError> {
         content::store(leased, Arc::clone(&self.blobs), &layer.blob).await?;
-        // One at a time, so that what is there under this name was cut short.
+        // Unpacking is serialized, so an existing snapshot of this name is a leftover of an interrupted one.
         let key = format!("unpack-{}", layer.chain);
         let unpacked = apply(leased, snapshotter, layer, parent, &key).await;
         if unpacked.is_err()
             && let Err(fault) = self.remove_unpacked(leased, snapshotter, &key).await
         {
-            tracing::warn!(%fault, key, "files of a layer that was not unpacked remain");
+            tracing::warn!(error = %fault, key, "failed to remove a partially unpacked layer");
         }
         if let Err(fault) = content::discard(leased, &layer.blob.digest).await {
-            tracing::warn!(%fault, digest = %layer.blob.digest, "content of a layer remains");
+            tracing::warn!(error = %fault, layer.digest = %layer.blob.digest, "failed to delete the content of a layer");
         }
         unpacked
     }
 
-    /// On a full disk too.
+    /// Removes a partially unpacked snapshot, even on a full disk.
     async fn remove_unpacked(&self, leased: &Connection, snapshotter: &str, key: &str) -> Result<(), Fault> {
         match (remove(leased, snapshotter, key).await, &self.reserve) {
             (Err(Fault::Full), Some(reserve)) => {
@@ -200,7 +201,7 @@ impl Inner {
             leases.into_iter().map(|lease| lease.id).filter(|id| !kept.contains(id)).collect();
         let last = gone.pop();
         let requests = gone.into_iter().map(|id| DeleteRequest { id, sync: false });
-        // The last one waits until the files are gone.
+        // The last deletion waits until the files are gone.
         let requests = requests.chain(last.map(|id| DeleteRequest { id, sync: true }));
         for request in requests {
             let limit = if request.sync { limit::COLLECT } else { limit::RECORD };
@@ -210,7 +211,8 @@ impl Inner {
         Ok(())
     }
 
-    /// overlayfs, or copies of all files where the state directory's file system does not carry it.
+    /// Returns the snapshotter: overlayfs, or native (copies of all files) if the state directory's file system does
+    /// not support overlayfs.
     pub(super) async fn snapshotter(&self) -> Result<&'static str, Fault> {
         let chosen = self.snapshotter.get_or_try_init(|| async {
             let filters = vec!["type==io.containerd.snapshotter.v1".to_owned()];
@@ -221,7 +223,7 @@ impl Inner {
             match ["overlayfs", "native"].into_iter().find(|id| works(id)) {
                 Some("native") => {
                     tracing::warn!(
-                        "containerd has no overlayfs here; every instance gets a copy of its image's files"
+                        "containerd cannot use overlayfs here; every instance gets a copy of its image's files"
                     );
                     Ok("native")
                 }
@@ -245,7 +247,7 @@ pub(super) async fn remove(connection: &Connection, snapshotter: &str, key: &str
     unless_missing(call(limit::PROCESS, connection.snapshots().remove(request)).await).map(|_| ())
 }
 
-/// A writable snapshot on a parent, in place of one of the same name that was left over.
+/// Prepares a writable snapshot on a parent, replacing a leftover of the same name.
 pub(super) async fn snapshot(
     connection: &Connection,
     snapshotter: &str,

@@ -1,4 +1,4 @@
-//! What is written on containerd's records, so that nothing needs to be remembered elsewhere.
+//! Labels on containerd's records, which hold all persistent state of instances.
 
 use std::collections::HashMap;
 
@@ -7,17 +7,17 @@ use prost_types::Timestamp as WireTimestamp;
 
 use crate::model::service::{Exit, InstanceLabel};
 
-/// Of containers and snapshots: whose they are, as JSON.
+/// Label of containers and snapshots: the instance label, as JSON.
 pub(super) const INSTANCE: &str = "hearth/instance";
-/// Of containers: number of the signal that asks the process to end.
+/// Label of containers: number of the stop signal.
 pub(super) const STOP_SIGNAL: &str = "hearth/stop-signal";
-/// Of containers: that a process was started, or was about to be.
+/// Label of containers: set once a process was started, or was about to be.
 pub(super) const STARTED: &str = "hearth/started";
-/// Of containers: how the process ended, as JSON.
+/// Label of containers: the exit of the process, as JSON.
 pub(super) const EXIT: &str = "hearth/exit";
-/// Of leases: the image's manifest.
+/// Label of leases: digest of the image's manifest.
 pub(super) const IMAGE: &str = "hearth/image";
-/// Of snapshots: containerd's word for what its collection starts from.
+/// Label of snapshots: containerd's mark for a root of the garbage collection.
 pub(super) const ROOT: &str = "containerd.io/gc.root";
 
 type Labels = HashMap<String, String>;
@@ -34,7 +34,7 @@ pub(super) fn read_exit(labels: &Labels) -> Option<Exit> {
     labels.get(EXIT).and_then(|text| serde_json::from_str(text).ok())
 }
 
-/// Time of a record; the epoch where there is none.
+/// Converts the time of a record; the epoch if absent.
 pub(super) fn time(stamp: Option<&WireTimestamp>) -> Timestamp {
     stamp.and_then(|stamp| Timestamp::new(stamp.seconds, stamp.nanos).ok()).unwrap_or(Timestamp::UNIX_EPOCH)
 }

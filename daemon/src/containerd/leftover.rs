@@ -1,4 +1,4 @@
-//! What is left of an instance whose shim was killed, where containerd did not take it away itself.
+//! Removal of the leftovers of an instance whose shim was killed, if containerd did not remove them itself.
 
 use std::fs;
 use std::io;
@@ -13,26 +13,27 @@ use sha2::{Digest as _, Sha256};
 use super::cgroup;
 use crate::supervise::leftover::end_started_with;
 
-/// For `runc delete`.
+/// Time limit for `runc delete`.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Locations of an instance's possible leftovers.
 pub(super) struct Places {
-    /// Where there was no task: its shim may run all the same.
+    /// Set if there was no task: its shim may be running all the same.
     pub lost_shim: Option<Shim>,
-    /// The shim's directory; none where containerd is not ours.
+    /// Directory of the shim; `None` for an external containerd.
     pub task: Option<PathBuf>,
-    /// runc's program, and its directory of containers.
+    /// Program of runc, and its directory of containers.
     pub runc: Option<(PathBuf, PathBuf)>,
-    /// The shim's socket, which a killed one leaves; none where containerd is not ours.
+    /// Socket of the shim, which stays after a kill; `None` for an external containerd.
     pub socket: Option<PathBuf>,
     pub cgroup: String,
     pub instance: String,
 }
 
-/// How containerd started the shim of an instance.
+/// The arguments with which containerd started the shim of an instance.
 ///
-/// A shim that had just been started when the call to make a task was given up can run on without a task: containerd
-/// 1.6 takes away its directory ("cleaning up after shim disconnected") and forgets it.
+/// A shim whose task creation was cancelled right after its start can keep running without a task: containerd 1.6
+/// removes its directory ("cleaning up after shim disconnected") and forgets it.
 pub(super) struct Shim {
     pub namespace: String,
     pub instance: String,
@@ -43,20 +44,20 @@ impl Shim {
         let words = ["-namespace", self.namespace.as_str(), "-id", self.instance.as_str()];
         let ended = end_started_with(Path::new(super::managed::SHIM), &words)?;
         if ended > 0 {
-            tracing::info!(instance.id = self.instance, "a shim without a task was ended");
+            tracing::info!(instance.id = self.instance, "killed a shim without a task");
         }
         Ok(())
     }
 }
 
-/// Where the shim of an instance listens: containerd's own rule, the same in 1.6 and 2.x.
+/// Returns the socket path of an instance's shim, by containerd's own rule, which is the same in 1.6 and 2.x.
 pub(super) fn shim_socket(containerd: &Path, namespace: &str, instance: &str) -> PathBuf {
     let named = containerd.join(namespace).join(instance);
     let hash = hex::encode(Sha256::digest(named.as_os_str().as_bytes()));
     Path::new("/run/containerd/s").join(hash)
 }
 
-/// Looks first: as a rule there is nothing. Blocking.
+/// Removes the leftovers, if there are any; usually there are none. Blocking.
 pub(super) fn remove(places: &Places) -> io::Result<()> {
     places.lost_shim.as_ref().map_or(Ok(()), Shim::end)?;
     if let Some((program, root)) = &places.runc
@@ -76,11 +77,11 @@ pub(super) fn remove(places: &Places) -> io::Result<()> {
     let Some(task) = places.task.as_ref().filter(|task| task.exists()) else { return Ok(()) };
     let rootfs = task.join("rootfs");
     match rustix::mount::unmount(&rootfs, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-        // It is no mount, or not there.
+        // Not a mount, or missing.
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
         Err(errno) => return Err(errno.into()),
     }
-    // Never through a mount: only what is empty.
+    // Only an empty directory is removed, never files through a mount.
     match fs::remove_dir(&rootfs) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -114,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_shim_listens_where_containerd_puts_it() {
-        // As containerd 1.6.20 wrote it into the `address` file of such a task.
+        // Value that containerd 1.6.20 wrote into the `address` file of such a task.
         let found = shim_socket(Path::new("/tmp/ctdx/c.sock"), "default", "one");
         let name = "bd973bbbd0ec8249a5c69bf6a8b8179367697e9d381aa4158f67e0616f23a185";
         assert_eq!(found, Path::new("/run/containerd/s").join(name));

@@ -1,18 +1,18 @@
-//! Our own containerd: its directory, settings, and what the supervisor needs to keep it running.
+//! The daemon's own containerd: its directory, its settings, and the driver with which the supervisor keeps it running.
 //!
 //! ```text
 //! <dir>/                 mode 0700, so nobody else reaches the socket
 //!   containerd.toml      written before every start
 //!   containerd.sock      containerd.sock.ttrpc
 //!   containerd.log       containerd.log.1
-//!   root/                content, snapshots, records: what a reboot must not take
+//!   root/                content, snapshots, records: must survive a reboot
 //!   state/               tasks: directories of the shims
 //!   runc/                runc's own state
-//!   pipes/               of further processes in instances
+//!   pipes/               pipes of additional processes in instances
 //! ```
 //!
-//! Its offspring lasts: shims and instances go on when it ends, and it takes them back when it starts. The shims' sockets
-//! lie below `/run/containerd/s`, named by a hash of this containerd's address, the namespace and the instance.
+//! Shims and instances keep running when containerd exits, and it takes them over when it starts again. The shims'
+//! sockets lie below `/run/containerd/s`, named by a hash of this containerd's address, the namespace and the instance.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -29,21 +29,21 @@ use crate::supervise::program::find;
 mod reason;
 mod settings;
 
-/// Longest path of a unix socket on Linux (`sockaddr_un` without the final NUL).
+/// Maximum length in bytes of a unix socket path on Linux (`sockaddr_un` without the final NUL).
 const SOCKET_PATH_LIMIT: usize = 107;
 pub(super) const SHIM: &str = "containerd-shim-runc-v2";
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Directory of this containerd alone.
+    /// Directory that belongs to this containerd alone.
     pub dir: PathBuf,
-    /// See [`of_state_dir`](super::of_state_dir).
+    /// See [`namespace_of_state_dir`](super::namespace_of_state_dir).
     pub namespace: String,
-    /// `containerd`, looked up in `PATH` unless it has a `/`.
+    /// Path of `containerd`, looked up in `PATH` unless it has a `/`.
     pub program: PathBuf,
-    /// `runc`, the same.
+    /// Path of `runc`, looked up in the same way.
     pub runc: PathBuf,
-    /// `hearthd` itself.
+    /// Path of `hearthd` itself.
     pub keeper: PathBuf,
     pub limits: supervise::Limits,
 }
@@ -67,11 +67,12 @@ impl Options {
         }
     }
 
-    /// The child to supervise, and how to connect to it once that runs. To be called within the async runtime.
+    /// Returns the child to supervise, and the settings for connecting to it once it runs. Must be called within the
+    /// async runtime.
     pub fn plan(self) -> Result<(supervise::Child, Connect), SocketTooLong> {
         let dir = std::path::absolute(&self.dir).unwrap_or(self.dir);
         let socket = dir.join("containerd.sock");
-        // The longest of its two sockets.
+        // The longer path of its two sockets.
         let ttrpc = dir.join("containerd.sock.ttrpc");
         if ttrpc.as_os_str().len() > SOCKET_PATH_LIMIT {
             return Err(SocketTooLong(ttrpc));
@@ -100,7 +101,7 @@ impl Options {
     }
 }
 
-/// What connects to our own containerd.
+/// Connection settings for the daemon's own containerd.
 #[derive(Clone, Debug)]
 pub struct Connect {
     dir: PathBuf,
@@ -158,24 +159,25 @@ impl supervise::Kind for Managed {
         reason::explain(log_tail)
     }
 
-    /// Instances live on; what is left of those that do not is taken away one by one.
+    /// Instances keep running; leftovers of the others are removed one by one.
     fn sweep(&self) -> Result<(), String> {
         Ok(())
     }
 }
 
-/// The shim of the same release, for a containerd that is named by its path.
+/// Returns the shim of the same release for a containerd that is given by its path.
 fn shim_beside(program: &Path) -> Option<PathBuf> {
     let directory = program.parent().filter(|directory| !directory.as_os_str().is_empty())?;
     find(&directory.join(SHIM))
 }
 
-/// containerd itself would look beside it only where `PATH` has none, and take another release's.
+/// Returns a `PATH` with the shim's directory first: containerd itself looks beside its program only if `PATH` has no
+/// shim, and would use one of another release.
 fn path_before_others(program: &Path) -> Vec<(OsString, OsString)> {
     let Some(shim) = shim_beside(program) else { return Vec::new() };
     let others = std::env::var_os("PATH").unwrap_or_default();
     let all = shim.parent().map(Path::to_owned).into_iter().chain(std::env::split_paths(&others));
-    // A directory that cannot be in a `PATH`, for the `:` in its name, is left to containerd.
+    // A directory with a `:` in its name cannot be in `PATH`; containerd then uses its own lookup.
     std::env::join_paths(all).map(|path| vec![("PATH".into(), path)]).unwrap_or_default()
 }
 

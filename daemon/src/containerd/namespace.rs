@@ -1,11 +1,13 @@
+//! Namespaces of daemons in containerd.
+
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-/// containerd's namespace of the daemon that has this state directory: the same after a reboot, and different for
-/// two daemons of one machine.
+/// Returns the containerd namespace for a state directory: stable across reboots, and different for two daemons on one
+/// machine.
 pub fn of_state_dir(state_dir: &Path) -> io::Result<String> {
     let path = state_dir.canonicalize()?;
     let hash = Sha256::digest(path.as_os_str().as_bytes());

@@ -1,15 +1,15 @@
-//! What there is of each instance.
+//! Observed state of each instance, derived from its container, its task and its labels.
 //!
-//! | container | task | marks on the container | state |
+//! | container | task | labels of the container | state |
 //! |---|---|---|---|
 //! | - | - | (a snapshot alone) | incomplete |
 //! | yes | - | none | incomplete |
 //! | yes | created | any | incomplete |
 //! | yes | running, paused | any | running |
-//! | yes | unknown | no exit | running: its shim does not answer in time, so that its pid is not known either (0) |
-//! | yes | stopped | any | ended, as the task says |
-//! | yes | - | exit | ended, as it was written down |
-//! | yes | - | started | ended, and nobody saw how: containerd 2.x forgets, a reboot does too |
+//! | yes | unknown | no exit | running: its shim does not answer in time, and its pid is unknown (0) |
+//! | yes | stopped | any | exited, with the task's status |
+//! | yes | - | exit | exited, with the recorded status |
+//! | yes | - | started | exited with unknown status: containerd 2.x loses it, and so does a reboot |
 
 use std::collections::HashMap;
 
@@ -31,7 +31,8 @@ impl Inner {
     }
 
     async fn observe(&self) -> Result<Vec<Observed>, Fault> {
-        // In the order in which a start makes them, reversed: one that begins meanwhile is seen in part or not at all.
+        // Tasks are listed first, in reverse order of their creation by a start: an instance that starts meanwhile is
+        // seen in part or not at all.
         let tasks =
             call(limit::RECORD, self.connection.tasks().list(ListTasksRequest::default())).await?.tasks;
         let mut tasks: HashMap<String, Process> =
@@ -42,7 +43,7 @@ impl Inner {
         let mut observed = HashMap::new();
         for container in containers {
             let Some(label) = labels::read_instance(&container.labels) else {
-                tracing::warn!(container.id = %container.id, "container with a label that cannot be read");
+                tracing::warn!(container.id = %container.id, "skipped a container with an unreadable label");
                 continue;
             };
             let task = tasks.remove(&container.id);
@@ -58,7 +59,7 @@ impl Inner {
         Ok(observed.into_values().collect())
     }
 
-    /// Name and labels of every snapshot of an instance.
+    /// Returns name and labels of every snapshot of an instance.
     async fn snapshots(&self) -> Result<Vec<(String, HashMap<String, String>)>, Fault> {
         let request = wire::ListSnapshotsRequest {
             snapshotter: self.snapshotter().await?.to_owned(),
@@ -77,7 +78,7 @@ impl Inner {
     }
 }
 
-/// `out_of_memory` is asked only of one that may have been ended for it.
+/// Derives the state of an instance. `out_of_memory` is called only if the exit may be due to lack of memory.
 fn state(
     container: &Container,
     task: Option<&Process>,
@@ -94,7 +95,7 @@ fn state(
         Some((Status::Running | Status::Paused | Status::Pausing, task)) => {
             InstanceState::Running { pid: task.pid }
         }
-        // A killed shim's task is not listed any more.
+        // The task of a killed shim is no longer listed.
         Some((Status::Unknown, task)) => match written {
             Some(exit) => InstanceState::Ended(exit),
             None => InstanceState::Running { pid: task.pid },
@@ -110,7 +111,7 @@ fn state(
     }
 }
 
-/// containerd's status is a shell's already: 128 and the signal's number.
+/// Converts an exit status, which follows the convention of shells already: 128 plus the number of the signal.
 pub(super) fn exit(status: u32, at: Timestamp, out_of_memory: impl FnOnce() -> Option<bool>) -> Exit {
     Exit {
         code: i32::try_from(status).ok(),

@@ -1,4 +1,4 @@
-//! Space that is given up when the disk is full: containerd needs some to take anything away, and could not.
+//! Disk space reserve, which is released when the disk is full: containerd needs some free space to delete anything.
 
 use std::fs::{self, File};
 use std::io;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use rustix::fs::FallocateFlags;
 
-/// A few pages of containerd's databases, generously.
+/// Size of the reserve in bytes: far more than the few pages that containerd's databases need.
 const BYTES: u64 = 8 << 20;
 
 pub(super) struct Reserve {
@@ -14,7 +14,7 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// Blocking. One that cannot be taken is a log line: it is taken again later.
+    /// Allocates the reserve. A failure is only logged: the reserve is allocated again later. Blocking.
     pub(super) fn open(path: PathBuf) -> Self {
         let reserve = Self { path };
         reserve.take();
@@ -26,13 +26,13 @@ impl Reserve {
             rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, BYTES).map_err(io::Error::from)
         });
         if let Err(error) = taken {
-            tracing::warn!(%error, path = %self.path.display(), "no space is kept back for containerd");
+            tracing::warn!(%error, path = %self.path.display(), "failed to reserve disk space for containerd");
         }
     }
 
     pub(super) fn give_up(&self) {
         if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "space that was kept back is not free");
+            tracing::warn!(%error, path = %self.path.display(), "failed to release the reserved disk space");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Reading an image's own files before there is a container: `/etc/passwd` and `/etc/group`, and what its volumes begin
-//! with.
+//! Access to an image's files before the container exists: `/etc/passwd` and `/etc/group`, and the initial content of
+//! its volumes.
 //!
-//! The snapshot is mounted in a mount namespace of one thread, which ends with the thread: nothing is left, whatever
-//! happens. The files are opened with the snapshot as their root, so that no link of the image leads out of it.
+//! The snapshot is mounted in a mount namespace of one thread, which ends with the thread: no mount is left in any
+//! case. Files are opened with the snapshot as their root, so that no link of the image leads outside.
 
 mod fill;
 
@@ -17,15 +17,15 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::thread::UnshareFlags;
 
-/// Of `/etc/passwd` and `/etc/group`, each.
+/// Maximum number of bytes read of `/etc/passwd` and of `/etc/group`.
 const MOST_BYTES: u64 = 4 << 20;
 
-/// Both files; empty where there is none. Blocking.
+/// Returns the text of both files; empty if missing. Blocking.
 pub(super) fn users(mounts: &[Mount]) -> io::Result<(String, String)> {
     in_root(mounts, |root| Ok((text(root, "etc/passwd")?, text(root, "etc/group")?)))
 }
 
-/// Fills empty directories, each with what the image has at a path. Blocking.
+/// Fills empty directories, each with the image's content at a path. Blocking.
 pub(super) fn fill(mounts: &[Mount], empty: &[(String, PathBuf)]) -> io::Result<()> {
     in_root(mounts, |root| empty.iter().try_for_each(|(path, empty)| fill::fill(root, path, empty)))
 }
@@ -37,7 +37,7 @@ fn in_root<T: Send>(mounts: &[Mount], work: impl FnOnce(&OwnedFd) -> io::Result<
     crate::task::apart("image-root", || work(&mounted(mount)?))?
 }
 
-/// The snapshot's root, mounted for this thread alone.
+/// Mounts the snapshot for this thread alone, and opens its root.
 fn mounted(mount: &Mount) -> io::Result<OwnedFd> {
     let options = |name: &str| mount.options.iter().find_map(|option| option.strip_prefix(name));
     // SAFETY: this thread was made for this and ends soon; no file table is unshared.
@@ -46,10 +46,10 @@ fn mounted(mount: &Mount) -> io::Result<OwnedFd> {
     rustix::mount::mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match (mount.r#type.as_str(), options("lowerdir=")) {
-        // The native snapshotter, and an image without layers: a directory.
+        // A plain directory: from the native snapshotter, or for an image without layers.
         ("bind", _) => Ok(rustix::fs::open(mount.source.as_str(), directory, Mode::empty())?),
         ("overlay", Some(lower)) => {
-            // An option may not be longer than a page: all layers lie below one directory.
+            // Mount options are limited to one page, so the layers are named relative to their common directory.
             let upper = options("upperdir=").unwrap_or_default();
             let dirs: Vec<&Path> = [upper]
                 .into_iter()
@@ -62,7 +62,7 @@ fn mounted(mount: &Mount) -> io::Result<OwnedFd> {
             let relative =
                 |dir: &&Path| dir.strip_prefix(&base).unwrap_or(dir).to_string_lossy().into_owned();
             let lower = dirs.iter().map(relative).collect::<Vec<_>>().join(":");
-            // Any directory will do as the place; nobody else sees it.
+            // Any directory is suitable as the mount point, since no other process sees it.
             let data = std::ffi::CString::new(format!("lowerdir={lower}"))?;
             let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
             rustix::mount::mount(c"overlay", c"/proc", c"overlay", flags, data.as_c_str())?;
@@ -72,7 +72,7 @@ fn mounted(mount: &Mount) -> io::Result<OwnedFd> {
     }
 }
 
-/// The directory that all lie below.
+/// Returns the closest common ancestor of all directories.
 fn common(dirs: &[&Path]) -> std::path::PathBuf {
     let Some((first, rest)) = dirs.split_first() else { return "/".into() };
     let shared = first.ancestors().skip(1).find(|base| rest.iter().all(|dir| dir.starts_with(base)));
@@ -80,7 +80,7 @@ fn common(dirs: &[&Path]) -> std::path::PathBuf {
 }
 
 fn text(root: &OwnedFd, path: &str) -> io::Result<String> {
-    // Not blocking: a fifo may lie there.
+    // Non-blocking, since the path may be a fifo.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let file: File = match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {

@@ -1,8 +1,8 @@
-//! The OCI runtime specification of an instance: what its image says, what the service says over it, and the
-//! confinement that every instance gets. Pure: no file is looked at here.
+//! Builder of an instance's OCI runtime specification, from the image config, the service's settings that override it,
+//! and the confinement that every instance gets. It accesses no files.
 //!
-//! Shape and words are those of the runtime-spec 1.0.2; capabilities, masked paths and the rules for entrypoint,
-//! command, environment and user are Docker's, since images are written for those.
+//! The format is runtime-spec 1.0.2. Capabilities, masked paths and the rules for entrypoint, command, environment and
+//! user are those of Docker, for which images are written.
 
 use crate::deploy::port::{BindMount, InstanceSpec};
 
@@ -18,20 +18,20 @@ use types::{
 };
 use user::Resolved;
 
-/// Processes and threads of one instance.
+/// Maximum number of processes and threads of one instance.
 const MOST_PROCESSES: i64 = 4096;
 const MOST_FILES: u64 = 65_536;
-/// Period of the processor's share, in microseconds.
+/// Period of the CPU quota in microseconds.
 const CPU_PERIOD: u64 = 100_000;
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What the machine can do.
+/// Capabilities of the host that affect the specification.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
     pub seccomp: bool,
-    /// Whether swap is counted: then an instance with a memory limit gets none.
+    /// Set if the kernel accounts swap: then an instance with a memory limit gets no swap.
     pub swap_accounting: bool,
-    /// Files that a process may have open at most; raising that needs a capability.
+    /// Maximum number of open files per process; raising it needs a capability.
     pub open_files: u64,
 }
 
@@ -43,7 +43,7 @@ pub enum SpecFault {
     Workdir(String),
 }
 
-/// What an instance is run with.
+/// Builds the specification of an instance.
 pub fn build(
     spec: &InstanceSpec,
     image: &RunConfig,
@@ -73,7 +73,8 @@ pub fn build(
     })
 }
 
-/// With the first group among the further ones, or a process could give it up and escape what is refused to it.
+/// Returns the supplementary groups, including the primary one: otherwise a process could drop it and escape a denial
+/// for that group.
 fn groups(user: &Resolved) -> Vec<u32> {
     let further = user.groups.iter().copied().filter(|group| *group != user.gid);
     [user.gid].into_iter().chain(further).collect()
@@ -96,7 +97,7 @@ fn workdir(spec: &InstanceSpec, image: &RunConfig) -> Result<String, SpecFault> 
     }
 }
 
-/// The image's variables in its order, then what it does not name; the service's value wins.
+/// Merges the environment: defaults, then the image's variables in its order, then the service's; later values win.
 fn environment(spec: &InstanceSpec, image: &RunConfig, user: &Resolved) -> Vec<String> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let mut env: Vec<String> = Vec::new();
@@ -128,13 +129,13 @@ fn mounts(spec: &InstanceSpec) -> Vec<Mount> {
         }
     }
     let mut own: Vec<&BindMount> = spec.mounts.iter().collect();
-    // The deeper one is mounted on the one above it.
+    // Deeper targets are mounted after those above them.
     own.sort_by_key(|mount| mount.target.components().count());
     mounts.extend(own.iter().map(|mount| bind(&mount.source, mount.target.as_str(), mount.read_only)));
     mounts
 }
 
-/// What is mounted below a source is not seen through a read-only bind: it would stay writable.
+/// Returns a bind mount. A read-only bind is not recursive: mounts below its source would stay writable.
 fn bind(source: &std::path::Path, target: &str, read_only: bool) -> Mount {
     let options: &[&str] = if read_only {
         &["bind", "rprivate", "nosuid", "nodev", "ro"]
@@ -157,7 +158,7 @@ fn linux(spec: &InstanceSpec, machine: Machine, cgroup: &str) -> Linux {
     let limit = spec.limits.memory_bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
     let memory = limit.map(|limit| Memory { limit, swap: machine.swap_accounting.then_some(limit) });
     let cpu = spec.limits.cpu_millis.map(|millis| {
-        // The kernel takes no less than a millisecond in a period.
+        // The kernel's minimum quota is one millisecond per period.
         let quota = (i64::from(millis) * 100).max(1000);
         Cpu { quota, period: CPU_PERIOD }
     });

@@ -1,7 +1,7 @@
-//! Starting an instance.
+//! Start of an instance.
 //!
 //! ```text
-//! snapshot (a root of the collection) -> user, specification -> container -> task created -> task started
+//! snapshot (a garbage collection root) -> user, specification -> container -> task created -> task started
 //!     '------------------------ a failure anywhere: all of it is removed -------------------------'
 //! ```
 
@@ -31,7 +31,7 @@ use crate::instance_log::KEEPER_ARGUMENT;
 const SHIM: &str = "io.containerd.runc.v2";
 const OPTIONS_URL: &str = "containerd.runc.v1.Options";
 
-/// `containerd.runc.v1.Options`, as far as it is set.
+/// The used part of `containerd.runc.v1.Options`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct RuncOptions {
     #[prost(string, tag = "6")]
@@ -42,7 +42,7 @@ struct RuncOptions {
 
 impl Inner {
     pub(super) async fn start(&self, spec: &InstanceSpec) -> Result<(), RuntimeError> {
-        // Or the failure below would take away what is not this start's.
+        // The cleanup after a failure below must not remove an earlier start of the instance.
         let request = GetContainerRequest { id: spec.label.instance.to_string() };
         let found = call(limit::RECORD, self.connection.containers().get(request)).await;
         if unless_missing(found).map_err(Fault::plain)?.is_some() {
@@ -53,7 +53,7 @@ impl Inner {
             && let Err(error) = self.remove(&spec.label.instance).await
         {
             let instance = &spec.label.instance;
-            tracing::warn!(%error, instance.id = %instance, "what a failed start left remains");
+            tracing::warn!(%error, instance.id = %instance, "failed to remove leftovers of a failed start");
         }
         started
     }
@@ -71,7 +71,7 @@ impl Inner {
             .map_err(|fault| RuntimeError::Start { code: "no_command", message: fault.to_string() })?;
         let json =
             |oci: &Spec| serde_json::to_vec(oci).map_err(|error| RuntimeError::Other(error.to_string()));
-        // What the runtime keeps once the process has its environment.
+        // Specification that the runtime keeps once the process has its environment.
         let kept =
             if spec.confidential.is_empty() { None } else { Some(json(&oci.without(&spec.confidential))?) };
         let oci = json(&oci)?;
@@ -94,7 +94,7 @@ impl Inner {
         self.start_task(id, &spec.log, mounts, options, kept).await
     }
 
-    /// The instance's own files, on those of its image.
+    /// Prepares the instance's writable snapshot on top of its image.
     async fn writable(
         &self,
         spec: &InstanceSpec,
@@ -109,7 +109,7 @@ impl Inner {
         let (key, parent) = (spec.label.instance.as_str(), stored.top().unwrap_or_default());
         let snapshot = || images::snapshot(&self.connection, snapshotter, key, parent, labels.clone());
         match snapshot().await {
-            // It was never prepared here, or given up since.
+            // The image was never prepared here, or has been released since.
             Err(Fault::NotFound(_)) => {
                 self.prepare(&spec.image).await?;
                 snapshot().await.map_err(Fault::plain)
@@ -137,7 +137,7 @@ impl Inner {
         };
         let created = call(limit::PROCESS, self.connection.tasks().create(request)).await;
         created.map_err(Fault::of_start)?;
-        // Written meanwhile: a crash in between leaves an instance that ended, and nobody saw how.
+        // Written at the same time: after a crash in between, the instance counts as exited without a known status.
         let container = Container {
             id: id.to_owned(),
             labels: HashMap::from([(labels::STARTED.to_owned(), "1".to_owned())]),
@@ -160,14 +160,14 @@ impl Inner {
         forgotten
     }
 
-    /// The shim's own copy of the specification, which it has read by then. Of a containerd that is not ours it is not
-    /// known where that lies.
+    /// Removes the confidential variables from the shim's copy of the specification, which the shim has read by then.
+    /// The location of that copy is unknown for an external containerd.
     async fn forget_in_bundle(&self, id: &str, kept: Option<Vec<u8>>) -> Result<(), RuntimeError> {
         let (Some(tasks), Some(kept)) = (&self.tasks, kept) else { return Ok(()) };
         let path = tasks.join(&self.namespace).join(id).join("config.json");
         let written = crate::task::blocking("forget-secrets", move || std::fs::write(path, kept)).await;
         match written.map_err(std::io::Error::other).flatten() {
-            // The shim is gone already, with all that it had.
+            // The shim and its directory are gone already.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => other.map_err(|error| {
                 RuntimeError::Other(format!(
@@ -202,7 +202,7 @@ async fn user(stored: &Stored, mounts: &[Mount]) -> Result<Resolved, RuntimeErro
         .map_err(|fault| RuntimeError::Start { code: "user_not_found", message: fault.to_string() })
 }
 
-/// Gives the empty directories what the image has in their places.
+/// Fills the empty directories with the image's content at their targets.
 async fn fill(spec: &InstanceSpec, mounts: &[Mount]) -> Result<(), RuntimeError> {
     let empty = spec.mounts.iter().filter(|mount| mount.fill);
     let empty: Vec<_> = empty.map(|mount| (mount.target.to_string(), mount.source.clone())).collect();
@@ -226,10 +226,10 @@ fn machine() -> Machine {
     }
 }
 
-/// What a URL's query may hold as it is: containerd passes it on as the program's arguments.
+/// Characters that stay unescaped in a URL's query: containerd passes it on as the program's arguments.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
-/// containerd's name of a program that takes an instance's output.
+/// Returns containerd's URL for a program that receives an instance's output.
 fn keeper(program: &Path, log: &Path) -> String {
     let encoded =
         |path: &Path| percent_encoding::percent_encode(path.as_os_str().as_bytes(), PLAIN).to_string();

@@ -1,11 +1,13 @@
+//! Version check of containerd.
+
 use super::channel::{Connection, call, limit};
 use super::failure::Fault;
 use crate::supervise::port::ProbeError;
 
-/// Older ones lack what is used here, and are no longer mended.
+/// Minimum version: older ones lack features that are used here, and are no longer maintained.
 const MINIMUM: (u64, u64) = (1, 6);
 
-/// Asks containerd for its version, and refuses one that is too old.
+/// Queries containerd for its version, and refuses one that is too old.
 pub(super) async fn of(connection: &Connection) -> Result<String, ProbeError> {
     let answer = call(limit::RECORD, connection.version().version(())).await;
     let version = answer.map_err(|fault| match fault {
@@ -22,7 +24,7 @@ pub(super) async fn of(connection: &Connection) -> Result<String, ProbeError> {
     }
 }
 
-/// Takes `1.6.20~ds1`, `v2.0.0-rc.1`.
+/// Parses the major and minor number of versions such as `1.6.20~ds1` and `v2.0.0-rc.1`.
 fn numbers(version: &str) -> Option<(u64, u64)> {
     let mut parts = version.trim_start_matches('v').split('.').map(|part| {
         let digits = part.bytes().take_while(u8::is_ascii_digit).count();

@@ -1,4 +1,4 @@
-//! Everything that `stat` says of a file, and where its bytes can be had.
+//! File attributes as `stat` reports them, and the identity of a file on a file system.
 
 use std::ffi::CStr;
 use std::os::fd::AsFd;
@@ -6,13 +6,14 @@ use std::os::fd::AsFd;
 use rustix::fs::{AtFlags, FileType, StatxFlags};
 use rustix::io::Errno;
 
-/// A moment, as file systems keep it.
+/// Time stamp of a file: seconds since 1970 and nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time {
     pub seconds: i64,
     pub nanos: u32,
 }
 
+/// Attributes of a file, whatever kind of layer it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
     pub kind: FileType,
@@ -20,25 +21,27 @@ pub struct Attr {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
-    /// Names of the file; 1 for every directory, as none of a union can count its subdirectories cheaply.
+    /// Number of hard links. Always 1 for a directory: counting the subdirectories of a merged directory is
+    /// expensive.
     pub links: u32,
     pub size: u64,
-    /// Of 512 bytes.
+    /// Allocated blocks of 512 bytes.
     pub blocks: u64,
     pub accessed: Time,
     pub modified: Time,
     pub changed: Time,
-    /// Major and minor number of a device.
+    /// Major and minor number of the device that a device node stands for.
     pub device: (u32, u32),
 }
 
-/// A file of a file system: what is told of it, and what it is known by.
+/// A file on disk: its attributes and its identity.
 #[derive(Clone, Copy, Debug)]
 pub struct Stat {
     pub attr: Attr,
     pub file_system: u64,
     pub inode: u64,
-    /// Tells a file from an earlier one with the same inode number; zero where it is not kept.
+    /// Creation time, which distinguishes the file from an earlier one with the same inode number. Zero where
+    /// the file system does not record it.
     pub born: Time,
 }
 
@@ -51,7 +54,7 @@ impl Time {
 const NANOS: i64 = 1_000_000_000;
 
 impl Attr {
-    /// A directory that is on no disk.
+    /// Attributes of a directory that no layer contains, such as the parent of a mount target.
     pub const MADE_DIRECTORY: Self = {
         let time = Time { seconds: 0, nanos: 0 };
         Self {
@@ -70,7 +73,8 @@ impl Attr {
     };
 }
 
-/// Of a name in a directory, or of the descriptor itself when the name is empty; no link is followed.
+/// Returns the stat of `name` in a directory, or of the descriptor itself when the name is empty. A symbolic
+/// link is not followed.
 pub fn stat_at(directory: impl AsFd, name: &CStr) -> Result<Stat, Errno> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
     let found = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;

@@ -1,5 +1,5 @@
-//! Opening what lies below a directory, and nothing else: the kernel refuses every path that would
-//! leave it, so no check here can be raced.
+//! Opens files below a directory. The kernel refuses every path that would leave the directory, so there are
+//! no checks here that could be raced.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -11,21 +11,22 @@ use rustix::io::Errno;
 
 use super::port::Xattr;
 
-/// Longest path that system calls take, its NUL left out.
+/// Maximum length in bytes of a path in a system call, without the NUL.
 pub(super) const MAX_PATH: usize = 4095;
 
-/// Most bytes of a list of attribute names, and of a value, that Linux gives.
+/// Maximum size in bytes of a list of attribute names and of an attribute value in Linux.
 const MOST_XATTR: usize = 64 << 10;
 
-/// The kernel answers EAGAIN when a rename elsewhere keeps it from proving that `..` stayed inside.
+/// Maximum number of openat2 calls: the kernel returns EAGAIN when a concurrent rename keeps it from proving
+/// that `..` stayed inside.
 const ATTEMPTS: usize = 100;
 
-/// Links are followed as long as they stay below the directory.
+/// Symbolic links are followed as long as they stay below the directory.
 pub(super) const LINKS_INSIDE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
-/// A link anywhere but at the end is ELOOP.
+/// A symbolic link anywhere but at the end fails with ELOOP.
 pub(super) const NO_LINKS: ResolveFlags = LINKS_INSIDE.union(ResolveFlags::NO_SYMLINKS);
 
-/// Opens `path`, relative to `directory`; empty is the directory itself.
+/// Opens `path` relative to `directory`; an empty path is the directory itself.
 pub(super) fn open(
     directory: impl AsFd,
     path: &[u8],
@@ -45,31 +46,33 @@ pub(super) fn open(
     }
 }
 
-/// A place in the file system that is held, but neither read nor followed; a link at the end is held itself.
+/// Opens a handle (`O_PATH`) to a path without opening the file. A symbolic link at the end is not followed.
 pub(super) fn hold(directory: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW;
     open(directory, path, flags, Mode::empty(), NO_LINKS)
 }
 
-/// A directory that is held, but neither read nor reached by a link.
+/// Opens a handle (`O_PATH`) to a directory. Symbolic links are not followed.
 pub(super) fn hold_directory(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     open(root, path, flags, Mode::empty(), NO_LINKS)
 }
 
+/// Opens a directory for reading. Symbolic links are not followed.
 pub(super) fn directory(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     open(root, path, flags, Mode::empty(), NO_LINKS)
 }
 
-/// Opens for reading what is held. Its kind is known by then, so no fifo or device is ever opened.
+/// Opens the file behind a handle for reading. The caller has checked its kind, so no FIFO or device is ever
+/// opened.
 pub(super) fn reopen(held: &OwnedFd) -> Result<File, Errno> {
     let path = format!("/proc/self/fd/{}", held.as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
     rustix::fs::open(path, flags, Mode::empty()).map(File::from)
 }
 
-/// What `statx` says, as far as it matters here.
+/// The fields of `statx` that the context needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stat {
     pub kind: FileType,
@@ -79,22 +82,22 @@ pub(super) struct Stat {
     pub device: u64,
     pub inode: u64,
     pub size: u64,
-    /// Nanoseconds since 1970.
+    /// Modification and change time in nanoseconds since 1970.
     pub modified: i64,
     pub changed: i64,
-    /// Major and minor number of a device.
+    /// Major and minor number of the device that a device node stands for.
     pub node: (u32, u32),
 }
 
 impl Stat {
-    /// Whether `other` is the same file with the same content: every write moves the change time.
+    /// Reports whether `other` is the same file with the same content: every write updates the change time.
     pub fn same_content(&self, other: &Self) -> bool {
         (self.kind, self.device, self.inode, self.size, self.modified, self.changed)
             == (other.kind, other.device, other.inode, other.size, other.modified, other.changed)
     }
 }
 
-/// Of a name in a directory; a link there is not followed.
+/// Returns the stat of a name in a directory. A symbolic link is not followed.
 pub(super) fn stat_at(directory: impl AsFd, name: &CStr) -> Result<Stat, Errno> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
     let statx = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)?;
@@ -124,20 +127,22 @@ pub(super) fn stat(fd: impl AsFd) -> Result<Stat, Errno> {
     stat_at(fd, c"")
 }
 
-/// Target of the link `name`; with an empty name, of the link that is held.
+/// Returns the target of the symbolic link `name`; with an empty name, of the link behind the handle.
 pub(super) fn link_target(directory: impl AsFd, name: &CStr) -> Result<Box<[u8]>, Errno> {
     let target = rustix::fs::readlinkat(directory, name, Vec::with_capacity(128))?;
     Ok(target.into_bytes().into_boxed_slice())
 }
 
-/// Whether an extended attribute travels with a file: those of the system and of the machine do not.
+/// Reports whether an extended attribute is transferred with a file; attributes of the system and of the
+/// machine are not.
 fn is_kept(name: &[u8]) -> bool {
     name == b"security.capability" || name.starts_with(b"user.")
 }
 
-/// The extended attributes that are kept, sorted by name. None where the file system has none.
+/// Returns the transferred extended attributes, sorted by name; empty if the file system does not support
+/// any.
 pub(super) fn xattrs(fd: impl AsFd) -> Result<Vec<Xattr>, Errno> {
-    // Nearly all files have none, and are done with one call.
+    // Nearly all files have no attributes, for which one call is enough.
     let mut names = [0; 512];
     let mut large = Vec::new();
     let names: &[u8] = match rustix::fs::flistxattr(&fd, &mut names[..]) {
@@ -159,7 +164,7 @@ pub(super) fn xattrs(fd: impl AsFd) -> Result<Vec<Xattr>, Errno> {
                 value.shrink_to_fit();
                 found.push((name.to_vec(), value));
             }
-            // Gone since the names were read.
+            // The attribute was removed after the names were read.
             Err(Errno::NODATA) => {}
             Err(errno) => return Err(errno),
         }
@@ -168,7 +173,7 @@ pub(super) fn xattrs(fd: impl AsFd) -> Result<Vec<Xattr>, Errno> {
     Ok(found)
 }
 
-/// Calls `each` with the names in a directory, as they come, until it says false.
+/// Calls `each` with the names in a directory, in the order of the kernel, until it returns false.
 pub(super) fn for_each_name(directory: impl AsFd, mut each: impl FnMut(&CStr) -> bool) -> Result<(), Errno> {
     let mut buffer = Box::new_uninit_slice(32 * 1024);
     let buffer: &mut [MaybeUninit<u8>] = &mut buffer;

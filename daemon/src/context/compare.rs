@@ -1,6 +1,7 @@
-//! What is different between two trees.
+//! Comparison of two trees.
 //!
-//! They are walked side by side; memory does not grow with their files, but for names of files that have several.
+//! Both trees are walked side by side. Memory does not grow with the number of files, except for the names of
+//! files with several hard links.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -13,21 +14,22 @@ use super::tree::{Shown, Source, Tree, Walk, path_order};
 use super::union::user_xattrs;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Difference of an entry between the left and the right tree.
 pub enum Difference {
     Added,
     Removed,
     Changed,
 }
 
-/// Reads content in pieces of this size.
+/// Buffer size in bytes for reading content.
 const PIECE: usize = 128 * 1024;
 
-/// First names of files with several.
+/// First name of each file that has several hard links.
 #[derive(Default)]
 struct Firsts(HashMap<Source, Vec<u8>>);
 
 impl Firsts {
-    /// The first name of the same file, when this is not it.
+    /// Returns the first name of the same file, or `None` if this entry is the first name.
     fn of(&mut self, shown: &Shown) -> Option<Vec<u8>> {
         if shown.seen.attr.kind != FileType::RegularFile || shown.seen.attr.links < 2 {
             return None;
@@ -37,7 +39,7 @@ impl Firsts {
     }
 }
 
-/// What a node of a tree's identity is, but for its path.
+/// The properties of one node that the tree's digest covers, apart from its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Nature {
     mode: u32,
@@ -120,13 +122,13 @@ impl<'t> Side<'t> {
         Ok(())
     }
 
-    /// Whether that of two files with the same size, mode and so on needs its content read is not
-    /// asked here: content is always read, as equal sizes and times say nothing.
+    /// Returns the current node for comparison. The content of files is always read, even when size, mode and
+    /// times are equal, because these prove nothing about the content.
     fn nature(&mut self) -> Result<Option<Nature>, ContextError> {
         self.next.as_ref().map(|shown| nature(self.tree, shown, &mut self.firsts)).transpose()
     }
 
-    /// Passes an entry by: it may be the first name of a file all the same.
+    /// Skips the current entry, but records it as the possible first name of a file.
     fn pass(&mut self) -> Result<(), ContextError> {
         if let Some(shown) = &self.next {
             self.firsts.of(shown);
@@ -135,7 +137,7 @@ impl<'t> Side<'t> {
     }
 }
 
-/// Tells `each` what is different below two directories, in walk order, until it says false.
+/// Calls `each` with every difference below two directories, in walk order, until it returns false.
 pub fn compare(
     (left, left_top): (&Tree, &[u8]),
     (right, right_top): (&Tree, &[u8]),

@@ -6,7 +6,7 @@ use super::storage::StorageError;
 use crate::model::fault::{Fault, Stage};
 use crate::model::{Digest, MountTarget};
 
-/// Why the files of a build could not be had. Paths are those of the build, such as `/context/a`.
+/// Error while the files of a build are prepared. Paths are paths of the build, such as `/context/a`.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
     #[error("mount `{target}`: {source}")]
@@ -47,7 +47,7 @@ pub enum ContextError {
     Io { path: String, source: io::Error },
     #[error("the daemon is ending")]
     Ending,
-    /// Whoever asked has gone: a build that was cancelled, a client that closed its connection.
+    /// The caller is gone: the build was cancelled, or the client closed its connection.
     #[error("the reading of the context was cancelled")]
     Cancelled,
 }
@@ -67,13 +67,13 @@ impl ContextError {
         match errno {
             Errno::ACCESS | Errno::PERM => Self::Denied { path },
             Errno::NAMETOOLONG => Self::PathTooLong { path },
-            // What was listed a moment ago is gone, or is something else now.
+            // The entry was listed a moment ago, and has been removed or replaced since.
             Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::ISDIR => Self::Changed { path },
             errno => Self::Io { path, source: errno.into() },
         }
     }
 
-    /// Stable word for the cause.
+    /// Returns the stable error code.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Source { source: StorageError::NotFound { .. }, .. } => "source_not_found",
@@ -125,7 +125,7 @@ impl ContextError {
         })
     }
 
-    /// As a build reports it.
+    /// Returns the error in the form in which a build reports it.
     pub fn fault(&self) -> Fault {
         let mut fault = Fault::new(Stage::Context, self.code(), self.to_string());
         if let Some(hint) = self.hint() {

@@ -1,11 +1,11 @@
-//! The FUSE face: a thin shell that passes what the kernel asks on to a [`Union`].
+//! FUSE interface: translates the requests of the kernel to an [`OverlayFs`].
 //!
 //! ```text
-//! kernel -- /dev/fuse --> threads of fuser, one clone of the device each --> Shell --> Union
+//! kernel -- /dev/fuse --> fuser threads, one clone of the device each --> FuseFileSystem --> OverlayFs
 //! ```
 //!
-//! Nothing here decides anything but how long the kernel may remember an answer, and which files it may
-//! read by itself (passthrough). No thread of the async runtime is ever used or waited for.
+//! The only decisions made here are how long the kernel may cache an answer, and which files it may read by
+//! itself (passthrough). Threads of the async runtime are never used or waited for.
 
 mod ahead;
 mod ask;
@@ -27,22 +27,22 @@ use rustix::mount::MountFlags;
 use super::union::Union;
 use shell::Shell;
 
-/// The type that mounts of ours have in the mount table.
+/// File system type of our mounts in the mount table.
 pub const FILE_SYSTEM: &str = "fuse.hearth";
 
-/// Threads that answer the kernel.
+/// Maximum number of threads that answer the kernel.
 const MOST_THREADS: usize = 8;
 
-/// A union that is mounted; dropping this leaves it mounted, until the process ends.
+/// A mounted overlay. Dropping the session leaves it mounted until the process ends.
 pub struct Session {
     background: fuser::BackgroundSession,
 }
 
-/// Mounts a union on a directory that is held, so that no path is looked at again. `name` shows in the
-/// mount table as its source. Blocks for moments.
+/// Mounts an overlay on a directory that is open as a handle, so that no path is resolved again. `name` is
+/// the source in the mount table. Blocks briefly.
 ///
-/// Device files and setuid bits have no effect in it. Others than root may use it when the daemon is
-/// root; the kernel then checks permission bits as it does on any disk.
+/// Device files and setuid bits have no effect in it. If the daemon is root, other users may access it, and
+/// the kernel checks permission bits as on any disk.
 pub fn mount(union: Arc<Union>, directory: &OwnedFd, name: &str) -> io::Result<Session> {
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
@@ -62,7 +62,7 @@ pub fn mount(union: Arc<Union>, directory: &OwnedFd, name: &str) -> io::Result<S
     rustix::mount::mount(name, point.as_str(), FILE_SYSTEM, flags, options.as_c_str())?;
     let served = serve(union, device);
     if served.is_err() {
-        // The held directory is below the mount: it is found again through its own path.
+        // The handle refers to the directory below the mount; the mount is reached through the path.
         let path = rustix::fs::readlinkat(rustix::fs::CWD, point.as_str(), Vec::new())?;
         rustix::mount::unmount(&*path, rustix::mount::UnmountFlags::DETACH)?;
     }
@@ -78,18 +78,18 @@ fn serve(union: Arc<Union>, device: OwnedFd) -> io::Result<Session> {
     let (forget_later, forgetting) = forget::channel();
     let shell = Shell::new(union, forget_later);
     let session = fuser::Session::from_fd(shell, device, fuser::SessionACL::All, config)?;
-    // A listing may be a little older already when the kernel gets it.
+    // A listing may already be slightly older when the kernel receives it.
     forgetting.spawn(session.notifier(), shell::CHANGING.saturating_sub(directories::AHEAD))?;
     Ok(Session { background: session.spawn()? })
 }
 
 impl Session {
-    /// Whether it was unmounted, and the last file in it was closed.
+    /// Reports whether the file system was unmounted and its last file was closed.
     pub fn has_ended(&self) -> bool {
         self.background.guard.is_finished()
     }
 
-    /// Waits for that. False when `limit` passed first.
+    /// Waits until [`has_ended`](Self::has_ended). Returns false on a timeout after `limit`.
     pub fn wait(&self, limit: Duration) -> bool {
         let start = Instant::now();
         while !self.has_ended() {

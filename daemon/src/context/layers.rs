@@ -1,14 +1,14 @@
 //! Image layers as readable trees.
 //!
 //! ```text
-//! blob (gzip, zstd, plain) -- pass: once, verified by DiffID --> index in <state>/context/layers
-//!   index: entries -- merge: layer by layer --> ImageTree -- read --> reader: ranges out of the blobs
+//! blob (gzip, zstd, plain) -- one pass, verified by DiffID --> index in <state>/context/layers
+//!   index: entries -- merge: layer by layer --> ImageTree -- read --> reader: ranges of the tars
 //! ```
 //!
-//! Nothing is unpacked and no layer is kept decompressed: an [`ImageTree`] holds names, hashes and where
-//! content lies in the tars; [`reader`] decompresses what is asked for from the nearest place where
-//! that can begin. Everything in a layer is taken for hostile: sizes, counts and names are bounded,
-//! an entry that would leave the image is refused, links are data.
+//! Layers are neither unpacked nor stored decompressed. An [`ImageTree`] holds names, hashes and the
+//! positions of content in the tars; [`reader`] decompresses the requested range from the nearest access
+//! point. Layers are untrusted: sizes, counts and names are limited, an entry that would leave the image is
+//! refused, and links are data.
 
 mod access;
 mod archive;
@@ -42,17 +42,18 @@ pub use inspect::LayerInspection;
 pub use merge::{ImageTree, NodeKind, NodeStat};
 pub use pax::Xattrs;
 
-/// A layer of an image as the registry has it.
+/// A layer blob of an image in the registry.
 #[derive(Debug)]
 pub struct LayerBlob {
-    /// Of the bytes in `file`.
+    /// Digest of the bytes in `file`.
     pub digest: Digest,
-    /// Of the tar in it, from the image config.
+    /// Digest of the uncompressed tar, from the image config.
     pub diff_id: Digest,
     pub media_type: String,
     pub file: File,
 }
 
+/// Error while a layer is indexed or read.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     #[error("media type `{0}` is not that of a layer")]
@@ -92,7 +93,7 @@ pub enum LayerError {
 }
 
 impl LayerError {
-    /// Whether the layer holds more than the limits allow.
+    /// Reports whether the error is a violation of the limits.
     pub(super) const fn is_over_limit(&self) -> bool {
         matches!(
             self,
@@ -104,7 +105,7 @@ impl LayerError {
         )
     }
 
-    /// Stable word for the cause.
+    /// Returns the stable error code.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::DiffId { .. } => "layer_mismatch",

@@ -1,20 +1,20 @@
-//! What a transfer to BuildKit may reuse of an earlier one.
+//! Lineages: which parts of an earlier transfer to BuildKit a later one may reuse.
 //!
-//! BuildKit keeps what it received under the session's shared key, and asks for a file's content
-//! only when its path, mode, size or mtime differ from what it has. So a key must never cover two
-//! contents that look the same. A *lineage* is where files come from: room, mounts, context path,
-//! Dockerfile path, target stage, what is copied. Its key is the lineage and a random *generation*:
+//! BuildKit stores what it received under the session's shared key, and requests a file's content only when
+//! its path, mode, size or mtime differ from what it has. A key must therefore never cover two contents that
+//! look the same. A *lineage* identifies where files come from: room, mounts, context path, Dockerfile path,
+//! target stage, copied paths. Its key consists of the lineage and a random *generation*:
 //!
 //! ```text
-//! scan --> every file unseen, or with the content it had --> same generation: BuildKit takes what is new
-//!     '--> a file looks like one seen before, and has other content
-//!                                                        --> new generation: BuildKit takes everything
+//! scan --> every file is new, or has its earlier content --> same generation: BuildKit requests what is new
+//!     '--> a file looks like an earlier one, and has other content
+//!                                                        --> new generation: BuildKit requests everything
 //! ```
 //!
-//! What was seen is never forgotten within a generation: BuildKit may still have it, since a build
-//! that fails or needs other files does not bring its copy up to date. Between two runs of the daemon
-//! generations are kept in a file that is consumed when it is read: after a run that ended without
-//! writing it, nobody knows what BuildKit was sent, and all generations are new.
+//! A generation never drops a file that it has recorded: BuildKit may still have it, because a build that
+//! fails or needs other files does not update BuildKit's copy. Between two runs of the daemon the generations
+//! are kept in a file that is deleted when it is read. After a run that ended without writing the file,
+//! nobody knows what BuildKit was sent, and all generations are new.
 
 mod file;
 
@@ -38,35 +38,35 @@ pub struct Seen<'a> {
     pub xattrs: &'a [Xattr],
 }
 
-/// A name for where the files of a build come from.
+/// Hash of everything that determines where the files of a build come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LineageId(pub [u8; 32]);
 
-/// Lineages of this daemon, the latest ones.
+/// The most recently used lineages of this daemon.
 pub struct Lineages {
-    /// Of the hashes in `seen`.
+    /// Key of the hashes in `seen`.
     key: [u8; 32],
     generations: HashMap<LineageId, Generation>,
     limits: Limits,
     clock: u64,
 }
 
-/// Bounds of what is remembered; beyond them goes what was used longest ago.
+/// Limits of the stored lineages; beyond them the least recently used lineage is dropped.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub lineages: usize,
-    /// In all lineages together; 16 bytes each.
+    /// Maximum number of files in all lineages together, at 16 bytes each.
     pub files: usize,
 }
 
 struct Generation {
     name: u64,
     used: u64,
-    /// The version of the tree that was looked at last.
+    /// Version of the tree at the last scan.
     version: [u8; 32],
-    /// Hash of path, mode, size and mtime, and of content and extended attributes.
+    /// Hash of path, mode, size and mtime, mapped to the hash of content and extended attributes.
     seen: SortedMap<u64, u64>,
-    /// Files of the largest scan.
+    /// Number of files of the largest scan.
     files: usize,
 }
 
@@ -81,8 +81,8 @@ impl Lineages {
         Self { key: rand::random(), generations: HashMap::new(), limits, clock: 0 }
     }
 
-    /// Takes a scan into account and gives the shared key for its transfer. `version` is equal for two
-    /// scans only when all of what they saw is equal.
+    /// Records a scan and returns the shared key for its transfer. `version` is equal for two scans only if
+    /// everything they found is equal.
     pub fn key<'a>(
         &mut self,
         id: LineageId,
@@ -106,7 +106,7 @@ impl Lineages {
         let looks_alike_but_is_not =
             |(look, content): &(u64, u64)| generation.seen.get(look).is_some_and(|known| known != content);
         generation.files = generation.files.max(hashes.len());
-        // What old versions of files left behind: bounded, by starting anew.
+        // Limits what old versions of files leave behind, by starting a new generation.
         let crowded = generation.seen.len() > 3 * generation.files + 10_000;
         if crowded || hashes.iter().any(looks_alike_but_is_not) {
             *generation = Generation::new(clock);
@@ -130,7 +130,7 @@ impl Lineages {
     }
 }
 
-/// As it appears in keys.
+/// Returns the form of a lineage id that appears in keys.
 pub fn lineage_name(id: &LineageId) -> String {
     format!("hearth-{}", hex::encode(&id.0[..12]))
 }
@@ -159,7 +159,7 @@ fn hashes(key: &[u8; 32], seen: &Seen<'_>) -> (u64, u64) {
     (first(look.finalize().as_bytes()), content)
 }
 
-/// Hashes the parts of a lineage's name, each with its length.
+/// Hashes the parts of a lineage id, each with its length.
 #[derive(Clone, Default)]
 pub struct LineageName(blake3::Hasher);
 

@@ -1,13 +1,14 @@
 //! Contexts that are mounted on this machine.
 //!
 //! ```text
-//! <state>/context/mounts/<id>/record.json   what is mounted where; written before, and told when it ended
-//!                             upper/        what was written, when it may be
+//! <state>/context/mounts/<id>/record.json   sources and directory of a mount; written before it, updated after its end
+//!                             upper/        the changes, if the mount is writable
 //! ```
 //!
-//! The id stands for the directory and the sources, so the same mount finds its upper again. A daemon
-//! that is killed leaves its mounts dead in the mount table; the next one takes them away as it starts
-//! ([`Mounts::clear_stale`]), and keeps the uppers. Nothing is mounted again by itself.
+//! The id is a hash of the directory and the sources, so the same mount finds its upper directory again. A
+//! killed daemon leaves dead mounts in the mount table; the next one removes them at start
+//! ([`MountedContexts::clear_stale`]) and keeps the upper directories. Nothing is mounted again
+//! automatically.
 
 mod error;
 mod place;
@@ -37,16 +38,16 @@ pub use record::Record;
 use record::Records;
 pub use table::points_below;
 
-/// How long a mount may take to end after it was taken away.
+/// Time limit for the end of a file system after its unmount.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
-/// Cheap to clone.
+/// The mounted contexts of this daemon. Cheap to clone.
 #[derive(Clone)]
 pub struct Mounts(Arc<Shared>);
 
 struct Shared {
     records: Records,
-    /// Where nothing may be mounted: below the state, and below what would then contain itself.
+    /// Directories in which nothing may be mounted: the state, and storage that would then contain itself.
     reserved: Vec<PathBuf>,
     active: Mutex<BTreeMap<PathBuf, Active>>,
 }
@@ -57,11 +58,11 @@ struct Active {
     union: Arc<Union>,
 }
 
-/// What to mount, and where. The tree is that of `mounts`.
+/// The sources and directory of a new mount. `tree` is the opened tree of `mounts`.
 pub struct MountRequest {
     pub directory: PathBuf,
     pub mounts: Vec<MountSpec>,
-    /// Manifests of the images among the mounts, in their order.
+    /// Manifest digests of the images among the mounts, in their order.
     pub manifests: Vec<Digest>,
     pub context_path: MountTarget,
     pub writable: bool,
@@ -69,16 +70,17 @@ pub struct MountRequest {
     pub tree: Tree,
 }
 
+/// A mount that is active, or whose changes are kept.
 #[derive(Debug)]
 pub struct MountState {
     pub record: Record,
     pub mounted: bool,
-    /// Changes of an earlier mount are in it.
+    /// True if it contains changes of an earlier mount.
     pub resumed: bool,
 }
 
 impl Mounts {
-    /// `reserved` are directories that nothing may be mounted in.
+    /// Opens the records. Nothing may be mounted in the `reserved` directories.
     pub fn open(state_dir: &Path, reserved: &[&Path]) -> io::Result<Self> {
         let records = Records::open(&state_dir.join("context/mounts"))?;
         let reserved =
@@ -86,31 +88,31 @@ impl Mounts {
         Ok(Self(Arc::new(Shared { records, reserved, active: Mutex::default() })))
     }
 
-    /// Takes away mounts that a daemon of this state left when it was killed.
+    /// Removes mounts that a killed daemon with this state directory left behind.
     pub async fn clear_stale(&self) {
         self.blocking(|shared| {
             shared.clear_stale();
             Ok(())
         })
         .await
-        .unwrap_or_else(|error| tracing::warn!(%error, "stale mounts were not looked for"));
+        .unwrap_or_else(|error| tracing::warn!(%error, "failed to look for stale mounts"));
     }
 
     pub async fn mount(&self, request: MountRequest) -> Result<MountState, MountError> {
         self.blocking(move |shared| shared.mount(request)).await
     }
 
-    /// Gives whether changes are kept.
+    /// Unmounts a directory, and returns whether its changes are kept.
     pub async fn unmount(&self, directory: PathBuf, lazy: bool, discard: bool) -> Result<bool, MountError> {
         self.blocking(move |shared| shared.unmount(&directory, lazy, discard)).await
     }
 
-    /// Everything that is mounted or kept, by directory.
+    /// Lists everything that is mounted or has kept changes, by directory.
     pub async fn list(&self) -> Result<Vec<MountState>, MountError> {
         self.blocking(|shared| shared.list()).await
     }
 
-    /// Who mounted what is on a directory, or has changes kept of it.
+    /// Returns the callers that mounted a context on a directory, or have kept changes of it.
     pub async fn owners(&self, directory: PathBuf) -> Result<Vec<String>, MountError> {
         self.blocking(move |shared| {
             let canonical = directory.canonicalize().unwrap_or_else(|_| directory.clone());
@@ -120,7 +122,7 @@ impl Mounts {
         .await
     }
 
-    /// The union that is mounted on a directory.
+    /// Returns the overlay that is mounted on a directory.
     pub async fn union(&self, directory: PathBuf) -> Result<Arc<Union>, MountError> {
         self.blocking(move |shared| match shared.active().get(&directory) {
             Some(active) if !active.session.has_ended() => Ok(Arc::clone(&active.union)),
@@ -129,14 +131,14 @@ impl Mounts {
         .await
     }
 
-    /// Unmounts all, for the end of the daemon. Open files in them end with it.
+    /// Unmounts everything when the daemon stops. Open files in the mounts become unusable.
     pub async fn end(&self) {
         self.blocking(|shared| {
             shared.end();
             Ok(())
         })
         .await
-        .unwrap_or_else(|error| tracing::warn!(%error, "mounts stay until the next start"));
+        .unwrap_or_else(|error| tracing::warn!(%error, "failed to unmount contexts before the shutdown"));
     }
 
     async fn blocking<T: Send + 'static>(
@@ -155,7 +157,7 @@ impl Shared {
 
     fn mount(&self, request: MountRequest) -> Result<MountState, MountError> {
         let (held, directory) = place::open(&request.directory, &self.reserved)?;
-        // Held to the end: two mounts on one directory, or of one upper, would be in each other's way.
+        // Held to the end: two mounts on one directory, or of one upper directory, would conflict.
         let mut active = self.active();
         if let Some(other) = active.get(&directory) {
             if !other.session.has_ended() {
@@ -205,7 +207,7 @@ impl Shared {
         }
     }
 
-    /// The record of a mount that has ended: kept with its upper, else forgotten.
+    /// Updates the record of a mount that has ended: kept for a writable mount, otherwise removed.
     fn settle(&self, record: &Record) {
         let id = record.id();
         let settled = if record.writable {
@@ -214,14 +216,18 @@ impl Shared {
             self.records.remove(&id)
         };
         if let Err(error) = settled {
-            tracing::warn!(%error, mount.id = id, "the record of a mount is behind until the next start");
+            tracing::warn!(
+                %error,
+                mount.id = id,
+                "failed to update the record of a mount; it is outdated until the next start",
+            );
         }
     }
 
     fn unmount(&self, directory: &Path, lazy: bool, discard: bool) -> Result<bool, MountError> {
         let mut active = self.active();
         let named = active.keys().find(|mounted| *mounted == directory).cloned();
-        // As it may be written with links in it: what is mounted there has that name in the table.
+        // The path may contain symbolic links: the mount table has the canonical path.
         let directory =
             named.or_else(|| directory.canonicalize().ok()).unwrap_or_else(|| directory.to_owned());
         if let Some(mounted) = active.get(&directory) {
@@ -229,14 +235,14 @@ impl Shared {
                 let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
                 match rustix::mount::unmount(&directory, flags | UnmountFlags::NOFOLLOW) {
                     Err(Errno::BUSY) => return Err(MountError::Busy { directory }),
-                    // Somebody else has unmounted it.
+                    // Another process has unmounted it.
                     Ok(()) | Err(Errno::INVAL) => {}
                     Err(errno) => {
                         return Err(MountError::Io { what: "it cannot be unmounted", source: errno.into() });
                     }
                 }
                 if !lazy && !mounted.session.wait(END_LIMIT) {
-                    tracing::warn!(directory = %directory.display(), "unmounted, and still in use elsewhere");
+                    tracing::warn!(directory = %directory.display(), "context unmounted, but still in use");
                 }
             }
             let Some(mounted) = active.remove(&directory) else { return Ok(false) };
@@ -284,18 +290,22 @@ impl Shared {
     fn clear_stale(&self) {
         let records = match self.records.all() {
             Ok(records) => records,
-            Err(error) => return tracing::warn!(%error, "stale mounts were not looked for"),
+            Err(error) => return tracing::warn!(%error, "failed to look for stale mounts"),
         };
         for record in records.into_iter().filter(|record| record.mounted) {
             if table::has(&record.directory, &record.source()) {
-                // Nobody answers behind it any more: only taking it out of the table is left.
+                // No process answers its requests any more, so it can only be detached.
                 match rustix::mount::unmount(&record.directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
                 {
                     Ok(()) => {
-                        tracing::info!(directory = %record.directory.display(), "stale mount taken away");
+                        tracing::info!(directory = %record.directory.display(), "stale mount removed");
                     }
                     Err(error) => {
-                        tracing::warn!(%error, directory = %record.directory.display(), "a stale mount stays");
+                        tracing::warn!(
+                            %error,
+                            directory = %record.directory.display(),
+                            "failed to remove a stale mount",
+                        );
                         continue;
                     }
                 }
@@ -310,7 +320,11 @@ impl Shared {
             if !mounted.session.has_ended() {
                 let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
                 if let Err(error) = rustix::mount::unmount(&directory, flags) {
-                    tracing::warn!(%error, directory = %directory.display(), "a mount stays until the next start");
+                    tracing::warn!(
+                        %error,
+                        directory = %directory.display(),
+                        "failed to unmount a context; it remains until the next start",
+                    );
                     continue;
                 }
             }

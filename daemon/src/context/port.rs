@@ -1,4 +1,4 @@
-//! What the rest of the daemon sees of a build's files.
+//! The interface through which the rest of the daemon reads the files of a build.
 
 use std::cmp::Ordering;
 use std::io::{self, Read};
@@ -6,42 +6,43 @@ use std::sync::Arc;
 
 use super::tree::path_order;
 
-/// A tree of files at one moment: the stat of every entry is known, content is read on demand.
+/// A tree of files at one moment: the stat of every entry is known, and content is read on demand.
 ///
-/// Its entries are all below the root, which itself is not among them, in the order of BuildKit's file
-/// sync: depth first, names of a directory sorted by their bytes.
+/// The root itself is not an entry. The entries are in the order of BuildKit's file sync: depth first, names
+/// of a directory sorted by their bytes.
 #[expect(clippy::len_without_is_empty, reason = "an empty tree is a tree like any other")]
 pub trait FileTree: Send + Sync + 'static {
     /// Number of entries.
     fn len(&self) -> usize;
 
-    /// The entry at `index`, which must be below [`len`](Self::len).
+    /// Returns the entry at `index`, which must be less than [`len`](Self::len).
     fn entry(&self, index: usize) -> Entry<'_>;
 
-    /// Its extended attributes, those that travel with a file: `security.capability` and `user.*`.
+    /// Returns the extended attributes of an entry that are transferred with a file: `security.capability`
+    /// and `user.*`.
     fn xattrs(&self, index: usize) -> &[Xattr] {
         let _ = index;
         &[]
     }
 
-    /// Whether the entry is part of what the tree is known by. An entry that is not must not be sent:
-    /// it may be another one day under the same session id.
+    /// Reports whether the entry is part of the tree's digest. An entry that is not covered must not be sent,
+    /// because it may differ later under the same session id.
     fn is_covered(&self, index: usize) -> bool {
         let _ = index;
         true
     }
 
-    /// Whether what is in the directory at `index` is among the entries. One that is not listed is not covered:
-    /// something below it may be there all the same.
+    /// Reports whether the directory at `index` was scanned, so that its children are entries. A directory
+    /// that was not scanned is not covered, and it may contain files all the same.
     fn is_listed(&self, index: usize) -> bool {
         let _ = index;
         true
     }
 
-    /// Content of the regular file at `index`. Blocking.
+    /// Opens the content of the regular file at `index`. Blocking.
     ///
-    /// Gives exactly `size` bytes, or an error that names the path when the file is no longer what
-    /// its entry says.
+    /// The reader returns exactly `size` bytes, or an error that names the path when the file no longer
+    /// matches its entry.
     fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>>;
 }
 
@@ -50,7 +51,7 @@ impl dyn FileTree {
         (0..self.len()).map(|index| self.entry(index))
     }
 
-    /// Index of the entry at `path`.
+    /// Returns the index of the entry at `path`.
     pub fn find(&self, path: &[u8]) -> Option<usize> {
         let (mut start, mut end) = (0, self.len());
         while start < end {
@@ -65,30 +66,31 @@ impl dyn FileTree {
     }
 }
 
-/// Name and value.
+/// Name and value of an extended attribute.
 pub type Xattr = (Vec<u8>, Vec<u8>);
 
+/// One entry of a [`FileTree`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry<'t> {
-    /// Relative to the root, `/` between names, not necessarily UTF-8.
+    /// Path relative to the root, with `/` between the names; not necessarily UTF-8.
     pub path: &'t [u8],
     pub kind: EntryKind<&'t [u8]>,
     /// Permission, setuid, setgid and sticky bits: `mode & 0o7777`.
     pub mode: u32,
-    /// Of a regular file; 0 for everything else.
+    /// Size in bytes of a regular file; 0 for every other kind.
     pub size: u64,
-    /// Nanoseconds since 1970.
+    /// Modification time in nanoseconds since 1970.
     pub mtime: i64,
 }
 
-/// `T` holds a link's target.
+/// Kind of an entry; `T` is the type of a symbolic link's target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind<T = Box<[u8]>> {
     Directory,
     File,
-    /// The target as written; never followed.
+    /// Symbolic link with its target as written; the target is never followed.
     Symlink(T),
-    /// Another name of the regular file at this (smaller) index. `size` is that file's.
+    /// Another name of the regular file at this (smaller) index. The entry's `size` is the size of that file.
     HardLink(usize),
     Fifo,
     Socket,
@@ -99,26 +101,27 @@ pub enum EntryKind<T = Box<[u8]>> {
     },
 }
 
-/// What a tree is known by to BuildKit, which keeps what it received of it.
+/// Identifiers under which BuildKit stores what it received of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionName {
-    /// Id of the session that serves it. Stands for this version of the tree: BuildKit asks for no file
-    /// under an id that it has served before, so one id never covers two trees.
+    /// Id of the session that serves the tree, which identifies this version of the tree: BuildKit requests
+    /// no file under an id that it has already received from, so one id must never cover two trees.
     pub id: String,
-    /// Names what BuildKit may reuse of an earlier transfer: equal for two trees only when every
-    /// file that looks the same by path, mode, size and mtime has the same content in both.
+    /// Key of the earlier transfers that BuildKit may reuse. Two trees may have the same key only if every
+    /// file with the same path, mode, size and mtime has the same content in both.
     pub shared_key: String,
 }
 
-/// Told what becomes of a tree that is sent. Its methods block.
+/// Observer of the transfer of a tree. The methods block.
 pub trait TransferWatch: Send + Sync + 'static {
-    /// Files were sent. Sees to it that the session id is not used again when the tree is another by now.
+    /// Called after files were sent. Retires the session id if the tree has changed since the scan.
     fn sent(&self);
-    /// An entry was asked for that is not covered; it was not sent. The next time the tree covers more.
+    /// Called when an entry was requested that is not covered, and was therefore not sent. The next build
+    /// covers the whole tree.
     fn asked_beyond(&self);
 }
 
-/// Nobody is told.
+/// A [`TransferWatch`] that ignores every event.
 pub struct Unwatched;
 
 impl TransferWatch for Unwatched {
@@ -127,6 +130,7 @@ impl TransferWatch for Unwatched {
 }
 
 impl<T: AsRef<[u8]>> EntryKind<T> {
+    /// Returns the kind with a borrowed symbolic link target.
     pub fn borrowed(&self) -> EntryKind<&[u8]> {
         match self {
             Self::Directory => EntryKind::Directory,
@@ -140,12 +144,13 @@ impl<T: AsRef<[u8]>> EntryKind<T> {
     }
 }
 
-/// Everything that a solve needs of a build's files.
+/// The files of a build, as a solve needs them.
 #[derive(Clone)]
 pub struct ContextFiles {
-    /// What COPY and ADD read from.
+    /// Source of COPY and ADD.
     pub context: Arc<dyn FileTree>,
-    /// The Dockerfile under [`dockerfile_name`](Self::dockerfile_name), and its own ignore file if it has one.
+    /// The Dockerfile under the name [`dockerfile_name`](Self::dockerfile_name), and its own ignore file if
+    /// it has one.
     pub dockerfile: Arc<dyn FileTree>,
     pub dockerfile_name: String,
     pub context_session: SessionName,

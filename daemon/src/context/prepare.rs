@@ -1,16 +1,16 @@
-//! The files of one build: mounts opened, tree scanned, Dockerfile read.
+//! Preparation of the files of one build: opens the mounts, scans the tree, reads the Dockerfile.
 //!
-//! [`Contexts::prepare`] gives a [`Prepared`], whose Dockerfile the caller may look into and change;
-//! [`Prepared::into_files`] makes of it what a solve needs.
+//! [`ContextPreparer::prepare`] returns a [`ScannedContext`], whose Dockerfile the caller may inspect and
+//! change; [`ScannedContext::into_files`] turns it into the inputs of a solve.
 //!
 //! ```text
-//! scan -> what the Dockerfile may copy -> content hashes -> digest, times -> session id   (versions)
-//!                                                     '--> path, stat, content -> shared key (lineage)
+//! scan -> paths that the Dockerfile may copy -> content hashes -> digest, times -> session id   (session_ids)
+//!                                                          '--> path, stat, content -> shared key (lineage)
 //! ```
 //!
-//! Times are no part of a tree's digest, but of its session id: two trees that differ in nothing but
-//! the times of files are two for BuildKit, which is then sent the new times and so gives them to a
-//! COPY that it runs. A COPY that it has cached stays cached, as its cache key knows no times.
+//! Times are not part of a tree's digest, but of its session id: two trees that differ only in the times of
+//! files are different for BuildKit, which then receives the new times and uses them for a COPY that it runs.
+//! A cached COPY stays cached, because its cache key does not contain times.
 
 mod dockerfile;
 mod memory;
@@ -44,19 +44,19 @@ use memory::Memory;
 use recall::Scope;
 use watch::Watch;
 
-/// How often a tree that changes while it is hashed is scanned again.
+/// Maximum number of scans of a tree that changes while it is hashed.
 const ATTEMPTS: usize = 3;
 
-/// The ignore file of a context, at its root.
+/// Name of the ignore file in the root of a context.
 const IGNORE: &[u8] = b".dockerignore";
 
-/// Size limit of a Dockerfile, and of each ignore file.
+/// Maximum size in bytes of a Dockerfile, and of each ignore file.
 pub const MAX_DOCKERFILE: u64 = 1 << 20;
 
 pub struct ContextOptions {
     pub room: String,
     pub storage: Storage,
-    /// What is remembered of contexts is kept in `context` below it.
+    /// State directory; the persistent records of contexts are in `context` below it.
     pub state_dir: PathBuf,
     pub limits: LayerLimits,
 }
@@ -72,50 +72,50 @@ struct Shared {
     memory: Memory,
 }
 
-/// Tells from a Dockerfile what it takes from its context.
+/// Computes from the bytes of a Dockerfile what it copies from its context.
 pub type Selector = Box<dyn FnOnce(&[u8]) -> Selection + Send>;
 
-/// What of a build decides about its files.
+/// The inputs that determine the files of a build.
 pub struct ContextRequest {
     pub mounts: Vec<ContextMount>,
     pub context_path: MountTarget,
     pub dockerfile: DockerfilePath,
-    /// Target stage; builds of different stages keep their transfers apart.
+    /// Target stage. Builds of different stages have separate lineages.
     pub target: Option<String>,
-    /// What a Dockerfile with these bytes copies from its context. It may say too little: the build is
-    /// then told so, and the next try covers everything.
+    /// Returns what a Dockerfile with these bytes copies from its context. If it returns too little, the
+    /// build fails with an error, and the next attempt covers everything.
     pub selection: Selector,
 }
 
-/// A mount, and its image when its source is one. Whether the caller may use it was checked before.
+/// A mount, with its image if its source is one. The caller's permission to use it was checked before.
 #[derive(Debug)]
 pub struct ContextMount {
     pub spec: MountSpec,
-    /// For images, and packs that are images; none for everything else.
+    /// Present for images, and for packs that are images.
     pub image: Option<OpenedImage>,
-    /// For packs that are trees.
+    /// Present for packs that are trees.
     pub pack: Option<OpenedPack>,
-    /// Of the path of a source in storage.
+    /// Policy for symbolic links in the path of a storage source.
     pub links: PathLinks,
 }
 
 #[derive(Debug)]
 pub struct OpenedImage {
-    /// Digest of its manifest.
+    /// Digest of the image's manifest.
     pub manifest: Digest,
-    /// Lowest first.
+    /// Layers, lowest first.
     pub layers: Vec<LayerBlob>,
 }
 
-/// A context that was scanned, with its Dockerfile.
+/// A scanned and identified context with its Dockerfile.
 pub struct Prepared {
     pub context: Arc<Snapshot>,
-    /// Where the Dockerfile was found; links in it were followed to get at the bytes.
+    /// Path of the Dockerfile; symbolic links in it were followed to read the bytes.
     pub dockerfile_path: MountTarget,
     pub dockerfile: Vec<u8>,
-    /// Content of `<Dockerfile>.dockerignore`, which replaces `.dockerignore` of the context.
+    /// Content of `<Dockerfile>.dockerignore`, which takes precedence over `.dockerignore` of the context.
     pub ignore: Option<Vec<u8>>,
-    /// What the context is known by.
+    /// Identity of the context.
     pub identity: TreeIdentity,
     session: SessionName,
     lineage: LineageId,
@@ -126,7 +126,8 @@ pub struct Prepared {
 #[derive(Debug)]
 pub struct OpenedPack {
     pub tree: Arc<PackTree>,
-    /// Packs with the same one come from the same place. Empty: it stands alone.
+    /// Packs with the same lineage come from the same place. An empty lineage means that the pack stands
+    /// alone.
     pub lineage: String,
 }
 
@@ -144,18 +145,18 @@ impl Contexts {
         Ok(Self(Arc::new(Shared { room, storage, layers, memory })))
     }
 
-    /// Keeps what is remembered for the daemon's next run. No context may be prepared after this.
+    /// Saves the persistent records for the next run of the daemon. No context may be prepared after this.
     pub async fn save(&self) {
         let shared = Arc::clone(&self.0);
         if task::blocking("context.save", move || shared.memory.save_all()).await.is_err() {
-            tracing::warn!("what is remembered of contexts was not saved; they are sent whole again");
+            tracing::warn!("failed to save the context records; the next builds send their contexts in full");
         }
     }
 
     /// Opens the mounts, scans the context and reads the Dockerfile.
     pub async fn prepare(&self, request: ContextRequest) -> Result<Prepared, ContextError> {
         let shared = Arc::clone(&self.0);
-        // The reading of files ends with a build that is cancelled.
+        // Cancelling the build drops the guard, which stops the reading of files.
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
         let prepare = move || shared.prepare(request, &stop);
@@ -164,7 +165,7 @@ impl Contexts {
 }
 
 impl Contexts {
-    /// Opens mounts as one tree, and looks at no more of it than that.
+    /// Opens mounts as one tree, without scanning it.
     pub async fn open_tree(&self, mounts: Vec<ContextMount>) -> Result<Tree, ContextError> {
         let shared = Arc::clone(&self.0);
         let open = move || {
@@ -174,14 +175,15 @@ impl Contexts {
         task::blocking("context.open", open).await.unwrap_or(Err(ContextError::Ending))
     }
 
-    /// The identity of all that is below a directory of a tree, and its regular files: their number and bytes.
+    /// Returns the identity of everything below a directory of a tree, and the number of its regular files
+    /// and their size in bytes.
     pub async fn identity(
         &self,
         tree: Tree,
         directory: MountTarget,
     ) -> Result<(TreeIdentity, usize, u64), ContextError> {
         let shared = Arc::clone(&self.0);
-        // Nobody waits for it when the call is given up: the reading ends then.
+        // Dropping the future drops the guard, which stops the reading of files.
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
         let identify = move || {
@@ -199,12 +201,12 @@ impl Contexts {
         task::blocking("context.identity", identify).await.unwrap_or(Err(ContextError::Ending))
     }
 
-    /// Removes what is kept of layers that are not needed any more.
+    /// Removes the indexes of layers that are not needed any more.
     pub async fn forget_layers(&self, diff_ids: Vec<Digest>) {
         let shared = Arc::clone(&self.0);
         let forget = move || diff_ids.iter().for_each(|diff_id| shared.layers.forget(diff_id));
         if task::blocking("context.forget", forget).await.is_err() {
-            tracing::warn!("indexes of layers stay until the quota frees them");
+            tracing::warn!("failed to remove layer indexes; they remain until the quota evicts them");
         }
     }
 }
@@ -265,7 +267,7 @@ impl Shared {
                 Some(pack) => Layer::Stored(StoredLayer::new(pack.tree)),
                 None => self.image(&target, image, "")?,
             },
-            // Of services only.
+            // Only services use these sources.
             MountSource::EmptyDir | MountSource::File(_) => Layer::Empty,
         };
         Ok(Mounted { target, layer })
@@ -298,17 +300,17 @@ fn again_when_changed<T>(mut look: impl FnMut() -> Result<T, ContextError>) -> R
     look()
 }
 
-/// A build's context, as far as it can be looked at again.
+/// The inputs for scanning a build's context again.
 struct View {
     tree: Tree,
     context_path: MountTarget,
-    /// Content of the Dockerfile's own ignore file.
+    /// Content of the Dockerfile's own ignore file, if it has one.
     own_ignore: Option<Vec<u8>>,
     selection: Selection,
 }
 
 impl View {
-    /// Scans and identifies, again when something changed under it.
+    /// Scans and identifies the context, and repeats both when files changed meanwhile.
     fn look(
         &self,
         memory: &Memory,
@@ -323,12 +325,12 @@ impl View {
         stop: &CancellationToken,
     ) -> Result<(Snapshot, Arc<Identified>), ContextError> {
         let given = self.ignore_file()?;
-        // A link, or what only its reader in BuildKit can tell: it hides nothing here.
+        // Only BuildKit's reader can interpret a symbolic link or another kind here; it hides nothing.
         let text = match &given {
             NamedEntry::File(text) => Some(text),
             NamedEntry::Absent | NamedEntry::Other => None,
         };
-        // One that cannot be understood hides nothing either, and fails the build in its frontend.
+        // An ignore file that cannot be parsed hides nothing either; the frontend fails the build.
         let patterns = text.and_then(|text| Patterns::parse_file(text).ok());
         let scope = Scope { selection: &self.selection, ignore: &given, patterns };
         let scan = || self.scan(&scope);
@@ -342,12 +344,12 @@ impl View {
         recall::identify(looked, scope, memory, stop)
     }
 
-    /// What is selected, or everything where a link on the way leads elsewhere.
+    /// Scans the selected paths, or everything if a symbolic link is on the path to one of them.
     fn scan(&self, scope: &Scope<'_>) -> Result<Snapshot, ContextError> {
         let everything = Selection::default();
         let scan = |selection: &Selection| {
             let bounds = match &scope.ignore {
-                // It may lead anywhere in the context.
+                // A symbolic link may lead anywhere in the context.
                 NamedEntry::Other => Bounds::default(),
                 _ => Bounds::new(selection, scope.patterns.as_ref()),
             };
@@ -365,7 +367,7 @@ impl View {
     }
 }
 
-/// What the lineage policy looks at: every file that may be sent.
+/// Returns the files that the lineage tracks: every file that may be sent.
 fn seen<'s>(context: &'s Snapshot, identified: &'s Identified) -> impl Iterator<Item = Seen<'s>> {
     identified.contents(context).map(|(index, content)| {
         let entry = context.entry(index);
@@ -374,7 +376,7 @@ fn seen<'s>(context: &'s Snapshot, identified: &'s Identified) -> impl Iterator<
     })
 }
 
-/// What a mount's files are, for the lineage: a path of a storage, or the very content of an image.
+/// Returns the identity of a mount's files for the lineage: a path of a storage, or the digest of an image.
 fn source_name(mount: &ContextMount) -> String {
     let manifest = || mount.image.as_ref().map(|image| image.manifest.to_string()).unwrap_or_default();
     match &mount.spec.source {
@@ -391,8 +393,8 @@ fn source_name(mount: &ContextMount) -> String {
 }
 
 impl Prepared {
-    /// The files for a solve, with these bytes as the Dockerfile: the ones that were read, or what
-    /// the caller made of them.
+    /// Returns the files for a solve, with the given bytes as the Dockerfile: the original ones, or ones that
+    /// the caller changed.
     pub fn into_files(self, dockerfile: Vec<u8>) -> ContextFiles {
         let name = dockerfile::file_name(&self.dockerfile_path).to_owned();
         let mut files = vec![(name.clone(), dockerfile)];
@@ -401,7 +403,7 @@ impl Prepared {
         }
         let dockerfile_session = SessionName {
             id: self.shared.memory.dockerfile_id(&self.lineage, &files),
-            // Its times come from its content: any two that look the same are the same.
+            // Its times derive from its content: two files that look the same are the same.
             shared_key: format!("{}-dockerfile", lineage_name(&self.lineage)),
         };
         ContextFiles {

@@ -1,9 +1,10 @@
-//! Room storage and project storage: directories that are opened once, and never left.
+//! Room storage and project storage: directories that are opened once. No operation leaves them.
 //!
-//! Every path below a [`Root`] is resolved by the kernel with `RESOLVE_BENEATH` and
-//! `RESOLVE_NO_MAGICLINKS`: a link may lead anywhere inside the storage, and one that leads out is
-//! [`StorageError::Escapes`], however the tree changes meanwhile. For whoever may use parts of the storage only,
-//! [`Root::with_links`] refuses every link on the way ([`StorageError::IsLink`]). All calls block.
+//! The kernel resolves every path below a [`StorageRoot`] with `RESOLVE_BENEATH` and `RESOLVE_NO_MAGICLINKS`:
+//! a symbolic link may lead anywhere inside the storage, and one that leads out fails with
+//! [`StorageError::Escapes`], even if the tree changes during the operation. For a caller that may use only
+//! parts of the storage, [`StorageRoot::with_links`] refuses every link on the path
+//! ([`StorageError::IsLink`]). All calls block.
 
 mod error;
 mod list;
@@ -29,14 +30,14 @@ pub use write::{WriteOptions, Writer};
 
 pub(super) use write::is_unfinished;
 
-/// The directories that a room's files lie in.
+/// The directories that hold a room's files.
 #[derive(Clone, Debug)]
 pub struct Storage {
     pub room: Root,
     pub project: Root,
 }
 
-/// A directory, held open. Cheap to clone.
+/// A storage directory, held open. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Root {
     directory: Arc<OwnedFd>,
@@ -44,16 +45,17 @@ pub struct Root {
     links: PathLinks,
 }
 
+/// One file of a storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileStat {
-    /// From the storage's root, not necessarily UTF-8.
+    /// Path from the storage's root; not necessarily UTF-8.
     pub path: PathBuf,
     pub kind: FileKind,
-    /// Of a regular file; 0 for everything else.
+    /// Size in bytes of a regular file; 0 for every other kind.
     pub size: u64,
     /// Permission, setuid, setgid and sticky bits.
     pub mode: u32,
-    /// Nanoseconds since 1970.
+    /// Modification time in nanoseconds since 1970.
     pub modified: i64,
 }
 
@@ -61,7 +63,7 @@ pub struct FileStat {
 pub enum FileKind {
     File,
     Directory,
-    /// The target as written; never followed.
+    /// Symbolic link with its target as written; the target is never followed.
     Symlink(PathBuf),
     /// A socket, fifo or device.
     Other,
@@ -73,7 +75,7 @@ impl Root {
         let fail = |errno| StorageError::at(path, errno);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(path, flags, Mode::empty()).map_err(fail)?;
-        // Where the system call is missing (Linux before 5.6) or filtered, say so now and not at the first build.
+        // If openat2 is missing (Linux before 5.6) or filtered, report it now instead of at the first build.
         match beneath::hold(&directory, b"") {
             Err(Errno::NOSYS | Errno::PERM) => Err(StorageError::Unsupported { path: path.to_owned() }),
             Err(errno) => Err(fail(errno)),
@@ -83,24 +85,24 @@ impl Root {
         }
     }
 
-    /// Opens a directory, and makes it and its parents where they are missing.
+    /// Opens a directory, and creates it and its parents if they are missing.
     pub fn open_or_create(path: &Path) -> Result<Self, StorageError> {
         std::fs::create_dir_all(path).map_err(|source| StorageError::Io { path: path.to_owned(), source })?;
         Self::open(path)
     }
 
-    /// The same directory, with links in paths treated so.
+    /// Returns the same directory with another policy for symbolic links in paths.
     #[must_use]
     pub fn with_links(&self, links: PathLinks) -> Self {
         Self { links, ..self.clone() }
     }
 
-    /// Where the directory was when it was opened; for messages.
+    /// Path of the directory when it was opened; for messages only.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens a path as it is; links that are followed stay inside.
+    /// Opens a path as it is. Symbolic links that are followed stay inside the storage.
     fn open_inside(&self, path: &Path, flags: OFlags, mode: Mode) -> Result<OwnedFd, StorageError> {
         let resolve = match self.links {
             PathLinks::Followed => LINKS_INSIDE,
@@ -113,8 +115,8 @@ impl Root {
         })
     }
 
-    /// Holds a directory or regular file that is to be mounted, and says whether it is a directory. No link is followed,
-    /// whoever asks. With `make`, a directory is made where nothing is.
+    /// Opens a handle (`O_PATH`) to a directory or regular file that is to be mounted, and reports whether it
+    /// is a directory. Symbolic links are never followed. With `make`, a missing directory is created.
     pub fn hold_source(&self, path: &Path, make: bool) -> Result<(OwnedFd, bool), StorageError> {
         let path = normal(path)?;
         let root = self.with_links(PathLinks::Refused);
@@ -132,7 +134,7 @@ impl Root {
         }
     }
 
-    /// Holds a path that exists, without opening what is there.
+    /// Opens a handle (`O_PATH`) to an existing path, without opening the file itself.
     pub(super) fn hold(&self, path: &Path) -> Result<(OwnedFd, Stat), StorageError> {
         let held = self.open_inside(path, OFlags::PATH, Mode::empty())?;
         let stat = beneath::stat(&held).map_err(|errno| StorageError::at(path, errno))?;
@@ -140,7 +142,7 @@ impl Root {
     }
 }
 
-/// A path below a root, as written in requests: `/a//./b` is `a/b`; empty is the root.
+/// Normalizes a path below a root as written in a request: `/a//./b` becomes `a/b`; empty is the root.
 pub(super) fn normal(path: &Path) -> Result<PathBuf, StorageError> {
     let mut normal = PathBuf::new();
     for component in path.components() {

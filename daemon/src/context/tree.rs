@@ -1,13 +1,13 @@
-//! The files of a build as one tree: layers under their mount targets, the deeper target wins.
+//! The files of a build as one tree: layers mounted at targets, where the deeper target wins.
 //!
 //! ```text
-//! Tree (mounts) -- scan(context path) --> Snapshot (entries with stat) -- open(index) --> content
-//!       '-- resolve(path) --> what is there, links followed inside the tree
+//! ContextTree (mounts) -- scan(context path) --> TreeSnapshot (entries with stat) -- open(index) --> content
+//!       '-- resolve(path) --> entry, symbolic links followed inside the tree
 //! ```
 //!
-//! A mount hides what a shallower one has at its target. A target under a missing parent, or under
-//! something that is no directory, gets parents of mode 0755 and time 0 that hold only what is
-//! mounted below them. Links are entries like any other: a scan never follows one.
+//! A mount hides what a shallower mount has at its target. If the parent of a target is missing or not a
+//! directory, the tree has a synthetic parent directory with mode 0755 and time 0, which contains only the
+//! mounts below it. Symbolic links are entries like any other: a scan never follows one.
 
 mod again;
 mod bounds;
@@ -44,13 +44,13 @@ pub use stored::StoredLayer;
 
 pub(super) use entries::path_order;
 
-/// A layer and where it appears.
+/// A layer and its mount target.
 pub struct Mounted {
     pub target: MountTarget,
     pub layer: Layer,
 }
 
-/// One source of files.
+/// A source of files that is mounted in a [`ContextTree`].
 pub enum Layer {
     Directory(DirectoryLayer),
     Image(ImageLayer),
@@ -58,28 +58,28 @@ pub enum Layer {
     Empty,
 }
 
-/// Cheap to clone.
+/// The union of the mounted layers of a build. Cheap to clone.
 #[derive(Clone)]
 pub struct Tree {
     mounts: Arc<[Mounted]>,
 }
 
-/// What a layer has at a path.
+/// An entry of a layer, without its path.
 #[derive(Clone, Debug)]
 struct Found {
     kind: EntryKind,
     mode: u32,
     size: u64,
     mtime: i64,
-    /// Names of the same file; 1 where nobody knows.
+    /// Number of hard links; 1 where it is unknown.
     links: u32,
     origin: Origin,
 }
 
-/// Where content comes from, and by what it is known again.
+/// Source of an entry's content; also identifies the entry within one scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
-    /// Made by the union itself.
+    /// A synthetic directory, which no layer contains.
     Made,
     Disk {
         mount: u32,
@@ -91,7 +91,7 @@ enum Origin {
         mount: u32,
         node: u32,
     },
-    /// Entry of a tree that was sent as a pack.
+    /// Entry of a pack that was uploaded by content.
     Stored {
         mount: u32,
         entry: u32,
@@ -103,13 +103,13 @@ struct Child {
     found: Found,
 }
 
-/// What a directory holds.
+/// The content of one directory.
 #[derive(Default)]
 struct Children {
     children: Vec<Child>,
-    /// Of the directory itself.
+    /// Extended attributes of the directory itself.
     xattrs: Vec<Xattr>,
-    /// Itself, where it is one on disk.
+    /// The open directory, if it is on disk.
     directory: Option<Arc<OwnedFd>>,
 }
 
@@ -120,7 +120,7 @@ impl Found {
 }
 
 impl Tree {
-    /// Unites layers; targets must be distinct.
+    /// Builds a tree from layers; the targets must be distinct.
     pub fn new(mut mounts: Vec<Mounted>) -> Result<Self, ContextError> {
         mounts.sort_by(|a, b| a.target.cmp(&b.target));
         if let Some(pair) = mounts.windows(2).find(|pair| pair[0].target == pair[1].target) {
@@ -129,8 +129,8 @@ impl Tree {
         Ok(Self { mounts: mounts.into() })
     }
 
-    /// The deepest mount at or above `path`, an absolute path without `/` at its start, and the
-    /// path as that layer sees it.
+    /// Returns the deepest mount at or above `path`, an absolute path without the leading `/`, and the path
+    /// relative to that mount.
     fn covering<'p>(&self, path: &'p [u8]) -> Option<(u32, &'p [u8])> {
         let covers = |(index, mounted): (usize, &Mounted)| {
             let below = below(bare(&mounted.target), path)?;
@@ -143,7 +143,7 @@ impl Tree {
         &self.mounts[mount as usize].layer
     }
 
-    /// The targets strictly below `path`.
+    /// Returns the mounts with targets strictly below `path`.
     fn mounts_below(&self, path: &[u8]) -> Vec<u32> {
         let indices = 0u32..;
         let strictly =
@@ -156,12 +156,12 @@ impl Tree {
     }
 }
 
-/// A target without the `/` at its start; empty is the root.
+/// Returns a target without the leading `/`; empty is the root.
 fn bare(target: &MountTarget) -> &[u8] {
     &target.as_str().as_bytes()[1..]
 }
 
-/// `path` seen from `top`: empty when they are the same, none when it is not at or below.
+/// Returns `path` relative to `top`: empty when they are equal, `None` when `path` is not at or below `top`.
 fn below<'p>(top: &[u8], path: &'p [u8]) -> Option<&'p [u8]> {
     if top.is_empty() {
         return Some(path);
@@ -170,7 +170,7 @@ fn below<'p>(top: &[u8], path: &'p [u8]) -> Option<&'p [u8]> {
     if rest.is_empty() { Some(rest) } else { rest.strip_prefix(b"/") }
 }
 
-/// `directory` and `name` with a `/` between, which an empty side makes needless.
+/// Joins `directory` and `name` with a `/`, which is omitted if one of them is empty.
 fn joined(directory: &[u8], name: &[u8]) -> Vec<u8> {
     let slash: &[u8] = if directory.is_empty() || name.is_empty() { b"" } else { b"/" };
     [directory, slash, name].concat()

@@ -1,21 +1,23 @@
-//! A union file system: a [`Tree`] below that is only read, and a directory above that takes every change.
+//! A union file system: a [`ContextTree`] as the read-only lower tree, and an upper directory that receives
+//! every change.
 //!
 //! ```text
-//! fuse (a shell) --> Union: nodes, open files --> Tree    (lower: mounts of rooms, projects, images)
-//!                                            '--> Upper   (a directory of the daemon's own)
+//! fuse (kernel interface) --> OverlayFs: nodes, open files --> ContextTree (lower: the mounted layers)
+//!                                                         '--> UpperLayer  (a directory of the daemon)
 //! ```
 //!
-//! Nothing here knows of FUSE: operations take inode numbers and names, as any kernel would ask, and
-//! fail with an errno. Without an upper the union is read-only, and everything that changes is EROFS.
+//! This module does not depend on FUSE: operations take inode numbers and names, as any kernel interface
+//! would, and fail with an errno. Without an upper layer the file system is read-only, and every change fails
+//! with EROFS.
 //!
-//! What is looked up becomes a [node](nodes), which keeps its number as long as the kernel knows it,
-//! whether the file moves up, is renamed, or loses its last name while it is open. The upper is the
-//! whole truth on disk ([`upper`] has the format): each operation becomes visible in it by one rename,
-//! link or unlink, so that a daemon killed at any point leaves the tree as it was before the operation
-//! or as it is after, and the same upper opened again shows the same tree.
+//! A lookup creates a [node](nodes), which keeps its inode number as long as the kernel knows it, even when
+//! the file is copied up, renamed, or loses its last name while it is open. The upper directory contains the
+//! complete persistent state ([`upper`] has the format). Each operation becomes visible in it by one rename,
+//! link or unlink: a daemon killed at any point leaves the tree as it was before or after the operation, and
+//! opening the same upper directory again shows the same tree.
 //!
-//! Locks, in this order: `names` (held for writing while names change), `nodes` and `open` (for moments).
-//! Content is copied up with no lock held.
+//! Lock order: `names_lock` (write-locked while names change), then `nodes` and `open_handles` (held briefly).
+//! Content is copied up without any lock.
 
 mod change;
 mod changes;
@@ -49,17 +51,17 @@ pub(super) use upper::user_xattrs;
 
 pub type Result<T> = std::result::Result<T, Errno>;
 
-/// Longest name of a file.
+/// Maximum length in bytes of a file name.
 pub const MAX_NAME: usize = 255;
 
-/// A file, as a look-up finds it.
+/// A file, as returned by a lookup.
 #[derive(Clone, Copy, Debug)]
 pub struct Found {
     pub inode: u64,
     pub attr: Attr,
 }
 
-/// Who makes a file, and its permission bits.
+/// Owner and permission bits of a new file.
 #[derive(Clone, Copy, Debug)]
 pub struct Maker {
     pub uid: u32,
@@ -67,7 +69,7 @@ pub struct Maker {
     pub mode: u32,
 }
 
-/// What is to be changed of a file.
+/// Attributes to change; `None` leaves an attribute as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Change {
     pub mode: Option<u32>,
@@ -78,13 +80,14 @@ pub struct Change {
     pub modified: Option<NewTime>,
 }
 
+/// A new access or modification time.
 #[derive(Clone, Copy, Debug)]
 pub enum NewTime {
     Now,
     At(Time),
 }
 
-/// How a rename treats what has the new name.
+/// Treatment of an existing file at the destination of a rename.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RenameMode {
     Replace,
@@ -92,6 +95,7 @@ pub enum RenameMode {
     Exchange,
 }
 
+/// The union file system.
 pub struct Union {
     lower: Tree,
     upper: Option<Upper>,
@@ -99,15 +103,15 @@ pub struct Union {
     nodes: Mutex<Nodes>,
     open: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
-    /// Counts changes of names: a listing that is older than the last one is looked through again.
+    /// Counts changes of names: a directory listing that is older than the last change is rebuilt.
     version: AtomicU64,
-    /// What a test does when content has been copied up and the copy is in no place yet.
+    /// Called by tests when content has been copied up and the copy is not yet in its place.
     #[cfg(test)]
     after_copy: Mutex<Option<Box<dyn FnMut() + Send>>>,
 }
 
 impl Union {
-    /// Shows what `lower` has at `top`, a path without `/` at its start.
+    /// Creates a file system that shows the lower tree at `top`, a path without a leading `/`.
     pub fn new(lower: Tree, top: &[u8], upper: Option<Upper>) -> Result<Self> {
         let seen = lower.look(top)?.ok_or(Errno::NOENT)?;
         if let Some(upper) = &upper {
@@ -131,12 +135,12 @@ impl Union {
         self.upper.is_none()
     }
 
-    /// Whether nobody but this union can change what it shows.
+    /// Reports whether only this file system can change what it shows.
     pub fn is_constant(&self) -> bool {
         self.lower.is_constant()
     }
 
-    /// How many inodes are known; bounded by what the kernel keeps, and their parents.
+    /// Number of known inodes; limited by what the kernel keeps, and their parents.
     pub fn known(&self) -> usize {
         self.nodes().len()
     }
@@ -150,8 +154,8 @@ impl Union {
         self.version.load(Ordering::Acquire)
     }
 
-    // A panic while a lock is held leaves the disk as consistent as a kill would, and memory behind by
-    // one operation at most: going on is better than a file system that answers nothing.
+    // A panic while a lock is held leaves the disk as consistent as a kill would, and memory behind by one
+    // operation at most. Continuing is better than a file system that answers nothing.
 
     fn nodes(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock()
@@ -172,7 +176,7 @@ impl Union {
     }
 }
 
-/// A name that a file can have.
+/// Checks that a file can have this name.
 fn checked(name: &[u8]) -> Result<&[u8]> {
     match name {
         b"" | b"." | b".." => Err(Errno::INVAL),

@@ -1,12 +1,12 @@
-//! Names for versions of trees, which BuildKit knows them by.
+//! Session ids: names for versions of trees, by which BuildKit knows them.
 //!
-//! A name is made of what it stands for (lineage, digest, times) and a secret of this state directory:
-//! the same tree has the same name after any restart, and nobody else can make a session of that name.
-//! A name that may stand for more than one tree is *retired*; the same tree then gets another one.
+//! An id is a keyed hash of what it identifies (lineage, digest, times). The key is a secret of this state
+//! directory: the same tree has the same id after a restart, and nobody else can create a session with that
+//! id. An id that may stand for more than one tree is *retired*; the same tree then gets another id.
 //!
 //! ```text
 //! context/session.key   32 random bytes, mode 0600
-//! context/retired       names in hexadecimal, one a line, the oldest first
+//! context/retired       ids in hexadecimal, one per line, the oldest first
 //! ```
 
 use std::collections::HashSet;
@@ -17,9 +17,10 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
-/// Retired names that are remembered. Beyond that the secret is replaced, which retires all there are.
+/// Maximum number of retired ids. Beyond it the secret is replaced, which retires all ids at once.
 const MOST_RETIRED: usize = 10_000;
 
+/// Derives session ids and records the retired ones.
 pub struct Versions {
     directory: PathBuf,
     state: Mutex<State>,
@@ -31,7 +32,7 @@ struct State {
 }
 
 impl Versions {
-    /// Opens what is kept in a directory, or begins it.
+    /// Opens the secret and the retired ids of a directory, and creates the secret if there is none.
     pub fn open(directory: &Path) -> io::Result<Self> {
         let secret = read_secret(&directory.join("session.key"))?;
         let retired = match fs::read_to_string(directory.join("retired")) {
@@ -47,7 +48,7 @@ impl Versions {
         Ok(versions)
     }
 
-    /// The name of what the parts tell apart.
+    /// Returns the id for a list of parts: equal parts give equal ids until the id is retired.
     pub fn name(&self, parts: &[&[u8]]) -> String {
         let state = self.state.lock();
         let mut round = 0u64;
@@ -65,7 +66,7 @@ impl Versions {
         }
     }
 
-    /// Lets a name stand for nothing any more. Durable when this returns.
+    /// Retires an id: it is never derived again. Durable when this returns.
     pub fn retire(&self, name: &str) -> io::Result<()> {
         let mut state = self.state.lock();
         if state.retired.len() >= MOST_RETIRED {
@@ -79,7 +80,7 @@ impl Versions {
         Ok(())
     }
 
-    /// Another secret: all names of the old one are gone.
+    /// Replaces the secret, which makes all earlier ids unreachable.
     fn renew(&self, state: &mut State) -> io::Result<()> {
         state.secret = rand::random();
         state.retired.clear();
@@ -95,7 +96,8 @@ impl Versions {
     }
 }
 
-/// None when there is no secret, or none that can be used: another one makes every tree new, no more.
+/// Returns `None` when there is no secret or a damaged one: with another secret every tree is new to
+/// BuildKit, which only costs one full transfer.
 fn read_secret(path: &Path) -> io::Result<Option<[u8; 32]>> {
     let mut file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -105,7 +107,7 @@ fn read_secret(path: &Path) -> io::Result<Option<[u8; 32]>> {
     match file.read_exact(&mut secret) {
         Ok(()) => Ok(Some(secret)),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            tracing::warn!(path = %path.display(), "the key of context sessions was damaged and is made anew");
+            tracing::warn!(path = %path.display(), "the context session key is damaged and was replaced");
             Ok(None)
         }
         Err(error) => Err(error),

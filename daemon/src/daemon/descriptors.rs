@@ -1,4 +1,5 @@
-//! Open files: how many connections they allow, so that the daemon's own work and the unix socket always have some.
+//! Division of the open file limit among connections, so that the daemon's own work and the unix socket always have
+//! some.
 
 use std::time::Duration;
 
@@ -7,14 +8,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::config::Connections as Wanted;
 use crate::connections::ConnectionLimits;
 
-/// More are not asked for: children inherit the limit, and some programs walk through all numbers below it.
+/// Maximum limit that is requested: children inherit it, and some programs iterate over all descriptor numbers below
+/// it.
 const ENOUGH: u64 = 65_536;
-/// For the database, content, uploads, builds and children; never more than a quarter of all.
+/// File descriptors for the database, content, uploads, builds and children; never more than a quarter of the limit.
 const OWN: usize = 4096;
-/// Those that have not sent a request yet are closed after this long.
+/// Time after which a connection that has not sent a request yet is closed.
 const UNKNOWN: Duration = Duration::from_secs(15);
 
-/// Places for connections, by listener.
+/// Connection limits by listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Places {
     pub(super) api: ConnectionLimits,
@@ -22,7 +24,7 @@ pub(super) struct Places {
     pub(super) ingress: ConnectionLimits,
 }
 
-/// Raises the limit of open files as far as it is needed and may be, and divides them.
+/// Raises the limit of open files as far as needed and permitted, and divides it.
 pub(super) fn divide(wanted: &Wanted) -> Places {
     let open_files = raise();
     let places = places(wanted, open_files);
@@ -46,7 +48,7 @@ fn raise() -> usize {
     let open_files = match raised {
         Ok(()) => wanted,
         Err(error) => {
-            tracing::warn!(%error, "the limit of open files stays at {soft}");
+            tracing::warn!(%error, "failed to raise the limit of open files; it stays at {soft}");
             soft
         }
     };
@@ -57,7 +59,7 @@ fn places(wanted: &Wanted, open_files: usize) -> Places {
     let own = OWN.min(open_files / 4);
     let socket = wanted.socket.min(open_files / 8);
     let left = open_files.saturating_sub(own + socket);
-    // A connection of the ingress has another one to an instance.
+    // Each ingress connection needs a second one to an instance.
     let needed = wanted.api.saturating_add(wanted.ingress.saturating_mul(2)).max(1);
     let scaled = |count: usize| match needed > left {
         true => (count as u128 * left as u128 / needed as u128).max(1) as usize,

@@ -1,4 +1,5 @@
-//! What the ledger of uploads says, compared with what is there: services and sweeps remove things without a word.
+//! Reconciliation of the upload ledger with the stored content: services and sweeps remove content without updating the
+//! ledger.
 
 use std::io;
 use std::path::Path;
@@ -26,12 +27,12 @@ impl KeptFiles {
             })
         });
         if let Err(error) = compared.await.map_err(io::Error::other).flatten() {
-            tracing::warn!(%error, "what callers hold was not compared; the next pass tries again");
+            tracing::warn!(%error, "failed to compare the upload ledger with stored content; the next pass retries");
         }
     }
 }
 
-/// Bytes of a file, as long as it is one.
+/// Returns the size of a file in bytes, or `None` if there is no such regular file.
 fn size(root: &Root, path: &Path) -> io::Result<Option<u64>> {
     use StorageError::{IsLink, NotADirectory, NotAFile, NotFound};
     match root.hold_source(path, false) {

@@ -1,4 +1,4 @@
-//! The ports and the socket: bound at the start, served later, told in `addresses.json`.
+//! TCP ports and unix socket: bound at start, served later, published in `addresses.json`.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,7 +19,7 @@ use crate::task;
 
 const ADDRESSES: &str = "addresses.json";
 
-/// Where the daemon is reached.
+/// Addresses of the daemon.
 #[derive(Clone, Debug, Serialize)]
 pub struct Addresses {
     pub listen: SocketAddr,
@@ -27,8 +27,8 @@ pub struct Addresses {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress_tls: Option<SocketAddr>,
     pub socket: PathBuf,
-    /// Where BuildKit on this machine reaches the registry: always loopback, which it takes for
-    /// plain HTTP without being told.
+    /// Address of the registry for BuildKit on this machine: always loopback, for which BuildKit uses plain HTTP
+    /// without configuration.
     #[serde(skip)]
     pub registry: SocketAddr,
 }
@@ -41,7 +41,7 @@ pub(super) struct Listeners {
     ingress_tls: Option<TcpListener>,
 }
 
-/// The port of the API for services, where the daemon's own may be any.
+/// Port of the API for services, if the daemon's own port may vary.
 const SERVICE_PORT: u16 = 4327;
 
 impl Listeners {
@@ -75,8 +75,8 @@ impl Listeners {
         Ok(Self { addresses, tcp, unix, ingress, ingress_tls })
     }
 
-    /// Makes the API reachable on an address of the network of services. Its port is the same at each start, where
-    /// that can be: services that run know it.
+    /// Makes the API reachable on an address of the service network. Its port stays the same across restarts if
+    /// possible, because running services know it.
     pub(super) async fn listen_for_services(&mut self, address: Ipv4Addr) -> Result<SocketAddr> {
         let listen = self.addresses.listen;
         if listen.ip().is_unspecified() {
@@ -87,7 +87,7 @@ impl Listeners {
             Err(error) => {
                 tracing::warn!(
                     error = format!("{error:#}"),
-                    "services get another port of this daemon; those that run know the old one until they are restarted"
+                    "services get another port of this daemon; running ones use the old port until they are restarted"
                 );
                 bind_tcp((address, 0).into()).await?
             }
@@ -97,7 +97,7 @@ impl Listeners {
         Ok(bound)
     }
 
-    /// Serves the API on TCP as `app` says, on the unix socket with `places` of its own, and the ingress.
+    /// Serves the API on TCP according to `app`, on the unix socket with the connection pool `places`, and the ingress.
     pub(super) fn serve(
         self,
         app: &Served,
@@ -124,7 +124,7 @@ impl Listeners {
 }
 
 impl Addresses {
-    /// Appears complete or not at all: whoever waits for it may read it at once.
+    /// Writes the file atomically, so that a process that waits for it can read it as soon as it appears.
     pub(super) fn write(&self, state: &Path) -> Result<()> {
         let draft = state.join("addresses.json.new");
         fs::write(&draft, serde_json::to_vec(self)?)?;
@@ -141,7 +141,7 @@ pub(super) fn forget_addresses(state: &Path) -> Result<()> {
 
 pub(super) fn remove_socket(path: &Path) {
     if let Err(error) = fs::remove_file(path) {
-        tracing::warn!(%error, socket = %path.display(), "the socket was not removed; the next start does");
+        tracing::warn!(%error, socket = %path.display(), "failed to remove the socket; the next start removes it");
     }
 }
 
@@ -149,7 +149,7 @@ async fn bind_tcp(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))
 }
 
-/// A socket that a killed daemon left is replaced; one that answers is not.
+/// Binds the unix socket. A socket that a killed daemon left is replaced; one that answers is not.
 async fn bind_unix(path: &Path) -> Result<UnixListener> {
     let shown = || format!("socket {}", path.display());
     if let Some(directory) = path.parent() {
@@ -162,7 +162,8 @@ async fn bind_unix(path: &Path) -> Result<UnixListener> {
         fs::remove_file(path).with_context(shown)?;
     }
     let listener = UnixListener::bind(path).with_context(shown)?;
-    // Anyone may knock: the kernel tells who it is, and everybody but root and our own user needs a token.
+    // Everyone may connect: the kernel reports the peer's user, and everybody but root and the daemon's user needs a
+    // token.
     fs::set_permissions(path, fs::Permissions::from_mode(0o666)).with_context(shown)?;
     Ok(listener)
 }

@@ -1,6 +1,6 @@
-//! Whether work moves: the shared blocking threads and the database are asked now and then, within a limit.
+//! Liveness of shared resources: a probe of the blocking threads and the database, with a time limit.
 //!
-//! A daemon whose threads all wait answers every probe that needs none of them; this one needs both.
+//! A daemon whose threads are all blocked still answers probes that need none of them; this probe needs both.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::store::Store;
 use crate::task;
 
 const PAUSE: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(2) };
-/// Longer than any honest work takes a thread, or the lock of the database.
+/// Longer than any legitimate work occupies a thread, or the lock of the database.
 const LIMIT: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(15) };
 
-/// Why work does not move, as it was found last.
+/// Result of the last probe; the error says why work is stuck.
 pub(super) type Pulse = watch::Receiver<Result<(), String>>;
 
 pub(super) fn component(pulse: &Pulse) -> Component {
@@ -23,7 +23,7 @@ pub(super) fn component(pulse: &Pulse) -> Component {
     Component { name: "work", ready: state.is_ok(), detail: state.err().unwrap_or_default() }
 }
 
-/// Asks until nobody wants to know any more.
+/// Probes periodically until nobody watches the result.
 pub(super) fn watch(store: Store) -> Pulse {
     let (send, pulse) = watch::channel(Ok(()));
     task::spawn("pulse", async move {
@@ -32,11 +32,10 @@ pub(super) fn watch(store: Store) -> Pulse {
             let state = match tokio::time::timeout(LIMIT, asked.as_mut()).await {
                 Ok(state) => state,
                 Err(_) => {
-                    let stuck =
-                        format!("work does not move: the state was not read within {} s", LIMIT.as_secs());
+                    let stuck = format!("work is stuck: the state was not read within {} s", LIMIT.as_secs());
                     tracing::error!("{stuck}");
                     tell(&send, Err(stuck));
-                    // One question waits, not one more with each pause.
+                    // One pending probe waits; further ones are not started.
                     asked.await
                 }
             };
@@ -47,7 +46,7 @@ pub(super) fn watch(store: Store) -> Pulse {
     pulse
 }
 
-/// On a blocking thread, behind all that wait for the database.
+/// Runs a query on a blocking thread, after everything that already waits for the database.
 async fn ask(store: &Store) -> Result<(), String> {
     let read = store.transaction(|transaction| {
         Ok(transaction.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get::<_, i64>(0))?)
@@ -87,7 +86,7 @@ mod tests {
         });
         let limit = Duration::from_secs(30);
         tokio::time::timeout(limit, pulse.wait_for(Result::is_err)).await.unwrap().unwrap();
-        assert!(component(&pulse).detail.contains("does not move"));
+        assert!(component(&pulse).detail.contains("work is stuck"));
         drop(end);
         tokio::time::timeout(limit, pulse.wait_for(Result::is_ok)).await.unwrap().unwrap();
         stuck.await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! Everything that one port serves: gRPC, `/v2/`, health and metrics.
+//! Router of the API: gRPC, `/v2/`, health and metrics.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub(super) struct Parts {
     pub builds: build::Handle,
     pub deploys: deploy::Handle,
     pub secrets: Secrets,
-    /// Where services are reached.
+    /// Address at which services are reached.
     pub entrance: Entrance,
     pub contexts: build::RoomContexts,
     pub mounts: Mounts,
@@ -59,9 +59,9 @@ pub(super) struct Parts {
     pub readiness: Readiness,
     pub builders: BuilderList,
     pub metrics: PrometheusHandle,
-    /// What builders get of downloads.
+    /// Downloads that builders fetch.
     pub downloads: Router,
-    /// `/v2/`.
+    /// Registry API, `/v2/`.
     pub registry: Router,
     pub room: String,
     pub rooms: RoomRegistries,
@@ -71,7 +71,7 @@ pub(super) struct Parts {
     pub state_dir: PathBuf,
 }
 
-/// The names that `grpc.health.v1` is asked for; the empty one is the daemon as a whole.
+/// Service names of `grpc.health.v1`; the empty one is the whole daemon.
 const SERVICES: [&str; 9] = [
     "",
     "hearth.v1.Builds",
@@ -166,7 +166,7 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
     Ok((public.merge(private).fallback(http::unknown_path).layer(CatchPanicLayer::new()), reporter))
 }
 
-/// Keeps `grpc.health.v1` at the truth that `/readyz` tells.
+/// Keeps the status of `grpc.health.v1` equal to `/readyz`.
 pub(super) async fn health_loop(reporter: HealthReporter, readiness: Readiness, mut changes: Changes) {
     loop {
         let ready = readiness().iter().all(|component| component.ready);
@@ -178,7 +178,7 @@ pub(super) async fn health_loop(reporter: HealthReporter, readiness: Readiness, 
     }
 }
 
-/// What readiness is read from.
+/// Sources of readiness changes.
 pub(super) struct Changes {
     pub buildkit: watch::Receiver<Status>,
     pub containerd: watch::Receiver<Status>,
@@ -199,7 +199,7 @@ impl Changes {
     }
 }
 
-/// One that has ended does not change any more.
+/// Waits for a change; a channel whose sender is gone never changes again.
 async fn change<T>(of: &mut watch::Receiver<T>) {
     if of.changed().await.is_err() {
         std::future::pending::<()>().await;

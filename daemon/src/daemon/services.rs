@@ -1,7 +1,7 @@
-//! What services of the room run on: the network, containerd, the ingress; and deploys, which drive them.
+//! Runtime environment of services: the network, containerd, the ingress; and the deploy service, which drives them.
 //!
-//! Services outlive the daemon. Its end leaves instances and their network as they are, and its next start takes them
-//! back; only a daemon that runs none takes its link and its table along.
+//! Services outlive the daemon. Its shutdown leaves instances and their network in place, and the next start adopts
+//! them; only a daemon without instances removes its link and its nft table.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,21 +26,22 @@ use crate::store::Store;
 use crate::supervise::watched::Status;
 use crate::{supervise, task};
 
-/// For each step of the network's end.
+/// Time limit for each step of the shutdown.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
-/// A daemon without a network builds as any other; what is missing is said by `/readyz` and to who deploys.
+/// Opens the service network. Without a network the daemon still builds; `/readyz` and refused deploys report what is
+/// missing.
 pub(super) async fn open_network(config: &Config) -> Result<RoomNetwork, NetworkError> {
     let mut options = network::Options::new(config.state_dir.clone());
     options.subnet = config.services.subnet;
     let opened = RoomNetwork::open(options).await;
     if let Err(error) = &opened {
-        tracing::error!(%error, "services cannot be run");
+        tracing::error!(%error, "service network is unavailable; services cannot run");
     }
     opened
 }
 
-/// The configured containerd, or our own under supervision.
+/// Connects to the configured containerd, or starts a managed one.
 pub(super) fn start_containerd(
     config: &Config,
     blobs: Arc<dyn Blobs>,
@@ -70,7 +71,7 @@ pub(super) fn start_containerd(
     Ok((connected, Some(child)))
 }
 
-/// Over TLS where it serves that.
+/// Returns the address of the ingress for clients: the TLS port if there is one.
 pub(super) fn entrance(addresses: &Addresses) -> Entrance {
     let tls = addresses.ingress_tls;
     Entrance { tls: tls.is_some(), port: tls.unwrap_or(addresses.ingress).port() }
@@ -81,7 +82,7 @@ pub(super) fn ingress_options(config: &Config, connections: ConnectionLimits) ->
     ingress::Options { trusted_proxies, connections, ..ingress::Options::default() }
 }
 
-/// What the ingress shows over TLS, where it serves that.
+/// Loads the TLS certificates of the ingress, if it serves TLS.
 pub(super) async fn open_tls(config: &Config) -> Result<Option<Arc<Tls>>> {
     if config.ingress_tls.is_none() {
         return Ok(None);
@@ -94,16 +95,16 @@ pub(super) async fn open_tls(config: &Config) -> Result<Option<Arc<Tls>>> {
     Ok(Some(Arc::new(tls)))
 }
 
-/// Brings what an earlier version left to where images of other registries lie.
+/// Moves the service images of an earlier version to the cached images of other registries.
 pub(super) async fn relocate_images(store: &Store) -> Result<()> {
     let moved = store.relocate_service_images().await.context("images of services")?;
     if moved > 0 {
-        tracing::info!(moved, "images of other registries that services run were moved to the cached images");
+        tracing::info!(moved, "moved service images of other registries to the cached images");
     }
     Ok(())
 }
 
-/// Deploys, and what they run on.
+/// Deploy service and its runtime environment.
 pub(super) struct Services {
     deploys: deploy::Service,
     network: Result<RoomNetwork, NetworkError>,
@@ -112,7 +113,7 @@ pub(super) struct Services {
     mounts: InstanceMounts,
 }
 
-/// Where services reach this daemon, and nothing else of the machine. Without that they are not run.
+/// Makes this daemon, and nothing else of the machine, reachable by services. If that fails, services do not run.
 pub(super) async fn reachable(
     network: Result<RoomNetwork, NetworkError>,
     listeners: &mut Listeners,
@@ -126,13 +127,13 @@ pub(super) async fn reachable(
     match reached.await {
         Ok(address) => (network, format!("http://{address}")),
         Err(error) => {
-            tracing::error!(%error, "services cannot be run");
+            tracing::error!(%error, "API is unreachable for services; services cannot run");
             (Err(error), String::new())
         }
     }
 }
 
-/// The network as deploys see it.
+/// Returns the network as the port of the deploy service.
 pub(super) fn port_of(network: &Result<RoomNetwork, NetworkError>) -> Arc<dyn Network> {
     match network {
         Ok(network) => Arc::new(network.clone()),
@@ -160,7 +161,7 @@ impl Services {
         self.deploys.handle()
     }
 
-    /// Reads how everything that services need is at this moment.
+    /// Returns a function that reads the current status of the components that services need.
     pub(super) fn components(&self) -> impl Fn() -> Vec<Component> + Send + Sync + use<> {
         let (containerd, deploys) = (self.containerd(), self.handle().ready());
         move || {
@@ -180,7 +181,7 @@ impl Services {
         self.handle().drain(DRAIN_GRACE).await;
     }
 
-    /// Instances run on; without any, nothing of ours stays in the kernel.
+    /// Shuts down. Instances keep running; if there are none, nothing of this daemon stays in the kernel.
     pub(super) async fn end(self) {
         let Self { deploys, network, containerd, child, mounts } = self;
         let left = tokio::time::timeout(CLOSE_LIMIT, containerd.list()).await;
@@ -188,7 +189,7 @@ impl Services {
         match (left, network) {
             (Ok(Ok(left)), network) if left.is_empty() => {
                 if let Err(error) = mounts.end().await {
-                    tracing::warn!(%error, "a mount of storage is left; the next start takes it back");
+                    tracing::warn!(%error, "failed to remove a storage mount; the next start cleans it up");
                 }
                 if let Ok(network) = network {
                     close(network).await;
@@ -196,11 +197,11 @@ impl Services {
             }
             (Ok(Ok(left)), _) => {
                 let ids: Vec<_> = left.iter().map(|one| one.label.instance.as_str()).collect();
-                tracing::info!(instances = ids.join(" "), "services run on");
+                tracing::info!(instances = ids.join(" "), "services keep running");
             }
             (left, _) => {
                 let error = left.map(|listed| listed.err().map(|error| error.to_string()));
-                tracing::warn!(?error, "it is not known whether services run on; their network stays");
+                tracing::warn!(?error, "failed to list running services; keeping their network");
             }
         }
         if let Some(child) = child {
@@ -212,8 +213,10 @@ impl Services {
 async fn close(network: RoomNetwork) {
     match tokio::time::timeout(CLOSE_LIMIT, network.close()).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "the network is left; the next start takes it back"),
-        Err(_) => tracing::warn!("the network is left: its end takes too long"),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "failed to remove the service network; the next start adopts it");
+        }
+        Err(_) => tracing::warn!("removal of the service network timed out; the next start adopts it"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The network of build steps, for a builder that is ours.
+//! Network of build steps, for managed builders.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::network::steps::{StepNetwork, StepNetworkOptions};
 
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Without it nothing is built, and `/readyz` says what is missing.
+/// Opens the network of steps. Without it nothing is built, and `/readyz` reports what is missing.
 pub(super) async fn open(config: &Config) -> Result<Result<StepNetwork, NetworkError>> {
     let plugin = std::env::current_exe().context("path of hearthd")?;
     let options = StepNetworkOptions {
@@ -20,18 +20,18 @@ pub(super) async fn open(config: &Config) -> Result<Result<StepNetwork, NetworkE
     };
     let opened = StepNetwork::open(options).await;
     if let Err(error) = &opened {
-        tracing::error!(%error, "steps of builds cannot have a network; nothing is built");
+        tracing::error!(%error, "step network is unavailable; builds cannot run");
     }
     Ok(opened)
 }
 
-/// After the end of all builders.
+/// Removes the network of steps; called after all builders have ended.
 pub(super) async fn close(network: StepNetwork) {
     match tokio::time::timeout(CLOSE_LIMIT, network.close()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            tracing::warn!(%error, "the network of steps is left; the next start takes it away");
+            tracing::warn!(%error, "failed to remove the step network; the next start removes it");
         }
-        Err(_) => tracing::warn!("the network of steps is left: its end takes too long"),
+        Err(_) => tracing::warn!("removal of the step network timed out; the next start removes it"),
     }
 }

@@ -1,5 +1,5 @@
-//! How long a service that ends waits for its next start: 100 ms, doubled with each end up to 30 s, and 100 ms again
-//! after an instance that was healthy for a minute.
+//! Pause before the next start of a service whose instances exit: 100 ms, doubled with each exit up to 30 s, and 100 ms
+//! again after an instance that was healthy for a minute.
 
 use std::time::Duration;
 
@@ -9,18 +9,19 @@ use super::plan::after;
 
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
-/// An instance that was healthy for so long has served.
+/// Healthy time after which an instance counts as having served, which resets the backoff.
 pub const HEALTHY_MINUTE: Duration = Duration::from_secs(60);
 
+/// Failure count of a revision, and the earliest time for its next start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backoff {
-    /// Ends and failed starts since an instance last served.
+    /// Number of exits and failed starts since an instance last served.
     pub failures: u32,
     pub not_before: Option<Timestamp>,
 }
 
 impl Backoff {
-    /// An instance ended, or could not be started.
+    /// Records an exit of an instance or a failed start.
     pub fn failed(&mut self, healthy_since: Option<Timestamp>, now: Timestamp) {
         if healthy_since.is_some_and(|since| now >= after(since, HEALTHY_MINUTE)) {
             self.failures = 0;

@@ -1,4 +1,4 @@
-//! What the daemon knows of one service beside what is stored: its instances, and what is under way.
+//! In-memory state of one service beside its stored record: its instances and the operations in progress.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -20,55 +20,57 @@ use crate::model::fault::Fault;
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{Exit, InstanceLabel, Revision, RevisionOutcome, Service};
 
-/// Probe results kept of an instance.
+/// Maximum number of probe results kept per instance.
 const KEPT_PROBES: usize = 10;
-/// Instances that are gone and not forgotten.
+/// Maximum number of recently removed instance ids kept per service.
 const KEPT_GONE: usize = 64;
-/// Revisions whose events can be told again.
+/// Maximum number of revisions whose deploy events are kept for replay.
 const KEPT_PROGRESS: usize = 3;
 
+/// In-memory entry of one service.
 pub(super) struct Entry {
     pub(super) id: ServiceId,
     /// Wakes the service's loop.
     pub(super) wake: Notify,
-    /// Fires when the service is forgotten.
+    /// Cancelled when the service has been removed.
     pub(super) gone: CancellationToken,
-    /// Held from the reading of the stored service to its writing.
+    /// Held from reading the stored service to writing it back.
     writing: tokio::sync::Mutex<()>,
-    /// Its loop has been started.
+    /// Set once the service's loop has been started.
     pub(super) running: AtomicBool,
     state: Mutex<EntryState>,
 }
 
+/// The mutable part of a [`ServiceEntry`], under its lock.
 pub(super) struct EntryState {
     pub(super) service: Service,
     pub(super) instances: BTreeMap<InstanceId, Known>,
     pub(super) routed: Option<InstanceId>,
-    /// How it went with the revisions and generations that shall run or serve.
+    /// Start attempts by revision and generation, for those that should run or serve.
     attempts: BTreeMap<(u32, u32), Attempts>,
     pub(super) last_exit: Option<Exit>,
-    /// Why the last start or instance was no success.
+    /// Reason why the last start or instance failed.
     pub(super) last_fault: Option<Fault>,
     pub(super) progress: BTreeMap<u32, Arc<Progress>>,
-    /// The steps of the last plan that had any: those who watch were told of them.
+    /// Actions of the last non-empty plan, which have been published to watchers.
     pub(super) last_told: Vec<Action>,
-    /// Instances that were taken away lately: a list that was made before may still have them.
+    /// Recently removed instances, which a listing that was requested earlier may still contain.
     pub(super) gone: VecDeque<InstanceId>,
-    /// How a removal stops instances.
+    /// Grace period with which the removal of the service stops its instances.
     pub(super) remove_grace: Duration,
 }
 
-/// The starts of one revision and generation, and the ends of its instances.
+/// Start attempts of one revision and generation, and the exits of its instances.
 #[derive(Default)]
 pub(super) struct Attempts {
     pub(super) backoff: Backoff,
-    /// The last start failed in a way that another will not mend.
+    /// Fault of the last start if another attempt would fail in the same way.
     pub(super) start_failed: Option<Fault>,
-    /// Instances that something else has ended.
+    /// Number of instances that were ended by an external cause.
     pub(super) outside_ends: u32,
 }
 
-/// An instance, as far as the daemon knows.
+/// An instance as the daemon tracks it.
 pub(super) struct Known {
     pub(super) label: InstanceLabel,
     pub(super) stage: InstanceStage,
@@ -76,7 +78,7 @@ pub(super) struct Known {
     pub(super) pid: Option<u32>,
     pub(super) exit: Option<Exit>,
     pub(super) probes: VecDeque<ProbeResult>,
-    /// Ends what watches it, or the start that is under way.
+    /// Cancels the health monitor, or the start in progress.
     pub(super) stop: CancellationToken,
 }
 
@@ -120,7 +122,8 @@ impl Entry {
         let progress = service.wanted().and_then(|revision| {
             let progress = match revision.outcome {
                 RevisionOutcome::Pending => Progress::new(revision.created_at),
-                // It may be in the middle of a restart: that ends when the traffic is led to it.
+                // The service may be in the middle of a restart, which completes when traffic is routed to the new
+                // instance.
                 RevisionOutcome::Live { .. } if revision.generation > 0 => Progress::of_earlier_restart(),
                 _ => return None,
             };
@@ -149,12 +152,12 @@ impl Entry {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, EntryState> {
-        // Nothing under this lock leaves the state half changed.
+        // No code under this lock leaves the state half changed.
         self.state.lock()
     }
 
-    /// Changes the stored service: durable when this returns, and unchanged after an error. `change` says whether
-    /// there is something to change.
+    /// Changes the stored service: durable on return, and unchanged after an error. `change` returns `None` if there is
+    /// nothing to change.
     pub(super) async fn change<T>(
         &self,
         store: &dyn ServiceStore,
@@ -193,12 +196,12 @@ impl EntryState {
         self.attempts.get(&key(revision?))
     }
 
-    /// How it went with the revision that shall run.
+    /// Returns the start attempts of the wanted revision.
     pub(super) fn attempts(&self) -> Option<&Attempts> {
         self.attempts_of(self.service.wanted())
     }
 
-    /// Where it is noted how it goes with an instance's revision and generation.
+    /// Returns the start attempts of an instance's revision and generation, and drops those that no longer matter.
     pub(super) fn attempts_mut(&mut self, label: &InstanceLabel) -> &mut Attempts {
         let of = (label.revision, label.generation);
         let kept = [self.service.wanted(), self.service.live_revision()].map(|revision| revision.map(key));
@@ -206,12 +209,12 @@ impl EntryState {
         self.attempts.entry(of).or_default()
     }
 
-    /// Whoever changes something wants to see it now.
+    /// Clears backoff and failed starts, so that a change by the user takes effect at once.
     pub(super) fn forget_attempts(&mut self) {
         self.attempts.clear();
     }
 
-    /// An instance is no more.
+    /// Forgets an instance that has been removed.
     pub(super) fn drop_instance(&mut self, id: &InstanceId) {
         self.instances.remove(id);
         if self.routed.as_ref() == Some(id) {
@@ -223,19 +226,20 @@ impl EntryState {
         self.gone.push_back(id.clone());
     }
 
-    /// Whether an instance is of the revision and generation that shall run.
+    /// Reports whether an instance belongs to the wanted revision and generation.
     pub(super) fn is_wanted(&self, label: &InstanceLabel) -> bool {
         self.service.wanted().is_some_and(|revision| key(revision) == (label.revision, label.generation))
     }
 
-    /// The same, or of the live revision, which serves until another that is wanted does.
+    /// Reports whether an instance belongs to the wanted or the live revision. The live revision serves until a newer
+    /// wanted one does.
     pub(super) fn shall_run(&self, label: &InstanceLabel) -> bool {
         let live = self.service.live_revision();
         self.is_wanted(label)
             || live.is_some_and(|revision| key(revision) == (label.revision, label.generation))
     }
 
-    /// An instance ended that should run, or a start failed.
+    /// Counts the exit of an instance that should run, or a failed start.
     pub(super) fn count_end(
         &mut self,
         label: &InstanceLabel,
@@ -247,7 +251,7 @@ impl EntryState {
         attempts.outside_ends += u32::from(outside);
     }
 
-    /// What is told of a revision from now on; whoever watched it before is told that it was superseded.
+    /// Starts a new event stream for a revision and ends the earlier ones as superseded.
     pub(super) fn begin_progress(&mut self, revision: u32) -> Arc<Progress> {
         let progress = Arc::new(Progress::new(Timestamp::now()));
         for (number, earlier) in &self.progress {

@@ -1,5 +1,5 @@
-//! The environment of an instance: what the user set, with tokens and secrets in their places, over what the daemon
-//! adds (see [`super`]).
+//! Environment of an instance: the variables that the user set, with tokens and secrets resolved, which override those
+//! that the daemon adds (see [`super`]).
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::model::secret::Secret;
 use crate::model::service::{EnvValue, InstanceLabel, Revision};
 
 impl Shared {
-    /// Made for one start: tokens are fresh, secrets as they are now.
+    /// Builds the environment for one start: tokens are freshly minted, secrets have their current values.
     pub(super) async fn environment(
         &self,
         label: &InstanceLabel,
@@ -33,8 +33,9 @@ impl Shared {
         Ok(env)
     }
 
-    /// The tokens and secrets for one more process of an instance: tokens are fresh, secrets as they are now. What
-    /// cannot be had is left out, since people look into instances that have trouble.
+    /// Returns the tokens and secrets for an additional process of an instance: tokens are freshly minted, secrets have
+    /// their current values. A variable that cannot be resolved is left out, since people look into instances that have
+    /// trouble.
     pub(super) async fn confidential(
         &self,
         label: &InstanceLabel,
@@ -46,7 +47,7 @@ impl Shared {
                 Ok(value) => drop(env.insert(variable.clone(), value)),
                 Err(fault) => {
                     let (service, error) = (&label.name, &fault.message);
-                    tracing::warn!(%service, error, "a process in a service goes without a variable");
+                    tracing::warn!(service.name = %service, variable, error, "failed to resolve a process variable");
                 }
             }
         }

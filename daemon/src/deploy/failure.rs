@@ -1,5 +1,5 @@
-//! Why an instance is no success, in the words of whoever has to mend it: the cause, the exit code, the last lines of
-//! the log, the last probes, and what to do next.
+//! Failure reports about instances, written for the person who has to fix the problem: the cause, the exit code, the
+//! last lines of the log, the last probes, and a suggestion.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -16,30 +16,31 @@ use crate::model::id::InstanceId;
 use crate::model::service::{Exit, ServiceSpec};
 use crate::task;
 
-/// Lines of the log in a report.
+/// Maximum number of log lines in a report.
 const TAIL: usize = 50;
-/// Characters of one of them.
+/// Maximum number of characters per log line.
 const MAX_LINE: usize = 2000;
-/// The log is waited for no longer.
+/// Time limit for reading the log.
 const LOG_LIMIT: Duration = Duration::from_secs(2);
-/// What a process wrote last comes to its log a moment after its end.
+/// Pause before the log is read: the last output of a process reaches its log shortly after the exit.
 const LOG_PAUSE: Duration = Duration::from_millis(100);
-/// Probes in a report.
+/// Maximum number of probes in a report.
 const SHOWN_PROBES: usize = 3;
 
-/// Why a start did not come to an instance.
+/// Reason why an instance was not started.
 pub(super) struct StartFault {
     pub(super) fault: Fault,
     pub(super) kind: StartFaultKind,
 }
 
+/// Prospects of another start after a failed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StartFaultKind {
-    /// The same start will fail again.
+    /// The same start fails again.
     Lasting,
-    /// Another start may succeed, and a few are tried.
+    /// Another start may succeed; a limited number is attempted.
     Passing,
-    /// A neighbour is away, and is waited for.
+    /// A dependency such as the runtime is unavailable; starts are retried until it is back.
     Away,
 }
 
@@ -87,7 +88,7 @@ impl From<RuntimeError> for StartFault {
     }
 }
 
-/// What to do about a process that could not be started, or a mount that could not be made.
+/// Adds a suggestion for a process that could not be started, or a mount that could not be created.
 fn hinted(fault: Fault) -> Fault {
     let hint = match fault.code.as_str() {
         "command_not_found" => {
@@ -133,7 +134,7 @@ impl From<MountFault> for StartFault {
     }
 }
 
-/// What is known of an instance that is no success.
+/// Facts about a failed instance.
 struct Findings {
     spec: ServiceSpec,
     exit: Option<Exit>,
@@ -142,14 +143,15 @@ struct Findings {
 }
 
 impl Shared {
-    /// The report about an instance that ended.
+    /// Returns the report about an instance that exited.
     pub(super) async fn report_end(&self, entry: &Entry, instance: &InstanceId) -> Fault {
         let findings = self.findings(entry, instance).await;
         let fault = findings.as_ref().map_or_else(gone, ended);
         self.complete(entry, instance, fault, findings).await
     }
 
-    /// The report about an instance that runs and is not healthy.
+    /// Returns the report about a running instance that is not healthy. `never` is set if it has not been healthy since
+    /// its start.
     pub(super) async fn report_unhealthy(&self, entry: &Entry, instance: &InstanceId, never: bool) -> Fault {
         let findings = self.findings(entry, instance).await;
         let fault = findings.as_ref().map_or_else(gone, |findings| unhealthy(findings, never));
@@ -208,7 +210,7 @@ impl Shared {
         match tokio::time::timeout(LOG_LIMIT, read).await {
             Ok(Ok(lines)) => lines,
             Ok(Err(error)) => {
-                tracing::warn!(%error, instance.id = %instance, "no lines of the log for a report");
+                tracing::warn!(%error, instance.id = %instance, "failed to read the log tail for a failure report");
                 Vec::new()
             }
             Err(_) => Vec::new(),
@@ -223,8 +225,7 @@ fn gone() -> Fault {
 fn ended(findings: &Findings) -> Fault {
     let fault = |code: &str, message: String| Fault::new(Stage::Deploy, code, message);
     let Some(exit) = findings.exit else {
-        return fault("instance_gone", "the instance was taken away by something else".to_owned())
-            .retryable();
+        return fault("instance_gone", "the instance was removed by something else".to_owned()).retryable();
     };
     if exit.out_of_memory {
         return match findings.spec.limits.memory_bytes {
@@ -238,9 +239,10 @@ fn ended(findings: &Findings) -> Fault {
         };
     }
     match exit.code {
-        None => {
-            fault("exit_unseen", "the app ended while the runtime was down, and nobody saw how".to_owned())
-        }
+        None => fault(
+            "exit_unseen",
+            "the app ended while the runtime was down; its exit code is unknown".to_owned(),
+        ),
         Some(0) => fault("exited", "the app ended with exit code 0 instead of serving".to_owned())
             .hint("let its command stay in the foreground"),
         Some(127) => {
@@ -286,7 +288,7 @@ fn unhealthy(findings: &Findings, never: bool) -> Fault {
     }
     let path = health.path.as_deref();
     if !never {
-        return fault("became_unhealthy", "the app answered well, and then did not any more".to_owned());
+        return fault("became_unhealthy", "the app was healthy, and then it was not any more".to_owned());
     }
     let message = format!("the app was not healthy within {} s", health.start_limit.as_secs());
     let fault = fault("never_healthy", message);
@@ -312,7 +314,7 @@ fn asked_port(spec: &ServiceSpec) -> Option<u16> {
     super::health::port_of(spec).map(|port| port.number)
 }
 
-/// In the unit that `--memory` takes.
+/// Formats a size in the units that `--memory` accepts.
 fn bytes(count: u64) -> String {
     match count {
         count if count % (1 << 30) == 0 => format!("{} GiB", count >> 30),

@@ -1,7 +1,7 @@
-//! The neighbours of deploys as one scripted world. It outlives the daemon, as the real one does.
+//! Scripted fake of everything that deploys depend on. It outlives the daemon, as the real dependencies do.
 //!
-//! Every call of a neighbour is a point at which the daemon can be made to die: before the call, or right after it
-//! has done its work.
+//! Every call to a dependency is a point at which the daemon can be made to die: before the call, or right after it has
+//! taken effect.
 
 mod exec;
 
@@ -35,7 +35,7 @@ use crate::model::service::{Exit, InstanceLabel, ResourceLimits, Service, Servic
 use crate::model::{Digest, MountSpec, MountTarget, Reference};
 use crate::task;
 
-/// What the app of an image does.
+/// Behaviour of an image's app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum App {
     /// Answers with this status.
@@ -43,12 +43,12 @@ pub enum App {
     /// Never listens.
     Silent,
     Exits(i32),
-    /// For want of memory.
+    /// Exits for lack of memory.
     Hungry,
     NotFound,
 }
 
-/// Of a caller who may do everything.
+/// Permissions of a caller who may do everything.
 pub struct AllPermits;
 
 impl crate::deploy::Permits for AllPermits {
@@ -65,9 +65,9 @@ impl crate::deploy::Permits for AllPermits {
 pub struct World {
     state: Mutex<WorldState>,
     changes: watch::Sender<u64>,
-    /// Calls of neighbours since the daemon was started.
+    /// Number of calls to dependencies since the start of the daemon.
     calls: AtomicUsize,
-    /// The daemon dies at this call.
+    /// Number of the call at which the daemon dies.
     dies_at: AtomicUsize,
     dead: Mutex<CancellationToken>,
     pub directory: Option<tempfile::TempDir>,
@@ -76,7 +76,7 @@ pub struct World {
 
 #[derive(Default)]
 pub struct WorldState {
-    /// Of instances, in the network.
+    /// Number of instance addresses in the network.
     pub addresses: usize,
     /// Apps by the tag of their image.
     pub apps: BTreeMap<String, App>,
@@ -85,25 +85,25 @@ pub struct WorldState {
     pub networks: BTreeSet<InstanceId>,
     pub mounts: BTreeSet<InstanceId>,
     pub broken_mounts: BTreeSet<InstanceId>,
-    /// Images that each instance was given to mount.
+    /// Images that each instance mounts.
     pub mounted: BTreeMap<InstanceId, BTreeMap<MountTarget, PinnedImage>>,
-    /// What the next mounts come to, the last one first.
+    /// Faults of the next mounts, the last one first.
     pub mount_faults: Vec<MountFaultKind>,
     pub services: BTreeMap<String, Service>,
     pub secrets: BTreeMap<String, String>,
     pub routes: Vec<Route>,
     pub names: BTreeMap<ServiceName, Ipv4Addr>,
-    /// Routes with a backend, as they were set.
+    /// Routes with a backend, in the order in which they were set.
     pub history: Vec<(u32, SocketAddr)>,
-    /// What was done to instances and routes, by revision.
+    /// Operations on instances and routes, by revision.
     pub journal: Vec<String>,
     /// The last environment of each instance.
     pub env: BTreeMap<InstanceId, BTreeMap<String, String>>,
     pub minted: usize,
     pub away: bool,
-    /// So often it is away when it shall stop an instance.
+    /// Number of stop requests that find the runtime unavailable.
     pub away_at_stops: usize,
-    /// Most instances of one service at a time.
+    /// Maximum number of simultaneous instances of one service.
     pub peak: usize,
 }
 
@@ -138,7 +138,7 @@ impl World {
         self.state().apps.insert(tag.to_owned(), app);
     }
 
-    /// A new run of the daemon, that dies at its n-th call of a neighbour.
+    /// Starts a new run of the daemon, which dies at its n-th call to a dependency.
     pub fn begin_run(&self, dies_at: usize) -> CancellationToken {
         let dead = CancellationToken::new();
         *self.dead.lock() = dead.clone();
@@ -147,7 +147,7 @@ impl World {
         dead
     }
 
-    /// Stops a call for ever where the daemon dies at it.
+    /// Blocks a call forever if the daemon dies at it.
     async fn live_or_die(&self) {
         let dead = self.dead.lock().clone();
         if self.calls.fetch_add(1, Ordering::SeqCst) + 1 >= self.dies_at.load(Ordering::SeqCst) {
@@ -173,7 +173,7 @@ impl World {
         self.changed();
     }
 
-    /// Ends the instance that has the traffic, or one that runs.
+    /// Kills an instance with SIGKILL.
     pub fn kill(&self, id: &InstanceId) {
         self.end_instance(id, Some(137), false);
     }
@@ -209,7 +209,7 @@ impl Container {
     }
 }
 
-/// Each instance has a loopback address of its own.
+/// Returns the loopback address of an instance.
 fn address(id: &InstanceId) -> Ipv4Addr {
     let sum = id.as_str().bytes().fold(7u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
     let [_, b, c, d] = sum.to_be_bytes();
@@ -256,7 +256,7 @@ impl Runtime for World {
             let env = spec.env.iter().map(|(name, value)| (name.clone(), value.reveal().clone())).collect();
             state.env.insert(id.clone(), env);
         }
-        // The daemon may die with the instance half made.
+        // The daemon may die while the instance is incomplete.
         self.live_or_die().await;
         {
             let mut state = self.state();
@@ -280,7 +280,7 @@ impl Runtime for World {
             App::Hungry => self.end_instance(&id, Some(137), true),
             _ => {}
         }
-        // Or with the instance running.
+        // The daemon may also die while the instance is running.
         self.live_or_die().await;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What a deploy would do: the plan, carried on as if every step went well.
+//! Dry run of a deploy: repeats the plan as if every action succeeded.
 
 use jiff::Timestamp;
 
@@ -6,15 +6,16 @@ use super::plan::{ActualInstance, ActualService, DesiredService, Health, Instanc
 use crate::model::deploy::Action;
 use crate::model::id::InstanceId;
 
-/// More than any plan has; one that went round in a circle would end here.
+/// Limit for the number of actions, above that of any real plan; stops a plan that does not terminate.
 const MAX_STEPS: usize = 100;
 
+/// Returns the actions of a deploy in order, assuming that each succeeds.
 pub fn forecast(mut desired: DesiredService, mut actual: ActualService, mut now: Timestamp) -> Vec<Action> {
     let mut steps: Vec<Action> = Vec::new();
     while steps.len() < MAX_STEPS {
         let actions = plan(&desired, &actual, now);
         if actions.is_empty() {
-            // What is under way ends.
+            // Operations in progress complete.
             let before = actual.instances.len();
             actual.instances.retain(|instance| instance.stage != InstanceStage::Going);
             if actual.instances.len() == before {

@@ -1,13 +1,14 @@
-//! Whether an instance serves, looked at from outside its container.
+//! Health of an instance, probed from outside its container.
 //!
 //! ```text
-//! Unproven --first good answer--> Healthy --`failures` bad ones in a row--> Unhealthy --good one--> Healthy
-//!    probed after 10, 20, 40 ms .. every second     every 200 ms while it settles, then every `interval`
+//! Unproven --first healthy probe--> Healthy --`failures` failed in a row--> Unhealthy --healthy probe--> Healthy
+//!    probed after 10, 20, 40 ms .. every second     every 200 ms during the settle time, then every `interval`
 //! ```
 //!
-//! What counts as good: with a path, an answer of 200 to 399 from the first http port. Without one, of an http port
-//! any answer below 500 to `/`, and any bytes that are no HTTP (whatever the app speaks, it speaks); of a tcp port a
-//! connection. A published port is asked before others. An app without ports is good when it has run for a second.
+//! Healthy answers: with a path, a status of 200 to 399 from the first http port. Without a path, an http port may
+//! answer `/` with any status below 500, or with any bytes that are not HTTP (the app may speak another protocol); a
+//! tcp port only has to accept a connection. A published port is preferred. An app without ports is healthy once it has
+//! run for a second.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -24,36 +25,36 @@ use crate::model::deploy::{DeployEventKind, ProbeAnswer, ProbeResult};
 use crate::model::id::InstanceId;
 use crate::model::service::{HealthCheck, Port, PortKind, ServiceSpec};
 
-/// Before the first probe; doubled for each one after it.
+/// Pause before the first probe; doubled for each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// Between probes of an instance that has just become healthy.
+/// Pause between probes of an instance that has just become healthy.
 const SETTLE_PAUSE: Duration = Duration::from_millis(200);
-/// An app without ports is taken for healthy after this.
+/// Run time after which an app without ports counts as healthy.
 const PORTLESS: Duration = Duration::from_secs(1);
-/// Bytes of an answer that are read.
+/// Maximum number of bytes read of an answer.
 const MAX_ANSWER: usize = 8 << 10;
-/// For each part of a body.
+/// Time limit for each read of a body.
 const BODY_LIMIT: Duration = Duration::from_millis(200);
-/// Bytes of a body that are shown.
+/// Maximum number of bytes shown of a body.
 const MAX_BODY: usize = 512;
 
-/// What is asked, and how.
+/// Target and method of a health probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Question {
     address: SocketAddr,
     kind: PortKind,
-    /// Where none was given, the rules for `/` are easier.
+    /// Path of the health check; without one, `/` is requested and the rules are less strict.
     path: Option<String>,
     host: String,
     timeout: Duration,
 }
 
 impl Question {
-    /// None for a service without ports.
+    /// Returns the probe for a service, or `None` if it has no ports.
     pub(super) fn of(spec: &ServiceSpec, name: &str, address: Ipv4Addr) -> Option<Self> {
         let port = port_of(spec)?;
-        // Apps that check the name they are called by are called by a name that they know.
+        // Some apps check the Host header: the probe sends a domain of the service.
         let host = spec.domains.iter().find(|domain| domain.suffix().is_none());
         Some(Self {
             address: SocketAddr::from((address, port.number)),
@@ -119,7 +120,7 @@ impl Question {
         let mut answer = Vec::with_capacity(1024);
         let mut chunk = [0; 2048];
         while answer.len() < MAX_ANSWER && !is_enough(&answer) {
-            // What came before an error or the end is judged all the same; a body is for showing only.
+            // Bytes received before an error or the end of the stream still count; the body is only shown.
             let read = stream.read(&mut chunk);
             let read = if head_end(&answer).is_some() {
                 tokio::time::timeout(BODY_LIMIT, read).await.unwrap_or(Ok(0))
@@ -137,14 +138,14 @@ impl Question {
     }
 }
 
-/// The port that is asked.
+/// Returns the port that is probed.
 pub(super) fn port_of(spec: &ServiceSpec) -> Option<&Port> {
     let fits = |port: &&Port| spec.health.path.is_none() || port.kind == PortKind::Http;
     let mut ports = spec.ports.iter().filter(fits);
     ports.clone().find(|port| port.published).or_else(|| ports.next())
 }
 
-/// Whether there is a status, and the body if the answer is a bad one, or bytes that are no HTTP.
+/// Reports whether the answer has a status and, if unhealthy, its body; or is not HTTP.
 fn is_enough(answer: &[u8]) -> bool {
     let begins = answer.len().min(5);
     if answer[..begins] != b"HTTP/"[..begins] {
@@ -181,12 +182,12 @@ fn read_answer(answer: &[u8]) -> ProbeAnswer {
     });
     let body = &answer[end..];
     let body = String::from_utf8_lossy(&body[..body.len().min(MAX_BODY)]);
-    // One line, in which nothing acts on a terminal.
+    // A single line without control characters, since it is shown on terminals.
     let body = body.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
     ProbeAnswer::Http { status, location, body: body.trim().to_owned() }
 }
 
-/// What a run of probe results makes of an instance.
+/// Derives the health of an instance from its probe results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Judge {
     pub(super) health: Health,
@@ -214,7 +215,7 @@ impl Judge {
         }
     }
 
-    /// Until the next probe, after `probes` of them.
+    /// Returns the pause before the next probe, after `probes` of them.
     fn pause(&self, probes: u32, check: &HealthCheck) -> Duration {
         match self.health {
             Health::Unproven { .. } => FIRST_PAUSE.saturating_mul(1 << probes.min(10)).min(LONGEST_PAUSE),
@@ -223,14 +224,14 @@ impl Judge {
                 if settled { check.interval.max(SETTLE_PAUSE) } else { SETTLE_PAUSE }
             }
             Health::Healthy { since } if Timestamp::now() < after(since, check.settle) => SETTLE_PAUSE,
-            // At once after the start, then as often as when it is well.
+            // A presumed-healthy instance is probed at once after the start, then as often as a healthy one.
             Health::Presumed if probes == 0 => FIRST_PAUSE,
             _ => LONGEST_PAUSE.min(check.interval.max(SETTLE_PAUSE)),
         }
     }
 }
 
-/// Watches an instance that runs until it does not, and wakes its service when its health changes.
+/// Probes a running instance until it stops, and wakes its service loop when its health changes.
 pub(super) async fn monitor(shared: Arc<Shared>, entry: Arc<Entry>, instance: InstanceId) {
     let (stop, health, revision) = {
         let state = entry.state();
@@ -264,7 +265,7 @@ async fn watch(shared: &Shared, entry: &Entry, instance: &InstanceId, revision: 
         let result = match question {
             Some(Some(question)) => question.ask(instance).await,
             Some(None) => running(instance),
-            // Its address is not known yet.
+            // The address is not known yet.
             None => continue,
         };
         probes += 1;
@@ -279,7 +280,7 @@ async fn watch(shared: &Shared, entry: &Entry, instance: &InstanceId, revision: 
                 return;
             }
             let (label, since) = (known.label.clone(), known.healthy_since());
-            // Its monitor may be told to end while a probe is under way.
+            // The monitor may have been cancelled while a probe was in progress.
             if known.stop.is_cancelled() {
                 return;
             }
@@ -298,7 +299,7 @@ async fn watch(shared: &Shared, entry: &Entry, instance: &InstanceId, revision: 
                 instance.id = %instance,
                 health = ?judge.health,
                 probe = %result,
-                "health of an instance changed"
+                "instance health changed"
             );
             entry.wake.notify_one();
         }

@@ -1,4 +1,4 @@
-//! The real one behind [`ServiceImages`]: the room's images, and the other registries.
+//! Production implementation of [`ServiceImages`]: the room's images and the remote registries.
 
 use std::collections::BTreeMap;
 

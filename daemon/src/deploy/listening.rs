@@ -1,5 +1,5 @@
-//! Where the processes of an instance listen, read from `/proc/PID/net/tcp` and `tcp6` (proc(5)): addresses are
-//! hexadecimal words in the machine's byte order, and state 0A is LISTEN.
+//! Listening sockets of the processes of an instance, read from `/proc/PID/net/tcp` and `tcp6` (proc(5)): addresses are
+//! hexadecimal words in the byte order of the machine, and state 0A is LISTEN.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -7,9 +7,10 @@ use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const LISTEN: &str = "0A";
-/// A table of this size has thousands of sockets, and ours are among the first.
+/// Maximum number of bytes read of a table: thousands of sockets, and those of the app are among the first.
 const MAX_TABLE: u64 = 1 << 20;
 
+/// Address and port of a listening TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Listener {
     pub(super) address: IpAddr,
@@ -17,13 +18,13 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    /// Whether nobody outside the instance reaches it.
+    /// Reports whether only processes inside the instance can connect.
     pub(super) const fn is_local(&self) -> bool {
         self.address.is_loopback()
     }
 }
 
-/// Blocking. A process that is gone listens nowhere.
+/// Returns the listening sockets in the network namespace of a process; none if the process is gone. Blocking.
 pub(super) fn of_process(pid: u32) -> BTreeSet<Listener> {
     let mut found = BTreeSet::new();
     for table in ["tcp", "tcp6"] {
@@ -36,7 +37,7 @@ pub(super) fn of_process(pid: u32) -> BTreeSet<Listener> {
     found
 }
 
-/// One line: `sl local_address rem_address st ..`.
+/// Parses one line: `sl local_address rem_address st ..`.
 fn listener(line: &str) -> Option<Listener> {
     let mut words = line.split_ascii_whitespace().skip(1);
     let (local, state) = (words.next()?, words.nth(1)?);

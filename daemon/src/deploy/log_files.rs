@@ -1,7 +1,7 @@
-//! The real one behind [`InstanceLogs`]: the files that log keepers write.
+//! Production implementation of [`InstanceLogs`]: reads the files that log keepers write.
 //!
-//! A long line lies in them as several records, and one that was not ended yet as what there was of it: they are put
-//! together again. Bytes that could not be kept are told with the line that comes after them.
+//! The files store a long line as several records, and an unfinished line as the part that was written; both are
+//! reassembled here. Dropped bytes are reported with the line after them.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -18,11 +18,11 @@ use crate::model::build::LogStream;
 use crate::model::deploy::{LogLine, LogQuery};
 use crate::task;
 
-/// Between looks at a log that is followed.
+/// Polling interval for a followed log.
 const POLL: Duration = Duration::from_millis(100);
-/// Looks without more of a line after which it is told without its end: it may be a prompt.
+/// Number of polls without more of a line after which the unfinished line is returned: it may be a prompt.
 const PATIENCE: u32 = 5;
-/// Longest line that is told whole.
+/// Maximum length in bytes of a line that is returned in one piece.
 const LONGEST: usize = 64 << 10;
 
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +42,7 @@ impl InstanceLogs for LogFiles {
             let excerpt =
                 excerpt.map_err(std::io::Error::other).flatten().map_err(|error| unreadable(&error))?;
             if excerpt.omitted > 0 && excerpt.lines.len() < wanted {
-                // More than is held at once: they are told as they are read, from the first that is wanted on.
+                // The tail is larger than one excerpt: it is streamed, beginning with its first line.
                 let all = excerpt.omitted.saturating_add(excerpt.lines.len() as u64);
                 lines.skip = all.saturating_sub(wanted as u64);
             } else {
@@ -66,14 +66,16 @@ fn unreadable(error: &std::io::Error) -> LogError {
     LogError(error.to_string())
 }
 
+/// Condition at which a reader ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Never,
-    /// Of what was written until then: a log may grow faster than it is read.
+    /// Return the lines written until this time: a log may grow faster than it is read.
     At(Timestamp),
     Reached,
 }
 
+/// Stream state of a log reader.
 struct Reader {
     follower: Follower,
     lines: Lines,
@@ -120,16 +122,16 @@ impl Reader {
     }
 }
 
-/// Lines as they are told, made of what lies in the files.
+/// Assembles the lines of a reader from the records in the files.
 struct Lines {
     since: Option<Timestamp>,
     grep: Option<String>,
-    /// So many of those that are wanted are not told.
+    /// Number of matching lines still to be skipped.
     skip: u64,
-    /// What has no end yet of stdout and of stderr.
+    /// Unfinished lines of stdout and of stderr.
     open: [Option<(Timestamp, String)>; 2],
     dropped_bytes: u64,
-    /// When bytes were dropped last.
+    /// Time of the last gap that no line has reported yet.
     gap: Option<Timestamp>,
     ready: VecDeque<LogLine>,
 }
@@ -145,7 +147,7 @@ impl Lines {
             Source::Stderr => LogStream::Stderr,
             Source::Gap => {
                 if self.since.is_none_or(|since| line.at >= since) {
-                    // A count that cannot be read still says that something is missing.
+                    // An unreadable count still means that something is missing.
                     self.dropped_bytes = self.dropped_bytes.saturating_add(line.text.parse().unwrap_or(1));
                     self.gap = Some(line.at);
                 }
@@ -175,7 +177,7 @@ impl Lines {
         }
     }
 
-    /// Tells what has no end as it is.
+    /// Emits unfinished lines as they are.
     fn flush(&mut self) {
         for stream in [LogStream::Stdout, LogStream::Stderr] {
             if let Some((at, text)) = self.open[usize::from(stream == LogStream::Stderr)].take() {
@@ -184,7 +186,7 @@ impl Lines {
         }
     }
 
-    /// Where bytes were dropped at the very end, a line without text says so.
+    /// Returns a line without text that reports bytes dropped at the very end.
     fn last(&mut self) -> Option<LogLine> {
         let at = self.gap.take()?;
         let dropped_bytes = std::mem::take(&mut self.dropped_bytes);
@@ -206,7 +208,7 @@ mod tests {
         Timestamp::from_second(1_764_000_000 + seconds).unwrap()
     }
 
-    /// As a keeper writes it.
+    /// Appends records in the form that a log keeper writes.
     fn append(directory: &Path, seconds: i64, source: Source, text: &str) {
         let (mut out, mut cutter) = (Vec::new(), Cutter::new(source));
         match source {
@@ -249,7 +251,7 @@ mod tests {
             (lines[3].at, lines[3].stream, lines[2].stream),
             (at(2), LogStream::Stdout, LogStream::Stderr)
         );
-        // More lines than an excerpt has where no tail is given. The first one ends what had no end.
+        // More lines than an excerpt has without a tail. The first of them completes the unfinished line.
         for _ in 0..1000 {
             append(directory, 5, Source::Stdout, "more\n");
         }

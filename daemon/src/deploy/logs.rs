@@ -1,4 +1,4 @@
-//! The log of a service: that of the instance that serves, and with `follow` of those that come after it.
+//! Log of a service: that of its serving instance and, with `follow`, of the instances after it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,19 +16,19 @@ use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::InstanceLabel;
 use crate::task;
 
-/// Between looks for the instance that comes after the one whose log ended.
+/// Polling interval for the instance that follows the one whose log ended.
 const NEXT_INSTANCE: Duration = Duration::from_millis(200);
-/// An instance that has ended writes no more after so many of these without a line.
+/// Number of polls without a line after which the log of an exited instance is complete.
 const QUIET_LOOKS: usize = 3;
-/// Logs of earlier instances that are kept of one service.
+/// Number of logs of earlier instances kept per service.
 const KEPT_LOGS: usize = 5;
 
-/// Beside an instance's log: the number of its revision.
+/// Name of the file beside an instance's log that holds the number of its revision.
 const REVISION_FILE: &str = "revision";
 
 impl Handle {
-    /// Lines of the log, oldest first. With `follow` it goes on with the instances that come later, those of the
-    /// revision where one is named, for as long as there can be any.
+    /// Returns the lines of the log, oldest first. With `follow` the stream continues with later instances (of the
+    /// named revision, if there is one) for as long as there can be any.
     pub async fn logs(
         &self,
         service: &str,
@@ -61,6 +61,7 @@ impl Handle {
     }
 }
 
+/// Stream state for following a service's log across instances.
 struct Follower {
     shared: Arc<Shared>,
     entry: Arc<Entry>,
@@ -72,7 +73,8 @@ struct Follower {
 }
 
 impl Follower {
-    /// None when the instance runs no more and its last lines have been read.
+    /// Returns the next line of the current instance; `None` when it is no longer running and its last lines have been
+    /// read.
     async fn next_of_current(&mut self) -> Option<Result<LogLine, LogError>> {
         let mut quiet = 0;
         while quiet < QUIET_LOOKS {
@@ -89,8 +91,8 @@ impl Follower {
         None
     }
 
-    /// The one that began after the current one and runs the same, also when it has ended meanwhile: where each ends at
-    /// once, none is passed over.
+    /// Returns the instance of the same revision that started after the current one, even if it has exited since: no
+    /// instance is skipped when each exits at once.
     async fn next_of_revision(&mut self) -> Option<InstanceId> {
         let current = self.current.clone()?;
         let directory = self.shared.options.log_dir.join(self.entry.id.as_str());
@@ -144,7 +146,7 @@ impl Follower {
     }
 }
 
-/// Whether an instance may still come whose log is wanted.
+/// Reports whether an instance whose log is wanted may still start.
 fn may_start(state: &EntryState, source: &LogSource) -> bool {
     match source {
         LogSource::Newest => true,
@@ -155,8 +157,8 @@ fn may_start(state: &EntryState, source: &LogSource) -> bool {
     }
 }
 
-/// The instance whose log tells most: of the newest revision and generation, or of the newest generation of a revision;
-/// the routed one among equals.
+/// Returns the most relevant instance: of the newest revision and generation, or of the newest generation of
+/// `revision`; the routed one among equals.
 fn newest(state: &EntryState, revision: Option<u32>) -> Option<InstanceId> {
     let rank = |id: &InstanceId, label: &InstanceLabel| {
         (label.revision, label.generation, state.routed.as_ref() == Some(id))
@@ -175,7 +177,7 @@ impl Shared {
         self.options.log_dir.join(service.as_str()).join(instance.as_str())
     }
 
-    /// The instance that is read first; none while the service, or the revision, has had none.
+    /// Returns the instance whose log is read first; `None` while the service, or the revision, has had none.
     async fn first_logged(
         &self,
         entry: &Entry,
@@ -199,7 +201,7 @@ impl Shared {
         let running = newest(&entry.state(), revision);
         let first = match running {
             Some(instance) => Some(instance),
-            // The one that wrote last.
+            // The instance that started a log file last.
             None => self.kept_logs(&entry.id, revision).await.pop(),
         };
         let state = entry.state();
@@ -215,7 +217,8 @@ impl Shared {
         }
     }
 
-    /// Instances that have a log, running or gone, by when they last began a file of it.
+    /// Returns the instances that have a log, running or not, ordered by the time at which they last started a log
+    /// file.
     async fn kept_logs(&self, service: &ServiceId, revision: Option<u32>) -> Vec<InstanceId> {
         let directory = self.options.log_dir.join(service.as_str());
         let listed = task::blocking("service logs", move || {
@@ -228,7 +231,7 @@ impl Shared {
         listed.await.unwrap_or_default()
     }
 
-    /// Directories of services that a daemon forgot, and then was killed.
+    /// Removes the log directories of services that were removed from the store just before the daemon was killed.
     pub(super) async fn sweep_strange_logs(&self) {
         let known: BTreeSet<String> = self.all().iter().map(|entry| entry.id.to_string()).collect();
         let directory = self.options.log_dir.clone();
@@ -245,11 +248,11 @@ impl Shared {
             Ok::<_, std::io::Error>(())
         });
         if let Err(error) = swept.await.map_err(std::io::Error::other).flatten() {
-            tracing::warn!(%error, "logs of services that are gone could not be removed");
+            tracing::warn!(%error, "failed to remove logs of removed services");
         }
     }
 
-    /// Removes the logs of all but the last few instances that are gone; of a service that is gone, all.
+    /// Removes the logs of all but the last few former instances; with `all`, all logs of the service.
     pub(super) async fn sweep_logs(&self, service: &ServiceId, instances: BTreeSet<InstanceId>, all: bool) {
         let directory = self.options.log_dir.join(service.as_str());
         let swept = task::blocking("service logs", move || {
@@ -268,12 +271,12 @@ impl Shared {
             Ok(())
         });
         if let Err(error) = swept.await.map_err(std::io::Error::other).flatten() {
-            tracing::warn!(%error, service.id = %service, "old logs of a service could not be removed");
+            tracing::warn!(%error, service.id = %service, "failed to remove old logs of a service");
         }
     }
 }
 
-/// Makes the directory of an instance's log.
+/// Creates the directory of an instance's log.
 pub(super) async fn make_directory(directory: &Path, revision: u32) -> std::io::Result<()> {
     let directory = directory.to_owned();
     let made = task::blocking("instance log", move || {
@@ -283,7 +286,7 @@ pub(super) async fn make_directory(directory: &Path, revision: u32) -> std::io::
     made.await.map_err(std::io::Error::other).flatten()
 }
 
-/// Of an instance that was not started: where nothing was written, nothing is to be read.
+/// Removes the log directory of an instance that was not started, if nothing was written to it.
 pub(super) async fn remove_unused(directory: &Path) {
     let directory = directory.to_owned();
     let removed = task::blocking("instance log", move || {
@@ -292,17 +295,17 @@ pub(super) async fn remove_unused(directory: &Path) {
         if only_ours { std::fs::remove_dir_all(&directory) } else { Ok(()) }
     });
     if let Err(error) = removed.await.map_err(std::io::Error::other).flatten() {
-        tracing::warn!(%error, "the log directory of a start that failed stays");
+        tracing::warn!(%error, "failed to remove the log directory of a failed start");
     }
 }
 
-/// The revision whose log an instance's is.
+/// Returns the revision of an instance, from the file beside its log.
 fn revision_of(directory: &Path, instance: &InstanceId) -> Option<u32> {
     let text = std::fs::read_to_string(directory.join(instance.as_str()).join(REVISION_FILE));
     text.ok()?.parse().ok()
 }
 
-/// Instances that have a log, by when it was begun.
+/// Returns the instances that have a log, ordered by the modification time of its directory.
 fn logged(directory: &Path) -> Vec<InstanceId> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let mut found: Vec<_> = entries

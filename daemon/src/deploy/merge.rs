@@ -1,7 +1,8 @@
-//! A deploy's request over the service that is there: what the next revision runs.
+//! Merges a deploy request into the existing service: the specification of the next revision.
 //!
-//! What is not mentioned is kept. Environment merges by name, a mount kind that is given replaces that kind,
-//! ports are those given, else those kept, else what the image exposes.
+//! Settings that the request does not mention are kept. Environment variables merge by name; the mounts of a request
+//! replace the kept mounts of the same kind; ports are those of the request, else the kept ones, else those that the
+//! image exposes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,26 +15,27 @@ use crate::model::service::{
 };
 use crate::model::{MountMode, MountSource, MountSpec, MountTarget, Repository};
 
-/// Values above are refused: nothing of a service's description is meant to be a store.
+/// Limits of a service's specification, which is not meant to store data.
 const MAX_ENV: usize = 512;
 const MAX_ENV_BYTES: usize = 128 << 10;
 const MAX_MOUNTS: usize = 64;
 const MAX_PORTS: usize = 64;
 const MAX_DOMAINS: usize = 64;
-/// Less is not enough to start any process (runc needs about 4 MiB).
+/// Minimum memory limit in bytes: less is not enough to start any process (runc needs about 4 MiB).
 const MIN_MEMORY: u64 = 6 << 20;
 
+/// Reason for which a deploy request is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MergeError {
     #[error("{0}")]
     Name(#[from] ServiceNameError),
-    #[error("service name `{0}`: machines call themselves by that name")]
+    #[error("service name `{0}` is reserved: machines use it for themselves")]
     OwnHostName(ServiceName),
     #[error("service `{name}` runs images of `{holder}`, not of `{given}`")]
     OtherRepository { name: ServiceName, holder: Repository, given: Repository },
     #[error("port {RESERVED_PORT} is reserved")]
     ReservedPort,
-    #[error("port 0 is no port")]
+    #[error("port 0 is not a valid port")]
     ZeroPort,
     #[error("port {0} is given twice")]
     PortTwice(u16),
@@ -68,7 +70,7 @@ pub enum MergeError {
 }
 
 impl MergeError {
-    /// The flag, as it is typed, that the error is about.
+    /// Returns the command-line flag that the error is about.
     pub const fn flag(&self) -> &'static str {
         match self {
             Self::Name(_) | Self::OwnHostName(_) | Self::OtherRepository { .. } => "--name",
@@ -126,14 +128,15 @@ fn ports_in_words(ports: &[u16]) -> String {
     }
 }
 
-/// What a revision is to run, and what was chosen where nothing was said.
+/// Specification of the next revision, with notes about values that were chosen by default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merged {
     pub spec: ServiceSpec,
     pub notes: Vec<String>,
 }
 
-/// The name of the service that a request is about. An image of another registry gives the same name as one of the room.
+/// Returns the name of the service that a request is about. An image of a remote registry gives the same name as one of
+/// the room.
 pub fn name_of(request: &DeployRequest) -> Result<ServiceName, MergeError> {
     let name = match &request.name {
         Some(name) => name.clone(),
@@ -145,9 +148,9 @@ pub fn name_of(request: &DeployRequest) -> Result<ServiceName, MergeError> {
     Ok(name)
 }
 
-/// `existing` is the service of the request's name. What is kept is that of the revision that is to run: a deploy
-/// that failed has changed nothing. Where none ever served, it is that of the last try. `mounted` are the images of
-/// the request's mounts, by target; a mount that is kept keeps the image that it had.
+/// Merges a request into the service `existing` of that name. The base is the wanted revision, since a failed deploy
+/// has changed nothing; if none was ever live, the base is the last attempt. `mounted` are the images of the request's
+/// mounts, by target; a kept mount keeps its image.
 pub fn merge(
     existing: Option<&Service>,
     request: &DeployRequest,
@@ -191,7 +194,8 @@ pub fn merge(
         ports,
         command: request.command.clone().or_else(|| kept?.command.clone()),
         workdir: request.workdir.clone().or_else(|| kept?.workdir.clone()),
-        // Kept even by a whole manifest: tokens of a service keep their name.
+        // The identity is kept even if the request replaces everything, so that the tokens of a service keep their
+        // name.
         identity: request.identity.clone().or_else(|| before?.identity.clone()),
         limits: ResourceLimits {
             memory_bytes: request.memory_bytes.or(limits.memory_bytes),
@@ -255,7 +259,7 @@ fn mounts(
     let mut mounts = request.mounts.clone();
     let kept = kept.map(|spec| spec.mounts.as_slice()).unwrap_or_default();
     let taken: BTreeSet<MountTarget> = mounts.iter().map(|mount| mount.target.clone()).collect();
-    // A kept mount gives way to one of another kind at the same place.
+    // A kept mount is dropped if the request mounts another kind at the same target.
     mounts.extend(
         kept.iter()
             .filter(|mount| !given.contains(&kind(&mount.source)) && !taken.contains(&mount.target))
@@ -286,7 +290,8 @@ fn mounts(
     Ok(mounts)
 }
 
-/// The images of all mounts: given and kept ones are never of the same kind, so a target tells which it is.
+/// Returns the images of all mounts. Mounts of the request and kept mounts are never of the same kind, so the target
+/// identifies the image.
 fn pins(
     mounts: &[MountSpec],
     given: &BTreeMap<MountTarget, PinnedImage>,
@@ -300,7 +305,7 @@ fn pins(
     images.filter_map(pin).collect()
 }
 
-/// The mount flags, as numbers.
+/// Returns a number for the kind of a mount, one per mount flag.
 const fn kind(source: &MountSource) -> u8 {
     match source {
         MountSource::Room(_) => 0,

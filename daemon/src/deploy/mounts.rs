@@ -1,24 +1,24 @@
-//! The real one behind [`MountSource`]: what an instance mounts, made below a directory of its own.
+//! Production implementation of [`InstanceMounter`]: creates the mounts of an instance below a directory of its own.
 //!
 //! ```text
 //! <state>/instances/<id>/storage/N   a directory or file of the room's or the project's storage, bound there
-//!                        views/N     an image, as a FUSE mount that has it at `source`; served by this process
-//!                        upper/N     what the instance changed in it, where it may
-//!                        empty/N     an empty directory; the runtime fills it with what the image has at its target
+//!                        views/N     an image at `source` of a FUSE mount that this process serves
+//!                        upper/N     changes by the instance to a writable image
+//!                        empty/N     an empty directory; the runtime copies the image's content at its target into it
 //!                        files/N     a file with a given text
 //! ```
 //!
-//! Storage that a service may write to is mounted on itself, so that what it leaves there is harmless to the host
-//! (`mounts/shield.rs`).
+//! Storage that a service may write to is bind-mounted on itself with `nosuid` and `nodev`, so that files written by
+//! the service are harmless to the host (`mounts/shield.rs`).
 //!
-//! N is the place among the service's mounts. The runtime binds these into the container, and what is read-only is so
-//! there. Nothing else is written down: what lies in the directory and in the kernel's table of mounts is the truth.
-//! [`close`](MountSource::close) takes away whatever it finds, in an order in which it can be cut short and begun
-//! again: first the mounts, then the places, and never a file through a mount.
+//! N is the index of the mount in the service's list. The runtime binds these paths into the container; read-only
+//! mounts are read-only there already. No other record exists: the directory and the kernel's mount table hold the
+//! state. [`close`](InstanceMounter::close) removes whatever it finds, in an order that can be interrupted and
+//! restarted: first the mounts, then the mount points, and never a file through a mount.
 //!
-//! A daemon that ends takes its views with it, while the containers live on: their files in `views` then answer
-//! nothing. They stay until the instance is replaced, and so are found by [`reconcile`](MountSource::reconcile) however
-//! often the daemon is started.
+//! When the daemon ends, its FUSE views die while the containers live on: their files in `views` then return errors.
+//! The views stay until the instance is replaced, so that [`reconcile`](InstanceMounter::reconcile) finds them after
+//! any number of restarts.
 
 mod attributes;
 mod clear;
@@ -52,6 +52,7 @@ pub use images::MountedImages;
 use shield::Shields;
 use view::View;
 
+// Names of the subdirectories of an instance.
 const STORAGE: &str = "storage";
 const VIEWS: &str = "views";
 const UPPER: &str = "upper";
@@ -59,27 +60,27 @@ const EMPTY: &str = "empty";
 const FILES: &str = "files";
 
 pub struct Options {
-    /// One directory for each instance is made in it.
+    /// Parent of the instance directories.
     pub directory: PathBuf,
     pub storage: Storage,
 }
 
-/// Cheap to clone.
+/// Creates and removes the mounts of instances. Cheap to clone.
 #[derive(Clone)]
 pub struct InstanceMounts(Arc<Shared>);
 
 struct Shared {
-    /// Without links in it, as the table of mounts has it.
+    /// Canonical path, in the form in which the mount table has it.
     directory: PathBuf,
     storage: Storage,
     images: MountedImages,
-    /// Held while a storage is mounted on itself, or such a mount taken away.
+    /// Held while a storage is mounted on itself or such a mount is removed.
     shields: Mutex<Shields>,
-    /// Held while the mounts of one instance are made or taken away.
+    /// FUSE views by instance. The inner lock is held while the mounts of the instance are created or removed.
     instances: Mutex<BTreeMap<InstanceId, Arc<Mutex<Views>>>>,
 }
 
-/// Those that this process serves for an instance.
+/// The FUSE views that this process serves for an instance.
 type Views = Vec<View>;
 
 impl InstanceMounts {
@@ -91,7 +92,7 @@ impl InstanceMounts {
         Ok(Self(Arc::new(Shared { directory, storage, images, shields, instances: Mutex::default() })))
     }
 
-    /// Takes away what was mounted for all services together. To be called when none is left.
+    /// Removes the storage mounts that all services share. Called when no service is left.
     pub async fn end(&self) -> Result<(), MountFault> {
         self.blocking("mounts.end", |shared| {
             let released = unpoisoned(&shared.shields).release();
@@ -123,7 +124,7 @@ impl MountSource for InstanceMounts {
             let image = images.get(&mount.target);
             opened.push((mount.clone(), self.0.images.open(mount, image).await?));
         }
-        // Whoever gives up waiting closes the instance next: nothing may be made after that.
+        // A caller that stops waiting closes the instance next, and no mount may be created after that.
         let given_up = CancellationToken::new();
         let _guard = given_up.clone().drop_guard();
         let instance = instance.instance.clone();
@@ -168,7 +169,7 @@ impl Shared {
         for entry in fs::read_dir(&self.directory)? {
             let name = entry?.file_name();
             let Some(instance) = name.to_str().and_then(|name| name.parse::<InstanceId>().ok()) else {
-                tracing::warn!(name = %name.display(), "not a directory of an instance, and left alone");
+                tracing::warn!(name = %name.display(), "skipped a directory that does not belong to an instance");
                 continue;
             };
             if instances.contains(&instance) {
@@ -176,14 +177,15 @@ impl Shared {
                     dead.insert(instance);
                 }
             } else if let Err(error) = self.close(&instance) {
-                // What holds it may be gone by the next start; the services need not wait for that.
-                tracing::warn!(%error, instance.id = %instance, "mounts of an instance that is gone stay");
+                // The mount may be free at the next start; the services need not wait for that.
+                tracing::warn!(%error, instance.id = %instance, "failed to remove the mounts of a removed instance");
             }
         }
         Ok(dead)
     }
 
-    /// Instances of a version without shields run on, and so do those whose shields somebody took away.
+    /// Mounts the storage on itself for running instances, which may have been started by a version without shields, or
+    /// whose shields somebody removed.
     fn shield(&self, instances: &BTreeSet<InstanceId>) {
         if !instances.iter().any(|instance| self.directory_of(instance).join(STORAGE).exists()) {
             return;
@@ -192,12 +194,12 @@ impl Shared {
         for storage in [&self.storage.room, &self.storage.project] {
             if let Err(error) = shields.ensure(storage) {
                 let path = storage.path().display();
-                tracing::warn!(%path, %error, "storage that services write to is not mounted with nosuid and nodev");
+                tracing::warn!(%path, %error, "failed to mount writable storage with nosuid and nodev");
             }
         }
     }
 
-    /// Whether it has views that nobody serves.
+    /// Reports whether the instance has views that no process serves.
     fn is_dead(&self, instance: &InstanceId) -> io::Result<bool> {
         let views = self.views_of(instance);
         let views = unpoisoned(&views);
@@ -206,12 +208,12 @@ impl Shared {
     }
 }
 
-/// A panic while it was held leaves at worst what [`clear`] takes away.
+/// Locks a mutex. A panic under the lock leaves at worst leftovers that [`clear`] removes.
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock()
 }
 
-/// Makes a directory whose mode no umask changes.
+/// Creates a directory with exactly this mode, regardless of the umask.
 fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;

@@ -1,19 +1,19 @@
-//! From what a service shall be and what there is of it to the next steps. No locks, no I/O.
+//! Planner: computes the next actions from the desired and the actual state of a service. It uses no locks and no I/O.
 //!
 //! ```text
-//!              .-> Abort (not wanted any more)
-//! Start --> Starting --> Running(Unproven) --AwaitHealthy--> Running(Healthy) --Settle, Route, MarkLive--> serves
-//!              '------------------'---> Ended, or too late: MarkFailed, or Remove and Backoff
-//! an older one: serves --until the new one is routed--> Retire --> gone
-//!                  ^--- Start, where it ends or sickens meanwhile (rolling updates)
+//!              .-> Abort (no longer wanted)
+//! Start --> Starting --> Running(Unproven) --AwaitHealthy--> Running(Healthy) --Settle, Route, MarkLive--> ready
+//!              '------------------'---> Exited, or too late: MarkFailed, or Remove and Backoff
+//! an older one: ready --until the new one is routed--> Retire --> gone
+//!                  ^--- Start, if it exits or becomes unhealthy meanwhile (rolling updates)
 //! ```
 //!
-//! - A revision that is not live yet fails at the first end of its own doing, when it is not healthy in time, or when
-//!   it does not stay healthy: it never had traffic, and the one before it serves on. What ends it from outside
-//!   (nobody saw the exit, or SIGKILL) is tried [`MAX_OUTSIDE_ENDS`] times.
-//! - A live revision is started again for ever, with [`Backoff`](super::backoff::Backoff) in between.
-//! - What comes first wins: steps that wait ([`Action::AwaitHealthy`], [`Action::Settle`], [`Action::Backoff`]) are
-//!   the last of a plan, and the plan is made anew whenever something changes.
+//! - A revision that is not live yet fails at the first exit of its own, when it is not healthy in time, or when
+//!   it does not stay healthy: it never had traffic, and the revision before it continues to serve. After an
+//!   external cause (an unseen exit, or SIGKILL), it is started up to [`MAX_EXTERNAL_EXITS`] times.
+//! - A live revision is restarted without limit, with [`RestartBackoff`](super::backoff::RestartBackoff) in between.
+//! - Waiting actions ([`Action::AwaitHealthy`], [`Action::Settle`], [`Action::Backoff`]) are the last of a plan, and
+//!   the plan is computed again whenever something changes.
 
 use std::time::Duration;
 
@@ -23,46 +23,48 @@ use crate::model::deploy::{Action, FailCause};
 use crate::model::id::InstanceId;
 use crate::model::service::{Revision, RevisionOutcome, Service, Strategy};
 
-/// Instances of a revision that is not live yet that something else may end before the revision fails.
+/// Number of instances of a not yet live revision that may be ended by external causes before the revision fails.
 pub const MAX_OUTSIDE_ENDS: u32 = 3;
 
-/// What a service shall be.
+/// Desired state of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesiredService {
     pub removing: bool,
-    /// None while no revision is fit to run.
+    /// The wanted revision; `None` while no revision is fit to run.
     pub want: Option<Target>,
-    /// The live revision: no other serves while the wanted one is not ready.
+    /// The live revision, which serves while the wanted one is not ready.
     pub serving: Option<Target>,
 }
 
+/// A revision that should run or serve, with the settings that the planner needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub revision: u32,
     pub generation: u32,
-    /// It was never live.
+    /// Set if the revision was never live.
     pub pending: bool,
     pub strategy: Strategy,
     pub settle: Duration,
     pub start_limit: Duration,
 }
 
-/// What there is of a service.
+/// Actual state of a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ActualService {
     pub instances: Vec<ActualInstance>,
-    /// Where its traffic goes.
+    /// Instance that receives the traffic.
     pub routed: Option<InstanceId>,
-    /// The wanted revision's last start failed in a way that another start will not mend.
+    /// Set if the last start of the wanted revision failed and another start would fail in the same way.
     pub start_failed: bool,
-    /// No start of it before.
+    /// Earliest time for the next start of the wanted revision.
     pub not_before: Option<Timestamp>,
-    /// Instances of it that something else has ended.
+    /// Number of instances of the wanted revision that were ended by external causes.
     pub outside_ends: u32,
-    /// No start of the live revision before, where that is another.
+    /// Earliest time for the next start of the live revision, if that is another one than the wanted.
     pub serving_not_before: Option<Timestamp>,
 }
 
+/// Actual state of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActualInstance {
     pub id: InstanceId,
@@ -71,28 +73,30 @@ pub struct ActualInstance {
     pub stage: InstanceStage,
 }
 
+/// Stage of an instance in its lifecycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstanceStage {
-    /// A start is under way.
+    /// A start is in progress.
     Starting,
-    /// Left by a start that was cut short.
+    /// Parts left by an interrupted start.
     Incomplete,
     Running(Health),
-    /// It is being taken away.
+    /// The instance is being stopped and removed.
     Going,
     Ended {
-        /// Not by its own doing, as far as can be told.
+        /// Set if an external cause ended the instance, as far as can be determined.
         outside: bool,
     },
 }
 
+/// Health of a running instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// No healthy answer yet, since it began to run.
+    /// Running without a healthy probe so far; `since` is the time at which the process started.
     Unproven {
         since: Timestamp,
     },
-    /// It served when an earlier run of the daemon ended.
+    /// The instance served when an earlier run of the daemon stopped.
     Presumed,
     Healthy {
         since: Timestamp,
@@ -151,7 +155,8 @@ impl ActualInstance {
     }
 }
 
-/// The next steps. None means that all is as it shall be, or that something under way must end first.
+/// Computes the next actions. An empty plan means that the service is as desired, or that an operation in progress must
+/// finish first.
 pub fn plan(desired: &DesiredService, actual: &ActualService, now: Timestamp) -> Vec<Action> {
     let want = match &desired.want {
         Some(want) if !desired.removing => want,
@@ -166,7 +171,7 @@ pub fn plan(desired: &DesiredService, actual: &ActualService, now: Timestamp) ->
     Planner { desired, want, actual, mine, others, now, actions: Vec::new() }.run()
 }
 
-/// Nothing of it shall run.
+/// Plans the removal of all instances.
 fn clear(desired: &DesiredService, actual: &ActualService) -> Vec<Action> {
     let mut actions = Vec::new();
     if actual.routed.is_some() {
@@ -186,14 +191,15 @@ fn clear(desired: &DesiredService, actual: &ActualService) -> Vec<Action> {
     actions
 }
 
-/// Why a revision that was never live will not be.
+/// Returns the reason for which a pending revision has failed, if it has.
 fn failure(
     want: &Target,
     actual: &ActualService,
     mine: &[&ActualInstance],
     now: Timestamp,
 ) -> Option<FailCause> {
-    // It serves already, and only its mark is missing: an instance of an earlier generation may have the traffic.
+    // The revision serves already and only MarkLive is missing: an instance of an earlier generation may have the
+    // traffic.
     let has_traffic = |instance: &ActualInstance| {
         instance.revision == want.revision
             && instance.serves()
@@ -224,6 +230,7 @@ fn failure(
     })
 }
 
+/// Computes the plan of a service that should run. `mine` are the instances of the wanted revision and generation.
 struct Planner<'a> {
     desired: &'a DesiredService,
     want: &'a Target,
@@ -254,7 +261,7 @@ impl<'a> Planner<'a> {
         self.actions
     }
 
-    /// What serves nobody goes: remains, and instances of revisions that shall not be.
+    /// Removes leftovers and instances of revisions that should not run.
     fn clean(&mut self) {
         for instance in self.mine.iter().chain(&self.others) {
             if matches!(instance.stage, InstanceStage::Incomplete | InstanceStage::Ended { .. }) {
@@ -273,7 +280,7 @@ impl<'a> Planner<'a> {
                 InstanceStage::Running(_) if !self.is_of_serving(instance) => {
                     self.actions.push(instance.remove());
                 }
-                // It was to be in another's place, or another is in its.
+                // It was meant to stand in for another instance, or another instance stands in for it.
                 InstanceStage::Running(_) if !instance.serves() && self.stand_in().is_some() => {
                     self.actions.push(instance.retire());
                 }
@@ -286,7 +293,7 @@ impl<'a> Planner<'a> {
         self.desired.serving.as_ref().is_some_and(|serving| serving.revision == instance.revision)
     }
 
-    /// The live revision, where it has to serve until another wanted one does, and no instance may.
+    /// Returns the live revision if it has to serve until the wanted one does and none of its instances can.
     fn uncovered(&self) -> Option<&'a Target> {
         let serving = self.desired.serving.as_ref();
         serving.filter(|serving| {
@@ -300,7 +307,7 @@ impl<'a> Planner<'a> {
         self.actual.routed.as_ref() == Some(&instance.id)
     }
 
-    /// The instance that is nearest to serving.
+    /// Returns the running instance that is closest to serving.
     fn best(&self, among: &[&'a ActualInstance]) -> Option<(&'a ActualInstance, Health)> {
         let rank = |(instance, health): &(&ActualInstance, Health)| match health {
             Health::Healthy { .. } | Health::Presumed if self.is_routed(instance) => 4,
@@ -313,7 +320,8 @@ impl<'a> Planner<'a> {
         running.max_by_key(rank)
     }
 
-    /// Another instance that may have the traffic meanwhile: of the live revision, and healthy; the routed one first.
+    /// Returns another instance that may receive the traffic in the meantime: a ready one of the live revision, the
+    /// routed one first.
     fn stand_in(&self) -> Option<&'a ActualInstance> {
         let may = |instance: &&&ActualInstance| {
             instance.serves() && (self.is_routed(instance) || self.is_of_serving(instance))
@@ -327,7 +335,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Nothing of the wanted revision serves yet: traffic goes to the one that stands in, or where it went if that runs.
+    /// Routes traffic while no instance of the wanted revision is ready: to the interim instance, or unchanged if the
+    /// routed one is still running.
     fn route_meanwhile(&mut self) {
         if let Some(other) = self.stand_in() {
             return self.route(other);
@@ -370,7 +379,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The next step towards an instance that serves, where `best` does not. None while one is being started.
+    /// Returns the next action towards a ready instance if `best` is not ready; `None` while one is being started.
     fn towards(
         &self,
         target: &Target,
@@ -392,7 +401,8 @@ impl<'a> Planner<'a> {
         Some(Action::Start { revision: target.revision, generation: target.generation })
     }
 
-    /// The one that served ended, or is unhealthy, before the wanted revision is ready: another of it is started.
+    /// Starts another instance of the live revision if its instance exited or became unhealthy before the wanted
+    /// revision is ready.
     fn cover(&mut self) {
         let Some(serving) = self.uncovered() else { return };
         let instances: Vec<_> =
@@ -402,7 +412,7 @@ impl<'a> Planner<'a> {
         self.actions.extend(next);
     }
 
-    /// A service that may not run twice: everything of it goes before the next one starts.
+    /// Stops every instance of a service that must not run twice, before the next one starts.
     fn make_room(&mut self, unhealthy: Option<&ActualInstance>) {
         if self.actual.routed.is_some() {
             self.actions.insert(0, Action::Unroute);
@@ -426,7 +436,7 @@ fn is_end_of(action: &Action, id: &InstanceId) -> bool {
 }
 
 pub(super) fn after(since: Timestamp, time: Duration) -> Timestamp {
-    // An overflow is as good as never.
+    // An overflow means never.
     since.checked_add(time).unwrap_or(Timestamp::MAX)
 }
 

@@ -1,4 +1,4 @@
-//! What deploys need from the outside.
+//! Traits and types that deploys need from the rest of the daemon.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,38 +19,38 @@ use crate::model::secret::{Credential, Secret};
 use crate::model::service::{Domain, Exit, InstanceLabel, ResourceLimits, Service, ServiceName};
 use crate::model::{Digest, MountSpec, MountTarget, Reference, Repository};
 
-/// Runs instances: one container each. The real one is containerd.
+/// Runs instances, one container each. The production implementation uses containerd.
 ///
-/// Instances outlive the daemon and the runtime's own process. Nothing is remembered here: what runs
-/// is what [`list`](Self::list) finds, by the labels that [`start`](Self::start) gave.
+/// Instances outlive the daemon and the runtime's own process. The daemon keeps no record of them: [`list`](Self::list)
+/// finds the existing ones by the labels that [`start`](Self::start) set.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
-    /// Brings the image's files to where instances start from them. May take long; a later start of the
-    /// same image does not. They stay while an instance uses them or [`keep_images`](Self::keep_images) names them.
+    /// Unpacks the image's files for instances. This may take long; a later start of the same image does not. The files
+    /// stay while an instance uses them or [`keep_images`](Self::keep_images) names them.
     async fn prepare(&self, image: &InstanceImage) -> Result<(), RuntimeError>;
 
-    /// Names all images that are wanted; files of others may go.
+    /// Sets the manifests of all wanted images; the files of other images may be deleted.
     async fn keep_images(&self, wanted: &BTreeSet<Digest>) -> Result<(), RuntimeError>;
 
-    /// Starts an instance of a prepared image. When this fails, nothing of the instance is left.
+    /// Starts an instance of a prepared image. On failure, no part of the instance is left behind.
     async fn start(&self, spec: InstanceSpec) -> Result<(), RuntimeError>;
 
-    /// The image's stop signal, or SIGTERM; `grace` later SIGKILL. Its record, log and exit stay. Nothing to do for
-    /// one that has ended.
+    /// Sends the image's stop signal, or SIGTERM, and SIGKILL after `grace`. The instance's record, log and exit status
+    /// stay. Does nothing for an instance that has exited.
     async fn stop(&self, instance: &InstanceId, grace: Duration) -> Result<(), RuntimeError>;
 
-    /// Takes away all that there is of an instance but its log, killing it where it runs. Nothing to do for one that is
-    /// not there.
+    /// Removes every part of an instance except its log, and kills it if it is running. Does nothing if the instance
+    /// does not exist.
     async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError>;
 
-    /// Every instance of this daemon that there is something of, running or not.
+    /// Lists every instance of this daemon of which any part exists, running or not.
     async fn list(&self) -> Result<Vec<Observed>, RuntimeError>;
 
-    /// Changes whenever something may have happened: an instance ended, the runtime came back. Only
-    /// to wake who compares; [`list`](Self::list) is the truth.
+    /// Changes whenever an instance may have changed state, such as an exit or a reconnection to the runtime. It only
+    /// wakes the reconciliation; [`list`](Self::list) has the actual state.
     fn changes(&self) -> watch::Receiver<u64>;
 
-    /// Runs one more process in an instance.
+    /// Runs an additional process in an instance.
     async fn exec(&self, instance: &InstanceId, exec: ExecSpec) -> Result<Exec, RuntimeError>;
 }
 
@@ -58,51 +58,53 @@ pub trait Runtime: Send + Sync + 'static {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstanceImage {
     pub repository: Repository,
-    /// Of the manifest of the platform, never of an index.
+    /// Digest of the platform manifest, never of an index.
     pub manifest: Digest,
 }
 
-/// All that an instance is started with.
+/// The inputs for the start of one instance.
 #[derive(Clone, Debug)]
 pub struct InstanceSpec {
     pub label: InstanceLabel,
     pub image: InstanceImage,
-    /// In place of the image's entrypoint and command.
+    /// Replacement for the image's entrypoint and command.
     pub command: Option<Vec<String>>,
-    /// Over the image's own. Tokens and secrets among it: shown nowhere.
+    /// Environment variables that override those of the image. They include tokens and secrets and must not be shown
+    /// anywhere.
     pub env: BTreeMap<String, Secret<String>>,
-    /// Names of those variables whose values the runtime does not keep once the process runs.
+    /// Names of the variables whose values the runtime must not keep once the process runs.
     pub confidential: BTreeSet<String>,
     pub workdir: Option<MountTarget>,
     pub mounts: Vec<BindMount>,
     pub limits: ResourceLimits,
-    /// Beside those that every instance has.
+    /// Capabilities in addition to the default set of every instance.
     pub capabilities: BTreeSet<AddedCapability>,
     pub network: Attached,
-    /// Directory of its log, made by whoever starts it.
+    /// Directory of the instance's log, created by the caller.
     pub log: PathBuf,
 }
 
-/// A directory or file of the host that an instance sees.
+/// A directory or file of the host that is bind-mounted into an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BindMount {
     pub source: PathBuf,
     pub target: MountTarget,
     pub read_only: bool,
-    /// An empty directory that first gets what the image has at the target: files, owner and mode.
+    /// Set for an empty directory into which the image's content at the target is copied first: files, owner and mode.
     pub fill: bool,
 }
 
-/// What there is of an instance.
+/// An instance as listed by the runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
     pub label: InstanceLabel,
     pub state: InstanceState,
 }
 
+/// State of an instance as the runtime sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstanceState {
-    /// Parts of it are there, and no process: a start that was cut short.
+    /// Parts of the instance exist but no process: its start was interrupted.
     Incomplete,
     Running {
         pid: u32,
@@ -110,12 +112,13 @@ pub enum InstanceState {
     Ended(Exit),
 }
 
+/// The inputs for an additional process in an instance.
 #[derive(Clone, Debug)]
 pub struct ExecSpec {
     pub command: Vec<String>,
-    /// Over the instance's own.
+    /// Environment variables that override those of the instance.
     pub env: BTreeMap<String, String>,
-    /// The instance's confidential variables, which the runtime does not know any more.
+    /// The instance's confidential variables, which the runtime no longer knows.
     pub confidential: BTreeMap<String, Secret<String>>,
     pub workdir: Option<MountTarget>,
     pub terminal: Option<TerminalSize>,
@@ -127,13 +130,14 @@ pub struct TerminalSize {
     pub rows: u16,
 }
 
-/// A process that runs beside an instance's own. Dropping this kills it.
+/// An additional process in an instance. Dropping this kills the process.
 pub struct Exec {
     pub input: mpsc::Sender<ExecInput>,
-    /// Ends with [`ExecOutput::Exited`].
+    /// Output of the process; the last item is [`ExecOutput::Exited`] or [`ExecOutput::Lost`].
     pub output: mpsc::Receiver<ExecOutput>,
 }
 
+/// Message from the caller to a process.
 #[derive(Clone, Debug)]
 pub enum ExecInput {
     Stdin(bytes::Bytes),
@@ -142,21 +146,23 @@ pub enum ExecInput {
     Signal(i32),
 }
 
+/// Message from a process to its caller.
 #[derive(Clone, Debug)]
 pub enum ExecOutput {
     Stdout(bytes::Bytes),
     Stderr(bytes::Bytes),
     Exited(Exit),
-    /// The runtime went away.
+    /// The connection to the runtime was lost.
     Lost(String),
 }
 
-/// The code of a start that failed for a reason that the runtime does not know: another may succeed.
+/// Error code of a failed start whose reason the runtime does not know; another start may succeed.
 pub const UNKNOWN_START: &str = "start_failed";
 
+/// Reason of a failed call to the container runtime.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// It cannot be reached; the same call may succeed later.
+    /// The runtime cannot be reached; the same call may succeed later.
     #[error("the container runtime is away: {0}")]
     Unavailable(String),
     #[error("there is no instance `{0}`")]
@@ -165,10 +171,10 @@ pub enum RuntimeError {
     NotRunning(InstanceId),
     #[error("the image is not usable: {0}")]
     Image(String),
-    /// The image is not what it says, and is never used.
+    /// The image's content contradicts its digests or metadata; the image is never used.
     #[error("the image is not usable: {reason}")]
     UnsoundImage { code: &'static str, reason: String },
-    /// The process cannot be started: no such program, not executable, no such user or directory.
+    /// The process cannot be started, for example because the program, user or directory does not exist.
     #[error("{message}")]
     Start { code: &'static str, message: String },
     #[error("no space is left for the image's files")]
@@ -177,11 +183,11 @@ pub enum RuntimeError {
     Other(String),
 }
 
-/// Gives each instance an address. The real one is netlink and one nft table.
+/// Gives each instance a network address. The production implementation uses netlink and one nftables table.
 #[async_trait]
 pub trait Network: Send + Sync + 'static {
-    /// A network of its own for an instance; for one that has it already, the same again. One that is isolated reaches
-    /// no other instance, and none reaches it.
+    /// Creates the network of an instance, or returns the existing one. An isolated instance reaches no other instance
+    /// and is reached by none.
     async fn attach(
         &self,
         instance: &InstanceId,
@@ -189,29 +195,30 @@ pub trait Network: Send + Sync + 'static {
         isolated: bool,
     ) -> Result<Attached, NetworkError>;
 
-    /// Takes it away. Nothing to do for one that has none.
+    /// Removes the network of an instance. Does nothing if the instance has none.
     async fn detach(&self, instance: &InstanceId) -> Result<(), NetworkError>;
 
-    /// What the room's services are called by each other: in the hosts files of all instances, at once.
+    /// Replaces the name records of the room's services, in the hosts files of all instances at once.
     async fn set_names(&self, names: BTreeMap<ServiceName, Ipv4Addr>) -> Result<(), NetworkError>;
 
-    /// Mends the networks of these instances and takes away every other one that is this daemon's.
+    /// Repairs the networks of these instances and removes every other network of this daemon.
     async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<(), NetworkError>;
 
-    /// How many instances have an address at most.
+    /// Returns the maximum number of instance addresses.
     fn addresses(&self) -> usize;
 
-    /// Where instances reach this daemon.
+    /// Returns the address at which instances reach this daemon.
     fn gateway(&self) -> Ipv4Addr;
 }
 
+/// The network of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
     pub address: Ipv4Addr,
-    /// The network namespace, bound to a file.
+    /// File on which the network namespace is bind-mounted.
     pub namespace: PathBuf,
     pub hostname: String,
-    /// Files to be seen as `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname`.
+    /// Files to be mounted as `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname`.
     pub hosts: PathBuf,
     pub resolv_conf: PathBuf,
     pub hostname_file: PathBuf,
@@ -225,45 +232,50 @@ pub enum NetworkError {
     Other(String),
 }
 
-/// Leads traffic to instances. The real one is the ingress.
+/// Routes traffic to instances. The production implementation is the ingress.
 #[async_trait]
 pub trait Router: Send + Sync + 'static {
-    /// Replaces all routes at once. Requests in flight go on where they are.
+    /// Replaces all routes at once. Requests in flight continue on their current backend.
     fn set(&self, routes: Vec<Route>);
 
-    /// Returns when no request to this backend is in flight, or `limit` later, when what is left has
-    /// been closed (a WebSocket with 1001). Gives how many were cut. Only for one that no route leads to.
+    /// Waits until no request to this backend is in flight, at most `limit`; then closes the remaining ones (a
+    /// WebSocket with code 1001). Returns the number of connections that were cut. May be called only for a backend
+    /// without a route.
     async fn drain(&self, backend: SocketAddr, limit: Duration) -> usize;
 }
 
+/// Route of one domain to a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub domain: Domain,
     pub service: ServiceName,
     pub revision: u32,
-    /// None while no instance of the service has the traffic: requests are held for a moment, then told 503.
+    /// `None` while no instance of the service receives traffic: requests are held for a short time and then answered
+    /// with 503.
     pub backend: Option<SocketAddr>,
-    /// Whether a participant token is asked for, and kept from the service.
+    /// Set if requests need a participant token, which is not passed on to the service.
     pub private: bool,
 }
 
-/// Makes an instance's mounts. The real one opens storage beneath its root and mounts images.
+/// Creates the mounts of an instance. The production implementation opens storage beneath its root and mounts images.
 #[async_trait]
 pub trait MountSource: Send + Sync + 'static {
-    /// Opens what `mounts` name, below a directory of the instance's own. Images are those of `images`, by target:
-    /// none is looked up or fetched.
+    /// Opens the sources of `mounts` below a directory of the instance. `images` holds the images by target: none is
+    /// resolved or fetched here.
     async fn open(
         &self,
         instance: &InstanceLabel,
         mounts: &[MountSpec],
         images: &BTreeMap<MountTarget, PinnedImage>,
     ) -> Result<Vec<BindMount>, MountFault>;
-    /// Takes them away, with what was written to empty directories and writable images.
+    /// Removes the mounts of an instance, with everything written to empty directories and writable images.
     async fn close(&self, instance: &InstanceId) -> Result<(), MountFault>;
-    /// Takes away those of all other instances, and gives those of these whose mounts are dead: they must be replaced.
+    /// Removes the mounts of all other instances, and returns those of `instances` whose mounts are dead: these
+    /// instances must be replaced.
     async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<BTreeSet<InstanceId>, MountFault>;
 }
 
+/// Reason for which a mount cannot be created or removed; `code` is the stable error code.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("mount at `{target}`: {reason}")]
 pub struct MountFault {
@@ -273,24 +285,25 @@ pub struct MountFault {
     pub kind: MountFaultKind,
 }
 
+/// Prospects of another attempt after a failed mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MountFaultKind {
-    /// The same mount will fail again until somebody changes something.
+    /// The same mount fails again until somebody changes the request or the machine.
     Lasting,
-    /// The next try may succeed: a read failed, the machine was short of something.
+    /// The next attempt may succeed: a read failed, or the machine was short of a resource.
     Passing,
-    /// What is behind it cannot be reached for now, such as a storage on another machine.
+    /// The source cannot be reached at present, such as storage on another machine.
     Away,
 }
 
-/// Where services are kept. The real one is SQLite.
+/// Persistent store of services. The production implementation is SQLite.
 ///
-/// What is stored pins the images of all revisions: the registry forgets and deletes none of them.
+/// A stored service pins the images of all its revisions: the registry deletes none of them.
 #[async_trait]
 pub trait ServiceStore: Send + Sync + 'static {
     async fn services(&self) -> Result<Vec<Service>, StoreError>;
-    /// Replaces what is stored of a service; durable when this returns. A domain that another service
-    /// has is [`StoreError::DomainTaken`], and nothing is stored.
+    /// Stores a service, replacing an earlier version; durable on return. Returns [`ServiceStoreError::DomainTaken`]
+    /// and stores nothing if another service has one of the domains.
     async fn put(&self, service: &Service) -> Result<(), StoreError>;
     async fn remove(&self, service: &Service) -> Result<(), StoreError>;
 }
@@ -305,11 +318,11 @@ pub enum StoreError {
     Database(String),
 }
 
-/// Reads the logs of instances. The real one reads the files that the runtime writes.
+/// Reads the logs of instances. The production implementation reads the files that the log keepers write.
 #[async_trait]
 pub trait InstanceLogs: Send + Sync + 'static {
-    /// Lines of the log in this directory, oldest first. No log, or none yet, gives no lines.
-    /// With `follow` it may go on for as long as somebody reads: who follows knows when the instance is gone.
+    /// Returns the lines of the log in this directory, oldest first; a missing log has no lines. With `follow` the
+    /// stream may not end: the caller must know when the instance is gone.
     async fn read(&self, directory: &Path, query: LogQuery) -> Result<LogLines, LogError>;
 }
 
@@ -319,11 +332,12 @@ pub type LogLines = Pin<Box<dyn Stream<Item = Result<LogLine, LogError>> + Send>
 #[error("log of the instance: {0}")]
 pub struct LogError(pub String);
 
-/// Images that services run and mount. The real one is [`crate::image::Images`] with the other registries behind it.
+/// Images that services run and mount. The production implementation is [`crate::image::Images`] combined with the
+/// remote registries.
 #[async_trait]
 pub trait ServiceImages: Send + Sync + 'static {
-    /// What a reference names now, for this machine. One of another registry is brought into the room first, by the
-    /// right of `caller`.
+    /// Resolves a reference to the current image for this platform. An image of a remote registry is fetched into the
+    /// room first, with the permissions of `caller`.
     async fn resolve(
         &self,
         reference: &Reference,
@@ -331,7 +345,7 @@ pub trait ServiceImages: Send + Sync + 'static {
         given: &BTreeMap<String, Credential>,
     ) -> Result<ImageFacts, Fault>;
 
-    /// The same for an image that is to be mounted: any that has files for this machine.
+    /// Resolves an image to be mounted, which may be any image with files for this platform.
     async fn resolve_mounted(
         &self,
         reference: &Reference,
@@ -340,15 +354,15 @@ pub trait ServiceImages: Send + Sync + 'static {
     ) -> Result<PinnedImage, Fault>;
 }
 
-/// Makes participant tokens for instances. The real one is [`crate::access::Access`].
+/// Mints participant tokens for instances. The production implementation is [`crate::access::Access`].
 pub trait Tokens: Send + Sync + 'static {
-    /// `scope` is a word or JSON, as `--env-token` takes it.
+    /// Mints a token. `scope` is a word or JSON, as accepted by `--env-token`.
     fn mint(&self, service: &ServiceId, name: &str, scope: &str) -> Result<Secret<String>, String>;
 }
 
-/// Secrets of the room.
+/// Read access to the secrets of the room.
 #[async_trait]
 pub trait Secrets: Send + Sync + 'static {
-    /// None where there is no secret of that name.
+    /// Returns the value of a secret, or `None` if no secret has that name.
     async fn reveal(&self, name: &str) -> Result<Option<Secret<String>>, String>;
 }

@@ -1,4 +1,4 @@
-//! What happens in a deploy leaves by one door, numbered, and can be told again from any number on.
+//! Events of a deploy, numbered from 1 and kept so that a watcher can replay them from any number.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,26 +15,28 @@ use crate::model::fault::{Fault, Stage};
 use crate::model::id::InstanceId;
 use crate::model::service::RevisionOutcome;
 
-/// Events kept of one revision. The last one always is.
+/// Maximum number of events kept per revision. The last event is always kept.
 const MAX_EVENTS: usize = 4000;
-/// Lines of the service's log among them.
+/// Maximum number of log lines among the events.
 const MAX_LINES: usize = 2000;
-/// Bytes of a line; the log itself has all of it.
+/// Maximum length of a log line in bytes; the log itself has the whole line.
 const MAX_LINE: usize = 8 << 10;
 
-/// Ends with the deploy's last event.
+/// Stream of deploy events that ends with the last event of the deploy.
 pub type DeployEvents = Pin<Box<dyn Stream<Item = DeployEvent> + Send>>;
 
+/// Event stream of one deploy or restart.
 pub(super) struct Progress {
     begun: Timestamp,
-    /// Its end is one of those that the metrics count.
+    /// Set if the outcome counts in the metrics.
     counts: bool,
     told: Mutex<Told>,
     newest: watch::Sender<u64>,
-    /// Fires with the last event.
+    /// Cancelled when the last event is published.
     pub(super) ended: CancellationToken,
 }
 
+/// Events of a deploy that have been published.
 #[derive(Default)]
 struct Told {
     events: Vec<DeployEvent>,
@@ -54,7 +56,8 @@ impl Progress {
         }
     }
 
-    /// Of a restart that an earlier run of the daemon began, and may have brought to its end.
+    /// Progress of a restart that an earlier run of the daemon began and may have completed; not counted in the
+    /// metrics.
     pub(super) fn of_earlier_restart() -> Self {
         Self { counts: false, ..Self::new(Timestamp::now()) }
     }
@@ -70,7 +73,7 @@ impl Progress {
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
-        // Nothing under this lock leaves the list half changed.
+        // No code under this lock leaves the list half changed.
         self.told.lock()
     }
 
@@ -78,7 +81,7 @@ impl Progress {
         self.told().ended
     }
 
-    /// Tells something, unless the last event has been told.
+    /// Publishes an event, unless the last event has been published.
     pub(super) fn tell(&self, kind: DeployEventKind) {
         let is_last = kind.is_last();
         let newest = {
@@ -152,8 +155,8 @@ impl Told {
 }
 
 impl Handle {
-    /// What happens in the deploy, or the restart, of a revision, from a number on, to its end. Of one that ended
-    /// before this run of the daemon, only the end is told.
+    /// Returns the events of a revision's deploy or restart, starting with number `from`, to its end. For a deploy that
+    /// ended before this run of the daemon, only the final event is returned.
     pub fn watch(&self, service: &str, revision: u32, from: u64) -> Result<DeployEvents, DeployError> {
         let entry = self.shared.find(service)?;
         let (progress, outcome) = {
@@ -187,10 +190,11 @@ impl Handle {
     }
 }
 
+/// Position of one watcher in the events of a deploy.
 struct Watcher {
     progress: Arc<Progress>,
     newest: watch::Receiver<u64>,
-    /// The service is forgotten, or the daemon ends: then nothing more is told.
+    /// Cancelled when the service is removed; no further events follow.
     gone: CancellationToken,
     stop: CancellationToken,
     next: u64,
@@ -206,7 +210,7 @@ impl Watcher {
                 self.next += 1;
                 return Some(event);
             }
-            // A number beyond the end never comes.
+            // A number beyond the last event never arrives.
             if last_look || (self.progress.is_ended() && self.progress.read(self.next).is_none()) {
                 return None;
             }
@@ -226,11 +230,11 @@ fn end_of(outcome: RevisionOutcome) -> DeployEventKind {
         RevisionOutcome::Live { .. } => DeployEventKind::Live { took: std::time::Duration::ZERO },
         RevisionOutcome::Failed(fault) => DeployEventKind::Failed(fault),
         RevisionOutcome::Superseded { by } => DeployEventKind::Superseded { by },
-        // The one that shall run has its progress; another one never will be live.
+        // The wanted revision has its own progress; any other pending revision never becomes live.
         RevisionOutcome::Pending => DeployEventKind::Failed(Box::new(Fault::new(
             Stage::Deploy,
             "interrupted",
-            "the deploy was given up before it was live",
+            "the deploy was interrupted before it was live",
         ))),
     }
 }

@@ -1,8 +1,9 @@
-//! The loop of a service: look, plan, act; again when something changes. It only compares: a lost event, a restart
-//! of the daemon and an instance that was killed by hand all heal the same way.
+//! Loop of a service: observe, plan, act, and again whenever something changes. It only compares the desired with the
+//! actual state, so a lost event, a restart of the daemon and an instance that was killed by hand all heal in the same
+//! way.
 //!
-//! Short steps are done here, one after the other; long ones ([`super::steps`]) run beside, and wake the loop when
-//! they end. A pass that fails is a log line, and is repeated.
+//! Short actions run here one after the other; long ones ([`super::steps`]) run in their own tasks and wake the loop
+//! when they finish. A failed pass is logged and repeated.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,21 +21,23 @@ use crate::model::fault::{Fault, Stage};
 use crate::model::id::InstanceId;
 use crate::model::service::{Exit, RevisionOutcome};
 
-/// After a pass that failed.
+/// Pause after a failed pass.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Without any sign the loop looks all the same.
+/// Maximum time between two passes.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-/// Rounds of one pass. Each does something; more would be a circle.
+/// Maximum number of planning rounds per pass. Each round makes progress; reaching the limit means that the plan does
+/// not terminate.
 const MAX_ROUNDS: usize = 32;
 
-/// When the next pass is due, if nothing wakes the loop before.
+/// Time of the next pass if nothing wakes the loop before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     At(Timestamp),
-    /// Nothing is left of the service.
+    /// The service has been removed.
     Gone,
 }
 
+/// Reason of a failed pass.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PassError {
     #[error(transparent)]
@@ -63,7 +66,7 @@ pub(super) async fn service_loop(shared: Arc<Shared>, entry: Arc<Entry>) {
             Err(error) => {
                 let error = error.to_string();
                 if error != last_error {
-                    tracing::warn!(service.name = %shared.name_of(&entry), error, "a pass over a service failed");
+                    tracing::warn!(service.name = %shared.name_of(&entry), error, "failed to reconcile a service");
                     let state = entry.state();
                     let wanted = state.service.wanted().map(|revision| revision.number);
                     if let Some(progress) = wanted.and_then(|revision| state.progress(revision)) {
@@ -76,7 +79,7 @@ pub(super) async fn service_loop(shared: Arc<Shared>, entry: Arc<Entry>) {
         };
         let changed = async {
             if changes.changed().await.is_err() {
-                // The runtime tells nothing any more; the sleep is what is left.
+                // The runtime sends no more changes; only the sleep remains.
                 std::future::pending::<()>().await;
             }
         };
@@ -88,7 +91,7 @@ pub(super) async fn service_loop(shared: Arc<Shared>, entry: Arc<Entry>) {
     }
 }
 
-/// One pass.
+/// Runs one pass over a service.
 pub(super) async fn reconcile_one(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<Next, PassError> {
     observe(shared, entry).await?;
     for _ in 0..MAX_ROUNDS {
@@ -131,7 +134,7 @@ pub(super) async fn reconcile_one(shared: &Arc<Shared>, entry: &Arc<Entry>) -> R
     Err(PassError::Circle)
 }
 
-/// Brings what is known of the instances up to what the runtime says.
+/// Updates the tracked instances from the runtime's listing.
 async fn observe(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassError> {
     let runs = |known: &Known| known.health().is_some();
     let expected: BTreeSet<InstanceId> = {
@@ -157,13 +160,13 @@ async fn observe(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassErr
                 (InstanceStage::Running(_), InstanceState::Ended(exit)) => {
                     ended.push((label.instance, Some(exit)));
                 }
-                // Its start may have come to its end while the list was made.
+                // Its start may have completed while the listing was made.
                 (InstanceStage::Running(_), InstanceState::Incomplete)
                     if expected.contains(&label.instance) =>
                 {
                     ended.push((label.instance, None));
                 }
-                // Steps under way own theirs, and what has ended has.
+                // Operations in progress own their instances, and exited instances do not change.
                 _ => {}
             }
         }
@@ -186,7 +189,7 @@ async fn observe(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassErr
 }
 
 impl Shared {
-    /// What the runtime has, looked up after this call began. Many services that ask at once share an answer.
+    /// Lists the runtime's instances, not earlier than this call. Services that ask at the same time share one listing.
     async fn list(&self) -> Result<Arc<Vec<Observed>>, PassError> {
         let asked = Instant::now();
         let mut last = self.listed.lock().await;
@@ -203,8 +206,8 @@ impl Shared {
     }
 }
 
-/// Takes an instance in that an earlier run of the daemon started, and says whether it runs: then `health` is its
-/// health, and it is to be watched over.
+/// Adopts an instance that an earlier run of the daemon started. Returns whether it is running: then its health is
+/// `health`, and the caller has to start its monitor.
 pub(super) async fn adopt(shared: &Shared, entry: &Entry, observed: Observed, health: Health) -> bool {
     let Observed { label, state } = observed;
     let instance = label.instance.clone();
@@ -225,9 +228,9 @@ pub(super) async fn adopt(shared: &Shared, entry: &Entry, observed: Observed, he
                     known.address = Some(attached.address);
                     known.stage = InstanceStage::Running(health);
                 }
-                // Nobody reaches it: it is replaced.
+                // The instance is unreachable and is replaced.
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, instance.id = %instance, "an instance has lost its network");
+                    tracing::warn!(%error, instance.id = %instance, "failed to repair the network of an instance");
                     known.stage = InstanceStage::Ended { outside: true };
                 }
                 Err(_) => known.stage = InstanceStage::Ended { outside: true },
@@ -239,19 +242,19 @@ pub(super) async fn adopt(shared: &Shared, entry: &Entry, observed: Observed, he
     runs
 }
 
-/// Whether a revision is; one that is not known any more is, until its instance is replaced.
+/// Reports whether a revision's instances are isolated. Those of an unknown revision are, until they are replaced.
 fn is_isolated(entry: &Entry, revision: u32) -> bool {
     let state = entry.state();
     state.service.revision(revision).is_none_or(|revision| revision.spec.confinement.isolated)
 }
 
-/// Whether an instance ended by something else than its own doing, as far as can be told: nobody saw the exit, or it
-/// was killed, and not for want of memory.
+/// Reports whether an external cause ended an instance, as far as can be determined: the exit was not seen, or the
+/// process was killed for another reason than lack of memory.
 pub(super) fn is_outside(exit: Option<Exit>) -> bool {
     exit.is_none_or(|exit| exit.code.is_none_or(|code| code == 128 + 9 && !exit.out_of_memory))
 }
 
-/// An instance that ran does not any more.
+/// Records the exit of a running instance.
 async fn end(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId, exit: Option<Exit>) {
     let outside = is_outside(exit);
     let (label, is_wanted, covered) = {
@@ -276,7 +279,7 @@ async fn end(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId, ex
     let code = exit.and_then(|exit| exit.code);
     tracing::info!(
         service.name = %label.name, instance.id = %instance, revision = label.revision, exit.code = code,
-        "an instance ended"
+        "instance exited"
     );
     if let Some(progress) = covered {
         let message = format!("an instance of revision {}, which serves meanwhile, ended", label.revision);
@@ -294,7 +297,7 @@ fn is_live(entry: &Entry, revision: u32) -> bool {
     revision.is_some_and(|revision| matches!(revision.outcome, RevisionOutcome::Live { .. }))
 }
 
-/// An instance of a live revision was no success. Whoever watches its restart is told; the loop tries again.
+/// Reports a failed instance of a live revision to the watchers of its restart; the loop tries again.
 fn lost(entry: &Entry, revision: u32, fault: Fault) {
     let mut state = entry.state();
     if let Some(progress) = state.progress(revision) {
@@ -303,9 +306,9 @@ fn lost(entry: &Entry, revision: u32, fault: Fault) {
     state.last_fault = Some(fault);
 }
 
-/// Does one step. It is done, or begun, when this returns; after an error nothing of it has happened.
+/// Executes one action. The action is done or started on return; after an error it has had no effect.
 async fn apply(shared: &Arc<Shared>, entry: &Arc<Entry>, action: Action) -> Result<(), PassError> {
-    tracing::debug!(service.name = %shared.name_of(entry), %action, "step");
+    tracing::debug!(service.name = %shared.name_of(entry), %action, "executing action");
     match action {
         Action::Start { revision, generation } => shared.begin_start(entry, revision, generation),
         Action::Abort { instance, .. } => {
@@ -323,7 +326,7 @@ async fn apply(shared: &Arc<Shared>, entry: &Arc<Entry>, action: Action) -> Resu
                 state.progress(revision).filter(|_| wanted)
             };
             shared.publish_routes().await;
-            // A restart ends here; a new revision when that is stored.
+            // A restart completes here; a new revision completes when it is stored as live.
             if is_live(entry, revision) {
                 entry.state().last_fault = None;
                 if let Some(progress) = arrived {
@@ -341,13 +344,13 @@ async fn apply(shared: &Arc<Shared>, entry: &Arc<Entry>, action: Action) -> Resu
         Action::Remove { instance, .. } => remove(shared, entry, &instance).await,
         Action::MarkLive { revision } => mark_live(shared, entry, revision).await?,
         Action::MarkFailed { revision, cause } => mark_failed(shared, entry, revision, cause).await?,
-        // The pass itself does these.
+        // The pass itself handles these.
         Action::AwaitHealthy { .. } | Action::Settle { .. } | Action::Backoff { .. } | Action::Forget => {}
     }
     Ok(())
 }
 
-/// Those who watch a deploy see each step, and what is waited for once. A start tells of itself.
+/// Publishes an action to the watchers of a deploy; a waiting action only once. A start publishes its own events.
 fn tell(entry: &Entry, action: &Action, told: &[Action]) {
     let mut state = entry.state();
     state.last_told.push(action.clone());
@@ -379,7 +382,7 @@ async fn remove(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId)
 
 async fn mark_live(shared: &Arc<Shared>, entry: &Arc<Entry>, revision: u32) -> Result<(), StoreError> {
     let marked = entry.change(&*shared.ports.store, |service| {
-        // Another may have been asked for in the meantime, and this one is superseded.
+        // The revision may have been superseded in the meantime.
         let found = service.revision_mut(revision)?;
         if found.outcome != RevisionOutcome::Pending {
             return None;
@@ -395,11 +398,11 @@ async fn mark_live(shared: &Arc<Shared>, entry: &Arc<Entry>, revision: u32) -> R
             state.last_fault = None;
             state.progress(revision)
         };
-        tracing::info!(service.name = %shared.name_of(entry), revision, "a revision is live");
+        tracing::info!(service.name = %shared.name_of(entry), revision, "revision is live");
         if let Some(progress) = progress {
             progress.live();
         }
-        // Domains of the one before may be free, or lead elsewhere now.
+        // Domains of the previous revision may be free or lead elsewhere now.
         shared.publish_routes().await;
     }
     Ok(())
@@ -435,7 +438,7 @@ async fn mark_failed(
     if marked.await?.is_none() {
         return Ok(());
     }
-    tracing::warn!(service.name = %shared.name_of(entry), revision, fault = fault.code, "a revision failed");
+    tracing::warn!(service.name = %shared.name_of(entry), revision, error.code = fault.code, "revision failed");
     let progress = entry.state().progress(revision);
     if let Some(progress) = progress {
         progress.fail(fault);
@@ -444,14 +447,14 @@ async fn mark_failed(
     Ok(())
 }
 
-/// The service is no more; its name and its domains are free when this returns.
+/// Deletes the service from the store; its name and its domains are free on return.
 async fn forget(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassError> {
     let service = entry.state().service.clone();
     shared.ports.store.remove(&service).await?;
     shared.forget(&entry.id);
     shared.publish_routes().await;
     shared.sweep_logs(&entry.id, BTreeSet::new(), true).await;
-    tracing::info!(service.name = %service.name, "a service was removed");
+    tracing::info!(service.name = %service.name, "service removed");
     entry.gone.cancel();
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Where the traffic of all services goes, told to the router and to the instances' own name lookup as one value.
+//! Routes and name records of all services, published as a whole to the router and to the instance network.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,8 +11,8 @@ use super::service::Shared;
 use crate::model::service::{Revision, ServiceName};
 
 impl Shared {
-    /// Makes the routes what the entries say. The router has them when this returns. Names that could not be written
-    /// are tried again by the comparing loop.
+    /// Publishes the routes of all entries. The router has them on return. If the name records could not be written,
+    /// the housekeeping loop retries.
     pub(super) async fn publish_routes(&self) {
         let _routing = self.routing.lock().await;
         let mut routes = Vec::new();
@@ -28,18 +28,18 @@ impl Shared {
         let stale = match named {
             Ok(Ok(())) => false,
             Ok(Err(error)) => {
-                tracing::warn!(%error, "names of services are not up to date yet");
+                tracing::warn!(%error, "failed to update service name records");
                 true
             }
             Err(_) => {
-                tracing::warn!("names of services are not up to date yet: the network takes too long");
+                tracing::warn!("updating service name records timed out");
                 true
             }
         };
         self.names_stale.store(stale, Ordering::Relaxed);
     }
 
-    /// The address where an instance's published port is, for the router.
+    /// Returns the address of an instance's published port, for the router.
     pub(super) fn backend_of(
         &self,
         entry: &Arc<Entry>,
@@ -60,8 +60,8 @@ fn name_of(state: &EntryState) -> Option<(ServiceName, Ipv4Addr)> {
     Some((state.service.name.clone(), known.address?))
 }
 
-/// A route is that of the revision that has the traffic. While none has, requests for the domains that are the
-/// service's wait for a moment.
+/// Returns the routes of the revision that receives the traffic. While there is none, the service's domains have routes
+/// without a backend, and requests wait for a short time.
 fn routes_of(state: &EntryState) -> Vec<Route> {
     if state.service.removing {
         return Vec::new();

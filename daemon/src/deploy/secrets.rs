@@ -1,4 +1,4 @@
-//! Secrets of instances are those of the room.
+//! Implementation of [`SecretReader`](super::port::SecretReader) with the secrets of the room.
 
 use async_trait::async_trait;
 
@@ -9,7 +9,7 @@ use crate::secrets::Secrets as RoomSecrets;
 #[async_trait]
 impl Secrets for RoomSecrets {
     async fn reveal(&self, name: &str) -> Result<Option<Secret<String>>, String> {
-        // What cannot be a name is the name of none.
+        // No secret has an invalid name.
         let Ok(name) = name.parse() else { return Ok(None) };
         Self::reveal(self, &name).await.map_err(|error| error.to_string())
     }

@@ -1,13 +1,14 @@
 //! Options -> [`Service`] -> [`Handle`]: the services of the room.
 //!
 //! ```text
-//! deploy, restart, rollback, remove --stored--> Entry --wake--> its loop --plan--> steps
+//! deploy, restart, rollback, remove --stored--> entry --wake--> its loop --plan--> steps
 //!                                                 ^                                  |
-//!                     Runtime::changes, monitors -'------------- what they find <----'
+//!            ContainerRuntime::changes, monitors -'------------- their results <----'
 //! ```
 //!
-//! Each service has an [`Entry`] and one loop. What shall be lies in the store; what is, the runtime knows; the entry
-//! holds what must not outlive the daemon: health, backoff, steps under way.
+//! Each service has a [`ServiceEntry`](super::entry::ServiceEntry) and one loop. The store holds the desired state and
+//! the runtime knows the actual state; the entry holds what must not outlive the daemon: health, backoff, and steps in
+//! progress.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -35,31 +36,31 @@ use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{self, Domain, ServiceName, ServiceOrigin, ServiceSpec};
 use crate::model::share_owner::ShareOwners;
 
-/// How long a deploy waits for the comparison of what runs with what shall run.
+/// Maximum time that a deploy waits for the first reconciliation after the start of the daemon.
 const READY_LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Debug)]
 pub struct Options {
     pub room: String,
-    /// Where instances reach this daemon: `http://address:port`, the address being [`Network::gateway`].
+    /// Address of this daemon for instances: `http://address:port`, with the address of [`InstanceNetwork::gateway`].
     pub address: String,
-    /// A directory per service, and in it one per instance; made where it is missing.
+    /// Root directory of the logs: one directory per service with one subdirectory per instance. Created if missing.
     pub log_dir: PathBuf,
-    /// From an instance's stop signal to SIGKILL.
+    /// Time between the stop signal of an instance and SIGKILL.
     pub stop_grace: Duration,
-    /// What requests in flight get before an instance is stopped.
+    /// Time limit for requests in flight before an instance is stopped.
     pub drain_limit: Duration,
-    /// For [`Runtime::prepare`].
+    /// Time limit for [`ContainerRuntime::prepare`].
     pub prepare_limit: Duration,
-    /// For each other call of a neighbour.
+    /// Time limit for every other call to the runtime, the network or the mounter.
     pub call_limit: Duration,
-    /// Whose share a service takes.
+    /// Mapping from callers to the owners whose share a service counts against.
     pub owners: ShareOwners,
-    /// Services of one owner.
+    /// Maximum number of services per owner.
     pub max_per_owner: usize,
-    /// Memory of an instance whose deploy asks for no limit; none is no limit.
+    /// Memory limit in bytes for an instance whose deploy asks for none; `None` means no limit.
     pub default_memory: Option<u64>,
-    /// Those that a service may be given.
+    /// Capabilities that a service may be given.
     pub allowed_capabilities: BTreeSet<AddedCapability>,
 }
 
@@ -110,7 +111,7 @@ impl From<CapabilityNotAllowed> for Fault {
     }
 }
 
-/// What deploys need of the rest of the daemon.
+/// The parts of the daemon that deploys depend on.
 #[derive(Clone)]
 pub struct Ports {
     pub runtime: Arc<dyn Runtime>,
@@ -132,15 +133,16 @@ pub enum StartError {
     Store(#[from] StoreError),
 }
 
-/// What a caller may do to services. What is kept of an earlier revision is theirs to answer for as well.
+/// Permissions of a caller on services. They apply to the contents of earlier revisions as well.
 pub trait Permits: Send + Sync + 'static {
-    /// Has this run, or gets into what runs it.
+    /// Checks that the caller may run this specification, or execute a process in an instance of it.
     fn run(&self, spec: &ServiceSpec) -> Result<(), Denied>;
-    /// Removes this service, takes a domain from it, or reads its log. `what` is a verb with its object.
+    /// Checks that the caller may remove this service, take a domain from it, or read its log. `what` is a verb with
+    /// its object, for the error message.
     fn change(&self, service: &service::Service, what: &str) -> Result<(), Denied>;
 }
 
-/// Who asks, and what they may do.
+/// The caller of a request, with its permissions.
 #[derive(Clone)]
 pub struct By {
     pub name: String,
@@ -161,7 +163,7 @@ impl By {
     }
 }
 
-/// Why a request about a service was not taken.
+/// Reason for which a request about a service was rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum DeployError {
     #[error("there is no service `{given}`")]
@@ -196,10 +198,10 @@ pub enum DeployError {
     UnknownSecret { variable: String, secret: String },
     #[error("secret `{secret}`: {reason}")]
     Secret { secret: String, reason: String },
-    /// The image cannot be had.
+    /// The image cannot be resolved or fetched.
     #[error("{}", .0.message)]
     Image(Box<Fault>),
-    /// An image that is to be mounted cannot be had. The message names the target.
+    /// An image to be mounted cannot be resolved or fetched. The message names the mount target.
     #[error("{}", .0.message)]
     MountedImage(Box<Fault>),
     #[error(transparent)]
@@ -234,7 +236,7 @@ impl From<StoreError> for DeployError {
 }
 
 impl DeployError {
-    /// Stable word for the cause.
+    /// Returns the stable error code.
     pub fn code(&self) -> &str {
         match self {
             Self::NotFound { .. } => "service_not_found",
@@ -259,7 +261,7 @@ impl DeployError {
         }
     }
 
-    /// What to do next.
+    /// Returns a suggestion for the next action of the user.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::NotFound { .. } => "see: hearth services list".to_owned(),
@@ -269,7 +271,7 @@ impl DeployError {
             Self::NoRoute(_) => "see: hearth routes list".to_owned(),
             Self::Removing { .. } => "try again in a moment".to_owned(),
             Self::NoInstance { name, .. } => {
-                format!("see those that there are with: hearth services show {name}")
+                format!("list the existing instances with: hearth services show {name}")
             }
             Self::NotRunning { name } => format!("see why with: hearth services show {name}"),
             Self::Merge(error) => return error.hint(),
@@ -298,40 +300,41 @@ impl DeployError {
     }
 }
 
-/// Owns the loops. Dropping it ends them; instances run on.
+/// Owner of the service loops. Dropping it stops the loops; instances keep running.
 pub struct Service {
     handle: Handle,
 }
 
-/// Cheap to clone.
+/// Cheaply cloneable access to the services.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) shared: Arc<Shared>,
 }
 
+/// State shared by all service loops and requests.
 pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) ports: Ports,
     entries: Mutex<BTreeMap<ServiceId, Arc<Entry>>>,
-    /// One request at a time makes a name or a domain taken.
+    /// Serializes requests that take a service name or a domain.
     pub(super) submitting: tokio::sync::Mutex<()>,
-    /// One change of the routes at a time, so that the last one is the newest.
+    /// Serializes route updates, so that the last one published is the newest.
     pub(super) routing: tokio::sync::Mutex<()>,
-    /// What the runtime had, and when it was asked.
+    /// The last listing of the runtime, with the time at which it was requested.
     pub(super) listed: tokio::sync::Mutex<Option<(Instant, Arc<Vec<Observed>>)>>,
-    /// Held for reading from when an image's files are brought until an instance uses them.
+    /// Held for reading from the preparation of an image until an instance uses its files.
     pub(super) images: tokio::sync::RwLock<()>,
-    /// The names of services are not yet what they shall be.
+    /// Set while the last update of the service name records has failed.
     pub(super) names_stale: AtomicBool,
-    /// Whether what runs has been compared with what shall run, or why not yet.
+    /// `Ok` once the running instances have been reconciled with the stored services, otherwise the reason why not yet.
     pub(super) compared: watch::Sender<Result<(), String>>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
 
 impl Service {
-    /// Reads what shall run. The comparison with what runs goes on behind this, and is repeated while the runtime is
-    /// away; requests are taken meanwhile.
+    /// Reads the stored services. The first reconciliation runs in the background and is retried while the runtime is
+    /// unavailable; requests are accepted meanwhile.
     pub async fn start(options: Options, ports: Ports) -> Result<Self, StartError> {
         let directory = options.log_dir.clone();
         let made = crate::task::blocking("service logs", move || std::fs::create_dir_all(directory)).await;
@@ -340,15 +343,15 @@ impl Service {
             .map_err(|source| StartError::Logs { path: options.log_dir.clone(), source })?;
         metrics::describe_counter!(
             "hearth_deploys_total",
-            "Revisions that ended as live, failed or superseded."
+            "Revisions by outcome: live, failed or superseded."
         );
         metrics::describe_histogram!(
             "hearth_deploy_duration_seconds",
-            "From a request to its live revision."
+            "Time from a deploy request to its live revision."
         );
         metrics::describe_counter!(
             "hearth_instance_ends_total",
-            "Instances that ended when they should run."
+            "Instances that exited while they should run."
         );
         let services = ports.store.services().await?;
         let shared = Arc::new(Shared {
@@ -360,14 +363,14 @@ impl Service {
             listed: tokio::sync::Mutex::default(),
             images: tokio::sync::RwLock::default(),
             names_stale: AtomicBool::new(false),
-            compared: watch::Sender::new(Err("what runs is being looked at".to_owned())),
+            compared: watch::Sender::new(Err("running instances are being reconciled".to_owned())),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
         for service in services {
             shared.add(Arc::new(Entry::new(service)));
         }
-        shared.spawn("compare services", start::compare_loop(Arc::clone(&shared)));
+        shared.spawn("reconcile services", start::compare_loop(Arc::clone(&shared)));
         Ok(Self { handle: Handle { shared } })
     }
 
@@ -383,13 +386,14 @@ impl Drop for Service {
 }
 
 impl Handle {
-    /// Whether what runs has been compared with what shall run since the start, or why not yet. Deploys are taken
-    /// from then on.
+    /// Reports whether the first reconciliation since the start is complete, or why not yet. Deploys are accepted from
+    /// then on.
     pub fn ready(&self) -> watch::Receiver<Result<(), String>> {
         self.shared.compared.subscribe()
     }
 
-    /// Tells who answers for the service of an id, if there is one, for as long as the daemon runs; holds nothing.
+    /// Returns a lookup from a service id to the origin of that service. The lookup works for as long as the daemon
+    /// runs and keeps nothing alive.
     pub fn origins(&self) -> impl Fn(&str) -> Option<ServiceOrigin> + Send + Sync + use<> {
         let shared = Arc::downgrade(&self.shared);
         move |id| {
@@ -399,8 +403,8 @@ impl Handle {
         }
     }
 
-    /// Tells who has made a service, by its id, for as long as it is there. A name would be that of another service:
-    /// one may be named like the id of a service that is gone.
+    /// Returns a lookup from a service id to the share owner of that service, for as long as the service exists. The
+    /// lookup does not accept names: a service may be named like the id of a removed service.
     pub fn creators(&self) -> impl Fn(&str) -> Option<String> + Send + Sync + use<> {
         let shared = Arc::downgrade(&self.shared);
         move |service| {
@@ -411,7 +415,7 @@ impl Handle {
         }
     }
 
-    /// Waits a while for that.
+    /// Waits for the first reconciliation, at most [`READY_LIMIT`].
     pub(super) async fn become_ready(&self) -> Result<(), DeployError> {
         let mut ready = self.ready();
         let limit = self.shared.options.call_limit.min(READY_LIMIT);
@@ -423,19 +427,20 @@ impl Handle {
         }
     }
 
-    /// Ends all loops; what they began is left for the next run of the daemon. Instances and routes stay.
+    /// Stops all loops and waits for them; the next run of the daemon finishes what they began. Instances and routes
+    /// stay.
     pub async fn drain(&self, limit: Duration) {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         if tokio::time::timeout(limit, self.shared.tasks.wait()).await.is_err() {
-            tracing::warn!("steps of deploys are cut short by the daemon's end; its next start heals them");
+            tracing::warn!("deploy steps interrupted by the shutdown; the next start recovers them");
         }
     }
 }
 
 impl Shared {
     fn entries(&self) -> MutexGuard<'_, BTreeMap<ServiceId, Arc<Entry>>> {
-        // Nothing under this lock leaves the map half changed.
+        // No code under this lock leaves the map half changed.
         self.entries.lock()
     }
 
@@ -459,7 +464,7 @@ impl Shared {
         self.entries().values().find(|entry| entry.state().service.name == *name).cloned()
     }
 
-    /// A service by its name or its id.
+    /// Finds a service by its name or its id.
     pub(super) fn find(&self, given: &str) -> Result<Arc<Entry>, DeployError> {
         let found = {
             let entries = self.entries();
@@ -471,7 +476,7 @@ impl Shared {
         found.ok_or_else(|| DeployError::NotFound { given: given.chars().take(100).collect() })
     }
 
-    /// A task that ends with the daemon's services at the latest.
+    /// Spawns a task that is cancelled when the service loops stop.
     pub(super) fn spawn<F>(&self, name: &'static str, work: F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -486,7 +491,7 @@ impl Shared {
         drop(crate::task::spawn(name, work));
     }
 
-    /// Starts the loop of a service that was compared or is new; once.
+    /// Starts the loop of a reconciled or new service, at most once.
     pub(super) fn run(self: &Arc<Self>, entry: Arc<Entry>) {
         if !entry.running.swap(true, Ordering::AcqRel) {
             self.spawn("service", reconcile::service_loop(Arc::clone(self), entry));

@@ -1,12 +1,12 @@
-//! How many services there may be: of one owner, and in the room.
+//! Limits on the number of services: per owner, and in the room.
 
 use super::service::Shared;
 use crate::model::share_owner::ShareOwner;
 
-/// A service has two addresses while one instance takes over from another.
+/// Addresses reserved per service: it needs two while one instance takes over from another.
 const ADDRESSES_PER_SERVICE: usize = 2;
 
-/// Why there is no room for another service. Those that there are can be updated all the same.
+/// Reason why no further service is accepted. Existing services can still be updated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServiceLimit {
     #[error(
@@ -37,8 +37,8 @@ impl ServiceLimit {
 }
 
 impl Shared {
-    /// Whether `caller` may have another service; whose share it takes. Every service finds an address for its next
-    /// instance, as there are two for each.
+    /// Checks that `caller` may create another service, and returns the owner whose share it counts against. Two
+    /// addresses are reserved per service, so that every service can start its next instance.
     pub(super) fn admit_service(&self, caller: &str) -> Result<ShareOwner, ServiceLimit> {
         let owner = self.options.owners.of(caller);
         let owners: Vec<String> =

@@ -1,8 +1,8 @@
-//! The start of the daemon: what runs is compared with what shall run, and then kept so.
+//! Start of the daemon: running instances are adopted and reconciled with the stored services.
 //!
-//! Instances that run are taken back. That of the live revision is routed at once, before it is probed: it served when
-//! the daemon ended, and most likely does; a request to one that does not is held by the router as it always is.
-//! Of two generations the older one is taken, since the younger may not have been ready.
+//! The instance of the live revision receives traffic at once, before it is probed: it served when the daemon stopped
+//! and most likely still does. The router holds a request to an instance that does not answer, as it always does. Of
+//! two generations the older one is chosen, since the younger may not have been ready.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,13 +19,14 @@ use super::service::Shared;
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::Exit;
 
-/// Between tries while the runtime is away.
+/// Pause between attempts while the runtime is unavailable; doubled up to `LONGEST_PAUSE`.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// For the runtime's start.
+/// Time that the runtime may take to start before failures are logged.
 const EXPECTED: Duration = Duration::from_secs(3);
-/// Between looks at what could not be done at once.
+/// Pause between housekeeping passes, which retry failed name updates and release unused image files.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// Pause between updates of the set of images that the runtime must keep.
 const IMAGES: Duration = Duration::from_secs(600);
 
 pub(super) async fn compare_loop(shared: Arc<Shared>) {
@@ -35,9 +36,9 @@ pub(super) async fn compare_loop(shared: Arc<Shared>) {
     let begun = Instant::now();
     while let Err(error) = compare_one(&shared).await {
         shared.compared.send_modify(|now| *now = Err(error.clone()));
-        // containerd takes a moment to start.
+        // containerd takes some time to start.
         if error != last_error && begun.elapsed() > EXPECTED {
-            tracing::warn!(error, "services cannot be compared with what runs yet");
+            tracing::warn!(error, "failed to reconcile services with the running instances; retrying");
             last_error = error;
         }
         tokio::time::sleep(pause).await;
@@ -60,10 +61,10 @@ pub(super) async fn compare_loop(shared: Arc<Shared>) {
     }
 }
 
-/// Can be repeated: what an earlier try has taken in stays.
+/// Runs one reconciliation of all services. It can be repeated: instances adopted by an earlier attempt stay adopted.
 async fn compare_one(shared: &Arc<Shared>) -> Result<(), String> {
     let limit = shared.options.call_limit;
-    let late = |_| "it takes too long".to_owned();
+    let late = |_| "the call timed out".to_owned();
     let listed = tokio::time::timeout(limit, shared.ports.runtime.list()).await;
     let listed = listed.map_err(late)?.map_err(|error| error.to_string())?;
     let mut of_services: BTreeMap<ServiceId, Vec<Observed>> = BTreeMap::new();
@@ -71,13 +72,13 @@ async fn compare_one(shared: &Arc<Shared>) -> Result<(), String> {
         if shared.knows(&observed.label.service) {
             of_services.entry(observed.label.service.clone()).or_default().push(observed);
         } else {
-            tracing::info!(instance.id = %observed.label.instance, "an instance of no service is taken away");
+            tracing::info!(instance.id = %observed.label.instance, "removing an instance that belongs to no service");
             let (shared_too, instance) = (Arc::clone(shared), observed.label.instance);
-            // However long it takes: the room's services do not wait for it.
-            shared.spawn("take away", async move { shared_too.take_away(&instance).await });
+            // The removal may take long; the room's services do not wait for it.
+            shared.spawn("remove instance", async move { shared_too.take_away(&instance).await });
         }
     }
-    // Those that ended keep theirs until they are taken away; what is incomplete has nothing that works.
+    // Exited instances keep their networks and mounts until they are removed; incomplete ones have none that work.
     let kept: BTreeSet<InstanceId> =
         of_services.values().flatten().map(|observed| observed.label.instance.clone()).collect();
     let mended = tokio::time::timeout(limit, shared.ports.network.reconcile(&kept)).await;
@@ -126,7 +127,7 @@ async fn take_back(
         };
         let mut observed = observed;
         if is_broken && !is_serving {
-            // Nobody's doing: another is started, and whoever waits for it does not see it fail.
+            // Not the fault of the app: another instance is started, and a watcher does not see this one fail.
             let at = Timestamp::now();
             observed.state = InstanceState::Ended(Exit { code: None, out_of_memory: false, at });
         }
@@ -137,8 +138,9 @@ async fn take_back(
             entry.state().routed = Some(instance.clone());
         }
         if is_broken {
-            // It keeps the traffic until another has it. What it answers to probes says nothing of its mounts.
-            tracing::warn!(instance.id = %instance, "an instance has lost its mounts and is replaced");
+            // It keeps the traffic until another instance takes over. Its answers to probes say nothing about its
+            // mounts.
+            tracing::warn!(instance.id = %instance, "instance lost its mounts and is replaced");
         } else {
             shared.watch_over(entry, &instance);
         }
@@ -146,8 +148,8 @@ async fn take_back(
 }
 
 impl Shared {
-    /// Tells the runtime which images' files it may drop. Not while an instance is being started: its image may be
-    /// newer than what is told. False when it has to be done later.
+    /// Sends the runtime the set of images whose files it must keep. Skipped while an instance is being started, whose
+    /// image may be newer than the set; returns false if it has to be done later.
     async fn keep_images(&self) -> bool {
         let Ok(_images) = self.images.try_write() else { return false };
         let of = |entry: &Arc<Entry>| {
@@ -159,8 +161,8 @@ impl Shared {
             tokio::time::timeout(self.options.call_limit, self.ports.runtime.keep_images(&wanted)).await;
         match kept {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "files of old images stay"),
-            Err(_) => tracing::warn!("files of old images stay: the runtime takes too long"),
+            Ok(Err(error)) => tracing::warn!(%error, "failed to release files of old images"),
+            Err(_) => tracing::warn!("releasing files of old images timed out"),
         }
         true
     }

@@ -1,7 +1,7 @@
-//! The long steps of a plan, each in a task of its own: a start, and the end of an instance.
+//! Long-running actions of a plan, each in its own task: the start and the stop of an instance.
 //!
-//! A start that fails or is given up takes away what there is of it. One that the daemon's end cuts short leaves it
-//! for the comparison at the next start.
+//! A start that fails or is cancelled removes everything that it created. A start interrupted by the shutdown of the
+//! daemon leaves it to the reconciliation at the next start.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -23,23 +23,23 @@ use crate::model::fault::Fault;
 use crate::model::id::InstanceId;
 use crate::model::service::{InstanceLabel, ResourceLimits, Revision, RevisionOutcome};
 
-/// Before the next start, or the next time it is asked for an end, while the runtime is away.
+/// Pause before the next start or stop request while the runtime is unavailable.
 const AWAY_PAUSE: Duration = Duration::from_millis(500);
-/// Between tries to take an instance away.
+/// Pause between attempts to remove an instance; doubled up to `LONGEST_PAUSE`.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// How an instance ends.
+/// Parameters for stopping an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct End {
-    /// Requests in flight are seen out first.
+    /// Set if requests in flight are drained first.
     pub(super) drain: bool,
-    /// From its stop signal to SIGKILL; none kills at once.
+    /// Time between the stop signal and SIGKILL; zero kills at once.
     pub(super) grace: Duration,
 }
 
 impl Shared {
-    /// Begins to start an instance.
+    /// Starts an instance in a new task.
     pub(super) fn begin_start(self: &Arc<Self>, entry: &Arc<Entry>, revision: u32, generation: u32) {
         let (label, revision, stop, progress) = {
             let mut state = entry.state();
@@ -79,7 +79,7 @@ impl Shared {
         let error = match &started {
             Some(Ok(_)) => None,
             Some(Err(fault)) => Some(fault.fault.message.clone()),
-            None => Some("given up".to_owned()),
+            None => Some("cancelled".to_owned()),
         };
         tell(progress, DeployEventKind::Ended { action, took: begun.elapsed(), error });
         match started {
@@ -88,7 +88,7 @@ impl Shared {
                 if let Some(Err(fault)) = failed {
                     tracing::warn!(
                         service.name = %label.name, revision = label.revision, error = %fault.fault.message,
-                        "an instance could not be started"
+                        "failed to start an instance"
                     );
                     self.not_started(entry, &label, fault);
                     entry.wake.notify_one();
@@ -102,7 +102,7 @@ impl Shared {
         }
     }
 
-    /// None when it was given up.
+    /// Returns `None` when the start was cancelled.
     async fn start_steps(
         &self,
         label: &InstanceLabel,
@@ -111,7 +111,7 @@ impl Shared {
         progress: Option<&Progress>,
     ) -> Option<Result<Ipv4Addr, StartFault>> {
         let mut clock = Clock { progress, since: Instant::now() };
-        // What is brought now stays until it is in use.
+        // Keeps the image's files from being released until the instance uses them.
         let _images = self.images.read().await;
         let spec = match stop.run_until_cancelled(self.make_ready(label, revision, &mut clock)).await? {
             Ok(spec) => spec,
@@ -122,8 +122,8 @@ impl Shared {
             let error = RuntimeError::Other(format!("log directory: {error}"));
             return Some(Err(error.into()));
         }
-        // Comes to its end also when it is not wanted any more: the runtime would go on with a call that is let go, and
-        // what it makes then nobody would take away.
+        // Runs to completion even when the start is cancelled: the runtime would continue with an abandoned call, and
+        // nobody would remove what it creates after that.
         let call = self.ports.runtime.start(spec);
         let started = within("starting the process", self.options.call_limit, call).await;
         clock.lap("start");
@@ -133,7 +133,7 @@ impl Shared {
         Some(started.map(|()| address))
     }
 
-    /// Everything but the process.
+    /// Prepares everything that the start of the process needs: environment, image, network and mounts.
     async fn make_ready(
         &self,
         label: &InstanceLabel,
@@ -143,7 +143,7 @@ impl Shared {
         let limit = self.options.call_limit;
         let spec = &revision.spec;
         let image = InstanceImage { repository: spec.repository.clone(), manifest: spec.manifest };
-        // The operator may have taken one back since the deploy.
+        // The operator may have removed a capability from the allowed ones since the deploy.
         self.options.check_capabilities(spec).map_err(Fault::from)?;
         let env = self.environment(label, revision).await?;
         let prepare_limit = self.options.prepare_limit;
@@ -177,7 +177,7 @@ impl Shared {
         let progress = {
             let mut state = entry.state();
             let Some(known) = state.instances.get_mut(instance) else { return };
-            // It may have been given up in the very moment.
+            // The start may have been cancelled at this very moment.
             if known.stage != InstanceStage::Starting {
                 known.address = Some(address);
                 drop(state);
@@ -194,13 +194,13 @@ impl Shared {
         }
     }
 
-    /// Probes an instance from now on.
+    /// Spawns the health monitor of an instance.
     pub(super) fn watch_over(self: &Arc<Self>, entry: &Arc<Entry>, instance: &InstanceId) {
         let monitor = health::monitor(Arc::clone(self), Arc::clone(entry), instance.clone());
         self.spawn("health", monitor);
     }
 
-    /// Tells the log of a new instance to those who watch its deploy.
+    /// Publishes the log of a new instance to the watchers of its deploy.
     fn tell_log(self: &Arc<Self>, entry: &Arc<Entry>, instance: &InstanceId, progress: Arc<Progress>) {
         let directory = self.log_directory(&entry.id, instance);
         let (shared, instance) = (Arc::clone(self), instance.clone());
@@ -209,7 +209,7 @@ impl Shared {
             let tell = async {
                 let mut lines = match shared.ports.logs.read(&directory, query).await {
                     Ok(lines) => lines,
-                    Err(error) => return tracing::warn!(%error, "the log of a deploy cannot be told"),
+                    Err(error) => return tracing::warn!(%error, "failed to read the log of a new instance"),
                 };
                 while let Some(Ok(line)) = lines.next().await {
                     progress.tell_line(instance.clone(), line);
@@ -226,7 +226,7 @@ impl Shared {
         let mut state = entry.state();
         let StartFault { fault, kind } = failed;
         if kind == StartFaultKind::Away {
-            // Nobody's failure: it is asked again soon, however long it is away.
+            // Not a failure of the service: the start is retried soon, for as long as the dependency is unavailable.
             state.attempts_mut(label).backoff.not_before = Some(after(Timestamp::now(), AWAY_PAUSE));
         } else {
             state.count_end(label, None, kind == StartFaultKind::Passing);
@@ -241,8 +241,8 @@ impl Shared {
         }
         state.last_fault = Some(fault.clone());
         if lasts {
-            // A revision that was live before does not fail by this and is started again and again. Whoever watches its
-            // restart is told now.
+            // A revision that was live before does not fail because of this and is started again without limit.
+            // Watchers of its restart learn of the failure now.
             let revision = state.service.revision(label.revision);
             let live =
                 revision.is_some_and(|revision| matches!(revision.outcome, RevisionOutcome::Live { .. }));
@@ -253,7 +253,7 @@ impl Shared {
         }
     }
 
-    /// Begins to end an instance.
+    /// Stops and removes an instance in a new task.
     pub(super) fn begin_end(self: &Arc<Self>, entry: &Arc<Entry>, instance: &InstanceId, end: End) {
         let runs = {
             let mut state = entry.state();
@@ -270,7 +270,7 @@ impl Shared {
                 let limit = shared.options.drain_limit;
                 let cut = shared.ports.router.drain(backend, limit).await;
                 if cut > 0 {
-                    tracing::info!(instance.id = %instance, cut, "connections were closed at the drain limit");
+                    tracing::info!(instance.id = %instance, cut, "open connections were closed at the drain limit");
                 }
             }
             if runs && !end.grace.is_zero() {
@@ -287,8 +287,8 @@ impl Shared {
         });
     }
 
-    /// Asks an instance to end, and waits until it has. While the runtime is away it is asked again: what comes after
-    /// this ends it by force.
+    /// Requests the stop of an instance and waits for it. The request is retried while the runtime is unavailable; the
+    /// removal that follows kills the instance.
     async fn ask_to_end(&self, instance: &InstanceId, grace: Duration) {
         let asked = async {
             loop {
@@ -301,20 +301,20 @@ impl Shared {
         match tokio::time::timeout(grace + self.options.call_limit, asked).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, instance.id = %instance, "an instance could not be stopped");
+                tracing::warn!(%error, instance.id = %instance, "failed to stop an instance");
             }
-            Err(_) => tracing::warn!(instance.id = %instance, "stopping an instance takes too long"),
+            Err(_) => tracing::warn!(instance.id = %instance, "stopping an instance timed out"),
         }
     }
 
-    /// Takes away all that there is of an instance, however often it must be tried.
+    /// Removes everything of an instance, retrying until it succeeds.
     pub(super) async fn take_away(&self, instance: &InstanceId) {
         let mut pause = FIRST_PAUSE;
         loop {
             match self.try_take_away(instance).await {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::warn!(error, instance.id = %instance, "an instance could not be taken away yet");
+                    tracing::warn!(error, instance.id = %instance, "failed to remove an instance; retrying");
                 }
             }
             tokio::time::sleep(pause).await;
@@ -322,21 +322,22 @@ impl Shared {
         }
     }
 
-    /// The process first: nothing is taken from under it.
+    /// Removes the process before its mounts and its network, which it may be using.
     pub(super) async fn try_take_away(&self, instance: &InstanceId) -> Result<(), String> {
         let limit = self.options.call_limit;
-        let late = |_| "it takes too long".to_owned();
+        let late = |_| "the call timed out".to_owned();
         let removed = tokio::time::timeout(limit, self.ports.runtime.remove(instance)).await;
         removed.map_err(late)?.map_err(|error| error.to_string())?;
         let closed = tokio::time::timeout(limit, self.ports.mounts.close(instance)).await;
         let closed = closed.map_err(late).and_then(|closed| closed.map_err(|error| error.to_string()));
-        // An address is given back even where a mount is stuck.
+        // The address is released even if a mount is stuck.
         let detached = tokio::time::timeout(limit, self.ports.network.detach(instance)).await;
         detached.map_err(late)?.map_err(|error| error.to_string())?;
         closed
     }
 }
 
+/// Measures and publishes the duration of each step of a start.
 struct Clock<'a> {
     progress: Option<&'a Progress>,
     since: Instant,

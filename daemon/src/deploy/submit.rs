@@ -1,4 +1,5 @@
-//! Requests that change what shall run. Each is checked whole before anything changes, and durable when it answers.
+//! Requests that change the desired state of services. Each is validated completely before anything changes, and is
+//! durable when it is answered.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,12 +21,12 @@ use crate::model::service::{Domain, EnvValue, Revision, RevisionOutcome, Service
 use crate::model::share_owner::ShareOwner;
 use crate::model::{MountSource, MountSpec, MountTarget, Reference};
 
-/// How long a deploy waits for the removal of the service that had its name.
+/// Maximum time that a deploy waits for the removal of an earlier service of the same name.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(15);
 
 impl Handle {
-    /// Makes a new revision of a service, or the first, and answers at once; [`Handle::watch`] tells how it goes.
-    /// `given` are credentials for the registries of the images.
+    /// Creates a new revision of a service, or the service with its first one, and returns at once; [`Handle::watch`]
+    /// reports the progress. `given` are credentials for the registries of the images.
     pub async fn deploy(
         &self,
         request: DeployRequest,
@@ -57,7 +58,8 @@ impl Handle {
         Ok(Deployed { revision: service.desired, service, created: false, notes })
     }
 
-    /// What a deploy would do. Nothing changes, but that an image of another registry comes into the room.
+    /// Computes what a deploy would do. Nothing changes, except that an image of a remote registry is fetched into the
+    /// room.
     pub async fn dry_run(
         &self,
         request: DeployRequest,
@@ -77,13 +79,13 @@ impl Handle {
         Ok(Forecast { deployed: Deployed { revision: service.desired, service, created, notes }, actions })
     }
 
-    /// Replaces the instance of the revision that shall run, with fresh tokens and secrets.
+    /// Replaces the instance of the wanted revision, with fresh tokens and secrets.
     pub async fn restart(&self, service: &str, by: &By) -> Result<Deployed, DeployError> {
         self.restart_permitted(service, |spec| by.may_run(spec)).await
     }
 
-    /// Restarts the services that run with a token, so that each has a fresh one. Gives their names. They are given no
-    /// more than they have, so whoever deployed them is not asked again.
+    /// Restarts the services that run with a token, so that each gets a fresh one, and returns their names. They get no
+    /// more permissions than they have, so the permissions of the users who deployed them are not checked again.
     pub async fn renew_tokens(&self) -> Vec<(ServiceName, Result<(), DeployError>)> {
         let mut renewed = Vec::new();
         for service in self.list().into_iter().map(|state| state.service) {
@@ -106,7 +108,7 @@ impl Handle {
         let entry = self.shared.find(service)?;
         let mut permitted = Ok(());
         let changed = entry.change(&*self.shared.ports.store, |stored| {
-            // One that failed is tried again where there is no other.
+            // A failed revision is retried if there is no other.
             let number = match stored.wanted().map(|revision| revision.number) {
                 Some(number) => number,
                 None => stored.desired,
@@ -129,7 +131,8 @@ impl Handle {
         Ok(Deployed { service, revision, created: false, notes: Vec::new() })
     }
 
-    /// A new revision that runs what an earlier one ran: `revision`, or the last one that was live before.
+    /// Creates a new revision with the specification of an earlier one: `revision`, or the last one that was live
+    /// before.
     pub async fn rollback(
         &self,
         service: &str,
@@ -164,8 +167,9 @@ impl Handle {
         Ok(Deployed { revision: service.desired, service, created: false, notes })
     }
 
-    /// Stops and forgets a service; answers when nothing of it is left, or with [`DeployError::Removing`] when that
-    /// takes longer than `limit`: it then goes on. Instances get their stop signal and `grace`; none at all kills them.
+    /// Stops and removes a service. Returns when it is completely removed, or [`DeployError::Removing`] when that takes
+    /// longer than `limit`; the removal then continues. Instances get their stop signal and `grace`; zero kills them at
+    /// once.
     pub async fn remove(
         &self,
         service: &str,
@@ -192,7 +196,7 @@ impl Handle {
         }
     }
 
-    /// Takes a domain away from its service. What serves goes on without it: no new revision is made.
+    /// Removes a domain from its service, which keeps running without it: no new revision is created.
     pub async fn remove_route(&self, domain: &Domain, by: &By) -> Result<ServiceName, DeployError> {
         let _submitting = self.shared.submitting.lock().await;
         let holds = |entry: &Arc<Entry>| entry.state().service.domains().contains(domain);
@@ -222,7 +226,7 @@ impl Handle {
         entry.wake.notify_one();
     }
 
-    /// Everything of a deploy but its storing. The last revision of the service is the new one, and it is the desired one.
+    /// Validates a deploy and builds the service to be stored. Its last revision is the new one and the desired one.
     async fn prepare(
         &self,
         request: &DeployRequest,
@@ -262,6 +266,7 @@ impl Handle {
     }
 }
 
+/// A validated deploy, ready to be stored. It holds the submit lock.
 struct Prepared<'a> {
     entry: Option<Arc<Entry>>,
     service: Service,
@@ -270,7 +275,8 @@ struct Prepared<'a> {
 }
 
 impl Shared {
-    /// The images among the mounts of a request, by target. One that is mounted twice is the same in both places.
+    /// Resolves the images among the mounts of a request, by target. An image that is mounted twice resolves to the
+    /// same digest in both places.
     async fn pin_mounts(
         &self,
         mounts: &[MountSpec],
@@ -297,14 +303,14 @@ impl Shared {
         Ok(pinned)
     }
 
-    /// What an instance could not be started without is seen before anything changes.
+    /// Checks that tokens and secrets of the environment are available, before anything changes.
     async fn check_env(&self, name: &ServiceName, spec: &ServiceSpec) -> Result<(), DeployError> {
         let identity = spec.identity.as_deref().unwrap_or(name.as_str());
         for (variable, value) in &spec.env {
             match value {
                 EnvValue::Plain(_) => {}
                 EnvValue::Token { scope } => {
-                    // It is given to nobody.
+                    // The token is discarded.
                     let minted = self.ports.tokens.mint(&ServiceId::random(), identity, scope);
                     minted
                         .map(drop)
@@ -341,7 +347,7 @@ impl Shared {
                 return Err(DeployError::DomainTaken { domain, taken, holder: state.service.name.clone() });
             }
         }
-        // One that a service has had all along stays.
+        // A public suffix that the service already had may stay.
         match new.into_iter().find(|domain| domain.is_public_suffix()) {
             Some(domain) => Err(DeployError::PublicSuffix { domain: domain.clone() }),
             None => Ok(()),
@@ -385,7 +391,7 @@ fn following(service: &Service, spec: ServiceSpec, caller: &str) -> Revision {
     }
 }
 
-/// Makes a revision the desired one.
+/// Appends a revision and makes it the desired one.
 fn push(service: &mut Service, revision: Revision) {
     let (number, desired) = (revision.number, service.desired);
     if let Some(earlier) = service.revision_mut(desired).filter(|r| r.outcome == RevisionOutcome::Pending) {
@@ -396,10 +402,10 @@ fn push(service: &mut Service, revision: Revision) {
     service.trim();
 }
 
-/// The last revision that was live before the one that shall run.
+/// Returns the last revision that was live before the desired one.
 fn before(service: &Service) -> Option<&Revision> {
     let was_live = |revision: &&Revision| matches!(revision.outcome, RevisionOutcome::Live { .. });
-    // While the desired one is not live, the one that serves is the one to go back to.
+    // While the desired revision is not live, the serving one is the one to return to.
     let current = service.revision(service.desired).filter(was_live).map(|_| service.desired);
     service.revisions.iter().rev().filter(was_live).find(|revision| Some(revision.number) != current)
 }

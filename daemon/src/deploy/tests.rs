@@ -1,4 +1,4 @@
-//! Services against scripted neighbours, and what tests of the parts have in common.
+//! Tests of services with scripted dependencies, and helpers that the tests of the parts share.
 
 use std::time::Duration;
 
@@ -119,7 +119,7 @@ fn request(tag: &str) -> DeployRequest {
     request
 }
 
-/// Somebody who may do everything.
+/// Returns an actor who may do everything.
 fn ann() -> By {
     By::new("ann".to_owned(), AllPermits)
 }
@@ -147,7 +147,7 @@ async fn live(handle: &Handle, tag: &str) -> Deployed {
     deployed
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 async fn until(what: &str, holds: impl Fn() -> bool) {
     let wait = async {
         while !holds() {
@@ -157,7 +157,8 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
     tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("not so: {what}"));
 }
 
-/// Exactly one instance of this revision runs and has the traffic, and nothing is left of any other.
+/// Reports whether exactly one instance of this revision is running and receives the traffic, and nothing is left of
+/// any other.
 fn only_serves(world: &World, revision: u32) -> bool {
     let running = world.running();
     let state = world.state();

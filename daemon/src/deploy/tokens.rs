@@ -1,4 +1,4 @@
-//! Tokens of instances are those of participants.
+//! Implementation of [`TokenMinter`](super::port::TokenMinter): instances get participant tokens.
 
 use super::port::Tokens;
 use crate::access::{Access, MAX_TTL};
@@ -6,8 +6,8 @@ use crate::model::id::ServiceId;
 use crate::model::secret::Secret;
 
 impl Tokens for Access {
-    /// Good for as long as a token may be, and the service is there: an instance gets a new one only when it is started
-    /// again.
+    /// Mints a token with the maximum lifetime, valid while the service exists: an instance gets a new token only when
+    /// it is restarted.
     fn mint(&self, service: &ServiceId, name: &str, scope: &str) -> Result<Secret<String>, String> {
         let minted = self.mint_for_service(service, name, scope, MAX_TTL);
         minted.map(Secret::new).map_err(|error| error.to_string())

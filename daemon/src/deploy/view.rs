@@ -1,4 +1,4 @@
-//! Services as they are shown.
+//! Views of services for clients, and requests that do not change a service.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::model::id::InstanceId;
 use crate::model::service::{RevisionOutcome, Service};
 
 impl Handle {
-    /// In order of name.
+    /// Returns all services, ordered by name.
     pub fn list(&self) -> Vec<ServiceState> {
         let mut services: Vec<ServiceState> =
             self.shared.all().iter().map(|entry| view(&entry.state())).collect();
@@ -21,19 +21,19 @@ impl Handle {
         services
     }
 
-    /// One service, by its name or id.
+    /// Returns one service, by its name or id.
     pub fn get(&self, service: &str) -> Result<ServiceState, DeployError> {
         Ok(view(&self.shared.find(service)?.state()))
     }
 
-    /// A service that the caller may change, or read the log of; `verb` says what for.
+    /// Returns a service that the caller may change or read the log of; `verb` names the operation.
     pub fn changeable(&self, service: &str, verb: &str, by: &By) -> Result<Service, DeployError> {
         let service = self.shared.find(service)?.state().service.clone();
         by.may_change(&service, verb)?;
         Ok(service)
     }
 
-    /// Every domain of the room's services, in order.
+    /// Returns every domain of the room's services, in order.
     pub fn routes(&self) -> Vec<RouteView> {
         let of = |entry: &Arc<Entry>| {
             let state = entry.state();
@@ -57,7 +57,7 @@ impl Handle {
         routes
     }
 
-    /// Runs one more process in the instance that serves, or else in one that runs.
+    /// Runs an additional process in the instance that receives the traffic, or else in the newest running one.
     pub async fn exec(&self, service: &str, mut exec: ExecSpec, by: &By) -> Result<Exec, DeployError> {
         let entry = self.shared.find(service)?;
         let (label, revision) = {
@@ -66,7 +66,7 @@ impl Handle {
             let instance = serving(&state).ok_or_else(not_running)?;
             let label = state.instances.get(&instance).map(|known| known.label.clone());
             let label = label.ok_or_else(not_running)?;
-            // Who is inside has all that the app has.
+            // A process inside the instance has access to everything that the app has.
             let revision = state.service.revision(label.revision).ok_or_else(not_running)?.clone();
             by.may_run(&revision.spec)?;
             (label, revision)
@@ -76,7 +76,7 @@ impl Handle {
     }
 }
 
-/// The routed instance, or else the newest that runs.
+/// Returns the routed instance, or else the newest running one.
 fn serving(state: &EntryState) -> Option<InstanceId> {
     let running = state.instances.iter().filter(|(_, known)| known.health().is_some());
     let rank = |(id, known): &(&InstanceId, &Known)| {

@@ -1,4 +1,4 @@
-//! The ledger on disk: a line of JSON for each change, written anew as a whole now and then.
+//! Ledger file: one line of JSON for each change, rewritten as a whole from time to time.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -19,7 +19,7 @@ pub(super) struct Journal {
 #[derive(Serialize, Deserialize)]
 struct Line {
     content: KeptContent,
-    /// None is for content that is gone.
+    /// Charge of the content; `None` if it was removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     kept: Option<Kept>,
 }
@@ -32,9 +32,9 @@ impl Journal {
             match serde_json::from_slice::<Line>(&line?) {
                 Ok(Line { content, kept: Some(now) }) => drop(kept.insert(content, now)),
                 Ok(Line { content, kept: None }) => drop(kept.remove(&content)),
-                // A daemon that was killed leaves a part of its last line.
+                // A killed daemon may leave an incomplete last line.
                 Err(error) => {
-                    tracing::warn!(%error, path = %path.display(), "a line of the ledger is not read");
+                    tracing::warn!(%error, path = %path.display(), "skipped an unreadable line of the disk ledger");
                 }
             }
         }

@@ -1,19 +1,19 @@
-//! Small writes of the daemon itself on a disk that may be full for a moment.
+//! Retries of small writes of the daemon itself while the disk is full for a moment.
 
 use std::io;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Builds that use up the disk are ended, and its reserve is released, within this.
+/// Time limit of the retries. Builds that use up the disk are stopped, and the reserve is released, within it.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Whether there was no space for what was to be written.
+/// Reports whether the error means that there was no space.
 pub fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Writes, and tries again for two seconds where the disk is full. Blocking.
+/// Writes, and retries for two seconds while the disk is full. Blocking.
 pub fn write_patiently(mut write: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {

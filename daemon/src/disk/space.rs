@@ -1,10 +1,10 @@
-//! How much of the state directory's disk is free, watched all the time: whoever must act when it runs out follows it.
+//! Monitor of the free space on the state directory's disk, which other modules watch in order to act when it runs out.
 //!
 //! ```text
 //!  free >= floor              Ample    the reserve is allocated, once there is room for it above the floor
-//!  free <  floor              Low      running builds that took the space are ended (builders/reclaim.rs); logs and
-//!                                      downloads are not kept any more; uploads and new builds are refused
-//!  free <  floor / 4          Full     `/readyz` says so
+//!  free <  floor              Low      running builds that took the space are stopped (builders/reclaim.rs); logs and
+//!                                      downloads are no longer kept; uploads and new builds are refused
+//!  free <  floor / 4          Full     `/readyz` reports it
 //!  free <  floor / 8                   the reserve, an eighth of the floor, is released, so that state, audit and
 //!                                      removals still work
 //! ```
@@ -18,11 +18,13 @@ use tokio::sync::watch;
 use crate::model::component::Component;
 use crate::task;
 
-/// A disk of a gigabyte each second is seen full within this, and the reserve is still there.
+/// Interval between two measurements. A disk that fills with one gigabyte per second is detected while the reserve
+/// still exists.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Part of the floor below which the disk counts as full.
+/// Divisor of the floor: below this part the disk counts as full.
 const EMERGENCY_PART: u64 = 4;
-/// Part of the floor that the reserve has, and below which it is released: the disk still counts as full then.
+/// Divisor of the floor: size of the reserve, which is released when less than this is free. The disk still counts as
+/// full then.
 const RESERVE_PART: u64 = 8;
 const MOST_RESERVE: u64 = 64 << 20;
 const RESERVE_FILE: &str = "disk.reserve";
@@ -38,7 +40,7 @@ pub enum SpaceLevel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FreeSpace {
     pub free: u64,
-    /// What is to stay free.
+    /// Minimum that should stay free.
     pub floor: u64,
 }
 
@@ -59,7 +61,7 @@ impl FreeSpace {
     }
 }
 
-/// The newest level. Cheap to clone.
+/// Watch of the current level; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct SpaceWatch {
     directory: PathBuf,
@@ -67,8 +69,8 @@ pub struct SpaceWatch {
 }
 
 impl SpaceWatch {
-    /// Looks at the file system of `directory`, releases the reserve where there is next to nothing left, and goes on
-    /// watching until the last clone is gone.
+    /// Measures the file system of `directory`, releases the reserve if almost nothing is left, and keeps monitoring
+    /// until the last clone is dropped.
     pub async fn start(directory: &Path, floor: u64) -> io::Result<Self> {
         let look = Look { directory: directory.to_owned(), floor };
         let (look, first) = look.take().await;
@@ -81,19 +83,19 @@ impl SpaceWatch {
         Ok(Self { directory: directory.to_owned(), seen })
     }
 
-    /// One that has seen this, and sees nothing else.
+    /// Creates a watch with a constant value.
     #[cfg(test)]
     pub fn still(free: u64, floor: u64) -> Self {
         let (_, seen) = watch::channel(FreeSpace { free, floor });
         Self { directory: PathBuf::from("/"), seen }
     }
 
-    /// The level as it was seen last.
+    /// Returns the level of the last measurement.
     pub fn level(&self) -> SpaceLevel {
         self.seen.borrow().level()
     }
 
-    /// Free space as it is now. Blocking.
+    /// Measures the free space now. Blocking.
     pub fn now(&self) -> io::Result<FreeSpace> {
         FreeSpace::of(&self.directory, self.floor())
     }
@@ -102,12 +104,12 @@ impl SpaceWatch {
         self.seen.borrow().floor
     }
 
-    /// Tells of each change of the level.
+    /// Returns a receiver that is notified of each change of the level.
     pub fn changes(&self) -> watch::Receiver<FreeSpace> {
         self.seen.clone()
     }
 
-    /// Returns when less is free than the floor; never, once nobody watches any more.
+    /// Returns when less than the floor is free; never, once the monitor has ended.
     pub async fn below_floor(&self) {
         let mut seen = self.seen.clone();
         if seen.wait_for(|space| space.level() > SpaceLevel::Ample).await.is_err() {
@@ -136,7 +138,7 @@ struct Look {
 }
 
 impl Look {
-    /// One look, on a blocking thread.
+    /// Measures once, on a blocking thread.
     async fn take(self) -> (Self, io::Result<FreeSpace>) {
         let (directory, floor) = (self.directory.clone(), self.floor);
         let seen = task::blocking("disk space", move || {
@@ -160,14 +162,14 @@ async fn space_loop(mut look: Look, sender: watch::Sender<FreeSpace>) {
                 sender.send_if_modified(|known| tell(known, space));
             }
             Err(error) if !std::mem::replace(&mut failed, true) => {
-                tracing::warn!(%error, "free space of the state directory cannot be read");
+                tracing::warn!(%error, "failed to read the free space of the state directory");
             }
             Err(_) => {}
         }
     }
 }
 
-/// Followers are woken by a change of the level only.
+/// Updates the value, and reports whether the level has changed: only that wakes the watchers.
 fn tell(known: &mut FreeSpace, space: FreeSpace) -> bool {
     let changed = known.level() != space.level();
     *known = space;
@@ -175,10 +177,10 @@ fn tell(known: &mut FreeSpace, space: FreeSpace) -> bool {
         let FreeSpace { free, floor } = space;
         match space.level() {
             SpaceLevel::Ample => {
-                tracing::info!(free, floor, "the disk of the state directory has space again");
+                tracing::info!(free, floor, "disk of the state directory has enough free space again");
             }
             SpaceLevel::Low => {
-                tracing::warn!(free, floor, "less of the state directory's disk is free than should be");
+                tracing::warn!(free, floor, "disk of the state directory is low on free space");
             }
             SpaceLevel::Full => tracing::error!(free, floor, "the disk of the state directory is full"),
         }
@@ -186,7 +188,7 @@ fn tell(known: &mut FreeSpace, space: FreeSpace) -> bool {
     changed
 }
 
-/// Releases the reserve on a full disk, and allocates it where there is room for it. Blocking.
+/// Releases the reserve on a full disk, and allocates it if there is room for it. Blocking.
 fn keep_reserve(directory: &Path, space: FreeSpace) {
     let path = directory.join(RESERVE_FILE);
     let part = space.floor / RESERVE_PART;
@@ -213,7 +215,7 @@ fn allocate(path: &Path, bytes: u64) -> io::Result<()> {
     let file = fs::File::create(&new)?;
     let allocated = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes);
     match allocated {
-        // A file system that cannot allocate has none.
+        // A file system without fallocate gets no reserve.
         Err(rustix::io::Errno::OPNOTSUPP) => fs::remove_file(&new),
         Err(error) => fs::remove_file(&new).and(Err(error.into())),
         Ok(()) => fs::rename(&new, path),

@@ -54,7 +54,7 @@ fn what_is_kept_counts_after_a_restart_until_it_is_gone() {
     let shares = scene.open();
     assert_eq!(shares.kept()["a"], KeptBytes { images: 0, files: 70 });
     assert!(scene.claim(&shares, "a").unwrap().grow(31).is_err());
-    // Another one writes the same file: it is that one's now.
+    // Another caller writes the same file and is charged for it.
     let claim = scene.claim(&shares, "b").unwrap();
     claim.grow(20).unwrap();
     claim.keep(vec![(file("x"), 20)]);

@@ -1,4 +1,4 @@
-//! Connects to a host that builds may reach: its name is resolved here, and the address is looked at.
+//! Connects to a host that builds may reach: resolves its name here, and checks the address.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,9 +13,9 @@ use url::Host;
 
 use crate::fetch_policy::FetchPolicy;
 
-/// For the name and the connection together.
+/// Time limit for resolving the name and connecting together.
 pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(30);
-/// A connection on which no byte moves for so long is closed.
+/// A connection without any traffic is closed after this.
 const IDLE: Duration = Duration::from_secs(300);
 
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub(super) async fn dial(
     }
 }
 
-/// A connection that fails when nothing moves on it.
+/// A connection that fails when it is idle for too long.
 pub(super) struct IdleStream {
     stream: TcpStream,
     idle: Pin<Box<Sleep>>,

@@ -1,4 +1,4 @@
-//! The proxy's HTTP: `CONNECT` for https, requests in absolute form for http.
+//! HTTP side of the proxy: `CONNECT` for https, requests in absolute form for http.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -28,15 +28,15 @@ use super::{Builder, Builders, GitRefusal};
 use crate::fetch_policy::FetchPolicy;
 use crate::task;
 
-/// Connections to the proxy, of all builders.
+/// Maximum number of connections to the proxy, over all builders.
 const MAX_CONNECTIONS: usize = 512;
-/// Until a request has come, also the next one on a connection.
+/// Time limit for reading a request head, also of the next request on a connection.
 const HEAD_LIMIT: Duration = Duration::from_secs(15);
 const MAX_HEAD: usize = 32 << 10;
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
-/// How requests go on.
+/// Configuration for forwarding requests.
 pub(super) struct Way {
     pub(super) policy: FetchPolicy,
     pub(super) operator_proxies: Matcher,
@@ -46,12 +46,12 @@ pub(super) async fn serve(listener: TcpListener, way: Way, builders: Arc<Builder
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let way = Arc::new(way);
     loop {
-        // Never closed.
+        // The semaphore is never closed.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "a connection of git was lost");
+                tracing::warn!(%error, "failed to accept a git proxy connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -66,7 +66,7 @@ pub(super) async fn serve(listener: TcpListener, way: Way, builders: Arc<Builder
             http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(MAX_HEAD);
             let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection of git ended early");
+                tracing::debug!(%error, "git proxy connection ended early");
             }
             drop(place);
         });
@@ -93,7 +93,7 @@ async fn answer(way: &Way, builders: &Builders, request: Request<Incoming>) -> R
     let tunnels = request.method() == Method::CONNECT;
     let scheme = if tunnels { "https" } else { "http" };
     let Ok(target) = format!("{scheme}://{host}:{port}/").parse::<Uri>() else {
-        return text(StatusCode::BAD_REQUEST, "the host is none of a URL");
+        return text(StatusCode::BAD_REQUEST, "the host is not valid in a URL");
     };
     let proxy = way.operator_proxies.intercept(&target);
     let dialed = match &proxy {
@@ -113,7 +113,7 @@ async fn answer(way: &Way, builders: &Builders, request: Request<Incoming>) -> R
     }
 }
 
-/// Where a request is to go.
+/// Returns the destination of a request.
 fn target(method: &Method, uri: &Uri) -> Option<(Host<String>, u16)> {
     let authority: &Authority = uri.authority()?;
     let port = match (method, uri.scheme()) {
@@ -147,7 +147,7 @@ fn tunnel(request: Request<Incoming>, mut stream: IdleStream, place: OwnedSemaph
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = moved {
-            tracing::debug!(error, "a tunnel of git ended early");
+            tracing::debug!(error, "git proxy tunnel ended early");
         }
         drop(place);
     });
@@ -163,7 +163,7 @@ async fn forward(
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     task::spawn("git-proxy-request", async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "a request of git ended early");
+            tracing::debug!(%error, "git proxy request ended early");
         }
         drop(place);
     });
@@ -171,7 +171,7 @@ async fn forward(
     let authority = head.uri.authority().map(|authority| host_and_port(authority.as_str()).to_owned());
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     head.uri = match (proxy, &authority) {
-        // The whole URL, without what may stand before the host.
+        // The whole URL, without credentials before the host.
         (Some(_), Some(authority)) => format!("http://{authority}{path}").parse().unwrap_or(head.uri),
         _ => Uri::from(path),
     };

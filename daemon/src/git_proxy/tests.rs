@@ -7,12 +7,12 @@ fn policy(rules: &[&str]) -> EgressPolicy {
     EgressPolicy::new(rules.iter().map(|rule| rule.parse().unwrap()).collect())
 }
 
-/// On a machine without a proxy of its operator.
+/// Starts the proxy as on a machine without an operator's proxy.
 async fn start(rules: &[&str]) -> GitProxy {
     GitProxy::start(policy(rules), Matcher::builder().build()).await.unwrap()
 }
 
-/// Sends one request, and gives the status and the body of the answer.
+/// Sends one request, and returns the status and the body of the response.
 async fn ask(proxy: &GitProxy, authorization: Option<&str>, line: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(proxy.0.address).await.unwrap();
     let authorization = authorization.map(|value| format!("Proxy-Authorization: {value}\r\n"));
@@ -74,7 +74,7 @@ async fn what_builds_may_not_reach_is_refused_and_remembered_for_its_builder() {
     assert_eq!((refused[2].host.as_str(), refused[2].port), ("localhost", port));
     assert!(refused[2].address.is_some_and(|address| address.is_loopback()), "{refused:?}");
     assert!(other.refused_since(begun).is_empty() && access.refused_since(Instant::now()).is_empty());
-    // Nothing is waiting there.
+    // The listener received no connection.
     let accepted = tokio::time::timeout(std::time::Duration::from_millis(50), listener.accept()).await;
     assert!(accepted.is_err());
 
@@ -93,14 +93,14 @@ async fn what_is_no_request_to_a_proxy_is_refused() {
     }
 }
 
-/// Answers one request as a proxy does, and gives its head.
+/// Answers one request as a proxy, and returns its head.
 async fn operator_proxy(listener: TcpListener, answer: &'static str) -> String {
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.unwrap());
     }
-    // The end of a tunnel says nothing before its client does, which the head has reached by then.
+    // The far end of a tunnel sends nothing before the client does, so the response head has arrived by then.
     let (begin, rest) = answer.split_at(answer.find("hello").unwrap());
     stream.write_all(begin.as_bytes()).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;

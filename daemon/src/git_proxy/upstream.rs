@@ -1,5 +1,5 @@
-//! The operator's own proxy, where the daemon's environment names one (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`):
-//! git goes on through it. That proxy resolves the name and decides which addresses it connects to.
+//! Forwards git through the operator's own proxy, when the daemon's environment names one (`HTTPS_PROXY`,
+//! `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`). That proxy resolves the name and decides which addresses it connects to.
 
 use std::error::Error;
 use std::net::IpAddr;
@@ -15,8 +15,8 @@ use url::Host;
 use super::dial::{CONNECT_LIMIT, DialError, IdleStream};
 use crate::fetch_policy::FetchPolicy;
 
-/// Connects to the proxy for `target`, which is `scheme://host:port`: for https up to the target itself, with the
-/// proxy's `CONNECT`.
+/// Connects to the proxy for `target`, which is `scheme://host:port`. For https, it opens a tunnel to the target with
+/// the proxy's `CONNECT`.
 pub(super) async fn dial_through(
     proxy: &Intercept,
     policy: &FetchPolicy,
@@ -33,7 +33,7 @@ pub(super) async fn dial_through(
     }
     let mut connector = HttpConnector::new();
     let unreachable = |reason: String| {
-        DialError::Unreachable(host.to_string(), format!("through the proxy that is set up: {reason}"))
+        DialError::Unreachable(host.to_string(), format!("through the configured proxy: {reason}"))
     };
     let connected = timeout(CONNECT_LIMIT, async {
         if !tunnels {

@@ -1,22 +1,22 @@
-//! Images for builds and services: those of the room as they are, those of other registries once they are here.
+//! Image supply for builds and services: images of the room directly, those of other registries through a cache.
 //!
 //! ```text
-//! name --> the room's:           as it is
-//!      '-> of another registry:  known and just asked for? ---------------------> use it
-//!                                ask the registry what the name means (HEAD)
-//!                                  the same as before -------------------------> use it
-//!                                  something else, or not known before --------> fetch it, note it, use it
-//!                                  no answer, and known before ----------------> use it, with a warning
+//! name --> in this room:         use it
+//!      '-> in another registry:  cached and checked recently? -----------------> use it
+//!                                resolve the name at the registry (HEAD)
+//!                                  same digest as cached ----------------------> use it
+//!                                  other digest, or not cached ----------------> fetch it, cache it, use it
+//!                                  no answer, but cached ----------------------> use it, with a warning
 //! ```
 //!
-//! *Whose is what was fetched?* A registry decides who reads its images, so what was fetched with one
-//! participant's credential is kept for that participant alone ([`ImageRight`]): another one's build or deploy asks
-//! the registry with its own. What came without any credential, or with the daemon's, is for everybody whose
-//! grants name it. A name with a digest never changes its meaning, so only a participant's own right to it is
-//! asked for again.
+//! A registry decides who reads its images, so an image that was fetched with a participant's credential is cached for
+//! that participant alone ([`ImageRight`]): the builds and deploys of others ask the registry with their own. An image
+//! that was fetched without a credential, or with the daemon's, is available to everybody whose grants name it. A name
+//! with a digest never changes its meaning, so only a participant's own right to it is checked again.
 //!
-//! Repositories below [`CACHED_IMAGES`](crate::model::image::CACHED_IMAGES) hold the content. No grant of a participant opens them; the token of
-//! one build opens those that the build uses, and a service keeps what its revisions run and mount.
+//! Repositories below [`CACHED_IMAGES_PREFIX`](crate::model::image::CACHED_IMAGES_PREFIX) hold the content. No grant of
+//! a participant opens them; the token of a build opens those that the build uses, and a service keeps those that its
+//! revisions run and mount.
 
 mod in_use;
 mod limit;
@@ -42,9 +42,9 @@ use crate::task;
 pub use in_use::InUse;
 pub(super) use in_use::UsedImages;
 
-/// A registry is asked again what a name means after this long.
+/// Time after which a cached name is resolved at its registry again.
 const FRESH: Duration = Duration::from_secs(60);
-/// What a registry gets to answer when there is something to go on with.
+/// Retry limits for a registry if there is a cached image to fall back on.
 const SHORT: Retry = Retry {
     attempts: 2,
     first_pause: Duration::from_millis(250),
@@ -52,28 +52,28 @@ const SHORT: Retry = Retry {
     stall: Duration::from_secs(10),
 };
 
-/// An image that a build or a deploy asks for.
+/// Request of a build or a deploy for an image.
 pub struct Wanted<'a> {
     pub reference: &'a Reference,
-    /// It names this room's registry, whatever the name.
+    /// True if the reference is in this room's registry, whatever its registry name.
     pub is_own: bool,
-    /// At least one.
+    /// Requested platforms; at least one.
     pub platforms: &'a [Platform],
     pub caller: &'a str,
     /// Credentials that came with the request, by registry.
     pub given: &'a BTreeMap<String, Credential>,
-    /// The registry must be asked now.
+    /// True to resolve the name at the registry even if it was checked recently.
     pub ask_registry: bool,
     pub transfer: &'a Transfer,
 }
 
-/// An image that is in the room, and stays for as long as this is kept.
+/// Image that is present in the room, and stays there as long as this value is held.
 #[derive(Debug)]
 pub struct SuppliedImage {
     pub repository: Repository,
-    /// An image, or an index with those that were asked for.
+    /// Digest of an image, or of an index of the requested images.
     pub digest: Digest,
-    /// In the order of the platforms that were asked for.
+    /// Defaults in the order of the requested platforms.
     pub defaults: Vec<ImageDefaults>,
     pub origin: SupplyOrigin,
     _in_use: Vec<InUse>,
@@ -90,16 +90,16 @@ impl SuppliedImage {
     }
 }
 
-/// How an image came to be in the room.
+/// Source from which an image was supplied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SupplyOrigin {
     Room,
-    /// It was here, and is what the registry has.
+    /// Cached, and still what the registry has.
     Cached,
     Fetched {
         bytes: u64,
     },
-    /// It was here, and the registry could not be asked.
+    /// Cached; the registry could not be asked.
     Unchecked {
         reason: String,
     },
@@ -150,7 +150,7 @@ impl Images {
         self.supplied(repository, top, &wanted, origin, in_use).await
     }
 
-    /// The last look at an image before it is handed to a builder.
+    /// Checks the layers of an image and reads its defaults before a builder gets it.
     async fn supplied(
         &self,
         repository: Repository,
@@ -160,7 +160,7 @@ impl Images {
         in_use: Vec<InUse>,
     ) -> Result<SuppliedImage, ImageError> {
         let Wanted { platforms, caller, .. } = *wanted;
-        // The builder chooses the platform of each stage itself.
+        // All platforms are checked, because the builder chooses the platform of each stage itself.
         self.check_layers(&top, &Platforms::All, Some(caller)).await?;
         let (shared, digest, platforms) = (Arc::clone(&self.shared), top.digest, platforms.to_vec());
         let read = task::blocking("read image config", move || {
@@ -177,14 +177,14 @@ impl Images {
         Ok(SuppliedImage { _in_use: in_use, ..SuppliedImage::new(repository, digest, defaults, origin) })
     }
 
-    /// One image of another registry, from the cache or from there.
+    /// Returns an image of another registry, from the cache or from the registry.
     pub(super) async fn cached_or_fetched(
         &self,
         wanted: &Wanted<'_>,
         key: CachedKey,
         remote: &Remote,
     ) -> Result<(CachedImage, SupplyOrigin), ImageError> {
-        // Whoever comes second finds what the first one brought.
+        // A concurrent request for the same image waits and then finds it in the cache.
         let _turn = self.shared.used.turn(&key).await;
         let known = match self.shared.catalog.cached(&key).await? {
             Some(known) if self.is_whole(&known).await? => Some(known),
@@ -216,7 +216,7 @@ impl Images {
             }
             (Err(error), _) => return Err(error.into()),
         };
-        // By its digest: what is fetched is what was asked for, even when the name moves now.
+        // Pulled by digest, so that the content is what was resolved even if the name moves now.
         let pinned = Reference { digest: Some(upstream), ..reference.clone() };
         let repository = repository_for(reference, &key.right)?;
         let pull = Pull {
@@ -238,26 +238,26 @@ impl Images {
         };
         self.shared.catalog.put_cached(image.clone()).await?;
         tracing::info!(
-            image = image.key.name, image.digest = %image.manifest.digest, right = image.key.right.to_text(),
-            "an image of another registry was fetched"
+            image.name = image.key.name, image.digest = %image.manifest.digest, right = image.key.right.to_text(),
+            "fetched an image of another registry"
         );
         let bytes = loaded.size_bytes.saturating_sub(loaded.reused_bytes);
         Ok((image, SupplyOrigin::Fetched { bytes }))
     }
 
-    /// Whether everything of a cached image is still there.
+    /// Reports whether all content of a cached image is still present.
     async fn is_whole(&self, image: &CachedImage) -> Result<bool, ImageError> {
         match self.verify(&image.repository, image.manifest.digest).await {
             Ok(_) => Ok(true),
             Err(error @ (ImageError::Catalog(_) | ImageError::Ending)) => Err(error),
             Err(error) => {
-                tracing::warn!(image = image.key.name, %error, "a cached image is not whole; it is fetched again");
+                tracing::warn!(image.name = image.key.name, %error, "cached image is incomplete; fetching it again");
                 Ok(false)
             }
         }
     }
 
-    /// An index of images that are in the repository already, one for each platform.
+    /// Stores an index of images that are already in the repository, one for each platform.
     async fn index_of<'i>(
         &self,
         repository: &Repository,
@@ -298,7 +298,7 @@ fn is_fresh(image: &CachedImage, now: Timestamp) -> bool {
     !age.is_negative() && age.unsigned_abs() < FRESH
 }
 
-/// `docker.io/library/alpine:3`, one spelling for each name.
+/// Returns the normalized name, such as `docker.io/library/alpine:3`.
 pub(super) fn name_of(reference: &Reference) -> String {
     let name = hearth_pack::remote::full_name(reference);
     match (&reference.digest, reference.tag_or_latest()) {
@@ -308,7 +308,7 @@ pub(super) fn name_of(reference: &Reference) -> String {
     }
 }
 
-/// Where an image lies that was brought by this right.
+/// Returns the repository that holds an image fetched with this right.
 pub(super) fn repository_for(reference: &Reference, right: &ImageRight) -> Result<Repository, ImageError> {
     right.repository_of(reference).ok_or_else(|| ImageError::Foreign { reference: reference.to_string() })
 }

@@ -1,4 +1,4 @@
-//! What a manifest stands for: read from the blobs, with bounds, since any client may have pushed it.
+//! Contents of a manifest, read from the blobs. Reads are bounded, because any client may have pushed them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -10,25 +10,25 @@ use crate::model::Digest;
 use crate::model::image::{Descriptor, Platform};
 use crate::model::manifest::{ImageConfig, ImageManifest, MAX_MANIFEST_BYTES, Manifest, Part, PartKind};
 
-/// Manifests below one index.
+/// Maximum number of manifests in one index.
 const MAX_CHILDREN: usize = 256;
 
-/// A manifest, those below it, and the blobs they need; all of them were there.
+/// Manifest, the manifests below it, and the blobs that they require; all of them were present when read.
 #[derive(Debug)]
 pub(super) struct Contents {
-    /// A manifest comes after those that it needs.
+    /// Manifests, each after those that it requires.
     pub(super) manifests: Vec<NewManifest>,
     /// Compressed bytes of configs and layers, each counted once.
     pub(super) size_bytes: u64,
 }
 
 impl Contents {
-    /// Reads a manifest of which something is about to be made: its blobs are kept from the sweep.
+    /// Reads a manifest that is about to be used, and touches its blobs so that the sweep keeps them.
     pub(super) fn keep(blobs: &dyn Blobs, top: &Descriptor) -> Result<Self, ImageError> {
         Self::read(blobs, top, &|digest| blobs.touch(digest))
     }
 
-    /// Reads a manifest and changes nothing.
+    /// Reads a manifest without touching anything.
     pub(super) fn look(blobs: &dyn Blobs, top: &Descriptor) -> Result<Self, ImageError> {
         Self::read(blobs, top, &|digest| blobs.size(digest))
     }
@@ -50,21 +50,21 @@ impl Contents {
                         return Err(too_deep());
                     }
                 }
-                // The index was read first and needs the others.
+                // The index was read first, but requires the others.
                 manifests.rotate_left(1);
             }
         }
         Ok(Self { manifests, size_bytes: sizes.values().sum() })
     }
 
-    /// Everything needed, manifests below an index included, each once.
+    /// Returns all required content, including manifests below an index, each once.
     pub(super) fn parts(&self) -> Vec<Part> {
         let parts: BTreeSet<Part> =
             self.manifests.iter().flat_map(|manifest| manifest.parts.clone()).collect();
         parts.into_iter().collect()
     }
 
-    /// Digests of all files that the image is made of.
+    /// Returns the digests of all files of the image.
     pub(super) fn digests(&self) -> impl Iterator<Item = Digest> {
         let manifests = self.manifests.iter().map(|manifest| manifest.manifest.digest);
         manifests
@@ -74,7 +74,7 @@ impl Contents {
 
 type Size<'a> = dyn Fn(&Digest) -> io::Result<Option<u64>> + 'a;
 
-/// Reads one manifest, and makes sure of its blobs.
+/// Reads one manifest, and checks that its blobs are present.
 fn one(
     blobs: &dyn Blobs,
     descriptor: &Descriptor,
@@ -102,7 +102,7 @@ fn one(
     Ok(manifest)
 }
 
-/// A manifest or config: small, and read whole.
+/// Reads a whole manifest or config, which is small.
 pub(super) fn read_json(blobs: &dyn Blobs, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
     let digest = descriptor.digest;
     let failed = |source| ImageError::Read { digest, source };
@@ -118,7 +118,7 @@ pub(super) fn read_json(blobs: &dyn Blobs, descriptor: &Descriptor) -> Result<Ve
     Ok(bytes)
 }
 
-/// The image itself: of an index, the one for `platform`.
+/// Returns the image itself; in case of an index, the image for `platform`.
 pub(super) fn image_for(
     blobs: &dyn Blobs,
     top: &Descriptor,
@@ -127,7 +127,7 @@ pub(super) fn image_for(
     manifest_for(blobs, top, platform).map(|(_, image)| image)
 }
 
-/// The same, with the digest of its manifest.
+/// Returns the image for `platform` with the digest of its manifest.
 pub(super) fn manifest_for(
     blobs: &dyn Blobs,
     top: &Descriptor,
@@ -145,18 +145,18 @@ pub(super) fn manifest_for(
     }
 }
 
-/// A layer of an image, opened at its start.
+/// Open layer of an image, positioned at its start.
 #[derive(Debug)]
 pub struct OpenLayer {
     pub layer: Descriptor,
-    /// Of the tar in it, from the image config.
+    /// Digest of the uncompressed tar, from the image config.
     pub diff_id: Digest,
     pub file: File,
 }
 
 pub(super) fn open_layers(blobs: &dyn Blobs, top: &Descriptor) -> Result<Vec<OpenLayer>, ImageError> {
     let image = image_for(blobs, top, &Platform::host())?;
-    // A layer that its repository need not have may be a layer of another repository, by its digest.
+    // A layer with URLs need not be in its repository, so its digest may be that of another repository's layer.
     if let Some(layer) = image.with_urls {
         return Err(ImageError::LayerElsewhere { manifest: top.digest, layer });
     }
@@ -177,7 +177,7 @@ pub(super) fn open_layers(blobs: &dyn Blobs, top: &Descriptor) -> Result<Vec<Ope
     image.layers.into_iter().zip(diff_ids).map(open).collect()
 }
 
-/// `os/architecture[/variant]` of an image config, where it has one.
+/// Returns `os/architecture[/variant]` of an image config, if present.
 pub(super) fn platform_of(config: &[u8]) -> Option<String> {
     let platform = ImageConfig::parse(config).ok()?.platform?;
     Some(platform.as_str().to_owned())

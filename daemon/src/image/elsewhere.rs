@@ -1,7 +1,7 @@
-//! Other registries, and the daemon's own credentials for them.
+//! Access to other registries, and the daemon's own credentials for them.
 //!
-//! The credentials lie in a file of their own, so that the configuration can be shown. It is read at each
-//! use: whoever renews a password there need not tell the daemon.
+//! The credentials are in a file of their own, so that the configuration can be shown. The file is read at each use, so
+//! that a changed password takes effect without a reload.
 //!
 //! ```toml
 //! ["ghcr.io"]
@@ -34,12 +34,12 @@ pub enum CredentialsFileError {
     Mode { path: PathBuf, mode: u32 },
     #[error("registry credentials {}: it belongs to user {uid}, not to root or the daemon's own", .path.display())]
     Owner { path: PathBuf, uid: u32 },
-    /// What is wrong is not shown: a parser repeats the line, and that may hold a password.
+    /// The parser's message is not shown: it repeats the line, which may contain a password.
     #[error("registry credentials {}: it is not TOML of the form [\"registry\"] username = .., password = ..", .path.display())]
     Malformed { path: PathBuf },
 }
 
-/// How the daemon reaches other registries; cheap to clone.
+/// Client for other registries; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Elsewhere {
     remote: Remote,
@@ -54,8 +54,8 @@ struct Entry {
 }
 
 impl Elsewhere {
-    /// Registries that neither the mirrors nor the credentials name are connected to where the policy of builds allows
-    /// it; those that they name are, unless a name of theirs is at a link-local address.
+    /// Creates the client. Connections to registries that neither the mirrors nor the credentials name must be allowed
+    /// by the egress policy of builds; connections to named registries are allowed, except to link-local addresses.
     pub fn new(mirrors: Mirrors, credentials: Option<PathBuf>, policy: EgressPolicy) -> Self {
         let policy = FetchPolicy::new(policy);
         let guards = Guards {
@@ -65,7 +65,7 @@ impl Elsewhere {
         Self { remote: Remote::guarded(mirrors, guards), file: credentials }
     }
 
-    /// A client for one image, and the right by which it gets that.
+    /// Returns a client for one image, and the right by which the image may be fetched.
     pub fn access(
         &self,
         reference: &Reference,
@@ -81,13 +81,13 @@ impl Elsewhere {
         } else if opens(&self.configured()?) {
             ImageRight::Room
         } else {
-            // Nothing secret is asked with, so what was learnt of the registry serves everybody.
+            // The request uses no credential, so everybody may share the result.
             return Ok((self.remote.clone(), ImageRight::Public));
         };
         Ok((self.remote(given)?, right))
     }
 
-    /// A client with what the caller gave, and the daemon's own credentials beside it.
+    /// Returns a client with the caller's credentials, and the daemon's own for other registries.
     pub fn remote(&self, given: &BTreeMap<String, Credential>) -> Result<Remote, CredentialsFileError> {
         let all = |from: &BTreeMap<String, Credential>| {
             from.iter().fold(Credentials::default(), |all, (registry, credential)| {
@@ -103,7 +103,7 @@ impl Elsewhere {
         Ok(remote.with_credentials(all(given).or(all(&configured))))
     }
 
-    /// Checks the file, so that a wrong one is seen at the start.
+    /// Checks the credentials file, so that errors are reported at start.
     pub fn check(&self) -> Result<(), CredentialsFileError> {
         self.configured().map(drop)
     }

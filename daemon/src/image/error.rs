@@ -1,3 +1,5 @@
+//! Errors of image operations, with their stable codes and hints.
+
 use hearth_pack::archive::ArchiveError;
 use hearth_pack::remote::RemoteError;
 
@@ -8,7 +10,7 @@ use crate::model::Digest;
 use crate::model::id::PackId;
 use crate::model::manifest::ManifestError;
 
-/// Why an image cannot be had, made or named.
+/// Reason why an image cannot be fetched, created or tagged.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     #[error("there is no image `{reference}` in this room")]
@@ -55,7 +57,7 @@ pub enum ImageError {
     PackNotFound { id: PackId },
     #[error("no space is left for the image")]
     NoSpace,
-    /// Whoever asks for it holds as much as one caller may.
+    /// The caller already holds as much as one caller may.
     #[error("{0}")]
     Quota(String),
     #[error("image {manifest} has {size} bytes, and one image may have {limit} in this room")]
@@ -72,13 +74,13 @@ pub enum ImageError {
     Read { digest: Digest, source: std::io::Error },
     #[error("content that is not needed cannot be removed: {0}")]
     Sweep(std::io::Error),
-    #[error("an archive cannot be kept while it arrives: {0}")]
+    #[error("cannot store a received archive: {0}")]
     Scratch(std::io::Error),
     #[error("the daemon is ending")]
     Ending,
 }
 
-/// A config that does not belong to the layers of its image.
+/// Image config that does not match the image's layers.
 #[derive(Debug, thiserror::Error)]
 #[error("image {manifest}: layer {layer} holds {found}, and the image's config says {said}")]
 pub struct LayerMismatch {
@@ -91,7 +93,7 @@ pub struct LayerMismatch {
 }
 
 impl ImageError {
-    /// Why what arrives of an archive was not written.
+    /// Converts an error of writing a received archive.
     pub fn scratch(error: std::io::Error) -> Self {
         match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::NoSpace,
@@ -99,7 +101,7 @@ impl ImageError {
         }
     }
 
-    /// Stable word for the cause.
+    /// Returns the stable error code.
     pub fn code(&self) -> &'static str {
         match self {
             Self::NotFound { .. } => "image_not_found",
@@ -134,7 +136,7 @@ impl ImageError {
         }
     }
 
-    /// Whether an image was found to be something that is never used, whoever asks.
+    /// Reports whether the image itself is invalid, so that it is never used for any caller.
     pub const fn is_unsound(&self) -> bool {
         matches!(
             self,
@@ -149,7 +151,7 @@ impl ImageError {
         )
     }
 
-    /// Whether the same request may succeed later.
+    /// Reports whether the same request may succeed later.
     pub const fn retryable(&self) -> bool {
         match self {
             Self::Remote(error) => error.retryable(),
@@ -157,7 +159,7 @@ impl ImageError {
         }
     }
 
-    /// What to do next.
+    /// Returns the suggested next action.
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NotFound { .. } => Some("see `hearth images list`, or build or load the image first"),

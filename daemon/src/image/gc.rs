@@ -1,4 +1,4 @@
-//! Frees content that nothing names any more. The rule of what stays is in [`super::port`].
+//! Garbage collection of unreferenced content. [`super::port`] documents which content stays.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,14 +9,14 @@ use super::port::PackContent;
 use super::{ImageError, Images};
 use crate::task;
 
-/// What was pushed or looked up within this time is left alone, whether or not it has a name:
-/// BuildKit pushes by digest, and the tag comes after.
+/// Minimum age of content to be removed since it was pushed or looked up, because BuildKit pushes by digest and sets
+/// the tag later.
 const GRACE: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GcReport {
     pub packs: usize,
-    /// Images that were cached for builds.
+    /// Number of evicted cached images.
     pub cached: usize,
     pub manifests: u64,
     pub blobs: u64,
@@ -24,7 +24,7 @@ pub struct GcReport {
 }
 
 impl Images {
-    /// One pass: packs that nobody uses, manifests without a name, blobs that nothing needs.
+    /// Runs one pass: removes unused packs, unreferenced manifests, and blobs that nothing requires.
     pub async fn collect_garbage(&self) -> Result<GcReport, ImageError> {
         self.collect_before(Timestamp::now(), SystemTime::now(), GRACE).await
     }
@@ -45,10 +45,10 @@ impl Images {
             live.insert(manifest.digest);
             match self.contents(&manifest).await {
                 Ok(contents) => live.extend(contents.digests()),
-                // What could not be read now may be whole: nothing is removed until it can be told.
+                // A read error may be temporary: nothing is removed until the pack can be read.
                 Err(error @ (ImageError::Read { .. } | ImageError::Ending)) => return Err(error),
-                // No build can use it any more, and says why when it tries.
-                Err(error) => tracing::warn!(pack.id = %pack.id, %error, "a pack is damaged"),
+                // No build can use the pack any more; each attempt reports the reason.
+                Err(error) => tracing::warn!(pack.id = %pack.id, %error, "pack is damaged"),
             }
         }
         self.shared.catalog.forget_checks(live.clone()).await?;

@@ -1,14 +1,14 @@
-//! No image is used before its layers were found to be what its config says.
+//! Layer verification: an image is used only after its layers were found to match its config.
 //!
-//! BuildKit and containerd take a layer that they have unpacked before by its DiffID, as the image's config states
-//! it, and do not look whether the layer's blob has that content. Whoever may push could so read another
-//! image's files or plant files under its layers. So the room computes each DiffID itself, from the blob, once:
+//! BuildKit and containerd identify a layer that they have unpacked before by the DiffID in the image's config, and do
+//! not check that the layer's blob has that content. Anyone who may push could thus read another image's files or plant
+//! files under its layers. The room therefore computes each DiffID itself, once, from the blob:
 //!
 //! ```text
 //! blob arrives --(background)--.
-//! image is to be used ---------+--> pass, one per layer at a time --> verdict by digest of the blob, kept
-//!                                                                      |
-//! manifest + config + verdicts of its layers --------------- rules ----'--> sound, or refused
+//! image is to be used ---------+--> inspection, one per layer at a time --> verdict by digest of the blob, stored
+//!                                                                             |
+//! manifest + config + verdicts of its layers --------------- soundness -------'--> sound, or refused
 //! ```
 
 mod parts;
@@ -31,24 +31,24 @@ use crate::task;
 use parts::ImageParts;
 pub(super) use passes::Passes;
 
-/// Whose share the check before an instance starts takes: the image was checked for its deploy.
+/// Share owner of the check before an instance starts. The image was already checked for its deploy.
 const SERVICES: &str = "services of the room";
-/// Layers of one image that wait for their pass at the same time.
+/// Maximum number of layers of one image that are inspected concurrently.
 const TOGETHER: usize = 4;
-/// Counts up when a look-through may come to another outcome: verdicts of earlier releases are then not believed.
+/// Version of the inspection. Increased when its outcome may change, so that verdicts of earlier releases are ignored.
 const VERSION: u32 = 1;
 
-/// What verdicts are kept under.
+/// Returns the key under which verdicts are stored.
 fn limits_key(limits: &LayerLimits) -> String {
     let LayerLimits { layer_bytes, ratio, ratio_floor, entries, .. } = limits;
     format!("{VERSION}:{layer_bytes}:{ratio}:{ratio_floor}:{entries}")
 }
 
 impl Images {
-    /// Whether the layers of an image are what its config says, and within the limits. Of an index, the image of one
-    /// platform, or all that could be used. Waits for passes over layers that nobody has looked through yet, within the
-    /// share of `caller`, if one waits for the answer; dropping the future cancels those that nobody else waits for. An
-    /// image that is found wrong is marked.
+    /// Checks that the layers of an image match its config and are within the limits; for an index, the image of one
+    /// platform or all that could be used. Waits for the inspection of layers that have no verdict yet, within the
+    /// share of `caller` if there is one; dropping the future cancels inspections that nobody else waits for. An
+    /// invalid image is marked.
     pub async fn check_layers(
         &self,
         top: &Descriptor,
@@ -75,14 +75,14 @@ impl Images {
         let read = move || parts::images_of(&*shared.blobs, &manifest, &wanted);
         let images = task::blocking("read images", read).await.map_err(|_| ImageError::Ending)??;
         let layers: BTreeSet<Digest> = images.iter().flat_map(ImageParts::tar_layers).collect();
-        // What is wrong without looking into a layer is refused at once.
+        // Errors that need no inspection are reported at once.
         images.iter().try_for_each(rules::check_shape)?;
         let verdicts = self.verdicts(layers.into_iter().collect(), caller).await?;
         let limits = self.shared.passes.limits();
         images.iter().try_for_each(|image| rules::check(image, &verdicts, limits))
     }
 
-    /// What each layer holds, from a pass where it is not known.
+    /// Returns the verdict of each layer, inspecting those without one.
     async fn verdicts(
         &self,
         layers: Vec<Digest>,
@@ -108,7 +108,7 @@ impl Images {
         Ok(verdicts)
     }
 
-    /// Beside the caller: a verdict that is lost costs another pass and nothing else.
+    /// Stores new verdicts in the background: a lost verdict only costs another inspection.
     fn keep_verdicts(&self) {
         let found = self.shared.passes.take_unsaved();
         if found.is_empty() {
@@ -117,7 +117,7 @@ impl Images {
         let shared = Arc::clone(&self.shared);
         drop(task::spawn("keep layer verdicts", async move {
             if let Err(error) = shared.catalog.put_layer_verdicts(found, shared.passes.key()).await {
-                tracing::warn!(%error, "what was found in layers was not stored; it is found again after a restart");
+                tracing::warn!(%error, "failed to store layer verdicts; a restart inspects the layers again");
             }
         }));
     }
@@ -126,24 +126,24 @@ impl Images {
         if !self.shared.passes.is_first_mark(manifest) {
             return;
         }
-        tracing::warn!(image.digest = %manifest, %error, "an image is not what it says and is not used");
+        tracing::warn!(image.digest = %manifest, %error, "image is invalid and is not used");
         let mark = ImageMark { manifest, code: error.code().to_owned(), reason: error.to_string() };
         if let Err(error) = self.shared.catalog.mark_image(mark, self.shared.passes.key()).await {
-            tracing::warn!(%error, image.digest = %manifest, "an image was not marked; each use still refuses it");
+            tracing::warn!(%error, image.digest = %manifest, "failed to mark an invalid image; it is still refused");
         }
     }
 
-    /// Which of these manifests were found wrong.
+    /// Returns the marks of those manifests that were found invalid.
     pub async fn marks(&self, manifests: Vec<Digest>) -> Result<Vec<ImageMark>, ImageError> {
         Ok(self.shared.catalog.image_marks(manifests, self.shared.passes.key()).await?)
     }
 
-    /// Checks an image that has just come, so that it is marked before somebody uses it. Returns at once.
+    /// Checks a newly arrived image in the background, so that it is marked before its first use. Returns at once.
     fn check_behind(&self, manifest: &Descriptor) {
         let (images, manifest) = (self.clone(), manifest.clone());
         drop(task::spawn("check image", async move {
             if let Err(error) = images.check_arrived(&manifest).await {
-                tracing::debug!(image.digest = %manifest.digest, %error, "an image that came is not usable");
+                tracing::debug!(image.digest = %manifest.digest, %error, "arrived image is not usable");
             }
         }));
     }
@@ -151,7 +151,7 @@ impl Images {
     async fn check_arrived(&self, manifest: &Descriptor) -> Result<(), ImageError> {
         let (shared, top) = (Arc::clone(&self.shared), manifest.clone());
         let read = move || parts::is_runnable(&*shared.blobs, &top);
-        // An artifact, such as a signature, is not used as an image, and so is not wrong as one.
+        // An artifact, such as a signature, is not used as an image, and so cannot be an invalid one.
         if task::blocking("read manifest", read).await.map_err(|_| ImageError::Ending)?? {
             self.check_layers(manifest, &Platforms::All, None).await?;
         }

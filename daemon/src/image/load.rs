@@ -1,5 +1,5 @@
-//! An OCI archive becomes an image of the room: blobs first, each verified as it comes, names last.
-//! Of an archive that is cut off or wrong nothing stays.
+//! Load of an OCI archive as an image of the room: blobs first, each verified on arrival, names last. Nothing stays of
+//! a truncated or invalid archive.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -18,20 +18,20 @@ use crate::model::image::{Descriptor, TaggedImage};
 use crate::model::{Digest, Reference, Repository, Tag};
 use crate::task;
 
-/// An image has tens of blobs; each one is a file.
+/// Maximum number of blobs of one archive, each a file; an image has tens of them.
 pub(super) const MAX_BLOBS: usize = 10_000;
 
-/// After a load of this length, its first blobs are touched again: the sweep takes what is not for an hour.
+/// Duration of a load after which its blobs are touched again: the sweep removes untouched ones after an hour.
 const LONG: Duration = Duration::from_secs(1200);
 
-/// What an archive becomes.
+/// Destination of an archive.
 #[derive(Clone, Debug)]
 pub enum Destination {
-    /// An image of the room with this tag.
+    /// Image of the room with this tag.
     Tag(Reference),
-    /// An image of this repository without a tag: it stays for an hour, or for as long as something pins it.
+    /// Untagged image of this repository: it stays for an hour, or as long as something pins it.
     Untagged(Repository),
-    /// A pack for builds of this participant.
+    /// Pack for builds of this participant.
     Pack { owner: String },
 }
 
@@ -39,14 +39,13 @@ pub enum Destination {
 pub struct Loaded {
     pub manifest: Descriptor,
     pub size_bytes: u64,
-    /// Bytes of blobs that the room had before.
+    /// Bytes of blobs that the room already had.
     pub reused_bytes: u64,
     pub pack: Option<PackId>,
     pub image: Option<TaggedImage>,
 }
 
-/// An archive that was taken in and has no name yet. It is named or discarded; one that is dropped is
-/// freed by the sweep.
+/// Received archive that has no name yet. It is either named or discarded; the sweep frees one that is dropped.
 #[derive(Debug)]
 pub struct Received {
     manifest: Descriptor,
@@ -55,7 +54,7 @@ pub struct Received {
 }
 
 impl Images {
-    /// Takes an archive in and names it.
+    /// Receives an archive and names it.
     pub async fn load(
         &self,
         archive: impl Read + Send + 'static,
@@ -69,7 +68,7 @@ impl Images {
         self.settle(received, destination, caller).await
     }
 
-    /// Reads an archive to its end. The reader is read on a blocking thread.
+    /// Reads an archive to its end, on a blocking thread.
     pub async fn receive(&self, archive: impl Read + Send + 'static) -> Result<Received, ImageError> {
         let shared = Arc::clone(&self.shared);
         let taken = task::blocking("load archive", move || take(&shared, archive)).await;
@@ -77,7 +76,7 @@ impl Images {
         Ok(Received { manifest, contents, stored })
     }
 
-    /// Names what was received. On an error, it is discarded.
+    /// Names a received archive. On an error, it is discarded.
     pub async fn settle(
         &self,
         received: Received,
@@ -101,7 +100,7 @@ impl Images {
         }
     }
 
-    /// Nothing stays of what was received.
+    /// Discards a received archive completely.
     pub async fn discard(&self, received: Received) {
         self.take_back(received.stored).await;
     }
@@ -109,11 +108,11 @@ impl Images {
     pub(super) async fn take_back(&self, stored: Vec<Stored>) {
         let shared = Arc::clone(&self.shared);
         if task::blocking("take back", move || take_back(&*shared.blobs, &stored)).await.is_err() {
-            tracing::warn!("blobs of an image that was not kept stay until the next sweep");
+            tracing::warn!("failed to remove the blobs of a discarded image");
         }
     }
 
-    /// An image that was made here gets a tag.
+    /// Stores an image that was created in this process, and tags it.
     pub async fn store(
         &self,
         packed: Arc<Packed>,
@@ -123,13 +122,13 @@ impl Images {
         let shared = Arc::clone(&self.shared);
         let taken = task::blocking("store image", move || put_packed(&*shared.blobs, &packed)).await;
         let (manifest, contents) = taken.map_err(|_| ImageError::Ending)??;
-        // Blobs of an image that gets no name are freed by the sweep.
+        // If naming fails, the sweep frees the blobs.
         let image = self.name(&manifest, contents, Destination::Tag(tag)).await?.1;
         self.manifest_arrived(&manifest);
         Ok(image)
     }
 
-    /// Names an image that came from outside, once its layers are found to be what its config says.
+    /// Names an image from outside, once its layers were found to match its config.
     pub(super) async fn name_checked(
         &self,
         manifest: &Descriptor,
@@ -189,11 +188,11 @@ fn put_packed(blobs: &dyn Blobs, packed: &Packed) -> Result<(Descriptor, Content
     Ok((manifest, contents))
 }
 
-/// Stores the blobs of an archive and finds its one image. On any error, what was stored is taken back.
+/// Stores the blobs of an archive and finds its one image. On an error, stored blobs are removed again.
 fn take(shared: &Shared, archive: impl Read) -> Result<(Descriptor, Contents, Vec<Stored>), ImageError> {
     let begun = Instant::now();
     let blobs = &*shared.blobs;
-    // Beside what still comes of the archive.
+    // Inspects layers while the rest of the archive arrives.
     let arrived = |blob: &Digest| shared.passes.pass_ahead(*blob);
     let mut keep = Keep { blobs, arrived: &arrived, stored: Vec::new(), full: false };
     let read = archive::read(archive, &mut keep);
@@ -226,7 +225,7 @@ fn only_image(
     let [image] = images else { return Err(ImageError::ImageCount { count: images.len() }) };
     let manifest =
         Descriptor { media_type: image.media_type.clone(), digest: image.digest, size: image.size };
-    // Only what the archive itself brought: a digest alone must not open another repository's blob.
+    // Only content of the archive itself is accepted: a digest alone must not open another repository's blob.
     let brought: HashSet<Digest> = stored.iter().map(|stored| stored.digest).collect();
     let missing = |digest| ImageError::Archive(ArchiveError::MissingBlob { digest });
     if !brought.contains(&manifest.digest) {
@@ -246,7 +245,7 @@ fn only_image(
 fn take_back(blobs: &dyn Blobs, stored: &[Stored]) {
     for stored in stored {
         if let Err(error) = blobs.take_back(stored) {
-            tracing::warn!(%error, digest = %stored.digest, "a blob of a refused archive stays until the next sweep");
+            tracing::warn!(%error, blob.digest = %stored.digest, "failed to remove a blob; the next sweep removes it");
         }
     }
 }
@@ -259,7 +258,7 @@ struct Keep<'a> {
 }
 
 impl Received {
-    /// Content that the room did not have before.
+    /// Returns the content that the room did not have before, with sizes in bytes.
     pub fn brought(&self) -> Vec<(Digest, u64)> {
         let fresh = self.stored.iter().filter(|stored| stored.fresh.is_some());
         fresh.map(|stored| (stored.digest, stored.size)).collect()
@@ -282,7 +281,7 @@ impl ArchiveSink for Keep<'_> {
                 self.full = true;
                 Err(io::ErrorKind::StorageFull.into())
             }
-            // The reader of the archive says so itself, before its content ends.
+            // The archive reader reports this error itself, before the content ends.
             Err(error @ (BlobError::Mismatch { .. } | BlobError::Quota(_))) => {
                 Err(io::Error::new(io::ErrorKind::InvalidData, error))
             }

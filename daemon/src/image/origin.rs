@@ -1,5 +1,5 @@
-//! Images that were made here, found again by what they were made of. A record says where to look; whether the
-//! image is still there, and whole, is seen each time.
+//! Lookup of images that were created here by their origin. A record only says where to look; whether the image is
+//! still present and complete is checked each time.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::model::image::{Platform, VerifiedImage};
 use crate::model::{Digest, Repository};
 use crate::task;
 
-/// An image that is there whole, as it is stored.
+/// Complete image, as stored.
 #[derive(Debug)]
 pub struct FoundImage {
     pub image: VerifiedImage,
@@ -20,7 +20,7 @@ pub struct FoundImage {
 }
 
 impl Images {
-    /// Notes what an image was made of.
+    /// Records the origin of an image.
     pub async fn note_origin(
         &self,
         repository: &Repository,
@@ -30,15 +30,15 @@ impl Images {
         Ok(self.shared.catalog.put_origin(repository, &manifest, origin).await?)
     }
 
-    /// An image that was made of this before.
+    /// Returns an image that was created from this origin.
     pub async fn made_of(&self, origin: Origin) -> Result<Option<FoundImage>, ImageError> {
         for (repository, digest) in self.shared.catalog.made_of(origin).await? {
             match self.find_whole(&repository, digest).await {
                 Ok(found) => return Ok(Some(found)),
                 Err(error @ (ImageError::Catalog(_) | ImageError::Ending)) => return Err(error),
-                // It is made anew, which puts right what can be.
+                // The image is created again, which repairs what can be repaired.
                 Err(error) => {
-                    tracing::info!(image.digest = %digest, %repository, %error, "an image that was made here is not whole any more");
+                    tracing::info!(image.digest = %digest, %repository, %error, "stored image is incomplete; recreating it");
                 }
             }
         }

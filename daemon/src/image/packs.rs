@@ -1,5 +1,5 @@
-//! Packs: images without a tag that builds use as context. A pack goes when the last build that
-//! holds it ends, or when no build has held it for an hour.
+//! Packs: untagged images that builds use as context. A pack is removed when the last build that holds it ends, or when
+//! no build has held it for an hour.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,25 +16,25 @@ use crate::model::access::MOUNTS_OF;
 use crate::model::id::PackId;
 use crate::task;
 
-/// A pack that no build holds is dropped after this long.
+/// Time after which a pack that no build holds is removed.
 pub const UNUSED: Duration = Duration::from_secs(3600);
 
-/// What is known of packs beside their records. Locked while one is looked up and while one is
-/// removed, so that no build is given a pack that is going.
+/// State of packs beside their records. The lock is held while a pack is looked up and while one is removed, so that no
+/// build gets a pack that is being removed.
 #[derive(Default)]
 pub(super) struct Held(Mutex<HashMap<PackId, Use>>);
 
 #[derive(Default)]
 struct Use {
-    /// Builds that hold it.
+    /// Number of builds that hold the pack.
     builds: usize,
-    /// Blobs that came with it and that the room did not have. They go with it, unless somebody has
-    /// touched them since. After a restart they are not known, and the sweep frees them.
+    /// Blobs that arrived with the pack and that the room did not have before. They are removed with the pack, unless
+    /// they were touched since. After a restart they are not known, and the sweep frees them.
     brought: Vec<Stored>,
 }
 
 impl Images {
-    /// Keeps a pack of `owner` until it is released as often as it was held.
+    /// Holds a pack of `owner` until it is released as often as it was held.
     pub async fn hold_pack(&self, id: &PackId, owner: &str) -> Result<Pack, ImageError> {
         let mut held = self.shared.held.0.lock().await;
         let pack = self.pack(id, owner).await?;
@@ -42,18 +42,18 @@ impl Images {
         Ok(pack)
     }
 
-    /// Whose a pack is. None where there is none.
+    /// Returns the owner of a pack, or `None` if there is no such pack.
     pub async fn pack_owner(&self, id: &PackId) -> Result<Option<String>, ImageError> {
         Ok(self.shared.catalog.pack(id).await?.map(|pack| pack.owner))
     }
 
-    /// A pack by its owner and id; another's and none are the same answer.
+    /// Returns a pack by its owner and id. A pack of another owner is reported as missing.
     pub async fn pack(&self, id: &PackId, owner: &str) -> Result<Pack, ImageError> {
         let pack = self.shared.catalog.pack(id).await?;
         pack.filter(|pack| pack.owner == owner).ok_or_else(|| ImageError::PackNotFound { id: id.clone() })
     }
 
-    /// The last release drops the pack; gives the DiffIDs of the layers that went with it.
+    /// Releases a pack; the last release removes it, and returns the DiffIDs of the removed layers.
     pub async fn release_pack(&self, id: &PackId) -> Result<Vec<Digest>, ImageError> {
         let mut held = self.shared.held.0.lock().await;
         let Some(used) = held.get_mut(id) else { return Ok(Vec::new()) };
@@ -65,7 +65,7 @@ impl Images {
         let pack = self.shared.catalog.pack(id).await?;
         let layers = match pack.map(|pack| pack.content) {
             Some(PackContent::Image(manifest)) => self.open_layers(&manifest).await.unwrap_or_else(|error| {
-                tracing::warn!(pack.id = %id, %error, "a dropped pack could not be read: its layers are not named");
+                tracing::warn!(pack.id = %id, %error, "failed to read the layers of a removed pack");
                 Vec::new()
             }),
             Some(PackContent::Tree { .. }) | None => Vec::new(),
@@ -74,7 +74,7 @@ impl Images {
         Ok(layers.into_iter().map(|layer| layer.diff_id).collect())
     }
 
-    /// A pack of `owner` that stands for a tree.
+    /// Adds a pack of `owner` that refers to a tree.
     pub async fn add_tree_pack(
         &self,
         owner: &str,
@@ -88,17 +88,17 @@ impl Images {
         Ok(id)
     }
 
-    /// All packs there are.
+    /// Returns all packs.
     pub async fn packs(&self) -> Result<Vec<Pack>, ImageError> {
         Ok(self.shared.catalog.packs().await?)
     }
 
-    /// Bytes of the packs of each participant that are images: base images that builds mount, mostly.
+    /// Returns the size in bytes of each participant's image packs, mostly base images that builds mount.
     pub async fn pack_bytes(&self) -> Result<BTreeMap<String, u64>, ImageError> {
         let mut bytes: BTreeMap<String, u64> = BTreeMap::new();
         for pack in self.packs().await? {
             let Some(manifest) = pack.image() else { continue };
-            // A damaged pack is told where it is used.
+            // A damaged pack is reported where it is used.
             let Ok(contents) = self.contents(manifest).await else { continue };
             let owner = pack.owner.strip_prefix(MOUNTS_OF).unwrap_or(&pack.owner);
             *bytes.entry(owner.to_owned()).or_default() += contents.size_bytes;
@@ -118,12 +118,12 @@ impl Images {
             used.brought.iter().try_for_each(|stored| shared.blobs.take_back(stored))
         });
         if !matches!(freed.await, Ok(Ok(()))) {
-            tracing::warn!(pack.id = %id, "blobs of a dropped pack stay until the next sweep");
+            tracing::warn!(pack.id = %id, "failed to remove the blobs of a removed pack; the next sweep removes them");
         }
         Ok(())
     }
 
-    /// Drops packs that no build has held for long.
+    /// Removes packs that no build has held for an hour. Returns their number.
     pub async fn sweep_packs(&self, now: Timestamp) -> Result<usize, ImageError> {
         let mut held = self.shared.held.0.lock().await;
         let mut dropped = 0;

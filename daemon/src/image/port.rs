@@ -1,12 +1,12 @@
-//! Where images are kept: content in [`Blobs`], names in [`Catalog`].
+//! Storage of images: content in [`BlobStorage`], names in [`ImageCatalog`].
 //!
-//! # What keeps content from being swept away while it is in use
+//! # Protection of content in use from the sweep
 //!
-//! Content is live when the catalog reaches it from a tag, a pack, a revision of a service, or a manifest or link
-//! that is younger than the grace period. Whoever is about to make content reachable *touches* it first
-//! ([`Blobs::touch`]; every lookup in the catalog does the same for its row), and only then writes to the
-//! catalog. The sweep reads what is live, then removes a file only if it is neither live nor
-//! touched within the grace period, and it decides that last part under the lock that `touch` takes.
+//! Content is live if the catalog reaches it from a tag, a pack, a revision of a service, or a manifest or link that is
+//! younger than the grace period. Code that is about to make content reachable *touches* it first
+//! ([`BlobStorage::touch`]; every lookup in the catalog does the same for its row), and only then writes to the
+//! catalog. The sweep reads the live set, then removes a file only if it is neither live nor touched within the grace
+//! period, and checks the latter under the lock that `touch` takes.
 
 pub mod cached;
 mod checks;
@@ -32,38 +32,38 @@ pub use layers::{LayerCompression, LayerFacts, LayerFault, LayerInspector, Layer
 
 /// Content by digest. Blocking: call from a blocking thread.
 pub trait Blobs: Send + Sync + 'static {
-    /// A blob opened for reading, at its start.
+    /// Opens a blob for reading, positioned at its start.
     fn open(&self, digest: &Digest) -> io::Result<Option<File>>;
     fn size(&self, digest: &Digest) -> io::Result<Option<u64>>;
-    /// As [`size`](Self::size), and keeps the blob from the sweep for the grace period.
+    /// Returns the size like [`size`](Self::size), and keeps the blob from the sweep for the grace period.
     fn touch(&self, digest: &Digest) -> io::Result<Option<u64>>;
-    /// Stores content under its digest: streamed, verified, durable when this returns. A difference
-    /// is [`BlobError::Mismatch`] and leaves nothing. Content that is there already is read to its end
-    /// and verified all the same, and touched.
+    /// Stores content under its digest: streamed, verified, durable when this returns. Different content is a
+    /// [`BlobError::Mismatch`] and is not stored. Content that is already present is still read to its end, verified
+    /// and touched.
     fn put(&self, digest: &Digest, content: &mut dyn io::Read) -> Result<Stored, BlobError>;
-    /// As [`put`](Self::put), for content that comes in pieces. It counts for `owner` if it is new; `name` tells what it
-    /// is while it comes.
+    /// Stores content like [`put`](Self::put), in pieces. It counts for `owner` if it is new; `name` identifies the
+    /// upload while it runs.
     fn receive(&self, digest: &Digest, owner: &str, name: &str) -> Result<Box<dyn IncomingBlob>, BlobError>;
-    /// A file without a name, and the directory that it was made in.
+    /// Creates an unnamed file, and returns it with the directory in which it was created.
     fn scratch_file(&self) -> io::Result<(File, PathBuf)>;
-    /// Takes back what [`put`](Self::put) brought, unless someone has touched it since.
+    /// Removes what [`put`](Self::put) stored, unless it was touched since.
     fn take_back(&self, stored: &Stored) -> io::Result<()>;
     /// Removes every blob that is neither in `live` nor touched since `before`.
     fn sweep(&self, live: &HashSet<Digest>, before: SystemTime) -> io::Result<Swept>;
 }
 
-/// Content on its way in; see [`Blobs::receive`]. Dropping it before it is finished leaves nothing.
+/// Content that is being received; see [`BlobStorage::receive`]. Dropping it before `finish` discards it.
 pub trait IncomingBlob: Send + 'static {
     fn write(&mut self, content: &[u8]) -> Result<(), BlobError>;
     fn finish(self: Box<Self>, expected: &Digest) -> Result<Stored, BlobError>;
 }
 
-/// What [`Blobs::put`] did.
+/// Result of [`BlobStorage::put`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored {
     pub digest: Digest,
     pub size: u64,
-    /// When it was touched by this; `None` if it was there before.
+    /// Time at which `put` touched the new blob; `None` if the blob existed before.
     pub fresh: Option<SystemTime>,
 }
 
@@ -79,7 +79,7 @@ pub enum BlobError {
     Mismatch { expected: Digest, actual: Digest },
     #[error("no space is left for blob content")]
     DiskFull,
-    /// Whoever sends it holds as much as one caller may.
+    /// The sender already holds as much as one caller may.
     #[error("{0}")]
     Quota(String),
     #[error(transparent)]
@@ -95,18 +95,18 @@ impl From<io::Error> for BlobError {
     }
 }
 
-/// Names of images, durable when a call returns.
+/// Names of images; changes are durable when a call returns.
 ///
-/// A lookup of a manifest or of a blob's link also keeps it from [`forget`](Self::forget) for the
-/// grace period, so that what a caller was told is there stays there while it acts on it.
+/// A lookup of a manifest or of a blob link also keeps it from [`forget`](Self::forget) for the grace period, so that a
+/// caller can rely on the result while it acts on it.
 #[async_trait]
 pub trait Catalog: cached::CachedImages {
     async fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TaggedImage>, CatalogError>;
-    /// In order of repository and tag, after the pair given, at most `limit`.
+    /// Lists tags ordered by repository and tag, after the given pair, at most `limit`.
     async fn tags(&self, query: TagQuery) -> Result<Vec<TaggedImage>, CatalogError>;
     async fn remove_tag(&self, repository: &Repository, tag: &Tag) -> Result<bool, CatalogError>;
-    /// Sets or moves all these tags to one manifest, or none of them. In other repositories than
-    /// `from`, the manifest and everything it needs is linked first. `None` if `from` does not have it.
+    /// Sets or moves all these tags to one manifest, or none of them. In repositories other than `from`, the manifest
+    /// and all its required content is linked first. `None` if `from` does not have the manifest.
     async fn publish(
         &self,
         from: &Repository,
@@ -114,8 +114,8 @@ pub trait Catalog: cached::CachedImages {
         tags: Vec<(Repository, Tag)>,
     ) -> Result<Option<Vec<TaggedImage>>, CatalogError>;
 
-    /// Makes manifests known in a repository, all or none, with the blobs they need linked to it, and
-    /// sets `tag` to the last of them. A manifest comes after those that it needs.
+    /// Adds manifests to a repository, all or none, links the blobs that they require, and sets `tag` to the last of
+    /// them. A manifest must follow those that it requires.
     async fn put_manifests(
         &self,
         repository: &Repository,
@@ -127,74 +127,74 @@ pub trait Catalog: cached::CachedImages {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<Descriptor>, CatalogError>;
-    /// Forgets a manifest in a repository, and the tags that name it.
+    /// Removes a manifest from a repository, and the tags that name it.
     async fn remove_manifest(
         &self,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Removal, CatalogError>;
-    /// Manifests whose subject is this one, in order of digest.
+    /// Lists manifests whose subject is this one, ordered by digest.
     async fn referrers(&self, query: ReferrerQuery) -> Result<Vec<Descriptor>, CatalogError>;
 
-    /// Whether a blob may be read through this repository: a digest alone opens nothing.
+    /// Reports whether a blob may be read through this repository: a digest alone opens nothing.
     async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, CatalogError>;
-    /// Those of `parts` that the repository does not have.
+    /// Returns those of `parts` that the repository lacks.
     async fn missing(&self, repository: &Repository, parts: Vec<Part>) -> Result<Vec<Part>, CatalogError>;
     async fn link_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), CatalogError>;
     async fn unlink_blob(&self, repository: &Repository, digest: &Digest) -> Result<Removal, CatalogError>;
 
-    /// Whether the repository has a manifest.
+    /// Reports whether the repository has a manifest.
     async fn knows(&self, repository: &Repository) -> Result<bool, CatalogError>;
-    /// Repositories that have a manifest, by name.
+    /// Lists repositories that have a manifest, ordered by name.
     async fn repositories(
         &self,
         after: Option<Repository>,
         limit: usize,
     ) -> Result<Vec<Repository>, CatalogError>;
 
-    /// Notes what a manifest was made of, for as long as it is known.
+    /// Records the origin of a manifest, as long as the manifest exists.
     async fn put_origin(
         &self,
         repository: &Repository,
         manifest: &Digest,
         origin: Origin,
     ) -> Result<(), CatalogError>;
-    /// The manifests that were made of this.
+    /// Returns the manifests with this origin.
     async fn made_of(&self, origin: Origin) -> Result<Vec<(Repository, Digest)>, CatalogError>;
 
-    /// What is known of these layers, as found under `limits`.
+    /// Returns the known verdicts of these layers under `limits`.
     async fn layer_verdicts(
         &self,
         layers: Vec<Digest>,
         limits: &str,
     ) -> Result<HashMap<Digest, LayerVerdict>, CatalogError>;
-    /// Keeps what was found of layers under `limits`, in place of what was found before.
+    /// Stores the verdicts of layers under `limits`, replacing earlier ones.
     async fn put_layer_verdicts(
         &self,
         verdicts: Vec<(Digest, LayerVerdict)>,
         limits: &str,
     ) -> Result<(), CatalogError>;
-    /// Marks a manifest that was found wrong under `limits`.
+    /// Marks a manifest that was found invalid under `limits`.
     async fn mark_image(&self, mark: ImageMark, limits: &str) -> Result<(), CatalogError>;
-    /// The marks that these manifests have under `limits`.
+    /// Returns the marks of these manifests under `limits`.
     async fn image_marks(&self, manifests: Vec<Digest>, limits: &str)
     -> Result<Vec<ImageMark>, CatalogError>;
-    /// Forgets what was found of layers and manifests that are not in `live`.
+    /// Removes the verdicts and marks of content that is not in `live`.
     async fn forget_checks(&self, live: HashSet<Digest>) -> Result<(), CatalogError>;
 
-    /// Packs: images without a tag that builds use.
+    /// Stores a pack: an untagged image or a tree that builds use.
     async fn put_pack(&self, pack: Pack) -> Result<(), CatalogError>;
     async fn pack(&self, id: &PackId) -> Result<Option<Pack>, CatalogError>;
     async fn packs(&self) -> Result<Vec<Pack>, CatalogError>;
     async fn remove_pack(&self, id: &PackId) -> Result<(), CatalogError>;
 
-    /// Forgets manifests and links that nothing reaches and nobody touched since `before`.
+    /// Removes manifests and links that are unreachable and untouched since `before`.
     async fn forget(&self, before: Timestamp) -> Result<Forgotten, CatalogError>;
-    /// Digests of all manifests known and all blobs linked, in any repository; packs aside.
+    /// Returns the digests of all manifests and linked blobs of all repositories, without packs.
     async fn live(&self) -> Result<HashSet<Digest>, CatalogError>;
 }
 
-/// A manifest whose content is stored.
+/// Manifest whose content is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewManifest {
     pub manifest: Descriptor,
@@ -203,20 +203,20 @@ pub struct NewManifest {
     pub artifact_type: Option<String>,
 }
 
-/// What an image was made of. The same origin gives the same image.
+/// Origin of an image; the same origin yields the same image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Name of the participant whose the tree is.
+    /// Name of the participant who owns the tree.
     pub owner: String,
     pub tree: TreeDigest,
-    /// Hash of the way in which it became an image.
+    /// Hash of the settings by which the tree became an image.
     pub way: ContentHash,
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct TagQuery {
     pub repository: Option<Repository>,
-    /// With a repository given, only the tag counts.
+    /// Position after which the listing starts; if `repository` is set, only the tag counts.
     pub after: Option<(Repository, Tag)>,
     pub limit: usize,
 }
@@ -234,9 +234,9 @@ pub struct ReferrerQuery {
 pub enum Removal {
     Removed,
     Unknown,
-    /// This manifest of the same repository needs it.
+    /// A manifest of the same repository requires it.
     NeededBy(Digest),
-    /// This service runs it, or may go back to it.
+    /// A service runs it, or may roll back to it.
     Deployed(String),
 }
 
@@ -250,13 +250,13 @@ pub struct Forgotten {
 pub struct Pack {
     pub id: PackId,
     pub content: PackContent,
-    /// Name of the participant who sent it; nobody else may use it.
+    /// Name of the participant who uploaded it; nobody else may use it.
     pub owner: String,
     pub created_at: Timestamp,
 }
 
 impl Pack {
-    /// The manifest of a pack that is an image.
+    /// Returns the manifest of an image pack.
     pub const fn image(&self) -> Option<&Descriptor> {
         match &self.content {
             PackContent::Image(manifest) => Some(manifest),
@@ -265,15 +265,15 @@ impl Pack {
     }
 }
 
-/// What a pack stands for.
+/// Content of a pack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PackContent {
-    /// An image whose blobs are in [`Blobs`].
+    /// Image whose blobs are in [`BlobStorage`].
     Image(Descriptor),
-    /// A tree that the module of packs keeps.
+    /// Tree that the module `packs` stores.
     Tree {
         tree: TreeDigest,
-        /// The owner's name for where it comes from; empty for none.
+        /// Owner's name for the source of the tree; empty if none.
         lineage: String,
     },
 }

@@ -1,12 +1,12 @@
-//! An image of another registry comes into the room: blobs first, each verified as it comes, names last.
+//! Pull of an image from another registry: blobs first, each verified on arrival, names last.
 //!
 //! ```text
-//! manifest --(one platform, or all)--> parts --bring, a few at a time--> blobs --> manifests --> name
+//! manifest --(one platform, or all)--> parts --fetch, a few at a time--> blobs --> manifests --> name
 //! ```
 //!
-//! A digest alone opens nothing: a hostile registry may list the blob of another repository in a manifest
-//! of its own. So content that the room has is fetched all the same, unless it came before to where it
-//! goes now: to the same repository, or with a mount of the same participant.
+//! A digest alone opens nothing: a hostile registry may list the blob of another repository in its own manifest.
+//! Content that the room already has is therefore fetched again, unless it arrived earlier at the same destination: in
+//! the same repository, or with a mount of the same participant.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io::Cursor;
@@ -29,37 +29,37 @@ use crate::model::{Digest, Reference};
 use crate::task;
 use crate::task::in_turn::{InTurn, Stopped};
 
-/// Blobs on their way at the same time.
+/// Maximum number of concurrent blob transfers.
 const TOGETHER: usize = 3;
-/// Manifests below one index.
+/// Maximum number of manifests in one index.
 const MAX_CHILDREN: usize = 256;
 
-/// Which images of an index are wanted.
+/// Selection of images from an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Platforms {
     One(Platform),
-    /// The index and all that it lists.
+    /// Index with all its images.
     All,
 }
 
 pub struct Pull<'a> {
-    /// With the credentials to use.
+    /// Client, with the credentials to use.
     pub remote: &'a Remote,
     pub reference: &'a Reference,
-    /// Who asks for it.
+    /// Caller who requested the image.
     pub caller: &'a str,
     pub platforms: Platforms,
     pub destination: Destination,
 }
 
-/// Whose the content is that comes, and of which image.
+/// Owner of the fetched content, and name of its image.
 #[derive(Clone)]
 struct Fetched {
     owner: String,
     name: String,
 }
 
-/// The JSON of an image: the top comes last.
+/// Manifests and blobs of an image to pull; the top manifest is the last one.
 struct Outline {
     source: Source,
     manifests: Vec<(Descriptor, Vec<u8>)>,
@@ -67,8 +67,7 @@ struct Outline {
 }
 
 impl Images {
-    /// Brings an image into the room. What is dropped midway leaves blobs that nothing names, and the
-    /// sweep frees those.
+    /// Pulls an image into the room. If the future is dropped midway, the sweep frees the unreferenced blobs.
     pub async fn pull(&self, pull: Pull<'_>, transfer: &Transfer) -> Result<Loaded, ImageError> {
         let Pull { remote, reference, caller, platforms, destination } = pull;
         if let Destination::Tag(tag) = &destination {
@@ -121,21 +120,21 @@ impl Images {
         }
     }
 
-    /// Brings an image that a build of `caller` mounts. It has no name; what is fetched stays for an hour
-    /// after its last use, so that the next build fetches nothing.
+    /// Pulls an image that a build of `caller` mounts. It has no name; its content stays for an hour after its last
+    /// use, so that the next build fetches nothing.
     pub async fn pull_for_mount(
         &self,
         remote: &Remote,
         reference: &Reference,
         caller: &str,
     ) -> Result<Descriptor, ImageError> {
-        // No participant has this name, so that none owns such a pack.
+        // No participant has this name, so that no participant owns such a pack.
         let owner = format!("{MOUNTS_OF}{caller}");
         let destination = Destination::Pack { owner: owner.clone() };
         let platforms = Platforms::One(Platform::host());
         let pull = Pull { remote, reference, caller, platforms, destination };
         let loaded = self.pull(pull, &Transfer::default()).await?;
-        // The newest stands for the older ones, so that they age together.
+        // The newest pack replaces the older ones of the same image, so that they expire together.
         for pack in self.shared.catalog.packs().await? {
             let image = pack.image().map(|image| image.digest);
             let same = pack.owner == owner && image == Some(loaded.manifest.digest);
@@ -146,20 +145,20 @@ impl Images {
         Ok(loaded.manifest)
     }
 
-    /// Content that came with packs of `owner` before.
+    /// Returns the content that arrived with earlier packs of `owner`.
     async fn held_by(&self, owner: &str) -> Result<HashSet<Digest>, ImageError> {
         let mut held = HashSet::new();
         for pack in self.shared.catalog.packs().await?.into_iter().filter(|pack| pack.owner == owner) {
             let Some(image) = pack.image() else { continue };
             match self.contents(image).await {
                 Ok(contents) => held.extend(contents.digests()),
-                Err(error) => tracing::warn!(pack.id = %pack.id, %error, "a pack is damaged"),
+                Err(error) => tracing::warn!(pack.id = %pack.id, %error, "pack is damaged"),
             }
         }
         Ok(held)
     }
 
-    /// A blob that need not be fetched.
+    /// Returns a blob that need not be fetched.
     async fn here(
         &self,
         part: &Part,
@@ -199,7 +198,7 @@ impl Images {
         };
         let keep = async {
             let kept = self.keep(digest, of, &mut chunks).await;
-            // Whoever fetches learns that nobody takes more.
+            // Closing the channel stops the fetch, because nobody receives more.
             chunks.close();
             kept
         };
@@ -209,17 +208,17 @@ impl Images {
                 let stored = task::blocking("pull blob", move || incoming.finish(&digest)).await;
                 let stored =
                     stored.map_err(|_| ImageError::Ending)?.map_err(|error| stored_error(digest, error))?;
-                // Beside what still comes.
+                // Inspects the layer while others are still being fetched.
                 self.shared.passes.pass_ahead(digest);
                 Ok(stored)
             }
-            // Whoever kept it has stopped, and says why.
+            // The writer has stopped, and its error is the cause.
             (Ok(()) | Err(RemoteError::NotTaken { .. }), Err(error)) => Err(error),
             (Err(error), _) => Err(error.into()),
         }
     }
 
-    /// Writes chunks as they come. No thread waits for the registry: one is taken for what has come.
+    /// Writes chunks as they arrive. No thread waits for the registry: one is used only for data that has arrived.
     async fn keep(
         &self,
         digest: Digest,
@@ -313,7 +312,7 @@ impl Outline {
     }
 }
 
-/// The same platform in the words of the client for registries.
+/// Converts the platform to the type of the registry client.
 fn platform_of(platform: &Platform) -> oci::Platform {
     let mut parts = platform.as_str().splitn(3, '/').map(str::to_owned);
     oci::Platform {

@@ -1,5 +1,4 @@
-//! An image of the room goes to another registry: content first, so that it can be stopped without a
-//! trace, the name last.
+//! Push of an image to another registry: content first, so that a cancelled push leaves no name, the name last.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,19 +15,19 @@ use crate::model::manifest::{Part, PartKind};
 use crate::model::{Digest, Reference, Tag};
 use crate::task;
 
-/// Blobs on their way at the same time.
+/// Maximum number of concurrent blob transfers.
 const TOGETHER: usize = 3;
 
-/// What a push came to.
+/// Number of bytes that a push transferred or reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
     pub sent_bytes: u64,
-    /// Bytes that the registry had.
+    /// Bytes that the registry already had.
     pub reused_bytes: u64,
 }
 
 impl Images {
-    /// Sends an image of the room, and sets its name there.
+    /// Pushes an image of the room, and sets its name in the registry.
     pub async fn push(
         &self,
         remote: &Remote,
@@ -43,7 +42,7 @@ impl Images {
         Ok((manifest, sent))
     }
 
-    /// Everything but the names: blobs, and the manifests below an index.
+    /// Pushes everything except the names: blobs, and the manifests below an index.
     pub async fn push_content(
         &self,
         remote: &Remote,
@@ -62,7 +61,7 @@ impl Images {
                 continue;
             }
             transfer.begin(blobs.iter().map(|part| part.size));
-            // What a repository beside this one has just got need not be sent again.
+            // Content that a sibling repository has just received is mounted instead of sent again.
             let beside = done.iter().find(|other| place.is_beside(other));
             let push = blobs.iter().cloned().map(|part| {
                 let place = &place;
@@ -89,7 +88,7 @@ impl Images {
         Ok(sent)
     }
 
-    /// Sets the names of an image whose content is there.
+    /// Sets the names of an image whose content has been pushed.
     pub async fn push_names(
         &self,
         remote: &Remote,
@@ -108,7 +107,7 @@ impl Images {
     fn content(&self, digest: Digest) -> OpenContent {
         let shared = Arc::clone(&self.shared);
         OpenContent::new(digest, move || {
-            let gone = || io::Error::new(io::ErrorKind::NotFound, "it is not in the room any more");
+            let gone = || io::Error::new(io::ErrorKind::NotFound, "the blob is no longer in the room");
             shared.blobs.open(&digest)?.ok_or_else(gone)
         })
     }
@@ -120,7 +119,7 @@ impl Images {
     }
 }
 
-/// The manifests below an index.
+/// Returns the manifests below an index.
 fn children<'a>(contents: &'a Contents, top: &Descriptor) -> impl Iterator<Item = &'a Descriptor> {
     let top = top.digest;
     contents

@@ -1,5 +1,5 @@
-//! Images that are to run here, or to be mounted in what runs: for this machine's platform, whole, and with what they
-//! say of themselves.
+//! Images to be run here, or to be mounted by services: complete, for this machine's platform, with their declared
+//! properties.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::model::secret::Credential;
 use crate::model::{Reference, Repository};
 use crate::task;
 
-/// Who asks another registry for an image, and with what.
+/// Caller who requests an image from another registry, with credentials.
 #[derive(Clone, Copy)]
 pub struct RegistryCaller<'a> {
     pub name: &'a str,
@@ -24,8 +24,8 @@ pub struct RegistryCaller<'a> {
 }
 
 impl Images {
-    /// An image of the room as it is, one of another registry once it is among the cached images. Services know the
-    /// latter by a name of its own, such as `docker.io/library/nginx`, whoever brought it.
+    /// Returns the facts of an image of the room, or of another registry after caching it. Services know the latter by
+    /// a name such as `docker.io/library/nginx`, whoever fetched it.
     pub async fn runnable(
         &self,
         reference: &Reference,
@@ -46,7 +46,7 @@ impl Images {
         Ok(facts)
     }
 
-    /// The same for one whose files are all that is wanted: what it says of its platform is no hindrance.
+    /// Returns an image whose files alone are needed: its platform is not checked.
     pub async fn mountable(
         &self,
         reference: &Reference,
@@ -55,16 +55,16 @@ impl Images {
     ) -> Result<PinnedImage, ImageError> {
         let here = self.brought(reference, platform, caller).await?;
         let top = self.resolve(&here).await?;
-        // Everything is there, and stays until the service that is to mount it is stored.
+        // `verify` touches all content, which keeps it until the service that mounts it is stored.
         self.verify(&here.repository, top.digest).await?;
         self.check_layers(&top, &Platforms::All, Some(caller.name)).await?;
-        // As it is opened for an instance: what cannot be opened is seen now.
+        // Opened as for an instance, so that errors appear now.
         self.open_layers(&top).await?;
         Ok(PinnedImage { repository: here.repository, digest: top.digest })
     }
 
-    /// The reference itself where it is this room's, else where the image lies once it is here. The registry is asked
-    /// each time what the name means.
+    /// Returns the reference itself if it is this room's, else a reference to the cached copy. The registry resolves
+    /// the name each time.
     async fn brought(
         &self,
         reference: &Reference,
@@ -101,7 +101,7 @@ impl Images {
         caller: &str,
     ) -> Result<ImageFacts, ImageError> {
         let top = self.resolve(reference).await?;
-        // Everything is there, and stays until the service that is to run it is stored.
+        // `verify` touches all content, which keeps it until the service that runs it is stored.
         self.verify(&reference.repository, top.digest).await?;
         self.check_layers(&top, &Platforms::All, Some(caller)).await?;
         let (shared, digest, wanted) = (Arc::clone(&self.shared), top.digest, platform.clone());
@@ -115,7 +115,7 @@ impl Images {
             Ok::<_, ImageError>((manifest, config))
         });
         let (manifest, config) = read.await.map_err(|_| ImageError::Ending)??;
-        // A manifest that is in no index says it in its config only; one that says nothing is taken at its word.
+        // A manifest outside an index has its platform only in its config; if there is none, the image is accepted.
         if let Some(found) = config.platform.filter(|found| !runs(platform, found)) {
             return Err(ImageError::OtherPlatform {
                 reference: reference.to_string(),
@@ -129,16 +129,16 @@ impl Images {
     }
 }
 
-/// Whether a machine of one platform runs images of another: variants are not told apart.
+/// Reports whether a machine of one platform runs images of another; variants are ignored.
 fn runs(machine: &Platform, image: &Platform) -> bool {
     let family = |platform: &Platform| platform.as_str().splitn(3, '/').take(2).collect::<Vec<_>>().join("/");
     family(machine) == family(image)
 }
 
-/// By what name services know an image of another registry.
+/// Returns the repository name under which services know an image of another registry.
 fn repository_of(reference: &Reference) -> Result<Repository, ImageError> {
     let registry = reference.registry.as_ref().map_or("docker.io", |registry| registry.as_str());
-    // A colon is in no name of a repository, and a run of dashes in no name of a host that has one.
+    // A repository name contains no colon, and the host name of a registry no run of dashes.
     let name = format!("{}/{}", registry.replace(':', "---"), reference.repository);
     name.parse().map_err(|_| ImageError::Foreign { reference: reference.to_string() })
 }

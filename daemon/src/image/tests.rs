@@ -35,7 +35,7 @@ fn room_with(inspector: Arc<dyn LayerInspector>) -> Room {
     Room { directory, images, blobs, store }
 }
 
-/// An archive of one file, as `hearth pack` makes it.
+/// Returns an archive with one file, as `hearth pack` creates it.
 fn archive(content: &str) -> Vec<u8> {
     archive_with(content, &hearth_pack::PackOptions::default())
 }
@@ -105,7 +105,7 @@ async fn an_archive_opens_no_blob_that_it_does_not_bring() {
     let room = room();
     room.load(archive("the secret of another repository"), "theirs:1").await.unwrap();
     let whole = archive("the secret of another repository");
-    // The same archive without its layer: the room has that blob, but this caller has not shown it.
+    // The same archive without its layer: the room has that blob, but this caller has not provided it.
     let mut thief = tar::Builder::new(Vec::new());
     for entry in tar::Archive::new(&*whole).entries().unwrap() {
         let mut entry = entry.unwrap();

@@ -1,4 +1,4 @@
-//! How far an image is between here and another registry; whoever waits may look.
+//! Progress of a transfer between the room and another registry, readable while it runs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +10,7 @@ pub struct Transfer {
     total_bytes: AtomicU64,
 }
 
-/// A look at a [`Transfer`].
+/// Snapshot of a [`TransferProgress`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stand {
     pub blobs: u64,

@@ -1,37 +1,38 @@
-//! One record a line: `2026-11-24T09:55:07.123456Z o text`.
+//! File format, one record per line: `2026-11-24T09:55:07.123456Z o text`.
 //!
-//! The letter is the stream: `o` stdout, `e` stderr. It is upper case when the text was not ended by a newline: the
-//! next record of the same stream goes on with it, or the stream ended there. `-` is a gap, with the count of bytes
-//! that could not be kept as its text.
+//! The letter is the stream: `o` stdout, `e` stderr. It is upper case if no newline ended the text: the next record of
+//! the same stream continues it, or the stream ended there. `-` is a gap, with the number of dropped bytes as its text.
 
 use std::io::Write as _;
 
 use jiff::Timestamp;
 
-/// Longest text of a record; a longer line becomes several.
+/// Maximum length of a record's text in bytes; a longer line becomes several records.
 pub const LONGEST: usize = 16 << 10;
-/// Length of the time and the two characters after it.
+/// Length of the time and of the stream letter, with the blanks after them.
 const HEAD: usize = "2026-11-24T09:55:07.123456Z o ".len();
 
+/// Origin of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     Stdout,
     Stderr,
-    /// Here so many bytes were dropped: the disk was full, or too slow.
+    /// A gap: bytes were dropped here because the disk was full or too slow.
     Gap,
 }
 
+/// One record of a log file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
     pub at: Timestamp,
     pub source: Source,
-    /// Whether a newline ended it.
+    /// Set if a newline ended the text.
     pub ended: bool,
     pub text: &'a [u8],
 }
 
 impl Record<'_> {
-    /// Appends the record and a newline. The text has none.
+    /// Appends the record and a newline to `out`. The text must not contain a newline.
     pub fn write(&self, out: &mut Vec<u8>) {
         let letter = match (self.source, self.ended) {
             (Source::Stdout, true) => 'o',
@@ -47,8 +48,8 @@ impl Record<'_> {
     }
 }
 
-/// Reads a line of a file, without its newline. None for what no keeper wrote, such as the end of a line that a
-/// crash of the machine cut.
+/// Parses a line of a file, without its newline. Returns `None` for a line that no keeper wrote, such as the end of a
+/// line that was cut by a crash of the machine.
 pub fn parse(line: &[u8]) -> Option<Record<'_>> {
     let (head, text) = line.split_at_checked(HEAD)?;
     let head = std::str::from_utf8(head).ok()?;
@@ -65,11 +66,11 @@ pub fn parse(line: &[u8]) -> Option<Record<'_>> {
     Some(Record { at, source, ended, text })
 }
 
-/// A stream as it arrives, cut into records.
+/// Splits a byte stream into records as it arrives.
 #[derive(Debug)]
 pub struct Cutter {
     source: Source,
-    /// What has no newline yet; shorter than [`LONGEST`].
+    /// Text without a newline yet; shorter than [`MAX_RECORD_TEXT`].
     open: Vec<u8>,
 }
 
@@ -102,12 +103,12 @@ impl Cutter {
         self.open.clear();
     }
 
-    /// Whether something waits for its newline.
+    /// Reports whether there is an unfinished line.
     pub fn is_open(&self) -> bool {
         !self.open.is_empty()
     }
 
-    /// Gives out what waits, without its newline.
+    /// Writes the unfinished line as a record without a newline.
     pub fn flush(&mut self, at: Timestamp, out: &mut Vec<u8>) {
         if self.is_open() {
             self.record(at, false, out);
@@ -156,7 +157,7 @@ mod tests {
         }
     }
 
-    /// Lines of all lengths, many of them close to the longest: each byte by itself takes minutes to make up.
+    /// Generates lines of all lengths, many of them close to the maximum: single random bytes would take minutes.
     fn run() -> impl Strategy<Value = Vec<u8>> {
         let any_of =
             |lengths| (any::<u8>(), lengths).prop_map(|(byte, count): (u8, usize)| vec![byte; count]);

@@ -1,8 +1,8 @@
-//! The process that writes an instance's log.
+//! Log keeper: the process that writes an instance's log.
 //!
-//! One thread reads the pipes and never waits long: what the disk does not take at once is queued, up to [`QUEUED`]
-//! bytes; when the queue stays full for [`PATIENCE`], what comes is dropped and counted, and the count is written as
-//! a gap. The other thread writes, and turns the file over at [`FILE_BYTES`].
+//! One thread reads the pipes and never blocks for long: data that the disk does not take at once is queued, up to
+//! [`QUEUED`] bytes. When the queue stays full for [`PATIENCE`], new data is dropped and counted, and the count is
+//! written as a gap. The other thread writes, and rotates the file at [`FILE_BYTES`].
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -20,21 +20,21 @@ use super::{CURRENT, OLDER};
 
 use crate::task;
 
-/// At this size the file is turned over; one older file is kept.
+/// Size in bytes at which the file is rotated; one older file is kept.
 pub const FILE_BYTES: u64 = 8 << 20;
-/// How much waits for the disk at most.
+/// Maximum number of queued bytes.
 const QUEUED: usize = 4 << 20;
-/// How long the instance is held up by a disk that does not keep pace.
+/// Maximum time for which a slow disk blocks the instance's output.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// A line that has stood so long without its newline is written as it is, such as a prompt.
+/// Time after which an unfinished line, such as a prompt, is written as it is.
 const SETTLED: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 const CHUNK: usize = 64 << 10;
-/// Between two attempts at a disk that takes nothing.
+/// Pause between write attempts while the disk accepts nothing.
 const RETRY: Duration = Duration::from_millis(500);
-/// Attempts at the end, when nothing will come after them.
+/// Number of write attempts after the last input.
 const LAST_ATTEMPTS: u32 = 4;
 
-/// Keeps what comes in by the file descriptors that a container runtime hands over.
+/// Keeps the log of the inherited file descriptors that a container runtime passes.
 pub(super) fn keep_inherited(dir: &Path) -> io::Result<()> {
     for fd in 3..=5 {
         // SAFETY: F_GETFD only asks about a number; it may name nothing.
@@ -44,7 +44,7 @@ pub(super) fn keep_inherited(dir: &Path) -> io::Result<()> {
             return Err(io::Error::other("a container runtime starts this, with its pipes as 3, 4 and 5"));
         }
     }
-    // The pipes say when it is over. A runtime's SIGTERM comes while they may still hold the last lines.
+    // The keeper ends when the pipes are closed. A runtime's SIGTERM arrives while they may still hold the last lines.
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         // SAFETY: ignoring a signal installs no handler.
         #[expect(unsafe_code, reason = "rustix has no signal dispositions")]
@@ -63,7 +63,7 @@ pub(super) fn keep_inherited(dir: &Path) -> io::Result<()> {
     keep(dir, FILE_BYTES, stdout, stderr, || drop(ready))
 }
 
-/// Keeps two streams until both have ended. `ready` is called once they are listened to.
+/// Keeps two streams until both have ended. `ready` is called once they are being read.
 fn keep(dir: &Path, file_bytes: u64, stdout: File, stderr: File, ready: impl FnOnce()) -> io::Result<()> {
     let mut disk = Disk::open(dir, file_bytes)?;
     let queue = Queue::default();
@@ -108,7 +108,7 @@ fn listen(stdout: File, stderr: File, queue: &Queue) -> io::Result<()> {
     Ok(())
 }
 
-/// Which streams have something, or have ended; none after a while, where `limited`.
+/// Returns which streams are readable or have ended; none after a while if `limited`.
 fn poll(streams: &[(File, Cutter)], limited: bool) -> io::Result<Vec<bool>> {
     let mut fds: Vec<PollFd<'_>> =
         streams.iter().map(|(pipe, _)| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)).collect();
@@ -121,17 +121,18 @@ fn poll(streams: &[(File, Cutter)], limited: bool) -> io::Result<Vec<bool>> {
     }
 }
 
-/// What waits for the disk.
+/// Records waiting for the disk.
 #[derive(Default)]
 struct Queue {
     state: Mutex<Waiting>,
     changed: Condvar,
 }
 
+/// Content of a [`RecordQueue`].
 #[derive(Default)]
 struct Waiting {
     records: Vec<u8>,
-    /// Bytes of records that were not kept, since the last gap that was written.
+    /// Number of dropped bytes since the last gap was taken.
     dropped: u64,
     closed: bool,
 }
@@ -144,7 +145,7 @@ impl Queue {
         let full = |waiting: &mut Waiting| waiting.records.len() + records.len() > QUEUED;
         let mut waiting = self.state.lock();
         self.changed.wait_while_for(&mut waiting, full, PATIENCE);
-        // While there is a gap, it stays one until the disk has taken it.
+        // A gap stays open until the disk thread has taken it.
         if waiting.dropped > 0 || waiting.records.len() + records.len() > QUEUED {
             waiting.dropped += records.len() as u64;
         } else {
@@ -154,7 +155,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// All that waits, and what was dropped after it; none when nothing will come any more.
+    /// Takes all queued records and the number of bytes dropped after them; `None` once the queue is closed and empty.
     fn take(&self) -> Option<(Vec<u8>, u64)> {
         let idle =
             |waiting: &mut Waiting| waiting.records.is_empty() && waiting.dropped == 0 && !waiting.closed;
@@ -176,12 +177,13 @@ impl Queue {
     }
 }
 
+/// Writer of the log files, with rotation.
 struct Disk {
     dir: PathBuf,
     file_bytes: u64,
     file: File,
     length: u64,
-    /// Whether what is written ends with a whole record.
+    /// Set if the file ends with a complete record.
     whole: bool,
 }
 
@@ -190,7 +192,7 @@ impl Disk {
         let file = Self::append(dir)?;
         let length = file.metadata()?.len();
         let mut disk = Self { dir: dir.to_owned(), file_bytes, file, length, whole: true };
-        // A keeper that was killed may have left half a record.
+        // A killed keeper may have left a partial record.
         let mut last = [b'\n'];
         if length > 0 {
             File::open(dir.join(CURRENT))?.read_exact_at(&mut last, length - 1)?;
@@ -212,7 +214,7 @@ impl Disk {
             while let Err(_full) = self.write(&mut left) {
                 attempts += u32::from(queue.is_closed());
                 if attempts >= LAST_ATTEMPTS {
-                    // Nobody is left to tell: the daemon may be gone, and the log is what cannot be written.
+                    // There is no way to report this: the daemon may be gone, and the log cannot be written.
                     return;
                 }
                 std::thread::sleep(RETRY);
@@ -221,19 +223,19 @@ impl Disk {
                 let (at, text) = (Timestamp::now(), dropped.to_string());
                 let mut gap = Vec::new();
                 Record { at, source: Source::Gap, ended: true, text: text.as_bytes() }.write(&mut gap);
-                // Where this fails too, the next records will tell of a full disk.
+                // If this fails too, the next records fail as well and are counted.
                 let _ = self.write(&mut gap.as_slice());
             }
         }
     }
 
-    /// Writes whole records, and moves `records` on past what is written.
+    /// Writes whole records, and advances `records` past the written part.
     fn write(&mut self, records: &mut &[u8]) -> io::Result<()> {
         while !records.is_empty() {
             if self.length >= self.file_bytes && self.whole {
                 self.turn_over()?;
             }
-            // To the end of the record that reaches the size, so that no record lies in two files.
+            // Up to the end of the record that reaches the size, so that no record spans two files.
             let room = usize::try_from(self.file_bytes.saturating_sub(self.length)).unwrap_or(usize::MAX);
             let end = match records.get(room..) {
                 Some(rest) => {
@@ -271,7 +273,7 @@ mod tests {
         (read.into(), write.into())
     }
 
-    /// Keeps what `out` and `err` write.
+    /// Runs a keeper for the output of `out` and `err`.
     fn kept(dir: &Path, file_bytes: u64, out: impl FnOnce(File) + Send, err: impl FnOnce(File) + Send) {
         let ((stdout, to_stdout), (stderr, to_stderr)) = (pipe(), pipe());
         std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Reading an instance's log: an excerpt of it, or what comes from now on.
+//! Readers of an instance's log: excerpts, and following of new lines.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -12,57 +12,59 @@ use jiff::Timestamp;
 use super::format::{self, Source};
 use super::{CURRENT, OLDER};
 
-/// What is wanted of a log.
+/// Selection of log lines for an excerpt.
 #[derive(Clone, Debug, Default)]
 pub struct LogQuery {
-    /// Only the last so many lines; [`DEFAULT_TAIL`] where none is given.
+    /// Maximum number of lines, counted from the end; [`DEFAULT_TAIL`] if absent.
     pub tail: Option<usize>,
     pub since: Option<Timestamp>,
-    /// Only lines with this text in them.
+    /// Text that the lines must contain.
     pub contains: Option<String>,
-    /// Of all texts together, the oldest lines being left out; zero is [`DEFAULT_BYTES`], and never more than
-    /// [`MOST_BYTES`].
+    /// Maximum size of all texts together in bytes; the oldest lines are left out. Zero means [`DEFAULT_BYTES`], and
+    /// the maximum is [`MOST_BYTES`].
     pub max_bytes: usize,
 }
 
 pub const DEFAULT_TAIL: usize = 200;
 pub const DEFAULT_BYTES: usize = 64 << 10;
 pub const MOST_BYTES: usize = 4 << 20;
-/// Pieces of a longer line stay apart.
+/// Maximum length of a line in bytes; a longer line is returned in several pieces.
 const LONGEST_LINE: usize = 64 << 10;
-/// Read of a file at once.
+/// Number of bytes per read of a file.
 const BATCH: usize = 256 << 10;
 const POLL: Duration = Duration::from_millis(100);
-/// Attempts at a log that is turned over just now.
+/// Maximum number of attempts to open a log that is being rotated.
 const ATTEMPTS: usize = 10;
 
+/// A line of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     pub at: Timestamp,
     pub source: Source,
-    /// Whether a newline ended it. Of a gap, the text is how many bytes are missing.
+    /// Set if a newline ended the text. The text of a gap is the number of missing bytes.
     pub ended: bool,
     pub text: String,
 }
 
+/// Selected lines of a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Excerpt {
     pub lines: Vec<Line>,
-    /// Lines that fitted the question and were left out.
+    /// Number of matching lines that were left out.
     pub omitted: u64,
-    /// Where what comes after these lines begins.
+    /// Position after these lines, for following the log.
     pub end: Position,
 }
 
-/// A place in a log.
+/// Position in a log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// Inode of the file; none before there was one.
+    /// Inode of the file; `None` if there was no file yet.
     file: Option<u64>,
     offset: u64,
 }
 
-/// Reads the log in `dir` through; where there is none, it is empty. Blocking.
+/// Reads an excerpt of the log in `dir`; a missing log is empty. Blocking.
 pub fn read(dir: &Path, query: &LogQuery) -> io::Result<Excerpt> {
     let mut collector = Collector::new(query);
     let mut end = Position::default();
@@ -74,10 +76,10 @@ pub fn read(dir: &Path, query: &LogQuery) -> io::Result<Excerpt> {
     Ok(collector.finish(end))
 }
 
-/// The files that there are, oldest first.
+/// Opens the existing files, oldest first.
 fn open_both(dir: &Path) -> io::Result<Vec<File>> {
     for _ in 0..ATTEMPTS {
-        // The newer one first: if it is turned over now, the older one is it, and nothing is missed.
+        // The newer file is opened first: if it is rotated now, it becomes the older one, and nothing is missed.
         let current = open(&dir.join(CURRENT))?;
         let older = open(&dir.join(OLDER))?;
         if let (Some(current), Some(older)) = (&current, &older)
@@ -85,7 +87,7 @@ fn open_both(dir: &Path) -> io::Result<Vec<File>> {
         {
             continue;
         }
-        // Between the rename and the new file there is only the older one.
+        // Between the rename and the creation of the new file only the older one exists.
         return Ok(older.into_iter().chain(current).collect());
     }
     Err(io::Error::other("the log is written faster than it can be opened"))
@@ -99,11 +101,11 @@ fn open(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Whole lines of one file.
+/// Reads complete lines of one file.
 struct Reader {
     file: File,
     inode: u64,
-    /// Of the first byte that was not given out yet.
+    /// Offset of the first byte that has not been returned yet.
     offset: u64,
 }
 
@@ -116,7 +118,7 @@ impl Reader {
         Position { file: Some(self.inode), offset: self.offset }
     }
 
-    /// Gives out the next records; whether there were any.
+    /// Passes the next records to `take`; returns whether there were any.
     fn batch(&mut self, mut take: impl FnMut(&format::Record<'_>)) -> io::Result<bool> {
         self.file.seek(SeekFrom::Start(self.offset))?;
         let mut bytes = Vec::with_capacity(BATCH);
@@ -134,11 +136,12 @@ impl Reader {
     }
 }
 
+/// Collects the lines of an excerpt.
 struct Collector<'a> {
     query: &'a LogQuery,
     tail: usize,
     max_bytes: usize,
-    /// Lines of stdout and stderr that have no end yet.
+    /// Unfinished lines of stdout and stderr.
     open: [Option<(Timestamp, Vec<u8>)>; 2],
     lines: VecDeque<Line>,
     bytes: usize,
@@ -181,7 +184,7 @@ impl<'a> Collector<'a> {
             return;
         }
         let text = String::from_utf8_lossy(text).into_owned();
-        // A gap is shown whatever is looked for: what is missing may be it.
+        // A gap is always shown: the missing text may contain the searched one.
         if source != Source::Gap && self.query.contains.as_ref().is_some_and(|wanted| !text.contains(wanted))
         {
             return;
@@ -205,7 +208,7 @@ impl<'a> Collector<'a> {
     }
 }
 
-/// What a log gets from a place on. Pieces of a line come as they are written.
+/// Follows a log from a position. Unfinished lines are returned piece by piece, as they are written.
 pub struct Follower {
     dir: PathBuf,
     reader: Option<Reader>,
@@ -217,7 +220,8 @@ impl Follower {
         Self { dir, reader: None, start }
     }
 
-    /// Waits for the next lines. A log does not end: whoever knows that its instance has reads [`rest`](Self::rest).
+    /// Waits for the next lines. A log has no end marker: a caller that knows the instance has exited reads the
+    /// [`rest`](Self::rest).
     pub async fn next(&mut self) -> io::Result<Vec<Line>> {
         loop {
             let lines = self.rest().await?;
@@ -228,7 +232,8 @@ impl Follower {
         }
     }
 
-    /// What has come since; empty for nothing. Of much, only the first part: ask until it is empty.
+    /// Returns the lines written since the last call, possibly only the first part of them: call again until the result
+    /// is empty.
     pub async fn rest(&mut self) -> io::Result<Vec<Line>> {
         let (dir, start) = (self.dir.clone(), self.start);
         let reader = self.reader.take();
@@ -240,7 +245,7 @@ impl Follower {
     }
 }
 
-/// The next lines of a log, and the reader to go on with.
+/// Reads the next lines of a log, and returns the reader to continue with.
 fn more(dir: &Path, reader: Option<Reader>, start: Position) -> io::Result<(Option<Reader>, Vec<Line>)> {
     let mut lines = Vec::new();
     let mut reader = match reader {
@@ -251,7 +256,7 @@ fn more(dir: &Path, reader: Option<Reader>, start: Position) -> io::Result<(Opti
         },
     };
     loop {
-        // Looked up first: a file that has been replaced before it is read to its end is complete.
+        // Looked up before reading: a file that was replaced before it is read to its end is complete.
         let current = inode(&dir.join(CURRENT))?;
         let more = reader.batch(|record| lines.push(line(record)))?;
         if more || current.is_none_or(|current| current == reader.inode) {
@@ -277,7 +282,7 @@ fn inode(path: &Path) -> io::Result<Option<u64>> {
     }
 }
 
-/// The file of a place, opened there; the oldest one if it is gone.
+/// Opens the file of a position at its offset; the oldest file if that one is gone.
 fn from(dir: &Path, start: Position) -> io::Result<Option<Reader>> {
     let mut readers = open_both(dir)?.into_iter().map(Reader::new).collect::<io::Result<Vec<_>>>()?;
     if let Some(found) = readers.iter().position(|reader| Some(reader.inode) == start.file) {
@@ -288,7 +293,7 @@ fn from(dir: &Path, start: Position) -> io::Result<Option<Reader>> {
     Ok(readers.into_iter().next())
 }
 
-/// The file that came after one: the current one, or the older one if two have come since.
+/// Opens the file after one: the current file, or the older one if the log was rotated twice since.
 fn next_after(dir: &Path, inode: u64) -> io::Result<Option<Reader>> {
     let readers = open_both(dir)?.into_iter().map(Reader::new).collect::<io::Result<Vec<_>>>()?;
     let own = readers.iter().position(|reader| reader.inode == inode);
@@ -375,7 +380,7 @@ mod tests {
         let mut seen = follower.next().await.unwrap();
         seen.extend(follower.rest().await.unwrap());
         assert_eq!(texts(&seen), ["two", "three"]);
-        // One that begins before there is a log.
+        // A follower that starts before the log exists.
         let empty = tempfile::tempdir().unwrap();
         let mut early = Follower::new(empty.path().to_owned(), Position::default());
         assert_eq!(early.rest().await.unwrap(), []);

@@ -1,36 +1,35 @@
-//! Who calls, and what their token grants. What follows from that is decided in `access::policy`.
+//! The authenticated caller and the grants of its token. `access::policy` decides what the grants permit.
 
 use serde::{Deserialize, Serialize};
 
 use super::image::is_cached_name;
 use super::trust::TrustDomain;
 
-/// What names in the state of the daemon begin with that stand for no participant: services, builds, users of the
-/// machine, and owners of what the daemon keeps on behalf of a caller. No token makes a participant of such a name, so
-/// that nobody is taken for somebody else where a name alone is stored.
+/// Prefixes of stored names that belong to no participant: services, builds, users of the machine, and owners of what
+/// the daemon keeps on behalf of a caller. No token makes a participant with such a name, so that where only a name is
+/// stored it cannot be mistaken for another kind of caller.
 pub const RESERVED_NAMES: [&str; 5] = [SERVICE_NAME, BUILD_NAME, USER_NAME, "caller:", MOUNTS_OF];
 pub const SERVICE_NAME: &str = "service:";
 pub const BUILD_NAME: &str = "build:";
 pub const USER_NAME: &str = "uid:";
-/// Owner of the packs that hold what a caller's builds mount; the caller's name follows.
+/// Owner prefix of the packs that hold the mounts of a caller's builds; the caller's name follows.
 pub const MOUNTS_OF: &str = "image mounts of ";
 
 /// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// Whose a thing is that this caller makes: no two callers have the same name, and none chooses that of another. A
-    /// participant's is the one in the token; a service's is `service:` and its id, whatever it calls itself; that on
-    /// the unix socket is `uid:` and the user.
+    /// Owner name of everything that this caller creates. It is unique: no two callers have the same name, and no
+    /// caller can choose the name of another. A participant has the name in its token; a service has `service:` and its
+    /// id, whatever it calls itself; a caller on the unix socket has `uid:` and its user id.
     pub name: String,
     pub scope: ApiScope,
-    /// Whose builder the caller's builds use.
+    /// Trust domain whose builder runs the caller's builds.
     pub domain: TrustDomain,
 }
 
 /// The `api` grant of a participant token: what its bearer may do through the API.
 ///
-/// Fields that this daemon does not know are kept out of its decisions and are no error: tokens are
-/// made by others too.
+/// Unknown fields are ignored and are no error: other programs issue tokens too.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ApiScope {
@@ -46,7 +45,7 @@ pub struct ApiScope {
     pub admin: Option<serde_json::Value>,
 }
 
-/// `false` grants nothing.
+/// Deserializes a grant; `false` grants nothing.
 fn granted<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<serde_json::Value>, D::Error> {
     let value = Option::<serde_json::Value>::deserialize(from)?;
     Ok(value.filter(|value| *value != serde_json::Value::Bool(false)))
@@ -62,7 +61,7 @@ pub struct ContainersGrant {
     pub registry: RegistryGrant,
 }
 
-/// What may be done with the repositories of the room's registry.
+/// Permitted operations on the repositories of the room's registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RegistryGrant {
@@ -80,18 +79,18 @@ pub struct StorageGrant {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoragePath {
-    /// This path and all below it; `/` is the whole storage.
+    /// Path, with everything below it; `/` is the whole storage.
     pub path: String,
     #[serde(default)]
     pub read_only: bool,
 }
 
-/// Names, each exact or with a trailing `*`. Empty allows nothing.
+/// Name patterns, each an exact name or a prefix with a trailing `*`. An empty list allows nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Patterns(pub Vec<String>);
 
-/// What a caller wants to do with a repository of the room's registry.
+/// Operation on a repository of the room's registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegistryVerb {
     List,
@@ -105,11 +104,12 @@ pub enum StorageVerb {
     Write,
 }
 
-/// Links on the way to a path of storage: whoever may use one part of it could make one that leads to another.
+/// Treatment of symbolic links in a storage path: a caller with access to one part of the storage could otherwise
+/// create a link that leads to another part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PathLinks {
-    /// As long as they stay inside the storage.
+    /// Links are followed as long as they stay inside the storage.
     #[default]
     Followed,
     Refused,
@@ -120,7 +120,7 @@ impl Patterns {
         Self(vec!["*".to_owned()])
     }
 
-    /// Whether every name that `others` allow is allowed here.
+    /// Reports whether every name that `others` allow is allowed here.
     pub fn cover(&self, others: &Self) -> bool {
         others.0.iter().all(|other| match other.strip_suffix('*') {
             Some(prefix) => {
@@ -130,8 +130,8 @@ impl Patterns {
         })
     }
 
-    /// Cached images are allowed by their exact name only: that is how the token of one build reads what it uses, and
-    /// no pattern of a participant's reaches there.
+    /// Reports whether the name is allowed. A repository of cached images matches only its exact name: the token of a
+    /// build lists the ones that the build uses, and no participant's pattern matches them.
     pub fn allow(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(prefix) => name.starts_with(prefix) && !is_cached_name(name),
@@ -141,8 +141,8 @@ impl Patterns {
 }
 
 impl StorageGrant {
-    /// Whether a path may be used. The longest path that covers it decides, so that a read-only folder can lie in a
-    /// writable one.
+    /// Reports whether a path may be used. The longest entry that covers the path decides, so that a read-only folder
+    /// can lie in a writable one.
     pub fn allows(&self, verb: StorageVerb, path: &str) -> bool {
         let covering = self.paths.iter().filter(|allowed| covers(&allowed.path, path));
         covering
@@ -150,14 +150,15 @@ impl StorageGrant {
             .is_some_and(|allowed| verb == StorageVerb::Read || !allowed.read_only)
     }
 
-    /// Whether a path may be used with all that lies below it.
+    /// Reports whether a path and everything below it may be used.
     pub fn allows_tree(&self, verb: StorageVerb, path: &str) -> bool {
         let below =
             self.paths.iter().map(|named| named.path.trim_matches('/')).filter(|named| covers(path, named));
         self.allows(verb, path) && below.into_iter().all(|named| self.allows(verb, named))
     }
 
-    /// Whether everything that another allows is allowed here. Both change only at the paths that they name.
+    /// Reports whether everything that `other` allows is allowed here. It checks only the listed paths: access changes
+    /// nowhere else.
     fn covers(&self, other: &Self) -> bool {
         let named = self.paths.iter().chain(&other.paths).map(|named| named.path.trim_matches('/'));
         named
@@ -167,7 +168,8 @@ impl StorageGrant {
 }
 
 impl ApiScope {
-    /// A grant that `wanted` has and this scope has not, or not as far. None where it has all of them.
+    /// Returns the first grant that `wanted` has and this scope lacks, or has in a narrower form. `None` if this scope
+    /// covers all of them.
     pub fn lacks(&self, wanted: &Self) -> Option<&'static str> {
         let containers = self.containers.clone().unwrap_or_default();
         let storage = self.storage.clone().unwrap_or_default();
@@ -190,17 +192,17 @@ impl ApiScope {
         covered.into_iter().find(|(_, covered)| !covered).map(|(grant, _)| grant)
     }
 
-    /// Everything, `admin` included.
+    /// Returns every grant, `admin` included.
     pub fn full() -> Self {
         Self { admin: Some(serde_json::json!({})), ..Self::agent_default() }
     }
 
-    /// What an agent of the room may do: everything but `admin`.
+    /// Returns the default grants of an agent: everything except `admin`.
     pub fn agent_default() -> Self {
         Self { secrets: Some(serde_json::json!({})), ..Self::user_default() }
     }
 
-    /// What a person in the room may do: build, run and read logs, but not read secrets.
+    /// Returns the default grants of a person: build, run and read logs, but not read secrets.
     pub fn user_default() -> Self {
         let all = Patterns::all;
         Self {
@@ -222,19 +224,19 @@ impl ApiScope {
 }
 
 impl Caller {
-    /// A participant, in the trust domain of its own name.
+    /// Creates a participant, in the trust domain of its own name.
     pub fn new(name: impl Into<String>, scope: ApiScope) -> Self {
         let name = name.into();
         let domain = TrustDomain::of_caller(&name);
         Self { name, scope, domain }
     }
 
-    /// The one behind the unix socket: root or the daemon's own user.
+    /// Creates the caller on the unix socket: root or the daemon's own user.
     pub fn local(uid: u32) -> Self {
         Self { domain: TrustDomain::local(), ..Self::new(format!("{USER_NAME}{uid}"), ApiScope::full()) }
     }
 
-    /// Whether links in paths are followed: for callers who may use the whole storage.
+    /// Returns the link policy for this caller: links are followed only for callers with access to the whole storage.
     pub fn path_links(&self, verb: StorageVerb) -> PathLinks {
         let whole = self.scope.storage.as_ref().is_some_and(|grant| grant.allows_tree(verb, ""));
         if whole { PathLinks::Followed } else { PathLinks::Refused }
@@ -375,7 +377,7 @@ mod tests {
             (&[("apps/x", false)][..], true),
             (&[("/apps", true)], true),
             (&own[..], true),
-            // Its locked folder would be writable.
+            // The locked folder would become writable.
             (&[("/apps", false)], false),
             (&[("/apps/locked/deep", false)], false),
             (&[("/apps/locked/deep", true)], true),

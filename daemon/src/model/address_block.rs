@@ -1,4 +1,4 @@
-//! Blocks of addresses, as networks and lists of trusted peers are written.
+//! Blocks of IP addresses (CIDR), used for networks and lists of trusted peers.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -20,7 +20,7 @@ pub struct AddressBlockError {
     given: String,
 }
 
-/// An address in 128 bits, IPv4 in the form that IPv6 gives it.
+/// Returns an address as 128 bits; IPv4 as an IPv4-mapped IPv6 address.
 fn bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),

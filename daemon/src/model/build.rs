@@ -1,5 +1,4 @@
-//! A build as values: what is asked ([`BuildSpec`]), how it stands ([`BuildRecord`]), and what
-//! happened ([`BuildEvent`]).
+//! Build values: the request ([`BuildSpec`]), the stored state ([`BuildRecord`]) and the history ([`BuildEvent`]).
 //!
 //! ```text
 //! queued --> running --> succeeded
@@ -24,14 +23,14 @@ use super::image::Platform;
 use super::secret::{Credential, Secret};
 use super::trust::TrustDomain;
 
-/// A checked request for a build. Holds nothing secret: it is stored and shown.
+/// Validated build request. It contains no secrets, because it is stored and shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildSpec {
-    /// Names for the result, each with a tag, in the room's registry or in another; at least one.
+    /// References for the result, each with a tag, in the room's registry or another one; at least one.
     pub tags: Vec<Reference>,
-    /// At least one, targets distinct.
+    /// Mounts of the build context; at least one, with distinct targets.
     pub mounts: Vec<MountSpec>,
-    /// Of the mounts' paths in storage.
+    /// Symbolic link policy for the storage paths of the mounts.
     #[serde(default)]
     pub path_links: PathLinks,
     pub context_path: MountTarget,
@@ -57,11 +56,11 @@ pub struct BuildSpec {
     pub secret_ids: Vec<String>,
 }
 
-/// Where the Dockerfile is.
+/// Location of the Dockerfile.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DockerfilePath {
-    /// `Containerfile`, then `Dockerfile`, at the context path.
+    /// `Containerfile`, then `Dockerfile`, in the directory of the context path.
     Search,
     At(MountTarget),
 }
@@ -83,12 +82,12 @@ pub enum Network {
     None,
 }
 
-/// What came with a request and is held in memory only.
+/// Confidential values of a request; held in memory only.
 #[derive(Clone, Debug, Default)]
 pub struct BuildSecrets {
-    /// By secret id.
+    /// Secret values by secret id.
     pub values: BTreeMap<String, Secret<Vec<u8>>>,
-    /// By registry host.
+    /// Registry credentials by registry host.
     pub credentials: BTreeMap<String, Credential>,
 }
 
@@ -110,7 +109,7 @@ pub enum BuildState {
 }
 
 impl BuildState {
-    /// Whether the build has ended; an ended build never changes again.
+    /// Reports whether the build has ended; an ended build never changes again.
     pub const fn is_final(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)
     }
@@ -127,20 +126,20 @@ impl BuildState {
     }
 }
 
-/// A build as stored.
+/// Build as stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildRecord {
     pub id: BuildId,
     pub spec: BuildSpec,
     pub submitted_by: String,
-    /// Of whoever submitted it; builds that were stored before there were domains have none.
+    /// Trust domain of the submitter; `None` for builds that were stored before trust domains existed.
     #[serde(default)]
     pub domain: Option<TrustDomain>,
-    /// Images of the room that the Dockerfile may name: what the caller may pull.
+    /// Images of the room that the Dockerfile may use: those that the caller may pull.
     #[serde(default)]
     pub may_pull: Patterns,
-    /// Images of other registries that the caller may pull, with the daemon's own credentials where the call
-    /// brings none.
+    /// Images of other registries that the caller may pull, with the daemon's own credentials if the request brings
+    /// none.
     #[serde(default)]
     pub may_pull_from: Patterns,
     pub state: BuildState,
@@ -149,16 +148,16 @@ pub struct BuildRecord {
     pub started_at: Option<Timestamp>,
     #[serde(default)]
     pub finished_at: Option<Timestamp>,
-    /// How often the build was started; above one after a restart of the daemon.
+    /// Number of times the build was started; above one after a restart of the daemon.
     #[serde(default)]
     pub attempts: u32,
-    /// Whether values came with the request that are lost with the daemon's memory.
+    /// True if the request brought confidential values, which a restart of the daemon loses.
     #[serde(default)]
     pub has_secrets: bool,
-    /// What the files of its context were known by, once they were looked at.
+    /// Identity of the build context; set once the context has been scanned.
     #[serde(default)]
     pub context: Option<ContextIdentity>,
-    /// What its Dockerfile named, and what that was.
+    /// External content that the Dockerfile names, with its digests.
     #[serde(default)]
     pub sources: Vec<BuildSource>,
     #[serde(default)]
@@ -171,32 +170,33 @@ pub struct BuildRecord {
 }
 
 impl BuildRecord {
-    /// Whose builder runs the build. The name alone does not tell what kind of caller submitted an old one: a
-    /// participant could be named `uid:0` then. Such a build shares a builder with nobody who calls now.
+    /// Returns the trust domain whose builder runs the build. A record without a domain is treated as if a participant
+    /// had submitted it, because its name alone does not show the kind of caller: participants could once be named
+    /// `uid:0`. Such an ambiguous name yields a domain that no current caller has.
     pub fn trust_domain(&self) -> TrustDomain {
         self.domain.clone().unwrap_or_else(|| TrustDomain::of_caller(&self.submitted_by))
     }
 }
 
-/// Something that a build was given for a name in its Dockerfile: an image, a file by its URL, a repository.
+/// External content that a Dockerfile names and the build received: an image, a file from a URL, a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildSource {
     pub name: String,
-    /// None where only the builder saw it.
+    /// Digest of the content; `None` if only the builder saw it.
     pub digest: Option<Digest>,
 }
 
-/// Digests of what a build could read: files that its ignore file hides, and those beside what its
-/// Dockerfile copies, play no part.
+/// Digests of the files that a build could read. Files that the ignore file excludes, and files beside those that the
+/// Dockerfile copies, are not included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContextIdentity {
     #[serde(with = "tree_digest")]
     pub digest: TreeDigest,
-    /// For each mount that gave anything, by target.
+    /// Identities of the mounts that contributed files, ordered by target.
     pub mounts: Vec<MountIdentity>,
 }
 
-/// Of what a mount gave to the context; its paths are relative to the target.
+/// Digest of the files that one mount contributed to the context; their paths are relative to the target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountIdentity {
     pub target: MountTarget,
@@ -204,7 +204,7 @@ pub struct MountIdentity {
     pub digest: TreeDigest,
 }
 
-/// As text.
+/// Serialization of tree digests as text.
 mod tree_digest {
     use hearth_pack::identity::TreeDigest;
     use serde::{Deserialize as _, Deserializer, Serializer};
@@ -227,7 +227,7 @@ pub struct BuildResult {
     pub duration: Duration,
 }
 
-/// How one build ended.
+/// Final result of one build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BuildOutcome {
     Succeeded(BuildResult),
@@ -236,7 +236,7 @@ pub enum BuildOutcome {
     Interrupted(Fault),
 }
 
-/// A numbered, stored event: 1, 2, 3, ... without a gap.
+/// Numbered, stored event. Sequence numbers are 1, 2, 3, ... without gaps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildEvent {
     pub sequence: u64,
@@ -244,7 +244,7 @@ pub struct BuildEvent {
     pub kind: EventKind,
 }
 
-/// Steps are numbered from 1 in the order they were first seen.
+/// Kind of a build event. Steps are numbered from 1 in the order of their first appearance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum EventKind {
@@ -283,7 +283,7 @@ pub enum EventKind {
         #[serde(default)]
         dockerfile: Option<DockerfileRange>,
     },
-    /// The last event; what the build came to is in its record.
+    /// Last event; the build's record has the result.
     Finished {
         state: BuildState,
     },
@@ -296,7 +296,7 @@ pub enum LogStream {
     Stderr,
 }
 
-/// Log bytes in JSON: text where they are UTF-8, else base64 behind a marker.
+/// Serialization of log bytes in JSON: a string if they are UTF-8, otherwise an object with a `base64` field.
 mod log_bytes {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;

@@ -1,32 +1,32 @@
-//! A builder as it is shown.
+//! Builder status as shown to users.
 
 use jiff::Timestamp;
 
 use super::trust::TrustDomain;
 
-/// How one builder stands.
+/// Status of one builder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BuilderStatus {
-    /// None for a builder of somebody else's, which serves several domains.
+    /// Trust domain that the builder serves; `None` for an external builder, which serves several domains.
     pub domain: Option<TrustDomain>,
-    /// Where a builder of somebody else's listens.
+    /// Address of an external builder.
     pub address: Option<String>,
     pub state: BuilderState,
-    /// Version when ready; why not, when it should run and is not.
+    /// Version if ready; otherwise the reason why it is not running although it should be.
     pub detail: String,
-    /// Bytes of its cache, when they were last measured.
+    /// Size of its cache in bytes, as last measured.
     pub disk: u64,
     pub last_used: Option<Timestamp>,
-    /// Builds that use it now.
+    /// Number of builds that use it now.
     pub builds: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BuilderState {
     Ready,
-    /// It should run, and does not answer.
+    /// The builder should run, but does not answer.
     NotReady,
-    /// Only its cache is there; the next build starts it.
+    /// The builder is stopped: its cache exists, and the next build starts it.
     Stopped,
 }
 

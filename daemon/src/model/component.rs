@@ -1,8 +1,8 @@
-/// Something that must work before a build is accepted.
+/// Status of a component that must work before the daemon accepts a build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Component {
     pub name: &'static str,
     pub ready: bool,
-    /// Version when ready; what is wrong, and what to do, when not.
+    /// Version if ready; otherwise the problem and its remedy.
     pub detail: String,
 }

@@ -1,4 +1,4 @@
-//! What one service may do less than every service, or more.
+//! Per-service deviations from the default confinement: stricter isolation, or added capabilities.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,20 +8,20 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confinement {
-    /// Whether it reaches no other service of the room, and none reaches it.
+    /// True if the service and the other services of the room cannot connect to each other.
     pub isolated: bool,
-    /// Given to its processes beside what every service has.
+    /// Capabilities that its processes have in addition to the default set.
     #[serde(default)]
     pub capabilities: BTreeSet<AddedCapability>,
 }
 
-/// A capability that services do not have unless it is asked for, and that the operator may let them ask for.
+/// Capability that services lack unless they ask for it, and that the operator may let them ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum AddedCapability {
     /// Raw and packet sockets: packets of any shape.
     NetRaw,
-    /// Making device nodes, none of which can be opened.
+    /// Creation of device nodes, none of which can be opened.
     Mknod,
 }
 
@@ -30,7 +30,7 @@ pub enum AddedCapability {
 pub struct NotAddable(String);
 
 impl AddedCapability {
-    /// Without the kernel's `CAP_`.
+    /// Returns the name without the kernel's prefix `CAP_`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::NetRaw => "NET_RAW",
@@ -48,7 +48,7 @@ impl fmt::Display for AddedCapability {
 impl FromStr for AddedCapability {
     type Err = NotAddable;
 
-    /// In any case, with or without `CAP_`.
+    /// Parses a name in any case, with or without `CAP_`.
     fn from_str(text: &str) -> Result<Self, NotAddable> {
         let upper = text.to_ascii_uppercase();
         match upper.strip_prefix("CAP_").unwrap_or(&upper) {

@@ -1,4 +1,4 @@
-//! What is asked of deploys, and what is told of them.
+//! Deploy requests, and the events and states that deploys produce.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,15 +15,15 @@ use super::fault::Fault;
 use super::id::{InstanceId, ServiceId};
 use super::service::{Domain, EnvValue, Exit, Port, Service, ServiceName, Strategy};
 
-/// A deploy as it was asked for. `None`, and what is not in a list or map, means "not mentioned".
+/// Deploy request as received. `None`, and absence from a list or map, means "not mentioned".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeployRequest {
     pub image: Reference,
-    /// In place of the one that the repository gives.
+    /// Service name; overrides the one that is derived from the repository.
     pub name: Option<ServiceName>,
-    /// Over what is there, name by name.
+    /// Variables that are merged over the existing ones by name.
     pub env: BTreeMap<String, EnvValue>,
-    /// A kind that is among them replaces all of that kind.
+    /// Mounts. If any mount of a kind is given, the given ones replace all existing mounts of that kind.
     pub mounts: Vec<MountSpec>,
     pub ports: Option<Vec<Port>>,
     pub command: Option<Vec<String>>,
@@ -31,9 +31,9 @@ pub struct DeployRequest {
     pub identity: Option<String>,
     pub memory_bytes: Option<u64>,
     pub cpu_millis: Option<u32>,
-    /// Path of the health check.
+    /// HTTP path of the health check.
     pub liveness: Option<String>,
-    /// For the first healthy answer.
+    /// Time limit for the first healthy answer.
     pub start_limit: Option<Duration>,
     pub strategy: Option<Strategy>,
     pub domains: Option<Vec<Domain>>,
@@ -42,7 +42,8 @@ pub struct DeployRequest {
     pub annotations: Option<BTreeMap<String, String>>,
     pub isolated: Option<bool>,
     pub capabilities: Option<BTreeSet<AddedCapability>>,
-    /// For a whole manifest: what is not mentioned is not kept, but for the identity.
+    /// True if the request describes the whole service: settings that it does not mention are reset, except the
+    /// identity.
     pub replace: bool,
 }
 
@@ -73,60 +74,61 @@ impl DeployRequest {
     }
 }
 
-/// What an image says of itself, and where it lies in the room.
+/// Properties of an image that a deploy needs, and its location in the room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageFacts {
-    /// By which services know it: the room's repository, or the name of the other registry with that of its repository.
+    /// Repository under which services know the image: the room's repository, or the host of the other registry
+    /// followed by its repository.
     pub repository: Repository,
-    /// Repository of cached images that has the content of an image of another registry.
+    /// Cached-images repository that holds the content of an image of another registry.
     pub kept_in: Option<Repository>,
-    /// Manifest or index.
+    /// Digest of the manifest or index.
     pub digest: Digest,
-    /// The manifest for this machine.
+    /// Digest of the platform manifest for this machine.
     pub manifest: Digest,
-    /// TCP ports of `EXPOSE`, in order.
+    /// TCP ports of `EXPOSE`, ascending.
     pub exposed: Vec<u16>,
     pub volumes: Vec<MountTarget>,
 }
 
-/// One step towards what shall be.
+/// One step of a deploy towards the target state of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
-    /// Bring the image's files, attach the network, open the mounts and start an instance.
+    /// Fetch the image, attach the network, open the mounts and start an instance.
     Start {
         revision: u32,
         generation: u32,
     },
-    /// Give up a start that is under way, and take away what there is of it.
+    /// Cancel a start that is in progress, and remove what it created.
     Abort {
         instance: InstanceId,
         revision: u32,
     },
-    /// Until it is healthy, or `limit` has passed.
+    /// Wait until the instance is healthy or its time limit has passed.
     AwaitHealthy {
         instance: InstanceId,
         revision: u32,
     },
-    /// Until the new instance has been healthy for long enough to trust it.
+    /// Wait until the new instance has been healthy long enough to be trusted.
     Settle {
         instance: InstanceId,
         revision: u32,
         until: Timestamp,
     },
-    /// Lead the traffic to it.
+    /// Route the traffic to the instance.
     Route {
         instance: InstanceId,
         revision: u32,
     },
-    /// Lead the traffic nowhere.
+    /// Remove the route: no instance receives traffic.
     Unroute,
-    /// See the last requests out, stop it and take it away.
+    /// Let the last requests finish, then stop and remove the instance.
     Retire {
         instance: InstanceId,
         revision: u32,
     },
-    /// Take away one that does not serve.
+    /// Remove an instance that receives no traffic.
     Remove {
         instance: InstanceId,
         revision: u32,
@@ -138,19 +140,19 @@ pub enum Action {
         revision: u32,
         cause: FailCause,
     },
-    /// The next start comes later: earlier ones ended too soon.
+    /// Delay the next start, because earlier instances ended too soon.
     Backoff {
         until: Timestamp,
     },
-    /// Nothing of the service is left.
+    /// Delete the service record, because nothing of the service is left.
     Forget,
 }
 
-/// Why a revision will not be live.
+/// Reason why a revision did not become live.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailCause {
-    /// It could not be started.
+    /// The instance could not be started.
     NotStarted,
     Ended {
         instance: InstanceId,
@@ -158,7 +160,7 @@ pub enum FailCause {
     NeverHealthy {
         instance: InstanceId,
     },
-    /// It was healthy, and then was not, before it took traffic.
+    /// The instance became unhealthy before it received traffic.
     Unhealthy {
         instance: InstanceId,
     },
@@ -168,7 +170,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start { revision, .. } => write!(f, "start an instance of revision {revision}"),
-            Self::Abort { revision, .. } => write!(f, "give up the start of revision {revision}"),
+            Self::Abort { revision, .. } => write!(f, "cancel the start of revision {revision}"),
             Self::AwaitHealthy { revision, .. } => write!(f, "wait until revision {revision} is healthy"),
             Self::Settle { revision, .. } => write!(f, "watch that revision {revision} stays healthy"),
             Self::Route { revision, .. } => write!(f, "lead the traffic to revision {revision}"),
@@ -183,7 +185,7 @@ impl fmt::Display for Action {
     }
 }
 
-/// Something that happened in a deploy. Numbered from 1 without gaps; what was left out is told by [`DeployEventKind::Skipped`].
+/// Event of a deploy. Numbered from 1 without gaps; [`DeployEventKind::Skipped`] reports omitted log lines.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeployEvent {
     pub sequence: u64,
@@ -199,7 +201,7 @@ pub enum DeployEventKind {
         took: Duration,
         error: Option<String>,
     },
-    /// A part of a start, such as `network`.
+    /// Completed part of a start, such as `network`.
     Step {
         name: String,
         took: Duration,
@@ -209,15 +211,15 @@ pub enum DeployEventKind {
         instance: InstanceId,
         line: LogLine,
     },
-    /// So many lines of the service's log are not told here.
+    /// Number of lines of the service's log that are omitted here.
     Skipped {
         lines: u64,
     },
-    /// Something that is tried again, such as a runtime that is away.
+    /// Temporary problem that is retried, such as an unavailable runtime.
     Trouble {
         message: String,
     },
-    /// The last event is one of these three.
+    /// The last event is one of `Live`, `Failed` and `Superseded`.
     Live {
         took: Duration,
     },
@@ -233,7 +235,7 @@ impl DeployEventKind {
     }
 }
 
-/// A line of an instance's log.
+/// Line of an instance's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLine {
     pub at: Timestamp,
@@ -245,27 +247,27 @@ pub struct LogLine {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogQuery {
-    /// Only so many of the last lines.
+    /// Maximum number of lines, counted from the end.
     pub tail: Option<usize>,
     pub since: Option<Timestamp>,
-    /// Only lines that have this text in them.
+    /// Text that a line must contain.
     pub grep: Option<String>,
-    /// Waits for more.
+    /// True to wait for further lines.
     pub follow: bool,
 }
 
-/// Whose log is wanted.
+/// Selects the instance whose log is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogSource {
     /// The newest instance of the service.
     Newest,
     /// The newest instance of a revision.
     Revision(u32),
-    /// One that is gone too, while its log is kept.
+    /// This instance, which may be gone as long as its log is kept.
     Instance(InstanceId),
 }
 
-/// One look from outside at whether an instance serves.
+/// Result of one health probe, which checks from outside the container whether an instance is ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeResult {
     pub at: Timestamp,
@@ -286,14 +288,14 @@ pub enum ProbeAnswer {
         /// The first bytes of the body.
         body: String,
     },
-    /// Bytes of another protocol than HTTP.
+    /// The instance answered in another protocol than HTTP.
     Other,
     Connected,
-    /// There is no port to ask: the process runs.
+    /// The instance has no port to probe; its process runs.
     Running,
     Refused,
     Timeout,
-    /// It closed the connection and answered nothing.
+    /// The instance closed the connection without an answer.
     Closed,
     Failed(String),
 }
@@ -323,52 +325,52 @@ impl fmt::Display for ProbeResult {
     }
 }
 
-/// What a deploy came to, before it runs.
+/// Accepted deploy, before its actions run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deployed {
     pub service: Service,
     pub revision: u32,
     pub created: bool,
-    /// What was chosen where nothing was said, such as ports and volumes.
+    /// Defaults that were chosen for settings that were not mentioned, such as ports and volumes.
     pub notes: Vec<String>,
 }
 
-/// What a deploy would come to.
+/// Result of a dry run: the deploy and the actions that it would start with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forecast {
     pub deployed: Deployed,
     pub actions: Vec<Action>,
 }
 
-/// A service as it is now.
+/// Current state of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceState {
     pub service: Service,
     pub status: ServiceStatus,
     pub instances: Vec<InstanceView>,
-    /// Starts since it last ran for a minute, without the first.
+    /// Number of starts since an instance last ran for a minute, not counting the first.
     pub restarts: u32,
     pub last_exit: Option<Exit>,
-    /// Why it is not as it should be.
+    /// Reason why the service is not in its target state.
     pub reason: Option<String>,
-    /// When it is started again.
+    /// Time of the next start.
     pub next_start: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ServiceStatus {
-    /// Nothing serves yet.
+    /// The service has no ready instance yet.
     Starting,
-    /// The revision that shall be serves.
+    /// The desired revision receives traffic.
     Live,
-    /// One serves while another is on its way.
+    /// One revision receives traffic while another is being started.
     Updating,
-    /// It runs, and its health check fails.
+    /// The instance runs, but its health check fails.
     Unhealthy,
-    /// It ended and waits for its next start.
+    /// The instance exited, and the service waits for its next start.
     CrashLoop,
-    /// No revision of it ever was live.
+    /// The service never had a live revision.
     Failed,
     Removing,
 }
@@ -393,7 +395,7 @@ pub struct InstanceView {
     pub revision: u32,
     pub address: Option<Ipv4Addr>,
     pub phase: InstancePhase,
-    /// Traffic goes there.
+    /// True if the instance receives traffic.
     pub routed: bool,
     pub last_probe: Option<ProbeResult>,
 }
@@ -408,13 +410,13 @@ pub enum InstancePhase {
     Ended,
 }
 
-/// A domain and where it leads.
+/// Domain and its destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteView {
     pub domain: Domain,
     pub service: ServiceId,
     pub name: ServiceName,
-    /// None while nothing serves.
+    /// Revision that receives the traffic; `None` while no instance is ready.
     pub revision: Option<u32>,
     pub private: bool,
 }

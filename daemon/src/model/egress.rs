@@ -1,7 +1,7 @@
-//! Where the steps of builds may connect to: `[builds.egress]` of the configuration.
+//! Egress rules of build steps: `[builds.egress]` of the configuration.
 //!
-//! An empty list means the world. The world never includes this machine, link-local addresses and private networks
-//! ([`CLOSED`]); an operator opens a private network by listing a block that lies within it.
+//! An empty list allows all public addresses. These never include this machine, link-local addresses and private
+//! networks ([`NON_PUBLIC_BLOCKS`]); an operator opens a private network by listing a block that lies within it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,8 +14,8 @@ const fn net(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
 }
 
-/// Blocks that are no part of the world: private, shared (RFC 6598), "this network", multicast, reserved, and the other
-/// blocks that the IANA registry of special IPv4 addresses has as not globally reachable.
+/// Blocks that are not public: private, shared (RFC 6598), "this network", multicast, reserved, and the other blocks
+/// that the IANA registry of special-purpose IPv4 addresses marks as not globally reachable.
 pub const CLOSED: [Ipv4Net; 15] = [
     net(0, 0, 0, 0, 8),
     net(10, 0, 0, 0, 8),
@@ -27,10 +27,10 @@ pub const CLOSED: [Ipv4Net; 15] = [
     net(192, 0, 0, 0, 24),
     // Documentation, with 198.51.100.0/24 and 203.0.113.0/24.
     net(192, 0, 2, 0, 24),
-    // Relays of 6to4, which are no more.
+    // 6to4 relays, which are deprecated.
     net(192, 88, 99, 0, 24),
     net(192, 168, 0, 0, 16),
-    // Benchmarks of networks (RFC 2544).
+    // Network benchmarks (RFC 2544).
     net(198, 18, 0, 0, 15),
     net(198, 51, 100, 0, 24),
     net(203, 0, 113, 0, 24),
@@ -38,7 +38,7 @@ pub const CLOSED: [Ipv4Net; 15] = [
     net(240, 0, 0, 0, 4),
 ];
 
-/// Those of them that stay closed whatever is listed.
+/// Blocks that no rule can open.
 const NEVER: [Ipv4Net; 5] = [
     net(0, 0, 0, 0, 8),
     net(127, 0, 0, 0, 8),
@@ -47,16 +47,16 @@ const NEVER: [Ipv4Net; 5] = [
     net(240, 0, 0, 0, 4),
 ];
 
-/// Longest name of a host, as the DNS has it.
+/// Maximum length of a host name in DNS.
 const MAX_NAME: usize = 253;
 
-/// One entry of the list.
+/// Entry of an egress list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum EgressRule {
     /// `pypi.org`
     Host(String),
-    /// `*.pythonhosted.org`: every name below it, and not the name itself.
+    /// `*.pythonhosted.org`: every name below it, but not the name itself.
     Suffix(String),
     /// `203.0.113.0/24`, or a single address.
     Block(Ipv4Net),
@@ -101,7 +101,7 @@ impl FromStr for EgressRule {
     }
 }
 
-/// An address or a block: outer none where it is neither, inner none where it is one of IPv6.
+/// Parses an address or a block. The outer `None` means neither; the inner `None` means an IPv6 one.
 fn block(text: &str) -> Option<Result<Option<Ipv4Net>, ()>> {
     let address = text.split('/').next().unwrap_or(text);
     match address.parse::<IpAddr>() {
@@ -118,7 +118,7 @@ fn is_host_name(name: &str) -> bool {
             && label.len() <= 63
             && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
-    // A last label of digits is a badly written address.
+    // A last label of digits means a malformed address.
     let top = name.rsplit('.').next().unwrap_or(name);
     name.len() <= MAX_NAME && name.split('.').all(label) && !top.bytes().all(|b| b.is_ascii_digit())
 }
@@ -148,7 +148,7 @@ impl From<EgressRule> for String {
     }
 }
 
-/// The list as a whole.
+/// Complete egress list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EgressPolicy {
     rules: Vec<EgressRule>,
@@ -159,13 +159,13 @@ impl EgressPolicy {
         Self { rules }
     }
 
-    /// Whether all of the world is open: the list is empty, or has `0.0.0.0/0`.
+    /// Reports whether all public addresses are open: the list is empty or contains `0.0.0.0/0`.
     pub fn is_open(&self) -> bool {
         let all = |rule: &EgressRule| matches!(rule, EgressRule::Block(block) if block.prefix_len() == 0);
         self.rules.is_empty() || self.rules.iter().any(all)
     }
 
-    /// Whether the name may be resolved, and what it stands for in the world connected to.
+    /// Reports whether the name may be resolved, and its public addresses connected to.
     pub fn allows_name(&self, name: &str) -> bool {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         self.is_open()
@@ -178,7 +178,7 @@ impl EgressPolicy {
             })
     }
 
-    /// Whether the address may be connected to by itself, without a name that led to it.
+    /// Reports whether the address may be connected to directly, without a prior resolution of a name.
     pub fn allows_address(&self, address: Ipv4Addr) -> bool {
         if CLOSED.iter().any(|closed| closed.contains(&address)) {
             return self.private_blocks().iter().any(|block| block.contains(&address));
@@ -186,17 +186,17 @@ impl EgressPolicy {
         self.is_open() || self.world_blocks().iter().any(|block| block.contains(&address))
     }
 
-    /// Whether this address is an entry of its own, and not just within a listed block.
+    /// Reports whether this address is an entry of its own, not only part of a listed block.
     pub fn lists_address(&self, address: Ipv4Addr) -> bool {
         self.blocks().any(|block| block == Ipv4Net::from(address))
     }
 
-    /// Listed blocks that lie within a private network, and open it.
+    /// Returns the listed blocks that lie within a private network, and open it.
     pub fn private_blocks(&self) -> Vec<Ipv4Net> {
         self.blocks().filter(|block| CLOSED.iter().any(|closed| closed.contains(block))).collect()
     }
 
-    /// The other listed blocks: they open what they have of the world.
+    /// Returns the other listed blocks: they open the public addresses that they contain.
     pub fn world_blocks(&self) -> Vec<Ipv4Net> {
         self.blocks().filter(|block| !CLOSED.iter().any(|closed| closed.contains(block))).collect()
     }

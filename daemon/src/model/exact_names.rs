@@ -1,11 +1,11 @@
-//! Names of JSON fields that other programs would read as a field which we read under another spelling.
+//! Detection of JSON field names that another program would accept for a field that we know under a different spelling.
 //!
-//! Go's `encoding/json`, which BuildKit and containerd read images with, takes `Layers` for `layers`. A document with
-//! both would be one image to us and another one to them.
+//! Go's `encoding/json`, which BuildKit and containerd use to read images, accepts `Layers` for `layers`. A document
+//! with both would describe one image to us and another one to them.
 
 use serde_json::{Map, Value};
 
-/// The first key that is one of `names` but for its case.
+/// Returns the first key that differs from one of `names` only in case.
 pub(super) fn misspelled(object: &Map<String, Value>, names: &[&str]) -> Option<String> {
     let is_other_spelling =
         |key: &String| names.iter().any(|name| key != name && folded(key).eq(name.chars().flat_map(fold)));
@@ -16,7 +16,7 @@ fn folded(text: &str) -> impl Iterator<Item = char> + '_ {
     text.chars().flat_map(fold)
 }
 
-/// As Go folds: two letters beyond ASCII are spellings of `k` and `s`.
+/// Folds case as Go does: two letters beyond ASCII fold to `k` and `s`.
 fn fold(letter: char) -> Option<char> {
     Some(match letter {
         '\u{212a}' => 'k',

@@ -1,31 +1,33 @@
+//! Failures in the form that is stored and shown.
+
 use hearth_proto::value::MountTarget;
 use serde::{Deserialize, Serialize};
 
-/// Why something failed, in the form that is stored and shown: the wire's `ErrorDetail`.
+/// Reason of a failure, in the form that is stored and shown; `ErrorDetail` on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
-    /// Stable word for the cause, such as `step_failed`.
+    /// Stable identifier of the cause, such as `step_failed`.
     pub code: String,
     pub message: String,
     pub stage: Stage,
-    /// What to do next.
+    /// Suggested next action.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     #[serde(default)]
     pub retryable: bool,
-    /// The failed step as the log names it.
+    /// Failed step, as the log names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dockerfile: Option<DockerfileRange>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Last lines of the failed step.
+    /// Last log lines of the failed step.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log_tail: Vec<String>,
 }
 
-/// The stage of a build, or the deploy, that failed.
+/// Stage of a build that failed, or the deploy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
@@ -50,13 +52,13 @@ impl Stage {
     }
 }
 
-/// Lines of a Dockerfile, counted from 1.
+/// Line range of a Dockerfile; lines are counted from 1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DockerfileRange {
     pub path: MountTarget,
     pub start_line: u32,
     pub end_line: u32,
-    /// The text of those lines.
+    /// Text of the lines.
     pub text: String,
 }
 

@@ -1,11 +1,13 @@
+//! Random ids of builds, packs, services and instances.
+
 use std::fmt;
 use std::str::FromStr;
 
-/// Letters that read well aloud and in a terminal: no `i`, `l`, `o`, `u`.
+/// Alphabet without `i`, `l`, `o` and `u`, so that ids read well aloud and in a terminal.
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 const LENGTH: usize = 12;
 
-/// A random name of a build or a pack: twelve letters and digits.
+/// Declares an id type: twelve random letters and digits.
 macro_rules! id {
     ($name:ident, $what:literal) => {
         #[doc = concat!("Id of a ", $what, ": twelve random letters and digits.")]

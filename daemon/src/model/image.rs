@@ -1,8 +1,10 @@
+//! Images of the room: descriptors, tags, platforms, and the names of cached images.
+
 use hearth_proto::value::{Digest, Repository, Tag};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// What a manifest, an index or a layer is pointed to by (OCI image spec, "Descriptor").
+/// Reference to a manifest, index or layer (OCI image spec, "Descriptor").
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
@@ -11,18 +13,18 @@ pub struct Descriptor {
     pub size: u64,
 }
 
-/// A tag of the room's registry and what it names.
+/// Tag of the room's registry and its manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaggedImage {
     pub repository: Repository,
     pub tag: Tag,
     pub manifest: Descriptor,
-    /// Compressed bytes of config and layers.
+    /// Compressed bytes of the config and layers.
     pub size_bytes: u64,
     pub updated_at: Timestamp,
 }
 
-/// A manifest in the registry whose config and layers are there too.
+/// Manifest in the registry whose config and layers are present too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedImage {
     pub repository: Repository,
@@ -30,11 +32,11 @@ pub struct VerifiedImage {
     pub size_bytes: u64,
 }
 
-/// An image of the room's registry, whatever its tags name by now.
+/// Image of the room's registry by digest, independent of its tags.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinnedImage {
     pub repository: Repository,
-    /// Manifest or index.
+    /// Digest of the manifest or index.
     pub digest: Digest,
 }
 
@@ -43,7 +45,7 @@ pub struct PinnedImage {
 pub struct Platform(String);
 
 impl Platform {
-    /// The platform of this daemon.
+    /// Returns the platform of this daemon.
     pub fn host() -> Self {
         let arch = match std::env::consts::ARCH {
             "x86_64" => "amd64",
@@ -53,7 +55,7 @@ impl Platform {
         Self(format!("linux/{arch}"))
     }
 
-    /// `os/arch[/variant]`, lower case.
+    /// Parses `os/arch[/variant]` in lower case.
     pub fn parse(text: &str) -> Option<Self> {
         let parts: Vec<&str> = text.split('/').collect();
         let word = |part: &&str| {
@@ -63,8 +65,8 @@ impl Platform {
         (matches!(parts.len(), 2 | 3) && parts.iter().all(word)).then(|| Self(text.to_owned()))
     }
 
-    /// The same as people write it: also an architecture or a system alone, and other names of one. In
-    /// BuildKit's spelling.
+    /// Parses a platform as people write it: also an architecture or operating system alone, and common aliases. The
+    /// result has BuildKit's spelling.
     pub fn parse_loosely(text: &str) -> Option<Self> {
         let text = text.to_ascii_lowercase();
         let host = Self::host();
@@ -99,20 +101,21 @@ impl Platform {
     }
 }
 
-/// What an image gives to builds that begin with it.
+/// Settings that builds inherit from a base image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageDefaults {
-    /// `NAME=VALUE`.
+    /// Variables as `NAME=VALUE`.
     pub environment: Vec<String>,
-    /// Instructions of ONBUILD.
+    /// `ONBUILD` instructions.
     pub triggers: Vec<String>,
 }
 
-/// Where images of other registries lie that builds and services use. No grant for repositories opens what is below: who may
-/// read an image there is decided by the grant for its registry, and by that registry itself.
+/// First component of the repositories that hold images of other registries for builds and services. No repository
+/// grant opens what is below: the grant for the image's registry, and that registry itself, decide who may read an
+/// image there.
 pub const CACHED_IMAGES: &str = "cached.hearth";
 
-/// Whether the name of a repository is that of cached images.
+/// Reports whether a repository name is that of cached images.
 pub fn is_cached_name(name: &str) -> bool {
     name.strip_prefix(CACHED_IMAGES).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

@@ -1,20 +1,20 @@
-/// How large the layers of an image may be, wherever the image is used: by a build, a service or a mount.
+/// Limits for the layers of an image, wherever the image is used: by a build, a service or a mount.
 ///
-/// Layers come from strangers: a few megabytes of gzip can hold terabytes.
+/// Layers are untrusted: a few megabytes of gzip can hold terabytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerLimits {
-    /// Of one decompressed layer.
+    /// Maximum size of one decompressed layer in bytes.
     pub layer_bytes: u64,
-    /// Decompressed over compressed bytes: gzip cannot do over about 1000 and what real layers do is
-    /// far below this.
+    /// Maximum ratio of decompressed to compressed bytes. gzip cannot exceed about 1000, and real layers stay far below
+    /// this limit.
     pub ratio: u64,
     /// Decompressed bytes up to which any ratio is harmless.
     pub ratio_floor: u64,
-    /// Of one image, directories that no entry names included.
+    /// Maximum number of entries of one image, including directories that no entry names.
     pub entries: usize,
-    /// Of the index of one image: names, link targets, extended attributes, sparse maps.
+    /// Maximum index size of one image in bytes: names, link targets, extended attributes, sparse maps.
     pub index_bytes: u64,
-    /// Of all indexes kept.
+    /// Maximum size of all cached indexes in bytes.
     pub kept_bytes: u64,
 }
 
@@ -32,7 +32,7 @@ impl Default for LayerLimits {
 }
 
 impl LayerLimits {
-    /// Whether content of this size is out of proportion to what it is stored as.
+    /// Reports whether the decompressed size is out of proportion to the stored size.
     pub const fn is_bomb(&self, unpacked: u64, stored: u64) -> bool {
         unpacked > self.ratio_floor && unpacked > stored.saturating_mul(self.ratio)
     }

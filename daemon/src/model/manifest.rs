@@ -1,7 +1,7 @@
-//! Manifests and indexes as values (OCI image spec, "Image Manifest" and "Image Index"; Docker's
-//! schema 2 is the same under other media types).
+//! Manifests and indexes as values (OCI image spec, "Image Manifest" and "Image Index"; Docker's schema 2 is the same
+//! under other media types).
 //!
-//! Only what the room decides by is read; the bytes as they were pushed are what is kept and served.
+//! Only the fields that affect the room's decisions are read; the bytes are stored and served as they were pushed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::exact_names::misspelled;
 use super::image::{Descriptor, ImageDefaults, Platform};
 
-/// Larger manifests are refused, here and by most registries.
+/// Maximum size of a manifest in bytes, here and in most registries.
 pub const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
 
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -20,7 +20,7 @@ pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
-/// One of the four media types that the room takes.
+/// Manifest of one of the four media types that the room accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Manifest {
     Image(ImageManifest),
@@ -30,11 +30,11 @@ pub enum Manifest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageManifest {
     pub config: Descriptor,
-    /// The base's first.
+    /// Layers, the base's first.
     pub layers: Vec<Descriptor>,
-    /// Layers that lie elsewhere by agreement (`urls`, "non-distributable") need not be in the room.
+    /// Layers that are stored elsewhere by agreement (`urls`, "non-distributable") and need not be in the room.
     pub foreign: BTreeSet<Digest>,
-    /// The first layer that names URLs to fetch it from.
+    /// First layer that has URLs to fetch it from.
     pub with_urls: Option<Digest>,
     pub about: About,
 }
@@ -49,20 +49,20 @@ pub struct ImageIndex {
 pub struct Child {
     pub manifest: Descriptor,
     pub platform: Option<Platform>,
-    /// BuildKit marks attestations with a platform of `unknown/unknown`.
+    /// True if the entry is an attestation: BuildKit marks these with the platform `unknown/unknown`.
     pub is_attestation: bool,
 }
 
-/// What both kinds may say about themselves.
+/// Metadata that both kinds of manifest may have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct About {
-    /// The manifest that this one refers to, such as the image of a signature.
+    /// Manifest that this one refers to, such as the signed image of a signature.
     pub subject: Option<Digest>,
     pub artifact_type: Option<String>,
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Something that a manifest needs in its own repository.
+/// Content that a manifest requires in its own repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Part {
     pub digest: Digest,
@@ -88,19 +88,19 @@ pub enum ManifestError {
     Json(#[from] serde_json::Error),
     #[error("the manifest names `{0}` as a digest")]
     Digest(String),
-    #[error("`{0}` is a name that other programs take for the same name in other letters")]
+    #[error("`{0}`: other programs may read this name as another spelling of a known field")]
     Name(String),
     #[error("it has `{0}`, which makes it a manifest and an index at once")]
     Ambiguous(&'static str),
 }
 
 impl Manifest {
-    /// Whether this media type is one that the room takes.
+    /// Reports whether the room accepts this media type.
     pub fn is_known(media_type: &str) -> bool {
         is_image(media_type) || is_index(media_type)
     }
 
-    /// Reads a manifest that is declared to be of `media_type`.
+    /// Parses a manifest that is declared as `media_type`.
     pub fn parse(media_type: &str, bytes: &[u8]) -> Result<Self, ManifestError> {
         if !Self::is_known(media_type) {
             return Err(ManifestError::MediaType(media_type.chars().take(200).collect()));
@@ -149,7 +149,7 @@ impl Manifest {
             }
             layers.push(Descriptor { media_type: layer.media_type, digest: layer.digest, size: layer.size });
         }
-        // What the manifest names as anything else too must be there.
+        // A foreign layer that the manifest also names in another role must be present.
         let foreign = &foreign - &needed;
         let about = about(Some(&image.config));
         Ok(Self::Image(ImageManifest { config: image.config, layers, foreign, with_urls, about }))
@@ -162,7 +162,7 @@ impl Manifest {
         }
     }
 
-    /// Everything that must be in the repository for this manifest to be whole, each once.
+    /// Returns everything that the repository must have for this manifest to be complete, each once.
     pub fn parts(&self) -> Vec<Part> {
         let part =
             |descriptor: &Descriptor, kind| Part { digest: descriptor.digest, size: descriptor.size, kind };
@@ -183,7 +183,7 @@ impl Manifest {
 }
 
 impl ImageIndex {
-    /// The image for `platform`, or the only one there is.
+    /// Returns the image for `platform`, or the only image.
     pub fn for_platform(&self, platform: &Platform) -> Option<&Child> {
         let mut images = self.manifests.iter().filter(|child| !child.is_attestation);
         let exact = images.clone().find(|child| child.platform.as_ref() == Some(platform));
@@ -198,19 +198,18 @@ impl ImageIndex {
     }
 }
 
-/// `linux/arm64` stands for any variant of it.
+/// Reports whether `own` is a variant of `wanted`: `linux/arm64` covers all its variants.
 fn covers(wanted: &Platform, own: &Platform) -> bool {
     own.as_str().strip_prefix(wanted.as_str()).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// Names that decide what an image is made of.
+/// Field names that decide the contents of an image.
 const MANIFEST_NAMES: &[&str] = &["schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"];
 const DESCRIPTOR_NAMES: &[&str] = &["mediaType", "digest", "size", "urls", "data", "platform"];
 const CONFIG_NAMES: &[&str] = &["rootfs", "os", "architecture", "variant", "config"];
 const ROOTFS_NAMES: &[&str] = &["type", "diff_ids"];
 
-/// Fails for a document that others may read as another one. What is not as it should be otherwise is found by
-/// whoever reads the document.
+/// Rejects a document that other programs may read as a different one. Later parsing detects all other errors.
 fn check_names(bytes: &[u8], is_index: bool) -> Result<(), ManifestError> {
     let Value::Object(top) = serde_json::from_slice(bytes)? else { return Ok(()) };
     exact(&top, MANIFEST_NAMES)?;
@@ -279,7 +278,7 @@ struct ChildJson {
     platform: Option<PlatformJson>,
 }
 
-/// As in an index and at the top of an image config.
+/// Platform fields, as in an index entry and at the top of an image config.
 #[derive(Deserialize)]
 struct PlatformJson {
     os: Option<String>,
@@ -310,15 +309,15 @@ impl PlatformJson {
     }
 }
 
-/// What the room reads of an image config.
+/// Fields of an image config that the room uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageConfig {
     pub platform: Option<Platform>,
     /// Digests of the uncompressed layers, in the order of the manifest's layers.
     pub diff_ids: Vec<Digest>,
-    /// TCP ports of `ExposedPorts`, ascending; others and what is no port are left out.
+    /// TCP ports of `ExposedPorts`, ascending; other protocols and malformed entries are left out.
     pub exposed: Vec<u16>,
-    /// Paths of `Volumes`; what is no path of a file system is left out.
+    /// Paths of `Volumes`; malformed paths are left out.
     pub volumes: Vec<MountTarget>,
     pub defaults: ImageDefaults,
 }
@@ -332,7 +331,7 @@ impl ImageConfig {
             rootfs: Option<RootFs>,
             config: Option<Run>,
         }
-        /// Of the maps, the values mean nothing.
+        /// Runtime configuration. The values of the maps have no meaning.
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "PascalCase")]
         struct Run {
@@ -364,7 +363,7 @@ impl ImageConfig {
     }
 }
 
-/// `80` or `80/tcp`.
+/// Parses `80` or `80/tcp`.
 fn tcp_port(text: &str) -> Option<u16> {
     let number = match text.split_once('/') {
         Some((number, protocol)) if protocol.eq_ignore_ascii_case("tcp") => number,

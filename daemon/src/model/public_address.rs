@@ -1,14 +1,14 @@
-//! Which addresses are of the world.
+//! Classification of IP addresses as public.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::egress::CLOSED;
 
-/// The metadata address of machines of Amazon's cloud.
+/// Metadata address of Amazon EC2 instances.
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
-/// Whether an address is one of the world: not of this machine, of a private or shared network, of the link, or of
-/// a group.
+/// Reports whether an address is public: not of this machine, a private or shared network, the local link, or a
+/// multicast group.
 pub fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => is_public_v4(address),
@@ -16,16 +16,16 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// Whether an address is of the link alone, where clouds have the metadata of a machine.
+/// Reports whether an address is link-local, where clouds offer instance metadata.
 pub fn is_link_local(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => address.is_link_local(),
-        // The metadata address of one cloud is unique local.
+        // The metadata address of one cloud is a unique local address.
         IpAddr::V6(address) => address.is_unicast_link_local() || address == METADATA_V6,
     }
 }
 
-/// The IPv4 address that an address of NAT64 or 6to4 leads to.
+/// Returns the IPv4 address that a NAT64 or 6to4 address leads to.
 pub fn embedded_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let (high, low) = match address.segments() {
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => (high, low),
@@ -43,9 +43,9 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         return is_public_v4(embedded);
     }
     match address.segments() {
-        // Protocol assignments (Teredo, benchmarks and identifiers among them), documentation.
+        // Protocol assignments (among them Teredo, benchmarks and identifiers), documentation.
         [0x2001, 0..0x200, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..0x1000, ..] => false,
-        // Global unicast is 2000::/3. Around it lie loopback, what is local, groups, and what nobody has.
+        // Global unicast is 2000::/3. Everything else is loopback, local, multicast or unassigned.
         [first, ..] => first & 0xe000 == 0x2000,
     }
 }

@@ -1,13 +1,15 @@
+//! Confidential values, registry credentials, and names of room secrets.
+
 use std::fmt;
 use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// Longest name of a secret of the room.
+/// Maximum length of the name of a room secret.
 const MAX_NAME: usize = 128;
 
-/// A value that is shown nowhere: `Debug` prints a placeholder, there is no `Display` and no serde.
+/// Value that is never shown: `Debug` prints a placeholder, and there is no `Display` and no serde.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret<T>(T);
 
@@ -16,7 +18,7 @@ impl<T> Secret<T> {
         Self(value)
     }
 
-    /// The value itself, for the one place that hands it on.
+    /// Returns the value, for the one place that passes it on.
     pub const fn reveal(&self) -> &T {
         &self.0
     }
@@ -28,14 +30,14 @@ impl<T> fmt::Debug for Secret<T> {
     }
 }
 
-/// A name and a password for a registry.
+/// User name and password for a registry.
 #[derive(Clone, Debug)]
 pub struct Credential {
     pub username: String,
     pub password: Secret<String>,
 }
 
-/// Name of a secret of the room: `[A-Za-z_][A-Za-z0-9_.-]{0,127}`.
+/// Name of a room secret: `[A-Za-z_][A-Za-z0-9_.-]{0,127}`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SecretName(String);
@@ -87,12 +89,12 @@ impl fmt::Display for SecretName {
     }
 }
 
-/// What is shown of a secret of the room.
+/// Public properties of a room secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecretView {
     pub name: SecretName,
     pub created_at: Timestamp,
-    /// When its value was set last.
+    /// Time of the last change of its value.
     pub changed_at: Timestamp,
 }
 

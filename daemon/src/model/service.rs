@@ -1,8 +1,8 @@
-//! Services: images of the room that run, and what is known of them.
+//! Services: images of the room that run as containers, and their stored state.
 //!
 //! ```text
 //! Service --has--> Revision (numbered, what to run) --runs as--> Instance (one container)
-//!    '--- live: the revision that takes traffic; desired: the one that it shall be
+//!    '--- live: the revision that receives traffic; desired: the revision that should be live
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,14 +20,14 @@ use super::fault::Fault;
 use super::id::{InstanceId, ServiceId};
 use super::image::PinnedImage;
 
-/// The reserved port of a service: nothing may be published on it.
+/// Reserved port of a service: it cannot be published.
 pub const RESERVED_PORT: u16 = 8078;
-/// Revisions of a service that are kept, with their images.
+/// Number of revisions of a service that are kept, with their images.
 pub const KEPT_REVISIONS: usize = 10;
-/// Longest label of a host name (RFC 1035).
+/// Maximum length of a host name label (RFC 1035).
 const MAX_NAME: usize = 63;
 
-/// A service's name, which is also its host name for the other services of the room: a DNS label.
+/// Service name, which is also its host name for the other services of the room: a DNS label.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ServiceName(String);
@@ -42,7 +42,8 @@ pub enum ServiceNameError {
     Malformed { given: String },
 }
 
-/// Host names that every machine gives to itself. A service with one would answer where others ask themselves.
+/// Host names that every machine resolves to itself. A service with such a name would receive connections that others
+/// mean for themselves.
 const OWN_HOST_NAMES: [&str; 8] = [
     "localhost",
     "localhost4",
@@ -55,13 +56,13 @@ const OWN_HOST_NAMES: [&str; 8] = [
 ];
 
 impl ServiceName {
-    /// Whether machines call themselves by this name. No new service gets it; one of an earlier version is not told to
-    /// the others.
+    /// Reports whether machines resolve this name to themselves. No new service gets such a name; that of a service
+    /// from an earlier version is not announced to the others.
     pub fn is_own_host_name(&self) -> bool {
         OWN_HOST_NAMES.contains(&self.0.as_str())
     }
 
-    /// The name of a repository's service where none is given: `repo/web` is `repo-web`.
+    /// Derives a service name from a repository: `repo/web` becomes `repo-web`.
     pub fn of_repository(repository: &Repository) -> Result<Self, ServiceNameError> {
         let dashed = |c: char| if matches!(c, '/' | '.' | '_') { '-' } else { c };
         repository.as_str().chars().map(dashed).collect::<String>().parse()
@@ -109,7 +110,7 @@ impl fmt::Display for ServiceName {
     }
 }
 
-/// A host name that traffic comes in for: exact, or every name one label below one (`*.example.com`).
+/// Host name of incoming traffic: exact, or every name one label below another (`*.example.com`).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Domain(String);
@@ -125,12 +126,12 @@ impl Domain {
         &self.0
     }
 
-    /// What `*.` stands before; none for an exact name.
+    /// Returns the part after `*.`; `None` for an exact name.
     pub fn suffix(&self) -> Option<&str> {
         self.0.strip_prefix("*.")
     }
 
-    /// Whether there is a host that both stand for.
+    /// Reports whether some host matches both.
     pub fn overlaps(&self, other: &Self) -> bool {
         let covers = |wide: &Self, exact: &Self| {
             let parent = exact.0.split_once('.').map(|(_, parent)| parent);
@@ -139,8 +140,8 @@ impl Domain {
         self == other || covers(self, other) || covers(other, self)
     }
 
-    /// Whether it is more than anybody's own: a public suffix such as `co.uk`, or all names below one or below a
-    /// top-level name.
+    /// Reports whether it is too broad to belong to one owner: a public suffix such as `co.uk`, or all names below a
+    /// public suffix or a top-level name.
     pub fn is_public_suffix(&self) -> bool {
         let host = self.suffix().unwrap_or(&self.0);
         let known =
@@ -152,7 +153,7 @@ impl Domain {
 impl FromStr for Domain {
     type Err = DomainError;
 
-    /// Host names are compared in lower case and without the dot of the root.
+    /// Parses a host name into lower case, without the trailing dot of the root.
     fn from_str(text: &str) -> Result<Self, DomainError> {
         let lower = text.trim().trim_end_matches('.').to_ascii_lowercase();
         let host = lower.strip_prefix("*.").unwrap_or(&lower);
@@ -189,31 +190,31 @@ impl fmt::Display for Domain {
     }
 }
 
-/// A service as it is stored.
+/// Service as stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     pub id: ServiceId,
     pub name: ServiceName,
-    /// Whose images it runs; another repository must take another name.
+    /// Repository of its images; a deploy from another repository must use another service name.
     pub repository: Repository,
     pub created_at: Timestamp,
     pub created_by: String,
-    /// Whose share of the daemon it takes: who deployed the service that created this one, also when that is gone.
-    /// Services of earlier versions have none: whoever created them.
+    /// Participant whose share of the daemon's resources the service uses: who deployed the service that created this
+    /// one, even when that service is gone. `None` for services of earlier versions; their creator then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share_owner: Option<String>,
-    /// The revision that shall run.
+    /// Revision that should run.
     pub desired: u32,
-    /// The revision that takes traffic.
+    /// Revision that receives traffic.
     pub live: Option<u32>,
-    /// Newest last, at most [`KEPT_REVISIONS`].
+    /// Revisions, newest last; at most [`KEPT_REVISIONS`].
     pub revisions: Vec<Revision>,
-    /// Set while it is being removed: nothing of it shall run.
+    /// True if the service is being removed: none of its instances should run.
     #[serde(default)]
     pub removing: bool,
 }
 
-/// Who answers for what a service does, and since when.
+/// Caller who is accountable for what a service does, and since when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceOrigin {
     pub by: String,
@@ -221,8 +222,8 @@ pub struct ServiceOrigin {
 }
 
 impl Service {
-    /// Of its desired revision: another participant who deploys it again answers for it from then on. A service that
-    /// deploys itself or others answers for nothing; then it is whoever has made the service.
+    /// Returns the creator of the desired revision: a participant who redeploys a service becomes accountable for it. A
+    /// service that deploys itself or others is never accountable; the creator of the service is then.
     pub fn origin(&self) -> ServiceOrigin {
         let is_participant = |revision: &&Revision| {
             !RESERVED_NAMES.iter().any(|prefix| revision.created_by.starts_with(prefix))
@@ -233,7 +234,7 @@ impl Service {
         }
     }
 
-    /// Whose share of the daemon it takes.
+    /// Returns the participant whose share of the daemon's resources the service uses.
     pub fn share_owner(&self) -> &str {
         self.share_owner.as_deref().unwrap_or(&self.created_by)
     }
@@ -246,7 +247,7 @@ impl Service {
         self.revisions.iter_mut().find(|revision| revision.number == number)
     }
 
-    /// The revision that is to run: the desired one, or while that has failed the one that was live.
+    /// Returns the revision that should run: the desired one, or, if that has failed, the live one.
     pub fn wanted(&self) -> Option<&Revision> {
         let desired = self.revision(self.desired)?;
         match desired.outcome {
@@ -259,13 +260,13 @@ impl Service {
         self.live.and_then(|live| self.revision(live))
     }
 
-    /// Domains that are this service's alone: those of what serves, and of what is about to.
+    /// Returns the domains that belong to this service alone: those of the live revision and of the target revision.
     pub fn domains(&self) -> BTreeSet<&Domain> {
         let revisions = self.wanted().into_iter().chain(self.live_revision());
         revisions.flat_map(|revision| &revision.spec.domains).collect()
     }
 
-    /// Forgets the oldest revisions beyond [`KEPT_REVISIONS`], never one that runs or shall.
+    /// Removes the oldest revisions beyond [`KEPT_REVISIONS`], but never the desired or live one.
     pub fn trim(&mut self) {
         let excess = self.revisions.len().saturating_sub(KEPT_REVISIONS);
         let mut left = excess;
@@ -278,7 +279,7 @@ impl Service {
     }
 }
 
-/// One numbered state of what a service runs. Never changed, but for its outcome.
+/// Numbered version of what a service runs. It never changes, except for its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revision {
     pub number: u32,
@@ -294,49 +295,49 @@ pub struct Revision {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RevisionOutcome {
-    /// Not yet live.
+    /// The revision is not live yet.
     Pending,
-    /// It became live, at some time.
+    /// The revision became live at this time.
     Live { at: Timestamp },
-    /// It never took traffic.
+    /// The revision never received traffic.
     Failed(Box<Fault>),
-    /// Another came before it was live.
+    /// Another revision was deployed before this one became live.
     Superseded { by: u32 },
 }
 
-/// What one revision runs.
+/// Runtime settings of one revision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceSpec {
-    /// As it was asked for.
+    /// Image reference as requested.
     pub image: Reference,
-    /// By which the service knows its image: the room's repository, or the name of another registry with that of its
-    /// repository.
+    /// Repository under which the service knows its image: the room's repository, or the host of another registry
+    /// followed by its repository.
     pub repository: Repository,
-    /// Repository of cached images that has the content of an image of another registry. Earlier versions kept it in
+    /// Cached-images repository that holds the content of an image of another registry. Earlier versions stored it in
     /// `repository`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_in: Option<Repository>,
-    /// Manifest or index: moving the tag changes nothing.
+    /// Digest of the manifest or index: moving the tag changes nothing.
     pub digest: Digest,
-    /// Of the manifest that this machine runs: the same, or one of the index.
+    /// Digest of the platform manifest: equal to `digest`, or an entry of its index.
     pub manifest: Digest,
     pub env: BTreeMap<String, EnvValue>,
-    /// Room, project, image and empty directories; `VOLUME`s without a mount are among the last.
+    /// Mounts: room, project, image and empty directories. An image `VOLUME` without a mount gets an empty directory.
     pub mounts: Vec<MountSpec>,
-    /// What the images among the mounts were when the mounts were given, by target: moving their tags changes nothing.
+    /// Digests of the mounted images at the time of the deploy, by target: moving their tags changes nothing.
     #[serde(default)]
     pub mounted: BTreeMap<MountTarget, PinnedImage>,
     pub ports: Vec<Port>,
-    /// Takes the place of the image's entrypoint and command.
+    /// Command that replaces the image's entrypoint and command.
     pub command: Option<Vec<String>>,
     pub workdir: Option<MountTarget>,
-    /// Name in the tokens that are made for it; the service's where none is set.
+    /// Name in the tokens that are issued to the service; the service's name if unset.
     pub identity: Option<String>,
     pub limits: ResourceLimits,
     pub health: HealthCheck,
     pub strategy: Strategy,
     pub domains: Vec<Domain>,
-    /// Whether traffic for its domains needs no participant token.
+    /// True if requests to its domains need no participant token.
     pub public: bool,
     #[serde(default)]
     pub description: String,
@@ -347,12 +348,12 @@ pub struct ServiceSpec {
 }
 
 impl ServiceSpec {
-    /// Variables whose values are tokens or secrets.
+    /// Returns the variables whose values are tokens or secrets.
     pub fn confidential(&self) -> impl Iterator<Item = (&String, &EnvValue)> {
         self.env.iter().filter(|(_, value)| !matches!(value, EnvValue::Plain(_)))
     }
 
-    /// All images that it needs to run: its own and those that it mounts.
+    /// Returns all images that the revision needs to run: its own and the mounted ones.
     pub fn images(&self) -> impl Iterator<Item = (&Repository, &Digest)> {
         let mounted = self.mounted.values().map(|image| (&image.repository, &image.digest));
         std::iter::once((self.kept_in.as_ref().unwrap_or(&self.repository), &self.digest)).chain(mounted)
@@ -363,11 +364,11 @@ impl ServiceSpec {
 #[serde(rename_all = "snake_case")]
 pub enum EnvValue {
     Plain(String),
-    /// A participant token with this scope, made when an instance starts.
+    /// Participant token with this scope, issued when an instance starts.
     Token {
         scope: String,
     },
-    /// A secret of the room, read when an instance starts.
+    /// Room secret, read when an instance starts.
     Secret {
         name: String,
     },
@@ -377,7 +378,7 @@ pub enum EnvValue {
 pub struct Port {
     pub number: u16,
     pub kind: PortKind,
-    /// Whether the ingress may lead to it.
+    /// True if the ingress may route to it.
     pub published: bool,
 }
 
@@ -391,25 +392,25 @@ pub enum PortKind {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResourceLimits {
     pub memory_bytes: Option<u64>,
-    /// Thousandths of a processor.
+    /// CPU limit in thousandths of a processor.
     pub cpu_millis: Option<u32>,
 }
 
-/// How it is told from outside the container that an instance serves.
+/// Probe settings for checking from outside the container whether an instance is ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheck {
-    /// Path of an HTTP port that answers 200 to 399. Without one, an HTTP port's `/` may answer anything below 500, or
-    /// in another protocol, and a TCP port must take connections.
+    /// Path on an HTTP port that must answer 200 to 399. If unset, `/` on an HTTP port may answer anything below 500,
+    /// or in another protocol, and a TCP port must accept connections.
     pub path: Option<String>,
-    /// For the first success.
+    /// Time limit for the first success.
     pub start_limit: Duration,
-    /// Between probes of an instance that is healthy.
+    /// Interval between probes of a healthy instance.
     pub interval: Duration,
-    /// Of one probe.
+    /// Timeout of one probe.
     pub timeout: Duration,
-    /// Failures in a row that make a healthy instance unhealthy.
+    /// Number of consecutive failures that make a healthy instance unhealthy.
     pub failures: u32,
-    /// How long a new instance must stay healthy before it takes the traffic of an older one that serves.
+    /// Time that a new instance must stay healthy before it receives the traffic of an older, ready one.
     pub settle: Duration,
 }
 
@@ -429,14 +430,14 @@ impl Default for HealthCheck {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
-    /// The new instance is healthy before the old one goes.
+    /// The new instance becomes healthy before the old one is stopped.
     #[default]
     Rolling,
-    /// The old one ends before the new one starts.
+    /// The old instance is stopped before the new one starts.
     Recreate,
 }
 
-/// A container of a revision, as it is labelled.
+/// Identity of an instance, as stored in the labels of its container.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct InstanceLabel {
     pub instance: InstanceId,
@@ -446,13 +447,13 @@ pub struct InstanceLabel {
     pub generation: u32,
 }
 
-/// How a process ended.
+/// Exit of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// 128 + the signal's number for a process that a signal ended, as shells say it.
-    /// None when nobody saw it: the runtime was down.
+    /// Exit code; 128 plus the signal number if a signal ended the process, as in shells. `None` if the exit was not
+    /// observed, because the runtime was down.
     pub code: Option<i32>,
-    /// The kernel ended it for want of memory.
+    /// True if the kernel's OOM killer ended the process.
     pub out_of_memory: bool,
     pub at: Timestamp,
 }

@@ -1,17 +1,17 @@
-//! Whose share of the daemon a caller takes: what services do counts for whoever has deployed them, however many they
-//! are, and what a build pushes for whoever has submitted it.
+//! Attribution of resource shares: a service counts towards whoever deployed it, and a build's pushes count towards
+//! whoever submitted the build.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use super::access::{BUILD_NAME, SERVICE_NAME};
 
-/// A service that a service has deployed, and so on: longer chains are not followed.
+/// Maximum number of creators that are followed, such as a service that a service has deployed.
 const LONGEST_CHAIN: usize = 8;
 
 type OwnerOf = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
-/// Finds owners; cheap to clone. Until it is told of services and builds, each caller is its own.
+/// Finds share owners; cheap to clone. Until the lookups for services and builds are set, each caller is its own owner.
 #[derive(Clone, Default)]
 pub struct ShareOwners(Arc<Known>);
 
@@ -21,22 +21,22 @@ struct Known {
     submitters: OnceLock<OwnerOf>,
 }
 
-/// The owner of a request's share, in its extensions.
+/// Owner of a request's share, stored in the request's extensions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ShareOwner(pub String);
 
 impl ShareOwners {
-    /// From now on services are asked for here: who made the one with this id. Said once, at the start.
+    /// Sets the lookup from a service id to its creator. Called once, at start.
     pub fn ask_for_services(&self, creator_of: impl Fn(&str) -> Option<String> + Send + Sync + 'static) {
         if self.0.creators.set(Box::new(creator_of)).is_err() {
-            tracing::warn!("it was said already where services are asked for");
+            tracing::warn!("service creator lookup was already set");
         }
     }
 
-    /// From now on builds are asked for here: who submitted the one with this id. Said once, at the start.
+    /// Sets the lookup from a build id to its submitter. Called once, at start.
     pub fn ask_for_builds(&self, submitter_of: impl Fn(&str) -> Option<String> + Send + Sync + 'static) {
         if self.0.submitters.set(Box::new(submitter_of)).is_err() {
-            tracing::warn!("it was said already where builds are asked for");
+            tracing::warn!("build submitter lookup was already set");
         }
     }
 
@@ -53,7 +53,7 @@ impl ShareOwners {
 }
 
 impl ShareOwners {
-    /// Who has made a caller that is a service or a build.
+    /// Returns the creator of a caller that is a service or a build.
     fn behind(&self, caller: &str) -> Option<String> {
         if let Some(service) = caller.strip_prefix(SERVICE_NAME) {
             return (self.0.creators.get()?)(service);

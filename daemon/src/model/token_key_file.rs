@@ -1,3 +1,5 @@
+//! Configured public keys for participant tokens, and the claims that their issuers may make.
+
 use std::fmt;
 use std::path::PathBuf;
 
@@ -6,21 +8,21 @@ use serde::{Deserialize, Serialize};
 use super::access::Patterns;
 use super::trust::TrustDomain;
 
-/// A public key that participant tokens may be signed for, in a PEM file, and the one algorithm that it is for.
+/// Public key that verifies participant tokens, in a PEM file, and the one algorithm that it is used with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenKeyFile {
     pub algorithm: TokenAlgorithm,
     pub file: PathBuf,
-    /// Participants whom its tokens may name, each exact or with a trailing `*`; everybody where it is not set.
+    /// Participants whom its tokens may name, each exact or with a trailing `*`; everybody if unset.
     #[serde(default = "Patterns::all")]
     pub names: Patterns,
-    /// Trust domains that its tokens may claim, likewise; none where it is not set.
+    /// Trust domains that its tokens may claim, likewise; none if unset.
     #[serde(default)]
     pub domains: Patterns,
 }
 
-/// What whoever has the private key may say of the bearers of its tokens.
+/// Claims that the holder of the private key may make about the bearers of its tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuerRights {
     pub names: Patterns,
@@ -34,15 +36,15 @@ impl TokenKeyFile {
 }
 
 impl IssuerRights {
-    /// The domains that callers have by what they are (`local`, `caller:NAME`, `service:ID`) are reached by no pattern,
-    /// only by their exact names.
+    /// Reports whether a token may claim the domain. Built-in domains (`local`, `caller:NAME`, `service:ID`) match only
+    /// their exact names, no pattern.
     pub fn may_claim(&self, domain: &TrustDomain) -> bool {
         let exact = self.domains.0.iter().any(|listed| listed == domain.as_str());
         exact || (!domain.is_built_in() && self.domains.allow(domain.as_str()))
     }
 }
 
-/// As JWT headers name it (RFC 7518, RFC 8037).
+/// Signature algorithm, named as in JWT headers (RFC 7518, RFC 8037).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TokenAlgorithm {
     #[serde(rename = "RS256")]

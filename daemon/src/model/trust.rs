@@ -1,14 +1,15 @@
-//! Trust domains: callers of one domain share a builder with its cache. Nothing of a build reaches another domain.
+//! Trust domains: callers of one domain share a builder and its cache. No build data crosses from one domain to
+//! another.
 //!
 //! | callers | domain |
 //! |---|---|
 //! | root on the unix socket | `local` |
 //! | a participant | `caller:NAME` |
 //! | a service | `service:ID` |
-//! | one that the operator's `[trust]` table names, or whose token says so | the name given there |
+//! | a caller that the operator's `[trust]` table or its token assigns to a domain | the name given there |
 //!
-//! A request never names a domain: it comes with the caller's identity. A token of the room's own secret may say any; one
-//! of a configured key says those that its configuration lists.
+//! A request never names a domain: the domain is part of the caller's identity. A token signed with the room's own
+//! secret may claim any domain; one signed with a configured key may claim the domains that its configuration lists.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,7 +24,7 @@ const MOST_BYTES: usize = 200;
 const LOCAL: &str = "local";
 const CALLER: &str = "caller";
 const SERVICE: &str = "service";
-/// What the text of a digest begins with.
+/// Prefix of the text of a digest.
 const HASHED: &str = "sha256:";
 
 /// Name of a trust domain: at most 200 bytes, without white space and control characters.
@@ -36,7 +37,7 @@ pub struct TrustDomain(String);
 pub struct TrustDomainError;
 
 impl TrustDomain {
-    /// Root on the unix socket, and the whole room where the operator set that.
+    /// Returns the domain of root on the unix socket, and of the whole room if the operator set `single`.
     pub fn local() -> Self {
         Self(LOCAL.to_owned())
     }
@@ -49,8 +50,8 @@ impl TrustDomain {
         Self::of(SERVICE, id)
     }
 
-    /// A name that cannot be a domain's is replaced by its hash: every caller has a domain. So is one that looks like a
-    /// hash, which could be that of another caller.
+    /// Derives a domain name. A name that is not valid in a domain is replaced by its hash, so that every caller has a
+    /// domain. A name that looks like a hash is replaced too, because it could be that of another caller.
     fn of(kind: &str, name: &str) -> Self {
         let plain = format!("{kind}:{name}").parse();
         let hash = || Digest::from_sha256(Sha256::digest(name).into());
@@ -60,7 +61,7 @@ impl TrustDomain {
         }
     }
 
-    /// Whether a caller is in this domain by what it is, and not because somebody chose the name of the domain.
+    /// Reports whether the domain follows from the kind of caller, as opposed to a name that somebody chose.
     pub fn is_built_in(&self) -> bool {
         let kind = self.0.split_once(':').map_or(self.0.as_str(), |(kind, _)| kind);
         [LOCAL, CALLER, SERVICE].contains(&kind)
@@ -101,18 +102,19 @@ impl fmt::Display for TrustDomain {
     }
 }
 
-/// Which callers trust one another, as the operator sees it.
+/// Operator's configuration of which callers trust one another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Trust {
-    /// All callers of the room are one domain, `local`.
+    /// True if all callers of the room are in one domain, `local`.
     pub single: bool,
-    /// By domain: names of callers, each exact or with a trailing `*`.
+    /// Names of callers by domain, each exact or with a trailing `*`.
     pub domains: BTreeMap<TrustDomain, Patterns>,
 }
 
 impl Trust {
-    /// The domain of a caller: what its token claims, then what the operator's table says, then the caller's own.
+    /// Returns the domain of a caller: the one that its token claims, else the one of the operator's table, else the
+    /// caller's own.
     pub fn domain(&self, name: &str, own: TrustDomain, claimed: Option<TrustDomain>) -> TrustDomain {
         if self.single {
             return TrustDomain::local();
@@ -122,7 +124,7 @@ impl Trust {
         claimed.or_else(named).unwrap_or(own)
     }
 
-    /// Two domains that a caller could be in: which one it was would be chance.
+    /// Returns two domains that match the same caller, whose domain would then depend on their order.
     pub fn overlap(&self) -> Option<(&TrustDomain, &TrustDomain)> {
         let covers = |left: &Patterns, right: &Patterns| {
             right.0.iter().any(|one| left.cover(&Patterns(vec![one.clone()])))
@@ -154,7 +156,7 @@ mod tests {
         assert_eq!(of("ci-7", None), "ci");
         assert_eq!(of("bot", None), "ci");
         assert_eq!(of("ci-7", Some("release")), "release");
-        // Whoever has the name of a domain is not in it by that.
+        // A caller named like a domain is not a member of it.
         assert_eq!(of("ci", None), "caller:ci");
         assert_eq!(of("local", None), "caller:local");
     }

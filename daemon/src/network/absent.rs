@@ -1,4 +1,4 @@
-//! No network: what is asked of it fails and says why.
+//! Placeholder for a missing network: every operation fails with the reason.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -9,7 +9,7 @@ use crate::deploy::port::{Attached, Network, NetworkError};
 use crate::model::id::InstanceId;
 use crate::model::service::ServiceName;
 
-/// For a daemon whose network cannot be made: it builds, and says why it runs no services.
+/// Network of a daemon that could not create one: it builds, and reports why it runs no services.
 pub struct NoNetwork {
     pub reason: NetworkError,
 }
@@ -33,7 +33,7 @@ impl Network for NoNetwork {
     }
 
     fn addresses(&self) -> usize {
-        // What no instance has is not what a deploy is refused for.
+        // A deploy must not be refused for lack of addresses, but for the reason above.
         usize::MAX
     }
 

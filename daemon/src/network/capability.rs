@@ -1,4 +1,4 @@
-//! What the kernel must grant for networks of instances, so that a refusal names what is missing.
+//! Kernel capabilities that instance networks need, so that an error names the missing one.
 
 use crate::capability::{self, Needed};
 
@@ -22,7 +22,7 @@ mod tests {
 
     #[test]
     fn a_missing_capability_is_named() {
-        // What docker gives a container that is not privileged, and with `--cap-add NET_ADMIN`.
+        // Docker's capabilities of an unprivileged container, and of one with `--cap-add NET_ADMIN`.
         let missing = |status| capability::missing_in(status, &NEEDED).collect::<Vec<_>>();
         assert_eq!(missing("Name:\tx\nCapEff:\t00000000a80425fb\n").len(), 2);
         assert_eq!(missing("CapEff:\t00000000a80435fb\n")[0].1, "CAP_SYS_ADMIN");

@@ -1,6 +1,7 @@
-//! What an instance sees as `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname`.
+//! Contents of `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname` of an instance.
 //!
-//! The files are bound into the instance, so each is rewritten in place: another file of the same name would not be seen.
+//! The files are bind-mounted into the instance, so each is rewritten in place: the instance would not see a new file
+//! of the same name.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,11 +14,11 @@ use std::path::{Path, PathBuf};
 use super::leases::Lease;
 use crate::model::service::ServiceName;
 
-/// systemd-resolved's own list of the servers that its stub on 127.0.0.53 asks.
+/// systemd-resolved's list of the servers behind its stub on 127.0.0.53.
 const BEHIND_THE_STUB: &str = "/run/systemd/resolve/resolv.conf";
 const MAX_RESOLV_CONF: usize = 64 << 10;
 
-/// The directory of one instance's files.
+/// Directory with the files of one instance.
 pub(super) struct Files(PathBuf);
 
 impl Files {
@@ -65,25 +66,25 @@ impl Files {
     }
 }
 
-/// Leaves a file that says this already alone. A reader meanwhile finds all old lines or the new ones, and at worst a
-/// piece of an old one behind them.
+/// Rewrites a file in place, unless it is already equal. A concurrent reader gets either the old or the new lines, at
+/// worst with the rest of an old line at the end.
 fn in_place(path: &Path, text: &str) -> io::Result<()> {
     if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
         return Ok(());
     }
     let mut file = File::options().create(true).truncate(false).write(true).open(path)?;
-    // Any user of the instance reads it, whatever this process's umask.
+    // Any user of the instance can read it, whatever the umask of this process.
     file.set_permissions(Permissions::from_mode(0o644))?;
     file.write_all(text.as_bytes())?;
     file.set_len(text.len() as u64)
 }
 
-/// An instance finds itself under its own name, also while another of the service takes the traffic. One that is
-/// isolated finds nobody else.
+/// Returns the hosts file. An instance resolves the name of its own service to itself, even while another instance
+/// receives the traffic. An isolated instance resolves no other service.
 fn hosts(lease: &Lease, names: &BTreeMap<ServiceName, Ipv4Addr>) -> String {
     let mut text = "127.0.0.1\tlocalhost\n".to_owned();
     if !lease.name.is_own_host_name() {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "{}\t{}", lease.address, lease.name);
     }
     let others = names.iter().filter(|(name, _)| **name != lease.name && !name.is_own_host_name());
@@ -93,14 +94,14 @@ fn hosts(lease: &Lease, names: &BTreeMap<ServiceName, Ipv4Addr>) -> String {
     text
 }
 
-/// The resolvers of the room's instances.
+/// Resolvers of the room's instances.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Resolvers {
     pub(super) resolv_conf: String,
     pub(super) servers: Vec<Ipv4Addr>,
 }
 
-/// The host's resolvers that instances can reach, or `fallback`.
+/// Returns the host's resolvers that instances can reach, or `fallback`.
 pub(super) fn resolvers(resolv_conf: &Path, fallback: &[Ipv4Addr]) -> Resolvers {
     reachable(&read(resolv_conf), &read(Path::new(BEHIND_THE_STUB)), fallback)
 }
@@ -112,12 +113,12 @@ fn reachable(host: &str, behind_the_stub: &str, fallback: &[Ipv4Addr]) -> Resolv
             return found;
         }
     }
-    tracing::warn!(?fallback, "the host's resolvers cannot be reached by services; they ask the fallback");
+    tracing::warn!(?fallback, "services cannot reach the host's resolvers; using the fallback resolvers");
     let lines: String = fallback.iter().map(|server| format!("nameserver {server}\n")).collect();
     usable(&format!("{host}\n{lines}"))
 }
 
-/// No file, or one that cannot be read: no resolvers.
+/// Reads a file; one that is missing or cannot be read is treated as empty.
 fn read(path: &Path) -> String {
     match fs::read(path) {
         Ok(mut text) => {
@@ -126,14 +127,15 @@ fn read(path: &Path) -> String {
         }
         Err(error) => {
             if error.kind() != io::ErrorKind::NotFound {
-                tracing::warn!(path = %path.display(), %error, "resolvers of the host are not known");
+                tracing::warn!(path = %path.display(), %error, "failed to read the host's resolvers");
             }
             String::new()
         }
     }
 }
 
-/// The file without resolvers on loopback, which is each instance's own, or on IPv6, which instances do not have.
+/// Returns the file without resolvers on loopback, which belongs to each instance itself, and on IPv6, which instances
+/// lack.
 fn usable(text: &str) -> Resolvers {
     let mut found = Resolvers { resolv_conf: String::new(), servers: Vec::new() };
     for line in text.lines() {
@@ -178,9 +180,9 @@ mod tests {
         assert_eq!(fs::metadata(files.hosts()).unwrap().mode() & 0o777, 0o644);
         assert_eq!(fs::read_to_string(files.hostname()).unwrap(), "web\n");
 
-        // Its own name leads to itself, though the traffic goes to another instance of it.
+        // The name of its own service resolves to the instance itself, although another instance receives the traffic.
         names = BTreeMap::from([("web".parse().unwrap(), Ipv4Addr::new(10, 1, 2, 8))]);
-        // Nobody answers in place of an instance's own host.
+        // No service may take the name of an instance's own host.
         names.insert("localhost".parse().unwrap(), Ipv4Addr::new(10, 1, 2, 7));
         files.write_hosts(&lease(), &names).unwrap();
         assert_eq!(fs::read_to_string(files.hosts()).unwrap(), "127.0.0.1\tlocalhost\n10.1.2.3\tweb\n");

@@ -1,16 +1,18 @@
-//! One nft table per daemon: who may reach whom. It is replaced whole, in one transaction of the kernel.
+//! One nft table per daemon, which decides what instances reach. It is always replaced as a whole, in one kernel
+//! transaction.
 //!
-//! By the `nft` program, and not over netlink: the crates for that need C libraries or are young, and the table is
-//! written when the daemon starts, when its port is known, and when somebody has taken the table away (`nft flush
-//! ruleset`), never for an instance.
+//! The table is written by the `nft` program, not over netlink: the crates for that need C libraries or are immature,
+//! and the table is only written when the daemon starts, when its port becomes known, and when somebody has changed the
+//! table (`nft flush ruleset`), never for an instance.
 //!
-//! What a daemon's instances send is known by the group of the link that it comes by, so that no rule changes with an
-//! instance. It must come from the address that the host routes to that very link (`fib saddr . iif`): each link has
-//! one, so nobody speaks for another.
+//! Packets of a daemon's instances are recognized by the group of the link on which they arrive, so that instances need
+//! no rules of their own. A packet's source must be the address that the host routes to that very link (`fib saddr .
+//! iif`): each link has one address, so no instance can spoof another.
 //!
-//! A verdict of one table does not lift that of another. Where another one drops what is forwarded (Docker sets the
-//! policy of iptables' FORWARD so), instances reach neither each other nor other networks until that table has a rule for their links:
-//! this is looked for and said, and left to whoever owns the table. Rules of iptables' legacy kind are not seen.
+//! A verdict of one table does not override that of another. If another one drops forwarded packets (Docker sets this
+//! policy for iptables' FORWARD chain), instances reach neither each other nor other networks until that table accepts
+//! their links. Such chains are detected and reported, and left to the owner of the table. Rules of legacy iptables are
+//! not detected.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -29,34 +31,34 @@ use super::group::Group;
 use super::steps::STEP_PREFIX;
 use crate::deploy::port::NetworkError;
 
-/// `nft` takes some milliseconds; longer where somebody else changes rules.
+/// Time limit of one `nft` run: it takes some milliseconds, longer while another program changes rules.
 const LIMIT: Duration = Duration::from_secs(20);
 
 pub(super) struct Firewall {
     program: PathBuf,
-    /// What lets everything else follow.
+    /// Rules from which the table is generated.
     rules: Rules,
-    /// The table as `nft` prints it after it was written.
+    /// Table as `nft` printed it after the last write.
     applied: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rules {
-    /// Name of the gateway's link and of the table.
+    /// Name of the gateway link and of the table.
     pub(super) name: String,
     pub(super) group: Group,
     pub(super) subnet: Ipv4Net,
     pub(super) gateway: Ipv4Addr,
     /// The one port of the gateway that instances reach.
     pub(super) port: Option<u16>,
-    /// Addresses of the host where a resolver listens.
+    /// Addresses of the host on which a resolver listens.
     pub(super) resolvers: BTreeSet<Ipv4Addr>,
-    /// Link-local resolvers of the network that the host is in, as some clouds have them.
+    /// Link-local resolvers of the host's network, as some clouds have them.
     pub(super) link_local_resolvers: BTreeSet<Ipv4Addr>,
 }
 
 impl Rules {
-    /// `add` before `delete`, so that both work where there is no table.
+    /// Returns the commands that delete the table; `add` before `delete` makes them work without a table too.
     fn removal(&self) -> String {
         format!("add table inet {name}\ndelete table inet {name}\n", name = self.name)
     }
@@ -106,7 +108,7 @@ impl Rules {
     }
 }
 
-/// Lets questions to resolvers pass.
+/// Returns rules that accept DNS queries to the servers.
 fn questions(servers: &BTreeSet<Ipv4Addr>) -> String {
     let rules = servers.iter().flat_map(|server| {
         ["udp", "tcp"].map(|protocol| format!("ip daddr {server} {protocol} dport 53 accept"))
@@ -130,13 +132,13 @@ impl Firewall {
         Ok(())
     }
 
-    /// Writes the table again where it is not as it was written.
+    /// Restores the table if it differs from what was written.
     pub(super) async fn mend(&mut self) -> Result<(), NetworkError> {
-        // No table is an error of `nft`.
+        // A missing table is an error of `nft`.
         if self.list().await.is_ok_and(|now| now == self.applied) {
             return Ok(());
         }
-        tracing::warn!(table = self.rules.name, "somebody changed the room's nft table; it is written again");
+        tracing::warn!(table = self.rules.name, "nft table was changed by another program; restoring it");
         self.set(self.rules.clone()).await
     }
 
@@ -153,7 +155,7 @@ impl Firewall {
     }
 }
 
-/// Chains of all tables that drop by default what is forwarded.
+/// Returns the chains of all tables that drop forwarded packets by default.
 pub(super) async fn dropping(program: &Path) -> Result<Vec<Chain>, NetworkError> {
     let listing = run(program, &["-j", "list", "chains"], "").await?;
     in_listing(&listing)
@@ -185,7 +187,7 @@ pub(super) async fn run(program: &Path, args: &[&str], input: &str) -> Result<St
     };
     let output = tokio::time::timeout(LIMIT, work)
         .await
-        .map_err(|_| failed(format!("no end after {} s", LIMIT.as_secs())))?
+        .map_err(|_| failed(format!("did not finish within {} s", LIMIT.as_secs())))?
         .map_err(|error| failed(error.to_string()))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());

@@ -1,21 +1,21 @@
-//! The link groups of one daemon: by these, and by no list that would change with each instance, its firewall knows
-//! the links of its instances, and which of them are isolated.
+//! Link groups of one daemon. The firewall recognizes the links of its instances, and which of them are isolated, by
+//! group and not by a list that changes with each instance.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Group(u32);
 
 impl Group {
-    /// Two daemons of one host have different seeds. Group 0 is that of all other links.
+    /// Derives the groups from a seed, which differs between the daemons of a host. Group 0 contains all other links.
     pub(super) fn of(seed: u32) -> Self {
         Self((seed & !1).max(2))
     }
 
-    /// Links of instances that reach each other.
+    /// Group of the links of instances that reach each other.
     pub(super) const fn open(self) -> u32 {
         self.0
     }
 
-    /// Links of instances that reach no other.
+    /// Group of the links of isolated instances.
     pub(super) const fn isolated(self) -> u32 {
         self.0 | 1
     }

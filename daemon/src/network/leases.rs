@@ -1,8 +1,8 @@
-//! Who has which address: one file of the state, written before an address is used and after it is free, so that
-//! nothing of an instance can exist that this does not name.
+//! Address leases of instances: one state file, written before an address is used and after it is released, so that no
+//! instance network exists without a lease.
 //!
-//! Replaced by rename, without a flush: a process that is killed loses nothing by that, and a power cut ends every
-//! namespace that a lost line could have named.
+//! Replaced by rename, without fsync: a killed process loses nothing, and a power failure removes every namespace that
+//! a lost lease could have named.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,7 +22,7 @@ use crate::model::service::ServiceName;
 pub(super) struct Lease {
     pub(super) address: Ipv4Addr,
     pub(super) name: ServiceName,
-    /// Whether it reaches no other service, and none reaches it.
+    /// True if the instance and other services cannot reach each other.
     #[serde(default)]
     pub(super) isolated: bool,
 }
@@ -30,9 +30,9 @@ pub(super) struct Lease {
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
-    /// None before the first.
+    /// Subnet of the leases; `None` before the first one is chosen.
     subnet: Option<String>,
-    /// The address that was given last.
+    /// Address that was leased last.
     last: Option<Ipv4Addr>,
     leases: BTreeMap<InstanceId, Lease>,
 }
@@ -43,11 +43,11 @@ pub(super) struct Leases {
 }
 
 impl Leases {
-    /// One that cannot be read is as good as none: every instance is then given its network anew.
+    /// Reads the leases. A damaged file is treated as empty: every instance then gets a new network.
     pub(super) fn read(path: PathBuf) -> io::Result<Self> {
         let record = match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "leases of addresses are damaged and begin anew");
+                tracing::warn!(path = %path.display(), %error, "failed to parse the address leases; starting empty");
                 Record::default()
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Record::default(),
@@ -56,12 +56,12 @@ impl Leases {
         Ok(Self { path, record })
     }
 
-    /// The subnet that they are of.
+    /// Returns the subnet of the leases.
     pub(super) fn subnet(&self) -> Option<Ipv4Net> {
         self.record.subnet.as_ref()?.parse().ok()
     }
 
-    /// Begins with another subnet: leases of the one before end.
+    /// Sets the subnet; all leases of a different subnet end.
     pub(super) fn set_subnet(&mut self, subnet: Ipv4Net) -> io::Result<()> {
         if self.subnet() == Some(subnet) {
             return Ok(());
@@ -70,7 +70,7 @@ impl Leases {
         self.write()
     }
 
-    /// The instance's lease, made if it has none.
+    /// Returns the instance's lease, creating it if there is none.
     pub(super) fn take(
         &mut self,
         instance: &InstanceId,
@@ -106,7 +106,7 @@ impl Leases {
         self.record.leases.iter()
     }
 
-    /// There is one writer, so the draft has a name that the next one replaces.
+    /// Writes the file. There is only one writer, so the draft can have a fixed name.
     fn write(&self) -> io::Result<()> {
         let draft = self.path.with_extension("json.new");
         fs::write(&draft, serde_json::to_vec(&self.record)?)?;

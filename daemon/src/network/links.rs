@@ -1,4 +1,4 @@
-//! What is asked of the kernel, as its messages: links, addresses, neighbours and routes.
+//! Kernel requests as netlink messages: links, addresses, neighbours and routes.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,20 +20,20 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::{namespace, subnet};
 use crate::netlink::{Netlink, Request};
 
-/// The loopback interface's index in every namespace.
+/// Index of the loopback interface in every namespace.
 pub(super) const LOOPBACK: u32 = 1;
 
-/// A link that is there.
+/// Existing link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) up: bool,
-    /// Whether packets pass: the other end is up too.
+    /// True if the operational state is up, which requires the other end to be up too.
     pub(super) passes: bool,
-    /// The bridge that it is a port of; none of ours is one.
+    /// Index of the bridge that the link is a port of; `None` for all of our links.
     pub(super) bridge: Option<u32>,
-    /// Whether it asks for hardware addresses and answers who asks.
+    /// True if ARP is enabled.
     pub(super) arp: bool,
     pub(super) group: u32,
     pub(super) hardware: Vec<u8>,
@@ -82,7 +82,7 @@ pub(super) fn link(netlink: &mut Netlink, name: &str) -> io::Result<Option<Link>
 
 pub(super) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
     let mut message = LinkMessage::default();
-    // Half of the answer, which nobody reads.
+    // Statistics are half of the answer and are not used.
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     let messages = netlink.dump(&RouteNetlinkMessage::GetLink(message))?;
     Ok(messages
@@ -94,10 +94,10 @@ pub(super) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
         .collect())
 }
 
-/// The link `name` that holds the first address of `net` and nothing else, so that the host has that address and its
-/// other links do not reach the rest of `net`; made if it is missing. Gives its index.
+/// Ensures the gateway link `name`, which has only the first address of `net`: the host gets that address, and no other
+/// link of the host routes to `net`. Returns its index.
 ///
-/// It is a bridge that never has a port: a kernel that has pairs of links may be without the kind `dummy`.
+/// The link is a bridge that never gets a port: a kernel with veth pairs may lack the kind `dummy`.
 pub(super) fn ensure_gateway_link(netlink: &mut Netlink, name: &str, net: Ipv4Net) -> io::Result<u32> {
     let gateway = subnet::gateway(net);
     if link(netlink, name)?.is_none() {
@@ -105,10 +105,10 @@ pub(super) fn ensure_gateway_link(netlink: &mut Netlink, name: &str, net: Ipv4Ne
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
         let request = Request::create(format!("link {name}"), RouteNetlinkMessage::NewLink(message));
         netlink.run(vec![request]).map_err(|error| unsupported(error, "bridge"))?;
-        // Before it is up: instances shall not find the host by an address of IPv6 either.
+        // IPv6 is disabled before the link is up, so that instances cannot reach the host over IPv6 either.
         namespace::set(Path::new(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6")), "1")?;
     }
-    let found = link(netlink, name)?.ok_or_else(|| io::Error::other(format!("link {name} is gone again")))?;
+    let found = link(netlink, name)?.ok_or_else(|| io::Error::other(format!("link {name} disappeared")))?;
     if found.kind != Some(InfoKind::Bridge) {
         return Err(io::Error::other(format!("link {name} is not a bridge; remove it")));
     }
@@ -136,11 +136,11 @@ pub(super) fn ensure_gateway_link(netlink: &mut Netlink, name: &str, net: Ipv4Ne
     Ok(found.index)
 }
 
-/// Whether the kernel has links in pairs: makes one and takes it away. Where the gateway's link is there already,
-/// instances had some.
+/// Checks that the kernel supports veth pairs by creating and deleting one. An existing gateway link proves it, because
+/// instances had pairs then.
 pub(super) fn check_pairs(netlink: &mut Netlink, gateway: &str) -> io::Result<()> {
     let [one, two] = ["a", "b"].map(|end| format!("{gateway}{end}"));
-    // Of an earlier run that was killed here.
+    // A killed earlier run may have left it.
     netlink.run(vec![delete(&one)])?;
     if link(netlink, gateway)?.is_some() {
         return Ok(());
@@ -155,7 +155,7 @@ pub(super) fn check_pairs(netlink: &mut Netlink, gateway: &str) -> io::Result<()
     netlink.run(vec![delete(&one)])
 }
 
-/// The kernel's word for a kind of link that it does not have.
+/// Converts the kernel's error for an unsupported kind of link to one that names the module.
 pub(super) fn unsupported(error: io::Error, kind: &str) -> io::Error {
     if error.kind() == io::ErrorKind::Unsupported {
         return io::Error::new(
@@ -166,17 +166,17 @@ pub(super) fn unsupported(error: io::Error, kind: &str) -> io::Error {
     error
 }
 
-/// A neighbour that is never asked for.
+/// Returns the request for a permanent neighbour entry, which needs no ARP.
 pub(super) fn neighbour(link: u32, address: Ipv4Addr) -> Request {
     let mut message = neighbour_of(link, address);
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(subnet::hardware(address).to_vec()));
     Request::replace(format!("neighbour {address}"), RouteNetlinkMessage::NewNeighbour(message))
 }
 
-/// Whether a link has that neighbour.
+/// Reports whether the link has that permanent neighbour entry.
 pub(super) fn knows_neighbour(netlink: &mut Netlink, link: u32, address: Ipv4Addr) -> io::Result<bool> {
     let mut message = neighbour_of(link, address);
-    // The kernel takes the question without them only.
+    // The kernel accepts the query only without these fields.
     message.header.state = NeighbourState::None;
     message.header.kind = RouteType::Unspec;
     let Some(RouteNetlinkMessage::NewNeighbour(found)) =
@@ -192,7 +192,7 @@ pub(super) fn delete(name: &str) -> Request {
     Request::delete(format!("link {name}"), RouteNetlinkMessage::DelLink(named(name)))
 }
 
-/// An address of a link, IPv4 only.
+/// IPv4 address of a link.
 pub(super) struct Address {
     pub(super) link: u32,
     pub(super) address: Ipv4Addr,
@@ -209,7 +209,7 @@ pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<Vec<Address>> {
             let RouteNetlinkMessage::NewAddress(message) = message else {
                 return None;
             };
-            // `Local` is the link's own; on a link between two ends, `Address` is the other's.
+            // `Local` is the link's own address; on a point-to-point link, `Address` is the peer's.
             let find = |own: bool| {
                 message.attributes.iter().find_map(|attribute| match attribute {
                     AddressAttribute::Local(IpAddr::V4(address)) if own => Some(*address),
@@ -224,7 +224,7 @@ pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<Vec<Address>> {
         .collect())
 }
 
-/// A route of any table, IPv4 only.
+/// IPv4 route of any table.
 pub(super) struct Route {
     pub(super) net: Ipv4Net,
     pub(super) link: Option<u32>,
@@ -288,7 +288,7 @@ pub(super) fn address(link: u32, address: Ipv4Addr, net: Ipv4Net) -> AddressMess
     message
 }
 
-/// A route to `net` over a link, in the main table.
+/// Returns a route to `net` over a link, in the main table.
 pub(super) fn route(link: u32, net: Ipv4Net) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
@@ -304,7 +304,7 @@ pub(super) fn route(link: u32, net: Ipv4Net) -> RouteMessage {
     message
 }
 
-/// The link that packets to `address` leave by, and the address that they are sent from.
+/// Returns the outgoing link for `address`, and the source address of packets to it.
 pub(super) fn way_to(
     netlink: &mut Netlink,
     address: Ipv4Addr,

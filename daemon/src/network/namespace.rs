@@ -1,7 +1,8 @@
-//! Network namespaces, each bound to a file that whoever runs the instance opens.
+//! Network namespaces, each bind-mounted at a file that the runtime of the instance opens.
 //!
-//! A thread that has entered one cannot be used for anything else: each gets its own, and only that thread's socket
-//! stays. After a reboot the file is there and plain, which its file system tells (a namespace's is `nsfs`).
+//! A thread that has entered a namespace cannot be used for anything else: each operation runs on a thread of its own,
+//! of which only the socket remains. After a reboot the file is a regular one, which the file system type shows (that
+//! of a namespace is `nsfs`).
 
 use std::fs::{self, File};
 use std::io;
@@ -16,18 +17,18 @@ use crate::netlink::Netlink;
 use crate::task;
 
 const NSFS_MAGIC: u64 = 0x6e73_6673;
-/// One file has one mount; more are from a daemon that was killed between two steps.
+/// Maximum number of mounts on one file. Normally there is one; a daemon that was killed between two steps leaves more.
 const MOUNTS: usize = 16;
 
-/// IPv6 stays off, since the room has addresses of IPv4 only; and a service may listen on port 80 as any user, as
-/// it may under Docker.
+/// IPv6 is disabled, because the room has only IPv4 addresses; and a service may listen on port 80 as any user, as in
+/// Docker.
 const SETTINGS: [(&str, &str); 3] = [
     ("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"),
     ("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"),
     ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
 ];
 
-/// Makes a namespace and binds it to `file`: there is none at the file before it is complete.
+/// Creates a namespace and binds it to `file` once it is complete.
 pub(super) fn make(file: &Path) -> io::Result<Netlink> {
     File::options().create(true).truncate(false).write(true).open(file)?;
     task::apart("netns", || {
@@ -41,17 +42,17 @@ pub(super) fn make(file: &Path) -> io::Result<Netlink> {
     })?
 }
 
-/// Sets what every namespace of ours has, in the one that the calling thread is in: to be called by [`within`].
+/// Applies the settings of every namespace to that of the calling thread; called inside [`within`].
 pub(super) fn configure() -> io::Result<()> {
     SETTINGS.iter().try_for_each(|(path, value)| set(Path::new(path), value))
 }
 
-/// A socket in the namespace of `file`.
+/// Opens a netlink socket in the namespace at `file`.
 pub(super) fn open(file: &Path) -> io::Result<Netlink> {
     within(file, Netlink::open)?
 }
 
-/// Runs `work` inside.
+/// Runs `work` inside the namespace.
 pub(super) fn within<T: Send>(file: &Path, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let namespace = File::open(file)?;
     task::apart("netns", || {
@@ -60,7 +61,7 @@ pub(super) fn within<T: Send>(file: &Path, work: impl FnOnce() -> T + Send) -> i
     })?
 }
 
-/// Whether there is a namespace at `file`.
+/// Reports whether there is a namespace at `file`.
 pub(super) fn is_at(file: &Path) -> io::Result<bool> {
     match rustix::fs::statfs(file) {
         Ok(stat) => Ok(u64::try_from(stat.f_type) == Ok(NSFS_MAGIC)),
@@ -69,24 +70,24 @@ pub(super) fn is_at(file: &Path) -> io::Result<bool> {
     }
 }
 
-/// Lets go of it, so that it ends with its last process. Nothing to do where there is none.
+/// Unmounts the namespace, which then ends with its last process. Does nothing if there is none.
 pub(super) fn remove(file: &Path) -> io::Result<()> {
     for _ in 0..MOUNTS {
         match rustix::mount::unmount(file, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
-            // Not mounted, not there.
+            // The file is not mounted, or does not exist.
             Err(Errno::INVAL | Errno::NOENT) => break,
             Err(errno) => return Err(errno.into()),
         }
     }
-    // Copies of the mount in other mount namespaces (buildkitd's) go with the file.
+    // Removing the file also removes copies of the mount in other mount namespaces (buildkitd's).
     match fs::remove_file(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
 }
 
-/// Sets a kernel setting; one that the kernel does not have is as good as off.
+/// Sets a kernel setting; a missing one counts as disabled.
 pub(super) fn set(path: &Path, value: &str) -> io::Result<()> {
     match fs::write(path, value) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

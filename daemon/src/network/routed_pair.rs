@@ -1,5 +1,5 @@
-//! A pair of links that joins one network namespace to the host by routing alone: there is no bridge, and so no
-//! layer 2 that two namespaces share.
+//! Veth pair that connects one network namespace to the host by routing alone: there is no bridge, and so no layer 2
+//! that two namespaces share.
 //!
 //! ```text
 //! host                                            namespace
@@ -9,10 +9,10 @@
 //!                                                   route      default via gateway
 //! ```
 //!
-//! Whatever leaves the namespace comes to the host as a packet to be routed, where rules decide on it. Neither end asks
-//! for the other's hardware address, so no connection waits for ARP, and there is nothing that could be answered
-//! falsely. `outside` needs no address: `gateway` is only the name of the next hop. The host end has no IPv6, as the
-//! namespace has none ([`namespace::make`]).
+//! Every packet that leaves the namespace is routed by the host and filtered by its rules. Neither end asks for the
+//! other's hardware address, so no connection waits for ARP, and ARP cannot be spoofed. `outside` needs no address:
+//! `gateway` is only the name of the next hop. The host end has no IPv6, as the namespace has none
+//! ([`namespace::create`]).
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -29,13 +29,13 @@ use super::links::{self, LOOPBACK};
 use super::{namespace, subnet};
 use crate::netlink::{Netlink, Request};
 
-/// How long a new pair may take until packets pass; the kernel takes well under a millisecond.
+/// Time limit for a new pair to come up; the kernel takes well under a millisecond.
 const PASSES: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_micros(200);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RoutedPair {
-    /// Name of the host end, fifteen letters at most.
+    /// Name of the host end, at most fifteen characters.
     pub(super) outside: String,
     /// Name of the end in the namespace.
     pub(super) inside: String,
@@ -43,15 +43,15 @@ pub(super) struct RoutedPair {
     pub(super) address: Ipv4Addr,
     /// Next hop of everything that leaves the namespace.
     pub(super) gateway: Ipv4Addr,
-    /// The address by which the host speaks to the namespace: one that the host has.
+    /// Source address of the host's packets to the namespace; an address of the host.
     pub(super) source: Ipv4Addr,
-    /// Link group of the host end, by which rules of the firewall know it (`iifgroup`).
+    /// Link group of the host end, by which firewall rules match it (`iifgroup`).
     pub(super) group: u32,
 }
 
 impl RoutedPair {
-    /// Makes the pair and waits until packets pass. A link named `outside` that is there already is replaced.
-    /// `namespace` is where the inner end goes, and `inside` a socket in it.
+    /// Creates the pair and waits until packets pass. An existing link named `outside` is replaced. `namespace`
+    /// receives the inner end, and `inside` is a socket in it.
     pub(super) fn make(
         &self,
         host: &mut Netlink,
@@ -64,9 +64,9 @@ impl RoutedPair {
         self.wait(host)
     }
 
-    /// Both links, and nothing that leads to them.
+    /// Creates both links, but no routes to them.
     pub(super) fn make_links(&self, host: &mut Netlink, namespace: BorrowedFd<'_>) -> io::Result<()> {
-        // Its other end goes with it.
+        // Deleting one end also deletes the other.
         if links::link(host, &self.outside)?.is_some() {
             host.run(vec![links::delete(&self.outside)])?;
         }
@@ -85,11 +85,11 @@ impl RoutedPair {
         let what = format!("link {}", self.outside);
         host.run(vec![Request::create(what, RouteNetlinkMessage::NewLink(message))])
             .map_err(|error| links::unsupported(error, "veth"))?;
-        // No address of IPv6 comes before the inner end is up.
+        // The link gets no IPv6 address before the inner end is up.
         namespace::set(Path::new(&format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.outside)), "1")
     }
 
-    /// How the host reaches the namespace.
+    /// Sets up the route and neighbour entry from the host to the namespace.
     pub(super) fn set_up_outside(&self, host: &mut Netlink) -> io::Result<()> {
         let index = found(host, &self.outside)?;
         let mut route = links::route(index, self.address.into());
@@ -104,7 +104,7 @@ impl RoutedPair {
         ])
     }
 
-    /// The inner half, asked from inside. May be done again.
+    /// Sets up the inner end from inside the namespace. Idempotent.
     pub(super) fn set_up_inside(&self, inside: &mut Netlink) -> io::Result<()> {
         let index = found(inside, &self.inside)?;
         let mut hop = links::route(index, self.gateway.into());
@@ -123,7 +123,7 @@ impl RoutedPair {
         ])
     }
 
-    /// A packet that is sent too early is lost, and what sends it asks again only a second later.
+    /// Waits until packets pass. A packet that is sent earlier is lost, and its sender retries only a second later.
     pub(super) fn wait(&self, host: &mut Netlink) -> io::Result<()> {
         let begun = Instant::now();
         while !links::link(host, &self.outside)?.is_some_and(|link| link.passes) {
@@ -136,7 +136,7 @@ impl RoutedPair {
         Ok(())
     }
 
-    /// Whether both halves are as they were made.
+    /// Reports whether both ends are in the state in which they were created.
     pub(super) fn is_whole(&self, host: &mut Netlink, inside: &mut Netlink) -> io::Result<bool> {
         Ok(self.is_set_up_outside(host)? && self.is_set_up_inside(inside)?)
     }

@@ -1,19 +1,19 @@
-//! The network of build steps: a namespace for each, wired by this process, that reaches the world and nothing of this
-//! machine.
+//! Network of build steps: a namespace for each step, configured by this process, that reaches public addresses and
+//! nothing of this machine.
 //!
 //! ```text
 //! buildkitd --CNI--> hearthd as plugin (plugin.rs) --socket, namespace--> builder.rs --> attachments.rs: address, pair
 //!
-//!   step   eth1, A/32  ---- pair ----  hst<daemon><n>        rules.rs (nft): NAT to the world, everything else refused
+//!   step   eth1, A/32  ---- pair ----  hst<daemon><n>        rules.rs (nft): NAT to public addresses, all else rejected
 //!   step   ...         ---- pair ----  ...
 //!   builders' namespace ---- pair ----  hst<daemon>-b         resolver.rs answers here
 //! ```
 //!
-//! No step shares a wire with another, or with the host: what leaves a step is a packet to be routed, on which the rules
-//! decide. There is no IPv6. BuildKit keeps some wired namespaces ready (`cniPoolSize`), so that no step waits.
+//! No step shares a layer 2 with another, or with the host: packets that leave a step are routed, and filtered by the
+//! rules. There is no IPv6. BuildKit keeps some configured namespaces ready (`cniPoolSize`), so that no step waits.
 //!
-//! Steps end with their builder, and builders with this process: nothing of this is kept on disk. What a daemon that was
-//! killed leaves is a link and a table of its own name, which the next one with the same state directory takes away.
+//! Steps end with their builder, and builders with this process, so nothing is kept on disk. A killed daemon leaves
+//! links and a table with its own name, which the next one with the same state directory removes.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -55,26 +55,26 @@ use resolver::{Resolver, ResolverOptions};
 pub(super) use rules::STEP_PREFIX;
 use rules::StepRules;
 
-/// Steps that may have a network at once, of all builders together: some 4000.
+/// Prefix length of the subnet: about 4000 steps of all builders together may have a network at once.
 const SUBNET_PREFIX: u8 = 20;
-/// Daemons that start at once may choose the same subnet; then each chooses again.
+/// Maximum number of subnet choices: daemons that start at once may choose the same subnet; each chooses again then.
 const CHOICES: u32 = 16;
-/// How often it is looked whether somebody has changed the table.
+/// Interval between checks whether somebody has changed the table.
 const MEND_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 pub struct StepNetworkOptions {
-    /// The daemon's; its identity parts this daemon's links and table from those of others.
+    /// State directory of the daemon; its identity distinguishes this daemon's links and table from those of others.
     pub state_dir: PathBuf,
-    /// The program that BuildKit starts as its CNI plugin: hearthd.
+    /// Program that BuildKit runs as its CNI plugin: hearthd.
     pub plugin: PathBuf,
     /// `nft`, looked up in `PATH` unless it has a `/`.
     pub nft: PathBuf,
     pub policy: EgressPolicy,
-    /// Where names are asked; those of `resolv_conf` where there are none.
+    /// Upstream DNS servers; if empty, those of `resolv_conf`.
     pub resolvers: Vec<SocketAddr>,
     pub resolv_conf: PathBuf,
-    /// Where that has none either.
+    /// Upstream DNS servers if `resolv_conf` has none either.
     pub fallback_resolvers: Vec<Ipv4Addr>,
 }
 
@@ -93,7 +93,7 @@ impl StepNetworkOptions {
     }
 }
 
-/// The network of the steps of all builders of one daemon. Cheap to clone.
+/// Network of the steps of all builders of one daemon; cheap to clone.
 #[derive(Clone)]
 pub struct StepNetwork {
     shared: Arc<Shared>,
@@ -106,24 +106,24 @@ struct Shared {
     firewall: Arc<StepFirewall>,
     refusals: Arc<Refusals>,
     resolver: Ipv4Addr,
-    /// Held as long as the network: the namespace lives by it.
+    /// Descriptor of the builders' namespace; it keeps the namespace alive.
     _builders: OwnedFd,
     plugin: PathBuf,
     next_builder: AtomicU64,
 }
 
 impl StepNetwork {
-    /// Wires everything but steps. An error names what is missing here.
+    /// Sets up everything except steps. An error names what this machine lacks.
     pub async fn open(options: StepNetworkOptions) -> Result<Self, NetworkError> {
-        // Before anything is made: there may be no nft, or none in the kernel.
+        // Checked before anything is created: nft, or its kernel support, may be missing.
         let dropping = firewall::dropping(&options.nft).await?;
         let state_dir = options.state_dir.clone();
         let (attachments, builders, name) = blocking(move || wire(&state_dir)).await?;
         for chain in &dropping {
             tracing::warn!(
                 chain = %chain,
-                "this chain drops what is forwarded: steps of builds reach nothing unless it has rules that accept what \
-                 comes from and goes to `{name}*`"
+                "this chain drops forwarded packets: build steps reach nothing unless it accepts \
+                 packets from and to interfaces named `{name}*`"
             );
         }
         let rules = StepRules {
@@ -155,7 +155,7 @@ impl StepNetwork {
             task::spawn("steps-resolver", resolver.serve(stop.clone())),
             task::spawn("steps-firewall", mend_loop(Arc::clone(&firewall), stop.clone())),
         ];
-        tracing::info!(links = name, %subnet, "network of build steps is up");
+        tracing::info!(links = name, %subnet, "step network is up");
         let shared = Shared {
             attachments: Mutex::new(attachments),
             firewall,
@@ -168,19 +168,19 @@ impl StepNetwork {
         Ok(Self { shared: Arc::new(shared), stop, tasks: Arc::new(Mutex::new(tasks)) })
     }
 
-    /// The network of the steps of one builder, whose files are in `directory`.
+    /// Opens the network of the steps of one builder, whose files are in `directory`.
     pub fn builder(&self, directory: &Path) -> Result<BuilderNetwork, NetworkError> {
         let key = self.shared.next_builder.fetch_add(1, Ordering::Relaxed);
         BuilderNetwork::open(self, key, directory).map_err(|error| at(directory, &error))
     }
 
-    /// Takes everything away. Builders are to have ended.
+    /// Removes everything; all builders must have ended.
     pub async fn close(self) -> Result<(), NetworkError> {
         self.stop.cancel();
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for ended in futures::future::join_all(tasks).await {
             if let Err(error) = ended {
-                tracing::error!(%error, "a part of the network of steps ended badly");
+                tracing::error!(%error, "step network task panicked");
             }
         }
         let shared = Arc::clone(&self.shared);
@@ -207,10 +207,10 @@ impl Shared {
         self.attachments.lock().check(builder, container)
     }
 
-    /// Nothing to do where there is nothing.
+    /// Detaches a container; does nothing if it is not attached.
     fn detach(&self, builder: BuilderKey, container: &str) -> Result<(), AttachError> {
         let Some(outside) = self.attachments.lock().outside_of(builder, container) else { return Ok(()) };
-        // The kernel takes some 35 ms for this, most of it waiting: nobody else waits for it.
+        // The kernel takes about 35 ms to delete a link, mostly waiting, so this runs without the lock.
         delete_links(&[outside])
             .map_err(|error| AttachError { code: call::code::WIRING, message: error.to_string() })?;
         self.attachments.lock().forget(builder, container);
@@ -256,7 +256,7 @@ fn delete_links(names: &[String]) -> io::Result<()> {
     Netlink::open()?.run(names.iter().map(|name| links::delete(name)).collect())
 }
 
-/// Subnet, and the namespace of builders.
+/// Chooses the subnet and creates the builders' namespace.
 fn wire(state_dir: &Path) -> Result<(Attachments, BuildersNamespace, String), NetworkError> {
     capability::check().map_err(NetworkError::Other)?;
     let name = super::tag_of(state_dir).map_err(|error| at(state_dir, &error))?;
@@ -268,23 +268,23 @@ fn wire(state_dir: &Path) -> Result<(Attachments, BuildersNamespace, String), Ne
         let chosen =
             subnet::choose_of(SUBNET_PREFIX, seed, &taken(&name).map_err(failed)?).ok_or_else(|| {
                 NetworkError::Other(
-                    "this host reaches all private addresses otherwise: none is left for steps".to_owned(),
+                    "every private subnet overlaps a network of this host: none is left for steps".to_owned(),
                 )
             })?;
         let mut attachments = Attachments::new(name.clone(), chosen).map_err(failed)?;
         attachments.sweep().map_err(failed)?;
         let builders = attachments.make_builders_namespace().map_err(failed)?;
-        // Another daemon may have looked at the same moment.
+        // Another daemon may have chosen it at the same moment.
         if !subnet::overlaps(chosen, &taken(&name).map_err(failed)?) {
             return Ok((attachments, builders, name));
         }
         attachments.sweep().map_err(failed)?;
         seed = rand::random();
     }
-    Err(NetworkError::Other("no subnet of steps stays free: others take each that is chosen".to_owned()))
+    Err(NetworkError::Other("no free subnet for steps: others took each one that was chosen".to_owned()))
 }
 
-/// What this host reaches by links that are not ours.
+/// Returns the networks that this host reaches over links that are not ours.
 fn taken(name: &str) -> io::Result<Vec<Ipv4Net>> {
     let mut netlink = Netlink::open()?;
     let all = links::links(&mut netlink)?;
@@ -302,10 +302,10 @@ fn taken(name: &str) -> io::Result<Vec<Ipv4Net>> {
 async fn mend_loop(firewall: Arc<StepFirewall>, stop: CancellationToken) {
     while tokio::time::timeout(MEND_EVERY, stop.cancelled()).await.is_err() {
         if let Err(error) = firewall.mend().await {
-            tracing::error!(%error, "the table of steps cannot be looked at; the next look tries again");
+            tracing::warn!(%error, "failed to check the step network's nft table; the next check retries");
         }
         if let Err(error) = blocking(forward).await {
-            tracing::error!(%error, path = FORWARD, "steps may not reach the world");
+            tracing::error!(%error, path = FORWARD, "failed to enable IP forwarding for build steps");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Which addresses a room has, and the hardware addresses that follow from them.
+//! Address plan of a room: subnets, instance addresses, and the hardware addresses that are derived from them.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
-/// The spaces of private addresses, in the order in which they are tried.
+/// Private address spaces, in the order in which they are tried.
 const SPACES: [(Ipv4Addr, u8); 3] = [
     (Ipv4Addr::new(10, 0, 0, 0), 8),
     (Ipv4Addr::new(172, 16, 0, 0), 12),
@@ -12,13 +12,13 @@ const SPACES: [(Ipv4Addr, u8); 3] = [
 ];
 const PREFIX: u8 = 24;
 
-/// A /24 that overlaps nothing of `taken`; where the search begins follows from `seed`, so that daemons of one
-/// host, and rooms that meet in one VPN, seldom choose the same. None when all is taken.
+/// Chooses a /24 that overlaps nothing in `taken`. The search starts at a position derived from `seed`, so that daemons
+/// of one host, and rooms that are connected by a VPN, seldom choose the same one. `None` if everything is taken.
 pub(super) fn choose(seed: u32, taken: &[Ipv4Net]) -> Option<Ipv4Net> {
     choose_of(PREFIX, seed, taken)
 }
 
-/// The same with another length of the prefix, from /16 on.
+/// Chooses a subnet with another prefix length, at least 16.
 pub(super) fn choose_of(length: u8, seed: u32, taken: &[Ipv4Net]) -> Option<Ipv4Net> {
     SPACES.into_iter().find_map(|(space, prefix)| {
         let count = 1u32 << (length - prefix);
@@ -34,19 +34,19 @@ pub(super) fn overlaps(subnet: Ipv4Net, taken: &[Ipv4Net]) -> bool {
     taken.iter().any(|other| other.contains(&subnet) || subnet.contains(other))
 }
 
-/// The daemon's own address in the room's network: the first.
+/// Returns the daemon's own address in the room's network: the first one.
 pub(super) fn gateway(subnet: Ipv4Net) -> Ipv4Addr {
     (u32::from(subnet.network()) + 1).into()
 }
 
-/// How many instances have an address.
+/// Returns the number of instance addresses.
 pub(super) fn instances(subnet: Ipv4Net) -> usize {
     let first = u32::from(gateway(subnet)) + 1;
     usize::try_from(u32::from(subnet.broadcast()).saturating_sub(first)).unwrap_or(usize::MAX)
 }
 
-/// The address after `last` that is not taken, around to the first: an address rests as long as it can, so that
-/// nobody who still knows it meets another service there.
+/// Returns the next free address after `last`, wrapping around. An address is reused as late as possible, so that a
+/// client with an outdated address does not reach another service there.
 pub(super) fn next_free(
     subnet: Ipv4Net,
     last: Option<Ipv4Addr>,
@@ -58,14 +58,14 @@ pub(super) fn next_free(
     (begin..end).chain(first..begin).map(Ipv4Addr::from).find(|address| !taken(*address))
 }
 
-/// The same address has the same hardware address for ever: no neighbour's memory of it can be wrong.
+/// Derives the hardware address, which is always the same for an address, so that no neighbour cache can be wrong.
 pub(super) fn hardware(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
-    // 0x02: locally administered, not a group's.
+    // 0x02: locally administered, unicast.
     [0x02, 0x68, a, b, c, d]
 }
 
-/// `address/prefix` as a network, where it is one of IPv4.
+/// Returns `address/prefix` as a network, if it is IPv4.
 pub(super) fn of(address: IpAddr, prefix: u8) -> Option<Ipv4Net> {
     match address {
         IpAddr::V4(address) => Ipv4Net::new(address, prefix).ok().map(|net| net.trunc()),

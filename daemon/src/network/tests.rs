@@ -1,4 +1,4 @@
-//! On the real kernel, as root: each test has a network of its own, takes it away, and proves that.
+//! Tests on the real kernel, as root: each has a network of its own, removes it, and verifies the removal.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -19,7 +19,7 @@ mod pair;
 mod reach;
 mod walls;
 
-/// As long as one that is not answered may take; those that are take well under a millisecond.
+/// Time limit for a connection; a successful one takes well under a millisecond.
 const LIMIT: Duration = Duration::from_secs(2);
 
 struct Room {
@@ -41,7 +41,7 @@ impl Room {
         Self { network, options, _dir: dir }
     }
 
-    /// What a daemon finds that starts after another was killed.
+    /// Opens the network again, as a daemon that starts after another was killed.
     async fn again(&mut self) {
         self.network = RoomNetwork::open(self.options.clone()).await.unwrap();
     }
@@ -71,7 +71,7 @@ impl Room {
         self.network.state.lock().await.wiring.group
     }
 
-    /// All that there is of instances: links, routes, files, namespaces, leases.
+    /// Returns all traces of instances: links, routes, files, namespaces, leases.
     async fn remains(&self) -> Vec<String> {
         let mut state = self.network.state.lock().await;
         let wiring = &mut state.wiring;
@@ -95,7 +95,7 @@ impl Room {
     }
 }
 
-/// For a test that failed: the machine is not to keep what it made.
+/// Cleans up after a failed test.
 impl Drop for Room {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -121,7 +121,7 @@ fn tables() -> String {
     String::from_utf8(Command::new("nft").args(["list", "tables"]).output().unwrap().stdout).unwrap()
 }
 
-/// The gateway's link and the pairs of a daemon.
+/// Returns the gateway link and the pairs of a daemon.
 fn links_of(name: &str, group: Group) -> Vec<String> {
     let all = links::links(&mut Netlink::open().unwrap()).unwrap().into_iter();
     let own = all.filter(|link| link.name.starts_with(name) || group.has(link.group));
@@ -134,7 +134,7 @@ fn mounts_below(dir: &Path) -> Vec<String> {
     targets.filter(|target| Path::new(target).starts_with(dir)).map(str::to_owned).collect()
 }
 
-/// Listens inside; what connects waits in the socket's queue.
+/// Listens inside the namespace; connections wait in the socket's queue.
 fn listen(namespace: &Path, port: u16) -> TcpListener {
     namespace::within(namespace, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap().unwrap()
 }

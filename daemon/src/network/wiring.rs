@@ -1,12 +1,12 @@
-//! The links, namespaces, leases and files of instances, changed by one at a time.
+//! Links, namespaces, leases and files of instances; changed by one task at a time.
 //!
 //! ```text
-//! attach:  lease -> files -> namespace -> pair of links -> outside -> inside
-//! detach:  pair of links with its route and neighbours, namespace, files, lease
+//! attach:  lease -> files -> namespace -> veth pair -> outside -> inside
+//! detach:  veth pair with its route and neighbours, namespace, files, lease
 //! ```
 //!
-//! The lease is the first to come and the last to go: whatever a daemon that was killed left, a lease names, and every
-//! step may be done again.
+//! The lease is created first and removed last: a lease names everything that a killed daemon left, and every step is
+//! idempotent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -27,13 +27,13 @@ use crate::model::id::InstanceId;
 use crate::model::service::ServiceName;
 use crate::netlink::Netlink;
 
-/// The link's name inside of an instance.
+/// Name of the link inside an instance.
 const INSIDE: &str = "eth0";
 
 pub(super) struct Wiring {
     pub(super) netlink: Netlink,
     pub(super) leases: Leases,
-    /// Name of the link that holds the gateway's address, and of the nft table.
+    /// Name of the gateway link and of the nft table.
     pub(super) name: String,
     pub(super) group: Group,
     pub(super) subnet: Ipv4Net,
@@ -43,7 +43,7 @@ pub(super) struct Wiring {
     pub(super) dir: PathBuf,
 }
 
-/// What a step works for.
+/// Instance with its lease, the subject of each step.
 pub(super) struct Instance {
     id: InstanceId,
     lease: Lease,
@@ -51,7 +51,7 @@ pub(super) struct Instance {
 
 type Step = fn(&mut Wiring, &Instance) -> io::Result<()>;
 
-/// How a lease becomes a network.
+/// Steps that turn a lease into a network, in order.
 pub(super) const STEPS: [(&str, Step); 5] = [
     ("files", Wiring::files),
     ("namespace", Wiring::namespace),
@@ -77,7 +77,7 @@ impl Wiring {
             Ok(()) => Ok(self.attached(&instance)),
             Err(error) => {
                 if let Err(left) = self.detach(id) {
-                    tracing::warn!(instance = %id, error = %left, "a network that was not made whole is left for now");
+                    tracing::warn!(instance.id = %id, error = %left, "failed to remove an incomplete instance network");
                 }
                 Err(error)
             }
@@ -94,7 +94,7 @@ impl Wiring {
         Ok(Instance { id: id.clone(), lease })
     }
 
-    /// Does the first `count` steps.
+    /// Executes the first `count` steps.
     pub(super) fn build(&mut self, instance: &Instance, count: usize) -> Result<(), NetworkError> {
         for (name, step) in STEPS.iter().take(count) {
             step(self, instance).map_err(|error| about(&instance.id, name, &error))?;
@@ -166,11 +166,12 @@ impl Wiring {
         Ok(())
     }
 
-    /// Mends what `wanted` have, and takes away what others have. Goes on after an error, and gives the first.
+    /// Repairs the networks of the `wanted` instances and removes all others. Continues after an error, and returns the
+    /// first one.
     pub(super) fn reconcile(&mut self, wanted: &BTreeSet<InstanceId>) -> Result<(), NetworkError> {
         let mut first = Ok(());
         for id in self.present()?.difference(wanted) {
-            tracing::info!(instance = %id, "the network of an instance that is gone is taken away");
+            tracing::info!(instance.id = %id, "removing the network of an unknown instance");
             first = first.and(self.detach(id));
         }
         for id in wanted {
@@ -181,18 +182,18 @@ impl Wiring {
 
     fn mend(&mut self, id: &InstanceId) -> Result<(), NetworkError> {
         let Some(lease) = self.leases.get(id).cloned() else {
-            tracing::warn!(instance = %id, "an instance has no lease of an address; it must be attached again");
+            tracing::warn!(instance.id = %id, "instance has no address lease and must be attached again");
             return Ok(());
         };
         let instance = Instance { id: id.clone(), lease };
         if self.is_whole(&instance).map_err(|error| about(id, "state", &error))? {
             return self.files(&instance).map_err(|error| about(id, "files", &error));
         }
-        tracing::warn!(instance = %id, "the network of an instance is mended");
+        tracing::warn!(instance.id = %id, "repairing the network of an instance");
         self.build(&instance, STEPS.len())
     }
 
-    /// All instances that there is something of.
+    /// Returns all instances that have a lease, files, a namespace or a link.
     fn present(&mut self) -> Result<BTreeSet<InstanceId>, NetworkError> {
         let failed = |error: io::Error| NetworkError::Other(error.to_string());
         let mut found: BTreeSet<InstanceId> = self.leases.iter().map(|(id, _)| id.clone()).collect();
@@ -207,20 +208,23 @@ impl Wiring {
         Ok(found)
     }
 
-    /// The host's ends of all pairs of this daemon.
+    /// Returns the host ends of all pairs of this daemon.
     pub(super) fn own_links(&mut self) -> io::Result<Vec<links::Link>> {
         let all = links::links(&mut self.netlink)?.into_iter();
         Ok(all.filter(|link| self.group.has(link.group)).collect())
     }
 
-    /// Takes away the pairs of an older version's instances, which were ports of the gateway's link and so shared a
-    /// layer 2. [`reconcile`](Self::reconcile) makes them again around the same namespaces and addresses.
+    /// Removes the pairs of instances from an older version, which were ports of the gateway link and so shared a layer
+    /// 2. [`reconcile`](Self::reconcile) recreates them with the same namespaces and addresses.
     pub(super) fn cut_ports(&mut self) -> io::Result<()> {
         let Some(gateway) = links::link(&mut self.netlink, &self.name)? else { return Ok(()) };
         let ports = links::links(&mut self.netlink)?.into_iter();
         let ports: Vec<_> = ports.filter(|link| link.bridge == Some(gateway.index)).collect();
         for port in &ports {
-            tracing::info!(link = port.name, "an instance that shared a bridge with others is wired anew");
+            tracing::info!(
+                link = port.name,
+                "removing an instance link from a shared bridge; it is recreated"
+            );
         }
         let requests: Vec<_> = ports.iter().map(|port| links::delete(&port.name)).collect();
         if requests.is_empty() { Ok(()) } else { self.netlink.run(requests) }
@@ -263,7 +267,7 @@ pub(super) fn instances(dir: &Path) -> PathBuf {
     dir.join("instances")
 }
 
-/// The name of an instance's link on the host: fifteen letters, as many as there may be.
+/// Returns the name of an instance's link on the host, which has the maximum of fifteen characters.
 pub(super) fn link_of(id: &InstanceId) -> String {
     format!("{PREFIX}{id}")
 }

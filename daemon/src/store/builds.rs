@@ -73,7 +73,7 @@ impl BuildStore for Store {
     ) -> Result<Vec<BuildId>, port::StoreError> {
         let (prefix, owner) = (prefix.to_owned(), owner.map(str::to_owned));
         let work = move |transaction: &Transaction<'_>| {
-            // A range, so that the index serves it; no letter of an id sorts after `~`.
+            // A range query can use the index; no character of an id sorts after `~`.
             let query = "SELECT id FROM builds WHERE id >= ?1 AND id < ?1 || '~'
                 AND (?2 IS NULL OR json_extract(record, '$.submitted_by') = ?2) ORDER BY id LIMIT ?3";
             let mut statement = transaction.prepare_cached(query)?;
@@ -152,7 +152,7 @@ fn list(transaction: &Transaction<'_>, query: &BuildQuery) -> Result<Vec<BuildRe
     rows.map(|text| Ok(serde_json::from_str(&text?)?)).collect()
 }
 
-/// The tag that builds are looked up by: the first.
+/// Returns the tag that builds are looked up by: the first.
 fn tag_of(record: &BuildRecord) -> String {
     record.spec.tags.first().map(ToString::to_string).unwrap_or_default()
 }

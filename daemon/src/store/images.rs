@@ -1,4 +1,4 @@
-//! Names of images in SQLite: manifests and what they need, links of blobs, tags, origins, packs.
+//! Image catalog in SQLite: manifests and their required content, blob links, tags, origins, packs.
 
 mod cached;
 mod forget;
@@ -26,8 +26,8 @@ use crate::model::image::{Descriptor, TaggedImage};
 use crate::model::manifest::Part;
 use crate::model::{Digest, Repository, Tag};
 
-/// A lookup writes a new `touched_at` only when the old one is older than this, so that reading is
-/// reading most of the time. Far below any grace period.
+/// Minimum age in milliseconds before a lookup updates `touched_at`, so that most lookups only read. Far below any
+/// grace period.
 const TOUCH_AFTER_MS: i64 = 60_000;
 
 impl From<StoreError> for CatalogError {
@@ -40,7 +40,7 @@ fn now_ms() -> i64 {
     Timestamp::now().as_millisecond()
 }
 
-/// A column that holds the text form of a value.
+/// Parses a column that holds the text form of a value.
 fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
 where
     T: FromStr,
@@ -51,7 +51,7 @@ where
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
 }
 
-/// A size in a column; SQLite knows signed integers only.
+/// Reads a size from a column; SQLite has only signed integers.
 fn size_column(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     let size: i64 = row.get(column)?;
     Ok(size.try_into().unwrap_or(0))
@@ -61,7 +61,7 @@ fn signed(size: u64) -> i64 {
     size.try_into().unwrap_or(i64::MAX)
 }
 
-/// Whether a row is there; one that was not touched lately is touched.
+/// Reports whether the row exists, and updates its `touched_at` if that is old.
 pub(super) fn look_up(
     transaction: &Transaction<'_>,
     table: &'static str,

@@ -1,4 +1,4 @@
--- Builds. `record` is the whole build as JSON; the other columns serve queries.
+-- Builds. `record` is the whole build as JSON; the other columns are for queries.
 CREATE TABLE builds (
     sequence   INTEGER PRIMARY KEY AUTOINCREMENT,
     id         TEXT NOT NULL UNIQUE,
@@ -16,8 +16,8 @@ CREATE TABLE idempotency_keys (
     PRIMARY KEY (caller, key)
 ) STRICT, WITHOUT ROWID;
 
--- The room's registry. Content lies in files; these are its names. `touched_at` is in milliseconds since
--- 1970: what nothing reaches is forgotten some time after.
+-- Names of the room's registry, whose content is in files. `touched_at` is in milliseconds since 1970: unreachable
+-- rows are removed some time after it.
 CREATE TABLE manifests (
     repository    TEXT NOT NULL,
     digest        TEXT NOT NULL,
@@ -32,7 +32,7 @@ CREATE TABLE manifests (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX manifests_by_subject ON manifests (repository, subject) WHERE subject IS NOT NULL;
 
--- What a manifest needs: blobs, or for an index other manifests.
+-- Content that a manifest requires: blobs, or in case of an index other manifests.
 CREATE TABLE manifest_parts (
     repository TEXT NOT NULL,
     manifest   TEXT NOT NULL,
@@ -62,7 +62,7 @@ CREATE TABLE tags (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tags_by_digest ON tags (repository, digest);
 
--- Images without a tag that builds use as context.
+-- Untagged images that builds use as context.
 CREATE TABLE packs (
     id         TEXT PRIMARY KEY,
     digest     TEXT NOT NULL,

@@ -1,4 +1,4 @@
--- Images of other registries that builds brought. What is named here stays in the registry.
+-- Cached images of other registries. Images with a row here stay in the registry.
 CREATE TABLE cached_images (
     name       TEXT NOT NULL,
     platform   TEXT NOT NULL,

@@ -1,10 +1,10 @@
--- What images were made of, so that the same is not made twice. A row goes with its manifest.
+-- Origins of images, so that the same image is not created twice. A row is removed with its manifest.
 CREATE TABLE image_origins (
     repository TEXT NOT NULL,
     manifest   TEXT NOT NULL,
     owner      TEXT NOT NULL,
     tree       TEXT NOT NULL,
-    -- Hash of the way in which the tree became an image.
+    -- Hash of the settings by which the tree became an image.
     way        TEXT NOT NULL,
     PRIMARY KEY (repository, manifest, owner),
     FOREIGN KEY (repository, manifest) REFERENCES manifests (repository, digest) ON DELETE CASCADE

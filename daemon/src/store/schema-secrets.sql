@@ -1,4 +1,4 @@
--- Secrets of the room. `sealed` is nonce, encrypted value and tag; the key is in a file, and `key_id` tells which.
+-- Room secrets. `sealed` is nonce, encrypted value and tag; `key_id` identifies the key, which is in a file.
 CREATE TABLE secrets (
     name       TEXT PRIMARY KEY,
     key_id     TEXT NOT NULL,

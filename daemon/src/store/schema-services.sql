@@ -1,11 +1,11 @@
--- Services. `record` is the whole service as JSON; the other columns and tables serve queries and what is unique.
+-- Services. `record` is the whole service as JSON; the other columns and tables are for queries and uniqueness.
 CREATE TABLE services (
     id     TEXT PRIMARY KEY,
     name   TEXT NOT NULL UNIQUE,
     record TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- A domain leads to one service.
+-- A domain belongs to one service.
 CREATE TABLE service_domains (
     domain  TEXT PRIMARY KEY,
     service TEXT NOT NULL REFERENCES services (id) ON DELETE CASCADE

@@ -1,4 +1,4 @@
--- Packs that stand for a tree instead of an image: their content lies in files of the module of packs.
+-- Packs of trees instead of images: the module `packs` stores their content in files.
 CREATE TABLE tree_packs (
     id         TEXT PRIMARY KEY,
     tree       TEXT NOT NULL,

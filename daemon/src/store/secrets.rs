@@ -1,4 +1,4 @@
-//! Secrets of the room, as they come: sealed.
+//! Room secrets, stored in their sealed form.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -15,7 +15,7 @@ impl From<StoreError> for port::StoreError {
     }
 }
 
-/// A name or time that was written by this file.
+/// Parses a name or time that this module wrote.
 fn value<T: DeserializeOwned>(text: String) -> Result<T, StoreError> {
     Ok(serde_json::from_value(serde_json::Value::String(text))?)
 }

@@ -1,4 +1,4 @@
-//! Services, the domains that are theirs alone, and the images that they pin.
+//! Services, their exclusive domains, and the images that they pin.
 
 mod relocation;
 
@@ -54,7 +54,7 @@ enum Put {
     DomainTaken(Domain, ServiceName),
 }
 
-/// What is taken is looked up before anything is written, so that a refusal leaves all as it was.
+/// Stores a service. Conflicts are checked before the first write, so that a refusal changes nothing.
 fn put(transaction: &Transaction<'_>, service: &Service) -> Result<Put, StoreError> {
     let (id, name) = (service.id.as_str(), service.name.as_str());
     let other = transaction

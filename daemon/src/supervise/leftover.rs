@@ -1,4 +1,4 @@
-//! What a killed child leaves: processes that carry its mark, and mounts below its root.
+//! Leftovers of a killed child: processes that carry its marker, and mounts below its root.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -12,7 +12,7 @@ use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 const VARIABLE: &str = "HEARTH_CHILD";
-/// How long a killed process may take to be gone.
+/// Time limit for killed processes to disappear.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Identity of a child, carried in the environment of its processes.
@@ -20,8 +20,8 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 pub struct Mark(OsString);
 
 impl Mark {
-    /// The inode and not the path: two daemons in two containers may share the path, and see
-    /// each other's processes.
+    /// Returns the marker of a child. It contains the inode and not the path: two daemons in two containers may share
+    /// the path and see each other's processes.
     pub fn of(name: &str, root: &Path) -> io::Result<Self> {
         let stat = fs::metadata(root)?;
         Ok(Self(format!("{name}:{}:{}", stat.dev(), stat.ino()).into()))
@@ -40,13 +40,14 @@ impl Mark {
     }
 }
 
-/// Kills every process that carries the mark, and waits until they are gone; with `only`, those that run this
-/// program. Gives how many.
+/// Kills every process that carries the marker, and waits until they are gone; with `only`, just those that run this
+/// program. Returns the number of processes.
 pub fn end_processes(mark: &Mark, only: Option<&Path>) -> io::Result<usize> {
     end_all(|pid| mark.is_on(pid) && only.is_none_or(|program| runs(pid, program)))
 }
 
-/// The same for every process of this program that was started with these words, one behind the other.
+/// Kills every process of this program whose command line contains these consecutive words, and waits until they are
+/// gone. Returns the number of processes.
 pub fn end_started_with(program: &Path, words: &[&str]) -> io::Result<usize> {
     end_all(|pid| {
         let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
@@ -72,7 +73,7 @@ fn end_all(is_wanted: impl Fn(Pid) -> bool) -> io::Result<usize> {
     }
 }
 
-/// By the file's name: the program may have been replaced by a newer one since.
+/// Compares file names only: the program may have been replaced by a newer one since.
 fn runs(pid: Pid, program: &Path) -> bool {
     let Ok(exe) = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero())) else { return false };
     let name = exe.file_name().unwrap_or_default().as_bytes();
@@ -95,7 +96,7 @@ fn kill_all(is_wanted: &impl Fn(Pid) -> bool) -> io::Result<usize> {
         let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
             continue;
         };
-        // The pidfd holds one process; only now is it known to be a wanted one.
+        // The pidfd pins one process; only this second check proves that it is a wanted one.
         if is_wanted(pid) {
             found += 1;
             let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
@@ -104,10 +105,10 @@ fn kill_all(is_wanted: &impl Fn(Pid) -> bool) -> io::Result<usize> {
     Ok(found)
 }
 
-/// Unmounts everything below `root` (not `root` itself). Gives how many mounts there were.
+/// Unmounts everything below `root` (not `root` itself). Returns the number of mounts.
 pub fn unmount_below(root: &Path) -> io::Result<usize> {
     let mounts = mounts_below(root, &fs::read("/proc/self/mountinfo")?);
-    // Newest first: a mount may lie on another.
+    // Newest first: mounts may be stacked.
     for mount in mounts.iter().rev() {
         rustix::mount::unmount(mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
     }
@@ -123,7 +124,7 @@ fn mounts_below(root: &Path, mountinfo: &[u8]) -> Vec<PathBuf> {
         .collect()
 }
 
-/// `\040` and the like, as the kernel writes blanks in paths.
+/// Decodes `\040` and similar escapes, which the kernel uses for blanks in paths.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -1,15 +1,16 @@
-//! The log of a child: one file that the child appends to itself, cut by size.
+//! Log of a child: one file to which the child appends directly, truncated when it exceeds a size limit.
 //!
-//! The child writes to the file and not into a pipe of the daemon's: a pipe whose reader died
-//! would kill the child before it has ended its own work. Cutting copies the file to `.1` and
-//! truncates it in place; the child appends, so it goes on at the new end. Lines written between
-//! the copy and the truncation are lost, which happens once per `limit` bytes.
+//! The child writes to the file and not into a pipe of the daemon: a pipe whose reader died would kill the child before
+//! it has stopped its own work. Truncation copies the file to `.1` and then cuts it in place; since the child appends,
+//! it continues at the new end. Lines written between the copy and the truncation are lost, which happens once per
+//! `limit` bytes.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+/// Maximum number of bytes returned by [`tail`].
 const TAIL: u64 = 16 << 10;
 
 pub(super) fn open(path: &Path) -> io::Result<File> {
@@ -40,7 +41,7 @@ pub(super) fn length(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |stat| stat.len())
 }
 
-/// The end of what was written after `start`, at most 16 KiB.
+/// Returns the end of the text written after offset `start`, at most 16 KiB.
 pub fn tail(path: &Path, start: u64) -> io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();

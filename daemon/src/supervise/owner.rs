@@ -1,4 +1,4 @@
-//! Locks that say which daemon owns a directory. A lock ends with its daemon, however that ends.
+//! Locks by which a daemon owns a directory. A lock is released when its daemon ends for any reason.
 
 use std::fs::File;
 use std::io;
@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-/// A lock lives as long as any copy of its file. A process that forks hands its child one, which goes
-/// when the child executes its program: a daemon killed at that moment still holds its locks for an
-/// instant. An owner that is there stays longer than this.
+/// Time for which a taken lock is retried. A lock lives as long as any copy of its file descriptor. A forked child
+/// holds a copy until it executes its program, so a daemon killed at that moment still holds its locks for an instant.
+/// A living owner holds the lock longer than this.
 const PATIENCE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Takes the lock of a file, which is made if it is missing; none when another daemon has it. Blocks for a
-/// moment then.
+/// Locks a file, which is created if missing; `None` if another daemon has the lock. Blocks for a short time in that
+/// case.
 pub fn lock(path: &Path) -> io::Result<Option<File>> {
     let file = File::options().create(true).truncate(false).write(true).open(path)?;
     let begun = Instant::now();
@@ -39,7 +39,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let first = lock(&path).unwrap().unwrap();
-        // What a fork does: the same open file once more.
+        // A fork duplicates the open file in the same way.
         let copy = first.try_clone().unwrap();
         drop(first);
         let child = std::thread::spawn(move || {

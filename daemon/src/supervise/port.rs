@@ -1,4 +1,4 @@
-//! What the supervisor is told of a child, and what it tells of one.
+//! Types with which a child is described to the supervisor, and its status.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,50 +9,50 @@ use async_trait::async_trait;
 
 /// A program that the daemon owns and keeps running.
 pub struct Child {
-    /// For logs and errors, such as `buildkitd`.
+    /// Name for logs and errors, such as `buildkitd`.
     pub name: &'static str,
     pub program: PathBuf,
     pub args: Vec<OsString>,
-    /// Added to the daemon's own environment.
+    /// Variables added to the daemon's own environment.
     pub env: Vec<(OsString, OsString)>,
-    /// Directory that belongs to this child alone. It is made when missing (mode 0700). Processes
-    /// of the child carry its identity, and mounts below it are the child's.
+    /// Directory that belongs to this child alone, created if missing (mode 0700). Processes of the child carry its
+    /// identity, and mounts below it are the child's.
     pub root: PathBuf,
-    /// Where stdout and stderr go; one older file is kept beside it, with `.1` added.
+    /// File for stdout and stderr; one older file is kept beside it, with `.1` appended.
     pub log: PathBuf,
     pub offspring: Offspring,
-    /// Files to which the child writes `0` before its program begins, to enter control groups. Missing ones are passed
-    /// over.
+    /// Files to which the child writes `0` before its program begins, to enter control groups. Missing files are
+    /// skipped.
     pub groups: Vec<PathBuf>,
     pub limits: Limits,
     pub kind: Arc<dyn Kind>,
 }
 
-/// What becomes of what a child started and mounted when it ends.
+/// Treatment of a child's descendants and mounts when the child exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offspring {
-    /// It ends with it, in pid and mount namespaces of their own. Needs CAP_SYS_ADMIN.
+    /// They end with the child, in pid and mount namespaces of their own. Needs CAP_SYS_ADMIN.
     Contained,
-    /// It is ended after it.
+    /// They are killed after the child's exit.
     Ended,
-    /// It lives on and is taken back by the child's next life, as instances are by containerd: only processes of
-    /// the program itself are ended.
+    /// They keep running and are taken over by the next run of the child, as containerd does with instances: only
+    /// processes of the program itself are killed.
     Lasting,
 }
 
 /// Times and sizes, each with the default that suits a build daemon.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// From the start of the process to its first answer.
+    /// Time limit from the start of the process to its first successful probe.
     pub start: Duration,
-    /// Between SIGTERM and SIGKILL.
+    /// Time between SIGTERM and SIGKILL.
     pub stop: Duration,
-    /// First wait before a restart; doubles with every further one.
+    /// First pause before a restart; doubles with every further one up to `restart_most`.
     pub restart_first: Duration,
     pub restart_most: Duration,
-    /// A child that ran this long starts again with the first wait.
+    /// Run time after which the pause is reset to the first one.
     pub restart_reset: Duration,
-    /// Between two questions whether it still answers; also how often the log's size is looked at.
+    /// Interval between probes of a ready child, and between checks of the log's size.
     pub probe_every: Duration,
     pub log_bytes: u64,
 }
@@ -71,34 +71,36 @@ impl Default for Limits {
     }
 }
 
-/// What differs between one kind of child and another.
+/// The parts of supervision that are specific to a program.
 #[async_trait]
 pub trait Kind: Send + Sync + 'static {
-    /// What must be there before a start, checked each time: the program, capabilities, its
-    /// settings file. Blocking. An error is the reason that is shown.
+    /// Checks the preconditions of a start, each time: the program, capabilities, its settings file. Blocking. An error
+    /// is the reason that is shown.
     fn prepare(&self) -> Result<(), String>;
 
-    /// Asks a running child for its version.
+    /// Queries a running child for its version.
     async fn probe(&self) -> Result<String, ProbeError>;
 
-    /// The reason of an exit, from the end of the log.
+    /// Extracts the reason of an exit from the end of the log.
     fn explain(&self, log_tail: &str) -> Option<String>;
 
-    /// Ends what a killed child left behind and the supervisor cannot know of. Blocking; runs
-    /// before every start and after every end, and must not fail where there is nothing.
+    /// Removes leftovers of a killed child that the supervisor does not know about. Blocking; runs before every start
+    /// and after every exit, and must succeed if there is nothing to remove.
     fn sweep(&self) -> Result<(), String>;
 }
 
+/// Reason of a failed probe.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
-    /// No answer yet, or not any more.
+    /// The child does not answer, or not yet.
     #[error("{0}")]
     NoAnswer(String),
-    /// It answers and must not be used, such as for its version.
+    /// The child answers but must not be used, for example because of its version.
     #[error("{0}")]
     Refused(String),
 }
 
+/// Status of a supervised child.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
     Starting,

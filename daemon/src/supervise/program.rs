@@ -1,10 +1,10 @@
-//! A program that is supervised: where it is, and what its last words mean.
+//! Supervised programs: lookup of the executable, and interpretation of the last log lines.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// The program as a path that can be run: as given if it has a `/`, else from `PATH`.
+/// Returns the path of an executable: as given if it has a `/`, otherwise from `PATH`.
 pub fn find(program: &Path) -> Option<PathBuf> {
     let runs =
         |path: &PathBuf| fs::metadata(path).is_ok_and(|s| s.is_file() && s.permissions().mode() & 0o111 != 0);
@@ -15,8 +15,8 @@ pub fn find(program: &Path) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(runs)
 }
 
-/// The last line of a log that says why a program ended, with what to do about it: `known` has texts of such lines
-/// and the advice for each.
+/// Returns the last log line that gives the reason of an exit, with advice: `known` has texts of such lines and the
+/// advice for each.
 pub fn explain(log_tail: &str, says_why: impl Fn(&str) -> bool, known: &[(&str, &str)]) -> Option<String> {
     let line = log_tail.lines().rev().find(|line| says_why(line))?;
     Some(match known.iter().find(|(text, _)| line.contains(text)) {

@@ -1,4 +1,4 @@
-//! The loop that keeps one child running.
+//! Supervision loop of one child.
 
 use std::fs::File;
 use std::io;
@@ -19,13 +19,14 @@ use super::log;
 use super::port::{Child, Limits, Offspring, ProbeError, Status};
 use super::spawn::{self, Process};
 
-/// Unanswered questions in a row before a running child counts as down.
+/// Number of failed probes in a row after which a running child counts as down.
 const MISSES: u32 = 3;
-/// For one question; a child under load may be slow and is not restarted for it.
+/// Time limit for one probe; a slow child under load is not restarted.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
-/// Between questions to a child that has not answered yet.
+/// Interval between probes of a child that has not answered yet.
 const START_POLL: Duration = Duration::from_millis(20);
-/// After SIGKILL; a process in an uninterruptible wait may take longer, and is left to the next start.
+/// Time limit for an exit after SIGKILL. A process in an uninterruptible wait may take longer, and is left to the next
+/// start.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) struct Service {
@@ -34,18 +35,18 @@ pub(super) struct Service {
     pub(super) mark: Mark,
     pub(super) status: watch::Sender<Status>,
     pub(super) stop: CancellationToken,
-    /// When it is told to stop, it gets no grace.
+    /// Set if the stop is to be without a grace period.
     pub(super) kill: Arc<AtomicBool>,
     pub(super) _lock: File,
 }
 
-/// How one life of the child ended.
+/// Result of one run of the child.
 enum End {
     Stopped,
     Failed(String),
 }
 
-/// How long a child that has ended waits for its next start.
+/// Pause before the next start of a child that has exited.
 struct RestartPause<'l> {
     limits: &'l Limits,
     next: Duration,
@@ -56,7 +57,7 @@ impl<'l> RestartPause<'l> {
         Self { limits, next: limits.restart_first }
     }
 
-    /// After a life of this length.
+    /// Returns the pause after a run of this length.
     fn after(&mut self, lived: Duration) -> Duration {
         if lived >= self.limits.restart_reset {
             self.next = self.limits.restart_first;
@@ -135,7 +136,7 @@ impl Service {
         spawned.unwrap_or_else(|_| Err(io::Error::other("it did not start in time")))
     }
 
-    /// Follows a running child; ends when it must be ended.
+    /// Probes a running child; returns when it must be stopped.
     async fn watch(&self) -> End {
         let born = Instant::now();
         let mut answered = false;
@@ -175,7 +176,7 @@ impl Service {
                 }
             }
             if let Err(error) = log::cut(&self.child.log, self.child.limits.log_bytes) {
-                tracing::warn!(child = self.child.name, %error, "log cannot be cut");
+                tracing::warn!(child = self.child.name, %error, "failed to truncate the log");
             }
             let pause = if answered { self.child.limits.probe_every } else { START_POLL };
             tokio::select! {
@@ -191,15 +192,15 @@ impl Service {
             if timeout(self.child.limits.stop, process.wait()).await.is_ok() {
                 return;
             }
-            tracing::warn!(child = self.child.name, limit = ?self.child.limits.stop, "child ignores SIGTERM; killing it");
+            tracing::warn!(child = self.child.name, limit = ?self.child.limits.stop, "child ignored SIGTERM; killed");
         }
         process.signal(Signal::KILL);
         if timeout(KILL_LIMIT, process.wait()).await.is_err() {
-            tracing::error!(child = self.child.name, pid = process.pid, "child does not end after SIGKILL");
+            tracing::error!(child = self.child.name, pid = process.pid, "child did not exit after SIGKILL");
         }
     }
 
-    /// Ends what an earlier life left. A failure is logged: the start itself will tell.
+    /// Removes the leftovers of an earlier run. A failure is only logged: it shows again at the start.
     async fn clean_up(&self) {
         let (mark, root, kind, name) =
             (self.mark.clone(), self.root.clone(), self.child.kind.clone(), self.child.name);
@@ -207,23 +208,23 @@ impl Service {
         let done = crate::task::blocking("clean-up", move || {
             match leftover::end_processes(&mark, only.as_deref()) {
                 Ok(0) => {}
-                Ok(count) => tracing::warn!(child = name, count, "ended processes of an earlier life"),
-                Err(error) => tracing::error!(child = name, %error, "processes of an earlier life remain"),
+                Ok(count) => tracing::warn!(child = name, count, "killed processes of an earlier run"),
+                Err(error) => tracing::error!(child = name, %error, "failed to kill leftover processes"),
             }
             if let Err(error) = kind.sweep() {
-                tracing::error!(child = name, %error, "what an earlier life left remains");
+                tracing::error!(child = name, %error, "failed to remove leftovers of an earlier run");
             }
             if only.is_some() {
                 return;
             }
             match leftover::unmount_below(&root) {
                 Ok(0) => {}
-                Ok(count) => tracing::warn!(child = name, count, "unmounted what an earlier life left"),
-                Err(error) => tracing::error!(child = name, %error, "mounts of an earlier life remain"),
+                Ok(count) => tracing::warn!(child = name, count, "unmounted leftovers of an earlier run"),
+                Err(error) => tracing::error!(child = name, %error, "failed to unmount leftovers"),
             }
         });
         if let Err(error) = done.await {
-            tracing::error!(child = name, %error, "clean-up ended badly");
+            tracing::error!(child = name, %error, "clean-up task panicked");
         }
     }
 
@@ -254,7 +255,7 @@ impl Service {
     }
 }
 
-/// Files of control groups that could be made.
+/// Opens the control group files that exist.
 fn open_groups(paths: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
     let mut files = Vec::new();
     for path in paths {

@@ -1,12 +1,11 @@
 //! Starts a process from a thread of its own.
 //!
-//! The parent-death signal fires when the *thread* that forked ends, not the process. A thread of
-//! tokio's may end at any time; this one ends only when its child has, or with the daemon.
+//! The parent-death signal fires when the *thread* that forked ends, not the process. A thread of tokio may end at any
+//! time; the thread here ends only when its child has exited, or with the daemon.
 //!
-//! A *contained* child is the first process of a pid namespace, and has a mount namespace: when it
-//! ends, however it ends, the kernel kills everything it started and drops everything it mounted.
-//! That is the only thing that holds for build steps: a build daemon that is killed, or told to
-//! end, leaves their containers running.
+//! A *contained* child is the first process of a pid namespace and has its own mount namespace: when it exits for any
+//! reason, the kernel kills all its descendants and drops all its mounts. This is the only reliable way to stop build
+//! steps: a build daemon that is killed or terminated leaves their containers running.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,15 +19,16 @@ use tokio::sync::oneshot;
 
 use crate::task;
 
-/// A running process. Dropped while it runs, it is killed: an owner that panicked or a runtime
-/// that was torn down leaves no child.
+/// A running process. Dropping it kills the process, so that a panic of the owner or the end of the async runtime
+/// leaves no child.
 pub(super) struct Process {
     pub(super) pid: u32,
     pidfd: OwnedFd,
     exited: oneshot::Receiver<io::Result<ExitStatus>>,
 }
 
-/// `groups` are files to which the child writes itself before its program begins.
+/// Starts a process. `groups` are files to which the child writes itself before its program begins, to enter control
+/// groups.
 pub(super) async fn spawn(
     name: &'static str,
     command: Command,
@@ -37,7 +37,7 @@ pub(super) async fn spawn(
 ) -> io::Result<Process> {
     let (started, answer) = oneshot::channel();
     task::thread(&format!("own-{name}"), move || own(command, contained, groups, started))?;
-    answer.await.map_err(|_| io::Error::other("the thread that starts a process ended badly"))?
+    answer.await.map_err(|_| io::Error::other("the thread that starts a process panicked"))?
 }
 
 fn own(
@@ -67,7 +67,7 @@ fn own(
             Err(error.into())
         }
     };
-    // Where nobody waits any more, dropping the process that comes back kills it.
+    // If the receiver is gone, dropping the returned process kills it.
     drop(started.send(answer));
     let _ = exit.send(child.wait());
 }
@@ -86,14 +86,14 @@ fn fork(mut command: Command, contained: bool, groups: Vec<OwnedFd>) -> io::Resu
             rustix::io::write(group, b"0")?;
         }
         if contained {
-            // With SIGKILL nothing remains, since the namespace ends with its first process.
+            // SIGKILL leaves nothing, since the namespace ends with its first process.
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
             return enter_mount_namespace().map_err(io::Error::from);
         }
-        // A daemon of this kind gets the chance to end its own work.
+        // SIGTERM lets a child that is not contained stop its own work.
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
-        // Ours may have died between fork and the line above. (In a pid namespace the parent
-        // cannot be seen; what that moment leaves carries the mark, and the next start ends it.)
+        // The daemon may have died between fork and the line above. (In a pid namespace the parent is not visible;
+        // leftovers of that moment carry the marker, and the next start kills them.)
         if rustix::process::getppid() == Some(daemon) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
     };
     // SAFETY: between fork and exec the closure makes system calls only (prctl, getppid, unshare,
@@ -105,8 +105,8 @@ fn fork(mut command: Command, contained: bool, groups: Vec<OwnedFd>) -> io::Resu
     command.spawn()
 }
 
-/// What is mounted inside stays inside; what the host mounts and unmounts is still seen. `/proc`
-/// becomes that of the pid namespace: a container runtime looks its processes up there.
+/// Enters a mount namespace: mounts inside stay inside, while mounts and unmounts on the host remain visible. `/proc`
+/// is replaced by that of the pid namespace, since a container runtime looks up its processes there.
 fn enter_mount_namespace() -> rustix::io::Result<()> {
     // SAFETY: the forked child has one thread, and no file table is unshared.
     #[expect(unsafe_code, reason = "rustix marks every unshare, for the sake of the file table")]
@@ -117,7 +117,7 @@ fn enter_mount_namespace() -> rustix::io::Result<()> {
 }
 
 impl Process {
-    /// Ends when the process has. To be awaited to its end once.
+    /// Waits for the exit of the process and describes it. May be awaited to completion only once.
     pub(super) async fn wait(&mut self) -> String {
         match (&mut self.exited).await {
             Ok(Ok(status)) => status.to_string(),
@@ -127,7 +127,7 @@ impl Process {
     }
 
     pub(super) fn signal(&self, signal: Signal) {
-        // No such process: it has ended, which is what is waited for.
+        // An error means that the process has exited, which is the purpose of the signal.
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
     }
 }

@@ -120,7 +120,7 @@ async fn a_killed_child_is_started_again() {
 async fn a_contained_child_takes_everything_with_it_when_it_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     let mark = format!("6{:07}", rand::random::<u32>() % 10_000_000);
-    // It sees itself as process 1; what it started cleared its environment and left its group.
+    // The child sees itself as process 1; its descendant cleared its environment and left its process group.
     let script = format!("env -i setsid sleep {mark} & mount -t tmpfs t $PWD && echo $$ > $PID_FILE; wait");
     let mut child = child(dir.path(), &script);
     child.offspring = Offspring::Contained;
@@ -139,7 +139,7 @@ async fn a_contained_child_takes_everything_with_it_when_it_is_killed() {
     let begun = std::time::Instant::now();
     let sleep = loop {
         let found = sleeps();
-        // It becomes `sleep` by and by.
+        // The process becomes `sleep` after some time.
         if !found.is_empty() || begun.elapsed() > Duration::from_secs(10) {
             break found;
         }
@@ -183,7 +183,7 @@ async fn a_dropped_runtime_leaves_no_child() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(!alive(pid));
-    // What it started itself carries the mark and goes with the next start.
+    // Its descendants carry the marker and are killed at the next start.
     let handle = super::start(child(dir.path(), WAITS)).unwrap();
     ready(&handle).await;
     handle.stop().await;
@@ -199,7 +199,7 @@ async fn a_stale_child_is_ended_before_the_next_start() {
     let mut stale = std::process::Command::new("sleep").arg("600").env(variable, value).spawn().unwrap();
     let mut other =
         std::process::Command::new("sleep").arg("600").env(variable, "script:0:0").spawn().unwrap();
-    // Both show their own environment by now: spawning returns when the program is executed.
+    // Both processes show their own environment by now: spawning returns when the program is executed.
     let reaper = std::thread::spawn(move || stale.wait());
     let handle = super::start(child(dir.path(), WAITS)).unwrap();
     ready(&handle).await;

@@ -1,4 +1,4 @@
-//! Whether a service answers that others build on: a child of ours, or one that somebody else runs.
+//! Readiness of a program that other parts of the daemon depend on: a supervised child, or one that somebody else runs.
 
 use std::time::Duration;
 
@@ -10,29 +10,29 @@ use super::port::{self, ProbeError};
 const POLL_READY: Duration = Duration::from_secs(5);
 const POLL_DOWN: Duration = Duration::from_millis(500);
 
-/// Whether the service can be used, for `/readyz`.
+/// Readiness of the program, for `/readyz`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     pub ready: bool,
     pub version: Option<String>,
-    /// Why not ready.
+    /// Reason why it is not ready.
     pub detail: Option<String>,
 }
 
-/// What is watched.
+/// The program to be watched.
 pub struct Watched {
-    /// In the log, such as `buildkit`.
+    /// Name in the log, such as `buildkit`.
     pub name: &'static str,
-    /// In what people read, such as `BuildKit at unix:///run/x.sock`.
+    /// Description in messages to users, such as `BuildKit at unix:///run/x.sock`.
     pub place: String,
-    /// Name of the program, and how our own child stands; none for a service that is not ours.
+    /// Name of the program and status of the supervised child; `None` for a program that the daemon does not run.
     pub child: Option<(&'static str, watch::Receiver<port::Status>)>,
     pub sender: watch::Sender<Status>,
 }
 
 impl Watched {
-    /// Keeps the status at the truth, for ever. `ask` asks the service for its version; `told` is called after each
-    /// look, with whether the status changed.
+    /// Keeps the status up to date, forever. `ask` queries the program for its version; `told` is called after each
+    /// query with whether the status changed.
     pub async fn run<F>(mut self, ask: impl Fn() -> F, told: impl Fn(bool))
     where
         F: Future<Output = Result<String, ProbeError>>,
@@ -44,7 +44,7 @@ impl Watched {
                 let changed = *now != status;
                 if changed {
                     let Status { ready, version, detail } = &status;
-                    tracing::info!(ready, version, detail, "{}", self.name);
+                    tracing::info!(ready, version, detail, "{} readiness changed", self.name);
                     *now = status;
                 }
                 changed
@@ -53,7 +53,8 @@ impl Watched {
             match &mut self.child {
                 None => sleep(pause).await,
                 Some((_, child)) => {
-                    // The supervisor's word comes at once; a closed channel means it has ended.
+                    // A status change of the supervisor ends the pause at once; a closed channel means that the
+                    // supervisor has ended.
                     if let Ok(Err(_)) = timeout(pause, child.changed()).await {
                         sleep(pause).await;
                     }

@@ -1,10 +1,10 @@
-//! Blocking work on one value, piece after piece, while its owner goes on to the next piece.
+//! Sequential blocking work on one value: each piece runs in the background while its owner prepares the next one.
 //!
-//! A thread is taken for each piece and given back after it: between two pieces none waits.
+//! Each piece takes a thread and releases it afterwards: no thread waits between two pieces.
 
 use tokio::task::JoinHandle;
 
-/// What work is done on: the last piece may still be under way.
+/// Value with its sequential work; the last piece may still be running.
 pub struct InTurn<T, E> {
     name: &'static str,
     state: State<T, E>,
@@ -16,11 +16,11 @@ enum State<T, E> {
     Over,
 }
 
-/// Why no more work is done.
+/// Reason why no more work is done.
 #[derive(Debug)]
 pub enum Stopped<E> {
     Failed(E),
-    /// The daemon ends, the work panicked, or it has failed before.
+    /// The daemon shuts down, the work panicked, or it failed before.
     Ended,
 }
 
@@ -29,7 +29,7 @@ impl<T: Send + 'static, E: Send + 'static> InTurn<T, E> {
         Self { name, state: State::Idle(value) }
     }
 
-    /// Begins a piece of work when the one before has ended; an error of that one is told here.
+    /// Starts a piece of work once the previous one has ended; returns the previous one's error.
     pub async fn next(
         &mut self,
         work: impl FnOnce(&mut T) -> Result<(), E> + Send + 'static,
@@ -46,7 +46,7 @@ impl<T: Send + 'static, E: Send + 'static> InTurn<T, E> {
         Ok(())
     }
 
-    /// The value, when all work on it is done.
+    /// Returns the value once all work on it is done.
     pub async fn finish(mut self) -> Result<T, Stopped<E>> {
         self.value().await
     }

@@ -1,8 +1,8 @@
-//! How many lines one place of the code may write to the log, so that nobody fills it by causing the same line again
-//! and again. What is left out is counted and told.
+//! Rate limit for log lines of one place in the code, so that nobody can fill the log by causing the same line
+//! repeatedly. Suppressed lines are counted and reported.
 //!
-//! Each place has a bucket of [`BURST`] lines that fills up again with [`PER_SECOND`]. Lines below `info` are not
-//! counted: whoever turns them on wants them all.
+//! Each place has a bucket of [`BURST`] lines that refills with [`PER_SECOND`]. Lines below `info` are not limited: an
+//! operator who enables them wants all of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tracing_subscriber::layer::Context;
 
 const BURST: u64 = 100;
 const PER_SECOND: u64 = 2;
-/// Between two looks at what was left out.
+/// Interval between two reports of suppressed lines.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Decides for each line whether it is written; cheap to clone.
@@ -56,7 +56,7 @@ impl LogRate {
         true
     }
 
-    /// Tells from time to time what was left out. Never ends.
+    /// Reports suppressed lines periodically. Never returns.
     pub async fn tell_loop(self) {
         loop {
             tokio::time::sleep(TELL_EVERY).await;
@@ -64,17 +64,17 @@ impl LogRate {
         }
     }
 
-    /// Writes one line for each place whose lines were left out since the last call.
+    /// Writes one line for each place whose lines were suppressed since the last call.
     pub fn tell(&self) {
         let left_out: Vec<_> = (self.buckets().values_mut().filter(|bucket| bucket.left_out > 0))
             .map(|bucket| (bucket.place, std::mem::take(&mut bucket.left_out)))
             .collect();
-        // Not under the lock: this line asks for its place as well.
+        // The lock is released first, because this line needs the bucket of its own place.
         for (place, left_out) in left_out {
             let (file, line) = (place.file().unwrap_or_default(), place.line().unwrap_or_default());
             tracing::warn!(
                 left_out, module = place.target(), place = %format_args!("{file}:{line}"),
-                "lines of the log were left out: there were too many from one place of the code"
+                "log lines were left out: too many from one place in the code"
             );
         }
     }

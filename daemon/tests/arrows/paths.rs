@@ -7,14 +7,14 @@ use syn::{Attribute, UseTree};
 /// A path in a source file, such as `crate::model::Digest` or `hearth_proto::v1`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NamedPath {
-    /// The first one is `crate` or the first word of a path that is not of this crate, as written.
+    /// Segments; the first one is `crate`, or the first word of a path outside of this crate, as written.
     pub segments: Vec<String>,
-    /// Counts from 1.
+    /// Line number, counted from 1.
     pub line: usize,
 }
 
-/// The paths of a file which is the module `module` of its crate (empty for the root), in code that is compiled outside
-/// of tests. Groups of `use` are taken apart, `self` and `super` are resolved, and macro calls are searched.
+/// Returns the paths of a file that is the module `module` of its crate (empty for the root), in code that is compiled
+/// outside of tests. Groups of `use` are split, `self` and `super` are resolved, and macro calls are searched.
 pub fn named_paths(source: &str, module: &[String]) -> syn::Result<Vec<NamedPath>> {
     let file = syn::parse_file(source)?;
     let mut finder = Finder { module: module.to_vec(), found: Vec::new() };
@@ -76,7 +76,7 @@ impl Finder {
         before.pop();
     }
 
-    /// Words that `::` joins, wherever they stand in the tokens of a macro call.
+    /// Finds words that `::` joins, anywhere in the tokens of a macro call.
     fn tokens(&mut self, tokens: TokenStream) {
         let mut path: Vec<Ident> = Vec::new();
         let mut colons = 0;

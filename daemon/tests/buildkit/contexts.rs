@@ -1,4 +1,4 @@
-//! Contexts of a room against a real buildkitd: what is sent, and that nothing stale is ever built.
+//! Contexts of a room against a real buildkitd: only changes are sent, and nothing stale is ever built.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,18 +24,18 @@ use parking_lot::Mutex;
 use super::memory::MemoryTree;
 use super::{Fixture, kill, ready};
 
-/// A room's storage, and the daemon's view of it.
+/// Room storage, and the daemon's view of it.
 struct Room {
     directory: tempfile::TempDir,
     contexts: Contexts,
 }
 
-/// What one build moved.
+/// Content that one build transferred.
 #[derive(Default)]
 struct Traffic {
-    /// Paths of the files whose content was asked for.
+    /// Paths of the files whose content was requested.
     sent: Mutex<Vec<String>>,
-    /// Transfers of more than an ignore file.
+    /// Number of transfers of more than an ignore file.
     transfers: AtomicUsize,
     /// Called before a file is read.
     #[expect(clippy::type_complexity, reason = "named once")]
@@ -131,7 +131,7 @@ impl Room {
         self
     }
 
-    /// Sets the time of a file, and so its change time to now.
+    /// Sets the modification time of a file, and thereby its change time to now.
     fn touch(&self, path: &str, seconds: u64) {
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         File::options().write(true).open(self.at(path)).unwrap().set_modified(time).unwrap();
@@ -175,7 +175,7 @@ impl Fixture {
         (self.solve(self.of(files)).await.0, traffic)
     }
 
-    /// Contents of the image's files.
+    /// Returns the contents of the image's files.
     fn contents(&self, outcome: &SolveOutcome) -> BTreeMap<String, String> {
         let files = self.layers(outcome).into_iter().filter(|(_, (kind, ..))| *kind == 'f');
         files.map(|(path, (.., content))| (path, String::from_utf8_lossy(&content).into_owned())).collect()
@@ -193,7 +193,7 @@ async fn an_unchanged_context_is_not_asked_for_even_after_restarts() {
         let (again, traffic) = kit.build(&room, "app").await;
         assert_eq!((again.unwrap(), traffic.is_silent()), (first.clone(), true));
 
-        // The daemon, drained.
+        // The daemon restarts after a drain.
         room.contexts.save().await;
         room.contexts = Room::open(&room.directory);
         let (again, traffic) = kit.build(&room, "app").await;
@@ -202,7 +202,8 @@ async fn an_unchanged_context_is_not_asked_for_even_after_restarts() {
         let (_, traffic) = kit.build(&room, "app").await;
         assert_eq!(traffic.sent(), ["a"], "what BuildKit has is known from the last run");
 
-        // The daemon, killed: the first change then sends everything, since nobody knows what was sent last.
+        // The daemon restarts after a kill: the first change then sends everything, because it is not known what was
+        // sent last.
         room.contexts = Room::open(&room.directory);
         let (again, traffic) = kit.build(&room, "app").await;
         assert!(again.is_ok() && traffic.is_silent());
@@ -358,7 +359,8 @@ async fn a_file_that_changes_after_it_was_sent_is_built_as_it_was_and_seen_by_th
         let (files, traffic) = room.files("app", "Dockerfile", &["."]).await;
         let first = files.context_session.id.clone();
         let (app, changed) = (room.at("app"), Arc::new(Mutex::new(None)));
-        // Several files are read at once, in any order. When the other one is asked for, the first was sent, and is changed.
+        // Several files are read at once, in any order. When the second one is requested, the first has been sent, and
+        // is changed.
         let (mut sent, told) = (None, Arc::clone(&changed));
         *traffic.meanwhile.lock() = Some(Box::new(move |asked| {
             let Some(asked) = ["a", "z"].into_iter().find(|name| name.as_bytes() == asked) else { return };
@@ -379,7 +381,7 @@ async fn a_file_that_changes_after_it_was_sent_is_built_as_it_was_and_seen_by_th
         }
         let (outcome, _) = kit.build(&room, "app").await;
         assert_eq!(kit.contents(&outcome.unwrap())[changed], "new");
-        // The first version's name was retired: its tree was no longer that when it was looked at again.
+        // The name of the first version was retired, because the tree had changed when it was scanned again.
         room.file(&format!("app/{changed}"), "old");
         let (files, _) = room.files("app", "Dockerfile", &["."]).await;
         assert_ne!(files.context_session.id, first);
@@ -405,7 +407,7 @@ async fn dockerfiles_that_copy_different_things_keep_apart_what_buildkit_has_for
         for name in ["one", "two"] {
             assert!(build(name).await.is_silent());
         }
-        // A change beside what is copied is none.
+        // A change outside of the copied files does not count.
         room.file("app/two/g", "22");
         assert!(build("one").await.is_silent());
         assert_eq!(build("two").await.sent(), ["two/g"]);
@@ -497,7 +499,7 @@ async fn odd_files_reach_the_image_as_they_are() {
         sparse.set_len(3 << 20).unwrap();
         rustix::io::pwrite(&sparse, b"end", (3 << 20) - 3).unwrap();
         xattr::set(room.at("app/set"), "user.key", b"value").unwrap();
-        // The kernel ends a running write before its time stamps count: see the scan.
+        // The kernel finishes a running write before its time stamps count; see the scan.
         let (outcome, _) = kit.build(&room, "app").await;
         let files = kit.layers(&outcome.unwrap());
         let content = |path: &str| String::from_utf8_lossy(&files[path].3).into_owned();
@@ -508,7 +510,7 @@ async fn odd_files_reach_the_image_as_they_are() {
         assert!(files["sparse"].3.ends_with(b"\0end"));
         assert_eq!(files["\u{fffd}\u{fffd}"].3, b"bytes");
         assert_eq!(fs::metadata(room.at("app/first")).unwrap().nlink(), 2);
-        // An attribute alone is another version of the tree.
+        // A change of an attribute alone makes another version of the tree.
         let before = room.files("app", "Dockerfile", &["."]).await.0.context_session;
         xattr::set(room.at("app/set"), "user.key", b"other").unwrap();
         let after = room.files("app", "Dockerfile", &["."]).await.0.context_session;

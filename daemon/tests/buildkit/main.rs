@@ -43,7 +43,7 @@ impl Credentials for NoCredentials {
     }
 }
 
-/// A buildkitd of its own, a registry, and what a solve needs.
+/// Buildkitd of the test's own, a registry, and what a solve needs.
 struct Fixture {
     kit: BuildKit,
     supervision: supervise::Handle,
@@ -120,7 +120,7 @@ impl Fixture {
         }
     }
 
-    /// Entries of all layers of an image: path, type letter, mode, link, content.
+    /// Returns the entries of all layers of an image: path, type letter, mode, link, content.
     fn layers(&self, outcome: &SolveOutcome) -> BTreeMap<String, (char, u32, String, Vec<u8>)> {
         let manifest = self.json(&outcome.digest.to_string());
         let mut all = BTreeMap::new();
@@ -147,7 +147,7 @@ impl Fixture {
         all
     }
 
-    /// Time of a file in an image, in seconds since 1970.
+    /// Returns the time of a file in an image, in seconds since 1970.
     fn time_of(&self, outcome: &SolveOutcome, path: &str) -> u64 {
         let manifest = self.json(&outcome.digest.to_string());
         let mut found = None;
@@ -176,7 +176,7 @@ impl Fixture {
         assert_eq!(mounts_below(self.dir.path()), 0, "no mount is left");
     }
 
-    /// Runs a test, and ends everything also when it fails.
+    /// Runs a test, and stops everything even if it fails.
     async fn run(test: impl AsyncFnOnce(&Self)) {
         let kit = Self::start().await;
         let result = AssertUnwindSafe(test(&kit)).catch_unwind().await;
@@ -209,7 +209,7 @@ async fn ready(kit: &BuildKit) {
     }
 }
 
-/// Command lines of processes that name the directory, or whose root lies below it.
+/// Returns the command lines of processes that name the directory, or whose root is below it.
 fn processes_below(dir: &Path) -> Vec<String> {
     let dir = dir.to_str().unwrap();
     let numbers = std::fs::read_dir("/proc").unwrap().flatten();
@@ -315,7 +315,7 @@ async fn commands_run_and_their_log_is_whole_and_in_order() {
     let finished = place(&|e| matches!(e, EventKind::StepFinished { step, .. } if Some(*step) == run));
     assert!(last_log < finished, "the end of a step comes after its log");
 
-    // The same again: the step is cached and prints nothing.
+    // Repeated: the step is cached and prints nothing.
     let mut again = kit.request(&with_shell(commands), tree());
     again.secrets.insert("s".to_owned(), Secret::new(b"hush".to_vec()));
     let (outcome, events) = kit.solve(again).await;
@@ -383,7 +383,7 @@ async fn failures_name_what_was_wrong() {
         let fault = kit.fault(from("127.0.0.1:1")).await;
         assert_eq!((fault.code.as_str(), fault.retryable), ("registry_unreachable", true));
 
-        // Whatever is not among the images is not fetched, by its name or by its digest.
+        // Images outside of the list are not fetched, by name or by digest.
         let digest = format!("no/such@sha256:{}", "01".repeat(32));
         let own = format!("{}/{digest}", kit.address);
         for name in ["debian", "127.0.0.1:1/no/such:1", "[::1]:1/no/such:1", &own] {
@@ -425,7 +425,7 @@ async fn failures_name_what_was_wrong() {
     .await;
 }
 
-/// Starts a build that sleeps; ends when the sleep runs.
+/// Starts a build that sleeps; returns once the sleep runs.
 async fn sleeping(
     kit: &Fixture,
     cancel: &CancellationToken,
@@ -547,7 +547,7 @@ async fn as_a_daemon_that_will_be_killed() {
     let (kit, supervision, steps) = managed_in(&dir).await;
     ready(&kit).await;
     let (registry, address) = Registry::start().await;
-    // The directory is the other process's to remove.
+    // The other process removes the directory.
     let fixture = Fixture { kit, supervision, steps, registry, address, dir: tempfile::tempdir().unwrap() };
     let (task, mark) = sleeping(&fixture, &CancellationToken::new()).await;
     std::fs::write(dir.join("mark"), mark).unwrap();

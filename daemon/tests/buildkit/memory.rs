@@ -1,4 +1,4 @@
-//! A tree of files held in memory.
+//! Tree of files in memory.
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};

@@ -1,4 +1,4 @@
-//! A registry in memory: enough for BuildKit to push to and pull from.
+//! Registry in memory, sufficient for BuildKit to push to and pull from.
 
 use std::collections::HashMap;
 use std::sync::Arc;

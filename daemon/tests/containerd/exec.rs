@@ -1,4 +1,4 @@
-//! Further processes in an instance.
+//! Additional processes in an instance (exec).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ async fn output_input_and_exit_code_of_a_process_are_its_own() {
         let (out, _, code) = finish(copy).await;
         assert_eq!((out.len(), code), (64_000, Some(0)));
 
-        // Much output, read slowly: nothing is lost, and little is held.
+        // Large output that is read slowly: nothing is lost, and little is buffered.
         let big = exec(spec(&["/bin/sh", "-c", "yes 0123456 | head -n 250000"])).await.unwrap();
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(finish(big).await.0.len(), 2_000_000);
@@ -82,14 +82,14 @@ async fn a_terminal_has_a_size_that_can_change() {
         let mut shell = spec(&["/bin/sh", "-c", "stty size; read b; stty size; exit 2"]);
         shell.terminal = Some(TerminalSize { columns: 100, rows: 30 });
         let exec = fixture.runtime.exec(&id, shell).await.unwrap();
-        // The first look is before anything else could set it.
+        // The first check precedes anything else that could set it.
         tokio::time::sleep(Duration::from_millis(300)).await;
         exec.input.send(ExecInput::Resize(TerminalSize { columns: 120, rows: 40 })).await.unwrap();
         exec.input.send(ExecInput::Stdin(Bytes::from_static(b"\n"))).await.unwrap();
         let (out, err, code) = finish(exec).await;
         assert_eq!((err.as_str(), code), ("", Some(2)));
         assert!(out.contains("30 100") && out.contains("40 120"), "{out}");
-        // One that nobody types into is not hung up.
+        // A session without input is not hung up.
         let mut blind = spec(&["/bin/sh", "-c", "sleep 1; echo still; exit 3"]);
         blind.terminal = Some(TerminalSize { columns: 80, rows: 24 });
         let exec = fixture.runtime.exec(&id, blind).await.unwrap();
@@ -107,7 +107,7 @@ async fn a_process_ends_when_its_caller_goes_away() {
         let count = async || {
             let list = spec(&["/bin/sh", "-c", "grep -l 777 /proc/[0-9]*/cmdline | grep -v self"]);
             let (out, ..) = finish(fixture.runtime.exec(&id, list).await.unwrap()).await;
-            // The searching ones name it too.
+            // The searching processes contain the name too.
             out.lines().count()
         };
         let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! What is killed at a bad moment.
+//! Faults: processes that are killed at a bad moment.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -77,7 +77,7 @@ async fn an_instance_whose_shim_does_not_answer_is_not_taken_for_ended() {
         let shim = shims[0].split(' ').next().unwrap().parse().unwrap();
         assert_eq!(shims.len(), 1, "{shims:?}");
         signal(shim, Signal::STOP);
-        // Until all of its threads stand still.
+        // Waits until all of its threads have stopped.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let state = fixture.observed(&id).await.map(|observed| observed.state);
         signal(shim, Signal::CONT);
@@ -116,7 +116,7 @@ async fn a_start_that_is_cut_short_anywhere_is_seen_and_can_be_removed() {
         for step in 0..16 {
             let spec = fixture.spec(&image, &["/bin/sleep", "1000"]);
             let id = spec.label.instance.clone();
-            // As if the daemon had been killed: nothing more of it runs.
+            // Simulates a killed daemon: nothing more of it runs.
             let cut =
                 tokio::time::timeout(Duration::from_millis(step * 6), fixture.runtime.start(spec)).await;
             let seen = fixture.observed(&id).await.map(|observed| observed.state);
@@ -125,7 +125,7 @@ async fn a_start_that_is_cut_short_anywhere_is_seen_and_can_be_removed() {
             let begun = Instant::now();
             loop {
                 fixture.runtime.remove(&id).await.unwrap();
-                // What containerd had begun it may finish: who compares removes again.
+                // containerd may finish what it had started; the next reconciliation removes it again.
                 if fixture.observed(&id).await.is_none() && fixture.leftovers().is_empty() {
                     break;
                 }
@@ -143,7 +143,7 @@ async fn a_daemon_that_comes_back_finds_its_instances_and_another_ones_are_not_s
     Fixture::run(async |fixture| {
         let id = fixture.sleeping().await;
         let pid = fixture.pid(&id).await;
-        // A second daemon of the same machine.
+        // Second daemon on the same machine.
         let other = tempfile::tempdir().unwrap();
         let blobs = Arc::new(BlobStore::open(&other.path().join("room")).unwrap());
         let namespace = of_state_dir(other.path()).unwrap();
@@ -153,7 +153,7 @@ async fn a_daemon_that_comes_back_finds_its_instances_and_another_ones_are_not_s
             tokio::time::timeout(LIMIT, status.wait_for(|status| status.ready)).await.unwrap().unwrap();
             assert_eq!(runtime.list().await.unwrap(), []);
             drop(runtime);
-            // It ends in good order, and starts again.
+            // It shuts down cleanly, and starts again.
             supervision.stop().await;
         }
         assert_eq!(processes(other.path(), &[""]), Vec::<String>::new());

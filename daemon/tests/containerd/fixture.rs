@@ -1,4 +1,4 @@
-//! A containerd of the test's own with the runtime on it, a room's blobs, and a network namespace.
+//! Containerd of the test's own with the runtime on it, a room's blobs, and a network namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -57,7 +57,7 @@ impl Fixture {
         }
     }
 
-    /// Runs a test, and takes everything away also when it fails.
+    /// Runs a test, and removes everything even if it fails.
     pub async fn run(test: impl AsyncFnOnce(&Self)) {
         let fixture = Self::start().await;
         let result = AssertUnwindSafe(test(&fixture)).catch_unwind().await;
@@ -70,7 +70,7 @@ impl Fixture {
         }
     }
 
-    /// An empty network namespace, bound to a file as the network does it.
+    /// Creates an empty network namespace, bound to a file as the network module does it.
     fn make_network(&self) {
         let file = self.network();
         fs::write(&file, "").unwrap();
@@ -138,7 +138,7 @@ impl Fixture {
         InstanceImage { repository: "web".parse().unwrap(), manifest: packed.digest() }
     }
 
-    /// An instance that runs and does nothing.
+    /// Starts an instance that does nothing.
     pub async fn sleeping(&self) -> InstanceId {
         let image = self.image(ConfigFlags::default(), &[]);
         let spec = self.spec(&image, &["/bin/sleep", "1000"]);
@@ -180,7 +180,7 @@ impl Fixture {
         }
     }
 
-    /// Runs a shell script in an instance to its end, and gives its exit and its log.
+    /// Runs a shell script in an instance to its end, and returns its exit and its log.
     pub async fn script(&self, mut spec: InstanceSpec, script: &str) -> (Exit, Vec<String>) {
         spec.command = Some(["/bin/sh", "-c", script].map(str::to_owned).to_vec());
         let (id, log) = (spec.label.instance.clone(), spec.log.clone());
@@ -202,7 +202,7 @@ impl Fixture {
         }
     }
 
-    /// Waits by the changes alone for the end of an instance.
+    /// Waits for the end of an instance by the change notifications alone.
     pub async fn ended(&self, id: &InstanceId) -> Exit {
         let mut changes = self.runtime.changes();
         let ended = async {
@@ -223,7 +223,7 @@ impl Fixture {
         timeout(LIMIT, ended).await.unwrap()
     }
 
-    /// What lies in places that an instance takes.
+    /// Lists the remains in all places that an instance uses.
     pub fn leftovers(&self) -> Vec<String> {
         let dir = self.dir.path();
         let mut found = processes(dir, &["containerd-shim", "instance-log"]);
@@ -245,7 +245,7 @@ impl Fixture {
         found
     }
 
-    /// Sockets of shims of any instance that there was: their names are hashes.
+    /// Lists sockets of the shims of any instance, present or past: their names are hashes.
     fn shim_sockets(&self) -> Vec<String> {
         let parent = self.dir.path().join("containerd/containerd.sock").join(&self.namespace);
         let sockets = names(&self.dir.path().join("logs")).into_iter().map(|instance| {
@@ -255,7 +255,7 @@ impl Fixture {
         sockets.filter(|path| path.exists()).map(|path| path.display().to_string()).collect()
     }
 
-    /// The same once what ends by itself has ended.
+    /// Lists the remains once processes that end by themselves have ended.
     pub async fn settled(&self) -> Vec<String> {
         let begun = Instant::now();
         loop {
@@ -267,12 +267,12 @@ impl Fixture {
         }
     }
 
-    /// Directories of files that containerd keeps.
+    /// Lists the directories in which containerd keeps files.
     pub fn snapshots(&self) -> usize {
         names(&self.dir.path().join("containerd/root/io.containerd.snapshotter.v1.overlayfs/snapshots")).len()
     }
 
-    /// containerd takes their files away a moment after their names.
+    /// containerd removes their files a moment after their names.
     pub async fn no_snapshots(&self) {
         let begun = Instant::now();
         while self.snapshots() > 0 && begun.elapsed() < Duration::from_secs(10) {
@@ -342,7 +342,7 @@ fn command(pid: u32) -> String {
     String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).replace('\0', " ")
 }
 
-/// Processes whose command line names the directory and one of the words.
+/// Lists processes whose command line names the directory and one of the words.
 pub fn processes(dir: &Path, words: &[&str]) -> Vec<String> {
     let dir = format!("{}/", dir.display());
     let found = numbers().filter(|pid| *pid != std::process::id()).map(|pid| (pid, command(pid)));

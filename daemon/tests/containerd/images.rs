@@ -1,4 +1,4 @@
-//! Images of the room as files that instances start from.
+//! Images of the room as file systems of instances.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ async fn an_image_runs_whatever_its_layers_are_compressed_with() {
             let (exit, lines) = fixture.script(fixture.spec(&image, &[]), "cat /file").await;
             assert_eq!((exit.code, lines), (Some(0), vec![text.trim().to_owned()]));
         }
-        // The content is in the room, and not a second time here.
+        // The content is in the room, and not stored a second time here.
         let content = fixture.dir.path().join("containerd/root/io.containerd.content.v1.content");
         let begun = Instant::now();
         loop {
@@ -73,7 +73,7 @@ async fn files_of_an_image_go_when_neither_a_wish_nor_an_instance_holds_them() {
         let spec = fixture.spec(&used, &["/bin/sleep", "1000"]);
         let id = spec.label.instance.clone();
         fixture.runtime.start(spec).await.unwrap();
-        // One of the two that share a layer, and it is the one that did not unpack it.
+        // Keeps one of two images that share a layer: the one that did not unpack it.
         let wanted = BTreeSet::from([same_layers.manifest]);
         fixture.runtime.keep_images(&wanted).await.unwrap();
         assert_eq!(fixture.snapshots(), 3, "one wanted, one in use, and the instance's own");
@@ -82,7 +82,7 @@ async fn files_of_an_image_go_when_neither_a_wish_nor_an_instance_holds_them() {
         fixture.runtime.remove(&id).await.unwrap();
         fixture.runtime.keep_images(&BTreeSet::new()).await.unwrap();
         fixture.no_snapshots().await;
-        // A start brings back what it needs.
+        // A start restores what it needs.
         let (exit, _) = fixture.script(fixture.spec(&gone, &[]), "cat /three").await;
         assert_eq!(exit.code, Some(0));
     })
@@ -127,7 +127,7 @@ async fn an_image_that_is_not_what_it_says_is_refused() {
         assert!(refused(image("s390x", broken, "")).await.contains("s390x"));
         assert!(refused(image(own, broken, "")).await.contains("1 layers"));
         assert!(refused(image(own, broken, &other)).await.contains("layer"));
-        // An empty archive, under the name of another.
+        // An empty archive, under the digest of another.
         assert!(refused(image(own, &[0; 1024], &other)).await.contains("config says"));
         fixture.no_snapshots().await;
     })

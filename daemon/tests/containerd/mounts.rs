@@ -1,4 +1,4 @@
-//! What an instance mounts, made as the daemon makes it and seen from inside.
+//! Mounts of an instance, created as the daemon creates them and checked from inside.
 
 use std::fs;
 use std::io;
@@ -18,7 +18,7 @@ use hearthd::store::Store;
 
 use crate::fixture::Fixture;
 
-/// The room's storage, and an image `assets:1` to mount.
+/// Room storage, and an image `assets:1` to mount.
 async fn room(fixture: &Fixture) -> (InstanceMounts, PinnedImage) {
     let path = fixture.dir.path();
     let root = |name: &str| Root::open_or_create(&path.join("storage").join(name)).unwrap();
@@ -77,7 +77,7 @@ async fn an_instance_uses_storage_images_and_volumes_and_leaves_none_of_their_mo
         let instance = spec.label.instance.clone();
         let pinned = ["/assets", "/work/file"].map(|target| (target.parse().unwrap(), pinned.clone())).into();
         spec.mounts = mounts.open(&spec.label, &specs, &pinned).await.unwrap();
-        // In one stream: which of two comes first is nobody's to say.
+        // Written to one stream, because the order of two is undefined.
         let script = "exec 2>&1; cat /room/file /etc/one /assets/inner/file /work/file /var/data/seed; \
              echo from the service > /room/new; echo changed > /work/file; cat /work/file; \
              echo no > /etc/one; echo no > /assets/new; echo yes > /var/data/new && ls /var/data";

@@ -1,4 +1,4 @@
-//! How an instance runs: what it sees, what it may use, how it ends.
+//! Lifecycle of an instance: what it sees, what it may use, how it exits.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -65,7 +65,7 @@ async fn an_instance_sees_what_its_image_and_its_service_say() {
         has("/data/ro/new: Read-only file system");
         has("NoNewPrivs:\t1");
         has("Seccomp:\t2");
-        // A user that is not root has none of the capabilities that root would have here.
+        // A user other than root has none of the capabilities that root would have here.
         has("CapEff:\t0000000000000000");
         assert_eq!(lines.iter().filter(|line| *line == "lo").count(), 1, "an own network");
         has("/sys/x: Read-only file system");
@@ -98,7 +98,7 @@ async fn an_empty_directory_begins_with_what_the_image_has_there() {
         let script = "cat /var/data/inner/file; stat -c %a /var/data/inner/file /fresh; echo changed > /var/data/inner/file";
         let (exit, lines) = fixture.script(spec, script).await;
         assert_eq!((exit.code, lines), (Some(0), ["of the image", "640", "777"].map(str::to_owned).to_vec()));
-        // The image itself is as it was.
+        // The image itself is unchanged.
         let (_, lines) = fixture.script(fixture.spec(&image, &[]), "cat /var/data/inner/file").await;
         assert_eq!(lines, ["of the image"]);
     })
@@ -152,7 +152,7 @@ async fn stopping_asks_first_and_kills_when_that_does_not_help() {
         fixture.runtime.stop(&ids[1], Duration::from_millis(300)).await.unwrap();
         assert!(begun.elapsed() < Duration::from_secs(5));
         assert_eq!(fixture.ended(&ids[1]).await.code, Some(137));
-        // Everything can be asked for again.
+        // Every operation can be repeated.
         fixture.runtime.stop(&ids[1], LIMIT).await.unwrap();
         for id in &ids {
             fixture.runtime.remove(id).await.unwrap();
@@ -218,7 +218,7 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
             assert_eq!(fixture.runtime.list().await.unwrap(), []);
             assert_eq!(fixture.settled().await, Vec::<String>::new());
         }
-        // The kernel looks into the file only when it runs: that is an end, and no failed start.
+        // The kernel reads the file only when it runs, so this is an exit, not a failed start.
         let spec = fixture.spec(&plain, &["/run.sh"]);
         let (id, log) = (spec.label.instance.clone(), spec.log.clone());
         match fixture.runtime.start(spec).await {

@@ -1,4 +1,4 @@
-//! Who may do what.
+//! Authorization of the registry.
 
 use crate::room::{MANIFEST, room, text};
 
@@ -42,7 +42,7 @@ async fn a_caller_may_do_what_is_granted_and_nothing_else() {
             let answer = room.client(caller).send(method, &format!("/v2/team/app/{rest}")).await;
             let may = allowed.contains(&caller);
             assert_eq!(answer.status != 403, may, "{caller}: {method} {rest}: {answer:?}");
-            // The grant is for `team/` only, whether or not there is anything elsewhere.
+            // The grant covers `team/` only, whether or not other content exists.
             room.client(caller).send(method, &format!("/v2/other/{rest}")).await.expect(403);
         }
     }
@@ -57,7 +57,7 @@ async fn a_blob_is_read_only_through_a_repository_that_has_it() {
     for method in ["GET", "HEAD"] {
         room.client("reader").send(method, &format!("/v2/team/app/blobs/{digest}")).await.expect(404);
     }
-    // A manifest that names it does not open it either.
+    // A manifest that names the blob does not open it either.
     let config = room.all().put_blob("team/app", b"{}").await;
     let manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": [blob]});
     let message = room
@@ -66,7 +66,7 @@ async fn a_blob_is_read_only_through_a_repository_that_has_it() {
         .await
         .refused(400, "MANIFEST_BLOB_UNKNOWN");
     assert!(message.contains(digest), "{message}");
-    // Nor is a manifest of another repository read by its digest.
+    // A manifest of another repository cannot be read by its digest either.
     let image = room.all().put_image("secret/app", "1", "x").await;
     let path = format!("/v2/team/app/manifests/{}", text(&image, "digest"));
     room.client("reader").send("GET", &path).await.refused(404, "MANIFEST_UNKNOWN");
@@ -78,7 +78,7 @@ async fn a_mount_needs_the_right_to_pull_from_the_source() {
     let blob = room.all().put_blob("secret/app", b"not yours").await;
     let digest = text(&blob, "digest");
     let path = format!("/v2/team/app/blobs/uploads/?mount={digest}&from=secret/app");
-    // Not even whether it is there: the answer is the one for a blob that nobody has.
+    // Even its existence is hidden: the answer is the one for an unknown blob.
     room.client("writer").send("POST", &path).await.expect(202);
     room.client("reader").send("HEAD", &format!("/v2/team/app/blobs/{digest}")).await.expect(404);
     for from in ["", "&from=", "&from=NO", "&from=team/none"] {

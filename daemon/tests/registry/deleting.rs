@@ -1,4 +1,4 @@
-//! What may be deleted, and that no name is left pointing at nothing.
+//! Deletion, and that no name is left dangling.
 
 use serde_json::json;
 
@@ -43,7 +43,7 @@ async fn what_something_else_needs_is_not_deleted() {
     }
     client.send("GET", &blob).await.refused(404, "BLOB_UNKNOWN");
     client.send("DELETE", &blob).await.refused(404, "BLOB_UNKNOWN");
-    // In another repository the same content is untouched by all this.
+    // The same content in another repository is unaffected.
     client.put_image("b", "1", "layer").await;
     client.send("GET", &blob.replace("/v2/a/", "/v2/b/")).await.expect(200);
 }

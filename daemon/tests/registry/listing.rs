@@ -1,4 +1,4 @@
-//! Lists, in pages.
+//! Lists in pages.
 
 use serde_json::json;
 
@@ -61,7 +61,7 @@ async fn the_catalog_shows_what_may_be_listed_and_nothing_else() {
             names.push(name);
         }
     }
-    // Begun, and nothing in it yet.
+    // A started upload without content.
     room.all().put_blob("team/only-a-blob", b"x").await;
     names.sort();
     let own: Vec<String> = names.iter().filter(|name| name.starts_with("team/")).cloned().collect();

@@ -1,5 +1,5 @@
-//! The registry's HTTP API on a loopback port, over real files and a real database, driven by plain
-//! HTTP and by skopeo. Who calls is decided by a small layer that stands for the token check.
+//! The registry's HTTP API on a loopback port, over real files and a real database, driven by plain HTTP and by skopeo.
+//! A small layer that replaces the token check decides who the caller is.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::print_stderr, reason = "a test that cannot run here says so")]

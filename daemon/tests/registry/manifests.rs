@@ -1,4 +1,4 @@
-//! Manifests: what is taken, and what is said of what is not.
+//! Manifests: which ones are accepted, and the errors for others.
 
 use serde_json::{Value, json};
 
@@ -31,7 +31,7 @@ async fn a_manifest_comes_back_byte_for_byte_by_tag_and_by_digest() {
         let etag = got.header("etag").to_owned();
         client.send_with("GET", &path, &[("if-none-match", &etag)], "").await.expect(304);
     }
-    // The same once more, and by digest, changes nothing.
+    // Pushing the same again, also by digest, changes nothing.
     client.send_with("PUT", &format!("/v2/a/b/manifests/{sum}"), &headers, loose).await.expect(201);
 }
 
@@ -77,7 +77,7 @@ async fn what_is_wrong_with_a_manifest_is_named() {
         let message = client.put_json("a", "1", media_type, &manifest).await.refused(400, code);
         assert!(message.contains(words), "{message}");
     }
-    // A blob is no manifest: an index cannot name it.
+    // A blob is no manifest, so an index cannot name it.
     let index = json!({"schemaVersion": 2, "manifests": [config]});
     client.put_json("a", "1", INDEX, &index).await.refused(400, "MANIFEST_BLOB_UNKNOWN");
     client.put_json("a", &digest(b"other"), MANIFEST, &good).await.refused(400, "DIGEST_INVALID");
@@ -125,7 +125,7 @@ async fn referrers_of_a_manifest_are_found_by_their_subject() {
         assert_eq!(found[0]["artifactType"], "application/signature+json");
         assert_eq!(found[0]["annotations"]["about"], "application/signature+json");
     }
-    // What nobody pushed may have referrers all the same.
+    // A manifest that nobody pushed may still have referrers.
     client.send("GET", &format!("/v2/none/referrers/{}", digest(b"x"))).await.expect(200);
 }
 

@@ -1,4 +1,4 @@
-//! A registry that listens, and a client for it.
+//! Registry that listens, and a client for it.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ pub async fn room_with(limits: UploadLimits) -> Room {
     room_at(directory, root, limits).await
 }
 
-/// `root` may be a file system of its own; the names lie beside it.
+/// Creates a registry. `root` may be a file system of its own; the database is beside it.
 pub async fn room_at(directory: tempfile::TempDir, root: PathBuf, limits: UploadLimits) -> Room {
     let store = Store::open(&directory.path().join("state.db")).unwrap();
     let registry = Registry::new(limits, BlobStore::open(&root).unwrap(), Arc::new(store));
@@ -64,7 +64,7 @@ pub async fn room_at(directory: tempfile::TempDir, root: PathBuf, limits: Upload
     Room { root, address, registry, client, server, _directory: directory }
 }
 
-/// The user name of `Authorization: Basic` says what may be done.
+/// The user name of `Authorization: Basic` selects the grants.
 async fn identify(mut request: Request, next: Next) -> Response {
     let header = request.headers().get("authorization").and_then(|value| value.to_str().ok());
     let basic = header.and_then(|header| STANDARD.decode(header.strip_prefix("Basic ")?).ok());
@@ -118,7 +118,7 @@ impl Answer {
     }
 }
 
-/// A request as one caller.
+/// Request as one caller.
 #[derive(Clone, Copy)]
 pub struct As<'a> {
     pub room: &'a Room,
@@ -130,12 +130,12 @@ impl Room {
         As { room: self, caller }
     }
 
-    /// Someone who may do everything.
+    /// Returns a caller with all grants.
     pub fn all(&self) -> As<'_> {
         self.client("all")
     }
 
-    /// Files below a directory of the registry.
+    /// Lists files below a directory of the registry.
     pub fn files(&self, directory: &str) -> usize {
         count(&self.root.join(directory))
     }
@@ -179,7 +179,7 @@ impl As<'_> {
         }
     }
 
-    /// Pushes a blob the way most clients do; gives its descriptor.
+    /// Pushes a blob the way most clients do; returns its descriptor.
     pub async fn put_blob(&self, repository: &str, content: &[u8]) -> Value {
         let location = self.begin(repository).await;
         let digest = digest(content);
@@ -199,7 +199,7 @@ impl As<'_> {
         self.send_with("PUT", &path, &[("content-type", media_type)], manifest.to_string()).await
     }
 
-    /// Pushes an image of one small layer; gives the manifest's descriptor.
+    /// Pushes an image of one small layer; returns the manifest's descriptor.
     pub async fn put_image(&self, repository: &str, tag: &str, content: &str) -> Value {
         let layer = self.put_blob(repository, content.as_bytes()).await;
         let config = self.put_blob(repository, b"{}").await;
@@ -219,7 +219,7 @@ pub fn digest(content: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(content)))
 }
 
-/// Content that no compression and no luck makes equal.
+/// Returns incompressible, unique content.
 pub fn noise(seed: u64, size: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     std::iter::repeat_with(|| {

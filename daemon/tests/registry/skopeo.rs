@@ -1,11 +1,11 @@
-//! A client that is not ours.
+//! Skopeo, a client that is not ours.
 
 use std::path::Path;
 use std::process::Command;
 
 use crate::room::{Room, room};
 
-/// An archive of a small tree, and what skopeo calls it.
+/// Archive of a small tree, with skopeo's name for it.
 fn archive(directory: &Path) -> String {
     let (tree, file) = (directory.join("tree"), directory.join("app.tar"));
     std::fs::create_dir(&tree).unwrap();
@@ -43,7 +43,7 @@ async fn skopeo_pushes_lists_pulls_and_deletes() {
     let run = async |verb: &[&str], names: &[&str]| skopeo(&[verb, names].concat()).await;
 
     run(&[&["copy"], &to[..]].concat(), &[&source, &image]).await.unwrap();
-    // From one repository to another: what is there is mounted or sent again, as skopeo likes.
+    // Copies between repositories: skopeo may mount or resend existing content.
     run(&[&["copy"], &from[..], &to[..]].concat(), &[&image, &copy]).await.unwrap();
     let listed =
         run(&["list-tags", "--creds", "all:x", "--tls-verify=false"], &[&url(&room, "elsewhere/app")]).await;

@@ -1,4 +1,4 @@
-//! Blobs on their way in: pieces, interruptions, limits.
+//! Uploads of blobs: pieces, interruptions, limits.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -22,7 +22,7 @@ fn break_off(client: As<'_>, method: &str, path: &str, declared: usize, part: &[
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(part).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
-    // The server has seen the end when it answers or closes.
+    // The server has noticed the end once it answers or closes.
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let _ = stream.read(&mut [0; 512]);
 }
@@ -42,7 +42,7 @@ async fn an_upload_that_was_cut_off_goes_on_where_it_stopped() {
     let answer = client.send("GET", &location).await.expect(204);
     assert_eq!(answer.header("range"), "0-1999999");
     let rest = &content[2_000_000..];
-    // Neither a gap nor a repetition is taken.
+    // Neither a gap nor a repetition is accepted.
     for wrong in ["2000001-3499999", "0-1499999"] {
         let patch = client.send_with("PATCH", &location, &[("content-range", wrong)], rest.to_vec()).await;
         assert_eq!(patch.header("range"), "0-1999999");
@@ -167,7 +167,7 @@ async fn many_pushes_of_the_same_blob_at_once_all_succeed() {
     assert_blob(room.all(), "a/2", &content).await;
 }
 
-/// A file system of its own, of a few megabytes.
+/// File system of its own, of a few megabytes.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -218,7 +218,7 @@ async fn wait_for(condition: impl Fn() -> bool) {
     panic!("it did not come to be");
 }
 
-/// The room is asked for over HTTP/2 from the first byte, as gRPC's port is.
+/// The client speaks HTTP/2 from the first byte, as on gRPC's port.
 #[tokio::test(flavor = "multi_thread")]
 async fn http_2_serves_as_well() {
     use http_body_util::BodyExt as _;

@@ -4,10 +4,10 @@ use std::str::FromStr;
 
 use super::{Reference, ReferenceError, serde_as_text};
 
-/// Where mounts that name no target of their own appear in a build.
+/// Default target of a build's mounts.
 pub const DEFAULT_TARGET: &str = "/context";
 
-/// One mount of a build or a service: what, where, and whether it may be written.
+/// One mount of a build or a service: source, target, and access mode.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct MountSpec {
     pub source: MountSource,
@@ -18,16 +18,16 @@ pub struct MountSpec {
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MountSource {
-    /// Path below room storage; empty is the whole storage.
+    /// Path below room storage; empty means the whole storage.
     Room(String),
-    /// Path below project storage; empty is the whole storage.
+    /// Path below project storage; empty means the whole storage.
     Project(String),
     /// An image, or the part of it below `subpath`.
     Image {
         reference: Reference,
         subpath: String,
     },
-    /// A pack: on a command line a local path, on the wire the id that an upload returned.
+    /// A pack: a local path on a command line, on the wire the id that an upload returned.
     Pack(String),
     EmptyDir,
     /// A file with this text.
@@ -45,7 +45,7 @@ pub enum MountMode {
     ReadWrite,
 }
 
-/// The mount flags, each with its grammar and default mode (contract, "Mounts").
+/// Kinds of mount flags, each with its grammar and default mode (contract, "Mounts").
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MountKind {
     Room,
@@ -74,7 +74,8 @@ pub enum MountError {
 }
 
 impl MountKind {
-    /// The grammar shown in errors. Builds accept a source alone; `target_required` is for services.
+    /// Returns the grammar that errors show. Builds accept a source alone; `target_required` is for
+    /// services.
     const fn grammar(self, target_required: bool) -> &'static str {
         match (self, target_required) {
             (Self::Room | Self::Project, true) => "<source>:<mount>[:ro|rw]",
@@ -95,12 +96,12 @@ impl MountKind {
 }
 
 impl MountSpec {
-    /// Parses a build's mount flag: a source alone is mounted at `/context`.
+    /// Parses a build's mount flag. A source alone is mounted at `/context`.
     pub fn parse_for_build(kind: MountKind, text: &str) -> Result<Self, MountError> {
         Self::parse(kind, text, false)
     }
 
-    /// Parses a service's mount flag: the target must be written.
+    /// Parses a service's mount flag, which must have a target.
     pub fn parse_for_service(kind: MountKind, text: &str) -> Result<Self, MountError> {
         Self::parse(kind, text, true)
     }
@@ -161,7 +162,7 @@ impl MountSpec {
     }
 }
 
-/// Refuses two mounts on one target.
+/// Refuses two mounts with the same target.
 pub fn check_distinct(mounts: &[MountSpec]) -> Result<(), MountError> {
     let mut seen = std::collections::BTreeSet::new();
     for mount in mounts {
@@ -172,7 +173,8 @@ pub fn check_distinct(mounts: &[MountSpec]) -> Result<(), MountError> {
     Ok(())
 }
 
-/// A path below a storage root: relative, normalised; `.`, `/` and the empty string are the root itself.
+/// Normalises a path below a storage root to a relative path; `.`, `/` and the empty string mean the
+/// root itself.
 pub fn storage_path(text: &str) -> Result<String, MountError> {
     normalise(text).map(|parts| parts.join("/"))
 }
@@ -202,7 +204,7 @@ impl MountTarget {
         self.0.split('/').filter(|part| !part.is_empty())
     }
 
-    /// `path` seen from this target, or none when it lies outside.
+    /// Returns `path` relative to this target, or none when it lies outside.
     pub fn relative<'a>(&self, path: &'a MountTarget) -> Option<&'a str> {
         if self.0 == "/" {
             return Some(&path.0[1..]);
@@ -211,7 +213,7 @@ impl MountTarget {
         if rest.is_empty() { Some(rest) } else { rest.strip_prefix('/') }
     }
 
-    /// The target one or more components deeper.
+    /// Returns the target `relative` components deeper.
     pub fn join(&self, relative: &str) -> Result<Self, MountError> {
         format!("{}/{relative}", self.0).parse()
     }

@@ -5,9 +5,9 @@ use super::{Digest, DigestError, serde_as_text};
 
 /// An image reference, `[registry/]repository[:tag][@digest]`.
 ///
-/// The first component is a registry when it has a `.` or a `:` or is `localhost`. A reference
-/// keeps what was written: whether a bare name means the room's registry or Docker Hub depends
-/// on where it stands (see [`RoomRegistries`]).
+/// The first component is a registry when it has a `.` or a `:` or is `localhost`. A reference keeps
+/// the written form: whether a bare name means the room's registry or Docker Hub depends on the context
+/// (see [`RoomRegistries`]).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Reference {
     pub registry: Option<Registry>,
@@ -28,7 +28,7 @@ pub struct Repository(String);
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(String);
 
-/// The registry names that mean *this room's registry*. Nobody resolves them over DNS.
+/// The registry names that mean *this room's registry*. They do not resolve in DNS.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RoomRegistries(Vec<Registry>);
 
@@ -57,8 +57,8 @@ pub enum ReferenceError {
 }
 
 impl Reference {
-    /// Parses a reference to something that is to be *made*: a digest in it is an error, and a
-    /// missing tag is `latest`.
+    /// Parses the reference of an image that is to be *made*: a digest in it is an error, and a missing tag
+    /// becomes `latest`.
     pub fn parse_tag(text: &str) -> Result<Self, ReferenceError> {
         let mut reference: Self = text.parse()?;
         if reference.digest.is_some() {
@@ -68,7 +68,7 @@ impl Reference {
         Ok(reference)
     }
 
-    /// The tag, or `latest` where neither a tag nor a digest was written.
+    /// Returns the tag, or `latest` when neither a tag nor a digest is present.
     pub fn tag_or_latest(&self) -> Option<Tag> {
         match (&self.tag, self.digest) {
             (Some(tag), _) => Some(tag.clone()),
@@ -210,35 +210,36 @@ impl Tag {
 }
 
 impl RoomRegistries {
-    /// What the room's registry is called where nothing else is configured.
+    /// Default name of the room's registry.
     pub const DEFAULT: &str = "room.meshagent.com";
 
     pub fn new(names: Vec<Registry>) -> Self {
         Self(names)
     }
 
-    /// Whether `registry` is this room's.
+    /// Reports whether `registry` is this room's.
     pub fn contains(&self, registry: &Registry) -> bool {
         self.0.contains(registry)
     }
 
-    /// Whether a reference in a `--tag` means this room: a bare name does.
+    /// Reports whether a reference in a `--tag` means this room. A bare name does.
     pub fn owns_tag(&self, reference: &Reference) -> bool {
         reference.registry.as_ref().is_none_or(|registry| self.contains(registry))
     }
 
-    /// Whether a reference in a `FROM` or `--base` means this room: a bare name does not, it is Docker Hub's.
+    /// Reports whether a reference in a `FROM` or `--base` means this room. A bare name does not: it means
+    /// Docker Hub.
     pub fn owns_source(&self, reference: &Reference) -> bool {
         reference.registry.as_ref().is_some_and(|registry| self.contains(registry))
     }
 
-    /// The same reference with the room's registry written out where a bare name meant it.
+    /// Returns the reference with the room's registry written out when a bare name implied it.
     pub fn qualify(&self, reference: Reference) -> Reference {
         let registry = reference.registry.clone().or_else(|| self.0.first().cloned());
         Reference { registry, ..reference }
     }
 
-    /// The names, first the one to show to people.
+    /// The names; the first one is the one to display.
     pub fn names(&self) -> &[Registry] {
         &self.0
     }
@@ -277,7 +278,7 @@ text_value!(Repository, Repository { repository });
 text_value!(Tag, Tag { tag });
 serde_as_text!(Reference);
 
-/// What the caller wrote, cut to a length that fits a message.
+/// Input of the caller, cut to a length that fits in a message.
 fn shown(text: &str) -> String {
     text.trim().chars().take(300).collect()
 }

@@ -1,4 +1,4 @@
-//! Watching a build to its end, and telling what it came to.
+//! Follows a build to its end and reports its result.
 
 use std::io::IsTerminal as _;
 
@@ -13,13 +13,14 @@ use crate::interrupt::Interrupts;
 use crate::progress::{ProgressMode, Show, state_name};
 use crate::{duration, output, task};
 
+/// A build that has ended, as its last event describes it.
 pub(super) struct Ended {
     build: Build,
     log_shown: bool,
 }
 
-/// Shows the events of a build until its last one. Ctrl-C asks whether to cancel or to detach;
-/// where nobody can be asked it cancels. A second one leaves at once.
+/// Shows the events of a build until its last one. Ctrl-C asks whether to cancel the build or to
+/// detach; without a terminal to ask on, it cancels the build. A second Ctrl-C detaches at once.
 pub(super) async fn to_end(
     client: &Client,
     build_id: &str,
@@ -46,7 +47,7 @@ pub(super) async fn to_end(
                 }
             }
             Some(Watched::Lost(reason)) => {
-                show.note(&format!("connection lost ({reason}); trying to get back"));
+                show.note(&format!("connection lost ({reason}); reconnecting"));
             }
             None => {
                 show.clear();
@@ -57,8 +58,8 @@ pub(super) async fn to_end(
     }
 }
 
-/// After Ctrl-C. Returns when the build was told to end, whose last event then comes by itself, or
-/// when the person wants to go on watching.
+/// Handles Ctrl-C. Returns when the build was cancelled, whose last event follows as usual, or when the
+/// user chose to keep watching.
 async fn stop(
     client: &Client,
     build_id: &str,
@@ -67,7 +68,7 @@ async fn stop(
 ) -> Result<(), Failure> {
     let interactive = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
     let answer = if interactive {
-        output::note("\nCancel the build [c], leave it running [l], or go on watching [enter]?");
+        output::note("\nCancel the build [c], leave it running [l], or keep watching [enter]?");
         tokio::select! {
             answer = task::blocking("answer", read_answer) => answer?,
             () = interrupts.next() => return Err(left(build_id)),
@@ -93,7 +94,7 @@ async fn stop(
 
 fn read_answer() -> String {
     let mut line = String::new();
-    // An answer that cannot be read is none.
+    // An unreadable answer counts as an empty one.
     let _ = std::io::stdin().read_line(&mut line);
     line.trim().to_ascii_lowercase()
 }
@@ -110,7 +111,7 @@ pub(super) fn report(args: &BuildArgs, ended: &Ended, json: bool) -> Result<(), 
     if json { output::json(&BuildView::from(&ended.build)) } else { output::line(&result.digest) }
 }
 
-/// What a build that succeeded came to, written where it was asked for.
+/// Returns the result of a build that succeeded, after writing it to the files that the arguments name.
 pub(super) fn result<'a>(args: &BuildArgs, ended: &'a Ended) -> Result<&'a BuildResult, Failure> {
     let build = &ended.build;
     let Some(result) = build.result.as_ref().filter(|_| build.state() == BuildState::Succeeded) else {
@@ -143,7 +144,7 @@ fn failed(ended: &Ended) -> Failure {
         (_, Some(detail)) => Failure::from_detail(FailureKind::Failed, Box::new(detail.clone())),
         (_, None) => Failure::failed(
             "build_failed",
-            format!("the build is {} and says no more", state_name(build.state)),
+            format!("the build is {} and reported no error", state_name(build.state)),
         ),
     };
     failure.log_shown = ended.log_shown;

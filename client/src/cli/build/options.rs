@@ -1,10 +1,10 @@
-//! The flags that `hearth build` and `hearth deploy --pack` have in common.
+//! Flags that `hearth build` and `hearth deploy --pack` share.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-/// How a build is done: what `hearth build` and `hearth deploy --pack` have in common.
+/// Build options that `hearth build` and `hearth deploy --pack` share.
 #[derive(Debug, Default, PartialEq, Args)]
 pub(in crate::cli) struct BuildOptions {
     /// Keep the pack as this file of room storage
@@ -18,7 +18,7 @@ pub(in crate::cli) struct BuildOptions {
     #[arg(long, short = 'f', value_name = "PATH", help_heading = "Files")]
     pub(super) dockerfile_path: Option<String>,
 
-    /// Value of an ARG, `KEY=VALUE`; `KEY` alone takes the value of the environment
+    /// Value of an ARG, `KEY=VALUE`; `KEY` alone takes its value from the environment
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Build")]
     pub(super) build_arg: Vec<String>,
     /// Secret for `RUN --mount=type=secret`, `id=ID,src=FILE` or `id=ID,env=VARIABLE`
@@ -39,17 +39,17 @@ pub(in crate::cli) struct BuildOptions {
     /// Run every step again, or only those of one stage
     #[arg(long, value_name = "STAGE", num_args = 0..=1, default_missing_value = "", require_equals = true, help_heading = "Build")]
     pub(super) no_cache: Vec<String>,
-    /// Look base images up again
+    /// Resolve the tags of base images again
     #[arg(long, help_heading = "Build")]
     pub(super) pull: bool,
     /// Network of RUN steps
     #[arg(long, value_parser = ["default", "none"], help_heading = "Build")]
     pub(super) network: Option<String>,
-    /// One more name for the image
+    /// Additional tag of the image
     #[arg(long, value_name = "TAG", help_heading = "Build")]
     pub(super) also_tag: Vec<String>,
 
-    /// Write what the build came to to this file as JSON
+    /// Write the result of the build to this file as JSON
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(super) metadata_file: Option<PathBuf>,
     /// Write the image's digest to this file

@@ -1,4 +1,4 @@
-//! The flags of `hearth build` as a request, checked as far as that needs no room.
+//! Converts the flags of `hearth build` to a request, with every check that needs no room.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,9 +11,10 @@ use super::{BuildArgs, mount, tag};
 use crate::duration;
 use crate::error::Failure;
 
-/// BuildKit's limit for one secret.
+/// Maximum size of one secret in bytes; BuildKit's own limit.
 const MAX_SECRET_BYTES: u64 = 500 * 1024;
 
+/// A checked build: the request, and the directory that is to be sent before it is submitted.
 pub(super) struct Plan {
     pub spec: BuildSpec,
     pub tags: Vec<Reference>,
@@ -72,7 +73,7 @@ pub(super) fn plan(args: &BuildArgs) -> Result<Plan, Failure> {
     Ok(Plan { spec, tags, pack })
 }
 
-/// The mounts, without the pack, whose source is on this machine.
+/// Parses the mounts. The pack is returned apart, because its source lies on this machine.
 fn mounts(args: &BuildArgs) -> Result<(Vec<MountSpec>, Option<LocalPack>), Failure> {
     let flags = [
         ("--mount-room-path", MountKind::Room, &args.mount_room_path),
@@ -87,7 +88,7 @@ fn mounts(args: &BuildArgs) -> Result<(Vec<MountSpec>, Option<LocalPack>), Failu
         }
     }
     let packed = match (&args.path, &args.pack) {
-        // A positional path has no mount in it: a colon is part of its name.
+        // A colon in a positional path is part of the name: this form has no mount target.
         (Some(path), _) => Some(MountSpec {
             source: MountSource::Pack(path.clone()),
             ..MountSpec::parse_for_build(MountKind::Pack, ".")
@@ -122,7 +123,7 @@ fn build_args(texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
             Some((key, value)) => (key, value.to_owned()),
             None => match std::env::var(text) {
                 Ok(value) => (text.as_str(), value),
-                // As with other builders: a variable that is not set leaves the ARG's default.
+                // An unset variable leaves the default of the ARG in place, as in other builders.
                 Err(std::env::VarError::NotPresent) => continue,
                 Err(error) => return Err(Failure::usage(format!("--build-arg {text}: {error}"))),
             },

@@ -11,10 +11,10 @@ use crate::error::Failure;
 use crate::output;
 use crate::progress::{Json, LogLines, LogText, Show as _};
 
-/// Show what a build's steps wrote
+/// Show the output of a build's steps
 ///
-/// Shows the last 200 lines unless told otherwise. `--from 1` shows everything, `--follow` goes
-/// on until the build ends.
+/// Shows the last 200 lines by default. `--from 1` shows everything; `--follow` continues until the
+/// build ends.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -23,26 +23,26 @@ Examples:
   hearth builds logs 7f3k --from 1 > build.log
   hearth builds logs 7f3k --follow")]
 pub(in crate::cli) struct LogsArgs {
-    /// Id of the build, or the beginning of it
+    /// Id of the build, or a prefix of it
     build: String,
-    /// Begin at the event with this number; 1 is the whole log
+    /// Start at the event with this sequence number; 1 shows the whole log
     #[arg(long, value_name = "N")]
     from: Option<u64>,
-    /// Only the last N lines [default: 200, or all with --from or --follow]
+    /// Show only the last N lines [default: 200, or all with --from or --follow]
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     tail: Option<u32>,
-    /// Only lines that contain this text
+    /// Show only lines that contain this text
     #[arg(long, value_name = "TEXT")]
     grep: Option<String>,
-    /// Only this step
+    /// Show only this step
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     step: Option<u32>,
-    /// Go on until the build ends
+    /// Keep printing until the build ends
     #[arg(long, short)]
     follow: bool,
 }
 
-/// The daemon's own limit for one answer.
+/// Maximum size of one log answer in bytes: the daemon's own limit.
 const ANSWER_BYTES: u32 = 4 * 1024 * 1024;
 
 pub(super) async fn run(args: LogsArgs, globals: &Globals) -> Result<(), Failure> {
@@ -57,7 +57,7 @@ pub(super) async fn run(args: LogsArgs, globals: &Globals) -> Result<(), Failure
             tail: args.tail.unwrap_or(0),
             contains: args.grep.clone().unwrap_or_default(),
             step: args.step.unwrap_or(0),
-            // What was asked for by number is not cut again by size, as far as the daemon allows.
+            // The daemon's default size limit would cut an explicit --tail short, so ask for the largest answer.
             max_bytes: if args.tail.is_some() { ANSWER_BYTES } else { 0 },
         })
         .await?;
@@ -86,7 +86,7 @@ async fn watch(client: &Client, args: &LogsArgs, from: u64, json: bool) -> Resul
     let mut events = Json::new(std::io::stdout());
     while let Some(watched) = watch.next().await? {
         match watched {
-            Watched::Lost(reason) => output::note(&format!("connection lost ({reason}); trying to get back")),
+            Watched::Lost(reason) => output::note(&format!("connection lost ({reason}); reconnecting")),
             Watched::Event(event) if json => events.event(&event),
             Watched::Event(event) => {
                 for (step, line) in completed(&mut lines, &event) {
@@ -97,7 +97,7 @@ async fn watch(client: &Client, args: &LogsArgs, from: u64, json: bool) -> Resul
             }
         }
     }
-    // A replay of a running build may end within a line.
+    // A replay of a running build may end in the middle of a line.
     for (step, line) in lines.finish_all() {
         if !json && args.shows(step, &line) {
             output::line(&format!("#{step} | {}", line.text))?;

@@ -1,33 +1,33 @@
-//! Flags that say what a service may do less than every service, or more.
+//! Flags that restrict a service further than the default, or give it more capabilities.
 
 use clap::Args;
 use hearth_proto::v1::Capabilities;
 
-/// Takes back all that was given.
+/// Keyword that takes back all added capabilities.
 const NONE: &str = "none";
 const KNOWN: [&str; 2] = ["NET_RAW", "MKNOD"];
 
 #[derive(Debug, Default, Args)]
 pub(super) struct ConfinementArgs {
-    /// It reaches no other service of the room, and none reaches it
+    /// Block all connections between this service and other services of the room
     #[arg(long, conflicts_with = "not_isolated", help_heading = "Process")]
     isolated: bool,
-    /// It reaches other services of the room and they reach it, as by default
+    /// Allow connections between this service and other services of the room (the default)
     #[arg(long, help_heading = "Process")]
     not_isolated: bool,
-    /// A capability beside those that every service has, `NET_RAW` or `MKNOD`, where the room's operator allows it;
-    /// `none` takes back what was given
+    /// Add a capability to those that every service has, `NET_RAW` or `MKNOD`, if the room's operator allows it;
+    /// `none` removes all added capabilities
     #[arg(long, value_name = "CAPABILITY", value_parser = capability, help_heading = "Process")]
     cap_add: Vec<String>,
 }
 
 impl ConfinementArgs {
-    /// None where nothing is said.
+    /// Returns none when neither flag is given.
     pub(super) fn isolated(&self) -> Option<bool> {
         if self.isolated { Some(true) } else { self.not_isolated.then_some(false) }
     }
 
-    /// None where nothing is said.
+    /// Returns none when no capability flag is given.
     pub(super) fn capabilities(&self) -> Result<Option<Capabilities>, String> {
         let given = self.cap_add.iter().filter(|name| *name != NONE);
         let names: Vec<String> = given.cloned().collect();
@@ -41,7 +41,7 @@ impl ConfinementArgs {
     }
 }
 
-/// Parses the name of a capability into the daemon's spelling: capitals, without `CAP_`.
+/// Parses the name of a capability into the daemon's spelling: capital letters, without `CAP_`.
 pub(in crate::cli) fn capability(text: &str) -> Result<String, String> {
     if text == NONE {
         return Ok(text.to_owned());

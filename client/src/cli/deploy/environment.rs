@@ -10,14 +10,14 @@ use hearth_proto::v1::{EnvValue, env_value::Value};
 use crate::cli::token::check_scope;
 use crate::error::Failure;
 
-/// The variable that a token is given in.
+/// Name of the variable that holds a participant token.
 const TOKEN: &str = "MESHAGENT_TOKEN";
-/// More than the daemon takes.
+/// Size limit of an environment file in bytes; larger than what the daemon accepts.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, Default, Args)]
 pub(super) struct EnvironmentArgs {
-    /// Variable, `NAME=value`; `NAME` alone takes the value from here
+    /// Variable, `NAME=value`; `NAME` alone takes its value from the environment of this command
     #[arg(long, short, value_name = "NAME=VALUE", help_heading = "Environment")]
     env: Vec<String>,
     /// File with a variable on each line, as `docker run --env-file` reads it
@@ -26,16 +26,18 @@ pub(super) struct EnvironmentArgs {
     /// Variable with the value of a secret of the room, `NAME=SECRET`
     #[arg(long, value_name = "NAME=SECRET", help_heading = "Environment")]
     env_secret: Vec<String>,
-    /// MESHAGENT_TOKEN is a fresh participant token with this scope: `userDefault`, `agentDefault`, `full` or JSON
+    /// Give the service a new participant token in MESHAGENT_TOKEN, with this scope: `userDefault`,
+    /// `agentDefault`, `full` or JSON
     #[arg(long, visible_alias = "meshagent-token", value_name = "SCOPE", help_heading = "Environment")]
     env_token: Option<String>,
-    /// Name in the tokens [default: the service's]
+    /// Participant name in the tokens [default: the service's]
     #[arg(long, value_name = "NAME", help_heading = "Environment")]
     pub(super) identity: Option<String>,
 }
 
 impl EnvironmentArgs {
-    /// Files first, in their order; flags over them. One name in two flags is an error.
+    /// Reads the variables: files first, in their order, then the flags, which override them. One name in
+    /// two flags is an error.
     pub(super) fn read(
         &self,
         variable: impl Fn(&str) -> Result<String, std::env::VarError>,
@@ -87,7 +89,7 @@ fn plain(value: String) -> EnvValue {
     EnvValue { value: Some(Value::Plain(value)) }
 }
 
-/// What else a name may be is the daemon's to say.
+/// Checks what can be checked here; the daemon validates the rest of a name.
 fn check_name(name: &str) -> Result<(), &'static str> {
     if name.is_empty() {
         return Err("there is no name before the `=`");
@@ -113,9 +115,10 @@ fn read_file(path: &Path) -> Result<Vec<(String, String)>, Failure> {
     })
 }
 
-/// As `docker run --env-file` reads it: blanks before the name are skipped, a value is what comes after the first `=`,
-/// quotes and blanks in it included. But a line without `=`, which would take a value from here, is an error; the
-/// number of the line comes with it.
+/// Parses an environment file by the rules of `docker run --env-file`: blanks before the name are
+/// skipped, and the value is the text after the first `=`, including quotes and blanks. One difference:
+/// a line without `=`, which Docker would fill from the caller's environment, is an error. Errors carry
+/// the line number.
 fn parse_file(content: &[u8]) -> Result<Vec<(String, String)>, (usize, String)> {
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
     let mut variables = Vec::new();

@@ -1,4 +1,4 @@
-//! The flags of `hearth deploy` as a request, checked as far as that needs no room.
+//! Converts the flags of `hearth deploy` to a request, with every check that needs no room.
 
 use clap::Args;
 use hearth_pack::image::parse_command;
@@ -11,7 +11,7 @@ use crate::cli::registry::for_reference;
 use crate::duration;
 use crate::error::Failure;
 
-/// Files that a service sees while it runs.
+/// Mount flags of a service.
 #[derive(Debug, Default, Args)]
 pub(super) struct MountArgs {
     /// Files of room storage, `<source>:<mount>[:ro|rw]`; the default is rw
@@ -33,7 +33,7 @@ pub(super) struct MountArgs {
     /// Files of an image, `<image>=<mount>[:ro|rw][,subpath=<path>]`; the default is ro
     #[arg(long, visible_alias = "mount-image", value_name = "MOUNT", help_heading = "Files of the service")]
     image_mount: Vec<String>,
-    /// A directory of its own, which begins with what the image has there, `<mount>[:ro|rw]`
+    /// A private directory of each instance, which starts with the image's files at that path, `<mount>[:ro|rw]`
     #[arg(long, value_name = "MOUNT", help_heading = "Files of the service")]
     empty_dir_mount: Vec<String>,
 }
@@ -61,13 +61,15 @@ impl MountArgs {
     }
 }
 
+/// A checked deploy: the request, and the build that must run before it.
 pub(super) struct Plan {
     pub spec: DeploySpec,
-    /// To be built first.
+    /// The build that runs before the deploy, if there is one.
     pub build: Option<BuildArgs>,
 }
 
-/// `variable` gives the value of a variable of this process.
+/// Checks the arguments and converts them. `variable` returns the value of an environment variable of
+/// this process.
 pub(super) fn plan(
     args: &mut DeployArgs,
     variable: impl Fn(&str) -> Result<String, std::env::VarError>,
@@ -127,7 +129,7 @@ pub(super) fn plan(
         replace: false,
         isolated: args.confinement.isolated(),
         capabilities: args.confinement.capabilities().map_err(|error| wrong("--cap-add", &error))?,
-        // What is built is in the room: its credentials are for the build.
+        // A built image lies in the room, so its credentials are only for the build.
         credentials: if args.pack.is_some() { Vec::new() } else { for_reference(&args.cred, &image)? },
     };
     Ok(Plan { spec, build: build(args)? })

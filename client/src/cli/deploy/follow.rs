@@ -1,4 +1,4 @@
-//! Watching a deploy, a restart or a rollback until it is live, and telling what it came to.
+//! Follows a deploy, a restart or a rollback until the revision is live, and reports its result.
 
 use clap::Args;
 use hearth_proto::v1::deploy_event::Event;
@@ -13,25 +13,26 @@ use crate::progress::ProgressMode;
 use crate::progress::deploy::action;
 use crate::{duration, output};
 
-/// Whether to wait, and what is shown meanwhile.
+/// Flags that control waiting and the display of progress.
 #[derive(Debug, Default, Args)]
 pub(in crate::cli) struct WaitArgs {
-    /// Wait until it is live, as is the default
+    /// Wait until the revision is live (the default)
     #[arg(long, conflicts_with = "no_wait", help_heading = "Output")]
     wait: bool,
-    /// Do not wait until it is live
+    /// Do not wait until the revision is live
     #[arg(long, help_heading = "Output")]
     no_wait: bool,
-    /// How progress is shown
+    /// Display mode of progress
     #[arg(long, value_enum, default_value_t = ProgressMode::Auto, help_heading = "Output")]
     pub(in crate::cli) progress: ProgressMode,
 }
 
-/// After Ctrl-C before the daemon has answered.
+/// Message of an interrupt that comes before the daemon has answered.
 pub(in crate::cli) const LEFT_EARLY: &str =
     "interrupted before the room had answered; what it has begun goes on: hearth services list";
 
-/// Tells how a revision comes to be live, and what it is then.
+/// Reports a new revision: waits until it is live, unless the flags say otherwise, and prints its
+/// result.
 pub(in crate::cli) async fn run(
     client: &Client,
     answer: &DeployResponse,
@@ -83,10 +84,15 @@ async fn to_live(
         let event = match next {
             Some(Watched::Event(event)) => event,
             Some(Watched::Lost(reason)) => {
-                show.note(&format!("connection lost ({reason}); trying to get back"));
+                show.note(&format!("connection lost ({reason}); reconnecting"));
                 continue;
             }
-            None => return Err(about(Failure::failed("protocol", "the deploy ended without its end"))),
+            None => {
+                return Err(about(Failure::failed(
+                    "protocol",
+                    "the event stream of the deploy ended without a final event",
+                )));
+            }
         };
         show.event(&event);
         match event.event {
@@ -114,15 +120,16 @@ async fn to_live(
     }
 }
 
-/// Only a remark: the failure is told in any case.
+/// Prints which revision still serves. A lookup failure is only logged: the deploy failure is reported
+/// in any case.
 async fn tell_what_serves(client: &Client, answer: &DeployResponse) {
     match client.service(&answer.service_id).await {
         Ok(service) => output::note(&what_serves(&service, answer)),
-        Err(error) => tracing::debug!(%error, "what serves is not known"),
+        Err(error) => tracing::debug!(%error, "failed to look up the serving revision"),
     }
 }
 
-/// Whether traffic is still answered after a failed deploy.
+/// Text that tells whether traffic is still answered after a failed deploy.
 fn what_serves(service: &Service, answer: &DeployResponse) -> String {
     match service.instances.iter().find(|instance| instance.routed) {
         Some(routed) => format!("revision {} of {} keeps serving", routed.revision, answer.name),
@@ -140,7 +147,7 @@ struct DeployView<'a> {
     name: &'a str,
     revision: u32,
     created: bool,
-    /// None where nobody waited for it.
+    /// True when the revision became live; null when the command did not wait for it.
     live: Option<bool>,
     took_seconds: Option<f64>,
     image: &'a str,
@@ -171,7 +178,7 @@ impl<'a> DeployView<'a> {
         }
     }
 
-    /// `name revision digest`, then an address on each line.
+    /// Formats the result as `name revision digest`, followed by one URL on each line.
     fn for_people(&self) -> String {
         let mut text = format!("{} {} {}", self.name, self.revision, self.digest);
         self.urls.iter().for_each(|url| text += &format!("\n{}", output::printable(url)));
@@ -184,7 +191,7 @@ fn report(answer: &DeployResponse, took: Option<std::time::Duration>, json: bool
     if json { output::json(&view) } else { output::line(&view.for_people()) }
 }
 
-/// What a deploy would do.
+/// Prints the plan of a dry run.
 pub(in crate::cli) fn report_plan(answer: &DeployResponse, json: bool) -> Result<(), Failure> {
     if json {
         let plan = Some(answer.plan.iter().map(action).collect());

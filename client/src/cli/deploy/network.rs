@@ -1,15 +1,16 @@
-//! Ports, names and domains, checked as far as that needs no room: what is wrong is told before anything is built.
+//! Parsers for ports, names and domains. They need no room, so mistakes are reported before anything is
+//! built.
 
 use std::collections::BTreeSet;
 
 use hearth_proto::v1::{PortKind, ServicePort};
 
-/// Nothing of a service is published there.
+/// Port that the platform reserves; a service cannot publish it.
 const RESERVED_PORT: u32 = 8078;
 /// Longest label of a host name (RFC 1035).
 const MAX_LABEL: usize = 63;
 
-/// `N`, `N/http` or `N/tcp`.
+/// Parses a port: `N`, `N/http` or `N/tcp`.
 pub(in crate::cli) fn port(text: &str) -> Result<ServicePort, String> {
     let wrong = || format!("port `{text}`: expected `N` or `N/tcp`, with N from 1 to 65535");
     let (number, kind) = match text.split_once('/') {
@@ -29,6 +30,7 @@ pub(in crate::cli) fn port(text: &str) -> Result<ServicePort, String> {
     Ok(ServicePort { number, kind: kind.into(), published: None })
 }
 
+/// Refuses two ports with one number.
 pub(in crate::cli) fn check_ports(ports: &[ServicePort]) -> Result<(), String> {
     let mut seen = BTreeSet::new();
     match ports.iter().find(|port| !seen.insert(port.number)) {
@@ -37,7 +39,8 @@ pub(in crate::cli) fn check_ports(ports: &[ServicePort]) -> Result<(), String> {
     }
 }
 
-/// A service's name is its host name for the other services of the room: one DNS label.
+/// Parses a service name. It is the host name of the service for the other services of the room: one
+/// DNS label.
 pub(in crate::cli) fn name(text: &str) -> Result<String, String> {
     if text.len() <= MAX_LABEL && is_label(text) && !text.bytes().any(|byte| byte.is_ascii_uppercase()) {
         return Ok(text.to_owned());
@@ -47,7 +50,7 @@ pub(in crate::cli) fn name(text: &str) -> Result<String, String> {
     ))
 }
 
-/// A host name, or `*.` and a host name.
+/// Parses a domain: a host name, or `*.` and a host name.
 pub(in crate::cli) fn domain(text: &str) -> Result<String, String> {
     let trimmed = text.trim().trim_end_matches('.');
     let host = trimmed.strip_prefix("*.").unwrap_or(trimmed);
@@ -62,7 +65,7 @@ fn is_label(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }
 
-/// Path of a health check.
+/// Parses the path of a health check.
 pub(in crate::cli) fn liveness(text: &str) -> Result<String, String> {
     if text.starts_with('/') && !text.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
         return Ok(text.to_owned());

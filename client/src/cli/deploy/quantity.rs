@@ -1,6 +1,7 @@
-//! Amounts of memory and processors, as they are written for containers everywhere.
+//! Amounts of memory and processors, in the notation that container tools share.
 
-/// `512m`, `1.5g`, `268435456`, `512MiB`: units are powers of 1024, in either case.
+/// Parses an amount of memory, in bytes: `512m`, `1.5g`, `268435456`, `512MiB`. Units are powers of
+/// 1024, in either case.
 pub(in crate::cli) fn memory(text: &str) -> Result<u64, String> {
     let wrong = || {
         format!(
@@ -22,21 +23,21 @@ pub(in crate::cli) fn memory(text: &str) -> Result<u64, String> {
     u64::try_from(bytes).ok().filter(|bytes| *bytes > 0).ok_or_else(wrong)
 }
 
-/// Processors, such as `1.5`, in thousandths.
+/// Parses a number of processors such as `1.5`, in thousandths.
 pub(in crate::cli) fn cpus(text: &str) -> Result<u32, String> {
     let wrong = || format!("`{text}` is not a number of processors; write one such as `0.5` or `2`");
     let millis = billionths(text.trim()).ok_or_else(wrong)? / (BILLION / 1000);
     u32::try_from(millis).ok().filter(|millis| *millis > 0).ok_or_else(wrong)
 }
 
-/// As [`memory`] takes it, in the largest unit that leaves no rest.
+/// Formats bytes in the notation of [`memory`], in the largest unit that divides them evenly.
 pub(in crate::cli) fn show_memory(bytes: u64) -> String {
     let units = [(30, "g"), (20, "m"), (10, "k")];
     let unit = units.iter().find(|(shift, _)| bytes > 0 && bytes.trailing_zeros() >= *shift);
     unit.map_or_else(|| bytes.to_string(), |(shift, unit)| format!("{}{unit}", bytes >> shift))
 }
 
-/// As [`cpus`] takes it.
+/// Formats thousandths of a processor in the notation of [`cpus`].
 pub(in crate::cli) fn show_cpus(millis: u32) -> String {
     let text = format!("{}.{:03}", millis / 1000, millis % 1000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -44,7 +45,7 @@ pub(in crate::cli) fn show_cpus(millis: u32) -> String {
 
 const BILLION: u128 = 1_000_000_000;
 
-/// A decimal number with at most nine digits after its point.
+/// Parses a decimal number with at most nine digits after its point, in billionths.
 fn billionths(text: &str) -> Option<u128> {
     let (whole, rest) = text.split_once('.').unwrap_or((text, "0"));
     let digits = |text: &str, most: usize| {

@@ -14,7 +14,7 @@ struct Line {
 }
 
 fn parse(line: &str) -> Result<DeployArgs, clap::Error> {
-    // A blank inside a word is written `_`, and an underscore `~`.
+    // In these command lines a `_` stands for a blank inside a word, and a `~` for an underscore.
     let words = line.split_whitespace().map(|word| word.replace('_', " ").replace('~', "_"));
     Line::try_parse_from(std::iter::once("deploy".to_owned()).chain(words)).map(|line| line.args)
 }
@@ -35,7 +35,7 @@ fn spec(line: &str) -> DeploySpec {
 fn what_is_not_said_is_not_mentioned() {
     let expected = DeploySpec { image: "room.meshagent.com/my-app:dev".into(), ..DeploySpec::default() };
     assert_eq!(spec("--tag room.meshagent.com/my-app:dev"), expected);
-    // A deploy may name a digest; a build may not.
+    // The tag of a deploy may have a digest; the tag of a build may not.
     let digest = format!("sha256:{}", "0".repeat(64));
     assert_eq!(spec(&format!("--tag a@{digest}")).image, format!("a@{digest}"));
     let failure = planned(&format!("--tag a@{digest} --pack /")).err().unwrap();
@@ -81,7 +81,7 @@ fn every_flag_is_in_the_request() {
     assert_eq!(got.strategy, i32::from(DeployStrategy::Recreate));
     assert_eq!((got.domains, got.description, got.replace), (None, None, false));
     assert_eq!(got.credentials[0].registry, "r.example");
-    // Without a registry the image's is meant.
+    // A credential without a registry is for the registry of the image.
     assert_eq!(spec("--tag ghcr.io/a/b:1 --cred u,p").credentials[0].registry, "ghcr.io");
 }
 

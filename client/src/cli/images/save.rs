@@ -1,7 +1,7 @@
-//! `hearth images save`: the blobs of an image, as they are, in one archive.
+//! `hearth images save`: writes the blobs of an image, unchanged, to one archive.
 //!
-//! Manifests are read twice: once to know what belongs to the image, and so how long the archive is, and
-//! once more when they are written. Nothing but the smallest is held.
+//! Manifests are read twice: first to list the blobs, which gives the length of the archive, and again
+//! when they are written. Only manifests and configs are held in memory.
 
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -19,7 +19,8 @@ use crate::client::Client;
 use crate::error::Failure;
 use crate::{output, task};
 
-/// Blobs that wait for the writer: the one it wants next, and no other.
+/// Requests of the archive writer to the fetching task: one blob at a time, with the channel for its
+/// content.
 type Wanted = mpsc::Receiver<(Digest, mpsc::Sender<Bytes>)>;
 
 pub(super) async fn run(image: &Reference, file: &Path, globals: &Globals) -> Result<(), Failure> {
@@ -34,7 +35,7 @@ pub(super) async fn run(image: &Reference, file: &Path, globals: &Globals) -> Re
         Some(tag) => Some(tag.await?),
         None => None,
     };
-    // What the tag names may change meanwhile: everything else is read by the digest.
+    // The tag may move in the meantime, so all further reads use the digest.
     let pinned =
         Reference { registry: None, tag: None, digest: Some(digest), repository: image.repository.clone() };
     let layout = Layout::of_stored(top, &blobs, tag.as_deref())
@@ -58,7 +59,7 @@ pub(super) async fn run(image: &Reference, file: &Path, globals: &Globals) -> Re
     output::line(&digest.to_string())
 }
 
-/// The name that is written into the archive.
+/// Returns the full reference that the archive records: registry, repository and tag.
 async fn qualified(image: &Reference, room: &Client) -> Result<String, Failure> {
     let registry = match &image.registry {
         Some(registry) => registry.to_string(),
@@ -68,7 +69,8 @@ async fn qualified(image: &Reference, room: &Client) -> Result<String, Failure> 
     Ok(format!("{registry}/{}:{tag}", image.repository))
 }
 
-/// What an image consists of: its top, and everything below, manifests first.
+/// Returns the descriptor of the image's manifest or index, and the descriptors of everything below it,
+/// manifests first.
 async fn outline(room: &Client, image: &Reference) -> Result<(Descriptor, Vec<Descriptor>), Failure> {
     let media_type = room.read_blob(&image.to_string(), None).await?.media_type;
     let (digest, json) = small(room, image, None).await?;
@@ -89,7 +91,7 @@ async fn outline(room: &Client, image: &Reference) -> Result<(Descriptor, Vec<De
     Ok((top, manifests))
 }
 
-/// Config and layers; those that lie elsewhere by agreement are not in the room.
+/// Returns the config and the layers, without foreign layers, which are not stored in the room.
 fn parts(manifest: Manifest) -> impl Iterator<Item = Descriptor> {
     let here = |layer: &Descriptor| {
         !layer.media_type.contains("nondistributable") && !layer.media_type.contains("foreign")
@@ -102,7 +104,7 @@ fn parse<T: for<'de> serde::Deserialize<'de>>(image: &Reference, json: &[u8]) ->
         .map_err(|error| Failure::failed("invalid_manifest", format!("{image}: {error}")))
 }
 
-/// Streams the blobs that the writer asks for, one after the other.
+/// Streams the blobs that the writer requests, one after the other.
 async fn serve(room: &Client, image: &Reference, mut wanted: Wanted) -> Result<(), Failure> {
     while let Some((digest, to)) = wanted.recv().await {
         let mut content = room.read_blob(&image.to_string(), Some(&digest)).await?;
@@ -115,7 +117,7 @@ async fn serve(room: &Client, image: &Reference, mut wanted: Wanted) -> Result<(
     Ok(())
 }
 
-/// Writes the archive, verifying each blob. A file appears complete or not at all.
+/// Writes the archive and verifies each blob. The file appears complete or not at all.
 fn write(
     layout: &Layout,
     file: &Path,
@@ -123,7 +125,7 @@ fn write(
 ) -> io::Result<()> {
     let open = |digest: &Digest| -> io::Result<Box<dyn Read>> {
         let (send, chunks) = mpsc::channel(CHUNKS_AHEAD);
-        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the room is not read any more");
+        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the client stopped reading from the room");
         wanted.blocking_send((*digest, send)).map_err(gone)?;
         Ok(Box::new(BlobReader::new(chunks)))
     };

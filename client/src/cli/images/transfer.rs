@@ -1,4 +1,4 @@
-//! `hearth images push` and `pull`: the daemon moves the image, this tells how it goes.
+//! `hearth images push` and `pull`: the daemon transfers the image, and the client shows its progress.
 
 use hearth_proto::v1::{PullImageRequest, PushImageRequest, TransferDone, TransferProgress};
 use hearth_proto::value::Reference;
@@ -37,7 +37,7 @@ pub(super) async fn push(
     let request = PushImageRequest { reference: source.to_string(), target: target.to_string(), credentials };
     let mut told = Told::default();
     let done = connect(globals).await?.push_image(request, &mut |progress| told.tell(progress)).await?;
-    report("pushed", "was there", &done, globals)
+    report("pushed", "already there", &done, globals)
 }
 
 pub(super) async fn pull(
@@ -61,14 +61,14 @@ pub(super) async fn pull(
     };
     let mut told = Told::default();
     let done = connect(globals).await?.pull_image(request, &mut |progress| told.tell(progress)).await?;
-    report("pulled", "known before", &done, globals)
+    report("pulled", "already in the room", &done, globals)
 }
 
 fn tag(text: &str) -> Result<Reference, Failure> {
     Reference::parse_tag(text).map_err(|error| Failure::usage(error.to_string()))
 }
 
-/// How far it is, told each time another tenth is done.
+/// Prints the progress of a transfer each time another tenth is done.
 #[derive(Default)]
 struct Told {
     tenths: u64,

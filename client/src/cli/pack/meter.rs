@@ -1,5 +1,5 @@
-//! How far a pack is: a bar with rate and time left on a terminal; elsewhere a line now and then, for packs
-//! that take long.
+//! Progress of a pack: a bar with rate and remaining time on a terminal; otherwise one line every few
+//! seconds.
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -9,12 +9,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::output;
 
-/// Between two lines where there is no terminal.
+/// Time between two progress lines without a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 pub(super) struct Meter {
     total: u64,
-    /// None: there is no terminal.
+    /// Progress bar; none without a terminal.
     bar: Option<ProgressBar>,
     begun: Instant,
     last_line: Instant,

@@ -1,4 +1,4 @@
-//! What a pack held, for people and for programs.
+//! Summary of a pack, as text and as JSON.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use serde::Serialize;
 use crate::client::SentPack;
 use crate::{duration, output};
 
-/// What went in, and what probably should not have.
+/// Prints the size of the pack, its largest files, and paths that an ignore file should probably
+/// exclude.
 pub(in crate::cli) fn tell(summary: &Summary) {
     let reused = match summary.reused_bytes {
         0 => String::new(),
@@ -28,7 +29,7 @@ pub(in crate::cli) fn tell(summary: &Summary) {
         let (path, size) = (shown(&found.path), output::size(found.bytes));
         let files = output::count(found.files, "file");
         output::note(&format!(
-            "hint: `{path}` is in it ({files}, {size}); a line `{path}` in .dockerignore keeps it out"
+            "hint: the pack contains `{path}` ({files}, {size}); a line `{path}` in .dockerignore keeps it out"
         ));
     }
 }
@@ -37,7 +38,7 @@ fn shown(path: &[u8]) -> String {
     output::printable(&String::from_utf8_lossy(path))
 }
 
-/// The same as JSON.
+/// JSON form of the summary and the result of a pack.
 #[derive(Serialize)]
 pub(super) struct PackView {
     pub(super) digest: String,
@@ -50,16 +51,16 @@ pub(super) struct PackView {
     directories: u64,
     links: u64,
     bytes: u64,
-    /// Content that an earlier pack had read and compressed.
+    /// Bytes of content that an earlier pack had already read and compressed.
     unchanged_bytes: u64,
-    /// Bytes that went to the room, and those that it had.
+    /// Bytes that were sent to the room. `reused_bytes` counts the bytes that the room already had.
     #[serde(skip_serializing_if = "Option::is_none")]
     sent_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reused_bytes: Option<u64>,
     seconds: f64,
     largest: Vec<PathView>,
-    /// Directories that an ignore file usually names.
+    /// Directories that an ignore file usually excludes.
     suspicious: Vec<PathView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reference: Option<String>,
@@ -85,7 +86,7 @@ impl PackView {
         }
     }
 
-    /// Of an image that the room made.
+    /// View of an image that the room assembled.
     pub(super) fn of_room(summary: &Summary, made: &PackResult) -> Self {
         Self {
             digest: made.digest.clone(),
@@ -126,21 +127,21 @@ impl PackView {
         }
     }
 
-    /// Takes note of what the room says.
+    /// Records the room's answer to an uploaded archive.
     pub(super) fn sent(&mut self, loaded: LoadImageResponse) {
         self.sent_bytes = Some(loaded.size_bytes);
         self.reused_bytes = Some(loaded.reused_bytes);
         self.reference = loaded.image.map(|image| image.reference);
     }
 
-    /// The same of a tree that was sent by content.
+    /// Records the result of a tree that was sent by content.
     pub(super) fn sent_by_content(&mut self, sent: SentPack) {
         self.sent_bytes = Some(sent.wire_bytes);
         self.reused_bytes = Some(self.bytes.saturating_sub(sent.content_bytes));
         self.reference = sent.result.image.map(|image| image.reference);
     }
 
-    /// Ends the report, and the remarks for people.
+    /// Records the total time and prints it.
     pub(super) fn took(&mut self, time: Duration) {
         self.seconds = (time.as_secs_f64() * 1000.0).round() / 1000.0;
         output::note(&format!("done in {}", duration::show(time)));

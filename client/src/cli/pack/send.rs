@@ -1,4 +1,4 @@
-//! A directory on its way to a room: scanned here, sent by content.
+//! Sends a directory to a room: scans it locally, then sends the content that the room lacks.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,34 +17,36 @@ use crate::client::{Client, PackOffer, PackUploadError, SentPack};
 use crate::error::Failure;
 use crate::{lineage, output, task};
 
-/// A directory that was scanned: names, attributes, and the hash of every content.
+/// A scanned directory: names, attributes, and the hash of each file's content.
 pub(in crate::cli) struct Scanned {
     offer: Arc<PackOffer>,
     pub(in crate::cli) summary: Summary,
     lineage: String,
 }
 
-/// Scans a directory on a thread of its own.
+/// Scans a directory on a blocking thread.
 pub(in crate::cli) async fn scan(path: PathBuf, options: WalkOptions) -> Result<Scanned, Failure> {
     let scan = move || {
         let failed = |error: &dyn std::fmt::Display| Failure::failed("pack_failed", error.to_string());
         let lineage = lineage::of(&path);
         let tree = walk(&path, &options).map_err(|error| failed(&error))?;
         let summary = Summary::of(&tree);
-        // A cache that cannot be used costs time and nothing else.
+        // An unusable cache only costs time.
         let cache = Cache::user_dir().map(|directory| Cache::open(&directory)).transpose();
-        let cache = cache.inspect_err(|error| tracing::debug!(%error, "no scan cache")).unwrap_or_default();
+        let cache = cache
+            .inspect_err(|error| tracing::debug!(%error, "failed to open the scan cache"))
+            .unwrap_or_default();
         let mut hashes = cache.as_ref().map(|cache| cache.hashes(tree.id())).unwrap_or_default();
         let hashed = hash_tree(&tree, &mut hashes, None, &|_| {}).map_err(|error| failed(&error))?;
         if let Some(Err(error)) = cache.map(|cache| cache.keep_hashes(tree.id(), hashes)) {
-            tracing::debug!(%error, "the scan cache was not written");
+            tracing::debug!(%error, "failed to write the scan cache");
         }
         Ok(Scanned { offer: Arc::new(PackOffer { tree, hashed }), summary, lineage })
     };
     task::blocking("scan", scan).await?
 }
 
-/// Sends what the room lacks, and says what that was.
+/// Sends the content that the room lacks, and prints how much was sent and reused.
 pub(in crate::cli) async fn send(
     client: &Client,
     scanned: &Scanned,
@@ -70,7 +72,8 @@ pub(in crate::cli) async fn send(
     Ok(sent)
 }
 
-/// How the room makes an image of the tree: the same bytes as here.
+/// Converts the image options to their wire form; the room makes the same bytes from them as a local
+/// pack.
 fn wire(options: &PackOptions) -> PackImage {
     let PackOptions { layer, config, platform, docker, .. } = options;
     let &LayerOptions { compression, mtime, .. } = layer;

@@ -27,8 +27,8 @@ use crate::{output, task};
 
 /// Run a command in the instance that serves
 ///
-/// Ends with the command's own exit code; as in a shell, with 127 where there is no such program, and with 126 where
-/// it cannot be run.
+/// Exits with the command's own exit code; like a shell, with 127 when the program does not exist, and
+/// with 126 when it cannot be run.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -36,16 +36,16 @@ Examples:
   hearth services exec -it web -- sh
   hearth services exec -i db -- psql < dump.sql")]
 pub(in crate::cli) struct ExecArgs {
-    /// Give it standard input
+    /// Connect standard input to the command
     #[arg(long, short)]
     interactive: bool,
-    /// Give it a terminal
+    /// Run the command in a terminal
     #[arg(long, short)]
     tty: bool,
-    /// Variable, `NAME=value`
+    /// Environment variable, `NAME=value`
     #[arg(long, short, value_name = "NAME=VALUE")]
     env: Vec<String>,
-    /// Directory that it starts in
+    /// Working directory of the command
     #[arg(long, short, value_name = "DIR")]
     workdir: Option<String>,
     /// Name or id
@@ -54,7 +54,7 @@ pub(in crate::cli) struct ExecArgs {
     command: Vec<String>,
 }
 
-/// Of a terminal that does not know its size.
+/// Columns and rows that stand in for a terminal without a known size.
 const DEFAULT_SIZE: (u32, u32) = (80, 24);
 const SIGINT: i32 = 2;
 
@@ -105,7 +105,7 @@ pub(super) async fn run(
     };
     let mut process = interrupts.or(Box::pin(starting)).await?;
     let exit = {
-        // Changed back before anything else is told, however this ends.
+        // Restore the terminal before anything else is printed, however the command ends.
         let raw = if args.interactive && args.tty { Raw::keyboard() } else { None };
         let exit = attached(&mut process, &args, interrupts).await;
         drop(raw);
@@ -114,7 +114,7 @@ pub(super) async fn run(
     ended(&exit)
 }
 
-/// What of ours ends the process: signals that would leave the terminal as it is now.
+/// Signals that end the command. Without a handler they would leave the terminal in raw mode.
 struct Ends {
     terminate: Signal,
     hang_up: Signal,
@@ -129,6 +129,7 @@ impl Ends {
     }
 }
 
+/// Relays input, output, signals and window sizes until the process ends.
 async fn attached(
     process: &mut ExecProcess,
     args: &ExecArgs,
@@ -146,7 +147,7 @@ async fn attached(
     };
     let (mut out, mut err) = (tokio::io::stdout(), tokio::io::stderr());
     loop {
-        // One message at a time is under way to the process, and its output is read meanwhile.
+        // Only one message at a time waits to be sent to the process; its output is read in the meantime.
         let message = tokio::select! {
             answer = process.next() => match answer? {
                 Answer::Stdout(bytes) => {
@@ -165,7 +166,7 @@ async fn attached(
             _ = resized.recv(), if args.tty && outbox.waiting.is_none() => Message::Resize(window()),
             () = interrupts.next() => {
                 if outbox.waiting.is_some() {
-                    // It does not read, and no signal passes what waits before it.
+                    // The process does not read its input, and a signal cannot overtake the message that waits.
                     return Err(Failure::interrupted("interrupted; the process in the service is ended"));
                 }
                 Message::Signal(SIGINT)
@@ -195,14 +196,14 @@ async fn next_piece(
     }
 }
 
-/// The next message to the process, kept until there is room for it.
+/// The next message to the process, kept until its channel has capacity.
 struct Outbox {
     to: mpsc::Sender<Message>,
     waiting: Option<Message>,
 }
 
 impl Outbox {
-    /// May be dropped and called again.
+    /// Sends the waiting message. Cancel safe: dropping the future keeps the message for the next call.
     async fn send(&mut self) {
         match self.to.reserve().await {
             Ok(room) => {
@@ -210,7 +211,7 @@ impl Outbox {
                     room.send(message);
                 }
             }
-            // Nobody reads any more: the exit code is on its way.
+            // The process reads no more input; its exit code follows on the other stream.
             Err(_) => {
                 self.waiting = None;
                 pending::<()>().await;
@@ -219,7 +220,7 @@ impl Outbox {
     }
 }
 
-/// With a shell's exit code, where it is the program that is missing or cannot be run.
+/// Converts an error of starting the process. A missing or unusable program gets a shell's exit code.
 fn not_begun(error: ClientError) -> Failure {
     let mut failure = Failure::from(error);
     let code = match failure.detail.code.as_str() {
@@ -233,13 +234,13 @@ fn not_begun(error: ClientError) -> Failure {
 
 fn ended(exit: &Exit) -> Result<(), Failure> {
     if exit.out_of_memory {
-        output::note("the process was ended for want of memory");
+        output::note("the process was killed because it ran out of memory");
     }
     match exit.code {
         Some(0) => Ok(()),
-        // What does not fit a process's exit code is no code of ours.
+        // A code that does not fit an exit code of this process becomes 255.
         Some(code) => Err(Failure::ended(u8::try_from(code).unwrap_or(u8::MAX))),
-        None => Err(Failure::failed("exit_unseen", "the process ended, and nobody saw how")),
+        None => Err(Failure::failed("exit_unseen", "the process ended, and its exit was not observed")),
     }
 }
 

@@ -11,10 +11,10 @@ use crate::error::Failure;
 use crate::progress::deploy::log_line;
 use crate::{duration, output};
 
-/// Show what a service wrote
+/// Show the log of a service
 ///
-/// Shows the last 200 lines unless told otherwise. `--follow` goes on, over restarts and updates. With --json each line
-/// is one object.
+/// Shows the last 200 lines by default. `--follow` continues across restarts and updates. With --json
+/// each line is one object.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -24,22 +24,22 @@ Examples:
 pub(in crate::cli) struct LogsArgs {
     /// Name or id
     service: String,
-    /// Go on until interrupted, or until the service is removed
+    /// Keep printing until interrupted, or until the service is removed
     #[arg(long, short)]
     follow: bool,
-    /// Only the last N lines [default: 200, or all with --since]
+    /// Show only the last N lines [default: 200, or all with --since]
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     tail: Option<u32>,
-    /// Only lines since then: a time such as `2026-11-24T09:00:00Z`, or how long ago, such as `10m`
+    /// Show only lines since this time, such as `2026-11-24T09:00:00Z`, or since this long ago, such as `10m`
     #[arg(long, value_name = "TIME", value_parser = duration::parse_since)]
     since: Option<Timestamp>,
-    /// Only lines that contain this text
+    /// Show only lines that contain this text
     #[arg(long, value_name = "TEXT")]
     grep: Option<String>,
-    /// Of the newest instance of this revision
+    /// Show the log of the newest instance of this revision
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     revision: Option<u32>,
-    /// When each line was written, before it
+    /// Show the time of each line before it
     #[arg(long, short)]
     timestamps: bool,
 }
@@ -73,7 +73,7 @@ pub(super) async fn run(args: LogsArgs, globals: &Globals) -> Result<(), Failure
     while let Some(read) = logs.next().await? {
         match read {
             LogRead::Lost(reason) => {
-                output::note(&format!("connection lost ({reason}); trying to get back"));
+                output::note(&format!("connection lost ({reason}); reconnecting"));
             }
             LogRead::Line(line) if globals.json => output::line(&log_line(&line).to_string())?,
             LogRead::Line(line) => {

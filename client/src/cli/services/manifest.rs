@@ -1,8 +1,9 @@
-//! A service written down: the `version: v1, kind: Service` manifest.
+//! Text form of a service: the `version: v1, kind: Service` manifest.
 //!
-//! `services show -o yaml` prints one, `services apply` takes one, and what the first prints the second takes. A field
-//! that is not known is an error that names its line. Beside the fields that other tools of such rooms know there are
-//! `container.memory`, `container.cpus`, `container.capabilities`, `isolated`, `domains`, `strategy` and `start_limit`.
+//! `services show -o yaml` prints a manifest and `services apply` reads one; whatever the first prints,
+//! the second accepts. An unknown field is an error that names its line. Besides the fields that other
+//! tools for such rooms know, there are `container.memory`, `container.cpus`, `container.capabilities`,
+//! `isolated`, `domains`, `strategy` and `start_limit`.
 
 mod convert;
 mod text;
@@ -15,6 +16,7 @@ pub(super) use convert::without_digest;
 use text::{Command, Scope};
 pub(super) use text::{read, write};
 
+/// The root of a manifest.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
@@ -28,10 +30,10 @@ pub(super) struct Manifest {
     domains: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     strategy: Option<Strategy>,
-    /// For the first healthy answer, such as `90s`.
+    /// Time limit for the first healthy answer, such as `90s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     start_limit: Option<String>,
-    /// Whether it reaches no other service of the room, and none reaches it; by default false.
+    /// True when connections between this service and other services of the room are blocked. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     isolated: Option<bool>,
 }
@@ -69,18 +71,18 @@ struct Container {
     environment: Vec<Variable>,
     #[serde(default, skip_serializing_if = "Storage::is_empty")]
     storage: Storage,
-    /// As `--memory` takes it.
+    /// Memory limit in the notation of `--memory`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     memory: Option<String>,
-    /// As `--cpus` takes it.
+    /// Processor limit in the notation of `--cpus`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cpus: Option<String>,
-    /// Beside those that every service has: `NET_RAW`, `MKNOD`.
+    /// Capabilities besides those that every service has: `NET_RAW`, `MKNOD`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     capabilities: Vec<String>,
 }
 
-/// Exactly one of `value`, `token` and `secret` is there.
+/// An environment variable. Exactly one of `value`, `token` and `secret` is present.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Variable {
@@ -97,10 +99,10 @@ struct Variable {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Token {
-    /// Name in the token; one for all tokens of a service.
+    /// Participant name in the token; the same for all tokens of a service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     identity: Option<String>,
-    /// What it may do; without it the role says that.
+    /// Scope of the token. Default: the scope of the role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     api: Option<Scope>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -146,12 +148,12 @@ impl Storage {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StorageMount {
-    /// Where it appears.
+    /// Mount target.
     path: String,
-    /// Only this part of the storage.
+    /// Path below the storage's root that is mounted. Default: the whole storage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     subpath: Option<String>,
-    /// By default false for room storage and true for project storage.
+    /// True when the mount is read-only. Default: false for room storage, true for project storage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     read_only: Option<bool>,
 }
@@ -163,7 +165,7 @@ struct ImageMount {
     path: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     subpath: Option<String>,
-    /// By default true.
+    /// True when the mount is read-only. Default: true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     read_only: Option<bool>,
 }
@@ -172,9 +174,9 @@ struct ImageMount {
 #[serde(deny_unknown_fields)]
 struct File {
     path: String,
-    /// What it holds.
+    /// Content of the file.
     text: String,
-    /// By default true. What an instance writes into one of its own ends with it.
+    /// True when the mount is read-only. Default: true. Changes to a writable file end with the instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     read_only: Option<bool>,
 }
@@ -183,7 +185,7 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct EmptyDir {
     path: String,
-    /// By default false.
+    /// True when the mount is read-only. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     read_only: Option<bool>,
 }
@@ -194,13 +196,14 @@ struct Port {
     num: u32,
     #[serde(default, rename = "type")]
     kind: PortType,
-    /// Path that answers 200 to 399 when the service is healthy.
+    /// Path that answers with a status from 200 to 399 when the service is healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     liveness: Option<String>,
-    /// Whether the ingress may lead to it; by default true.
+    /// True when the ingress may route to the port. Default: true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     published: Option<bool>,
-    /// Whether traffic needs no participant token; by default false, and the same for all published ports.
+    /// True when traffic needs no participant token. Default: false. All published ports must have the same
+    /// value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     public: Option<bool>,
 }

@@ -1,4 +1,4 @@
-//! Services as they are shown: a row, a page, and, in `typed`, what `--json` prints.
+//! Displays services: a table row, a page of text, and, in `typed`, the output of `--json`.
 
 mod typed;
 
@@ -30,7 +30,8 @@ pub(super) fn row(service: &Service, now: Timestamp) -> Vec<String> {
     ]
 }
 
-/// `3`, or `2 -> 3` while another than the wanted one takes the traffic.
+/// Formats the revision as `3`, or as `2 -> 3` while revision 2 takes the traffic and revision 3 is
+/// desired.
 fn revisions(service: &Service) -> String {
     match service.live_revision {
         Some(live) if live != service.desired_revision => format!("{live} -> {}", service.desired_revision),
@@ -83,14 +84,14 @@ pub(super) fn for_people(service: &Service, now: Timestamp) -> String {
     page.0.trim_end().to_owned()
 }
 
-/// Lines of a word and a text; those without a text are left out.
+/// Text of labelled lines. Lines without a text are left out.
 struct Page(String);
 
 impl Page {
     fn line(&mut self, word: &str, text: &str) {
         for (number, line) in text.lines().enumerate() {
             let word = if number == 0 { word } else { "" };
-            // A string takes everything.
+            // Writing to a string cannot fail.
             let _ = writeln!(self.0, "{word:<12} {}", output::printable(line));
         }
     }
@@ -120,7 +121,7 @@ fn exit_text(exit: &Exit) -> String {
     match (exit.code, exit.out_of_memory) {
         (_, true) => "out of memory".to_owned(),
         (Some(code), false) => format!("exit code {code}"),
-        (None, false) => "nobody saw how".to_owned(),
+        (None, false) => "exit not observed".to_owned(),
     }
 }
 
@@ -130,7 +131,7 @@ fn port(port: &ServicePort) -> String {
     format!("{}{kind}{published}", port.number)
 }
 
-/// `crash_loop` and so on.
+/// Returns the lower-case name of a status, such as `crash_loop`.
 fn status(status: ServiceStatus) -> String {
     word(status.as_str_name(), "SERVICE_STATUS_")
 }

@@ -94,7 +94,7 @@ impl<W: Write + Send> Show for Json<W> {
     }
 }
 
-/// An action, also of a plan.
+/// JSON form of an action of a deploy or of a plan.
 pub(crate) fn action(action: &DeployAction) -> Value {
     let word = action.kind().as_str_name().trim_start_matches("DEPLOY_ACTION_KIND_").to_ascii_lowercase();
     let mut fields = json!({"action": word, "text": action.text});
@@ -110,7 +110,7 @@ pub(crate) fn action(action: &DeployAction) -> Value {
     fields
 }
 
-/// A probe, also the last one of an instance.
+/// JSON form of a probe.
 pub(crate) fn probe(probe: &Probe) -> Value {
     let time = output::timestamp(probe.time.as_ref()).map(|time| time.to_string());
     let answer = probe.answer().as_str_name().trim_start_matches("PROBE_ANSWER_").to_ascii_lowercase();
@@ -127,7 +127,7 @@ pub(crate) fn probe(probe: &Probe) -> Value {
     })
 }
 
-/// A line of a service's log.
+/// JSON form of a line of a service's log.
 pub(crate) fn line(line: &LogLine) -> Value {
     let stream = if line.stream() == LogStream::Stderr { "stderr" } else { "stdout" };
     let mut fields = json!({

@@ -23,7 +23,7 @@ pub struct Plain<W> {
     out: W,
     service: String,
     actions: Actions,
-    /// Probes that come to the same as the one before are not told again.
+    /// Text of the last probe; a probe with the same text is not shown again.
     last_probe: String,
 }
 
@@ -34,7 +34,7 @@ impl<W: Write + Send> Plain<W> {
     }
 
     fn line(&mut self, text: &str) {
-        // When nobody reads our standard error the deploy goes on all the same.
+        // A write error on standard error does not stop the deploy.
         let _ = writeln!(self.out, "{text}");
     }
 
@@ -115,7 +115,7 @@ impl<W: Write + Send> Show for Plain<W> {
         let _ = self.out.flush();
     }
 
-    /// A long log is told in part, and its last line may come too late.
+    /// Always false: a long log is shown in part, and its last line may arrive too late.
     fn shows_whole_log(&self) -> bool {
         false
     }

@@ -1,5 +1,5 @@
-//! Progress in place: the running action with its time, the last probe and the last lines of the service's log below
-//! it; actions that have ended stay above as one line each.
+//! Progress that updates in place: the running action with its time, and below it the last probe and
+//! the last lines of the service's log. Ended actions stay above as one line each.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::{Actions, Over, Show, log_lines};
 use crate::progress::terminal::{LIVE_WIDTH, head_style, tail_style};
 use crate::{duration, output};
 
-/// Last lines of the log that are shown.
+/// Number of log lines that are shown.
 const LIVE_LINES: usize = 6;
 
 pub struct Terminal {
@@ -44,7 +44,7 @@ impl Terminal {
         }
     }
 
-    /// A line that stays. When the terminal is gone the deploy goes on all the same.
+    /// Prints a line that stays. Without a terminal it goes to standard error.
     fn print(&self, text: &str) {
         if self.screen.is_hidden() {
             output::note(text);

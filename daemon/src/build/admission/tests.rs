@@ -118,7 +118,7 @@ fn the_last_free_slot_is_for_an_owner_that_runs_nothing() {
     let other = submit(&mut admission, "other").unwrap();
     assert!(matches!(submit(&mut admission, "third"), Err(Deny::QueueFull { .. })));
     assert_eq!(admission.next(), Some(other));
-    // Whose build ended does not matter: neither of the two that run something has the slot that is free again.
+    // It does not matter whose build ended: neither of the two owners that run something gets the freed slot.
     admission.ended(&busy[0]);
     assert!(matches!(submit(&mut admission, "busy"), Err(Deny::QueueFull { .. })));
     assert!(matches!(submit(&mut admission, "other"), Err(Deny::QueueFull { .. })));
@@ -200,7 +200,7 @@ proptest! {
             if runs {
                 admission.next();
             }
-            // Four owners leave a part in 2^4, whatever they submit and however slots come free.
+            // Four owners leave a 2^4th part of the queue, whatever they submit and however slots become free.
             prop_assert!(admission.waiting_count() < queue + concurrency);
             let place = admission.reserve("newcomer");
             prop_assert!(place.is_ok(), "{:?}", place);
@@ -216,7 +216,7 @@ proptest! {
         let mut expected: BTreeMap<String, VecDeque<BuildId>> = BTreeMap::new();
         let mut running: Vec<BuildId> = Vec::new();
         let mut owner: BTreeMap<BuildId, String> = BTreeMap::new();
-        // How many builds of others started while a caller waited.
+        // Number of builds of others that started while a caller waited.
         let mut passed_over: BTreeMap<String, usize> = BTreeMap::new();
         for step in steps {
             match step {
@@ -233,7 +233,7 @@ proptest! {
                     prop_assert_eq!(first.as_ref(), Some(&id));
                     passed_over.remove(&caller);
                     for (other, queue) in &expected {
-                        // One that runs something waits for its own builds at most.
+                        // A caller that runs something waits at most for its own builds.
                         if running.iter().any(|id| owner[id] == *other) {
                             passed_over.remove(other);
                         } else if *other != caller && !queue.is_empty() {

@@ -1,11 +1,11 @@
-//! ARGs above the first FROM, with the platform's own beneath them.
+//! Global ARGs (those above the first FROM), on top of the predefined platform ARGs.
 
 use std::collections::BTreeMap;
 
 use super::words;
 use crate::model::image::Platform;
 
-/// Global ARGs and what they hold. One that is declared without a value holds nothing.
+/// Global ARGs and their values. An ARG that is declared without a value has no entry.
 pub(super) struct Arguments<'a> {
     given: &'a BTreeMap<String, String>,
     pub(super) values: BTreeMap<String, String>,

@@ -1,14 +1,14 @@
-//! What a Dockerfile takes from its context.
+//! Estimate of the context paths that a Dockerfile uses.
 //!
-//! This is a guess that makes unchanged builds cheap: too much costs time, too little is noticed when
-//! BuildKit asks for it. So whatever is not plain is taken for the whole context.
+//! The estimate makes unchanged builds cheap: too many paths cost time, and a missing path is noticed when BuildKit
+//! asks for it. Anything that is not a plain path therefore selects the whole context.
 
 use crate::context::tree::Selection;
 
 use super::lines::{self, Instruction};
 use super::words;
 
-/// The paths that instructions copy or mount from the context.
+/// Returns the paths that instructions copy or mount from the context.
 pub fn selection(dockerfile: &[u8]) -> Selection {
     let text = String::from_utf8_lossy(dockerfile);
     let (instructions, escape) = lines::instructions(&text);
@@ -29,7 +29,7 @@ pub fn selection(dockerfile: &[u8]) -> Selection {
     Selection::of(paths)
 }
 
-/// None where they cannot be told.
+/// Returns the source paths of a COPY or ADD, or `None` when they cannot be determined.
 fn sources(instruction: &Instruction, escape: char) -> Option<Vec<Vec<u8>>> {
     let rest = &instruction.rest;
     let mut words = match rest.starts_with('[') {
@@ -62,7 +62,8 @@ fn mounted(instruction: &Instruction) -> Option<Vec<Vec<u8>>> {
     Some(paths)
 }
 
-/// The path up to its first wildcard, clean and relative. None where it has more than plain characters.
+/// Returns the path up to its first wildcard, clean and relative, or `None` when it contains variables, quotes or
+/// escapes.
 fn top(word: &str, escape: char) -> Option<Vec<u8>> {
     if word.contains(['$', '"', '\'', '\\', escape]) {
         return None;

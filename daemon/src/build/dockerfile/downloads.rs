@@ -1,29 +1,28 @@
-//! What ADD fetches by itself: files by URL, and git repositories.
+//! Remote sources of ADD: files by URL, and git repositories.
 //!
-//! Which is which is decided as by BuildKit's `dfgitutil`: an HTTP URL is a repository only when its path
-//! ends with `.git`.
+//! The distinction is that of BuildKit's `dfgitutil`: an HTTP URL is a repository only when its path ends with `.git`.
 
 use super::lines::{self, Instruction};
 use super::named::Place;
 use super::variables::Variables;
 
-/// A file that is fetched by its URL.
+/// A file that ADD fetches by its URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Download {
     pub url: String,
-    /// As `--checksum` gives it.
+    /// Value of the `--checksum` flag.
     pub checksum: Option<String>,
     pub place: Place,
 }
 
-/// A git repository that is fetched.
+/// A git repository that ADD fetches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedRepository {
     pub url: String,
     pub place: Place,
 }
 
-/// What one ADD fetches. A source whose variables cannot be told is left out.
+/// Returns the files and repositories that one ADD fetches. A source with unknown variables is left out.
 pub(super) fn of(
     instruction: &Instruction,
     variables: &Variables,
@@ -35,7 +34,7 @@ pub(super) fn of(
         true => serde_json::from_str(rest).unwrap_or_default(),
         false => lines::blank_separated(rest).map(str::to_owned).collect(),
     };
-    // The destination.
+    // The last word is the destination.
     words.pop();
     let checksum = instruction.flag_values("checksum").last();
     let checksum = checksum.and_then(|text| variables.expand(text, escape)).filter(|text| !text.is_empty());
@@ -64,7 +63,7 @@ fn is_repository(url: &str) -> bool {
         let path = url.split(['?', '#']).next().unwrap_or_default();
         return path.ends_with(".git");
     }
-    // `user@host:path`, as scp has it.
+    // The scp-like form `user@host:path`.
     let word = |text: &str| {
         !text.is_empty()
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))

@@ -1,23 +1,24 @@
-//! A Dockerfile as instructions: lines joined, comments gone, heredoc bodies skipped.
+//! Splits a Dockerfile into instructions: joins continued lines, drops comments, skips heredoc bodies.
 
 use super::{syntax, words};
 
 /// One instruction.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Instruction {
-    /// In lower case.
+    /// Keyword in lower case.
     pub(super) keyword: String,
-    /// `--name=value` before the arguments, quotes and escapes removed.
+    /// The `--name=value` flags before the arguments, without quotes and escapes.
     pub(super) flags: Vec<String>,
-    /// What follows the flags.
+    /// Text after the flags.
     pub(super) rest: String,
-    /// Counted from 1, heredoc bodies included.
+    /// First line, counted from 1.
     pub(super) start_line: u32,
+    /// Last line, heredoc bodies included.
     pub(super) end_line: u32,
 }
 
 impl Instruction {
-    /// The values of each `--name=value`.
+    /// Returns the value of each `--name=value` flag with this name.
     pub(super) fn flag_values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.flags
             .iter()
@@ -27,7 +28,7 @@ impl Instruction {
     }
 }
 
-/// The instructions of a Dockerfile and its escape character. Ends early where a heredoc has no end.
+/// Returns the instructions of a Dockerfile and its escape character. The list ends early at a heredoc without an end.
 pub(super) fn instructions(text: &str) -> (Vec<Instruction>, char) {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let escape = syntax::escape_character(text);
@@ -70,21 +71,21 @@ pub(super) fn instructions(text: &str) -> (Vec<Instruction>, char) {
     (found, escape)
 }
 
-/// The lines `start..=end` as they stand, without the last line's end.
+/// Returns the lines `start..=end` unchanged, without the final line end.
 pub(super) fn text_of(text: &str, start: u32, end: u32) -> String {
     let count = (end.saturating_sub(start) + 1) as usize;
     text.lines().skip(start.saturating_sub(1) as usize).take(count).collect::<Vec<_>>().join("\n")
 }
 
-/// Words as the frontend separates those of FROM, COPY and ADD: quotes and escapes do not matter.
+/// Splits text at blanks like the frontend does for FROM, COPY and ADD, which ignores quotes and escapes.
 pub(super) fn blank_separated(text: &str) -> impl Iterator<Item = &str> {
     text.split(['\t', '\u{b}', '\u{c}', '\r', ' ']).filter(|word| !word.is_empty())
 }
 
-/// A line without the escape character that joins the next one to it, and whether there was one.
+/// Returns the line without its trailing continuation character, and whether there was one.
 fn without_continuation(line: &str, escape: char) -> (&str, bool) {
     match line.trim_end_matches([' ', '\t']).strip_suffix(escape) {
-        // An escaped escape character is no continuation.
+        // An escaped escape character is not a continuation.
         Some(rest) if !rest.ends_with(escape) => (rest, true),
         _ => (line, false),
     }
@@ -97,7 +98,7 @@ fn split(line: &str, escape: char) -> (String, Vec<String>, String) {
     (keyword.to_ascii_lowercase(), flags, rest.trim().to_owned())
 }
 
-/// The terminators that must follow, each with whether leading tabs are cut.
+/// Returns the heredoc terminators that must follow, each with whether leading tabs are cut.
 fn heredocs(keyword: &str, rest: &str, line: &str) -> Vec<(String, bool)> {
     let takes_heredoc = |keyword: &str| matches!(keyword, "add" | "copy" | "run");
     let (keyword, rest) = if keyword == "onbuild" {
@@ -124,13 +125,13 @@ fn heredoc(word: &str) -> Option<(String, bool)> {
         return None;
     }
     let name = words::unquoted(word)?;
-    // Only one word can end a heredoc.
+    // A terminator is a single word.
     (!name.is_empty()).then_some((name, chomp))
 }
 
-/// The `from` of a `RUN --mount` value, which is one line of CSV.
+/// Returns the `from` of a `RUN --mount` value, which is one line of CSV.
 pub(super) fn mount_source(value: &str) -> Option<String> {
-    // The last one counts.
+    // The last field with that key counts.
     words::csv_fields(value)?.into_iter().rev().find_map(|field| {
         let (key, value) = field.split_once('=')?;
         key.eq_ignore_ascii_case("from").then(|| value.to_owned())

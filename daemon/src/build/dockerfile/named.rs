@@ -1,10 +1,10 @@
-//! What a build fetches from elsewhere: images, downloads and repositories that its Dockerfile names.
+//! Remote sources of a build: images, downloads and repositories that its Dockerfile names.
 //!
-//! Looked at are the stages that the target can need, in BuildKit's order of lookups: a name in `--from` is
-//! a stage's first, then an image's. What ONBUILD triggers of a base name counts for the stage that begins
-//! with it, and becomes known when that base is: so [`named`] is asked again with what has been learnt,
-//! until nothing new comes. Too much here costs a fetch; too little fails the build, since the source
-//! policy of the solve denies what is not listed.
+//! The scan covers the stages that the target can need, in BuildKit's order of lookups: a name in `--from` refers to a
+//! stage first, then to an image. The ONBUILD triggers of a base image count for the stage that begins with it and are
+//! known only after that image was resolved, so [`remote_sources`] runs again with the resolved images until it finds
+//! nothing new. A superfluous source costs a fetch; a missing one fails the build, since the source policy of the
+//! solve denies unlisted sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,10 +15,10 @@ use super::variables::Variables;
 use crate::model::Reference;
 use crate::model::image::{ImageDefaults, Platform};
 
-/// More than this is not a Dockerfile that anybody wrote.
+/// Maximum number of images; no real Dockerfile names more.
 const MAX_IMAGES: usize = 256;
 
-/// What decides, beside the Dockerfile, what it names.
+/// Build parameters that, besides the Dockerfile, decide which sources it names.
 #[derive(Clone, Copy)]
 pub struct Inputs<'a> {
     pub build_args: &'a BTreeMap<String, String>,
@@ -26,7 +26,7 @@ pub struct Inputs<'a> {
     pub target: Option<&'a str>,
 }
 
-/// Lines of the Dockerfile, counted from 1.
+/// Lines of the Dockerfile, counted from 1, with their text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub start_line: u32,
@@ -38,21 +38,21 @@ pub struct Place {
 pub struct NamedImage {
     pub reference: Reference,
     pub platform: Platform,
-    /// Where it is named first.
+    /// First instruction that names the image.
     pub place: Place,
 }
 
 #[derive(Debug, Default)]
 pub struct Named {
-    /// Each name once for each platform.
+    /// Images, each name once for each platform.
     pub images: Vec<NamedImage>,
     pub downloads: Vec<Download>,
     pub repositories: Vec<NamedRepository>,
-    /// There are more images than are looked at.
+    /// The Dockerfile names more images than the scan covers.
     pub has_more: bool,
 }
 
-/// What images that were named before say of themselves; none for one that is not known yet.
+/// Looks up the defaults of an image found by an earlier scan; returns `None` for one that is not resolved yet.
 pub type Known<'a> = &'a dyn Fn(&Reference, &Platform) -> Option<ImageDefaults>;
 
 pub fn named(dockerfile: &[u8], inputs: Inputs<'_>, known: Known<'_>) -> Named {
@@ -70,7 +70,7 @@ pub fn named(dockerfile: &[u8], inputs: Inputs<'_>, known: Known<'_>) -> Named {
 }
 
 struct Stage<'i> {
-    /// In lower case.
+    /// Name in lower case.
     name: Option<String>,
     base: Base,
     platform: Platform,
@@ -80,11 +80,11 @@ struct Stage<'i> {
 
 #[derive(Clone, PartialEq, Eq)]
 enum Base {
-    /// An earlier one.
+    /// Index of an earlier stage.
     Stage(usize),
     Nothing,
     Image(Reference),
-    /// BuildKit fails on it.
+    /// Base that BuildKit fails on.
     Unreadable,
 }
 
@@ -93,10 +93,10 @@ struct Reader<'a> {
     escape: char,
     inputs: Inputs<'a>,
     known: Known<'a>,
-    /// Of the instructions above all stages.
+    /// Variables of the instructions above all stages.
     global: Variables,
     stages: Vec<Stage<'a>>,
-    /// For each stage that is needed, what its base has it run first.
+    /// ONBUILD triggers of the base, for each stage that is needed.
     triggers: BTreeMap<usize, Vec<Instruction>>,
     seen: BTreeSet<(String, String)>,
     found: Named,
@@ -165,7 +165,7 @@ impl<'a> Reader<'a> {
         position(&self.stages, name)
     }
 
-    /// Finds what the stages in `first`, and all that those need, name.
+    /// Collects the sources of the stages in `first` and of all stages that they need.
     fn read(&mut self, first: impl IntoIterator<Item = usize>) {
         let mut pending: Vec<usize> = first.into_iter().collect();
         while let Some(at) = pending.pop() {
@@ -203,7 +203,7 @@ impl<'a> Reader<'a> {
         self.downloads();
     }
 
-    /// Notes an image, and gives what it has those run that begin with it.
+    /// Adds an image and returns its ONBUILD triggers.
     fn image(&mut self, reference: Reference, platform: Platform, at: &Place) -> Vec<Instruction> {
         if !self.seen.insert((reference.to_string(), platform.as_str().to_owned())) {
             self.name_again(&reference, &platform, at);
@@ -218,7 +218,7 @@ impl<'a> Reader<'a> {
         triggers
     }
 
-    /// The first line that names an image is where it is named, in whatever order the lines are read.
+    /// Moves the excerpt of a known image to `at` if that is an earlier line: stages are not read in line order.
     fn name_again(&mut self, reference: &Reference, platform: &Platform, at: &Place) {
         let same = |image: &&mut NamedImage| image.reference == *reference && image.platform == *platform;
         if let Some(image) = self.found.images.iter_mut().find(same)
@@ -233,8 +233,8 @@ impl<'a> Reader<'a> {
         known.triggers.iter().flat_map(|trigger| lines::instructions(trigger).0).collect()
     }
 
-    /// What one instruction copies or mounts from. An image that is only copied from has its triggers
-    /// looked at too: BuildKit resolves what they name.
+    /// Collects the sources that one instruction copies or mounts from. The triggers of an image that is only copied
+    /// from count too, because BuildKit resolves what they name.
     fn sources(&mut self, instruction: &Instruction, at: &Place, pending: &mut Vec<usize>) {
         let mut names = from(instruction);
         let mut depth = 0;
@@ -269,7 +269,7 @@ impl<'a> Reader<'a> {
         self.seen.contains(&(reference.to_string(), self.inputs.platform.as_str().to_owned()))
     }
 
-    /// What ADD fetches, in the stages that are needed.
+    /// Collects the sources that ADD fetches in the needed stages.
     fn downloads(&mut self) {
         let platforms = || Variables::with_platforms(self.global.platforms().cloned().unwrap_or_default());
         let mut ends: BTreeMap<usize, Variables> = BTreeMap::new();
@@ -277,7 +277,7 @@ impl<'a> Reader<'a> {
         for (&at, triggers) in &self.triggers {
             let stage = &self.stages[at];
             let mut variables = match &stage.base {
-                // Earlier stages have smaller numbers.
+                // Earlier stages have smaller numbers, so the variables of the base are known.
                 Base::Stage(base) => ends.get(base).map_or_else(Variables::default, Variables::inherited),
                 Base::Nothing => platforms(),
                 Base::Image(reference) => match (self.known)(reference, &stage.platform) {
@@ -317,7 +317,7 @@ fn position(stages: &[Stage<'_>], name: &str) -> Option<usize> {
     stages.iter().position(|stage| stage.name.as_ref() == Some(&name))
 }
 
-/// Names in `--from` and in `from=` of mounts.
+/// Returns the names in `--from` and in `from=` of mounts.
 fn from(instruction: &Instruction) -> Vec<String> {
     match instruction.keyword.as_str() {
         "copy" => instruction.flag_values("from").map(str::to_owned).collect(),

@@ -1,4 +1,4 @@
-//! What a Dockerfile asks of the network and does not get.
+//! Finds instructions that ask for network access that the build does not get.
 
 use std::collections::BTreeMap;
 
@@ -6,18 +6,18 @@ use super::lines::{self, Instruction};
 use super::stages::{self, Base};
 use super::variables::Variables;
 
-/// What ADD takes for the address of a file or a repository.
+/// Prefixes by which ADD recognizes the address of a file or a repository.
 const REMOTE: [&str; 5] = ["http://", "https://", "git://", "ssh://", "git@"];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkAsked {
     /// `RUN --network=host`
     Host,
-    /// ADD of something remote, in a build without network.
+    /// ADD of a remote source, in a build without network.
     Remote(String),
 }
 
-/// An instruction that cannot be run, in a stage that the target needs.
+/// An instruction that cannot run, in a stage that the target needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkRefused {
     pub asked: NetworkAsked,
@@ -28,7 +28,8 @@ pub struct NetworkRefused {
     pub text: String,
 }
 
-/// The first one. `offline` is a build with `--network none`. Where the reader cannot follow, BuildKit refuses.
+/// Returns the first such instruction. `offline` is a build with `--network none`. Where this reader cannot interpret
+/// the Dockerfile, it returns `None` and BuildKit refuses the instruction.
 pub fn network_refused(
     dockerfile: &[u8],
     build_args: &BTreeMap<String, String>,
@@ -80,7 +81,7 @@ fn remote(instruction: &Instruction, variables: &Variables, escape: char) -> Opt
         true => serde_json::from_str(rest).unwrap_or_default(),
         false => lines::blank_separated(rest).map(str::to_owned).collect(),
     };
-    // The destination.
+    // The last word is the destination.
     words.pop();
     let written = words.into_iter().map(|word| variables.expand(&word, escape).unwrap_or(word));
     let mut remote =

@@ -1,8 +1,8 @@
-//! The files of the context that a build cannot do without.
+//! Context files that a build cannot do without.
 //!
-//! Named here is only what BuildKit is certain to look up, and to fail without: plain paths that COPY or
-//! ADD take from the context, in stages that the target needs. A path with a wildcard may match nothing,
-//! one whose variables cannot be told may be any.
+//! The list has only paths that BuildKit certainly looks up, and fails without: plain paths that COPY or ADD take from
+//! the context, in stages that the target needs. A path with a wildcard may match nothing, and one with unknown
+//! variables may be any path; both are left out.
 
 use std::collections::BTreeMap;
 
@@ -27,13 +27,13 @@ pub struct Copied {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// Relative to the context and clean.
+    /// Clean path relative to the context.
     pub path: String,
-    /// With quotes and escapes removed and variables filled in.
+    /// Path as written, without quotes and escapes and with variables filled in.
     pub written: String,
 }
 
-/// What must be there, in the order of the Dockerfile.
+/// Returns the instructions whose sources must exist, in the order of the Dockerfile.
 pub fn sources(
     dockerfile: &[u8],
     build_args: &BTreeMap<String, String>,
@@ -76,7 +76,7 @@ pub fn sources(
     copied
 }
 
-/// Whether a stage leaves instructions to those that begin with it: they may set variables.
+/// Reports whether a stage has ONBUILD instructions, which may set variables in the stages that begin with it.
 fn has_triggers(stage: &Stage<'_>) -> bool {
     stage.instructions.iter().any(|instruction| instruction.keyword == "onbuild")
 }
@@ -88,15 +88,15 @@ fn of(instruction: &Instruction, variables: &Variables, escape: char) -> Vec<Sou
     }
     let mut words: Vec<String> = match rest.starts_with('[') {
         true => serde_json::from_str(rest).unwrap_or_default(),
-        // Quotes do not keep words together here.
+        // Quotes do not keep words together in these instructions.
         false => lines::blank_separated(rest).map(str::to_owned).collect(),
     };
-    // The destination.
+    // The last word is the destination.
     words.pop();
     words.iter().filter_map(|word| source(variables.expand(word, escape)?)).collect()
 }
 
-/// Flags that leave it at paths of the context, of which each must be there.
+/// Reports whether a flag keeps the sources plain context paths that must all exist.
 fn is_understood(flag: &str) -> bool {
     let (name, value) = flag.split_once('=').unwrap_or((flag, "true"));
     match name {
@@ -106,14 +106,14 @@ fn is_understood(flag: &str) -> bool {
     }
 }
 
-/// None for what may be a pattern, a URL or a repository, and for all of the context.
+/// Returns `None` for a possible pattern, URL or repository, and for the whole context.
 fn source(written: String) -> Option<Source> {
     let is_plain = |c: char| {
         !matches!(c, '*' | '?' | '[' | '\\' | ':' | '#' | '@' | char::REPLACEMENT_CHARACTER)
             && !c.is_control()
             && (c == ' ' || !c.is_whitespace())
     };
-    // `..` at the top stays at the top.
+    // `..` at the root stays at the root.
     let path = clean(&format!("/{written}")).trim_start_matches('/').to_owned();
     (written.chars().all(is_plain) && written.trim() == written && !path.is_empty())
         .then_some(Source { path, written })

@@ -1,6 +1,6 @@
-//! Stages of a Dockerfile, and which of them a target needs.
+//! Stages of a Dockerfile, and the ones that a target needs.
 //!
-//! What is not certain is left out: a stage that counts as needed is one that BuildKit runs.
+//! Uncertain cases count as not needed: a stage that counts as needed is one that BuildKit certainly runs.
 
 use std::collections::BTreeMap;
 
@@ -9,24 +9,24 @@ use super::variables::Variables;
 
 /// A FROM and the instructions below it.
 pub(super) struct Stage<'i> {
-    /// In lower case.
+    /// Name in lower case.
     name: Option<String>,
     pub(super) base: Base,
     pub(super) instructions: &'i [Instruction],
 }
 
-/// What a stage begins with.
+/// Base of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Base {
-    /// An earlier one.
+    /// Index of an earlier stage.
     Stage(usize),
     Nothing,
-    /// An image, or what cannot be told.
+    /// An image, or a base that cannot be determined.
     Image,
 }
 
-/// The stages in order, and the ARGs above them. None where the frontend refuses the Dockerfile, or a name stands
-/// for two.
+/// Returns the stages in order, and the ARGs above them. `None` when the frontend refuses the Dockerfile or two stages
+/// share a name.
 pub(super) fn stages<'i>(
     instructions: &'i [Instruction],
     build_args: &BTreeMap<String, String>,
@@ -69,7 +69,7 @@ pub(super) fn stages<'i>(
     Some((stages, global))
 }
 
-/// Every instruction that the frontend knows.
+/// Every instruction keyword that the frontend knows.
 const KEYWORDS: [&str; 18] = [
     "add",
     "arg",
@@ -91,7 +91,8 @@ const KEYWORDS: [&str; 18] = [
     "workdir",
 ];
 
-/// For each stage whether building `target`, or the last one, runs it. None when there is no such stage.
+/// Tells for each stage whether a build of `target` (default: the last stage) runs it. `None` when there is no such
+/// stage.
 pub(super) fn needed(stages: &[Stage<'_>], target: Option<&str>) -> Option<Vec<bool>> {
     let mut needed = vec![false; stages.len()];
     let target = match target {
@@ -109,7 +110,7 @@ pub(super) fn needed(stages: &[Stage<'_>], target: Option<&str>) -> Option<Vec<b
         for instruction in stages[index].instructions {
             match instruction.keyword.as_str() {
                 "copy" => pending.extend(instruction.flag_values("from").filter_map(|from| {
-                    // A number counts where it is no name.
+                    // A number is an index unless a stage has that name.
                     named(stages, from).or_else(|| from.parse().ok()).filter(|&from| from < index)
                 })),
                 "run" => pending.extend(

@@ -1,15 +1,15 @@
-//! Directives at the head of a Dockerfile, and the frontend they ask for.
+//! Parser directives at the head of a Dockerfile, and the frontend that they ask for.
 
-/// A frontend image that the Dockerfile or a build argument asks for and that does not run here.
+/// A frontend image that the Dockerfile or a build argument asks for and that the daemon does not run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the frontend `{image}` is not allowed here")]
 pub struct FrontendRefused {
     pub image: String,
-    /// Line of the Dockerfile, counted from 1; 0 when it came as a build argument.
+    /// Line of the Dockerfile, counted from 1; 0 when a build argument asked for it.
     pub line: u32,
 }
 
-/// What the built-in frontend stands in for.
+/// Images that the built-in frontend replaces.
 const BUILT_IN: [&str; 3] =
     ["docker/dockerfile", "docker.io/docker/dockerfile", "index.docker.io/docker/dockerfile"];
 
@@ -18,11 +18,11 @@ struct Directive<'a> {
     value: &'a str,
 }
 
-/// The Dockerfile with its request for a frontend settled: none is left in it, lines keep their numbers.
+/// Returns the Dockerfile without its `syntax` directive; the other lines keep their numbers.
 pub fn settle_frontend(dockerfile: Vec<u8>) -> Result<Vec<u8>, FrontendRefused> {
     let Ok(text) = std::str::from_utf8(&dockerfile) else {
-        // Directives are looked for in any bytes by BuildKit: so are they here, and only if one is
-        // found is the text taken lossily.
+        // BuildKit searches any bytes for directives, so this search does the same. The text is converted lossily only
+        // if a directive is found.
         let text = String::from_utf8_lossy(&dockerfile).into_owned();
         return match settle(&text)? {
             Some(settled) => Ok(settled.into_bytes()),
@@ -35,13 +35,13 @@ pub fn settle_frontend(dockerfile: Vec<u8>) -> Result<Vec<u8>, FrontendRefused> 
     }
 }
 
-/// `BUILDKIT_SYNTAX` among the build arguments overrides the directive: true when it may be left out.
+/// Checks `BUILDKIT_SYNTAX` of the build arguments, which overrides the directive: `Ok` means that it can be left out.
 pub fn settle_frontend_argument(value: &str) -> Result<(), FrontendRefused> {
     let image = value.trim().split(' ').next().unwrap_or_default();
     if is_built_in(image) { Ok(()) } else { Err(FrontendRefused { image: image.to_owned(), line: 0 }) }
 }
 
-/// None when the text asks for no frontend.
+/// Returns `None` when the text asks for no frontend.
 fn settle(text: &str) -> Result<Option<String>, FrontendRefused> {
     let (mark, body) = match text.strip_prefix('\u{feff}') {
         Some(body) => ("\u{feff}", body),
@@ -53,7 +53,7 @@ fn settle(text: &str) -> Result<Option<String>, FrontendRefused> {
         _ => (None, body),
     };
     let offset = u32::from(shebang.is_some());
-    // Only a Dockerfile's own comment style can be meant for the built-in frontend.
+    // The built-in frontend is only meant by directives in the Dockerfile's own comment style.
     let foreign = head(body, "//").into_iter().find(|directive| directive.key == "syntax");
     if let Some(directive) = foreign {
         return Err(FrontendRefused { image: image_of(directive.value).to_owned(), line: 1 + offset });
@@ -68,7 +68,7 @@ fn settle(text: &str) -> Result<Option<String>, FrontendRefused> {
     if directives.iter().all(|directive| directive.key != "syntax") {
         return Ok(None);
     }
-    // An ordinary comment ends the directives, so the neutral lines go below the ones that stay.
+    // An ordinary comment ends the directives, so the replaced lines go below the directives that stay.
     let (mut kept, mut neutral) = (String::new(), String::new());
     let mut lines = body.split_inclusive('\n');
     for (index, directive) in (1u32..).zip(&directives) {
@@ -91,7 +91,7 @@ fn settle(text: &str) -> Result<Option<String>, FrontendRefused> {
     Ok(Some(format!("{mark}{head}{kept}{neutral}{rest}")))
 }
 
-/// The directives at the head of a text: one per line from the first on, up to the first line that is none.
+/// Returns the directives at the head of a text: one per line, up to the first line that is not a directive.
 fn head<'a>(text: &'a str, comment: &str) -> Vec<Directive<'a>> {
     text.lines().map_while(|line| directive(line, comment)).collect()
 }
@@ -104,9 +104,9 @@ fn directive<'a>(line: &'a str, comment: &str) -> Option<Directive<'a>> {
         .then_some(Directive { key, value })
 }
 
-/// The escape character of a Dockerfile. `text` has no byte order mark.
+/// Returns the escape character of a Dockerfile. `text` has no byte order mark.
 pub(super) fn escape_character(text: &str) -> char {
-    // The parser, unlike the search for a frontend, allows blanks before the `#`.
+    // Unlike the search for a frontend, the parser allows blanks before the `#`.
     let directives = text.lines().map_while(|line| directive(line.trim_start(), "#"));
     let value =
         directives.filter(|directive| directive.key == "escape").map(|directive| directive.value).next();
@@ -117,7 +117,8 @@ fn image_of(value: &str) -> &str {
     value.split(' ').next().unwrap_or(value)
 }
 
-/// `docker/dockerfile` with no tag, `latest`, `1` or `1.x`; with a digest too, since nothing is fetched.
+/// Reports whether the image is `docker/dockerfile` with no tag, `latest`, `1` or `1.x`. A digest is ignored, since
+/// nothing is fetched.
 fn is_built_in(image: &str) -> bool {
     let name = image.split('@').next().unwrap_or(image);
     let (name, tag) = name.rsplit_once(':').unwrap_or((name, "latest"));

@@ -36,7 +36,7 @@ fn the_built_in_frontend_serves_its_own_names_and_the_line_is_neutral() {
         let settled = settle_frontend(given.as_bytes().to_vec()).unwrap();
         assert_eq!(String::from_utf8(settled.clone()).unwrap(), expected, "{given}");
         assert_eq!(given.lines().count(), expected.lines().count());
-        // Nothing is left to settle.
+        // A second pass changes nothing.
         assert_eq!(settle_frontend(settled.clone()).unwrap(), settled, "{given}");
     }
 }

@@ -1,36 +1,37 @@
-//! What the variables of a stage are known to hold.
+//! Known values of the variables of a stage.
 //!
-//! In a stage, the last ENV or ARG of a name counts. A stage that begins with another one gets its ENVs, and its
-//! ARGs where no ENV has that name, the image's own among them: those are known only where all began with nothing.
-//! Of what the builder's platform decides nothing is known either, unless it is given.
+//! In a stage, the last ENV or ARG of a name counts. A stage that begins with another stage inherits its ENVs, and its
+//! ARGs where no ENV has that name. The ENVs of a base image are unknown, so ARGs are inherited only when all ENVs are
+//! known, that is when the chain of stages begins with `scratch`. Values that depend on the builder's platform are
+//! unknown too, unless they are passed in.
 
 use std::collections::BTreeMap;
 
 use super::words;
 
-/// None where a value cannot be told.
+/// Variables by name; `None` for a value that is not known.
 type Values = BTreeMap<String, Option<String>>;
 
 #[derive(Clone, Default)]
 pub(super) struct Variables {
     now: Values,
-    /// Set by ENV.
+    /// Variables set by ENV.
     environment: Values,
-    /// There is no ENV beside these.
+    /// `environment` holds all ENVs of the stage.
     is_whole: bool,
-    /// What ARGs hold that the frontend gives a value. None where that is left open.
+    /// Values of the ARGs that the frontend predefines; `None` when the platforms are not known.
     platforms: Option<BTreeMap<String, String>>,
 }
 
 impl Variables {
-    /// Of a stage that begins with nothing, where only the frontend's own PATH may be set. Also of what stands
-    /// above all stages.
+    /// Variables of a stage that begins with `scratch`, where only the frontend's own PATH may be set. Also used for
+    /// the ARGs above all stages.
     pub(super) fn of_nothing() -> Self {
         let path = Values::from([("PATH".to_owned(), None)]);
         Self { now: path.clone(), environment: path, is_whole: true, platforms: None }
     }
 
-    /// The same where it is known for what and on what the build is.
+    /// The same, for known target and build platforms.
     pub(super) fn with_platforms(platforms: BTreeMap<String, String>) -> Self {
         Self { platforms: Some(platforms), ..Self::of_nothing() }
     }
@@ -39,7 +40,7 @@ impl Variables {
         self.platforms.as_ref()
     }
 
-    /// Of a stage that begins with an image: `NAME=VALUE` of each ENV in it.
+    /// Adds the ENVs of the base image, each as `NAME=VALUE`.
     pub(super) fn with_environment(mut self, environment: &[String]) -> Self {
         for (name, value) in environment.iter().filter_map(|variable| variable.split_once('=')) {
             self.environment.insert(name.to_owned(), Some(value.to_owned()));
@@ -48,29 +49,29 @@ impl Variables {
         self
     }
 
-    /// At the begin of a stage that goes on from here.
+    /// Variables at the beginning of a stage that is based on this one.
     pub(super) fn inherited(&self) -> Self {
         let mut now = if self.is_whole { self.now.clone() } else { Values::new() };
         now.extend(self.environment.clone());
         Self { now, ..self.clone() }
     }
 
-    /// `word` with quotes and escapes removed and variables filled in. None where a value is not known.
+    /// Expands `word`: removes quotes and escapes and fills in variables. `None` when a value is not known.
     pub(super) fn expand(&self, word: &str, escape: char) -> Option<String> {
         words::expand_known(word, &self.known(), escape).ok()
     }
 
-    /// Takes an ENV into account.
+    /// Applies an ENV instruction.
     pub(super) fn set(&mut self, rest: &str, escape: char) {
         let words = words::split_raw(rest, escape);
         let pairs: Vec<(&str, &str)> = match words.first() {
             Some(first) if first.contains('=') => {
                 words.iter().map(|word| word.split_once('=').unwrap_or_default()).collect()
             }
-            // All that follows the name is the value.
+            // The whole text after the name is the value.
             _ => vec![rest.split_once(char::is_whitespace).unwrap_or_default()],
         };
-        // No value of the line sees another one of it.
+        // Values of one instruction do not see each other.
         let before = self.known();
         for (name, value) in pairs {
             if !is_name(name) {
@@ -82,7 +83,7 @@ impl Variables {
         }
     }
 
-    /// Takes an ARG into account. `given` are the build's arguments, `global` the ARGs above all stages.
+    /// Applies an ARG instruction. `given` are the build's arguments, `global` the ARGs above all stages.
     pub(super) fn declare(
         &mut self,
         rest: &str,
@@ -107,7 +108,7 @@ impl Variables {
                     None if is_predefined(name) => {
                         self.platforms.as_ref().and_then(|platforms| platforms.get(name).cloned())
                     }
-                    // It stays what it is.
+                    // The variable keeps its value.
                     None => continue,
                 },
             };
@@ -120,7 +121,7 @@ impl Variables {
     }
 }
 
-/// Whether the frontend gives it a value, which depends on where it runs.
+/// Reports whether the frontend predefines the ARG, with a value that depends on where it runs.
 fn is_predefined(name: &str) -> bool {
     let rest = name.strip_prefix("BUILD").or_else(|| name.strip_prefix("TARGET"));
     rest.is_some_and(|rest| ["PLATFORM", "OS", "OSVERSION", "ARCH", "VARIANT", "STAGE"].contains(&rest))

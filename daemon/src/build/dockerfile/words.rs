@@ -4,23 +4,23 @@ use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// The text cannot be read; BuildKit says how when it comes to it.
+/// The word cannot be read. BuildKit reports the error when it parses the word.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unreadable;
 
 type Values = BTreeMap<String, String>;
 
-/// One word with quotes and escapes removed and variables filled in; unset ones are empty.
+/// Expands one word: removes quotes and escapes and fills in variables. Unset variables are empty.
 pub(super) fn expand(word: &str, values: &Values, escape: char) -> Result<String, Unreadable> {
     Expander { rest: word.chars().peekable(), values, escape, all_known: true }.until(None, false)
 }
 
-/// The same where not every variable is in `values`: a word that needs another one is unreadable.
+/// Like [`expand`], but a word with a variable that is not in `values` is unreadable.
 pub(super) fn expand_known(word: &str, values: &Values, escape: char) -> Result<String, Unreadable> {
     Expander { rest: word.chars().peekable(), values, escape, all_known: false }.until(None, false)
 }
 
-/// A word without its quotes; variables stay as they are. None where a quote has no end.
+/// Returns a word without its quotes; variables stay as they are. `None` when a quote has no end.
 pub(super) fn unquoted(word: &str) -> Option<String> {
     let mut out = String::new();
     let mut quote = None;
@@ -41,12 +41,12 @@ struct Expander<'a> {
     rest: Peekable<Chars<'a>>,
     values: &'a Values,
     escape: char,
-    /// What is not in `values` is unset.
+    /// Variables that are not in `values` are unset.
     all_known: bool,
 }
 
 impl Expander<'_> {
-    /// Reads up to `stop`, which is taken, or to the end when there is none.
+    /// Reads up to `stop`, which is consumed, or to the end when `stop` is `None`.
     fn until(&mut self, stop: Option<char>, raw_escapes: bool) -> Result<String, Unreadable> {
         let mut out = String::new();
         while let Some(c) = self.rest.next() {
@@ -186,11 +186,11 @@ impl Expander<'_> {
     }
 }
 
-/// `value` without the shortest (or longest) prefix or suffix that fits `pattern`.
+/// Returns `value` without the shortest (or longest) prefix or suffix that matches `pattern`.
 fn trimmed(value: &str, pattern: &str, greedy: bool, suffix: bool) -> String {
     let fits = |cut: &usize| matches(pattern, if suffix { &value[*cut..] } else { &value[..*cut] });
     let mut cuts: Vec<usize> = boundaries(value).filter(fits).collect();
-    // For a suffix, the later the cut the shorter what goes.
+    // A later cut removes a shorter suffix.
     if suffix != greedy {
         cuts.reverse();
     }
@@ -205,7 +205,7 @@ fn boundaries(text: &str) -> impl Iterator<Item = usize> + '_ {
     text.char_indices().map(|(at, _)| at).chain([text.len()])
 }
 
-/// `*` any run, `?` any character, `\x` that character. Linear in text times pattern.
+/// Glob match: `*` any run, `?` any character, `\x` that character. Takes time linear in text times pattern.
 fn matches(pattern: &str, text: &str) -> bool {
     enum Token {
         Run,
@@ -223,7 +223,7 @@ fn matches(pattern: &str, text: &str) -> bool {
         });
     }
     let text: Vec<char> = text.chars().collect();
-    // reachable[i]: the tokens so far fit the first i characters.
+    // reachable[i]: the tokens so far match the first i characters.
     let mut reachable = vec![false; text.len() + 1];
     reachable[0] = true;
     for token in tokens {
@@ -240,7 +240,7 @@ fn matches(pattern: &str, text: &str) -> bool {
     reachable[text.len()]
 }
 
-/// Words separated by blanks, with their quotes and escapes kept.
+/// Splits text at blanks into words that keep their quotes and escapes.
 pub(super) fn split_raw(text: &str, escape: char) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
@@ -272,7 +272,7 @@ pub(super) fn split_raw(text: &str, escape: char) -> Vec<String> {
     words
 }
 
-/// Flags (`--...`) at the start of an instruction's arguments, unquoted, and what follows them.
+/// Splits the flags (`--...`) at the start of an instruction's arguments, unquoted, from the text after them.
 pub(super) fn split_flags(text: &str, escape: char) -> (Vec<String>, &str) {
     let mut flags = Vec::new();
     let mut rest = text;
@@ -305,8 +305,8 @@ pub(super) fn split_flags(text: &str, escape: char) -> (Vec<String>, &str) {
     }
 }
 
-/// Words of a line for the search of heredocs: quotes kept, blanks after `<<` part of the word.
-/// None of them when a quote has no end.
+/// Splits a line into words for the heredoc search: quotes are kept, blanks after `<<` are part of the word. Empty
+/// when a quote has no end.
 pub(super) fn split_heredoc_words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
@@ -344,7 +344,7 @@ pub(super) fn split_heredoc_words(line: &str) -> Vec<String> {
     words
 }
 
-/// The fields of one CSV line. None where a quote has no end.
+/// Returns the fields of one CSV line. `None` when a quote has no end.
 pub(super) fn csv_fields(line: &str) -> Option<Vec<String>> {
     let mut fields = Vec::new();
     let mut rest = line;

@@ -1,6 +1,6 @@
-//! What a build is made of: its files and its Dockerfile.
+//! Context of a build: its files and its Dockerfile.
 //!
-//! Whatever of it is found wrong here fails the build before BuildKit hears of it.
+//! Errors found here fail the build before anything is sent to BuildKit.
 
 use super::super::dockerfile;
 use super::super::presence;
@@ -13,20 +13,20 @@ use crate::model::build::{BuildRecord, ContextIdentity};
 use crate::model::fault::{DockerfileRange, Fault, Stage};
 use crate::task;
 
-/// Overrides a `# syntax=` line when it is among the build arguments.
+/// Build argument that overrides a `# syntax=` line.
 pub(super) const FRONTEND_ARGUMENT: &str = "BUILDKIT_SYNTAX";
 
-/// A build's files, and what was found in its Dockerfile.
+/// Files of a build, and the results of the analysis of its Dockerfile.
 pub(super) struct Context {
     pub(super) files: ContextFiles,
     pub(super) identity: ContextIdentity,
     pub(super) dockerfile: MountTarget,
-    /// The Dockerfile as the builder gets it.
+    /// Dockerfile as sent to the builder.
     pub(super) text: Vec<u8>,
 }
 
 impl Shared {
-    /// What an early look at the files led to.
+    /// Waits for the context prefetch and checks its result.
     pub(super) async fn context(&self, early: Early, record: &BuildRecord) -> Result<Context, Fault> {
         let spec = &record.spec;
         let prepared = early.prepared().await?;
@@ -50,7 +50,7 @@ impl Shared {
     }
 }
 
-/// Looks for what COPY and ADD name, among files as they will be sent.
+/// Checks that the files that COPY and ADD name exist among the files that will be sent.
 async fn missing_source(
     files: &ContextFiles,
     copied: Vec<dockerfile::Copied>,
@@ -62,8 +62,8 @@ async fn missing_source(
     let (files, path) = (files.clone(), path.clone());
     let look = move || presence::missing(&files, &copied, &path);
     task::blocking("build.presence", look).await.unwrap_or_else(|error| {
-        // BuildKit looks for the files as well.
-        tracing::error!(%error, "the look for the files of a build ended by itself");
+        // BuildKit reports missing files as well.
+        tracing::error!(%error, "check for missing context files panicked");
         None
     })
 }

@@ -1,5 +1,5 @@
-//! What ADD fetches by itself: the daemon fetches files, and lets the builder fetch repositories of hosts that builds
-//! may reach. The source policy of the solve denies every other URL.
+//! Remote sources of ADD: the daemon fetches the files itself, and lets the builder fetch repositories from hosts that
+//! builds may reach. The source policy of the solve denies every other URL.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -14,22 +14,22 @@ use crate::model::MountTarget;
 use crate::model::build::{BuildSource, EventKind, LogStream};
 use crate::model::fault::{Fault, Stage};
 
-/// More than this is not a Dockerfile that anybody wrote.
+/// Maximum number of files and repositories of one build; no real Dockerfile has more.
 const MOST: usize = 256;
 
-/// A build's downloads. They are on offer to the builder while this is kept.
+/// Downloads of a build. The builder can fetch them while this value exists.
 #[derive(Default)]
 pub(super) struct BuildDownloads {
     pub(super) files: Vec<PinnedDownload>,
-    /// `host/path` of each.
+    /// The repositories, each as `host/path`.
     pub(super) repositories: Vec<String>,
-    /// Where each is named, by its URL as it stands there.
+    /// Dockerfile excerpt that names each source, by its URL as written.
     places: Vec<(String, Place)>,
     _offers: Vec<Downloaded>,
 }
 
 impl BuildDownloads {
-    /// For the record of the build. Queries are left out: they may hold signatures.
+    /// Returns the sources for the record of the build. Query strings are removed because they may contain signatures.
     pub(super) fn named(&self) -> impl Iterator<Item = BuildSource> {
         let files = self.files.iter().map(|file| {
             let name = file.url.split(['?', '#']).next().unwrap_or_default().to_owned();
@@ -42,7 +42,7 @@ impl BuildDownloads {
 }
 
 impl BuildDownloads {
-    /// A fault of the builder with the line of the repository that it is about: BuildKit does not say it.
+    /// Adds the line of the repository that a fault of the builder is about: BuildKit does not report it.
     pub(super) fn with_line(&self, fault: Fault, path: &MountTarget) -> Fault {
         let about = |(url, _): &&(String, Place)| fault.step.as_ref().is_some_and(|step| step.contains(url));
         match self.places.iter().find(about) {
@@ -124,10 +124,11 @@ impl Shared {
     }
 }
 
-/// What is neither http nor https goes through no proxy, where it would be looked at; and no build has a key for ssh.
+/// Fault for a transport other than http and https. Such a transport bypasses the inspecting proxy, and builds have no
+/// key for ssh.
 fn other_transport(repository: &NamedRepository) -> Fault {
     let line = repository.place.start_line;
-    // A password before the host is not repeated.
+    // A password before the host is not repeated in the message.
     let url = repository.url.rsplit_once('@').map_or(repository.url.as_str(), |(_, rest)| rest);
     let url: String = url.chars().filter(|c| !c.is_control()).take(200).collect();
     let message =
@@ -136,7 +137,8 @@ fn other_transport(repository: &NamedRepository) -> Fault {
         .hint("write https://HOST/PATH.git, or put the files into the context")
 }
 
-/// The host of a repository, and `host[:port]/path` as BuildKit names it. None for other transports than http and https.
+/// Returns the host of a repository, and `host[:port]/path` as BuildKit names it. `None` for transports other than
+/// http and https.
 fn place_of(url: &str) -> Option<(String, String)> {
     let rest = ["https://", "http://"].iter().find_map(|scheme| url.strip_prefix(scheme))?;
     let rest = rest.split(['?', '#']).next().unwrap_or_default();

@@ -1,12 +1,12 @@
-//! A look at a build's files that goes on while something else is waited for.
+//! Prefetch of a build's context that runs while the build is being stored.
 //!
 //! ```text
-//! submit, a slot is free:  begin --> the build is stored ----> its driver takes the look, unless it is old by then
-//! driver:                  begin --> "running" is stored ---/
+//! submit, a slot is free:  start --> the build is stored ----> its driver takes the prefetch, unless it is too old
+//! driver:                  start --> "running" is stored ---/
 //! ```
 //!
-//! A build reads its files as they are when it is submitted, or later. One that had to wait looks when its turn has
-//! come.
+//! A build reads its files as they are when it is submitted, or later. A build that had to wait for a slot starts its
+//! prefetch when it gets one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use crate::model::fault::{Fault, Stage};
 use crate::model::secret::Credential;
 use crate::task;
 
-/// A driver that begins later than this looks again.
+/// Maximum age of a prefetch that a driver uses; after that it starts a new one.
 const MOST_AGE: Duration = Duration::from_secs(1);
 
-/// Dropped, it is given up.
+/// A running context preparation. Dropping the prefetch cancels it.
 pub(in crate::build) struct Early {
     begun: Instant,
     look: JoinHandle<Result<Box<dyn PreparedContext>, Fault>>,
@@ -44,7 +44,7 @@ impl Early {
         Self { begun: Instant::now(), look }
     }
 
-    /// Whether a look at the files of a build may begin before the build is accepted: it brings nothing into the room.
+    /// Reports whether the prefetch may start before the build is accepted: it must not bring anything into the room.
     pub(in crate::build) fn is_harmless(spec: &BuildSpec) -> bool {
         let is_here = |source: &MountSource| {
             matches!(source, MountSource::Room(_) | MountSource::Project(_) | MountSource::EmptyDir)
@@ -60,8 +60,8 @@ impl Early {
         match (&mut self.look).await {
             Ok(looked) => looked,
             Err(error) => {
-                tracing::error!(%error, "the look at the files of a build ended by itself");
-                let message = "the daemon failed while it looked at the files; its log has the cause";
+                tracing::error!(%error, "context preparation task panicked");
+                let message = "the daemon failed while it prepared the context; its log has the cause";
                 Err(Fault::new(Stage::Context, "internal", message))
             }
         }

@@ -1,18 +1,18 @@
-//! What builds end with, beside the faults of their solves.
+//! Faults of builds, other than those of their solves.
 
 use crate::model::MountTarget;
 use crate::model::Reference;
 use crate::model::fault::{Fault, Stage};
 use crate::model::image::VerifiedImage;
 
-/// Whether a solve failed by what its files became since they were looked at.
+/// Reports whether a solve failed because its files changed after they were scanned.
 pub(super) fn is_unsettled(fault: &Fault) -> bool {
     matches!(fault.code.as_str(), "context_changed" | "context_selection")
 }
 
-/// Stands in where another decision has been taken, which says how the build ends.
+/// Placeholder fault for a build that was stopped: the verdict recorded earlier says how the build ends.
 pub(super) fn stopped() -> Fault {
-    Fault::new(Stage::Solve, "stopped", "the build was told to end").retryable()
+    Fault::new(Stage::Solve, "stopped", "the build was stopped").retryable()
 }
 
 pub(in crate::build) fn interrupted_fault(why: &str) -> Fault {
@@ -28,11 +28,11 @@ pub(super) fn log_fault(error: &std::io::Error) -> Fault {
 }
 
 pub(super) fn log_fault_of(error: &std::io::Error) -> Fault {
-    tracing::error!(%error, "a build's log cannot be written");
+    tracing::error!(%error, "failed to write a build log");
     log_fault(error)
 }
 
-/// The solver knows the Dockerfile by a name of its own.
+/// Replaces the solver's own name of the Dockerfile by its path.
 pub(super) fn with_path(mut fault: Fault, path: &MountTarget) -> Fault {
     if let Some(range) = &mut fault.dockerfile {
         range.path = path.clone();
@@ -40,7 +40,7 @@ pub(super) fn with_path(mut fault: Fault, path: &MountTarget) -> Fault {
     fault
 }
 
-/// The image is whole and stays for a while: pushing alone can be done again.
+/// Adds to a push fault how to repeat only the push: the image is complete and kept for an hour.
 pub(super) fn push_fault(mut fault: Fault, image: &VerifiedImage, targets: &[Reference]) -> Fault {
     let (repository, digest) = (&image.repository, image.manifest.digest);
     let again: Vec<String> =

@@ -1,8 +1,9 @@
-//! The images that a build names: each is allowed, brought into the room, and handed to the builder by digest.
+//! Images that a Dockerfile names: each is checked against the build's grants, fetched into the room, and passed to
+//! the builder by digest.
 //!
-//! Nothing else reaches the builder: the source policy of the solve denies every image that is not listed here. What
-//! an image's ONBUILD triggers name is known once that image is here, so the Dockerfile is read again after each
-//! round, until it names nothing new.
+//! The source policy of the solve denies every image that is not listed here. The images that ONBUILD triggers name
+//! are known only after the base image was fetched, so the Dockerfile is read again after each round, until it names
+//! nothing new.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,25 +24,25 @@ use crate::model::fault::{DockerfileRange, Fault, Stage};
 use crate::model::image::{ImageDefaults, Platform, is_cached_name};
 use crate::model::{MountTarget, Reference};
 
-/// Images that are asked for at the same time.
+/// Maximum number of images that are requested at the same time.
 const TOGETHER: usize = 4;
-/// Images whose triggers name images whose triggers name images: this deep.
+/// Maximum depth of images whose ONBUILD triggers name further images.
 const ROUNDS: usize = 16;
-/// Between two words about a transfer.
+/// Interval between two progress events of a transfer.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 
-/// A build's images. They stay in the room while this is kept.
+/// Images of a build. They stay in the room while this value exists.
 #[derive(Default)]
 pub(super) struct BuildImages {
     pub(super) sources: Vec<PinnedSource>,
-    /// What ADD fetches, now that the variables of all images are known.
+    /// Sources that ADD fetches, determined once the variables of all images are known.
     pub(super) downloads: Vec<Download>,
     pub(super) repositories: Vec<NamedRepository>,
     _supplied: Vec<SuppliedImage>,
 }
 
 impl BuildImages {
-    /// For the record of the build.
+    /// Returns the images for the record of the build.
     pub(super) fn named(&self) -> Vec<BuildSource> {
         let named =
             |source: &PinnedSource| BuildSource { name: source.name.clone(), digest: Some(source.digest) };
@@ -49,7 +50,7 @@ impl BuildImages {
     }
 }
 
-/// One name, for all platforms that it is used for.
+/// One image name, with all platforms that it is used for.
 struct Wish {
     named: NamedImage,
     platforms: Vec<Platform>,
@@ -103,14 +104,14 @@ impl Shared {
                 }
             }
             if steps == 0 && wishes.values().any(|wish| !wish.is_own) {
-                // What is fetched has steps of its own, before those of the builder.
+                // The fetched images have steps of their own, before those of the builder.
                 publisher.begin_attempt().await.map_err(|error| log_fault_of(&error))?;
             }
             let (sender, mut events) = mpsc::channel(64);
             let brought = self.bring(active, record, wishes, path, &mut steps, sender);
             let forward = async {
                 let forwarded = publisher.forward(&mut events).await;
-                // Whoever tells something must not wait for nobody.
+                // Closing the channel unblocks a sender that would wait for a receiver.
                 events.close();
                 forwarded
             };
@@ -124,11 +125,12 @@ impl Shared {
                 supplied.insert(name, (wish.platforms, image));
             }
         }
-        let message = format!("ONBUILD triggers of images name further images more than {ROUNDS} times over");
+        let message =
+            format!("ONBUILD triggers of images name further images more than {ROUNDS} levels deep");
         Err(Fault::new(Stage::Context, "too_many_images", message))
     }
 
-    /// By name, as the builder spells it.
+    /// Returns the images by their normalized name.
     fn wishes(&self, named: &[NamedImage]) -> BTreeMap<String, Wish> {
         let mut wishes: BTreeMap<String, Wish> = BTreeMap::new();
         for named in named {
@@ -144,7 +146,7 @@ impl Shared {
         wishes
     }
 
-    /// Whether a name is one of this room's registry, also by the address at which the builder reaches it.
+    /// Reports whether a reference names this room's registry, also by the address at which the builder reaches it.
     fn is_own(&self, reference: &Reference) -> bool {
         self.options.room_registries.owns_source(reference)
             || reference.registry.as_ref().is_some_and(|registry| registry.as_str() == self.options.registry)
@@ -205,7 +207,7 @@ impl Shared {
     }
 }
 
-/// Passes on how an image comes, as a step of the build.
+/// Runs the supply of an image and reports its progress as a step of the build.
 async fn told(
     step: u32,
     name: &str,
@@ -213,7 +215,7 @@ async fn told(
     transfer: &Transfer,
     events: &mpsc::Sender<EventKind>,
 ) -> Result<SuppliedImage, Fault> {
-    // Nobody takes events any more only when the build ends.
+    // Sending fails only when the build ends.
     let tell = async |kind: EventKind| drop(events.send(kind).await);
     let begun = Instant::now();
     tell(EventKind::StepStarted { step, name: format!("[image] {name}") }).await;
@@ -240,7 +242,7 @@ async fn told(
                 .await;
             if let SupplyOrigin::Unchecked { reason } = &image.origin {
                 let message = format!(
-                    "the registry of `{name}` could not be asked what that is now ({reason}); the image that the room has is used"
+                    "the registry of `{name}` could not be asked for the current image ({reason}); using the image in the room"
                 );
                 tell(EventKind::Warning { message, url: None, dockerfile: None }).await;
             }
@@ -250,7 +252,7 @@ async fn told(
     supplied
 }
 
-/// As BuildKit spells a name when it compares it.
+/// Returns the name as BuildKit normalizes it before it compares names.
 pub(super) fn normal_name(reference: &Reference) -> String {
     let registry = match reference.registry.as_ref().map_or("docker.io", |registry| registry.as_str()) {
         "index.docker.io" => "docker.io",
@@ -267,7 +269,7 @@ pub(super) fn normal_name(reference: &Reference) -> String {
     format!("{registry}/{library}{path}{tag}{digest}")
 }
 
-/// Why a build may not use an image; none where it may.
+/// Returns the fault of an image that the build's token may not pull.
 fn denied(record: &BuildRecord, wish: &Wish, path: &MountTarget) -> Option<Fault> {
     let NamedImage { reference, place, .. } = &wish.named;
     let (allowed, name, grant) = if wish.is_own {
@@ -288,7 +290,7 @@ fn denied(record: &BuildRecord, wish: &Wish, path: &MountTarget) -> Option<Fault
     Some(at(fault, place, path))
 }
 
-/// A fault with the place where its image is named, and with the words that builds have for its cause.
+/// Adds the line that names the image, and translates the code to the one that builds use.
 fn named_fault(mut fault: Fault, wish: &Wish, path: &MountTarget) -> Fault {
     let NamedImage { reference, place, .. } = &wish.named;
     if !wish.is_own {

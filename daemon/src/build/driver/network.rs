@@ -1,11 +1,11 @@
-//! Faults of Dockerfiles that ask for a network that their build does not have.
+//! Faults of Dockerfiles that ask for network access that their build does not have.
 
 use super::super::dockerfile::{self, NetworkAsked};
 use crate::model::MountTarget;
 use crate::model::build::{BuildSpec, Network};
 use crate::model::fault::{DockerfileRange, Fault, Stage};
 
-/// Why a Dockerfile cannot be built, where that is so.
+/// Returns the fault of a Dockerfile that asks for more network than the build allows.
 pub(super) fn network_fault(dockerfile: &[u8], spec: &BuildSpec, path: &MountTarget) -> Option<Fault> {
     let offline = spec.network == Network::None;
     let refused = dockerfile::network_refused(dockerfile, &spec.build_args, spec.target.as_deref(), offline)?;
@@ -17,7 +17,7 @@ pub(super) fn network_fault(dockerfile: &[u8], spec: &BuildSpec, path: &MountTar
                 .hint("leave out `--network=host`; a step reaches the world without it")
         }
         NetworkAsked::Remote(url) => {
-            // What follows may be a signature or a password.
+            // The query may contain a signature or a password.
             let shown = url.split(['?', '#']).next().unwrap_or_default();
             let message = format!("line {line}: `ADD {shown}`: the build has no network");
             Fault::new(Stage::Context, "network_none", message)

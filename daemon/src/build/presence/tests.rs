@@ -7,7 +7,7 @@ use super::*;
 use crate::context::MemoryTree;
 use crate::context::port::{Entry, SessionName, Unwatched};
 
-/// Paths in order: with a `/` at the end a directory, with `->` a link, with `!` in front not sent.
+/// Paths in order. A trailing `/` marks a directory, `->` a link, a leading `!` an entry that is not sent.
 struct Paths(Vec<(&'static str, bool)>);
 
 impl Paths {
@@ -41,7 +41,7 @@ impl FileTree for Paths {
     }
 }
 
-/// What is said about a COPY of this from a context with these paths.
+/// Returns the fault of a COPY of `copied` from a context with these paths.
 fn looked(paths: &[&'static str], own_ignore: Option<&str>, copied: &str) -> Option<Fault> {
     let session = SessionName { id: String::new(), shared_key: String::new() };
     let mut beside = vec![("Dockerfile".to_owned(), Vec::new())];
@@ -131,7 +131,7 @@ fn a_file_that_the_ignore_file_leaves_out_is_missing_and_its_pattern_is_told() {
     assert!(by_context.contains("`!hidden`"), "{by_context}");
     let by_own = hint(Some("*\n!d\n"), "hidden").unwrap();
     assert!(by_own.contains("the pattern `*` of `/context/Dockerfile.dockerignore`"), "{by_own}");
-    // Not sent, and by no pattern: that is not for the ignore file to explain.
+    // The file is not sent for a reason other than a pattern, which the ignore file cannot explain.
     assert_eq!(hint(None, "out"), None);
     assert_eq!(hint(Some("*\n!hidden\n"), "hidden"), None);
     assert_eq!(hint(Some("[\n"), "hidden"), None, "a file that cannot be understood");

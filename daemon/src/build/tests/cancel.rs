@@ -2,7 +2,7 @@ use super::*;
 use crate::build::fake::{Gate, log, started};
 use crate::task;
 
-/// Where a build stands when it is cancelled.
+/// Stage of a build at its cancellation.
 #[derive(Clone, Copy, Debug)]
 enum At {
     Waiting,
@@ -42,7 +42,7 @@ async fn cancelled_build_never_publishes_its_tag() {
         }
         let opener = gate.clone();
         if matches!(at, At::Verify) {
-            // Verifying is short and is not broken off: it goes on, and then nothing is published.
+            // Verification is short and is not interrupted: it completes, and then nothing is published.
             task::spawn("test", async move {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 opener.open();

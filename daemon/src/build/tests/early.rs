@@ -1,4 +1,4 @@
-//! When the files of a build are looked at.
+//! Tests of when the context of a build is prepared.
 
 use std::sync::atomic::Ordering;
 
@@ -71,7 +71,7 @@ async fn a_submission_that_is_not_accepted_brings_no_image_into_the_room() {
     assert_eq!(ended(&handle, &id).await.state, BuildState::Succeeded);
     assert_eq!(looks(&room), 1);
     handle.submit(with_image("b")).await.unwrap_err();
-    // The log directory is gone: the next one fails after its place was taken.
+    // Without the log directory, the next submission fails after its reservation was taken.
     std::fs::remove_dir_all(&room.options.log_dir).unwrap();
     let refused = SubmitBuild { idempotency_key: None, ..with_image("c") };
     handle.submit(refused).await.unwrap_err();

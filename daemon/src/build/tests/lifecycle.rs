@@ -97,7 +97,7 @@ async fn dropped_watcher_harms_nothing() {
         let mut stream = handle.watch(&id, 1, true).await.unwrap();
         stream.next().await.unwrap().unwrap();
     }
-    // One that never reads.
+    // A watcher that never reads.
     let _idle = handle.watch(&id, 1, true).await.unwrap();
     gate.reached().await;
     let so_far: Vec<_> = handle.watch(&id, 1, false).await.unwrap().collect().await;
@@ -486,7 +486,7 @@ async fn the_logs_of_one_owner_are_bounded_and_the_oldest_go_first() {
     for _ in 0..5 {
         ids.push(build("ann").await);
     }
-    // The end of each large one is followed by a pass of the loop.
+    // A retention pass follows the end of each build with a large log.
     let limit = tokio::time::Instant::now() + Duration::from_secs(20);
     while ids[..3].iter().any(|id| size(id).is_ok()) {
         assert!(tokio::time::Instant::now() < limit, "the oldest logs are kept");

@@ -4,7 +4,7 @@ use crate::build::log::EventLog;
 use crate::model::id::PackId;
 use crate::model::{MountMode, MountSource, MountSpec};
 
-/// A build as an earlier run of the daemon left it.
+/// Stores a build as an earlier run of the daemon left it.
 async fn left_behind(room: &Room, state: BuildState, change: impl FnOnce(&mut BuildRecord)) -> String {
     let mut record = record("left", state);
     change(&mut record);
@@ -17,7 +17,7 @@ async fn left_behind(room: &Room, state: BuildState, change: impl FnOnce(&mut Bu
             EventKind::StepStarted { step: 1, name: "a".to_owned() },
         ])
         .unwrap();
-        // Cut short by the crash.
+        // The last line was cut short by the crash.
         let mut bytes = std::fs::read(log.path()).unwrap();
         bytes.extend(b"{\"sequence\":4,\"ti");
         std::fs::write(log.path(), bytes).unwrap();
@@ -98,7 +98,7 @@ fn a_daemon_killed_mid_build_runs_it_again_and_one_killed_twice_interrupts_it() 
                 id = submit(&service.handle(), spec("a")).await;
             }
             gate.reached().await;
-            // No drain, no farewell: the runtime goes with everything in it.
+            // The daemon is killed without a drain: its runtime is dropped with all tasks.
             std::mem::forget(service);
         });
         daemon.shutdown_timeout(Duration::from_secs(5));
@@ -181,10 +181,10 @@ async fn a_build_that_waited_over_a_restart_is_run_in_the_domain_that_it_was_sub
             room.solver.requests.lock().last().map(|request| request.domain.clone())
         };
         assert_eq!(ended_in(&in_team).await, Some(team));
-        // Stored before there were domains.
+        // A record that was stored before there were trust domains.
         let of_ann = left_behind(&room, BuildState::Queued, |_| {}).await;
         assert_eq!(ended_in(&of_ann).await, Some(TrustDomain::of_caller("ann")));
-        // A participant could have this name then: it is not taken for root.
+        // At that time a participant could have this name, so it is not treated as root.
         let of_uid =
             left_behind(&room, BuildState::Queued, |record| record.submitted_by = "uid:0".to_owned()).await;
         assert_eq!(ended_in(&of_uid).await, Some(TrustDomain::of_caller("uid:0")));

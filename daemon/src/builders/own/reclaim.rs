@@ -1,15 +1,15 @@
-//! Takes the disk back from builds that use it up.
+//! Reclaims disk space from builds that use it up.
 //!
 //! ```text
-//! less than the floor is free --> who wrote most below its builder's root since its builds began?
+//! less than the floor is free --> which builder wrote most since its builds began?
 //!    |                              |
-//!    |  nobody who can be seen      '--> its builds end (`no_space`) --> BuildKit removes what they left --> done
-//!    |  and the disk is full:                                      '--> it does not, within GIVE_BACK:
-//!    '--> the builder whose build began last                            it is killed and its cache removed
+//!    |  none can be identified      '--> its builds end (`no_space`) --> BuildKit removes their output --> done
+//!    |  and the disk is full:                                      '--> not within RECLAIM_LIMIT:
+//!    '--> the builder whose build began last                            the builder is killed, its cache removed
 //! ```
 //!
-//! A builder belongs to one trust domain, so nobody else pays. Builders that have written little are left alone: a
-//! service or an upload may have filled the disk, and ending builds would give nothing back.
+//! A builder belongs to one trust domain, so no other domain is affected. Builders that have written little are
+//! spared: a service or an upload may have filled the disk, and ending builds would then free nothing.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
@@ -25,28 +25,30 @@ use crate::disk::{FreeSpace, SpaceLevel, SpaceWatch};
 use crate::model::trust::TrustDomain;
 use crate::task;
 
-/// Between two looks while less than the floor is free.
+/// Interval between two checks while less than the floor is free.
 const PAUSE: Duration = Duration::from_millis(250);
-/// For a look at what one builder has written.
+/// Time limit for measuring what one builder has written.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
-/// For a builder to end its builds and to remove what they left.
+/// Time limit for a builder to end its builds and to remove their output.
 const GIVE_BACK: Duration = Duration::from_secs(3);
-/// For BuildKit to remove what nothing uses.
+/// Time limit for BuildKit to remove unused data.
 const COLLECT_LIMIT: Duration = Duration::from_secs(2);
-/// For the removal of a builder's cache.
+/// Time limit for the removal of a builder's cache.
 const DISCARD_LIMIT: Duration = Duration::from_secs(10);
-/// A builder without builds is suspected for as long after its last one.
+/// Time after its last build during which a builder without builds is still a suspect.
 const RECENT: Duration = Duration::from_secs(30);
 
-/// How a builder came to use the disk.
+/// Use of a builder by builds, for finding out which one used up the disk.
 #[derive(Default)]
 pub(super) struct DiskUse {
     builds: usize,
-    /// When the first of its builds began that run at once.
+    /// Start of the first build since the builder was last without builds.
     since: Option<SystemTime>,
+    /// Start of the newest build.
     newest: Option<Instant>,
+    /// End of the build that ended last.
     released: Option<Instant>,
-    /// Fires when its builds must end.
+    /// Cancelled when the builds of the builder must end.
     pub(super) ended: CancellationToken,
 }
 
@@ -96,7 +98,7 @@ impl Owner {
         suspects
     }
 
-    /// Ends the builds that have the builder now; later ones are not concerned.
+    /// Ends the builds that use the builder now; later builds are not affected.
     pub(super) fn end_builds(&mut self, domain: &TrustDomain) {
         if let Some(slot) = self.slots.get_mut(domain) {
             std::mem::take(&mut slot.use_of_disk.ended).cancel();
@@ -112,13 +114,13 @@ pub(super) async fn reclaim_loop(space: SpaceWatch, events: mpsc::UnboundedSende
     while !events.is_closed() {
         space.below_floor().await;
         if let Err(error) = reclaim_one(&space, &events).await {
-            tracing::warn!(%error, "failed to look for builds that use up the disk; the next pass tries again");
+            tracing::warn!(%error, "failed to find the builds that use up the disk; retrying");
         }
         sleep(PAUSE).await;
     }
 }
 
-/// Looks once, and takes back what one builder has written.
+/// Checks once, and reclaims the space that one builder has written.
 async fn reclaim_one(space: &SpaceWatch, events: &mpsc::UnboundedSender<Event>) -> std::io::Result<()> {
     let suspects = suspects(events).await;
     let now = free(space).await?;
@@ -130,12 +132,12 @@ async fn reclaim_one(space: &SpaceWatch, events: &mpsc::UnboundedSender<Event>) 
     let domain = &culprit.domain;
     let FreeSpace { free: left, floor } = now;
     if culprit.builds == 0 {
-        tracing::debug!(%domain, written = growth.bytes, "builds that used the disk have ended by themselves");
+        tracing::debug!(builder.domain = %domain, written = growth.bytes, "builds that used up the disk have already ended");
     } else {
         metrics::counter!("hearth_builders_out_of_space_total").increment(1);
         tracing::error!(
-            %domain, builds = culprit.builds, written = growth.bytes, free = left, floor,
-            "builds used up the disk down to what must stay free; ending the builds of their builder"
+            builder.domain = %domain, builds = culprit.builds, written = growth.bytes, free = left, floor,
+            "builds used up the disk down to the space that must stay free; ending them"
         );
         let _ = events.send(Event::EndBuilds(domain.clone()));
     }
@@ -143,10 +145,10 @@ async fn reclaim_one(space: &SpaceWatch, events: &mpsc::UnboundedSender<Event>) 
         return Ok(());
     }
     if culprit.builds == 0 && now.level() != SpaceLevel::Full {
-        // What its ended builds left is in its cache, and somebody else may be the one that fills the disk.
+        // The output of its ended builds is in its cache, and something else may be filling the disk.
         return Ok(());
     }
-    tracing::error!(%domain, "a builder does not give the disk back; killing it and removing its cache");
+    tracing::error!(builder.domain = %domain, "builder did not release disk space; killing it and removing its cache");
     let _ = events.send(Event::Discard(domain.clone()));
     let end = Instant::now() + DISCARD_LIMIT;
     while free(space).await?.level() != SpaceLevel::Ample && Instant::now() < end {
@@ -155,8 +157,8 @@ async fn reclaim_one(space: &SpaceWatch, events: &mpsc::UnboundedSender<Event>) 
     Ok(())
 }
 
-/// The builder that wrote most. On a full disk, the one whose build began last where no writing can be seen: files that
-/// a step holds open and has removed are found nowhere.
+/// Returns the builder that wrote most. If no writing is found and the disk is full, returns the one whose build began
+/// last: a scan does not find files that a step has removed but holds open.
 async fn culprit(suspects: Vec<Suspect>, now: FreeSpace, least: u64) -> Option<(Suspect, Growth)> {
     let mut looked = Vec::new();
     for suspect in suspects {
@@ -173,7 +175,7 @@ async fn culprit(suspects: Vec<Suspect>, now: FreeSpace, least: u64) -> Option<(
     Some(looked.swap_remove(place))
 }
 
-/// Whether the builds of a builder end, and what they wrote goes.
+/// Reports whether the builds of a builder end and their output is removed in time.
 async fn gives_back(
     culprit: &Suspect,
     least: u64,
@@ -186,10 +188,10 @@ async fn gives_back(
         let running = suspects(events).await.into_iter().find(|suspect| suspect.domain == culprit.domain);
         let ended = running.as_ref().is_none_or(|suspect| suspect.builds == 0);
         if ended {
-            // What is kept for later builds stays; BuildKit removes what nothing names any more.
+            // The cache of later builds stays; BuildKit removes only unreferenced data.
             let collected = timeout(COLLECT_LIMIT, culprit.kit.prune(u64::MAX)).await;
             if let Ok(Err(error)) = collected {
-                tracing::warn!(domain = %culprit.domain, %error, "a builder does not remove what its builds left");
+                tracing::warn!(builder.domain = %culprit.domain, %error, "failed to prune after ending builds");
             }
             let (now, growth) = (free(space).await?, look(culprit).await);
             if now.level() == SpaceLevel::Ample || (growth.bytes < least && !growth.partial) {
@@ -205,7 +207,7 @@ async fn gives_back(
 async fn suspects(events: &mpsc::UnboundedSender<Event>) -> Vec<Suspect> {
     let (answer, answered) = oneshot::channel();
     let _ = events.send(Event::Suspects(answer));
-    // Where the owner has ended, there are none.
+    // Empty when the owner task has ended.
     answered.await.unwrap_or_default()
 }
 

@@ -1,4 +1,4 @@
-//! What is shown of the builders: the list of them, their readiness together, and metrics.
+//! Published status of the builders: their list, their combined readiness, and metrics.
 
 use super::super::policy::Phase;
 use super::Owner;
@@ -6,7 +6,7 @@ use crate::buildkit::Status;
 use crate::model::builder::{BuilderState, BuilderStatus};
 
 impl Owner {
-    /// Tells those who watch what has changed.
+    /// Publishes changes to the watch channels and the metrics.
     pub(super) fn publish(&self) {
         let all: Vec<BuilderStatus> = self
             .policy
@@ -57,7 +57,8 @@ fn replace<T: PartialEq>(now: &mut T, new: T) -> bool {
     changed
 }
 
-/// Ready when a builder is: then builds are accepted. Otherwise what is wrong with the one that was used last.
+/// Combined status: ready when one builder is ready, since builds are then accepted. Otherwise the detail of the
+/// builder that was used last.
 fn together(all: &[BuilderStatus]) -> Status {
     let of = |state| all.iter().filter(move |one| one.state == state).max_by_key(|one| one.last_used);
     if let Some(ready) = of(BuilderState::Ready) {
@@ -69,7 +70,7 @@ fn together(all: &[BuilderStatus]) -> Status {
 
 pub(super) fn describe_metrics() {
     metrics::describe_gauge!("hearth_builders", "Builders, by state.");
-    metrics::describe_gauge!("hearth_builders_disk_bytes", "Caches of all builders together.");
+    metrics::describe_gauge!("hearth_builders_disk_bytes", "Size of all builder caches together.");
     metrics::describe_gauge!(
         "hearth_builders_waiting",
         "Builds that wait for a builder of their trust domain."
@@ -77,7 +78,7 @@ pub(super) fn describe_metrics() {
     metrics::describe_counter!("hearth_builders_started_total", "Starts of builders.");
     metrics::describe_counter!(
         "hearth_builders_removed_total",
-        "Caches that were removed to keep the bounds."
+        "Builder caches that were removed to keep the limits."
     );
 }
 

@@ -11,7 +11,7 @@ fn domain(name: &str) -> TrustDomain {
     name.parse().unwrap()
 }
 
-/// The services whose ids begin with `ann` are Ann's.
+/// Owners in which the services whose ids begin with `ann` belong to Ann.
 fn owners() -> ShareOwners {
     let owners = ShareOwners::default();
     owners.ask_for_services(|id| id.starts_with("ann").then(|| "ann".to_owned()));
@@ -26,7 +26,7 @@ fn grant(ticket: u64, name: &str) -> Option<Action> {
     Some(Action::Grant(Ticket(ticket), domain(name)))
 }
 
-/// A builder of each, started in this order.
+/// Creates a policy with one builder for each name, started in this order.
 fn with_builders(limits: Limits, names: &[&str]) -> Policy {
     let mut policy = Policy::new(limits, owners());
     for (second, name) in (0..).zip(names) {
@@ -50,7 +50,7 @@ fn the_builder_used_last_stays_and_the_others_are_stopped_when_idle() {
     policy.request(Ticket(1), domain("a"));
     assert_eq!(policy.next(at(30_001)), Some(Action::Start(domain("a"))));
     assert_eq!(policy.next(at(30_001)), grant(1, "a"));
-    // It has a build; the other one was used long before.
+    // `a` has a build, and `c` was used long before.
     assert_eq!(policy.next(at(30_001)), Some(Action::Stop(domain("c"))));
 }
 
@@ -82,20 +82,20 @@ fn a_new_domain_takes_the_place_of_an_idle_one_and_waits_for_a_busy_one() {
     assert_eq!(policy.next(at(10)), grant(1, "b"));
     policy.request(Ticket(2), domain("c"));
     assert_eq!(policy.next(at(11)), Some(Action::Stop(domain("a"))));
-    // The place is being freed: whoever has a builder delays nobody.
+    // The slot is being freed, so a request for a running builder delays no other.
     policy.request(Ticket(3), domain("b"));
     assert_eq!(policy.next(at(11)), grant(3, "b"));
     policy.stopped(&domain("a"));
     assert_eq!(policy.next(at(12)), Some(Action::Start(domain("c"))));
     assert_eq!(policy.next(at(12)), grant(2, "c"));
-    // Both are busy now: the next domain waits, and nobody passes it.
+    // Both builders are busy: the next domain waits, and no request overtakes it.
     policy.request(Ticket(4), domain("d"));
     policy.request(Ticket(5), domain("b"));
     assert_eq!(policy.next(at(13)), None);
     policy.release(&domain("b"), at(14));
     assert_eq!(policy.next(at(14)), None, "one build of `b` still runs");
     policy.release(&domain("b"), at(15));
-    // `b` is wanted too, but later.
+    // `b` is requested too, but later.
     policy.release(&domain("c"), at(15));
     assert_eq!(policy.next(at(15)), Some(Action::Stop(domain("c"))));
     assert_eq!(policy.next(at(15)), grant(5, "b"));
@@ -112,7 +112,7 @@ fn the_least_used_cache_pays_first_and_the_newest_last() {
     assert_eq!(policy.next(at(5)), None, "what that frees is looked at first");
     policy.removed(&domain("old"));
     assert_eq!(policy.next(at(5)), Some(Action::Prune { domain: domain("a"), keep: 10 * MB }));
-    // What is left of it is in use.
+    // The remaining 25 MB are in use.
     policy.measured(&domain("a"), 25 * MB, true);
     assert_eq!(policy.next(at(5)), Some(Action::Prune { domain: domain("b"), keep: 15 * MB }));
     policy.measured(&domain("b"), 0, true);
@@ -132,7 +132,7 @@ fn the_number_of_caches_is_bounded() {
     assert_eq!(policy.next(at(9)), Some(Action::Remove(domain("a"))));
 }
 
-/// What the policy does until it waits for something.
+/// Executes the actions of the policy until there are none.
 fn all_of(policy: &mut Policy, now: Timestamp) -> Vec<Action> {
     let mut actions = Vec::new();
     while let Some(action) = policy.next(now) {
@@ -160,7 +160,7 @@ fn services_of_one_participant_push_out_each_other_and_nobody_else() {
             );
         }
     }
-    // Idle for long, its builder is stopped, and Ann's run: the cache stays all the same.
+    // Bob's builder is stopped for being idle while Ann's run, but its cache stays.
     let newest = domain("service:ann7");
     policy.request(Ticket(2), newest.clone());
     assert_eq!(all_of(&mut policy, at(305)).last(), Some(&Action::Stop(domain("caller:bob"))));
@@ -189,7 +189,7 @@ fn caches_of_services_that_are_gone_are_forgotten_first_and_those_of_one_owner_p
             _ => None,
         })
         .collect();
-    // Three too many for the quota, two for the number of caches.
+    // Three are beyond the quota, two beyond the number of caches.
     assert_eq!(removed, ["service:x", "service:ann1", "service:y"]);
 }
 
@@ -199,7 +199,7 @@ enum Step {
     Release(usize),
     Withdraw(usize),
     Measure(u8, u64),
-    /// Reports the oldest action that has not been.
+    /// Reports the oldest unreported action as executed.
     Report,
     Pass(i64),
 }
@@ -216,12 +216,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..150)
 }
 
-/// Three domains are of one owner.
+/// Returns the domain with this number; the first three belong to one owner.
 fn named(n: u8) -> TrustDomain {
     domain(&if n < 3 { format!("service:ann{n}") } else { format!("d{n}") })
 }
 
-/// What happens around the policy, and what must hold of each action.
+/// Model of the policy's environment, which checks each action.
 #[derive(Default)]
 struct World {
     now: i64,
@@ -321,7 +321,7 @@ proptest! {
             }
             while world.take(&mut policy)? {}
         }
-        // When builds end and actions are done, nobody waits for ever, and the bounds are met.
+        // Once builds end and actions are executed, no request waits forever, and the limits hold.
         let mut rounds = 0;
         while world.take(&mut policy)? || !world.unreported.is_empty() || !world.granted.is_empty() {
             world.now += 1;

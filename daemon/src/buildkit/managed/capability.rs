@@ -1,10 +1,10 @@
-//! What the kernel must grant before buildkitd is started, so that a refusal names what is missing.
+//! Checks the kernel privileges that buildkitd needs before it is started, so that a refusal names the missing one.
 
 use std::fs;
 
 use crate::capability::{self, Needed};
 
-/// Each is used by buildkitd or runc on every build.
+/// Capabilities that buildkitd or runc uses on every build: bit, name, reason.
 const NEEDED: [Needed; 11] = [
     (0, "CAP_CHOWN", "files of layers have owners"),
     (1, "CAP_DAC_OVERRIDE", "files of layers have modes"),
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn a_missing_capability_is_named() {
-        // What docker gives a container that is not privileged.
+        // Capabilities of an unprivileged docker container.
         let missing = |status| capability::missing_in(status, &NEEDED).copied().collect::<Vec<_>>();
         let plain = missing("Name:\tx\nCapEff:\t00000000a80425fb\n");
         assert_eq!(plain, [(21, "CAP_SYS_ADMIN", "layers and steps are mounted")]);

@@ -1,7 +1,7 @@
-//! Containers that a killed buildkitd left behind.
+//! Cleanup of containers that a killed buildkitd left.
 //!
-//! runc keeps the state of every container of the machine in `/run/runc/<id>/state.json`, whoever
-//! started it; ours are those whose root file system lies below our directory.
+//! runc keeps the state of every container of the machine in `/run/runc/<id>/state.json`, whoever started it. The
+//! containers of this buildkitd are those whose root file system is below its directory.
 
 use std::fs;
 use std::io;
@@ -25,7 +25,7 @@ struct Config {
     rootfs: PathBuf,
 }
 
-/// Ends every container whose root lies below `dir`.
+/// Deletes every container whose root file system is below `dir`.
 pub(super) fn end_below(dir: &Path, runc: &Path) -> Result<(), String> {
     let entries = match fs::read_dir(STATES) {
         Ok(entries) => entries,
@@ -34,10 +34,10 @@ pub(super) fn end_below(dir: &Path, runc: &Path) -> Result<(), String> {
     };
     let mut failed = Vec::new();
     for entry in entries.flatten() {
-        // A container that is going away while we look has no state any more.
+        // A container that is being deleted concurrently has no state file any more.
         let Some(state) = read(&entry.path()) else { continue };
         if state.config.rootfs.starts_with(dir) {
-            tracing::warn!(container = state.id, "removing a container of an earlier buildkitd");
+            tracing::warn!(container.id = state.id, "removing a container of an earlier buildkitd");
             if let Err(error) = end(&state, runc) {
                 failed.push(format!("container {}: {error}", state.id));
             }
@@ -51,8 +51,8 @@ fn read(dir: &Path) -> Option<State> {
 }
 
 fn end(state: &State, runc: &Path) -> io::Result<()> {
-    // Its processes ended with buildkitd's pid namespace; runc forgets it and removes its control
-    // group, and kills by itself what it finds running, by pid and start time.
+    // The processes of the container ended with buildkitd's pid namespace. `runc delete` removes its state and control
+    // group, and kills remaining processes, identified by pid and start time.
     let mut command = Command::new(runc);
     command.args(["delete", "--force", &state.id]);
     let mut delete = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
@@ -68,8 +68,7 @@ fn end(state: &State, runc: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes the bundles of ended containers. Never recursively: a mount that is still there would
-/// be emptied through it.
+/// Removes the bundles of ended containers. Not recursive, because that would delete through a remaining mount.
 pub(super) fn remove_bundles(executor: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(executor) {
         Ok(entries) => entries,
@@ -82,7 +81,7 @@ pub(super) fn remove_bundles(executor: &Path) -> io::Result<()> {
             let _ = fs::remove_dir(bundle.join("rootfs"));
             let _ = fs::remove_file(bundle.join("config.json"));
             if let Err(error) = fs::remove_dir(&bundle) {
-                tracing::debug!(bundle = %bundle.display(), %error, "bundle of an earlier step stays");
+                tracing::debug!(bundle = %bundle.display(), %error, "failed to remove the bundle of an earlier step");
             }
         }
     }

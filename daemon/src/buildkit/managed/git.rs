@@ -1,13 +1,13 @@
-//! `git` as a builder runs it: with settings of ours, under which it fetches over http and https alone, through the
+//! `git` wrapper of a builder: it runs git with settings under which git fetches over http and https only, through the
 //! daemon's proxy ([`crate::git_proxy`]).
 //!
 //! ```text
-//! <dir>/git/.gitconfig    proxy with this builder's password, and which transports there are
-//! <dir>/git/bin/git       the first `git` of the builder's PATH: runs the machine's with these settings
+//! <dir>/git/.gitconfig    proxy with this builder's password, and the allowed transports
+//! <dir>/git/bin/git       first `git` in the builder's PATH: runs the machine's git with these settings
 //! ```
 //!
-//! Variables of the builder would not do: BuildKit hands only those of proxies on to git, and a submodule may name
-//! any transport (`git://`, `ssh://`), which asks no proxy.
+//! Environment variables of the builder are not enough: BuildKit passes only the proxy variables on to git, and a
+//! submodule may name any transport (`git://`, `ssh://`), which does not use the proxy.
 
 use std::ffi::OsString;
 use std::fs;
@@ -27,7 +27,7 @@ fn wrapper(dir: &Path) -> PathBuf {
     home(dir).join("bin/git")
 }
 
-/// `PATH` of the builder, where the wrapper comes first.
+/// Returns the `PATH` of the builder, with the wrapper first.
 pub(super) fn search_path(dir: &Path) -> OsString {
     let mut path = home(dir).join("bin").into_os_string();
     if let Some(own) = std::env::var_os("PATH") {
@@ -37,11 +37,11 @@ pub(super) fn search_path(dir: &Path) -> OsString {
     path
 }
 
-/// Writes the settings. A builder without access to the proxy fetches nothing.
+/// Writes the wrapper and its settings. A builder without access to the proxy fetches nothing.
 pub(super) fn prepare(dir: &Path, access: Option<&GitAccess>) -> io::Result<()> {
     if dir.as_os_str().as_bytes().contains(&b':') {
-        // It would be two entries of PATH, and the machine's own git the first that is found.
-        return Err(io::Error::other("the path of the state directory may have no colon"));
+        // The path would be two entries of PATH, and the machine's own git would be found first.
+        return Err(io::Error::other("the path of the state directory must not contain a colon"));
     }
     fs::create_dir_all(home(dir).join("bin"))?;
     let settings = home(dir).join(".gitconfig");
@@ -56,7 +56,7 @@ pub(super) fn prepare(dir: &Path, access: Option<&GitAccess>) -> io::Result<()> 
 }
 
 fn config(access: Option<&GitAccess>) -> String {
-    // BuildKit clones from its own copy with `file`; a submodule may not.
+    // BuildKit clones from its own copy with `file`; a submodule may not use it.
     let mut text = "[protocol]\n\tallow = never\n[protocol \"file\"]\n\tallow = user\n".to_owned();
     if let Some(access) = access {
         text.push_str("[protocol \"http\"]\n\tallow = always\n[protocol \"https\"]\n\tallow = always\n");
@@ -82,7 +82,7 @@ fn script(git: &Path, dir: &Path, settings: &Path) -> Vec<u8> {
     script
 }
 
-/// As one word of a shell.
+/// Quotes a path as one word of a shell.
 fn quoted(path: &Path) -> Vec<u8> {
     let mut word = vec![b'\''];
     for byte in path.as_os_str().as_bytes() {

@@ -1,14 +1,14 @@
-//! Control groups of one builder: what bounds its steps, and itself.
+//! Control groups of one builder: resource limits of its steps and of buildkitd itself.
 //!
 //! ```text
 //! /<group of all builders>      memory of all builders together
 //!   <builder>/
 //!     buildkitd                 memory of buildkitd itself
-//!     steps                     memory and processes of all its steps together; runc makes a group for each below it
+//!     steps                     memory and processes of all its steps; runc creates a group for each below it
 //! ```
 //!
-//! Steps that use up their memory or processes harm no builder but their own, and neither its buildkitd. A machine that
-//! does not let us make groups still builds, without bounds, and the log says so at each start.
+//! Steps that use up their memory or processes affect only their own builder, and not its buildkitd. On a machine
+//! where the groups cannot be created, builds run without limits, and each start logs a warning.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,27 +18,28 @@ use parking_lot::Mutex;
 
 use crate::control_group::{ControlGroup, MemoryWatch, machine_memory};
 
-/// Least of what buildkitd itself may use beside the output of a step that it keeps.
+/// Minimum memory limit of buildkitd itself in bytes, not counting the step output that it keeps.
 const LEAST_OWN_MEMORY: u64 = 2 << 30;
 
-/// What a builder's steps may use. Sizes are in bytes.
+/// Resource limits of a builder's steps. Sizes are in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bounds {
-    /// Path of this builder's control group; without one there are no bounds.
+    /// Path of this builder's control group; without one there are no limits.
     pub group: Option<String>,
-    /// Memory of all steps that run at once; none is three quarters of the machine's.
+    /// Memory limit of all running steps together. Default: three quarters of the machine's memory.
     pub step_memory: Option<u64>,
-    /// Processes and threads of all steps that run at once.
+    /// Maximum number of processes and threads of all running steps together.
     pub step_processes: u64,
-    /// Output of one step that buildkitd takes; it keeps that in memory until the build has ended. The rest is dropped.
+    /// Maximum output of one step that buildkitd accepts and keeps in memory until the build has ended. The rest is
+    /// dropped.
     pub step_output: Option<u64>,
 }
 
-/// The groups of one builder.
+/// The control groups of one builder.
 #[derive(Debug)]
 pub struct BuilderGroups {
     bounds: Bounds,
-    /// Of the newest start.
+    /// Memory events of the steps since the latest start.
     memory: Mutex<Option<MemoryWatch>>,
 }
 
@@ -47,13 +48,13 @@ impl BuilderGroups {
         Arc::new(Self { bounds, memory: Mutex::default() })
     }
 
-    /// Makes the groups and sets their limits. To be called before each start. Blocking.
+    /// Creates the groups and sets their limits. Must be called before each start. Blocking.
     pub(super) fn prepare(&self) {
         let Some(group) = self.bounds.group.as_deref() else { return };
         match self.make(group) {
             Ok(watch) => *self.memory.lock() = Some(watch),
             Err(error) => {
-                tracing::warn!(%error, group, "memory and processes of build steps are not bounded here");
+                tracing::warn!(%error, group, "failed to set up control groups; build steps run without limits");
             }
         }
     }
@@ -75,35 +76,35 @@ impl BuilderGroups {
         MemoryWatch::of(&steps)
     }
 
-    /// Memory that buildkitd itself may use.
+    /// Memory limit of buildkitd itself.
     fn own_memory(&self, machine: u64) -> u64 {
         LEAST_OWN_MEMORY.max(machine / 4).saturating_add(self.bounds.step_output.unwrap_or(0))
     }
 
-    /// What Go is to keep its memory below, so that it collects in time: somewhat less than the kernel allows.
+    /// Soft memory limit for the Go runtime, somewhat below the kernel's limit so that it collects garbage in time.
     pub(super) fn go_memory_limit(&self) -> Option<u64> {
         self.bounds.group.as_ref()?;
         Some(self.own_memory(machine_memory().ok()?) / 8 * 7)
     }
 
-    /// Files by which buildkitd enters its group.
+    /// Membership files to which buildkitd's pid is written so that it joins its group.
     pub(super) fn members(&self) -> Vec<PathBuf> {
         let group = self.bounds.group.as_ref().map(|group| ControlGroup::at(&format!("{group}/buildkitd")));
         group.map(|group| group.members()).unwrap_or_default()
     }
 
-    /// Group of the steps, as runc takes it.
+    /// Path of the steps' group in the form that runc expects.
     pub(super) fn steps(&self) -> Option<String> {
         self.bounds.group.as_ref().map(|group| format!("/{}/steps", group.trim_matches('/')))
     }
 
-    /// How often memory of the steps ran out since the builder was started.
+    /// Number of times that the steps ran out of memory since the builder was started.
     pub(in crate::buildkit) fn out_of_memory(&self) -> u64 {
         let watch = self.memory.lock();
         watch.as_ref().map_or(0, MemoryWatch::count)
     }
 
-    /// Removes the groups when their processes have ended. Blocking.
+    /// Removes the groups after their processes have ended. Blocking.
     pub(super) fn remove(&self) -> Result<(), String> {
         let Some(group) = self.bounds.group.as_deref() else { return Ok(()) };
         let removed = ControlGroup::at(group).remove();
@@ -114,7 +115,7 @@ impl BuilderGroups {
     }
 }
 
-/// The group of all builders.
+/// Returns the group of all builders.
 fn above(group: &str) -> Option<ControlGroup> {
     group.trim_matches('/').rsplit_once('/').map(|(all, _)| ControlGroup::at(all))
 }

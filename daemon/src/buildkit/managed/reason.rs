@@ -1,8 +1,8 @@
-//! Why buildkitd ended, from its log.
+//! Explains from its log why buildkitd exited.
 
 use crate::supervise::program;
 
-/// Text of buildkitd's last words, and what to do about it.
+/// Pieces of buildkitd's error messages, each with a hint about what to do.
 const KNOWN: [(&str, &str); 6] = [
     (
         "could not lock",
@@ -16,7 +16,7 @@ const KNOWN: [(&str, &str); 6] = [
 ];
 
 pub(super) fn explain(log_tail: &str) -> Option<String> {
-    // The error comes with a stack trace below it; a panic of Go's starts with its own word.
+    // A stack trace follows the error line; a panic of the Go runtime has its own prefix.
     let says_why =
         |line: &str| ["buildkitd: ", "panic: ", "fatal error: "].iter().any(|start| line.starts_with(start));
     program::explain(log_tail, says_why, &KNOWN)

@@ -1,4 +1,4 @@
-//! `buildkitd.toml` of our own buildkitd.
+//! Settings file `buildkitd.toml` of a managed buildkitd.
 
 use std::fs;
 use std::io;
@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-/// Namespaces that BuildKit keeps ready: a step that finds none waits some 50 ms for one.
+/// Number of network namespaces that BuildKit keeps ready: a step that finds none waits about 50 ms for one.
 const READY_NAMESPACES: u32 = 4;
 const GB: u64 = 1_000_000_000;
 
-/// How much of the disk the build cache may take, in bytes. BuildKit looks after builds, not during.
+/// Size limits of the build cache, in bytes. BuildKit enforces them after builds, not during.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quota {
-    /// Above this, the least used goes first.
+    /// Maximum size; above it the least recently used entries are removed first.
     pub max_used: u64,
-    /// Free space that is kept on the disk, as far as `reserved` allows.
+    /// Free space to keep on the disk, as far as `reserved` allows.
     pub min_free: u64,
-    /// Never cut below this.
+    /// Size below which the cache is never pruned.
     pub reserved: u64,
 }
 
@@ -97,7 +97,7 @@ struct Oci<'a> {
     cni_binary_path: PathBuf,
     #[serde(rename = "cniPoolSize")]
     cni_pool_size: u32,
-    /// Of all steps.
+    /// Parent control group of all steps.
     #[serde(rename = "defaultCgroupParent", skip_serializing_if = "Option::is_none")]
     control_group: Option<&'a str>,
     gc: bool,
@@ -123,7 +123,7 @@ struct Frontends {
     gateway: Disabled,
 }
 
-/// What steps are given in place of the host's network.
+/// Network settings of steps, in place of the host network.
 pub(super) struct StepWiring {
     pub(super) config: PathBuf,
     pub(super) plugins: PathBuf,
@@ -154,7 +154,7 @@ fn text(
         otel: Otel { socket_path: &otel_socket(dir) },
         dns: Dns { nameservers: [wiring.resolver] },
         cdi: Cdi { disabled: true },
-        // Builds are not recorded there (`internal`); this bounds what else may be.
+        // BuildKit does not record these builds (`internal`); this limits any other record.
         history: History { max_age: 3600, max_entries: 1 },
         worker: Workers {
             oci: Oci {
@@ -168,8 +168,8 @@ fn text(
                 control_group,
                 gc: true,
                 gcpolicy: [
-                    // BuildKit's default drops contexts that 48 hours did not use once they pass
-                    // 512 MB; a context that is gone is sent whole again.
+                    // By default BuildKit drops contexts that were unused for 48 hours once they exceed 512 MB; a
+                    // dropped context is sent again completely.
                     policy(false, vec!["type==source.local", "type==source.git.checkout"], Some("1440h")),
                     policy(false, Vec::new(), None),
                     policy(true, Vec::new(), None),
@@ -177,7 +177,7 @@ fn text(
             },
             containerd: Disabled { enabled: false },
         },
-        // Frontends are images from anywhere; the built-in one serves every Dockerfile.
+        // External frontends are arbitrary images; the built-in frontend handles every Dockerfile.
         frontend: Frontends { gateway: Disabled { enabled: false } },
     };
     toml::to_string(&settings).map_err(io::Error::other)

@@ -1,4 +1,4 @@
-//! Credentials for registries, looked up at the moment BuildKit asks: they expire in long builds.
+//! Registry credentials, looked up when BuildKit asks for them, because they expire during long builds.
 
 use std::sync::Arc;
 
@@ -20,14 +20,14 @@ impl Auth for Answers {
         request: Request<CredentialsRequest>,
     ) -> Result<Response<CredentialsResponse>, Status> {
         let found = self.0.for_registry(&request.into_inner().host);
-        // An empty answer means "none": BuildKit then asks the registry anonymously.
+        // An empty answer means that there are no credentials: BuildKit then accesses the registry anonymously.
         Ok(Response::new(found.map_or_else(CredentialsResponse::default, |credential| CredentialsResponse {
             username: credential.username,
             secret: credential.password.reveal().clone(),
         })))
     }
 
-    // BuildKit fetches tokens itself where a client says that it does not.
+    // BuildKit fetches tokens itself when a client does not implement these calls.
 
     async fn fetch_token(
         &self,

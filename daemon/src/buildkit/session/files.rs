@@ -1,15 +1,15 @@
-//! File sync: one tree to one receiver, by the protocol of fsutil.
+//! File sync: sends one tree to one receiver, by the protocol of fsutil.
 //!
 //! ```text
-//! us   --STAT a--STAT b--...--STAT(empty)-->      every shown entry in order; its place is its id
-//!      <--REQ 3--REQ 7--...                       files the receiver lacks
-//!      --DATA 3..--DATA 3(empty)--DATA 7..-->     content, ended by an empty one; may interleave
-//!      <--FIN            --FIN-->
-//!      --ERR-->          what failed; the receiver goes, and then the stream ends
+//! sender   --STAT a--STAT b--...--STAT(empty)-->   every selected entry in order; its index is its id
+//!          <--REQ 3--REQ 7--...                    files that the receiver lacks
+//!          --DATA 3..--DATA 3(empty)--DATA 7..-->  content, ended by an empty packet; may interleave
+//!          <--FIN            --FIN-->
+//!          --ERR-->                                failure; the receiver disconnects, then the stream ends
 //! ```
 //!
-//! A file that cannot be read, or that is no longer what its stat said, fails the whole transfer
-//! with an error that names it: a short file must not become part of an image.
+//! A file that cannot be read, or no longer matches its stat, fails the whole transfer with an error that names the
+//! file: a truncated file must not become part of an image.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -29,30 +29,30 @@ use crate::context::port::{FileTree, TransferWatch};
 
 /// Bytes of content in one packet.
 const CHUNK: usize = 256 << 10;
-/// Files read at the same time.
+/// Number of files that are read at the same time.
 const READERS: usize = 4;
-/// Batches that wait for the receiver; with [`CHUNK`] the bound of what one transfer holds.
+/// Number of batches that wait for the receiver; with [`DATA_CHUNK`] it bounds the memory of one transfer.
 const QUEUE: usize = 8;
-/// Stats in one batch.
+/// Number of stats in one batch.
 const STATS: usize = 256;
-/// For the receiver to read what failed and to go. One that still asks for files when the stream ends knows only that
-/// it has (`EOF`), and so would whoever built.
+/// Time limit for the receiver to read the error and to disconnect. A receiver that still requests files when the
+/// stream ends reports only `EOF`, and so would the build.
 const PARTING: Duration = Duration::from_secs(2);
 
 type Batch = Vec<Packet>;
 
-/// A tree, and who is told when it is sent.
+/// A tree, and the observer that is notified when it was sent.
 #[derive(Clone)]
 pub(super) struct Source {
     pub(super) tree: Arc<dyn FileTree>,
     pub(super) watch: Arc<dyn TransferWatch>,
 }
 
-/// The tree of one session, as long as a build uses it. A later look at the same version of the tree may take its
-/// place: its files may have moved.
+/// The tree of one session, as long as a build uses it. A later scan of the same version of the tree may replace it,
+/// since its files may have moved.
 #[derive(Clone)]
 pub(super) struct ServedTree {
-    /// As BuildKit asks for it.
+    /// Directory name by which BuildKit requests the tree.
     dir: &'static str,
     source: Arc<parking_lot::Mutex<Option<Source>>>,
 }
@@ -62,7 +62,7 @@ impl ServedTree {
         Self { dir, source: Arc::default() }
     }
 
-    /// What is served from now on; gives what was served. Transfers that are under way keep theirs.
+    /// Replaces the tree to serve, and returns the previous one. Running transfers keep theirs.
     pub(super) fn put(&self, source: Option<Source>) -> Option<Source> {
         std::mem::replace(&mut *self.source.lock(), source)
     }
@@ -90,8 +90,8 @@ impl FileSync for ServedTree {
     }
 }
 
-/// The lists come as headers, one for each pattern. Values that are not ASCII are query-escaped,
-/// which `<key>-encoded: 1` tells.
+/// Reads the directory name and the patterns from the headers, one header for each pattern. Values that are not ASCII
+/// are query-escaped, which the header `<key>-encoded: 1` signals.
 fn wanted(metadata: &MetadataMap) -> (Vec<u8>, Wanted) {
     let list = |key: &str| -> Vec<Vec<u8>> {
         let encoded = metadata.get(format!("{key}-encoded")).is_some_and(|value| value.as_bytes() == b"1");
@@ -128,15 +128,15 @@ where
         let watch = Arc::clone(&source.watch);
         let result = send(source, wanted, &mut requests, packets.clone()).await;
         if let Ok(true) = result {
-            // The build goes on meanwhile.
+            // The build continues meanwhile.
             let told = crate::task::blocking("file-sync-after", move || watch.sent()).await;
             if let Err(error) = told {
-                tracing::error!(%error, "a context was not looked at again after its transfer");
+                tracing::error!(%error, "failed to revalidate a context after its transfer");
             }
         }
         if let Err(status) = result {
             let text = status.message().to_owned();
-            // The receiver shows the text of an ERR packet; the status ends the stream.
+            // The receiver reports the text of an ERR packet; the status ends the stream.
             let _ = packets.send(Ok(vec![Packet::error(text)])).await;
             let goes = async { while let Some(Ok(_)) = requests.next().await {} };
             tokio::select! {
@@ -160,7 +160,8 @@ fn closed<E>(_: E) -> Status {
     Status::cancelled("the receiver is gone")
 }
 
-/// True when there was more than what BuildKit reads to decide what it wants.
+/// Sends the selected entries. Returns true when there was more than the entry that BuildKit reads to decide what it
+/// needs.
 async fn send<S>(
     source: Source,
     wanted: Wanted,
@@ -171,7 +172,7 @@ where
     S: Stream<Item = Result<Packet, Status>> + Send + Unpin,
 {
     let Source { tree, watch } = source;
-    // Ids come from the whole selection, so that a request may arrive while stats are still sent.
+    // Ids refer to the whole selection, so that a request may arrive while stats are still being sent.
     let chosen = {
         let tree = Arc::clone(&tree);
         crate::task::blocking("select", move || select::select(&*tree, &wanted)).await
@@ -188,8 +189,8 @@ where
     }
     let shown: Arc<[usize]> = shown.into();
     let stats = send_stats(Arc::clone(&tree), Arc::clone(&shown), packets.clone());
-    // Requests are taken as they come, since HTTP/2 ends a connection on which many small frames wait unread.
-    // Bounded all the same: a file may be asked for once.
+    // Requests are read as they arrive, since HTTP/2 ends a connection on which many small frames wait unread. The
+    // queue is still bounded, because a file may be requested only once.
     let (ask, asked) = mpsc::unbounded_channel::<(u32, usize)>();
     let asked = Arc::new(Mutex::new(asked));
     let readers = futures::future::try_join_all((0..READERS).map(|_| {
@@ -244,7 +245,7 @@ async fn send_stats(
     packets.send(Ok(vec![Packet::end_of_stats()])).await.map_err(closed)
 }
 
-/// Reads files as they are asked for until no more come. Blocking.
+/// Reads requested files until the requests end. Blocking.
 fn read_loop(
     tree: &dyn FileTree,
     asked: &Mutex<mpsc::UnboundedReceiver<(u32, usize)>>,
@@ -268,7 +269,7 @@ fn send_file(
     let file = match entry.kind {
         EntryKind::File => index,
         EntryKind::HardLink(file) => file,
-        // Shown as an empty file.
+        // A socket is shown as an empty file.
         EntryKind::Socket => {
             return packets.blocking_send(Ok(vec![Packet::data(id, Bytes::new())])).map_err(closed);
         }
@@ -288,7 +289,7 @@ fn send_file(
             packets.blocking_send(Ok(std::mem::take(&mut batch))).map_err(closed)?;
         }
     }
-    // Reading to the end lets the tree say that the file changed meanwhile.
+    // Reading to the end lets the tree report that the file changed meanwhile.
     let mut more = [0];
     if content.read(&mut more).map_err(failed)? > 0 {
         return Err(failed(io::Error::other("it grew while it was read")));
@@ -297,7 +298,7 @@ fn send_file(
     packets.blocking_send(Ok(batch)).map_err(closed)
 }
 
-/// Exactly `length` bytes; a file that ends before is an error.
+/// Reads exactly `length` bytes; a shorter file is an error.
 fn read_part(content: &mut dyn Read, length: u64) -> io::Result<Bytes> {
     let length = usize::try_from(length).unwrap_or(CHUNK);
     let mut buffer = BytesMut::zeroed(length);

@@ -1,18 +1,18 @@
-//! Follow paths: where a path of a Dockerfile leads inside the tree.
+//! Follow paths: resolves the paths of a Dockerfile inside the tree.
 //!
-//! A path may have wildcards and may go through symbolic links. The result is every link on the
-//! way and every end, as patterns to include. Links are followed as text inside the tree only: an
-//! absolute target starts at the root of the tree, and `..` stops there.
+//! A path may have wildcards and may contain symbolic links. The result is every link on the way and every final
+//! target, as include patterns. Links are resolved textually inside the tree only: an absolute target starts at the
+//! root of the tree, and `..` stops there.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use crate::context::port::{Entry, EntryKind, FileTree};
 
-/// Links followed for all paths of one request; a tree of links that lead to each other ends here.
+/// Maximum number of links followed for all paths of one request; it ends a tree of links that lead to each other.
 const LINK_LIMIT: usize = 10_000;
 
-/// What to include for `paths`; none when the whole tree is meant.
+/// Returns the include patterns for `paths`; `None` when the whole tree is meant.
 pub(super) fn targets(tree: &dyn FileTree, paths: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
     let tree = Tree(tree);
     let mut found: BTreeSet<Vec<u8>> = BTreeSet::new();
@@ -44,8 +44,7 @@ pub(super) fn targets(tree: &dyn FileTree, paths: &[Vec<u8>]) -> Option<Vec<Vec<
     Some(kept)
 }
 
-/// Goes down `path` until it ends or meets a link; `push` takes where the link leads, with the
-/// rest of the path.
+/// Descends `path` until its end or a link; `push` receives the target of the link with the rest of the path.
 fn walk(tree: &Tree<'_>, path: &[u8], found: &mut BTreeSet<Vec<u8>>, push: &mut dyn FnMut(Vec<u8>)) {
     let mut current: Vec<u8> = Vec::new();
     let mut rest = path;
@@ -91,7 +90,7 @@ fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Relative to the root, with no `.`, `..` or doubled `/`; the root is empty.
+/// Returns the path relative to the root, without `.`, `..` or doubled `/`; the root is empty.
 fn clean(path: &[u8]) -> Vec<u8> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in path.split(|b| *b == b'/') {
@@ -142,7 +141,7 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// The order of a file sync: `/` before every other byte.
+/// Compares paths in the order of a file sync: `/` sorts before every other byte.
 pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
     let key = |byte: &u8| if *byte == b'/' { 0 } else { u16::from(*byte) + 1 };
     a.iter().map(key).cmp(b.iter().map(key))
@@ -162,13 +161,13 @@ fn has_wildcard(name: &[u8]) -> bool {
     false
 }
 
-/// Go's `filepath.Match` on one name. A pattern that is not valid matches nothing.
+/// Go's `filepath.Match` for one name. An invalid pattern matches nothing.
 fn glob(pattern: &[u8], name: &[u8]) -> bool {
     let pattern = String::from_utf8_lossy(pattern);
     let name = String::from_utf8_lossy(name);
     let pattern: Vec<char> = pattern.chars().collect();
     let name: Vec<char> = name.chars().collect();
-    // Position in the pattern after the last `*`, and in the name where that `*` ended.
+    // Position in the pattern after the last `*`, and in the name at the end of what that `*` matched.
     let mut star: Option<(usize, usize)> = None;
     let (mut p, mut n) = (0, 0);
     loop {
@@ -198,7 +197,7 @@ fn glob(pattern: &[u8], name: &[u8]) -> bool {
     }
 }
 
-/// How much of the pattern matches one character, if it does.
+/// Returns how many pattern characters match the one character, or `None` when they do not match.
 fn one(pattern: &[char], c: char) -> Result<Option<usize>, ()> {
     match pattern {
         ['?', ..] => Ok(Some(1)),

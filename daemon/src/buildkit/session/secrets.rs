@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use crate::model::secret::Secret;
 
-/// By secret id.
+/// Secret values by secret id.
 pub(crate) struct SecretValues(pub(crate) BTreeMap<String, Secret<Vec<u8>>>);
 
 #[tonic::async_trait]
@@ -18,7 +18,7 @@ impl Secrets for SecretValues {
         request: Request<GetSecretRequest>,
     ) -> Result<Response<GetSecretResponse>, Status> {
         let id = request.into_inner().id;
-        // `not found` is what makes BuildKit leave out a secret that is not required.
+        // `not found` makes BuildKit omit a secret that is not required.
         let value = self.0.get(&id).ok_or_else(|| Status::not_found(format!("secret {id} was not given")))?;
         Ok(Response::new(GetSecretResponse { data: value.reveal().clone() }))
     }

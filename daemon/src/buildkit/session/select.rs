@@ -1,8 +1,7 @@
-//! Which entries of a tree a file sync request shows, and in which form.
+//! Selection of the entries of a tree that a file sync request shows, and their stats.
 //!
-//! BuildKit asks with three lists. Exclude patterns are the ignore file's; include patterns and
-//! follow paths say what the Dockerfile copies. A follow path goes through symbolic links: each
-//! link on the way, and what it leads to, is shown.
+//! BuildKit sends three lists. Exclude patterns come from the ignore file; include patterns and follow paths name what
+//! the Dockerfile copies. A follow path may contain symbolic links: each link on the way, and its target, is shown.
 
 use bytes::Bytes;
 use hearth_pack::ignore::{Filter, IgnoreError, Visit};
@@ -12,7 +11,7 @@ use super::follow;
 use super::wire::{Stat, StatXattr};
 use crate::context::port::{Entry, EntryKind, FileTree, Xattr};
 
-/// The lists of one request.
+/// The three lists of one request.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) includes: Vec<Vec<u8>>,
@@ -20,7 +19,7 @@ pub(super) struct Wanted {
     pub(super) follow: Vec<Vec<u8>>,
 }
 
-/// Go's `FileMode` bits for what is no regular file, and for the three special permissions.
+/// Go's `FileMode` bits for the types other than regular file, and for the three special permissions.
 mod go {
     pub(super) const DIR: u32 = 1 << 31;
     pub(super) const SYMLINK: u32 = 1 << 27;
@@ -32,13 +31,13 @@ mod go {
     pub(super) const STICKY: u32 = 1 << 20;
 }
 
-/// Entries to show, as indexes in the order they are sent: a directory comes before what is in it
-/// also when it is shown only for that. Among them is each directory that is not listed and may hold something to
-/// show; it is not covered, so that nothing is sent.
+/// Returns the entries to show, as indexes in the order of sending. A directory comes before its content, also when it
+/// is shown only for that. The result also contains each unlisted directory that may hold something to show; it is not
+/// covered, so the transfer stops before anything is sent.
 pub(super) fn select(tree: &dyn FileTree, wanted: &Wanted) -> Result<Vec<usize>, IgnoreError> {
     let mut includes = wanted.includes.clone();
     if !wanted.follow.is_empty() {
-        // Where the root itself is wanted, they restrict nothing.
+        // `None` means the root itself, so the follow paths restrict nothing.
         includes.extend(follow::targets(tree, &wanted.follow).into_iter().flatten());
     }
     let filter = Filter::new(&includes, &wanted.excludes)?;
@@ -73,19 +72,19 @@ fn is_below(path: &[u8], dir: &[u8]) -> bool {
     path.len() > dir.len() && path.starts_with(dir) && path[dir.len()] == b'/'
 }
 
-/// Makes the stat of each shown entry. Remembers which file a hard link's first shown name is.
+/// Makes the stat of each shown entry, and remembers the first shown name of each hard-linked file.
 ///
-/// Sizes are what `lstat` will say of the receiver's copy, for links of both kinds too. A receiver that has an entry
-/// from an earlier transfer compares the two: where they differ it makes the entry again, and a hard link that it
-/// makes again beside itself leaves a file `.tmp.NUMBER` in the context for good.
+/// Sizes are those that `lstat` will report of the receiver's copy, also for both kinds of links. A receiver that has
+/// an entry from an earlier transfer compares the two: when they differ it creates the entry again, and recreating a
+/// hard link in place leaves a file `.tmp.NUMBER` in the context permanently.
 #[derive(Default)]
 pub(super) struct Stats {
-    /// Index of a file in the tree -> path under which it was shown first.
+    /// First shown path of each file, by the index of the file in the tree.
     first_names: HashMap<usize, Bytes>,
 }
 
 impl Stats {
-    /// The stat, and the index whose content may be asked for.
+    /// Returns the stat, and the index of the file whose content may be requested.
     pub(super) fn of(&mut self, tree: &dyn FileTree, index: usize) -> (Stat, Option<usize>) {
         let entry = tree.entry(index);
         let path = Bytes::copy_from_slice(entry.path);
@@ -128,7 +127,7 @@ fn go_mode(entry: &Entry<'_>) -> u32 {
         EntryKind::Fifo => go::NAMED_PIPE,
         EntryKind::Device { character: true, .. } => go::DEVICE | go::CHAR_DEVICE,
         EntryKind::Device { character: false, .. } => go::DEVICE,
-        // fsutil clears the bit of a socket, which makes it an empty file.
+        // fsutil clears the type bit of a socket, which makes it an empty file.
         EntryKind::File | EntryKind::HardLink(_) | EntryKind::Socket => 0,
     };
     let special = [(0o4000, go::SETUID), (0o2000, go::SETGID), (0o1000, go::STICKY)];

@@ -1,18 +1,18 @@
-//! Sessions of trees: one for each version, shared by the builds that use it.
+//! Tree sessions: one for each version of a tree, shared by the builds that use it.
 //!
 //! ```text
-//!          lease                       last lease dropped            LINGER over, or too many
+//!          lease                       last lease dropped            IDLE_TIME over, or too many
 //! (none) --------> open, leased n <-----------------------> open, idle --------------------> (none)
 //!   ^                  | BuildKit ended it                       |
 //!   '------------------'-----------------------------------------'   the next lease opens another
 //! ```
 //!
-//! Builds bring the trees, and the last one that uses a tree takes it along: an idle session has none, for one of
-//! 58,000 entries takes 16 MB, and nobody asks a session for its files but a build that leases it.
+//! Builds provide the trees, and the last build that uses a tree removes it: an idle session holds no tree, because a
+//! tree of 58,000 entries takes 16 MB, and only a build that leases the session requests its files.
 //!
-//! BuildKit takes a session's id for the version of what it serves, so the id of an open session is
-//! never given to a second one. Of two registrations under one id, the end of the first removes the
-//! second: an id that we closed is opened again only after [`REST`].
+//! BuildKit uses a session's id as the version of its content, so the id of an open session is never given to a second
+//! one. When two registrations share one id, the end of the first removes the second: an id that the daemon closed is
+//! opened again only after [`REOPEN_DELAY`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,16 +27,16 @@ use super::Session;
 use super::files::{ServedTree, Source};
 use crate::context::port::{ContextFiles, SessionName, Unwatched};
 
-/// An idle session stays open: the next build of the same tree finds it.
+/// Time for which an idle session stays open, so that the next build of the same tree finds it.
 const LINGER: Duration = Duration::from_secs(120);
-/// Idle sessions.
+/// Maximum number of idle sessions.
 const MOST_IDLE: usize = 16;
-/// What BuildKit may take to forget a session that we closed.
+/// Maximum time that BuildKit takes to unregister a session that the daemon closed.
 const REST: Duration = Duration::from_secs(2);
-/// Closed ids are remembered at least for [`REST`].
+/// Maximum number of closed ids before those older than [`REOPEN_DELAY`] are dropped.
 const MOST_CLOSED: usize = 1000;
 
-/// The open sessions of trees.
+/// The open tree sessions of one BuildKit.
 pub(in crate::buildkit) struct TreeSessions {
     address: Address,
     state: Mutex<State>,
@@ -55,10 +55,10 @@ struct Slot {
     idle_since: Instant,
 }
 
-/// What of a slot it takes to open its session.
+/// The parts of a slot that opening its session needs.
 type Held = (Arc<tokio::sync::Mutex<Option<Session>>>, ServedTree);
 
-/// The sessions of one build's trees; they stay open as long as this lives.
+/// Lease on the sessions of one build's trees; they stay open while it exists.
 pub(in crate::buildkit) struct Lease {
     sessions: Arc<TreeSessions>,
     ids: Vec<String>,
@@ -69,7 +69,7 @@ impl TreeSessions {
         Self { address, state: Mutex::default() }
     }
 
-    /// Opens what is not open yet of the sessions that a build needs.
+    /// Leases the sessions that a build needs, and opens those that are not open yet.
     pub(in crate::buildkit) async fn lease(self: &Arc<Self>, files: &ContextFiles) -> Result<Lease, Status> {
         let context = Source { tree: Arc::clone(&files.context), watch: Arc::clone(&files.watch) };
         let dockerfile = Source { tree: Arc::clone(&files.dockerfile), watch: Arc::new(Unwatched) };
@@ -97,12 +97,12 @@ impl TreeSessions {
         Ok(())
     }
 
-    /// Closes every session. Those of running builds, too: for the end of the daemon.
+    /// Closes every session, also those of running builds. Called when the daemon shuts down.
     pub(in crate::buildkit) fn close_all(&self) {
         self.state.lock().slots.clear();
     }
 
-    /// Closes sessions that nobody has used for a while, and those that are too many.
+    /// Closes sessions that were idle for too long, and those that are too many.
     pub(in crate::buildkit) fn close_idle(&self) {
         let mut state = self.state.lock();
         let idle = state.slots.iter().filter(|(_, slot)| slot.leases == 0);
@@ -152,7 +152,7 @@ impl Drop for Lease {
             }
         }
         drop(state);
-        // Large ones take their time.
+        // Dropped outside of the lock, because large trees take long.
         drop(unused);
         self.sessions.close_idle();
     }

@@ -1,4 +1,4 @@
-//! Bytes of a connection as messages of `Control.Session`.
+//! Carries the bytes of a connection in messages of `Control.Session`.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 use tokio_util::sync::PollSender;
 
-/// Bytes of one message: large enough that a message costs little, small enough that both ends
-/// work at the same time.
+/// Maximum bytes of one message: large enough to keep the cost per message low, small enough that both ends work at
+/// the same time.
 const MESSAGE: usize = 128 << 10;
 const QUEUE: usize = 8;
 
@@ -29,7 +29,7 @@ pub(super) fn writer() -> (Writer, mpsc::Receiver<BytesMessage>) {
     (Writer { sender: PollSender::new(sender), pending: Vec::with_capacity(MESSAGE) }, receiver)
 }
 
-/// Gathers small writes: HTTP/2 writes each frame's head by itself.
+/// Collects small writes into one message, because HTTP/2 writes the head of each frame separately.
 pub(super) struct Writer {
     sender: PollSender<BytesMessage>,
     pending: Vec<u8>,

@@ -1,7 +1,7 @@
-//! `moby.filesync.v1.FileSync` on the wire.
+//! Wire format of `moby.filesync.v1.FileSync`.
 //!
-//! Written by hand and not taken from generated code: paths are bytes here (file names need not be
-//! UTF-8, and BuildKit takes them), content is not copied, and packets leave in large batches.
+//! Written by hand instead of generated: paths are bytes here (file names need not be UTF-8, and BuildKit accepts such
+//! names), content is not copied, and packets are sent in large batches.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::super::MESSAGE_LIMIT;
 use super::Answer;
 
-/// `fsutil.types.Packet`.
+/// Message `fsutil.types.Packet`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Packet {
     #[prost(enumeration = "PacketKind", tag = "1")]
@@ -40,7 +40,7 @@ pub(super) enum PacketKind {
     Err = 4,
 }
 
-/// `fsutil.types.Stat`; owner and group are left at 0.
+/// Message `fsutil.types.Stat`; owner and group are left at 0.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Stat {
     #[prost(bytes = "bytes", tag = "1")]
@@ -52,7 +52,7 @@ pub(super) struct Stat {
     pub(super) size: i64,
     #[prost(int64, tag = "6")]
     pub(super) mtime: i64,
-    /// Target of a symbolic link, or path of the file that this is another name of.
+    /// Target of a symbolic link, or first path of the file for a hard link.
     #[prost(bytes = "bytes", tag = "7")]
     pub(super) link: Bytes,
     #[prost(int64, tag = "8")]
@@ -63,7 +63,7 @@ pub(super) struct Stat {
     pub(super) xattrs: Vec<StatXattr>,
 }
 
-/// An entry of the map of extended attributes. Names are bytes here, too.
+/// An entry of the map of extended attributes. Names are bytes as well.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct StatXattr {
     #[prost(bytes = "bytes", tag = "1")]
@@ -81,12 +81,12 @@ impl Packet {
         Self { stat: Some(stat), ..Self::of(PacketKind::Stat) }
     }
 
-    /// After the last entry.
+    /// Creates the packet that follows the last entry.
     pub(super) fn end_of_stats() -> Self {
         Self::of(PacketKind::Stat)
     }
 
-    /// Part of a file; an empty one ends the file.
+    /// Creates a packet with a part of a file; an empty part ends the file.
     pub(super) fn data(id: u32, data: Bytes) -> Self {
         Self { id, data, ..Self::of(PacketKind::Data) }
     }
@@ -100,7 +100,7 @@ impl Packet {
     }
 }
 
-/// Answers one file sync.
+/// Handler of file sync requests.
 pub(super) trait FileSync: Send + Sync + 'static {
     type Packets: Stream<Item = Result<Packet, Status>> + Send + 'static;
 
@@ -179,7 +179,7 @@ impl Codec for PacketCodec {
     }
 }
 
-/// Packets that are ready together leave as one HTTP/2 write of about this size.
+/// Packets that are ready at the same time are sent as one HTTP/2 write of about this many bytes.
 const BATCH: usize = 128 << 10;
 
 impl Encoder for PacketCodec {

@@ -1,4 +1,4 @@
-//! A build as attributes of BuildKit's Dockerfile frontend and image exporter.
+//! Translates a build into attributes of BuildKit's Dockerfile frontend and image exporter.
 
 use std::collections::HashMap;
 
@@ -9,22 +9,22 @@ use crate::build::port::SolveRequest;
 use crate::model::build::{Network, NoCache};
 use crate::model::fault::{Fault, Stage};
 
-/// Build arguments that BuildKit takes as orders to itself: they choose another frontend, another
-/// build's cache mounts, or images to run beside the build.
+/// Build arguments that BuildKit interprets as instructions to itself: they select another frontend, another build's
+/// cache mounts, or images to run beside the build.
 const RESERVED: [&str; 4] =
     ["BUILDKIT_SYNTAX", "BUILDKIT_CACHE_MOUNT_NS", "BUILDKIT_MULTI_PLATFORM", "BUILDKIT_ATTEST_"];
 
 pub(super) fn refused(request: &SolveRequest) -> Option<Fault> {
     let name = request.build_args.keys().find(|name| RESERVED.iter().any(|word| name.starts_with(word)))?;
     let message =
-        format!("build argument `{name}` is an order to the builder, which is not taken from a build");
+        format!("build argument `{name}` is an instruction to the builder, which a build may not give");
     Some(
         Fault::new(Stage::Request, "build_arg_reserved", message)
             .hint(format!("leave out `--build-arg {name}`")),
     )
 }
 
-/// `shared` is a builder of several trust domains.
+/// Builds the solve request. `shared` marks a builder that is used by several trust domains.
 pub(super) fn solve(request: &SolveRequest, own: &str, shared: bool) -> api::SolveRequest {
     api::SolveRequest {
         r#ref: format!("hearth-{}-{:08x}", request.build, rand::random::<u32>()),
@@ -32,8 +32,7 @@ pub(super) fn solve(request: &SolveRequest, own: &str, shared: bool) -> api::Sol
         frontend: "dockerfile.v0".to_owned(),
         frontend_attrs: frontend(request, shared),
         exporters: vec![exporter(request)],
-        // Not recorded in BuildKit's history: our own is the one that is kept, and that one would
-        // hold build arguments.
+        // Not recorded in BuildKit's history, which would contain build arguments: the daemon keeps its own history.
         internal: true,
         source_policy: Some(policy::policy(request)),
         ..api::SolveRequest::default()
@@ -44,8 +43,8 @@ fn frontend(request: &SolveRequest, shared: bool) -> HashMap<String, String> {
     let mut attributes: HashMap<String, String> = HashMap::new();
     let mut set = |key: String, value: &str| attributes.insert(key, value.to_owned());
     set("filename".into(), &request.files.dockerfile_name);
-    // With a `cmdline`, the frontend takes itself for the one that a `# syntax=` line asked for,
-    // and follows no such line: those are images from anywhere.
+    // With `cmdline`, the frontend assumes that a `# syntax=` line selected it, and does not follow another such line,
+    // which could name any image.
     set("cmdline".into(), "dockerfile.v0");
     set("local-sessionid:context".into(), &request.files.context_session.id);
     set("local-sessionid:dockerfile".into(), &request.files.dockerfile_session.id);
@@ -69,7 +68,7 @@ fn frontend(request: &SolveRequest, shared: bool) -> HashMap<String, String> {
         NoCache::Everything => {
             set("no-cache".into(), "");
         }
-        // An empty list would mean everything.
+        // An empty list would mean all stages.
         NoCache::Stages(stages) if stages.is_empty() => {}
         NoCache::Stages(stages) => {
             set("no-cache".into(), &stages.join(","));
@@ -85,7 +84,7 @@ fn exporter(request: &SolveRequest) -> api::Exporter {
     let attributes = [
         ("name", format!("{}/{}", request.registry, request.repository)),
         ("push", "true".to_owned()),
-        // No tag: the daemon sets that itself, last.
+        // Pushed without a tag: the daemon sets the tag itself, last.
         ("push-by-digest", "true".to_owned()),
         ("oci-mediatypes", "true".to_owned()),
     ];

@@ -1,5 +1,5 @@
-//! What BuildKit attaches to an error: `google.rpc.Status` details whose values are JSON (not
-//! protobuf), each with a type URL such as `github.com/moby/buildkit/errdefs.Source+json`.
+//! Decodes the details of BuildKit's errors: `google.rpc.Status` details whose values are JSON (not protobuf), each
+//! with a type URL such as `github.com/moby/buildkit/errdefs.Source+json`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,9 +11,9 @@ use serde::Deserialize;
 pub(super) struct Details {
     /// Digest of the failed step.
     pub(super) vertex: Option<String>,
-    /// Of the process of a failed `RUN`.
+    /// Exit code of the process of a failed `RUN`.
     pub(super) exit_code: Option<u32>,
-    /// The innermost place in the Dockerfile.
+    /// Innermost location in the Dockerfile.
     pub(super) source: Option<Source>,
 }
 
@@ -63,7 +63,7 @@ struct Position {
 
 pub(super) fn decode(bytes: &[u8]) -> Details {
     let mut details = Details::default();
-    // What cannot be read is left out: the message is still there.
+    // Details that cannot be decoded are omitted; the message is still available.
     let Ok(status) = rpc::Status::decode(bytes) else { return details };
     for detail in status.details {
         match detail.type_url.rsplit('/').next() {

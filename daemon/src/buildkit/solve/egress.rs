@@ -1,9 +1,9 @@
-//! Says of a step that failed which of its connections were refused.
+//! Adds to the fault of a failed step which of its connections were refused.
 //!
-//! A builder knows its refusals by the namespace that they came from, and not by step. Namespaces that other steps had
-//! at that moment are told by the bundles of those that still run; what is left was refused to the failed step, or to
-//! one of the same builder that has ended since. Where another step ran beside the failed one, or refusals came from
-//! several namespaces, the message says so instead of naming the failed step alone.
+//! A builder records refusals by network namespace, and not by step. The bundles of the steps that still run tell
+//! which namespaces other steps had at that moment. The remaining refusals belong to the failed step, or to a step of
+//! the same builder that has ended since. When another step ran beside the failed one, or refusals came from several
+//! namespaces, the message says so instead of naming the failed step alone.
 
 use std::fs;
 use std::path::Path;
@@ -15,20 +15,20 @@ use crate::git_proxy::GitRefusal;
 use crate::model::fault::Fault;
 use crate::network::steps::{BuilderNetwork, RefusedConnection};
 
-/// Hosts that a message names.
+/// Maximum number of hosts that a message names.
 const MOST_NAMED: usize = 5;
-/// A build that failed does not wait longer for the reason.
+/// Time limit for reading the refusals of a failed build.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// A namespace that a running step has, and since when.
+/// A network namespace that a running step uses, and its start time.
 #[derive(Debug, PartialEq, Eq)]
 struct Busy {
     container: String,
     since: SystemTime,
 }
 
-/// Adds the refusals since the step began to its fault, which then has the code `egress_refused`. `shared`: another
-/// step of the build ran at the same time.
+/// Adds the refusals since the step began to its fault, which then has the code `egress_refused`. `shared` means that
+/// another step of the build ran at the same time.
 pub(super) async fn explain(
     fault: &mut Fault,
     network: &BuilderNetwork,
@@ -39,8 +39,10 @@ pub(super) async fn explain(
     let refused = match tokio::time::timeout(LIMIT, network.refused_since(begun)).await {
         Ok(Ok(refused)) if refused.is_empty() => return,
         Ok(Ok(refused)) => refused,
-        Ok(Err(error)) => return tracing::warn!(%error, "refused connections of a failed step are not known"),
-        Err(_) => return tracing::warn!("refused connections of a failed step are not known in time"),
+        Ok(Err(error)) => {
+            return tracing::warn!(%error, "failed to read the refused connections of a failed step");
+        }
+        Err(_) => return tracing::warn!("timed out reading the refused connections of a failed step"),
     };
     let executor = executor.map(Path::to_owned);
     let looked = crate::task::blocking("bundles", move || executor.map(|dir| busy(&dir)).unwrap_or_default());
@@ -51,7 +53,8 @@ pub(super) async fn explain(
 fn describe(fault: &mut Fault, refused: &[RefusedConnection], busy: &[Busy], shared: bool) {
     let of_step = |refused: &&RefusedConnection| {
         let Some(container) = &refused.container else {
-            // The builder's own, such as for a repository: only its words tell for which step.
+            // A refusal of the builder itself, such as for a repository: only the message tells which step it belongs
+            // to.
             return fault.message.contains(&refused.host)
                 || refused.to.is_some_and(|(address, _)| fault.message.contains(&address.to_string()));
         };
@@ -71,8 +74,8 @@ fn describe(fault: &mut Fault, refused: &[RefusedConnection], busy: &[Busy], sha
     name(fault, shown.into_iter(), or_another);
 }
 
-/// The same for a repository that git did not fetch: what the proxy refused to this builder since the solve began. A
-/// build of the same trust domain may have been refused something at the same time.
+/// Does the same for a repository that git could not fetch, with the refusals of the proxy to this builder since the
+/// solve began. They may include refusals of a concurrent build of the same trust domain.
 pub(super) fn explain_git(fault: &mut Fault, refused: &[GitRefusal]) {
     name(
         fault,
@@ -88,8 +91,8 @@ pub(super) fn explain_git(fault: &mut Fault, refused: &[GitRefusal]) {
     );
 }
 
-/// Says which connections were refused: each as it is shown, and whether it was for the address. `or_another` follows
-/// the step where it may have been another's.
+/// Names the refused connections in the fault. Each item is the display text and whether the address was refused (not
+/// the name). `or_another` follows the step when the refusals may belong to another step.
 fn name(fault: &mut Fault, refused: impl Iterator<Item = (String, bool)>, or_another: &str) {
     let mut hosts: Vec<String> = Vec::new();
     let (mut by_name, mut by_address) = (false, false);
@@ -133,7 +136,8 @@ fn shown(refused: &RefusedConnection) -> String {
     }
 }
 
-/// The namespaces of all steps that run. What cannot be read has ended meanwhile.
+/// Returns the namespaces of all running steps. A bundle that cannot be read belongs to a step that has ended
+/// meanwhile.
 fn busy(executor: &Path) -> Vec<Busy> {
     let bundles = fs::read_dir(executor).into_iter().flatten().flatten();
     let namespace = |bundle: &fs::DirEntry| {
@@ -224,7 +228,7 @@ mod tests {
         let mut fault = failed();
         describe(&mut fault, &all, &[Busy { container: "a".to_owned(), since: long_ago }], false);
         assert_eq!(fault, failed());
-        // The namespace went to the next step after the refusal.
+        // The namespace was reused by the next step after the refusal.
         let later = SystemTime::now() + Duration::from_secs(60);
         describe(&mut fault, &all, &[Busy { container: "a".to_owned(), since: later }], false);
         assert!(fault.message.contains("evil.example") && !fault.message.contains("git.example"));

@@ -1,7 +1,7 @@
-//! Why a build failed, from BuildKit's status.
+//! Derives the fault of a failed build from BuildKit's status.
 //!
-//! Decided by the typed details where BuildKit gives any (exit code, step, place in the
-//! Dockerfile), then by the status code, then by the fixed parts of BuildKit's own messages.
+//! The classification uses the typed details where BuildKit gives any (exit code, step, location in the Dockerfile),
+//! then the status code, then the fixed parts of BuildKit's own messages.
 
 use std::time::Instant;
 
@@ -17,21 +17,21 @@ pub(super) fn no_digest() -> Fault {
         .hint("this is a fault of the builder; run the build again, and report it if it stays")
 }
 
-/// Git did not fetch a repository.
+/// Fault code of a repository that git could not fetch.
 pub(super) const REPOSITORY: &str = "repository_not_fetched";
 
-/// When the step that failed began.
+/// Returns the start time of the failed step.
 pub(super) fn began(status: &Status, progress: &Progress) -> Option<Instant> {
     progress.began(details::decode(status.details()).vertex.as_deref()?)
 }
 
-/// Whether another step ran a command while the one that failed did, or may have.
+/// Reports whether another step ran, or may have run, a command at the same time as the failed one.
 pub(super) fn ran_beside_another(status: &Status, progress: &Progress) -> bool {
     let vertex = details::decode(status.details()).vertex;
     vertex.is_none_or(|vertex| progress.ran_beside_another(&vertex))
 }
 
-/// `out_of_memory` says whether steps of this builder ran out of memory while the build ran.
+/// Returns the fault. `out_of_memory` tells whether steps of this builder ran out of memory while the build ran.
 pub(super) fn fault(status: &Status, progress: &Progress, out_of_memory: bool) -> Fault {
     let details = details::decode(status.details());
     let message = message(status);
@@ -49,7 +49,7 @@ pub(super) fn fault(status: &Status, progress: &Progress, out_of_memory: bool) -
     fault
 }
 
-/// The message without what only BuildKit's own code needs.
+/// Returns the message without the prefixes that only BuildKit's own code needs.
 fn message(status: &Status) -> String {
     let mut text = status.message();
     while let Some(rest) = text.strip_prefix("failed to solve: ").or_else(|| text.strip_prefix("rpc error: "))
@@ -59,7 +59,7 @@ fn message(status: &Status) -> String {
     text.to_owned()
 }
 
-/// A source that the daemon did not find in the Dockerfile, and so did not fetch.
+/// Fault for a source that the daemon did not find in the Dockerfile, and so did not fetch.
 fn not_resolved(source: &str) -> Fault {
     let code = if source.contains("://") { "source_not_resolved" } else { "image_not_resolved" };
     let message =
@@ -115,7 +115,7 @@ fn classify(code: Code, message: &str, details: &Details, out_of_memory: bool) -
     if has("git stderr:") {
         let fault = Fault::new(Stage::Solve, REPOSITORY, message)
             .hint("check the URL and the reference after `#`; ADD sends no credentials");
-        // What the daemon's proxy says of a host that gives no answer.
+        // The daemon's git proxy answers 502 for a host that does not respond.
         let away = has("error: 502") || has("HTTP code 502");
         return if away { fault.retryable() } else { fault };
     }
@@ -135,7 +135,7 @@ fn classify(code: Code, message: &str, details: &Details, out_of_memory: bool) -
     Fault::new(Stage::Solve, "solve_failed", message)
 }
 
-/// What our own side of a transfer said, which BuildKit hands back with words of its own around it.
+/// Extracts an error of the daemon's own side of a transfer, which BuildKit returns inside its own message.
 fn context_file(message: &str) -> Option<Fault> {
     let from = |mark: &str| message.find(mark).map(|at| &message[at..]);
     if let Some(text) = from("context selection: `") {
@@ -155,14 +155,14 @@ fn context_file(message: &str) -> Option<Fault> {
     })
 }
 
-/// What shells and libraries say when no further process can be started.
+/// Recognizes the messages of shells and libraries when no further process can be started.
 fn no_process(line: &str) -> bool {
     line.contains("fork") && line.contains("Resource temporarily unavailable")
 }
 
 fn step_failed(exit: u32, message: &str, out_of_memory: bool) -> Fault {
-    // BuildKit reads the kernel's count of OOM kills of the step's control group, where the kernel keeps one. The count of
-    // the builder is for all of its steps: those that were killed are the ones.
+    // BuildKit uses the kernel's count of OOM kills of the step's control group, where the kernel keeps one. The count
+    // of the builder covers all of its steps, so a killed step is assumed to be one of the OOM kills.
     let told = message.contains("cannot allocate memory") || message.contains("out of memory");
     let mut fault = if told || (out_of_memory && exit == 137) {
         Fault::new(Stage::Solve, "out_of_memory", message)
@@ -183,7 +183,7 @@ fn step_failed(exit: u32, message: &str, out_of_memory: bool) -> Fault {
     fault
 }
 
-/// `... failed to calculate checksum of ref a::b: "/nope": not found` as words about the path.
+/// Rewrites `... failed to calculate checksum of ref a::b: "/nope": not found` as a sentence about the path.
 fn copy_source(message: &str) -> String {
     match message.rsplit_once(": not found").and_then(|(start, _)| start.rsplit_once(": ")) {
         Some((_, path)) if path.starts_with('"') => {

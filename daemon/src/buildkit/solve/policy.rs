@@ -1,8 +1,9 @@
-//! The source policy of a solve: nothing is fetched but what the daemon brought into the room.
+//! Source policy of a solve: BuildKit fetches only what the daemon has brought into the room.
 //!
-//! The last rule that fits a source decides. First everything is denied; then the context and the Dockerfile are
-//! allowed, and each image by its digest in the room's registry; last, each name that the Dockerfile has for an image
-//! is converted to that digest, after which the rules are gone through again. A name that was overlooked stays denied.
+//! The last rule that matches a source decides. The first rule denies everything; the following rules allow the
+//! context, the Dockerfile, and each image by its digest in the room's registry. The last rules convert each image
+//! name of the Dockerfile to that digest, after which BuildKit evaluates the rules again. A name without a rule stays
+//! denied.
 
 use std::collections::HashMap;
 
@@ -12,7 +13,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::{
 
 use crate::build::port::{PinnedSource, SolveRequest};
 
-/// What BuildKit's errors say of a source that a rule denies.
+/// Text in BuildKit's errors about a source that a rule denies.
 const DENIED: &str = "denied by policy";
 
 pub(super) fn policy(request: &SolveRequest) -> Policy {
@@ -28,7 +29,7 @@ pub(super) fn policy(request: &SolveRequest) -> Policy {
     let place = |image: &PinnedSource| {
         format!("docker-image://{}/{}@{}", request.registry, image.repository, image.digest)
     };
-    // Found in every text.
+    // The regular expression matches every text.
     let mut rules = vec![all(PolicyAction::Deny, "^")];
     rules.extend(["local://context", "local://dockerfile"].map(|name| rule(PolicyAction::Allow, name, None)));
     rules.extend(request.images.iter().map(|image| rule(PolicyAction::Allow, &place(image), None)));
@@ -38,7 +39,7 @@ pub(super) fn policy(request: &SolveRequest) -> Policy {
         rule(PolicyAction::Convert, &name, Some(updates))
     }));
     for repository in &request.repositories {
-        // Whatever is taken of it.
+        // Any reference or subdirectory of the repository is allowed.
         rules.push(all(PolicyAction::Allow, &format!("^git://{}(#.*)?$", escaped(repository))));
     }
     rules.extend(request.downloads.iter().map(|file| rule(PolicyAction::Allow, &file.place, None)));
@@ -49,7 +50,7 @@ pub(super) fn policy(request: &SolveRequest) -> Policy {
     Policy { version: 1, rules }
 }
 
-/// A regular expression that fits this text alone.
+/// Returns a regular expression that matches only this text.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -61,7 +62,7 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// For one source, whose identifier is taken as it stands.
+/// Returns a rule for one source with exactly this identifier.
 fn rule(action: PolicyAction, identifier: &str, updates: Option<Update>) -> Rule {
     let selector = Selector {
         identifier: identifier.to_owned(),
@@ -71,7 +72,7 @@ fn rule(action: PolicyAction, identifier: &str, updates: Option<Update>) -> Rule
     Rule { action: action.into(), selector: Some(selector), updates }
 }
 
-/// The source that a rule denied, from an error: `source "docker-image://x" denied by policy`.
+/// Returns the denied source named in an error: `source "docker-image://x" denied by policy`.
 pub(super) fn denied_source(message: &str) -> Option<&str> {
     let (before, _) = message.split_once(DENIED)?;
     let before = before.trim_end().strip_suffix('"')?;

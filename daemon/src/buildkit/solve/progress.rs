@@ -1,11 +1,11 @@
-//! BuildKit's status stream as events of a build.
+//! Translates BuildKit's status stream into events of a build.
 //!
-//! BuildKit names a step ("vertex") by a digest; we number steps from 1 in the order in which they
-//! were first seen. A vertex may start and end several times, for its cache key and for its work:
-//! it then has several `StepStarted` and `StepFinished` with one number, and the last counts.
+//! BuildKit identifies a step ("vertex") by a digest; events number the steps from 1 in the order in which they were
+//! first seen. A vertex may start and end several times, for its cache key and for its work: it then has several
+//! `StepStarted` and `StepFinished` events with one number, and the last one counts.
 //!
-//! A message with more than a mebibyte of log is cut by BuildKit, and what follows in the next one
-//! still belongs to steps that the first one called finished: their end is held back until then.
+//! BuildKit splits a message with more than one mebibyte of log. The logs in the next message then still belong to
+//! steps that the first message reported as finished, so their end is held back until then.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,10 +19,10 @@ use crate::model::MountTarget;
 use crate::model::build::{EventKind, LogStream};
 use crate::model::fault::DockerfileRange;
 
-/// Above this BuildKit cuts a message between two logs.
+/// Size of log data, in bytes, above which BuildKit splits a message between two logs.
 const CUT: usize = 1 << 20;
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
-/// Steps and progress lines of one build; a Dockerfile cannot make more of them than this.
+/// Maximum number of steps, and of progress lines of one step; no real Dockerfile has more.
 const STEP_LIMIT: usize = 10_000;
 
 pub(super) struct Progress {
@@ -35,14 +35,14 @@ pub(super) struct Progress {
 #[derive(Debug, Default)]
 struct Step {
     name: String,
-    /// When its last run began.
+    /// Start of its last run.
     began: Option<Instant>,
     running: bool,
     ended: bool,
-    /// When its last run ended; none for one that came from the cache.
+    /// End of its last run; `None` for a step that came from the cache.
     ended_at: Option<Instant>,
     tail: Tail,
-    /// When each of its progress lines was last sent.
+    /// Time at which each of its progress lines was last sent.
     sent: HashMap<String, Instant>,
 }
 
@@ -55,7 +55,7 @@ impl Step {
 impl Progress {
     pub(super) fn new(dockerfile_name: &str) -> Self {
         Self {
-            // Stands for the Dockerfile's place in the build, which the driver knows.
+            // Placeholder for the path of the Dockerfile in the build, which the driver knows.
             dockerfile: format!("/{dockerfile_name}").parse().ok(),
             steps: Vec::new(),
             by_vertex: HashMap::new(),
@@ -90,7 +90,7 @@ impl Progress {
         events
     }
 
-    /// After the last message.
+    /// Returns the events held back, after the last message.
     pub(super) fn finish(&mut self) -> Vec<EventKind> {
         std::mem::take(&mut self.held)
     }
@@ -159,7 +159,7 @@ impl Progress {
         }
     }
 
-    /// Lines of the Dockerfile, from 1, with their text.
+    /// Returns lines of the Dockerfile, counted from 1, with their text.
     pub(super) fn range(&self, dockerfile: &[u8], (start, end): (u32, u32)) -> Option<DockerfileRange> {
         let text = String::from_utf8_lossy(dockerfile);
         let count = usize::try_from(end.checked_sub(start)?).ok()? + 1;
@@ -173,18 +173,18 @@ impl Progress {
         })
     }
 
-    /// Name and last lines of a step.
+    /// Returns the name and the last lines of a step.
     pub(super) fn step(&self, vertex: &str) -> Option<(String, Vec<String>)> {
         let step = &self.steps[*self.by_vertex.get(vertex)?];
         Some((step.name.clone(), step.tail.lines()))
     }
 
-    /// When a step began.
+    /// Returns the start time of a step.
     pub(super) fn began(&self, vertex: &str) -> Option<Instant> {
         self.steps[*self.by_vertex.get(vertex)?].began
     }
 
-    /// Whether another step of the build ran a command while this one did, or may have.
+    /// Reports whether another step of the build ran, or may have run, a command at the same time as this one.
     pub(super) fn ran_beside_another(&self, vertex: &str) -> bool {
         let Some(place) = self.by_vertex.get(vertex) else { return true };
         let Some(began) = self.steps[*place].began else { return true };
@@ -194,7 +194,7 @@ impl Progress {
         })
     }
 
-    /// How many steps run a command right now.
+    /// Returns the number of steps that run a command right now.
     pub(super) fn running_commands(&self) -> usize {
         self.steps.iter().filter(|step| step.running && step.is_command()).count()
     }
@@ -216,7 +216,7 @@ fn step_number(place: usize) -> u32 {
     u32::try_from(place + 1).unwrap_or(u32::MAX)
 }
 
-/// BuildKit's clock is this machine's where it matters: for a builder of our own.
+/// Converts a time of BuildKit's clock, which is this machine's clock for managed builders, where it matters.
 fn instant_of(time: &Timestamp) -> Option<Instant> {
     let since_epoch =
         Duration::new(u64::try_from(time.seconds).ok()?, u32::try_from(time.nanos).ok()?.min(999_999_999));

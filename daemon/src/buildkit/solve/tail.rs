@@ -1,9 +1,11 @@
+//! Tail of a step's log, shown with the fault of a failed step.
+
 use std::collections::VecDeque;
 
 const LINES: usize = 50;
 const LINE_BYTES: usize = 2048;
 
-/// The last lines of a step, bounded in number and length.
+/// The last lines of a step's log, bounded in number and length.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
     lines: VecDeque<String>,
@@ -24,7 +26,7 @@ impl Tail {
 
     fn close(&mut self) {
         let bytes = std::mem::take(&mut self.open);
-        // A progress bar rewrites its line: what was shown last counts.
+        // A progress bar rewrites its line, so the last text counts.
         let end = bytes.strip_suffix(b"\r").unwrap_or(&bytes);
         let shown = end.rsplit(|b| *b == b'\r').next().unwrap_or(end);
         if self.lines.len() == LINES {

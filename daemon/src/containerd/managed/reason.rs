@@ -1,8 +1,8 @@
-//! Why containerd ended, from its log.
+//! Extraction of the reason why containerd exited, from its log.
 
 use crate::supervise::program;
 
-/// Text of containerd's last words, and what to do about it.
+/// Texts in containerd's last log lines, with advice for each.
 const KNOWN: [(&str, &str); 5] = [
     ("no space left on device", "free disk space"),
     ("operation not permitted", "a capability is missing; in a container run it with `--privileged`"),

@@ -1,4 +1,4 @@
-//! `containerd.toml` of our own containerd: version 2 of its format, which 1.6 and 2.x take.
+//! `containerd.toml` of the daemon's own containerd: version 2 of the format, which 1.6 and 2.x accept.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-/// Parts that are never used here: Kubernetes, other snapshotters, directories outside of ours.
+/// Plugins that are never used here: Kubernetes, other snapshotters, directories outside of `dir`.
 const DISABLED: [&str; 12] = [
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.runtime",

@@ -1,8 +1,8 @@
-//! What an image has at a path, copied to where an instance keeps it: Docker does so for volumes, and images count on
+//! Copy of an image's content at a path into an instance's directory: Docker does this for volumes, and images rely on
 //! finding their own files, owner and mode there.
 //!
-//! Nothing of the image leads anywhere: the directory is found with the image as the root, and below it no link is
-//! followed. Device files and sockets are left out.
+//! No link of the image leads outside: the directory is resolved with the image as the root, and below it no link is
+//! followed. Device files and sockets are skipped.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -17,10 +17,11 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-/// Most bytes of an attribute, and of a list of their names.
+/// Maximum size in bytes of an extended attribute, and of the list of their names.
 const MOST_XATTR: usize = 64 << 10;
 
-/// Fills an empty directory with what `root` has at a path. Where it has no directory there, it stays as it is.
+/// Fills an empty directory with the content of `root` at a path. If there is no directory at that path, `empty` stays
+/// unchanged.
 pub(super) fn fill(root: &OwnedFd, path: &str, empty: &Path) -> io::Result<()> {
     let path = path.trim_start_matches('/');
     let path = if path.is_empty() { "." } else { path };
@@ -39,10 +40,11 @@ fn directory_flags() -> OFlags {
     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }
 
+/// A recursive copy in progress.
 struct Copy {
     from: OwnedFd,
     to: OwnedFd,
-    /// First names of files that have several.
+    /// First copied path of each file with several hard links, by device and inode.
     links: HashMap<(u64, u64), PathBuf>,
 }
 
@@ -66,14 +68,14 @@ impl Copy {
             }
             directories.push((path, stat));
         }
-        // The last thing, as every name that is made changes the time of its directory.
+        // Set last, since every new entry changes the time of its directory.
         for (path, stat) in directories.iter().rev() {
             rustix::fs::futimens(below(&self.to, path)?, &times(stat))?;
         }
         Ok(())
     }
 
-    /// Copies what has a name in a directory; true for a directory, which was made and is empty.
+    /// Copies one entry of a directory. Returns true for a directory, which was created and is empty.
     fn one(&mut self, from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &Path) -> io::Result<bool> {
         let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
         match FileType::from_raw_mode(stat.st_mode) {
@@ -119,7 +121,7 @@ impl Copy {
     }
 }
 
-/// A directory below one, with no link on the way; empty is the directory itself.
+/// Opens a directory below `root` without following links; an empty path is `root` itself.
 fn below(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
@@ -135,11 +137,11 @@ fn own(directory: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(), Errno> {
     rustix::fs::chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
 }
 
-/// Gives a file or directory the owner, mode and attributes of its original.
+/// Copies owner, mode and extended attributes to a file or directory.
 fn dress(from: impl AsFd, to: impl AsFd, stat: &Stat) -> io::Result<()> {
     let (uid, gid) = ids(stat);
     rustix::fs::fchown(&to, uid, gid)?;
-    // After the owner, whose change takes setuid bits and capabilities away.
+    // Set after the owner, whose change clears setuid bits and capabilities.
     rustix::fs::fchmod(&to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     let mut names = vec![0; MOST_XATTR];
     let length = match rustix::fs::flistxattr(&from, &mut names[..]) {
@@ -152,7 +154,8 @@ fn dress(from: impl AsFd, to: impl AsFd, stat: &Stat) -> io::Result<()> {
         let mut value = vec![0; MOST_XATTR];
         let length = rustix::fs::fgetxattr(&from, name, &mut value[..])?;
         match rustix::fs::fsetxattr(&to, name, &value[..length], XattrFlags::empty()) {
-            // The state directory's file system has none: the file is more than nothing.
+            // The state directory's file system does not support the attribute: the file without it is better than
+            // none.
             Ok(()) | Err(Errno::NOTSUP) => {}
             Err(errno) => return Err(errno.into()),
         }

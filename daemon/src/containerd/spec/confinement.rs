@@ -1,11 +1,12 @@
-//! What every instance may see and do, whatever its image says: Docker's defaults, but for two capabilities.
+//! Confinement of every instance, regardless of its image: Docker's defaults, without two capabilities.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::types::{Capabilities, Mount};
 use crate::model::confinement::AddedCapability;
 
-/// Docker's without NET_RAW and MKNOD: services share no machine-wide trust in what packets and devices are.
+/// Docker's default capabilities without NET_RAW and MKNOD: services must not be able to forge packets or create
+/// devices.
 const CAPABILITIES: [&str; 12] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -57,7 +58,7 @@ const MOUNTS: [(&str, &str, &str, &[&str]); 7] = [
     ("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
     ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
     ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-    // Programs look for their memory limit here.
+    // Programs read their memory limit here.
     ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
 ];
 
@@ -71,7 +72,7 @@ pub fn mounts() -> Vec<Mount> {
     MOUNTS.map(mount).to_vec()
 }
 
-/// Of the instance's own network: any user may listen on any port, and ping.
+/// Returns the sysctls of the instance's network namespace: any user may listen on any port, and ping.
 pub fn sysctl() -> BTreeMap<String, String> {
     [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))

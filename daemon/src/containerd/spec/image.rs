@@ -1,10 +1,10 @@
-//! What an image config says of how it is run (OCI image spec, "Properties").
+//! Run settings of an image config (OCI image spec, "Properties").
 
 use serde::Deserialize;
 
 use crate::model::image::Platform;
 
-/// Null and missing are the same in all of it.
+/// Run settings of an image config. Null and missing values are equivalent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunConfig {
     pub user: String,
@@ -12,7 +12,7 @@ pub struct RunConfig {
     pub entrypoint: Vec<String>,
     pub cmd: Vec<String>,
     pub workdir: String,
-    /// SIGTERM where the image names none, or one that is not known.
+    /// Signal number; SIGTERM if the image names none or an unknown one.
     pub stop_signal: i32,
 }
 
@@ -85,7 +85,7 @@ const SIGNALS: [(&str, i32); 31] = [
     ("SYS", 31),
 ];
 
-/// `SIGQUIT`, `quit`, `3`, `SIGRTMIN+3`.
+/// Parses a signal such as `SIGQUIT`, `quit`, `3` or `SIGRTMIN+3`.
 fn signal(text: &str) -> Option<i32> {
     let text = text.trim().to_ascii_uppercase();
     if let Ok(number) = text.parse() {
@@ -105,7 +105,7 @@ fn signal(text: &str) -> Option<i32> {
     SIGNALS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
 }
 
-/// Why an image for one platform does not run on another; none where it does.
+/// Returns the reason why an image of this platform does not run on the host, or `None` if it does.
 pub fn foreign(image: Option<&Platform>, host: &Platform) -> Option<String> {
     let image = image?;
     let same =

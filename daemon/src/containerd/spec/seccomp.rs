@@ -1,8 +1,8 @@
-//! System calls that no instance may make.
+//! Seccomp profile: system calls that no instance may make.
 //!
-//! A list of what is refused, not of what is allowed: without CAP_SYS_ADMIN and its like the kernel refuses the rest
-//! of what is dangerous by itself, so that these are the calls that need no capability and reach far into it, and
-//! those that a capability in a user namespace would open.
+//! The profile is a deny list, not an allow list: without CAP_SYS_ADMIN and similar capabilities the kernel itself
+//! refuses most dangerous calls. The list has the remaining calls that need no capability and reach deep into the
+//! kernel, and those that a capability in a user namespace would open.
 
 use super::types::{Argument, Seccomp, Syscalls};
 
@@ -11,18 +11,18 @@ const ENOSYS: i32 = 38;
 const CLONE_NEWUSER: u64 = 0x1000_0000;
 
 const REFUSED: [&str; 58] = [
-    // The kernel's keys know no namespace.
+    // Kernel keyrings are not namespaced.
     "add_key",
     "keyctl",
     "request_key",
-    // Programs in the kernel, its counters and its rings.
+    // BPF programs, performance counters and io_uring.
     "bpf",
     "perf_event_open",
     "io_uring_setup",
     "io_uring_enter",
     "io_uring_register",
     "userfaultfd",
-    // Modules, another kernel, its clock and its power.
+    // Kernel modules, kexec, clocks and power.
     "create_module",
     "delete_module",
     "finit_module",
@@ -44,7 +44,7 @@ const REFUSED: [&str; 58] = [
     "swapon",
     "swapoff",
     "vhangup",
-    // Mounts, and handles on files that lie outside.
+    // Mounts, and file handles that may lead outside.
     "mount",
     "umount",
     "umount2",
@@ -60,12 +60,12 @@ const REFUSED: [&str; 58] = [
     "quotactl",
     "quotactl_fd",
     "setns",
-    // Other processes' memory, and where memory lies.
+    // Memory of other processes, and memory placement.
     "kcmp",
     "process_madvise",
     "move_pages",
     "migrate_pages",
-    // Ports of the machine, and calls that are long dead.
+    // I/O ports, and obsolete calls.
     "ioperm",
     "iopl",
     "lookup_dcookie",
@@ -84,7 +84,7 @@ pub(super) fn profile() -> Seccomp {
         errno_ret,
         args,
     };
-    // Another user namespace would bring every capability back.
+    // A new user namespace would restore every capability.
     let new_user =
         |index| Argument { index, value: CLONE_NEWUSER, value_two: CLONE_NEWUSER, op: "SCMP_CMP_MASKED_EQ" };
     Seccomp {
@@ -97,7 +97,7 @@ pub(super) fn profile() -> Seccomp {
         syscalls: vec![
             refuse(&REFUSED, EPERM, Vec::new()),
             refuse(&["clone", "unshare"], EPERM, vec![new_user(0)]),
-            // Its flags lie in memory, where no filter sees them; C libraries fall back to `clone`.
+            // The flags of clone3 are in memory, where no filter sees them; C libraries fall back to `clone`.
             refuse(&["clone3"], ENOSYS, Vec::new()),
         ],
     }

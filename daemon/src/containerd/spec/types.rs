@@ -1,10 +1,10 @@
-//! The part of the OCI runtime specification (`config.json`) that is used.
+//! The used part of the OCI runtime specification (`config.json`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-/// Type URL of a [`Spec`] and of a [`Process`] in containerd's calls: JSON in both.
+/// Type URLs of a [`RuntimeSpec`] and of a [`ProcessSpec`] in containerd's calls; both are JSON.
 pub const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 pub const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
@@ -19,13 +19,13 @@ pub struct Spec {
     pub linux: Linux,
 }
 
-/// Read back for one more process of an instance.
+/// A process; read back for additional processes of an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Process {
     #[serde(default)]
     pub terminal: bool,
-    /// Of the terminal when the process begins.
+    /// Initial size of the terminal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console_size: Option<ConsoleSize>,
     pub user: User,
@@ -46,7 +46,7 @@ pub struct ConsoleSize {
     pub width: u16,
 }
 
-/// A container's stored specification, as far as it is read back.
+/// The part of a container's stored specification that is read back.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Stored {
     pub process: Process,
@@ -84,7 +84,7 @@ pub struct Rlimit {
 }
 
 impl Spec {
-    /// The same, without the values of these variables.
+    /// Returns a copy without these variables.
     pub fn without(&self, variables: &BTreeSet<String>) -> Self {
         let mut spec = self.clone();
         spec.process.env.retain(|entry| entry.split('=').next().is_none_or(|name| !variables.contains(name)));
@@ -147,7 +147,7 @@ pub struct DeviceAccess {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Memory {
     pub limit: i64,
-    /// Of memory and swap together.
+    /// Limit on memory and swap together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swap: Option<i64>,
 }

@@ -1,19 +1,19 @@
-//! Who an instance runs as: `user`, `uid`, `user:group`, `uid:gid` of an image config, against the image's own
+//! User of an instance: resolves `user`, `uid`, `user:group` or `uid:gid` of an image config with the image's own
 //! `/etc/passwd` and `/etc/group`.
 
-/// As an image config gives it.
+/// User and group as given by an image config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserSpec<'a> {
     user: &'a str,
     group: Option<&'a str>,
 }
 
-/// Numbers, as the kernel takes them.
+/// Numeric ids of a user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
     pub uid: u32,
     pub gid: u32,
-    /// Further groups that the user is a member of.
+    /// Supplementary groups of the user.
     pub groups: Vec<u32>,
     pub home: Option<String>,
 }
@@ -26,7 +26,7 @@ pub enum UserFault {
     Group(String),
 }
 
-/// Longest list of further groups (NGROUPS_MAX is 65,536; no image needs as many as this).
+/// Maximum number of supplementary groups (NGROUPS_MAX is 65,536; no image needs as many as this).
 const MOST_GROUPS: usize = 1024;
 
 impl<'a> UserSpec<'a> {
@@ -38,12 +38,12 @@ impl<'a> UserSpec<'a> {
         }
     }
 
-    /// Root, with nothing to look up.
+    /// Reports whether this is plain root, which needs no lookup.
     pub fn is_root(&self) -> bool {
         matches!(self.user, "" | "0" | "root") && matches!(self.group, None | Some("0" | "root"))
     }
 
-    /// A number needs no entry; a name does.
+    /// Resolves the user. A name must have an entry; a number need not.
     pub fn resolve(&self, passwd: &str, group: &str) -> Result<Resolved, UserFault> {
         let wanted = if self.user.is_empty() { "0" } else { self.user };
         let entry = fields(passwd).find(|entry| entry.first() == Some(&wanted));
@@ -82,7 +82,7 @@ fn fields(text: &str) -> impl Iterator<Item = Vec<&str>> {
     text.lines().filter(|line| !line.starts_with('#')).map(|line| line.split(':').collect())
 }
 
-/// The third field of both files.
+/// Returns the numeric id, which is the third field of both files.
 fn id(entry: &[&str]) -> Option<u32> {
     entry.get(2)?.parse().ok()
 }
@@ -110,7 +110,7 @@ mod tests {
             ("1000", (1000, 0, vec![])),
             ("1000:1000", (1000, 1000, vec![])),
             ("web:", (101, 102, vec![20, 30])),
-            // A name of digits is a name first.
+            // A numeric text is looked up as a name first.
             ("55", (7, 8, vec![])),
             (":log", (0, 20, vec![])),
         ] {

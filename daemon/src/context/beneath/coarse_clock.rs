@@ -1,5 +1,5 @@
-//! Change times as a coarse clock leaves them: kernels of today give each write that anyone could tell from the last
-//! one a time of its own, those before 6.13 and many file systems do not.
+//! Simulates file systems with a coarse clock in tests: recent kernels give every distinguishable write its
+//! own change time, but kernels before 6.13 and many file systems do not.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -10,13 +10,14 @@ use parking_lot::Mutex;
 
 use super::Stat;
 
-/// By device as the metadata of the standard library has it, and inode.
+/// Frozen change times by device (as in the metadata of the standard library) and inode.
 static STANDING: LazyLock<Mutex<BTreeMap<(u64, u64), i64>>> = LazyLock::new(Mutex::default);
 
-/// A file whose change time stands still as long as this lives.
+/// Guard that keeps the change time of one file constant while it lives.
 pub struct Standing((u64, u64));
 
-/// Lets the change time of what is at `path` be `changed`, whatever happens to it. Nanoseconds since 1970.
+/// Fixes the change time of the file at `path` to `changed` (nanoseconds since 1970) until the guard is
+/// dropped.
 pub fn stand(path: &Path, changed: i64) -> Standing {
     let metadata = std::fs::symlink_metadata(path).unwrap();
     let file = (metadata.dev(), metadata.ino());

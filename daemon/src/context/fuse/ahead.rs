@@ -1,30 +1,30 @@
-//! Where a walk through a tree comes to next, so that it finds the directory listed already.
+//! Prefetch of directory listings: predicts the next directory of a tree walk, and lists it in advance.
 //!
 //! ```text
-//! d is read; it holds a and c, a holds b:   expected  c a     (the next one is last)
-//! a is read:                                expected  c b
+//! read d, which contains a and c; a contains b:   expected  c a     (the next one is last)
+//! read a:                                         expected  c b
 //! ```
 //!
-//! A walk goes into a directory before it goes to the next one. For who reads otherwise, or reads while another
-//! does, nothing is listed ahead.
+//! A walk descends into a directory before it continues with the next one. Nothing is prefetched for other
+//! access patterns, or while several readers are active.
 
 use parking_lot::{Mutex, MutexGuard};
 
-/// Directories that were come to as expected, before one is listed ahead.
+/// Number of correct predictions in a row before a directory is prefetched.
 const WALK: u32 = 3;
-/// Expected directories that a walk may pass by.
+/// Maximum number of expected directories that a walk may skip.
 const PASSED: usize = 64;
-/// Expected directories of a whole walk; those that are farthest away are not kept.
+/// Maximum number of expected directories; beyond it the most distant ones are dropped.
 pub(super) const MOST_EXPECTED: usize = 16_384;
 
-/// `L` is a listing.
+/// Predicts the next directory of a walk and holds its listing of type `L`.
 pub(super) struct Ahead<L>(Mutex<State<L>>);
 
 struct State<L> {
     expected: Vec<u64>,
-    /// How often in a row a directory was expected.
+    /// Number of correct predictions in a row.
     met: u32,
-    /// Somebody lists the next one.
+    /// True while a thread lists the next directory.
     busy: bool,
     listed: Option<(u64, L)>,
 }
@@ -38,7 +38,7 @@ impl<L> Ahead<L> {
         self.0.lock()
     }
 
-    /// A directory is read from its start. Gives what was listed ahead of it.
+    /// Records that a directory is read from its start, and returns its prefetched listing.
     pub fn come_to(&self, directory: u64) -> Option<L> {
         let mut state = self.state();
         let first = state.expected.len().saturating_sub(PASSED);
@@ -56,8 +56,8 @@ impl<L> Ahead<L> {
         (listed == directory).then_some(listing)
     }
 
-    /// Directories in the one that was come to, in the order in which they are read. Gives the one to list
-    /// now; whoever gets it says [`listed`](Self::listed).
+    /// Adds the subdirectories of the visited directory, in the order in which they are read. Returns the
+    /// directory to prefetch now; the caller must then call [`store`](Self::store).
     pub fn expect(&self, below: &[u64]) -> Option<u64> {
         let mut state = self.state();
         state.expected.extend(below.iter().rev());
@@ -71,7 +71,7 @@ impl<L> Ahead<L> {
         Some(next)
     }
 
-    /// None when it could not be listed.
+    /// Stores a prefetched listing; `None` when listing failed.
     pub fn listed(&self, directory: u64, listing: Option<L>) {
         let mut state = self.state();
         state.busy = false;
@@ -83,7 +83,8 @@ impl<L> Ahead<L> {
 mod tests {
     use super::*;
 
-    /// Comes to a directory with others below, lists what is next. Gives that, and whether it was listed.
+    /// Visits a directory with subdirectories and prefetches the next one. Returns whether it was prefetched
+    /// itself, and the next one.
     fn step(ahead: &Ahead<u64>, directory: u64, below: &[u64]) -> (bool, Option<u64>) {
         let listed = ahead.come_to(directory);
         assert!(listed.is_none_or(|listed| listed == directory));
@@ -102,7 +103,7 @@ mod tests {
         assert_eq!(step(&ahead, 3, &[]), (false, None));
         assert_eq!(step(&ahead, 4, &[]), (false, Some(5)));
         assert_eq!(step(&ahead, 5, &[6, 7]), (true, Some(6)));
-        // One is passed by.
+        // One directory is skipped.
         assert_eq!(step(&ahead, 7, &[]), (false, Some(8)));
         assert_eq!(step(&ahead, 8, &[]), (true, None));
     }
@@ -128,7 +129,7 @@ mod tests {
         assert_eq!(ahead.come_to(4), None);
         assert_eq!(ahead.expect(&[5, 6]), Some(5));
         assert_eq!(ahead.come_to(5), None);
-        assert_eq!(ahead.expect(&[]), None, "the other one is not done");
+        assert_eq!(ahead.expect(&[]), None, "the other listing is not finished");
         ahead.listed(5, None);
         assert_eq!(ahead.come_to(6), None);
     }

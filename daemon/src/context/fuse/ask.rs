@@ -1,12 +1,12 @@
-//! What the kernel is asked for when it mounts.
+//! Negotiation of FUSE features with the kernel at mount time.
 
 use fuser::{InitFlags, KernelConfig};
 
 use crate::context::union::Union;
 
-/// Read ahead, when reads are sequential; the kernel takes less where it has a smaller limit.
+/// Read-ahead size in bytes for sequential reads; the kernel uses less if its own limit is smaller.
 const READ_AHEAD: u32 = 1 << 20;
-/// Requests that the kernel may have under way by itself.
+/// Maximum number of background requests of the kernel.
 const BACKGROUND: u16 = 64;
 
 const ALWAYS: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
@@ -18,13 +18,13 @@ const ALWAYS: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_AUTO_INVAL_DATA)
     .union(InitFlags::FUSE_NO_EXPORT_SUPPORT);
 
-/// Asks for what the kernel has. Gives whether it reads files by itself (passthrough).
+/// Requests the supported features. Returns whether the kernel reads files by itself (passthrough).
 pub(super) fn features(union: &Union, config: &mut KernelConfig) -> bool {
     let mut wanted = ALWAYS & config.capabilities();
     if union.is_constant() && union.is_read_only() {
         wanted |= InitFlags::FUSE_CACHE_SYMLINKS & config.capabilities();
     }
-    // Two levels: what is below may lie on an overlay. A kernel that cannot is one without passthrough.
+    // Stack depth two: the lower files may be on an overlay. A kernel that refuses it has no passthrough.
     let passthrough = union.is_read_only()
         && !union.is_constant()
         && config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH)
@@ -32,10 +32,10 @@ pub(super) fn features(union: &Union, config: &mut KernelConfig) -> bool {
     if passthrough {
         wanted |= InitFlags::FUSE_PASSTHROUGH;
     }
-    // All of these are among what the kernel has.
+    // The kernel supports all of these.
     let _ = config.add_capabilities(wanted);
     let ahead = config.set_max_readahead(READ_AHEAD).or_else(|most| config.set_max_readahead(most));
     let background = config.set_max_background(BACKGROUND);
-    tracing::debug!(?ahead, ?background, passthrough, "mounted");
+    tracing::debug!(?ahead, ?background, passthrough, "FUSE features negotiated");
     passthrough
 }

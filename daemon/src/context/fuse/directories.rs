@@ -1,17 +1,17 @@
-//! Directories as the kernel reads them.
+//! Directory reads of the kernel, served from a cache of listings.
 //!
 //! ```text
-//! read at 0: listed, held --> read on, from what is held --> nothing more: let go
+//! read at offset 0: list and cache --> read on: from the cache --> no more entries: drop
 //! ```
 //!
-//! A directory is read without being opened: the kernel asks for less then, a walk through a tree needs
-//! two requests per directory. So where a reader stands is told by its offset alone. Offsets are hashes of
-//! names, and entries come in their order: a reader that reads on in a listing that was made anew meets
-//! every entry that was there all the time, and each one once.
+//! The kernel reads directories without opening them, because this takes fewer requests: a walk through a
+//! tree needs two per directory. The offset is therefore the only state of a reader. Offsets are hashes of
+//! names, and entries are returned in their order: a reader that continues in a newer listing sees every
+//! entry that existed all the time, and each one once.
 //!
-//! Names and attributes come in one answer, so a walk takes no look-up. However long a reader takes, the
-//! kernel keeps nothing longer than if it had been asked for a moment ago: what was listed a while before
-//! it is handed out is remembered for a shorter time, or looked up anew.
+//! Names and attributes are returned in one answer, so a walk needs no lookups. However slow a reader is, the
+//! kernel caches nothing longer than an answer obtained just now: entries of an older listing get a shorter
+//! cache timeout, or are looked up again.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
@@ -32,37 +32,38 @@ use super::wire::{self, GENERATION};
 use crate::context::attr::Attr;
 use crate::context::union::{Found, Listing, Union};
 
-/// Directories that are held for readers who will read on, and entries of all of them together; the one
-/// that was listed last is held whatever its size.
+/// Maximum number of cached listings, and of their entries in total; the latest listing is cached whatever
+/// its size.
 const MOST_HELD: usize = 32;
 const MOST_ENTRIES: usize = 200_000;
-/// A reader that does not come back for so long finds its directory listed anew.
+/// Idle time after which a cached listing is dropped.
 const HELD: Duration = Duration::from_secs(10);
-/// How old a listing that was made ahead of a walk may be.
+/// Maximum age of a prefetched listing.
 pub(super) const AHEAD: Duration = Duration::from_millis(20);
 
-/// The offsets behind `.` and `..`.
+/// Offsets of `.` and `..`.
 const DOT: u64 = 1;
 const DOT_DOT: u64 = 2;
 
+/// Answers directory reads, and caches the listings of their directories.
 pub(super) struct Directories {
     union: Arc<Union>,
-    /// How long the kernel may remember names and attributes.
+    /// Time for which the kernel may cache names and attributes.
     remember: Duration,
-    /// For listings that the kernel keeps, where they can change.
+    /// Invalidates listings in the kernel's cache; `None` if they cannot change.
     forget_later: Option<ForgetLater>,
     hasher: RandomState,
-    /// With the time when it was read last; the newest is at the end.
+    /// Cached listings with the time of their last read, newest last.
     held: Mutex<VecDeque<(Instant, Arc<Held>)>>,
     ahead: Ahead<Held>,
 }
 
-/// What a directory held at one moment.
+/// The content of a directory at one moment.
 struct Held {
     inode: u64,
     since: Instant,
     listing: Listing,
-    /// The offset behind each entry, and which one of the listing it is; sorted.
+    /// Offset of each entry and its index in the listing, sorted by offset.
     order: Box<[(u64, u32)]>,
 }
 
@@ -102,7 +103,7 @@ impl Directories {
                 continue;
             }
             let inode = if next == DOT { inode } else { self.union.parent(inode) };
-            // The kernel takes their names only.
+            // The kernel uses only the names of these entries.
             let attr = wire::attr(&Found { inode, attr: Attr::MADE_DIRECTORY });
             if reply.add(INodeNo(inode), next, name, &Duration::ZERO, &attr, GENERATION) {
                 return Ok(held);
@@ -113,15 +114,15 @@ impl Directories {
         for &(next, index) in &held.order[left..] {
             let (found, remember) = match self.look_up(&held, index as usize) {
                 Ok((Some(found), remember)) => (found, remember),
-                // Gone since the listing was made.
+                // Removed since the listing was made.
                 Ok((None, _)) => continue,
-                // What was added is given; whoever reads on meets the error.
+                // The added entries are returned; the next read reports the error.
                 Err(_) if given => break,
                 Err(errno) => return Err(errno),
             };
             let name = OsStr::from_bytes(&held.listing.entries()[index as usize].name);
             if reply.add(INodeNo(found.inode), next, name, &remember, &wire::attr(&found), GENERATION) {
-                // It did not fit: the kernel never heard of it.
+                // The entry did not fit, so the kernel does not know it.
                 self.union.forget(found.inode, 1);
                 break;
             }
@@ -133,7 +134,7 @@ impl Directories {
         Ok(held)
     }
 
-    /// What an entry is, and how long that may be remembered. None when it is gone.
+    /// Looks up an entry, and returns the time for which the kernel may cache it. `None` when it is gone.
     fn look_up(&self, held: &Held, index: usize) -> Result<(Option<Found>, Duration), Errno> {
         let left = self.remember.saturating_sub(held.since.elapsed());
         if !left.is_zero() {
@@ -164,24 +165,24 @@ impl Directories {
         Ok(Held { inode, since, listing, order })
     }
 
-    /// What was listed a moment ago for a walk that comes here now, unless it was changed by the kernel since.
+    /// Returns the prefetched listing of a directory, unless it is too old or was changed through the kernel.
     fn listed_ahead(&self, inode: u64) -> Option<Held> {
         let held = self.ahead.come_to(inode)?;
         let holds = self.union.is_current(&held.listing) && held.since.elapsed() < AHEAD;
         holds.then_some(held)
     }
 
-    /// Lists the directory that a walk comes to behind this one.
+    /// Prefetches the directory that a walk reads after this one.
     fn list_ahead(&self, read: &Held) {
         let listed = read.order.iter().map(|&(_, index)| &read.listing.entries()[index as usize]);
         let directories = listed.filter(|listed| listed.kind == FileType::Directory).take(MOST_EXPECTED);
         let numbers: Vec<u64> = directories.map(|listed| self.union.number(listed)).collect();
         let Some(next) = self.ahead.expect(&numbers) else { return };
-        // When it is gone, whoever comes there is told.
+        // If listing fails, the reader of that directory gets the error.
         self.ahead.listed(next, self.list(next).ok());
     }
 
-    /// Keeps it for whoever reads on.
+    /// Caches a listing for the next reads.
     fn hold(&self, new: Held) -> Arc<Held> {
         let (inode, new) = (new.inode, Arc::new(new));
         let mut all = self.all_held();
@@ -194,13 +195,13 @@ impl Directories {
         }
         all.push_back((Instant::now(), Arc::clone(&new)));
         drop(all);
-        // The kernel keeps what it is given from here on.
+        // From here on the kernel caches the entries that it is given.
         self.forget_later(inode);
         new
     }
 
     fn order(&self, listing: &Listing) -> Box<[(u64, u32)]> {
-        // Two bits are left free: offsets are signed, and two of one hash stand behind each other.
+        // Two bits stay free: offsets are signed, and entries with equal hashes get successive offsets.
         let offset = |name: &[u8]| (self.hasher.hash_one(name) >> 2).max(DOT_DOT + 1);
         let numbers = 0..u32::MAX;
         let mut order: Box<[(u64, u32)]> = listing
@@ -218,10 +219,10 @@ impl Directories {
         order
     }
 
-    /// There was nothing more to give: few read on.
+    /// Drops a listing after its last entry was read, because few readers continue.
     fn let_go(&self, read: &Arc<Held>) {
         self.all_held().retain(|(_, held)| !Arc::ptr_eq(held, read));
-        // The kernel has all of it now, and goes by it.
+        // The kernel now has the complete listing and uses it.
         self.forget_later(read.inode);
     }
 

@@ -1,4 +1,4 @@
-//! Makes the kernel forget listings that it keeps.
+//! Delayed invalidation of directory listings in the kernel's cache.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,13 +10,13 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::task;
 
-/// Listings are forgotten so much too early, to do many at once.
+/// Listings that are due within this time are invalidated together.
 const TOGETHER: Duration = Duration::from_millis(20);
 
-/// When it is dropped, nothing is forgotten any more.
+/// Queue of directories whose listings the kernel caches. Dropping it ends the worker.
 pub(super) struct ForgetLater(Arc<Shared>);
 
-/// The other end.
+/// Worker that invalidates the queued listings.
 pub(super) struct Forgetting(Arc<Shared>);
 
 #[derive(Default)]
@@ -27,7 +27,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Kept {
-    /// Directories of which the kernel may have a listing, and when it got the last of it.
+    /// Directories whose listing the kernel may cache, with the time when it received the last part.
     directories: HashMap<u64, Instant>,
     has_ended: bool,
 }
@@ -42,7 +42,7 @@ impl Shared {
         self.kept.lock()
     }
 
-    /// Waits for directories that were kept for `within`. None at the end.
+    /// Waits for directories that have been queued for `within`. `None` at the end.
     fn due(&self, within: Duration) -> Option<Vec<u64>> {
         let nothing = |kept: &mut Kept| kept.directories.is_empty() && !kept.has_ended;
         let mut kept = self.kept();
@@ -56,8 +56,8 @@ impl Shared {
 }
 
 impl ForgetLater {
-    /// The kernel gets a listing of this directory. It goes by it only once it has all of it, and asks no more
-    /// then: so the last time counts.
+    /// Records that the kernel receives a listing of this directory. The kernel uses a listing only once it
+    /// is complete, and sends no requests then, so the last time counts.
     pub fn add(&self, directory: u64) {
         let mut kept = self.0.kept();
         kept.directories.insert(directory, Instant::now());
@@ -75,13 +75,18 @@ impl Drop for ForgetLater {
 }
 
 impl Forgetting {
-    /// Works in a thread of its own, because the kernel may wait for answers meanwhile; it ends with the mount.
+    /// Starts the worker in its own thread, because the kernel may wait for answers meanwhile. The thread
+    /// ends with the mount.
     pub fn spawn(self, kernel: Notifier, within: Duration) -> io::Result<()> {
         let forget = move || {
             while let Some(due) = self.0.due(within) {
                 for directory in due {
                     if let Err(error) = kernel.inval_inode(INodeNo(directory), 0, 0) {
-                        tracing::debug!(%error, directory, "the kernel was not made to forget a listing");
+                        tracing::debug!(
+                            %error,
+                            directory,
+                            "failed to invalidate a directory listing in the kernel",
+                        );
                     }
                 }
                 std::thread::sleep(TOGETHER);

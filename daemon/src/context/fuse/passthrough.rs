@@ -1,8 +1,8 @@
-//! Files that the kernel reads by itself, once it was told which file has the content.
+//! Passthrough: the kernel reads a file by itself, once it knows the backing file.
 //!
-//! The kernel wants one backing file for all opens of an inode, for as long as one of them lasts, and no
-//! open without it beside them. So only files whose content never moves are passed through: those of a
-//! union without an upper.
+//! The kernel requires one backing file for all opens of an inode, as long as one of them lasts, and no open
+//! without it at the same time. Therefore only files whose content never moves are passed through: those of
+//! an overlay without an upper directory.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -10,6 +10,7 @@ use std::fs::File;
 use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
 use parking_lot::{Mutex, MutexGuard};
 
+/// Backing files of the inodes that are open with passthrough.
 #[derive(Default)]
 pub(super) struct Passthrough(Mutex<HashMap<u64, Backing>>);
 
@@ -23,7 +24,8 @@ impl Passthrough {
         self.0.lock()
     }
 
-    /// Answers an open: passed through when the kernel takes the file, else read through us.
+    /// Answers an open request: with passthrough if the kernel accepts the file, otherwise with reads through
+    /// this process.
     pub fn open(&self, inode: u64, handle: u64, file: &File, cached: FopenFlags, reply: ReplyOpen) {
         let mut backings = self.backings();
         if let Some(backing) = backings.get_mut(&inode) {
@@ -36,7 +38,7 @@ impl Passthrough {
                 reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &backing.id);
             }
             Err(error) => {
-                tracing::debug!(%error, "not passed through");
+                tracing::debug!(%error, "kernel refused a file for passthrough");
                 reply.opened(FileHandle(handle), cached);
             }
         }

@@ -1,3 +1,5 @@
+//! The request handlers of the FUSE file system.
+
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
@@ -21,21 +23,23 @@ use super::passthrough::Passthrough;
 use super::wire::{self, GENERATION};
 use crate::context::union::{Change, Found, MAX_NAME, Maker, RenameMode, Union};
 
-/// How long the kernel may remember what changes only through it.
+/// Cache timeout of the kernel for entries that change only through it.
 const CONSTANT: Duration = Duration::from_secs(3600);
-/// The same where the room's files are below: they change under the mount.
+/// Cache timeout of the kernel when files of the room are in the lower tree: they change outside of the
+/// mount.
 pub(super) const CHANGING: Duration = Duration::from_millis(100);
 
+/// Implements fuser's file system trait for an [`OverlayFs`].
 pub(super) struct Shell {
     union: Arc<Union>,
-    /// How long the kernel may remember names and attributes.
+    /// Time for which the kernel may cache names and attributes.
     remember: Duration,
     directories: Directories,
     passthrough: Option<Passthrough>,
 }
 
 thread_local! {
-    /// Bytes on their way to the kernel.
+    /// Buffer for the data of read replies.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -59,7 +63,8 @@ impl Shell {
         reply.attr(&self.remember, &wire::attr(&found));
     }
 
-    /// For files that are not passed through: whether what the kernel has cached of them still holds.
+    /// Returns the open flags of a file without passthrough, which say whether the kernel's cached content is
+    /// still valid.
     fn cached(&self) -> FopenFlags {
         if self.union.is_constant() { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
     }
@@ -228,7 +233,7 @@ impl Filesystem for Shell {
         let name = name.as_bytes();
         let made = self.union.make_node(parent.0, name, FileType::RegularFile, &maker(request, mode));
         let found = match made {
-            // Somebody was faster, and that is fine unless it had to be new.
+            // Another caller created the file first, which is an error only if it had to be new.
             Err(Errno::EXIST) if !creates_only(flags) => self.union.look_up(parent.0, name),
             made => made,
         };
@@ -294,7 +299,7 @@ impl Filesystem for Shell {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // Nothing is held back here; the kernel does not ask again.
+        // No data is buffered here; after this error the kernel sends no more flush requests.
         reply.error(fuser::Errno::ENOSYS);
     }
 
@@ -338,7 +343,8 @@ impl Filesystem for Shell {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // The kernel reads without, and does not ask again: so does each that has openat2.
+        // The kernel then reads directories without opening them, and sends no more opendir requests. Every
+        // kernel with openat2 supports this.
         reply.error(fuser::Errno::ENOSYS);
     }
 
@@ -401,7 +407,7 @@ fn creates_only(flags: i32) -> bool {
     flags.cast_unsigned() & rustix::fs::OFlags::EXCL.bits() != 0
 }
 
-/// The length is asked for first, with a size of 0.
+/// Answers an xattr request; the kernel first asks for the length, with a size of 0.
 fn sized(value: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
     match value {
         Ok(value) if size == 0 => match u32::try_from(value.len()) {

@@ -1,4 +1,4 @@
-//! Values as fuser takes them.
+//! Conversions between fuser's types and ours.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -35,7 +35,7 @@ pub(super) fn attr(found: &Found) -> FileAttr {
     }
 }
 
-/// The kernel's 32-bit form of a device number.
+/// Returns the kernel's 32-bit encoding of a device number.
 const fn device(attr: &Attr) -> u32 {
     let (major, minor) = attr.device;
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)

@@ -1,13 +1,14 @@
-//! Where the decompression of a blob can begin.
+//! Access points: positions in a blob where decompression can begin.
 //!
-//! A plain tar is readable anywhere. Of zstd each frame stands for itself. gzip has no such places but
-//! between its members, so the state of a decoder is kept every few MiB.
+//! A plain tar is readable at any position. Each zstd frame is independent. gzip has such positions only
+//! between its members, so the state of a decoder is saved every few MiB.
 
 use std::io;
 
 use super::blob::Bytes;
 use super::wire::{Damaged, Wire, put_number};
 
+/// Compression of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Plain,
@@ -15,31 +16,31 @@ pub(super) enum Format {
     Zstd,
 }
 
-/// A place to begin.
+/// A position where decompression can begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Point {
-    /// In the tar.
+    /// Offset in the tar.
     pub tar: u64,
-    /// In the blob: the next byte to read.
+    /// Offset of the next byte to read in the blob.
     pub blob: u64,
-    /// None at the start of a frame or member.
+    /// Saved decoder state; `None` at the start of a frame or member.
     pub within: Option<Within>,
 }
 
-/// In the middle of a gzip member: where in the index file the decoder's state lies.
+/// Position in the index file of the decoder state for a point inside a gzip member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Within {
     pub at: u64,
     pub length: u32,
-    /// BLAKE3.
+    /// BLAKE3 hash of the state.
     pub hash: [u8; 32],
 }
 
-/// Of a state in the index file.
+/// Maximum size in bytes of a decoder state in the index file.
 const MAX_STATE: u32 = 256 << 10;
 
 impl Format {
-    /// By the first bytes of a blob.
+    /// Detects the format from the first bytes of a blob.
     pub(super) fn of_blob(blob: &dyn Bytes) -> io::Result<Self> {
         let mut start = [0; 4];
         let length = usize::try_from(blob.length()).unwrap_or(usize::MAX).min(start.len());
@@ -80,7 +81,7 @@ pub(super) fn put(out: &mut Vec<u8>, format: Format, points: &[Point]) {
     }
 }
 
-/// Points in ascending order, the first of them the start of all.
+/// Decodes access points. They are in ascending order, and the first one is the start of the tar.
 pub(super) fn get(wire: &mut Wire<'_>) -> Result<(Format, Vec<Point>), Damaged> {
     let format = match wire.array()? {
         [0] => Format::Plain,

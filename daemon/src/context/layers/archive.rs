@@ -1,4 +1,4 @@
-//! Entries of a tar that passes by: headers are read, content is hashed, nothing is kept.
+//! Streaming parser for the entries of a tar: reads headers, hashes content, keeps no content.
 //!
 //! ```text
 //! Header --> Extension --> Padding --> Header            names and PAX records of the next entry
@@ -6,10 +6,10 @@
 //!    '-----> Done                                        two blocks of zeros
 //! ```
 //!
-//! Header fields come from the `tar` crate. The walk from header to header is ours, since its iterator
-//! reads name extensions of any size into memory, and since positions are what is wanted. As Go's
-//! archive/tar does it: a PAX record wins over a GNU extension, which wins over the header; links,
-//! directories and devices have no content whatever their size field says.
+//! Header fields are decoded by the `tar` crate. Iteration over the headers is implemented here, because the
+//! crate's iterator reads name extensions of any size into memory, and because positions are needed. As in
+//! Go's archive/tar, a PAX record takes precedence over a GNU extension, which takes precedence over the
+//! header; links, directories and devices have no content, whatever their size field says.
 
 use hearth_pack::identity::ContentHash;
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
@@ -20,19 +20,20 @@ use super::pax::{self, Pax, PaxSparse, Xattrs};
 use super::sparse::{MAX_PIECES, Part, Piece, TextMap, pieces};
 
 const BLOCK: usize = 512;
-/// A GNU name, and a PAX header; real ones are far smaller.
+/// Maximum size in bytes of a GNU name and of a PAX header; real ones are far smaller.
 const MAX_NAME: u64 = 64 << 10;
 const MAX_PAX: u64 = 1 << 20;
-/// No file system has larger files.
+/// Maximum size in bytes of a file: no file system has larger ones.
 const MAX_SIZE: u64 = i64::MAX as u64;
 
+/// One entry of a tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TarEntry {
-    /// As written.
+    /// Path as written in the tar.
     pub path: Vec<u8>,
     pub kind: TarKind,
     pub mode: u32,
-    /// Nanoseconds since 1970.
+    /// Modification time in nanoseconds since 1970.
     pub mtime: i64,
     pub xattrs: Xattrs,
 }
@@ -48,7 +49,7 @@ pub(super) enum TarKind {
 }
 
 impl TarEntry {
-    /// Bytes that the file has beyond those that are stored.
+    /// Returns the number of bytes of the file that are not stored: the holes of a sparse file.
     pub(super) fn holes(&self) -> u64 {
         match &self.kind {
             TarKind::File { size, content: Content::Sparse(pieces), .. } => {
@@ -60,15 +61,15 @@ impl TarEntry {
     }
 }
 
-/// Where a file's bytes lie in the tar.
+/// Location of a file's content in the tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
     At(u64),
-    /// What is between the pieces is zeros.
+    /// The gaps between the extents are zeros.
     Sparse(Box<[Piece]>),
 }
 
-/// What extension headers say about the entry after them.
+/// Values of extension headers, which apply to the next entry.
 #[derive(Default)]
 struct Extended {
     path: Option<Vec<u8>>,
@@ -84,14 +85,14 @@ enum Extension {
     Global,
 }
 
-/// A regular file whose content comes next.
+/// A regular file whose content follows.
 struct Open {
     path: Vec<u8>,
     mode: u32,
     mtime: i64,
     xattrs: Xattrs,
     size: u64,
-    /// Bytes in the tar, a map at their start included.
+    /// Size in bytes in the tar, including a sparse map at the start.
     stored: u64,
 }
 
@@ -102,12 +103,12 @@ enum State {
         left: u64,
         padding: u64,
     },
-    /// More of an old GNU map follows the header.
+    /// The blocks of an old GNU sparse map follow the header.
     GnuMap {
         file: Open,
         parts: Vec<Part>,
     },
-    /// A PAX map is the first of the content.
+    /// A PAX sparse map precedes the content.
     TextMap {
         file: Open,
         map: TextMap,
@@ -119,24 +120,24 @@ enum State {
         left: u64,
     },
     Padding(u64),
-    /// One block of zeros was seen.
+    /// One block of zeros was read.
     Ending {
         at: u64,
     },
     Done,
 }
 
-/// Takes a tar in pieces of any size.
+/// Parses a tar that is supplied in chunks of any size.
 pub(super) struct TarParser {
     state: State,
-    /// A block or an extension that is not complete yet.
+    /// An incomplete block or extension.
     buffer: Vec<u8>,
-    /// Of the next byte in the tar.
+    /// Offset of the next byte in the tar.
     at: u64,
     extended: Extended,
-    /// Whether content is hashed; without that, the hash of a file says nothing.
+    /// False if content is not hashed; the hash of a file is then meaningless.
     hashes: bool,
-    /// Zeros that may still be hashed.
+    /// Number of zeros in holes that may still be hashed.
     hole_budget: u64,
 }
 
@@ -144,7 +145,7 @@ fn entry_error(path: &[u8], what: &'static str) -> LayerError {
     LayerError::Entry { entry: String::from_utf8_lossy(path).into_owned(), what }
 }
 
-/// Bytes from the end of `size` bytes to the end of their last block.
+/// Returns the number of bytes between the end of `size` bytes and the end of their last block.
 const fn padding(size: u64) -> u64 {
     (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64
 }
@@ -161,12 +162,12 @@ impl TarParser {
         }
     }
 
-    /// For whoever does not want to know what files hold.
+    /// Creates a parser that does not hash content.
     pub(super) fn without_hashes() -> Self {
         Self { hashes: false, ..Self::new() }
     }
 
-    /// Takes the next bytes and gives out the entries that they complete.
+    /// Parses the next bytes and calls `entry` with the entries that they complete.
     pub(super) fn feed(
         &mut self,
         mut bytes: &[u8],
@@ -179,7 +180,7 @@ impl TarParser {
         Ok(())
     }
 
-    /// The end of the tar. The end mark and the padding of the last entry may be missing.
+    /// Ends the tar. The end marker and the padding of the last entry may be missing.
     pub(super) fn finish(self) -> Result<(), LayerError> {
         match &self.state {
             State::Header | State::Ending { .. } if self.buffer.is_empty() => Ok(()),
@@ -196,7 +197,7 @@ impl TarParser {
         LayerError::Malformed { at: self.at, what }
     }
 
-    /// Whether the state can go on without more bytes.
+    /// Reports whether the current state can advance without more bytes.
     const fn is_complete(&self) -> bool {
         matches!(
             self.state,
@@ -212,7 +213,7 @@ impl TarParser {
         taken
     }
 
-    /// The next whole block, once all of it is there.
+    /// Returns the next block once it is complete.
     fn block(&mut self, bytes: &mut &[u8]) -> Option<[u8; BLOCK]> {
         let missing = BLOCK - self.buffer.len();
         let taken = self.take(bytes, missing as u64);
@@ -243,7 +244,7 @@ impl TarParser {
                     Err(LayerError::Malformed { at, what: "a block of zeros is followed by something else" })
                 }
             },
-            // What follows the end mark belongs to nothing.
+            // Bytes after the end marker are ignored.
             State::Done => {
                 self.take(bytes, u64::MAX);
                 Ok(State::Done)
@@ -397,7 +398,7 @@ impl TarParser {
         Ok(State::Header)
     }
 
-    /// A file whose header is complete: plain, or sparse in one of the four ways to write it.
+    /// Starts a file whose header is complete: plain, or sparse in one of the four formats.
     fn file(
         &mut self,
         mut file: Open,
@@ -436,7 +437,7 @@ impl TarParser {
         }
     }
 
-    /// `map` bytes of what is stored were its map.
+    /// Starts the content of a sparse file; `map` is the size in bytes of the map that was stored in it.
     fn sparse(&mut self, file: Open, parts: &[Part], map: u64) -> Result<State, LayerError> {
         let damaged = || entry_error(&file.path, "its sparse map is damaged");
         if file.size > MAX_SIZE {

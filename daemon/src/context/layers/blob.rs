@@ -1,14 +1,14 @@
-//! A blob of the registry, read by position; many readers share one.
+//! A registry blob that is read by position and shared by many readers.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-/// Read ahead of a decoder.
+/// Size in bytes of the buffer in front of a decoder.
 const BUFFER: usize = 64 << 10;
 
-/// Bytes that are read by position.
+/// A byte source that is read by position.
 pub(super) trait Bytes: Send + Sync {
     fn length(&self) -> u64;
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
@@ -52,7 +52,7 @@ impl Bytes for BlobFile {
     }
 }
 
-/// For the entry points that take bytes.
+/// Used by the entry points that take bytes in memory.
 impl Bytes for Vec<u8> {
     fn length(&self) -> u64 {
         self.len() as u64
@@ -66,12 +66,13 @@ impl Bytes for Vec<u8> {
     }
 }
 
+/// A blob that several readers share.
 pub(super) type Blob = Arc<dyn Bytes>;
 
-/// A blob from one place on to another, in order.
+/// Sequential reader of a range of a blob.
 pub(super) struct Input {
     blob: Blob,
-    /// Of the byte after those in the buffer.
+    /// Offset of the byte after the buffered ones.
     next: u64,
     end: u64,
     buffer: Box<[u8]>,
@@ -86,12 +87,12 @@ impl Input {
         Self { blob, next: start, end, buffer, used: 0, filled: 0 }
     }
 
-    /// Of the next byte.
+    /// Offset in the blob of the next byte.
     pub(super) const fn position(&self) -> u64 {
         self.next - (self.filled - self.used) as u64
     }
 
-    /// What is there; empty only at the end.
+    /// Returns the buffered bytes, and reads more if there are none; empty only at the end.
     pub(super) fn bytes(&mut self) -> io::Result<&[u8]> {
         if self.used == self.filled && self.next < self.end {
             let most = usize::try_from(self.end - self.next).unwrap_or(usize::MAX).min(BUFFER);

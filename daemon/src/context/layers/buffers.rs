@@ -1,20 +1,20 @@
-//! Buffers that go round: a pass hands over thousands of pieces of about a megabyte, and pages that are
-//! asked of the system anew for each cost as much as decompressing does.
+//! Buffer pool: a pass transfers thousands of chunks of up to 2 MiB between threads, and allocating fresh
+//! pages for each of them costs as much as decompression.
 
 use std::ops::Deref;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Buffers that wait; more than pieces can be under way at once.
+/// Maximum number of idle buffers; more than the number of chunks in use at once.
 const KEPT: usize = 64;
 
-/// Cheap to clone; all clones share the buffers.
+/// Pool of byte buffers. Cheap to clone; all clones share the buffers.
 #[derive(Clone, Default)]
 pub(super) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Buffers {
-    /// An empty one with room for so many bytes.
+    /// Returns an empty buffer with at least the given capacity.
     pub(super) fn take(&self, capacity: usize) -> Vec<u8> {
         let used = self.0.lock().pop();
         let mut buffer = used.unwrap_or_default();
@@ -22,7 +22,7 @@ impl Buffers {
         buffer
     }
 
-    /// A piece that gives its buffer back when the last who reads it is done.
+    /// Wraps bytes in a shared chunk that returns its buffer to the pool when the last reader drops it.
     pub(super) fn share(&self, bytes: Vec<u8>) -> Arc<Piece> {
         Arc::new(Piece { bytes, home: self.clone() })
     }

@@ -1,11 +1,12 @@
-//! Indexes of layers on disk, each made once, when a layer is first needed.
+//! Layer indexes on disk. Each is built once, when a layer is first needed.
 //!
 //! ```text
 //! <state>/context/layers/<DiffID>.<blob digest>.index
 //! ```
 //!
-//! One that is damaged, of another version or of another layer is made again. What was used longest ago
-//! goes first when there are too many; removing one that is in use is harmless: it stays open.
+//! An index that is damaged, of another version or of another layer is rebuilt. When the indexes exceed their
+//! quota, the least recently used ones are removed. Removing one that is in use is harmless, because its file
+//! stays open.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -27,22 +28,22 @@ use super::{ImageTree, LayerBlob, LayerError};
 use crate::model::{Digest, LayerLimits};
 use crate::task;
 
-/// Names of files that are not complete; removed at start.
+/// Prefix of the names of incomplete files, which are removed at start.
 const UNFINISHED: &str = "unfinished-";
 const INDEX: &str = "index";
-/// Of an earlier version, which kept decompressed layers.
+/// Extension of the decompressed layers that an earlier version stored.
 const SPOOLED: &str = "tar";
 
-/// Makes layers readable.
+/// Opens layers for reading, and stores their indexes on disk.
 pub struct LayerCache {
     directory: PathBuf,
     limits: LayerLimits,
-    /// One lock for each layer whose index is being made.
+    /// One lock for each layer whose index is being built.
     busy: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
     decoded: Arc<Decoded>,
 }
 
-/// A layer that can be read anywhere.
+/// A layer that can be read at any position.
 pub(super) struct OpenLayer {
     pub entries: Vec<u8>,
     pub hides: bool,
@@ -50,7 +51,7 @@ pub(super) struct OpenLayer {
 }
 
 impl LayerCache {
-    /// Opens the directory, makes it where it is missing, and clears away what a crash left.
+    /// Opens the directory, creates it if it is missing, and removes what a crash left behind.
     pub fn open(directory: &Path, limits: LayerLimits) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
         for entry in fs::read_dir(directory)? {
@@ -63,7 +64,7 @@ impl LayerCache {
         Ok(Self { directory: directory.to_owned(), limits, busy: Mutex::default(), decoded: Arc::default() })
     }
 
-    /// The merged tree of an image's layers, lowest first. An error names the layer.
+    /// Returns the merged tree of an image's layers, lowest first. An error names the layer.
     pub fn image(&self, layers: Vec<LayerBlob>) -> Result<ImageTree, (Digest, LayerError)> {
         let mut image = ImageTree::new(self.limits);
         for (digest, layer) in self.open_all(layers) {
@@ -73,7 +74,7 @@ impl LayerCache {
         Ok(image)
     }
 
-    /// Removes what is kept of a layer that nothing needs any more.
+    /// Removes the indexes of a layer that is not needed any more.
     pub fn forget(&self, diff_id: &Digest) {
         let prefix = format!("{}.", diff_id.hex());
         let removed = self.kept().and_then(|kept| {
@@ -83,11 +84,15 @@ impl LayerCache {
             kept.iter().filter(|kept| of_layer(&kept.path)).try_for_each(|kept| remove(&kept.path))
         });
         if let Err(error) = removed {
-            tracing::warn!(%error, %diff_id, "the index of a layer stays until the quota frees it");
+            tracing::warn!(
+                %error,
+                %diff_id,
+                "failed to remove a layer index; it remains until the quota evicts it",
+            );
         }
     }
 
-    /// Opens layers, several at once where their indexes have to be made.
+    /// Opens layers, several in parallel if their indexes have to be built.
     fn open_all(&self, layers: Vec<LayerBlob>) -> Vec<(Digest, Result<OpenLayer, LayerError>)> {
         let (next, total) = (AtomicUsize::new(0), AtomicU64::new(0));
         let slot = |layer: LayerBlob| Slot { digest: layer.digest, layer: Some(layer), opened: None };
@@ -109,7 +114,7 @@ impl LayerCache {
         thread::scope(|scope| {
             for _ in 1..helpers {
                 if task::scoped(scope, "layer-open", work).is_err() {
-                    // The thread that is here does it all, if need be.
+                    // The calling thread opens all layers if no thread can be started.
                     break;
                 }
             }
@@ -145,7 +150,7 @@ impl LayerCache {
         self.directory.join(format!("{}.{}.{INDEX}", diff_id.hex(), blob.hex()))
     }
 
-    /// An index of an earlier time.
+    /// Loads an existing index. `None` if there is none, or if it must be rebuilt.
     fn known(
         &self,
         diff_id: &Digest,
@@ -160,18 +165,18 @@ impl LayerCache {
         let index = match index::read(&file)? {
             Ok(index) => index,
             Err(damaged) => {
-                tracing::warn!(%diff_id, error = %damaged, "it is made again");
+                tracing::warn!(%diff_id, error = %damaged, "the layer index is damaged and is rebuilt");
                 return Ok(None);
             }
         };
         let is_of_blob = (index.diff_id, index.blob, index.blob_length) == (*diff_id, *digest, blob.length());
         if !is_of_blob {
-            tracing::warn!(%diff_id, "an index is that of another layer; it is made again");
+            tracing::warn!(%diff_id, "the layer index belongs to another layer and is rebuilt");
             return Ok(None);
         }
-        // Times of use; that they cannot be kept only makes the wrong index go first.
+        // The modification time records the last use; without it, a wrong index may be evicted first.
         if let Err(error) = file.set_modified(SystemTime::now()) {
-            tracing::debug!(%error, "time of use of a layer was not kept");
+            tracing::debug!(%error, "failed to record the time of use of a layer index");
         }
         Ok(Some((index, file)))
     }
@@ -194,7 +199,7 @@ impl LayerCache {
             hides: passed.hides,
         };
         file.as_file_mut().write_all(&index.encode())?;
-        // Not synced: what a crash damages is found by its sum and made again.
+        // Not synced: a crash damages the file in a way that its checksum reveals, and it is rebuilt.
         let path = self.path(&diff_id, &digest);
         let file = file.persist(&path).map_err(|error| error.error)?;
         self.make_room(&path)?;
@@ -220,7 +225,7 @@ impl LayerCache {
         Ok(kept)
     }
 
-    /// Removes what was used longest ago until the rest fits, `newest` left out.
+    /// Removes the least recently used indexes except `newest` until the rest fits the quota.
     fn make_room(&self, newest: &Path) -> io::Result<()> {
         let mut kept = self.kept()?;
         let mut bytes: u64 = kept.iter().map(|kept| kept.bytes).sum();
@@ -238,7 +243,7 @@ impl LayerCache {
     }
 }
 
-/// A layer on its way to be opened.
+/// A layer of an image while it is opened.
 struct Slot {
     digest: Digest,
     layer: Option<LayerBlob>,
@@ -258,7 +263,8 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Layer media types of OCI and Docker. Their suffix is not trusted: the content tells how it is compressed.
+/// Reports whether a media type is that of an OCI or Docker layer. Its suffix is not trusted: the content
+/// determines the compression.
 fn is_layer(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.oci.image.layer.")
         || media_type.starts_with("application/vnd.docker.image.rootfs.")

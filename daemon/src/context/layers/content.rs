@@ -1,19 +1,20 @@
-//! Hash of a file's content while its stored bytes pass by, holes included.
+//! Hash of a file's content, computed while its stored bytes are parsed; holes count as zeros.
 
 use hearth_pack::identity::ContentHash;
 
 use super::sparse::Piece;
 
-/// Zeros of one layer's holes that are hashed; about a second's work.
+/// Maximum number of zeros in the holes of one layer that are hashed, which takes about a second.
 pub(super) const HASHED_HOLES: u64 = 4 << 30;
 
-/// A file with larger holes than that has a hash of its own kind, which no content's hash can equal:
-/// such files are the same only when their maps are. A false "changed" is all that it can cause.
+/// Key context of a separate hash for files with larger holes, which cannot equal the hash of any content.
+/// Such files are equal only if their sparse maps are. A false "changed" is the worst consequence.
 const MAPPED: &str = "hearth sparse file: size, pieces, stored bytes";
 
+/// Hashes the content of one file.
 pub(super) struct ContentSum {
     sum: blake3::Hasher,
-    /// What is left of the map, last first; empty when zeros play no part.
+    /// Remaining extents of the map in reverse order; empty if holes are not hashed.
     pieces: Vec<Piece>,
     /// Offset in the file of the next byte.
     position: u64,
@@ -45,7 +46,7 @@ impl ContentSum {
         Self { sum, pieces: Vec::new(), position: 0, size: None }
     }
 
-    /// Stored bytes, in the order of the pieces.
+    /// Adds stored bytes, in the order of the extents.
     pub(super) fn update(&mut self, mut bytes: &[u8]) {
         while let Some(piece) = self.pieces.last().copied() {
             if bytes.is_empty() {

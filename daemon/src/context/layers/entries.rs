@@ -1,5 +1,5 @@
-//! Entries of a layer as one run of bytes, in the order of the tar; a path says only what is new after
-//! the path before it. About 60 bytes for a file.
+//! Encoding of a layer's entries as one byte sequence, in the order of the tar. A path is encoded as its
+//! difference from the preceding path. A file takes about 60 bytes.
 
 use hearth_pack::identity::ContentHash;
 
@@ -17,12 +17,12 @@ const CHARACTER: u8 = 6;
 const BLOCK: u8 = 7;
 const XATTRS: u8 = 0x80;
 
-/// Writes entries.
+/// Encodes entries.
 #[derive(Debug, Default)]
 pub(super) struct EntryWriter {
     pub bytes: Vec<u8>,
     pub count: usize,
-    /// Whether any path looks like a whiteout.
+    /// True if any path looks like a whiteout.
     pub hides: bool,
     path: Vec<u8>,
 }
@@ -83,7 +83,7 @@ impl EntryWriter {
     }
 }
 
-/// Reads entries back.
+/// Decodes entries.
 pub(super) struct EntryReader<'b> {
     wire: Wire<'b>,
     path: Vec<u8>,

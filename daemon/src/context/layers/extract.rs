@@ -1,4 +1,4 @@
-//! A file's bytes out of a layer's tar; holes are zeros that lie nowhere.
+//! Reads a file's bytes from a layer's tar. Holes of sparse files are zeros that are not stored.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use hearth_pack::identity::ContentHash;
 use super::archive::Content;
 use super::reader::LayerReader;
 
-/// Fills as much of `buffer` as a file of `size` bytes has from `offset` on.
+/// Fills `buffer` from `offset` on, as far as a file of `size` bytes reaches. Returns the number of bytes.
 pub(super) fn read_at(
     layer: &LayerReader,
     content: &Content,
@@ -28,7 +28,7 @@ pub(super) fn read_at(
     Ok(filled)
 }
 
-/// At least one byte, but at the end of the file.
+/// Reads at least one byte, except at the end of the file.
 fn read_some(
     layer: &LayerReader,
     content: &Content,
@@ -39,7 +39,7 @@ fn read_some(
     if offset >= size || buffer.is_empty() {
         return Ok(0);
     }
-    // How far this kind of bytes goes, and where they lie.
+    // End of the current extent or hole, and the position of the extent's bytes in the tar.
     let (until, at) = match content {
         Content::At(at) => (size, Some(at + offset)),
         Content::Sparse(pieces) => {
@@ -70,7 +70,8 @@ pub(super) struct Extract {
     content: Content,
     size: u64,
     position: u64,
-    /// Of what was read; none for sparse files, whose zeros are not worth it.
+    /// Hash of the bytes read and the expected hash; `None` for sparse files, whose zeros are too expensive
+    /// to hash.
     sum: Option<(Box<blake3::Hasher>, ContentHash)>,
 }
 
@@ -105,7 +106,7 @@ impl Read for Extract {
     }
 }
 
-/// In place of a sparse file that nobody should copy.
+/// Stands for a sparse file that must not be copied because of its holes: every read fails.
 pub(super) struct Refused {
     pub limit: u64,
 }

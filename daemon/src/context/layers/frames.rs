@@ -1,6 +1,7 @@
-//! zstd frames: found by their headers without decompressing them, and decompressed from the start of
-//! any. The seek table that our packs end with is a skippable frame like any other: headers of frames
-//! and blocks are read anyway to bound what is asked for, and say the same without having to be trusted.
+//! zstd frames: located by their headers without decompression, and decompressed from the start of any frame.
+//! The seek table at the end of our packs is a skippable frame like any other and is not used: the headers of
+//! frames and blocks must be read anyway to limit memory, and they contain the same positions without having
+//! to be trusted.
 //!
 //! Format: RFC 8878.
 
@@ -12,32 +13,32 @@ use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 use super::LayerError;
 use super::blob::{Bytes, Input};
 
-/// What a decoder must keep of its output: 128 MiB, what `zstd` itself takes without being told to.
+/// Maximum window that a decoder must keep of its output: 128 MiB, the default limit of `zstd`.
 const MAX_WINDOW_LOG: u32 = 27;
 const MAX_WINDOW: u64 = 1 << MAX_WINDOW_LOG;
-/// Frames are put together to units until they hold so much.
+/// Frames are combined into units until they reach one of these sizes in bytes.
 const UNIT_OUTPUT: u64 = 512 << 10;
 const UNIT_INPUT: u64 = 256 << 10;
 
-/// Frames that are decompressed together.
+/// Consecutive frames that are decompressed together.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unit {
-    /// In the blob.
+    /// Range in the blob.
     pub range: Range<u64>,
-    /// The largest of its frames.
+    /// Largest window of the frames in bytes.
     pub window: u64,
-    /// Of all its frames, when every one says it.
+    /// Decompressed size in bytes, if all frames declare it.
     pub content: Option<u64>,
 }
 
 struct Frame {
     end: u64,
     window: u64,
-    /// None when it does not say.
+    /// Decompressed size in bytes; `None` when the frame does not declare it.
     content: Option<u64>,
 }
 
-/// Reads headers: a little ahead, for they may lie close together.
+/// Reads headers through a small buffer, because they may be close together.
 struct Headers<'b> {
     blob: &'b dyn Bytes,
     start: u64,
@@ -65,7 +66,7 @@ fn damaged() -> LayerError {
     LayerError::Decompress(io::Error::new(io::ErrorKind::InvalidData, "a zstd frame is damaged"))
 }
 
-/// All frames of a blob as units.
+/// Returns all frames of a blob, combined into units.
 pub(super) fn units(blob: &dyn Bytes) -> Result<Vec<Unit>, LayerError> {
     let mut headers = Headers { blob, start: 0, buffer: [0; 4096], filled: 0 };
     let mut units = Vec::new();
@@ -151,14 +152,14 @@ fn frame(headers: &mut Headers<'_>, at: u64) -> Result<Frame, LayerError> {
     Ok(Frame { end, window, content })
 }
 
-/// Decompresses some frames at once, which is faster than piece by piece.
+/// Decompresses several frames in one call, which is faster than streaming.
 pub(super) struct Whole {
     context: DCtx<'static>,
     stored: Vec<u8>,
 }
 
 impl Whole {
-    /// Of what is read and of what comes out.
+    /// Maximum size in bytes of the input and of the output.
     pub(super) const LIMIT: u64 = 6 << 20;
 
     pub(super) fn new() -> io::Result<Self> {
@@ -166,8 +167,8 @@ impl Whole {
         Ok(Self { context, stored: Vec::new() })
     }
 
-    /// The frames in a range of the blob, which hold `content` bytes, put into `out`, which is empty. False when that
-    /// is too much at once.
+    /// Decompresses the frames in a range of the blob, which hold `content` bytes, into the empty buffer
+    /// `out`. Returns false if the range or the content exceeds the limit.
     pub(super) fn read(
         &mut self,
         blob: &dyn Bytes,
@@ -193,7 +194,7 @@ impl Whole {
     }
 }
 
-/// Decompresses frames one after the other.
+/// Decompresses frames as a stream.
 pub(super) struct Zstd {
     input: Input,
     context: DCtx<'static>,
@@ -207,7 +208,7 @@ impl Zstd {
         Ok(Self { input, context, in_frame: false })
     }
 
-    /// Fills as much of `out` as there is; 0 at the end.
+    /// Fills `out` as far as the frames reach; returns 0 at the end.
     pub(super) fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let mut output = OutBuffer::around(out);
         while output.pos() < output.capacity() {

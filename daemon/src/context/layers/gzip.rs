@@ -1,9 +1,9 @@
-//! gzip from its start, or from where a decoder stood before; members follow each other.
+//! gzip decoder that starts at the beginning or at a saved decoder state; members may follow each other.
 //!
-//! What a decoder needs to go on from anywhere is its own state and the last 32 KiB that came out. Places
-//! between two blocks need less of it, but some writers make one block of a whole layer.
+//! To resume at any position, a decoder needs its own state and the last 32 KiB of output. Positions between
+//! two blocks need less, but some writers produce one block for a whole layer.
 //!
-//! Sums of members are stepped over: what a layer holds is verified by its DiffID.
+//! Checksums of members are skipped: a layer's content is verified by its DiffID.
 
 use std::io;
 
@@ -13,27 +13,27 @@ use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 
 use super::blob::Input;
 
-/// How far back a stream may look.
+/// Maximum distance in bytes of a back reference.
 const WINDOW: usize = 32 << 10;
-/// Output that is not taken yet, and the window before it; a power of two.
+/// Size in bytes of the ring buffer for new output and the window before it; a power of two.
 const RING: usize = 256 << 10;
-/// Of a member's name and comment.
+/// Maximum size in bytes of a member's name and comment.
 const MAX_TEXT: usize = 64 << 10;
-/// Of a state and its window; a state is about 20 KiB of text.
+/// Maximum size in bytes of a saved state with its window; a state is about 20 KiB of text.
 const MAX_STATE: usize = 256 << 10;
 
 pub(super) struct Gzip {
     input: Input,
     inflate: Box<DecompressorOxide>,
     ring: Box<[u8]>,
-    /// Where in the ring the next output goes.
+    /// Position in the ring buffer of the next output.
     place: usize,
-    /// Output of this member, as far as it matters for the window.
+    /// Number of bytes of this member's output that the window contains.
     behind: usize,
     in_member: bool,
 }
 
-/// What one step gave.
+/// Result of one decoding step.
 pub(super) enum Step<'g> {
     Output(&'g [u8]),
     End,
@@ -44,13 +44,13 @@ fn damaged(what: &'static str) -> io::Error {
 }
 
 impl Gzip {
-    /// At the start of a member.
+    /// Creates a decoder at the start of a member.
     pub(super) fn new(input: Input) -> Self {
         let (inflate, ring) = (Box::default(), vec![0; RING].into_boxed_slice());
         Self { input, inflate, ring, place: 0, behind: 0, in_member: false }
     }
 
-    /// Where a decoder stood that gave this `state`. The input stands at the byte it would have read.
+    /// Restores a decoder from a saved `state`. The input must be at the position where the state was saved.
     pub(super) fn within(input: Input, state: &[u8]) -> io::Result<Self> {
         let state = zstd::bulk::decompress(state, MAX_STATE)?;
         let wrong = || damaged("the state of a decoder is damaged");
@@ -67,7 +67,7 @@ impl Gzip {
         Ok(gzip)
     }
 
-    /// Decompresses a little more.
+    /// Decompresses some more bytes.
     pub(super) fn step(&mut self) -> io::Result<Step<'_>> {
         loop {
             if !self.in_member {
@@ -100,12 +100,12 @@ impl Gzip {
         }
     }
 
-    /// Of the next byte of the blob that will be read.
+    /// Offset of the next byte of the blob that the decoder reads.
     pub(super) const fn position(&self) -> u64 {
         self.input.position()
     }
 
-    /// All that a decoder needs to go on from here; none between members, where it needs nothing.
+    /// Saves the state that a decoder needs to resume here; `None` between members, where it needs nothing.
     pub(super) fn state(&self) -> io::Result<Option<Vec<u8>>> {
         if !self.in_member {
             return Ok(None);
@@ -124,7 +124,7 @@ impl Gzip {
         Ok(Some(zstd::bulk::compress(&state, 1)?))
     }
 
-    /// Steps over a member's header; false at the end of the blob, which may be padded with zeros.
+    /// Skips a member's header. Returns false at the end of the blob, which may be padded with zeros.
     fn member(&mut self) -> io::Result<bool> {
         if self.input.bytes()?.is_empty() {
             return Ok(false);

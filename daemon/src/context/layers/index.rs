@@ -1,40 +1,41 @@
-//! What is known of a layer without its content: entries, and places where reading can begin.
+//! File format of a layer's index: the entries of the layer, and access points of its blob.
 //!
 //! ```text
-//! states of gzip decoders | body | length of body (8) | BLAKE3 of magic, length, body (32) | magic (16)
+//! states of gzip decoders | body | length of the body (8) | BLAKE3 of magic, length, body (32) | magic (16)
 //! ```
 //!
-//! The body is small and read whole; a state is read when a decoder begins there, and has a hash of
-//! its own. An index that is damaged, of another version, or of another layer is made again.
+//! The body is small and read as a whole. A decoder state is read when a decoder starts at it, and has its
+//! own hash. An index that is damaged, of another version, or of another layer is rebuilt.
 
 use super::access::{self, Format, Point};
 use super::wire::{Damaged, Wire, put_bytes, put_number};
 use crate::model::Digest;
 
-/// Its last bytes are the version: another one makes every index anew.
+/// The last characters are the version; changing them rebuilds every index.
 const MAGIC: &[u8; 16] = b"hearth layer 002";
 const TRAILER: usize = 8 + 32 + MAGIC.len();
 
-/// No layer within the limits has a larger one.
+/// Maximum size in bytes of a body; no layer within the limits has a larger one.
 const MAX_BODY: u64 = 1 << 30;
 
+/// The decoded index of one layer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LayerIndex {
     pub diff_id: Digest,
     pub blob: Digest,
     pub blob_length: u64,
-    /// Of the tar.
+    /// Length of the tar in bytes.
     pub length: u64,
     pub format: Format,
     pub points: Vec<Point>,
-    /// As [`EntryWriter`](super::entries::EntryWriter) wrote them.
+    /// Entries as encoded by [`EntryWriter`](super::entries::EntryWriter).
     pub entries: Vec<u8>,
-    /// Whether any of them may be a whiteout.
+    /// True if any entry may be a whiteout.
     pub hides: bool,
 }
 
 impl LayerIndex {
-    /// Body and trailer.
+    /// Encodes the body and the trailer.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.entries.len() + 64 * self.points.len() + 256);
         out.extend_from_slice(self.diff_id.as_bytes());
@@ -52,7 +53,7 @@ impl LayerIndex {
         out
     }
 
-    /// Where in a file with this end the body lies.
+    /// Returns the range of the body in a file with this trailer.
     pub(super) fn body_range(
         file_length: u64,
         trailer: &[u8; TRAILER],
@@ -74,7 +75,7 @@ impl LayerIndex {
         Self::decode_body(body)
     }
 
-    /// Takes a body whose sum was checked; refuses it all the same where it makes no sense.
+    /// Decodes a body whose checksum was verified; inconsistent values are refused all the same.
     pub(super) fn decode_body(body: &[u8]) -> Result<Self, Damaged> {
         let mut wire = Wire(body);
         let (diff_id, blob) = (Digest::from_sha256(wire.array()?), Digest::from_sha256(wire.array()?));

@@ -1,4 +1,4 @@
-//! What a layer holds, for whoever is about to have it unpacked by others.
+//! Inspection of a layer before another program unpacks it.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::pass::look_through;
 use super::{LayerError, LayerLimits};
 use crate::image::port::{LayerCompression, LayerFacts, LayerFault, LayerInspector, LayerRefusal};
 
-/// Looks through layers as [`LayerCache`](super::LayerCache) does, within the same limits, and keeps nothing.
+/// Parses layers as [`LayerCache`](super::LayerCache) does, within the same limits, and stores nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerInspection {
     limits: LayerLimits,

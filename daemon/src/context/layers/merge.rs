@@ -1,11 +1,11 @@
-//! Layers merged into one tree, as an overlay of directories would show them.
+//! Merging of layers into one tree, with the result that an overlay of directories would show.
 //!
-//! A later entry replaces an earlier one at its path; a directory over a directory only changes its
-//! mode and time. Whiteouts (`.wh.NAME`) and opaque marks (`.wh..wh..opq`) of a layer hide what the
-//! layers below it have, never what the layer itself brings, wherever in it they stand (OCI image
-//! spec, "Whiteouts"). Links are data: an entry below a link, or below any other thing that is no
-//! directory, replaces that by a directory, as an overlay does. A hard link is another name of the
-//! file that its target names in the tree so far.
+//! A later entry replaces an earlier one with its path; a directory over a directory only changes its mode
+//! and time. Whiteouts (`.wh.NAME`) and opaque markers (`.wh..wh..opq`) of a layer hide entries of the layers
+//! below it, never entries of the layer itself, whatever their position in the layer (OCI image spec,
+//! "Whiteouts"). Links are data: an entry below a link, or below any other entry that is not a directory,
+//! replaces that entry by a directory, as in an overlay. A hard link is another name of the file at its
+//! target in the tree merged so far.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -28,17 +28,17 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 const ROOT: u32 = 0;
 const MAX_LINKS: usize = 40;
 
-/// Names of an image and where their content lies.
+/// The merged entries of an image, and the locations of their content.
 pub struct ImageTree {
     limits: LayerLimits,
     nodes: Vec<Node>,
     contents: Vec<FileContent>,
     layers: Vec<Arc<LayerReader>>,
-    /// The directory that the last entry was put in, for the next is most often put there too.
+    /// The directory of the last entry, because the next entry is usually in the same one.
     recent: Option<(Vec<Box<[u8]>>, u32)>,
-    /// Zeros of sparse files that are stored nowhere.
+    /// Total size in bytes of the holes of sparse files.
     holes: u64,
-    /// Bytes that hard links to links and attributes were given.
+    /// Bytes that were duplicated for hard links: targets of symbolic links, and attributes.
     copied: u64,
 }
 
@@ -49,9 +49,10 @@ struct Node {
     xattrs: Box<[(Vec<u8>, Vec<u8>)]>,
 }
 
+/// Kind of a node of an image.
 pub enum NodeKind {
     Directory(BTreeMap<Box<[u8]>, u32>),
-    /// Index of what all names of the file share.
+    /// Regular file; `content` is the index of the content that all its names share.
     File {
         content: u32,
     },
@@ -69,24 +70,25 @@ struct FileContent {
     content: Content,
     size: u64,
     hash: ContentHash,
-    /// Names it got; not lowered when one is replaced.
+    /// Number of names; not decremented when one is replaced.
     names: u32,
 }
 
+/// Attributes of a node of an image.
 pub struct NodeStat<'t> {
     pub kind: &'t NodeKind,
     pub mode: u32,
     pub mtime: i64,
-    /// Of a regular file.
+    /// Size in bytes of a regular file.
     pub size: u64,
 }
 
-/// What a path in a layer means.
+/// Meaning of a path in a layer.
 enum Name<'p> {
     Entry,
     Whiteout(&'p [u8]),
     Opaque,
-    /// Of aufs; means nothing here.
+    /// aufs metadata, which is ignored.
     Ignored,
 }
 
@@ -100,7 +102,7 @@ impl ImageTree {
         let OpenLayer { entries, hides, reader } = layer;
         let index = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
         self.layers.push(Arc::new(reader));
-        // What hides comes first, wherever in the layer it stands.
+        // Whiteouts are applied first, whatever their position in the layer.
         if hides {
             self.hide_all(&entries)?;
         }
@@ -127,7 +129,7 @@ impl ImageTree {
         Ok(())
     }
 
-    /// Removes one name of a directory, or all.
+    /// Removes one name of a directory, or all names.
     fn hide(&mut self, directory: &[&[u8]], name: Option<&[u8]>) {
         let Some(node) = self.walk(ROOT, directory.iter().copied()) else { return };
         if let NodeKind::Directory(children) = &mut self.nodes[node as usize].kind {
@@ -154,7 +156,7 @@ impl ImageTree {
                 _ => Err(LayerError::Entry { entry: shown(), what: "the image's root is no directory" }),
             };
         };
-        // Looked up before parents are made, which could replace what the link is meant for.
+        // Resolved before parent directories are created, because these could replace the target.
         let kind = match kind {
             TarKind::HardLink(target) => {
                 let target_path = self::components(&target)?;
@@ -205,7 +207,7 @@ impl ImageTree {
         self.place(directory, last, kind)
     }
 
-    /// The directory with this path, made where it is not there.
+    /// Returns the directory with this path, and creates it if it is missing.
     fn directory(&mut self, path: &[&[u8]]) -> Result<u32, LayerError> {
         if let Some((recent, node)) = &self.recent
             && recent.iter().map(Box::as_ref).eq(path.iter().copied())
@@ -220,7 +222,7 @@ impl ImageTree {
         Ok(directory)
     }
 
-    /// The child `name` as a directory, which replaces whatever else is there.
+    /// Returns the child `name` as a directory, which replaces an entry of another kind.
     fn make_directory(&mut self, parent: u32, name: &[u8]) -> Result<u32, LayerError> {
         if let Some(child) = self.child(parent, name)
             && matches!(self.nodes[child as usize].kind, NodeKind::Directory(_))
@@ -228,7 +230,7 @@ impl ImageTree {
             return Ok(child);
         }
         self.place(parent, name, Node::directory())?;
-        // `place` put it there.
+        // `insert` has created it.
         self.child(parent, name).ok_or(LayerError::Entry { entry: lossy(name), what: "has no directory" })
     }
 
@@ -243,7 +245,7 @@ impl ImageTree {
         if self.nodes.len() > self.limits.entries {
             return Err(LayerError::TooManyEntries { limit: self.limits.entries });
         }
-        // What is replaced may be that directory, or lie above it.
+        // The replaced entry may be the recent directory or one of its parents.
         if self.child(parent, name).is_some() {
             self.recent = None;
         }
@@ -266,12 +268,13 @@ impl ImageTree {
         path.try_fold(top, |node, name| self.child(node, name))
     }
 
-    /// The node at a path below `top`, links not followed.
+    /// Returns the node at a path below `top`; symbolic links are not followed.
     pub fn lookup(&self, top: u32, path: &[u8]) -> Option<u32> {
         self.walk(top, path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()))
     }
 
-    /// The node at a path, with links followed as in a container of this image: its root is their root.
+    /// Returns the node at a path; symbolic links are followed as in a container of this image, relative to
+    /// its root.
     pub fn resolve(&self, path: &[u8]) -> Option<u32> {
         let split = |path: &[u8]| -> Vec<Box<[u8]>> {
             path.split(|byte| *byte == b'/').rev().map(Box::from).collect()
@@ -322,7 +325,7 @@ impl ImageTree {
         NodeStat { kind, mode: *mode, mtime: *mtime, size }
     }
 
-    /// What the names of a file with several have in common.
+    /// Returns the number that all names of a file share; `None` for a file with one name.
     pub fn link_group(&self, node: u32) -> Option<u64> {
         match self.nodes[node as usize].kind {
             NodeKind::File { content } if self.contents[content as usize].names > 1 => {
@@ -332,7 +335,7 @@ impl ImageTree {
         }
     }
 
-    /// Of a file's content; of what is no file, that of nothing.
+    /// Returns the hash of a file's content; the hash of empty content for any other kind.
     pub fn content_hash(&self, node: u32) -> ContentHash {
         match self.nodes[node as usize].kind {
             NodeKind::File { content } => self.contents[content as usize].hash,
@@ -340,20 +343,21 @@ impl ImageTree {
         }
     }
 
-    /// `security.capability` and `user.*`, sorted by name.
+    /// Returns the extended attributes (`security.capability` and `user.*`), sorted by name.
     pub fn xattrs(&self, node: u32) -> &[(Vec<u8>, Vec<u8>)] {
         &self.nodes[node as usize].xattrs
     }
 
-    /// Fills as much of `buffer` as the file has from `offset` on. Blocking. What is no file is empty.
+    /// Fills `buffer` from `offset` on, as far as the file reaches. Blocking. Any other kind is empty.
     pub fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let NodeKind::File { content } = self.nodes[node as usize].kind else { return Ok(0) };
         let FileContent { layer, content, size, .. } = &self.contents[content as usize];
         extract::read_at(&self.layers[*layer as usize], content, *size, buffer, offset)
     }
 
-    /// All of a file from its start. The last bytes come only when all of them are what was indexed.
-    /// Sparse files give nothing when the image's are so large that copies of them would fill a disk.
+    /// Opens a file for reading from its start. The last bytes are returned only if all bytes match the
+    /// index. Reading a sparse file fails if the holes of the image are so large that copies of them would
+    /// fill a disk.
     pub fn open(&self, node: u32) -> Option<Box<dyn Read + Send>> {
         let NodeKind::File { content } = self.nodes[node as usize].kind else { return None };
         let FileContent { layer, content, size, hash, .. } = &self.contents[content as usize];
@@ -367,7 +371,7 @@ impl ImageTree {
 }
 
 impl Node {
-    /// Bytes that another name of it takes.
+    /// Returns the number of bytes that another name of the node duplicates.
     fn copied(&self) -> u64 {
         let target = match &self.kind {
             NodeKind::Symlink(target) => target.len(),
@@ -386,7 +390,7 @@ fn lossy(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
 
-/// Components of a path in a layer; a `/` at its start means the image's root like no `/`.
+/// Splits a path in a layer into components. A leading `/` means the image's root, like no `/`.
 fn components(path: &[u8]) -> Result<Vec<&[u8]>, LayerError> {
     let wrong = |what| LayerError::Entry { entry: lossy(path), what };
     if path.len() > MAX_PATH {

@@ -1,12 +1,12 @@
-//! The one pass over a layer: it makes the layer's index, or only finds out what the layer holds.
+//! The single pass over a layer's content, which builds the layer's index or only inspects the layer.
 //!
 //! ```text
-//! blob -- decoders (zstd: a few, by turns) --> pieces --+--> DiffID, on a thread of its own
-//!                                                       '--> tar: entries, hash of each content
+//! blob -- decoders (several for zstd) --> chunks --+--> DiffID, on its own thread
+//!                                                  '--> tar parser: entries, hash of each content
 //! ```
 //!
-//! Pieces pass through short channels, so memory is bounded whatever the layer holds. Where a decoder
-//! could begin comes before the piece that begins there.
+//! Chunks pass through short channels, so memory is limited whatever the layer contains. An access point is
+//! sent before the chunk that begins there.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -27,43 +27,44 @@ use super::{LayerError, LayerLimits, frames};
 use crate::model::Digest;
 use crate::task;
 
-/// Bytes of a piece; one fits a core's cache.
+/// Target size in bytes of a chunk; one fits into a core's cache.
 const PIECE: usize = 256 << 10;
-/// Of one that is a whole unit of zstd frames.
+/// Maximum size in bytes of a chunk that is a whole unit of zstd frames.
 const MAX_PIECE: u64 = 2 << 20;
-/// Pieces that wait between two threads.
+/// Number of chunks that wait between two threads.
 const WAITING: usize = 4;
 const MAX_DECODERS: usize = 8;
-/// Output between two places of a gzip member where a decoder can begin.
+/// Output in bytes between two access points of a gzip member.
 const GZIP_STEP: u64 = 4 << 20;
-/// zstd frames with larger states are not decompressed side by side.
+/// Maximum window in bytes of zstd frames that are decompressed in parallel.
 const SMALL_WINDOW: u64 = 8 << 20;
 
-/// What a decoder says.
+/// Message from a decoder thread.
 enum Said {
-    /// A decoder can begin with the next piece: here in the blob, with this state.
+    /// The next chunk begins at an access point: its offset in the blob, and the decoder state.
     Begin(u64, Option<Vec<u8>>),
     Piece(Vec<u8>),
-    /// Of a zstd unit.
+    /// End of a zstd unit.
     UnitEnd,
     Failed(LayerError),
 }
 
-/// What a pass found out.
+/// Result of a pass.
 #[derive(Debug)]
 pub(super) struct Passed {
     pub diff_id: Digest,
     pub length: u64,
-    /// Bytes that its files have beyond what is stored of them: holes of sparse files.
+    /// Total size in bytes of the holes of sparse files, which are not stored.
     pub holes: u64,
     pub entry_count: usize,
     pub points: Vec<Point>,
     pub entries: Vec<u8>,
-    /// Whether any entry may be a whiteout.
+    /// True if any entry may be a whiteout.
     pub hides: bool,
 }
 
-/// Reads all of a blob and makes its index. States of gzip decoders are written to `states`, from its start on.
+/// Reads a whole blob and builds its index. States of gzip decoders are written to `states`, from its start
+/// on.
 pub(super) fn pass(
     blob: &Blob,
     format: Format,
@@ -73,7 +74,7 @@ pub(super) fn pass(
     run(blob, format, limits, Purpose::Index(states))
 }
 
-/// Reads all of a blob and keeps nothing of it. Setting `cancelled` ends it early.
+/// Reads a whole blob and stores nothing. Setting `cancelled` ends the pass early.
 pub(super) fn look_through(
     blob: &Blob,
     format: Format,
@@ -83,11 +84,12 @@ pub(super) fn look_through(
     run(blob, format, limits, Purpose::Facts(cancelled))
 }
 
-/// What a pass is made for.
+/// Purpose of a pass.
 enum Purpose<'p> {
-    /// States of gzip decoders go here.
+    /// Build an index; states of gzip decoders are written here.
     Index(&'p mut dyn Write),
-    /// The layer is to be unpacked by others: holes of its files are counted, as others may write them out.
+    /// Inspect a layer that another program will unpack. Holes of files count as content, because the other
+    /// program may write them out.
     Facts(&'p AtomicBool),
 }
 
@@ -131,7 +133,7 @@ fn run(
     })
 }
 
-/// The receiver went away: it failed, and says why itself.
+/// The receiver was dropped because it failed; it reports its own error.
 struct Gone;
 
 enum DecodeError {
@@ -160,7 +162,7 @@ fn send(sender: &SyncSender<Said>, said: Said) -> Result<(), Gone> {
 
 fn send_result(sender: &SyncSender<Said>, result: Result<(), DecodeError>) {
     if let Err(DecodeError::Layer(error)) = result {
-        // Whoever does not listen any more has failed already.
+        // A receiver that is gone has failed already.
         drop(sender.send(Said::Failed(error)));
     }
 }
@@ -195,7 +197,8 @@ fn inflate(input: Input, with_states: bool, sender: &SyncSender<Said>) -> Result
     Ok(send(sender, Said::Piece(piece))?)
 }
 
-/// Decoder `k` of `n` has the units `k`, `k + n`, ...; they are listened to by turns.
+/// Decodes units on `n` threads, where thread `k` has the units `k`, `k + n`, and so on; their output is
+/// received in turn.
 fn decode_units<'scope>(
     scope: &'scope Scope<'scope, '_>,
     blob: &Blob,
@@ -256,7 +259,7 @@ fn decode_unit(
     }
 }
 
-/// Takes what the decoders say, in the order of the tar.
+/// Processes the messages of the decoders in the order of the tar.
 struct Taker<'p> {
     blob_length: u64,
     limits: LayerLimits,
@@ -318,7 +321,7 @@ impl<'p> Taker<'p> {
             }
         };
         let point = Point { tar: self.length, blob, within };
-        // Nothing came out since the last one: the later place is as good and nearer.
+        // No output since the last access point: the later one is as good and nearer.
         if self.points.last().is_some_and(|last| last.tar == point.tar) {
             self.points.pop();
         }

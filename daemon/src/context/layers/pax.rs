@@ -1,32 +1,34 @@
-//! Records of a PAX header: `LENGTH KEY=VALUE\n`, each as long as it says.
+//! Records of a PAX header: `LENGTH KEY=VALUE
+//! `.
 //!
-//! As Go's archive/tar does it: the last record of a key wins, and an empty value takes nothing from
-//! what the header says. Of extended attributes those are kept that COPY and a container could see.
+//! As in Go's archive/tar, the last record of a key applies, and an empty value leaves the header's value in
+//! place. Only the extended attributes that COPY and a container can see are kept.
 
 use super::sparse::{MAX_PIECES, Part};
 
-/// Names and values.
+/// Names and values of extended attributes.
 pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
+/// The recognized records of a PAX header.
 #[derive(Debug, Default)]
 pub(super) struct Pax {
     pub path: Option<Vec<u8>>,
     pub link: Option<Vec<u8>>,
     pub size: Option<u64>,
     pub mtime: Option<i64>,
-    /// Sorted by name, one for each.
+    /// Sorted by name, one for each name.
     pub xattrs: Xattrs,
     pub sparse: Option<PaxSparse>,
 }
 
-/// What `GNU.sparse.*` says; which of it counts depends on the version.
+/// The `GNU.sparse.*` records; the version determines which of them apply.
 #[derive(Debug, Default)]
 pub(super) struct PaxSparse {
     pub version: Option<(u64, u64)>,
     pub name: Option<Vec<u8>>,
     pub size: Option<u64>,
     pub blocks: Option<u64>,
-    /// Offset and length by turns.
+    /// Offset and length, alternating.
     pub numbers: Vec<u64>,
 }
 
@@ -59,8 +61,8 @@ pub(super) fn parse(data: &[u8]) -> Result<Pax, &'static str> {
     Ok(pax)
 }
 
-/// A global header holds for every entry after it, or for none: readers differ. What would change
-/// where entries begin or what they are called is refused, all else left alone.
+/// Checks a global header. Readers differ in whether it applies to all following entries or to none. Records
+/// that would change the boundaries or names of entries are refused; all others are ignored.
 pub(super) fn check_global(data: &[u8]) -> Result<(), &'static str> {
     for record in Records(data) {
         let (key, _) = record?;
@@ -71,7 +73,7 @@ pub(super) fn check_global(data: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Keys and values.
+/// Iterator over keys and values.
 struct Records<'d>(&'d [u8]);
 
 impl<'d> Records<'d> {
@@ -101,7 +103,7 @@ impl<'d> Iterator for Records<'d> {
     }
 }
 
-/// Digits and nothing else.
+/// Parses a number that consists only of digits.
 pub(super) fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -141,7 +143,7 @@ fn sparse(sparse: &mut PaxSparse, name: &[u8], value: &[u8]) -> Result<(), &'sta
         b"name" => sparse.name = Some(value.to_vec()).filter(|name| !name.is_empty()),
         b"size" | b"realsize" => sparse.size = Some(digits()?),
         b"numblocks" => sparse.blocks = Some(digits()?),
-        // Version 0.1 has the whole map in one record, 0.0 a pair of records for each part.
+        // Version 0.1 has the whole map in one record, version 0.0 has a pair of records for each range.
         b"map" if value.is_empty() => sparse.numbers.clear(),
         b"map" => {
             let numbers = value.split(|byte| *byte == b',').map(|digits| number(digits).ok_or(WRONG));
@@ -159,7 +161,7 @@ fn sparse(sparse: &mut PaxSparse, name: &[u8], value: &[u8]) -> Result<(), &'sta
 }
 
 impl PaxSparse {
-    /// The map, where it is in the records.
+    /// Returns the map if it is in the records.
     pub(super) fn parts(&self) -> Option<Vec<Part>> {
         if !self.numbers.len().is_multiple_of(2) {
             return None;
@@ -169,7 +171,7 @@ impl PaxSparse {
     }
 }
 
-/// `-12.345` as nanoseconds; digits beyond those are dropped.
+/// Parses a time such as `-12.345` as nanoseconds; further digits are dropped.
 fn time(text: &str) -> Option<i64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,5 +1,5 @@
-//! The readers of this module over bytes in memory, for tests that feed them anything. None of them
-//! may panic, hang, or take memory out of proportion.
+//! Entry points to the parsers of this module for fuzzing and tests, over bytes in memory. No parser may
+//! panic, hang, or use a disproportionate amount of memory.
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::reader::{Decoded, LayerReader};
 use super::wire::Damaged;
 use super::{LayerError, LayerLimits};
 
-/// Reads a tar; gives the number of its entries.
+/// Parses a tar and returns the number of its entries.
 pub fn tar(bytes: &[u8]) -> Result<usize, LayerError> {
     let mut parser = TarParser::new();
     let mut count = 0;
@@ -26,20 +26,20 @@ pub fn tar(bytes: &[u8]) -> Result<usize, LayerError> {
     Ok(count)
 }
 
-/// Reads the body of an index, whose sum counts as checked, and all of its entries; gives their number.
+/// Decodes the body of an index, without its checksum, and all of its entries. Returns their number.
 pub fn index(body: &[u8]) -> Result<usize, Damaged> {
     let index = LayerIndex::decode_body(body)?;
     EntryReader::new(&index.entries).try_fold(0, |count, entry| entry.map(|_| count + 1))
 }
 
-/// Indexes a blob of any compression and reads its last bytes; gives the length of its tar.
+/// Indexes a blob of any compression and reads the last bytes of its tar. Returns the length of the tar.
 pub fn layer(blob: &[u8]) -> Result<u64, LayerError> {
     let limits = LayerLimits { layer_bytes: 16 << 20, index_bytes: 1 << 20, ..LayerLimits::default() };
     let format = Format::of(blob);
     let blob: Blob = Arc::new(blob.to_vec());
     let passed = pass(&blob, format, &limits, &mut io::sink())?;
     let length = passed.length;
-    // Without states, as if all of them were damaged.
+    // Without decoder states, as if all of them were damaged.
     let reader = LayerReader::new(blob, None, (format, passed.points, length), Arc::<Decoded>::default());
     let mut last = [0; 64];
     reader.read_at(&mut last, length.saturating_sub(64))?;

@@ -1,9 +1,9 @@
-//! Any range of a layer's tar, out of its blob.
+//! Random access to a layer's tar, decompressed from its blob.
 //!
-//! Between two places where a decoder can begin lies a *stretch*. A short one is decompressed whole and
-//! kept for a while, since its neighbours are asked for next. A long one, such as that of a layer that
-//! is one zstd frame, is decompressed block by block by a decoder that waits for the next block to be
-//! asked for; going back means to begin again. Everything kept is bounded, for all layers together.
+//! The range between two access points is a *stretch*. A short stretch is decompressed as a whole and cached
+//! for a while, since neighbouring files are usually requested next. A long one, such as a layer that is one
+//! zstd frame, is decompressed block by block; its decoder stays idle between requests, and reading backwards
+//! restarts it. All caches are limited, for all layers together.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,26 +19,26 @@ use super::blob::{Blob, Input};
 use super::frames::{Whole, Zstd};
 use super::gzip::{Gzip, Step};
 
-/// Stretches up to this are decompressed whole.
+/// Maximum size in bytes of a stretch that is decompressed as a whole.
 const SHORT: u64 = 6 << 20;
-/// Of long ones.
+/// Block size in bytes within a long stretch.
 const BLOCK: u64 = 1 << 20;
-/// Decompressed bytes that are kept.
+/// Maximum number of cached decompressed bytes.
 const KEPT: usize = 64 << 20;
-/// Decoders that wait within a long stretch; each may hold a window.
+/// Maximum number of idle decoders within long stretches; each may hold a window.
 const DECODERS: usize = 4;
-/// One stretch is not decompressed by several readers at once.
+/// Number of locks that keep several readers from decompressing the same stretch at once.
 const TURNS: usize = 16;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What they guard is whole after every single step.
+    // The guarded values are consistent after every single step.
     mutex.lock()
 }
 
-/// Layer and offset in its tar.
+/// Layer id, and offset in its tar.
 type Place = (u64, u64);
 
-/// What was decompressed a moment ago, of all layers.
+/// Cache of recently decompressed blocks and idle decoders, for all layers.
 #[derive(Default)]
 pub(super) struct Decoded {
     blocks: Mutex<Blocks>,
@@ -53,10 +53,10 @@ struct Blocks {
     clock: u64,
 }
 
-/// A decoder in the middle of a long stretch.
+/// An idle decoder within a long stretch.
 struct Waiting {
     layer: u64,
-    /// Of the next byte it gives.
+    /// Offset in the tar of its next byte.
     at: u64,
     decoder: Decoder,
 }
@@ -90,7 +90,7 @@ impl Decoded {
         lock(&self.turns[((start / BLOCK) ^ layer.wrapping_mul(7)) as usize % TURNS])
     }
 
-    /// The decoder that has the shortest way to `at` within a stretch that begins at `start`.
+    /// Takes the idle decoder that is nearest to `at` within the stretch that begins at `start`.
     fn waiting(&self, layer: u64, start: u64, at: u64) -> Option<Waiting> {
         let mut waiting = lock(&self.waiting);
         let fits = |(_, one): &(usize, &Waiting)| one.layer == layer && (start..=at).contains(&one.at);
@@ -122,7 +122,7 @@ impl Decoded {
 
 enum Decoder {
     Zstd(Zstd),
-    /// And output that nobody took yet.
+    /// Decoder, and output that was not requested yet.
     Gzip(Box<Gzip>, Vec<u8>),
 }
 
@@ -157,11 +157,11 @@ impl Decoder {
     }
 }
 
-/// A layer's tar, readable anywhere by any number of threads.
+/// A layer's tar, readable at any position by any number of threads.
 pub(super) struct LayerReader {
     id: u64,
     blob: Blob,
-    /// Has the states of gzip decoders.
+    /// The index file, which contains the states of gzip decoders.
     index: Option<File>,
     format: Format,
     points: Vec<Point>,
@@ -169,10 +169,10 @@ pub(super) struct LayerReader {
     decoded: Arc<Decoded>,
 }
 
-/// A range of the tar that is decompressed at once.
+/// A range of the tar that is decompressed in one step.
 struct Wanted {
     point: usize,
-    /// Where the decoder begins.
+    /// Start of the stretch, where the decoder begins.
     stretch: u64,
     start: u64,
     end: u64,
@@ -191,7 +191,7 @@ impl LayerReader {
         Self { id: IDS.fetch_add(1, Ordering::Relaxed), blob, index, format, points, length, decoded }
     }
 
-    /// Reads at most up to the end of what is decompressed at once; 0 only at the end of the tar.
+    /// Reads up to the end of the block that contains `at`; returns 0 only at the end of the tar.
     pub(super) fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         if at >= self.length || buffer.is_empty() {
             return Ok(0);
@@ -207,7 +207,7 @@ impl LayerReader {
         Ok(count)
     }
 
-    /// What is decompressed at once around `at`.
+    /// Returns the block that contains `at`.
     fn block_at(&self, at: u64) -> Wanted {
         let point = self.points.partition_point(|point| point.tar <= at).saturating_sub(1);
         let stretch = self.points[point].tar;
@@ -224,7 +224,7 @@ impl LayerReader {
         if let Some(block) = self.decoded.get((self.id, start)) {
             return Ok(block);
         }
-        // The blocks of a long stretch are one decoder's.
+        // A long stretch has one decoder, which reads all its blocks.
         let _turn = self.decoded.turn((self.id, stretch));
         if let Some(block) = self.decoded.get((self.id, start)) {
             return Ok(block);
@@ -267,7 +267,7 @@ impl LayerReader {
         Ok(())
     }
 
-    /// A decoder at this point, or at one before it when its state is damaged.
+    /// Creates a decoder at an access point, or at an earlier one if its state is damaged.
     fn begin(&self, last: usize) -> io::Result<Waiting> {
         for point in self.points[..=last].iter().rev() {
             let input = Input::new(Arc::clone(&self.blob), point.blob, u64::MAX);
@@ -278,7 +278,10 @@ impl LayerReader {
                     match self.state(within).and_then(|state| Gzip::within(input, &state)) {
                         Ok(gzip) => Decoder::Gzip(Box::new(gzip), Vec::new()),
                         Err(error) => {
-                            tracing::warn!(%error, "a state in a layer's index cannot be used; reading begins before it");
+                            tracing::warn!(
+                                %error,
+                                "a decoder state is unusable; reading begins at an earlier access point",
+                            );
                             continue;
                         }
                     }

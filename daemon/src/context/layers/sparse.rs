@@ -1,25 +1,25 @@
-//! Maps of sparse files: which parts are stored; what is between them is zeros.
+//! Maps of sparse files: the stored ranges; the gaps between them are zeros.
 
 use super::pax;
 
-/// Pieces of one sparse file.
+/// Maximum number of extents of one sparse file.
 pub(super) const MAX_PIECES: usize = 100_000;
 
 /// Offset in the file, and length.
 pub(super) type Part = (u64, u64);
 
-/// A part, and where it lies.
+/// A stored range of a sparse file, and its position in the tar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
-    /// In the file.
+    /// Offset in the file.
     pub offset: u64,
     pub length: u64,
-    /// In the tar.
+    /// Offset in the tar.
     pub at: u64,
 }
 
-/// Where the parts lie, one after the other from `at` on. None when they overlap, go past the end of
-/// the file, or are not as long together as what is stored.
+/// Locates the stored ranges, which are contiguous in the tar from `at` on. `None` when they overlap, exceed
+/// the file, or do not add up to the stored size.
 pub(super) fn pieces(parts: &[Part], size: u64, stored: u64, at: u64) -> Option<Box<[Piece]>> {
     let (mut end, mut used) = (0u64, 0u64);
     let mut pieces = Vec::with_capacity(parts.len());
@@ -36,25 +36,25 @@ pub(super) fn pieces(parts: &[Part], size: u64, stored: u64, at: u64) -> Option<
     (used == stored).then(|| pieces.into())
 }
 
-/// The map at the start of a file's content (PAX version 1.0): the number of parts, then offset and
-/// length of each, every number on a line of its own, padded to whole blocks.
+/// The map at the start of a file's content (PAX version 1.0): the number of ranges, then offset and length
+/// of each, each number on its own line, padded to whole blocks.
 #[derive(Debug, Default)]
 pub(super) struct TextMap {
     text: Vec<u8>,
     lines: usize,
-    /// Of the whole map, once its first line is there.
+    /// Number of lines of the whole map, known after its first line.
     needed: Option<usize>,
 }
 
 const WRONG: &str = "its sparse map is damaged";
 
 impl TextMap {
-    /// Bytes taken so far.
+    /// Number of bytes read so far.
     pub(super) const fn length(&self) -> u64 {
         self.text.len() as u64
     }
 
-    /// Takes one block; gives the map when it is complete.
+    /// Adds one block; returns the map when it is complete.
     pub(super) fn block(&mut self, block: &[u8]) -> Result<Option<Vec<Part>>, &'static str> {
         self.text.extend_from_slice(block);
         self.lines += block.iter().filter(|byte| **byte == b'\n').count();
@@ -68,7 +68,7 @@ impl TextMap {
         }
         match self.needed {
             Some(needed) if self.lines >= needed => self.parts(needed).map(Some),
-            // No number has more than 20 digits.
+            // A number has at most 20 digits.
             needed if self.text.len() > 1024 + 21 * needed.unwrap_or(1) => Err(WRONG),
             _ => Ok(None),
         }

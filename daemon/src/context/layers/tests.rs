@@ -6,7 +6,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::*;
 
-/// A tar made by hand, so that it may be as wrong as a test wants it.
+/// A tar assembled by hand, so that a test can make it arbitrarily wrong.
 #[derive(Default)]
 struct Tar(Vec<u8>);
 
@@ -136,7 +136,7 @@ fn lines(image: &ImageTree) -> Vec<String> {
 fn text(image: &ImageTree, node: u32) -> String {
     let mut bytes = Vec::new();
     image.open(node).unwrap().read_to_end(&mut bytes).unwrap();
-    // A damaged tar may have any bytes.
+    // A damaged tar may contain any bytes.
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -145,7 +145,7 @@ fn layers_are_read_whatever_their_compression() {
     let tar = Tar::default().directory("d").file("d/f", "one").file("e", "").end();
     let (_directory, cache) = cache(LayerLimits::default());
     for stored in [gzip(&tar), zstd::encode_all(&tar[..], 3).unwrap(), tar.clone()] {
-        // Once decompressed, once from what is kept.
+        // The first read decompresses, the second is served from the cache.
         for _ in 0..2 {
             let image = cache.image(vec![blob(&stored, &tar)]).unwrap();
             assert_eq!(lines(&image), ["d/", "d/f=one", "e="]);

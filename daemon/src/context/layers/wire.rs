@@ -1,11 +1,12 @@
-//! Numbers and byte strings of an index on disk. Reading never takes more memory than there are bytes.
+//! Encoding of numbers and byte strings in an index file. Decoding never allocates more than the input's
+//! size.
 
-/// An index that is not what was written. It is thrown away and made again.
+/// An index that differs from what was written. It is discarded and rebuilt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a layer's index is damaged")]
 pub struct Damaged;
 
-/// Seven bits a byte, the lowest first; the top bit says that more follow.
+/// Encodes a number in groups of seven bits, the lowest first; the top bit says that more follow.
 pub(super) fn put_number(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push((number & 0x7f) as u8 | 0x80);
@@ -14,7 +15,7 @@ pub(super) fn put_number(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
-/// Small whatever its sign.
+/// Encodes a signed number; values near zero are short whatever their sign.
 pub(super) fn put_signed(out: &mut Vec<u8>, number: i64) {
     put_number(out, ((number << 1) ^ (number >> 63)).cast_unsigned());
 }
@@ -24,6 +25,7 @@ pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
+/// Decoder over the remaining bytes.
 pub(super) struct Wire<'b>(pub &'b [u8]);
 
 impl<'b> Wire<'b> {
@@ -69,7 +71,7 @@ impl<'b> Wire<'b> {
         self.take(N as u64)?.try_into().map_err(|_| Damaged)
     }
 
-    /// How many things follow, each of at least `least` bytes.
+    /// Decodes the number of elements that follow, each of at least `least` bytes.
     pub(super) fn count(&mut self, least: usize) -> Result<usize, Damaged> {
         let count = usize::try_from(self.number()?).map_err(|_| Damaged)?;
         if count > self.0.len() / least.max(1) {

@@ -1,4 +1,4 @@
-//! Lineages on disk, between two runs of the daemon.
+//! File format of the lineages between two runs of the daemon.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -17,8 +17,8 @@ pub enum LineageFileError {
 }
 
 impl Lineages {
-    /// Takes what [`save`](Self::save) wrote, and removes it: from here on it is no longer true. Without
-    /// a file there are no lineages.
+    /// Reads the file that [`save`](Self::save) wrote and deletes it, because it is outdated from here on.
+    /// Without a file there are no lineages.
     pub fn consume(path: &Path, limits: Limits) -> Result<Self, LineageFileError> {
         let failed = |source| LineageFileError::Io { path: path.to_owned(), source };
         let file = match File::open(path) {
@@ -26,7 +26,7 @@ impl Lineages {
             other => other.map_err(failed)?,
         };
         fs::remove_file(path).map_err(failed)?;
-        // Gone also after a power cut: it must not come back.
+        // Makes the deletion survive a power failure: the file must not reappear.
         if let Some(parent) = path.parent() {
             File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)?;
         }
@@ -43,7 +43,7 @@ impl Lineages {
         }
     }
 
-    /// Writes the lineages for the next run. Nothing may be sent after this.
+    /// Writes the lineages for the next run. Nothing may be sent to BuildKit after this.
     pub fn save(&self, path: &Path) -> Result<(), LineageFileError> {
         let failed = |source| LineageFileError::Io { path: path.to_owned(), source };
         let dir = path.parent().unwrap_or_else(|| Path::new("."));
@@ -80,7 +80,7 @@ impl Lineages {
     }
 }
 
-/// None where it is damaged.
+/// Returns `None` if the file is damaged.
 fn read<R: Read>(from: &mut Summed<R>, length: u64, limits: Limits) -> io::Result<Option<Lineages>> {
     if &bytes::<18>(from)? != MAGIC {
         return Ok(None);
@@ -92,7 +92,7 @@ fn read<R: Read>(from: &mut Summed<R>, length: u64, limits: Limits) -> io::Resul
         let id = LineageId(bytes(from)?);
         let version = bytes(from)?;
         let [name, used, files, seen] = [number(from)?, number(from)?, number(from)?, number(from)?];
-        // No count is believed beyond what the file can hold.
+        // A damaged count must not exceed what the file can contain.
         if seen > length / 16 {
             return Ok(None);
         }
@@ -116,7 +116,7 @@ fn number(from: &mut impl Read) -> io::Result<u64> {
     bytes(from).map(u64::from_le_bytes)
 }
 
-/// Hashes what goes through.
+/// Reader or writer that hashes all bytes that pass through.
 struct Summed<T> {
     inner: T,
     sum: blake3::Hasher,

@@ -18,7 +18,7 @@ fn lineages(lineages: usize) -> Lineages {
 }
 
 impl Lineages {
-    /// With a version that is never the last one.
+    /// Uses a version that differs from the previous one.
     fn next<'a>(&mut self, id: LineageId, scan: impl Iterator<Item = Seen<'a>>) -> String {
         self.key(id, rand::random(), scan)
     }
@@ -106,7 +106,7 @@ fn a_damaged_file_of_lineages_is_told_and_gone() {
     let whole = std::fs::read(&path).unwrap();
     let mut flipped = whole.clone();
     flipped[whole.len() - 40] ^= 1;
-    // The count of files of the only lineage, far beyond what there is.
+    // The file count of the only lineage, far beyond the actual number.
     let mut huge = whole.clone();
     huge[18 + 32 + 16 + 64 + 24..][..8].fill(0xff);
     for damaged in [&whole[..whole.len() - 1], &flipped, &huge, b"x", b""] {
@@ -137,10 +137,10 @@ fn a_file_that_changes_for_ever_does_not_fill_the_memory() {
     assert!(lineages.generations[&id(1)].seen.len() <= 10_004);
 }
 
-/// What can happen between two builds to one of three files.
+/// An event between two builds, about one of three files.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Other content; with the same mtime or another one. Device, inode or change time always move.
+    /// Other content, with the same or another mtime. Device, inode or change time always change.
     Write {
         file: usize,
         mtime: i64,
@@ -148,12 +148,12 @@ enum Step {
     Remove {
         file: usize,
     },
-    /// A build whose scan takes place, and whose transfer brings the files in the mask up to date.
+    /// A build whose scan takes place, and whose transfer updates the files in the mask.
     Build {
         transferred: u8,
         complete: bool,
     },
-    /// The daemon ends and begins again, by a drain or by a kill.
+    /// The daemon stops and starts again, after a drain or a kill.
     Restart {
         saved: bool,
     },
@@ -169,8 +169,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// The model's BuildKit keeps, by key, what it received, and takes a file anew only when its
-    /// stat differs. Whatever is written, removed and built, it never keeps an old content.
+    /// The model of BuildKit stores by key what it received, and requests a file again only when its stat
+    /// differs. Whatever is written, removed and built, it never keeps outdated content.
     #[test]
     fn a_transfer_never_leaves_stale_content(steps in prop::collection::vec(step(), 1..60)) {
         const PATHS: [&str; 3] = ["a", "b", "c"];

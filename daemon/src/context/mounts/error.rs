@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use crate::context::ContextError;
 
-/// Why a context could not be mounted or unmounted.
+/// Error of mounting or unmounting a context.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     #[error("`{}` is not an absolute path", .directory.display())]
@@ -35,7 +35,7 @@ pub enum MountError {
 }
 
 impl MountError {
-    /// Stable word for the cause.
+    /// Returns the stable error code.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Relative { .. } => "invalid_directory",

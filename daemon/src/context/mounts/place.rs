@@ -1,4 +1,4 @@
-//! The directory that something is mounted on: checked while it is held, so that nothing can take its place.
+//! The directory of a mount: checked while it is open as a handle, so that it cannot be replaced.
 
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::MountError;
 use crate::context::beneath;
 
-/// Gives the directory, held, and its path without links.
+/// Opens a handle to the directory, and returns it with its canonical path.
 pub(super) fn open(path: &Path, reserved: &[PathBuf]) -> Result<(OwnedFd, PathBuf), MountError> {
     let directory = path.to_owned();
     if !path.is_absolute() {
@@ -48,9 +48,9 @@ pub(super) fn open(path: &Path, reserved: &[PathBuf]) -> Result<(OwnedFd, PathBu
     if empty { Ok((held, canonical)) } else { Err(MountError::NotEmpty { directory: canonical }) }
 }
 
-/// Without `/` at its end, which would have the kernel follow a link there.
+/// Removes a trailing `/`, which would make the kernel follow a symbolic link.
 fn trimmed(path: &Path) -> &Path {
-    // Components have no empty ones.
+    // `components` yields no empty components.
     let trimmed = path.components().as_path();
     if trimmed.as_os_str().is_empty() { path } else { trimmed }
 }

@@ -1,4 +1,4 @@
-//! What is known of a mount beyond the daemon's life, one directory each.
+//! Persistent records of mounts, one directory each.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use super::MountError;
 use crate::model::{Digest, MountSpec, MountTarget};
 
+/// The persistent record of one mount; stored as `record.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Without links in it.
+    /// Canonical path, without symbolic links.
     pub directory: PathBuf,
     pub mounts: Vec<MountSpec>,
     pub manifests: Vec<Digest>,
@@ -27,7 +28,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Stands for the directory and what is mounted there.
+    /// Returns the id, a hash of the directory and of what is mounted there.
     pub fn id(&self) -> String {
         let mut text = self.directory.as_os_str().as_bytes().to_vec();
         for mount in &self.mounts {
@@ -37,7 +38,7 @@ impl Record {
         hex::encode(&ContentHash::of(&text).as_bytes()[..8])
     }
 
-    /// As the mount table names it.
+    /// Returns the source in the mount table.
     pub fn source(&self) -> String {
         format!("hearth:{}", self.id())
     }
@@ -70,7 +71,7 @@ impl Records {
         serde_json::from_slice(&bytes).map(Some).map_err(|error| unusable(error.into()))
     }
 
-    /// Written whole or not at all.
+    /// Writes a record atomically.
     pub fn write(&self, id: &str, record: &Record) -> Result<(), MountError> {
         let directory = self.directory.join(id);
         let write = || {
@@ -84,7 +85,7 @@ impl Records {
         write().map_err(unusable)
     }
 
-    /// With what was written there.
+    /// Removes a record together with the changes of its mount.
     pub fn remove(&self, id: &str) -> Result<(), MountError> {
         match fs::remove_dir_all(self.directory.join(id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(unusable(error)),
@@ -92,7 +93,7 @@ impl Records {
         }
     }
 
-    /// A record that cannot be read is a line of the log, and does not hide the others.
+    /// Returns all records. An unreadable record is logged and skipped.
     pub fn all(&self) -> Result<Vec<Record>, MountError> {
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(unusable)? {
@@ -100,7 +101,7 @@ impl Records {
             let Some(id) = name.to_str() else { continue };
             match self.read(id) {
                 Ok(record) => records.extend(record),
-                Err(error) => tracing::warn!(%error, mount.id = id, "the record of a mount cannot be read"),
+                Err(error) => tracing::warn!(%error, mount.id = id, "failed to read the record of a mount"),
             }
         }
         Ok(records)

@@ -1,4 +1,4 @@
-//! The kernel's table of mounts, as far as it is asked here.
+//! Queries of the kernel's mount table.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::context::fuse::FILE_SYSTEM;
 
-/// Where something is mounted at or below a directory, in the order in which it was.
+/// Returns the mount points at or below a directory, in the order of mounting.
 pub fn points_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let table = fs::read("/proc/self/mountinfo")?;
     let points =
@@ -17,13 +17,13 @@ pub fn points_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(points.filter(|point| point.starts_with(directory)).collect())
 }
 
-/// Whether a context with this source is mounted on the directory. Other mounts are not ours to touch.
+/// Reports whether a context with this source is mounted on the directory. Other mounts must not be touched.
 pub(super) fn has(directory: &Path, source: &str) -> bool {
-    // It cannot be asked through the directory itself: a dead mount answers nothing.
+    // The directory itself cannot be queried: a dead mount does not answer.
     let table = match fs::read("/proc/self/mountinfo") {
         Ok(table) => table,
         Err(error) => {
-            tracing::warn!(%error, "the mount table cannot be read");
+            tracing::warn!(%error, "failed to read the mount table");
             return false;
         }
     };
@@ -40,7 +40,7 @@ fn is_mount(line: &[u8], directory: &Path, source: &str) -> bool {
         && rest.next() == Some(source.as_bytes())
 }
 
-/// Blanks and the like are written as `\040`.
+/// Decodes octal escapes such as `\040`, which stand for spaces and similar characters.
 fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut at = 0;

@@ -29,7 +29,7 @@ pub(super) fn read(
     Err(ContextError::DockerfileNotFound { looked_for })
 }
 
-/// The Dockerfile's own ignore file, which lies beside it. A directory of that name counts as absent.
+/// Reads the Dockerfile's own ignore file, which lies beside it. A directory with that name counts as absent.
 pub(super) fn read_ignore(tree: &Tree, dockerfile: &MountTarget) -> Result<Option<Vec<u8>>, ContextError> {
     let Ok(path) = ignore_name(dockerfile.as_str()).parse::<MountTarget>() else { return Ok(None) };
     if tree.is_directory(&path)? {
@@ -46,23 +46,23 @@ pub(super) fn file_name(path: &MountTarget) -> &str {
     path.components().last().unwrap_or("Dockerfile")
 }
 
-/// Files in memory, all at the root.
+/// Files in memory, all in the root directory.
 ///
-/// Their mtime is made from their content, so that BuildKit, which takes files with equal size and
-/// mtime for equal, never takes an old Dockerfile for a new one, and never asks twice for the same.
+/// Their mtime derives from their content. BuildKit treats files with equal size and mtime as equal, so it
+/// never reuses an old Dockerfile for a new one, and never requests the same one twice.
 pub struct MemoryTree {
     files: Vec<(String, Vec<u8>)>,
 }
 
 impl MemoryTree {
-    /// File names with their content; names must be distinct.
+    /// Creates a tree from file names and contents; the names must be distinct.
     pub fn new(mut files: Vec<(String, Vec<u8>)>) -> Self {
         files.sort_by(|(a, _), (b, _)| path_order(a.as_bytes(), b.as_bytes()));
         Self { files }
     }
 }
 
-/// A time between 2001 and 2019, with 59 bits of the content's hash in it.
+/// Returns a time between 2001 and 2019 that contains 59 bits of the content's hash.
 fn content_time(content: &[u8]) -> i64 {
     const FROM: i64 = 1_000_000_000_000_000_000;
     let hash: [u8; 32] = Sha256::digest(content).into();

@@ -1,9 +1,9 @@
-//! What the daemon remembers of contexts, between builds and between its own runs.
+//! Persistent and in-memory records of contexts, kept between builds and between runs of the daemon.
 //!
 //! ```text
 //! context/hashes      content hashes of files on disk, by their stat
-//! context/lineages    what BuildKit was sent under which key; there only while no daemon runs
-//! context/session.key, context/retired    see `versions`
+//! context/lineages    what BuildKit was sent under which key; exists only while no daemon runs
+//! context/session.key, context/retired    see `session_ids`
 //! ```
 
 use std::collections::HashSet;
@@ -21,28 +21,29 @@ use crate::context::tree::TreeIdentity;
 use crate::context::versions::Versions;
 
 const LIMITS: Limits = Limits { lineages: 64, files: 1_500_000 };
-/// Between two times that the hashes are written.
+/// Minimum time between two writes of the hash cache.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
-/// Hashes that no scan asked for between this many savings are forgotten.
+/// Number of saves after which a hash that no scan requested is dropped.
 const ROUNDS: u32 = 200;
-/// The same once there are as many as this.
+/// Number of hashes above which [`CROWDED_ROUNDS`] applies instead.
 const CROWDED: usize = 500_000;
 const CROWDED_ROUNDS: u32 = 5;
-/// Origins of which all is covered; beyond that the set starts anew.
+/// Maximum number of origins in `fully_covered`; beyond it the set is cleared.
 const MOST_WHOLE: usize = 1000;
 
+/// Hash cache, scan cache, lineages and session ids of all contexts.
 pub(super) struct Memory {
     directory: PathBuf,
     hashes: Mutex<HashCache>,
     recall: Recall,
     lineages: Mutex<Lineages>,
     versions: Versions,
-    /// Where a Dockerfile asked for more than it seemed to.
+    /// Origins whose Dockerfile requested more than the selection contained.
     whole: Mutex<HashSet<LineageId>>,
     saved: Mutex<Instant>,
 }
 
-/// Of values that a panic leaves whole, or at worst poorer than they could be.
+/// Locks a mutex. A panic while it is held leaves these values consistent, at worst incomplete.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock()
 }
@@ -52,7 +53,7 @@ impl Memory {
         fs::create_dir_all(directory)?;
         let hashes = HashCache::load(&directory.join("hashes")).or_else(|error| match error {
             CacheError::Damaged { .. } => {
-                tracing::warn!(%error, "content hashes are made anew");
+                tracing::warn!(%error, "the content hash cache is damaged; files are hashed again");
                 Ok(HashCache::default())
             }
             CacheError::Io { source, .. } => Err(source),
@@ -60,7 +61,7 @@ impl Memory {
         let lineages = Lineages::consume(&directory.join("lineages"), LIMITS);
         let lineages = lineages.or_else(|error| match error {
             LineageFileError::Damaged { .. } => {
-                tracing::warn!(%error, "changed contexts are sent whole once");
+                tracing::warn!(%error, "the lineage file is damaged; changed contexts are sent in full once");
                 Ok(Lineages::new(LIMITS))
             }
             LineageFileError::Io { source, .. } => Err(source),
@@ -121,7 +122,7 @@ impl Memory {
         whole.insert(origin);
     }
 
-    /// Writes the hashes when that is due. Blocking.
+    /// Saves the hash cache if the last save is old enough. Blocking.
     pub(super) fn save_now_and_then(&self) {
         let mut saved = lock(&self.saved);
         if saved.elapsed() >= SAVE_EVERY {
@@ -137,7 +138,10 @@ impl Memory {
             let rounds = if hashes.len() > CROWDED { CROWDED_ROUNDS } else { ROUNDS };
             hashes.next_round(rounds);
             if let Err(error) = hashes.save(&self.directory.join("hashes")) {
-                tracing::warn!(%error, "content hashes are not saved; files are hashed again after a restart");
+                tracing::warn!(
+                    %error,
+                    "failed to save the content hashes; files are hashed again after a restart",
+                );
             }
         }
     }
@@ -145,7 +149,10 @@ impl Memory {
     pub(super) fn save_all(&self) {
         self.save_hashes();
         if let Err(error) = lock(&self.lineages).save(&self.directory.join("lineages")) {
-            tracing::warn!(%error, "changed contexts are sent whole once after a restart");
+            tracing::warn!(
+                %error,
+                "failed to save the lineages; changed contexts are sent in full once after a restart",
+            );
         }
     }
 }

@@ -1,13 +1,14 @@
-//! What looks at trees came to, known again by all that they saw.
+//! Cache of scan results, keyed by everything that the scan read.
 //!
 //! ```text
-//! Known of an earlier look --as it was--> its snapshot ---.
-//!          \--not--> scan --> snapshot --> fingerprint --+--> what the look came to, or hashes and digest
+//! ScanBaseline of an earlier scan --unchanged--> its snapshot ---.
+//!          \--changed--> scan --> snapshot --> fingerprint ---+--> cached identity, or hashing and digest
 //! ```
 //!
-//! Most builds find their files as the last one left them. When every entry has the stat that it had then, its content
-//! hash is the remembered one, too, and so is all that follows from these: what is covered, digest, times. Only looks
-//! that the cache of hashes answered whole are kept here: what holds for its answers holds for these.
+//! Most builds find their files unchanged since the last build. When every entry has the same stat as then,
+//! its content hash is the same, too, and so is everything derived from it: covered entries, digest, times.
+//! Only scans that the hash cache answered completely are kept, so these results are as reliable as the hash
+//! cache.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,17 +24,19 @@ use crate::context::port::FileTree as _;
 use crate::context::tree::{Covered, Identified, Known, NamedEntry, Selection, Snapshot, Tree};
 use crate::model::MountTarget;
 
-/// Looks that are kept, and their entries in all: some 35 bytes each.
+/// Maximum number of cached scans, and of their entries in total, at about 35 bytes each.
 const MOST: usize = 16;
 const MOST_ENTRIES: usize = 300_000;
-/// Entries of those that are kept to be looked at without a scan: some 110 bytes each.
+/// Maximum number of entries in baselines, at about 110 bytes each.
 const MOST_KNOWN: usize = 100_000;
-/// After that the cache of hashes is asked again, so that it does not forget files that are in use.
+/// Age after which a scan consults the hash cache again, so that the cache does not drop files that are in
+/// use.
 const LASTS: Duration = Duration::from_secs(60);
 
+/// The most recent scans.
 #[derive(Default)]
 pub(super) struct Recall {
-    /// The latest first.
+    /// Cached scans, latest first.
     looks: Mutex<VecDeque<Look>>,
     #[cfg(test)]
     found: std::sync::atomic::AtomicUsize,
@@ -41,17 +44,17 @@ pub(super) struct Recall {
     again: std::sync::atomic::AtomicUsize,
 }
 
-/// What a look depends on beside the files.
+/// The inputs of a scan other than the files.
 pub(super) struct Scope<'s> {
     pub selection: &'s Selection,
-    /// The ignore file, as it was found or given.
+    /// The ignore file, as it was found or supplied.
     pub ignore: &'s NamedEntry,
-    /// What it hides; none when it cannot be understood.
+    /// Parsed patterns of the ignore file; `None` when it cannot be parsed.
     pub patterns: Option<Patterns>,
 }
 
 impl Scope<'_> {
-    /// Equal for equal ones only.
+    /// Returns bytes that are equal for equal scopes only.
     fn name(&self) -> Vec<u8> {
         let (kind, text): (u8, &[u8]) = match self.ignore {
             NamedEntry::Absent => (0, &[]),
@@ -64,19 +67,19 @@ impl Scope<'_> {
     }
 }
 
-/// Files as they are now.
+/// The current state of the files.
 pub(super) struct Looked {
     pub snapshot: Snapshot,
-    /// See [`Scope::name`].
+    /// See [`ScanScope::canonical_bytes`].
     scope: Vec<u8>,
-    /// Where they are known to be as they were.
+    /// Fingerprint, if a revalidation proved that the files are unchanged.
     fingerprint: Option<[u8; 32]>,
 }
 
 struct Look {
-    /// See [`Scope::name`].
+    /// See [`ScanScope::canonical_bytes`].
     scope: Vec<u8>,
-    /// While the files may be looked at without a scan.
+    /// Present while the files can be revalidated without a scan.
     known: Option<Known>,
     fingerprint: [u8; 32],
     since: Instant,
@@ -86,7 +89,8 @@ struct Look {
 }
 
 impl Recall {
-    /// What a look with this fingerprint came to. `known` is for the next one.
+    /// Returns the result of the scan with this fingerprint. `known` supplies the baseline for the next
+    /// lookup.
     fn get(
         &self,
         fingerprint: &[u8; 32],
@@ -98,7 +102,7 @@ impl Recall {
         let is_it = |look: &Look| look.fingerprint == *fingerprint && is_young(look);
         let place = looks.iter().position(is_it)?;
         let mut look = looks.remove(place)?;
-        // There may have been none when the directories were as young as the look.
+        // Earlier, the directories may have been too young for a baseline.
         look.known = look.known.or_else(known);
         let found = (look.covered.clone(), Arc::clone(&look.identified));
         looks.push_front(look);
@@ -108,26 +112,26 @@ impl Recall {
         Some(found)
     }
 
-    /// How often a look was known again.
+    /// Number of lookups that found a cached scan.
     #[cfg(test)]
     pub(super) fn found(&self) -> usize {
         self.found.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// What was known of looks with a scope, the latest first.
+    /// Returns the baselines of the scans with a scope, latest first.
     fn known(&self, scope: &[u8]) -> Vec<(Known, [u8; 32])> {
         let looks = self.looks.lock();
         let of_scope = looks.iter().filter(|look| look.scope == scope);
         of_scope.filter_map(|look| Some((look.known.clone()?, look.fingerprint))).collect()
     }
 
-    /// How often files were found as they were without a scan.
+    /// Number of scans that a revalidation replaced.
     #[cfg(test)]
     pub(super) fn again(&self) -> usize {
         self.again.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// Of how many looks the files are known.
+    /// Number of cached scans with a baseline.
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
         let looks = self.looks.lock();
@@ -145,7 +149,7 @@ impl Recall {
     }
 }
 
-/// Forgets what was known of older looks: of one directory the latest is enough, and all have a bound.
+/// Drops older baselines: one per directory is enough, and their total size is limited.
 fn spare(looks: &mut VecDeque<Look>) {
     let mut room = MOST_KNOWN;
     for index in 0..looks.len() {
@@ -159,7 +163,7 @@ fn spare(looks: &mut VecDeque<Look>) {
     }
 }
 
-/// Looks at the files with a scan, unless they are known to be as they were. Blocking.
+/// Revalidates a cached scan of the files, or scans them. Blocking.
 pub(super) fn look(
     tree: &Tree,
     context_path: &MountTarget,
@@ -178,7 +182,7 @@ pub(super) fn look(
     Ok(Looked { snapshot: scan()?, scope, fingerprint: None })
 }
 
-/// What a build may read of a look comes to. Blocking.
+/// Returns the identity of what a build may read of the scanned files. Blocking.
 pub(super) fn identify(
     looked: Looked,
     scope: Scope<'_>,

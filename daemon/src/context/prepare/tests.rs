@@ -192,7 +192,7 @@ async fn a_dockerfile_or_ignore_file_that_leads_out_or_hangs_is_refused() {
         for link in ["/etc/passwd", "../../secret", "/proc/self/environ"] {
             symlink(link, &path).unwrap();
             let error = daemon.prepare(app()).await.map(|_| ()).unwrap_err();
-            // An absolute link in the context is one from the context's root to BuildKit, and dangles.
+            // BuildKit resolves an absolute link in the context from the context's root, where it dangles.
             let refused =
                 matches!(error, ContextError::LinkOutOfTree { .. } | ContextError::DanglingLink { .. });
             assert!(refused, "{name} -> {link}: {error}");
@@ -307,7 +307,7 @@ async fn directories_and_packs_that_look_alike_never_share_a_key() {
     }
     let key = async |mount| daemon.prepare(request(vec![mount])).await.unwrap().session.shared_key;
     assert_ne!(key(room("one", "/context")).await, key(room("two", "/context")).await);
-    // The room's own name for a directory may come to mean another one.
+    // The room's name for a directory may later mean another directory.
     let first = key(room("one", "/context")).await;
     fs::rename(daemon.at("one"), daemon.at("old")).unwrap();
     fs::rename(daemon.at("two"), daemon.at("one")).unwrap();
@@ -394,7 +394,8 @@ async fn the_id_of_a_context_is_that_of_what_can_be_copied() {
     assert_ne!(id(Some(b"src")).await, src);
 }
 
-/// Waits until a later write gets another time stamp for certain, then looks until a look is known again.
+/// Waits until a later write certainly gets another time stamp, then prepares until the scan cache has a
+/// result.
 async fn looked_at_until_known(daemon: &Daemon, request: impl Fn() -> ContextRequest) -> Prepared {
     tokio::time::sleep(std::time::Duration::from_millis(60)).await;
     daemon.prepare(request()).await.unwrap();
@@ -460,7 +461,7 @@ async fn a_tree_that_is_known_again_is_the_same_and_any_change_is_seen() {
         last = looked_at_until_known(&daemon, app).await;
         assert_eq!(last.identity, now.identity, "{what}");
     }
-    // The ignore file decides what a scan looks into.
+    // The ignore file determines which directories a scan reads.
     assert_eq!(daemon.contexts.0.memory.recall().kept(), 2, "one version for each ignore file");
 }
 

@@ -7,11 +7,11 @@ use crate::context::lineage::LineageId;
 use crate::context::port::TransferWatch;
 use crate::context::tree::TreeIdentity;
 
-/// Looks after one version of one context while it is sent.
+/// Checks one version of a context while it is sent.
 pub(super) struct Watch {
     shared: Weak<Shared>,
     view: View,
-    /// Lineage without what is copied.
+    /// Lineage id without the selection.
     origin: LineageId,
     identity: TreeIdentity,
     session: String,
@@ -30,7 +30,10 @@ impl Watch {
 
     fn retire(&self, shared: &Shared) {
         if let Err(error) = shared.memory.retire(&self.session) {
-            tracing::error!(%error, "a context that changed under its transfer may be taken for unchanged");
+            tracing::error!(
+                %error,
+                "failed to retire the session id of a changed context; BuildKit may reuse stale files",
+            );
         }
     }
 }
@@ -41,11 +44,11 @@ impl TransferWatch for Watch {
         match self.view.look(&shared.memory, &CancellationToken::new()) {
             Ok((_, now)) if now.identity == self.identity => {}
             Ok(_) => {
-                tracing::debug!("the context changed while it was sent, or after");
+                tracing::debug!("context changed during or after its transfer");
                 self.retire(&shared);
             }
             Err(error) => {
-                tracing::debug!(%error, "the context cannot be looked at again");
+                tracing::debug!(%error, "failed to scan the context again after its transfer");
                 self.retire(&shared);
             }
         }

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-/// Why a file of a storage could not be reached. Paths are from the storage's root.
+/// Error of a storage operation. Paths are from the storage's root.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     #[error("`{}` does not exist in this storage", shown(path))]
@@ -71,7 +71,7 @@ impl StorageError {
         }
     }
 
-    /// The path at fault, from the storage's root.
+    /// Returns the path that the error is about, from the storage's root.
     pub fn path(&self) -> &Path {
         match self {
             Self::NotFound { path }

@@ -10,31 +10,33 @@ use super::write::is_unfinished;
 use super::{FileStat, Root, StorageError, normal, os_path};
 use crate::context::beneath;
 
-/// Entries of a directory, depth first, names sorted by their bytes; read as they are asked for.
+/// Iterator over the entries of a directory, depth first, names sorted by their bytes. Directories are read
+/// on demand.
 ///
-/// Links below the directory are listed and not followed. What vanishes meanwhile is left out.
+/// Symbolic links below the directory are listed and not followed. Entries that vanish during the listing are
+/// omitted.
 pub struct Listing {
     anchor: OwnedFd,
-    /// Path of the anchor from the root; prefix of all entries.
+    /// Path of the anchor from the root; prefix of all returned paths.
     prefix: PathBuf,
     recursive: bool,
-    /// Directories on the way down, each with the names that are left, last one first.
+    /// Directories from the anchor down to the current one, each with its remaining names in reverse order.
     levels: Vec<Level>,
-    /// The one entry, when a file was asked for.
+    /// The only entry, when the path is a file.
     single: Option<FileStat>,
 }
 
 struct Level {
-    /// From the anchor.
+    /// Path from the anchor.
     path: PathBuf,
-    /// Open as long as this is the deepest level: depth costs memory, not file descriptors.
+    /// Open only while this is the deepest level, so that depth costs memory and not file descriptors.
     directory: Option<OwnedFd>,
     names: Vec<CString>,
 }
 
 impl Root {
-    /// What lies below a directory, or the one file at `path`. Links in `path` itself are followed
-    /// inside the storage.
+    /// Lists what is below a directory, or the one file at `path`. Symbolic links in `path` itself are
+    /// followed inside the storage.
     pub fn list(&self, path: &Path, recursive: bool) -> Result<Listing, StorageError> {
         let path = normal(path)?;
         let fail = |errno| StorageError::at(&path, errno);

@@ -7,7 +7,7 @@ use super::{FileStat, Root, StorageError, normal};
 use crate::context::beneath;
 
 impl Root {
-    /// A regular file, opened at its start. Links are followed inside the storage; a fifo, socket or
+    /// Opens a regular file at its start. Symbolic links are followed inside the storage. A FIFO, socket or
     /// device is never opened.
     pub fn read(&self, path: &Path) -> Result<(FileStat, File), StorageError> {
         let path = normal(path)?;
@@ -23,7 +23,7 @@ impl Root {
         Ok((stat, file))
     }
 
-    /// What lies at a path; a link at its end is described, not followed.
+    /// Returns the stat of a path. A symbolic link at its end is not followed.
     pub fn stat(&self, path: &Path) -> Result<FileStat, StorageError> {
         let path = normal(path)?;
         let fail = |errno| StorageError::at(&path, errno);

@@ -10,9 +10,9 @@ use super::{Root, StorageError, normal, os_path};
 use crate::context::beneath;
 
 impl Root {
-    /// Removes a file or a link, or with `recursive` a directory and all below it.
+    /// Removes a file or a symbolic link, or with `recursive` a directory and everything below it.
     ///
-    /// A link at `path` or below it is removed itself. The storage's root stays.
+    /// A symbolic link at `path` or below it is removed itself. The storage's root cannot be removed.
     pub fn remove(&self, path: &Path, recursive: bool) -> Result<(), StorageError> {
         let path = normal(path)?;
         let fail = |errno| StorageError::at(&path, errno);
@@ -35,8 +35,8 @@ impl Root {
     }
 }
 
-/// Empties the directory `name` of `parent`; with a list of directories instead of recursion, so
-/// that depth costs neither stack nor file descriptors.
+/// Empties the directory `name` of `parent`. Uses a list of directories instead of recursion, so that depth
+/// costs neither stack nor file descriptors.
 fn remove_below(parent: &OwnedFd, name: &[u8], shown: &Path) -> Result<(), StorageError> {
     let mut waiting: Vec<(PathBuf, bool)> = vec![(os_path(name).to_owned(), false)];
     while let Some((path, emptied)) = waiting.pop() {
@@ -49,7 +49,7 @@ fn remove_below(parent: &OwnedFd, name: &[u8], shown: &Path) -> Result<(), Stora
         }
         let directory = match beneath::directory(parent, path.as_os_str().as_bytes()) {
             Err(Errno::NOENT) => continue,
-            // No directory any more: what came in its place is left for the caller's own removal to refuse.
+            // The directory was replaced by something else, which the caller's own removal then refuses.
             Err(Errno::LOOP | Errno::NOTDIR) => {
                 return Err(StorageError::Changed { path: shown.join(&path) });
             }
@@ -74,7 +74,7 @@ fn remove_below(parent: &OwnedFd, name: &[u8], shown: &Path) -> Result<(), Stora
     Ok(())
 }
 
-/// What is gone already is removed.
+/// Unlinks a name. A name that is already gone counts as removed.
 fn unlink(directory: &OwnedFd, name: impl rustix::path::Arg, flags: AtFlags) -> Result<(), Errno> {
     match rustix::fs::unlinkat(directory, name, flags) {
         Err(Errno::NOENT) => Ok(()),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
-/// A storage in a directory of its own, beside a secret that nothing may reach.
+/// A storage in its own directory, beside a secret that no operation may reach.
 struct Room {
     directory: tempfile::TempDir,
     root: Root,
@@ -118,7 +118,7 @@ fn where_links_are_refused_none_on_the_way_is_followed() {
         assert!(is_link(room.root.hold_source(Path::new("mine/to-theirs/deep"), make).unwrap_err()));
     }
     assert!(!room.at("theirs/deep").exists() && !room.at("theirs/new").exists());
-    // What is no path through a link is as it always is; a link itself can be seen and removed.
+    // A path without a symbolic link behaves as always; a link itself can be listed and removed.
     assert_eq!(room.get("mine/file").unwrap(), "mine");
     assert_eq!(room.root.stat(Path::new("mine/here")).unwrap().kind, FileKind::Symlink("file".into()));
     room.root.remove(Path::new("mine/secret"), false).unwrap();
@@ -200,7 +200,7 @@ fn wrong_kinds_have_their_own_errors() {
     room.put("dir/file", "x").unwrap();
     rustix::fs::mknodat(rustix::fs::CWD, room.at("fifo"), FileType::Fifo, Mode::from_raw_mode(0o644), 0)
         .unwrap();
-    // Opening the fifo would hang for ever.
+    // Opening the FIFO would block forever.
     assert!(matches!(room.get("fifo"), Err(StorageError::NotAFile { .. })));
     assert!(matches!(room.get("dir"), Err(StorageError::IsADirectory { .. })));
     assert!(matches!(room.get("dir/file/x"), Err(StorageError::NotADirectory { .. })));
@@ -244,7 +244,7 @@ fn removal_while_directories_and_links_swap_stays_inside() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
-                // Fails while the directory is away; that is part of the game.
+                // Fails while the directory is moved away, which the test expects.
                 let _ = rustix::fs::renameat_with(
                     rustix::fs::CWD,
                     room.at("d/sub"),
@@ -255,7 +255,7 @@ fn removal_while_directories_and_links_swap_stays_inside() {
             }
         });
         for _ in 0..200 {
-            // Through the storage, too: a link that stands in the way is never written through.
+            // Through the storage, too: a write never follows a symbolic link on its path.
             let _ = room.put("d/sub/kept", "x");
             let _ = room.root.remove(Path::new("d"), true);
             if fs::symlink_metadata(room.at("link")).is_err() {

@@ -1,8 +1,8 @@
-//! Atomic writes: readers see the old content or all of the new.
+//! Atomic writes: a reader sees the old content or the complete new content.
 //!
-//! Content goes to a file without a name (`O_TMPFILE`), which a killed daemon cannot leave behind.
-//! [`Writer::finish`] syncs it and gives it its name; a name that exists is replaced through a
-//! hidden one and a rename. File systems without `O_TMPFILE` get the hidden name from the start.
+//! Content is written to an unnamed file (`O_TMPFILE`), which disappears if the daemon is killed.
+//! [`StorageWriter::finish`] syncs the file and links it under its name; an existing name is replaced with a
+//! hidden name and a rename. On file systems without `O_TMPFILE` the file has the hidden name from the start.
 
 use std::ffi::{CString, OsStr};
 use std::io::Write as _;
@@ -19,7 +19,7 @@ use crate::context::beneath;
 const UNFINISHED_PREFIX: &[u8] = b".hearth-unfinished-";
 const UNFINISHED_DIGITS: usize = 16;
 
-/// A name that only a write in progress has; listings and contexts leave it out.
+/// Reports whether a name is reserved for a write in progress; listings and contexts omit such names.
 pub(in crate::context) fn is_unfinished(name: &[u8]) -> bool {
     name.strip_prefix(UNFINISHED_PREFIX)
         .is_some_and(|rest| rest.len() == UNFINISHED_DIGITS && rest.iter().all(u8::is_ascii_hexdigit))
@@ -31,9 +31,9 @@ fn unfinished_name() -> String {
 
 #[derive(Clone, Copy, Debug)]
 pub struct WriteOptions {
-    /// Permission bits. Others are left out: a setuid file of the daemon's user is nobody's to make.
+    /// Permission bits. Other bits are ignored, so that nobody can create a setuid file of the daemon's user.
     pub mode: u32,
-    /// What the content must come to, when known.
+    /// Expected size of the content in bytes, if known.
     pub size: Option<u64>,
 }
 
@@ -43,21 +43,21 @@ impl Default for WriteOptions {
     }
 }
 
-/// A file being written. Dropped before [`finish`](Self::finish), it leaves nothing.
+/// A file being written. Dropping it before [`finish`](Self::finish) discards the content.
 pub struct Writer {
     path: PathBuf,
     directory: OwnedFd,
     name: CString,
     file: std::fs::File,
-    /// Hidden name of the file, if it has one.
+    /// Hidden name of the file; `None` while it is unnamed.
     hidden: Option<String>,
     written: u64,
     size: Option<u64>,
 }
 
 impl Root {
-    /// Starts to write a file; missing directories are made at once. A link at `path` is replaced,
-    /// not followed; links on the way are followed inside the storage.
+    /// Starts to write a file and creates missing parent directories. A symbolic link at `path` is replaced,
+    /// not followed; links in the parent directories are followed inside the storage.
     pub fn write(&self, path: &Path, options: WriteOptions) -> Result<Writer, StorageError> {
         let path = normal(path)?;
         let fail = |errno| StorageError::at(&path, errno);
@@ -92,7 +92,7 @@ impl Root {
                     let fail = |errno| StorageError::at(&prefix, errno);
                     match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
                         Ok(()) => rustix::fs::fsync(&parent).map_err(fail)?,
-                        // Another writer was faster, or a link that leads to nothing is there.
+                        // Another writer created it first, or a dangling symbolic link has the name.
                         Err(Errno::EXIST) => {}
                         Err(errno) => return Err(fail(errno)),
                     }
@@ -134,7 +134,7 @@ fn unnamed_file(directory: &OwnedFd) -> Result<(OwnedFd, Option<String>), Errno>
 }
 
 impl Writer {
-    /// Appends to the content. Content beyond the size that was named is refused at once.
+    /// Appends to the content. Fails as soon as the content exceeds the expected size.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
         let actual = self.written.saturating_add(bytes.len() as u64);
         if let Some(expected) = self.size
@@ -147,7 +147,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes the file appear, whole; durable when this returns.
+    /// Makes the complete file visible under its name; durable when this returns.
     pub fn finish(mut self) -> Result<FileStat, StorageError> {
         if let Some(expected) = self.size
             && self.written != expected
@@ -181,7 +181,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Gives the unnamed file a name that is free.
+    /// Links the unnamed file under a free name.
     fn link(&self, name: &CString) -> Result<(), Errno> {
         let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         rustix::fs::linkat(CWD, own, &self.directory, name, AtFlags::SYMLINK_FOLLOW)
@@ -193,7 +193,7 @@ impl Drop for Writer {
         if let Some(hidden) = &self.hidden
             && let Err(errno) = rustix::fs::unlinkat(&self.directory, hidden, AtFlags::empty())
         {
-            tracing::warn!(path = %self.path.display(), %errno, "an unfinished file could not be removed");
+            tracing::warn!(path = %self.path.display(), %errno, "failed to remove an unfinished file");
         }
     }
 }

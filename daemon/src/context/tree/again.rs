@@ -1,14 +1,15 @@
-//! A directory on disk that is as a scan found it, told without listing it again.
+//! Revalidation of an earlier scan of one directory on disk, without listing it again.
 //!
 //! ```text
-//! scan -- one directory on a file system that keeps times, all of them settled --> Known
-//! Known -- every entry has the stat that it had --> what a scan would give now
+//! scan -- one directory, reliable file system, all change times settled --> ScanBaseline
+//! ScanBaseline -- every entry has the same stat --> the snapshot that a new scan would return
 //! ```
 //!
-//! No name comes or goes, and no attribute of a directory changes, without a new change time of the directory: when
-//! all directories have theirs, so are the names in them. A change right after a scan began to look could hide behind
-//! an equal time, so those of all directories must have been older than a step of the clock by then. A link keeps its
-//! target as long as it lives, and another in its place changes the directory.
+//! A name is created or removed, and an attribute of a directory changes, only together with the change time
+//! of the directory. Equal change times of all directories therefore mean equal names. A change immediately
+//! after the scan began could leave an equal time, so the change times of all directories must be older than
+//! one clock step at that moment. A symbolic link keeps its target for its whole life, and replacing it
+//! changes the directory.
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
@@ -26,8 +27,8 @@ use crate::context::beneath;
 use crate::model::MountTarget;
 use crate::task;
 
-/// `f_type` of file systems that give a directory a new change time with every name: those of a network, or of
-/// somebody's program, may give it any.
+/// `f_type` of the file systems that update a directory's change time with every name. Network file systems
+/// and FUSE file systems give no such guarantee.
 const KEEP_TIMES: [u64; 7] = [
     0xef53,      // ext2, ext3, ext4
     0x5846_5342, // XFS
@@ -37,20 +38,20 @@ const KEEP_TIMES: [u64; 7] = [
     0xf2f5_2010, // F2FS
     0x2fc1_2fc1, // ZFS
 ];
-/// Entries that a thread looks at before it takes the next ones.
+/// Number of entries that a thread compares before it takes the next ones.
 const PIECE: usize = 256;
-/// Directories that a thread holds open on the way down.
+/// Maximum number of directories that a thread keeps open on the way down.
 const HELD: usize = 64;
 
-/// The directory that a tree is of, before it is scanned.
+/// The directory that a scan starts at, as it was before the scan.
 #[derive(Clone)]
 pub(super) struct TopDirectory {
     found: Found,
-    /// Nanoseconds since 1970.
+    /// Time of the stat in nanoseconds since 1970.
     pub(super) looked_at: i64,
 }
 
-/// What a scan found, to be known again.
+/// The result of a scan, kept so that a later scan of the same directory can be replaced by a comparison.
 #[derive(Clone)]
 pub struct Known {
     target: MountTarget,
@@ -60,7 +61,7 @@ pub struct Known {
 }
 
 impl Tree {
-    /// The only layer, if that is a directory, and the path of `top` in it.
+    /// Returns the only layer if it is a directory, and the path of `top` in it.
     fn only_directory<'t>(&self, top: &'t [u8]) -> Option<(&MountTarget, &DirectoryLayer, &'t [u8])> {
         match &*self.mounts {
             [Mounted { target, layer: Layer::Directory(layer) }] => {
@@ -77,7 +78,8 @@ impl Tree {
         Some(TopDirectory { found, looked_at })
     }
 
-    /// What a scan would give, if that is what is known. Blocking.
+    /// Returns the snapshot that a scan would return, or `None` unless every entry still matches the
+    /// baseline. Blocking.
     pub fn again(&self, context_path: &MountTarget, known: &Known) -> Option<Snapshot> {
         let (top, _) = self.context_directory(context_path).ok()?;
         let (target, layer, inside) = self.only_directory(&top)?;
@@ -109,7 +111,8 @@ impl TopDirectory {
 }
 
 impl Snapshot {
-    /// None where equal times of directories do not mean equal names.
+    /// Returns the baseline for later revalidation, or `None` where equal times of directories do not prove
+    /// equal names.
     pub fn as_known(&self) -> Option<Known> {
         let root = self.root.clone()?;
         let (target, layer, inside) = self.tree.only_directory(self.top())?;
@@ -136,12 +139,12 @@ impl Snapshot {
 }
 
 impl Known {
-    /// Their number, which memory grows with.
+    /// Number of entries, which determines the memory use.
     pub fn entries(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether both are of the same directory.
+    /// Reports whether both baselines are of the same directory.
     pub fn is_beside(&self, other: &Self) -> bool {
         let place = |known: &Self| match known.root.found.origin {
             Origin::Disk { device, inode, .. } => Some((device, inode)),
@@ -151,7 +154,7 @@ impl Known {
     }
 }
 
-/// One comparison, by several threads.
+/// One comparison of a baseline with the disk, done by several threads.
 struct Look<'k> {
     top: OwnedFd,
     entries: &'k Entries,
@@ -159,7 +162,8 @@ struct Look<'k> {
     differs: AtomicBool,
 }
 
-/// Where a thread is: the directories on the way to it, of which each has the path of the last up to a length.
+/// Position of one thread in the tree: the open directories on its path. Each is stored with the length of
+/// its path, which is a prefix of the path of the last one.
 #[derive(Default)]
 struct Place {
     path: Vec<u8>,
@@ -176,7 +180,7 @@ impl Look<'_> {
                 return;
             }
             let mut piece = start..self.entries.len().min(start + PIECE);
-            // Whatever cannot be looked at is for a scan to tell.
+            // An entry that cannot be read counts as different; the scan then reports the error.
             if !piece.all(|index| self.is_same(index, &mut place).unwrap_or(false)) {
                 self.differs.store(true, Ordering::Relaxed);
             }
@@ -200,7 +204,7 @@ impl Look<'_> {
 }
 
 impl Place {
-    /// Goes to a directory below `top`, with no link allowed on the way.
+    /// Moves to a directory below `top`. Symbolic links on the path are refused.
     fn go(&mut self, top: &OwnedFd, directory: &[u8]) -> Result<(), Errno> {
         while let Some((length, _)) = self.held.last() {
             if below(&self.path[..*length], directory).is_some() {

@@ -1,8 +1,8 @@
-//! Which directories a scan looks into.
+//! Selection of the directories that a scan reads.
 //!
-//! A build that copies one directory of a large tree need not know the rest, and what the ignore file hides
-//! with no exception is nobody's business: `.git` and `node_modules` are often most of a tree. A directory
-//! that is not looked into is an entry like any other, see
+//! A build that copies one directory of a large tree does not need the rest, and neither does it need what
+//! the ignore file hides without exceptions: `.git` and `node_modules` are often most of a tree. A directory
+//! that is not read is still an entry, see
 //! [`is_listed`](crate::context::port::FileTree::is_listed).
 
 use hearth_pack::ignore::Patterns;
@@ -10,7 +10,7 @@ use hearth_pack::ignore::Patterns;
 use super::below;
 use super::identify::Selection;
 
-/// The default looks into everything.
+/// Limits of a scan; the default reads everything.
 #[derive(Clone, Default)]
 pub struct Bounds<'a> {
     selection: Option<&'a Selection>,
@@ -19,11 +19,11 @@ pub struct Bounds<'a> {
 
 impl<'a> Bounds<'a> {
     pub fn new(selection: &'a Selection, ignore: Option<&'a Patterns>) -> Self {
-        // An exception may bring back something at any depth.
+        // An exception can include a path at any depth again, so such an ignore file prunes nothing.
         Self { selection: Some(selection), ignore: ignore.filter(|ignore| !ignore.has_negation()) }
     }
 
-    /// Whether a directory below the context is looked into; those above it are.
+    /// Reports whether a directory below the context is scanned. Directories above the context always are.
     pub(super) fn hold(&self, path: &[u8]) -> bool {
         let selected = |selection: &Selection| match &selection.roots {
             None => true,

@@ -1,7 +1,7 @@
-//! The union looked at one path at a time, for those who do not want a whole scan: whoever lists a
-//! directory or serves files from it while they may change.
+//! Access to the tree one path at a time, for callers that do not need a whole scan: they list a directory,
+//! or serve files that may change meanwhile.
 //!
-//! Nothing is remembered here: each answer is what the sources have at that moment.
+//! Nothing is cached here: each answer reflects the layers at that moment.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,20 +21,20 @@ use crate::context::port::{EntryKind, Xattr};
 use crate::context::storage::is_unfinished;
 use crate::model::MountTarget;
 
-/// What the tree has at a path.
+/// Attributes and identity of an entry.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub attr: Attr,
     pub source: Source,
 }
 
-/// A path without links, and what is there.
+/// A path without symbolic links, and its entry.
 pub type Located = (Box<[u8]>, Seen);
 
-/// By what a file is known again while the tree is open.
+/// Identity of a file while the tree is open. All hard links of a file have the same one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// A directory made by the union itself.
+    /// A synthetic directory, which no layer contains.
     Made,
     Disk {
         mount: u32,
@@ -42,7 +42,7 @@ pub enum Source {
         inode: u64,
         born: (i64, u32),
     },
-    /// Of an image or a pack. A file with several names has a number of its own in `links`, and none in `node`.
+    /// Entry of an image or a pack. The hard links of a file share a number in `links` and have no `node`.
     Image {
         mount: u32,
         node: u32,
@@ -50,13 +50,13 @@ pub enum Source {
     },
 }
 
-/// A regular file of the tree, open for reading anywhere.
+/// A regular file of the tree, open for reading at any offset.
 pub enum Content {
     File(File),
     Layer(LayerFile),
 }
 
-/// A file of an image or of a pack that was sent by content.
+/// A file of an image, or of a pack that was uploaded by content.
 pub struct LayerFile {
     tree: Tree,
     mount: u32,
@@ -69,10 +69,12 @@ enum Place {
     Stored { entry: u32, size: u64 },
 }
 
+/// Maximum number of names in one directory listing.
 pub const MAX_NAMES: usize = super::scan::MAX_FILES;
 
 impl Tree {
-    /// What is at `path`, which has no `/` at its start and goes through no link; none when nothing is.
+    /// Returns the entry at `path`, which has no leading `/`. `None` when there is none, or when a symbolic
+    /// link is on the path.
     pub fn look(&self, path: &[u8]) -> Result<Option<Seen>, Errno> {
         let found = match self.covering(path) {
             Some((mount, inside)) => self.look_in(mount, inside)?,
@@ -94,7 +96,7 @@ impl Tree {
         })
     }
 
-    /// What the directory at `path` holds, by name. A directory that is gone holds nothing.
+    /// Lists the directory at `path`, sorted by name. A missing directory is empty.
     pub fn names(&self, path: &[u8]) -> Result<BTreeMap<Box<[u8]>, Seen>, Errno> {
         let mut children = match self.covering(path) {
             Some((mount, inside)) => match self.layer(mount) {
@@ -127,7 +129,7 @@ impl Tree {
         Ok(children)
     }
 
-    /// Target of the link at `path`.
+    /// Returns the target of the symbolic link at `path`.
     pub fn link_target(&self, path: &[u8]) -> Result<Box<[u8]>, Errno> {
         let (mount, inside) = self.covering(path).ok_or(Errno::NOENT)?;
         match self.layer(mount) {
@@ -138,7 +140,7 @@ impl Tree {
         }
     }
 
-    /// The regular file at `path`; nothing else is ever opened.
+    /// Opens the regular file at `path`; no other kind of file is ever opened.
     pub fn content(&self, path: &[u8]) -> Result<Content, Errno> {
         let (mount, inside) = self.covering(path).ok_or(Errno::NOENT)?;
         match self.layer(mount) {
@@ -159,7 +161,7 @@ impl Tree {
         Ok(Content::Layer(LayerFile { tree: self.clone(), mount, place }))
     }
 
-    /// Value of an extended attribute.
+    /// Returns the value of an extended attribute.
     pub fn xattr(&self, path: &[u8], name: &[u8]) -> Result<Vec<u8>, Errno> {
         if let Some(known) = self.layer_xattrs(path) {
             let found = known.iter().find(|(known, _)| known == name);
@@ -169,7 +171,7 @@ impl Tree {
         read_xattr(|buffer| rustix::fs::getxattr(proc_path(&held), name, buffer))
     }
 
-    /// Names of the extended attributes, each followed by a NUL.
+    /// Returns the names of the extended attributes, each followed by a NUL.
     pub fn xattrs(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
         if let Some(known) = self.layer_xattrs(path) {
             return Ok(known.iter().flat_map(|(name, _)| [name, &b"\0"[..]].concat()).collect());
@@ -178,7 +180,7 @@ impl Tree {
         read_xattr(|buffer| rustix::fs::listxattr(proc_path(&held), buffer))
     }
 
-    /// None when what is at `path` lies on disk.
+    /// Returns `None` when the entry at `path` is on disk.
     fn layer_xattrs(&self, path: &[u8]) -> Option<Vec<Xattr>> {
         let (mount, inside) = self.covering(path)?;
         match self.layer(mount) {
@@ -194,7 +196,7 @@ impl Tree {
         }
     }
 
-    /// What may have extended attributes on disk: regular files and directories.
+    /// Opens a handle to an entry on disk that can have extended attributes: a regular file or a directory.
     fn held(&self, path: &[u8]) -> Result<Option<OwnedFd>, Errno> {
         let Some((mount, inside)) = self.covering(path) else { return Ok(None) };
         let Layer::Directory(layer) = self.layer(mount) else { return Ok(None) };
@@ -206,29 +208,30 @@ impl Tree {
         Ok(matches!(kind, FileType::RegularFile | FileType::Directory).then_some(held))
     }
 
-    /// What `path` names, links on the way and at its end followed inside the tree, and its path without them.
+    /// Resolves `path`, following symbolic links inside the tree, and returns the resolved path and its
+    /// entry.
     pub fn find(&self, path: &[u8]) -> Result<Option<Located>, ContextError> {
         let Some((canonical, _)) = super::resolve::resolve(self, path)? else { return Ok(None) };
         let seen = self.look(&canonical).map_err(|errno| ContextError::at(&canonical, errno))?;
         Ok(seen.map(|seen| (canonical.into(), seen)))
     }
 
-    /// The directory that a context path names, links in it followed inside the tree.
+    /// Returns the directory that a context path names, following symbolic links inside the tree.
     pub fn directory_at(&self, path: &MountTarget) -> Result<Box<[u8]>, ContextError> {
         self.context_directory(path).map(|(canonical, _)| canonical.into())
     }
 
-    /// Where a mount appears, by the number that a [`Source`] has.
+    /// Returns the target of a mount, by the mount number of a [`FileIdentity`].
     pub fn target(&self, mount: u32) -> &MountTarget {
         &self.mounts[mount as usize].target
     }
 
-    /// Whether every file comes from an image: then nothing ever changes.
+    /// Reports whether all files come from images and packs, and therefore never change.
     pub fn is_constant(&self) -> bool {
         !self.mounts.iter().any(|mounted| matches!(mounted.layer, Layer::Directory(_)))
     }
 
-    /// The path of a child, when system calls take one as long.
+    /// Returns the path of a child, or ENAMETOOLONG if it is too long for a system call.
     pub fn child_path(directory: &[u8], name: &[u8]) -> Result<Box<[u8]>, Errno> {
         child_path(directory, name).map(Vec::into_boxed_slice)
     }
@@ -263,7 +266,7 @@ impl DirectoryLayer {
             }
             failed.is_none()
         })?;
-        // Made in one go, from names that are sorted first: much cheaper than one by one.
+        // Collecting sorted names in one step is much cheaper than inserting them one by one.
         failed.map_or_else(|| Ok(names.into_iter().collect()), Err)
     }
 }
@@ -296,7 +299,7 @@ fn from_stored(layer: &StoredLayer, found: &Found) -> Seen {
     from_layer(found, links)
 }
 
-/// `links` is what the names of a file with several have in common.
+/// Builds an entry of an image or a pack. `links` is the number that the hard links of one file share.
 fn from_layer(found: &Found, links: Option<u64>) -> Seen {
     let (kind, device) = match &found.kind {
         EntryKind::Directory => (FileType::Directory, (0, 0)),
@@ -314,7 +317,7 @@ fn from_layer(found: &Found, links: Option<u64>) -> Seen {
     let (source, links) = match found.origin {
         Origin::Image { mount, node } | Origin::Stored { mount, entry: node } => {
             let node = if links.is_some() { u32::MAX } else { node };
-            // How many is not known, only that there are others.
+            // The exact number of hard links is unknown; 2 says that there are others.
             (Source::Image { mount, node, links }, if links.is_some() { 2 } else { 1 })
         }
         _ => (Source::Made, 1),
@@ -344,10 +347,10 @@ fn proc_path(held: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", held.as_raw_fd())
 }
 
-/// Longest value, and longest list of names, that the kernel has.
+/// Maximum size in bytes of a value and of a list of names in the kernel.
 const MAX_XATTR: usize = 64 * 1024;
 
-/// Reads an attribute or a list of names whole, however it changes meanwhile.
+/// Reads a complete attribute value or list of names, even if it grows meanwhile.
 pub fn read_xattr(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
     let mut buffer = vec![0; 1024];
     loop {
@@ -363,7 +366,7 @@ pub fn read_xattr(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Ve
 }
 
 impl LayerFile {
-    /// Fills as much of `buffer` as the file has from `offset` on.
+    /// Fills `buffer` from `offset` on, as far as the file reaches. Returns the number of bytes.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         match (self.tree.layer(self.mount), self.place) {
             (Layer::Image(layer), Place::Node(node)) => layer.read_at(node, buffer, offset),

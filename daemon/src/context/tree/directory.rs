@@ -1,7 +1,7 @@
-//! A directory of a storage (or a single file of one) as a layer.
+//! A directory or a single file of a storage as a layer.
 //!
-//! Nothing is ever opened by a path that a link could bend: the source is opened once, below the
-//! storage's root, and everything below it with no link allowed on the way.
+//! No path is opened in a way that a symbolic link could redirect: the source is opened once below the
+//! storage's root, and everything below it is opened with symbolic links refused.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -17,13 +17,14 @@ use crate::context::port::EntryKind;
 use crate::context::storage::{Root, StorageError, is_unfinished, normal};
 
 pub struct DirectoryLayer {
-    /// The source itself, held.
+    /// Handle (`O_PATH`) to the source.
     source: OwnedFd,
     is_directory: bool,
 }
 
 impl DirectoryLayer {
-    /// A directory or a regular file of a storage; links in `path` are the root's matter.
+    /// Opens a directory or a regular file of a storage. The root's policy applies to symbolic links in
+    /// `path`.
     pub fn open(root: &Root, path: &Path) -> Result<Self, StorageError> {
         let path = normal(path)?;
         let (source, stat) = root.hold(&path)?;
@@ -45,7 +46,7 @@ impl DirectoryLayer {
         if self.is_directory { beneath::directory(&self.source, path) } else { Err(Errno::NOTDIR) }
     }
 
-    /// What is at `path`; none when nothing is, or when it goes through a link.
+    /// Returns the entry at `path`; `None` when there is none, or when a symbolic link is on the path.
     pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Result<Option<Found>, Errno> {
         let held = match self.hold(path) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
@@ -55,8 +56,8 @@ impl DirectoryLayer {
         found(mount, &stat, || beneath::link_target(&held, c"")).map(Some)
     }
 
-    /// What a directory holds, in no order. What vanishes meanwhile is left out; `limit` bounds the answer.
-    /// `above` is the directory that it is in, where that is at hand.
+    /// Returns the content of a directory, unsorted. Entries that vanish meanwhile are omitted. The result
+    /// has at most `limit` + 1 children. `above` is the open parent directory, if the caller has it.
     pub(super) fn children(
         &self,
         mount: u32,
@@ -79,7 +80,8 @@ impl DirectoryLayer {
             let stat = beneath::stat_at(&directory, name);
             match stat.and_then(|stat| found(mount, &stat, || beneath::link_target(&directory, name))) {
                 Ok(found) => children.push(Child { name: name.to_bytes().into(), found }),
-                // Gone since the name was read. A link that is none any more counts as gone, too.
+                // Gone since the name was read. A symbolic link that was replaced by another kind counts as
+                // gone, too.
                 Err(Errno::NOENT | Errno::INVAL) => {}
                 Err(errno) => failed = Some((errno, name.to_owned())),
             }
@@ -91,7 +93,7 @@ impl DirectoryLayer {
         }
     }
 
-    /// The regular file at `path`, and its stat at the moment it was opened.
+    /// Opens the regular file at `path`, and returns its stat at that moment.
     pub(super) fn open_file(&self, path: &[u8]) -> Result<(File, Stat), Errno> {
         let held = self.hold(path)?;
         let stat = beneath::stat(&held)?;
@@ -119,7 +121,7 @@ fn found(mount: u32, stat: &Stat, target: impl FnOnce() -> Result<Box<[u8]>, Err
     Ok(Found { kind, mode: stat.mode, size, mtime: stat.modified, links: stat.links, origin })
 }
 
-/// Path of a child, checked against what system calls take.
+/// Returns the path of a child, or ENAMETOOLONG if it is too long for a system call.
 pub(super) fn child_path(directory: &[u8], name: &[u8]) -> Result<Vec<u8>, Errno> {
     let path = joined(directory, name);
     if path.len() > beneath::MAX_PATH { Err(Errno::NAMETOOLONG) } else { Ok(path) }

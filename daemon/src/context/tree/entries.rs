@@ -1,6 +1,6 @@
-//! What a scan sees of every entry, without the mounts that it saw it in: stats, paths, attributes.
+//! Compact storage for the entries of a scan: stats, paths and attributes, independent of the mounts.
 //!
-//! Made for millions of entries: 48 bytes and the path for each, in two pieces of memory.
+//! Designed for millions of entries: each takes 48 bytes and its path, in two allocations overall.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
@@ -11,34 +11,35 @@ use super::{Found, Origin};
 use crate::context::beneath::Stat;
 use crate::context::port::{Entry, EntryKind, Xattr};
 
-/// Entries whose stats are summed up at a time.
+/// Number of entries whose stats are hashed in one call.
 const STATS: usize = 1024;
 
-/// In the order of their paths, which are relative to the root. The root is none of them.
+/// Entries in the order of their paths, which are relative to the root. The root itself is not an entry.
 #[derive(Clone, Default)]
 pub(super) struct Entries {
-    /// Path of every entry; after that of a link, its target.
+    /// Path of every entry; the target of a symbolic link follows its path.
     text: Vec<u8>,
     nodes: Vec<Node>,
-    /// Numbers of devices that nodes refer to.
+    /// Device numbers, to which the entries refer by index.
     devices: Vec<u64>,
     xattrs: HashMap<u32, Vec<Xattr>>,
-    /// Directories that were not looked into.
+    /// Directories that were not scanned.
     unlisted: HashSet<u32>,
-    /// First names of files that have several.
+    /// Entries that are the first name of a file with several hard links.
     linked: HashSet<u32>,
 }
 
-/// One entry.
+/// One entry in 48 bytes.
 #[derive(Clone)]
 struct Node {
     mtime: i64,
-    /// Size of a file; first name of a hard link; length of a link's target; numbers of a device.
+    /// Size of a file; index of the first name for a hard link; length of a symbolic link's target; device
+    /// numbers.
     value: u64,
-    /// Inode on disk, or node of the image, or entry of the pack.
+    /// Inode on disk, node of the image, or entry of the pack.
     source: u64,
     changed: i64,
-    /// Where its path begins.
+    /// Offset of the path in `text`.
     path: u32,
     mount: u32,
     path_length: u16,
@@ -51,7 +52,7 @@ struct Node {
 impl Node {
     const BYTES: usize = 48;
 
-    /// All of it but where its path begins, which the others' lengths tell.
+    /// Encodes every field but the offset of the path, which follows from the lengths of the other paths.
     fn bytes(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         let numbers = [self.mtime.cast_unsigned(), self.value, self.source, self.changed.cast_unsigned()];
@@ -97,7 +98,7 @@ pub(in crate::context) fn path_order(a: &[u8], b: &[u8]) -> Ordering {
 }
 
 impl Entries {
-    /// Adds an entry at a path that must be the next one in order. None when there is no more room.
+    /// Appends an entry; `path` must be the next one in order. `None` when a field would overflow.
     pub fn push(&mut self, path: &[u8], found: &Found) -> Option<usize> {
         let index = self.nodes.len();
         let (kind, value, target): (_, u64, &[u8]) = match &found.kind {
@@ -151,7 +152,7 @@ impl Entries {
         u16::try_from(place).ok()
     }
 
-    /// Gives back what was taken in advance.
+    /// Releases spare capacity.
     pub fn finish(&mut self) {
         self.text.shrink_to_fit();
         self.nodes.shrink_to_fit();
@@ -171,12 +172,13 @@ impl Entries {
         self.nodes.len()
     }
 
-    /// Index of the entry at `path`, relative to the root.
+    /// Returns the index of the entry at `path`, relative to the root.
     pub fn find(&self, path: &[u8]) -> Option<usize> {
         self.nodes.binary_search_by(|node| path_order(self.path_of(node), path)).ok()
     }
 
-    /// Number and bytes of the regular files, each hard link counted once.
+    /// Returns the number of the regular files and their size in bytes; a file with several hard links counts
+    /// once.
     pub fn files(&self) -> (usize, u64) {
         let regular = self.nodes.iter().filter(|node| matches!(node.kind, Kind::File));
         regular.fold((0, 0), |(files, bytes), node| (files + 1, bytes + node.value))
@@ -194,7 +196,7 @@ impl Entries {
         }
     }
 
-    /// Whether a later entry is another name of this file.
+    /// Reports whether a later entry is another hard link of this file.
     pub fn has_links(&self, index: usize) -> bool {
         !self.linked.is_empty() && self.linked.contains(&(index as u32))
     }
@@ -249,12 +251,13 @@ impl Entries {
         !self.unlisted.contains(&(index as u32))
     }
 
-    /// Whether equal stats mean equal content: what layers of images give has none that do.
+    /// Reports whether all entries are on disk or synthetic. Only then do equal stats mean equal content:
+    /// entries of images and packs have no change time.
     pub fn are_on_disk(&self) -> bool {
         self.nodes.iter().all(|node| matches!(node.origin, From::Disk | From::Made))
     }
 
-    /// Adds all of them to a sum that is the same for the same ones only.
+    /// Adds all entries to a hash, so that only equal entries give an equal hash.
     pub fn sum(&self, sum: &mut blake3::Hasher) {
         sum.update(&(self.nodes.len() as u64).to_le_bytes());
         let mut stats = Vec::with_capacity(STATS * Node::BYTES);
@@ -277,7 +280,7 @@ impl Entries {
         }
     }
 
-    /// Memory for what every entry has.
+    /// Memory in bytes of the paths and stats.
     #[cfg(test)]
     pub fn bytes(&self) -> usize {
         self.nodes.capacity() * size_of::<Node>() + self.text.capacity()
@@ -291,7 +294,7 @@ impl Entries {
         matches!(self.nodes[index].kind, Kind::Directory)
     }
 
-    /// Whether an entry on disk has the stat that it had.
+    /// Reports whether an entry on disk still has the same stat.
     pub fn is_same(&self, index: usize, stat: &Stat) -> bool {
         let &Node { mtime, value, source, changed, mode, device, kind, .. } = &self.nodes[index];
         let is_kind = match kind {
@@ -312,7 +315,7 @@ impl Entries {
     }
 }
 
-/// Adds one part, told from the next by its length.
+/// Adds one part to a hash, prefixed with its length.
 pub(super) fn sum_part(sum: &mut blake3::Hasher, part: &[u8]) {
     sum.update(&(part.len() as u64).to_le_bytes()).update(part);
 }

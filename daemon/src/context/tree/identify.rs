@@ -1,17 +1,18 @@
-//! What a scan comes to: the digest of what a build may read of it.
+//! The identity of a scanned tree: the digest of everything that a build may read from it.
 //!
 //! ```text
-//! snapshot -- selection --> covered entries -- cache, or reading --> content hashes --> digest, times
+//! snapshot -- selection --> covered entries -- hash cache or reading --> content hashes --> digest, times
 //! ```
 //!
-//! Files that no build step can ask for (those that the ignore file hides, those beside what the
-//! Dockerfile copies) are neither read nor part of the digest; what is asked for all the same is not
-//! given, see [`Snapshot::is_covered`](crate::context::port::FileTree::is_covered).
+//! Files that no build step can request (because the ignore file hides them, or because the Dockerfile copies
+//! other paths) are not read and not part of the digest. If such a file is requested all the same, it is not
+//! sent, see
+//! [`TreeSnapshot::is_covered`](crate::context::port::FileTree::is_covered).
 //!
-//! A file on disk counts as read only if its `stat` was the same before and after. The cache holds
-//! only files without extended attributes of those that are kept, so that a hit answers for both.
-//! Memory that a process has mapped and written to is not seen before the kernel moves the file's
-//! change time, which it does at the first write after each write-back.
+//! A file on disk counts as read only if its `stat` was the same before and after. The cache contains only
+//! files without transferred extended attributes, so that a hit answers for both. A write through a memory
+//! mapping is not noticed before the kernel updates the change time, which it does at the first write after
+//! each write-back.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read as _};
@@ -31,20 +32,21 @@ use crate::context::port::{Entry, EntryKind, FileTree as _, Xattr};
 use crate::model::MountTarget;
 use crate::task;
 
-/// Read at once of a file, by each thread.
+/// Buffer size in bytes for reading a file; one buffer per thread.
 const BUFFER: usize = 128 << 10;
-/// Hashes that a thread gathers before it takes the cache's lock.
+/// Number of hashes that a thread collects before it locks the cache.
 const FLUSH: usize = 256;
 
-/// What of a tree a build may ask for.
+/// The parts of a tree that a build copies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// Paths whose trees are copied, relative and clean; none when that is not known, or everything is.
+    /// Paths that are copied with everything below them, relative and normalized; `None` when they are
+    /// unknown, or when everything is copied.
     pub roots: Option<Vec<Vec<u8>>>,
 }
 
 impl Selection {
-    /// The trees at and below paths, which are relative to the root and clean.
+    /// Selects everything at and below the given paths, which are relative to the root and normalized.
     pub fn of(paths: impl IntoIterator<Item = Vec<u8>>) -> Self {
         let sorted: BTreeSet<Vec<u8>> = paths.into_iter().collect();
         let mut roots: Vec<Vec<u8>> = Vec::new();
@@ -59,43 +61,44 @@ impl Selection {
         Self { roots: Some(roots) }
     }
 
-    /// Equal for equal selections only.
+    /// Returns bytes that are equal for equal selections only.
     pub fn name(&self) -> Vec<u8> {
         match &self.roots {
             None => b"all".to_vec(),
-            // No path has a NUL.
+            // A path contains no NUL.
             Some(roots) => [b"of\0".as_slice(), &roots.join(&0)].concat(),
         }
     }
 }
 
-/// One flag for each entry.
+/// The covered entries of a snapshot: one flag for each entry.
 #[derive(Clone)]
 pub struct Covered(Arc<[bool]>);
 
+/// Identity of a tree: its digest, and the times that BuildKit transfers with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeIdentity {
     pub digest: TreeDigest,
-    /// Hash of the times of files and links, which reach an image although they are no part of what a
-    /// tree is. Those of directories are left out, as BuildKit does when it compares.
+    /// Hash of the modification times of files and symbolic links. Times end up in an image although they are
+    /// not part of a tree's digest. Times of directories are ignored, as in BuildKit's comparison.
     pub times: [u8; 32],
-    /// Of what each mount gave, by target; its paths are relative to that.
+    /// Digest of the entries of each mount, by target; paths in it are relative to the target.
     pub mounts: Vec<(MountTarget, TreeDigest)>,
 }
 
-/// A tree's identity, and the hash of each entry that has content.
+/// A tree's identity, and the content hash of each entry that has content.
 pub struct Identified {
     pub identity: TreeIdentity,
     contents: Vec<ContentHash>,
-    /// No file was read for it.
+    /// True if every hash came from the cache and no file was read.
     pub from_cache: bool,
 }
 
-/// Stands for content that nobody asked for.
+/// Placeholder for the content of entries that are not covered.
 const UNREAD: ContentHash = ContentHash::from_bytes([0; 32]);
 
 impl Snapshot {
-    /// The entries that a selection and an ignore file leave. `.dockerignore` is always among them.
+    /// Returns the entries that a selection and an ignore file leave. `.dockerignore` is always covered.
     pub fn covered(&self, selection: &Selection, ignore: Option<Patterns>) -> Covered {
         let roots = selection.roots.as_ref().filter(|_| self.is_plain(selection));
         let filter = Filter::from_patterns(None, ignore.filter(|ignore| !ignore.is_empty()));
@@ -131,7 +134,8 @@ impl Snapshot {
         Covered(covered.into())
     }
 
-    /// Whether no link is on the way to what is selected: each path is then what is at or below it.
+    /// Reports whether no symbolic link is on the path to a selected root: each selected path then means
+    /// exactly that path.
     pub fn is_plain(&self, selection: &Selection) -> bool {
         selection.roots.iter().flatten().all(|root| self.is_plain_path(root))
     }
@@ -144,8 +148,8 @@ impl Snapshot {
         })
     }
 
-    /// Hashes what is covered and not in the cache, and makes the digest. Blocking; it ends with an error soon after
-    /// `stop`.
+    /// Hashes the covered files that are not in the cache, and computes the digest. Blocking; returns an
+    /// error soon after `stop` is cancelled.
     pub fn identify(
         &mut self,
         covered: Covered,
@@ -166,7 +170,7 @@ impl Snapshot {
         Ok(Identified { identity, contents, from_cache })
     }
 
-    /// The entry that has the content of `index`.
+    /// Returns the entry that holds the content of `index`: itself, or the first name for a hard link.
     fn file(&self, index: usize) -> Option<usize> {
         match self.entry(index).kind {
             EntryKind::File => Some(index),
@@ -189,13 +193,14 @@ impl Snapshot {
             }
         }
         drop(hashes);
-        // A file whose first name is not covered comes late, and may come more than once.
+        // A file whose first name is not covered is added out of order, and possibly more than once.
         missing.sort_unstable();
         missing.dedup();
         (contents, missing)
     }
 
-    /// Reads files on several threads. An error is that of the first file in order that has one.
+    /// Reads files on several threads. If several files fail, the error of the first one in order is
+    /// returned.
     fn hash_all(
         &self,
         missing: &[u32],
@@ -291,7 +296,7 @@ impl Snapshot {
         let mut times = blake3::Hasher::new();
         let mut pending = Vec::with_capacity(16 << 10);
         let mut mounts: BTreeMap<u32, Sum> = BTreeMap::new();
-        // One mount at or above the context gives all of it.
+        // A single mount at or above the context covers all entries, so its digest is that of the tree.
         let is_whole = match &*self.tree.mounts {
             [mounted] => below(bare(&mounted.target), self.top()).is_some(),
             _ => false,
@@ -326,11 +331,12 @@ impl Snapshot {
         TreeIdentity { digest, times: times.finalize().into(), mounts: mounts.collect() }
     }
 
-    /// How much of an entry's path leads to the mount's target; none for a directory that is the target.
+    /// Returns the length of the part of an entry's path that leads to the mount's target; `None` for a
+    /// directory that is the target itself.
     fn below_mount(&self, mount: u32, entry: &Entry<'_>) -> Option<usize> {
         let target = bare(&self.tree.mounts[mount as usize].target);
         match below(self.top(), target) {
-            // At or above the context: what it gives is seen from there.
+            // The target is at or above the context, so its paths start at the context.
             None | Some([]) => Some(0),
             Some(inside) => match below(inside, entry.path)? {
                 [] if entry.kind == EntryKind::Directory => None,
@@ -354,7 +360,7 @@ struct Hashed {
     xattrs: Vec<Xattr>,
 }
 
-/// A digest in the making. A file is known by the first of its names that was added.
+/// Digest computation in progress. The first added name of a file represents it.
 #[derive(Default)]
 struct Sum {
     hasher: TreeHasher,
@@ -362,11 +368,11 @@ struct Sum {
 }
 
 impl Sum {
-    /// Adds an entry without the first `skip` bytes of its path.
+    /// Adds an entry, omitting the first `skip` bytes of its path.
     fn add(&mut self, snapshot: &Snapshot, index: usize, skip: usize, contents: &[ContentHash]) {
         let entry = snapshot.entry(index);
         let mut file = |file: usize, linked: bool| {
-            // Only names that are links, and first names, can have others.
+            // Only hard link entries and the first names of linked files can have other names.
             let first = if linked { *self.names.entry(file).or_insert(index) } else { index };
             match first == index {
                 true => NodeKind::File { size: entry.size, content: contents[file] },
@@ -398,7 +404,7 @@ impl Covered {
 }
 
 impl Identified {
-    /// The hash of what is in each covered regular file, by index.
+    /// Returns the content hash of each covered regular file, by index.
     pub fn contents<'s>(&'s self, snapshot: &'s Snapshot) -> impl Iterator<Item = (usize, ContentHash)> + 's {
         let covered = snapshot.covered.as_ref().into_iter().flat_map(Covered::indices);
         covered.filter_map(|index| Some((index, self.contents[snapshot.file(index)?])))

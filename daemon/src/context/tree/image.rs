@@ -10,12 +10,12 @@ use crate::context::port::EntryKind;
 /// An image, or the part of it below a path, as a layer.
 pub struct ImageLayer {
     image: Arc<ImageTree>,
-    /// Node that is the layer's root.
+    /// Node that is the root of the layer.
     top: u32,
 }
 
 impl ImageLayer {
-    /// None when `subpath` is not in the image. Links in it are followed inside the image.
+    /// Returns `None` when `subpath` is not in the image. Symbolic links in it are followed inside the image.
     pub fn new(image: Arc<ImageTree>, subpath: &str) -> Option<Self> {
         let top = image.resolve(subpath.as_bytes())?;
         Some(Self { image, top })
@@ -59,17 +59,17 @@ impl ImageLayer {
         self.image.link_group(node)
     }
 
-    /// Of a file's content.
+    /// Returns the hash of a file's content.
     pub fn content_hash(&self, node: u32) -> ContentHash {
         self.image.content_hash(node)
     }
 
-    /// Sorted by name.
+    /// Returns the extended attributes, sorted by name.
     pub fn xattrs(&self, node: u32) -> &[(Vec<u8>, Vec<u8>)] {
         self.image.xattrs(node)
     }
 
-    /// Fills as much of `buffer` as the file has from `offset` on.
+    /// Fills `buffer` from `offset` on, as far as the file reaches. Returns the number of bytes.
     pub fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.image.read_at(node, buffer, offset)
     }

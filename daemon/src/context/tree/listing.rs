@@ -1,4 +1,5 @@
-//! Directories of the union, listed ahead of the walk that needs them, see [`hearth_pack::ahead`].
+//! Directories of the tree, listed by other threads ahead of the walk that needs them, see
+//! [`hearth_pack::ahead`].
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,40 +12,40 @@ use super::{Child, Children, Found, Origin, Tree, bare, below};
 use crate::context::ContextError;
 use crate::context::port::{EntryKind, Xattr};
 
-/// Entries that may wait.
+/// Maximum weight of the listings that wait for the walk, counted in entries.
 pub(super) const AHEAD: usize = 8_000;
-/// What a directory that waits counts beside its entries.
+/// Weight of a waiting directory in addition to its entries.
 const DIRECTORY: usize = 8;
-/// Directories are held open for those in them down to this depth: there are about as many open at once as the tree
-/// is deep.
+/// Depth down to which a directory stays open for listing its subdirectories. About as many directories are
+/// open at once as the tree is deep.
 const HELD_DEPTH: usize = 64;
 
 /// A directory to list.
 pub(super) struct Wish {
-    /// Absolute, without `/` at its start.
+    /// Absolute path without the leading `/`.
     pub path: Vec<u8>,
-    /// Whether a layer has it.
+    /// True if a layer contains the directory.
     pub backed: bool,
     /// Mounts with targets strictly below it.
     pub mounts: Vec<u32>,
-    /// The directory that it is in, and its mount.
+    /// The open parent directory, and its mount.
     pub above: Option<(u32, Arc<OwnedFd>)>,
 }
 
-/// A directory's content, sorted by name.
+/// A listed directory, sorted by name.
 pub(super) struct Listed {
     pub children: Vec<Child>,
-    /// For each directory among the children, in order: what to take its content by. None for one that is not
-    /// looked into, and where its path is too long.
+    /// Ticket for the listing of each directory among the children, in order. `None` for a directory that is
+    /// not scanned, or whose path is too long.
     pub directories: Vec<Option<usize>>,
-    /// Of the directory itself.
+    /// Extended attributes of the directory itself.
     pub xattrs: Vec<Xattr>,
 }
 
-/// What is listed.
+/// Lists directories for one scan.
 pub(super) struct Listings<'t> {
     pub tree: &'t Tree,
-    /// Of the context.
+    /// Absolute path of the context, without the leading `/`.
     pub top: &'t [u8],
     pub bounds: &'t Bounds<'t>,
 }
@@ -72,7 +73,7 @@ impl Work for Listings<'_> {
 }
 
 impl Listings<'_> {
-    /// One for each directory among the children; none for one that is not looked into.
+    /// Returns one request for each directory among the children; `None` for a directory that is not scanned.
     fn wishes(&self, wish: &Wish, children: &[Child], directory: Option<&Arc<OwnedFd>>) -> Vec<Option<Wish>> {
         let is_deep = wish.path.iter().filter(|&&byte| byte == b'/').count() >= HELD_DEPTH;
         let directory = directory.filter(|_| !is_deep);
@@ -96,12 +97,12 @@ impl Listings<'_> {
 }
 
 impl Tree {
-    /// What a directory of the union holds, in order.
+    /// Lists a directory of the tree, in order.
     fn list(&self, wish: &Wish) -> Result<Children, ContextError> {
         let mut listed = match self.covering(&wish.path) {
             Some((mount, inside)) if wish.backed => {
-                // Only where the directory above is of the same mount is it the one that this is in; the root of a
-                // mount has no name there.
+                // The parent directory helps only if it is of the same mount: the root of a mount has no name
+                // in it.
                 let above = wish.above.as_ref().filter(|(of, _)| *of == mount);
                 self.children(mount, inside, above.map(|(_, directory)| &**directory), &wish.path)?
             }
@@ -118,7 +119,8 @@ impl Tree {
                 self.mount_root(mount)?
             } else {
                 match place {
-                    // The parent of a target: a directory stays what it is, anything else makes room for one.
+                    // Parent of a mount target: a directory stays as it is; any other kind is replaced by a
+                    // synthetic directory.
                     Ok(index) if children[index].found.kind == EntryKind::Directory => continue,
                     _ => Found::made_directory(),
                 }

@@ -6,13 +6,13 @@ use hearth_pack::identity::ContentHash;
 use crate::context::ContextError;
 use crate::context::beneath::{self, Stat};
 
-/// A file that must stay what its stat says until its last byte was read.
+/// Reader of a file that must match its stat until its last byte is read.
 pub(super) struct Verified {
     file: File,
     stat: Stat,
     left: u64,
     path: String,
-    /// What the content must hash to, and the sum so far.
+    /// Expected content hash, and the hash of the bytes read so far.
     content: Option<Box<(ContentHash, blake3::Hasher)>>,
 }
 
@@ -21,7 +21,7 @@ impl Verified {
         Self { file, left: stat.size, stat, path, content: None }
     }
 
-    /// Also compares the content itself with its hash.
+    /// Additionally compares the content with a hash.
     pub(super) fn with_content(mut self, hash: ContentHash) -> Self {
         self.content = Some(Box::new((hash, blake3::Hasher::new())));
         self
@@ -58,7 +58,7 @@ impl Read for Verified {
         if let Some(content) = &mut self.content {
             content.1.update(&buffer[..count]);
         }
-        // Checked before the last bytes are handed out: who has them all has them as they were.
+        // Checked before the last bytes are returned: a caller that has all bytes has a consistent file.
         if self.left == 0 && !self.is_what_it_was()? {
             self.left = self.stat.size;
             return Err(self.changed());

@@ -1,4 +1,4 @@
-//! Finding what a path names, with links followed inside the tree and nowhere else.
+//! Path resolution: symbolic links are followed inside the tree and never out of it.
 
 use std::collections::VecDeque;
 use std::io::Read as _;
@@ -13,10 +13,11 @@ use crate::context::error::text;
 use crate::context::port::{EntryKind, FileTree as _};
 use crate::model::MountTarget;
 
-/// How many links one path may go through.
+/// Maximum number of symbolic links on one path.
 pub const MAX_LINKS: usize = 40;
 
-/// What [`resolve`] walks over. Paths are relative to its root, which stays the root for links too.
+/// A tree that [`resolve`] can walk. Paths are relative to its root, which is also the root for symbolic
+/// links.
 pub(super) trait Names {
     type Node: Clone;
     fn root(&self) -> Result<Self::Node, ContextError>;
@@ -27,25 +28,26 @@ pub(super) trait Names {
         name: &[u8],
     ) -> Result<Option<Self::Node>, ContextError>;
     fn kind<'n>(&'n self, node: &'n Self::Node) -> EntryKind<&'n [u8]>;
-    /// Whether a missing path is at least a place inside the tree.
+    /// Reports whether a missing path is at least below a mount.
     fn is_inside(&self, path: &[u8]) -> bool;
-    /// As people write it.
+    /// Returns a path in the form that users write.
     fn shown(&self, path: &[u8]) -> String;
 }
 
-/// What [`Tree::entry_of`] finds.
+/// Result of [`ContextTree::entry_of`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NamedEntry {
     Absent,
     File(Vec<u8>),
-    /// A link, a directory, something that is never opened, or a larger file.
+    /// A symbolic link, a directory, a file that is never opened (FIFO, socket, device), or a file above the
+    /// limit.
     Other,
 }
 
-/// A path without links, and what is there.
+/// A path without symbolic links, and its node.
 pub(super) type Resolved<N> = (Vec<u8>, N);
 
-/// What `path` names. None when nothing is there, and no link was on the way.
+/// Resolves `path`. `None` when nothing is there and no symbolic link was on the path.
 pub(super) fn resolve<N: Names>(names: &N, path: &[u8]) -> Result<Option<Resolved<N::Node>>, ContextError> {
     let split = |path: &[u8]| -> Vec<Box<[u8]>> { path.split(|&byte| byte == b'/').map(Box::from).collect() };
     let mut pending: VecDeque<Box<[u8]>> = split(path).into();
@@ -147,7 +149,7 @@ impl Names for Tree {
     }
 }
 
-/// Index of an entry; none is the root.
+/// The node is the index of an entry; `None` is the root.
 impl Names for Snapshot {
     type Node = Option<usize>;
 
@@ -178,7 +180,7 @@ impl Names for Snapshot {
 }
 
 impl Tree {
-    /// The directory that a context path names, and whether a layer has it.
+    /// Returns the directory that a context path names, and whether a layer contains it.
     pub(super) fn context_directory(&self, path: &MountTarget) -> Result<(Vec<u8>, bool), ContextError> {
         let Some((canonical, found)) = resolve(self, bare(path))? else {
             return Err(ContextError::ContextPathNotFound { path: path.clone() });
@@ -187,15 +189,15 @@ impl Tree {
             return Err(ContextError::ContextNotADirectory { path: path.clone() });
         }
         let backed = found.origin != Origin::Made || self.mounts.iter().any(|m| bare(&m.target) == canonical);
-        // `/` above all mounts is made by the union; with none below it is nobody's.
+        // `/` above all mounts is synthetic; without a mount below it, it does not exist.
         if !backed && self.mounts_below(&canonical).is_empty() {
             return Err(ContextError::ContextPathNotFound { path: path.clone() });
         }
         Ok((canonical, backed))
     }
 
-    /// All of a regular file, with links on the way followed inside the tree. None when nothing is
-    /// at `path`; a fifo, socket or device is never opened.
+    /// Reads a whole regular file, following symbolic links inside the tree. `None` when nothing is at
+    /// `path`. A FIFO, socket or device is never opened.
     pub fn read_small(&self, path: &MountTarget, limit: u64) -> Result<Option<Vec<u8>>, ContextError> {
         let Some((canonical, found)) = resolve(self, bare(path))? else { return Ok(None) };
         let shown = path.to_string();
@@ -212,7 +214,8 @@ impl Tree {
         Ok(Some(bytes))
     }
 
-    /// What a directory has under a name, links not followed: all of a regular file up to a limit, or another kind.
+    /// Reads the entry of a directory with a given name, without following symbolic links: the content of a
+    /// regular file up to a limit, or the fact that it is another kind.
     pub fn entry_of(
         &self,
         directory: &MountTarget,
@@ -238,7 +241,7 @@ impl Tree {
         Ok(NamedEntry::File(bytes))
     }
 
-    /// Whether `path` is a directory, with links followed inside the tree.
+    /// Reports whether `path` is a directory, following symbolic links inside the tree.
     pub fn is_directory(&self, path: &MountTarget) -> Result<bool, ContextError> {
         Ok(resolve(self, bare(path))?.is_some_and(|(_, found)| found.kind == EntryKind::Directory))
     }
@@ -255,7 +258,7 @@ impl Tree {
     }
 }
 
-/// Takes back the error that a reader of a [`Snapshot`] wrapped.
+/// Unwraps the error that a reader of a [`TreeSnapshot`] wrapped.
 fn read_error(error: std::io::Error, path: String) -> ContextError {
     match error.downcast::<ContextError>() {
         Ok(error) => error,
@@ -264,8 +267,8 @@ fn read_error(error: std::io::Error, path: String) -> ContextError {
 }
 
 impl Snapshot {
-    /// Refuses what would harm a reader that follows links inside this tree only: a link that leads
-    /// out, a fifo, a device. A directory and a missing file are fine: both count as absent.
+    /// Fails if reading `path` is harmful for a reader that follows symbolic links inside this tree: a link
+    /// that leads out, a FIFO, a device. A directory and a missing file are accepted: both count as absent.
     pub fn check_readable(&self, path: &[u8], limit: u64) -> Result<(), ContextError> {
         let Some((_, Some(index))) = resolve(self, path)? else { return Ok(()) };
         let entry = self.entry(index);

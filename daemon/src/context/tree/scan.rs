@@ -1,6 +1,6 @@
-//! A walk over the union, depth first, each directory's names sorted by their bytes: the order of
-//! BuildKit's file sync. One list of directories on the way down, no recursion; [`listing`](super::listing)
-//! reads directories ahead of it on other threads.
+//! The scan: a walk over the tree, depth first, each directory's names sorted by their bytes, which is the
+//! order of BuildKit's file sync. The walk keeps a list of directories instead of recursion;
+//! [`listing`](super::listing) lists directories ahead of it on other threads.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -24,26 +24,27 @@ use crate::context::port::{EntryKind, FileTree as _};
 use crate::model::MountTarget;
 use crate::task;
 
-/// Some 110 bytes are kept for each, and about 180 in the cache of hashes.
+/// Maximum number of entries of a scan. Each takes about 110 bytes here and about 180 bytes in the hash
+/// cache.
 pub(in crate::context) const MAX_FILES: usize = 2_000_000;
 
-/// Threads of one scan, at least two: a directory may have to come from a disk.
+/// Number of threads of one scan, at least two: a directory may have to be read from a disk.
 pub(super) fn threads() -> usize {
-    // Told by a dozen files, which takes as long as to look at a hundred of a tree's.
+    // Determining the parallelism reads a dozen files, which takes as long as the stat of a hundred entries.
     static COUNT: LazyLock<usize> =
         LazyLock::new(|| std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 4)));
     *COUNT
 }
 
-/// How often a tree that changes under the walk is walked again.
+/// Maximum number of walks over a tree that changes during the walk.
 const ATTEMPTS: usize = 4;
 
-/// Longest wait for files that were written a moment ago.
+/// Maximum wait for recently written files to settle.
 const SETTLE: Duration = Duration::from_millis(25);
 
-/// A directory on the way down.
+/// A directory on the path to the current entry.
 struct Level {
-    /// Length of its path.
+    /// Length of the directory's path.
     path: usize,
     children: IntoIter<Child>,
     directories: IntoIter<Option<usize>>,
@@ -52,21 +53,20 @@ struct Level {
 struct Walk<'t> {
     tree: &'t Tree,
     listings: &'t Ahead<'t, Listings<'t>>,
-    /// Absolute path of the directory that the context is, without `/` at its start.
+    /// Absolute path of the context directory, without the leading `/`.
     top: Vec<u8>,
     entries: Entries,
-    /// First name of every regular file that has several.
+    /// Index of the first name of every regular file with several hard links.
     links: HashMap<(u32, u64, u64), usize>,
 }
 
 impl Tree {
-    /// The tree below `context_path`, which may lie above, at or below mount targets.
+    /// Scans the tree below `context_path`, which may lie above, at or below mount targets.
     ///
-    /// Files that were written within the last 20 ms are looked at twice, so that a later write
-    /// cannot hide behind an equal time stamp. A tree that keeps changing is an error that names a
-    /// path which did.
+    /// Files that were written within the last 20 ms are checked twice, so that a later write cannot hide
+    /// behind an equal time stamp. A tree that keeps changing is an error that names a changed path.
     ///
-    /// Directories beyond `bounds` are not looked into.
+    /// Directories outside `bounds` are not read.
     pub fn scan(&self, context_path: &MountTarget, bounds: &Bounds<'_>) -> Result<Snapshot, ContextError> {
         for _ in 1..ATTEMPTS {
             match self.walk(context_path, bounds) {
@@ -106,7 +106,7 @@ impl Tree {
         let mut snapshot = Snapshot::new(self.clone(), top.clone(), Arc::new(entries));
         snapshot.root = root;
         let now = since_epoch();
-        // Of content alone: names, modes and link targets are what the scan saw, and are sent from it.
+        // Only content can be unsettled: names, modes and link targets are sent as the scan read them.
         let is_unsure = |index: &u32| match snapshot.stamp(*index as usize) {
             Some(stamp) => !is_settled(stamp.changed, now),
             None => false,
@@ -116,8 +116,8 @@ impl Tree {
         Ok(snapshot)
     }
 
-    /// Waits until the youngest files are older than a time stamp is coarse. False when one of them
-    /// changed meanwhile. Files that stay unsure (times in the future, coarse clocks) remain marked.
+    /// Waits until the youngest files are older than the resolution of time stamps. Returns false when one of
+    /// them changed meanwhile. Files that stay unsettled (times in the future, coarse clocks) remain marked.
     fn settle(&self, snapshot: &mut Snapshot) -> Result<bool, ContextError> {
         if snapshot.unsure().is_empty() {
             return Ok(true);
@@ -178,7 +178,7 @@ impl Walk<'_> {
         Ok(self.entries)
     }
 
-    /// Adds an entry.
+    /// Appends an entry.
     fn push(&mut self, path: &[u8], mut found: Found) -> Result<usize, ContextError> {
         let full = || ContextError::TooManyFiles { limit: MAX_FILES };
         let index = self.entries.len();
@@ -204,7 +204,7 @@ impl Level {
     }
 }
 
-/// As people write it.
+/// Returns a path in the form that users write.
 pub(super) fn absolute(path: &[u8]) -> Vec<u8> {
     [b"/", path].concat()
 }
@@ -214,7 +214,7 @@ impl Tree {
         self.mounts.iter().any(|mounted| bare(&mounted.target) == path)
     }
 
-    /// What is mounted, as an entry at its target.
+    /// Returns the root of a mount, as an entry at its target.
     pub(super) fn mount_root(&self, mount: u32) -> Result<Found, ContextError> {
         let target = &self.mounts[mount as usize].target;
         let gone = || ContextError::Changed { path: target.to_string() };
@@ -250,7 +250,7 @@ impl Tree {
         Ok(children)
     }
 
-    /// What names of one regular file have in common; none for a file with one name.
+    /// Returns the key that all hard links of one regular file share; `None` for a file with one name.
     fn link_key(&self, found: &Found) -> Option<(u32, u64, u64)> {
         match found.origin {
             Origin::Disk { mount, device, inode, .. } if found.links > 1 => Some((mount, device, inode)),

@@ -1,4 +1,4 @@
-//! The tree as people look at it: walked without a scan in memory, and single files.
+//! Streaming access to the tree for users: walks without a scan in memory, and reads of single files.
 
 use std::collections::btree_map;
 use std::io::Read as _;
@@ -14,8 +14,8 @@ use super::{Layer, Origin, Tree, below};
 use crate::context::ContextError;
 use crate::context::error::text;
 
-/// A walk in the order of a tree's identity: depth first, a directory before what is in it, names
-/// sorted by their bytes. One directory of each level is in memory. Links are shown, never followed.
+/// Iterator over a tree in the order of its digest: depth first, a directory before its content, names sorted
+/// by their bytes. One directory of each level is in memory. Symbolic links are returned, never followed.
 pub struct Walk<'t> {
     tree: &'t Tree,
     top: Vec<u8>,
@@ -24,27 +24,27 @@ pub struct Walk<'t> {
     failed: bool,
 }
 
-/// A directory, and what is left of its entries.
+/// A directory and its remaining entries.
 type Level = (Vec<u8>, btree_map::IntoIter<Box<[u8]>, Seen>);
 
-/// What a walk comes by.
+/// One entry of a walk.
 pub struct Shown {
-    /// From the walk's top.
+    /// Path relative to the top of the walk.
     pub path: Vec<u8>,
-    /// From the root of the tree.
+    /// Path from the root of the tree.
     pub whole: Box<[u8]>,
     pub seen: Seen,
     pub target: Option<Box<[u8]>>,
 }
 
-/// Content of one file, from its beginning to its end.
+/// Sequential reader of one file.
 pub struct Reader {
     path: String,
     content: Whole,
 }
 
 enum Whole {
-    /// An error when it changes before its end.
+    /// Fails if the file changes before its end.
     File(Verified),
     Image(LayerFile, u64),
 }
@@ -54,19 +54,19 @@ fn failed_at(path: &[u8]) -> impl Fn(Errno) -> ContextError + '_ {
 }
 
 impl Tree {
-    /// What is below the directory `path`, or only what is in it.
+    /// Walks everything below the directory `path`, or only its direct children.
     pub fn below(&self, path: &[u8], recursive: bool) -> Result<Walk<'_>, ContextError> {
         let first = self.names(path).map_err(failed_at(path))?;
         let levels = vec![(path.to_vec(), first.into_iter())];
         Ok(Walk { tree: self, top: path.to_vec(), recursive, levels, failed: false })
     }
 
-    /// What is at `path`, as a walk shows it. None when it is gone meanwhile.
+    /// Describes the entry at `whole` as a walk does. `None` if it vanished meanwhile.
     pub fn shown(&self, top: &[u8], whole: Box<[u8]>, seen: Seen) -> Result<Option<Shown>, ContextError> {
         let target = match seen.attr.kind {
             FileType::Symlink => match self.link_target(&whole) {
                 Ok(target) => Some(target),
-                // No link any more, or gone, since the directory was read.
+                // Removed or replaced by another kind since the directory was read.
                 Err(Errno::NOENT | Errno::INVAL) => return Ok(None),
                 Err(errno) => return Err(failed_at(&whole)(errno)),
             },
@@ -76,11 +76,13 @@ impl Tree {
         Ok(Some(Shown { path, whole, seen, target }))
     }
 
-    /// Opens the regular file at `path`; nothing else is ever opened.
+    /// Opens the regular file at `path`; no other kind of file is ever opened.
     pub fn reader(&self, path: &[u8]) -> Result<Reader, ContextError> {
         let shown = text(&absolute(path));
         let failed = |errno| match errno {
-            Errno::ISDIR => ContextError::NotAFile { path: shown.clone(), what: "no file" },
+            Errno::ISDIR => {
+                ContextError::NotAFile { path: shown.clone(), what: "a directory or special file" }
+            }
             errno => ContextError::at(&absolute(path), errno),
         };
         let (mount, inside) = self.covering(path).ok_or_else(|| failed(Errno::NOENT))?;
@@ -97,7 +99,7 @@ impl Tree {
         Ok(Reader { path: shown, content })
     }
 
-    /// The hash of a file's content, where it is known without reading it.
+    /// Returns the hash of a file's content if it is known without reading the file.
     pub fn known_hash(&self, path: &[u8]) -> Option<ContentHash> {
         let (mount, inside) = self.covering(path)?;
         let Layer::Image(layer) = self.layer(mount) else { return None };
@@ -128,7 +130,7 @@ impl Walk<'_> {
     }
 }
 
-/// Ends after an error.
+/// The iterator ends after an error.
 impl Iterator for Walk<'_> {
     type Item = Result<Shown, ContextError>;
 
@@ -143,7 +145,7 @@ impl Iterator for Walk<'_> {
 }
 
 impl Reader {
-    /// Fills the buffer, but at the end of the file.
+    /// Fills the buffer completely, except at the end of the file. Returns the number of bytes.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, ContextError> {
         let mut done = 0;
         while done < buffer.len() {

@@ -15,19 +15,19 @@ use crate::context::beneath::Stat;
 use crate::context::error::text;
 use crate::context::port::{Entry, EntryKind, FileTree, Xattr};
 
-/// The tree below a context path at one moment: every entry's stat, content on demand.
+/// The tree below a context path at one moment: the stat of every entry, and content on demand.
 pub struct Snapshot {
     pub(super) tree: Tree,
-    /// Absolute path of the directory whose tree this is, without `/` at its start.
+    /// Absolute path of the context directory, without the leading `/`.
     top: Vec<u8>,
     pub(super) entries: Arc<Entries>,
-    /// That directory before the scan, where it may be known again by it.
+    /// The context directory before the scan; present if the scan can be revalidated later.
     pub(super) root: Option<TopDirectory>,
-    /// Files that could change once more without a trace in their times, in order.
+    /// Files that could still change without a change of their times, in order.
     unsure: Vec<u32>,
-    /// Their content, once it is known.
+    /// Content hashes of the unsettled files, once they are known.
     pub(super) unsure_contents: HashMap<u32, ContentHash>,
-    /// What may be sent; none before it is known.
+    /// The entries that may be sent; `None` until they are known.
     pub(super) covered: Option<Covered>,
 }
 
@@ -44,8 +44,9 @@ impl Snapshot {
         }
     }
 
-    /// Equal for two scans only when they saw the same: entries, stats and attributes, of the same mounts. `scope` is
-    /// what else makes a difference. None where equal stats do not mean equal content.
+    /// Returns a hash that is equal for two scans only if both found the same entries, stats and attributes
+    /// in the same mounts. `scope` is additional input that must be equal, too. `None` where equal stats do
+    /// not mean equal content.
     pub fn fingerprint(&self, scope: &[&[u8]]) -> Option<[u8; 32]> {
         if !self.unsure.is_empty() || !self.entries.are_on_disk() {
             return None;
@@ -59,7 +60,7 @@ impl Snapshot {
         Some(sum.finalize().into())
     }
 
-    /// What may be sent, where that is known from a scan with the same fingerprint.
+    /// Sets the entries that may be sent, known from a scan with the same fingerprint.
     pub fn set_covered(&mut self, covered: Covered) {
         self.covered = Some(covered);
     }
@@ -70,12 +71,13 @@ impl Snapshot {
         }
     }
 
-    /// Index of the entry at `path`, relative to the root.
+    /// Returns the index of the entry at `path`, relative to the root.
     pub fn find(&self, path: &[u8]) -> Option<usize> {
         self.entries.find(path)
     }
 
-    /// Number and bytes of the regular files, each hard link counted once.
+    /// Returns the number of the regular files and their size in bytes; a file with several hard links counts
+    /// once.
     pub fn files(&self) -> (usize, u64) {
         self.entries.files()
     }
@@ -84,7 +86,7 @@ impl Snapshot {
         self.entries.origin(index)
     }
 
-    /// Whether a later entry is another name of this file.
+    /// Reports whether a later entry is another hard link of this file.
     pub(super) fn has_links(&self, index: usize) -> bool {
         self.entries.has_links(index)
     }
@@ -101,7 +103,7 @@ impl Snapshot {
         self.unsure = unsure;
     }
 
-    /// In the whole tree of mounts.
+    /// Returns the path of an entry from the root of the tree.
     fn path(&self, index: usize) -> Vec<u8> {
         joined(&self.top, self.entries.path(index))
     }
@@ -110,7 +112,7 @@ impl Snapshot {
         text(&absolute(&self.path(index)))
     }
 
-    /// What the cache of hashes knows a file on disk by.
+    /// Returns the key of a file on disk in the hash cache.
     pub(super) fn stamp(&self, index: usize) -> Option<FileStamp> {
         let Entry { kind: EntryKind::File, size, mtime: modified, .. } = self.entry(index) else {
             return None;
@@ -123,7 +125,7 @@ impl Snapshot {
         }
     }
 
-    /// Whether an entry still is what it was at the scan.
+    /// Reports whether an entry is still as the scan found it.
     pub(super) fn is_unchanged(&self, index: usize) -> Result<bool, ContextError> {
         let (entry, path) = (self.entry(index), self.path(index));
         let Some((mount, inside)) = self.tree.covering(&path) else { return Ok(false) };
@@ -135,7 +137,7 @@ impl Snapshot {
         }))
     }
 
-    /// The content of a file on disk, as it was at the scan.
+    /// Opens a file on disk, or fails if it changed since the scan.
     pub(super) fn open_on_disk(&self, index: usize) -> Result<Verified, ContextError> {
         let path = self.path(index);
         let shown = || text(&absolute(&path));
@@ -162,7 +164,8 @@ impl Snapshot {
             (EntryKind::File, Origin::Disk { .. }) => {
                 let verified = self.open_on_disk(index)?;
                 Ok(match self.unsure_contents.get(&(index as u32)) {
-                    // Its stat tells nothing of a write in the same tick: the content itself is compared.
+                    // The stat does not reveal a write in the same clock tick, so the content itself is
+                    // compared.
                     Some(hash) => Box::new(verified.with_content(*hash)),
                     None => Box::new(verified),
                 })

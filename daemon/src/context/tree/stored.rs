@@ -1,4 +1,4 @@
-//! A pack that was sent by content, as a layer: a list of entries whose content hashes are known.
+//! A pack that was uploaded by content, as a layer: a list of entries whose content hashes are known.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -13,7 +13,7 @@ use crate::packs::port::PackTree;
 
 pub struct StoredLayer {
     pack: Arc<PackTree>,
-    /// Entries of files that have more names.
+    /// Entries of files with several hard links.
     linked: HashSet<u32>,
 }
 
@@ -27,7 +27,7 @@ impl StoredLayer {
         Self { pack, linked }
     }
 
-    /// The entry at `path`, below the root.
+    /// Returns the index of the entry at `path`, relative to the root.
     fn find(&self, path: &[u8]) -> Option<u32> {
         self.pack.listing.find(path).and_then(|entry| u32::try_from(entry).ok())
     }
@@ -36,7 +36,7 @@ impl StoredLayer {
         self.pack.listing.entry(entry as usize)
     }
 
-    /// Of a hard link, the file that it is another name of.
+    /// Returns the first name for a hard link, and the entry itself for every other kind.
     fn first_name(&self, entry: u32) -> u32 {
         match self.entry(entry).kind {
             NodeKind::HardLink { to } => self.find(to).unwrap_or(entry),
@@ -50,17 +50,17 @@ impl StoredLayer {
         let (kind, size) = match listed.kind {
             NodeKind::File { size, .. } => (EntryKind::File, size),
             NodeKind::Symlink { target } => (EntryKind::Symlink(target.into()), 0),
-            // A list has files, links and directories.
+            // A listing contains only files, symbolic links and directories.
             _ => (EntryKind::Directory, 0),
         };
-        // Names of one file have one origin; a pack's times are all 0.
+        // The hard links of one file have one origin. All times of a pack are 0.
         let origin = Origin::Stored { mount, entry: first };
         Found { kind, mode: listed.mode, size, mtime: 0, links: 1, origin }
     }
 
     pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Option<Found> {
         if path.is_empty() {
-            // The root is no entry of the list; its mode is that of a directory that the union makes.
+            // The root is not in the listing; it has the mode of a synthetic directory.
             let origin = Origin::Stored { mount, entry: u32::MAX };
             return Some(Found { origin, ..Found::made_directory() });
         }
@@ -87,19 +87,19 @@ impl StoredLayer {
         Children { children, xattrs, directory: None }
     }
 
-    /// What names of one file have in common.
+    /// Returns the number that the hard links of one file share.
     pub(super) fn link_group(&self, entry: u32) -> Option<u64> {
         self.linked.contains(&entry).then_some(entry.into())
     }
 
-    /// Hash of a file's content, and its attributes.
+    /// Returns the hash of a file's content, and its extended attributes.
     pub(super) fn content(&self, entry: u32) -> Option<(ContentHash, Vec<Xattr>)> {
         let listed = self.entry(entry);
         let (hash, _) = listed.content()?;
         Some((hash, listed.xattrs))
     }
 
-    /// Of anything but the root, which has none.
+    /// Returns the extended attributes of an entry; the root has none.
     pub(super) fn xattrs(&self, entry: u32) -> Vec<Xattr> {
         if entry == u32::MAX { Vec::new() } else { self.entry(entry).xattrs }
     }
@@ -108,7 +108,7 @@ impl StoredLayer {
         self.open_at(entry, 0)
     }
 
-    /// Content from `offset` on.
+    /// Opens the content from `offset` on.
     pub(super) fn open_at(&self, entry: u32, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         let (content, size) = self.entry(entry).content().ok_or(io::ErrorKind::InvalidInput)?;
         Ok(Box::new(self.pack.open_at(&content, size, offset)?))

@@ -64,7 +64,7 @@ fn target(path: &str) -> MountTarget {
     path.parse().unwrap()
 }
 
-/// Each entry as one line: path, then `/`, `=content`, `->target`, `~other name` or `?`.
+/// Returns each entry as one line: path, then `/`, `=content`, `->target`, `~other name` or `?`.
 fn lines(snapshot: &Snapshot) -> Vec<String> {
     let line = |index: usize| {
         let entry = snapshot.entry(index);
@@ -257,7 +257,7 @@ fn a_file_that_changed_since_the_scan_is_an_error_that_names_it() {
             .map_err(|e| e.to_string())
     };
     let old = fs::metadata(room.at("a")).unwrap().modified().unwrap();
-    // Equal size and equal mtime: the change time alone tells.
+    // Equal size and equal mtime: only the change time differs.
     room.file("a", "xx");
     fs::File::options().write(true).open(room.at("a")).unwrap().set_modified(old).unwrap();
     assert_eq!(of("a").unwrap_err(), "`/context/a` changed while it was read");
@@ -342,7 +342,7 @@ fn unreadable_files_are_errors_and_never_left_out() {
     room.file("dir/f", "x");
     fs::set_permissions(room.at("dir"), fs::Permissions::from_mode(0o000)).unwrap();
     let as_nobody = || {
-        // Of this thread alone, and back again, also when the scan fails.
+        // Applies to this thread only, and is undone even if the scan fails.
         let before = rustix::thread::Uid::from_raw(0);
         rustix::thread::set_thread_res_uid(before, rustix::thread::Uid::from_raw(65534), before).unwrap();
         let result = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).map(|_| ());
@@ -385,7 +385,7 @@ fn names() -> impl Strategy<Value = String> {
         .prop_map(|names| names.join("/"))
 }
 
-/// Places files in a new directory; those that are in the way of others are left out.
+/// Writes files into a new directory, and skips those that conflict with others.
 fn write_model(room: &Room, top: &str, files: &[String], model: &mut Model) {
     fs::create_dir_all(room.at(top)).unwrap();
     for path in files {
@@ -400,8 +400,8 @@ fn write_model(room: &Room, top: &str, files: &[String], model: &mut Model) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// The union of mounted directories is what copying them over each other gives, the shallower
-    /// ones first, each into an emptied place.
+    /// The union of mounted directories equals copying them over each other, the shallower ones first, each
+    /// into an emptied place.
     #[test]
     fn a_union_equals_a_merged_copy(
         layers in prop::collection::vec((prop::collection::vec(names(), 0..8), prop::option::of(names())), 1..5),
@@ -457,9 +457,9 @@ fn a_large_tree_is_scanned_fast_and_kept_small() {
     let snapshot = tree.scan(&target("/context"), &Bounds::default()).unwrap();
     let elapsed = start.elapsed();
     assert_eq!(snapshot.len(), 6060);
-    // Two cores shared with everything else: a bound that only a wrong algorithm misses.
+    // The two cores are shared with other processes, so only a wrong algorithm exceeds this limit.
     assert!(elapsed < std::time::Duration::from_secs(2), "{elapsed:?}");
     eprintln!("6,060 entries in {elapsed:?}");
-    // 48 bytes and the path, whatever was taken in advance given back.
+    // 48 bytes and the path, after spare capacity was released.
     assert!(snapshot.entries.bytes() <= 6060 * (48 + 12), "{}", snapshot.entries.bytes());
 }

@@ -1,4 +1,4 @@
-//! Making files, directories, links.
+//! Creation of files, directories and links.
 
 use std::os::fd::OwnedFd;
 
@@ -20,7 +20,7 @@ impl Union {
         })
     }
 
-    /// A regular file, a fifo or a socket; devices are refused.
+    /// Creates a regular file, a FIFO or a socket; devices are refused.
     pub fn make_node(&self, parent: u64, name: &[u8], kind: FileType, maker: &Maker) -> Result<Found> {
         self.upper()?;
         match kind {
@@ -82,7 +82,7 @@ impl Union {
         self.meet(&sight, parent, name)
     }
 
-    /// Another name for a file.
+    /// Creates another name for a file.
     pub fn make_hard_link(&self, inode: u64, parent: u64, name: &[u8]) -> Result<Found> {
         let name = checked(name)?;
         let upper = self.upper()?;
@@ -101,7 +101,7 @@ impl Union {
             return Err(Errno::EXIST);
         }
         let node = self.nodes().get(inode)?.clone();
-        // Its last name is gone: no new one may bring it back.
+        // Its last name is gone: a new name must not bring it back.
         if node.orphan.is_some() || node.names.is_empty() && !matches!(node.place, Place::Linked(_)) {
             return Err(Errno::NOENT);
         }
@@ -119,7 +119,7 @@ impl Union {
     }
 }
 
-/// Moves something new from `work/` to a name that shows nothing: there is none, or a whiteout.
+/// Moves a new entry from `work/` to a name that shows nothing: there is no entry, or a whiteout.
 pub(super) fn put(
     upper: &Upper,
     directory: &Directory,
@@ -128,13 +128,13 @@ pub(super) fn put(
     is_directory: bool,
 ) -> Result<()> {
     let path = directory.upper.as_deref().ok_or(Errno::STALE)?;
-    // Else nothing could be done with it later.
+    // An entry with a longer path could not be accessed later.
     Tree::child_path(path, name)?;
     let held = upper.hold(path)?;
     match upper::stat(&held, name)? {
         None => upper::rename(upper.work(), work, &held, name, RenameFlags::NOREPLACE),
         Some(stat) if !upper::is_whiteout(&stat) => Err(Errno::EXIST),
-        // A directory replaces nothing but a directory: they change places.
+        // A directory can replace only a directory, so they are exchanged.
         Some(_) if is_directory => {
             upper::rename(upper.work(), work, &held, name, RenameFlags::EXCHANGE)?;
             upper.drop_work(work);

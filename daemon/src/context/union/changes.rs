@@ -1,4 +1,5 @@
-//! What was changed, told from the upper: whatever is only below is not even looked at.
+//! Comparison of the file system with its lower tree, derived from the upper directory: directories that
+//! exist only in the lower tree are not read.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +13,15 @@ use crate::context::compare::Difference;
 use crate::context::tree::Tree;
 
 impl Union {
-    /// Tells `each` what is different from the lower, in walk order, until it says false. A file that was
-    /// written to counts as changed whatever was written, and a renamed one as removed and added.
+    /// Calls `each` with every difference from the lower tree, in walk order, until it returns false. A file
+    /// that was written to counts as changed whatever was written, and a renamed one as removed and added.
     pub fn changes(&self, each: &mut dyn FnMut(Difference, &[u8]) -> bool) -> Result<()> {
         let root = {
             let _reading = self.reading_names();
             self.directory(ROOT)?
         };
         let below = root.lower.clone();
-        // What was to be looked at next, deepest last: directories and what is left of their entries.
+        // Directories from the root down to the current one, with their remaining entries.
         let mut levels = vec![self.level(Vec::new(), &root, below.as_deref())?];
         while let Some(level) = levels.last_mut() {
             let Some((name, change)) = level.changes.pop_first() else {
@@ -48,7 +49,8 @@ impl Union {
             None => BTreeMap::new(),
         };
         let mut changes = BTreeMap::new();
-        // A file with several names in the lower moved up by one of them: the others may be anywhere.
+        // A file with several names in the lower tree was copied up by one of them; the other names may be
+        // anywhere.
         let has_linked =
             |upper: &super::upper::Upper| upper.linked().values().any(|linked| linked.inode.is_some());
         let linked = self.upper.as_ref().is_some_and(has_linked);
@@ -103,6 +105,6 @@ struct Level {
 #[derive(Clone)]
 struct Change {
     difference: Option<Difference>,
-    /// A directory to look into, and what it is compared with.
+    /// A directory to descend into, and the lower directory that it is compared with.
     inside: Option<(Directory, Option<Box<[u8]>>)>,
 }

@@ -27,15 +27,15 @@ enum From {
     Upper(Arc<File>),
 }
 
-/// An open file.
+/// A file that was opened.
 pub struct Opened {
     pub handle: u64,
-    /// The file that has all the content and will have it as long as this is open, when there is one.
+    /// The backing file, if one has the complete content as long as the handle is open.
     pub file: Option<Arc<File>>,
 }
 
 impl Union {
-    /// Opens a regular file; for writing, it is copied up.
+    /// Opens a regular file. Opening it for writing copies it up.
     pub fn open(&self, inode: u64, write: bool) -> Result<Opened> {
         let kind = self.nodes().get(inode)?.kind;
         match kind {
@@ -52,7 +52,7 @@ impl Union {
         };
         let file = match &source {
             From::Upper(file) => Some(Arc::clone(file)),
-            // It may move up.
+            // A file of the lower tree may be copied up later.
             From::Lower(file) if self.is_read_only() => Some(Arc::clone(file)),
             From::Lower(_) | From::Image(_) => None,
         };
@@ -83,7 +83,7 @@ impl Union {
                     {
                         Ok(From::Lower(Arc::new(file)))
                     }
-                    // Another file took its place since it was looked up.
+                    // The file was replaced since the lookup.
                     _ => Err(Errno::STALE),
                 }
             }
@@ -94,7 +94,7 @@ impl Union {
         self.open_files().get(&handle).cloned().ok_or(Errno::BADF)
     }
 
-    /// What a handle reads from now; after a copy-up, that is the copy.
+    /// Returns the current content source of a handle; after a copy-up, that is the copy.
     fn source(&self, handle: &Handle) -> Result<From> {
         let mut source = handle.source.lock();
         if !matches!(*source, From::Upper(_)) && !self.is_read_only() {
@@ -106,7 +106,7 @@ impl Union {
         Ok(source.clone())
     }
 
-    /// Fills the buffer from `offset` on, as far as the file goes.
+    /// Fills the buffer from `offset` on, as far as the file reaches. Returns the number of bytes.
     pub fn read(&self, handle: u64, buffer: &mut [u8], offset: u64) -> Result<usize> {
         let handle = self.handle(handle)?;
         let file = match self.source(&handle)? {

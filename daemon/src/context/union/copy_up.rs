@@ -1,7 +1,8 @@
-//! Moving files up: from then on the upper has them, with mode, owner, times, attributes and content.
+//! Copy-up: moves a file's mode, owner, times, attributes and content from the lower tree to the upper
+//! directory.
 //!
-//! A copy is made in `work/` and appears by one rename, so it is complete or not there. Copying up
-//! changes nothing that anyone can see: the times of the directory that the copy appears in are put back.
+//! A copy is created in `work/` and published by one rename, so it is complete or absent. Copying up changes
+//! nothing visible: the times of the directory that receives the copy are restored.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -17,14 +18,14 @@ use super::{ROOT, Result, Union};
 use crate::context::attr::{Attr, stat_at};
 use crate::context::tree::{Content, Seen, Source};
 
-/// How often a file of the lower that changes while it is copied is copied again.
+/// Maximum number of copies of a lower file that changes while it is copied.
 const ATTEMPTS: usize = 4;
 
 const BLOCK: usize = 128 * 1024;
 
 impl Union {
-    /// Makes sure that the upper has a node; of a file's content only the first `limit` bytes are needed.
-    /// No lock may be held.
+    /// Ensures that the upper directory contains a node. If `limit` is given, only that many bytes of a
+    /// file's content are copied. The caller must not hold any lock.
     pub(super) fn lift(&self, inode: u64, limit: Option<u64>) -> Result<()> {
         let upper = self.upper()?;
         for _ in 0..ATTEMPTS {
@@ -66,7 +67,7 @@ impl Union {
 
     #[cfg(test)]
     fn tell_copied(&self) {
-        // Taken out meanwhile: what it does may copy, too.
+        // Taken out of the mutex, because the hook itself may copy.
         let act = self.after_copy.lock().take();
         if let Some(mut act) = act {
             act();
@@ -74,7 +75,8 @@ impl Union {
         }
     }
 
-    /// What the lower has at `path`, when it still is the file that the node stands for.
+    /// Returns the stat of the lower file at `path` if it still is the file of the node; else fails with
+    /// ESTALE.
     pub(super) fn look_same(&self, node: &Node, path: &[u8]) -> Result<Seen> {
         let seen = self.lower.look(path)?.ok_or(Errno::STALE)?;
         let same = match (&node.key, &seen.source) {
@@ -112,7 +114,7 @@ impl Union {
                 own(work, name, attr)?;
                 rustix::fs::chmodat(work, name, Mode::from_raw_mode(attr.mode), AtFlags::empty())?;
             }
-            // A device would become a real one on the daemon's disk.
+            // A copied device would be a real device on the daemon's disk.
             _ => return Err(Errno::PERM),
         }
         if self.link_key(seen).is_some() {
@@ -145,7 +147,7 @@ impl Union {
         Ok(())
     }
 
-    /// Moves something from `work/` to its place without a trace in the directory's times.
+    /// Moves an entry from `work/` to its place and restores the times of the directory.
     fn put_quietly(&self, upper: &Upper, work: &[u8], directory: &[u8], name: &[u8]) -> Result<()> {
         let held = upper.hold(directory)?;
         let before = stat_at(&held, c"")?.attr;
@@ -153,7 +155,8 @@ impl Union {
         upper.stamp(&held, c".", &before)
     }
 
-    /// Makes sure that the upper has a directory and all above it. Names must be locked.
+    /// Ensures that the upper directory contains a directory and all its parents. The caller must hold the
+    /// names lock.
     pub(super) fn lift_directories(&self, inode: u64) -> Result<()> {
         let upper = self.upper()?;
         let mut missing = Vec::new();
@@ -209,7 +212,7 @@ pub(super) fn errno(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
-/// Copies the first `bytes` bytes; holes stay holes.
+/// Copies the first `bytes` bytes and preserves holes.
 fn copy_content(from: Content, to: &File, bytes: u64) -> io::Result<()> {
     match from {
         Content::File(from) => {

@@ -1,4 +1,4 @@
-//! Finding files: look-ups, attributes, listings.
+//! Lookups, attributes and directory listings.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -13,16 +13,16 @@ use crate::context::attr::{Attr, Stat};
 use crate::context::beneath;
 use crate::context::tree::{MAX_NAMES, Seen, Source, Tree};
 
-/// A directory as a place to look in.
+/// The upper and the lower directory that are merged into one directory.
 #[derive(Clone, Debug)]
 pub(super) struct Directory {
-    /// Its path in the upper, when it is there.
+    /// Path of the upper directory, if there is one.
     pub upper: Option<Vec<u8>>,
-    /// The directory of the lower that shows through.
+    /// Path of the lower directory that is visible through it, if there is one.
     pub lower: Option<Box<[u8]>>,
 }
 
-/// What a directory held at one moment, sorted by name.
+/// The content of a directory at one moment, sorted by name.
 pub struct Listing {
     directory: u64,
     version: u64,
@@ -48,7 +48,8 @@ impl Listing {
 }
 
 impl Union {
-    /// Finds `name` in a directory. What is found stays known until it is forgotten as often as it was found.
+    /// Looks up `name` in a directory. The node stays known until it is forgotten as often as it was looked
+    /// up.
     pub fn look_up(&self, parent: u64, name: &[u8]) -> Result<Found> {
         let name = checked(name)?;
         let _reading = self.reading_names();
@@ -74,7 +75,7 @@ impl Union {
         self.attr_of(inode)
     }
 
-    /// The parent of a directory; the root is its own.
+    /// Returns the parent of a directory; the root is its own parent.
     pub fn parent(&self, inode: u64) -> u64 {
         let nodes = self.nodes();
         let parent = nodes.get(inode).ok().and_then(|node| node.names.last());
@@ -110,7 +111,7 @@ impl Union {
         Ok(attr)
     }
 
-    /// Links in `work/` are no names, and what was removed has none.
+    /// Corrects the link count: hard links in `work/` do not count as names, and a removed file has none.
     #[expect(clippy::unused_self, reason = "reads as a step of the others")]
     fn count_names(&self, node: &Node, attr: &mut Attr) {
         if node.orphan.is_some() {
@@ -120,7 +121,8 @@ impl Union {
         }
     }
 
-    /// Where the upper has a node: a directory, held, and a name in it. The root is `.`.
+    /// Returns the location of a node in the upper directory: a handle to the containing directory, and a
+    /// name in it. The root has the name `.`.
     pub(super) fn locate(&self, inode: u64, node: &Node) -> Result<(OwnedFd, Box<[u8]>)> {
         let upper = self.upper()?;
         let again = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 0);
@@ -162,7 +164,7 @@ impl Union {
         Ok(Found { inode, attr })
     }
 
-    /// What `name` of a directory is; none when nothing is.
+    /// Looks up `name` in a directory, without registering a node; `None` when nothing is there.
     pub(super) fn sight(&self, directory: &Directory, name: &[u8]) -> Result<Option<Sight>> {
         if let Some(path) = &directory.upper {
             let held = self.upper()?.hold(path)?;
@@ -212,7 +214,7 @@ impl Union {
         Sight { attr, key: Key::Upper(stat.inode), place, lower: None }
     }
 
-    /// A file with several names may have moved up by another one.
+    /// A file with several names may have been copied up by another name.
     fn lower_or_linked(&self, path: Box<[u8]>, seen: Seen) -> Result<Sight> {
         if let Some(upper) = &self.upper
             && let Some(key) = self.link_key(&seen)
@@ -222,12 +224,13 @@ impl Union {
             return Ok(self.sight_above(&stat));
         }
         let mut sight = self.sight_below(path, seen);
-        // It was just found by one.
+        // It was just found by a name, so it has at least one.
         sight.attr.links = sight.attr.links.max(1);
         Ok(sight)
     }
 
-    /// With the names that are not hidden from here: none when all of them are.
+    /// Builds the result for a lower entry. Its link count excludes hidden names: 0 when all of them are
+    /// hidden.
     fn sight_below(&self, path: Box<[u8]>, seen: Seen) -> Sight {
         let mut attr = seen.attr;
         if let Some(upper) = &self.upper
@@ -243,7 +246,8 @@ impl Union {
         Sight { attr, key, place: Place::Lower, lower: Some(path) }
     }
 
-    /// What the names of a file with several in the lower have in common, however often it is mounted.
+    /// Returns the key that all names of one lower file share, however often it is mounted; `None` for a file
+    /// with one name.
     pub(super) fn link_key(&self, seen: &Seen) -> Option<LinkKey> {
         if seen.attr.kind == FileType::Directory {
             return None;
@@ -261,7 +265,7 @@ impl Union {
         Some(hex::encode(&hash.as_bytes()[..16]).into())
     }
 
-    /// Everything in a directory.
+    /// Lists a directory.
     pub fn list(&self, inode: u64) -> Result<Listing> {
         let _reading = self.reading_names();
         let directory = self.directory(inode)?;
@@ -306,18 +310,19 @@ impl Union {
         Ok(listed.into_iter().map(entry).collect())
     }
 
-    /// Whether nothing was changed through this union since a listing was made. Below, it may have been.
+    /// Reports whether nothing was changed through this file system since a listing was made. The lower tree
+    /// may have changed.
     pub fn is_current(&self, listing: &Listing) -> bool {
         self.version.load(Ordering::Acquire) == listing.version
     }
 
-    /// The number that an entry has, or would get when it is looked up.
+    /// Returns the inode number that an entry has, or would get by a lookup.
     pub fn number(&self, listed: &Listed) -> u64 {
         self.nodes().number(&listed.sight.key)
     }
 
-    /// Looks up what was listed, without asking again when nothing can have changed here. None when it
-    /// is gone meanwhile.
+    /// Looks up an entry of a listing, and reuses the listing's result if nothing can have changed here.
+    /// `None` if the entry is gone.
     pub fn look_up_listed(&self, listing: &Listing, index: usize) -> Result<Option<Found>> {
         let Some(listed) = listing.entries.get(index) else { return Ok(None) };
         let _reading = self.reading_names();

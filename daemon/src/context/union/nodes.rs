@@ -1,4 +1,4 @@
-//! The inodes that the kernel knows: their numbers, where their content is, and by which names.
+//! Table of the inodes that the kernel knows: their numbers, the location of their content, and their names.
 //!
 //! A node lives as long as it was looked up more often than forgotten, is open, or has a known child.
 
@@ -13,48 +13,54 @@ use super::Result;
 use super::upper::LinkKey;
 use crate::context::tree::Source;
 
+/// Inode number of the root directory.
 pub const ROOT: u64 = 1;
 
-/// Names that are remembered of one file; enough for `tar` and `cp`, and a bound for a file with 60,000.
+/// Maximum number of recorded names of one file; enough for `tar` and `cp`, and a limit for a file with
+/// 60,000 names.
 const MAX_NAMES: usize = 32;
 
-/// What a file is known by when it is met again.
+/// Identity of a file, by which a later lookup finds its node again.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     Upper(u64),
     Lower(Source),
-    /// A directory that the lower union made, by its path.
+    /// A synthetic directory of the lower tree, by its path.
     Made(Box<[u8]>),
 }
 
+/// Location of a node's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Lower,
-    /// At its name in the upper's tree, or in `work/` when it is an orphan.
+    /// The content is at the node's name in the upper directory's `tree/`, or in `work/` when it is an
+    /// orphan.
     Upper,
-    /// In the upper's `links/`.
+    /// The content is in the upper directory's `links/`.
     Linked(LinkKey),
 }
 
+/// An inode that the kernel knows.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     pub kind: FileType,
     pub key: Key,
-    /// Whether what has this key is this file, and no other that came after it.
+    /// True while a lookup that finds this key means this file, and not a later one with the same key.
     has_key: bool,
     pub place: Place,
-    /// Of a directory, the lower one it is merged with; of anything else, where it is while it is below.
+    /// Path in the lower tree: the merged directory for a directory; the file's path for any other kind that
+    /// is not copied up.
     pub lower: Option<Box<[u8]>>,
-    /// Parent and name, newest last. Empty for the root, and for what was removed while it is known.
+    /// Parent and name, newest last. Empty for the root, and for a removed file that is still known.
     pub names: Vec<(u64, Box<[u8]>)>,
-    /// Its name in `work/`, where it is kept since its last known name was removed.
+    /// Name in `work/`, where the file is kept since its last known name was removed.
     pub orphan: Option<Box<[u8]>>,
     lookups: u64,
     opens: u32,
     children: u32,
 }
 
-/// A file as it was found, not yet a node.
+/// The result of a lookup that has not been registered as a node yet.
 #[derive(Clone, Debug)]
 pub(super) struct Sight {
     pub attr: crate::context::attr::Attr,
@@ -63,14 +69,15 @@ pub(super) struct Sight {
     pub lower: Option<Box<[u8]>>,
 }
 
-/// Nearly all nodes have the number that their key gives, so they are found by it.
+/// The known nodes. Nearly all of them have the number derived from their key, so they are found by it.
 pub(super) struct Nodes {
     by_number: IntMap<u64, Node>,
-    /// The others.
+    /// Numbers of the nodes whose derived number was taken.
     elsewhere: HashMap<Key, u64>,
 }
 
-/// The number of a node, if no other has it. The same file gets the same number again after it was forgotten.
+/// Returns the number derived from a key. A file gets the same number again after it was forgotten, unless
+/// another node has it.
 fn own_number(key: &Key) -> u64 {
     (BuildHasherDefault::<DefaultHasher>::default().hash_one(key) >> 1).max(ROOT + 1)
 }
@@ -104,7 +111,7 @@ impl Nodes {
         self.by_number.get_mut(&inode).ok_or(Errno::STALE)
     }
 
-    /// The number that a file has, or would get.
+    /// Returns the number that a file has, or would get.
     pub fn number(&self, key: &Key) -> u64 {
         let mut number = match self.find(key) {
             Ok(number) => return number,
@@ -120,7 +127,7 @@ impl Nodes {
         self.find(key).ok()
     }
 
-    /// The number of a node, or the one that it should have if there is none.
+    /// Returns the number of a node, or the derived number as an error if there is none.
     fn find(&self, key: &Key) -> std::result::Result<u64, u64> {
         let own = own_number(key);
         match self.by_number.get(&own) {
@@ -129,7 +136,7 @@ impl Nodes {
         }
     }
 
-    /// The node of what was found as `name` of `parent`, made where there is none.
+    /// Registers a lookup of `name` in `parent`: updates the node, or creates it.
     pub fn meet(&mut self, sight: &Sight, parent: u64, name: &[u8]) -> Result<u64> {
         let number = self.number(&sight.key);
         let only = sight.attr.links <= 1;
@@ -139,7 +146,7 @@ impl Nodes {
         if let Some(node) = self.by_number.get_mut(&number) {
             let here = |known: &(u64, Box<[u8]>)| known.0 == parent && *known.1 == *name;
             let place = node.names.iter().position(here);
-            // A lower may be renamed under us: what counts is where it was seen last.
+            // A lower file may be renamed during use: the location of the latest lookup counts.
             node.place = sight.place.clone();
             node.lower.clone_from(&sight.lower);
             node.lookups += 1;
@@ -193,7 +200,7 @@ impl Nodes {
         }
     }
 
-    /// Takes a name away, since it names this file no more.
+    /// Removes a name that no longer belongs to this file.
     pub fn lose_name(&mut self, inode: u64, parent: u64, name: &[u8]) {
         let Some(node) = self.by_number.get_mut(&inode) else { return };
         let before = node.names.len();
@@ -209,7 +216,7 @@ impl Nodes {
         self.count_child(parent);
     }
 
-    /// It has other content from now on, and is known by that.
+    /// Gives a node another key and location, after its content was copied.
     pub fn rekey(&mut self, inode: u64, key: Key, place: Place) {
         self.detach(inode);
         if let Some(other) = self.known(&key) {
@@ -229,7 +236,8 @@ impl Nodes {
         }
     }
 
-    /// It is on no disk any more: what has its key next is another file.
+    /// Separates a node from its key, because its file is gone: a later file with the same key is another
+    /// one.
     pub fn detach(&mut self, inode: u64) {
         let Some(node) = self.by_number.get_mut(&inode) else { return };
         if std::mem::take(&mut node.has_key) {
@@ -242,7 +250,7 @@ impl Nodes {
         Ok(())
     }
 
-    /// Names in `work/` that are not needed any more are added to `orphans`.
+    /// Ends one open of a node. Names in `work/` that are not needed any more are added to `orphans`.
     pub fn closed(&mut self, inode: u64, orphans: &mut Vec<Box<[u8]>>) {
         if let Some(node) = self.by_number.get_mut(&inode) {
             node.opens = node.opens.saturating_sub(1);
@@ -276,7 +284,7 @@ impl Nodes {
         }
     }
 
-    /// Path of a directory in the upper's tree, whether it is there or not.
+    /// Returns the path of a directory in the upper directory's `tree/`, whether it exists there or not.
     pub fn path(&self, inode: u64) -> Result<Vec<u8>> {
         let mut names: Vec<&[u8]> = Vec::new();
         let mut current = inode;
@@ -284,7 +292,7 @@ impl Nodes {
             let (parent, name) = self.get(current)?.names.last().ok_or(Errno::NOENT)?;
             names.push(name);
             current = *parent;
-            // Directories have one name each, so this ends; a bound all the same.
+            // A directory has one name, so the loop ends; the limit is a safeguard.
             if names.len() > crate::context::beneath::MAX_PATH {
                 return Err(Errno::NAMETOOLONG);
             }
@@ -293,7 +301,7 @@ impl Nodes {
         Ok(names.join(&b'/'))
     }
 
-    /// Whether `directory` is `inode` or lies below it.
+    /// Reports whether `directory` is `inode` or below it.
     pub fn is_below(&self, directory: u64, inode: u64) -> bool {
         let mut current = directory;
         let mut depth = 0;
@@ -336,14 +344,14 @@ mod tests {
         assert_eq!((nodes.len(), nodes.known(&key)), (1, None));
         assert_eq!(meet(&mut nodes, &key, b"b"), number);
 
-        // Removed while it is known: the next file with the same inode below is another one.
+        // Removed while it is known: the next file with the same upper inode is another one.
         nodes.detach(number);
         assert_eq!(nodes.known(&key), None);
         let other = meet(&mut nodes, &key, b"c");
         assert_ne!(other, number);
         assert_eq!((nodes.known(&key), nodes.number(&key)), (Some(other), other));
         nodes.forget(number, 1, &mut Vec::new());
-        assert_eq!(nodes.known(&key), Some(other), "the one that went had the key no more");
+        assert_eq!(nodes.known(&key), Some(other), "the forgotten node no longer owned the key");
         nodes.forget(other, 1, &mut Vec::new());
         assert_eq!((nodes.known(&key), nodes.number(&key)), (None, number));
         assert!(nodes.elsewhere.is_empty());
@@ -359,7 +367,7 @@ mod tests {
         assert_eq!(meet(&mut nodes, &above, b"f"), number);
         assert_ne!(meet(&mut nodes, &below, b"g"), number);
 
-        // What is met by that content already gives way to who has it now.
+        // A node that has the new key already loses it.
         let (one, other) = (Key::Upper(9), Key::Upper(10));
         let (first, second) = (meet(&mut nodes, &one, b"h"), meet(&mut nodes, &other, b"i"));
         nodes.rekey(first, other.clone(), Place::Upper);

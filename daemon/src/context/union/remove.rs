@@ -1,4 +1,4 @@
-//! Removing names.
+//! Removal of names.
 
 use rustix::fs::{FileType, RenameFlags};
 use rustix::io::Errno;
@@ -43,14 +43,14 @@ impl Union {
         self.count_hidden(upper, hidden)
     }
 
-    /// Whether a file of the upper would be out of reach without its one known name.
+    /// Reports whether removing one name of an upper file would make it unreachable.
     pub(super) fn loses_all(&self, inode: u64, sight: &Sight) -> bool {
         let nodes = self.nodes();
         let node = nodes.get(inode);
         sight.place == Place::Upper && node.is_ok_and(|node| node.orphan.is_none() && node.names.len() <= 1)
     }
 
-    /// The key of the file in the lower whose name would be hidden by the first entry of the upper here.
+    /// Returns the key of the lower file whose name the first upper entry with this name would hide.
     pub(super) fn hides(&self, directory: &Directory, name: &[u8]) -> Result<Option<LinkKey>> {
         if let Some(path) = &directory.upper
             && upper::stat(self.upper()?.hold(path)?, name)?.is_some()
@@ -85,7 +85,7 @@ impl Union {
         if upper::stat(&held, name)?.is_none() {
             upper::make_whiteout(&held, name)?;
         } else {
-            // It may still hold whiteouts.
+            // The directory may still contain whiteouts.
             let old = upper.work_name();
             let flags = if covers { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
             upper::rename(&held, name, upper.work(), &old, flags)?;

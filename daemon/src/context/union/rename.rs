@@ -1,7 +1,7 @@
-//! Renaming: everything that is needed is copied up first, then one `renameat2` does it.
+//! Rename: copies up what is needed first, and then performs one `renameat2`.
 //!
-//! A directory is not copied with what is in it: it moves up alone, remembers the lower one it is merged
-//! with, and what is below goes along. Where the lower has the old name, the same call leaves a whiteout.
+//! A directory is copied up without its content: it records the lower directory that it is merged with, whose
+//! content moves along. If the lower tree has the old name, the same system call leaves a whiteout.
 
 use std::os::fd::OwnedFd;
 
@@ -13,10 +13,10 @@ use super::nodes::{Place, Sight};
 use super::upper::{self, Merge, Upper};
 use super::{RenameMode, Result, Union, checked};
 
-/// How often names that change between copying up and renaming are looked at again.
+/// Maximum number of attempts when names change between copy-up and rename.
 const ATTEMPTS: usize = 16;
 
-/// One side of a rename: a directory, and a name in it.
+/// Source or destination of a rename: a directory, and a name in it.
 #[derive(Clone, Copy)]
 struct End<'n> {
     parent: u64,
@@ -56,7 +56,7 @@ impl Union {
         Err(Errno::STALE)
     }
 
-    /// Refuses before anything is copied up for nothing.
+    /// Checks the rename before anything is copied up in vain.
     fn may_rename(&self, old: End<'_>, new: End<'_>, mode: RenameMode) -> Result<()> {
         let _reading = self.reading_names();
         let from = self.sight(&self.directory(old.parent)?, old.name)?.ok_or(Errno::NOENT)?;
@@ -70,7 +70,7 @@ impl Union {
         self.lift(inode, None)
     }
 
-    /// The rules of rename(2). True when there is nothing to do.
+    /// Applies the rules of rename(2). Returns true when there is nothing to do.
     fn check(
         &self,
         old: End<'_>,
@@ -106,7 +106,7 @@ impl Union {
         }
     }
 
-    /// False when something must be copied up first.
+    /// Performs the rename. Returns false when something must be copied up first.
     fn rename_lifted(&self, old: End<'_>, new: End<'_>, mode: RenameMode) -> Result<bool> {
         let upper = self.upper()?;
         let (from_directory, to_directory) = (self.directory(old.parent)?, self.directory(new.parent)?);
@@ -184,7 +184,7 @@ impl Union {
         }
         let whiteout = there.as_ref().is_some_and(upper::is_whiteout);
         let moved = if whiteout && from.attr.kind == FileType::Directory {
-            // A directory replaces nothing but a directory: the whiteout goes where the directory was.
+            // A directory can replace only a directory, so it is exchanged with the whiteout.
             upper::rename(source, old.name, &target, new.name, RenameFlags::EXCHANGE)
                 .and_then(|()| if covers { Ok(()) } else { upper::unlink(source, old.name) })
         } else {
@@ -215,7 +215,7 @@ impl Union {
         self.count_hidden(upper, hidden)
     }
 
-    /// Makes something of the upper independent of the place it is at. Gives its directory.
+    /// Makes an upper entry independent of its current place, and returns a handle to its directory.
     fn ready_to_move(
         &self,
         upper: &Upper,
@@ -227,7 +227,7 @@ impl Union {
         if let Place::Linked(key) = &sight.place
             && upper::stat(&held, name)?.is_none()
         {
-            // Until now only the lower had this name.
+            // Until now only the lower tree had this name.
             let hidden = self.hides(directory, name)?;
             rustix::fs::linkat(upper.links(), key.as_bytes(), &held, name, AtFlags::empty())?;
             self.count_hidden(upper, hidden)?;
@@ -239,7 +239,7 @@ impl Union {
         Ok(held)
     }
 
-    /// Puts a really empty directory in the place of one that only shows nothing.
+    /// Replaces a directory that contains only hidden entries by a really empty one.
     fn empty_for_good(&self, upper: &Upper, held: &OwnedFd, name: &[u8], sight: &Sight) -> Result<()> {
         let (work, ()) = upper.make(|work, made| {
             rustix::fs::mkdirat(work, made, Mode::from_raw_mode(0o700))?;

@@ -1,4 +1,4 @@
-//! Changing what is told of a file, and making changes durable.
+//! Changes of attributes, and sync.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use super::{Change, NewTime, ROOT, Result, Union};
 use crate::context::attr::Attr;
 
 impl Union {
-    /// Changes attributes, and the size of a regular file. Gives what they are then.
+    /// Changes attributes, and the size of a regular file. Returns the new attributes.
     pub fn set_attr(&self, inode: u64, change: &Change) -> Result<Attr> {
         self.upper()?;
         let kind = self.nodes().get(inode)?.kind;
@@ -49,7 +49,7 @@ impl Union {
         self.attr_of(inode)
     }
 
-    /// Makes content, attributes and the way to a file durable.
+    /// Makes content, attributes and all names of a file durable.
     pub fn sync(&self, inode: u64, data_only: bool) -> Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
         let mut directories: Vec<OwnedFd> = Vec::new();
@@ -69,7 +69,7 @@ impl Union {
             if matches!(node.place, Place::Linked(_)) {
                 directories.push(upper::open_at(upper.links(), b".", OFlags::RDONLY | OFlags::DIRECTORY)?);
             }
-            // Names and all above them are in directories of the upper: each may be as new as the file.
+            // The names are in directories of the upper tree, each of which may be as new as the file.
             if node.orphan.is_none() && inode != ROOT {
                 for (parent, _) in &node.names {
                     let path = match self.nodes().path(*parent) {
@@ -80,7 +80,7 @@ impl Union {
                     loop {
                         match upper.read_directory(path) {
                             Ok(directory) => directories.push(directory),
-                            // A file of `links/` may be seen by a name that only the lower has.
+                            // A file in `links/` may be visible by a name that only the lower tree has.
                             Err(Errno::NOENT) => {}
                             Err(errno) => return Err(errno),
                         }
@@ -100,7 +100,7 @@ impl Union {
         directories.iter().try_for_each(rustix::fs::fsync)
     }
 
-    /// Of the file system that changes go to, or of none.
+    /// Returns the statistics of the file system that receives changes; `None` without an upper directory.
     pub fn stat_fs(&self) -> Result<Option<rustix::fs::StatVfs>> {
         self.upper.as_ref().map(upper::Upper::stat_fs).transpose()
     }

@@ -1,4 +1,4 @@
-//! The union against a model in memory, and mounted against the kernel's own overlay.
+//! Tests of the overlay against a model in memory, and mounted against the kernel's own overlay.
 
 mod core;
 mod directed;
@@ -19,7 +19,7 @@ use super::upper::Upper;
 use crate::context::storage::Root;
 use crate::context::tree::{DirectoryLayer, Layer, Mounted, Tree};
 
-/// A directory with a lower and an upper in it.
+/// A directory that contains a lower and an upper directory.
 struct Place {
     directory: tempfile::TempDir,
 }
@@ -45,7 +45,7 @@ impl Place {
         tree_of(&self.lower())
     }
 
-    /// The union as a daemon opens it, also after another one had it.
+    /// Opens the overlay as a daemon does, also after an earlier daemon used it.
     fn union(&self) -> Arc<Union> {
         let upper = Upper::open(&self.path("upper")).unwrap();
         Arc::new(Union::new(self.tree(), b"", Some(upper)).unwrap())

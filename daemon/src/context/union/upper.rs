@@ -1,20 +1,20 @@
-//! The upper on disk.
+//! Format of the upper directory on disk.
 //!
 //! ```text
-//! <directory>/tree/    what was changed, at the paths that the union shows it at
-//!     a name that is a character device 0:0      a whiteout: the lower's entry of that name is gone
-//!     a directory without `trusted.hearth.lower` opaque: it shows only what is in it here
-//!     ... with the value `.`                     merged with the lower's directory of the same name
-//!     ... with a path                            merged with that directory of the lower: it was renamed
-//! <directory>/links/   files that have several names in the lower, once they were changed
-//!     <key>       the content all those names now have; further names in tree/ are hard links of it
-//!     <key>.gone  as many bytes long as there are names of the lower that were removed
-//! <directory>/work/    what is being made, and what lost its last name while it was open; emptied at start
+//! <directory>/tree/    changed files, at the paths where the overlay shows them
+//!     character device 0:0                       whiteout: hides the lower entry with this name
+//!     directory without `trusted.hearth.lower`   opaque: shows only what is in it here
+//!     ... with the value `.`                     merged with the lower directory of the same name
+//!     ... with a path                            merged with that lower directory: it was renamed
+//! <directory>/links/   changed files that have several names in the lower tree
+//!     <key>       the content of all those names; further names in tree/ are hard links to it
+//!     <key>.gone  its length in bytes is the number of removed lower names
+//! <directory>/work/    entries under construction, and open files without a name; emptied at start
 //! ```
 //!
-//! No name is special, so users may use all of them: a whiteout is a device that no user can make
-//! ([`mknod`](super::Union::make_node) refuses devices), and the attribute is in a name space that is
-//! shown to nobody.
+//! No file name is reserved, so users may use all of them: a whiteout is a device that users cannot create
+//! ([`mknod`](super::OverlayFs::make_node) refuses devices), and the attribute is in a namespace that is
+//! never shown.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -34,11 +34,12 @@ use crate::context::attr::{Attr, Stat, Time, stat_at};
 use crate::context::beneath;
 use crate::context::tree::{Tree, read_xattr};
 
-/// Attribute of a merged directory.
+/// Extended attribute of a merged directory.
 const LOWER: &str = "trusted.hearth.lower";
-/// Attribute of a file in `links/`: how many names the lower had for it.
+/// Extended attribute of a file in `links/`: the number of names that the lower tree had for it.
 const NAMES: &str = "trusted.hearth.names";
 
+/// The upper directory of an overlay, which receives every change.
 pub struct Upper {
     directory: PathBuf,
     tree: OwnedFd,
@@ -48,31 +49,31 @@ pub struct Upper {
     linked: Mutex<HashMap<LinkKey, Linked>>,
 }
 
-/// Stands for a file of the lower that has several names.
+/// Identifies a lower file that has several names.
 pub type LinkKey = Box<str>;
 
-/// What is known of such a file.
+/// State of a lower file that has several names.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Linked {
     /// Inode number of its content in `links/`, once it was copied up.
     pub inode: Option<u64>,
-    /// Names that the lower had when it was copied up.
+    /// Number of names that the lower tree had at the copy-up.
     pub names: u32,
-    /// Of those, the ones that were removed since.
+    /// Number of these names that were removed since.
     pub gone: u32,
 }
 
-/// With which directory of the lower an upper one is merged.
+/// The lower directory with which an upper directory is merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Merge {
     Opaque,
-    /// The one of its own name below its parent's.
+    /// The directory with the same name in the lower directory of the parent.
     Same,
     Other(Box<[u8]>),
 }
 
 impl Upper {
-    /// Opens an upper, or makes an empty one, and clears away what was unfinished when its last user ended.
+    /// Opens an upper directory, or creates an empty one, and removes unfinished entries of an earlier run.
     pub fn open(directory: &Path) -> io::Result<Self> {
         let make = |name: &str| {
             let path = directory.join(name);
@@ -89,7 +90,8 @@ impl Upper {
         let (work, links) = (make("work")?, make("links")?);
         let tree = match open_directory(&directory.join("tree")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // Its attributes come from the lower: `prepare_root` puts them there before it gets its name.
+                // Its attributes come from the lower tree: `prepare_root` sets them before it publishes the
+                // directory.
                 DirBuilder::new().mode(0o700).create(directory.join("work/tree"))?;
                 open_directory(&directory.join("work/tree"))?
             }
@@ -129,7 +131,7 @@ impl Upper {
         Ok(())
     }
 
-    /// Gives a new upper's root what the lower's has, and its name.
+    /// Gives the root of a new upper directory the attributes of the lower one, and publishes it.
     pub(super) fn prepare_root(&self, lower: &Tree, top: &[u8], attr: &Attr) -> Result<()> {
         let made = self.directory.join("tree");
         if made.exists() {
@@ -158,23 +160,23 @@ impl Upper {
         self.linked.lock()
     }
 
-    /// A name in `work/` that nothing has.
+    /// Returns an unused name in `work/`.
     pub(super) fn work_name(&self) -> Box<[u8]> {
         format!("{}", self.next.fetch_add(1, Ordering::Relaxed)).into_bytes().into()
     }
 
-    /// A directory of the tree, to do something in it.
+    /// Opens a handle (`O_PATH`) to a directory of the upper tree.
     pub(super) fn hold(&self, path: &[u8]) -> Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
         beneath::open(&self.tree, path, flags, Mode::empty(), beneath::NO_LINKS)
     }
 
-    /// The same, to read its names or to sync it.
+    /// Opens a directory of the upper tree, to list or sync it.
     pub(super) fn read_directory(&self, path: &[u8]) -> Result<OwnedFd> {
         beneath::directory(&self.tree, path)
     }
 
-    /// Makes something in `work/` with `make`; it is removed again when that fails.
+    /// Creates an entry in `work/` with `make`, and removes it again if that fails.
     pub(super) fn make<T>(&self, make: impl FnOnce(&OwnedFd, &[u8]) -> Result<T>) -> Result<(Box<[u8]>, T)> {
         let name = self.work_name();
         match make(&self.work, &name) {
@@ -186,8 +188,8 @@ impl Upper {
         }
     }
 
-    /// Removes what is left of something in `work/`, with all below it. What cannot be removed goes at
-    /// the next start.
+    /// Removes an entry of `work/` with everything below it. What cannot be removed is removed at the next
+    /// start.
     pub(super) fn drop_work(&self, name: &[u8]) {
         let Ok(text) = std::str::from_utf8(name) else { return };
         let path = self.directory.join("work").join(text);
@@ -198,19 +200,23 @@ impl Upper {
         };
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, path = %path.display(), "stays until the next start");
+                tracing::warn!(
+                    %error,
+                    path = %path.display(),
+                    "failed to remove a work entry; it is removed at the next start",
+                );
             }
             _ => {}
         }
     }
 
-    /// A new whiteout in `work/`.
+    /// Creates a whiteout in `work/`.
     pub(super) fn whiteout(&self) -> Result<Box<[u8]>> {
         self.make(|work, name| make_whiteout(work, name)).map(|(name, ())| name)
     }
 
-    /// Gives an open file or directory owner, attributes and mode, in the order in which one does not
-    /// undo the other.
+    /// Sets owner, extended attributes and mode of an open file or directory, in the order in which no step
+    /// undoes an earlier one.
     pub(super) fn dress(&self, fd: impl AsFd, attr: &Attr, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
         rustix::fs::fchown(&fd, Some(Uid::from_raw(attr.uid)), Some(Gid::from_raw(attr.gid)))?;
         for (name, value) in xattrs {
@@ -224,7 +230,7 @@ impl Upper {
         rustix::fs::utimensat(directory, name, &times, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Counts a removed name of a file that has several in the lower.
+    /// Counts a removed name of a lower file that has several.
     pub(super) fn count_gone(&self, key: &LinkKey) -> Result<()> {
         let mut linked = self.linked();
         let entry = linked.entry(key.clone()).or_default();
@@ -236,13 +242,13 @@ impl Upper {
         Ok(())
     }
 
-    /// Remembers how many names the lower has for what `name` in `work/` is a copy of.
+    /// Records the number of lower names for the copy `name` in `work/`.
     pub(super) fn keep_names(&self, name: &[u8], names: u32) -> Result<()> {
         let path = [format!("/proc/self/fd/{}/", self.work.as_raw_fd()).as_bytes(), name].concat();
         rustix::fs::lsetxattr(path, NAMES, names.to_string().as_bytes(), XattrFlags::empty())
     }
 
-    /// The key of the file in `links/` with this inode number.
+    /// Returns the key and state of the file in `links/` with this inode number.
     pub(super) fn key_of(&self, inode: u64) -> Option<(LinkKey, Linked)> {
         let linked = self.linked();
         let entry = linked.iter().find(|(_, linked)| linked.inode == Some(inode))?;
@@ -276,7 +282,7 @@ pub(super) fn unlink(directory: impl AsFd, name: &[u8]) -> Result<()> {
     rustix::fs::unlinkat(directory, name, AtFlags::empty())
 }
 
-/// What is at a name of the upper, whiteouts included.
+/// Returns the upper entry with a name, including whiteouts.
 pub(super) fn stat(directory: impl AsFd, name: &[u8]) -> Result<Option<Stat>> {
     let name = CString::new(name).map_err(|_| Errno::INVAL)?;
     match stat_at(directory, &name) {
@@ -302,7 +308,7 @@ pub(super) fn set_merge(directory: impl AsFd, merge: &Merge) -> Result<()> {
     }
 }
 
-/// Of the directory `name`.
+/// Returns the merge target of the directory `name`.
 pub(super) fn merge_of(directory: &OwnedFd, name: &[u8]) -> Result<Merge> {
     let held = open_at(directory, name, OFlags::PATH | OFlags::DIRECTORY)?;
     let path = format!("/proc/self/fd/{}", held.as_raw_fd());
@@ -317,13 +323,13 @@ pub(super) fn merge_of(directory: &OwnedFd, name: &[u8]) -> Result<Merge> {
     }
 }
 
-/// The attributes that are kept when a file is copied up.
+/// Returns the extended attributes that a copy-up preserves.
 pub(in crate::context) fn user_xattrs(lower: &Tree, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut kept = Vec::new();
     for name in lower.xattrs(path)?.split(|&byte| byte == 0).filter(|name| super::xattrs::is_shown(name)) {
         match lower.xattr(path, name) {
             Ok(value) => kept.push((name.to_vec(), value)),
-            // Removed since it was listed.
+            // Removed since the names were listed.
             Err(Errno::NODATA) => {}
             Err(errno) => return Err(errno),
         }

@@ -1,4 +1,4 @@
-//! Extended attributes: `user.*` and `security.capability`; no others are shown, kept or taken.
+//! Extended attributes: `user.*` and `security.capability`; no others are shown, preserved or accepted.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -30,7 +30,7 @@ impl Union {
         }
     }
 
-    /// Names, each followed by a NUL.
+    /// Returns the names, each followed by a NUL.
     pub fn xattr_names(&self, inode: u64) -> Result<Vec<u8>> {
         let _reading = self.reading_names();
         let node = self.nodes().get(inode)?.clone();
@@ -77,7 +77,8 @@ impl Union {
     }
 }
 
-/// There are no calls for extended attributes that take a directory and a name. Good while `place` is held.
+/// Returns a path for the system calls, none of which take a directory and a name. Valid while the directory
+/// in `place` is open.
 fn path((directory, name): &(OwnedFd, Box<[u8]>)) -> Vec<u8> {
     [format!("/proc/self/fd/{}/", directory.as_raw_fd()).as_bytes(), name].concat()
 }

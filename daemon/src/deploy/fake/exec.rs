@@ -1,4 +1,4 @@
-//! The one program of every image: it gives back what it reads, tells the size of its terminal, and ends as it is told.
+//! The single program of every fake image: it echoes its input, reports the size of its terminal, and exits on request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,11 +11,11 @@ use crate::deploy::port::{Exec, ExecInput, ExecOutput, ExecSpec, RuntimeError};
 use crate::model::service::Exit;
 use crate::task;
 
-/// Processes beside the instances' own.
+/// Additional processes in the instances.
 #[derive(Default)]
 pub struct Processes {
     pub running: AtomicUsize,
-    /// Exit codes of those that have ended.
+    /// Exit codes of the processes that have exited.
     pub ends: Mutex<Vec<i32>>,
 }
 

@@ -104,7 +104,7 @@ fn a_deploy_that_failed_leaves_nothing_to_the_next() {
     existing.desired = 2;
     let next = |existing: &Service| merged(Some(existing), &request(), &image(&[], &[])).unwrap().spec;
     assert_eq!((next(&existing).env, next(&existing).mounts), (kept.env, kept.mounts));
-    // Where none ever served, there is only the last try to keep from.
+    // If no revision was ever live, settings are kept from the last attempt.
     existing.live = None;
     assert_eq!((next(&existing).env, next(&existing).mounts), (failed.spec.env, failed.spec.mounts));
 }
@@ -141,7 +141,7 @@ fn a_kept_mount_keeps_its_image_and_a_given_one_is_what_it_is_now() {
         merge(Some(&existing), request, &image(&[], &[]), &pins(given)).unwrap().spec.mounted
     };
     assert_eq!(mounted(&request(), &[]), kept.mounted);
-    // Another kind of mount takes the place of one of them.
+    // A mount of another kind replaces one of them.
     let room = mount(MountSource::Room(String::new()), "/b");
     assert_eq!(mounted(&DeployRequest { mounts: vec![room], ..request() }, &[]), pins(&[("/a", 3)]));
     let given = DeployRequest { mounts: vec![assets("/b")], ..request() };

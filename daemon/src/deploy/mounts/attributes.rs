@@ -1,12 +1,12 @@
-//! Attributes of a mount that is not yet anywhere.
+//! Attributes of a detached mount.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-/// Set-id bits, file capabilities and devices in it mean nothing.
+/// Attributes that disable set-id bits, file capabilities and devices.
 pub(super) const HARMLESS: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 
-/// Of this mount alone, not of those below it. With a propagation type where another than its own is wanted.
+/// Sets attributes of this mount, not of the mounts below it, and its propagation type if given.
 pub(super) fn set(tree: &OwnedFd, attributes: u64, propagation: Option<u64>) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: attributes,

@@ -1,4 +1,4 @@
-//! Taking an instance's mounts away, whatever there is of them.
+//! Removal of an instance's mounts, whatever exists of them.
 
 use std::fs;
 use std::io;
@@ -10,17 +10,18 @@ use rustix::mount::UnmountFlags;
 use super::{EMPTY, FILES, STORAGE, UPPER, VIEWS, Views};
 use crate::context::mounts::points_below;
 
-/// Of looks at the table: mounts lie on each other only where somebody else put them there.
+/// Maximum number of passes over the mount table: mounts are stacked only if somebody else put them there.
 const ATTEMPTS: usize = 16;
 
-/// Blocking. To be called again where it fails; nothing to do where there is nothing.
+/// Removes the mounts and the directory of an instance. It can be called again after a failure, and does nothing if
+/// there is nothing. Blocking.
 pub(super) fn clear(directory: &Path, views: &mut Views) -> io::Result<()> {
     unmount_below(directory)?;
     while let Some(view) = views.last() {
         view.end()?;
         views.pop();
     }
-    // Only now, and only what is empty: whatever is still mounted on a place keeps it.
+    // Only after the unmounts, and only empty directories: a mount point that is still in use stays.
     for kind in [STORAGE, VIEWS] {
         missing_is_fine(remove_places(&directory.join(kind)))?;
     }
@@ -30,7 +31,7 @@ pub(super) fn clear(directory: &Path, views: &mut Views) -> io::Result<()> {
     missing_is_fine(fs::remove_dir(directory))
 }
 
-/// Nothing in them is open by now but to processes outside the instance, and those keep what they have open.
+/// Unmounts everything below a directory. Processes outside the instance keep the files that they have open.
 fn unmount_below(directory: &Path) -> io::Result<()> {
     for _ in 0..ATTEMPTS {
         let points = points_below(directory)?;
@@ -39,7 +40,7 @@ fn unmount_below(directory: &Path) -> io::Result<()> {
         }
         for point in points.iter().rev() {
             match rustix::mount::unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-                // Gone with the one that it was mounted on.
+                // Removed together with the mount below it.
                 Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -51,7 +52,7 @@ fn unmount_below(directory: &Path) -> io::Result<()> {
 fn remove_places(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        // From the directory itself: a mount is not asked.
+        // The file type comes from the directory entry; a mount is not accessed.
         if entry.file_type()?.is_dir() {
             fs::remove_dir(entry.path())?;
         } else {
@@ -61,7 +62,7 @@ fn remove_places(directory: &Path) -> io::Result<()> {
     fs::remove_dir(directory)
 }
 
-/// Entries of a directory; none where there is no directory.
+/// Counts the entries of a directory; zero if it does not exist.
 pub(super) fn count(directory: &Path) -> io::Result<usize> {
     match fs::read_dir(directory) {
         Ok(entries) => Ok(entries.count()),

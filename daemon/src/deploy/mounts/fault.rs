@@ -1,4 +1,4 @@
-//! Why a mount cannot be made, and whether to try again: trouble of the machine passes, what was asked for does not.
+//! Classification of mount failures: trouble of the machine is transient, a wrong request is permanent.
 
 use std::fmt::Display;
 use std::io;
@@ -25,7 +25,7 @@ fn new(
     MountFault { target: target.to_string(), code, reason: reason.into(), kind }
 }
 
-/// The next start of the daemon tries it again.
+/// Returns the fault for a daemon that is shutting down: the next start of the daemon retries.
 pub(super) fn ending() -> MountFault {
     new(&"/", "draining", "the daemon is ending", MountFaultKind::Away)
 }
@@ -86,7 +86,8 @@ fn kind_of_storage(error: &StorageError) -> MountFaultKind {
     }
 }
 
-/// Only what is known to pass is tried again: a mount that the kernel refuses today, it refuses tomorrow.
+/// Classifies an I/O error. Only errors known to be temporary are retried: a mount that the kernel refuses today, it
+/// refuses tomorrow.
 fn kind_of_io(error: &io::Error) -> MountFaultKind {
     match Errno::from_io_error(error) {
         Some(

@@ -1,4 +1,4 @@
-//! Images among an instance's mounts, opened as trees. They are in the room since the mount was given, and pinned.
+//! Mounted images of an instance, opened as trees. They are pinned and in the room since the deploy.
 
 use super::fault;
 use crate::context::layers::LayerBlob;
@@ -10,7 +10,7 @@ use crate::model::access::PathLinks;
 use crate::model::image::PinnedImage;
 use crate::model::{MountSource, MountSpec, MountTarget, Reference};
 
-/// Where a view has its image, or the file or directory of it: a mount of a file needs a directory around it.
+/// Name of the image, or of its file or directory, inside a view: a mounted file needs a directory around it.
 pub(super) const SOURCE: &str = "source";
 
 pub struct MountedImages {
@@ -19,7 +19,7 @@ pub struct MountedImages {
 }
 
 impl MountedImages {
-    /// The image of a mount, below [`SOURCE`]. None for mounts of something else.
+    /// Opens the image of a mount as a tree below [`SOURCE`]; `None` for other kinds of mounts.
     pub(super) async fn open(
         &self,
         mount: &MountSpec,
@@ -27,7 +27,7 @@ impl MountedImages {
     ) -> Result<Option<Tree>, MountFault> {
         let MountSource::Image { reference, .. } = &mount.source else { return Ok(None) };
         let Some(pinned) = pinned else {
-            let reason = format!("it is not known which `{reference}` was meant when it was given");
+            let reason = format!("the deploy did not record the digest of `{reference}`");
             return Err(fault::lasting(&mount.target, "image_not_pinned", reason));
         };
         let image = self.image(pinned).await;

@@ -1,4 +1,4 @@
-//! Making an instance's mounts: all of them, or none.
+//! Creation of an instance's mounts: all of them, or none.
 
 use std::fs::{File, Permissions};
 use std::io::Write as _;
@@ -18,6 +18,7 @@ use crate::model::id::InstanceId;
 use crate::model::{MountMode, MountSource, MountSpec};
 
 impl Shared {
+    /// Creates all mounts of an instance, or removes the partial result and returns the fault. Blocking.
     pub(super) fn make(
         &self,
         instance: &InstanceId,
@@ -33,7 +34,7 @@ impl Shared {
         let clear = |views: &mut Views| {
             clear::clear(&directory, views).map_err(|error| fault::of_io(&directory.display(), &error))
         };
-        // What a try before this one left.
+        // Remove the leftovers of an earlier attempt.
         clear(&mut views)?;
         let mut made = Vec::with_capacity(mounts.len());
         for (number, (mount, tree)) in mounts.into_iter().enumerate() {
@@ -41,7 +42,7 @@ impl Shared {
                 Ok(bind) => made.push(bind),
                 Err(fault) => {
                     if let Err(error) = clear(&mut views) {
-                        tracing::warn!(%error, instance.id = %instance, "mounts of a failed start stay until it is taken away");
+                        tracing::warn!(%error, instance.id = %instance, "failed to remove mounts of a failed start");
                     }
                     return Err(fault);
                 }
@@ -108,7 +109,7 @@ impl Shared {
     }
 }
 
-/// With this mode, whatever the daemon's own mask is: the app may be any user.
+/// Creates a file with exactly this mode, regardless of the daemon's umask: the app may run as any user.
 fn write_file(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
     let mut file = File::options().write(true).create_new(true).open(path)?;
     file.write_all(text.as_bytes())?;

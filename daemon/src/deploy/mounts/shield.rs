@@ -1,13 +1,13 @@
-//! Storage that services write to, on the host's side: the directory is mounted on itself with `nosuid` and `nodev`, so
-//! that a set-id bit, a file capability or a device that a service leaves there means nothing to whoever finds it.
-//! (What a service itself sees is mounted so, too.)
+//! Shields: storage that services write to is bind-mounted on itself with `nosuid` and `nodev` on the host, so that a
+//! set-id bit, a file capability or a device left there by a service has no effect on the host. (The mounts inside the
+//! service have the same attributes.)
 //!
 //! ```text
 //! none --first service that may write to the storage--> mounted, and recorded --last service gone, daemon ends--> none
 //! ```
 //!
-//! A directory that is mounted so already is left as it is. The mount outlives the daemon as services do; the record,
-//! which names mounts by the kernel's number of them, tells the next daemon which are its own.
+//! A directory that is mounted with these attributes already is left unchanged. A shield outlives the daemon as
+//! services do; the record identifies shields by the kernel's mount id and tells the next daemon which are its own.
 
 use std::fs;
 use std::io;
@@ -22,24 +22,26 @@ use serde::{Deserialize, Serialize};
 use super::attributes;
 use crate::context::storage::Root;
 
-/// `STATX_MNT_ID_UNIQUE`: a number that is not given to a second mount. Kernels before 6.8 give another, which may be.
+/// `STATX_MNT_ID_UNIQUE`: requests a mount id that is never reused. Kernels before 6.8 return one that may be.
 const UNIQUE_MOUNT_ID: u32 = 0x4000;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The mounts that are this daemon's, as they are written down.
+/// The shields of this daemon, as stored in the record file.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
-    /// They are gone after a reboot.
+    /// Boot id: the shields do not survive a reboot.
     boot: String,
     shields: Vec<Shield>,
 }
 
+/// A storage directory that is mounted on itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Shield {
     path: PathBuf,
     mount: u64,
 }
 
+/// Creates and removes shields, and keeps their record file.
 pub(super) struct Shields {
     record: PathBuf,
 }
@@ -49,7 +51,7 @@ impl Shields {
         Self { record }
     }
 
-    /// Before anything of the storage is given to a service that may write there. To be called by one at a time.
+    /// Mounts a storage on itself, before a service gets write access to any of it. Callers must serialize calls.
     pub(super) fn ensure(&self, storage: &Root) -> io::Result<()> {
         let path = storage.path();
         let (held, _) = storage.hold_source(Path::new(""), false).map_err(io::Error::other)?;
@@ -63,7 +65,7 @@ impl Shields {
             let what = format!("{} is not the directory any more that the daemon has open", path.display());
             return Err(io::Error::other(what));
         }
-        // With what is mounted below it, which stays as it is: services do not reach that.
+        // Includes the mounts below, which stay as they are: services do not reach them.
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_EMPTY_PATH
@@ -75,11 +77,11 @@ impl Shields {
         self.write(&record)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(&tree, c"", &point, c"", flags)?;
-        tracing::info!(path = %path.display(), "storage is mounted with nosuid and nodev while services use it");
+        tracing::info!(path = %path.display(), "mounted storage with nosuid and nodev while services use it");
         Ok(())
     }
 
-    /// When no service is left. One that cannot be taken away stays in the record.
+    /// Removes all shields when no service is left. One that cannot be removed stays in the record.
     pub(super) fn release(&self) -> io::Result<()> {
         let record = self.read()?;
         if record.shields.is_empty() {
@@ -102,7 +104,7 @@ impl Shields {
         first
     }
 
-    /// Of this boot.
+    /// Reads the record of this boot.
     fn read(&self) -> io::Result<Record> {
         let boot = fs::read_to_string(BOOT_ID)?.trim().to_owned();
         let none = Record { boot: boot.clone(), shields: Vec::new() };
@@ -111,7 +113,7 @@ impl Shields {
                 Ok(record) if record.boot == boot => Ok(record),
                 Ok(_) => Ok(none),
                 Err(error) => {
-                    tracing::warn!(path = %self.record.display(), %error, "the record of storage mounts is damaged");
+                    tracing::warn!(path = %self.record.display(), %error, "ignored a damaged record of storage mounts");
                     Ok(none)
                 }
             },
@@ -137,7 +139,7 @@ fn mount_id(mount: &impl AsFd) -> io::Result<u64> {
     Ok(rustix::fs::statx(mount, c"", AtFlags::EMPTY_PATH, flags)?.stx_mnt_id)
 }
 
-/// Nothing to do where another mount lies there, or none.
+/// Unmounts a shield. Does nothing if its path has another mount, or none.
 fn remove(shield: &Shield) -> io::Result<()> {
     let point = match open(&shield.path) {
         Ok(point) => point,
@@ -158,7 +160,7 @@ fn remove(shield: &Shield) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Whether it is mounted so that nothing in it is more than data.
+    /// Reports whether the path is mounted with nosuid and nodev.
     fn is_harmless(path: &Path) -> bool {
         let wanted = StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV;
         rustix::fs::statvfs(path).unwrap().f_flag.contains(wanted)
@@ -170,7 +172,7 @@ mod tests {
         let storage = dir.path().join("storage");
         fs::create_dir_all(storage.join("below")).unwrap();
         if is_harmless(&storage) {
-            // A machine whose temporary files are so needs no more.
+            // The temporary directory of this machine has these attributes already.
             return;
         }
         fs::write(storage.join("file"), "kept").unwrap();
@@ -183,7 +185,7 @@ mod tests {
         }
         assert_eq!(shields.read().unwrap().shields.len(), 1);
         assert_eq!(fs::read_to_string(storage.join("below/file")).unwrap(), "kept");
-        // A daemon that was killed left it; the next takes it over.
+        // The shield of a killed daemon is taken over by the next one.
         let shields = Shields::recorded_in(dir.path().join("shields.json"));
         shields.ensure(&root).unwrap();
         shields.release().unwrap();
@@ -202,7 +204,7 @@ mod tests {
         let shields = Shields::recorded_in(dir.path().join("shields.json"));
         shields.ensure(&Root::open(&storage).unwrap()).unwrap();
         assert!(!shields.record.exists());
-        // A record of a mount that is gone, with another one in its place.
+        // The record names a removed mount, and another mount has its path.
         let boot = fs::read_to_string(BOOT_ID).unwrap().trim().to_owned();
         let shield = Shield { path: storage.clone(), mount: 1 };
         shields.write(&Record { boot, shields: vec![shield] }).unwrap();

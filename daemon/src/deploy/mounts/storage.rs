@@ -1,4 +1,5 @@
-//! Binding what is held: the very file or directory that was opened beneath its storage, whatever happens to its name.
+//! Bind mounts of open file descriptors: the mount shows the file or directory that was opened beneath its storage,
+//! even if its name changes later.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -11,7 +12,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use super::attributes;
 
-/// File systems that are mounted below it are not part of it.
+/// Binds an open file or directory to a new mount point. File systems mounted below it are not included.
 pub(super) fn bind(held: &OwnedFd, is_directory: bool, point: &Path, read_only: bool) -> io::Result<()> {
     if is_directory {
         DirBuilder::new().mode(0o700).create(point)?;
@@ -21,7 +22,8 @@ pub(super) fn bind(held: &OwnedFd, is_directory: bool, point: &Path, read_only: 
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = rustix::mount::open_tree(held, c"", flags)?;
-    // Before anybody sees it. What is mounted on the original later does not appear in the copy, nor the other way round.
+    // Set before the mount becomes visible. Later mounts on the original do not propagate to the copy, nor the other
+    // way round.
     let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
     attributes::set(&tree, attributes::HARMLESS | read_only, Some(libc::MS_PRIVATE))?;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -1,4 +1,4 @@
-//! On the real kernel, as root: each test leaves nothing in the table of mounts, and proves that.
+//! Tests on the real kernel, as root: each test verifies that it leaves nothing in the mount table.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -45,12 +45,12 @@ impl Room {
         room
     }
 
-    /// What a daemon finds that starts after another ended.
+    /// The mounter of a daemon that starts after another ended.
     fn again(&self) -> InstanceMounts {
         open(self.directory.path(), &self.images, &self.contexts)
     }
 
-    /// `assets:1`, with a file and a directory with another.
+    /// Loads `assets:1`, with a file and a directory that contains another file.
     async fn load(&self) {
         self.load_with("of the image").await;
     }
@@ -82,7 +82,7 @@ impl Room {
         (label.instance, opened)
     }
 
-    /// What the images among the mounts are now.
+    /// Resolves the images among the mounts to their current digests.
     async fn pinned(&self, mounts: &[MountSpec]) -> BTreeMap<MountTarget, PinnedImage> {
         let mut pinned = BTreeMap::new();
         for MountSpec { source, target, .. } in mounts {
@@ -94,7 +94,7 @@ impl Room {
     }
 
     async fn refused(&self, mount: MountSpec) -> MountFault {
-        // After one that works: all or none.
+        // A valid mount comes first: all mounts are created, or none.
         let good = room("", "/good", MountMode::ReadWrite);
         let mounts = [good, mount];
         let fault = self.mounts.open(&label(), &mounts, &self.pinned(&mounts).await).await.unwrap_err();
@@ -102,7 +102,7 @@ impl Room {
         fault
     }
 
-    /// No instance has mounts. The storage's own mount stays until the daemon has no service left.
+    /// Asserts that no instance has mounts. The storage's own mount stays until the daemon has no service left.
     fn is_clean(&self) {
         unpoisoned(&self.mounts.0.shields).release().unwrap();
         let directory = self.directory.path().canonicalize().unwrap();
@@ -112,7 +112,7 @@ impl Room {
 }
 
 impl Drop for Room {
-    /// A test that failed leaves none either.
+    /// Removes the mounts of a failed test.
     fn drop(&mut self) {
         let Ok(directory) = self.directory.path().canonicalize() else { return };
         for point in points_below(&directory).unwrap_or_default().iter().rev() {
@@ -177,7 +177,7 @@ async fn storage_is_seen_both_ways_and_stays_when_the_instance_goes() {
     assert_eq!(fs::read_to_string(&opened[1].source).unwrap(), "changed", "a file as source");
     let refused = fs::write(&opened[1].source, "x").unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
-    // The directory that was opened, whatever has its name now.
+    // The mount shows the directory that was opened, even if its name changes.
     fs::rename(at.room_path("data"), at.room_path("moved")).unwrap();
     fs::create_dir(at.room_path("data")).unwrap();
     assert!(opened[0].source.join("new").exists());
@@ -241,7 +241,7 @@ async fn a_link_is_not_followed_wherever_it_leads() {
         ("absolute", "mount_source_is_link"),
         ("up", "mount_source_is_link"),
         ("up/deeper", "mount_source_is_link"),
-        // Who may use the one path may not be one who may use the other.
+        // A user with access to one of the paths may have no access to the other.
         ("inside", "mount_source_is_link"),
         ("inside/new", "mount_source_is_link"),
         ("../project", "mount_source_outside_storage"),
@@ -342,7 +342,7 @@ async fn any_user_of_the_container_reads_an_image() {
     let (id, opened) = at.open(&[image("", "/a", ReadOnly)]).await;
     let source = opened[0].source.clone();
     let thread = task::blocking("test", move || {
-        // The instances' directory is the daemon's alone: a container is given what is in it by its mounts.
+        // Only the daemon has access to the instances' directory: a container gets its contents through mounts.
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY;
         let held = rustix::fs::open(&source, flags, rustix::fs::Mode::empty()).unwrap();
         task::apart("nobody", move || {
@@ -383,7 +383,7 @@ async fn after_a_crash_lost_views_are_told_until_they_are_closed_and_strangers_g
     let (binding, bound) = at.open(&both[1..]).await;
     let (stranger, _) = at.open(&both).await;
     fs::create_dir(at.instances().join("not-an-id")).unwrap();
-    // What the end of a daemon does to the views that it served.
+    // The end of a daemon has this effect on the views that it served.
     let device = fs::metadata(&opened[0].source).unwrap().dev();
     view::cut(rustix::fs::minor(device)).unwrap();
     assert!(fs::read(opened[0].source.join("top")).is_err());
@@ -400,7 +400,7 @@ async fn after_a_crash_lost_views_are_told_until_they_are_closed_and_strangers_g
     fs::remove_dir(at.instances().join("not-an-id")).unwrap();
     at.is_clean();
     assert!(at.room_path("kept").exists());
-    // Views of this very process live.
+    // Views served by this process are alive.
     let (id, _) = at.open(&both).await;
     let lives = BTreeSet::from([id.clone()]);
     assert_eq!(at.mounts.reconcile(&lives).await.unwrap(), BTreeSet::new());
@@ -428,7 +428,7 @@ async fn a_try_that_was_cut_short_is_begun_again_and_one_given_up_makes_nothing(
     let mounts = [room("", "/data", ReadWrite), image("", "/image", ReadWrite), empty("/tmp")];
     let images = at.pinned(&mounts).await;
     at.mounts.open(&label, &mounts, &images).await.unwrap();
-    // Another process, that knows nothing of the first try.
+    // Another process, without knowledge of the first attempt.
     let after = at.again();
     let opened = after.open(&label, &mounts, &images).await.unwrap();
     assert_eq!(opened.len(), 3);

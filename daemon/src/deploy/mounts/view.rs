@@ -1,4 +1,4 @@
-//! A tree of an image as a FUSE mount of this process.
+//! FUSE mounts of image trees, served by this process.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write as _};
@@ -15,16 +15,17 @@ use crate::context::tree::Tree;
 use crate::context::union::Union;
 use crate::context::union::upper::Upper;
 
-/// How long a view may take to end after it was taken away, before its connection is cut.
+/// Time limit for a FUSE session to end after its unmount, before its connection is aborted.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
+/// A FUSE mount of an image, with its session.
 pub(super) struct View {
     session: Session,
-    /// By which the kernel's list of FUSE connections has it.
+    /// Number of the connection in the kernel's list of FUSE connections.
     connection: u32,
 }
 
-/// Mounts a tree on a directory that is made for it. With `upper`, a directory of its own, it can be written.
+/// Mounts a tree on a new directory. With `upper`, a directory for the changes, the tree is writable.
 pub(super) fn mount(tree: Tree, point: &Path, upper: Option<&Path>, name: &str) -> io::Result<View> {
     let upper = match upper {
         Some(path) => {
@@ -47,19 +48,20 @@ impl View {
         self.session.has_ended()
     }
 
-    /// Sees to it that it ends, after it was unmounted here. Whoever still has it elsewhere has it no more.
+    /// Waits for the session to end after its unmount, and aborts the connection if the mount is still in use
+    /// elsewhere.
     pub fn end(&self) -> io::Result<()> {
         if self.session.wait(END_LIMIT) {
             return Ok(());
         }
-        tracing::warn!(connection = self.connection, "a view of an image is in use somewhere, and cut off");
+        tracing::warn!(connection = self.connection, "image view is in use; aborting its connection");
         cut(self.connection)?;
         if self.session.wait(END_LIMIT) { Ok(()) } else { Err(io::ErrorKind::ResourceBusy.into()) }
     }
 }
 
-/// Ends a FUSE connection whoever uses it. The kernel's list of them is mounted for this alone, and nowhere: not every
-/// machine has it in `/sys`.
+/// Aborts a FUSE connection even if it is in use. The kernel's list of connections is mounted detached for this
+/// purpose, since not every machine has it in `/sys`.
 pub(super) fn cut(connection: u32) -> io::Result<()> {
     let list = rustix::mount::fsopen(c"fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(&list)?;

@@ -1,5 +1,5 @@
-//! In a simulated world: whatever happened, the plan must come to where one healthy instance of the right revision
-//! serves.
+//! Simulation of a service: after any sequence of events, the plan must reach the state where one healthy instance of
+//! the right revision serves.
 
 mod world;
 
@@ -56,7 +56,7 @@ proptest! {
                 world.check_cover();
             }
         }
-        // A revision that ended by a stranger's hand while it was tried may have failed for that.
+        // A revision whose instance was killed by an external cause during its trial may have failed because of that.
         let disturbed = events.iter().any(|event| {
             matches!(event, Event::Kill(_) | Event::End(_) | Event::Vanish(_) | Event::Sicken(_) | Event::Daemon(_))
         });
@@ -158,7 +158,7 @@ fn a_revision_that_is_killed_too_often_while_it_is_tried_fails() {
     world.check_rest();
 }
 
-/// Revision 2 is being tried, and the instance of revision 1 ends by itself, or sickens.
+/// Revision 2 is on trial, and the instance of revision 1 exits or becomes unhealthy.
 fn update_without_the_old_one(quality: Quality, strategy: Strategy, event: Event) -> World {
     let mut world = lives();
     world.happen(&Event::Deploy(quality, strategy));

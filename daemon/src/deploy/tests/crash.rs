@@ -1,4 +1,4 @@
-//! The daemon dies, at whichever call of a neighbour, and its next run comes to where this one would have.
+//! The daemon dies at any call to a dependency, and its next run reaches the same state.
 
 use super::*;
 
@@ -105,7 +105,8 @@ async fn a_runtime_that_is_away_is_waited_for() {
     assert!(matches!(outcome(&handle, 2).await, DeployEventKind::Live { .. }));
 }
 
-/// Runs `act` on a daemon that dies at its n-th call, then lets another run heal. False when it did not die.
+/// Runs `act` on a daemon that dies at its n-th call, then lets another run recover. Returns false if the daemon did
+/// not die.
 async fn dies_at(n: usize, strategy: Strategy, removes: bool) -> bool {
     let world = world();
     let services = start(&world).await;
@@ -135,7 +136,7 @@ async fn dies_at(n: usize, strategy: Strategy, removes: bool) -> bool {
     until("compared", || services.handle().ready().borrow().is_ok()).await;
     let stored = world.state().services.values().next().cloned();
     match stored {
-        // It never came to be asked for, or it comes to its end.
+        // Either the request was never stored, or it completes.
         Some(service) if !service.removing => {
             let what = format!("death at call {n}: revision {} serves alone", service.desired);
             until(&what, || only_serves(&world, service.desired)).await;
@@ -158,7 +159,7 @@ async fn dies_at(n: usize, strategy: Strategy, removes: bool) -> bool {
 }
 
 async fn dies_anywhere(strategy: Strategy, removes: bool, at_least: usize) {
-    // Side by side: each waits for its own settling time.
+    // The runs are concurrent, since each waits for its own settle time.
     let runs = (1..=120).map(|n| dies_at(n, strategy, removes));
     let died = futures::future::join_all(runs).await.into_iter().filter(|died| *died).count();
     assert!(died >= at_least, "the daemon died at {died} points only");

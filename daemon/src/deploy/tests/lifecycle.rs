@@ -58,7 +58,7 @@ async fn a_service_that_may_not_run_twice_never_does() {
     handle.restart("web", &ann()).await.unwrap();
     assert!(matches!(outcome(&handle, 2).await, DeployEventKind::Live { .. }));
     assert_eq!(world.state().peak, 1);
-    // The new one does not start: the one before comes back.
+    // The new revision does not start: the previous one is started again.
     world.app("bad", App::Exits(1));
     deploy(&handle, recreate("bad")).await;
     failed(outcome(&handle, 3).await);
@@ -116,7 +116,7 @@ async fn a_mount_that_fails_for_a_while_is_tried_again_and_one_that_cannot_be_is
     deploy(&handle, request("2")).await;
     let fault = failed(outcome(&handle, 2).await);
     assert_eq!((fault.code.as_str(), fault.retryable), ("mount_failed", false));
-    // What is said to pass, and does not, ends all the same.
+    // A fault that is reported as transient but persists ends the deploy all the same.
     world.state().mount_faults = vec![MountFaultKind::Passing; 20];
     deploy(&handle, request("3")).await;
     let fault = failed(outcome(&handle, 3).await);

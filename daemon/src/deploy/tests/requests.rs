@@ -56,7 +56,7 @@ async fn a_capability_needs_the_operator_at_the_deploy_and_at_every_start() {
     assert!(matches!(outcome(&services.handle(), 1).await, DeployEventKind::Live { .. }));
     services.handle().drain(LIMIT).await;
 
-    // The operator took it back meanwhile: what runs goes on, and what would start does not.
+    // The operator has removed the capability meanwhile: running instances continue, and new ones do not start.
     let services = start(&world).await;
     until("compared", || services.handle().ready().borrow().is_ok()).await;
     assert_eq!(world.running().len(), 1);
@@ -94,7 +94,7 @@ async fn an_owner_has_a_limited_number_of_services_with_those_that_its_services_
     }
     assert!(!deploy_as("ann", "one").await.unwrap().created, "an update is no new service");
     deploy_as("bob", "three").await.unwrap();
-    // What a service has deployed counts on when the service is gone.
+    // The services that a service has deployed still count when that service is removed.
     handle.remove("one", Duration::ZERO, LIMIT, &ann()).await.unwrap();
     deploy_as("ann", "four").await.unwrap();
     assert_eq!(deploy_as("ann", "five").await.unwrap_err().code(), "service_limit");
@@ -153,7 +153,7 @@ async fn images_that_are_mounted_are_looked_up_when_they_are_given_and_never_aga
     assert_eq!(pinned.keys().map(MountTarget::as_str).collect::<Vec<_>>(), ["/a", "/b"]);
     let repository = "assets".parse().unwrap();
     assert!(pinned.values().all(|image| image.repository == repository));
-    // The tag goes: a restart, a deploy that does not name the mounts and a rollback ask for it no more.
+    // The tag is removed: a restart, a deploy that does not name the mounts, and a rollback do not need it any more.
     world.state().apps.remove("2");
     handle.restart("web", &ann()).await.unwrap();
     assert!(matches!(outcome(&handle, 1).await, DeployEventKind::Live { .. }));
@@ -209,7 +209,7 @@ async fn a_route_goes_without_a_new_revision() {
     assert_eq!(world.running().len(), 1);
     let missing = handle.remove_route(&"web.test".parse().unwrap(), &ann()).await.unwrap_err();
     assert_eq!(missing.code(), "route_not_found");
-    // Another may have it now.
+    // Another service may take the domain now.
     let mut other = request("2");
     other.name = Some("other".parse().unwrap());
     assert!(deploy(&handle, other).await.created);
@@ -241,7 +241,7 @@ async fn the_log_is_that_of_the_instance_that_serves_and_outlives_it() {
     let lines = handle.logs("web", LogSource::Newest, LogQuery::default()).await.unwrap();
     let lines: Vec<String> = lines.map(|line| line.unwrap().text).collect().await;
     assert_eq!(lines, ["begins".to_owned(), format!("I am {instance}")]);
-    // A failed first deploy leaves its log to be read.
+    // The log of a failed first deploy stays readable.
     world.app("exits", App::Exits(1));
     let mut other = DeployRequest::new("web:exits".parse().unwrap());
     other.name = Some("other".parse().unwrap());

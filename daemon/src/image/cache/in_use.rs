@@ -1,4 +1,4 @@
-//! Which cached images builds use now, and whose turn it is to fetch one.
+//! Cached images that are in use by builds, and locks that serialize fetches of the same image.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,25 +10,25 @@ use super::super::port::cached::CachedKey;
 use super::Images;
 use crate::model::{Digest, Repository};
 
-/// Shared by all handles on the room's images.
+/// Usage counts and fetch locks, shared by all handles to the room's images.
 #[derive(Clone, Debug, Default)]
 pub struct UsedImages(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// How many builds use an image.
+    /// Number of builds that use an image.
     counts: HashMap<(Repository, Digest), usize>,
     turns: HashMap<CachedKey, Arc<AsyncMutex<()>>>,
 }
 
-/// Keeps a cached image from being freed until it is dropped.
+/// Guard that keeps a cached image from being removed.
 #[derive(Debug)]
 pub struct InUse {
     used: UsedImages,
     image: (Repository, Digest),
 }
 
-/// One caller at a time looks for an image and fetches it.
+/// Lock that lets one caller at a time look up and fetch an image.
 pub struct Turn {
     used: UsedImages,
     key: CachedKey,
@@ -37,7 +37,7 @@ pub struct Turn {
 
 impl UsedImages {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing under this lock leaves it half changed.
+        // No code leaves the state inconsistent while it holds this lock.
         self.0.lock()
     }
 
@@ -76,7 +76,7 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let mut inner = self.used.lock();
         self.held.take();
-        // One in the table and none elsewhere: nobody waits. A waiter has a clone of its own.
+        // Only the table holds the lock, so nobody waits for it; a waiter would have a clone.
         if inner.turns.get(&self.key).is_some_and(|turn| Arc::strong_count(turn) == 1) {
             inner.turns.remove(&self.key);
         }

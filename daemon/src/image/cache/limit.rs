@@ -1,27 +1,28 @@
-//! How much of the disk cached images may take, and which go first.
+//! Size limits of the image cache, and the order of eviction.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::port::cached::{CachedImage, ImageRight};
 use super::{ImageError, Images};
 
-/// What one caller's credentials brought may take this part of the whole: nobody else uses it, and what all use stays.
+/// Divisor of the cache size: images that were fetched with one caller's credentials may take this part of the whole,
+/// because nobody else can use them.
 const PRIVATE_PART: u64 = 4;
 
 impl Images {
-    /// Sets how many bytes cached images may take together.
+    /// Sets the maximum total size of cached images, in bytes.
     pub fn limit_cache(&self, bytes: u64) {
         self.shared.cache_limit.store(bytes, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// Cached images, the least recently used first.
+    /// Returns the cached images, the least recently used first.
     pub async fn cached_images(&self) -> Result<Vec<CachedImage>, ImageError> {
         Ok(self.shared.catalog.all_cached().await?)
     }
 
-    /// Forgets cached images beyond the limits, the least recently used first, but none that a build uses: those that
-    /// one caller alone uses and that take more than their part of the whole, then any. The next sweep frees what
-    /// nothing else names; a service keeps what it runs. Answers how many were forgotten.
+    /// Evicts cached images beyond the limits, the least recently used first, but none that a build uses: first private
+    /// ones whose owner exceeds its part of the cache, then any. The next sweep frees content that is no longer
+    /// referenced; a service keeps what it runs. Returns the number of evicted images.
     #[expect(clippy::cast_precision_loss, reason = "a gauge; sizes are far below the limit of exact numbers")]
     pub(in crate::image) async fn trim_cache(&self) -> Result<usize, ImageError> {
         let limit = self.shared.cache_limit.load(std::sync::atomic::Ordering::Relaxed);
@@ -42,7 +43,7 @@ impl Images {
         gone.extend(beyond(&rest, limit, is_used));
         for image in &gone {
             self.shared.catalog.remove_cached(&image.key).await?;
-            tracing::info!(image = image.key.name, "a cached image was forgotten: the cache is full");
+            tracing::info!(image.name = image.key.name, "evicted a cached image: the cache is full");
         }
         let kept = images.iter().filter(|image| !gone.iter().any(|gone| gone.key == image.key));
         metrics::gauge!("hearth_cached_images_bytes").set(bytes_of(kept) as f64);
@@ -50,7 +51,7 @@ impl Images {
     }
 }
 
-/// Those that go so that the rest takes no more than `limit`, from the first on, but none that is used.
+/// Returns the images to evict, from the first on, so that the rest fits into `limit`; never one in use.
 fn beyond<'i>(
     images: &[&'i CachedImage],
     limit: u64,
@@ -77,7 +78,7 @@ fn beyond<'i>(
     gone
 }
 
-/// Several names of one image take its space once.
+/// Returns the total size; an image with several names counts once.
 fn bytes_of<'i>(images: impl Iterator<Item = &'i CachedImage>) -> u64 {
     let sizes: HashMap<_, u64> = images.map(|image| (image.manifest.digest, image.size_bytes)).collect();
     sizes.values().sum()

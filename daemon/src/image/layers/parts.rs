@@ -1,4 +1,4 @@
-//! What an image says of its layers.
+//! Declarations of an image about its layers.
 
 use super::super::contents::{manifest_for, read_json};
 use super::super::port::Blobs;
@@ -7,23 +7,23 @@ use crate::model::Digest;
 use crate::model::image::Descriptor;
 use crate::model::manifest::{ImageConfig, ImageManifest, Manifest};
 
-/// Manifests below one index.
+/// Maximum number of manifests in one index.
 const MAX_CHILDREN: usize = 256;
 
-/// An image of one platform, as it says of itself.
+/// Image of one platform, as its manifest and config declare it.
 #[derive(Clone, Debug)]
 pub(in super::super) struct ImageParts {
     pub manifest: Digest,
-    /// The base's first.
+    /// Layers, the base's first.
     pub layers: Vec<Descriptor>,
-    /// What the config says of them.
+    /// DiffIDs that the config declares for them.
     pub diff_ids: Vec<Digest>,
-    /// Layers that are to be fetched from URLs that the manifest gives.
+    /// First layer that is to be fetched from URLs in the manifest.
     pub elsewhere: Option<Digest>,
 }
 
 impl ImageParts {
-    /// Layers whose content has to be known.
+    /// Returns the layers whose content must be inspected.
     pub(super) fn tar_layers(&self) -> impl Iterator<Item = Digest> + '_ {
         let is_tar = |layer: &&Descriptor| {
             matches!(layer_form(&layer.media_type), LayerForm::CompressedTar | LayerForm::PlainTar)
@@ -32,20 +32,20 @@ impl ImageParts {
     }
 }
 
-/// What those who unpack a layer take its bytes for.
+/// Interpretation of a layer's bytes by the programs that unpack it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LayerForm {
-    /// They decompress it as its first bytes tell, whatever the media type says.
+    /// Decompressed according to the first bytes, whatever the media type says.
     CompressedTar,
-    /// They take it as it is, even when it begins as something compressed.
+    /// Used unchanged, even if it starts like compressed data.
     PlainTar,
-    /// A layer of a kind that nothing here unpacks.
+    /// Kind of layer that nothing here unpacks.
     Unknown,
-    /// No file system: attestations, artifacts.
+    /// Content that is no file system: attestations, artifacts.
     Content,
 }
 
-/// As containerd and BuildKit tell it.
+/// Returns the form of a layer, as containerd and BuildKit determine it.
 pub(super) fn layer_form(media_type: &str) -> LayerForm {
     const OCI: &str = "application/vnd.oci.image.layer.";
     const DOCKER: &str = "application/vnd.docker.image.rootfs.";
@@ -66,7 +66,7 @@ pub(super) fn layer_form(media_type: &str) -> LayerForm {
     }
 }
 
-/// The image for one platform, or all images of an index that somebody could run. Blocking.
+/// Returns the image for one platform, or all images of an index that could be run. Blocking.
 pub(super) fn images_of(
     blobs: &dyn Blobs,
     top: &Descriptor,
@@ -89,7 +89,7 @@ pub(super) fn images_of(
         let Manifest::Image(image) = parse(&child.manifest, &read_json(blobs, &child.manifest)?)? else {
             return Err(too_deep());
         };
-        // An artifact beside the images: it has no config of one, so nobody can run it.
+        // An artifact beside the images: it has no image config, so it cannot be run.
         let is_artifact = !is_image_config(&image.config.media_type) && !image.layers.is_empty();
         let parts = parts(blobs, child.manifest.digest, image)?;
         if !(is_artifact && parts.diff_ids.is_empty()) {
@@ -99,7 +99,7 @@ pub(super) fn images_of(
     Ok(images)
 }
 
-/// Whether a manifest is an index, or declares a config of an image. Blocking.
+/// Reports whether a manifest is an index, or declares an image config. Blocking.
 pub(super) fn is_runnable(blobs: &dyn Blobs, top: &Descriptor) -> Result<bool, ImageError> {
     Ok(match parse(top, &read_json(blobs, top)?)? {
         Manifest::Image(image) => is_image_config(&image.config.media_type),
@@ -107,7 +107,7 @@ pub(super) fn is_runnable(blobs: &dyn Blobs, top: &Descriptor) -> Result<bool, I
     })
 }
 
-/// Whether a config is declared to be that of an image.
+/// Reports whether a config is declared as an image config.
 fn is_image_config(media_type: &str) -> bool {
     matches!(
         media_type,

@@ -1,12 +1,12 @@
-//! Passes over layers: one for each layer at a time, few at once, and what the last of them found.
+//! Inspections of layers: at most one for each layer, few at once, and a cache of their verdicts.
 //!
-//! A pass belongs to those who wait for it: requests for the same layer share it, and when the last of them is
-//! dropped it is cancelled. It runs on a blocking thread; the number of passes is bounded, so other
-//! blocking work always finds a thread. Passes that nobody waits for yet have a single place of their own, and so
-//! never stand in the way of those that somebody waits for; one of them that is waited for moves over.
+//! An inspection is owned by the requests that wait for it: requests for the same layer share it, and dropping the last
+//! of them cancels it. It runs on a blocking thread; the number of inspections is bounded, so that other blocking work
+//! always finds a thread. Inspections ahead of need have a single slot of their own, and so never delay those that
+//! somebody waits for; once somebody waits for one of them, it may use the other slots.
 //!
-//! One owner's passes take all places but one, so that another owner's pass never waits for all of them. A pass that
-//! several owners wait for takes a place of whichever has one first.
+//! One owner's inspections take at most all slots but one, so that another owner's inspection never waits for all of
+//! them. An inspection for which several owners wait takes the first free slot of any of them.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Read as _;
@@ -24,12 +24,12 @@ use super::places::{Needed, PassPlace, PassPlaces};
 use crate::model::{Digest, LayerLimits};
 use crate::task;
 
-/// Verdicts that are known without asking the catalog.
+/// Maximum number of verdicts that are cached in memory.
 const RECENT: usize = 10_000;
-/// Passes ahead of need that may wait. One more is left out: it is made when somebody needs it.
+/// Maximum number of pending inspections ahead of need. Further ones are skipped, and run when they are needed.
 const AHEAD: usize = 256;
 
-/// Looks through layers. Cheap to clone.
+/// Inspection queue; cheap to clone.
 #[derive(Clone)]
 pub(in super::super) struct Passes {
     inner: Arc<Inner>,
@@ -41,9 +41,9 @@ struct Inner {
     key: String,
     running: Mutex<HashMap<Digest, Running>>,
     recent: Mutex<HashMap<Digest, LayerVerdict>>,
-    /// Found, and not handed out by [`Passes::take_unsaved`] yet.
+    /// New verdicts that [`InspectionQueue::take_unsaved`] has not returned yet.
     unsaved: Mutex<Vec<(Digest, LayerVerdict)>>,
-    /// Manifests that were found wrong since the start.
+    /// Manifests that were found invalid since the start.
     marked: Mutex<HashSet<Digest>>,
     places: PassPlaces,
     ahead: AtomicUsize,
@@ -56,7 +56,7 @@ struct Running {
 
 type Pass = BoxFuture<'static, Result<LayerVerdict, PassFailure>>;
 
-/// Why a pass found nothing out; another one may.
+/// Reason why an inspection has no verdict; another attempt may succeed.
 #[derive(Clone, Debug)]
 pub(super) enum PassFailure {
     Missing,
@@ -64,7 +64,7 @@ pub(super) enum PassFailure {
     Ending,
 }
 
-/// Cancels a pass that nobody waits for any more.
+/// Cancels an inspection when nobody waits for it any more.
 struct CancelOnDrop(Arc<AtomicBool>);
 
 impl Drop for CancelOnDrop {
@@ -84,7 +84,7 @@ impl Passes {
             recent: Mutex::default(),
             unsaved: Mutex::default(),
             marked: Mutex::default(),
-            // A pass keeps about two cores busy.
+            // An inspection keeps about two cores busy.
             places: PassPlaces::new(cores.max(2)),
             ahead: AtomicUsize::new(0),
         };
@@ -95,12 +95,12 @@ impl Passes {
         self.inner.inspector.limits()
     }
 
-    /// What verdicts are stored under.
+    /// Returns the key under which verdicts are stored.
     pub(super) fn key(&self) -> &str {
         &self.inner.key
     }
 
-    /// What is known at once, and the layers of which nothing is.
+    /// Returns the cached verdicts, and the layers without one.
     pub(super) fn recent(&self, layers: Vec<Digest>) -> (HashMap<Digest, LayerVerdict>, Vec<Digest>) {
         let recent = lock(&self.inner.recent);
         let (mut known, mut unknown) = (HashMap::new(), Vec::new());
@@ -117,7 +117,7 @@ impl Passes {
         verdicts.iter().for_each(|(layer, verdict)| self.inner.remember(*layer, verdict));
     }
 
-    /// Whether a manifest is found wrong for the first time since the start.
+    /// Reports whether a manifest is found invalid for the first time since the start.
     pub(super) fn is_first_mark(&self, manifest: Digest) -> bool {
         let mut marked = lock(&self.inner.marked);
         if marked.len() >= RECENT {
@@ -126,18 +126,18 @@ impl Passes {
         marked.insert(manifest)
     }
 
-    /// The catalog may have forgotten marks.
+    /// Clears the known marks, because the catalog may have removed some.
     pub(in super::super) fn forget_marks(&self) {
         lock(&self.inner.marked).clear();
     }
 
-    /// Verdicts of passes since the last call.
+    /// Returns the verdicts that were found since the last call.
     pub(super) fn take_unsaved(&self) -> Vec<(Digest, LayerVerdict)> {
         std::mem::take(&mut *lock(&self.inner.unsaved))
     }
 
-    /// Joins the pass over a layer, or begins one. `owner` is whose share of the places it takes; with none, nobody
-    /// waits for it, and it is made ahead.
+    /// Joins the running inspection of a layer, or starts one. It runs within the share of `owner`; `None` means that
+    /// nobody waits for it, and it runs ahead of need.
     pub(super) async fn pass(&self, layer: Digest, owner: Option<&str>) -> Result<LayerVerdict, ImageError> {
         let (pass, needed) = self.join(layer);
         if let Some(owner) = owner {
@@ -153,7 +153,7 @@ impl Passes {
         })
     }
 
-    /// Begins the pass over a blob that looks like a layer, for whoever will need it. Returns at once.
+    /// Starts the inspection of a blob that looks like a layer, ahead of need. Returns at once.
     pub(in super::super) fn pass_ahead(&self, blob: Digest) {
         let inner = &self.inner;
         if lock(&inner.recent).contains_key(&blob) {
@@ -168,7 +168,7 @@ impl Passes {
             let blobs = Arc::clone(&passes.inner.blobs);
             let looks = task::blocking("look at blob", move || looks_like_layer(&*blobs, &blob)).await;
             if matches!(looks, Ok(Ok(true))) {
-                // Who needs it hears of a failure, since the pass is then made again.
+                // A failure is not reported here: the inspection runs again when somebody needs it.
                 drop(passes.join(blob).0.await);
             }
             passes.inner.ahead.fetch_sub(1, Ordering::Relaxed);
@@ -192,7 +192,7 @@ impl Passes {
     }
 }
 
-/// Whether a blob begins as a compressed file or a tar does. A config is then not taken for a layer.
+/// Reports whether a blob starts like a compressed file or a tar, which a config does not.
 fn looks_like_layer(blobs: &dyn Blobs, blob: &Digest) -> std::io::Result<bool> {
     let Some(file) = blobs.open(blob)? else { return Ok(false) };
     let mut start = Vec::with_capacity(512);
@@ -208,7 +208,7 @@ impl Inner {
         let _cancel = CancelOnDrop(Arc::clone(&cancelled));
         let inner = Arc::clone(&self);
         let passed = task::blocking("look through layer", move || {
-            // Given back when the thread is free, not when nobody waits any more.
+            // Released when the thread is free, not when nobody waits any more.
             let _place = place;
             let file = inner.blobs.open(&layer).map_err(|error| PassFailure::Unreadable(Arc::new(error)))?;
             let file = file.ok_or(PassFailure::Missing)?;

@@ -1,4 +1,4 @@
-//! Who looks through layers at a time: places for all, of which one owner never has the last.
+//! Slots for layer inspections, shared by all owners; one owner never has the last one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -8,21 +8,21 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 pub(super) struct PassPlaces {
-    /// One more than an owner may have.
+    /// Slots of all owners: one more than a single owner may have.
     all: Arc<Semaphore>,
-    /// For passes that nobody waits for.
+    /// Slot for inspections ahead of need.
     ahead: Arc<Semaphore>,
     each: usize,
     owners: Mutex<HashMap<String, Weak<Semaphore>>>,
 }
 
-/// The place of one pass; dropping it gives the place back.
+/// Slot of one inspection; dropping it releases the slot.
 pub(super) struct PassPlace {
     _place: OwnedSemaphorePermit,
     _share: Option<OwnedSemaphorePermit>,
 }
 
-/// Who waits for a pass.
+/// Owners that wait for an inspection.
 #[derive(Default)]
 pub(super) struct Needed {
     owners: Mutex<Vec<String>>,
@@ -30,7 +30,7 @@ pub(super) struct Needed {
 }
 
 impl Needed {
-    /// One more owner waits for it.
+    /// Adds an owner that waits for the inspection.
     pub(super) fn by(&self, owner: &str) {
         let mut owners = lock(&self.owners);
         if owners.iter().any(|known| known == owner) {
@@ -52,8 +52,8 @@ impl PassPlaces {
         Self { all: semaphore(each + 1), ahead: semaphore(1), each, owners: Mutex::default() }
     }
 
-    /// Waits for a place: as one of whichever owner waits for the pass, or as one that is made ahead. None at the end
-    /// of the daemon.
+    /// Waits for a slot: within the share of any owner that waits for the inspection, or the slot for inspections ahead
+    /// of need. `None` when the daemon shuts down.
     pub(super) async fn take(&self, needed: &Needed) -> Option<PassPlace> {
         let ahead = Arc::clone(&self.ahead).acquire_owned();
         tokio::pin!(ahead);
@@ -72,7 +72,7 @@ impl PassPlaces {
         }
     }
 
-    /// Waits within the share of an owner first, so that no more than that waits for a place of all.
+    /// Waits within the owner's share first, so that at most that many of its inspections wait for a common slot.
     async fn take_of(&self, owner: String) -> Option<PassPlace> {
         let share = self.share_of(owner).acquire_owned().await.ok()?;
         let place = Arc::clone(&self.all).acquire_owned().await.ok()?;
@@ -84,7 +84,7 @@ impl PassPlaces {
         if let Some(share) = owners.get(&owner).and_then(Weak::upgrade) {
             return share;
         }
-        // Whoever has a place or waits for one holds the share.
+        // Inspections that have a slot or wait for one hold the share.
         owners.retain(|_, share| share.strong_count() > 0);
         let share = Arc::new(Semaphore::new(self.each));
         owners.insert(owner, Arc::downgrade(&share));
@@ -102,7 +102,7 @@ mod tests {
 
     use super::*;
 
-    /// The place, if there is one at once.
+    /// Returns a slot if one is free.
     fn take(places: &PassPlaces, needed: &Needed) -> Option<PassPlace> {
         places.take(needed).now_or_never().flatten()
     }

@@ -1,4 +1,4 @@
-//! What makes an image sound: its config against what was found in its layers. No I/O.
+//! Soundness of an image: its config compared with the verdicts of its layers. No I/O.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,10 +8,10 @@ use super::parts::{ImageParts, LayerForm, layer_form};
 use crate::model::image::Descriptor;
 use crate::model::{Digest, LayerLimits};
 
-/// Layers that no file system of layers can take together.
+/// Maximum number of layers that a layered file system can mount together.
 const MAX_LAYERS: usize = 256;
 
-/// What can be said without looking into a layer.
+/// Checks what needs no inspection of a layer.
 pub(super) fn check_shape(image: &ImageParts) -> Result<(), ImageError> {
     let (layers, diff_ids) = (image.layers.len(), image.diff_ids.len());
     if layers != diff_ids {
@@ -30,7 +30,7 @@ pub(super) fn check_shape(image: &ImageParts) -> Result<(), ImageError> {
     }
 }
 
-/// Whether the config says of each layer what was found in it, and all of them together are within the limits.
+/// Checks that the config matches the content of each layer, and that all layers together are within the limits.
 pub(super) fn check(
     image: &ImageParts,
     verdicts: &HashMap<Digest, LayerVerdict>,
@@ -54,7 +54,7 @@ pub(super) fn check(
                 }
                 facts.diff_id
             }
-            // Nobody unpacks it: what it holds is the blob itself.
+            // It is never unpacked, so its content is the blob itself.
             LayerForm::Content => layer.digest,
         };
         if found != *said {
@@ -62,7 +62,7 @@ pub(super) fn check(
             return Err(ImageError::LayerMismatch(Box::new(LayerMismatch { manifest, layer, said, found })));
         }
     }
-    // Small layers that are each within the limits, or one layer many times over.
+    // Catches many small layers that are each within the limits, and one layer that is listed many times.
     if limits.is_bomb(unpacked, stored) {
         let reason = format!(
             "its layers unpack to {unpacked} bytes, over {} times as much as they have, which is refused as a decompression bomb",
@@ -92,7 +92,7 @@ fn facts<'v>(
         Some(LayerVerdict::Refused { refusal, reason }) => {
             Err(ImageError::LayerRefused { layer: layer.digest, refusal: *refusal, reason: reason.clone() })
         }
-        // Every layer was asked for.
+        // All layers were requested.
         None => Err(ImageError::BlobMissing { manifest: image.manifest, blob: layer.digest }),
     }
 }

@@ -1,4 +1,4 @@
-//! What is kept of images that builds and deploys fetched from other registries.
+//! Records of images that builds and deploys fetched from other registries.
 
 use async_trait::async_trait;
 use hearth_pack::remote::full_name;
@@ -9,14 +9,14 @@ use super::CatalogError;
 use crate::model::image::{CACHED_IMAGES, Descriptor, Platform};
 use crate::model::{Digest, Reference, Repository};
 
-/// By which right an image was brought, which says who may have it again without asking its registry.
+/// Right by which an image was fetched, which decides who may use the copy without asking the registry.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ImageRight {
-    /// No credential was at hand: anyone gets it from there.
+    /// Fetched without a credential: anyone could fetch it.
     Public,
-    /// The daemon's own credential.
+    /// Fetched with the daemon's own credential.
     Room,
-    /// A credential of this participant.
+    /// Fetched with a credential of this participant.
     Caller(String),
 }
 
@@ -37,7 +37,7 @@ impl ImageRight {
         }
     }
 
-    /// Where an image of another registry lies that was fetched by this right. None where its name is too long.
+    /// Returns the repository that holds an image fetched with this right; `None` if its name would be too long.
     pub fn repository_of(&self, reference: &Reference) -> Option<Repository> {
         let owner = match self {
             Self::Public => "public".to_owned(),
@@ -48,7 +48,7 @@ impl ImageRight {
                 format!("caller-{short}")
             }
         };
-        // A colon is in no name of a repository, and a run of dashes in no name of a host that has one.
+        // A repository name contains no colon, and the host name of a registry no run of dashes.
         let name = full_name(reference).replace(':', "---");
         format!("{CACHED_IMAGES}/{owner}/{name}").parse().ok()
     }
@@ -56,18 +56,18 @@ impl ImageRight {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CachedKey {
-    /// `docker.io/library/alpine:3`, or with a digest; one spelling for each.
+    /// Normalized name such as `docker.io/library/alpine:3`, or with a digest.
     pub name: String,
     pub platform: Platform,
     pub right: ImageRight,
 }
 
 impl CachedKey {
-    /// `registry/repository`, by which grants name it.
+    /// Returns `registry/repository`, the name that grants use.
     pub fn registry_name(&self) -> &str {
         let name = self.name.split_once('@').map_or(self.name.as_str(), |(name, _)| name);
         match name.rsplit_once(':') {
-            // A port is followed by the repository.
+            // The colon precedes a port if a slash follows.
             Some((name, tag)) if !tag.contains('/') => name,
             _ => name,
         }
@@ -78,25 +78,25 @@ impl CachedKey {
 pub struct CachedImage {
     pub key: CachedKey,
     pub repository: Repository,
-    /// The image of that platform.
+    /// Manifest of the image for the platform.
     pub manifest: Descriptor,
-    /// What the registry said the name means: this image, or an index that it is in.
+    /// Digest to which the registry resolved the name: this image, or an index that contains it.
     pub upstream: Digest,
     pub size_bytes: u64,
-    /// When the registry last said so.
+    /// Time at which the registry last confirmed `upstream`.
     pub checked_at: Timestamp,
     pub used_at: Timestamp,
 }
 
-/// Images that builds and deploys fetched, durable when a call returns. What is noted here stays in the registry.
+/// Catalog of fetched images; changes are durable when a call returns. Recorded images stay in the registry.
 #[async_trait]
 pub trait CachedImages: Send + Sync + 'static {
     async fn cached(&self, key: &CachedKey) -> Result<Option<CachedImage>, CatalogError>;
-    /// Notes an image, in place of what its name meant before.
+    /// Records an image, replacing the previous meaning of its name.
     async fn put_cached(&self, image: CachedImage) -> Result<(), CatalogError>;
-    /// Notes that an image was used, and whether its registry was asked.
+    /// Records a use of an image, and whether its registry was asked.
     async fn use_cached(&self, key: &CachedKey, at: Timestamp, checked: bool) -> Result<(), CatalogError>;
-    /// All of them, the least recently used first.
+    /// Returns all of them, the least recently used first.
     async fn all_cached(&self) -> Result<Vec<CachedImage>, CatalogError>;
     async fn remove_cached(&self, key: &CachedKey) -> Result<(), CatalogError>;
 }

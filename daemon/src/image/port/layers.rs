@@ -1,4 +1,4 @@
-//! What is known of a layer from its own bytes, never from what an image says of it.
+//! Facts about a layer that are derived from its own bytes, never from the declarations of an image.
 
 use std::fs::File;
 use std::io;
@@ -8,28 +8,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Digest, LayerLimits};
 
-/// Looks through layers. Blocking: call from a blocking thread.
+/// Inspector of layers. Blocking: call from a blocking thread.
 pub trait LayerInspector: Send + Sync + 'static {
-    /// What is over these limits is refused.
+    /// Returns the limits; layers that exceed them are refused.
     fn limits(&self) -> &LayerLimits;
-    /// Reads a layer from its start to its end. Setting `cancelled` makes it return soon.
+    /// Reads a whole layer. Setting `cancelled` makes it return soon.
     fn inspect(&self, file: File, cancelled: &AtomicBool) -> Result<LayerFacts, LayerFault>;
 }
 
-/// What the bytes of a layer are.
+/// Properties of a layer's bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerFacts {
-    /// Digest of the tar in it.
+    /// Digest of the uncompressed tar.
     pub diff_id: Digest,
-    /// Of the blob.
+    /// Size of the blob.
     pub stored_bytes: u64,
-    /// What it takes on a disk where holes of sparse files are written out.
+    /// Size on disk if the holes of sparse files are written out.
     pub unpacked_bytes: u64,
     pub entries: u64,
     pub compression: LayerCompression,
 }
 
-/// By the first bytes of the layer.
+/// Compression, according to the first bytes of the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerCompression {
@@ -38,10 +38,10 @@ pub enum LayerCompression {
     Zstd,
 }
 
-/// Why a layer's facts are not there.
+/// Reason why an inspection yields no facts.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerFault {
-    /// The same bytes are refused each time, under the same limits.
+    /// Refused, for the same bytes and limits always.
     #[error("{reason}")]
     Refused { refusal: LayerRefusal, reason: String },
     #[error(transparent)]
@@ -50,7 +50,7 @@ pub enum LayerFault {
     Cancelled,
 }
 
-/// What is kept of a layer: a look-through has the same outcome each time, under the same limits.
+/// Stored result of an inspection, which is always the same for the same bytes and limits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerVerdict {
@@ -58,12 +58,12 @@ pub enum LayerVerdict {
     Refused { refusal: LayerRefusal, reason: String },
 }
 
-/// Why no image with this layer is used.
+/// Reason why images with this layer are not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerRefusal {
-    /// It holds more than the limits allow.
+    /// The layer exceeds the limits.
     TooLarge,
-    /// It is damaged, or no layer.
+    /// The layer is damaged, or not a layer.
     Invalid,
 }

@@ -15,7 +15,7 @@ fn key(name: &str) -> CachedKey {
     CachedKey { name: name.to_owned(), platform: Platform::host(), right: ImageRight::Public }
 }
 
-/// Puts an image into the cache, used so long ago.
+/// Puts an image into the cache, last used that many seconds ago.
 async fn cached(room: &Room, name: &str, content: &str, seconds_ago: i64) -> CachedImage {
     cached_by(room, key(name), content, seconds_ago).await
 }
@@ -44,7 +44,7 @@ async fn names(room: &Room) -> Vec<String> {
     images.into_iter().map(|image| image.key.name).collect()
 }
 
-/// The names of these tests are of a registry that the operator knows, and that is away.
+/// Registry of these tests: configured by the operator, and unreachable.
 fn elsewhere() -> Elsewhere {
     let itself = "127.0.0.1:1=http://127.0.0.1:1".parse().unwrap();
     Elsewhere::new(Mirrors::new(vec![itself]), None, EgressPolicy::default())
@@ -105,7 +105,7 @@ async fn a_registry_that_is_away_is_not_missed_where_the_image_is_known() {
     assert!(matches!(supplied.origin, SupplyOrigin::Unchecked { .. }), "{:?}", supplied.origin);
     let error = supply(&room, "127.0.0.1:1/a:2", &[Platform::host()]).await.unwrap_err();
     assert_eq!(error.code(), "registry_unreachable", "{error}");
-    // One with a digest is what it is, whatever its registry says by now.
+    // An image by digest does not depend on its registry.
     let pinned = format!("127.0.0.1:1/a@{}", image.manifest.digest);
     cached(&room, &pinned, "a", 3600).await;
     let supplied = supply(&room, &pinned, &[Platform::host()]).await.unwrap();
@@ -155,7 +155,7 @@ async fn copies_that_one_caller_alone_uses_do_not_push_out_what_all_use() {
         size = image.size_bytes.max(size);
     }
     cached_by(&room, of("bob", 0), "bob", 500).await;
-    // Everything fits but one; a quarter is two of eve's.
+    // Everything fits except one image; a quarter has room for two of eve's.
     room.images.limit_cache(8 * size.max(shared.size_bytes) + 3);
     room.images.trim_cache().await.unwrap();
     let expected = ["base", "bob/0", "eve/4", "eve/5"].map(|name| format!("127.0.0.1:1/{name}:1"));

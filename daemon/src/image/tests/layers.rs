@@ -1,4 +1,4 @@
-//! Configs that do not belong to their layers, and layers that hold too much.
+//! Configs that do not match their layers, and layers that exceed the limits.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -40,7 +40,7 @@ impl Room {
         Descriptor { media_type: media_type.to_owned(), digest, size: bytes.len() as u64 }
     }
 
-    /// An image as anybody can push it.
+    /// Stores an image as any client can push it.
     fn image(&self, layers: &[(&str, &[u8])], diff_ids: &[Digest]) -> Descriptor {
         let layers: Vec<Descriptor> = layers.iter().map(|(kind, bytes)| self.put(kind, bytes)).collect();
         let config = json!({
@@ -80,7 +80,7 @@ async fn a_config_that_names_the_layers_of_another_image_is_refused() {
     for named in [digest_of(&gzip(&mine)), digest_of(&theirs), digest_of(&mine)] {
         assert!(text.contains(&named.to_string()), "{text}");
     }
-    // Also when the layers of it were looked through for another image.
+    // Also refused after its layers were inspected for another image.
     room.check(&room.image(&[(GZIP, &gzip(&mine))], &[digest_of(&mine)])).await.unwrap();
     assert_eq!(room.refused(&thief).await, "layer_mismatch");
     for diff_ids in [vec![], vec![digest_of(&mine); 2]] {
@@ -110,7 +110,7 @@ async fn each_compression_is_looked_into_and_a_tar_that_is_also_gzip_is_not_take
     ];
     for (media_type, stored) in ways {
         room.check(&room.image(&[(media_type, stored)], &[digest_of(&tar)])).await.unwrap();
-        // What follows the end belongs to nothing, and may not be there.
+        // Bytes after the end belong to no file, and must not be there.
         let trailing = [stored, b"something else that nobody reads"].concat();
         let followed = room.image(&[(media_type, &trailing)], &[digest_of(&tar)]);
         assert!(room.check(&followed).await.is_err(), "{media_type}");
@@ -186,7 +186,7 @@ async fn every_image_of_an_index_that_could_be_used_is_looked_at_and_artifacts_a
     room.check(&sound).await.unwrap();
     let mixed = index(&[(&honest, host.as_str()), (&wrong, "linux/s390x")]);
     assert_eq!(room.refused(&mixed).await, "layer_mismatch");
-    // What runs here is sound.
+    // The image for this machine is sound.
     room.images.check_layers(&mixed, &Platforms::One(host), Some("ann")).await.unwrap();
     let lying = index(&[(&honest, "linux/amd64"), (&lying, "unknown/unknown")]);
     assert_eq!(room.refused(&lying).await, "layer_mismatch");
@@ -219,7 +219,7 @@ async fn what_holds_too_much_is_refused_also_when_it_is_one_layer_many_times_or_
     check(&[&many(50)]).await.unwrap();
     assert_eq!(check(&[&many(51)]).await, Err("layer_too_large"));
     assert_eq!(check(&[&many(30), &many(31)]).await, Err("layer_too_large"));
-    // 1 TiB of which nothing is stored: whoever unpacks it with Go writes zeros.
+    // 1 TiB of which nothing is stored: a Go program that unpacks it writes zeros.
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::GNUSparse);
     header.set_size(0);
@@ -232,7 +232,7 @@ async fn what_holds_too_much_is_refused_also_when_it_is_one_layer_many_times_or_
     assert_eq!(check(&[&sparse]).await, Err("layer_too_large"));
 }
 
-/// Counts passes, and takes its time for each.
+/// Inspector that counts inspections and is slow.
 struct Slow {
     passes: AtomicUsize,
     cancelled: AtomicUsize,
@@ -283,7 +283,7 @@ async fn one_pass_serves_all_who_wait_and_the_next_daemon_and_is_cancelled_when_
     assert!(many.into_iter().all(|checked| checked.is_ok()));
     assert_eq!(inspector.cancelled.load(Ordering::SeqCst), 1);
     assert_eq!(inspector.passes.load(Ordering::SeqCst), 2);
-    // The verdict is stored beside the answer.
+    // The verdict is stored in the background.
     let known = async || {
         let key = "1:34359738368:200:1073741824:1000000";
         room.store.layer_verdicts(vec![digest_of(&gzip(&tar))], key).await.unwrap().len()
@@ -300,7 +300,7 @@ async fn one_pass_serves_all_who_wait_and_the_next_daemon_and_is_cancelled_when_
     };
     again(Arc::clone(&inspector)).check_layers(&image, &Platforms::All, Some("ann")).await.unwrap();
     assert_eq!(inspector.passes.load(Ordering::SeqCst), 2);
-    // Under other limits it says nothing.
+    // The verdict does not apply under other limits.
     let stricter = slow(LayerLimits { layer_bytes: 100, ..LayerLimits::default() });
     let error =
         again(Arc::clone(&stricter)).check_layers(&image, &Platforms::All, Some("ann")).await.unwrap_err();

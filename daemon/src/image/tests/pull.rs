@@ -1,4 +1,4 @@
-//! A registry that lists in its manifest what is not its own.
+//! Registry whose manifest lists content that is not its own.
 
 use axum::Router;
 use axum::http::{StatusCode, Uri};
@@ -14,12 +14,12 @@ pub(super) fn digest_of(bytes: &[u8]) -> Digest {
     Digest::from_sha256(Sha256::digest(bytes).into())
 }
 
-/// Serves a manifest whose layer is `layer`, with that layer's content or without.
+/// Serves a manifest with this layer, with or without the layer's content.
 pub(super) async fn registry(
     layer: OciDescriptor,
     content: Option<Vec<u8>>,
 ) -> (String, task_handle::Server) {
-    // Its layer is not compressed, whatever its media type says.
+    // The layer is not compressed, whatever its media type says.
     let rootfs = format!(r#"{{"type":"layers","diff_ids":["{}"]}}"#, layer.digest);
     let config = format!(r#"{{"os":"linux","architecture":"amd64","rootfs":{rootfs}}}"#).into_bytes();
     let wanted = layer.digest.to_string();
@@ -52,7 +52,7 @@ pub(super) async fn registry(
 }
 
 pub(super) mod task_handle {
-    /// Ends with the test.
+    /// Server task that ends with the test.
     pub struct Server(pub(super) tokio::task::JoinHandle<()>);
 
     impl Drop for Server {
@@ -108,7 +108,7 @@ async fn what_a_mount_brought_is_reused_by_its_participant_and_by_nobody_else() 
     };
     let (full, _server) = registry(layer.clone(), Some(content)).await;
     assert!(!reused("ann", &full).await.unwrap());
-    // The content is gone there: only who has it already gets it again.
+    // The content is gone from the registry: only a caller who has it already can reuse it.
     let (empty, _second) = registry(layer, None).await;
     assert!(reused("ann", &empty).await.unwrap());
     assert!(reused("bob", &empty).await.is_err());

@@ -1,4 +1,4 @@
-//! How much one caller's images and one image may take.
+//! Limits for one caller's images, and for one image.
 
 use hearth_pack::image::Descriptor as OciDescriptor;
 
@@ -9,7 +9,7 @@ use crate::model::share_owner::ShareOwners;
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
-/// A room that counts what callers bring.
+/// Creates a room that counts what callers upload.
 fn counted(per_caller: u64) -> (Room, DiskShares) {
     let Room { directory, blobs, store, .. } = room();
     let limits = DiskLimits { per_caller, per_image: u64::MAX, min_free: 0 };
@@ -33,7 +33,7 @@ async fn what_is_fetched_for_a_caller_counts_for_its_owner() {
     let (small, disk) = counted(50_000);
     let error = pull(&small, &host, tag("mine:1")).await.unwrap_err();
     assert_eq!(error.code(), "quota_exceeded", "{error}");
-    // What was under way beside it ends on a thread of its own.
+    // Concurrent transfers end on threads of their own.
     for _ in 0..500 {
         if disk.unfinished().is_empty() {
             break;
@@ -54,7 +54,7 @@ async fn what_is_fetched_for_a_caller_counts_for_its_owner() {
 async fn an_image_that_is_larger_than_one_may_be_is_refused_whichever_way_it_comes() {
     let content = layers::tar("file", &[7; 100_000]);
     let layer = OciDescriptor::new(LAYER, digest_of(&content), content.len() as u64);
-    // Its content is not even asked for.
+    // The content is not even requested.
     let (host, _server) = registry(layer, None).await;
     let room = room();
     room.images.limit_images(50_000);

@@ -1,7 +1,7 @@
-//! Which address belongs to which namespace of which builder, and the pair of links that leads there.
+//! Attachments of step namespaces: the address and the veth pair of each namespace, by builder.
 //!
-//! Nothing of it is kept on disk: steps do not outlive the daemon, so the next one takes away whatever it finds
-//! ([`Attachments::sweep`]) and begins anew.
+//! Nothing is kept on disk: steps do not outlive the daemon, so the next one removes whatever it finds
+//! ([`StepAttachments::sweep`]) and starts anew.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,15 +19,15 @@ use crate::network::routed_pair::RoutedPair;
 use crate::network::{links, namespace, subnet};
 use crate::task;
 
-/// The link's name in the builders' namespace.
+/// Name of the link in the builders' namespace.
 const INSIDE: &str = "eth0";
-/// No group of links of its own: rules know steps by the names of their links.
+/// Link group 0: rules match steps by the names of their links, not by group.
 const NO_GROUP: u32 = 0;
 
-/// A builder of this daemon, by a number that is never used again.
+/// Number of a builder of this daemon, never reused.
 pub(super) type BuilderKey = u64;
 
-/// Why a namespace was not wired: a code of CNI, and what to say.
+/// Reason why a namespace was not attached: a CNI error code and a message.
 #[derive(Debug)]
 pub(super) struct AttachError {
     pub(super) code: u32,
@@ -43,14 +43,14 @@ struct Attachment {
 
 pub(super) struct Attachments {
     netlink: Netlink,
-    /// What the names of all links begin with.
+    /// Prefix of the names of all links.
     name: String,
     pub(super) subnet: Ipv4Net,
     taken: BTreeMap<Ipv4Addr, Attachment>,
     last: Option<Ipv4Addr>,
 }
 
-/// The namespace that builders and the resolver are in.
+/// Namespace of the builders and the resolver.
 pub(super) struct BuildersNamespace {
     pub(super) descriptor: OwnedFd,
     pub(super) address: Ipv4Addr,
@@ -62,8 +62,8 @@ impl Attachments {
         Ok(Self { netlink, name, subnet, taken: BTreeMap::new(), last: Some(address_of_builders(subnet)) })
     }
 
-    /// Makes the namespace of builders. The host's end of its pair has the gateway's address and the route to the whole
-    /// subnet, so that nobody else on this machine takes the subnet for a free one.
+    /// Creates the namespace of the builders. The host end of its pair has the gateway address and the route to the
+    /// whole subnet, so that no other program on this machine considers the subnet free.
     pub(super) fn make_builders_namespace(&mut self) -> io::Result<BuildersNamespace> {
         let (descriptor, mut inside) = new_namespace()?;
         let (gateway, address) = (subnet::gateway(self.subnet), address_of_builders(self.subnet));
@@ -77,7 +77,7 @@ impl Attachments {
         };
         pair.make_links(&mut self.netlink, descriptor.as_fd())?;
         let index = links::link(&mut self.netlink, &pair.outside)?
-            .ok_or_else(|| io::Error::other(format!("link {} is gone again", pair.outside)))?
+            .ok_or_else(|| io::Error::other(format!("link {} disappeared", pair.outside)))?
             .index;
         let message = links::address(index, gateway, self.subnet);
         let what = format!("address {gateway}");
@@ -88,7 +88,7 @@ impl Attachments {
         Ok(BuildersNamespace { descriptor, address })
     }
 
-    /// Wires a namespace. One that the container had before goes.
+    /// Attaches a namespace, and replaces an earlier one of the same container.
     pub(super) fn attach(
         &mut self,
         builder: BuilderKey,
@@ -122,9 +122,9 @@ impl Attachments {
         let made = settle_inside(namespace.as_fd())
             .and_then(|mut inside| pair.make(&mut self.netlink, namespace.as_fd(), &mut inside));
         if let Err(error) = made {
-            // Its name is used again by the next one that gets the address, which replaces it.
+            // The next step that gets this address uses the same link name, and replaces the link.
             if let Err(left) = self.netlink.run(vec![links::delete(&pair.outside)]) {
-                tracing::warn!(link = pair.outside, error = %left, "the link of a step that was not wired is left");
+                tracing::warn!(link = pair.outside, error = %left, "failed to remove an incomplete step link");
             }
             return Err(failed(error));
         }
@@ -135,7 +135,7 @@ impl Attachments {
         Ok(wired)
     }
 
-    /// Whether the container's namespace is as it was wired; an error names what is not.
+    /// Checks that the container's namespace is in the state in which it was attached; an error names the difference.
     pub(super) fn check(&mut self, builder: BuilderKey, container: &str) -> Result<(), AttachError> {
         let Some(one) = self.taken.values().find(|one| one.builder == builder && one.container == container)
         else {
@@ -152,14 +152,14 @@ impl Attachments {
         Err(AttachError { code: code::WIRING, message })
     }
 
-    /// The host's end of a container's pair.
+    /// Returns the name of the host end of a container's pair.
     pub(super) fn outside_of(&self, builder: BuilderKey, container: &str) -> Option<String> {
         let mut all = self.taken.values();
         all.find(|one| one.builder == builder && one.container == container)
             .map(|one| one.pair.outside.clone())
     }
 
-    /// The host's ends of all pairs of a builder.
+    /// Returns the names of the host ends of all pairs of a builder.
     pub(super) fn outsides_of(&self, builder: BuilderKey) -> Vec<String> {
         self.taken.values().filter(|one| one.builder == builder).map(|one| one.pair.outside.clone()).collect()
     }
@@ -168,12 +168,12 @@ impl Attachments {
         self.taken.values().filter(|one| one.builder == builder).map(|one| one.container.clone()).collect()
     }
 
-    /// The builder and the container that an address belongs to now.
+    /// Returns the builder and the container to which an address currently belongs.
     pub(super) fn owner_of(&self, address: Ipv4Addr) -> Option<(BuilderKey, &str)> {
         self.taken.get(&address).map(|one| (one.builder, one.container.as_str()))
     }
 
-    /// Frees the address of a container whose links are gone.
+    /// Releases the address of a container whose links are removed.
     pub(super) fn forget(&mut self, builder: BuilderKey, container: &str) {
         self.taken.retain(|_, one| one.builder != builder || one.container != container);
     }
@@ -182,7 +182,7 @@ impl Attachments {
         self.taken.retain(|_, one| one.builder != builder);
     }
 
-    /// Takes away all links of this daemon's steps, whoever made them.
+    /// Removes all links of this daemon's steps, also those of earlier runs.
     pub(super) fn sweep(&mut self) -> io::Result<()> {
         let left = links::links(&mut self.netlink)?.into_iter();
         let ours = left.filter(|link| link.name.starts_with(&self.name));
@@ -206,12 +206,13 @@ fn new_namespace() -> io::Result<(OwnedFd, Netlink)> {
     })?
 }
 
-/// A socket in a namespace that somebody else made, whose settings become those of ours: no IPv6 above all.
+/// Opens a socket in a namespace that another program created, and applies our settings to it, above all the absence of
+/// IPv6.
 fn settle_inside(namespace: BorrowedFd<'_>) -> io::Result<Netlink> {
     within(namespace, || namespace::configure().and_then(|()| Netlink::open()))?
 }
 
-/// Runs `work` inside of a namespace.
+/// Runs `work` inside a namespace.
 pub(super) fn within<T: Send>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     task::apart("netns", || {
         rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;

@@ -1,5 +1,5 @@
-//! What one builder needs for its steps' network: a CNI configuration, a directory of plugins, and the socket where the
-//! plugin finds the daemon.
+//! Step network of one builder: a CNI configuration, a plugin directory, and the socket on which the plugin reaches the
+//! daemon.
 //!
 //! ```text
 //! <builder>/cni/
@@ -30,12 +30,12 @@ use super::{Shared, StepNetwork};
 use crate::task;
 
 const DIRECTORY: &str = "cni";
-/// Calls that are worked on at once; the others wait in the socket's queue.
+/// Maximum number of concurrent calls; further ones wait in the socket's queue.
 const MAX_CALLS: usize = 16;
-/// What BuildKit's library of CNI remembers of each call, and forgets only when it is told to.
+/// Directory in which BuildKit's CNI library records each call until it is told to delete the record.
 const RESULTS: &str = "/var/lib/cni/results";
 
-/// The network of one builder's steps. The socket is served until the last clone is dropped.
+/// Network of one builder's steps. The socket is served until the last clone is dropped.
 #[derive(Clone)]
 pub struct BuilderNetwork {
     shared: Arc<Shared>,
@@ -45,7 +45,7 @@ pub struct BuilderNetwork {
 }
 
 impl BuilderNetwork {
-    /// For the builder whose files are in `directory`.
+    /// Opens the network for the builder whose files are in `directory`.
     pub(super) fn open(network: &StepNetwork, key: BuilderKey, directory: &Path) -> io::Result<Self> {
         let directory = directory.join(DIRECTORY);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
@@ -64,22 +64,22 @@ impl BuilderNetwork {
         Ok(Self { shared, key, directory, _serving: Arc::new(stop.drop_guard()) })
     }
 
-    /// The file for BuildKit's `cniConfigPath`.
+    /// Returns the file for BuildKit's `cniConfigPath`.
     pub fn config(&self) -> PathBuf {
         self.directory.join("steps.conflist")
     }
 
-    /// The directory for BuildKit's `cniBinaryPath`.
+    /// Returns the directory for BuildKit's `cniBinaryPath`.
     pub fn plugins(&self) -> PathBuf {
         self.directory.join("plugins")
     }
 
-    /// Where steps ask for names.
+    /// Returns the address of the DNS resolver for steps.
     pub fn resolver(&self) -> Ipv4Addr {
         self.shared.resolver
     }
 
-    /// Writes the configuration and the links to the plugin. To be called before each start of the builder.
+    /// Writes the configuration and the links to the plugin; called before each start of the builder.
     pub fn prepare(&self) -> io::Result<()> {
         let plugins = self.plugins();
         fs::create_dir_all(&plugins)?;
@@ -101,7 +101,7 @@ impl BuilderNetwork {
         };
         let mut config = serde_json::to_value(config)?;
         if let Some(keys) = config.as_object_mut() {
-            // They stand in the list, which hands them on.
+            // The list has these keys, and CNI copies them into the configuration of each plugin.
             keys.remove("cniVersion");
             keys.remove("name");
         }
@@ -111,12 +111,12 @@ impl BuilderNetwork {
         fs::rename(new, self.config())
     }
 
-    /// Takes away the networks of all steps of this builder. Blocking.
+    /// Removes the networks of all steps of this builder. Blocking.
     pub fn release(&self) -> io::Result<()> {
         self.shared.release_all(self.key)
     }
 
-    /// Connections of this builder's steps that were refused since a moment, those of the builder itself included.
+    /// Returns the refused connections of this builder's steps, and of the builder itself, since a moment.
     pub async fn refused_since(&self, moment: Instant) -> io::Result<Vec<RefusedConnection>> {
         self.shared.refused_since(self.key, moment).await
     }
@@ -129,12 +129,12 @@ fn socket(directory: &Path) -> PathBuf {
 async fn serve(listener: UnixListener, shared: Arc<Shared>, key: BuilderKey) {
     let places = Arc::new(Semaphore::new(MAX_CALLS));
     loop {
-        // Never closed.
+        // The semaphore is never closed.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "a call for the network of a step was lost");
+                tracing::warn!(%error, "failed to accept a step network call");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -148,8 +148,8 @@ async fn serve(listener: UnixListener, shared: Arc<Shared>, key: BuilderKey) {
             });
             match done.await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "a call for the network of a step was not answered"),
-                Err(error) => tracing::error!(%error, "a call for the network of a step ended badly"),
+                Ok(Err(error)) => tracing::warn!(%error, "failed to answer a step network call"),
+                Err(error) => tracing::error!(%error, "step network call panicked"),
             }
             drop(place);
         });
@@ -171,9 +171,9 @@ fn serve_one(stream: &UnixStream, shared: &Shared, key: BuilderKey) -> io::Resul
                 Call::Check { .. } => shared.check(key, &container).map(|()| Answer::Done),
                 Call::Del { .. } => shared.detach(key, &container).map(|()| Answer::Done),
             };
-            tracing::debug!(container, took = ?begun.elapsed(), ok = outcome.is_ok(), "network of a step");
+            tracing::debug!(container, took = ?begun.elapsed(), ok = outcome.is_ok(), "step network call finished");
             outcome.unwrap_or_else(|error| {
-                tracing::warn!(container, error = error.message, "the network of a step failed");
+                tracing::warn!(container, error = error.message, "step network call failed");
                 Answer::Failed { code: error.code, message: error.message }
             })
         }
@@ -186,7 +186,7 @@ fn call_error(code: u32, message: &str) -> super::attachments::AttachError {
     super::attachments::AttachError { code, message: message.to_owned() }
 }
 
-/// Removes what BuildKit's library of CNI has kept of containers that it was never told the end of.
+/// Removes the records that BuildKit's CNI library keeps of containers whose end it was never told.
 pub(super) fn forget_results(containers: &[String]) {
     let Ok(entries) = fs::read_dir(RESULTS) else { return };
     for entry in entries.flatten() {
@@ -195,7 +195,7 @@ pub(super) fn forget_results(containers: &[String]) {
         if containers.iter().any(of_ours)
             && let Err(error) = fs::remove_file(entry.path())
         {
-            tracing::debug!(%error, "a record of CNI stays");
+            tracing::debug!(%error, "failed to remove a CNI record");
         }
     }
 }

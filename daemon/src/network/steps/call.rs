@@ -1,11 +1,11 @@
-//! What the CNI plugin and the daemon say to each other, over the socket in the builder's directory.
+//! Protocol between the CNI plugin and the daemon, over the socket in the builder's directory.
 //!
 //! ```text
-//! plugin:  {"command":"add","container":"k3..","interface":"eth1"} and the namespace's file descriptor, then its end
-//! daemon:  {"wired":{...}} | "done" | {"failed":{"code":..,"message":".."}}, then its end
+//! plugin:  {"command":"add","container":"k3..","interface":"eth1"} and the namespace's file descriptor, then end of stream
+//! daemon:  {"wired":{...}} | "done" | {"failed":{"code":..,"message":".."}}, then end of stream
 //! ```
 //!
-//! The namespace comes as a descriptor, since its path exists in the builder's mount namespace only.
+//! The namespace is sent as a descriptor, because its path exists only in the builder's mount namespace.
 
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -21,24 +21,24 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The other side answers within milliseconds, unless the machine is very busy.
+/// Read and write timeout. The peer answers within milliseconds, unless the machine is very busy.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Of one message.
+/// Maximum size of one message in bytes.
 const MAX_MESSAGE: usize = 4 << 10;
-/// A container's id, as the CNI specification has it; BuildKit's have 25 letters.
+/// Maximum length of a container id, as CNI specifies it; those of BuildKit have 25 characters.
 const MAX_ID: usize = 128;
-/// Of the kernel, for the name of a link.
+/// Maximum length of a link name in the kernel.
 const MAX_LINK_NAME: usize = 15;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Call {
-    /// Wires the namespace that comes with it.
+    /// Attaches the namespace whose descriptor is sent with the call.
     Add {
         container: String,
         interface: String,
     },
-    /// Asks whether that namespace is still as it was wired.
+    /// Checks that the namespace is still in the state in which it was attached.
     Check {
         container: String,
     },
@@ -55,16 +55,16 @@ pub(super) enum Answer {
     Failed { code: u32, message: String },
 }
 
-/// The network that a step was given.
+/// Network interface that a step was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Wired {
     pub(super) address: Ipv4Addr,
     pub(super) gateway: Ipv4Addr,
-    /// Name of the host end.
+    /// Name of the host end of the pair.
     pub(super) outside: String,
 }
 
-/// Error codes of the CNI specification, and ours from 100 on.
+/// Error codes of the CNI specification; our own ones start at 100.
 pub(super) mod code {
     pub(in crate::network::steps) const INCOMPATIBLE_VERSION: u32 = 1;
     pub(in crate::network::steps) const UNKNOWN_CONTAINER: u32 = 3;
@@ -88,18 +88,18 @@ impl Call {
         let id = self.container();
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
         if id.is_empty() || id.len() > MAX_ID || !id.bytes().all(plain) {
-            return Err("the container id is not one of the CNI specification".to_owned());
+            return Err("the container id is not valid under the CNI specification".to_owned());
         }
         if let Self::Add { interface, .. } = self
             && (interface.is_empty() || interface.len() > MAX_LINK_NAME || !interface.bytes().all(plain))
         {
-            return Err("the interface has no name that the kernel takes".to_owned());
+            return Err("the interface name is not valid for the kernel".to_owned());
         }
         Ok(())
     }
 }
 
-/// Asks the daemon at `socket`.
+/// Sends a call to the daemon at `socket`, and returns the answer.
 pub(super) fn ask(socket: &Path, call: &Call, namespace: Option<BorrowedFd<'_>>) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
     set_limits(&stream)?;
@@ -123,7 +123,7 @@ pub(super) fn ask(socket: &Path, call: &Call, namespace: Option<BorrowedFd<'_>>)
     Ok(serde_json::from_slice(&answer)?)
 }
 
-/// Takes one call from the plugin. Blocking.
+/// Receives one call from the plugin. Blocking.
 pub(super) fn take(stream: &UnixStream) -> io::Result<(Call, Option<OwnedFd>)> {
     set_limits(stream)?;
     let mut message = vec![0; MAX_MESSAGE];
@@ -136,7 +136,7 @@ pub(super) fn take(stream: &UnixStream) -> io::Result<(Call, Option<OwnedFd>)> {
     let mut namespace = None;
     for one in control.drain() {
         if let RecvAncillaryMessage::ScmRights(descriptors) = one {
-            // One that is too many is closed here.
+            // Surplus descriptors are closed here.
             namespace = descriptors.last();
         }
     }

@@ -1,10 +1,10 @@
-//! The parts of DNS messages (RFC 1035) that decide on them: the question, and the addresses of an answer.
+//! DNS messages (RFC 1035), as far as they are needed: the question, and the addresses of an answer.
 
 use std::net::Ipv4Addr;
 
 const HEADER: usize = 12;
 const MAX_NAME: usize = 255;
-/// Names in one answer that are passed over: more is no honest answer.
+/// Maximum number of records that are read of one answer; a legitimate answer has fewer.
 const MAX_RECORDS: usize = 256;
 
 const TYPE_A: u16 = 1;
@@ -18,18 +18,18 @@ const RECURSION_AVAILABLE: u8 = 0x80;
 const NO_SUCH_NAME: u8 = 3;
 const SERVER_FAILURE: u8 = 2;
 
-/// A query with one question.
+/// Query with one question.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Query {
-    /// In lower case, without a dot at its end; what is no printable letter is shown as `\DDD`.
+    /// Name in lower case, without a trailing dot; bytes that are not printable are shown as `\DDD`.
     pub(super) name: String,
     kind: u16,
     class: u16,
-    /// End of the question.
+    /// Offset of the end of the question.
     end: usize,
 }
 
-/// An address in an answer, and for how many seconds it holds.
+/// Address in an answer, and its time to live in seconds.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) address: Ipv4Addr,
@@ -37,7 +37,7 @@ pub(super) struct Record {
 }
 
 impl Query {
-    /// None where it is no plain query: it gets no answer.
+    /// Parses a query. A message that is no plain query yields `None` and gets no answer.
     pub(super) fn parse(message: &[u8]) -> Option<Self> {
         let header = message.get(..HEADER)?;
         if header[2] & (RESPONSE | OPCODE) != 0 || number(header, 4)? != 1 {
@@ -46,7 +46,7 @@ impl Query {
         let (mut name, mut at) = (String::new(), HEADER);
         loop {
             let length = usize::from(*message.get(at)?);
-            // Compression has nothing to point to in a question.
+            // A question has nothing that compression could point to.
             if length > 63 || at - HEADER + length > MAX_NAME {
                 return None;
             }
@@ -59,7 +59,7 @@ impl Query {
             }
             for byte in message.get(at..at + length)? {
                 match byte {
-                    // A dot within a label must not look like one between two.
+                    // A dot within a label must not look like a separator.
                     0x21..=0x7e if !matches!(byte, b'.' | b'\\') => {
                         name.push(char::from(byte.to_ascii_lowercase()));
                     }
@@ -75,12 +75,12 @@ impl Query {
         self.kind == TYPE_AAAA && self.class == CLASS_IN
     }
 
-    /// There is no such name.
+    /// Returns the answer that the name does not exist.
     pub(super) fn denial(&self, query: &[u8]) -> Vec<u8> {
         self.reply(query, NO_SUCH_NAME)
     }
 
-    /// There is nothing of this kind at the name.
+    /// Returns the answer that the name has no records of this type.
     pub(super) fn emptiness(&self, query: &[u8]) -> Vec<u8> {
         self.reply(query, 0)
     }
@@ -97,7 +97,7 @@ impl Query {
         reply
     }
 
-    /// Whether `answer` is a response to the question of `query`.
+    /// Reports whether `answer` is a response to the question of `query`.
     pub(super) fn is_answered_by(&self, query: &[u8], answer: &[u8]) -> bool {
         let same = |range: std::ops::Range<usize>| {
             let pair = query.get(range.clone()).zip(answer.get(range));
@@ -106,7 +106,7 @@ impl Query {
         same(0..2) && answer.get(2).is_some_and(|flags| flags & RESPONSE != 0) && same(HEADER..self.end)
     }
 
-    /// The addresses that an answer to this question has.
+    /// Returns the addresses in an answer to this question.
     pub(super) fn addresses(&self, answer: &[u8]) -> Vec<Record> {
         let mut found = Vec::new();
         let mut at = self.end;
@@ -119,7 +119,7 @@ impl Query {
     }
 }
 
-/// The record at a place, where it is an address, and the place behind it.
+/// Parses the record at an offset. Returns it if it is an address, and the offset of the next record.
 fn record(message: &[u8], at: usize) -> Option<(Option<Record>, usize)> {
     let mut at = at;
     loop {

@@ -1,5 +1,5 @@
-//! The nft table of steps in the kernel: written whole, looked at now and then, and opened for addresses of allowed
-//! names.
+//! The steps' nft table in the kernel: written as a whole, checked periodically, and opened for the addresses of
+//! allowed names.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,7 +15,8 @@ use super::resolver::Gate;
 use super::rules::{MAX_ALLOWED, REFUSED, StepRules};
 use crate::network::{NetworkError, firewall};
 
-/// An address stays open for at least and at most so long, whatever its record says: programs keep names for a while.
+/// Minimum and maximum time that an address stays open, whatever the time to live of its record: programs cache names
+/// for a while.
 const SHORTEST: Duration = Duration::from_secs(300);
 const LONGEST: Duration = Duration::from_secs(3600);
 
@@ -27,9 +28,9 @@ pub(super) struct StepFirewall {
 
 #[derive(Default)]
 struct State {
-    /// The table as `nft` prints it after it was written, without what its sets hold.
+    /// Table as `nft` printed it after the last write, without the contents of its sets.
     applied: String,
-    /// Allowed addresses, and until when they are.
+    /// Allowed addresses, with the end of their permission.
     open: BTreeMap<Ipv4Addr, Instant>,
 }
 
@@ -38,7 +39,7 @@ impl StepFirewall {
         Self { nft, rules, state: Mutex::default() }
     }
 
-    /// Replaces the table, in one transaction of the kernel.
+    /// Replaces the table in one kernel transaction.
     pub(super) async fn write(&self) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
         self.write_as(&mut state).await
@@ -55,16 +56,16 @@ impl StepFirewall {
         Ok(())
     }
 
-    /// Writes the table again where it is not as it was written.
+    /// Restores the table if it differs from what was written.
     pub(super) async fn mend(&self) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
-        // No table is an error of `nft`.
+        // A missing table is an error of `nft`.
         if self.list().await.is_ok_and(|now| now == state.applied) {
             return Ok(());
         }
         tracing::warn!(
             table = self.rules.name,
-            "somebody changed the nft table of build steps; it is written again"
+            "nft table of the step network was changed by another program; restoring it"
         );
         self.write_as(&mut state).await
     }
@@ -73,7 +74,7 @@ impl StepFirewall {
         firewall::run(&self.nft, &["-f", "-"], &self.rules.removal()).await.map(drop)
     }
 
-    /// The set of refused connections, as `nft` prints it.
+    /// Returns the set of refused connections, as `nft` prints it.
     pub(super) async fn list_refused(&self) -> Result<String, NetworkError> {
         firewall::run(&self.nft, &["list", "set", "inet", &self.rules.name, REFUSED], "").await
     }
@@ -91,7 +92,7 @@ impl Gate for StepFirewall {
         let mut new = Vec::new();
         for record in records {
             let lasts = Duration::from_secs(record.ttl.into()).clamp(SHORTEST, LONGEST);
-            // One that is open for most of that time needs no change.
+            // An address that stays open for most of that time needs no change.
             if state.open.get(&record.address).is_none_or(|until| *until < now + lasts / 2) {
                 new.push((record.address, lasts));
             }

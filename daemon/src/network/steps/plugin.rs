@@ -1,8 +1,8 @@
-//! hearthd as a CNI plugin (CNI specification 1.0.0): BuildKit starts it for each namespace of a step.
+//! hearthd as a CNI plugin (CNI specification 1.0.0): BuildKit runs it for each namespace of a step.
 //!
-//! The plugin itself wires nothing: it hands the namespace to the daemon, which is the only one that knows all
-//! addresses. BuildKit also wants a plugin named `loopback`; the loopback interface is brought up together with the
-//! rest, so that one only answers.
+//! The plugin itself configures nothing: it passes the namespace to the daemon, which alone knows all addresses.
+//! BuildKit also requires a plugin named `loopback`; the loopback interface is configured together with the rest, so
+//! that plugin only answers.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -15,15 +15,15 @@ use serde_json::{Value, json};
 
 use super::call::{Answer, Call, Wired, ask, code};
 
-/// The `type` of our plugin in BuildKit's CNI configuration, and the name of the program in the plugin directory.
+/// Value of `type` for our plugin in BuildKit's CNI configuration, and name of the program in the plugin directory.
 pub(super) const STEP: &str = "hearth-step";
 pub(super) const LOOPBACK: &str = "loopback";
 pub(super) const VERSION: &str = "1.0.0";
-/// Versions whose results have the same form, but for one word.
+/// Supported versions; their results differ in one field only.
 const SUPPORTED: [&str; 4] = ["0.3.0", "0.3.1", "0.4.0", VERSION];
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// What BuildKit hands to the plugin on its standard input: our own configuration with the keys of CNI.
+/// Network configuration that BuildKit passes on standard input: our own settings with the keys of CNI.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct PluginConfig {
     #[serde(rename = "cniVersion", default)]
@@ -32,12 +32,12 @@ pub(super) struct PluginConfig {
     pub(super) name: String,
     #[serde(rename = "type", default)]
     pub(super) kind: String,
-    /// Where the daemon listens. Not among the keys of `loopback`.
+    /// Socket of the daemon; `loopback` has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) socket: Option<PathBuf>,
 }
 
-/// The typed error of CNI: printed on standard output.
+/// CNI error, printed on standard output.
 #[derive(Debug, PartialEq, Eq)]
 struct PluginError {
     code: u32,
@@ -50,8 +50,8 @@ impl PluginError {
     }
 }
 
-/// Answers a CNI call when the process was started for one, and gives its exit code. To be called before flags are
-/// read.
+/// Answers a CNI call if the process was started for one, and returns its exit code. Must be called before flags are
+/// parsed.
 pub fn run_plugin() -> Option<ExitCode> {
     let command = std::env::var_os("CNI_COMMAND")?;
     let program = std::env::args_os().next()?;
@@ -79,7 +79,7 @@ pub fn run_plugin() -> Option<ExitCode> {
             (shown, ExitCode::FAILURE)
         }
     };
-    // BuildKit reads it from there; where it is gone, nobody is left to be told.
+    // BuildKit reads standard output; if it is closed, nobody is left to report to.
     let _ = writeln!(io::stdout(), "{text}");
     Some(code)
 }
@@ -115,10 +115,7 @@ fn run(
         return Ok((command == "ADD").then(|| loopback(&config.cni_version)));
     }
     let socket = config.socket.as_deref().ok_or_else(|| {
-        PluginError::new(
-            code::INVALID_CONFIG,
-            "the network configuration does not say where the daemon listens",
-        )
+        PluginError::new(code::INVALID_CONFIG, "the network configuration has no `socket` of the daemon")
     })?;
     let (call, namespace) = match command {
         "ADD" => {

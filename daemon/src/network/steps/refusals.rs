@@ -1,6 +1,6 @@
-//! Connections of steps that were refused, so that a step that failed by one can say so.
+//! Record of refused connections of steps, so that a failed step can be explained by one.
 //!
-//! Names come from the resolver, addresses from the firewall's set; both are few and forgotten after ten minutes.
+//! Names come from the resolver, addresses from the firewall's set; both are bounded and expire after ten minutes.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -12,25 +12,25 @@ use parking_lot::Mutex;
 use super::dns_message::Record;
 use super::rules::REFUSED_SECONDS;
 
-/// Names that were refused, and names by the addresses that they stand for: the oldest go first.
+/// Maximum number of refused names, and of names by resolved address; the oldest are removed first.
 const MAX_NAMES: usize = 1024;
 const MAX_RESOLVED: usize = 4096;
-/// The kernel's clock ticks.
+/// Resolution of the kernel's timers.
 const PRECISION: Duration = Duration::from_millis(20);
 
-/// A connection of a builder's that was refused.
+/// Refused connection of a builder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedConnection {
-    /// The namespace of the step that tried it; none for the builder itself.
+    /// Container id of the step that tried to connect; `None` for the builder itself.
     pub container: Option<String>,
-    /// A name, where one is known.
+    /// Host name if known, otherwise the address.
     pub host: String,
-    /// None where the name was refused, so that there was no connection yet.
+    /// Destination address and port; `None` if the name was refused, so that there was no connection.
     pub to: Option<(Ipv4Addr, u16)>,
     pub at: Instant,
 }
 
-/// The same by the address that it came from.
+/// Refused connection by source address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) from: Ipv4Addr,
@@ -52,20 +52,20 @@ struct State {
 }
 
 impl Refusals {
-    /// The resolver refused a name.
+    /// Records that the resolver refused a name.
     pub(super) fn name(&self, from: Ipv4Addr, name: &str) {
         let mut state = self.state.lock();
-        // Programs ask several times.
+        // Programs repeat their queries.
         state.names.retain(|known| known.from != from || known.host != name);
         if state.names.len() == MAX_NAMES {
             state.names.pop_front();
         }
         state.names.push_back(Refusal { from, host: name.to_owned(), to: None, at: Instant::now() });
         drop(state);
-        tracing::info!(%from, name, "a name was refused to a step of a build");
+        tracing::info!(%from, name, "refused a name to a build step");
     }
 
-    /// The resolver answered with these addresses.
+    /// Records the addresses with which the resolver answered.
     pub(super) fn resolved(&self, name: &str, records: &[Record]) {
         let mut state = self.state.lock();
         for record in records {
@@ -80,7 +80,7 @@ impl Refusals {
         }
     }
 
-    /// What was refused since a moment, with what the firewall has listed (`nft list set`), each once.
+    /// Returns the refusals since a moment, including those that the firewall has listed (`nft list set`), each once.
     pub(super) fn since(&self, moment: Instant, listed: &str) -> io::Result<Vec<Refusal>> {
         let elements = in_listing(listed)?;
         let state = self.state.lock();
@@ -108,7 +108,7 @@ impl Element {
         Duration::from_secs(REFUSED_SECONDS).saturating_sub(self.left)
     }
 
-    /// `10.1.0.3 . 10.9.9.9 . tcp . 443 expires 9m59s452ms`
+    /// Parses `10.1.0.3 . 10.9.9.9 . tcp . 443 expires 9m59s452ms`.
     fn parse(text: &str) -> Option<Self> {
         let words: Vec<&str> = text.split_whitespace().collect();
         let &[from, ".", to, ".", _, ".", port, ..] = words.as_slice() else { return None };
@@ -118,7 +118,8 @@ impl Element {
     }
 }
 
-/// `9m59s452ms`, as nft prints it. Its JSON has whole seconds only, too coarse to tell one step from the next.
+/// Parses `9m59s452ms`, as nft prints it. Its JSON output has whole seconds only, too coarse to distinguish successive
+/// steps.
 fn duration(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     let mut rest = text;
@@ -140,13 +141,13 @@ fn duration(text: &str) -> Option<Duration> {
     Some(total)
 }
 
-/// The elements of a set, as nft prints it.
+/// Parses the elements of a set, as nft prints it.
 fn in_listing(listing: &str) -> io::Result<Vec<Element>> {
     let Some((_, rest)) = listing.split_once("elements = {") else { return Ok(Vec::new()) };
     let elements = rest.split_once('}').map_or(rest, |(elements, _)| elements);
     let parsed = elements.split(',').map(|element| {
         let wrong =
-            || io::Error::other(format!("nft prints an element in an unknown form: `{}`", element.trim()));
+            || io::Error::other(format!("nft printed an element in an unknown form: `{}`", element.trim()));
         Element::parse(element).ok_or_else(wrong)
     });
     parsed.collect()

@@ -1,13 +1,13 @@
-//! The resolver of steps: it listens in the builders' namespace, where only steps and builders reach it, and asks the
-//! resolvers of this machine, which steps need not reach.
+//! DNS resolver for steps: it listens in the builders' namespace, where only steps and builders reach it, and forwards
+//! to the resolvers of this machine, which steps need not reach.
 //!
 //! ```text
-//! step --query--> policy --no--> "no such name", and the refusal is remembered
+//! step --query--> policy --no--> "no such name", and the refusal is recorded
 //!                    '--yes--> upstream --answer--> addresses into the set of allowed ones --> step
 //! ```
 //!
-//! Messages are passed on as they are; only the question and the addresses of an answer are read
-//! ([`dns_message`](super::dns_message)). Names have no addresses of IPv6 here, as steps have no IPv6.
+//! Messages are forwarded unchanged; only the question and the addresses of an answer are parsed
+//! ([`dns_message`](super::dns_message)). AAAA queries get an empty answer, because steps have no IPv6.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -30,21 +30,21 @@ use crate::places::Places;
 use crate::task;
 
 const PORT: u16 = 53;
-/// For one upstream server; programs ask again after five seconds.
+/// Timeout of one upstream server; programs repeat a query after five seconds.
 const UPSTREAM_LIMIT: Duration = Duration::from_secs(2);
-/// Upstream servers that are asked, as the C library has it.
+/// Maximum number of upstream servers, as in the C library.
 const MAX_UPSTREAMS: usize = 3;
-/// Queries that are worked on: of all steps, and of one.
+/// Maximum number of concurrent queries: of all steps, and of one.
 const MAX_QUERIES: usize = 512;
 const MAX_QUERIES_OF_ONE: usize = 64;
-/// Connections of all steps, and of one; and how long one may be silent.
+/// Maximum number of connections: of all steps, and of one; and the idle timeout of a connection.
 const MAX_CONNECTIONS: usize = 256;
 const MAX_CONNECTIONS_OF_ONE: usize = 8;
 const CONNECTION_IDLE: Duration = Duration::from_secs(10);
-/// Datagrams are never longer, whatever size a query offers.
+/// Maximum size of a datagram, whatever size a query offers.
 const MAX_DATAGRAM: usize = 4096;
 
-/// Lets addresses through the firewall for a while.
+/// Opens the firewall for addresses, for a limited time.
 #[async_trait]
 pub(super) trait Gate: Send + Sync + 'static {
     async fn allow(&self, records: Vec<Record>) -> io::Result<()>;
@@ -52,13 +52,13 @@ pub(super) trait Gate: Send + Sync + 'static {
 
 pub(super) struct ResolverOptions {
     pub(super) policy: EgressPolicy,
-    /// Asked in place of those that `resolv_conf` names, where there are any.
+    /// Upstream servers; if empty, those of `resolv_conf`.
     pub(super) upstreams: Vec<SocketAddr>,
     pub(super) resolv_conf: PathBuf,
     pub(super) fallback: Vec<Ipv4Addr>,
 }
 
-/// The sockets of a resolver that does not answer yet.
+/// Bound sockets of a resolver that does not answer yet.
 pub(super) struct Resolver {
     udp: UdpSocket,
     tcp: TcpListener,
@@ -74,7 +74,7 @@ struct Shared {
 }
 
 impl Resolver {
-    /// Binds the sockets in a namespace. Not before the namespace has its address.
+    /// Binds the sockets in a namespace, which must already have its address.
     pub(super) fn bind(
         namespace: BorrowedFd<'_>,
         options: ResolverOptions,
@@ -103,7 +103,7 @@ impl Resolver {
         })
     }
 
-    /// Answers until it is told to stop.
+    /// Answers queries until `stop` is cancelled.
     pub(super) async fn serve(self, stop: CancellationToken) {
         let Self { udp, tcp, shared } = self;
         let datagrams = serve_datagrams(Arc::new(udp), Arc::clone(&shared));
@@ -122,20 +122,20 @@ async fn serve_datagrams(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
         let (length, from) = match socket.recv_from(&mut buffer).await {
             Ok(received) => received,
             Err(error) => {
-                // Such as the report that an earlier answer found nobody.
-                tracing::debug!(%error, "a datagram to the resolver of steps was lost");
+                // Such as an ICMP report that an earlier answer was undeliverable.
+                tracing::debug!(%error, "failed to receive a DNS query of a step");
                 continue;
             }
         };
         let query = buffer[..length].to_vec();
-        // Whoever asks more than is worked on asks again, as after any lost datagram.
+        // A query beyond the limit is dropped; the program repeats it, as after any lost datagram.
         let Some(work) = shared.queries.take(from.ip()) else { continue };
         let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
         task::spawn("resolve", async move {
             if let Some(answer) = shared.answer(&query, from.ip(), Transport::Datagram).await
                 && let Err(error) = socket.send_to(&answer, from).await
             {
-                tracing::debug!(%error, "an answer of the resolver was not sent");
+                tracing::debug!(%error, "failed to send a DNS answer to a step");
             }
             drop(work);
         });
@@ -147,7 +147,7 @@ async fn serve_connections(listener: TcpListener, shared: Arc<Shared>) {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::debug!(%error, "a connection to the resolver of steps was lost");
+                tracing::debug!(%error, "failed to accept a DNS connection of a step");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -156,7 +156,7 @@ async fn serve_connections(listener: TcpListener, shared: Arc<Shared>) {
         let shared = Arc::clone(&shared);
         task::spawn("resolve-tcp", async move {
             if let Err(error) = shared.serve_connection(stream, from.ip()).await {
-                tracing::debug!(%error, "a connection to the resolver ended early");
+                tracing::debug!(%error, "DNS connection of a step failed");
             }
             drop(place);
         });
@@ -202,14 +202,14 @@ impl Shared {
             && !records.is_empty()
             && let Err(error) = self.gate.allow(records).await
         {
-            tracing::error!(%error, name = query.name, "addresses of an allowed name could not be opened to steps");
+            tracing::error!(%error, name = query.name, "failed to open the addresses of an allowed name");
             return Some(query.failure(message));
         }
         Some(answer)
     }
 
     async fn ask_upstreams(&self, query: &Query, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        // Another number than the step's: a datagram that somebody makes up has to guess it.
+        // The upstream query has an id of its own, so that a forged datagram has to guess it.
         let mut asked = message.to_vec();
         asked[..2].copy_from_slice(&rand::random::<[u8; 2]>());
         for upstream in self.upstreams().await {
@@ -224,14 +224,14 @@ impl Shared {
                     answer[..2].copy_from_slice(&message[..2]);
                     return Some(answer);
                 }
-                Ok(Err(error)) => tracing::debug!(%upstream, %error, "a resolver of this machine failed"),
-                Err(_) => tracing::debug!(%upstream, "a resolver of this machine does not answer"),
+                Ok(Err(error)) => tracing::debug!(%upstream, %error, "upstream resolver failed"),
+                Err(_) => tracing::debug!(%upstream, "upstream resolver timed out"),
             }
         }
         None
     }
 
-    /// Read anew for each query: the machine may have moved to another network.
+    /// Returns the upstream servers, read for each query: the machine may have moved to another network.
     async fn upstreams(&self) -> Vec<SocketAddr> {
         if !self.options.upstreams.is_empty() {
             return self.options.upstreams.iter().copied().take(MAX_UPSTREAMS).collect();
@@ -246,7 +246,7 @@ impl Shared {
     }
 }
 
-/// All `nameserver` lines. Loopback is fine here: it is this machine that asks.
+/// Parses all `nameserver` lines. Loopback is valid here, because the machine itself asks.
 fn servers(resolv_conf: &str) -> Vec<SocketAddr> {
     let words = resolv_conf.lines().map(|line| {
         let mut words = line.split_whitespace();
@@ -288,7 +288,7 @@ async fn ask_by_stream(query: &Query, message: &[u8], upstream: SocketAddr) -> i
     }
 }
 
-/// A message with its length before it; none at the end of the connection.
+/// Reads a message with its length prefix; `None` at the end of the connection.
 async fn read_framed(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
     let length = match stream.read_u16().await {
         Ok(length) => length,

@@ -1,10 +1,10 @@
-//! The nft table of steps: what they reach, decided on the host end of each pair.
+//! The steps' nft table: what steps may reach, decided on the host end of each pair.
 //!
-//! Every packet that comes from a step passes `check` first: it is IPv4, and its source is the address of the pair that
-//! it came by (the route back to it leads over the same link). Then a step reaches the resolver in the builders'
-//! namespace and the world that the policy leaves; nothing reaches a step but answers. The machine itself answers
-//! nothing. What is refused is answered at once, and kept in the set `refused` for a while, so that a build can say why
-//! its step failed.
+//! Every packet from a step passes the chain `check` first: it must be IPv4, and its source must be the address of the
+//! pair on which it arrived (the route back leads over the same link). A step reaches the resolver in the builders'
+//! namespace and the public addresses that the policy allows; only replies reach a step. The machine itself answers
+//! nothing. A refused connection is rejected at once and kept in the set `refused` for a while, so that a build can
+//! explain why its step failed.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -14,16 +14,16 @@ use ipnet::Ipv4Net;
 use crate::model::egress::{CLOSED, EgressPolicy};
 use crate::network::PREFIX as SERVICE_PREFIX;
 
-/// Links of steps of all daemons begin with this.
+/// Name prefix of the step links of all daemons.
 pub(in crate::network) const STEP_PREFIX: &str = "hst";
 pub(super) const REFUSED: &str = "refused";
 pub(super) const ALLOWED: &str = "allowed";
-/// How long a refused connection is remembered.
+/// Time in seconds that a refused connection is kept.
 pub(super) const REFUSED_SECONDS: u64 = 600;
-/// Entries of each set; when one is full, new ones are not taken.
+/// Capacity of each set; a full set accepts no new entries.
 pub(super) const MAX_REFUSED: usize = 4096;
 pub(super) const MAX_ALLOWED: usize = 16384;
-/// Connections that one step may have in the table of the machine, which all its programs share.
+/// Maximum number of connections of one step in the machine's connection tracking table, which all programs share.
 const MAX_CONNECTIONS: usize = 8192;
 const MAX_SOURCES: usize = 4096;
 
@@ -38,7 +38,7 @@ pub(super) struct StepRules {
 }
 
 impl StepRules {
-    /// `add` before `delete`, so that both work where there is no table.
+    /// Returns the commands that delete the table; `add` before `delete` makes them work without a table too.
     pub(super) fn removal(&self) -> String {
         format!("add table inet {name}\ndelete table inet {name}\n", name = self.name)
     }
@@ -109,13 +109,14 @@ impl StepRules {
         )
     }
 
-    /// Puts addresses into the set of allowed ones, each for so many seconds; those that are there already last anew.
+    /// Returns the commands that put addresses into the set of allowed ones, each for a number of seconds; the time of
+    /// existing ones restarts.
     pub(super) fn allow(&self, addresses: &[(Ipv4Addr, u64)]) -> String {
         let Self { name, .. } = self;
         let mut script = String::new();
         for (address, seconds) in addresses {
             let element = format!("element inet {name} {ALLOWED}");
-            // Writing to a string does not fail. An element that is there keeps its end unless it is taken out first.
+            // Writing to a string cannot fail. An existing element keeps its expiry unless it is deleted first.
             let _ = writeln!(script, "add {element} {{ {address} }}");
             let _ = writeln!(script, "delete {element} {{ {address} }}");
             let _ = writeln!(script, "add {element} {{ {address} timeout {seconds}s }}");
@@ -129,7 +130,7 @@ fn list(blocks: &[Ipv4Net]) -> String {
     format!("{{ {} }}", blocks.join(", "))
 }
 
-/// A line for each: blocks of one set may not overlap.
+/// Returns one line for each block, because blocks of one set may not overlap.
 fn accept(blocks: &[Ipv4Net]) -> String {
     blocks.iter().map(|block| format!("    ip daddr {block} accept\n")).collect()
 }

@@ -4,8 +4,8 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use super::*;
 use crate::netlink::Request;
 
-/// Many changes in a row, as when services start on a machine that does other things too: no list of links is whole
-/// while they go on, and each that is asked for is whole nevertheless.
+/// Many changes in a row, as when services start on a busy machine: no single dump of links is consistent meanwhile,
+/// but each returned list must be.
 #[test]
 fn lists_of_links_are_whole_while_links_come() {
     const LINKS: usize = 400;

@@ -1,9 +1,9 @@
 use super::*;
 
-/// Waits in a process of its own for its end: names the state directory of the room that it attaches to.
+/// Environment variable of a child process that the test kills: the state directory of the room that it attaches to.
 const KILLED: &str = "HEARTH_TEST_ATTACH_UNTIL_KILLED";
 
-/// Does the first steps of an attach, and no more.
+/// Executes only the first steps of an attach.
 async fn attach_in_part(room: &Room, steps: usize) -> InstanceId {
     let id = InstanceId::random();
     let mut state = room.network.state.lock().await;
@@ -69,7 +69,7 @@ async fn whatever_is_taken_from_an_instance_is_mended_around_its_namespace() {
         let again = room.network.attach(&id, &"web".parse().unwrap(), false).await.unwrap();
         assert_eq!(again, web, "{what}");
     }
-    // From inside, which a service can do only with more capabilities than it gets.
+    // From inside the namespace, which a service can do only with more capabilities than it gets.
     namespace::within(&web.namespace, || {
         assert!(Command::new("ip").args(["link", "set", "eth0", "down"]).status().unwrap().success());
     })
@@ -81,7 +81,7 @@ async fn whatever_is_taken_from_an_instance_is_mended_around_its_namespace() {
     room.close().await;
 }
 
-/// What a version before this one left: pairs that are ports of one bridge.
+/// State that an earlier version left: pairs that are ports of one bridge.
 #[tokio::test]
 async fn an_instance_on_the_bridge_of_an_older_version_is_wired_anew_around_its_process() {
     let mut room = Room::open().await;
@@ -95,7 +95,7 @@ async fn an_instance_on_the_bridge_of_an_older_version_is_wired_anew_around_its_
         }
     }
     room.again().await;
-    // Nothing shares the bridge from the moment on that the new version is there.
+    // Once the new version runs, nothing shares the bridge.
     let shown = Command::new("ip").args(["-o", "link", "show", "master", &name]).output().unwrap();
     assert_eq!(String::from_utf8(shown.stdout).unwrap(), "");
     room.network.reconcile(&BTreeSet::from([id.clone(), other.clone()])).await.unwrap();
@@ -112,7 +112,7 @@ async fn what_no_lease_names_is_taken_away_too() {
     fs::remove_file(leases).unwrap();
     room.again().await;
     room.network.reconcile(&BTreeSet::new()).await.unwrap();
-    // Nothing is leased, so nothing was written yet but the subnet.
+    // There are no leases, so only the subnet has been written.
     assert_eq!(room.remains().await, Vec::<String>::new());
     room.close().await;
 }
@@ -122,7 +122,7 @@ async fn after_a_reboot_subnet_and_addresses_are_the_same() {
     let mut room = Room::open().await;
     let (id, web) = room.attach("web").await;
     let gateway = room.network.gateway();
-    // What a reboot does: links, mounts and rules are gone, files are not.
+    // Simulates a reboot: links, mounts and rules are gone, files are not.
     let mut netlink = Netlink::open().unwrap();
     netlink.run(vec![links::delete(&link_of(&id)), links::delete(room.network.name())]).unwrap();
     rustix::mount::unmount(&web.namespace, rustix::mount::UnmountFlags::DETACH).unwrap();
@@ -183,7 +183,7 @@ async fn attaches_and_detaches_until_killed() {
         return;
     };
     let network = RoomNetwork::open(Options::new(state.into())).await.unwrap();
-    // Its end comes from outside; without one it ends by itself.
+    // The test kills the process; otherwise it ends after this time.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(60) {
         let id = InstanceId::random();

@@ -1,11 +1,11 @@
-//! Two namespaces, each joined to the host by a routed pair, with no firewall.
+//! Two namespaces, each connected to the host by a routed pair, with no firewall.
 
 use std::net::UdpSocket;
 
 use super::super::routed_pair::RoutedPair;
 use super::*;
 
-/// A namespace with its pair, and a link that holds the host's address.
+/// Namespace with its pair, and a link that has the host's address.
 struct Pair {
     pair: RoutedPair,
     namespace: PathBuf,
@@ -14,7 +14,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// The first two addresses of `net` are the host's and the gateway's.
+    /// The first two addresses of `net` belong to the host and the gateway.
     fn make(net: Ipv4Net, number: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let namespace = dir.path().join("netns");
@@ -49,7 +49,7 @@ impl Drop for Pair {
     }
 }
 
-/// A link that has the host's address while the pairs are there.
+/// Link that has the host's address while the pairs exist.
 struct Holder(String);
 
 impl Holder {
@@ -94,7 +94,7 @@ fn a_pair_reaches_the_host_and_the_other_pair_through_it_at_once() {
     connect_inside(&one.namespace, (two.pair.address, 80)).unwrap();
     let host = TcpListener::bind((one.pair.source, 0)).unwrap();
     connect_inside(&one.namespace, host.local_addr().unwrap()).unwrap();
-    // Who asks for a hardware address waits for 0.85 s at least.
+    // An ARP lookup would take at least 0.85 s.
     assert!(begun.elapsed() < Duration::from_millis(600), "{:?}", begun.elapsed());
 }
 
@@ -111,7 +111,7 @@ fn no_end_has_ipv6_or_answers_arp_and_the_inner_one_has_a_single_address() {
     assert_eq!(String::from_utf8(host.stdout).unwrap(), "");
     let link = links::link(&mut Netlink::open().unwrap(), &one.pair.outside).unwrap().unwrap();
     assert!(!link.arp && link.group == 77 && link.bridge.is_none());
-    // A neighbour that is not the gateway is asked for in vain: there is nothing on this link but the host.
+    // A neighbour other than the gateway does not answer ARP: nothing but the host is on this link.
     run(&one.namespace, &["ip", "route", "add", "198.51.100.7/32", "dev", "eth1"]);
     namespace::within(&one.namespace, || {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();

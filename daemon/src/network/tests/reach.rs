@@ -1,7 +1,7 @@
 use super::super::routed_pair::RoutedPair;
 use super::*;
 
-/// A network that is none of ours, with one machine in it, behind the host.
+/// Network that does not belong to the daemon, with one machine in it, behind the host.
 pub(super) struct World {
     holder: String,
     pub(super) namespace: PathBuf,
@@ -13,7 +13,7 @@ impl World {
     const MACHINE: u32 = 2;
 
     pub(super) fn make() -> Self {
-        // Of the range for tests of networks; another test has another part of it.
+        // A random part of the range for network benchmarks; each test has another one.
         Self::of(Ipv4Net::new((0xc612_0000 | (rand::random::<u32>() & 0x1_fff0)).into(), 28).unwrap())
     }
 
@@ -22,7 +22,7 @@ impl World {
         let namespace = dir.path().join("world");
         let mut netlink = Netlink::open().unwrap();
         let holder = format!("wld-{:08x}", rand::random::<u32>());
-        // Before anything is made, so that it goes also when something of it fails.
+        // Created first, so that its drop cleans up even if a later step fails.
         let world = Self { holder, namespace, net, _dir: dir };
         links::ensure_gateway_link(&mut netlink, &world.holder, net).unwrap();
         let mut inside = namespace::make(&world.namespace).unwrap();
@@ -72,7 +72,7 @@ async fn instances_reach_each_other_and_one_port_of_the_gateway_and_nothing_else
     connect((gateway, port(&other))).unwrap();
     connect_inside(&web.namespace, (gateway, port(&other))).unwrap_err();
 
-    // Nor by another address of the host, where the port is allowed on the gateway's only.
+    // Other addresses of the host are unreachable too: the port is allowed on the gateway only.
     let addresses = links::addresses(&mut Netlink::open().unwrap()).unwrap();
     let elsewhere =
         addresses.iter().find(|one| !one.address.is_loopback() && one.address != gateway).unwrap();
@@ -122,7 +122,7 @@ async fn two_daemons_of_one_host_do_not_see_each_other() {
     connect_inside(&two.namespace, (blue.network.gateway(), port)).unwrap();
     connect_inside(&one.namespace, (blue.network.gateway(), port)).unwrap_err();
 
-    // What one takes away is not the other's.
+    // Removal of one network does not affect the other.
     red.network.reconcile(&BTreeSet::new()).await.unwrap();
     red.close().await;
     connect(at(&two, 80)).unwrap();
@@ -162,7 +162,7 @@ async fn an_address_that_is_used_again_at_once_answers_at_once() {
         room.network.detach(&id).await.unwrap();
     }
     times.sort();
-    // One that is asked for takes 0.85 s at least; a busy machine may make some of them late, but not half.
+    // An ARP lookup would take at least 0.85 s; a busy machine may delay some connections, but not half of them.
     assert!(times[5] < Duration::from_millis(600), "{times:?}: somebody asked for the address");
     println!("connection to an address that is used again: {:?}, at most {:?}", times[5], times[9]);
     room.close().await;
@@ -204,7 +204,7 @@ async fn names_of_services_are_in_all_hosts_files_and_the_files_stay_the_same() 
     let hosts = fs::read_to_string(&web.hosts).unwrap();
     assert!(hosts.contains(&format!("{}\tdb\n", db.address)), "{hosts}");
     assert_eq!(fs::metadata(&web.hosts).unwrap().ino(), inode);
-    // Also in those that come later.
+    // Later instances get the names too.
     let (_, late) = room.attach("late").await;
     assert!(fs::read_to_string(&late.hosts).unwrap().contains(&format!("{}\tweb\n", web.address)));
     assert_eq!(fs::read_to_string(&late.hostname_file).unwrap(), "late\n");

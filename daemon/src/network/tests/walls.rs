@@ -1,4 +1,4 @@
-//! What an instance may try, with every capability in its own namespace, and does not get.
+//! Attempts of an instance, with every capability in its own namespace, that must fail.
 
 use std::net::UdpSocket;
 
@@ -7,7 +7,7 @@ use rustix::net::{AddressFamily, Protocol, RawProtocol, SendFlags, SocketAddrV4,
 use super::reach::World;
 use super::*;
 
-/// Counts what comes by one link, before the room's rules see it and behind them.
+/// Counts the packets that arrive on one link, before and after the room's rules.
 struct Counters {
     table: String,
 }
@@ -45,7 +45,7 @@ impl Drop for Counters {
     }
 }
 
-/// A datagram whose sender is made up.
+/// Sends a datagram with a forged source address.
 fn send_as(namespace: &Path, source: Ipv4Addr, to: Ipv4Addr, port: u16) {
     let [high, low] = port.to_be_bytes();
     let mut packet = vec![0x45, 0, 0, 33, 0, 0, 0, 0, 64, 17, 0, 0];
@@ -100,7 +100,7 @@ async fn spoofed_packets_and_ipv6_are_dropped_before_anything_else_looks_at_them
     }
     assert_eq!((spoofed.read("before"), spoofed.read("behind")), (3, 1));
 
-    // The host's end takes none; the rule is for when somebody turns it on.
+    // IPv6 is disabled on the host end; the rule matters if somebody enables it.
     let host_end = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", link_of(&id));
     assert_eq!(fs::read_to_string(&host_end).unwrap().trim(), "1");
     fs::write(&host_end, "0").unwrap();
@@ -162,7 +162,7 @@ async fn what_is_link_local_is_reached_by_the_host_only() {
     connect_inside(&web.namespace, (metadata.machine(), 53)).unwrap_err();
     room.close().await;
 
-    // A cloud's resolver may be at the very address of its metadata: only questions pass.
+    // A cloud's resolver may have the same address as its metadata service: only DNS queries pass.
     let resolv_conf = tempfile::NamedTempFile::new().unwrap();
     fs::write(resolv_conf.path(), format!("nameserver {}\n", metadata.machine())).unwrap();
     let room = Room::with(|options| options.resolv_conf = resolv_conf.path().to_owned()).await;

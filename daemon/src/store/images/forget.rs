@@ -1,8 +1,8 @@
-//! What the registry may forget, and what is left.
+//! Removal of unreferenced manifests and links, and the set of digests that are still live.
 //!
 //! A manifest stays while it is tagged, while a revision of a service runs or mounts it, while it is cached for builds,
-//! while it was touched lately, while an index that stays needs it, and while the manifest that it refers to (its subject) stays. A link stays while
-//! it was touched lately or a manifest of its repository needs it.
+//! while it was touched recently, while an index that stays requires it, and while the manifest that it refers to (its
+//! subject) stays. A link stays while it was touched recently or a manifest of its repository requires it.
 
 use std::collections::HashSet;
 
@@ -44,7 +44,7 @@ pub(super) fn forget(transaction: &Transaction<'_>, before_ms: i64) -> Result<Fo
 }
 
 pub(super) fn live(transaction: &Transaction<'_>) -> Result<HashSet<Digest>, StoreError> {
-    // Parts as well: a manifest's blobs live with it whatever became of their links.
+    // Includes required content: the blobs of a manifest live as long as the manifest, even if their links are removed.
     let mut statement = transaction.prepare_cached(
         "SELECT digest FROM manifests UNION ALL SELECT digest FROM repository_blobs
          UNION ALL SELECT digest FROM manifest_parts",

@@ -1,4 +1,4 @@
-//! What was found in layers, and which manifests were found wrong. Rows go with their content.
+//! Stored verdicts about layers, and the manifests that were found invalid. Rows are removed with their content.
 
 use std::collections::{HashMap, HashSet};
 
@@ -42,7 +42,7 @@ pub(super) fn put(
     Ok(())
 }
 
-/// Keeps that a manifest was found wrong.
+/// Records that a manifest was found invalid.
 pub(super) fn mark(transaction: &Transaction<'_>, mark: &ImageMark, limits: &str) -> Result<(), StoreError> {
     transaction
         .prepare_cached(
@@ -72,7 +72,7 @@ pub(super) fn marks(
     Ok(found)
 }
 
-/// Forgets those whose content is not among `live`.
+/// Removes the rows whose content is not in `live`.
 pub(super) fn forget(transaction: &Transaction<'_>, live: &HashSet<Digest>) -> Result<(), StoreError> {
     for table in ["layer_verdicts", "image_marks"] {
         let known: Vec<Digest> = transaction

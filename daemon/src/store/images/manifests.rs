@@ -1,4 +1,4 @@
-//! Manifests, what they need, and the blobs linked to a repository.
+//! Manifests, their required content, and the blobs linked to a repository.
 
 use rusqlite::{OptionalExtension as _, Row, Transaction};
 
@@ -81,7 +81,7 @@ pub(super) fn get(
         .optional()?)
 }
 
-/// From three columns: media type, digest, size.
+/// Reads a descriptor from three columns: media type, digest, size.
 pub(super) fn descriptor(row: &Row<'_>, first: usize) -> rusqlite::Result<Descriptor> {
     Ok(Descriptor {
         media_type: row.get(first)?,
@@ -207,7 +207,7 @@ pub(super) fn repositories(
     after: Option<&Repository>,
     limit: usize,
 ) -> Result<Vec<Repository>, StoreError> {
-    // Steps from name to name in the primary key, so that a repository of many manifests costs one step.
+    // Steps from name to name in the primary key, so that a repository with many manifests costs one step.
     let mut next =
         transaction.prepare_cached("SELECT min(repository) FROM manifests WHERE repository > ?1")?;
     let mut names = Vec::new();

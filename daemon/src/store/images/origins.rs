@@ -1,4 +1,4 @@
-//! What images were made of.
+//! Origins of images: the trees and build settings that they were made from.
 
 use rusqlite::Transaction;
 

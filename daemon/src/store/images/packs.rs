@@ -1,4 +1,4 @@
-//! Packs that builds use as context: images without a tag, and trees.
+//! Packs that builds use as context: untagged images, and trees.
 
 use rusqlite::{OptionalExtension as _, Row, Transaction};
 

@@ -1,4 +1,4 @@
-//! Tags: the names that people give to manifests.
+//! Tags: mutable names of manifests.
 
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, Row, Transaction};
@@ -34,7 +34,7 @@ pub(super) fn get(
         .query_row((repository.as_str(), tag.as_str()), tagged)
         .optional()?;
     if let Some(image) = &image {
-        // The tag may move on while the caller works with what it names now.
+        // The tag may move while the caller still works with the manifest that it names now.
         look_up(transaction, "manifests", repository.as_str(), &image.manifest.digest.to_string())?;
     }
     Ok(image)
@@ -113,7 +113,7 @@ pub(super) fn publish(
     Ok(Some(images))
 }
 
-/// Makes a manifest, and everything below it, known in another repository.
+/// Copies the records of a manifest, and of everything below it, to another repository.
 pub(in crate::store) fn copy(
     transaction: &Transaction<'_>,
     from: &Repository,

@@ -28,7 +28,7 @@ fn tag(text: &str) -> Tag {
     text.parse().unwrap()
 }
 
-/// An image `byte` of blobs, each of as many bytes as its own number.
+/// Returns image `byte` with blobs whose size in bytes is their own number.
 fn image(byte: u8, blobs: &[u8]) -> NewManifest {
     let part = |blob: &u8| Part { digest: digest(*blob), size: u64::from(*blob), kind: PartKind::Blob };
     NewManifest {
@@ -50,7 +50,7 @@ impl Fixture {
         self.store.put_manifests(&name(repository), manifests, tagged.map(tag)).await.unwrap();
     }
 
-    /// As if everything so far had happened two hours ago.
+    /// Ages all records by two hours.
     async fn age(&self) {
         let age = |transaction: &Transaction<'_>| {
             let long_ago = now_ms() - 7_200_000;
@@ -96,7 +96,7 @@ async fn publishing_brings_an_image_whole_into_other_repositories() {
     }
     assert!(room.store.has_blob(&name("b/c"), &digest(2)).await.unwrap());
     assert_eq!(room.store.repositories(None, 10).await.unwrap(), [name("a"), name("b/c")]);
-    // Once more is no harm; of what is not there, no tag is set.
+    // Publishing again is harmless, and a missing manifest gets no tag.
     room.store.publish(&name("a"), &digest(110), tags).await.unwrap().unwrap();
     let none = room.store.publish(&name("a"), &digest(99), vec![(name("z"), tag("1"))]).await.unwrap();
     assert_eq!(none, None);
@@ -198,7 +198,7 @@ async fn what_an_image_was_made_of_is_known_for_as_long_as_the_image() {
     room.age().await;
     assert_eq!(room.forget().await.0, 1);
     assert_eq!(made_of(origin("ann", 1, 1)).await, [(name("x"), digest(101))]);
-    // Of one image and owner, what it was made of last: records do not pile up.
+    // For each image and owner only the last origin is kept, so that records do not pile up.
     room.store.put_origin(&name("x"), &digest(101), origin("ann", 3, 3)).await.unwrap();
     assert_eq!(made_of(origin("ann", 1, 1)).await, []);
     assert_eq!(made_of(origin("ann", 3, 3)).await, [(name("x"), digest(101))]);

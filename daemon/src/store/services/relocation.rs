@@ -1,6 +1,6 @@
-//! Images of other registries that an earlier version kept for services in ordinary repositories, such as
-//! `ghcr.io/team/app`, where every grant for repositories reached them. They are moved to the cached images of whoever
-//! made the revision, and services go on with what they ran.
+//! Migration of service images. An earlier version stored images of other registries for services in ordinary
+//! repositories, such as `ghcr.io/team/app`, where every repository grant reached them. The migration moves them to the
+//! cached images of the creator of the revision, and services continue to use the same content.
 
 use std::collections::BTreeSet;
 
@@ -13,11 +13,11 @@ use crate::model::service::{Revision, Service};
 use crate::model::{Digest, MountSource, Reference, Repository};
 use crate::store::images::{look_up, tags};
 
-/// A manifest of an ordinary repository.
+/// Manifest in an ordinary repository.
 type Place = (Repository, Digest);
 
 impl Store {
-    /// Moves them all, or none. Answers how many were moved, which is none after the first time.
+    /// Moves all of them in one transaction. Returns the number of moved images, which is 0 after the first run.
     pub async fn relocate_service_images(&self) -> Result<usize, StoreError> {
         self.transaction(|transaction| {
             let services: Vec<Service> = {
@@ -34,7 +34,7 @@ impl Store {
                 if moved.len() > before
                     && let Put::NameTaken(_) | Put::DomainTaken(..) = put(transaction, &service)?
                 {
-                    tracing::warn!(service.name = %service.name, "its images were not moved to the cached images");
+                    tracing::warn!(service.name = %service.name, "failed to migrate a service's images");
                 }
             }
             for (repository, digest) in &moved {
@@ -53,7 +53,7 @@ fn relocate(
 ) -> Result<(), StoreError> {
     let right = ImageRight::Caller(revision.created_by.clone());
     let mut relocated = |image: &Reference, from: &Repository, digest: Digest| {
-        // An image of the room lies where its name says.
+        // An image of the room is stored in the repository of its reference.
         if *from == image.repository || is_cached_name(from.as_str()) {
             return Ok(None);
         }
@@ -79,8 +79,8 @@ fn relocate(
     Ok(())
 }
 
-/// Takes a manifest away from its ordinary repository with the blobs that nothing else there needs, unless somebody
-/// gave it a tag there or pushed an index that has it.
+/// Removes a manifest from its ordinary repository, with the blobs that nothing else there needs, unless it has a tag
+/// there or an index that was pushed there contains it.
 fn release(
     transaction: &Transaction<'_>,
     repository: &Repository,

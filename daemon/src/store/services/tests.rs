@@ -79,7 +79,7 @@ async fn a_domain_or_name_of_another_service_is_refused_and_nothing_is_stored() 
     let twin = store.put(&service("one", vec![revision(1, &[])])).await.unwrap_err();
     assert!(matches!(twin, PortError::NameTaken(_)), "{twin}");
     assert_eq!(store.services().await.unwrap(), [one.clone()]);
-    // The domain is the service's while a revision with it serves, whatever is asked for next.
+    // The domain belongs to the service as long as a revision with it receives traffic, whatever is deployed next.
     one.live = Some(1);
     one.revisions.push(revision(2, &[]));
     one.desired = 2;

@@ -1,10 +1,10 @@
-//! One life after the other: pauses that grow, answers that stay away, children that must not be used.
+//! Successive runs of a child: growing pauses, missing answers, and children that must not be used.
 
 use std::time::Instant;
 
 use super::*;
 
-/// For what must happen at some time.
+/// Time limit for expected events.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn down(handle: &Handle, why: &str) -> String {
@@ -16,7 +16,8 @@ async fn down(handle: &Handle, why: &str) -> String {
     }
 }
 
-/// When each life of a script began that adds a line to `starts` then, once there are `count`. Nanoseconds.
+/// Returns the start times of the runs of a script that appends a line to `starts` at each start, once there are
+/// `count`. Nanoseconds.
 async fn starts(dir: &Path, count: usize) -> Vec<u64> {
     let begun = Instant::now();
     loop {
@@ -37,7 +38,7 @@ async fn a_child_that_ends_again_and_again_is_started_ever_more_seldom() {
     child.limits.restart_first = Duration::from_millis(20);
     child.limits.restart_most = Duration::from_millis(160);
     let handle = super::super::start(child).unwrap();
-    // Doubled without an end, the last of these pauses would take 41 s.
+    // Doubled without a limit, the last of these pauses would take 41 s.
     let starts = starts(dir.path(), 13).await;
     handle.stop().await;
     let pauses: Vec<u64> = starts.windows(2).map(|pair| (pair[1] - pair[0]) / 1_000_000).collect();

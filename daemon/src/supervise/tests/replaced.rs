@@ -7,21 +7,21 @@ use std::time::Instant;
 use super::*;
 use crate::supervise::leftover::{self, Mark};
 
-/// A shell of our own, which can be replaced.
+/// Copies the shell, so that it can be replaced.
 fn program(dir: &Path) -> PathBuf {
     let path = dir.join("shell-that-is-replaced");
     std::fs::copy("/bin/sh", &path).unwrap();
     path
 }
 
-/// Another file of that name, as a package manager puts it there.
+/// Replaces the file by another one of the same name, as a package manager does.
 fn replace(program: &Path) {
     let new = program.with_extension("new");
     std::fs::copy("/bin/sh", &new).unwrap();
     std::fs::rename(new, program).unwrap();
 }
 
-/// A running process that is killed when this goes.
+/// A running process that is killed on drop.
 struct Stray(Running);
 
 impl Stray {
@@ -30,7 +30,7 @@ impl Stray {
         Self(command.spawn().unwrap())
     }
 
-    /// Whether it ends within some seconds.
+    /// Reports whether the process exits within some seconds.
     fn ends(&mut self) -> bool {
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(10) {

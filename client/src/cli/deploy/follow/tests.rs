@@ -57,15 +57,15 @@ fn programs_read_a_typed_result_and_a_typed_plan() {
     assert_eq!((&value["live"], &value["took_seconds"]), (&Value::Null, &Value::Null));
 }
 
-/// An interrupt is seen by all that listen: one test at a time does.
+/// Serializes the tests that raise SIGINT, because every listener of the process receives it.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// How waiting for a scripted deploy ends.
+/// Result of waiting for a scripted deploy.
 async fn waited(script: Script, progress: ProgressMode) -> Result<(), Failure> {
     interrupted(script, progress, pending()).await
 }
 
-/// The same, with Ctrl-C when `interrupt` is over.
+/// Result of waiting for a scripted deploy, with Ctrl-C when `interrupt` completes.
 async fn interrupted(
     script: Script,
     progress: ProgressMode,
@@ -126,7 +126,7 @@ async fn a_failed_deploy_says_why_and_ends_with_one() {
     }
     let value = serde_json::to_value(exit::for_programs(&failure)).unwrap();
     assert_eq!((&value["error"]["service"], &value["error"]["revision"]), (&"web".into(), &3.into()));
-    // The last lines may not have been told before: they come in any case.
+    // The last lines may not have been shown before, so the failure carries them in any case.
     let failure = waited(failed(), ProgressMode::Plain).await.unwrap_err();
     assert!(exit::for_people(&failure).contains("boom"));
 }
@@ -155,7 +155,7 @@ fn what_serves_after_a_failed_deploy_is_told() {
     let service = |instances| Service { live_revision: Some(2), instances, ..Service::default() };
     let serving = service(vec![instance(3, false), instance(2, true)]);
     assert_eq!(what_serves(&serving, &answer()), "revision 2 of web keeps serving");
-    // A restart that failed leaves the instance of the same revision.
+    // A failed restart leaves the old instance of the same revision in place.
     assert_eq!(what_serves(&service(vec![instance(3, true)]), &answer()), "revision 3 of web keeps serving");
     assert_eq!(what_serves(&service(vec![instance(2, false)]), &answer()), "no revision of web serves");
     assert_eq!(what_serves(&Service::default(), &answer()), "no revision of web serves");

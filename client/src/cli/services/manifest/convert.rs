@@ -1,4 +1,4 @@
-//! From a manifest to what is asked of the daemon, and from what runs to a manifest.
+//! Converts a manifest to a deploy request, and a running revision to a manifest.
 
 mod environment;
 mod storage;
@@ -20,7 +20,8 @@ use storage::{mounts, storage};
 use traffic::{Traffic, ports, traffic};
 
 impl Manifest {
-    /// A deploy of exactly this: nothing that an earlier revision had is kept.
+    /// Converts the manifest to a request that replaces all settings: nothing of an earlier revision is
+    /// kept.
     pub(in crate::cli::services) fn into_spec(self) -> Result<DeploySpec, Failure> {
         self.convert().map_err(|(field, why)| Failure::usage(format!("{field}: {why}")))
     }
@@ -71,7 +72,7 @@ impl Manifest {
         })
     }
 
-    /// What a revision of a service runs, written down.
+    /// Describes what a revision of a service runs as a manifest.
     pub(in crate::cli::services) fn of(name: &str, spec: &ServiceSpec) -> Self {
         let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         let environment = spec.env.iter().map(|(name, value)| variable(name, value, &spec.identity));
@@ -108,14 +109,15 @@ impl Manifest {
     }
 }
 
-/// A field, and what is wrong with it.
+/// Path of a manifest field, and what is wrong with it.
 type Wrong = (String, String);
 
 fn wrong(field: impl Into<String>, why: &(impl std::fmt::Display + ?Sized)) -> Wrong {
     (field.into(), why.to_string())
 }
 
-/// A manifest names the tag that was asked for: what it was at that time is in the revision.
+/// Removes the digest: a manifest names the tag that was requested, while the revision records the
+/// digest it had.
 pub(in crate::cli::services) fn without_digest(image: &str) -> String {
     match image.parse::<Reference>() {
         Ok(Reference { tag: Some(tag), registry, repository, .. }) => {

@@ -5,7 +5,7 @@ use hearth_proto::v1::{
 
 use super::*;
 
-/// What of a revision a manifest holds.
+/// The part of a revision that a manifest can express.
 fn full() -> ServiceSpec {
     let env = |value| EnvValue { value: Some(value) };
     let mount = |source, target: &str, mode: MountMode| Mount {
@@ -240,7 +240,7 @@ fn a_small_manifest_is_enough_and_keeps_nothing() {
     assert_eq!((asked.ports, asked.public, asked.command), (None, Some(false), None));
     let minimal = ServiceSpec { image: "web:1".into(), ..ServiceSpec::default() };
     assert_eq!(write(&Manifest::of("web", &minimal)).unwrap(), SMALL);
-    // The tag is what is written down, also where what was built was deployed by its digest.
+    // The manifest has the tag, even when a built image was deployed by its digest.
     let digest = format!("web:1@sha256:{}", "0".repeat(64));
     assert_eq!(Manifest::of("web", &ServiceSpec { image: digest, ..minimal }), read("m", SMALL).unwrap());
 }

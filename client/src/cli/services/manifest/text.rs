@@ -1,4 +1,4 @@
-//! Manifests as YAML and JSON, and the values in them that are written in two ways.
+//! Reads and writes manifests as YAML and JSON, including values that have two notations.
 
 use std::fmt;
 
@@ -12,7 +12,8 @@ use super::Manifest;
 use crate::cli::token::check_scope;
 use crate::error::Failure;
 
-/// Reads a manifest; `name` is the file in errors. JSON is read as well, being YAML.
+/// Reads a manifest. `name` is the file name in errors. JSON is accepted too, because it is a subset of
+/// YAML.
 pub(in crate::cli::services) fn read(name: &str, text: &str) -> Result<Manifest, Failure> {
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_str_with_options(text, options)
@@ -24,7 +25,7 @@ pub(in crate::cli::services) fn write(manifest: &Manifest) -> Result<String, Fai
         .map_err(|error| Failure::failed("internal", format!("the manifest cannot be written: {error}")))
 }
 
-/// A list of words, or a command that is split into words.
+/// A list of words, or a text that is split into words.
 #[derive(Debug, PartialEq, Serialize)]
 pub(super) struct Command(pub(super) Vec<String>);
 
@@ -54,7 +55,7 @@ impl<'de> Deserialize<'de> for Command {
     }
 }
 
-/// A named scope, or the `api` grant itself; kept as the flag `--env-token` takes it.
+/// Scope of a token: a named scope or the `api` grant itself, stored in the notation of `--env-token`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Scope(pub(super) String);
 

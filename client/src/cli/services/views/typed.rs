@@ -1,4 +1,4 @@
-//! What `--json` prints of services.
+//! The output of `--json` for services.
 
 use hearth_proto::v1::{Exit, Instance, PortKind, Revision, Service, ServicePort};
 use serde::Serialize;
@@ -32,7 +32,7 @@ pub(in crate::cli::services) struct ServiceView {
     last_exit: Option<ExitView>,
     next_start_at: Option<String>,
     instances: Vec<InstanceView>,
-    /// Oldest first; only of one service.
+    /// Revisions, oldest first; present only in the output of one service.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     revisions: Vec<RevisionView>,
 }

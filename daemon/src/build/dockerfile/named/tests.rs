@@ -16,7 +16,7 @@ fn arguments(text: &str) -> BTreeMap<String, String> {
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// Names of the room in all stages of a Dockerfile, each with its lines, with build arguments `A=B,C=D`.
+/// Returns the room's images that all stages of a Dockerfile name, each with its lines. Build arguments: `A=B,C=D`.
 fn found(dockerfile: &str, given: &str) -> Vec<String> {
     let given = arguments(given);
     let platform = Platform::parse("linux/arm64/v8").unwrap();
@@ -164,7 +164,7 @@ fn references_to_the_room_are_found_wherever_buildkit_looks_images_up() {
         ),
         ("FROM debian\nRUN <<EOF\nFROM room.test/no\n", "", &[]),
         ("FROM debian\nRUN cat <<<word\nFROM room.test/a\n", "", &["room.test/a@3-3"]),
-        // What is no Dockerfile
+        // Text that is not a Dockerfile
         ("", "", &[]),
         ("\n\n#\n", "", &[]),
         ("{\"syntax\": 1}", "", &[]),
@@ -182,7 +182,7 @@ fn the_text_of_a_reference_is_that_of_its_lines() {
     assert_eq!(found.images[1].place.text, "COPY \\\n --from=room.meshagent.com/a / /");
 }
 
-/// What a build of a Dockerfile names: images with their platforms, and URLs.
+/// Returns the sources of a build: images with their platforms, and URLs.
 fn needs(dockerfile: &str, target: Option<&str>, known: &[(&str, &[&str], &[&str])]) -> Vec<String> {
     let given = arguments("GIVEN=1");
     let platform = Platform::parse("linux/arm64").unwrap();
@@ -206,7 +206,7 @@ fn only_what_the_target_needs_is_named() {
     assert_eq!(needs(text, Some("B"), &[]), ["one linux/arm64", "two linux/arm64"]);
     assert_eq!(needs(text, Some("c"), &[]), ["three linux/arm64"]);
     assert!(needs(text, Some("none"), &[]).is_empty());
-    // A stage hides an image of that name, and one that comes later counts too.
+    // A stage hides an image of that name, even if the stage comes later.
     let text = "FROM one\nCOPY --from=alpine / /\nFROM two AS alpine\nFROM one\nCOPY --from=0 / /\n";
     assert_eq!(needs(text, None, &[]), ["one linux/arm64", "two linux/arm64"]);
 }
@@ -239,7 +239,7 @@ fn triggers_of_bases_and_of_stages_are_followed() {
     assert_eq!(needs(text, None, &[base]), once);
     let hidden: (&str, &[&str], &[&str]) = ("hidden", &[], &["COPY --from=deep / /"]);
     assert!(needs(text, None, &[base, hidden]).contains(&"deep linux/arm64".to_owned()));
-    // It may name itself.
+    // An image may name itself.
     let own: (&str, &[&str], &[&str]) = ("base", &[], &["COPY --from=base / /"]);
     assert_eq!(needs(text, None, &[own]), ["base linux/arm64"]);
     let text = "FROM one AS a\nONBUILD COPY --from=two / /\nFROM a\n";

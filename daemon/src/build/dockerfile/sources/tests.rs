@@ -1,6 +1,6 @@
 use super::*;
 
-/// Paths that must be there, each with the line that says so, with build arguments `A=B,C=D`.
+/// Returns the paths that must exist, each with its line. Build arguments: `A=B,C=D`.
 fn found(dockerfile: &str, arguments: &str, target: Option<&str>) -> Vec<String> {
     let arguments: BTreeMap<String, String> = arguments
         .split(',')
@@ -12,7 +12,7 @@ fn found(dockerfile: &str, arguments: &str, target: Option<&str>) -> Vec<String>
     paths.map(|(source, copied)| format!("{}@{}", source.path, copied.start_line)).collect()
 }
 
-/// What an instruction needs in a stage that begins with nothing.
+/// Returns the paths that instructions need in a stage based on `scratch`.
 fn one(instructions: &str) -> Vec<String> {
     let all = found(&format!("FROM scratch\n{instructions}\n"), "", None);
     all.iter().map(|path| path.split('@').next().unwrap().to_owned()).collect()

@@ -7,10 +7,10 @@ use tokio::time::timeout;
 use super::*;
 use crate::context::port::{Entry, EntryKind};
 
-/// Files with the given contents; one may be shorter than its entry says.
+/// Tree of files with the given contents, which may be shorter than their entries say.
 struct Contents {
     entries: Vec<(Vec<u8>, u64)>,
-    /// This entry is not covered.
+    /// Index of the entry that is not covered.
     beyond: Option<usize>,
     contents: Vec<Vec<u8>>,
 }
@@ -49,7 +49,7 @@ fn request(kind: PacketKind, id: u32) -> Result<Packet, Status> {
     Ok(Packet { kind: kind.into(), id, ..Packet::default() })
 }
 
-/// Asks for the given ids, then ends; gives all that was sent.
+/// Requests the given ids, then ends. Returns all packets that were sent.
 async fn exchange(tree: Contents, ids: &[u32]) -> Vec<Result<Packet, Status>> {
     let mut requests: Vec<_> = ids.iter().map(|id| request(PacketKind::Req, *id)).collect();
     requests.push(request(PacketKind::Fin, 0));
@@ -159,7 +159,7 @@ async fn the_stream_ends_when_the_receiver_of_an_error_has_gone() {
             break;
         }
     }
-    // It has not read that far, and goes on asking.
+    // The receiver has not read the error yet, and sends another request.
     ask.send(request(PacketKind::Req, 1)).await.unwrap();
     assert!(timeout(Duration::from_millis(100), sent.next()).await.is_err(), "it ends under the receiver");
     drop(ask);

@@ -1,6 +1,6 @@
 use super::*;
 
-/// A tree without content. Directories called `unlisted` were not looked into.
+/// A tree without content. Directories named `unlisted` are not listed.
 pub(in super::super) struct Listed(Vec<Entry<'static>>);
 
 impl FileTree for Listed {
@@ -101,7 +101,7 @@ fn a_hard_link_names_the_first_shown_name_of_its_file() {
     assert_eq!((stat.link.as_ref(), stat.size, content), (b"".as_slice(), 5, Some(0)));
     let (stat, _) = stats.of(&tree, 1);
     assert_eq!((stat.link.as_ref(), stat.size), (b"a".as_slice(), 5), "the size that a receiver finds");
-    // With the first name filtered out, the second becomes the file.
+    // When the first name is not shown, the second one becomes the file.
     let mut stats = Stats::default();
     let (stat, content) = stats.of(&tree, 1);
     assert_eq!((stat.link.as_ref(), stat.size, content), (b"".as_slice(), 5, Some(0)));

@@ -46,7 +46,7 @@ fn an_end_for_lack_of_memory_has_its_own_code() {
     let fault =
         decoded(&status(Code::Unknown, "process \"x\": exit code: 137: cannot allocate memory", &details));
     assert_eq!((fault.code.as_str(), fault.exit_code), ("out_of_memory", Some(137)));
-    // A kernel that does not count for the step counts for the builder.
+    // Where the kernel does not count for the step, the count of the builder is used.
     let killed = status(Code::Unknown, "process \"x\": exit code: 137", &details);
     assert_eq!(decoded(&killed).code, "step_failed");
     assert_eq!(fault_of_builder(&killed).code, "out_of_memory");

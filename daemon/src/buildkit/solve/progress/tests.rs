@@ -44,9 +44,9 @@ fn steps_are_numbered_as_first_seen_and_end_after_their_log() {
     let events = progress.take(update, now);
     assert_eq!(words(&events), ["start 1", "start 2", "log 1 Stdout 3", "log 2 Stderr 5", "end 1 3s"]);
     assert_eq!(progress.running_commands(), 1);
-    // Told again, nothing new.
+    // A repeated message causes no event.
     assert!(progress.take(message(vec![vertex("a", Some(10), Some(13))], vec![]), now).is_empty());
-    // Started again: the same number.
+    // A step that starts again keeps its number.
     let events = progress.take(message(vec![vertex("a", Some(20), None)], vec![]), now);
     assert_eq!(words(&events), ["start 1"]);
 }

@@ -1,4 +1,4 @@
-//! What indexing and reading cost. Run by hand:
+//! Benchmarks of indexing and reading. Run by hand:
 //! `cargo test -p hearthd --lib layers::tests::figures -- --ignored --nocapture --test-threads 1`
 
 use std::time::Instant;
@@ -8,7 +8,7 @@ use rand::{RngCore as _, SeedableRng as _};
 
 use super::*;
 
-/// Seconds on the clock, and of all cores together.
+/// Wall-clock seconds, and CPU seconds of all cores.
 fn timed<T>(work: impl FnOnce() -> T) -> (T, String) {
     let cpu = || {
         let stat = fs::read_to_string("/proc/self/stat").unwrap();
@@ -32,7 +32,7 @@ fn resident() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
-/// A tar of 1 GiB in 5,000 files, whose content compresses about as program text does.
+/// Creates a tar of 1 GiB in 5,000 files, whose content compresses about as well as program text.
 fn gibibyte() -> Vec<u8> {
     let mut random = StdRng::seed_from_u64(1);
     let words: Vec<u8> = (0..2_000_000)

@@ -1,4 +1,4 @@
-//! Layers that mean harm: refused by an error that names the entry, or served as plain data.
+//! Hostile layers: refused with an error that names the entry, or served as plain data.
 
 use super::*;
 
@@ -129,7 +129,7 @@ fn a_hard_link_through_a_link_reaches_nothing_outside() {
     let tar = Tar::default().symlink("l", to).hard_link("mine", "l/canary");
     let error = image(vec![tar]).map(|_| ()).unwrap_err();
     assert!(matches!(error, LayerError::LinkTarget { .. }), "{error}");
-    // A link itself can have two names; both are the link and not what it points to.
+    // A symbolic link can have two names; both are the link and not its target.
     let tar = Tar::default().symlink("l", &format!("{to}/canary")).hard_link("mine", "l");
     let image = image(vec![tar]).unwrap();
     assert_eq!(lines(&image), [format!("l->{to}/canary"), format!("mine->{to}/canary")]);
@@ -168,7 +168,7 @@ fn whiteouts_of_what_is_not_there_hide_nothing() {
         .file(".wh.none", "")
         .file("none/deep/.wh.x", "")
         .file("a/x/.wh.below-a-file", "")
-        // Through a link that the layer below has: `a/x` is another file.
+        // Through a symbolic link in the lower layer: `a/x` is another file.
         .file("l/.wh.x", "")
         .file("l/.wh..wh..opq", "");
     assert_eq!(lines(&image(vec![lower, upper]).unwrap()), ["a/", "a/x=1", "l->a"]);
@@ -247,7 +247,7 @@ fn compression_bombs_are_refused_by_ratio_and_by_size() {
         let by = |limits: LayerLimits| {
             let (directory, cache) = cache(limits);
             let result = cache.image(vec![blob(&stored, &tar)]).map(|_| ()).map_err(|(_, error)| error);
-            // Nothing was kept of it.
+            // No index of it was stored.
             assert_eq!(
                 fs::read_dir(directory.path().join("layers")).unwrap().count(),
                 usize::from(result.is_ok())
@@ -278,7 +278,7 @@ fn names_and_attributes_have_a_limit_of_their_own() {
     let attributes: Vec<u8> = (0..2)
         .flat_map(|_| Tar::default().pax(&[("SCHILY.xattr.user.a", &value)]).raw(&header, b"").0)
         .collect();
-    // Few bytes of the tar, many of memory: a hard link to a link copies what that says.
+    // Few bytes in the tar, many in memory: a hard link to a symbolic link copies its target.
     let links: Vec<u8> = long("l")
         .into_iter()
         .chain((0..40).flat_map(|n| Tar::default().hard_link(&n.to_string(), "l").0))

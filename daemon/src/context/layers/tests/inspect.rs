@@ -1,4 +1,4 @@
-//! What a look-through finds of any layer, stored in any way.
+//! Inspection of layers in every storage format.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -31,7 +31,7 @@ fn tar_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     tar.end()
 }
 
-/// The tar cut into pieces, each of them a member or frame of its own.
+/// Stores the tar in pieces, each of them a separate member or frame.
 fn stored(tar: &[u8], compression: LayerCompression, cuts: &[prop::sample::Index]) -> Vec<u8> {
     let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(tar.len())).collect();
     places.extend([0, tar.len()]);
@@ -44,7 +44,7 @@ fn stored(tar: &[u8], compression: LayerCompression, cuts: &[prop::sample::Index
             let mut frames = Vec::new();
             for piece in pieces {
                 frames.extend(zstd::bulk::compress(piece, 1).unwrap());
-                // A skippable frame, as writers put seek tables.
+                // A skippable frame, which writers use for seek tables.
                 frames.extend([0x5a, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3]);
             }
             frames
@@ -76,7 +76,7 @@ proptest! {
         prop_assert_eq!(facts, expected);
     }
 
-    /// A DiffID that is right although bytes are missing or others follow would be one of content that was not read.
+    /// A correct DiffID although bytes are missing or appended would be one of content that was not read.
     #[test]
     fn what_is_cut_or_followed_by_something_never_has_the_tars_diff_id(
         files in files(),
@@ -86,7 +86,7 @@ proptest! {
     ) {
         let tar = tar_of(&files);
         let whole = stored(&tar, compression, &[]);
-        // A skippable frame at the end holds nothing.
+        // A skippable frame at the end has no content.
         let content = whole.len() - if compression == LayerCompression::Zstd { 11 } else { 0 };
         let facts = |stored: &[u8]| looked_through(stored, &LayerLimits::default()).map(|facts| facts.diff_id);
         if let Ok(found) = facts(&whole[..cut.index(content)]) {
@@ -109,7 +109,7 @@ proptest! {
         let at = at.index(altered.len());
         altered[at] ^= change;
         let Ok(facts) = looked_through(&altered, &LayerLimits::default()) else { return Ok(()) };
-        // What others would unpack: the decoders here are not ours.
+        // Content as other programs unpack it: these decoders are not ours.
         let mut unpacked = Vec::new();
         let read = match facts.compression {
             LayerCompression::None => {

@@ -39,7 +39,7 @@ fn the_layers_used_longest_ago_go_first_and_leftovers_go_at_start() {
         .collect();
     let kept = |tar: &Vec<u8>| names.iter().any(|name| name.starts_with(&digest(tar).hex()));
     assert_eq!(tars.iter().map(kept).collect::<Vec<_>>(), [true, false, true]);
-    // What was removed while in use can still be read.
+    // A layer stays readable if its index is removed while in use.
     assert_eq!((lines(&first), lines(&second)), (vec!["a=a".to_owned()], vec!["b=b".to_owned()]));
     let leftover = directory.path().join("layers/unfinished-x");
     File::create(&leftover).unwrap();
@@ -61,7 +61,7 @@ fn the_same_layer_asked_for_at_once_is_indexed_once_and_right() {
     });
 }
 
-/// The only file in the directory.
+/// Returns the only file in the directory.
 fn index_file(directory: &tempfile::TempDir) -> std::path::PathBuf {
     let mut entries = fs::read_dir(directory.path().join("layers")).unwrap();
     let path = entries.next().unwrap().unwrap().path();
@@ -124,7 +124,7 @@ fn an_index_outlives_the_daemon_and_goes_with_its_layer() {
     assert!(path.exists());
     again.forget(&digest(&tar));
     assert!(!path.exists());
-    // Who has it open reads on.
+    // An open reader continues to work.
     assert_eq!(text(&image, image.lookup(0, b"x").unwrap()).len(), 12_000_000);
 }
 

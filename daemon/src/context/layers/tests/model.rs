@@ -1,4 +1,4 @@
-//! Properties: any layers, any damage, any cut.
+//! Property tests: arbitrary layers, damage and chunk boundaries.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ fn entry() -> impl Strategy<Value = (u8, String, String)> {
 }
 
 proptest! {
-    /// Whatever the entries are, the image is refused or is a tree whose names are plain names.
+    /// Whatever the entries are, the image is either refused or is a tree with plain names only.
     #[test]
     fn any_layers_are_refused_or_give_a_sound_tree(
         layers in prop::collection::vec(prop::collection::vec(entry(), 0..10), 1..4),
@@ -50,7 +50,7 @@ proptest! {
         }
     }
 
-    /// Random damage to a good tar never panics and never reads outside of it.
+    /// Random damage to a valid tar never causes a panic or a read outside of it.
     #[test]
     fn a_damaged_tar_never_panics(at in 0..3072usize, byte: u8, cut in 0..4096usize) {
         let mut tar = Tar::default().pax(&[("path", "x")]).file("a", "1").file("b", "2").end();
@@ -105,7 +105,7 @@ fn tar(layer: &[(String, Item)]) -> Tar {
     })
 }
 
-/// The image as a map from whole paths; each name of a file with several has a copy.
+/// The image as a map from full paths; each name of a file with several has its own copy.
 #[derive(Default)]
 struct Reference(BTreeMap<String, String>);
 
@@ -117,7 +117,7 @@ impl Reference {
         self.0.retain(|known, _| !known.starts_with(&prefix));
     }
 
-    /// None when a hard link has no target.
+    /// Returns `None` when a hard link has no target.
     fn apply(&mut self, layer: &[(String, Item)]) -> Option<()> {
         for (path, item) in layer {
             match item {
@@ -167,7 +167,7 @@ proptest! {
                 expected.sort();
                 got.sort();
                 prop_assert_eq!(got, expected);
-                // Hashes are those of the content that is read.
+                // The hashes match the content that is read.
                 for path in reference.0.keys() {
                     let node = image.lookup(0, path.as_bytes()).unwrap();
                     if let Some(mut content) = image.open(node) {
@@ -180,7 +180,8 @@ proptest! {
         }
     }
 
-    /// However the bytes come, the entries are the same, and writing and reading them changes nothing.
+    /// Whatever the chunk boundaries, the entries are the same, and encoding and decoding them changes
+    /// nothing.
     #[test]
     fn cuts_and_the_index_change_no_entry(
         layer in prop::collection::vec(item(), 0..8),

@@ -1,4 +1,4 @@
-//! Any range of any layer, however it is compressed.
+//! Reads of arbitrary ranges of layers in every compression.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use super::super::pass::{Passed, pass};
 use super::super::reader::{Decoded, LayerReader};
 use super::*;
 
-/// Counts what is read of a blob.
+/// Counts the bytes read from a blob.
 struct Counted {
     bytes: Vec<u8>,
     read: AtomicU64,
@@ -34,7 +34,7 @@ fn random() -> StdRng {
     StdRng::seed_from_u64(7)
 }
 
-/// Text that compresses like text.
+/// Generates text that compresses like text.
 fn words(random: &mut StdRng, length: usize) -> Vec<u8> {
     let mut text = Vec::with_capacity(length + 16);
     while text.len() < length {
@@ -48,7 +48,7 @@ fn words(random: &mut StdRng, length: usize) -> Vec<u8> {
     text
 }
 
-/// About 20 MiB in files of all sizes.
+/// Creates about 20 MiB in files of all sizes.
 fn large() -> Vec<u8> {
     let mut random = random();
     let mut tar = Tar::default();
@@ -76,7 +76,7 @@ fn frames(tar: &[u8], size: usize, with_size: bool) -> Vec<u8> {
     stored
 }
 
-/// As the seekable format ends: a skippable frame that decoders step over.
+/// Appends the end of the seekable format: a skippable frame that decoders skip.
 fn with_table(mut stored: Vec<u8>) -> Vec<u8> {
     stored.extend_from_slice(&[0x5e, 0x2a, 0x4d, 0x18, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0xb1, 0xea, 0x92, 0x8f]);
     stored
@@ -90,7 +90,7 @@ fn ways(tar: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         .extra(vec![1, 2, 3])
         .write(Vec::new(), flate2::Compression::best());
     named.write_all(tar).unwrap();
-    // The fastest level makes one block of everything.
+    // The fastest level produces one block for everything.
     let mut fast = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     fast.write_all(tar).unwrap();
     vec![
@@ -179,7 +179,7 @@ fn reading_in_the_order_of_the_tar_reads_the_blob_about_once() {
             at += piece.len();
         }
         let read = counted.read.load(Ordering::Relaxed);
-        // A decoder reads ahead up to 64 KiB beyond what it is asked for, and the smallest stretch is four times that.
+        // A decoder reads up to 64 KiB more than requested, and the smallest stretch is four times that.
         assert!(
             read <= stored.len() as u64 * 3 / 2 + (1 << 17),
             "{way}: {read} bytes read of {}",

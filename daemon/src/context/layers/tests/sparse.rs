@@ -1,4 +1,4 @@
-//! Sparse files in the four ways that tars write them.
+//! Sparse files in the four formats of tar.
 
 use hearth_pack::identity::ContentHash;
 
@@ -32,7 +32,7 @@ fn sparse_files_are_filled_with_zeros_and_their_maps_are_checked() {
     }
 }
 
-/// The same file in every way: `real` bytes with `stored` in the parts.
+/// Returns the same file in every format: `real` bytes, with `stored` in the ranges.
 fn ways(real: u64, stored: &[u8], parts: &[(u64, u64)]) -> Vec<(&'static str, Tar)> {
     let name = "GNUSparseFile.1/s";
     let plain = |content: &[u8], records: &[(&str, &str)]| {

@@ -1,5 +1,5 @@
-//! What the sessions of a context are named by. BuildKit takes a name for a version of one tree from one place, so
-//! two places, two participants or two versions never have the same one.
+//! Session ids and shared keys of a context. BuildKit takes an id for a version of one tree from one place,
+//! so two places, two participants or two versions never have the same one.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -12,7 +12,7 @@ use super::*;
 use crate::context::beneath::coarse_clock::stand;
 use crate::packs::port::{Contents, Piece};
 
-/// Names of a build's two sessions, and the keys that they share with others.
+/// Ids of a build's two sessions, and their shared keys.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Names {
     context: (String, String),
@@ -27,7 +27,7 @@ async fn names(daemon: &Daemon, request: ContextRequest) -> (Names, TreeIdentity
     (Names { context: of(&files.context_session), dockerfile: of(&files.dockerfile_session) }, identity)
 }
 
-/// Asserts that no name and no key is that of two requests, though all of them have the same files.
+/// Asserts that no two requests have an id or a key in common, though all of them have the same files.
 async fn all_differ(daemon: &Daemon, requests: Vec<(&str, ContextRequest)>) {
     let (mut all, mut count) = (BTreeSet::new(), 0);
     let mut identities = Vec::new();
@@ -91,7 +91,7 @@ impl Contents for OneFile {
     }
 }
 
-/// A pack of a tree with one file.
+/// Creates a pack of a tree with one file.
 fn tree_pack(lineage: &str) -> ContextRequest {
     let content = Bytes::from_static(b"FROM x");
     let mut writer = ListingWriter::new(ListingLimits::default());
@@ -122,7 +122,7 @@ async fn a_change_under_the_transfer_that_no_stat_shows_retires_the_name() {
         fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
     };
     write("1");
-    // As a clock that was set back leaves it: the next write may have the very same time.
+    // A clock that was set back leaves such a time: the next write may get the very same one.
     let _standing = stand(&path, jiff::Timestamp::now().as_second().saturating_add(3600) * 1_000_000_000);
     let first = daemon.prepare(app()).await.unwrap();
     let id = first.session.id.clone();

@@ -1,10 +1,10 @@
-//! What is known of a directory, beside scans of it.
+//! Tests of [`ScanBaseline`] and revalidation.
 
 use std::time::Duration;
 
 use super::*;
 
-/// Directories that were made or changed are older than a step of the clock.
+/// Waits until directories that were created or changed are older than a clock step.
 fn settle() {
     std::thread::sleep(Duration::from_millis(40));
 }
@@ -26,7 +26,7 @@ fn again(tree: &Tree, known: &Known) -> Option<Snapshot> {
     tree.again(&target("/context"), known)
 }
 
-/// With a directory deeper than what is held open, and files at all levels of the way to it.
+/// Creates a directory deeper than the number of open directories, and files at all levels above it.
 fn full(room: &Room) {
     room.file("app/a/x", "1").file("app/a/y", "2").file("app/a-b", "3").link("app/a/to", "x");
     fs::hard_link(room.at("app/a/x"), room.at("app/z")).unwrap();
@@ -46,7 +46,7 @@ fn what_nobody_touched_is_what_a_scan_finds() {
     full(&room);
     let tree = room.tree(&[("app", "/context")]);
     let known = known(&tree);
-    // Another build opens the same files anew, and context paths may lie below the mount.
+    // Another build opens the same files again, and context paths may be below the mount.
     let tree = room.tree(&[("app", "/context")]);
     let (found, scanned) = (again(&tree, &known).unwrap(), scanned(&tree));
     assert_eq!(lines(&found), lines(&scanned));
@@ -125,7 +125,7 @@ fn a_directory_that_changed_as_the_scan_began_is_not_known() {
     let Origin::Disk { changed, .. } = snapshot.origin(snapshot.find(b"lib").unwrap()) else {
         panic!("on disk");
     };
-    // A name that came right after this look would have given the directory the very same time.
+    // A name created immediately after this scan would have given the directory the same time.
     snapshot.root.as_mut().unwrap().looked_at = changed + 5_000_000;
     assert!(snapshot.as_known().is_none());
     snapshot.root.as_mut().unwrap().looked_at = changed - 1;
@@ -143,7 +143,8 @@ fn only_one_directory_of_a_file_system_that_keeps_times_is_known() {
     assert!(is_known(&[("app", "/context")], "/context/lib"));
     assert!(!is_known(&[("app", "/context"), ("other", "/context/lib/b")], "/context"));
     assert!(!is_known(&[("app", "/context/app")], "/context"), "the union's own directory");
-    // Its directories are as old as the machine, whatever comes and goes in them.
+    // The change times of its directories stay as old as the machine, whatever is created and removed in
+    // them.
     let root = Root::open_or_create(Path::new("/sys/kernel")).unwrap();
     let layer = Layer::Directory(DirectoryLayer::open(&root, Path::new("mm")).unwrap());
     let tree = Tree::new(vec![Mounted { target: target("/context"), layer }]).unwrap();
@@ -176,7 +177,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 impl Step {
-    /// Whatever cannot be done is not.
+    /// Performs the step; a step that is impossible does nothing.
     fn run(&self, room: &Room) {
         let at = |place: u8| {
             let directory = ["", "d", "d/e", "f"][usize::from(place % 4)];
@@ -196,7 +197,7 @@ impl Step {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Steps follow each other, and the looks them, within one step of the clock.
+    /// The steps and the scans after them happen within one clock step.
     #[test]
     fn what_is_found_again_is_what_a_scan_finds(
         before in prop::collection::vec(step(), 0..20),
@@ -213,7 +214,7 @@ proptest! {
             let scanned = scanned(&tree);
             match &found {
                 Some(found) => prop_assert_eq!(lines(found), lines(&scanned), "{:?}", step),
-                // What changed only now may change once more.
+                // A file that changed just now may change once more.
                 None => prop_assert!(!matches!(step, Step::Nothing), "nothing changed"),
             }
             if let Some(next) = scanned.as_known() {

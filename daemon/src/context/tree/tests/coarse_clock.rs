@@ -1,4 +1,4 @@
-//! Writes that leave the stat of their file as it was, down to the change time.
+//! Writes that leave the stat of their file unchanged, including the change time.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,7 @@ use crate::context::tree::scan::since_epoch;
 
 const SECOND: i64 = 1_000_000_000;
 
-/// Writes without a trace: the length and the modification time stay, too.
+/// Writes without a trace: the length and the modification time stay equal, too.
 fn write_unseen(path: &Path, content: &str) {
     let before = fs::metadata(path).unwrap();
     assert_eq!(before.len(), content.len() as u64);
@@ -19,7 +19,7 @@ fn write_unseen(path: &Path, content: &str) {
     fs::File::options().write(true).open(path).unwrap().set_modified(before.modified().unwrap()).unwrap();
 }
 
-/// A file whose change time can never be told from that of the next write, in the ways that there are.
+/// Creates a file whose change time never differs from that of the next write, in each of the known ways.
 fn never_sure(room: &Room, way: &str) -> Standing {
     room.file("f", "one").file("other", "x");
     let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
@@ -82,7 +82,7 @@ fn a_tree_with_a_file_that_cannot_be_told_from_its_next_version_is_never_known_a
     for way in ["a clock that was set back", "whole seconds"] {
         let room = Room::new();
         let standing = never_sure(&room, way);
-        // Its directory is old enough: the file alone is in doubt.
+        // Its directory is old enough, so only the file is unsettled.
         std::thread::sleep(Duration::from_millis(40));
         let snapshot = scanned(&room);
         assert_eq!(snapshot.unsure(), [snapshot.find(b"f").unwrap() as u32], "{way}");
@@ -124,7 +124,7 @@ fn a_scan_outlasts_the_step_of_the_clock_that_its_youngest_file_was_written_in()
             since_epoch()
         });
         let (snapshot, digest) = identified(&room, &Mutex::default());
-        // Beyond that step the clock would have moved.
+        // After that clock step, the change time would have moved.
         if writer.join().unwrap() - written < 20_000_000 {
             assert_eq!(content(&snapshot, 0), "two");
             assert_eq!(digest, identified(&room, &Mutex::default()).1);

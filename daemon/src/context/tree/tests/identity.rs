@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::*;
 
-/// Everything that has been written is older than a time stamp is coarse.
+/// Waits until everything that was written is older than the resolution of time stamps.
 fn settle() {
     std::thread::sleep(Duration::from_millis(40));
 }
@@ -132,7 +132,7 @@ fn what_is_ignored_or_not_copied_is_neither_read_nor_counted() {
     assert_ne!(covered(&tree, &hashes, &selection, "").digest, before.digest);
     room.file("src/a", "9");
     assert_ne!(covered(&tree, &hashes, &selection, "**/*.tmp\n").digest, before.digest);
-    // With a link on the way, what is copied lies elsewhere: then everything counts.
+    // With a symbolic link on the path, the copied files are elsewhere, so everything is covered.
     room.link("ln", "other");
     let through = Selection::of([b"ln/b".to_vec()]);
     let before = covered(&tree, &hashes, &through, "");
@@ -235,7 +235,7 @@ fn a_hard_link_whose_first_name_is_not_covered_is_the_file() {
 fn a_file_that_cannot_be_told_from_a_later_write_is_compared_by_content() {
     let room = Room::new();
     room.file("a", "1111");
-    // A change time in the future is what a clock that was set back leaves.
+    // A clock that was set back leaves a change time in the future.
     let mut snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).unwrap();
     snapshot.set_unsure(vec![0]);
     let all = snapshot.covered(&Selection::default(), None);
@@ -268,7 +268,7 @@ fn an_error_of_hashing_names_the_first_file() {
 fn the_reading_of_files_ends_when_nobody_waits_for_it() {
     let room = Room::new();
     room.file("r/large", "");
-    // It takes long to read, and no space.
+    // A sparse file takes long to read, and no space.
     fs::File::options().write(true).open(room.at("r/large")).unwrap().set_len(1 << 40).unwrap();
     let tree = room.tree(&[("r", "/context")]);
     let mut snapshot = tree.scan(&target("/context"), &Bounds::default()).unwrap();

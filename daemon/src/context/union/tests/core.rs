@@ -1,4 +1,4 @@
-//! The union itself, asked as the kernel asks: by inode numbers and names.
+//! The overlay without FUSE, called as the kernel calls it: with inode numbers and names.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub struct Core<'p> {
     place: &'p Place,
     pub union: Arc<Union>,
     held: BTreeMap<u8, (u64, u64)>,
-    /// What was looked up for the operation at hand.
+    /// Inodes that were looked up for the current operation.
     looked_up: Vec<u64>,
 }
 
@@ -135,7 +135,7 @@ impl<'p> Core<'p> {
             }
             Operation::Unlink(path) => {
                 let (parent, name) = self.place(path)?;
-                // The kernel knows what it removes.
+                // The kernel looks up what it removes.
                 self.find_in(parent, name)?;
                 union.unlink(parent, name).map(done)
             }
@@ -201,7 +201,7 @@ impl<'p> Core<'p> {
         }
     }
 
-    /// Closes everything, and checks that nothing is known any more but the root.
+    /// Closes everything, and checks that no inode except the root is known any more.
     pub fn close(mut self) {
         for slot in 0..3 {
             self.drop_held(slot);
@@ -237,7 +237,7 @@ impl Target for Core<'_> {
                 known.push(found.inode);
                 assert_eq!(union.number(listed), found.inode, "{}", child.escape_ascii());
                 let mut asked = union.attr(found.inode).unwrap();
-                // Reading by another name since it was listed.
+                // The file was read by another name since it was listed.
                 asked.accessed = found.attr.accessed;
                 assert_eq!(asked, found.attr, "{}", child.escape_ascii());
                 let (kind, content) = match found.attr.kind {

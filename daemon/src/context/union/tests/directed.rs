@@ -1,4 +1,4 @@
-//! What random histories do not look at: times, holes, dead ends, hostile names, lowers that change.
+//! Cases that random histories do not cover: times, holes, dead ends, hostile names, lower trees that change.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -55,7 +55,7 @@ fn a_copy_keeps_everything_and_leaves_no_trace_in_its_directory() {
     let union = place.union();
     let d = union.look_up(ROOT, b"d").unwrap();
     let f = union.look_up(d.inode, b"f").unwrap();
-    // A change that changes nothing but takes a copy.
+    // A change without a visible effect, which copies the file up.
     union.set_xattr(f.inode, b"user.b", b"2", rustix::fs::XattrFlags::empty()).unwrap();
     let copied = union.attr(f.inode).unwrap();
     assert_eq!((copied.mode, copied.uid, copied.gid, copied.size), (0o4711, 7, 8, (64 << 20) + 3));
@@ -82,7 +82,7 @@ fn the_number_of_a_file_outlives_its_copy_rename_and_removal() {
     union.unlink(ROOT, b"g").unwrap();
     assert_eq!(union.attr(found.inode).unwrap().links, 0);
     let mut content = [0; 5];
-    // Opened before the copy was made, and reads it all the same.
+    // Opened before the copy was made, and reads the copy all the same.
     assert_eq!(union.read(reader, &mut content, 0), Ok(5));
     assert_eq!(&content, b"above");
     union.release(reader);
@@ -176,7 +176,7 @@ fn a_tree_may_be_as_deep_as_a_path_is_long() {
     let file = union.make_node(parent, b"f", FileType::RegularFile, &MAKER).unwrap();
     write(&union, file.inode, b"deep");
     assert_eq!(read(&union, file.inode).unwrap(), b"deep");
-    // The whole of it moves by one rename.
+    // One rename moves all of it.
     union.rename(ROOT, &[b'd'; 100], ROOT, b"e", RenameMode::Replace).unwrap();
     assert_eq!(read(&union, file.inode).unwrap(), b"deep");
 }
@@ -217,7 +217,7 @@ fn links_in_the_lower_are_shown_and_never_followed() {
         union.set_attr(file.inode, &Change { size: Some(0), ..Change::default() }).unwrap_err(),
         Errno::INVAL
     );
-    // Changed as a link, not through it.
+    // The symbolic link itself is changed, not its target.
     union.set_attr(file.inode, &Change { uid: Some(5), ..Change::default() }).unwrap();
     assert_eq!(fs::metadata(outside.path().join("canary")).unwrap().uid(), 0);
     assert_eq!(fs::read(outside.path().join("canary")).unwrap(), b"secret");

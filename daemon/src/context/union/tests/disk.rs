@@ -1,4 +1,4 @@
-//! A directory of this machine, by system calls: a plain one, or whatever is mounted there.
+//! A directory of this machine, accessed by system calls: a plain one, or a mount.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::context::union::RenameMode;
 pub struct Disk {
     root: PathBuf,
     held: BTreeMap<u8, File>,
-    /// What "closed and opened again" means here.
+    /// Closes and opens the file system again.
     pub reopen: Option<Box<dyn FnMut()>>,
 }
 
@@ -74,7 +74,7 @@ impl Target for Disk {
             Operation::MakeDirectory(path, mode) => {
                 let (directory, name) = self.place(path)?;
                 rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o700))?;
-                // The umask of this process plays no part; setgid may have been inherited.
+                // The umask of this process has no influence; setgid may have been inherited.
                 let made = beneath::hold(&directory, name)?;
                 let inherited = stat_at(&made, c"")?.attr.mode & 0o2000;
                 rustix::fs::chmodat(
@@ -104,7 +104,7 @@ impl Target for Disk {
             }
             Operation::Link(from, to) => {
                 let (directory, name) = self.place(from)?;
-                // Looked at first, as the kernel does.
+                // Looked up first, as the kernel does.
                 self.kind(from)?;
                 let (new_directory, new_name) = self.place(to)?;
                 rustix::fs::linkat(directory, name, new_directory, new_name, AtFlags::empty()).map(done)
@@ -132,7 +132,7 @@ impl Target for Disk {
                     RenameMode::NoReplace => RenameFlags::NOREPLACE,
                     RenameMode::Exchange => RenameFlags::EXCHANGE,
                 };
-                // The source first, whatever else is wrong.
+                // The source is checked first, whatever else is wrong.
                 self.kind(from)?;
                 rustix::fs::renameat_with(directory, name, new_directory, new_name, flags).map(done)
             }

@@ -1,4 +1,4 @@
-//! Two moments that meet: what happens to a file while it is copied up, and names that move over open files.
+//! Concurrent events: changes of a file while it is copied up, and renames over open files.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::Place;
 use crate::context::union::{Change, Opened, ROOT, RenameMode, Union};
 
-/// Does something each time a file's content was copied and the copy is in no place yet; counts how often.
+/// Calls `act` each time a file's content was copied and the copy is not yet in its place. Counts the calls.
 fn after_each_copy(union: &Union, mut act: impl FnMut(usize) + Send + 'static) -> Arc<AtomicUsize> {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
@@ -83,7 +83,7 @@ fn a_lower_file_that_never_stands_still_is_an_error_and_no_mixture() {
     let tried = copies.load(Ordering::Relaxed);
     assert!(tried > 1 && tried < 20, "tried {tried} times");
     assert!(!place.path("upper/tree").join("f").exists(), "a copy took its place");
-    // The file is still that of the lower, and can be changed as soon as it stands still.
+    // The file is still that of the lower tree, and can be changed as soon as it stops changing.
     *union.after_copy.lock() = None;
     assert_eq!(content(&union, found.inode).unwrap(), vec![b'x'; tried]);
     let handle = union.open(found.inode, true).unwrap().handle;
@@ -106,7 +106,7 @@ fn a_lower_file_that_another_replaces_during_its_copy_is_not_taken_for_it() {
     assert_eq!(union.open(found.inode, true).map(|_| ()), Err(Errno::STALE));
     assert_eq!(copies.load(Ordering::Relaxed), 1);
     union.forget(found.inode, 1);
-    // Who looks it up now finds the other file.
+    // A lookup now finds the other file.
     let found = union.look_up(ROOT, b"f").unwrap();
     assert_eq!(content(&union, found.inode).unwrap(), b"other");
     union.forget(found.inode, 1);
@@ -167,13 +167,13 @@ fn a_file_that_is_renamed_or_removed_during_its_copy_is_where_it_went() {
     assert_eq!(again.list(ROOT).unwrap().entries().len(), 1, "only the directory is left at the top");
 }
 
-/// How a file came to be, which a rename is about to cover.
+/// Origin of a file that a rename is about to replace.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Covered {
     Below,
     Changed,
     Made,
-    /// It has another name, which stays.
+    /// It has another name, which remains.
     LinkedBelow,
     LinkedChanged,
 }
@@ -216,7 +216,7 @@ fn who_has_a_file_open_keeps_it_when_another_is_renamed_over_it() {
         let links = u32::from(linked);
         assert_eq!(union.attr(old).unwrap().links, links, "{covered:?}");
         assert_eq!(content(&union, old).unwrap(), b"old", "opened again by its number: {covered:?}");
-        // It can be written, and nobody else sees that.
+        // It can be written, and the change is visible nowhere else.
         let writer = union.open(old, true).unwrap().handle;
         union.write(writer, b"OLD", 0).unwrap();
         assert_eq!(read(&union, reader), b"OLD", "{covered:?}");

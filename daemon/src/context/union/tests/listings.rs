@@ -10,7 +10,7 @@ use super::Place;
 use super::mounted::Point;
 
 const LIMIT: Duration = Duration::from_secs(5);
-/// The kernel takes a directory of this many in several parts.
+/// The kernel reads a directory of this size in several parts.
 const MANY: usize = 2000;
 
 fn fill(directory: &Path) {
@@ -32,14 +32,14 @@ fn what_was_listed_long_before_it_is_read_is_asked_for_again() {
     fill(&place.lower());
     let at = place.path("at");
     let _point = Point::fuse(&at, place.read_only());
-    // It stays the last one as long as the mount is there.
+    // It stays the last one as long as the mount exists.
     let last = names(&at).pop().unwrap();
     std::thread::sleep(Duration::from_millis(300));
     let mut entries = fs::read_dir(&at).unwrap();
     entries.next().unwrap().unwrap().metadata().unwrap();
     std::thread::sleep(Duration::from_millis(300));
     fs::write(place.lower().join(&last), "longer").unwrap();
-    // To look at each is what makes the kernel ask for attributes with the names.
+    // Reading the metadata of each entry makes the kernel request attributes with the names.
     let sizes = entries.map(|entry| {
         let entry = entry.unwrap();
         (entry.file_name(), entry.metadata().unwrap().len())
@@ -68,7 +68,8 @@ fn no_listing_is_kept_although_the_time_of_its_directory_stays() {
     }
 }
 
-/// Reads a directory in part, makes changes, reads the rest: what was there all the time is met once.
+/// Reads a directory in part, makes changes, and reads the rest: every entry that existed all the time is
+/// returned once.
 fn reads_on(at: &Path, change: impl FnOnce(&Path)) {
     let mut entries = fs::read_dir(at).unwrap();
     let mut met = vec![entries.next().unwrap().unwrap().file_name()];
@@ -81,7 +82,7 @@ fn reads_on(at: &Path, change: impl FnOnce(&Path)) {
     }
 }
 
-/// Half of the names go, new ones come, and somebody else reads meanwhile.
+/// Removes half of the names, creates new ones, and reads the directory with another reader meanwhile.
 fn changes(directory: &Path, at: &Path) {
     (0..MANY).step_by(2).for_each(|number| fs::remove_file(directory.join(name(number))).unwrap());
     (MANY..MANY + MANY / 2).for_each(|number| fs::write(directory.join(name(number)), "").unwrap());
@@ -114,7 +115,7 @@ fn a_reader_goes_on_where_it_stood_whatever_it_changed() {
 #[test]
 fn more_readers_than_are_remembered_all_read_to_the_end() {
     const ENTRIES: usize = 200;
-    // The kernel takes some eighty of them at a time.
+    // The kernel reads some eighty of them at a time.
     let name = |number: usize| format!("{number:0240}");
     let place = Place::new();
     let all: Vec<_> = (0..40).map(|number| format!("d{number}")).collect();
@@ -134,7 +135,7 @@ fn more_readers_than_are_remembered_all_read_to_the_end() {
     assert!(readers.iter_mut().all(|reader| reader.next().is_none()));
 }
 
-/// Directories `d00`, `d01` and so on, with a file in each.
+/// Creates directories `d00`, `d01` and so on, with a file in each.
 fn directories(lower: &Path) {
     for directory in (0..20).map(|number| lower.join(format!("d{number:02}"))) {
         fs::create_dir(&directory).unwrap();
@@ -149,7 +150,7 @@ fn a_walk_meets_what_it_made_itself_in_a_directory_that_was_listed_ahead() {
     let at = place.path("at");
     let _point = Point::fuse(&at, place.union());
     for directory in names(&at).into_iter().map(|name| at.join(name)) {
-        // Time to list it, after the one before it was read.
+        // Leaves time to prefetch the directory after the one before it was read.
         std::thread::sleep(Duration::from_millis(5));
         fs::write(directory.join("new"), "").unwrap();
         fs::remove_file(directory.join("old")).unwrap();

@@ -1,4 +1,4 @@
-//! A tree in memory with the rules of POSIX, and nothing else.
+//! A tree in memory with the rules of POSIX.
 
 use std::collections::BTreeMap;
 

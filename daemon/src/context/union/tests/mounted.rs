@@ -21,7 +21,7 @@ use crate::context::union::Union;
 const CASES: u32 = 60;
 const MOUNT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Unmounts at the end, however that comes.
+/// Unmounts on drop, also after a panic.
 pub struct Point(PathBuf);
 
 impl Point {
@@ -47,7 +47,8 @@ impl Point {
         let start = Instant::now();
         loop {
             match rustix::mount::mount("overlay", directory, "overlay", MountFlags::empty(), &*options) {
-                // One before it has the upper until all that a process had open in it is closed.
+                // An earlier mount uses the upper directory until all files that a process had open in it are
+                // closed.
                 Err(Errno::BUSY) if start.elapsed() < MOUNT_LIMIT => {
                     std::thread::sleep(Duration::from_millis(10));
                 }

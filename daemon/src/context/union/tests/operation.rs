@@ -1,4 +1,4 @@
-//! What is done to a tree, and what a tree then is: the same for all who can do it.
+//! Operations on a tree and their results, in a form common to all implementations.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,7 +29,7 @@ pub enum Operation {
     WriteHeld(u8, u64, Vec<u8>),
     ReadHeld(u8),
     Drop(u8),
-    /// Everything is closed and opened again, as after the daemon's death.
+    /// Close and open everything again, as after a kill of the daemon.
     Reopen,
 }
 
@@ -50,12 +50,12 @@ impl Path {
     }
 }
 
-/// Bytes that an operation gave, for those that read.
+/// Bytes that an operation returned, if it reads.
 pub type Outcome = Result<Vec<u8>, Errno>;
 
 pub trait Target {
     fn apply(&mut self, operation: &Operation) -> Outcome;
-    /// Everything by its path.
+    /// Returns all entries by path.
     fn tree(&mut self) -> BTreeMap<Vec<u8>, Entry>;
 }
 
@@ -64,15 +64,15 @@ pub struct Entry {
     pub kind: char,
     pub mode: u32,
     pub owner: (u32, u32),
-    /// Content of a file, target of a link.
+    /// Content of a file, or target of a symbolic link.
     pub content: Vec<u8>,
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// First path in the tree of the same file, and how many names it says it has.
+    /// First path in the tree of the same file, and its link count.
     pub same_as: Vec<u8>,
     pub links: u32,
 }
 
-/// Few names, so that operations meet; some that must not be special.
+/// Few names, so that operations conflict; some of them must not be special.
 const NAMES: [&[u8]; 5] = [b"a", b"b", b"dir", b".wh.a", b"\xff\n"];
 
 pub fn path() -> impl Strategy<Value = Path> {
@@ -89,7 +89,7 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(any::<u8>(), 0..12)
 }
 
-/// What fills a lower: only what makes something.
+/// Generates the operations that fill a lower tree: only those that create entries.
 pub fn making() -> impl Strategy<Value = Operation> {
     prop_oneof![
         4 => (path(), mode()).prop_map(|(path, mode)| Operation::MakeDirectory(path, mode)),

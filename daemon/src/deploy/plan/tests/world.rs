@@ -1,4 +1,4 @@
-//! Revisions of several qualities, time, and everything that may happen between two steps of a plan.
+//! Simulated world: revisions of several qualities, time, and all events between two steps of a plan.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use crate::model::service::Strategy;
 const SETTLE: Duration = Duration::from_secs(2);
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// What becomes of a revision's instances.
+/// Behaviour of a revision's instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quality {
     Good,
     NeverHealthy,
-    /// Ends by itself before it is healthy.
+    /// Exits on its own before it is healthy.
     Ends,
     CannotStart,
-    /// Healthy, and soon not any more: every instance until the revision is live.
+    /// Healthy for a short time only: every instance until the revision is live.
     Wavers,
 }
 
@@ -30,18 +30,18 @@ pub enum Quality {
 pub enum Event {
     Deploy(Quality, Strategy),
     Restart,
-    /// Something kills the n-th instance.
+    /// An external cause kills the n-th instance.
     Kill(usize),
-    /// The n-th instance ends by itself.
+    /// The n-th instance exits on its own.
     End(usize),
-    /// The n-th instance is not there any more.
+    /// The n-th instance has disappeared.
     Vanish(usize),
     Sicken(usize),
-    /// Time goes on, and what is under way comes further.
+    /// Time passes, and operations in progress advance.
     Tick(u16),
-    /// The daemon dies; what was under way is at a random point.
+    /// The daemon dies; operations in progress are at a random point.
     Daemon(u8),
-    /// So many steps of the plan are done, and then something else happens.
+    /// This many steps of the plan are done before the next event.
     Steps(usize),
     Remove,
 }
@@ -62,7 +62,7 @@ pub enum Outcome {
 }
 
 pub struct World {
-    /// Numbered from 1.
+    /// Revisions, numbered from 1.
     pub revisions: Vec<Revision>,
     pub live: Option<u32>,
     pub removing: bool,
@@ -129,7 +129,7 @@ impl World {
         (count > 0).then(|| running.swap_remove(n % count))
     }
 
-    /// An instance is to end now: what is noted of that.
+    /// Records the exit of an instance.
     fn count_end(&mut self, of: (u32, u32), outside: bool) {
         let pause = Some(after(self.now, Duration::from_millis(100)));
         let desired = self.desired();
@@ -237,7 +237,7 @@ impl World {
         }
     }
 
-    /// What only the daemon knew is lost; what it had begun may have come to anything.
+    /// The in-memory state of the daemon is lost; operations that it had started may have had any result.
     fn restart_daemon(&mut self, chance: u8) {
         let now = self.now;
         for (n, instance) in self.actual.instances.iter_mut().enumerate() {
@@ -260,7 +260,7 @@ impl World {
         }
     }
 
-    /// Does the first steps of the plan.
+    /// Executes the first steps of the plan.
     fn steps(&mut self, count: usize) {
         for action in plan(&self.desired(), &self.actual, self.now).into_iter().take(count) {
             self.take(&action);
@@ -343,7 +343,7 @@ impl World {
         }
     }
 
-    /// Nothing else happens any more.
+    /// Runs the plan without further events until it is empty.
     pub fn come_to_rest(&mut self) {
         for _ in 0..400 {
             let actions = plan(&self.desired(), &self.actual, self.now);
@@ -366,8 +366,8 @@ impl World {
         panic!("the plan does not come to rest: {:?} {:?}", self.desired(), self.actual);
     }
 
-    /// While an update goes on, the live revision has an instance that serves, or one on the way, or its pause: a
-    /// plan that was carried out leaves no gap that nobody fills.
+    /// Checks that during an update the live revision has a ready instance, or one that is starting, or is in its
+    /// backoff pause: an executed plan leaves no gap without a remedy.
     pub fn check_cover(&mut self) {
         let desired = self.desired();
         let (Some(want), Some(serving)) = (&desired.want, &desired.serving) else { return };
@@ -375,7 +375,7 @@ impl World {
             return;
         }
         self.steps(usize::MAX);
-        // The plan may have gone on to another target.
+        // The plan may have moved on to another target.
         if self.desired() != desired {
             return;
         }

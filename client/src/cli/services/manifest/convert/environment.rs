@@ -1,4 +1,4 @@
-//! The environment of a manifest.
+//! Converts the environment variables of a manifest.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,8 @@ use super::super::text::Scope;
 use super::super::{Role, Secret, Token, Variable};
 use super::{Wrong, wrong};
 
-/// The variables, and the one name that their tokens have.
+/// Converts the variables. Also returns the participant name of their tokens, which is the same for all
+/// of them.
 pub(super) fn environment(
     variables: Vec<Variable>,
 ) -> Result<(BTreeMap<String, EnvValue>, Option<String>), Wrong> {

@@ -1,4 +1,4 @@
-//! The files of a manifest.
+//! Converts the mounts of a manifest.
 
 use std::collections::BTreeSet;
 
@@ -77,7 +77,7 @@ pub(super) fn storage(mounts: &[Mount]) -> Storage {
                 storage.files.push(File { path, text: text.clone(), read_only });
             }
             Some(Source::EmptyDir(_)) => storage.empty_dirs.push(EmptyDir { path, read_only }),
-            // No service has one.
+            // Services have no pack mounts.
             Some(Source::PackId(_)) | None => {}
         }
     }

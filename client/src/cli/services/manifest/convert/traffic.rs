@@ -1,4 +1,5 @@
-//! The ports of a manifest, with what else is said at a port: the health check, and who may come.
+//! Converts the ports of a manifest, and the settings that it states for each port: health check and
+//! public access.
 
 use hearth_proto::v1::{PortKind, ServicePort, ServiceSpec};
 
@@ -12,7 +13,8 @@ pub(super) struct Traffic {
     pub public: bool,
 }
 
-/// The health check is asked of the first published http port, or of the first http port.
+/// Returns the port that the health check uses: the first published http port, otherwise the first http
+/// port.
 fn probed(ports: &[Port]) -> Option<u32> {
     let mut http = ports.iter().filter(|port| port.kind == PortType::Http);
     let published = http.clone().find(|port| port.published != Some(false));
@@ -33,7 +35,7 @@ pub(super) fn traffic(ports: Vec<Port>) -> Result<Traffic, Wrong> {
         let parsed = network::port(&format!("{}/{kind}", port.num)).map_err(|why| wrong("ports", &why))?;
         if let Some(path) = port.liveness {
             if probed != Some(port.num) {
-                let why = "the health check is asked of the first published http port: write liveness there";
+                let why = "the health check uses the first published http port: set liveness there";
                 return Err(wrong(field, &why));
             }
             liveness = Some(network::liveness(&path).map_err(|why| wrong(&field, &why))?);
