@@ -36,6 +36,7 @@ pub use serve::router;
 /// Maximum length of a URL, in bytes.
 const MAX_URL: usize = 8192;
 
+/// Options of the download cache.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub directory: PathBuf,

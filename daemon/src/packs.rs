@@ -6,8 +6,8 @@
 //!       '-> upload -- list --> missing content -- receive* --> commit --> tree stored --> pack or image
 //! ```
 //!
-//! All participants share the content in [`store`]; each participant's trees are separate files (module `trees`). A tree
-//! is kept for some time after its last use, so that the next pack of the same directory sends only the changes.
+//! All participants share the content in [`store`]; each participant's trees are separate files (module `trees`). A
+//! tree is kept for some time after its last use, so that the next pack of the same directory sends only the changes.
 //! Content that no tree references is removed one hour after it was last asked for. Therefore the content received by
 //! an interrupted upload is still there when the client retries.
 //!
@@ -65,6 +65,7 @@ const GRACE: Duration = Duration::from_secs(3600);
 /// Memory limit for the file lists of all uploads, in bytes: about four million entries.
 const LISTS: usize = 768 << 20;
 
+/// Options of [`PackStore::open`].
 pub struct PackOptions {
     /// State directory. Content is stored in its subdirectory `content`, trees in `trees`.
     pub directory: PathBuf,
@@ -115,7 +116,7 @@ pub struct Destination {
     /// [`PreparedPack::archive`].
     pub archive: Option<String>,
     pub image: ImageOptions,
-    /// See [`PackContent::Tree`].
+    /// Lineage of the pack, see [`PackContent::Tree`].
     pub lineage: String,
 }
 

@@ -21,6 +21,7 @@ pub use write::{BlobSource, Layout, OpenBlob, sha256};
 /// Maximum size of `index.json`, `oci-layout`, a manifest or a config, in bytes.
 pub const JSON_LIMIT: u64 = 4 * 1024 * 1024;
 
+/// Error of reading an archive.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     #[error("the archive is truncated")]

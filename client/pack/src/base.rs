@@ -24,6 +24,7 @@ pub struct Base {
     pub blobs: Arc<dyn BlobSource>,
 }
 
+/// Error of a base image.
 #[derive(Debug, thiserror::Error)]
 pub enum BaseError {
     #[error(transparent)]

@@ -2,7 +2,7 @@
 //! content and compresses nothing.
 //!
 //! ```text
-//! hashes/DEVICE-INODE   content hashes of the files below one directory (HashCache)
+//! hashes/DEVICE-INODE   content hashes of the files below one directory (`HashCache`)
 //! layers/KEY            a finished layer followed by a footer that describes it; or the footer alone and
 //! layers/KEY.archive    a hard link to the archive that contains the layer
 //! ```

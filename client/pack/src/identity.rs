@@ -25,6 +25,7 @@ pub struct ContentHash([u8; 32]);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TreeDigest([u8; 32]);
 
+/// Error: the text is not a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a hash is `blake3:` and 64 lower-case hexadecimal digits")]
 pub struct InvalidHash;
@@ -102,6 +103,7 @@ pub struct Node<'a> {
     pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
 }
 
+/// Kind of a tree entry, with the data that belongs to its identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeKind<'a> {
     Directory,

@@ -38,6 +38,7 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
 }
 
+/// Image manifest (OCI image spec, "Image Manifest").
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
@@ -51,6 +52,7 @@ pub struct Manifest {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// Image index (OCI image spec, "Image Index").
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Index {
@@ -99,7 +101,7 @@ impl Index {
     /// declared platform, returns that, because its config has the platform. The error lists the platforms of the
     /// index, or is `none`.
     pub fn for_platform(&self, platform: &Platform) -> Result<&Descriptor, String> {
-        // Attestations are manifests for an unknown platform beside the images.
+        // Attestations are manifests for an unknown platform, next to the images.
         let images = || {
             self.manifests.iter().filter(|child| {
                 let unknown = child.platform.as_ref().is_some_and(|platform| platform.os == "unknown");

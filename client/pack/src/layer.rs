@@ -60,6 +60,7 @@ pub struct Layer {
     pub compression: Compression,
 }
 
+/// Error of writing a layer.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     #[error(
@@ -89,7 +90,7 @@ pub fn write(
     Writer::new(source, options, out, None).run(progress)
 }
 
-/// Writes the layer like [`write`], and computes the identity of its content in the same pass.
+/// Writes the layer like [`write()`], and computes the identity of its content in the same pass.
 pub fn write_hashed(
     source: &dyn Source,
     options: &LayerOptions,

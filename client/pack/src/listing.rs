@@ -36,6 +36,7 @@ impl Default for ListingLimits {
     }
 }
 
+/// Error of a list that is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ListingError {
     #[error("`{path}`: {reason}")]

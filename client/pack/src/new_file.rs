@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 const PREFIX: &str = ".hearth-new-";
 
+/// A file that is being written and gets its name when it is complete.
 #[derive(Debug)]
 pub(crate) struct NewFile {
     file: File,

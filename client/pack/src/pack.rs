@@ -61,6 +61,7 @@ pub enum Progress {
     Compressed { bytes: u64 },
 }
 
+/// Error of packing a directory.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
     #[error(transparent)]

@@ -60,6 +60,7 @@ pub struct Batch {
     pub frame: Vec<u8>,
 }
 
+/// Error of reading or compressing pieces.
 #[derive(Debug, thiserror::Error)]
 pub enum PieceError {
     #[error(transparent)]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 const MOST_RECENT: usize = 4096;
 const RECENT_PART: usize = 16;
 
+/// Map with little memory overhead, see the module documentation.
 #[derive(Clone, Debug)]
 pub struct SortedMap<K, V> {
     /// Entries sorted by key. The allocator gives such a large vector its own pages, so it can grow without a copy.

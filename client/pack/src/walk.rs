@@ -82,6 +82,7 @@ pub struct Entry {
     pub sparse: bool,
 }
 
+/// Kind of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EntryKind {
     Dir,
@@ -95,6 +96,7 @@ pub enum EntryKind {
     },
 }
 
+/// Error of listing a directory.
 #[derive(Debug, thiserror::Error)]
 pub enum WalkError {
     #[error("{}: no such directory", .path.display())]

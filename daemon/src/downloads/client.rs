@@ -26,12 +26,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(300);
 /// Maximum size of one file, in bytes.
 const MAX_FILE: u64 = 16 << 30;
 
+/// Outcome of fetching a URL.
 pub(super) enum Answer {
     /// The cached record is still valid.
     Unchanged,
     Fetched(Record),
 }
 
+/// HTTP client with the egress policy of builds.
 pub(super) struct FetchClient {
     policy: FetchPolicy,
     client: OnceLock<Result<Client, String>>,

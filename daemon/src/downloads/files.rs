@@ -32,6 +32,7 @@ pub(super) struct Record {
     pub(super) used: Timestamp,
 }
 
+/// Handle to the files on disk; cheap to clone.
 #[derive(Clone)]
 pub(super) struct Files {
     directory: Arc<PathBuf>,

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::PackError;
 
+/// The budget; cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Memory {
     taken: Arc<AtomicUsize>,

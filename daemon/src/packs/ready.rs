@@ -47,6 +47,7 @@ pub struct Ready {
     pub(super) image: Option<ReadyImage>,
 }
 
+/// Image of a tree, assembled now or found in the image store.
 #[derive(Clone, Debug)]
 pub enum ReadyImage {
     Assembled(Arc<Packed>),

@@ -24,6 +24,7 @@ const OWNER_BYTES: u64 = 2 << 30;
 /// Maximum number of trees of one owner that no build uses.
 const KEPT: usize = 32;
 
+/// Directory of stored trees.
 #[derive(Clone, Debug)]
 pub(super) struct Trees {
     directory: PathBuf,

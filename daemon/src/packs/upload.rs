@@ -22,6 +22,7 @@ use super::{Destination, PackError};
 /// Maximum number of chunks in all files of one upload: 72 MB of memory.
 const MAX_CHUNKS: usize = 2_000_000;
 
+/// An upload in progress.
 #[derive(Debug)]
 pub(super) struct Upload {
     pub owner: OwnerKey,

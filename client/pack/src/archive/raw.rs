@@ -14,6 +14,7 @@ use crate::walk::shown;
 /// Maximum size of an extension header, in bytes. Names and the few PAX records of an image archive are far smaller.
 const EXTENSION_LIMIT: u64 = 64 * 1024;
 
+/// Sequential reader for the members of a tar stream.
 pub(crate) struct RawTar<R> {
     inner: R,
     position: u64,

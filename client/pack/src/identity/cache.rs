@@ -85,6 +85,7 @@ pub struct HashCache {
     changed: bool,
 }
 
+/// Error of reading or writing a hash cache file.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     #[error("{}: {source}", .path.display())]
@@ -122,7 +123,7 @@ impl HashCache {
         self.remember(stamp, read_at, Remembered { hash, bare: false });
     }
 
-    /// Caches the hash and whether the file has attributes. Conditions as for [`put`](Self::put).
+    /// Caches the hash and whether the file has attributes. Conditions as for [`insert_hash`](Self::insert_hash).
     pub fn remember(&mut self, stamp: &FileStamp, read_at: i64, found: Remembered) {
         if !is_settled(stamp.changed, read_at) || self.files.len() >= MOST {
             return;

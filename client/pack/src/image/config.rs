@@ -22,6 +22,7 @@ pub struct ImageConfig {
     pub other: BTreeMap<String, Value>,
 }
 
+/// DiffIDs of the layers, lowest first (the field `rootfs`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootFs {
     #[serde(rename = "type")]
@@ -30,6 +31,7 @@ pub struct RootFs {
     pub diff_ids: Vec<Digest>,
 }
 
+/// One entry of the build history (the field `history`).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct History {
@@ -87,6 +89,7 @@ pub struct ConfigFlags {
     pub volumes: Vec<String>,
 }
 
+/// Error: the value of a flag is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{flag} `{given}`: {reason}")]
 pub struct ConfigError {

@@ -84,7 +84,12 @@ impl Remote {
             if attempt > self.retry.attempts {
                 return Err(error);
             }
-            tracing::debug!(%error, blob.digest = %progress.blob.digest, offset = progress.received, "resuming blob download");
+            tracing::debug!(
+                %error,
+                blob.digest = %progress.blob.digest,
+                offset = progress.received,
+                "resuming blob download"
+            );
             tokio::time::sleep(self.retry.pause(attempt, None)).await;
         }
     }

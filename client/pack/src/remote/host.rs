@@ -21,6 +21,7 @@ pub struct Mirror {
     pub url: Url,
 }
 
+/// Error: the text is not a mirror `HOST=URL`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("mirror `{given}`: write HOST=URL, such as `docker.io=https://mirror.example`; {reason}")]
 pub struct MirrorError {

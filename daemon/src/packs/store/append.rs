@@ -22,6 +22,7 @@ pub struct StoreLimits {
     pub min_free: u64,
 }
 
+/// Error of storing content.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
     #[error("the room keeps at most {limit} bytes of packs' content")]

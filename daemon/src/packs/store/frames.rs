@@ -12,6 +12,7 @@ use super::index::Lying;
 /// Number of cached frames; they take at most 32 MiB.
 const KEPT: usize = 8;
 
+/// Cached frames, the most recently used last.
 #[derive(Debug, Default)]
 pub(super) struct Frames(Mutex<Vec<(Key, Bytes)>>);
 

@@ -11,6 +11,7 @@ use super::table::{Key, Known, Table};
 /// Number of owners with a shared quota above which those without stored content are dropped.
 const MAX_SHARES: usize = 4096;
 
+/// Index of contents, frames and segments.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     pub contents: Table,
@@ -39,6 +40,7 @@ pub(super) struct Frame {
     pub owner: OwnerKey,
 }
 
+/// Content file of a segment and its length in bytes.
 #[derive(Debug)]
 pub(super) struct Segment {
     pub content: Arc<File>,

@@ -22,6 +22,7 @@ pub(super) struct Place {
     pub size: u32,
 }
 
+/// Meaning of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Location of a content that is one piece.
@@ -32,6 +33,7 @@ pub(super) enum Kind {
     Owner,
 }
 
+/// One row of the index file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Row {
     pub hash: ContentHash,

@@ -15,10 +15,12 @@ use super::segment::Writer;
 use super::table::Key;
 use super::{ContentStore, Inner, OwnerKey, seconds_before, segment};
 
+/// Result of a sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
+    /// Number of removed contents.
     pub contents: u64,
-    /// Bytes on disk.
+    /// Number of freed bytes on disk.
     pub bytes: u64,
 }
 

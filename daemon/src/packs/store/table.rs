@@ -3,6 +3,7 @@
 use hearth_pack::identity::ContentHash;
 use hearth_pack::sorted_map::SortedMap;
 
+/// Table of stored contents by key.
 pub(super) type Table = SortedMap<Key, Known>;
 
 /// First half of a content's hash. Finding two different contents with the same half is infeasible; content that is
@@ -34,7 +35,7 @@ const RECIPE: u32 = 1 << 31;
 
 impl Known {
     pub(super) const fn new(frame: u32, inside: u32, size: u32, recipe: bool, touched: u32) -> Self {
-        // A frame holds 4 MiB.
+        // A frame holds at most 4 MiB, so an offset never uses the highest bit.
         let inside = (inside & !RECIPE) | if recipe { RECIPE } else { 0 };
         Self { frame, inside, size, touched }
     }
