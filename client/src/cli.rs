@@ -26,12 +26,12 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::client::{Address, Client, ClientError};
+use crate::client::{Client, ClientError, DaemonAddress};
 use crate::error::{Failure, FailureKind};
 use crate::exit;
-use crate::interrupt::Interrupts;
+use crate::interrupt::InterruptListener;
 use crate::output;
-use crate::rooms::{self, Asked, RoomError, RoomsFile, Selection, Surroundings};
+use crate::rooms::{self, RoomEnvironment, RoomError, RoomFlags, RoomSelection, RoomsFile};
 
 /// Packs directories into images, builds images inside a room, and runs them there as services.
 ///
@@ -40,11 +40,11 @@ use crate::rooms::{self, Asked, RoomError, RoomsFile, Selection, Surroundings};
 /// error.
 #[derive(Debug, Parser)]
 #[command(name = "hearth", version, after_help = EXAMPLES, arg_required_else_help = true)]
-pub struct Arguments {
+pub struct CliArguments {
     #[command(flatten)]
-    pub globals: Globals,
+    pub globals: GlobalArgs,
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 const EXAMPLES: &str = "\
@@ -67,7 +67,7 @@ Exit codes:
 
 /// Options that every command accepts.
 #[derive(Debug, Clone, Default, Args)]
-pub struct Globals {
+pub struct GlobalArgs {
     /// Room to use [env: HEARTH_ROOM, MESHAGENT_ROOM; else the current room of `hearth room`]
     #[arg(long, global = true, value_name = "NAME", help_heading = "Room")]
     pub room: Option<String>,
@@ -86,7 +86,7 @@ pub struct Globals {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     Pack(Box<pack::PackArgs>),
     Build(Box<build::BuildArgs>),
     Deploy(Box<deploy::DeployArgs>),
@@ -142,12 +142,12 @@ enum ImageCommand {
 
 /// Outcome of parsing a command line that names no command to run: a help request or an error.
 #[derive(Debug)]
-pub struct NoCommand {
+pub struct CliParseError {
     error: clap::Error,
     json: bool,
 }
 
-impl NoCommand {
+impl CliParseError {
     /// Prints the help text or the error, and returns the exit code.
     pub fn report(&self) -> ExitCode {
         if !self.error.use_stderr() {
@@ -159,19 +159,19 @@ impl NoCommand {
         let first = shown.lines().next().unwrap_or_default();
         let failure = Failure::usage(first.strip_prefix("error: ").unwrap_or(first));
         if self.json
-            && let Err(unseen) = output::json(&exit::for_programs(&failure))
+            && let Err(unseen) = output::json(&exit::error_document(&failure))
         {
             tracing::debug!(?unseen, "failed to print the error");
         }
-        ExitCode::from(exit::code(&failure))
+        ExitCode::from(exit::exit_code(&failure))
     }
 }
 
 /// Parses the command line.
-pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, NoCommand> {
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<CliArguments, CliParseError> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let json = arguments.iter().any(|argument| argument == "--json");
-    Arguments::try_parse_from(arguments).map_err(|error| NoCommand { error, json })
+    CliArguments::try_parse_from(arguments).map_err(|error| CliParseError { error, json })
 }
 
 /// Starts the logging of the client itself, which is silent unless `--verbose` or `HEARTH_LOG` is
@@ -187,73 +187,77 @@ pub fn start_tracing(verbose: bool) {
 }
 
 /// Runs the command.
-pub async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let Arguments { globals, command } = arguments;
-    let mut interrupts = Interrupts::listen()?;
+pub async fn run(arguments: CliArguments) -> Result<(), Failure> {
+    let CliArguments { globals, command } = arguments;
+    let mut interrupts = InterruptListener::listen()?;
     let command = match command {
-        Command::Image(ImageCommand::Pack(args)) => Command::Pack(args),
-        Command::Image(ImageCommand::Build(args)) => Command::Build(args),
-        Command::Image(ImageCommand::Deploy(args)) => Command::Deploy(args),
-        Command::Image(ImageCommand::Images(command)) => Command::Images(command),
+        CliCommand::Image(ImageCommand::Pack(args)) => CliCommand::Pack(args),
+        CliCommand::Image(ImageCommand::Build(args)) => CliCommand::Build(args),
+        CliCommand::Image(ImageCommand::Deploy(args)) => CliCommand::Deploy(args),
+        CliCommand::Image(ImageCommand::Images(command)) => CliCommand::Images(command),
         command => command,
     };
     match command {
         // Ctrl-C has a different effect at each stage of a build or a deploy, so these commands handle it
         // themselves.
-        Command::Build(args) => Box::pin(build::run(*args, &globals, &mut interrupts)).await,
-        Command::Deploy(args) => Box::pin(deploy::run(*args, &globals, &mut interrupts)).await,
-        Command::Services(command) => Box::pin(services::run(*command, &globals, &mut interrupts)).await,
-        Command::Pack(args) => Box::pin(pack::run(*args, &globals, &mut interrupts)).await,
-        command => interrupts.or(Box::pin(simple(command, &globals))).await,
+        CliCommand::Build(args) => Box::pin(build::run(*args, &globals, &mut interrupts)).await,
+        CliCommand::Deploy(args) => Box::pin(deploy::run(*args, &globals, &mut interrupts)).await,
+        CliCommand::Services(command) => Box::pin(services::run(*command, &globals, &mut interrupts)).await,
+        CliCommand::Pack(args) => Box::pin(pack::run(*args, &globals, &mut interrupts)).await,
+        command => interrupts.run_interruptible(Box::pin(run_interruptible_command(command, &globals))).await,
     }
 }
 
 /// Runs a command that Ctrl-C may cancel at any point.
-async fn simple(command: Command, globals: &Globals) -> Result<(), Failure> {
+async fn run_interruptible_command(command: CliCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     match command {
-        Command::Builds(command) => builds::run(command, globals).await,
-        Command::Images(command) => images::run(command, globals).await,
-        Command::Routes(command) => routes::run(command, globals).await,
-        Command::Secrets(command) => secrets::run(command, globals).await,
-        Command::Context(command) => context::run(command, globals).await,
-        Command::Storage(command) => storage::run(command, globals).await,
-        Command::Room(command) => room::run(command, globals).await,
-        Command::Token(command) => token::run(command, globals).await,
-        Command::Audit(args) => audit::run(args, globals).await,
-        Command::Doctor | Command::System { command: None } => system::run(globals).await,
-        Command::System { command: Some(command) } => system::run_command(command, globals).await,
-        Command::Completions(args) => completions::run(&args, &mut Arguments::command()),
-        Command::Build(_) | Command::Pack(_) | Command::Image(_) => Ok(()),
-        Command::Deploy(_) | Command::Services(_) => Ok(()),
+        CliCommand::Builds(command) => builds::run(command, globals).await,
+        CliCommand::Images(command) => images::run(command, globals).await,
+        CliCommand::Routes(command) => routes::run(command, globals).await,
+        CliCommand::Secrets(command) => secrets::run(command, globals).await,
+        CliCommand::Context(command) => context::run(command, globals).await,
+        CliCommand::Storage(command) => storage::run(command, globals).await,
+        CliCommand::Room(command) => room::run(command, globals).await,
+        CliCommand::Token(command) => token::run(command, globals).await,
+        CliCommand::Audit(args) => audit::run(args, globals).await,
+        CliCommand::Doctor | CliCommand::System { command: None } => system::run(globals).await,
+        CliCommand::System { command: Some(command) } => system::run_command(command, globals).await,
+        CliCommand::Completions(args) => completions::run(&args, &mut CliArguments::command()),
+        CliCommand::Build(_) | CliCommand::Pack(_) | CliCommand::Image(_) => Ok(()),
+        CliCommand::Deploy(_) | CliCommand::Services(_) => Ok(()),
     }
 }
 
 /// Connects to the room that the options select, and verifies that the daemon belongs to that room.
-async fn connect(globals: &Globals) -> Result<Client, Failure> {
+async fn connect(globals: &GlobalArgs) -> Result<Client, Failure> {
     let rooms = match RoomsFile::path() {
         Ok(path) => RoomsFile::read(&path)?,
         Err(_) => RoomsFile::default(),
     };
-    let asked = Asked {
+    let asked = RoomFlags {
         room: globals.room.clone(),
         addr: globals.addr.clone(),
         token_file: globals.token_file.clone(),
     };
-    let selection = rooms::select(&asked, &Surroundings::of_process(), &rooms, &Address::local())?;
+    let selection =
+        rooms::select_room(&asked, &RoomEnvironment::from_process(), &rooms, &DaemonAddress::local())?;
     tracing::debug!(?selection, "selected a room");
     connect_to(&selection, &rooms).await
 }
 
-async fn connect_to(selection: &Selection, rooms: &RoomsFile) -> Result<Client, Failure> {
+async fn connect_to(selection: &RoomSelection, rooms: &RoomsFile) -> Result<Client, Failure> {
     let address = selection.address.to_string();
-    let unknown =
-        |name: &str, local| RoomError::Unknown { name: name.to_owned(), known: rooms.shown(), local };
+    let unknown = |name: &str, local| RoomError::Unknown {
+        name: name.to_owned(),
+        known: rooms.names_for_message(),
+        local,
+    };
     let client = match Client::connect(&selection.target()?).await {
         Ok(client) => client,
         // The default socket is our own guess, so the error is the missing choice of a room, not the missing
         // socket.
-        Err(ClientError::Unreachable { .. }) if selection.fallback && !is_there(&selection.address) => {
-            return Err(match &selection.must_be {
+        Err(ClientError::Unreachable { .. }) if selection.is_fallback && !may_exist(&selection.address) => {
+            return Err(match &selection.expected_room {
                 Some(name) => unknown(name, format!("no daemon listens on this machine at {address}")),
                 None => RoomError::NoRoom { local: address },
             }
@@ -261,12 +265,12 @@ async fn connect_to(selection: &Selection, rooms: &RoomsFile) -> Result<Client, 
         }
         Err(error) => return Err(error.into()),
     };
-    let Some(name) = &selection.must_be else { return Ok(client) };
+    let Some(name) = &selection.expected_room else { return Ok(client) };
     let found = client.info().await?.room;
     if found == *name {
         return Ok(client);
     }
-    if selection.fallback {
+    if selection.is_fallback {
         return Err(unknown(name, format!("the daemon on this machine is room `{found}`")).into());
     }
     Err(Failure::new(
@@ -277,10 +281,10 @@ async fn connect_to(selection: &Selection, rooms: &RoomsFile) -> Result<Client, 
     .hint(format!("use --room {found}, or leave --room, HEARTH_ROOM and MESHAGENT_ROOM out")))
 }
 
-fn is_there(address: &Address) -> bool {
+fn may_exist(address: &DaemonAddress) -> bool {
     match address {
-        Address::Unix(path) => path.exists(),
-        Address::Tcp(_) => true,
+        DaemonAddress::Unix(path) => path.exists(),
+        DaemonAddress::Tcp(_) => true,
     }
 }
 

@@ -60,49 +60,49 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 pub use blobs::BlobContent;
-pub use contexts::{Answers, ContextFile};
+pub use contexts::{ContextFile, ResponseStream};
 pub use error::ClientError;
 pub use exec::ExecProcess;
 pub use images::{ArchiveDestination, ArchiveSource};
-pub use outage::WatchLimits;
-pub use packs::{PackOffer, PackUploadError, Sent, SentPack};
-pub use service_logs::{LogRead, ServiceLogs};
-pub use storage::{FileContent, Listing};
-pub use target::{Address, Target, TargetError, Token};
+pub use outage::ReconnectLimits;
+pub use packs::{PackOffer, PackUploadError, SentBytesCallback, SentPack};
+pub use service_logs::{ServiceLogItem, ServiceLogs};
+pub use storage::{FileContent, FileListing};
+pub use target::{DaemonAddress, DaemonTarget, ParticipantToken, TargetError};
 pub use upload::UploadError;
-pub use watch::{BuildWatch, DeployWatch, Watched};
+pub use watch::{BuildWatch, DeployWatch, WatchItem};
 
 /// Time limit for establishing a connection.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit of calls that the daemon answers from stored state.
-const CALL_LIMIT: Duration = Duration::from_secs(60);
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Interval of HTTP/2 pings, which detect a dead connection of a silent stream.
-const PING_EVERY: Duration = Duration::from_secs(15);
+const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// Time limit for the answer to a ping.
-const PING_LIMIT: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A connection to a daemon. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Client {
-    channel: Wire,
+    channel: AuthenticatedChannel,
     address: String,
     /// True when the daemon runs on this machine (unix socket).
-    near: bool,
+    is_local: bool,
 }
 
 /// The connection, with the participant token on every call.
-type Wire = InterceptedService<Channel, Bearer>;
+type AuthenticatedChannel = InterceptedService<Channel, AuthInterceptor>;
 
 /// Adds the participant token to every call.
 #[derive(Clone, Debug)]
-pub struct Bearer {
+pub struct AuthInterceptor {
     token: Option<MetadataValue<Ascii>>,
     /// True when the token comes from the environment. A daemon on this machine then falls back to the peer's
     /// own rights when it cannot use the token.
     from_environment: bool,
 }
 
-impl Interceptor for Bearer {
+impl Interceptor for AuthInterceptor {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(value) = &self.token {
             request.metadata_mut().insert("authorization", value.clone());
@@ -116,8 +116,8 @@ impl Interceptor for Bearer {
 
 impl Client {
     /// Connects to a daemon. An unreachable address is an error here, not at the first call.
-    pub async fn connect(target: &Target) -> Result<Self, ClientError> {
-        let near = matches!(target.address, Address::Unix(_));
+    pub async fn connect(target: &DaemonTarget) -> Result<Self, ClientError> {
+        let near = matches!(target.address, DaemonAddress::Unix(_));
         let bearer = match &target.token {
             Some(token) => match format!("Bearer {}", token.reveal()).parse::<MetadataValue<Ascii>>() {
                 Ok(mut value) => {
@@ -136,13 +136,13 @@ impl Client {
         let address = target.address.to_string();
         tracing::debug!(%address, token = bearer.is_some(), "connecting");
         let unreachable = |reason: String| ClientError::Unreachable { address: address.clone(), reason };
-        let connected = tokio::time::timeout(CONNECT_LIMIT, open(&target.address)?)
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect_channel(&target.address)?)
             .await
-            .map_err(|_| unreachable(format!("no connection within {} s", CONNECT_LIMIT.as_secs())))?
-            .map_err(|error| unreachable(error::reason(&error)))?;
+            .map_err(|_| unreachable(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())))?
+            .map_err(|error| unreachable(error::root_cause(&error)))?;
         let from_environment = near && bearer.is_some() && target.token_from_environment;
-        let bearer = Bearer { token: bearer, from_environment };
-        Ok(Self { channel: InterceptedService::new(connected, bearer), address, near })
+        let bearer = AuthInterceptor { token: bearer, from_environment };
+        Ok(Self { channel: InterceptedService::new(connected, bearer), address, is_local: near })
     }
 
     /// The daemon's address in the form that `hearth --addr` accepts.
@@ -152,25 +152,25 @@ impl Client {
 
     /// Name of the room, version of the daemon, and readiness of its components.
     pub async fn info(&self) -> Result<GetInfoResponse, ClientError> {
-        self.answer(self.system().get_info(limited(GetInfoRequest {})).await)
+        self.message_or_error(self.system().get_info(unary_request(GetInfoRequest {})).await)
     }
 
     /// Disk usage of each caller, in bytes.
     pub async fn disk_usage(&self) -> Result<GetDiskUsageResponse, ClientError> {
-        self.answer(self.system().get_disk_usage(limited(GetDiskUsageRequest {})).await)
+        self.message_or_error(self.system().get_disk_usage(unary_request(GetDiskUsageRequest {})).await)
     }
 
     /// Makes a participant token of the room.
     pub async fn mint_token(&self, request: MintTokenRequest) -> Result<MintTokenResponse, ClientError> {
-        self.answer(self.system().mint_token(limited(request)).await)
+        self.message_or_error(self.system().mint_token(unary_request(request)).await)
     }
 
     /// State of the builders: all of them for an admin, the builder of the own trust domain for other
     /// callers. A daemon that does not know this call has no builders to show.
     pub async fn list_builders(&self) -> Result<Vec<Builder>, ClientError> {
-        match self.system().list_builders(limited(ListBuildersRequest {})).await {
+        match self.system().list_builders(unary_request(ListBuildersRequest {})).await {
             Err(status) if status.code() == tonic::Code::Unimplemented => Ok(Vec::new()),
-            answer => Ok(self.answer(answer)?.builders),
+            answer => Ok(self.message_or_error(answer)?.builders),
         }
     }
 
@@ -179,18 +179,19 @@ impl Client {
         &self,
         request: RotateTokenSecretRequest,
     ) -> Result<RotateTokenSecretResponse, ClientError> {
-        self.answer(self.system().rotate_token_secret(limited(request)).await)
+        self.message_or_error(self.system().rotate_token_secret(unary_request(request)).await)
     }
 
     /// Refuses the tokens of a name that were made before now.
     pub async fn revoke_tokens(&self, name: String) -> Result<TokenRevocation, ClientError> {
-        self.answer(self.system().revoke_tokens(limited(RevokeTokensRequest { name })).await)
+        self.message_or_error(self.system().revoke_tokens(unary_request(RevokeTokensRequest { name })).await)
     }
 
     /// The callers whose tokens were revoked.
     pub async fn token_revocations(&self) -> Result<Vec<TokenRevocation>, ClientError> {
-        let listed = self.system().list_token_revocations(limited(ListTokenRevocationsRequest {})).await;
-        self.answer(listed).map(|listed| listed.revocations)
+        let listed =
+            self.system().list_token_revocations(unary_request(ListTokenRevocationsRequest {})).await;
+        self.message_or_error(listed).map(|listed| listed.revocations)
     }
 
     /// Audit records: who changed what, and who was denied what; oldest first.
@@ -198,46 +199,47 @@ impl Client {
         &self,
         request: ListAuditRecordsRequest,
     ) -> Result<Vec<AuditRecord>, ClientError> {
-        self.answer(self.system().list_audit_records(limited(request)).await).map(|listed| listed.records)
+        self.message_or_error(self.system().list_audit_records(unary_request(request)).await)
+            .map(|listed| listed.records)
     }
 
-    fn builds(&self) -> BuildsClient<Wire> {
+    fn builds(&self) -> BuildsClient<AuthenticatedChannel> {
         BuildsClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    fn images(&self) -> ImagesClient<Wire> {
+    fn images(&self) -> ImagesClient<AuthenticatedChannel> {
         ImagesClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    fn secrets(&self) -> SecretsClient<Wire> {
+    fn secrets(&self) -> SecretsClient<AuthenticatedChannel> {
         SecretsClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    fn services(&self) -> ServicesClient<Wire> {
+    fn services(&self) -> ServicesClient<AuthenticatedChannel> {
         ServicesClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    fn storage(&self) -> StorageClient<Wire> {
+    fn storage(&self) -> StorageClient<AuthenticatedChannel> {
         StorageClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    fn system(&self) -> SystemClient<Wire> {
+    fn system(&self) -> SystemClient<AuthenticatedChannel> {
         SystemClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    fn answer<T>(&self, answer: Result<tonic::Response<T>, Status>) -> Result<T, ClientError> {
+    fn message_or_error<T>(&self, answer: Result<tonic::Response<T>, Status>) -> Result<T, ClientError> {
         answer
             .map(tonic::Response::into_inner)
             .map_err(|status| ClientError::from_status(&self.address, &status))
@@ -245,38 +247,38 @@ impl Client {
 }
 
 /// A request with the default time limit of a call.
-fn limited<T>(message: T) -> Request<T> {
-    limited_to(CALL_LIMIT, message)
+fn unary_request<T>(message: T) -> Request<T> {
+    request_with_timeout(CALL_TIMEOUT, message)
 }
 
-fn limited_to<T>(limit: Duration, message: T) -> Request<T> {
+fn request_with_timeout<T>(limit: Duration, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(limit);
     request
 }
 
-fn open(
-    address: &Address,
+fn connect_channel(
+    address: &DaemonAddress,
 ) -> Result<impl Future<Output = Result<Channel, tonic::transport::Error>>, ClientError> {
     // The authority of a unix socket connection is only a name in the HTTP/2 headers.
     let uri = match address {
-        Address::Unix(_) => "http://hearthd.local".to_owned(),
-        Address::Tcp(authority) => format!("http://{authority}"),
+        DaemonAddress::Unix(_) => "http://hearthd.local".to_owned(),
+        DaemonAddress::Tcp(authority) => format!("http://{authority}"),
     };
     let endpoint = Endpoint::from_shared(uri)
         .map_err(|_| TargetError::Malformed { given: address.to_string() })?
         .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
         .map_err(|error| ClientError::Protocol(error.to_string()))?
-        .connect_timeout(CONNECT_LIMIT)
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_LIMIT)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
         .tcp_nodelay(true);
     let socket = match address {
-        Address::Unix(path) => Some(path.clone()),
-        Address::Tcp(_) => None,
+        DaemonAddress::Unix(path) => Some(path.clone()),
+        DaemonAddress::Tcp(_) => None,
     };
     Ok(async move {
         match socket {

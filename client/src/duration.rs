@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 /// Maximum length of time that is accepted; longer than any timeout of the product, and far from
 /// overflow.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
@@ -20,7 +20,7 @@ pub enum DurationError {
 
 /// Parses one or more `<number><unit>` with units `d`, `h`, `m`, `s` and `ms`, the larger first.
 pub fn parse(text: &str) -> Result<Duration, DurationError> {
-    parse_at_most(text, LONGEST)
+    parse_at_most(text, MAX_DURATION)
 }
 
 /// Parses a length of time with a maximum of its own.
@@ -63,7 +63,7 @@ fn parts(text: &str) -> Option<Duration> {
 }
 
 /// Formats seconds with one decimal below a minute, otherwise hours, minutes and seconds.
-pub fn show(duration: Duration) -> String {
+pub fn format_short(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         0..60 => format!("{:.1}s", duration.as_secs_f64()),
@@ -73,7 +73,7 @@ pub fn show(duration: Duration) -> String {
 }
 
 /// Formats a length of time in the notation of [`parse`]; fractions of a millisecond are dropped.
-pub fn write(duration: Duration) -> String {
+pub fn format_exact(duration: Duration) -> String {
     match duration.subsec_millis() {
         0 => format!("{}s", duration.as_secs()),
         _ => format!("{}ms", duration.as_millis()),
@@ -142,7 +142,7 @@ mod tests {
     fn what_is_written_is_read_again() {
         for milliseconds in [1, 999, 1000, 1001, 60_000, 5_400_000] {
             let duration = Duration::from_millis(milliseconds);
-            assert_eq!(parse(&write(duration)), Ok(duration));
+            assert_eq!(parse(&format_exact(duration)), Ok(duration));
         }
     }
 
@@ -151,7 +151,7 @@ mod tests {
         for (milliseconds, shown) in
             [(412, "0.4s"), (59_940, "59.9s"), (61_000, "1m01s"), (3_723_000, "1h02m03s")]
         {
-            assert_eq!(show(Duration::from_millis(milliseconds)), shown);
+            assert_eq!(format_short(Duration::from_millis(milliseconds)), shown);
         }
     }
 }

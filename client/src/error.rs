@@ -33,9 +33,9 @@ pub enum FailureKind {
     /// Ctrl-C.
     Interrupted,
     /// A program that ran for the user ended with this exit code; its own output is the message.
-    Ended(u8),
+    ProgramExited(u8),
     /// A program could not be run for the user: exit code as in a shell (126 or 127).
-    NotBegun(u8),
+    ProgramNotStarted(u8),
     /// The reader of standard output closed it, so no message can be shown there.
     OutputClosed,
 }
@@ -62,8 +62,8 @@ impl Failure {
         Self::new(FailureKind::Interrupted, "interrupted", message)
     }
 
-    pub fn ended(code: u8) -> Self {
-        Self::new(FailureKind::Ended(code), "ended", "the program ended")
+    pub fn program_exited(code: u8) -> Self {
+        Self::new(FailureKind::ProgramExited(code), "ended", "the program ended")
     }
 
     /// A local file could not be read or written.

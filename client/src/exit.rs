@@ -21,38 +21,38 @@ use crate::output;
 /// Prints the failure, if there is one, and returns the exit code.
 pub fn report(outcome: Result<(), Failure>, json: bool) -> ExitCode {
     let Err(failure) = outcome else { return ExitCode::SUCCESS };
-    if !matches!(failure.kind, FailureKind::OutputClosed | FailureKind::Ended(_)) {
-        output::note(&for_people(&failure));
+    if !matches!(failure.kind, FailureKind::OutputClosed | FailureKind::ProgramExited(_)) {
+        output::note(&error_text(&failure));
         // Standard output is closed, so the error cannot be shown there.
-        if json && let Err(unseen) = output::json(&for_programs(&failure)) {
+        if json && let Err(unseen) = output::json(&error_document(&failure)) {
             tracing::debug!(?unseen, "failed to print the error");
         }
     }
-    ExitCode::from(code(&failure))
+    ExitCode::from(exit_code(&failure))
 }
 
 /// Returns the exit code of a failure.
-pub fn code(failure: &Failure) -> u8 {
+pub fn exit_code(failure: &Failure) -> u8 {
     match failure.kind {
         FailureKind::OutputClosed => 0,
-        FailureKind::Failed => step_code(&failure.detail).unwrap_or(1),
+        FailureKind::Failed => failed_step_exit_code(&failure.detail).unwrap_or(1),
         FailureKind::Usage => 2,
         FailureKind::Denied => 3,
         FailureKind::Unreachable => 4,
         FailureKind::Interrupted => 130,
-        FailureKind::Ended(code) | FailureKind::NotBegun(code) => code,
+        FailureKind::ProgramExited(code) | FailureKind::ProgramNotStarted(code) => code,
     }
 }
 
 /// Exit code of the failed build step, when it is a valid non-zero code. The exit code of a service
 /// does not count: it says nothing about the command that deployed it.
-fn step_code(detail: &ErrorDetail) -> Option<u8> {
+fn failed_step_exit_code(detail: &ErrorDetail) -> Option<u8> {
     let code = detail.exit_code.filter(|_| detail.stage != "deploy");
     code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0)
 }
 
 /// Formats a failure as text: what failed, where, and what to do next.
-pub fn for_people(failure: &Failure) -> String {
+pub fn error_text(failure: &Failure) -> String {
     let detail = &failure.detail;
     let denied = if failure.kind == FailureKind::Denied { "denied: " } else { "" };
     let mut text = format!("error: {denied}{}", lines(&detail.message));
@@ -97,17 +97,17 @@ fn lines(text: &str) -> String {
 }
 
 /// Formats a failure as `{"error": {...}}`, as the contract defines it.
-pub fn for_programs(failure: &Failure) -> impl Serialize {
+pub fn error_document(failure: &Failure) -> impl Serialize {
     let detail = &failure.detail;
     let present = |text: &String| (!text.is_empty()).then(|| text.clone());
-    JsonError {
+    ErrorDocument {
         error: ErrorView {
             code: detail.code.clone(),
             message: detail.message.clone(),
             field: present(&detail.field),
             stage: present(&detail.stage),
             step: present(&detail.step),
-            dockerfile: detail.dockerfile.as_ref().map(RangeView::from),
+            dockerfile: detail.dockerfile.as_ref().map(DockerfileRangeView::from),
             exit_code: detail.exit_code,
             log_tail: detail.log_tail.clone(),
             hint: present(&detail.hint),
@@ -121,7 +121,7 @@ pub fn for_programs(failure: &Failure) -> impl Serialize {
 }
 
 #[derive(Serialize)]
-struct JsonError {
+struct ErrorDocument {
     error: ErrorView,
 }
 
@@ -133,7 +133,7 @@ struct ErrorView {
     field: Option<String>,
     stage: Option<String>,
     step: Option<String>,
-    dockerfile: Option<RangeView>,
+    dockerfile: Option<DockerfileRangeView>,
     exit_code: Option<i32>,
     log_tail: Vec<String>,
     hint: Option<String>,
@@ -145,14 +145,14 @@ struct ErrorView {
 }
 
 #[derive(Serialize)]
-pub(crate) struct RangeView {
+pub(crate) struct DockerfileRangeView {
     path: String,
     start_line: u32,
     end_line: u32,
     text: String,
 }
 
-impl From<&DockerfileRange> for RangeView {
+impl From<&DockerfileRange> for DockerfileRangeView {
     fn from(range: &DockerfileRange) -> Self {
         Self {
             path: range.path.clone(),
@@ -189,14 +189,14 @@ mod tests {
         for (kind, expected) in
             [(Failed, 1), (Usage, 2), (Denied, 3), (Unreachable, 4), (Interrupted, 130), (OutputClosed, 0)]
         {
-            assert_eq!(code(&Failure::new(kind, "x", "m")), expected);
+            assert_eq!(exit_code(&Failure::new(kind, "x", "m")), expected);
         }
     }
 
     #[test]
     fn a_failed_step_gives_its_own_code_where_it_is_one() {
-        for (exit_code, expected) in [(7, 7), (137, 137), (0, 1), (-1, 1), (256, 1)] {
-            assert_eq!(code(&failed_step(exit_code)), expected);
+        for (ended, expected) in [(7, 7), (137, 137), (0, 1), (-1, 1), (256, 1)] {
+            assert_eq!(exit_code(&failed_step(ended)), expected);
         }
     }
 
@@ -204,12 +204,12 @@ mod tests {
     fn the_exit_code_of_a_service_is_not_that_of_its_deploy() {
         let mut failure = Failure::failed("exited", "the app ended with exit code 3").service("web", 2);
         (failure.detail.exit_code, failure.detail.stage) = (Some(3), "deploy".into());
-        assert_eq!(code(&failure), 1);
+        assert_eq!(exit_code(&failure), 1);
         assert!(
-            for_people(&failure)
+            error_text(&failure)
                 .ends_with("\n  service: web, revision 2 (its log: hearth services logs web --revision 2)")
         );
-        assert_eq!(code(&Failure::ended(3)), 3);
+        assert_eq!(exit_code(&Failure::program_exited(3)), 3);
     }
 
     #[test]
@@ -223,13 +223,13 @@ mod tests {
             (ClientError::Failed(detail()), 1),
             (ClientError::Protocol("x".into()), 1),
         ] {
-            assert_eq!(code(&Failure::from(error)), expected);
+            assert_eq!(exit_code(&Failure::from(error)), expected);
         }
     }
 
     #[test]
     fn people_read_what_where_and_what_next() {
-        let shown = for_people(&failed_step(7));
+        let shown = error_text(&failed_step(7));
         assert_eq!(
             shown,
             "error: the step failed with exit code 7\n  step: [2/3] RUN make\n  at: /context/Dockerfile:3\n      \
@@ -238,12 +238,12 @@ mod tests {
         );
         let mut streamed = failed_step(7);
         streamed.log_shown = true;
-        assert!(!for_people(&streamed).contains("last lines"));
+        assert!(!error_text(&streamed).contains("last lines"));
     }
 
     #[test]
     fn programs_read_a_typed_error() {
-        let value = serde_json::to_value(for_programs(&failed_step(7))).unwrap();
+        let value = serde_json::to_value(error_document(&failed_step(7))).unwrap();
         let error = &value["error"];
         assert_eq!(error["code"], "step_failed");
         assert_eq!(error["stage"], "solve");

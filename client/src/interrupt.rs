@@ -8,11 +8,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::error::Failure;
 
-pub struct Interrupts {
+pub struct InterruptListener {
     signals: Signal,
 }
 
-impl Interrupts {
+impl InterruptListener {
     pub fn listen() -> io::Result<Self> {
         Ok(Self { signals: signal(SignalKind::interrupt())? })
     }
@@ -25,13 +25,16 @@ impl Interrupts {
     }
 
     /// Runs `work` unless Ctrl-C comes first, which drops `work` at its current await point.
-    pub async fn or<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        self.or_say("interrupted; nothing was started in the room", work).await
+    pub async fn run_interruptible<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        self.run_interruptible_with_message("interrupted; nothing was started in the room", work).await
     }
 
     /// Runs `work` like [`InterruptListener::run_interruptible`], with a message of its own, for work that
     /// may have started something in the room.
-    pub async fn or_say<T>(
+    pub async fn run_interruptible_with_message<T>(
         &mut self,
         message: &str,
         work: impl Future<Output = Result<T, Failure>>,

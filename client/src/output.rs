@@ -92,32 +92,32 @@ pub fn timestamp(time: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
 
 /// Writes a file atomically, with the default mode of new files (0666 without the umask).
 pub fn write_file(path: &Path, content: &[u8]) -> Result<(), Failure> {
-    let mut file = NewFile::create(path, 0o666)?;
-    file.out().write_all(content).map_err(|error| Failure::local("write", path, &error))?;
-    file.keep()
+    let mut file = AtomicFile::create(path, 0o666)?;
+    file.file_mut().write_all(content).map_err(|error| Failure::local("write", path, &error))?;
+    file.commit()
 }
 
 /// A file that gets its name when it is complete. Dropping it before [`AtomicFile::commit`] removes the
 /// temporary file.
-pub struct NewFile {
-    file: WrittenFile,
+pub struct AtomicFile {
+    file: AtomicFileTarget,
     path: std::path::PathBuf,
 }
 
 /// Destination of the content.
-enum WrittenFile {
+enum AtomicFileTarget {
     Temporary(tempfile::NamedTempFile),
     /// A device, a pipe or a socket, which is written in place because a rename would replace it.
     Special(std::fs::File),
 }
 
-impl NewFile {
+impl AtomicFile {
     /// Creates the file. `mode` is subject to the umask.
     pub fn create(path: &Path, mode: u32) -> Result<Self, Failure> {
         if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
             let opened = std::fs::File::options().write(true).open(path);
             let file = opened.map_err(|error| Failure::local("write", path, &error))?;
-            return Ok(Self { file: WrittenFile::Special(file), path: path.to_owned() });
+            return Ok(Self { file: AtomicFileTarget::Special(file), path: path.to_owned() });
         }
         let dir = match path.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir,
@@ -129,19 +129,19 @@ impl NewFile {
             .permissions(permissions)
             .tempfile_in(dir)
             .map_err(|error| Failure::local("write", path, &error))?;
-        Ok(Self { file: WrittenFile::Temporary(temporary), path: path.to_owned() })
+        Ok(Self { file: AtomicFileTarget::Temporary(temporary), path: path.to_owned() })
     }
 
-    pub fn out(&mut self) -> &mut std::fs::File {
+    pub fn file_mut(&mut self) -> &mut std::fs::File {
         match &mut self.file {
-            WrittenFile::Temporary(temporary) => temporary.as_file_mut(),
-            WrittenFile::Special(file) => file,
+            AtomicFileTarget::Temporary(temporary) => temporary.as_file_mut(),
+            AtomicFileTarget::Special(file) => file,
         }
     }
 
     /// Renames the temporary file to its final name.
-    pub fn keep(self) -> Result<(), Failure> {
-        let Self { file: WrittenFile::Temporary(temporary), path } = self else { return Ok(()) };
+    pub fn commit(self) -> Result<(), Failure> {
+        let Self { file: AtomicFileTarget::Temporary(temporary), path } = self else { return Ok(()) };
         let failed = |error: &io::Error| Failure::local("write", &path, error);
         temporary.as_file().sync_all().map_err(|error| failed(&error))?;
         temporary.persist(&path).map_err(|error| failed(&error.error))?;

@@ -17,11 +17,11 @@ use std::io::IsTerminal as _;
 use clap::ValueEnum;
 use hearth_proto::v1::BuildEvent;
 
-pub use json::Json;
+pub use json::JsonBuildRenderer;
 pub(crate) use json::state_name;
-pub use lines::{LogLines, LogText};
-pub use plain::Plain;
-pub use terminal::Terminal;
+pub use lines::{StepLineBuffer, StepLogLine};
+pub use plain::PlainBuildRenderer;
+pub use terminal::TerminalBuildRenderer;
 
 /// Display mode of progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -38,7 +38,7 @@ pub enum ProgressMode {
 }
 
 /// Displays the events of one build.
-pub trait Show: Send {
+pub trait BuildRenderer: Send {
     fn event(&mut self, event: &BuildEvent);
     /// Shows a message between events.
     fn note(&mut self, text: &str);
@@ -49,14 +49,14 @@ pub trait Show: Send {
 }
 
 impl ProgressMode {
-    pub fn renderer(self) -> Box<dyn Show> {
+    pub fn renderer(self) -> Box<dyn BuildRenderer> {
         let terminal =
             std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         match self {
-            Self::Auto if terminal => Box::new(Terminal::new()),
-            Self::Tty => Box::new(Terminal::new()),
-            Self::Auto | Self::Plain => Box::new(Plain::new(std::io::stderr())),
-            Self::Json => Box::new(Json::new(std::io::stderr())),
+            Self::Auto if terminal => Box::new(TerminalBuildRenderer::new()),
+            Self::Tty => Box::new(TerminalBuildRenderer::new()),
+            Self::Auto | Self::Plain => Box::new(PlainBuildRenderer::new(std::io::stderr())),
+            Self::Json => Box::new(JsonBuildRenderer::new(std::io::stderr())),
         }
     }
 }

@@ -21,8 +21,8 @@ use std::path::PathBuf;
 
 use crate::error::{Failure, FailureKind};
 
-pub use file::{Room, RoomsFile};
-pub use select::{Asked, Selection, Surroundings, TokenFrom, read_token, select};
+pub use file::{RoomEntry, RoomsFile};
+pub use select::{RoomEnvironment, RoomFlags, RoomSelection, TokenSource, read_token, select_room};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RoomError {
@@ -33,7 +33,7 @@ pub enum RoomError {
     #[error("{origin}: {source}")]
     Address { origin: &'static str, source: crate::client::TargetError },
     #[error("`{name}` is not a room's name; use letters, digits, `-`, `_` and `.`")]
-    Name { name: String },
+    InvalidName { name: String },
     #[error("the rooms file {} is not valid: {reason}", .path.display())]
     Malformed { path: PathBuf, reason: String },
     #[error("cannot {action} {}: {source}", .path.display())]
@@ -61,7 +61,7 @@ impl From<RoomError> for Failure {
                 (FailureKind::Usage, "rooms_file", "repair it, or remove it and add the rooms again")
             }
             RoomError::File { .. } | RoomError::NoHome => (FailureKind::Failed, "rooms_file", ""),
-            RoomError::Address { .. } | RoomError::Name { .. } => (FailureKind::Usage, "usage", ""),
+            RoomError::Address { .. } | RoomError::InvalidName { .. } => (FailureKind::Usage, "usage", ""),
             RoomError::EmptyToken { .. } => {
                 (FailureKind::Usage, "empty_token", "`hearth token mint` on the daemon's machine prints one")
             }

@@ -5,12 +5,12 @@ use std::os::fd::AsFd as _;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// Terminal attributes from before a change, which dropping this value restores.
-struct Before(Termios);
+struct SavedTermios(Termios);
 
-impl Before {
+impl SavedTermios {
     /// Changes the terminal of standard input. Returns none when it is not a terminal, or cannot be
     /// changed.
-    fn change(how: impl FnOnce(&mut Termios)) -> Option<Self> {
+    fn modify(how: impl FnOnce(&mut Termios)) -> Option<Self> {
         let before = tcgetattr(std::io::stdin().as_fd()).ok()?;
         let mut changed = before.clone();
         how(&mut changed);
@@ -19,7 +19,7 @@ impl Before {
     }
 }
 
-impl Drop for Before {
+impl Drop for SavedTermios {
     fn drop(&mut self) {
         if let Err(error) = tcsetattr(std::io::stdin().as_fd(), OptionalActions::Now, &self.0) {
             tracing::debug!(%error, "failed to restore the terminal mode");
@@ -28,25 +28,25 @@ impl Drop for Before {
 }
 
 /// Guard of raw mode: every key goes to the program, including Ctrl-C.
-pub struct Raw(#[expect(dead_code, reason = "restores the terminal on drop")] Before);
+pub struct RawModeGuard(#[expect(dead_code, reason = "restores the terminal on drop")] SavedTermios);
 
-impl Raw {
+impl RawModeGuard {
     /// Returns none when standard input is not a terminal.
     pub fn keyboard() -> Option<Self> {
-        Before::change(Termios::make_raw).map(Self)
+        SavedTermios::modify(Termios::make_raw).map(Self)
     }
 }
 
 /// Guard that turns echo off: typed characters are not shown.
-pub struct Hidden(Option<Before>);
+pub struct EchoOffGuard(Option<SavedTermios>);
 
-impl Hidden {
+impl EchoOffGuard {
     pub fn keyboard() -> Self {
-        Self(Before::change(|terminal| terminal.local_modes.remove(LocalModes::ECHO)))
+        Self(SavedTermios::modify(|terminal| terminal.local_modes.remove(LocalModes::ECHO)))
     }
 }
 
-impl Drop for Hidden {
+impl Drop for EchoOffGuard {
     fn drop(&mut self) {
         // The enter key was not echoed either.
         if self.0.is_some() {
@@ -57,7 +57,7 @@ impl Drop for Hidden {
 
 /// Columns and rows of the terminal of standard output, or of standard input. Returns none when neither
 /// is a terminal with a known size.
-pub fn size() -> Option<(u32, u32)> {
+pub fn window_size() -> Option<(u32, u32)> {
     let of = |size: rustix::io::Result<rustix::termios::Winsize>| {
         let size = size.ok()?;
         (size.ws_col > 0 && size.ws_row > 0).then(|| (size.ws_col.into(), size.ws_row.into()))

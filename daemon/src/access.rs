@@ -30,15 +30,15 @@ use crate::model::TokenKeyFile;
 use crate::model::access::{ApiScope, Caller, RESERVED_NAMES, SERVICE_NAME};
 use crate::model::id::{BuildId, ServiceId};
 use crate::model::service::ServiceOrigin;
-use crate::model::trust::{Trust, TrustDomain, TrustDomainError};
-use claims::{Claims, Grant};
-use keys::{PublicKeys, SecretKeys, Signer};
+use crate::model::trust::{TrustDomain, TrustDomainError, TrustPolicy};
+use claims::{TokenClaims, TokenGrant};
+use keys::{PublicKeys, SecretKeys, TokenSigner};
 use running::{RunningCall, RunningCalls};
-use state::{EarlierSecret, MAX_EARLIER, State, StateFile};
+use state::{EarlierSecret, MAX_EARLIER, StateFile, TokenState};
 
 pub use keys::TokenKeyError;
 pub use secret_file::SecretFileError;
-pub use state::{MAX_REVOCATIONS, Revocation};
+pub use state::{MAX_REVOCATIONS, TokenRevocation};
 
 /// Maximum lifetime of a token. Tokens are meant to be short-lived; longer ones are refused.
 pub const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -49,37 +49,37 @@ const MAX_TOKEN_BYTES: usize = 16 * 1024;
 const MAX_NAME_BYTES: usize = 200;
 
 /// Grants that mark the tokens of services and builds.
-const SERVICE: &str = "service";
-const BUILD: &str = "build";
+const SERVICE_GRANT: &str = "service";
+const BUILD_GRANT: &str = "build";
 /// Grant that names the bearer's trust domain.
-const DOMAIN: &str = "domain";
+const DOMAIN_GRANT: &str = "domain";
 
 /// Maximum number of creators that are followed when a service was deployed by another service, and so on.
-const LONGEST_CHAIN: usize = 8;
+const MAX_CREATOR_CHAIN: usize = 8;
 
-type OriginOf = dyn Fn(&str) -> Option<ServiceOrigin> + Send + Sync;
+type ServiceOriginLookup = dyn Fn(&str) -> Option<ServiceOrigin> + Send + Sync;
 
 /// Mints and verifies the tokens of one room.
-pub struct Access {
+pub struct TokenAuthority {
     room: String,
     secret_file: PathBuf,
     state_file: StateFile,
-    held: RwLock<Held>,
+    verification: RwLock<VerificationState>,
     /// Serializes changes of the keys and of the state. Verification does not take it, so it never waits for a disk.
     changing: Mutex<()>,
-    trust: Trust,
+    trust: TrustPolicy,
     /// Looks up who deployed a service, by the service's id. Set once, when the services have been loaded.
-    services: OnceLock<Box<OriginOf>>,
+    service_origins: OnceLock<Box<ServiceOriginLookup>>,
     running: RunningCalls,
     /// Signals that keys or revocations were changed, so that the tokens of running calls must be verified again.
     changed: Notify,
 }
 
 /// Keys and revocations that tokens are verified against.
-struct Held {
+struct VerificationState {
     secrets: SecretKeys,
     public: PublicKeys,
-    state: State,
+    state: TokenState,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -145,27 +145,27 @@ pub enum KeyChangeError {
 }
 
 /// Subject of a token, which decides the grant that it gets beside room, role and api.
-enum Mark<'a> {
+enum TokenSubject<'a> {
     Participant(Option<TrustDomain>),
     Service(&'a ServiceId),
     Build(&'a BuildId),
 }
 
-impl Access {
+impl TokenAuthority {
     /// Reads the room's secret, or creates it at the first start. Blocking.
     pub fn open(room: &str, secret_file: &Path) -> Result<Self, SecretFileError> {
         let secret = secret_file::read_or_create(secret_file)?;
         let state_file = StateFile(secret_file.with_file_name("tokens.json"));
         let state = state_file.read()?;
-        let secrets = SecretKeys::new(&secret, &state.live(Timestamp::now()));
+        let secrets = SecretKeys::new(&secret, &state.valid_secrets(Timestamp::now()));
         Ok(Self {
             room: room.to_owned(),
             secret_file: secret_file.to_owned(),
             state_file,
-            held: RwLock::new(Held { secrets, public: PublicKeys::default(), state }),
+            verification: RwLock::new(VerificationState { secrets, public: PublicKeys::default(), state }),
             changing: Mutex::new(()),
-            trust: Trust::default(),
-            services: OnceLock::new(),
+            trust: TrustPolicy::default(),
+            service_origins: OnceLock::new(),
             running: RunningCalls::default(),
             changed: Notify::new(),
         })
@@ -180,24 +180,24 @@ impl Access {
 
     /// Assigns callers to the trust domains that the operator configured.
     #[must_use]
-    pub fn with_trust(self, trust: Trust) -> Self {
+    pub fn with_trust(self, trust: TrustPolicy) -> Self {
         Self { trust, ..self }
     }
 
     /// Returns the caller on the unix socket, identified by its user id.
-    pub fn local(&self, uid: u32) -> Caller {
+    pub fn local_caller(&self, uid: u32) -> Caller {
         let caller = Caller::local(uid);
-        let domain = self.trust.domain(&caller.name, caller.domain, None);
+        let domain = self.trust.domain_of(&caller.name, caller.domain, None);
         Caller { domain, ..caller }
     }
 
     /// Sets the lookup of service origins, once, at start. From then on, tokens of services that no longer
     /// exist are refused, and so are tokens of services whose creator was revoked after deploying them.
-    pub fn ask_for_services(
+    pub fn set_service_origins(
         &self,
         origin_of: impl Fn(&str) -> Option<ServiceOrigin> + Send + Sync + 'static,
     ) {
-        if self.services.set(Box::new(origin_of)).is_err() {
+        if self.service_origins.set(Box::new(origin_of)).is_err() {
             tracing::warn!("the lookup of service origins was already set");
         }
     }
@@ -205,38 +205,38 @@ impl Access {
     /// Verifies a token and returns its caller.
     pub fn verify(&self, token: &str) -> Result<Caller, AccessError> {
         let now = Timestamp::now();
-        let (signer, claims) = self.claims(token, now)?;
+        let (signer, claims) = self.room_claims(token, now)?;
         claims.check_times(now)?;
         let scope = match claims.grant("api") {
             Some(Some(scope)) => serde_json::from_value(scope.clone())
                 .map_err(|_| AccessError::Invalid("its `api` grant cannot be read"))?,
             _ => ApiScope::default(),
         };
-        let name = self.owner(&signer, &claims)?;
-        let before = self.held().state.revoked.get(&name).map(|revocation| revocation.before);
+        let name = self.caller_name(&signer, &claims)?;
+        let before = self.verification().state.revoked.get(&name).map(|revocation| revocation.before);
         if before.is_some_and(|before| claims.iat.is_none_or(|iat| iat < before)) {
             return Err(AccessError::Revoked { name });
         }
         self.check_creators(&name)?;
         let claimed = claimed_domain(&signer, &claims)?;
         let caller = Caller::new(name, scope);
-        let own = match claims.text_grant(SERVICE) {
+        let own = match claims.text_grant(SERVICE_GRANT) {
             Some(Some(id)) => TrustDomain::of_service(id),
             _ => caller.domain.clone(),
         };
-        let domain = self.trust.domain(&caller.name, own, claimed);
+        let domain = self.trust.domain_of(&caller.name, own, claimed);
         Ok(Caller { domain, ..caller })
     }
 
     /// Checks that no creator of a calling service is revoked. The revocation of a participant also covers the
     /// services that it deployed before, and the services that these deployed in turn.
     fn check_creators(&self, caller: &str) -> Result<(), AccessError> {
-        let Some(origin_of) = self.services.get() else { return Ok(()) };
+        let Some(origin_of) = self.service_origins.get() else { return Ok(()) };
         let Some(own) = caller.strip_prefix(SERVICE_NAME) else { return Ok(()) };
         let mut service = own.to_owned();
-        for _ in 0..LONGEST_CHAIN {
+        for _ in 0..MAX_CREATOR_CHAIN {
             let Some(ServiceOrigin { by, at }) = origin_of(&service) else { return Ok(()) };
-            let before = self.held().state.revoked.get(&by).map(|revocation| revocation.before);
+            let before = self.verification().state.revoked.get(&by).map(|revocation| revocation.before);
             if before.is_some_and(|before| at.as_second() < before) {
                 return Err(AccessError::CreatorRevoked { service: own.to_owned(), creator: by });
             }
@@ -247,33 +247,33 @@ impl Access {
     }
 
     /// Registers a running call that was admitted with this token. The call is ended when the token becomes invalid.
-    pub fn begin(&self, token: String) -> RunningCall {
+    pub fn track_call(&self, token: String) -> RunningCall {
         self.running.begin(token)
     }
 
     /// Waits until keys or revocations have been changed since the last wait.
-    pub async fn changed(&self) {
+    pub async fn keys_changed(&self) {
         self.changed.notified().await;
     }
 
     /// Ends the running calls whose token is no longer valid, and returns their number.
-    pub fn end_running(&self) -> usize {
-        self.running.end_unless(|token| self.verify(token).map(drop))
+    pub fn end_invalid_calls(&self) -> usize {
+        self.running.end_invalid(|token| self.verify(token).map(drop))
     }
 
     /// Reports whether a text is a token of this room, currently valid or not.
     pub fn is_token(&self, text: &str) -> bool {
-        self.claims(text, Timestamp::now()).is_ok()
+        self.room_claims(text, Timestamp::now()).is_ok()
     }
 
     /// Returns the claims of a token of this room, whether or not it is currently valid.
-    fn claims(&self, token: &str, now: Timestamp) -> Result<(Signer, Claims), AccessError> {
+    fn room_claims(&self, token: &str, now: Timestamp) -> Result<(TokenSigner, TokenClaims), AccessError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(AccessError::Invalid("it is too long"));
         }
         let (signer, claims) = {
-            let held = self.held();
-            keys::claims(&held.secrets, &held.public, token, now)?
+            let held = self.verification();
+            keys::verified_claims(&held.secrets, &held.public, token, now)?
         };
         match claims.text_grant("room") {
             Some(Some(room)) if room == self.room => Ok((signer, claims)),
@@ -283,31 +283,31 @@ impl Access {
 
     /// Returns the caller name of the bearer, which owns what the bearer creates. Participants have the name in
     /// the token; services and builds are named by their ids, whatever name the token has.
-    fn owner(&self, signer: &Signer, claims: &Claims) -> Result<String, AccessError> {
-        let id = match (claims.text_grant(SERVICE), claims.text_grant(BUILD)) {
+    fn caller_name(&self, signer: &TokenSigner, claims: &TokenClaims) -> Result<String, AccessError> {
+        let id = match (claims.text_grant(SERVICE_GRANT), claims.text_grant(BUILD_GRANT)) {
             (None, None) => {
                 let participant = claims.name.clone();
                 check_name(&participant).map_err(|_| AccessError::Invalid("no participant has its name"))?;
                 return match signer {
-                    Signer::Configured(rights) if !rights.names.allow(&participant) => {
+                    TokenSigner::ConfiguredKey(rights) if !rights.names.allows(&participant) => {
                         Err(AccessError::ForeignName { name: participant })
                     }
                     _ => Ok(participant),
                 };
             }
             (Some(Some(id)), None) => {
-                let exists = self.services.get().is_none_or(|origin_of| origin_of(id).is_some());
+                let exists = self.service_origins.get().is_none_or(|origin_of| origin_of(id).is_some());
                 if !exists {
                     return Err(AccessError::Invalid("its service is gone"));
                 }
-                id.parse::<ServiceId>().ok().map(|id| format!("{SERVICE}:{id}"))
+                id.parse::<ServiceId>().ok().map(|id| format!("{SERVICE_GRANT}:{id}"))
             }
-            (None, Some(Some(id))) => id.parse::<BuildId>().ok().map(|id| format!("{BUILD}:{id}")),
+            (None, Some(Some(id))) => id.parse::<BuildId>().ok().map(|id| format!("{BUILD_GRANT}:{id}")),
             _ => None,
         };
         match (id, signer) {
-            (Some(id), Signer::Room) => Ok(id),
-            (Some(_), Signer::Configured(_)) => {
+            (Some(id), TokenSigner::Room) => Ok(id),
+            (Some(_), TokenSigner::ConfiguredKey(_)) => {
                 Err(AccessError::Invalid("only the room itself makes tokens of services and builds"))
             }
             (None, _) => Err(AccessError::Invalid("it says of no service or build that there can be")),
@@ -329,7 +329,7 @@ impl Access {
     ) -> Result<(String, Timestamp), MintError> {
         check_name(name)?;
         let domain = domain.map(str::parse::<TrustDomain>).transpose()?;
-        self.sign(name, &parse_scope(scope)?, ttl, &Mark::Participant(domain))
+        self.sign(name, &parse_scope(scope)?, ttl, &TokenSubject::Participant(domain))
     }
 
     /// Mints a token for an instance of a service. Such a token is never mistaken for one of a participant of
@@ -344,7 +344,7 @@ impl Access {
         if name.is_empty() || name.len() > MAX_NAME_BYTES {
             return Err(MintError::Name);
         }
-        self.sign(name, &parse_scope(scope)?, ttl, &Mark::Service(service)).map(|(token, _)| token)
+        self.sign(name, &parse_scope(scope)?, ttl, &TokenSubject::Service(service)).map(|(token, _)| token)
     }
 
     /// Mints a token for a build, with a scope that the daemon itself chose.
@@ -354,7 +354,8 @@ impl Access {
         scope: &ApiScope,
         ttl: Duration,
     ) -> Result<String, MintError> {
-        self.sign(&format!("{BUILD}:{build}"), scope, ttl, &Mark::Build(build)).map(|(token, _)| token)
+        self.sign(&format!("{BUILD_GRANT}:{build}"), scope, ttl, &TokenSubject::Build(build))
+            .map(|(token, _)| token)
     }
 
     fn sign(
@@ -362,7 +363,7 @@ impl Access {
         name: &str,
         scope: &ApiScope,
         ttl: Duration,
-        mark: &Mark<'_>,
+        mark: &TokenSubject<'_>,
     ) -> Result<(String, Timestamp), MintError> {
         if ttl > MAX_TTL {
             return Err(MintError::Ttl);
@@ -371,22 +372,26 @@ impl Access {
         let now = Timestamp::now();
         let expires = now.checked_add(ttl).map_err(|error| sign(&error))?;
         let grant =
-            |name: &str, scope: serde_json::Value| Grant { name: name.to_owned(), scope: Some(scope) };
+            |name: &str, scope: serde_json::Value| TokenGrant { name: name.to_owned(), scope: Some(scope) };
         let scope = serde_json::to_value(scope).map_err(|error| sign(&error))?;
         let (owner, mark) = match mark {
-            Mark::Participant(domain) => {
-                let domain = domain.as_ref().map(|domain| grant(DOMAIN, domain.as_str().into()));
+            TokenSubject::Participant(domain) => {
+                let domain = domain.as_ref().map(|domain| grant(DOMAIN_GRANT, domain.as_str().into()));
                 (name.to_owned(), domain)
             }
-            Mark::Service(id) => (format!("{SERVICE}:{id}"), Some(grant(SERVICE, id.to_string().into()))),
-            Mark::Build(id) => (format!("{BUILD}:{id}"), Some(grant(BUILD, id.to_string().into()))),
+            TokenSubject::Service(id) => {
+                (format!("{SERVICE_GRANT}:{id}"), Some(grant(SERVICE_GRANT, id.to_string().into())))
+            }
+            TokenSubject::Build(id) => {
+                (format!("{BUILD_GRANT}:{id}"), Some(grant(BUILD_GRANT, id.to_string().into())))
+            }
         };
         // A token that is minted in the same second as a revocation must count as newer than the revocation.
-        let held = self.held();
+        let held = self.verification();
         let revoked = held.state.revoked.get(&owner).map_or(i64::MIN, |revocation| revocation.before);
         let grants =
             [grant("room", self.room.clone().into()), grant("role", "agent".into()), grant("api", scope)];
-        let claims = Claims {
+        let claims = TokenClaims {
             name: name.to_owned(),
             grants: grants.into_iter().chain(mark).collect(),
             exp: Some(expires.as_second()),
@@ -406,7 +411,7 @@ impl Access {
         let _changing = self.changing.lock();
         let now = Timestamp::now();
         let until = now.checked_add(grace).map_err(|_| KeyChangeError::Grace)?;
-        let mut next = self.held().state.clone();
+        let mut next = self.verification().state.clone();
         next.prune(now);
         if grace.is_zero() {
             next.earlier.clear();
@@ -420,7 +425,7 @@ impl Access {
         self.state_file.write(&next)?;
         let secret = secret_file::renew(&self.secret_file)?;
         self.change(|held| {
-            held.secrets = SecretKeys::new(&secret, &next.live(now));
+            held.secrets = SecretKeys::new(&secret, &next.valid_secrets(now));
             held.state = next;
         });
         Ok(until)
@@ -428,7 +433,7 @@ impl Access {
 
     /// Revokes all tokens of a caller that were made before now, and those of the services that it deployed
     /// before now. Running calls with one of them are ended. The change is durable when this returns. Blocking.
-    pub fn revoke(&self, name: &str, by: &str) -> Result<Revocation, KeyChangeError> {
+    pub fn revoke(&self, name: &str, by: &str) -> Result<TokenRevocation, KeyChangeError> {
         if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
             return Err(KeyChangeError::Name);
         }
@@ -437,12 +442,12 @@ impl Access {
             return Err(KeyChangeError::Name);
         }
         let _changing = self.changing.lock();
-        let mut next = self.held().state.clone();
+        let mut next = self.verification().state.clone();
         if next.revoked.len() >= MAX_REVOCATIONS && !next.revoked.contains_key(name) {
             return Err(KeyChangeError::TooManyRevocations);
         }
         // Token times have a resolution of one second: tokens of the current second count as older.
-        let revocation = Revocation { before: Timestamp::now().as_second() + 1, by: by.to_owned() };
+        let revocation = TokenRevocation { before: Timestamp::now().as_second() + 1, by: by.to_owned() };
         next.revoked.insert(name.to_owned(), revocation.clone());
         self.state_file.write(&next)?;
         self.change(|held| held.state = next);
@@ -450,8 +455,8 @@ impl Access {
     }
 
     /// Returns the revocations, each with the name whose tokens it revokes.
-    pub fn revocations(&self) -> Vec<(String, Revocation)> {
-        self.held()
+    pub fn revocations(&self) -> Vec<(String, TokenRevocation)> {
+        self.verification()
             .state
             .revoked
             .iter()
@@ -459,13 +464,13 @@ impl Access {
             .collect()
     }
 
-    fn held(&self) -> RwLockReadGuard<'_, Held> {
-        self.held.read()
+    fn verification(&self) -> RwLockReadGuard<'_, VerificationState> {
+        self.verification.read()
     }
 
-    fn change(&self, change: impl FnOnce(&mut Held)) {
+    fn change(&self, change: impl FnOnce(&mut VerificationState)) {
         // A panic while the lock is held leaves the state consistent: every change is a whole assignment.
-        change(&mut self.held.write());
+        change(&mut self.verification.write());
         self.changed.notify_one();
     }
 }
@@ -473,8 +478,8 @@ impl Access {
 /// Returns the trust domain that a token claims. The room's secret is only used by an operator, who may claim
 /// any domain. Holders of a configured key are limited to the domains in the configuration, because a domain
 /// shares a builder and everything that its builds leave there.
-fn claimed_domain(signer: &Signer, claims: &Claims) -> Result<Option<TrustDomain>, AccessError> {
-    let domain: TrustDomain = match claims.text_grant(DOMAIN) {
+fn claimed_domain(signer: &TokenSigner, claims: &TokenClaims) -> Result<Option<TrustDomain>, AccessError> {
+    let domain: TrustDomain = match claims.text_grant(DOMAIN_GRANT) {
         None => return Ok(None),
         Some(None) => return Err(AccessError::Invalid("its `domain` grant cannot be read")),
         Some(Some(domain)) => {
@@ -482,7 +487,7 @@ fn claimed_domain(signer: &Signer, claims: &Claims) -> Result<Option<TrustDomain
         }
     };
     match signer {
-        Signer::Configured(rights) if !rights.may_claim(&domain) => {
+        TokenSigner::ConfiguredKey(rights) if !rights.may_claim(&domain) => {
             Err(AccessError::ForeignDomain { domain })
         }
         _ => Ok(Some(domain)),

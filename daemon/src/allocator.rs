@@ -19,13 +19,13 @@ const BUSY_TICKS: u64 = 10;
 
 /// Returns free memory to the system as long as the daemon runs: while resident memory grows, and once more when a
 /// burst of work is over. Memory that is freed at the end of a burst causes no growth; it was 8 of 48 MB.
-pub async fn give_back() {
+pub async fn return_memory_loop() {
     let (mut kept, mut ticks, mut was_busy) = (0, 0, true);
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let now = used_ticks().unwrap_or(ticks);
         let is_busy = now.saturating_sub(ticks) >= BUSY_TICKS;
-        kept = trim(kept, was_busy && !is_busy);
+        kept = trim_heap(kept, was_busy && !is_busy);
         (ticks, was_busy) = (now, is_busy);
     }
 }
@@ -33,7 +33,7 @@ pub async fn give_back() {
 /// Takes the resident bytes after the last trim, and returns the present ones.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "malloc_trim has no safe form")]
-fn trim(kept: u64, is_over: bool) -> u64 {
+fn trim_heap(kept: u64, is_over: bool) -> u64 {
     let resident = resident().unwrap_or(kept);
     if resident < kept + GROWTH_BYTES && !is_over {
         return kept.min(resident);

@@ -5,11 +5,11 @@
 mod audit;
 pub mod auth;
 mod convert;
-mod ending;
 pub mod error;
 pub mod grpc;
 mod guarded;
 pub mod http;
 pub mod receive;
+mod revocable_body;
 pub mod serve;
 pub mod shares;

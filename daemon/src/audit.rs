@@ -12,10 +12,10 @@
 //! with the most records loses its own oldest ones first ([`fair`]). A record contains names only, never the
 //! content of a request, a token or a secret.
 
+mod deferred;
 mod fair;
 mod file;
 mod flood;
-mod late;
 
 use std::collections::VecDeque;
 use std::io;
@@ -30,23 +30,23 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::task;
+use deferred::DeferredTrailFiles;
 use flood::FloodLimit;
-use late::LateFiles;
 
 pub use file::FileLimits;
 
 /// Maximum number of records between the calls and the writer.
-const QUEUE: usize = 4096;
+const QUEUE_CAPACITY: usize = 4096;
 /// Time limit for queueing a record, so that a hanging disk does not block every call.
-const QUEUE_LIMIT: Duration = Duration::from_secs(2);
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum number of records that are written together.
-const BATCH: usize = 256;
+const MAX_BATCH_RECORDS: usize = 256;
 /// Interval at which counted denials are written and the age of the files is checked.
-const TICK: Duration = Duration::from_secs(60);
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of records in the answer to a query.
 pub const MAX_RECORDS: usize = 10_000;
 /// Maximum length in bytes of each text of a record.
-const MAX_TEXT: usize = 300;
+const MAX_TEXT_BYTES: usize = 300;
 
 /// Outcome of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,7 +98,7 @@ pub struct AuditQuery {
 }
 
 impl AuditQuery {
-    fn wants(&self, record: &AuditRecord) -> bool {
+    fn matches(&self, record: &AuditRecord) -> bool {
         let caller = match self.caller.strip_suffix('*') {
             Some(prefix) => record.caller.starts_with(prefix),
             None => self.caller.is_empty() || record.caller == self.caller,
@@ -111,7 +111,7 @@ impl AuditQuery {
     }
 }
 
-enum Message {
+enum TrailMessage {
     Record(Box<AuditRecord>),
     Read(AuditQuery, oneshot::Sender<io::Result<Vec<AuditRecord>>>),
     /// Answered when all earlier records are in the files.
@@ -119,12 +119,12 @@ enum Message {
 }
 
 #[derive(Default)]
-struct Floods {
+struct FloodLimits {
     denials: Mutex<FloodLimit>,
     failures: Mutex<FloodLimit>,
 }
 
-impl Floods {
+impl FloodLimits {
     fn admit(&self, record: &AuditRecord) -> bool {
         let limit = match record.outcome {
             AuditOutcome::Done => return true,
@@ -134,9 +134,9 @@ impl Floods {
         limit.lock().admits(record)
     }
 
-    fn counted(&self, now: Timestamp, ended: bool) -> Vec<AuditRecord> {
+    fn summaries(&self, now: Timestamp, ended: bool) -> Vec<AuditRecord> {
         let all = [&self.denials, &self.failures];
-        let counted = |limit: &Mutex<FloodLimit>| limit.lock().counted(now, ended);
+        let counted = |limit: &Mutex<FloodLimit>| limit.lock().summaries(now, ended);
         all.into_iter().flat_map(counted).collect()
     }
 }
@@ -144,8 +144,8 @@ impl Floods {
 /// A handle on the trail; cheap to clone.
 #[derive(Clone)]
 pub struct AuditTrail {
-    queue: mpsc::Sender<Message>,
-    floods: Arc<Floods>,
+    queue: mpsc::Sender<TrailMessage>,
+    floods: Arc<FloodLimits>,
     /// Number of records that were dropped because the queue was full.
     lost: Arc<AtomicU64>,
 }
@@ -154,9 +154,9 @@ impl AuditTrail {
     /// Opens the files and starts the writer. Blocking.
     pub fn open(directory: &Path, limits: FileLimits) -> io::Result<Self> {
         metrics::describe_counter!("hearth_audit_lost_total", "Records that the audit trail could not take.");
-        let files = LateFiles::open(directory, limits)?;
-        let (queue, records) = mpsc::channel(QUEUE);
-        let floods = Arc::<Floods>::default();
+        let files = DeferredTrailFiles::open(directory, limits)?;
+        let (queue, records) = mpsc::channel(QUEUE_CAPACITY);
+        let floods = Arc::<FloodLimits>::default();
         let trail = Self { queue, floods: Arc::clone(&floods), lost: Arc::default() };
         // The task ends when the last handle is dropped and the queue is empty.
         drop(task::spawn("audit trail", write_loop(files, records, floods)));
@@ -166,21 +166,21 @@ impl AuditTrail {
     /// Records a call. If the writer is behind, waits for a moment and then counts the record as lost.
     pub async fn record(&self, record: AuditRecord) {
         if record.outcome == AuditOutcome::Denied {
-            return self.record_now(record);
+            return self.try_record(record);
         }
         if !self.floods.admit(&record) {
             return;
         }
-        let message = Message::Record(Box::new(record.shortened()));
-        if self.queue.send_timeout(message, QUEUE_LIMIT).await.is_err() {
+        let message = TrailMessage::Record(Box::new(record.with_truncated_texts()));
+        if self.queue.send_timeout(message, QUEUE_TIMEOUT).await.is_err() {
             self.count_lost();
         }
     }
 
     /// Records a call without waiting. If the queue is full, the record is counted as lost.
-    pub fn record_now(&self, record: AuditRecord) {
+    pub fn try_record(&self, record: AuditRecord) {
         if self.floods.admit(&record)
-            && self.queue.try_send(Message::Record(Box::new(record.shortened()))).is_err()
+            && self.queue.try_send(TrailMessage::Record(Box::new(record.with_truncated_texts()))).is_err()
         {
             self.count_lost();
         }
@@ -198,7 +198,7 @@ impl AuditTrail {
     pub async fn read(&self, query: AuditQuery) -> io::Result<Vec<AuditRecord>> {
         let (answer, answered) = oneshot::channel();
         let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
-        self.queue.send(Message::Read(query, answer)).await.map_err(|_| gone())?;
+        self.queue.send(TrailMessage::Read(query, answer)).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
 
@@ -206,7 +206,7 @@ impl AuditTrail {
     pub async fn flush(&self, limit: Duration) {
         let (answer, answered) = oneshot::channel();
         let flushed = async {
-            if self.queue.send(Message::Flush(answer)).await.is_ok() {
+            if self.queue.send(TrailMessage::Flush(answer)).await.is_ok() {
                 // A writer that has stopped has written everything that it will.
                 let _ = answered.await;
             }
@@ -218,10 +218,10 @@ impl AuditTrail {
 }
 
 impl AuditRecord {
-    fn shortened(mut self) -> Self {
+    fn with_truncated_texts(mut self) -> Self {
         for text in [&mut self.caller, &mut self.action, &mut self.object, &mut self.detail] {
-            if text.len() > MAX_TEXT {
-                text.truncate(text.floor_char_boundary(MAX_TEXT));
+            if text.len() > MAX_TEXT_BYTES {
+                text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
                 text.push('…');
             }
         }
@@ -229,22 +229,26 @@ impl AuditRecord {
     }
 }
 
-async fn write_loop(files: LateFiles, mut records: mpsc::Receiver<Message>, floods: Arc<Floods>) {
+async fn write_loop(
+    files: DeferredTrailFiles,
+    mut records: mpsc::Receiver<TrailMessage>,
+    floods: Arc<FloodLimits>,
+) {
     let files = Arc::new(Mutex::new(files));
-    let mut tick = tokio::time::interval(TICK);
+    let mut tick = tokio::time::interval(MAINTENANCE_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let mut batch = Vec::new();
         let ended = tokio::select! {
-            count = records.recv_many(&mut batch, BATCH) => count == 0,
+            count = records.recv_many(&mut batch, MAX_BATCH_RECORDS) => count == 0,
             _ = tick.tick() => false,
         };
-        let counted = floods.counted(Timestamp::now(), ended);
+        let counted = floods.summaries(Timestamp::now(), ended);
         let mut written: Vec<AuditRecord> = Vec::new();
         let mut asked = VecDeque::new();
         for message in batch {
             match message {
-                Message::Record(record) => written.push(*record),
+                TrailMessage::Record(record) => written.push(*record),
                 other => asked.push_back(other),
             }
         }
@@ -259,9 +263,9 @@ async fn write_loop(files: LateFiles, mut records: mpsc::Receiver<Message>, floo
             for message in asked {
                 match message {
                     // The receiver may have been dropped.
-                    Message::Read(query, answer) => drop(answer.send(files.read(&query))),
-                    Message::Flush(answer) => drop(answer.send(())),
-                    Message::Record(_) => {}
+                    TrailMessage::Read(query, answer) => drop(answer.send(files.read(&query))),
+                    TrailMessage::Flush(answer) => drop(answer.send(())),
+                    TrailMessage::Record(_) => {}
                 }
             }
         };

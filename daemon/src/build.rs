@@ -6,12 +6,12 @@
 
 mod admission;
 mod credentials;
-mod decision;
 mod dockerfile;
 mod driver;
+mod event_log;
 #[cfg(test)]
 mod fake;
-mod log;
+mod log_text;
 mod mask;
 pub mod port;
 mod presence;
@@ -23,13 +23,13 @@ mod service;
 mod submit;
 #[cfg(test)]
 mod tests;
-mod text;
+mod verdict;
 mod watch;
 
-pub use admission::{Deny, Limits};
-pub use credentials::{RegistryAccess, RegistryCredential};
+pub use admission::{AdmissionError, AdmissionLimits};
+pub use credentials::{RegistryAccess, RegistryCredentialMinter};
+pub use log_text::{BuildLogQuery, BuildLogText};
 pub use rooms::RoomContexts;
-pub use service::{BuildError, Handle, Options, Ports, Service, StartError};
-pub use submit::{SubmitBuild, SubmitError, Submitted};
-pub use text::{LogQuery, LogText};
-pub use watch::Events;
+pub use service::{BuildError, BuildPorts, Handle, Options, Service, StartError};
+pub use submit::{SubmitBuild, SubmitError, SubmittedBuild};
+pub use watch::BuildEventStream;

@@ -19,117 +19,117 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::build::port::{SolveError, SolveOutcome, SolveRequest, Solver};
-use crate::buildkit::{Address, BuildKit, Status};
-use crate::model::build::EventKind;
+use crate::buildkit::{BuildKitAddress, BuildKitClient, ReadinessStatus};
+use crate::model::build::BuildEventKind;
 use crate::model::builder::BuilderStatus;
-use crate::model::fault::{Fault, Stage};
+use crate::model::fault::{Fault, FaultStage};
 
 mod directory;
 mod external;
 mod growth;
 mod leftover;
-mod own;
+mod managed;
 mod policy;
 
 pub use leftover::remove_leftovers;
-pub use own::Options;
-pub use policy::Limits;
+pub use managed::Options;
+pub use policy::BuilderLimits;
 
 /// Delay after which a build that waits for its builder gets a warning event.
-const PATIENCE: Duration = Duration::from_secs(1);
+const WAIT_NOTICE_DELAY: Duration = Duration::from_secs(1);
 /// Time limit of one attempt for the builder to become ready; the caller tries again.
-const READY_LIMIT: Duration = Duration::from_secs(2);
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The builders of a room. Cheap to clone.
 #[derive(Clone)]
-pub struct Builders(Kind);
+pub struct BuilderPool(BuilderPoolKind);
 
 #[derive(Clone)]
-enum Kind {
-    Own(own::Handle),
+enum BuilderPoolKind {
+    Managed(managed::Handle),
     External(external::ExternalBuilders),
 }
 
-impl Builders {
+impl BuilderPool {
     /// Starts the pool of managed builders, and at once the builder that was used last.
     pub async fn start(options: Options) -> std::io::Result<Self> {
-        Ok(Self(Kind::Own(own::start(options).await?)))
+        Ok(Self(BuilderPoolKind::Managed(managed::start(options).await?)))
     }
 
     /// Connects to external builders; at least one. Builders whose steps share the network of their machine are
     /// refused, unless `allow_host_network` is set.
-    pub fn connect(addresses: Vec<Address>, allow_host_network: bool) -> Self {
-        Self(Kind::External(external::ExternalBuilders::connect(addresses, allow_host_network)))
+    pub fn connect(addresses: Vec<BuildKitAddress>, allow_host_network: bool) -> Self {
+        Self(BuilderPoolKind::External(external::ExternalBuilders::connect(addresses, allow_host_network)))
     }
 
     /// Reports whether a build could run now, for `/readyz`.
-    pub fn status(&self) -> watch::Receiver<Status> {
+    pub fn status(&self) -> watch::Receiver<ReadinessStatus> {
         match &self.0 {
-            Kind::Own(own) => own.status.clone(),
-            Kind::External(external) => external.status(),
+            BuilderPoolKind::Managed(own) => own.status.clone(),
+            BuilderPoolKind::External(external) => external.status(),
         }
     }
 
     /// Returns the state of each builder.
     pub fn list(&self) -> Vec<BuilderStatus> {
         match &self.0 {
-            Kind::Own(own) => own.builders.borrow().clone(),
-            Kind::External(external) => external.list(),
+            BuilderPoolKind::Managed(own) => own.builders.borrow().clone(),
+            BuilderPoolKind::External(external) => external.list(),
         }
     }
 
     /// Closes the sessions that are kept for later builds.
     pub fn close_sessions(&self) {
         match &self.0 {
-            Kind::Own(own) => own.close_sessions(),
-            Kind::External(external) => external.close_sessions(),
+            BuilderPoolKind::Managed(own) => own.close_sessions(),
+            BuilderPoolKind::External(external) => external.close_sessions(),
         }
     }
 
     /// Stops the managed builders.
-    pub async fn end(&self) {
-        if let Kind::Own(own) = &self.0 {
-            own.end().await;
+    pub async fn shutdown(&self) {
+        if let BuilderPoolKind::Managed(own) = &self.0 {
+            own.shutdown().await;
         }
     }
 }
 
 #[async_trait]
-impl Solver for Builders {
+impl Solver for BuilderPool {
     async fn solve(
         &self,
         request: SolveRequest,
-        events: mpsc::Sender<EventKind>,
+        events: mpsc::Sender<BuildEventKind>,
         cancel: CancellationToken,
     ) -> Result<SolveOutcome, SolveError> {
         match &self.0 {
-            Kind::External(external) => {
-                let kit = external.of(&request.domain);
-                ready(&kit, &cancel).await?;
+            BuilderPoolKind::External(external) => {
+                let kit = external.builder_of(&request.domain);
+                wait_until_ready(&kit, &cancel).await?;
                 kit.solve(request, events, cancel).await
             }
-            Kind::Own(own) => {
-                let mut waiting = own.request(&request.domain);
+            BuilderPoolKind::Managed(own) => {
+                let mut waiting = own.request_lease(&request.domain);
                 let lease = tokio::select! {
                     () = cancel.cancelled() => return Err(SolveError::Cancelled),
-                    lease = granted(&mut waiting, &events) => lease.map_err(SolveError::Unavailable)?,
+                    lease = wait_for_lease(&mut waiting, &events) => lease.map_err(SolveError::Unavailable)?,
                 };
-                ready(&lease.kit, &cancel).await?;
-                solve_while_there_is_space(&lease, request, events, &cancel).await
+                wait_until_ready(&lease.client, &cancel).await?;
+                solve_until_out_of_space(&lease, request, events, &cancel).await
             }
         }
     }
 }
 
 /// Solves until the builds of this builder have used up the disk; then the build fails with `no_space`.
-async fn solve_while_there_is_space(
-    lease: &own::Lease,
+async fn solve_until_out_of_space(
+    lease: &managed::BuilderLease,
     request: SolveRequest,
-    events: mpsc::Sender<EventKind>,
+    events: mpsc::Sender<BuildEventKind>,
     cancel: &CancellationToken,
 ) -> Result<SolveOutcome, SolveError> {
     let stop = cancel.child_token();
-    let solve = lease.kit.solve(request, events, stop.clone());
+    let solve = lease.client.solve(request, events, stop.clone());
     tokio::pin!(solve);
     let ended = tokio::select! {
         biased;
@@ -150,28 +150,31 @@ async fn solve_while_there_is_space(
 fn no_space_fault() -> Fault {
     let message = "the build was ended because it, or another build of its trust domain, used up the disk of the room \
                    down to the space that must stay free";
-    Fault::new(Stage::Solve, "no_space", message)
+    Fault::new(FaultStage::Solve, "no_space", message)
         .hint("write less in the steps of the build, or ask the operator for a larger disk")
         .retryable()
 }
 
-async fn granted(waiting: &mut own::Request, events: &mpsc::Sender<EventKind>) -> Result<own::Lease, String> {
-    if let Ok(lease) = timeout(PATIENCE, waiting.granted()).await {
+async fn wait_for_lease(
+    waiting: &mut managed::LeaseRequest,
+    events: &mpsc::Sender<BuildEventKind>,
+) -> Result<managed::BuilderLease, String> {
+    if let Ok(lease) = timeout(WAIT_NOTICE_DELAY, waiting.wait_for_lease()).await {
         return lease;
     }
     let message =
         "all builders are busy with builds of other trust domains; the build waits for one".to_owned();
     // Sending fails only when the receiver is gone and needs no events.
-    let _ = events.send(EventKind::Warning { message, url: None, dockerfile: None }).await;
-    waiting.granted().await
+    let _ = events.send(BuildEventKind::Warning { message, url: None, dockerfile: None }).await;
+    waiting.wait_for_lease().await
 }
 
-async fn ready(kit: &BuildKit, cancel: &CancellationToken) -> Result<(), SolveError> {
+async fn wait_until_ready(kit: &BuildKitClient, cancel: &CancellationToken) -> Result<(), SolveError> {
     let mut status = kit.status();
     let answers = tokio::select! {
         () = cancel.cancelled() => return Err(SolveError::Cancelled),
         answers = status.wait_for(|status| status.ready) => answers.is_ok(),
-        () = sleep(READY_LIMIT) => false,
+        () = sleep(READY_TIMEOUT) => false,
     };
     if answers {
         return Ok(());

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::InfoRequest;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
-use hearth_proto::status::innermost;
+use hearth_proto::status::root_cause_message;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -25,7 +25,7 @@ use tracing::Instrument as _;
 use crate::git_proxy::GitAccess;
 use crate::network::steps::BuilderNetwork;
 use crate::supervise::port as supervise;
-use crate::supervise::watched::Watched;
+use crate::supervise::readiness::ReadinessWatcher;
 use session::trees::TreeSessions;
 
 mod address;
@@ -37,8 +37,8 @@ mod session;
 mod solve;
 mod version;
 
-pub use crate::supervise::watched::Status;
-pub use address::{Address, AddressError};
+pub use crate::supervise::readiness::ReadinessStatus;
+pub use address::{AddressError, BuildKitAddress};
 pub use cache::CacheError;
 pub use version::VersionError;
 
@@ -48,12 +48,12 @@ const MESSAGE_LIMIT: usize = 16 << 20;
 const CALL_LIMIT: Duration = Duration::from_secs(5);
 
 pub struct Options {
-    pub address: Address,
+    pub address: BuildKitAddress,
     /// Status of the managed buildkitd process; `None` for an external one.
-    pub child: Option<watch::Receiver<supervise::Status>>,
+    pub child: Option<watch::Receiver<supervise::ChildStatus>>,
     /// Directory in which a managed buildkitd keeps the bundles of running steps: a cancelled build has ended only
     /// when its bundles are gone.
-    pub executor: Option<PathBuf>,
+    pub bundles_dir: Option<PathBuf>,
     /// Network of the steps of a managed buildkitd.
     pub network: Option<BuilderNetwork>,
     /// Access of a managed buildkitd's git to the git proxy.
@@ -68,39 +68,39 @@ pub struct Options {
 
 /// Client of one BuildKit. Cheap to clone; dropping the last clone ends the status watch.
 #[derive(Clone)]
-pub struct BuildKit {
-    address: Address,
+pub struct BuildKitClient {
+    address: BuildKitAddress,
     control: ControlClient<tonic::transport::Channel>,
-    status: watch::Receiver<Status>,
-    executor: Option<PathBuf>,
+    status: watch::Receiver<ReadinessStatus>,
+    bundles_dir: Option<PathBuf>,
     network: Option<BuilderNetwork>,
     git: Option<GitAccess>,
     groups: Option<Arc<managed::BuilderGroups>>,
     shared: bool,
-    trees: Arc<TreeSessions>,
+    tree_sessions: Arc<TreeSessions>,
     _watch: Arc<DropGuard>,
 }
 
-impl BuildKit {
+impl BuildKitClient {
     /// Creates a client that connects when first needed, and reconnects when the connection is lost.
     pub fn connect(options: Options) -> Self {
         let control = channel::control(&options.address);
-        let (sender, status) = watch::channel(Status {
+        let (sender, status) = watch::channel(ReadinessStatus {
             detail: Some(format!("waiting for BuildKit at {}", options.address)),
-            ..Status::default()
+            ..ReadinessStatus::default()
         });
         let trees = Arc::new(TreeSessions::new(options.address.clone()));
         let stop = CancellationToken::new();
         let foreign = options.child.is_none() && !options.allow_host_network;
-        let watched = Watched {
+        let watched = ReadinessWatcher {
             name: "buildkit",
-            place: format!("BuildKit at {}", options.address),
+            description: format!("BuildKit at {}", options.address),
             child: options.child.map(|child| ("buildkitd", child)),
             sender,
         };
         let (asked, idle, stopped) = (control.clone(), Arc::clone(&trees), stop.clone());
         let watch = async move {
-            let watch = watched.run(|| usable(asked.clone(), foreign), |_| idle.close_idle());
+            let watch = watched.run(|| check_usable(asked.clone(), foreign), |_| idle.close_idle());
             stopped.run_until_cancelled(watch).await;
         };
         // The caller's span identifies the builder in the log.
@@ -109,30 +109,30 @@ impl BuildKit {
             address: options.address,
             control,
             status,
-            executor: options.executor,
+            bundles_dir: options.bundles_dir,
             network: options.network,
             git: options.git,
             groups: options.groups,
             shared: options.shared,
-            trees,
+            tree_sessions: trees,
             _watch: Arc::new(stop.drop_guard()),
         }
     }
 
     /// Receiver of the current status, which is at most a few seconds old.
-    pub fn status(&self) -> watch::Receiver<Status> {
+    pub fn status(&self) -> watch::Receiver<ReadinessStatus> {
         self.status.clone()
     }
 
     /// Closes the sessions that are kept for later builds, because BuildKit waits for open ones before it exits.
     pub fn close_sessions(&self) {
-        self.trees.close_all();
+        self.tree_sessions.close_all();
     }
 }
 
 /// Returns the version of a BuildKit that may be used. Refuses an external one that gives steps the network of its
 /// machine.
-async fn usable(
+async fn check_usable(
     control: ControlClient<tonic::transport::Channel>,
     foreign: bool,
 ) -> Result<String, supervise::ProbeError> {
@@ -153,7 +153,7 @@ async fn version(
         Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => {
             return Err(supervise::ProbeError::Refused(VersionError::Unknown.to_string()));
         }
-        Ok(Err(status)) => return Err(supervise::ProbeError::NoAnswer(innermost(&status))),
+        Ok(Err(status)) => return Err(supervise::ProbeError::NoAnswer(root_cause_message(&status))),
         Err(_) => return Err(supervise::ProbeError::NoAnswer("no answer in time".to_owned())),
     };
     let version = info.buildkit_version.unwrap_or_default().version;

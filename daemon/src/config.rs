@@ -4,7 +4,7 @@
 mod flags;
 mod layers;
 
-pub use flags::Flags;
+pub use flags::DaemonFlags;
 pub use layers::{ConfigError, load};
 
 use std::collections::BTreeMap;
@@ -13,13 +13,13 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hearth_pack::remote::{Mirror, MirrorError, Mirrors};
+use hearth_pack::remote::{MirrorError, MirrorList, RegistryMirror};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::model::confinement::AddedCapability;
 use crate::model::egress::{EgressPolicy, EgressRule};
-use crate::model::trust::Trust;
+use crate::model::trust::TrustPolicy;
 use crate::model::{AddressBlock, CertificateFiles, LayerLimits, Registry, RoomRegistries, TokenKeyFile};
 
 /// Effective configuration.
@@ -61,24 +61,24 @@ pub struct Config {
     pub room_registries: Vec<Registry>,
     /// URLs of mirrors by registry, which are tried before the registry.
     pub mirrors: BTreeMap<String, Vec<String>>,
-    pub connections: Connections,
-    pub builds: Builds,
-    pub builder: Builder,
-    pub packs: Packs,
-    pub layers: Layers,
-    pub trust: Trust,
-    pub images: Images,
-    pub uploads: Uploads,
-    pub services: Services,
-    pub audit: Audit,
-    pub log: Log,
+    pub connections: ConnectionsConfig,
+    pub builds: BuildsConfig,
+    pub builder: BuilderConfig,
+    pub packs: PacksConfig,
+    pub layers: LayersConfig,
+    pub trust: TrustPolicy,
+    pub images: ImagesConfig,
+    pub uploads: UploadsConfig,
+    pub services: ServicesConfig,
+    pub audit: AuditConfig,
+    pub log: LogConfig,
 }
 
 /// Limits for connections and requests of peers and callers. A peer is an IPv4 address, or the first 64 bits of an IPv6
 /// address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Connections {
+pub struct ConnectionsConfig {
     /// Maximum number of connections to `listen`: of all peers, and of one.
     pub api: usize,
     pub api_per_peer: usize,
@@ -103,7 +103,7 @@ pub struct Connections {
 /// Audit trail of changes and denials.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Audit {
+pub struct AuditConfig {
     /// Maximum size of the records of changes in bytes; records of denials may take a quarter of that in addition.
     pub max_bytes: u64,
     pub keep_days: u64,
@@ -112,7 +112,7 @@ pub struct Audit {
 /// Limits of builds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Builds {
+pub struct BuildsConfig {
     /// Maximum number of concurrent builds. If it is at least two, one slot is reserved for callers that have no
     /// running build, so that a single caller cannot delay the builds of all others: one caller has at most
     /// `concurrency - 1` running builds.
@@ -136,13 +136,13 @@ pub struct Builds {
     /// Minimum free space in bytes on the state directory's file system. Below it, builds are refused, and running
     /// builds whose builder has used up the space are stopped.
     pub min_free_bytes: u64,
-    pub egress: Egress,
+    pub egress: EgressConfig,
 }
 
 /// Permitted destinations of build steps, and of the builder itself for `ADD https://...`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Egress {
+pub struct EgressConfig {
     /// Hosts, suffixes and blocks of addresses; empty allows all public addresses. Private networks are closed unless a
     /// block within them is listed.
     pub allow: Vec<EgressRule>,
@@ -154,7 +154,7 @@ pub struct Egress {
 /// use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Builder {
+pub struct BuilderConfig {
     /// Program of buildkitd; looked up in `PATH` if it has no `/`.
     pub program: PathBuf,
     /// Maximum cache size of all builders together in bytes; beyond this, the cache of the least recently used trust
@@ -181,7 +181,7 @@ pub struct Builder {
 /// Packs that clients upload by content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Packs {
+pub struct PacksConfig {
     /// Maximum size on disk in bytes: of the content of all packs, and of that of one caller.
     pub max_bytes: u64,
     pub max_bytes_per_caller: u64,
@@ -195,7 +195,7 @@ pub struct Packs {
 /// Cached images of other registries, which builds use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Images {
+pub struct ImagesConfig {
     /// Maximum size of these images in bytes; beyond it, the least recently used ones are removed.
     pub cache_max_bytes: u64,
     /// Maximum size in bytes of the files that `ADD` downloaded from URLs; beyond it, the least recently used ones are
@@ -206,7 +206,7 @@ pub struct Images {
 /// Images and files that callers upload: pushes, loads, writes to storage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Uploads {
+pub struct UploadsConfig {
     /// Maximum number of bytes that one caller may hold: uploads, results of its builds, and content fetched for it.
     pub max_bytes_per_caller: u64,
     /// Maximum compressed size of one image in bytes, however it arrives.
@@ -220,7 +220,7 @@ pub struct Uploads {
 /// Limits for the layers of an image. An image that exceeds them is refused wherever it would be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Layers {
+pub struct LayersConfig {
     /// Maximum decompressed size of one layer in bytes, including the holes of sparse files.
     pub max_bytes: u64,
     /// Maximum ratio of decompressed to compressed bytes, of one layer and of a whole image.
@@ -234,7 +234,7 @@ pub struct Layers {
 /// Services of the room, and the ingress that routes to them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Services {
+pub struct ServicesConfig {
     /// Programs of the containerd that the daemon runs if no `containerd` socket is set; looked up in `PATH` if they
     /// have no `/`. If the path of containerd has one, the shim from the same directory is used.
     pub containerd_program: PathBuf,
@@ -258,7 +258,7 @@ pub struct Services {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Log {
+pub struct LogConfig {
     pub format: LogFormat,
     /// Log filter directives in the syntax of `tracing`, such as `info` or `hearthd=debug,info`.
     pub filter: String,
@@ -275,13 +275,13 @@ pub enum LogFormat {
 fn one_or_several<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Form {
+    enum OneOrSeveral {
         One(String),
         Several(Vec<String>),
     }
-    Ok(match Form::deserialize(from)? {
-        Form::One(one) => vec![one],
-        Form::Several(several) => several,
+    Ok(match OneOrSeveral::deserialize(from)? {
+        OneOrSeveral::One(one) => vec![one],
+        OneOrSeveral::Several(several) => several,
     })
 }
 
@@ -305,7 +305,7 @@ impl Default for Config {
             token_keys: Vec::new(),
             room_registries: RoomRegistries::default().names().to_vec(),
             mirrors: BTreeMap::new(),
-            connections: Connections {
+            connections: ConnectionsConfig {
                 api: 4096,
                 api_per_peer: 1024,
                 socket: 1024,
@@ -317,7 +317,7 @@ impl Default for Config {
                 receive_bytes: GIB / 4,
                 stall_seconds: 60,
             },
-            builds: Builds {
+            builds: BuildsConfig {
                 concurrency: 5,
                 queue_length: 100,
                 per_caller: 50,
@@ -328,9 +328,9 @@ impl Default for Config {
                 builder_wait_seconds: 60,
                 keep: 1000,
                 min_free_bytes: GIB,
-                egress: Egress::default(),
+                egress: EgressConfig::default(),
             },
-            builder: Builder {
+            builder: BuilderConfig {
                 program: "buildkitd".into(),
                 max_used_bytes: 50 * GIB,
                 min_free_bytes: 2 * GIB,
@@ -341,27 +341,27 @@ impl Default for Config {
                 step_memory_bytes: None,
                 step_processes: 4096,
             },
-            packs: Packs {
+            packs: PacksConfig {
                 max_bytes: 50 * GIB,
                 max_bytes_per_caller: 20 * GIB,
                 keep_seconds: 24 * 3600,
                 min_free_bytes: GIB,
             },
-            trust: Trust::default(),
-            images: Images { cache_max_bytes: 20 * GIB, downloads_max_bytes: 4 * GIB },
-            uploads: Uploads {
+            trust: TrustPolicy::default(),
+            images: ImagesConfig { cache_max_bytes: 20 * GIB, downloads_max_bytes: 4 * GIB },
+            uploads: UploadsConfig {
                 max_bytes_per_caller: 100 * GIB,
                 max_bytes_per_image: 64 * GIB,
                 min_free_bytes: GIB,
                 idle_seconds: 900,
             },
-            layers: Layers {
+            layers: LayersConfig {
                 max_bytes: layer_limits.layer_bytes,
                 max_ratio: NonZeroU64::new(layer_limits.ratio).unwrap_or(NonZeroU64::MIN),
                 any_ratio_bytes: layer_limits.ratio_floor,
                 max_entries: layer_limits.entries,
             },
-            services: Services {
+            services: ServicesConfig {
                 containerd_program: "containerd".into(),
                 runc_program: "runc".into(),
                 subnet: None,
@@ -371,8 +371,8 @@ impl Default for Config {
                 default_memory_bytes: None,
                 allow_capabilities: Vec::new(),
             },
-            audit: Audit { max_bytes: 64 << 20, keep_days: 90 },
-            log: Log { format: LogFormat::Text, filter: "info".to_owned() },
+            audit: AuditConfig { max_bytes: 64 << 20, keep_days: 90 },
+            log: LogConfig { format: LogFormat::Text, filter: "info".to_owned() },
         }
     }
 }
@@ -390,9 +390,9 @@ impl Config {
         RoomRegistries::new(self.room_registries.clone())
     }
 
-    pub fn mirrors(&self) -> Result<Mirrors, MirrorError> {
+    pub fn mirrors(&self) -> Result<MirrorList, MirrorError> {
         let all = self.mirrors.iter().flat_map(|(host, urls)| urls.iter().map(move |url| (host, url)));
-        Ok(Mirrors::new(all.map(|(host, url)| Mirror::new(host, url)).collect::<Result<_, _>>()?))
+        Ok(MirrorList::new(all.map(|(host, url)| RegistryMirror::new(host, url)).collect::<Result<_, _>>()?))
     }
 
     pub fn egress(&self) -> EgressPolicy {
@@ -400,7 +400,7 @@ impl Config {
     }
 
     pub fn layer_limits(&self) -> LayerLimits {
-        let Layers { max_bytes, max_ratio, any_ratio_bytes, max_entries } = self.layers;
+        let LayersConfig { max_bytes, max_ratio, any_ratio_bytes, max_entries } = self.layers;
         LayerLimits {
             layer_bytes: max_bytes,
             ratio: max_ratio.get(),

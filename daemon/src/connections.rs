@@ -21,10 +21,10 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use table::Table;
+use table::ConnectionTable;
 
 /// Interval between two sweeps for unused connections.
-const SWEEP: Duration = Duration::from_secs(5);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
@@ -33,9 +33,9 @@ pub struct ConnectionLimits {
     /// Connections of one peer.
     pub per_peer: usize,
     /// Idle timeout of a connection on which no request has been admitted yet.
-    pub unknown: Duration,
+    pub unadmitted_timeout: Duration,
     /// Idle timeout of a connection on which a request has been admitted.
-    pub idle: Duration,
+    pub idle_timeout: Duration,
 }
 
 /// Peer whose share a connection counts towards.
@@ -50,7 +50,7 @@ pub enum ConnectionPeer {
 
 /// Refusal of a new connection: the limit is reached, and no other connection can be closed for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Crowded {
+pub enum ConnectionLimitReached {
     #[error("{limit} connections of this peer are open and in use, which is the most")]
     Peer { limit: usize },
     #[error("{limit} connections are open and in use, which is the most")]
@@ -62,39 +62,39 @@ pub enum Crowded {
 
 /// Limiter for the connections of one or more listeners; cheap to clone.
 #[derive(Clone)]
-pub struct Connections(Arc<Shared>);
+pub struct ConnectionLimiter(Arc<ConnectionLimiterState>);
 
-struct Shared {
+struct ConnectionLimiterState {
     limits: ConnectionLimits,
     opened: Instant,
-    table: Mutex<Table>,
+    table: Mutex<ConnectionTable>,
     ended: Notify,
 }
 
 /// Usage of a connection.
-struct Usage {
+struct ConnectionState {
     requests: AtomicUsize,
     opened: Instant,
     /// Time at which the last request ended, or the connection was opened: milliseconds since the limiter was created.
-    used: AtomicU64,
-    known: AtomicBool,
+    last_used_ms: AtomicU64,
+    admitted: AtomicBool,
     closing: CancellationToken,
 }
 
 /// Place of a connection within the limits. Dropping it frees the place.
-pub struct Held {
-    shared: Arc<Shared>,
-    used: ConnectionUse,
+pub struct ConnectionPermit {
+    shared: Arc<ConnectionLimiterState>,
+    usage: ConnectionUse,
     peer: ConnectionPeer,
     number: u64,
 }
 
 /// Handle that marks a connection as used; cheap to clone. It does not hold the connection's place.
 #[derive(Clone)]
-pub struct ConnectionUse(Arc<Usage>);
+pub struct ConnectionUse(Arc<ConnectionState>);
 
 /// A running request. The connection is in use until this is dropped.
-pub struct InUse(ConnectionUse);
+pub struct ActiveRequest(ConnectionUse);
 
 impl ConnectionPeer {
     /// Returns the peer of an address. An IPv6 peer is a /64 network, because its owner has all addresses in it.
@@ -110,28 +110,32 @@ impl ConnectionPeer {
     }
 }
 
-impl Connections {
+impl ConnectionLimiter {
     pub fn new(limits: ConnectionLimits) -> Self {
         let limits =
             ConnectionLimits { total: limits.total.max(1), per_peer: limits.per_peer.max(1), ..limits };
         let (opened, table, ended) = (Instant::now(), Mutex::default(), Notify::new());
-        Self(Arc::new(Shared { limits, opened, table, ended }))
+        Self(Arc::new(ConnectionLimiterState { limits, opened, table, ended }))
     }
 
     /// Gives a new connection a place. Its own token, a child of `stop`, asks the connection to close.
-    pub fn admit(&self, peer: ConnectionPeer, stop: &CancellationToken) -> Result<Held, Crowded> {
-        let usage = Arc::new(Usage {
+    pub fn admit(
+        &self,
+        peer: ConnectionPeer,
+        stop: &CancellationToken,
+    ) -> Result<ConnectionPermit, ConnectionLimitReached> {
+        let usage = Arc::new(ConnectionState {
             requests: AtomicUsize::new(0),
             opened: self.0.opened,
-            used: AtomicU64::new(milliseconds_since(self.0.opened)),
-            known: AtomicBool::new(false),
+            last_used_ms: AtomicU64::new(milliseconds_since(self.0.opened)),
+            admitted: AtomicBool::new(false),
             closing: stop.child_token(),
         });
         let mut table = self.0.table();
         table.make_room(peer, &self.0.limits)?;
         let number = table.insert(peer, Arc::clone(&usage));
         drop(table);
-        Ok(Held { shared: Arc::clone(&self.0), used: ConnectionUse(usage), peer, number })
+        Ok(ConnectionPermit { shared: Arc::clone(&self.0), usage: ConnectionUse(usage), peer, number })
     }
 
     /// Like [`admit`](Self::admit), but waits for up to `limit` while other connections are being closed.
@@ -140,12 +144,12 @@ impl Connections {
         limit: Duration,
         peer: ConnectionPeer,
         stop: &CancellationToken,
-    ) -> Result<Held, Crowded> {
+    ) -> Result<ConnectionPermit, ConnectionLimitReached> {
         let end = tokio::time::Instant::now() + limit;
         loop {
             let ended = self.0.ended.notified();
             let crowded = match self.admit(peer, stop) {
-                Err(crowded @ Crowded::Closing { .. }) => crowded,
+                Err(crowded @ ConnectionLimitReached::Closing { .. }) => crowded,
                 admitted => return admitted,
             };
             if tokio::time::timeout_at(end, ended).await.is_err() {
@@ -157,9 +161,13 @@ impl Connections {
     /// Asks connections to close that have been idle for too long. See [`sweep_loop`](Self::sweep_loop).
     pub fn sweep(&self) {
         let (now, limits) = (milliseconds_since(self.0.opened), &self.0.limits);
-        self.0.table().each(|usage| {
-            let limit = if usage.known.load(Ordering::Relaxed) { limits.idle } else { limits.unknown };
-            let unused = now.saturating_sub(usage.used.load(Ordering::Relaxed));
+        self.0.table().for_each(|usage| {
+            let limit = if usage.admitted.load(Ordering::Relaxed) {
+                limits.idle_timeout
+            } else {
+                limits.unadmitted_timeout
+            };
+            let unused = now.saturating_sub(usage.last_used_ms.load(Ordering::Relaxed));
             if usage.is_unused() && u128::from(unused) >= limit.as_millis() {
                 usage.closing.cancel();
             }
@@ -168,7 +176,7 @@ impl Connections {
 
     /// Sweeps until `stop`.
     pub async fn sweep_loop(self, stop: CancellationToken) {
-        let mut pause = tokio::time::interval(SWEEP);
+        let mut pause = tokio::time::interval(SWEEP_INTERVAL);
         while stop.run_until_cancelled(pause.tick()).await.is_some() {
             self.sweep();
         }
@@ -179,7 +187,7 @@ impl Connections {
     }
 
     /// Waits until no connection is open.
-    pub async fn all_ended(&self) {
+    pub async fn all_closed(&self) {
         loop {
             let ended = self.0.ended.notified();
             if self.count() == 0 {
@@ -190,8 +198,8 @@ impl Connections {
     }
 }
 
-impl Shared {
-    fn table(&self) -> MutexGuard<'_, Table> {
+impl ConnectionLimiterState {
+    fn table(&self) -> MutexGuard<'_, ConnectionTable> {
         // A panic while the lock is held leaves the table consistent: every change is one insertion or removal.
         self.table.lock()
     }
@@ -201,52 +209,52 @@ fn milliseconds_since(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-impl Usage {
+impl ConnectionState {
     fn is_unused(&self) -> bool {
         self.requests.load(Ordering::Relaxed) == 0
     }
 
     /// Reports whether the connection may be closed for another one.
-    fn may_go(&self) -> bool {
-        self.is_unused() || !self.known.load(Ordering::Relaxed)
+    fn may_be_closed(&self) -> bool {
+        self.is_unused() || !self.admitted.load(Ordering::Relaxed)
     }
 }
 
-impl Held {
+impl ConnectionPermit {
     /// Token that is cancelled when the connection must close.
     pub fn closing(&self) -> &CancellationToken {
-        &self.used.0.closing
+        &self.usage.0.closing
     }
 
-    pub const fn used(&self) -> &ConnectionUse {
-        &self.used
+    pub const fn usage(&self) -> &ConnectionUse {
+        &self.usage
     }
 }
 
 impl ConnectionUse {
     /// Marks the start of a request.
-    pub fn begin(&self) -> InUse {
+    pub fn begin(&self) -> ActiveRequest {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
-        InUse(self.clone())
+        ActiveRequest(self.clone())
     }
 
     /// Records that a request on the connection was admitted: the connection is not closed for others while it is in use.
-    pub fn is_known(&self) {
-        if !self.0.known.load(Ordering::Relaxed) {
-            self.0.known.store(true, Ordering::Relaxed);
+    pub fn mark_admitted(&self) {
+        if !self.0.admitted.load(Ordering::Relaxed) {
+            self.0.admitted.store(true, Ordering::Relaxed);
         }
     }
 }
 
-impl Drop for InUse {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         let ConnectionUse(usage) = &self.0;
-        usage.used.store(milliseconds_since(usage.opened), Ordering::Relaxed);
+        usage.last_used_ms.store(milliseconds_since(usage.opened), Ordering::Relaxed);
         usage.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Drop for Held {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.shared.table().remove(self.peer, self.number);
         self.shared.ended.notify_waiters();

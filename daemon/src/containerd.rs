@@ -26,18 +26,19 @@ use async_trait::async_trait;
 use tokio::sync::{Mutex, OnceCell, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::deploy::port::{Exec, ExecSpec, InstanceImage, InstanceSpec, Observed, Runtime, RuntimeError};
-use crate::image::port::{Blobs, LayerCheck};
+use crate::deploy::port::{
+    ContainerRuntime, ExecSpec, ExecStreams, InstanceImage, InstanceSpec, ObservedInstance, RuntimeError,
+};
+use crate::image::port::{BlobStorage, LayerCheck};
 use crate::model::Digest;
 use crate::model::id::InstanceId;
 use crate::supervise::port as supervise;
-use crate::supervise::watched::Watched;
-use channel::Connection;
+use crate::supervise::readiness::ReadinessWatcher;
+use channel::ContainerdConnection;
 
 mod cgroup;
 mod channel;
 mod content;
-mod end;
 mod events;
 mod exec;
 mod failure;
@@ -51,19 +52,20 @@ mod reserve;
 mod rootfs;
 pub mod spec;
 mod start;
+mod stop;
 mod version;
 
-pub use crate::supervise::watched::Status;
-pub use namespace::of_state_dir;
+pub use crate::supervise::readiness::ReadinessStatus;
+pub use namespace::namespace_of_state_dir;
 
 pub struct Options {
     pub socket: PathBuf,
     /// See [`namespace_of_state_dir`].
     pub namespace: String,
     /// Status of the daemon's own containerd; `None` for an external one.
-    pub child: Option<watch::Receiver<supervise::Status>>,
+    pub child: Option<watch::Receiver<supervise::ChildStatus>>,
     /// Program and state directory of runc; `None` for containerd's defaults.
-    pub runc: Option<Runc>,
+    pub runc: Option<RuncPaths>,
     /// Task directory of the daemon's own containerd, from which leftovers of a killed shim are removed.
     pub tasks: Option<PathBuf>,
     /// File that reserves disk space beside the daemon's own containerd: see [`reserve`].
@@ -75,30 +77,30 @@ pub struct Options {
 }
 
 #[derive(Clone, Debug)]
-pub struct Runc {
+pub struct RuncPaths {
     pub program: PathBuf,
     pub root: PathBuf,
 }
 
 /// Client of a containerd. Cheap to clone; dropping the last clone stops the background tasks.
 #[derive(Clone)]
-pub struct Containerd {
-    inner: Arc<Inner>,
-    status: watch::Receiver<Status>,
+pub struct ContainerdClient {
+    inner: Arc<ContainerdContext>,
+    status: watch::Receiver<ReadinessStatus>,
     changes: Arc<watch::Sender<u64>>,
     _watch: Arc<DropGuard>,
 }
 
 /// State shared by all calls.
-struct Inner {
-    connection: Connection,
-    blobs: Arc<dyn Blobs>,
+struct ContainerdContext {
+    connection: ContainerdConnection,
+    blobs: Arc<dyn BlobStorage>,
     layers: Arc<dyn LayerCheck>,
     socket: PathBuf,
     namespace: String,
-    runc: Option<Runc>,
+    runc: Option<RuncPaths>,
     tasks: Option<PathBuf>,
-    reserve: Option<reserve::Reserve>,
+    reserve: Option<reserve::DiskReserve>,
     pipes: PathBuf,
     keeper: PathBuf,
     /// Name of the snapshotter, chosen at the first use.
@@ -107,12 +109,12 @@ struct Inner {
     unpacking: Mutex<()>,
 }
 
-impl Containerd {
+impl ContainerdClient {
     /// Creates a client, which connects at the first call and reconnects after a lost connection. Images whose layers
     /// fail the check of `layers` are neither unpacked nor started.
-    pub fn connect(options: Options, blobs: Arc<dyn Blobs>, layers: Arc<dyn LayerCheck>) -> Self {
-        let connection = Connection::new(&options.socket, &options.namespace);
-        let inner = Arc::new(Inner {
+    pub fn connect(options: Options, blobs: Arc<dyn BlobStorage>, layers: Arc<dyn LayerCheck>) -> Self {
+        let connection = ContainerdConnection::new(&options.socket, &options.namespace);
+        let inner = Arc::new(ContainerdContext {
             connection,
             blobs,
             layers,
@@ -120,18 +122,18 @@ impl Containerd {
             namespace: options.namespace,
             runc: options.runc,
             tasks: options.tasks,
-            reserve: options.reserve.map(reserve::Reserve::open),
+            reserve: options.reserve.map(reserve::DiskReserve::open),
             pipes: options.pipes,
             keeper: options.keeper,
             snapshotter: OnceCell::new(),
             unpacking: Mutex::new(()),
         });
-        let (sender, status) = watch::channel(Status::default());
+        let (sender, status) = watch::channel(ReadinessStatus::default());
         let changes = Arc::new(watch::Sender::new(0));
         let stop = CancellationToken::new();
-        let watched = Watched {
+        let watched = ReadinessWatcher {
             name: "containerd",
-            place: format!("containerd at {}", options.socket.display()),
+            description: format!("containerd at {}", options.socket.display()),
             child: options.child.map(|child| ("containerd", child)),
             sender,
         };
@@ -142,10 +144,10 @@ impl Containerd {
                     woken.send_modify(|count| *count += 1);
                 }
             };
-            let watch = watched.run(|| version::of(&asked), told);
+            let watch = watched.run(|| version::query_version(&asked), told);
             stopped.run_until_cancelled(watch).await;
         });
-        let events = events::Events {
+        let events = events::ContainerdEvents {
             inner: Arc::clone(&inner),
             changes: Arc::clone(&changes),
             status: status.clone(),
@@ -158,13 +160,13 @@ impl Containerd {
     }
 
     /// Returns the current status, which is updated within seconds.
-    pub fn status(&self) -> watch::Receiver<Status> {
+    pub fn status(&self) -> watch::Receiver<ReadinessStatus> {
         self.status.clone()
     }
 }
 
 #[async_trait]
-impl Runtime for Containerd {
+impl ContainerRuntime for ContainerdClient {
     async fn prepare(&self, image: &InstanceImage) -> Result<(), RuntimeError> {
         self.inner.prepare(image).await
     }
@@ -185,7 +187,7 @@ impl Runtime for Containerd {
         self.inner.remove(instance).await
     }
 
-    async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
+    async fn list(&self) -> Result<Vec<ObservedInstance>, RuntimeError> {
         self.inner.list().await
     }
 
@@ -193,7 +195,7 @@ impl Runtime for Containerd {
         self.changes.subscribe()
     }
 
-    async fn exec(&self, instance: &InstanceId, exec: ExecSpec) -> Result<Exec, RuntimeError> {
+    async fn exec(&self, instance: &InstanceId, exec: ExecSpec) -> Result<ExecStreams, RuntimeError> {
         exec::exec(Arc::clone(&self.inner), instance, exec).await
     }
 }

@@ -30,14 +30,14 @@ pub struct ControlGroup {
 }
 
 /// Reports whether the kernel uses version 2 of the interface.
-pub fn unified() -> bool {
+pub fn is_unified() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
 impl ControlGroup {
     pub fn at(path: &str) -> Self {
         let path = path.trim_matches('/').to_owned();
-        let directories = if unified() {
+        let directories = if is_unified() {
             vec![Path::new(ROOT).join(&path)]
         } else {
             CONTROLLERS.iter().map(|controller| Path::new(ROOT).join(controller).join(&path)).collect()
@@ -47,7 +47,7 @@ impl ControlGroup {
 
     /// Creates the group and those above it if they do not exist.
     pub fn create(&self) -> io::Result<()> {
-        if unified() {
+        if is_unified() {
             return create_unified(&self.path);
         }
         self.directories.iter().try_for_each(fs::create_dir_all)
@@ -56,14 +56,14 @@ impl ControlGroup {
     /// Limits memory, including swap if the kernel counts it.
     pub fn limit_memory(&self, bytes: u64) -> io::Result<()> {
         let bytes = bytes.to_string();
-        if unified() {
+        if is_unified() {
             self.write("memory.max", &bytes)?;
-            return optional(self.write("memory.swap.max", "0"));
+            return ignore_unsupported(self.write("memory.swap.max", "0"));
         }
         // The limit on memory and swap must never be below that on memory.
-        optional(self.write("memory.memsw.limit_in_bytes", UNLIMITED))?;
+        ignore_unsupported(self.write("memory.memsw.limit_in_bytes", UNLIMITED))?;
         self.write("memory.limit_in_bytes", &bytes)?;
-        optional(self.write("memory.memsw.limit_in_bytes", &bytes))
+        ignore_unsupported(self.write("memory.memsw.limit_in_bytes", &bytes))
     }
 
     /// Limits processes and threads.
@@ -72,7 +72,7 @@ impl ControlGroup {
     }
 
     /// Files to which a process writes `0` to move itself into the group.
-    pub fn members(&self) -> Vec<PathBuf> {
+    pub fn member_files(&self) -> Vec<PathBuf> {
         self.directories.iter().map(|directory| directory.join("cgroup.procs")).collect()
     }
 
@@ -81,7 +81,7 @@ impl ControlGroup {
     pub fn remove(&self) -> io::Result<()> {
         let begun = Instant::now();
         loop {
-            match self.everywhere()?.iter().try_for_each(|directory| remove(directory)) {
+            match self.all_directories()?.iter().try_for_each(|directory| remove(directory)) {
                 Err(error)
                     if error.kind() == io::ErrorKind::ResourceBusy && begun.elapsed() < LEAVE_LIMIT =>
                 {
@@ -94,16 +94,16 @@ impl ControlGroup {
 
     /// Removes the group if it contains no process and no group.
     pub fn remove_if_empty(&self) {
-        for directory in self.everywhere().unwrap_or_default() {
+        for directory in self.all_directories().unwrap_or_default() {
             // A group in use stays.
             let _ = fs::remove_dir(directory);
         }
     }
 
     /// Returns the group's directories in all hierarchies, since runc creates the groups above its own in each of them.
-    fn everywhere(&self) -> io::Result<Vec<PathBuf>> {
+    fn all_directories(&self) -> io::Result<Vec<PathBuf>> {
         let mut found = vec![Path::new(ROOT).join(&self.path)];
-        if !unified() {
+        if !is_unified() {
             for hierarchy in fs::read_dir(ROOT)? {
                 found.push(hierarchy?.path().join(&self.path));
             }
@@ -118,12 +118,12 @@ impl ControlGroup {
         let path = path.ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, format!("the kernel has no `{file}` for `{}`", self.path))
         })?;
-        fs::write(&path, value).map_err(|error| named(&path, &error))
+        fs::write(&path, value).map_err(|error| with_path(&path, &error))
     }
 }
 
 /// Ignores a limit that this kernel does not support.
-fn optional(written: io::Result<()>) -> io::Result<()> {
+fn ignore_unsupported(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -136,18 +136,20 @@ fn create_unified(path: &str) -> io::Result<()> {
     for part in path.split('/') {
         let file = above.join("cgroup.subtree_control");
         for controller in CONTROLLERS {
-            fs::write(&file, format!("+{controller}")).map_err(|error| named(&file, &error))?;
+            fs::write(&file, format!("+{controller}")).map_err(|error| with_path(&file, &error))?;
         }
         above.push(part);
         match fs::create_dir(&above) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(named(&above, &error)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(with_path(&above, &error));
+            }
             _ => {}
         }
     }
     Ok(())
 }
 
-fn named(path: &Path, error: &io::Error) -> io::Error {
+fn with_path(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
@@ -163,7 +165,7 @@ pub enum MemoryWatch {
 impl MemoryWatch {
     pub fn of(group: &ControlGroup) -> io::Result<Self> {
         let Some(directory) = group.directories.first() else { return Err(io::ErrorKind::NotFound.into()) };
-        if unified() {
+        if is_unified() {
             return Ok(Self::File(directory.join("memory.events")));
         }
         let events = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -241,7 +243,7 @@ mod tests {
     /// Runs a script inside the group; returns whether it succeeded.
     fn run(group: &ControlGroup, script: &str) -> bool {
         let enter: String =
-            group.members().iter().map(|file| format!("echo 0 > {}; ", file.display())).collect();
+            group.member_files().iter().map(|file| format!("echo 0 > {}; ", file.display())).collect();
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("{enter}{script}")]).stdout(Stdio::null()).stderr(Stdio::null());
         shell.status().unwrap().success()

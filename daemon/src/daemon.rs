@@ -4,9 +4,9 @@
 //! everything behind them is ready. No other module of the crate depends on this one.
 
 mod descriptors;
-mod kept;
+mod ledger_check;
 mod listeners;
-mod pulse;
+mod liveness;
 mod router;
 mod services;
 mod steps;
@@ -22,18 +22,18 @@ use hyper_util::client::proxy::matcher::Matcher;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::Access;
+use crate::access::TokenAuthority;
 use crate::api::grpc::BuilderList;
-use crate::api::http::Readiness;
+use crate::api::http::ReadinessCheck;
 use crate::api::receive::ReceiveOptions;
-use crate::api::serve::Served;
+use crate::api::serve::ServeOptions;
 use crate::api::shares::{CallerShares, ShareLimits};
 use crate::audit::{AuditTrail, FileLimits};
-use crate::build::{self, RegistryAccess, RegistryCredential, RoomContexts};
-use crate::builders::{self, Builders};
-use crate::buildkit::{Address, managed};
+use crate::build::{self, RegistryAccess, RegistryCredentialMinter, RoomContexts};
+use crate::builders::{self, BuilderPool};
+use crate::buildkit::{BuildKitAddress, managed};
 use crate::config::Config;
-use crate::connections::Connections;
+use crate::connections::ConnectionLimiter;
 use crate::context::layers::LayerInspection;
 use crate::context::mounts::MountedContexts;
 use crate::context::storage::{StorageRoot, StorageRoots};
@@ -41,30 +41,30 @@ use crate::context::{ContextOptions, ContextPreparer};
 use crate::control_group::machine_memory;
 use crate::deploy::mounts::{self, InstanceMounts, MountedImages};
 use crate::deploy::{self, LogFiles, RoomServiceImages};
-use crate::disk::{DiskLimits, DiskShares, SpaceWatch};
-use crate::downloads::{self, Downloads};
+use crate::disk::{DiskLedger, DiskLimits, SpaceWatch};
+use crate::downloads::{self, DownloadCache};
 use crate::git_proxy::GitProxy;
 use crate::image::port::LayerCheck;
-use crate::image::{Elsewhere, Images};
-use crate::ingress::{Ingress, Tls};
-use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
+use crate::image::{ImageStore, RemoteRegistries};
+use crate::ingress::{Ingress, TlsTerminator};
+use crate::model::access::{ApiScope, ContainersGrant, NamePatterns, RegistryGrant};
 use crate::model::id::BuildId;
-use crate::model::secret::{Credential, Secret};
-use crate::model::share_owner::ShareOwners;
+use crate::model::secret::{RegistryCredential, Secret};
+use crate::model::share_owner::ShareOwnerResolver;
 use crate::network::steps::StepNetwork;
 use crate::packs::store::StoreLimits;
-use crate::packs::{PackOptions, Packs};
+use crate::packs::{PackOptions, PackStore};
 use crate::registry::blobs::BlobStore;
-use crate::registry::{Registry, UploadLimits};
-use crate::secrets::Secrets;
-use crate::store::Store;
+use crate::registry::{RegistryApi, UploadLimits};
+use crate::secrets::RoomSecrets;
+use crate::store::StateStore;
 use crate::{containerd, supervise, task};
 
-use kept::KeptFiles;
-pub use listeners::Addresses;
-use listeners::Listeners;
-use pulse::Pulse;
-use services::Services;
+use ledger_check::UploadLedgerCheck;
+use listeners::BoundListeners;
+pub use listeners::DaemonAddresses;
+use liveness::LivenessReceiver;
+use services::ServiceRuntime;
 
 /// Time that running builds get after the stop signal; after that they are left for the next run of the daemon.
 const DRAIN_GRACE: Duration = Duration::from_secs(10);
@@ -77,26 +77,26 @@ const KEEP_BUILDS: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Lifetime of a build's token for the room's registry; BuildKit requests a new one whenever it needs one.
 const BUILD_TOKEN_TTL: Duration = Duration::from_secs(3600);
 /// Number of bytes of one step's output that BuildKit accepts beyond the log quota of a build.
-const STEP_OUTPUT_OVER: u64 = 64 << 10;
+const STEP_OUTPUT_EXCESS: u64 = 64 << 10;
 /// Time limit for writing the end of the audit trail.
-const TRAIL_LIMIT: Duration = Duration::from_secs(3);
-const HOUSEKEEPING: Duration = Duration::from_secs(600);
+const AUDIT_FLUSH_LIMIT: Duration = Duration::from_secs(3);
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(600);
 /// Interval between two checks of the tokens of running calls.
-const CHECK_RUNNING: Duration = Duration::from_secs(2);
-const EXPIRE: Duration = Duration::from_secs(5);
+const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(2);
+const UPLOAD_EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Daemon whose ports are bound.
 pub struct Daemon {
     config: Config,
     metrics: PrometheusHandle,
-    listeners: Listeners,
-    tls: Option<Arc<Tls>>,
+    listeners: BoundListeners,
+    tls: Option<Arc<TlsTerminator>>,
     storage: StorageRoots,
-    store: Store,
+    store: StateStore,
     blobs: BlobStore,
-    disk: DiskShares,
+    disk: DiskLedger,
     space: SpaceWatch,
-    access: Arc<Access>,
+    access: Arc<TokenAuthority>,
     /// Lock that is held as long as the daemon runs: one daemon per state directory.
     _lock: File,
 }
@@ -121,19 +121,19 @@ impl Daemon {
             room: open_storage(&config.room_storage())?,
             project: open_storage(&config.project_storage())?,
         };
-        let store = Store::open(&state.join("state.db")).context("state database")?;
+        let store = StateStore::open(&state.join("state.db")).context("state database")?;
         let limits = DiskLimits {
             per_caller: config.uploads.max_bytes_per_caller,
             per_image: config.uploads.max_bytes_per_image,
             min_free: config.uploads.min_free_bytes,
         };
-        let disk = DiskShares::open(&state.join("disk.jsonl"), limits).context("ledger of uploads")?;
+        let disk = DiskLedger::open(&state.join("disk.jsonl"), limits).context("ledger of uploads")?;
         let blobs = BlobStore::open(&state.join("registry")).context("content store")?;
-        let blobs = blobs.counted(disk.clone());
-        let access = Access::open(&config.room, &state.join("room.secret"))?;
+        let blobs = blobs.with_disk_shares(disk.clone());
+        let access = TokenAuthority::open(&config.room, &state.join("room.secret"))?;
         let access = access.with_public_keys(&config.token_keys)?.with_trust(config.trust.clone());
         let tls = services::open_tls(&config).await?;
-        let listeners = Listeners::bind(&config).await?;
+        let listeners = BoundListeners::bind(&config).await?;
         Ok(Self {
             config,
             metrics,
@@ -149,7 +149,7 @@ impl Daemon {
         })
     }
 
-    pub fn addresses(&self) -> &Addresses {
+    pub fn addresses(&self) -> &DaemonAddresses {
         &self.listeners.addresses
     }
 
@@ -157,17 +157,17 @@ impl Daemon {
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         let Self { config, metrics, mut listeners, tls, storage, store, blobs, disk, space, access, _lock } =
             self;
-        let pulse = pulse::watch(store.clone());
-        let places = descriptors::divide(&config.connections);
+        let pulse = liveness::watch(store.clone());
+        let places = descriptors::divide_descriptors(&config.connections);
         let kept = FileLimits { bytes: config.audit.max_bytes, age: config.audit_keep() };
         let trail = AuditTrail::open(&config.state_dir.join("audit"), kept);
         let trail = trail.context("audit trail")?;
-        let owners = ShareOwners::default();
+        let owners = ShareOwnerResolver::default();
         let (builders, step_network) = start_builders(&config, &owners, &space).await?;
         let network = services::open_network(&config).await;
-        let (network, own_address) = services::reachable(network, &mut listeners).await;
+        let (network, own_address) = services::listen_for_services(network, &mut listeners).await;
         let layer_limits = config.layer_limits();
-        let images = Images::new(
+        let images = ImageStore::new(
             config.room_registries(),
             Arc::new(blobs.clone()),
             Arc::new(store.clone()),
@@ -176,17 +176,17 @@ impl Daemon {
         let layers: Arc<dyn LayerCheck> = Arc::new(images.clone());
         let (runtime, runtime_child) = services::start_containerd(&config, Arc::new(blobs.clone()), layers)?;
         images.limit_cache(config.images.cache_max_bytes);
-        images.share_by(owners.clone());
+        images.set_share_owners(owners.clone());
         images.limit_images(config.uploads.max_bytes_per_image);
         let limits = UploadLimits {
-            idle: Duration::from_secs(config.uploads.idle_seconds),
-            stall: Duration::from_secs(config.connections.stall_seconds),
-            image_bytes: config.uploads.max_bytes_per_image,
+            idle_timeout: Duration::from_secs(config.uploads.idle_seconds),
+            stall_timeout: Duration::from_secs(config.connections.stall_seconds),
+            max_image_bytes: config.uploads.max_bytes_per_image,
             ..UploadLimits::default()
         };
-        let kept = KeptFiles { blobs: blobs.clone(), storage: storage.clone(), disk: disk.clone() };
+        let kept = UploadLedgerCheck { blobs: blobs.clone(), storage: storage.clone(), disk: disk.clone() };
         let registry =
-            Registry::new(limits, blobs, Arc::new(store.clone())).telling(Arc::new(images.clone()));
+            RegistryApi::new(limits, blobs, Arc::new(store.clone())).with_arrivals(Arc::new(images.clone()));
         let contexts = ContextPreparer::new(ContextOptions {
             room: config.room.clone(),
             storage: storage.clone(),
@@ -194,19 +194,19 @@ impl Daemon {
             limits: layer_limits,
         })?;
         let elsewhere =
-            Elsewhere::new(config.mirrors()?, config.registry_credentials.clone(), config.egress());
+            RemoteRegistries::new(config.mirrors()?, config.registry_credentials.clone(), config.egress());
         elsewhere.check()?;
         let packs = open_packs(&config, images.clone())?;
         let room = RoomContexts {
             contexts: contexts.clone(),
             images: images.clone(),
-            elsewhere: elsewhere.clone(),
+            remote_registries: elsewhere.clone(),
             packs: packs.clone(),
         };
         let files = [storage.room.path(), storage.project.path()];
         let mounts = MountedContexts::open(&config.state_dir, &files).context("records of mounts")?;
         mounts.clear_stale().await;
-        let downloads = Downloads::open(downloads::Options {
+        let downloads = DownloadCache::open(downloads::Options {
             directory: config.state_dir.join("downloads"),
             policy: config.egress(),
             max_bytes: config.images.downloads_max_bytes,
@@ -214,7 +214,7 @@ impl Daemon {
             address: listeners.addresses.registry.to_string(),
         })
         .context("downloads of builds")?;
-        let ports = build::Ports {
+        let ports = build::BuildPorts {
             store: Arc::new(store.clone()),
             solver: Arc::new(builders.clone()),
             contexts: Arc::new(room.clone()),
@@ -224,7 +224,7 @@ impl Daemon {
         let options =
             build_options(&config, &listeners.addresses, Arc::clone(&access), owners.clone(), space.clone());
         let builds = build::Service::start(options, ports).await?;
-        owners.ask_for_builds(builds.handle().submitters());
+        owners.set_build_submitters(builds.handle().submitters());
 
         let ingress = Ingress::new(services::ingress_options(&config, places.ingress), Arc::clone(&access))
             .context("threads of the ingress")?
@@ -235,16 +235,19 @@ impl Daemon {
         let mounted = MountedImages { images: images.clone(), contexts: contexts.clone() };
         let instance_mounts =
             InstanceMounts::open(mount_options, mounted).context("directory of services' mounts")?;
-        let secrets = Secrets::open(&config.state_dir.join("secrets.key"), Arc::new(store.clone()));
-        let ports = deploy::Ports {
+        let secrets = RoomSecrets::open(&config.state_dir.join("secrets.key"), Arc::new(store.clone()));
+        let ports = deploy::DeployDependencies {
             runtime: Arc::new(runtime.clone()),
-            network: services::port_of(&network),
-            router: Arc::clone(&ingress) as Arc<dyn deploy::port::Router>,
+            network: services::network_port(&network),
+            router: Arc::clone(&ingress) as Arc<dyn deploy::port::TrafficRouter>,
             mounts: Arc::new(instance_mounts.clone()),
             store: Arc::new(store.clone()),
-            images: Arc::new(RoomServiceImages { images: images.clone(), elsewhere: elsewhere.clone() }),
+            images: Arc::new(RoomServiceImages {
+                images: images.clone(),
+                remote_registries: elsewhere.clone(),
+            }),
             logs: Arc::new(LogFiles),
-            tokens: Arc::clone(&access) as Arc<dyn deploy::port::Tokens>,
+            tokens: Arc::clone(&access) as Arc<dyn deploy::port::TokenMinter>,
             secrets: Arc::new(secrets.clone()),
         };
         let logs = config.state_dir.join("service-logs");
@@ -258,24 +261,24 @@ impl Daemon {
         options.allowed_capabilities = config.services.allow_capabilities.iter().copied().collect();
         services::relocate_images(&store).await?;
         let services =
-            Services::start(options, ports, network, (runtime, runtime_child), instance_mounts).await?;
+            ServiceRuntime::start(options, ports, network, (runtime, runtime_child), instance_mounts).await?;
 
         let token_checks = Arc::clone(&access);
-        access.ask_for_services(services.handle().origins());
-        owners.ask_for_services(services.handle().creators());
-        packs.share_by(owners.clone());
+        access.set_service_origins(services.handle().origin_lookup());
+        owners.set_service_creators(services.handle().share_owner_lookup());
+        packs.set_share_owners(owners.clone());
         // Packs that services uploaded may exist from an earlier run.
-        services.handle().list().iter().for_each(|state| packs.count_service(&state.service.id));
+        services.handle().list().iter().for_each(|state| packs.register_service_owner(&state.service.id));
 
         let readiness = readiness(&builders, &services, &pulse, &space);
-        let changes = router::Changes {
+        let changes = router::ReadinessChanges {
             buildkit: builders.status(),
             containerd: services.containerd(),
             services: services.handle().ready(),
             work: pulse,
             disk: space.changes(),
         };
-        let (app, health) = router::build(router::Parts {
+        let (app, health) = router::build(router::RouterParts {
             builds: builds.handle(),
             deploys: services.handle(),
             secrets,
@@ -302,13 +305,13 @@ impl Daemon {
         })?;
         let closing = CancellationToken::new();
         let addresses = listeners.addresses.clone();
-        let served = Served {
+        let served = ServeOptions {
             router: app,
-            connections: Connections::new(places.api),
+            connections: ConnectionLimiter::new(places.api),
             stop: closing.clone(),
             grace: REQUEST_GRACE,
         };
-        let servers = listeners.serve(&served, Connections::new(places.socket), ingress, tls);
+        let servers = listeners.serve(&served, ConnectionLimiter::new(places.socket), ingress, tls);
         drop(served);
         addresses.write(&config.state_dir)?;
         tracing::info!(
@@ -338,11 +341,11 @@ impl Daemon {
         calls.abort();
         services.end().await;
         mounts.unmount_all().await;
-        builders.end().await;
+        builders.shutdown().await;
         if let Some(network) = step_network {
             steps::close(network).await;
         }
-        trail.flush(TRAIL_LIMIT).await;
+        trail.flush(AUDIT_FLUSH_LIMIT).await;
         listeners::forget_addresses(&config.state_dir)?;
         listeners::remove_socket(&addresses.socket);
         tracing::info!("stopped");
@@ -351,14 +354,14 @@ impl Daemon {
 }
 
 /// Ends running calls: at once if their token is revoked, and soon after it has expired.
-async fn running_calls_loop(access: Arc<Access>) {
+async fn running_calls_loop(access: Arc<TokenAuthority>) {
     loop {
-        let ended = access.end_running();
+        let ended = access.end_invalid_calls();
         if ended > 0 {
             tracing::info!(ended, "ended calls whose tokens are no longer valid");
         }
         // A change wakes the loop, and otherwise the interval elapses; both lead to a check.
-        let _ = tokio::time::timeout(CHECK_RUNNING, access.changed()).await;
+        let _ = tokio::time::timeout(TOKEN_CHECK_INTERVAL, access.keys_changed()).await;
     }
 }
 
@@ -381,7 +384,7 @@ fn open_storage(path: &Path) -> Result<StorageRoot> {
     Ok(root)
 }
 
-fn open_packs(config: &Config, images: Images) -> Result<Packs> {
+fn open_packs(config: &Config, images: ImageStore) -> Result<PackStore> {
     let limits = StoreLimits {
         total: config.packs.max_bytes,
         per_owner: config.packs.max_bytes_per_caller,
@@ -389,17 +392,17 @@ fn open_packs(config: &Config, images: Images) -> Result<Packs> {
     };
     let keep = Duration::from_secs(config.packs.keep_seconds);
     let directory = config.state_dir.join("packs");
-    Packs::open(PackOptions { directory, limits, keep }, images).context("content of packs")
+    PackStore::open(PackOptions { directory, limits, keep }, images).context("content of packs")
 }
 
 /// Connects to the configured BuildKits, or starts managed ones with the network of their steps.
 async fn start_builders(
     config: &Config,
-    owners: &ShareOwners,
+    owners: &ShareOwnerResolver,
     space: &SpaceWatch,
-) -> Result<(Builders, Option<StepNetwork>)> {
+) -> Result<(BuilderPool, Option<StepNetwork>)> {
     if !config.buildkit.is_empty() {
-        let addresses: Vec<Address> =
+        let addresses: Vec<BuildKitAddress> =
             config.buildkit.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
         if !config.egress().is_open() {
             tracing::warn!(
@@ -407,7 +410,7 @@ async fn start_builders(
                 config.buildkit.join(", ")
             );
         }
-        return Ok((Builders::connect(addresses, config.builder.allow_host_network), None));
+        return Ok((BuilderPool::connect(addresses, config.builder.allow_host_network), None));
     }
     let network = steps::open(config).await?;
     let missing = network.as_ref().err().map(ToString::to_string).unwrap_or_default();
@@ -415,19 +418,19 @@ async fn start_builders(
     builder.program.clone_from(&config.builder.program);
     builder.quota.max_used = config.builder.max_used_bytes;
     builder.quota.min_free = config.builder.min_free_bytes;
-    let namespace = containerd::of_state_dir(&config.state_dir).context("state directory")?;
-    builder.bounds = managed::Bounds {
+    let namespace = containerd::namespace_of_state_dir(&config.state_dir).context("state directory")?;
+    builder.bounds = managed::StepBounds {
         group: Some(format!("{namespace}-builders")),
         step_memory: config.builder.step_memory_bytes,
         step_processes: config.builder.step_processes,
         // A little more than is kept of a whole build, so that an excess is noticed.
-        step_output: Some(config.builds.log_quota_bytes.saturating_add(STEP_OUTPUT_OVER)),
+        step_output: Some(config.builds.log_quota_bytes.saturating_add(STEP_OUTPUT_EXCESS)),
     };
-    let limits = builders::Limits {
+    let limits = builders::BuilderLimits {
         running: config.builder.max_running.unwrap_or(config.builds.concurrency),
-        kept: config.builder.max_kept,
-        disk: config.builder.max_used_bytes,
-        idle: Duration::from_secs(config.builder.idle_seconds),
+        kept_caches: config.builder.max_kept,
+        cache_bytes: config.builder.max_used_bytes,
+        idle_timeout: Duration::from_secs(config.builder.idle_seconds),
     };
     let network = network.ok();
     let state_dir = config.state_dir.clone();
@@ -436,18 +439,18 @@ async fn start_builders(
     let (owners, space) = (owners.clone(), space.clone());
     let options =
         builders::Options { state_dir, limits, owners, builder, network: network.clone(), git, space };
-    Ok((Builders::start(options).await.context("builders")?, network))
+    Ok((BuilderPool::start(options).await.context("builders")?, network))
 }
 
 fn build_options(
     config: &Config,
-    addresses: &Addresses,
-    access: Arc<Access>,
-    owners: ShareOwners,
+    addresses: &DaemonAddresses,
+    access: Arc<TokenAuthority>,
+    owners: ShareOwnerResolver,
     space: SpaceWatch,
 ) -> build::Options {
     build::Options {
-        limits: build::Limits {
+        limits: build::AdmissionLimits {
             concurrency: config.builds.concurrency,
             queue: config.builds.queue_length,
             per_caller: config.builds.per_caller,
@@ -456,7 +459,7 @@ fn build_options(
         logs_per_owner: config.builds.logs_per_owner_bytes,
         default_timeout: config.default_timeout(),
         max_timeout: config.max_timeout(),
-        stop_limit: STOP_LIMIT,
+        stop_timeout: STOP_LIMIT,
         solver_wait: config.builder_wait(),
         keep_ended: config.builds.keep,
         keep_for: KEEP_BUILDS,
@@ -466,15 +469,15 @@ fn build_options(
         registry: addresses.registry.to_string(),
         room_registries: config.room_registries(),
         registry_credential: registry_credential(access),
-        owners,
+        share_owners: owners,
     }
 }
 
 /// Returns the issuer of build tokens: a token may pull what the Dockerfile names and push the result, nothing else.
-fn registry_credential(access: Arc<Access>) -> RegistryCredential {
+fn registry_credential(access: Arc<TokenAuthority>) -> RegistryCredentialMinter {
     Arc::new(move |build: &BuildId, may: &RegistryAccess| {
         let names = |repositories: &[crate::model::Repository]| {
-            Patterns(repositories.iter().map(ToString::to_string).collect())
+            NamePatterns(repositories.iter().map(ToString::to_string).collect())
         };
         let push = std::slice::from_ref(&may.push);
         let registry = RegistryGrant {
@@ -490,11 +493,11 @@ fn registry_credential(access: Arc<Access>) -> RegistryCredential {
             tracing::error!(%error, build.id = %build, "failed to sign the registry token of a build");
             String::new()
         });
-        Credential { username: "build".to_owned(), password: Secret::new(password) }
+        RegistryCredential { username: "build".to_owned(), password: Secret::new(password) }
     })
 }
 
-fn receive_options(config: &Config, owners: ShareOwners) -> ReceiveOptions {
+fn receive_options(config: &Config, owners: ShareOwnerResolver) -> ReceiveOptions {
     let limits = ShareLimits {
         requests: config.connections.requests_per_caller,
         receiving: config.connections.receive_bytes,
@@ -506,34 +509,39 @@ fn receive_options(config: &Config, owners: ShareOwners) -> ReceiveOptions {
     }
 }
 
-fn readiness(builders: &Builders, services: &Services, pulse: &Pulse, space: &SpaceWatch) -> Readiness {
+fn readiness(
+    builders: &BuilderPool,
+    services: &ServiceRuntime,
+    pulse: &LivenessReceiver,
+    space: &SpaceWatch,
+) -> ReadinessCheck {
     let (status, of_services) = (builders.status(), services.components());
     let (pulse, space) = (pulse.clone(), space.clone());
     Arc::new(move || {
         let mut all = vec![services::component("buildkit", &status.borrow())];
         all.extend(of_services());
-        all.push(pulse::component(&pulse));
+        all.push(liveness::component(&pulse));
         all.push(space.component());
         all
     })
 }
 
 /// Periodically aborts uploads that have stalled.
-async fn expire_loop(registry: Registry) {
+async fn expire_loop(registry: RegistryApi) {
     loop {
-        tokio::time::sleep(EXPIRE).await;
+        tokio::time::sleep(UPLOAD_EXPIRY_INTERVAL).await;
         registry.expire_uploads().await;
     }
 }
 
-fn builder_list(builders: &Builders) -> BuilderList {
+fn builder_list(builders: &BuilderPool) -> BuilderList {
     let builders = builders.clone();
     Arc::new(move || builders.list())
 }
 
-async fn housekeeping_loop(images: Images, packs: Packs, kept: KeptFiles) {
+async fn housekeeping_loop(images: ImageStore, packs: PackStore, kept: UploadLedgerCheck) {
     loop {
-        tokio::time::sleep(HOUSEKEEPING).await;
+        tokio::time::sleep(HOUSEKEEPING_INTERVAL).await;
         match images.collect_garbage().await {
             Ok(report) => tracing::debug!(?report, "garbage collection finished"),
             Err(error) => tracing::warn!(%error, "garbage collection failed; the next pass retries"),

@@ -45,7 +45,7 @@ mod routes;
 mod secrets;
 mod service;
 mod share;
-mod start;
+mod startup;
 mod steps;
 mod submit;
 mod tokens;
@@ -60,4 +60,6 @@ pub use images::RoomServiceImages;
 pub use log_files::LogFiles;
 pub use merge::MergeError;
 pub use progress::DeployEvents;
-pub use service::{By, DeployError, Handle, Options, Permits, Ports, Service, StartError};
+pub use service::{
+    Actor, CallerPermissions, DeployDependencies, DeployError, DeployStartError, Handle, Options, Service,
+};

@@ -10,8 +10,8 @@
 //! journal beside the content; a lost line charges too little, never too much. [`DiskLedger::compare`] detects content
 //! that was removed without an update of the ledger.
 
+mod full_retry;
 mod journal;
-mod patience;
 mod space;
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,8 +24,8 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::model::Digest;
-use journal::Journal;
-pub use patience::{is_disk_full, write_patiently};
+pub use full_retry::{is_disk_full, write_with_retry};
+use journal::LedgerJournal;
 pub use space::{FreeSpace, SpaceLevel, SpaceWatch};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ pub enum KeptContent {
 
 /// Upload that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unfinished {
+pub struct UnfinishedUpload {
     pub caller: String,
     pub kind: UploadKind,
     /// Repository or path.
@@ -90,26 +90,26 @@ pub struct KeptBytes {
 
 /// Handle to the ledger; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct DiskShares(Arc<Shared>);
+pub struct DiskLedger(Arc<DiskLedgerShared>);
 
 #[derive(Debug)]
-struct Shared {
+struct DiskLedgerShared {
     limits: DiskLimits,
-    ledger: Mutex<Ledger>,
+    ledger: Mutex<LedgerState>,
 }
 
 #[derive(Debug)]
-struct Ledger {
-    unfinished: BTreeMap<u64, Open>,
-    kept: HashMap<KeptContent, Kept>,
+struct LedgerState {
+    unfinished: BTreeMap<u64, OpenUpload>,
+    kept: HashMap<KeptContent, KeptEntry>,
     /// Bytes of both, by caller.
     held: HashMap<String, u64>,
     next: u64,
-    journal: Journal,
+    journal: LedgerJournal,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenUpload {
     caller: String,
     kind: UploadKind,
     name: String,
@@ -118,7 +118,7 @@ struct Open {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Kept {
+struct KeptEntry {
     caller: String,
     bytes: u64,
 }
@@ -126,23 +126,23 @@ struct Kept {
 /// Claim for the bytes of an upload. Dropping it releases them.
 #[derive(Debug)]
 pub struct DiskClaim {
-    shares: DiskShares,
+    shares: DiskLedger,
     number: u64,
     caller: String,
     /// Directory on the file system that is written to.
     directory: PathBuf,
 }
 
-impl DiskShares {
+impl DiskLedger {
     /// Reads the ledger at `path`, or creates one. Blocking, like all methods.
     pub fn open(path: &Path, limits: DiskLimits) -> io::Result<Self> {
-        let (journal, kept) = Journal::open(path)?;
+        let (journal, kept) = LedgerJournal::open(path)?;
         let mut held = HashMap::new();
-        for Kept { caller, bytes } in kept.values() {
+        for KeptEntry { caller, bytes } in kept.values() {
             *held.entry(caller.clone()).or_default() += bytes;
         }
-        let ledger = Ledger { unfinished: BTreeMap::new(), kept, held, next: 0, journal };
-        Ok(Self(Arc::new(Shared { limits, ledger: Mutex::new(ledger) })))
+        let ledger = LedgerState { unfinished: BTreeMap::new(), kept, held, next: 0, journal };
+        Ok(Self(Arc::new(DiskLedgerShared { limits, ledger: Mutex::new(ledger) })))
     }
 
     /// Starts an upload of `caller`, which is written somewhere below `directory`.
@@ -155,13 +155,18 @@ impl DiskShares {
     ) -> Result<DiskClaim, DiskError> {
         self.check_free(directory, 0)?;
         let mut ledger = self.ledger();
-        if ledger.of(caller) >= self.0.limits.per_caller {
+        if ledger.bytes_of(caller) >= self.0.limits.per_caller {
             return Err(self.over_quota(caller));
         }
         ledger.next += 1;
         let number = ledger.next;
-        let open =
-            Open { caller: caller.to_owned(), kind, name: name.to_owned(), bytes: 0, begun: Instant::now() };
+        let open = OpenUpload {
+            caller: caller.to_owned(),
+            kind,
+            name: name.to_owned(),
+            bytes: 0,
+            begun: Instant::now(),
+        };
         ledger.unfinished.insert(number, open);
         drop(ledger);
         let (caller, directory) = (caller.to_owned(), directory.to_owned());
@@ -199,15 +204,15 @@ impl DiskShares {
             let mut ledger = self.ledger();
             // A concurrent write has updated the entry.
             if ledger.kept.get(&name) == Some(&kept) {
-                ledger.set(&name, found.map(|bytes| Kept { bytes, ..kept }).as_ref());
+                ledger.set(&name, found.map(|bytes| KeptEntry { bytes, ..kept }).as_ref());
             }
         }
-        let Ledger { journal, kept, .. } = &mut *self.ledger();
+        let LedgerState { journal, kept, .. } = &mut *self.ledger();
         journal.rewrite(kept)
     }
 
-    pub fn unfinished(&self) -> Vec<Unfinished> {
-        let shown = |open: &Open| Unfinished {
+    pub fn unfinished(&self) -> Vec<UnfinishedUpload> {
+        let shown = |open: &OpenUpload| UnfinishedUpload {
             caller: open.caller.clone(),
             kind: open.kind,
             name: open.name.clone(),
@@ -237,7 +242,7 @@ impl DiskShares {
         DiskError::Quota { caller: caller.to_owned(), limit: self.0.limits.per_caller }
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    fn ledger(&self) -> MutexGuard<'_, LedgerState> {
         // A panic between two sums leaves them wrong by one upload until the next start.
         self.0.ledger.lock()
     }
@@ -253,8 +258,8 @@ impl KeptContent {
     }
 }
 
-impl Ledger {
-    fn of(&self, caller: &str) -> u64 {
+impl LedgerState {
+    fn bytes_of(&self, caller: &str) -> u64 {
         self.held.get(caller).copied().unwrap_or_default()
     }
 
@@ -271,7 +276,7 @@ impl Ledger {
         }
     }
 
-    fn set(&mut self, content: &KeptContent, kept: Option<&Kept>) {
+    fn set(&mut self, content: &KeptContent, kept: Option<&KeptEntry>) {
         let before = match kept {
             Some(kept) => {
                 self.add(&kept.caller, kept.bytes);
@@ -279,7 +284,7 @@ impl Ledger {
             }
             None => self.kept.remove(content),
         };
-        if let Some(Kept { caller, bytes }) = before {
+        if let Some(KeptEntry { caller, bytes }) = before {
             self.take(&caller, bytes);
         } else if kept.is_none() {
             return;
@@ -303,7 +308,7 @@ impl DiskClaim {
         {
             return Err(DiskError::ImageTooLarge { limit: per_image });
         }
-        if ledger.of(&self.caller).saturating_add(more) > self.shares.0.limits.per_caller {
+        if ledger.bytes_of(&self.caller).saturating_add(more) > self.shares.0.limits.per_caller {
             return Err(self.shares.over_quota(&self.caller));
         }
         ledger.add(&self.caller, more);
@@ -318,7 +323,7 @@ impl DiskClaim {
     pub fn keep(self, content: Vec<(KeptContent, u64)>) {
         let mut ledger = self.shares.ledger();
         for (name, bytes) in content {
-            ledger.set(&name, Some(&Kept { caller: self.caller.clone(), bytes }));
+            ledger.set(&name, Some(&KeptEntry { caller: self.caller.clone(), bytes }));
         }
     }
 }

@@ -22,14 +22,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::build::port::{DownloadRequest, Downloaded, Downloader};
+use crate::build::port::{DownloadRequest, Downloader, OfferedDownload};
 use crate::model::Digest;
 use crate::model::egress::EgressPolicy;
-use crate::model::fault::{Fault, Stage};
+use crate::model::fault::{Fault, FaultStage};
 use crate::task;
 
-use client::{Answer, FetchClient};
-use files::Files;
+use client::{FetchClient, FetchOutcome};
+use files::DownloadFiles;
 
 pub use serve::router;
 
@@ -51,14 +51,14 @@ pub struct Options {
 
 /// Handle to the download cache; cheap to clone.
 #[derive(Clone)]
-pub struct Downloads {
-    shared: Arc<Shared>,
+pub struct DownloadCache {
+    shared: Arc<DownloadCacheInner>,
 }
 
-struct Shared {
-    files: Files,
+struct DownloadCacheInner {
+    files: DownloadFiles,
     client: FetchClient,
-    offers: serve::Offers,
+    offers: serve::OfferedFiles,
     address: String,
 }
 
@@ -92,19 +92,19 @@ enum DownloadError {
     Ending,
 }
 
-impl Downloads {
+impl DownloadCache {
     pub fn open(options: Options) -> std::io::Result<Self> {
-        let files = Files::open(options.directory, options.max_bytes, options.min_free)?;
-        let shared = Shared {
+        let files = DownloadFiles::open(options.directory, options.max_bytes, options.min_free)?;
+        let shared = DownloadCacheInner {
             files,
             client: FetchClient::new(options.policy),
-            offers: serve::Offers::default(),
+            offers: serve::OfferedFiles::default(),
             address: options.address,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    async fn get(&self, request: &DownloadRequest) -> Result<Downloaded, DownloadError> {
+    async fn get(&self, request: &DownloadRequest) -> Result<OfferedDownload, DownloadError> {
         let shared = &self.shared;
         let wanted = request.checksum.as_deref().map(sha256_of).transpose()?;
         if request.url.len() > MAX_URL {
@@ -113,8 +113,8 @@ impl Downloads {
         }
         // Requests for the same URL run one at a time, so the second request finds the file that the first one
         // fetched.
-        let _turn = shared.files.turn(&request.url).await;
-        let known = shared.files.known(&request.url).await?;
+        let _turn = shared.files.lock_url(&request.url).await;
+        let known = shared.files.find_record(&request.url).await?;
         if let (Some(wanted), Some(known)) = (wanted, &known)
             && known.digest == wanted
         {
@@ -122,19 +122,19 @@ impl Downloads {
         }
         let answer = shared.client.fetch(&request.url, known.as_ref(), &shared.files).await?;
         let (record, cached) = match (answer, known) {
-            (Answer::Unchanged, Some(known)) => (known, true),
-            (Answer::Fetched(record), _) => (record, false),
-            (Answer::Unchanged, None) => {
-                return Err(DownloadError::Status { url: client::shown(&request.url), status: 304 });
+            (FetchOutcome::Unchanged, Some(known)) => (known, true),
+            (FetchOutcome::Fetched(record), _) => (record, false),
+            (FetchOutcome::Unchanged, None) => {
+                return Err(DownloadError::Status { url: client::redacted_url(&request.url), status: 304 });
             }
         };
         if let Some(wanted) = wanted.filter(|wanted| *wanted != record.digest) {
-            let (url, wanted) = (client::shown(&request.url), wanted.to_string());
+            let (url, wanted) = (client::redacted_url(&request.url), wanted.to_string());
             return Err(DownloadError::Checksum { url, wanted, actual: record.digest });
         }
         let last_modified = record.last_modified.clone();
         let digest = record.digest;
-        shared.files.note(&request.url, record).await?;
+        shared.files.save_record(&request.url, record).await?;
         self.offer(digest, last_modified, cached).await
     }
 
@@ -143,18 +143,18 @@ impl Downloads {
         digest: Digest,
         last_modified: Option<String>,
         cached: bool,
-    ) -> Result<Downloaded, DownloadError> {
+    ) -> Result<OfferedDownload, DownloadError> {
         let shared = &self.shared;
-        let (file, size) = shared.files.hold(&digest).await?;
+        let (file, size) = shared.files.open_content(&digest).await?;
         let (name, offer) = shared.offers.add(file, last_modified);
         let url = format!("http://{}{}{name}", shared.address, serve::PATH);
-        Ok(Downloaded { url, digest, size, cached, offer: Box::new(offer) })
+        Ok(OfferedDownload { url, digest, size, cached, offer: Box::new(offer) })
     }
 }
 
 #[async_trait]
-impl Downloader for Downloads {
-    async fn download(&self, request: DownloadRequest) -> Result<Downloaded, Fault> {
+impl Downloader for DownloadCache {
+    async fn download(&self, request: DownloadRequest) -> Result<OfferedDownload, Fault> {
         self.get(&request).await.map_err(|error| fault(&error))
     }
 
@@ -201,7 +201,7 @@ fn fault(error: &DownloadError) -> Fault {
         DownloadError::NoSpace { .. } => ("no_space", Some("free space in the state directory"), true),
         DownloadError::Store(_) | DownloadError::Ending => ("internal", None, true),
     };
-    let mut fault = Fault::new(Stage::Context, code, error.to_string());
+    let mut fault = Fault::new(FaultStage::Context, code, error.to_string());
     fault.retryable = again;
     match hint {
         Some(hint) => fault.hint(hint),
@@ -214,7 +214,7 @@ fn sha256_of(given: &str) -> Result<Digest, DownloadError> {
 }
 
 /// Runs blocking file operations on the blocking thread pool.
-async fn on_disk<T: Send + 'static>(
+async fn blocking_io<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, DownloadError> {
     Ok(task::blocking("downloads", work).await.map_err(|_| DownloadError::Ending)??)

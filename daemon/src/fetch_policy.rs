@@ -15,7 +15,7 @@ use url::Host;
 
 use crate::model::egress::EgressPolicy;
 use crate::model::{embedded_ipv4, is_public};
-use crate::netlink::Netlink;
+use crate::netlink::NetlinkSocket;
 
 #[derive(Clone, Debug)]
 pub struct FetchPolicy(EgressPolicy);
@@ -35,10 +35,10 @@ impl FetchPolicy {
         };
         let address = address.to_canonical();
         let allowed = match address {
-            IpAddr::V4(address) => self.0.allows_address(address),
+            IpAddr::V4(address) => self.0.allows_address_directly(address),
             IpAddr::V6(_) => self.0.is_open() && is_public(address),
         };
-        allowed && self.leaves_or_is_listed(address)
+        allowed && self.is_remote_or_listed(address)
     }
 
     /// Reports whether an allowed name may resolve to this address: a public one, or one of a listed private network.
@@ -48,20 +48,20 @@ impl FetchPolicy {
             IpAddr::V4(address) => self.0.private_blocks().iter().any(|block| block.contains(&address)),
             IpAddr::V6(_) => false,
         };
-        (listed || is_public(address)) && self.leaves_or_is_listed(address)
+        (listed || is_public(address)) && self.is_remote_or_listed(address)
     }
 
     /// Reports whether the address belongs to another machine, or is listed individually. A listed block around an
     /// address of this machine does not allow it.
-    fn leaves_or_is_listed(&self, address: IpAddr) -> bool {
+    fn is_remote_or_listed(&self, address: IpAddr) -> bool {
         let listed = matches!(address, IpAddr::V4(address) if self.0.lists_address(address));
-        listed || !is_own(address)
+        listed || !is_local_address(address)
     }
 }
 
 /// Reports whether the kernel delivers packets for the address to this machine. An address whose route cannot be
 /// looked up counts as local.
-fn is_own(address: IpAddr) -> bool {
+fn is_local_address(address: IpAddr) -> bool {
     let embedded = match address {
         IpAddr::V4(_) => None,
         IpAddr::V6(address) => embedded_ipv4(address).map(IpAddr::V4),
@@ -83,7 +83,7 @@ fn is_routed_here(address: IpAddr) -> io::Result<bool> {
     message.header.address_family = family;
     message.header.destination_prefix_length = length;
     message.attributes.push(RouteAttribute::Destination(destination));
-    match Netlink::open()?.get(RouteNetlinkMessage::GetRoute(message)) {
+    match NetlinkSocket::open()?.get(RouteNetlinkMessage::GetRoute(message)) {
         Ok(Some(RouteNetlinkMessage::NewRoute(found))) => {
             Ok(matches!(found.header.kind, RouteType::Local | RouteType::Anycast | RouteType::Broadcast))
         }
@@ -118,7 +118,7 @@ mod tests {
         for other in ["1.1.1.1", "44.44.1.1", "2606:4700::1111"] {
             assert!(!is_routed_here(other.parse().unwrap()).unwrap(), "{other}");
         }
-        assert!(is_own("64:ff9b::7f00:1".parse().unwrap()), "NAT64 leads back");
+        assert!(is_local_address("64:ff9b::7f00:1".parse().unwrap()), "NAT64 leads back");
     }
 
     #[test]

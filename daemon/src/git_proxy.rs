@@ -35,27 +35,27 @@ use crate::model::egress::EgressPolicy;
 use crate::task;
 
 /// Maximum number of concurrent connections of one builder.
-const PER_BUILDER: usize = 64;
+const MAX_CONNECTIONS_PER_BUILDER: usize = 64;
 /// Maximum number of refusals remembered for one builder.
-const REMEMBERED: usize = 64;
+const MAX_REFUSALS: usize = 64;
 const USER: &str = "builder";
 
 /// The git proxy. Cheap to clone; it runs until the last clone, and the last access, is dropped.
 #[derive(Clone)]
-pub struct GitProxy(Arc<Inner>);
+pub struct GitProxy(Arc<GitProxyState>);
 
-struct Inner {
+struct GitProxyState {
     address: SocketAddr,
-    builders: Arc<Builders>,
+    builders: Arc<GitProxyBuilders>,
     _serving: DropGuard,
 }
 
 /// Builders by the value of their `Proxy-Authorization` header.
 #[derive(Default)]
-struct Builders(Mutex<HashMap<String, Arc<Builder>>>);
+struct GitProxyBuilders(Mutex<HashMap<String, Arc<GitProxyBuilder>>>);
 
-struct Builder {
-    places: Arc<Semaphore>,
+struct GitProxyBuilder {
+    connections: Arc<Semaphore>,
     refusals: Mutex<VecDeque<GitRefusal>>,
 }
 
@@ -71,11 +71,11 @@ pub struct GitRefusal {
 
 /// Access of one builder to the proxy, valid until the last clone is dropped.
 #[derive(Clone)]
-pub struct GitAccess(Arc<Access>);
+pub struct GitAccess(Arc<GitAccessGrant>);
 
-struct Access {
+struct GitAccessGrant {
     proxy: GitProxy,
-    builder: Arc<Builder>,
+    builder: Arc<GitProxyBuilder>,
     url: String,
     authorization: String,
 }
@@ -85,25 +85,27 @@ impl GitProxy {
     pub async fn start(policy: EgressPolicy, operator_proxies: Matcher) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let (address, stop) = (listener.local_addr()?, CancellationToken::new());
-        let builders = Arc::new(Builders::default());
+        let builders = Arc::new(GitProxyBuilders::default());
         let policy = FetchPolicy::new(policy);
         let (known, stopped) = (Arc::clone(&builders), stop.clone());
-        let way = serve::Way { policy, operator_proxies };
+        let way = serve::GitProxyForwarding { policy, operator_proxies };
         task::spawn("git-proxy", async move {
             stopped.run_until_cancelled(serve::serve(listener, way, known)).await;
         });
-        Ok(Self(Arc::new(Inner { address, builders, _serving: stop.drop_guard() })))
+        Ok(Self(Arc::new(GitProxyState { address, builders, _serving: stop.drop_guard() })))
     }
 
     /// Creates access to the proxy for one more builder.
-    pub fn admit(&self) -> GitAccess {
+    pub fn grant_access(&self) -> GitAccess {
         let password = format!("{:032x}", rand::random::<u128>());
         let authorization = format!("Basic {}", STANDARD.encode(format!("{USER}:{password}")));
-        let builder =
-            Arc::new(Builder { places: Arc::new(Semaphore::new(PER_BUILDER)), refusals: Mutex::default() });
+        let builder = Arc::new(GitProxyBuilder {
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS_PER_BUILDER)),
+            refusals: Mutex::default(),
+        });
         self.0.builders.0.lock().insert(authorization.clone(), Arc::clone(&builder));
         let url = format!("http://{USER}:{password}@{}", self.0.address);
-        GitAccess(Arc::new(Access { proxy: self.clone(), builder, url, authorization }))
+        GitAccess(Arc::new(GitAccessGrant { proxy: self.clone(), builder, url, authorization }))
     }
 }
 
@@ -124,24 +126,24 @@ impl fmt::Debug for GitAccess {
     }
 }
 
-impl Drop for Access {
+impl Drop for GitAccessGrant {
     fn drop(&mut self) {
         self.proxy.0.builders.0.lock().remove(&self.authorization);
     }
 }
 
-impl Builders {
-    fn find(&self, authorization: &str) -> Option<Arc<Builder>> {
+impl GitProxyBuilders {
+    fn find(&self, authorization: &str) -> Option<Arc<GitProxyBuilder>> {
         self.0.lock().get(authorization).cloned()
     }
 }
 
-impl Builder {
-    fn refuse(&self, refusal: GitRefusal) {
+impl GitProxyBuilder {
+    fn record_refusal(&self, refusal: GitRefusal) {
         let GitRefusal { host, port, address, .. } = &refusal;
         tracing::info!(host, port, ?address, "refused a git connection of a build");
         let mut refusals = self.refusals();
-        if refusals.len() == REMEMBERED {
+        if refusals.len() == MAX_REFUSALS {
             refusals.pop_front();
         }
         refusals.push_back(refusal);

@@ -5,7 +5,6 @@
 
 mod cache;
 mod contents;
-mod elsewhere;
 mod error;
 mod gc;
 mod layers;
@@ -15,6 +14,7 @@ mod packs;
 pub mod port;
 mod pull;
 mod push;
+mod remote_registries;
 mod runnable;
 mod transfer;
 
@@ -24,51 +24,51 @@ use std::sync::{Arc, OnceLock};
 
 use crate::model::image::{Descriptor, Platform, TaggedImage, VerifiedImage};
 use crate::model::manifest::Manifest;
-use crate::model::share_owner::ShareOwners;
+use crate::model::share_owner::ShareOwnerResolver;
 use crate::model::{Digest, Reference, Repository, RoomRegistries, Tag};
 use crate::task;
 
-use cache::UsedImages;
-use contents::Contents;
-use layers::Passes;
-use packs::Held;
-use port::{Blobs, Catalog, LayerInspector, TagQuery};
+use cache::CachedImagesInUse;
+use contents::ImageContents;
+use layers::InspectionQueue;
+use packs::HeldPacks;
+use port::{BlobStorage, ImageCatalog, LayerInspector, TagQuery};
 
-pub use cache::{SuppliedImage, SupplyOrigin, Wanted};
+pub use cache::{SuppliedImage, SupplyOrigin, SupplyRequest};
 pub use contents::OpenLayer;
-pub use elsewhere::{CredentialsFileError, Elsewhere};
 pub use error::ImageError;
 pub use gc::GcReport;
-pub use load::{Destination, Loaded, Received};
+pub use load::{ImageDestination, LoadedImage, ReceivedArchive};
 pub use origin::FoundImage;
-pub use pull::{Platforms, Pull};
-pub use push::Sent;
+pub use pull::{ImagePull, PlatformSelection};
+pub use push::PushedBytes;
+pub use remote_registries::{CredentialsFileError, RemoteRegistries};
 pub use runnable::RegistryCaller;
-pub use transfer::{Stand, Transfer};
+pub use transfer::{TransferProgress, TransferSnapshot};
 
 /// Handle to the room's images; cheap to clone.
 #[derive(Clone)]
-pub struct Images {
-    shared: Arc<Shared>,
+pub struct ImageStore {
+    shared: Arc<ImageStoreShared>,
 }
 
-struct Shared {
+struct ImageStoreShared {
     rooms: RoomRegistries,
-    blobs: Arc<dyn Blobs>,
-    catalog: Arc<dyn Catalog>,
-    held: Held,
-    passes: Passes,
-    used: UsedImages,
+    blobs: Arc<dyn BlobStorage>,
+    catalog: Arc<dyn ImageCatalog>,
+    held: HeldPacks,
+    inspections: InspectionQueue,
+    cached_in_use: CachedImagesInUse,
     /// Maximum size of cached images in bytes.
     cache_limit: AtomicU64,
     /// Maximum compressed size of one image in bytes.
     image_limit: AtomicU64,
-    owners: OnceLock<ShareOwners>,
+    owners: OnceLock<ShareOwnerResolver>,
 }
 
 /// Image as shown to users.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inspected {
+pub struct InspectedImage {
     pub repository: Repository,
     pub tag: Option<TaggedImage>,
     pub manifest: Descriptor,
@@ -87,18 +87,28 @@ pub struct OpenBlob {
     pub file: std::fs::File,
 }
 
-impl Images {
+impl ImageStore {
     pub fn new(
         rooms: RoomRegistries,
-        blobs: Arc<dyn Blobs>,
-        catalog: Arc<dyn Catalog>,
+        blobs: Arc<dyn BlobStorage>,
+        catalog: Arc<dyn ImageCatalog>,
         inspector: Arc<dyn LayerInspector>,
     ) -> Self {
-        let passes = Passes::new(Arc::clone(&blobs), inspector);
+        let passes = InspectionQueue::new(Arc::clone(&blobs), inspector);
         let cache_limit = AtomicU64::new(u64::MAX);
-        let (held, used) = (Held::default(), UsedImages::default());
+        let (held, used) = (HeldPacks::default(), CachedImagesInUse::default());
         let (image_limit, owners) = (AtomicU64::new(u64::MAX), OnceLock::new());
-        let shared = Shared { rooms, blobs, catalog, held, passes, used, cache_limit, image_limit, owners };
+        let shared = ImageStoreShared {
+            rooms,
+            blobs,
+            catalog,
+            held,
+            inspections: passes,
+            cached_in_use: used,
+            cache_limit,
+            image_limit,
+            owners,
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -113,7 +123,7 @@ impl Images {
     }
 
     /// Sets the resolver of share owners. Called once, at start; until then each caller is its own owner.
-    pub fn share_by(&self, owners: ShareOwners) {
+    pub fn set_share_owners(&self, owners: ShareOwnerResolver) {
         if self.shared.owners.set(owners).is_err() {
             tracing::warn!("share owner resolver was already set");
         }
@@ -121,7 +131,7 @@ impl Images {
 
     /// Returns the owner whose share of the room's work and space a caller uses.
     fn owner_of(&self, caller: &str) -> String {
-        self.shared.owners.get().map_or_else(|| caller.to_owned(), |owners| owners.of(caller).0)
+        self.shared.owners.get().map_or_else(|| caller.to_owned(), |owners| owners.owner_of(caller).0)
     }
 
     pub fn room_registries(&self) -> &RoomRegistries {
@@ -131,7 +141,7 @@ impl Images {
     /// Returns the manifest that a reference of this room currently names.
     pub async fn resolve(&self, reference: &Reference) -> Result<Descriptor, ImageError> {
         let missing = || ImageError::NotFound { reference: reference.to_string() };
-        let repository = self.own(reference)?;
+        let repository = self.room_repository(reference)?;
         let found = match (reference.digest, reference.tag_or_latest()) {
             (Some(digest), _) => self.shared.catalog.manifest(repository, &digest).await?,
             (None, Some(tag)) => self.shared.catalog.tag(repository, &tag).await?.map(|image| image.manifest),
@@ -161,7 +171,7 @@ impl Images {
     ) -> Result<Vec<TaggedImage>, ImageError> {
         let mut names = Vec::with_capacity(tags.len());
         for tag in tags {
-            names.push((self.own(tag)?.clone(), tag.tag.clone().unwrap_or_else(Tag::latest)));
+            names.push((self.room_repository(tag)?.clone(), tag.tag.clone().unwrap_or_else(Tag::latest)));
         }
         let digest = image.manifest.digest;
         let published = self.shared.catalog.publish(&image.repository, &digest, names).await?;
@@ -183,7 +193,7 @@ impl Images {
 
     /// Removes a tag; the next sweep frees content that is no longer referenced.
     pub async fn remove(&self, reference: &Reference) -> Result<(), ImageError> {
-        let repository = self.own(reference)?;
+        let repository = self.room_repository(reference)?;
         let removed = match reference.tag_or_latest() {
             Some(tag) if reference.digest.is_none() => {
                 self.shared.catalog.remove_tag(repository, &tag).await?
@@ -193,7 +203,7 @@ impl Images {
         if removed { Ok(()) } else { Err(ImageError::NotFound { reference: reference.to_string() }) }
     }
 
-    pub async fn inspect(&self, reference: &Reference) -> Result<Inspected, ImageError> {
+    pub async fn inspect(&self, reference: &Reference) -> Result<InspectedImage, ImageError> {
         let manifest = self.resolve(reference).await?;
         let tag = match (reference.digest, reference.tag_or_latest()) {
             (None, Some(tag)) => self.shared.catalog.tag(&reference.repository, &tag).await?,
@@ -209,7 +219,7 @@ impl Images {
         });
         let (manifest_json, config_json, layers) = read.await.map_err(|_| ImageError::Ending)??;
         let platform = contents::platform_of(&config_json);
-        Ok(Inspected {
+        Ok(InspectedImage {
             repository: reference.repository.clone(),
             tag,
             manifest,
@@ -234,7 +244,7 @@ impl Images {
         reference: &Reference,
         digest: Option<Digest>,
     ) -> Result<OpenBlob, ImageError> {
-        let repository = self.own(reference)?;
+        let repository = self.room_repository(reference)?;
         let top = self.resolve(reference).await?;
         let wanted = digest.unwrap_or(top.digest);
         // A digest alone is not sufficient: the repository must contain it.
@@ -263,7 +273,7 @@ impl Images {
     }
 
     /// Returns the repository of a reference, which must be in this room.
-    fn own<'a>(&self, reference: &'a Reference) -> Result<&'a Repository, ImageError> {
+    fn room_repository<'a>(&self, reference: &'a Reference) -> Result<&'a Repository, ImageError> {
         if self.shared.rooms.owns_tag(reference) {
             Ok(&reference.repository)
         } else {
@@ -271,9 +281,10 @@ impl Images {
         }
     }
 
-    async fn contents(&self, manifest: &Descriptor) -> Result<Contents, ImageError> {
+    async fn contents(&self, manifest: &Descriptor) -> Result<ImageContents, ImageError> {
         let (shared, top) = (Arc::clone(&self.shared), manifest.clone());
-        let read = task::blocking("read manifest", move || Contents::keep(&*shared.blobs, &top));
+        let read =
+            task::blocking("read manifest", move || ImageContents::read_and_touch(&*shared.blobs, &top));
         read.await.map_err(|_| ImageError::Ending)?
     }
 }

@@ -48,16 +48,16 @@ use metrics::Counter;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::access::Access;
+use crate::access::TokenAuthority;
 use crate::audit::AuditTrail;
-use crate::connections::Connections;
-use crate::deploy::port::{Route, Router};
+use crate::connections::ConnectionLimiter;
+use crate::deploy::port::{DomainRoute, TrafficRouter};
 use backend::Backend;
-use table::{Entry, Table};
-use workers::Workers;
+use table::{IngressRouteTable, RouteEntry};
+use workers::IngressWorkers;
 
 pub use options::{Options, TlsSource};
-pub use tls::{Tls, TlsError};
+pub use tls::{TlsError, TlsTerminator};
 
 /// Maximum number of refused connections whose clients are sent the reason at the same time.
 const MAX_REFUSALS: usize = 64;
@@ -68,39 +68,39 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 /// The routes of the room, and the state for serving them. Shared by all listeners.
 pub struct Ingress {
     options: Options,
-    access: Arc<Access>,
+    access: Arc<TokenAuthority>,
     /// Audit trail for denied requests.
     trail: Option<AuditTrail>,
-    table: RwLock<Arc<Table>>,
+    table: RwLock<Arc<IngressRouteTable>>,
     /// Version of the table; increases with each new one.
     version: AtomicU64,
     /// Wakes held requests when there is a new table.
     changed: Notify,
     /// All backends that are routed, and those that are no longer routed but still have requests in flight.
     backends: Mutex<HashMap<SocketAddr, Arc<Backend>>>,
-    connections: Connections,
+    connections: ConnectionLimiter,
     /// Bounds the connections that wait for a place or are sent the reason of a refusal.
     refusals: Arc<Semaphore>,
-    workers: Workers,
+    workers: IngressWorkers,
     answers: [Counter; CLASSES.len()],
 }
 
 /// A route, and the number of its requests in flight.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Traffic {
-    pub route: Route,
+pub struct RouteTraffic {
+    pub route: DomainRoute,
     pub in_flight: usize,
 }
 
 impl Ingress {
     /// Starts the worker threads. The metrics recorder must be installed before.
-    pub fn new(options: Options, access: Arc<Access>) -> io::Result<Self> {
+    pub fn new(options: Options, access: Arc<TokenAuthority>) -> io::Result<Self> {
         metrics::describe_counter!(
             "hearth_ingress_answers_total",
             "Answers of the ingress, by class of status."
         );
-        let connections = Connections::new(options.connections);
-        let workers = Workers::start(options.workers)?;
+        let connections = ConnectionLimiter::new(options.connections);
+        let workers = IngressWorkers::start(options.workers)?;
         Ok(Self {
             options,
             access,
@@ -124,12 +124,12 @@ impl Ingress {
     }
 
     /// Returns the current routes with their traffic, sorted by domain.
-    pub fn traffic(&self) -> Vec<Traffic> {
+    pub fn traffic(&self) -> Vec<RouteTraffic> {
         let mut traffic: Vec<_> = self
             .table()
             .entries()
-            .map(|entry| Traffic {
-                route: Route {
+            .map(|entry| RouteTraffic {
+                route: DomainRoute {
                     domain: entry.domain.clone(),
                     service: entry.service.clone(),
                     revision: entry.revision,
@@ -143,11 +143,11 @@ impl Ingress {
         traffic
     }
 
-    fn table(&self) -> Arc<Table> {
+    fn table(&self) -> Arc<IngressRouteTable> {
         Arc::clone(&self.table.read())
     }
 
-    fn find(&self, host: &str) -> Option<Arc<Entry>> {
+    fn find(&self, host: &str) -> Option<Arc<RouteEntry>> {
         self.table.read().find(host).cloned()
     }
 
@@ -159,7 +159,7 @@ impl Ingress {
     fn sweep(&self, worker: usize) {
         let backends: Vec<_> = self.backends().values().cloned().collect();
         for backend in backends {
-            backend.sweep(worker, self.options.kept_idle);
+            backend.sweep(worker, self.options.kept_idle_timeout);
         }
     }
 
@@ -169,8 +169,8 @@ impl Ingress {
 }
 
 #[async_trait]
-impl Router for Ingress {
-    fn set(&self, routes: Vec<Route>) {
+impl TrafficRouter for Ingress {
+    fn set_routes(&self, routes: Vec<DomainRoute>) {
         // Held until the end, so that of two concurrent updates the later one stays.
         let mut backends = self.backends();
         let mut routed = Vec::new();
@@ -186,11 +186,11 @@ impl Router for Ingress {
                     routed.push(address);
                     backend
                 });
-                let Route { domain, service, revision, private, .. } = route;
-                Entry { domain, service, revision, private, backend }
+                let DomainRoute { domain, service, revision, private, .. } = route;
+                RouteEntry { domain, service, revision, private, backend }
             })
             .collect();
-        let table = Arc::new(Table::new(entries));
+        let table = Arc::new(IngressRouteTable::new(entries));
         *self.table.write() = table;
         self.version.fetch_add(1, Ordering::SeqCst);
         // A request that read the old table and has not entered its backend yet must read the new table.

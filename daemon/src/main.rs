@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use hearthd::config::{self, Config, Flags};
+use hearthd::config::{self, Config, DaemonFlags};
 use hearthd::daemon::Daemon;
 use hearthd::{instance_log, network, shutdown, task, telemetry};
 
@@ -21,11 +21,11 @@ fn main() -> ExitCode {
         return code;
     }
     allocator::set_up();
-    let flags = Flags::parse();
+    let flags = DaemonFlags::parse();
     let config = match config::load(&flags) {
         Ok(config) => config,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             return ExitCode::from(USAGE);
         }
     };
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&format_args!("{error:#}"));
+            print_error(&format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -52,19 +52,19 @@ fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let stop = shutdown::on_signal()?;
-        let giving_back = task::spawn("give memory back", allocator::give_back());
-        let telling = task::spawn("tell what the log leaves out", log_rate.clone().tell_loop());
+        let giving_back = task::spawn("give memory back", allocator::return_memory_loop());
+        let telling = task::spawn("tell what the log leaves out", log_rate.clone().report_loop());
         let daemon = Box::pin(Daemon::bind(config, metrics)).await?;
         let ended = Box::pin(daemon.run(stop)).await;
         giving_back.abort();
         telling.abort();
-        log_rate.tell();
+        log_rate.report();
         ended
     })
 }
 
 /// Prints an error to stderr, because the log may not exist yet.
-fn complain(error: &dyn std::fmt::Display) {
+fn print_error(error: &dyn std::fmt::Display) {
     // If standard error is closed, nobody is left to report to.
     let _ = writeln!(std::io::stderr(), "hearthd: error: {error}");
 }

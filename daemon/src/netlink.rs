@@ -25,44 +25,44 @@ const BUFFER: usize = 64 << 10;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(64);
 
-pub(crate) struct Netlink {
+pub(crate) struct NetlinkSocket {
     socket: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
-pub(crate) struct Request {
+pub(crate) struct NetlinkRequest {
     /// Description for error messages.
     what: String,
     message: RouteNetlinkMessage,
     flags: u16,
     /// Errors that mean that nothing needs to be done.
-    fine: &'static [Errno],
+    harmless: &'static [Errno],
 }
 
-impl Request {
+impl NetlinkRequest {
     /// Creates an object that must not exist yet.
     pub(crate) fn create(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
-        Self { what: what.into(), message, flags: NLM_F_CREATE | NLM_F_EXCL, fine: &[] }
+        Self { what: what.into(), message, flags: NLM_F_CREATE | NLM_F_EXCL, harmless: &[] }
     }
 
     /// Creates an object, or replaces an existing one.
     pub(crate) fn replace(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
-        Self { what: what.into(), message, flags: NLM_F_CREATE | NLM_F_REPLACE, fine: &[] }
+        Self { what: what.into(), message, flags: NLM_F_CREATE | NLM_F_REPLACE, harmless: &[] }
     }
 
     pub(crate) fn change(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
-        Self { what: what.into(), message, flags: 0, fine: &[] }
+        Self { what: what.into(), message, flags: 0, harmless: &[] }
     }
 
     /// Deletes an object, which may not exist.
     pub(crate) fn delete(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         let fine = &[Errno::NODEV, Errno::NOENT, Errno::SRCH, Errno::ADDRNOTAVAIL];
-        Self { what: what.into(), message, flags: 0, fine }
+        Self { what: what.into(), message, flags: 0, harmless: fine }
     }
 }
 
-impl Netlink {
+impl NetlinkSocket {
     pub(crate) fn open() -> io::Result<Self> {
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,
@@ -76,13 +76,13 @@ impl Netlink {
     }
 
     /// Executes all `requests` in order. Returns the first error, with the description of its request.
-    pub(crate) fn run(&mut self, requests: Vec<Request>) -> io::Result<()> {
+    pub(crate) fn run(&mut self, requests: Vec<NetlinkRequest>) -> io::Result<()> {
         let first = self.sequence.wrapping_add(1);
         let mut out = Vec::new();
         let mut waiting = Vec::new();
         for request in requests {
             self.send(&mut out, request.message, NLM_F_REQUEST | NLM_F_ACK | request.flags);
-            waiting.push((request.what, request.fine));
+            waiting.push((request.what, request.harmless));
         }
         self.write(&out)?;
         let mut failed = None;

@@ -33,12 +33,11 @@ use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use crate::deploy::port::{Attached, Network, NetworkError};
+use crate::deploy::port::{InstanceNetwork, NetworkAttachment, NetworkError};
 use crate::model::id::InstanceId;
 use crate::model::service::ServiceName;
 use crate::task;
 
-mod absent;
 mod capability;
 mod files;
 mod firewall;
@@ -46,6 +45,7 @@ mod group;
 mod leases;
 mod links;
 mod namespace;
+mod no_network;
 mod routed_pair;
 pub mod steps;
 mod subnet;
@@ -53,18 +53,18 @@ mod subnet;
 mod tests;
 mod wiring;
 
-use crate::netlink::Netlink;
-pub use absent::NoNetwork;
-use firewall::{Firewall, Rules};
-use group::Group;
-use leases::Leases;
-use wiring::Wiring;
+use crate::netlink::NetlinkSocket;
+use firewall::{FirewallRules, RoomFirewall};
+use group::LinkGroups;
+use leases::AddressLeases;
+pub use no_network::NoNetwork;
+use wiring::InstanceWiring;
 
 /// Name prefix of instance links, and, followed by a dash, of the gateway link and the table.
-const PREFIX: &str = "hth";
+const LINK_PREFIX: &str = "hth";
 /// Maximum number of subnet choices: daemons that start at once may choose the same subnet; each chooses again then.
-const CHOICES: u32 = 16;
-const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+const MAX_SUBNET_CHOICES: u32 = 16;
+const IP_FORWARD_PATH: &str = "/proc/sys/net/ipv4/ip_forward";
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -98,12 +98,12 @@ pub struct RoomNetwork {
     addresses: usize,
     name: String,
     /// State, changed by one task at a time: the kernel serializes these changes with one lock too.
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<RoomNetworkState>>,
 }
 
-struct State {
-    wiring: Wiring,
-    firewall: Firewall,
+struct RoomNetworkState {
+    wiring: InstanceWiring,
+    firewall: RoomFirewall,
     options: Options,
 }
 
@@ -112,19 +112,19 @@ impl RoomNetwork {
     /// lacks.
     pub async fn open(options: Options) -> Result<Self, NetworkError> {
         // Checked before anything is created: nft, or its kernel support, may be missing.
-        let dropping = firewall::dropping(&options.nft).await?;
+        let dropping = firewall::forward_dropping_chains(&options.nft).await?;
         let given = options.clone();
-        let wiring = blocking(move || wire(&given)).await?;
+        let wiring = blocking(move || open_wiring(&given)).await?;
         let name = wiring.name.clone();
         let gateway = subnet::gateway(wiring.subnet);
         for chain in dropping.iter().filter(|chain| chain.table != name) {
             tracing::warn!(
                 chain = %chain,
                 "this chain drops forwarded packets: services reach neither each other nor anything outside of the \
-                 room unless it accepts packets from and to interfaces named `{PREFIX}*`"
+                 room unless it accepts packets from and to interfaces named `{LINK_PREFIX}*`"
             );
         }
-        let rules = Rules {
+        let rules = FirewallRules {
             name: name.clone(),
             group: wiring.group,
             subnet: wiring.subnet,
@@ -133,8 +133,8 @@ impl RoomNetwork {
             resolvers: BTreeSet::new(),
             link_local_resolvers: BTreeSet::new(),
         };
-        let firewall = Firewall::new(options.nft.clone(), rules);
-        let mut state = State { wiring, firewall, options };
+        let firewall = RoomFirewall::new(options.nft.clone(), rules);
+        let mut state = RoomNetworkState { wiring, firewall, options };
         let rules = state.with_resolvers()?;
         state.firewall.set(rules).await?;
         tracing::info!(table = name, subnet = %state.wiring.subnet, "service network is up");
@@ -145,7 +145,7 @@ impl RoomNetwork {
     /// Lets instances reach this port of the gateway, and no other.
     pub async fn allow_port(&self, port: u16) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
-        let rules = Rules { port: Some(port), ..state.firewall.rules().clone() };
+        let rules = FirewallRules { port: Some(port), ..state.firewall.rules().clone() };
         state.firewall.set(rules).await
     }
 
@@ -157,17 +157,20 @@ impl RoomNetwork {
     /// Removes everything: the networks of all instances, the gateway link, the table and the files.
     pub async fn close(self) -> Result<(), NetworkError> {
         let state = self.state.clone().lock_owned().await;
-        let state = changed(state, |state| {
+        let state = change_on_blocking_thread(state, |state| {
             let first = state.wiring.reconcile(&BTreeSet::new());
-            let gateway = links::delete(&state.wiring.name);
-            let gone =
-                state.wiring.netlink.run(vec![gateway]).map_err(|error| other("gateway's link", &error));
+            let gateway = links::delete_link(&state.wiring.name);
+            let gone = state
+                .wiring
+                .netlink
+                .run(vec![gateway])
+                .map_err(|error| network_error("gateway's link", &error));
             first.and(gone)
         })
         .await?;
         state.firewall.remove().await?;
-        changed(state, |state| {
-            fs::remove_dir_all(&state.wiring.dir).map_err(|error| at(&state.wiring.dir, &error))
+        change_on_blocking_thread(state, |state| {
+            fs::remove_dir_all(&state.wiring.dir).map_err(|error| path_error(&state.wiring.dir, &error))
         })
         .await
         .map(drop)
@@ -175,7 +178,7 @@ impl RoomNetwork {
 
     async fn change<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Wiring) -> Result<T, NetworkError> + Send + 'static,
+        work: impl FnOnce(&mut InstanceWiring) -> Result<T, NetworkError> + Send + 'static,
     ) -> Result<T, NetworkError> {
         // The guard moves into the work: if the caller is cancelled, no other change starts before this one is done.
         let mut state = self.state.clone().lock_owned().await;
@@ -184,13 +187,13 @@ impl RoomNetwork {
 }
 
 #[async_trait]
-impl Network for RoomNetwork {
+impl InstanceNetwork for RoomNetwork {
     async fn attach(
         &self,
         instance: &InstanceId,
         name: &ServiceName,
         isolated: bool,
-    ) -> Result<Attached, NetworkError> {
+    ) -> Result<NetworkAttachment, NetworkError> {
         let (instance, name) = (instance.clone(), name.clone());
         self.change(move |wiring| wiring.attach(&instance, &name, isolated)).await
     }
@@ -200,8 +203,9 @@ impl Network for RoomNetwork {
         // between is handled by the detach that follows.
         let link = wiring::link_of(instance);
         blocking(move || {
-            let gone = Netlink::open().and_then(|mut netlink| netlink.run(vec![links::delete(&link)]));
-            gone.map_err(|error| other("links", &error))
+            let gone =
+                NetlinkSocket::open().and_then(|mut netlink| netlink.run(vec![links::delete_link(&link)]));
+            gone.map_err(|error| network_error("links", &error))
         })
         .await?;
         let instance = instance.clone();
@@ -215,23 +219,23 @@ impl Network for RoomNetwork {
     async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<(), NetworkError> {
         let instances = instances.clone();
         let state = self.state.clone().lock_owned().await;
-        let mut state = changed(state, move |state| {
-            forward()?;
+        let mut state = change_on_blocking_thread(state, move |state| {
+            enable_forwarding()?;
             state.wiring.resolvers =
                 files::resolvers(&state.options.resolv_conf, &state.options.fallback_resolvers);
             links::ensure_gateway_link(&mut state.wiring.netlink, &state.wiring.name, state.wiring.subnet)
-                .map_err(|error| other("gateway's link", &error))?;
+                .map_err(|error| network_error("gateway's link", &error))?;
             state.wiring.reconcile(&instances)
         })
         .await?;
         let rules = state.with_resolvers()?;
         if rules == *state.firewall.rules() {
-            return state.firewall.mend().await;
+            return state.firewall.restore_if_changed().await;
         }
         state.firewall.set(rules).await
     }
 
-    fn addresses(&self) -> usize {
+    fn max_addresses(&self) -> usize {
         self.addresses
     }
 
@@ -240,48 +244,48 @@ impl Network for RoomNetwork {
     }
 }
 
-impl State {
+impl RoomNetworkState {
     /// Returns the rules with the current resolvers that are addresses of this host or link-local.
-    fn with_resolvers(&mut self) -> Result<Rules, NetworkError> {
+    fn with_resolvers(&mut self) -> Result<FirewallRules, NetworkError> {
         let addresses =
-            links::addresses(&mut self.wiring.netlink).map_err(|error| other("addresses", &error))?;
+            links::addresses(&mut self.wiring.netlink).map_err(|error| network_error("addresses", &error))?;
         let own = |server: &Ipv4Addr| addresses.iter().any(|one| one.address == *server);
         let servers = self.wiring.resolvers.servers.iter().copied();
         let (resolvers, foreign): (BTreeSet<_>, BTreeSet<_>) = servers.partition(own);
         let link_local_resolvers = foreign.into_iter().filter(Ipv4Addr::is_link_local).collect();
-        Ok(Rules { resolvers, link_local_resolvers, ..self.firewall.rules().clone() })
+        Ok(FirewallRules { resolvers, link_local_resolvers, ..self.firewall.rules().clone() })
     }
 }
 
 /// Prepares the directories, leases, subnet and gateway link.
-fn wire(options: &Options) -> Result<Wiring, NetworkError> {
+fn open_wiring(options: &Options) -> Result<InstanceWiring, NetworkError> {
     capability::check().map_err(NetworkError::Other)?;
     let dir = options.state_dir.join("network");
     for part in [wiring::namespaces(&dir), wiring::instances(&dir)] {
-        fs::create_dir_all(&part).map_err(|error| at(&part, &error))?;
+        fs::create_dir_all(&part).map_err(|error| path_error(&part, &error))?;
     }
-    let dir = dir.canonicalize().map_err(|error| at(&dir, &error))?;
-    let seed = seed_of(&dir).map_err(|error| at(&dir, &error))?;
+    let dir = dir.canonicalize().map_err(|error| path_error(&dir, &error))?;
+    let seed = seed_of(&dir).map_err(|error| path_error(&dir, &error))?;
     let leases = dir.join("leases.json");
-    let leases = Leases::read(leases.clone()).map_err(|error| at(&leases, &error))?;
-    let netlink = Netlink::open().map_err(|error| other("netlink", &error))?;
-    forward()?;
+    let leases = AddressLeases::read(leases.clone()).map_err(|error| path_error(&leases, &error))?;
+    let netlink = NetlinkSocket::open().map_err(|error| network_error("netlink", &error))?;
+    enable_forwarding()?;
     let resolvers = files::resolvers(&options.resolv_conf, &options.fallback_resolvers);
-    let mut wiring = Wiring {
+    let mut wiring = InstanceWiring {
         netlink,
         leases,
-        name: format!("{PREFIX}-{seed:08x}"),
-        group: Group::of(seed),
+        name: format!("{LINK_PREFIX}-{seed:08x}"),
+        group: LinkGroups::of(seed),
         // Placeholder; set before its first use.
         subnet: Ipv4Net::default(),
         resolvers,
         names: BTreeMap::new(),
         dir,
     };
-    links::check_pairs(&mut wiring.netlink, &wiring.name)
-        .and_then(|()| wiring.cut_ports())
-        .map_err(|error| other("links", &error))?;
-    settle(&mut wiring, options.subnet, seed)?;
+    links::check_veth_support(&mut wiring.netlink, &wiring.name)
+        .and_then(|()| wiring.remove_bridge_ports())
+        .map_err(|error| network_error("links", &error))?;
+    choose_subnet(&mut wiring, options.subnet, seed)?;
     Ok(wiring)
 }
 
@@ -302,8 +306,12 @@ fn tag_of(dir: &Path) -> io::Result<String> {
 
 /// Sets the room's subnet: the configured one, the present one or the one before the last reboot, or a new one that
 /// overlaps no network that this host reaches.
-fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>, mut seed: u32) -> Result<(), NetworkError> {
-    let failed = |error: io::Error| other("subnet", &error);
+fn choose_subnet(
+    wiring: &mut InstanceWiring,
+    wanted: Option<Ipv4Net>,
+    mut seed: u32,
+) -> Result<(), NetworkError> {
+    let failed = |error: io::Error| network_error("subnet", &error);
     if let Some(wanted) = wanted.map(|net| net.trunc()) {
         if wanted.prefix_len() > 30 {
             return Err(NetworkError::Other(format!(
@@ -311,7 +319,7 @@ fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>, mut seed: u32) -> Result
             )));
         }
         if let Some(taken) =
-            taken(wiring).map_err(failed)?.iter().find(|net| subnet::overlaps(wanted, &[**net]))
+            taken_networks(wiring).map_err(failed)?.iter().find(|net| subnet::overlaps(wanted, &[**net]))
         {
             return Err(NetworkError::Other(format!(
                 "subnet {wanted} overlaps {taken}, which this host already reaches"
@@ -321,29 +329,29 @@ fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>, mut seed: u32) -> Result
     }
     if let Some(last) = wiring.leases.subnet() {
         let running = links::link(&mut wiring.netlink, &wiring.name).map_err(failed)?.is_some();
-        if running || !subnet::overlaps(last, &taken(wiring).map_err(failed)?) {
+        if running || !subnet::overlaps(last, &taken_networks(wiring).map_err(failed)?) {
             return adopt(wiring, last).map_err(failed);
         }
         tracing::warn!(subnet = %last, "the room's subnet is in use by another network; choosing another one");
     }
-    for _ in 0..CHOICES {
-        let chosen = subnet::choose(seed, &taken(wiring).map_err(failed)?).ok_or_else(|| {
+    for _ in 0..MAX_SUBNET_CHOICES {
+        let chosen = subnet::choose(seed, &taken_networks(wiring).map_err(failed)?).ok_or_else(|| {
             NetworkError::Other(
                 "every private subnet overlaps a network of this host; configure a free one".to_owned(),
             )
         })?;
         adopt(wiring, chosen).map_err(failed)?;
         // Another daemon may have chosen it at the same moment.
-        if !subnet::overlaps(chosen, &taken(wiring).map_err(failed)?) {
+        if !subnet::overlaps(chosen, &taken_networks(wiring).map_err(failed)?) {
             return Ok(());
         }
-        wiring.netlink.run(vec![links::delete(&wiring.name)]).map_err(failed)?;
+        wiring.netlink.run(vec![links::delete_link(&wiring.name)]).map_err(failed)?;
         seed = rand::random();
     }
     Err(NetworkError::Other("no free subnet: others took each one that was chosen".to_owned()))
 }
 
-fn adopt(wiring: &mut Wiring, subnet: Ipv4Net) -> io::Result<()> {
+fn adopt(wiring: &mut InstanceWiring, subnet: Ipv4Net) -> io::Result<()> {
     links::ensure_gateway_link(&mut wiring.netlink, &wiring.name, subnet)?;
     wiring.leases.set_subnet(subnet)?;
     wiring.subnet = subnet;
@@ -352,7 +360,7 @@ fn adopt(wiring: &mut Wiring, subnet: Ipv4Net) -> io::Result<()> {
 
 /// Returns the networks that this host reaches over other links, and its resolvers, which may lie behind the default
 /// route.
-fn taken(wiring: &mut Wiring) -> io::Result<Vec<Ipv4Net>> {
+fn taken_networks(wiring: &mut InstanceWiring) -> io::Result<Vec<Ipv4Net>> {
     let gateway = links::link(&mut wiring.netlink, &wiring.name)?;
     let own: BTreeSet<u32> = wiring.own_links()?.into_iter().chain(gateway).map(|link| link.index).collect();
     let others = |link: Option<u32>| link.is_none_or(|link| !own.contains(&link));
@@ -366,11 +374,11 @@ fn taken(wiring: &mut Wiring) -> io::Result<Vec<Ipv4Net>> {
 }
 
 /// Enables IP forwarding on the host. It is never disabled again, because others may rely on it by then.
-fn forward() -> Result<(), NetworkError> {
-    let path = Path::new(FORWARD);
-    let now = fs::read_to_string(path).map_err(|error| at(path, &error))?;
+fn enable_forwarding() -> Result<(), NetworkError> {
+    let path = Path::new(IP_FORWARD_PATH);
+    let now = fs::read_to_string(path).map_err(|error| path_error(path, &error))?;
     if now.trim() == "0" {
-        fs::write(path, "1").map_err(|error| at(path, &error))?;
+        fs::write(path, "1").map_err(|error| path_error(path, &error))?;
         tracing::info!("enabled net.ipv4.ip_forward, so that services reach other networks");
     }
     Ok(())
@@ -383,17 +391,17 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Changes the state on a blocking thread, and returns it still locked.
-async fn changed(
-    mut state: OwnedMutexGuard<State>,
-    work: impl FnOnce(&mut State) -> Result<(), NetworkError> + Send + 'static,
-) -> Result<OwnedMutexGuard<State>, NetworkError> {
+async fn change_on_blocking_thread(
+    mut state: OwnedMutexGuard<RoomNetworkState>,
+    work: impl FnOnce(&mut RoomNetworkState) -> Result<(), NetworkError> + Send + 'static,
+) -> Result<OwnedMutexGuard<RoomNetworkState>, NetworkError> {
     blocking(move || work(&mut state).map(|()| state)).await
 }
 
-fn other(what: &str, error: &io::Error) -> NetworkError {
+fn network_error(what: &str, error: &io::Error) -> NetworkError {
     NetworkError::Other(format!("{what}: {error}"))
 }
 
-fn at(path: &Path, error: &io::Error) -> NetworkError {
+fn path_error(path: &Path, error: &io::Error) -> NetworkError {
     NetworkError::Other(format!("{}: {error}", path.display()))
 }

@@ -30,40 +30,42 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hearth_pack::identity::{ContentHash, Node, TreeDigest};
-use hearth_pack::listing::{Listing, ListingLimits, ListingWriter};
+use hearth_pack::identity::{ContentHash, TreeDigest, TreeNode};
+use hearth_pack::listing::{ListingLimits, ListingWriter, TreeListing};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use self::image::ImageOptions;
-use crate::image::Images;
-use crate::image::port::{Origin, PackContent};
+use crate::image::ImageStore;
+use crate::image::port::{ImageOrigin, PackContent};
 use crate::model::Reference;
 use crate::model::access::SERVICE_NAME;
 use crate::model::id::ServiceId;
-use crate::model::share_owner::{ShareOwner, ShareOwners};
+use crate::model::share_owner::{ShareOwner, ShareOwnerResolver};
 use crate::task;
-use memory::{Memory, Share};
+use memory::{ListingMemory, MemoryReservation};
 use port::PackTree;
-use store::{AppendError, ContentStore, OwnerKey, Piece, Presence, StoreLimits, Swept};
-use trees::Trees;
-use upload::{Call, Piece64, Upload};
+use store::{
+    AppendError, ContentPiece, ContentPresence, ContentStore, OwnerKey, PackSweepResult, StoreLimits,
+};
+use trees::TreeStore;
+use upload::{ContentRef, PackUpload, UploadGuard};
 
 pub use error::PackError;
 pub use image::ImageOptions as PackImageOptions;
-pub use ready::{Committed, Ready};
-pub use receive::{PieceData, Receiver, SentPiece};
-pub use upload::{List, UnfinishedPack};
+pub use ready::{CommittedPack, PreparedPack};
+pub use receive::{PieceData, PieceReceiver, SentPiece};
+pub use upload::{UnfinishedPack, UploadPlan};
 
 /// Maximum number of concurrent uploads of one participant. A stale upload is dropped for a new one.
-const MOST_UPLOADS: usize = 16;
+const MAX_UPLOADS_PER_OWNER: usize = 16;
 /// Idle time after which an upload is dropped.
-const IDLE: Duration = Duration::from_secs(600);
+const UPLOAD_IDLE_LIMIT: Duration = Duration::from_secs(600);
 /// Idle time after which a new upload may replace this one: its client is most likely gone.
-const STALE: Duration = Duration::from_secs(30);
+const UPLOAD_STALE_AFTER: Duration = Duration::from_secs(30);
 /// Time for which content that no tree references is kept after it was last asked for.
-const GRACE: Duration = Duration::from_secs(3600);
+const CONTENT_GRACE: Duration = Duration::from_secs(3600);
 /// Memory limit for the file lists of all uploads, in bytes: about four million entries.
-const LISTS: usize = 768 << 20;
+const LISTING_MEMORY: usize = 768 << 20;
 
 /// Options of [`PackStore::open`].
 pub struct PackOptions {
@@ -76,38 +78,38 @@ pub struct PackOptions {
 
 /// Handle to the packs of the room: their content, trees and uploads. Cheap to clone.
 #[derive(Clone)]
-pub struct Packs(Arc<Shared>);
+pub struct PackStore(Arc<PackStoreInner>);
 
-struct Shared {
+struct PackStoreInner {
     directory: PathBuf,
     keep: Duration,
     store: ContentStore,
-    trees: Trees,
-    images: Images,
-    uploads: Mutex<HashMap<String, Arc<Upload>>>,
-    memory: Memory,
-    owners: OnceLock<ShareOwners>,
+    trees: TreeStore,
+    images: ImageStore,
+    uploads: Mutex<HashMap<String, Arc<PackUpload>>>,
+    memory: ListingMemory,
+    owners: OnceLock<ShareOwnerResolver>,
     /// Lock between commits and sweeps. A commit holds it for reading from the check that all content of a tree is
     /// present until the tree is stored, because nothing else marks that content as needed in between. A sweep holds
     /// it for writing.
-    keeping: RwLock<()>,
+    tree_lock: RwLock<()>,
 }
 
 /// Selection of what one sweep may remove.
-struct Sweep {
+struct PackSweepPolicy {
     /// Retention time of trees that no build uses.
     keep: Duration,
     /// Participant whose trees are kept for at most [`CONTENT_GRACE`].
-    hurried: Option<OwnerKey>,
+    short_lived_owner: Option<OwnerKey>,
     /// Time for which content that no tree references is kept after it was last asked for.
     grace: Duration,
     /// Upload whose received content is removed without a grace period.
-    ended: Option<Arc<Upload>>,
+    abandoned_upload: Option<Arc<PackUpload>>,
 }
 
 /// Purpose of an upload: what its tree becomes, and for whom.
 #[derive(Clone, Debug)]
-pub struct Destination {
+pub struct PackDestination {
     /// Participant who owns the tree.
     pub owner: String,
     /// Tag of the image to create in the room. Without a tag and an archive the tree becomes a pack for builds.
@@ -120,33 +122,33 @@ pub struct Destination {
     pub lineage: String,
 }
 
-impl Destination {
+impl PackDestination {
     const fn wants_image(&self) -> bool {
         self.tag.is_some() || self.archive.is_some()
     }
 
     /// Returns the origin that is recorded for the image built from `tree`.
-    fn origin(&self, tree: TreeDigest) -> Origin {
-        Origin { owner: self.owner.clone(), tree, way: self.image.way() }
+    fn origin(&self, tree: TreeDigest) -> ImageOrigin {
+        ImageOrigin { owner: self.owner.clone(), tree, recipe: self.image.options_hash() }
     }
 }
 
 /// Result of [`PackStore::begin`].
 #[derive(Debug)]
-pub enum Begun {
-    Done(Box<Ready>),
+pub enum PackBeginOutcome {
+    Done(Box<PreparedPack>),
     Upload(String),
 }
 
-impl Packs {
+impl PackStore {
     /// Opens the state directory. This call blocks.
-    pub fn open(options: PackOptions, images: Images) -> std::io::Result<Self> {
+    pub fn open(options: PackOptions, images: ImageStore) -> std::io::Result<Self> {
         let PackOptions { directory, limits, keep } = options;
         let store = ContentStore::open(&directory.join("content"), limits)?;
-        let trees = Trees::open(&directory.join("trees"), ListingLimits::default())?;
-        let (uploads, memory) = (Mutex::default(), Memory::new(LISTS));
+        let trees = TreeStore::open(&directory.join("trees"), ListingLimits::default())?;
+        let (uploads, memory) = (Mutex::default(), ListingMemory::new(LISTING_MEMORY));
         let keeping = RwLock::default();
-        Ok(Self(Arc::new(Shared {
+        Ok(Self(Arc::new(PackStoreInner {
             directory,
             keep,
             store,
@@ -155,54 +157,58 @@ impl Packs {
             uploads,
             memory,
             owners: OnceLock::new(),
-            keeping,
+            tree_lock: keeping,
         })))
     }
 
     /// Begins an upload. Returns `Done` at once if the room has this participant's tree, or the image built from it.
-    pub async fn begin(&self, tree: TreeDigest, destination: Destination) -> Result<Begun, PackError> {
-        if let Some(ready) = self.made_before(tree, &destination).await? {
-            return Ok(Begun::Done(Box::new(ready)));
+    pub async fn begin(
+        &self,
+        tree: TreeDigest,
+        destination: PackDestination,
+    ) -> Result<PackBeginOutcome, PackError> {
+        if let Some(ready) = self.find_prepared(tree, &destination).await? {
+            return Ok(PackBeginOutcome::Done(Box::new(ready)));
         }
-        let owner = self.count(&destination.owner);
-        let known = self.blocking("find tree", move |shared| shared.known(&owner, &tree)).await?;
+        let owner = self.owner_key(&destination.owner);
+        let known = self.blocking("find tree", move |shared| shared.complete_tree(&owner, &tree)).await?;
         if let Some(listing) = known {
-            return self.make(listing, &destination).await.map(Box::new).map(Begun::Done);
+            return self.prepare(listing, &destination).await.map(Box::new).map(PackBeginOutcome::Done);
         }
         let id = format!("{:032x}", rand::random::<u128>());
         let mut uploads = self.0.uploads();
-        self.0.make_room(&mut uploads, &owner)?;
-        uploads.insert(id.clone(), Arc::new(Upload::new(owner, tree, destination)));
-        Ok(Begun::Upload(id))
+        self.0.evict_stale_upload(&mut uploads, &owner)?;
+        uploads.insert(id.clone(), Arc::new(PackUpload::new(owner, tree, destination)));
+        Ok(PackBeginOutcome::Upload(id))
     }
 
     /// Sets the lookup that says which participant's quota a caller's packs count against. Called once at startup;
     /// before that, each caller has a quota of its own.
-    pub fn share_by(&self, owners: ShareOwners) {
+    pub fn set_share_owners(&self, owners: ShareOwnerResolver) {
         if self.0.owners.set(owners).is_err() {
             tracing::warn!("the owners of pack quotas are already set");
         }
     }
 
     /// Counts the content that a service has sent against the quota of the participant who deployed it.
-    pub fn count_service(&self, service: &ServiceId) {
-        self.count(&format!("{SERVICE_NAME}{service}"));
+    pub fn register_service_owner(&self, service: &ServiceId) {
+        self.owner_key(&format!("{SERVICE_NAME}{service}"));
     }
 
-    fn count(&self, caller: &str) -> OwnerKey {
+    fn owner_key(&self, caller: &str) -> OwnerKey {
         let owner = OwnerKey::of(caller);
         if let Some(owners) = self.0.owners.get() {
-            let ShareOwner(share) = owners.of(caller);
+            let ShareOwner(share) = owners.owner_of(caller);
             if share != caller {
-                self.0.store.count_as(owner, OwnerKey::of(&share));
+                self.0.store.set_share(owner, OwnerKey::of(&share));
             }
         }
         owner
     }
 
     /// Returns the number of bytes that a participant has sent and that are still stored.
-    pub fn sent_by(&self, caller: &str) -> u64 {
-        self.0.store.sent_by(&OwnerKey::of(caller))
+    pub fn bytes_sent_by(&self, caller: &str) -> u64 {
+        self.0.store.bytes_sent_by(&OwnerKey::of(caller))
     }
 
     pub fn limits(&self) -> StoreLimits {
@@ -210,41 +216,41 @@ impl Packs {
     }
 
     /// Returns the uploads that have not ended.
-    pub fn unfinished(&self) -> Vec<UnfinishedPack> {
-        self.0.uploads().values().map(|upload| upload.unfinished()).collect()
+    pub fn unfinished_uploads(&self) -> Vec<UnfinishedPack> {
+        self.0.uploads().values().map(|upload| upload.unfinished_upload()).collect()
     }
 
     /// Returns the owner of an upload. The access policy decides with it whether a caller may continue the upload.
     pub fn upload_owner(&self, id: &str) -> Result<String, PackError> {
-        let owner = self.0.uploads().get(id).map(|upload| upload.call().destination.owner.clone());
+        let owner = self.0.uploads().get(id).map(|upload| upload.guard().destination.owner.clone());
         owner.ok_or_else(|| PackError::no_upload(id))
     }
 
     /// Starts to receive the file list of an upload.
-    pub fn lister(&self, caller: &str, id: &str) -> Result<Lister, PackError> {
-        let call = self.0.call(caller, id)?;
+    pub fn listing_receiver(&self, caller: &str, id: &str) -> Result<ListingReceiver, PackError> {
+        let call = self.0.find_upload(caller, id)?;
         if call.has_list() {
             return Err(PackError::SecondList);
         }
         let writer = ListingWriter::new(ListingLimits::default());
-        Ok(Lister { packs: self.clone(), call, writer, memory: self.0.memory.share() })
+        Ok(ListingReceiver { packs: self.clone(), call, writer, memory: self.0.memory.reserve() })
     }
 
     /// Records the pieces that large files consist of. Returns the numbers of the missing pieces of each file.
-    pub async fn chunks(
+    pub async fn register_chunks(
         &self,
         caller: &str,
         id: &str,
-        files: Vec<(u32, Vec<Piece>)>,
+        files: Vec<(u32, Vec<ContentPiece>)>,
     ) -> Result<Vec<(u32, Vec<u32>)>, PackError> {
-        let call = self.0.call(caller, id)?;
-        let look = move |shared: &Shared| {
+        let call = self.0.find_upload(caller, id)?;
+        let look = move |shared: &PackStoreInner| {
             let mut missing = Vec::with_capacity(files.len());
             for (entry, pieces) in files {
-                call.cut(entry, &pieces)?;
+                call.set_chunks(entry, &pieces)?;
                 let contents = pieces.iter().map(|piece| (&piece.hash, u64::from(piece.size)));
-                let presence = shared.store.look(&call.owner, contents)?;
-                missing.push((entry, call.cut_presence(entry, &presence)));
+                let presence = shared.store.presence(&call.owner, contents)?;
+                missing.push((entry, call.mark_present_chunks(entry, &presence)));
             }
             Ok(missing)
         };
@@ -252,19 +258,24 @@ impl Packs {
     }
 
     /// Starts to receive content of an upload.
-    pub fn receiver(&self, caller: &str, id: &str) -> Result<Receiver, PackError> {
-        let call = self.0.call(caller, id)?;
+    pub fn piece_receiver(&self, caller: &str, id: &str) -> Result<PieceReceiver, PackError> {
+        let call = self.0.find_upload(caller, id)?;
         call.list()?;
-        Ok(Receiver::new(self.clone(), call))
+        Ok(PieceReceiver::new(self.clone(), call))
     }
 
     /// Stores the tree of a complete upload and builds its image if one is wanted. [`publish`](Self::publish) then
     /// gives the result its tag or pack id.
-    pub async fn commit(&self, caller: &str, id: &str, proof: Option<[u8; 32]>) -> Result<Ready, PackError> {
-        let call = self.0.call(caller, id)?;
+    pub async fn commit(
+        &self,
+        caller: &str,
+        id: &str,
+        proof: Option<[u8; 32]>,
+    ) -> Result<PreparedPack, PackError> {
+        let call = self.0.find_upload(caller, id)?;
         let upload = Arc::clone(&call);
-        let list = self.blocking("commit upload", move |shared| shared.keep_tree(&upload, proof)).await?;
-        let ready = self.make(list.listing.clone(), &call.destination).await?;
+        let list = self.blocking("commit upload", move |shared| shared.store_tree(&upload, proof)).await?;
+        let ready = self.prepare(list.listing.clone(), &call.destination).await?;
         self.0.uploads().remove(id);
         Ok(ready)
     }
@@ -278,9 +289,15 @@ impl Packs {
     }
 
     /// Drops idle uploads, removes trees past their retention time, and removes content that nothing needs.
-    pub async fn sweep(&self) -> Result<Swept, PackError> {
-        self.0.uploads().retain(|_, upload| upload.idle() < IDLE);
-        self.sweep_now(Sweep { keep: self.0.keep, hurried: None, grace: GRACE, ended: None }).await
+    pub async fn sweep(&self) -> Result<PackSweepResult, PackError> {
+        self.0.uploads().retain(|_, upload| upload.idle_time() < UPLOAD_IDLE_LIMIT);
+        self.run_sweep(PackSweepPolicy {
+            keep: self.0.keep,
+            short_lived_owner: None,
+            grace: CONTENT_GRACE,
+            abandoned_upload: None,
+        })
+        .await
     }
 
     /// Frees space after `error` by removing trees that no build uses. If the quota of `owner` is exhausted, only
@@ -288,22 +305,34 @@ impl Packs {
     async fn free_space(&self, owner: OwnerKey, error: &AppendError) -> Result<(), PackError> {
         let is_own = matches!(error, AppendError::OwnerQuota { .. });
         let (keep, hurried) =
-            if is_own { (self.0.keep, Some(owner)) } else { (GRACE.min(self.0.keep), None) };
-        self.sweep_now(Sweep { keep, hurried, grace: GRACE, ended: None }).await.map(|_| ())
+            if is_own { (self.0.keep, Some(owner)) } else { (CONTENT_GRACE.min(self.0.keep), None) };
+        self.run_sweep(PackSweepPolicy {
+            keep,
+            short_lived_owner: hurried,
+            grace: CONTENT_GRACE,
+            abandoned_upload: None,
+        })
+        .await
+        .map(|_| ())
     }
 
     /// Ends an upload for which there is no space, and removes the content that it has sent. Content that other
     /// participants have sent as well stays, because their uploads may still be running.
-    async fn give_up(&self, upload: &Arc<Upload>) {
+    async fn abandon_upload(&self, upload: &Arc<PackUpload>) {
         self.0.uploads().retain(|_, other| !Arc::ptr_eq(other, upload));
         let ended = Some(Arc::clone(upload));
-        let sweep = Sweep { keep: self.0.keep, hurried: None, grace: GRACE, ended };
-        if let Err(error) = self.sweep_now(sweep).await {
+        let sweep = PackSweepPolicy {
+            keep: self.0.keep,
+            short_lived_owner: None,
+            grace: CONTENT_GRACE,
+            abandoned_upload: ended,
+        };
+        if let Err(error) = self.run_sweep(sweep).await {
             tracing::warn!(%error, "failed to remove the content of an abandoned upload; the next sweep retries");
         }
     }
 
-    async fn sweep_now(&self, sweep: Sweep) -> Result<Swept, PackError> {
+    async fn run_sweep(&self, sweep: PackSweepPolicy) -> Result<PackSweepResult, PackError> {
         let mut in_use = HashSet::new();
         for pack in self.0.images.packs().await? {
             if let PackContent::Tree { tree, .. } = &pack.content {
@@ -316,75 +345,83 @@ impl Packs {
     async fn blocking<T, F>(&self, name: &'static str, work: F) -> Result<T, PackError>
     where
         T: Send + 'static,
-        F: FnOnce(&Shared) -> Result<T, PackError> + Send + 'static,
+        F: FnOnce(&PackStoreInner) -> Result<T, PackError> + Send + 'static,
     {
         let shared = Arc::clone(&self.0);
         task::blocking(name, move || work(&shared)).await.unwrap_or(Err(PackError::Ending))
     }
 }
 
-impl Shared {
-    fn uploads(&self) -> MutexGuard<'_, HashMap<String, Arc<Upload>>> {
+impl PackStoreInner {
+    fn uploads(&self) -> MutexGuard<'_, HashMap<String, Arc<PackUpload>>> {
         self.uploads.lock()
     }
 
     /// Finds an upload by its owner and id.
-    fn call(&self, caller: &str, id: &str) -> Result<Call, PackError> {
+    fn find_upload(&self, caller: &str, id: &str) -> Result<UploadGuard, PackError> {
         let owner = OwnerKey::of(caller);
         let uploads = self.uploads();
         let upload = uploads.get(id).filter(|upload| upload.owner == owner);
-        upload.map(Upload::call).ok_or_else(|| PackError::no_upload(id))
+        upload.map(PackUpload::guard).ok_or_else(|| PackError::no_upload(id))
     }
 
-    fn make_room(
+    fn evict_stale_upload(
         &self,
-        uploads: &mut HashMap<String, Arc<Upload>>,
+        uploads: &mut HashMap<String, Arc<PackUpload>>,
         owner: &OwnerKey,
     ) -> Result<(), PackError> {
         let own = uploads.iter().filter(|(_, upload)| upload.owner == *owner);
-        let own: Vec<(String, Duration)> = own.map(|(id, upload)| (id.clone(), upload.idle())).collect();
-        if own.len() < MOST_UPLOADS {
+        let own: Vec<(String, Duration)> = own.map(|(id, upload)| (id.clone(), upload.idle_time())).collect();
+        if own.len() < MAX_UPLOADS_PER_OWNER {
             return Ok(());
         }
         match own.into_iter().max_by_key(|(_, idle)| *idle) {
-            Some((id, idle)) if idle >= STALE => {
+            Some((id, idle)) if idle >= UPLOAD_STALE_AFTER => {
                 uploads.remove(&id);
                 Ok(())
             }
-            _ => Err(PackError::TooManyUploads { limit: MOST_UPLOADS }),
+            _ => Err(PackError::TooManyUploads { limit: MAX_UPLOADS_PER_OWNER }),
         }
     }
 
     /// Returns this participant's tree if all of its content is present.
-    fn known(&self, owner: &OwnerKey, tree: &TreeDigest) -> Result<Option<Listing>, PackError> {
+    fn complete_tree(&self, owner: &OwnerKey, tree: &TreeDigest) -> Result<Option<TreeListing>, PackError> {
         let Some(listing) = self.trees.get(owner, tree)? else { return Ok(None) };
-        let presence = self.look(owner, &listing)?;
-        Ok(presence.iter().all(|(_, presence)| *presence == Presence::Own).then_some(listing))
+        let presence = self.presence_of_listing(owner, &listing)?;
+        Ok(presence.iter().all(|(_, presence)| *presence == ContentPresence::Own).then_some(listing))
     }
 
     /// Reports for each entry with content whether that content is present.
-    fn look(&self, owner: &OwnerKey, listing: &Listing) -> Result<Vec<(u32, Presence)>, PackError> {
+    fn presence_of_listing(
+        &self,
+        owner: &OwnerKey,
+        listing: &TreeListing,
+    ) -> Result<Vec<(u32, ContentPresence)>, PackError> {
         let contents: Vec<(u32, (ContentHash, u64))> = (0..)
             .zip(listing.entries())
             .filter_map(|(entry, listed)| Some((entry, listed.content()?)))
             .collect();
-        let presence = self.store.look(owner, contents.iter().map(|(_, (hash, size))| (hash, *size)))?;
+        let presence = self.store.presence(owner, contents.iter().map(|(_, (hash, size))| (hash, *size)))?;
         Ok(contents.into_iter().map(|(entry, _)| entry).zip(presence).collect())
     }
 
-    fn sweep(&self, in_use: &HashSet<(OwnerKey, TreeDigest)>, sweep: &Sweep) -> Result<Swept, PackError> {
-        let _sweeping = self.keeping.write();
-        let hurried = sweep.hurried.map(|owner| owner.hex());
+    fn sweep(
+        &self,
+        in_use: &HashSet<(OwnerKey, TreeDigest)>,
+        sweep: &PackSweepPolicy,
+    ) -> Result<PackSweepResult, PackError> {
+        let _sweeping = self.tree_lock.write();
+        let hurried = sweep.short_lived_owner.map(|owner| owner.hex());
         let keep = |owner: &str| {
             let is_hurried = hurried.as_deref() == Some(owner);
-            if is_hurried { sweep.keep.min(GRACE) } else { sweep.keep }
+            if is_hurried { sweep.keep.min(CONTENT_GRACE) } else { sweep.keep }
         };
         let (mut live, trees) = self.trees.sweep(in_use, keep)?;
-        let uploads: Vec<Arc<Upload>> = self.uploads().values().cloned().collect();
+        let uploads: Vec<Arc<PackUpload>> = self.uploads().values().cloned().collect();
         for upload in uploads {
             live.extend(upload.contents());
         }
-        let ended = sweep.ended.as_ref().map(|upload| (upload.owner, upload.contents()));
+        let ended = sweep.abandoned_upload.as_ref().map(|upload| (upload.owner, upload.contents()));
         let swept = self.store.sweep(&live, sweep.grace, ended.as_ref())?;
         if trees > 0 || swept.contents > 0 {
             tracing::info!(trees, contents = swept.contents, bytes = swept.bytes, "packs swept");
@@ -394,23 +431,23 @@ impl Shared {
 }
 
 /// Receiver for the file list of one upload.
-pub struct Lister {
-    packs: Packs,
-    call: Call,
+pub struct ListingReceiver {
+    packs: PackStore,
+    call: UploadGuard,
     writer: ListingWriter,
-    memory: Share,
+    memory: MemoryReservation,
 }
 
-impl Lister {
-    pub fn push(&mut self, node: &Node<'_>) -> Result<(), PackError> {
+impl ListingReceiver {
+    pub fn push(&mut self, node: &TreeNode<'_>) -> Result<(), PackError> {
         self.writer.push(node)?;
         self.memory.grow_to(self.writer.size())
     }
 
     /// Verifies the completed list and determines which of its content is missing.
-    pub async fn finish(self) -> Result<Arc<List>, PackError> {
+    pub async fn finish(self) -> Result<Arc<UploadPlan>, PackError> {
         let Self { packs, call, writer, mut memory } = self;
-        let look = move |shared: &Shared| {
+        let look = move |shared: &PackStoreInner| {
             let listing = writer.finish()?;
             if listing.digest() != call.tree {
                 let (claimed, actual) = (call.tree.to_string(), listing.digest().to_string());
@@ -424,12 +461,12 @@ impl Lister {
                 if let Some((hash, size)) = listed.content()
                     && seen.insert((hash, size))
                 {
-                    firsts.push((entry, Piece64 { hash, size }));
+                    firsts.push((entry, ContentRef { hash, size }));
                 }
             }
             let contents = firsts.iter().map(|(_, content)| (&content.hash, content.size));
-            let presence = shared.store.look(&call.owner, contents)?;
-            call.take_list(listing, &firsts, &presence, memory)
+            let presence = shared.store.presence(&call.owner, contents)?;
+            call.set_list(listing, &firsts, &presence, memory)
         };
         packs.blocking("take list", look).await
     }

@@ -4,4 +4,6 @@ pub mod blobs;
 pub mod http;
 mod uploads;
 
-pub use http::{Registry, RouteKind, UploadLimits, Verb, pattern_of, too_many, unauthorized};
+pub use http::{
+    RegistryApi, RouteKind, RouteMethod, UploadLimits, route_pattern, too_many_requests, unauthorized,
+};

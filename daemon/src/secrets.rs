@@ -23,22 +23,22 @@ use crate::model::secret::{Secret, SecretName, SecretView};
 use crate::task;
 
 pub use error::SecretsError;
-use key::Key;
+use key::SealingKey;
 use port::{SealedSecret, SecretStore};
 
 /// Maximum size of a value in bytes.
-pub const MAX_VALUE: usize = 64 << 10;
+pub const MAX_VALUE_BYTES: usize = 64 << 10;
 /// Maximum number of secrets of a room.
 pub const MAX_SECRETS: usize = 1000;
 
 /// The room's secrets; cheap to clone.
 #[derive(Clone)]
-pub struct Secrets {
+pub struct RoomSecrets {
     key_file: Arc<Path>,
     store: Arc<dyn SecretStore>,
 }
 
-impl Secrets {
+impl RoomSecrets {
     /// Creates the handle. Nothing is read or created before the first secret is set.
     pub fn open(key_file: &Path, store: Arc<dyn SecretStore>) -> Self {
         Self { key_file: key_file.into(), store }
@@ -47,7 +47,7 @@ impl Secrets {
     /// Sets a secret, replacing an earlier value of that name. A value becomes an environment variable, so it
     /// must not contain NUL.
     pub async fn set(&self, name: &SecretName, value: Secret<String>) -> Result<SecretView, SecretsError> {
-        if value.reveal().len() > MAX_VALUE {
+        if value.reveal().len() > MAX_VALUE_BYTES {
             return Err(SecretsError::TooLarge { name: name.clone(), size: value.reveal().len() });
         }
         if value.reveal().contains('\0') {
@@ -94,14 +94,14 @@ impl Secrets {
         key.unseal(sealed)
     }
 
-    fn key(&self, make: bool) -> Result<Key, SecretsError> {
+    fn key(&self, make: bool) -> Result<SealingKey, SecretsError> {
         let text = if make {
             Some(secret_file::read_or_create(&self.key_file)?)
         } else {
             secret_file::read(&self.key_file)?
         };
         let missing = || SecretsError::KeyMissing { path: self.key_file.to_path_buf() };
-        Key::of_text(&text.ok_or_else(missing)?)
+        SealingKey::from_text(&text.ok_or_else(missing)?)
     }
 }
 

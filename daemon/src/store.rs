@@ -32,12 +32,12 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Handle to the state database; cheap to clone.
 #[derive(Clone)]
-pub struct Store {
+pub struct StateStore {
     connection: Arc<Mutex<Connection>>,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub enum StateStoreError {
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
     #[error("a stored value cannot be read back: {0}")]
@@ -50,13 +50,13 @@ pub enum StoreError {
     Closed,
 }
 
-impl Store {
+impl StateStore {
     /// Opens the database, creating it if necessary, and migrates its schema.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    pub fn open(path: &Path) -> Result<Self, StateStoreError> {
         Self::prepare(Connection::open(path)?)
     }
 
-    fn prepare(mut connection: Connection) -> Result<Self, StoreError> {
+    fn prepare(mut connection: Connection) -> Result<Self, StateStoreError> {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // FULL: acknowledged data survives a power failure, not only a crash of the daemon.
@@ -65,7 +65,7 @@ impl Store {
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         let version = usize::try_from(version).unwrap_or(usize::MAX);
         if version > MIGRATIONS.len() {
-            return Err(StoreError::TooNew { found: version, known: MIGRATIONS.len() });
+            return Err(StateStoreError::TooNew { found: version, known: MIGRATIONS.len() });
         }
         for (step, sql) in MIGRATIONS.iter().enumerate().skip(version) {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
@@ -77,10 +77,10 @@ impl Store {
     }
 
     /// Runs `work` in one transaction on a blocking thread; its changes are durable when this returns `Ok`.
-    pub async fn transaction<T, F>(&self, work: F) -> Result<T, StoreError>
+    pub async fn transaction<T, F>(&self, work: F) -> Result<T, StateStoreError>
     where
         T: Send + 'static,
-        F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, StateStoreError> + Send + 'static,
     {
         let connection = Arc::clone(&self.connection);
         task::blocking("store", move || {
@@ -92,6 +92,6 @@ impl Store {
             Ok(value)
         })
         .await
-        .unwrap_or(Err(StoreError::Closed))
+        .unwrap_or(Err(StateStoreError::Closed))
     }
 }

@@ -40,14 +40,14 @@ pub mod log;
 pub mod owner;
 pub mod port;
 pub mod program;
+pub mod readiness;
 mod run;
 mod spawn;
-pub mod watched;
 
-use port::{Child, Status};
+use port::{ChildSpec, ChildStatus};
 
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum SuperviseError {
     #[error("{name} directory `{path}`: {source}")]
     Root { name: &'static str, path: PathBuf, source: io::Error },
     #[error("{name} directory `{path}` is in use by another daemon; give each its own state directory")]
@@ -57,7 +57,7 @@ pub enum StartError {
 /// Handle of a supervised child.
 #[derive(Debug)]
 pub struct Handle {
-    status: watch::Receiver<Status>,
+    status: watch::Receiver<ChildStatus>,
     stop: CancellationToken,
     kill: Arc<AtomicBool>,
     task: JoinHandle<()>,
@@ -65,18 +65,18 @@ pub struct Handle {
 
 /// Locks the child's root directory and starts the supervision. Returns at once: [`Handle::status`] reports when the
 /// child is ready.
-pub fn start(child: Child) -> Result<Handle, StartError> {
+pub fn start(child: ChildSpec) -> Result<Handle, SuperviseError> {
     let name = child.name;
-    let failed = |source| StartError::Root { name, path: child.root.clone(), source };
+    let failed = |source| SuperviseError::Root { name, path: child.root.clone(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&child.root).map_err(failed)?;
     let root = child.root.canonicalize().map_err(failed)?;
     let lock = owner::lock(&root.join("owner.lock")).map_err(failed)?;
-    let lock = lock.ok_or_else(|| StartError::InUse { name, path: root.clone() })?;
-    let mark = leftover::Mark::of(name, &root).map_err(failed)?;
-    let (sender, status) = watch::channel(Status::Starting);
+    let lock = lock.ok_or_else(|| SuperviseError::InUse { name, path: root.clone() })?;
+    let mark = leftover::ProcessMarker::of(name, &root).map_err(failed)?;
+    let (sender, status) = watch::channel(ChildStatus::Starting);
     let stop = CancellationToken::new();
     let kill = Arc::<AtomicBool>::default();
-    let service = run::Service {
+    let service = run::ChildSupervisor {
         child,
         root,
         mark,
@@ -92,7 +92,7 @@ pub fn start(child: Child) -> Result<Handle, StartError> {
 
 impl Handle {
     /// Returns the status of the child; only the newest value is kept.
-    pub fn status(&self) -> watch::Receiver<Status> {
+    pub fn status(&self) -> watch::Receiver<ChildStatus> {
         self.status.clone()
     }
 

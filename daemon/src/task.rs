@@ -1,6 +1,6 @@
 //! The only module that spawns tasks and threads: every one has a name, a span and an owner.
 
-pub mod in_turn;
+pub mod sequential;
 
 use std::future::Future;
 use std::io;
@@ -44,7 +44,7 @@ where
 }
 
 /// Runs `work` on a thread of its own that ends with it, for work that changes the state of its thread. Blocking.
-pub fn apart<T, F>(name: &'static str, work: F) -> std::io::Result<T>
+pub fn on_own_thread<T, F>(name: &'static str, work: F) -> std::io::Result<T>
 where
     T: Send,
     F: FnOnce() -> T + Send,
@@ -57,19 +57,19 @@ where
 
 /// Starts a thread for work that waits for other threads, and that ends by itself.
 #[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
-pub fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+pub fn spawn_thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     let span = tracing::debug_span!("thread", name);
     std::thread::Builder::new().name(name.to_owned()).spawn(move || span.in_scope(work)).map(drop)
 }
 
 /// Thread with a runtime of its own: tasks that are spawned there, and tasks that these spawn, stay there. Dropping
 /// this value ends the thread and drops its tasks.
-pub struct Worker {
+pub struct WorkerThread {
     runtime: runtime::Handle,
     _stop: DropGuard,
 }
 
-impl Worker {
+impl WorkerThread {
     #[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
     pub fn start(name: &'static str) -> std::io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;

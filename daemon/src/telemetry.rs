@@ -9,17 +9,17 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::config::{Log, LogFormat};
+use crate::config::{LogConfig, LogFormat};
 
-pub use log_rate::LogRate;
+pub use log_rate::LogRateLimit;
 
 /// Upper bounds of duration histograms, in seconds.
 const SECONDS: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0];
 
 /// Initializes logging and metrics for the whole process. Returns the handle that renders `/metrics`, and the limit
 /// that reports suppressed log lines.
-pub fn start(log: &Log) -> anyhow::Result<(PrometheusHandle, LogRate)> {
-    let rate = LogRate::default();
+pub fn start(log: &LogConfig) -> anyhow::Result<(PrometheusHandle, LogRateLimit)> {
+    let rate = LogRateLimit::default();
     let filter = EnvFilter::try_new(&log.filter)
         .map_err(|error| anyhow::anyhow!("log.filter: `{}`: {error}", log.filter))?;
     let registry = tracing_subscriber::registry().with(filter).with(rate.clone());

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use hearthd::access::policy::{METHODS, MethodGate, Rule};
+use hearthd::access::policy::{GRPC_METHODS, MethodGate, PolicyRule};
 use hearthd::api::http::PUBLIC_PATHS;
-use hearthd::registry::{RouteKind, Verb};
+use hearthd::registry::{RouteKind, RouteMethod};
 use prost::Message as _;
 
 const HEAD: &str = "\
@@ -49,7 +49,7 @@ fn the_table_has_each_method_that_is_served_and_no_other() {
     .into_iter()
     .flat_map(methods_of)
     .collect();
-    let listed: BTreeSet<String> = METHODS.iter().map(|method| method.path.to_owned()).collect();
+    let listed: BTreeSet<String> = GRPC_METHODS.iter().map(|method| method.path.to_owned()).collect();
     assert_eq!(served, listed);
 }
 
@@ -63,7 +63,7 @@ fn a_method_is_recorded_unless_its_name_says_that_it_only_reads() {
         for service in &file.service {
             for method in &service.method {
                 let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                let row = METHODS.iter().find(|row| row.path == path).unwrap();
+                let row = GRPC_METHODS.iter().find(|row| row.path == path).unwrap();
                 // A stream of messages from the client uploads content.
                 let reads =
                     READING.iter().any(|word| method.name().starts_with(word)) && !method.client_streaming();
@@ -87,13 +87,13 @@ fn gate(gate: MethodGate) -> &'static str {
     }
 }
 
-fn route(kind: RouteKind, verb: Verb) -> String {
+fn route(kind: RouteKind, verb: RouteMethod) -> String {
     match kind.rule(verb) {
         None if kind == RouteKind::Catalog => {
             "any token of the room; it lists what `containers.registry.list` covers".to_owned()
         }
         None => "any token of the room".to_owned(),
-        Some(Rule::ProbeRepository) => {
+        Some(PolicyRule::ProbeRepository) => {
             "`containers.registry.pull` or `containers.registry.write` covers the repository".to_owned()
         }
         Some(rule) => format!("`{}` covers the repository", rule.grant()),
@@ -103,7 +103,7 @@ fn route(kind: RouteKind, verb: Verb) -> String {
 fn table() -> String {
     let mut text = HEAD.to_owned();
     text.push_str("\n## gRPC\n\n| method | takes | of what it names | recorded |\n|---|---|---|---|\n");
-    for method in METHODS {
+    for method in GRPC_METHODS {
         let recorded = match (method.gate, method.changes) {
             (_, true) => "each call",
             (MethodGate::Public, _) => "no",
@@ -117,7 +117,7 @@ fn table() -> String {
         writeln!(text, "| `{path}` | GET | none, not even a token |").unwrap();
     }
     for kind in RouteKind::ALL {
-        for verb in kind.verbs() {
+        for verb in kind.methods() {
             let takes = route(*kind, *verb);
             writeln!(text, "| `{}` | {} | {takes} |", kind.pattern(), verb.as_str()).unwrap();
         }

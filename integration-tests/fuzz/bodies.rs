@@ -5,7 +5,7 @@
 use std::io::{self, Read};
 
 use hearth_pack::archive::{self, ArchiveSink};
-use hearth_pack::ignore::Patterns;
+use hearth_pack::ignore::IgnorePatterns;
 use hearth_proto::value::{Digest, MountKind, MountSource, MountSpec, Reference};
 use hearthd::context::layers::{ImageNodeKind, ImageTree, LayerBlob, LayerCache, LayerLimits};
 use hearthd::model::manifest::{self, ImageConfig, Manifest};
@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 /// An ignore file, asked about paths that are in it and about some that are nasty by themselves.
 pub fn ignore(bytes: &[u8]) {
-    let patterns = match Patterns::parse_file(bytes) {
+    let patterns = match IgnorePatterns::parse_file(bytes) {
         Ok(patterns) => patterns,
         Err(error) => {
             assert!(error.line.is_some(), "an error names its line: {error}");
@@ -101,7 +101,7 @@ pub fn image_json(bytes: &[u8]) {
             let parts = manifest.parts();
             // Each part is named in the bytes, so there cannot be more of them than the bytes have room for.
             assert!(parts.len() * "sha256:".len() <= bytes.len(), "{} parts", parts.len());
-            let _ = manifest.about();
+            let _ = manifest.metadata();
             if let Manifest::Index(index) = &manifest {
                 let _ = index.for_platform(&hearthd::model::image::Platform::host());
             }
@@ -110,7 +110,7 @@ pub fn image_json(bytes: &[u8]) {
     if let Ok(config) = ImageConfig::parse(bytes) {
         assert!(config.diff_ids.len() * "sha256:".len() <= bytes.len());
     }
-    let _ = serde_json::from_slice::<hearth_pack::image::Index>(bytes);
+    let _ = serde_json::from_slice::<hearth_pack::image::OciIndex>(bytes);
     let _ = serde_json::from_slice::<hearth_pack::image::Manifest>(bytes);
     let _ = serde_json::from_slice::<hearth_pack::image::ImageConfig>(bytes);
 }

@@ -30,7 +30,7 @@ pub fn status_with_detail(code: Code, detail: &ErrorDetail) -> Status {
 
 /// Message of the innermost cause of a failed call, such as `connection refused`; without a cause, the
 /// status message.
-pub fn innermost(status: &Status) -> String {
+pub fn root_cause_message(status: &Status) -> String {
     let mut deepest = std::error::Error::source(status);
     while let Some(next) = deepest.and_then(std::error::Error::source) {
         deepest = Some(next);

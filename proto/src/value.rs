@@ -6,7 +6,7 @@ mod reference;
 
 pub use digest::{Digest, DigestError};
 pub use mount::{
-    DEFAULT_TARGET, MountError, MountKind, MountMode, MountSource, MountSpec, MountTarget, check_distinct,
+    DEFAULT_TARGET, MountAccess, MountError, MountKind, MountSource, MountSpec, MountTarget, check_distinct,
     storage_path,
 };
 pub use reference::{Reference, ReferenceError, Registry, Repository, RoomRegistries, Tag};

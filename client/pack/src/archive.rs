@@ -4,19 +4,19 @@
 //! - [`ImageFile`] opens an archive in a file, to take an image out of it.
 //! - [`ArchiveLayout`] writes an archive: the same bytes for the same image, with a length known beforehand.
 
+mod atomic_file;
 mod image_file;
 pub(crate) mod raw;
 mod read;
-mod whole;
 mod write;
 
 use hearth_proto::value::Digest;
 
+pub use atomic_file::write_atomically;
 pub(crate) use image_file::FileRange;
 pub use image_file::ImageFile;
 pub use read::{ArchiveSink, ReadArchive, read};
-pub use whole::write_whole;
-pub use write::{BlobSource, Layout, OpenBlob, sha256};
+pub use write::{ArchiveLayout, BlobSource, OpenBlob, sha256};
 
 /// Maximum size of `index.json`, `oci-layout`, a manifest or a config, in bytes.
 pub const JSON_LIMIT: u64 = 4 * 1024 * 1024;

@@ -17,7 +17,7 @@ pub use cache::BlobCache;
 
 /// A base image: its config, its layers, and a source of their bytes, such as an archive, a room or a registry.
 #[derive(Debug, Clone)]
-pub struct Base {
+pub struct BaseImage {
     pub config: ImageConfig,
     /// Layer descriptors, the lowest layer first.
     pub layers: Vec<Descriptor>,
@@ -43,7 +43,7 @@ pub enum BaseError {
     DiffId { digest: Digest, declared: Digest, actual: Digest },
 }
 
-impl Base {
+impl BaseImage {
     /// Creates a base image from the bytes of its config and its layer descriptors.
     pub fn new(
         config: &[u8],
@@ -73,10 +73,10 @@ impl Base {
         known: Option<&BlobCache>,
     ) -> Result<Self, BaseError> {
         let base = Self::new(config, layers, Arc::new(BlobFiles(files)))?;
-        base.checked(known)
+        base.with_checked_diff_ids(known)
     }
 
-    fn checked(self, known: Option<&BlobCache>) -> Result<Self, BaseError> {
+    fn with_checked_diff_ids(self, known: Option<&BlobCache>) -> Result<Self, BaseError> {
         diff_ids::check(&self.layers, &self.config.rootfs.diff_ids, &*self.blobs, known)?;
         Ok(self)
     }
@@ -90,15 +90,15 @@ impl Base {
     ) -> Result<Self, BaseError> {
         let file = ImageFile::open(path)?;
         let (_, manifest) = file.manifest(platform)?;
-        let config = file.bytes(&manifest.config.digest)?;
+        let config = file.read_blob(&manifest.config.digest)?;
         for layer in &manifest.layers {
-            let (_, actual) = file.place(&layer.digest)?;
+            let (_, actual) = file.blob_range(&layer.digest)?;
             if actual != layer.size {
                 let digest = layer.digest.to_string();
                 return Err(BaseError::Size { digest, declared: layer.size, actual });
             }
         }
-        Self::new(&config, manifest.layers, Arc::new(file))?.checked(known)
+        Self::new(&config, manifest.layers, Arc::new(file))?.with_checked_diff_ids(known)
     }
 }
 

@@ -29,8 +29,8 @@ use sha2::Digest as _;
 
 use crate::archive::FileRange;
 use crate::identity::{HashCache, TreeDigest};
-use crate::layer::{Compression, Layer, LayerOptions};
-use crate::new_file::{self, NewFile, SpareName};
+use crate::layer::{Compression, LayerOptions, PackedLayer};
+use crate::new_file::{self, NewFile, TemporaryLink};
 use crate::workers;
 
 /// Maximum size of all cached layers, in bytes.
@@ -38,7 +38,7 @@ const LAYERS_LIMIT: u64 = 4 << 30;
 /// Maximum size of all cached hashes, in bytes; each file takes 73 bytes.
 const HASHES_LIMIT: u64 = 256 << 20;
 /// Minimum free space on the file system, in bytes.
-const LEAVE_FREE: u64 = 2 << 30;
+const MIN_FREE: u64 = 2 << 30;
 
 /// File name extension of a hard link to an archive.
 const ARCHIVE: &str = "archive";
@@ -47,8 +47,8 @@ const ARCHIVE: &str = "archive";
 const LAYER_FORMAT: u32 = 1;
 
 /// A cached layer of an earlier pack.
-pub(crate) struct Kept {
-    pub(crate) layer: Layer,
+pub(crate) struct CachedLayer {
+    pub(crate) layer: PackedLayer,
     pub(crate) file: File,
     /// Offset of the layer in the file.
     pub(crate) position: u64,
@@ -56,7 +56,7 @@ pub(crate) struct Kept {
 
 /// Directory of earlier packs' results.
 #[derive(Debug, Clone)]
-pub struct Cache {
+pub struct PackCache {
     dir: PathBuf,
     layers_limit: u64,
 }
@@ -78,7 +78,7 @@ impl LayerKey {
     }
 }
 
-impl Cache {
+impl PackCache {
     /// Returns `$XDG_CACHE_HOME/hearth`, else `~/.cache/hearth`, or `None` if neither variable is set.
     pub fn user_dir() -> Option<PathBuf> {
         let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
@@ -111,11 +111,11 @@ impl Cache {
     }
 
     /// Saves the hashes that were used or added since [`PackCache::hashes`].
-    pub fn keep_hashes(&self, root: (u64, u64), mut hashes: HashCache) -> io::Result<()> {
+    pub fn save_hashes(&self, root: (u64, u64), mut hashes: HashCache) -> io::Result<()> {
         hashes.next_round(1);
         if hashes.is_changed() {
             hashes.save(&self.hashes_path(root)).map_err(io::Error::other)?;
-            prune(&self.dir.join("hashes"), HASHES_LIMIT)?;
+            evict(&self.dir.join("hashes"), HASHES_LIMIT)?;
         }
         Ok(())
     }
@@ -128,7 +128,7 @@ impl Cache {
     pub(crate) fn new_layer(&self, most_bytes: u64) -> io::Result<Option<NewFile>> {
         let dir = self.dir.join("layers");
         let free = rustix::fs::statvfs(&dir).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))?;
-        if most_bytes > self.layers_limit || most_bytes.saturating_add(LEAVE_FREE) > free {
+        if most_bytes > self.layers_limit || most_bytes.saturating_add(MIN_FREE) > free {
             return Ok(None);
         }
         NewFile::create(&dir, 0o600).map(Some)
@@ -136,26 +136,26 @@ impl Cache {
 
     /// Creates a hard link in the cache to an archive that is being written. Returns `None` if that is not possible,
     /// for example on another file system, or if the archive could be too large.
-    pub(crate) fn name_archive(&self, archive: &NewFile, most_bytes: u64) -> Option<SpareName> {
+    pub(crate) fn link_archive(&self, archive: &NewFile, most_bytes: u64) -> Option<TemporaryLink> {
         if most_bytes > self.layers_limit {
             return None;
         }
-        archive.spare_name(&self.dir.join("layers")).ok()
+        archive.temporary_link(&self.dir.join("layers")).ok()
     }
 
     /// Stores a layer that was written to the start of `new`.
-    pub(crate) fn keep_layer(&self, key: &LayerKey, layer: &Layer, new: &NewFile) -> io::Result<()> {
+    pub(crate) fn store_layer(&self, key: &LayerKey, layer: &PackedLayer, new: &NewFile) -> io::Result<()> {
         self.put_footer(key, layer, None, new)
     }
 
     /// Stores a layer that was written at `position` of an archive that has a hard link in the cache.
-    pub(crate) fn keep_archive(
+    pub(crate) fn store_layer_in_archive(
         &self,
         key: &LayerKey,
-        layer: &Layer,
+        layer: &PackedLayer,
         (archive, position): (&NewFile, u64),
     ) -> io::Result<()> {
-        archive.also_put(&archive_of(&self.layer_path(key)))?;
+        archive.add_name(&archive_of(&self.layer_path(key)))?;
         let footer = NewFile::create(&self.dir.join("layers"), 0o600)?;
         self.put_footer(key, layer, Some(position), &footer)
     }
@@ -163,7 +163,7 @@ impl Cache {
     fn put_footer(
         &self,
         key: &LayerKey,
-        layer: &Layer,
+        layer: &PackedLayer,
         in_archive: Option<u64>,
         new: &NewFile,
     ) -> io::Result<()> {
@@ -171,29 +171,31 @@ impl Cache {
         new.file().set_len(start)?;
         new.file().write_all_at(&footer::encode(&key.0, layer, in_archive), start)?;
         let path = self.layer_path(key);
-        new.put(&path)?;
+        new.persist(&path)?;
         if in_archive.is_none() {
             // The archive of an earlier footer is not needed any more. If this fails, it is removed together with the
             // new footer.
             let _ = fs::remove_file(archive_of(&path));
         }
-        prune(&self.dir.join("layers"), self.layers_limit)
+        evict(&self.dir.join("layers"), self.layers_limit)
     }
 
     /// Finds a cached layer by its key. Its bytes are not verified here: [`copy_layer`] or the reader does that.
-    pub(crate) fn layer(&self, key: &LayerKey, compression: Compression) -> Option<Kept> {
+    pub(crate) fn layer(&self, key: &LayerKey, compression: Compression) -> Option<CachedLayer> {
         let path = self.layer_path(key);
         let file = File::options().read(true).write(true).open(&path).ok()?;
         let (layer, in_archive) = footer::read(&file, &key.0, compression)?;
         // The time orders eviction. If it cannot be set, the layer is only removed earlier than necessary.
         let _ = file.set_modified(SystemTime::now());
         match in_archive {
-            None => Some(Kept { layer, file, position: 0 }),
-            Some(position) => Some(Kept { layer, file: File::open(archive_of(&path)).ok()?, position }),
+            None => Some(CachedLayer { layer, file, position: 0 }),
+            Some(position) => {
+                Some(CachedLayer { layer, file: File::open(archive_of(&path)).ok()?, position })
+            }
         }
     }
 
-    pub(crate) fn forget_layer(&self, key: &LayerKey) {
+    pub(crate) fn remove_layer(&self, key: &LayerKey) {
         // A layer that cannot be removed is found damaged again next time.
         let path = self.layer_path(key);
         let _ = fs::remove_file(archive_of(&path));
@@ -206,17 +208,17 @@ impl Cache {
 }
 
 /// Number of buffers that circulate between copying and hashing a cached layer.
-const PIECES: usize = 4;
+const COPY_BUFFERS: usize = 4;
 /// Size of one of these buffers, in bytes.
-const PIECE: usize = 1 << 20;
+const COPY_BUFFER_SIZE: usize = 1 << 20;
 
 /// Copies a cached layer to `out`. Returns whether the bytes have the layer's digest. A second thread hashes exactly
 /// the bytes that are written.
-pub(crate) fn copy_layer(kept: &Kept, out: &mut dyn Write) -> io::Result<bool> {
-    let Kept { layer, file, position } = kept;
-    let (hash, written) = mpsc::sync_channel::<(Vec<u8>, usize)>(PIECES);
-    let (give_back, free) = mpsc::sync_channel(PIECES);
-    let mut unused = PIECES;
+pub(crate) fn copy_layer(kept: &CachedLayer, out: &mut dyn Write) -> io::Result<bool> {
+    let CachedLayer { layer, file, position } = kept;
+    let (hash, written) = mpsc::sync_channel::<(Vec<u8>, usize)>(COPY_BUFFERS);
+    let (give_back, free) = mpsc::sync_channel(COPY_BUFFERS);
+    let mut unused = COPY_BUFFERS;
     std::thread::scope(|scope| {
         let hasher = workers::start(scope, "layer-hash", move || {
             let mut sum = sha2::Sha256::new();
@@ -232,7 +234,7 @@ pub(crate) fn copy_layer(kept: &Kept, out: &mut dyn Write) -> io::Result<bool> {
             let mut piece = match unused.checked_sub(1) {
                 Some(left) => {
                     unused = left;
-                    vec![0; PIECE]
+                    vec![0; COPY_BUFFER_SIZE]
                 }
                 None => free.recv().map_err(io::Error::other)?,
             };
@@ -260,7 +262,7 @@ fn archive_of(footer: &Path) -> PathBuf {
 
 /// Removes the least recently used files until the rest has at most `limit` bytes. An archive is removed together
 /// with its footer.
-fn prune(dir: &Path, limit: u64) -> io::Result<()> {
+fn evict(dir: &Path, limit: u64) -> io::Result<()> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

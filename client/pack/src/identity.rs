@@ -13,9 +13,9 @@ mod tree;
 use std::fmt;
 use std::str::FromStr;
 
-pub use cache::{CacheError, FileStamp, HashCache, Remembered, is_settled, settles_in};
+pub use cache::{CacheError, CachedHash, FileStamp, HashCache, is_settled, settles_in};
 pub use tree::{HashedEntry, HashedTree, hash_tree};
-pub(crate) use tree::{now, remember};
+pub(crate) use tree::{cache_hashed_entry, file_clock_now};
 
 /// BLAKE3 hash of a file's content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,7 +93,7 @@ impl ContentHash {
 
 /// One entry of a tree with everything that determines the tree's identity.
 #[derive(Clone, Copy, Debug)]
-pub struct Node<'a> {
+pub struct TreeNode<'a> {
     /// Path relative to the root, with `/` between names.
     pub path: &'a [u8],
     /// Permission, setuid, setgid and sticky bits.
@@ -149,7 +149,7 @@ impl Default for TreeHasher {
 impl TreeHasher {
     /// Adds a node. Every field has a fixed length or is preceded by its length, so two different trees never have
     /// the same encoding.
-    pub fn node(&mut self, node: &Node<'_>) {
+    pub fn node(&mut self, node: &TreeNode<'_>) {
         self.buffer.clear();
         self.field(node.path);
         self.number(node.mode);

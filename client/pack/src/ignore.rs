@@ -19,10 +19,10 @@ mod pattern;
 mod regex;
 
 pub use clean::clean;
-pub use filter::{Filter, FilterWalk, Visit};
-pub(crate) use filter::{Matched, Verdict};
+pub(crate) use filter::{DirectoryMatch, EntryVerdict};
+pub use filter::{FilterWalk, TreeFilter, VisitOutcome};
 
-use pattern::Pattern;
+use pattern::IgnorePattern;
 
 /// Invalid pattern or line of an ignore file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,12 +36,12 @@ pub struct IgnoreError {
 
 /// Maximum number of steps that all patterns of a list may have beyond the length of their text. The time of a match
 /// grows with the steps, and a few hundred bytes of repeats could otherwise make a walk take hours.
-const EXPANSION: usize = 5_000;
+const MAX_EXPANSION: usize = 5_000;
 
 /// An ordered list of patterns. A pattern that starts with `!` includes again what earlier ones excluded.
 #[derive(Debug, Clone, Default)]
-pub struct Patterns {
-    list: Vec<Pattern>,
+pub struct IgnorePatterns {
+    list: Vec<IgnorePattern>,
     negated: bool,
     expansion: usize,
 }
@@ -50,7 +50,7 @@ pub struct Patterns {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ParentMatch(Vec<bool>);
 
-impl Patterns {
+impl IgnorePatterns {
     /// Reads the text of an ignore file.
     pub fn parse_file(text: &[u8]) -> Result<Self, IgnoreError> {
         let mut patterns = Self::default();
@@ -76,9 +76,9 @@ impl Patterns {
     }
 
     fn push(&mut self, text: &str) -> Result<(), &'static str> {
-        if let Some(pattern) = Pattern::parse(text)? {
+        if let Some(pattern) = IgnorePattern::parse(text)? {
             self.expansion += pattern.expansion();
-            if self.expansion > EXPANSION {
+            if self.expansion > MAX_EXPANSION {
                 return Err("it repeats too much, together with the patterns before it");
             }
             self.negated |= pattern.negated();
@@ -103,13 +103,13 @@ impl Patterns {
 
     /// Returns the pattern by which `path` or a directory above it [`matches`](Self::matches).
     pub fn matching(&self, path: &[u8]) -> Option<&str> {
-        let mut by: Option<&Pattern> = None;
+        let mut by: Option<&IgnorePattern> = None;
         for pattern in &self.list {
             if pattern.negated() == by.is_some() && pattern.matches_at_or_above(path) {
                 by = Some(pattern).filter(|pattern| !pattern.negated());
             }
         }
-        by.map(Pattern::text)
+        by.map(IgnorePattern::text)
     }
 
     /// Makes the same decision during a walk. `parent` is the returned [`ParentMatch`] of the directory of `path`.
@@ -136,7 +136,7 @@ impl Patterns {
         (matched, ParentMatch(seen))
     }
 
-    fn iter(&self) -> impl Iterator<Item = &Pattern> {
+    fn iter(&self) -> impl Iterator<Item = &IgnorePattern> {
         self.list.iter()
     }
 }

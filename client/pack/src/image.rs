@@ -11,19 +11,19 @@ use hearth_proto::value::Digest;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use command::{CommandError, parse_command};
-pub use config::{ConfigError, ConfigFlags, History, ImageConfig, RootFs, RunConfig};
+pub use config::{ConfigError, ConfigFlags, HistoryEntry, ImageConfig, RootFs, RunConfig};
 pub use platform::{Platform, PlatformError};
 
-pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub const OCI_MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const OCI_INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
+pub const OCI_CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
+pub const DOCKER_MANIFEST_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub const DOCKER_INDEX_TYPE: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
 /// Annotation for the tag or the whole reference of a descriptor in an index.
-pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub const REF_NAME_ANNOTATION: &str = "org.opencontainers.image.ref.name";
 /// Annotation for the whole reference, as read by containerd and buildctl.
-pub const IMAGE_NAME: &str = "io.containerd.image.name";
+pub const IMAGE_NAME_ANNOTATION: &str = "io.containerd.image.name";
 
 /// OCI content descriptor: a typed reference to a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ pub struct Descriptor {
     pub media_type: String,
     pub digest: Digest,
     pub size: u64,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "or_null")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
@@ -46,22 +46,22 @@ pub struct Manifest {
     #[serde(default)]
     pub media_type: String,
     pub config: Descriptor,
-    #[serde(default, deserialize_with = "or_null")]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub layers: Vec<Descriptor>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "or_null")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, String>,
 }
 
 /// Image index (OCI image spec, "Image Index").
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Index {
+pub struct OciIndex {
     pub schema_version: u32,
     #[serde(default)]
     pub media_type: String,
-    #[serde(default, deserialize_with = "or_null")]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub manifests: Vec<Descriptor>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "or_null")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -72,11 +72,11 @@ impl Descriptor {
 
     /// Reports whether the descriptor refers to an index.
     pub fn is_index(&self) -> bool {
-        self.media_type == INDEX || self.media_type == DOCKER_LIST
+        self.media_type == OCI_INDEX_TYPE || self.media_type == DOCKER_INDEX_TYPE
     }
 
     pub fn is_manifest(&self) -> bool {
-        self.media_type == MANIFEST || self.media_type == DOCKER_MANIFEST
+        self.media_type == OCI_MANIFEST_TYPE || self.media_type == DOCKER_MANIFEST_TYPE
     }
 }
 
@@ -84,7 +84,7 @@ impl Manifest {
     pub fn new(config: Descriptor, layers: Vec<Descriptor>) -> Self {
         Self {
             schema_version: 2,
-            media_type: MANIFEST.to_owned(),
+            media_type: OCI_MANIFEST_TYPE.to_owned(),
             config,
             layers,
             annotations: BTreeMap::new(),
@@ -92,9 +92,14 @@ impl Manifest {
     }
 }
 
-impl Index {
+impl OciIndex {
     pub fn new(manifests: Vec<Descriptor>) -> Self {
-        Self { schema_version: 2, media_type: INDEX.to_owned(), manifests, annotations: BTreeMap::new() }
+        Self {
+            schema_version: 2,
+            media_type: OCI_INDEX_TYPE.to_owned(),
+            manifests,
+            annotations: BTreeMap::new(),
+        }
     }
 
     /// Returns the descriptor of the image or nested index for `platform`. If there is only one image without a
@@ -109,7 +114,7 @@ impl Index {
             })
         };
         let silent = |child: &&Descriptor| child.platform.as_ref().is_none_or(|p| p.architecture.is_empty());
-        let best = platform.best(images(), |child| child.platform.as_ref());
+        let best = platform.best_match(images(), |child| child.platform.as_ref());
         let alone = || {
             let mut silent = images().filter(silent);
             silent.next().filter(|_| silent.next().is_none())
@@ -125,7 +130,7 @@ impl Index {
 }
 
 /// Deserializes `null` as the default value: Go writes `null` for an empty list or map.
-fn or_null<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Default + Deserialize<'de>,

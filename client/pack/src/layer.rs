@@ -21,14 +21,14 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use crate::identity::{ContentHash, HashedEntry, HashedTree};
-use crate::walk::{ContentError, shown};
+use crate::walk::{ContentError, display_path};
 use crate::workers;
 pub use compress::Compression;
-use compress::Envelope;
-use frame::{Filler, Frame};
-use plan::{Cut, Cuts};
+use compress::LayerEnvelope;
+use frame::{FrameBuilder, LayerFrame};
+use plan::{FrameRange, FrameRanges};
 pub(crate) use source::has_xattrs;
-pub use source::{ContentReader, Source};
+pub use source::{ContentReader, LayerSource};
 
 /// Options for writing a layer.
 #[derive(Debug, Clone)]
@@ -48,7 +48,7 @@ impl Default for LayerOptions {
 
 /// Digests and sizes of a written layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layer {
+pub struct PackedLayer {
     /// Digest of the compressed bytes.
     pub digest: Digest,
     /// Digest of the uncompressed tar.
@@ -82,48 +82,48 @@ pub struct LayerProgress {
 
 /// Writes the entries of `source` as a layer to `out`.
 pub fn write(
-    source: &dyn Source,
+    source: &dyn LayerSource,
     options: &LayerOptions,
     out: &mut dyn Write,
     progress: &mut dyn FnMut(LayerProgress),
-) -> Result<Layer, LayerError> {
-    Writer::new(source, options, out, None).run(progress)
+) -> Result<PackedLayer, LayerError> {
+    LayerWriter::new(source, options, out, None).run(progress)
 }
 
 /// Writes the layer like [`write()`], and computes the identity of its content in the same pass.
 pub fn write_hashed(
-    source: &dyn Source,
+    source: &dyn LayerSource,
     options: &LayerOptions,
     out: &mut dyn Write,
     progress: &mut dyn FnMut(LayerProgress),
-) -> Result<(Layer, HashedTree), LayerError> {
+) -> Result<(PackedLayer, HashedTree), LayerError> {
     let mut hashed = vec![HashedEntry::default(); source.entries().len()];
-    let layer = Writer::new(source, options, out, Some(&mut hashed)).run(progress)?;
+    let layer = LayerWriter::new(source, options, out, Some(&mut hashed)).run(progress)?;
     Ok((layer, HashedTree::new(source.entries(), hashed)))
 }
 
 /// Writer that joins the frames to a layer.
-struct Writer<'a> {
-    source: &'a dyn Source,
+struct LayerWriter<'a> {
+    source: &'a dyn LayerSource,
     options: &'a LayerOptions,
-    out: Hashing<'a>,
+    out: HashingWriter<'a>,
     tar: Sha256,
     written: u64,
-    envelope: Envelope,
+    envelope: LayerEnvelope,
     hashed: Option<&'a mut Vec<HashedEntry>>,
     /// Hash of the file that spans several frames.
-    cut: blake3::Hasher,
+    split_file_hash: blake3::Hasher,
 }
 
-struct Hashing<'a> {
+struct HashingWriter<'a> {
     inner: &'a mut dyn Write,
     sum: Sha256,
     written: u64,
 }
 
-impl<'a> Writer<'a> {
+impl<'a> LayerWriter<'a> {
     fn new(
-        source: &'a dyn Source,
+        source: &'a dyn LayerSource,
         options: &'a LayerOptions,
         out: &'a mut dyn Write,
         hashed: Option<&'a mut Vec<HashedEntry>>,
@@ -131,36 +131,36 @@ impl<'a> Writer<'a> {
         Self {
             source,
             options,
-            out: Hashing { inner: out, sum: Sha256::new(), written: 0 },
+            out: HashingWriter { inner: out, sum: Sha256::new(), written: 0 },
             tar: Sha256::new(),
             written: 0,
-            envelope: Envelope::new(options.compression),
+            envelope: LayerEnvelope::new(options.compression),
             hashed,
-            cut: blake3::Hasher::new(),
+            split_file_hash: blake3::Hasher::new(),
         }
     }
 
-    fn run(mut self, progress: &mut dyn FnMut(LayerProgress)) -> Result<Layer, LayerError> {
+    fn run(mut self, progress: &mut dyn FnMut(LayerProgress)) -> Result<PackedLayer, LayerError> {
         let (source, options, hash) = (self.source, self.options, self.hashed.is_some());
         if let Some(entry) = source.entries().iter().find(|entry| entry.name().starts_with(b".wh.")) {
-            return Err(LayerError::Whiteout { path: shown(&entry.path) });
+            return Err(LayerError::Whiteout { path: display_path(&entry.path) });
         }
         let unwritable = |source| LayerError::Write { source };
         self.out.write(self.envelope.start()).map_err(unwritable)?;
         let mut at = LayerProgress::default();
         let spare = Mutex::new(Vec::new());
         let worker = || {
-            let mut filler = Filler::new(source, options, hash);
+            let mut filler = FrameBuilder::new(source, options, hash);
             let spare = &spare;
-            move |cut: Cut| match &mut filler {
+            move |cut: FrameRange| match &mut filler {
                 Ok(filler) => filler.fill(&cut, spare),
                 Err(error) => Err(LayerError::Write { source: std::io::Error::other(error.to_string()) }),
             }
         };
-        let threads = workers::count(options.workers);
-        workers::ordered(threads, Cuts::of(source.entries()), worker, |frame| {
-            let mut frame: Frame = frame?;
-            self.frame(&mut frame).map_err(unwritable)?;
+        let threads = workers::worker_count(options.workers);
+        workers::run_ordered(threads, FrameRanges::of(source.entries()), worker, |frame| {
+            let mut frame: LayerFrame = frame?;
+            self.write_frame(&mut frame).map_err(unwritable)?;
             at.entries += frame.entries;
             at.bytes += frame.bytes;
             progress(at);
@@ -169,7 +169,7 @@ impl<'a> Writer<'a> {
         })?;
         let end = self.envelope.end(self.written).map_err(unwritable)?;
         self.out.write(&end).and_then(|()| self.out.inner.flush()).map_err(unwritable)?;
-        Ok(Layer {
+        Ok(PackedLayer {
             digest: Digest::from_sha256(self.out.sum.finalize().into()),
             diff_id: Digest::from_sha256(self.tar.finalize().into()),
             size: self.out.written,
@@ -178,7 +178,7 @@ impl<'a> Writer<'a> {
         })
     }
 
-    fn frame(&mut self, frame: &mut Frame) -> std::io::Result<()> {
+    fn write_frame(&mut self, frame: &mut LayerFrame) -> std::io::Result<()> {
         let listed = std::mem::take(&mut frame.hashed);
         let tar = frame.tar();
         self.tar.update(tar);
@@ -187,24 +187,25 @@ impl<'a> Writer<'a> {
             Compression::None => tar,
             Compression::Zstd | Compression::Gzip => &frame.compressed,
         };
-        self.envelope.add(compressed.len(), tar.len(), &frame.crc)?;
+        self.envelope.add_frame(compressed.len(), tar.len(), &frame.crc)?;
         self.out.write(compressed)?;
         let Some(hashed) = &mut self.hashed else { return Ok(()) };
         for (index, entry) in listed {
             hashed[index] = entry;
         }
         for piece in &frame.pieces {
-            self.cut.update(&tar[piece.range.clone()]);
+            self.split_file_hash.update(&tar[piece.range.clone()]);
             if piece.last {
-                hashed[piece.index].content = Some(ContentHash::from_bytes(self.cut.finalize().into()));
-                self.cut.reset();
+                hashed[piece.index].content =
+                    Some(ContentHash::from_bytes(self.split_file_hash.finalize().into()));
+                self.split_file_hash.reset();
             }
         }
         Ok(())
     }
 }
 
-impl Hashing<'_> {
+impl HashingWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.inner.write_all(bytes)?;
         self.sum.update(bytes);

@@ -21,7 +21,6 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads where they need them"))]
 
-pub mod ahead;
 pub mod archive;
 pub mod base;
 pub mod cache;
@@ -33,12 +32,13 @@ pub mod listing;
 mod new_file;
 mod pack;
 pub mod pieces;
+pub mod prefetch;
 pub mod remote;
 pub mod sorted_map;
 mod summary;
 pub mod walk;
 mod workers;
 
-pub use base::{Base, BaseError, BlobCache};
-pub use pack::{PackError, PackOptions, Packed, Progress, pack, pack_source};
-pub use summary::{Summary, Suspicious};
+pub use base::{BaseError, BaseImage, BlobCache};
+pub use pack::{PackError, PackOptions, PackProgress, PackedImage, pack, pack_source};
+pub use summary::{PackSummary, SuspiciousDir};

@@ -16,11 +16,11 @@ mod sealed;
 
 use std::cmp::Ordering;
 
-use crate::identity::{ContentHash, Node, NodeKind, TreeDigest, TreeHasher};
-use check::Checker;
+use crate::identity::{ContentHash, NodeKind, TreeDigest, TreeHasher, TreeNode};
+use check::ListingChecker;
 
 /// Names and values of extended attributes, sorted by name.
-pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+pub type XattrList = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Size limits of a list.
 #[derive(Clone, Copy, Debug)]
@@ -63,16 +63,16 @@ pub fn path_order(a: &[u8], b: &[u8]) -> Ordering {
 
 /// An entry of a list: a [`TreeNode`] that owns its attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed<'a> {
+pub struct ListingEntry<'a> {
     pub path: &'a [u8],
     pub mode: u32,
     pub kind: NodeKind<'a>,
-    pub xattrs: Xattrs,
+    pub xattrs: XattrList,
 }
 
 /// A validated list of a tree's entries.
 #[derive(Clone, Debug)]
-pub struct Listing {
+pub struct TreeListing {
     digest: TreeDigest,
     bytes: Vec<u8>,
     /// Offset of each entry in `bytes`.
@@ -86,7 +86,7 @@ pub struct ListingWriter {
     bytes: Vec<u8>,
     starts: Vec<u32>,
     sum: TreeHasher,
-    checker: Checker,
+    checker: ListingChecker,
     /// Indexes of hard links, whose targets are checked at the end.
     links: Vec<u32>,
 }
@@ -98,7 +98,7 @@ impl ListingWriter {
             bytes: Vec::new(),
             starts: Vec::new(),
             sum: TreeHasher::default(),
-            checker: Checker::default(),
+            checker: ListingChecker::default(),
             links: Vec::new(),
         }
     }
@@ -108,7 +108,7 @@ impl ListingWriter {
         self.bytes.len() + 4 * self.starts.len()
     }
 
-    pub fn push(&mut self, node: &Node<'_>) -> Result<(), ListingError> {
+    pub fn push(&mut self, node: &TreeNode<'_>) -> Result<(), ListingError> {
         self.checker.check(node)?;
         if self.starts.len() >= self.limits.entries {
             return Err(ListingError::TooMany { limit: self.limits.entries });
@@ -124,9 +124,9 @@ impl ListingWriter {
         Ok(())
     }
 
-    pub fn finish(self) -> Result<Listing, ListingError> {
+    pub fn finish(self) -> Result<TreeListing, ListingError> {
         let Self { bytes, starts, sum, links, .. } = self;
-        let listing = Listing { digest: sum.finish(), bytes, starts };
+        let listing = TreeListing { digest: sum.finish(), bytes, starts };
         for index in links {
             let entry = listing.entry(index as usize);
             let NodeKind::HardLink { to } = entry.kind else { continue };
@@ -134,7 +134,7 @@ impl ListingWriter {
             let is_file =
                 target.is_some_and(|target| matches!(listing.entry(target).kind, NodeKind::File { .. }));
             if !is_file {
-                let (path, target) = (check::shown(entry.path), check::shown(to));
+                let (path, target) = (check::display_path(entry.path), check::display_path(to));
                 return Err(ListingError::LinkTarget { path, target });
             }
         }
@@ -142,12 +142,12 @@ impl ListingWriter {
     }
 }
 
-impl Listing {
+impl TreeListing {
     /// Parses the output of [`bytes`](Self::bytes) and validates all of it.
     pub fn parse(bytes: &[u8], limits: ListingLimits) -> Result<Self, ListingError> {
         let mut writer = ListingWriter::new(limits);
         writer.bytes.reserve_exact(bytes.len());
-        let mut reader = Reader { bytes, at: 0 };
+        let mut reader = ListingReader { bytes, at: 0 };
         while reader.at < bytes.len() {
             let entry = reader.entry()?;
             writer.push(&entry.node())?;
@@ -173,19 +173,19 @@ impl Listing {
     }
 
     /// Returns the entry at `index`, which must be below [`len`](Self::len).
-    pub fn entry(&self, index: usize) -> Listed<'_> {
+    pub fn entry(&self, index: usize) -> ListingEntry<'_> {
         let start = self.starts[index] as usize;
         // The bytes were encoded by this module, so they can be read.
-        let read = Reader { bytes: &self.bytes, at: start }.entry();
-        read.unwrap_or(Listed { path: b"", mode: 0, kind: NodeKind::Directory, xattrs: Vec::new() })
+        let read = ListingReader { bytes: &self.bytes, at: start }.entry();
+        read.unwrap_or(ListingEntry { path: b"", mode: 0, kind: NodeKind::Directory, xattrs: Vec::new() })
     }
 
     /// Returns only the path of the entry at `index`.
     pub fn path(&self, index: usize) -> &[u8] {
-        Reader { bytes: &self.bytes, at: self.starts[index] as usize + 3 }.short().unwrap_or_default()
+        ListingReader { bytes: &self.bytes, at: self.starts[index] as usize + 3 }.short().unwrap_or_default()
     }
 
-    pub fn entries(&self) -> impl Iterator<Item = Listed<'_>> {
+    pub fn entries(&self) -> impl Iterator<Item = ListingEntry<'_>> {
         (0..self.len()).map(|index| self.entry(index))
     }
 
@@ -217,9 +217,9 @@ impl Listing {
     }
 }
 
-impl Listed<'_> {
-    pub fn node(&self) -> Node<'_> {
-        Node { path: self.path, mode: self.mode, kind: self.kind, xattrs: &self.xattrs }
+impl ListingEntry<'_> {
+    pub fn node(&self) -> TreeNode<'_> {
+        TreeNode { path: self.path, mode: self.mode, kind: self.kind, xattrs: &self.xattrs }
     }
 
     /// Returns the hash and size of a file's content, or `None` for other entries.
@@ -231,7 +231,7 @@ impl Listed<'_> {
     }
 }
 
-fn encode(out: &mut Vec<u8>, node: &Node<'_>) {
+fn encode(out: &mut Vec<u8>, node: &TreeNode<'_>) {
     // The checker has limited all lengths.
     let short = |out: &mut Vec<u8>, bytes: &[u8]| {
         out.extend_from_slice(&(bytes.len() as u16).to_le_bytes());
@@ -262,12 +262,12 @@ fn encode(out: &mut Vec<u8>, node: &Node<'_>) {
     }
 }
 
-struct Reader<'a> {
+struct ListingReader<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ListingReader<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], ListingError> {
         let end = self.at.checked_add(count).filter(|end| *end <= self.bytes.len());
         let end = end.ok_or(ListingError::Damaged { at: self.at })?;
@@ -290,7 +290,7 @@ impl<'a> Reader<'a> {
         self.take(length)
     }
 
-    fn entry(&mut self) -> Result<Listed<'a>, ListingError> {
+    fn entry(&mut self) -> Result<ListingEntry<'a>, ListingError> {
         let at = self.at;
         let [kind] = self.array()?;
         let mode = u16::from_le_bytes(self.array()?).into();
@@ -312,7 +312,7 @@ impl<'a> Reader<'a> {
             b'h' => NodeKind::HardLink { to: self.short()? },
             _ => return Err(ListingError::Damaged { at }),
         };
-        Ok(Listed { path, mode, kind, xattrs })
+        Ok(ListingEntry { path, mode, kind, xattrs })
     }
 }
 

@@ -25,13 +25,13 @@ pub(crate) struct NewFile {
 }
 
 /// An additional name of a file, removed on drop.
-pub(crate) type SpareName = tempfile::TempPath;
+pub(crate) type TemporaryLink = tempfile::TempPath;
 
 impl NewFile {
     /// Creates a file for reading and writing in `dir` with `mode`, reduced by the umask.
     pub(crate) fn create(dir: &Path, mode: u32) -> io::Result<Self> {
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        remove_left_behind(dir);
+        remove_abandoned_files(dir);
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         match rustix::fs::open(dir, flags, Mode::from_raw_mode(mode)) {
             Ok(fd) => Ok(Self { file: File::from(fd), dir: dir.to_owned(), hidden: Mutex::new(None) }),
@@ -60,7 +60,7 @@ impl NewFile {
 
     /// Gives the file its name and replaces an existing file. If a device, a pipe or a socket has that name, the
     /// content is written to it.
-    pub(crate) fn put(&self, path: &Path) -> io::Result<()> {
+    pub(crate) fn persist(&self, path: &Path) -> io::Result<()> {
         if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
             let mut content = self.file.try_clone()?;
             content.rewind()?;
@@ -70,7 +70,7 @@ impl NewFile {
             Some(hidden) => hidden,
             None => match self.link(path) {
                 // A link never replaces a file, but renaming a second name does.
-                Err(Errno::EXIST) => self.spare_name(&self.dir)?.keep().map_err(|error| error.error)?,
+                Err(Errno::EXIST) => self.temporary_link(&self.dir)?.keep().map_err(|error| error.error)?,
                 linked => return Ok(linked?),
             },
         };
@@ -78,16 +78,18 @@ impl NewFile {
     }
 
     /// Gives the file an additional name and replaces an existing file. The file keeps its other names.
-    pub(crate) fn also_put(&self, path: &Path) -> io::Result<()> {
+    pub(crate) fn add_name(&self, path: &Path) -> io::Result<()> {
         match self.link(path) {
-            Err(Errno::EXIST) => self.spare_name(parent(path))?.persist(path).map_err(|error| error.error),
+            Err(Errno::EXIST) => {
+                self.temporary_link(parent(path))?.persist(path).map_err(|error| error.error)
+            }
             linked => Ok(linked?),
         }
     }
 
     /// Creates a hidden name in `dir`. An unnamed file that has got a name must not lose its last one before
     /// [`persist`](Self::persist): the kernel does not allow it to be linked again.
-    pub(crate) fn spare_name(&self, dir: &Path) -> io::Result<SpareName> {
+    pub(crate) fn temporary_link(&self, dir: &Path) -> io::Result<TemporaryLink> {
         let unused = tempfile::Builder::new().prefix(PREFIX).make_in(dir, |path| {
             rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive)?;
             Ok(self.link(path)?)
@@ -111,7 +113,7 @@ impl Drop for NewFile {
 }
 
 /// Removes hidden files that no writer has locked. Errors are ignored, because they do not affect the new file.
-fn remove_left_behind(dir: &Path) {
+fn remove_abandoned_files(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if !is_hidden(&entry.path()) {
             continue;

@@ -14,14 +14,14 @@ use std::path::{Path, PathBuf};
 use hearth_proto::value::{Digest, Reference};
 
 use crate::archive::OpenBlob;
-use crate::base::Base;
+use crate::base::BaseImage;
 use crate::image::{ConfigError, ConfigFlags, Descriptor, ImageConfig, Manifest, Platform};
-use crate::layer::{Layer, LayerError, LayerOptions, Source};
+use crate::layer::{LayerError, LayerOptions, LayerSource, PackedLayer};
 use crate::new_file::{self, NewFile};
-use crate::summary::Summary;
-use crate::walk::{Tree, WalkError, WalkOptions, walk};
-use assemble::{Assembled, Assembly};
-use spool::{Made, Spool};
+use crate::summary::PackSummary;
+use crate::walk::{WalkError, WalkOptions, WalkedTree, walk};
+use assemble::{AssembledImage, ImageAssembly};
+use spool::{LayerSpool, SpooledLayer};
 
 /// Mode of a user's file before the umask is applied.
 const FILE_MODE: u32 = 0o666;
@@ -35,7 +35,7 @@ pub struct PackOptions {
     pub config: ConfigFlags,
     /// Platform that the image declares. With a base, the base's platform is used instead.
     pub platform: Platform,
-    pub base: Option<Base>,
+    pub base: Option<BaseImage>,
     /// Tag that is written into the archive's index.
     pub tag: Option<Reference>,
     /// Adds the `manifest.json` that `docker load` needs.
@@ -52,7 +52,7 @@ pub struct PackOptions {
 
 /// Progress of a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub enum PackProgress {
     /// The tree is listed; these are the totals to be read.
     Listed { entries: u64, bytes: u64 },
     /// Number of entries and bytes that have been read.
@@ -82,59 +82,59 @@ pub enum PackError {
 
 /// A packed image, ready to be written.
 #[derive(Debug)]
-pub struct Packed {
-    pub summary: Summary,
-    pub layer: Layer,
+pub struct PackedImage {
+    pub summary: PackSummary,
+    pub layer: PackedLayer,
     /// Error of the cache, if there was one: the next pack of this tree will not be faster.
     pub cache_trouble: Option<String>,
-    image: Assembled,
-    spool: Spool,
-    base: Option<Base>,
+    image: AssembledImage,
+    spool: LayerSpool,
+    base: Option<BaseImage>,
 }
 
 /// Packs the directory `path`.
 pub fn pack(
     path: &Path,
     options: &PackOptions,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Packed, PackError> {
+    progress: &mut dyn FnMut(PackProgress),
+) -> Result<PackedImage, PackError> {
     // Flags are checked before anything is read.
-    let assembly = Assembly::new(options)?;
+    let assembly = ImageAssembly::new(options)?;
     let tree = walk(path, &options.walk)?;
-    let summary = Summary::of(&tree);
+    let summary = PackSummary::of(&tree);
     complete(&assembly, &tree, Some(&tree), summary, options, progress)
 }
 
 /// Packs entries from any source: the same entries give the same bytes. The options of the walk and the cache are
 /// ignored.
 pub fn pack_source(
-    source: &dyn Source,
-    summary: Summary,
+    source: &dyn LayerSource,
+    summary: PackSummary,
     options: &PackOptions,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Packed, PackError> {
-    complete(&Assembly::new(options)?, source, None, summary, options, progress)
+    progress: &mut dyn FnMut(PackProgress),
+) -> Result<PackedImage, PackError> {
+    complete(&ImageAssembly::new(options)?, source, None, summary, options, progress)
 }
 
 fn complete(
-    assembly: &Assembly<'_>,
-    source: &dyn Source,
-    tree: Option<&Tree>,
-    mut summary: Summary,
+    assembly: &ImageAssembly<'_>,
+    source: &dyn LayerSource,
+    tree: Option<&WalkedTree>,
+    mut summary: PackSummary,
     options: &PackOptions,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Packed, PackError> {
-    progress(Progress::Listed { entries: source.entries().len() as u64, bytes: summary.bytes });
+    progress: &mut dyn FnMut(PackProgress),
+) -> Result<PackedImage, PackError> {
+    progress(PackProgress::Listed { entries: source.entries().len() as u64, bytes: summary.bytes });
     let position = assembly.layer_position(summary.bytes)?;
-    let Made { layer, spool, reused, cache_trouble } =
-        spool::make(source, tree, options, position, progress)?;
+    let SpooledLayer { layer, spool, reused, cache_trouble } =
+        spool::spool_layer(source, tree, options, position, progress)?;
     summary.reused_bytes = if reused { summary.bytes } else { 0 };
-    progress(Progress::Compressed { bytes: layer.size });
+    progress(PackProgress::Compressed { bytes: layer.size });
     let image = assembly.assemble(&layer)?;
-    Ok(Packed { summary, layer, cache_trouble, image, spool, base: options.base.clone() })
+    Ok(PackedImage { summary, layer, cache_trouble, image, spool, base: options.base.clone() })
 }
 
-impl Packed {
+impl PackedImage {
     /// Returns the digest of the image's manifest.
     pub fn digest(&self) -> Digest {
         self.image.layout.manifest().digest
@@ -215,7 +215,7 @@ impl Packed {
 /// Gives a complete file its name, durably even after a power failure.
 fn finish(new: &NewFile, path: &Path) -> io::Result<()> {
     new.file().sync_data()?;
-    new.put(path)?;
+    new.persist(path)?;
     File::open(new.dir())?.sync_all()
 }
 

@@ -9,40 +9,40 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::identity::ContentHash;
-use crate::layer::{ContentReader, Source};
-use crate::walk::{ContentError, Entry};
+use crate::layer::{ContentReader, LayerSource};
+use crate::walk::{ContentError, WalkEntry};
 use crate::workers;
 
 /// Size in bytes above which files are split.
-pub const LARGE: u64 = 1 << 20;
+pub const LARGE_FILE: u64 = 1 << 20;
 /// Maximum content of a batch, in bytes. A piece of a large file may be larger and is then alone in its batch.
-const BATCH: u64 = 1 << 20;
+const MAX_BATCH: u64 = 1 << 20;
 /// Minimum, target and maximum size of the pieces of large files, in bytes. Other values give other piece boundaries,
 /// so that pieces in the room are no longer found.
-const SIZES: (usize, usize, usize) = (256 << 10, 1 << 20, 4 << 20);
+const PIECE_SIZES: (usize, usize, usize) = (256 << 10, 1 << 20, 4 << 20);
 
 /// Compression effort for content that is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effort {
+pub enum CompressionEffort {
     /// Low effort, for a room on this machine: the connection is fast, and the room shares the cores.
-    Near,
+    Local,
     /// Effort for a room on another machine. A higher one would cost more time than it saves except on a slow
     /// connection.
-    Far,
+    Remote,
 }
 
-impl Effort {
+impl CompressionEffort {
     const fn level(self) -> i32 {
         match self {
-            Self::Near => 1,
-            Self::Far => 3,
+            Self::Local => 1,
+            Self::Remote => 3,
         }
     }
 }
 
 /// A piece of a file's content, or the whole content of a small file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct FilePiece {
     /// Index of the entry.
     pub entry: u32,
     /// Number of the piece in its file; 0 for a small file.
@@ -54,8 +54,8 @@ pub struct Piece {
 
 /// Pieces that are sent together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
-    pub pieces: Vec<Piece>,
+pub struct PieceBatch {
+    pub pieces: Vec<FilePiece>,
     /// Concatenated content of the pieces as one zstd frame.
     pub frame: Vec<u8>,
 }
@@ -73,20 +73,30 @@ pub enum PieceError {
 
 /// Splits a large file into pieces. `content` is the hash in the list; if the file now has another one, that is an
 /// error.
-pub fn cut(source: &dyn Source, entry: u32, content: &ContentHash) -> Result<Vec<Piece>, PieceError> {
+pub fn split_file(
+    source: &dyn LayerSource,
+    entry: u32,
+    content: &ContentHash,
+) -> Result<Vec<FilePiece>, PieceError> {
     let listed = &source.entries()[entry as usize];
     let mut reader = source.reader();
     reader.open(entry as usize)?;
-    let bytes = Reading { reader: reader.as_mut(), at: 0, size: listed.size };
-    let (least, wanted, most) = SIZES;
+    let bytes = EntryStream { reader: reader.as_mut(), at: 0, size: listed.size };
+    let (least, wanted, most) = PIECE_SIZES;
     let mut chunks = fastcdc::v2020::StreamCDC::new(bytes, least, wanted, most);
     let mut sum = blake3::Hasher::new();
     let mut pieces = Vec::new();
     for (number, chunk) in (0u32..).zip(&mut chunks) {
-        let chunk = chunk.map_err(|error| unread(listed, error.into()))?;
+        let chunk = chunk.map_err(|error| unwrap_content_error(listed, error.into()))?;
         sum.update(&chunk.data);
         let size = u32::try_from(chunk.data.len()).unwrap_or(u32::MAX);
-        pieces.push(Piece { entry, number, offset: chunk.offset, size, hash: ContentHash::of(&chunk.data) });
+        pieces.push(FilePiece {
+            entry,
+            number,
+            offset: chunk.offset,
+            size,
+            hash: ContentHash::of(&chunk.data),
+        });
     }
     reader.verify()?;
     if ContentHash::from_bytes(sum.finalize().into()) != *content {
@@ -96,13 +106,13 @@ pub fn cut(source: &dyn Source, entry: u32, content: &ContentHash) -> Result<Vec
 }
 
 /// Groups pieces into batches, in the given order.
-pub fn plan(pieces: Vec<Piece>) -> Vec<Vec<Piece>> {
-    let mut batches: Vec<Vec<Piece>> = Vec::new();
-    let mut size = BATCH;
+pub fn plan_batches(pieces: Vec<FilePiece>) -> Vec<Vec<FilePiece>> {
+    let mut batches: Vec<Vec<FilePiece>> = Vec::new();
+    let mut size = MAX_BATCH;
     for piece in pieces {
         size += u64::from(piece.size);
         match batches.last_mut() {
-            Some(batch) if size <= BATCH => batch.push(piece),
+            Some(batch) if size <= MAX_BATCH => batch.push(piece),
             _ => {
                 size = u64::from(piece.size);
                 batches.push(vec![piece]);
@@ -114,11 +124,11 @@ pub fn plan(pieces: Vec<Piece>) -> Vec<Vec<Piece>> {
 
 /// Reads and compresses batches with several threads, and passes each to `send` with the number of the calling
 /// thread. A thread ends when `send` returns false.
-pub fn read(
-    source: &dyn Source,
-    batches: &[Vec<Piece>],
-    (workers, effort): (Option<u32>, Effort),
-    send: &(dyn Fn(usize, Batch) -> bool + Sync),
+pub fn send_batches(
+    source: &dyn LayerSource,
+    batches: &[Vec<FilePiece>],
+    (workers, effort): (Option<u32>, CompressionEffort),
+    send: &(dyn Fn(usize, PieceBatch) -> bool + Sync),
 ) -> Result<(), PieceError> {
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let work = |worker: usize| -> Result<(), PieceError> {
@@ -132,14 +142,14 @@ pub fn read(
                 read_piece(source, reader.as_mut(), piece, &mut content)?;
             }
             let frame = compressor.compress(&content).map_err(PieceError::Compress)?;
-            if !send(worker, Batch { pieces: pieces.clone(), frame }) {
+            if !send(worker, PieceBatch { pieces: pieces.clone(), frame }) {
                 break;
             }
         }
         Ok(())
     };
     std::thread::scope(|scope| {
-        let threads: Result<Vec<_>, _> = (0..workers::count(workers).min(batches.len()))
+        let threads: Result<Vec<_>, _> = (0..workers::worker_count(workers).min(batches.len()))
             .map(|worker| {
                 let (work, stop) = (&work, &stop);
                 workers::start(scope, "compress", move || {
@@ -161,9 +171,9 @@ pub fn read(
 }
 
 fn read_piece(
-    source: &dyn Source,
+    source: &dyn LayerSource,
     reader: &mut dyn ContentReader,
-    piece: &Piece,
+    piece: &FilePiece,
     content: &mut Vec<u8>,
 ) -> Result<(), PieceError> {
     reader.open(piece.entry as usize)?;
@@ -179,7 +189,7 @@ fn read_piece(
 }
 
 /// Computes the keyed hash over the concatenated contents of `entries`: the proof that this side has them.
-pub fn prove(source: &dyn Source, entries: &[u32], key: &[u8; 32]) -> Result<[u8; 32], PieceError> {
+pub fn prove(source: &dyn LayerSource, entries: &[u32], key: &[u8; 32]) -> Result<[u8; 32], PieceError> {
     let mut sum = blake3::Hasher::new_keyed(key);
     let mut reader = source.reader();
     let mut buffer = vec![0; 256 << 10];
@@ -200,13 +210,13 @@ pub fn prove(source: &dyn Source, entries: &[u32], key: &[u8; 32]) -> Result<[u8
 }
 
 /// Sequential reader for an open entry.
-struct Reading<'a, 'r> {
+struct EntryStream<'a, 'r> {
     reader: &'a mut (dyn ContentReader + 'r),
     at: u64,
     size: u64,
 }
 
-impl io::Read for Reading<'_, '_> {
+impl io::Read for EntryStream<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.size - self.at).unwrap_or(usize::MAX);
         let count = left.min(buffer.len());
@@ -217,7 +227,7 @@ impl io::Read for Reading<'_, '_> {
 }
 
 /// Extracts the error that [`EntryStream`] wrapped.
-fn unread(entry: &Entry, error: io::Error) -> ContentError {
+fn unwrap_content_error(entry: &WalkEntry, error: io::Error) -> ContentError {
     match error.downcast::<ContentError>() {
         Ok(error) => error,
         Err(error) => ContentError::read(entry, error),

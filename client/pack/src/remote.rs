@@ -33,73 +33,73 @@ mod transport;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-pub use blob::{BlobReader, CHUNKS_AHEAD};
-pub use credentials::{Credential, Credentials, docker_config, registry_key};
+pub use blob::{BlobReader, CHUNK_BUFFER};
+pub use credentials::{HostCredential, HostCredentials, docker_login_credential, registry_key};
 pub use error::{MirrorFailure, RemoteError};
-pub use guard::{AddressGuard, AddressRefused, Guards, refused_address};
-pub use host::{Mirror, MirrorError, Mirrors, full_name};
-pub use push::{OpenContent, Pushed, Target};
-pub use resolve::{Found, RemoteImage, Source};
-pub use retry::Retry;
+pub use guard::{AddressGuard, AddressGuards, AddressRefused, refused_address};
+pub use host::{MirrorError, MirrorList, RegistryMirror, full_name};
+pub use push::{OpenContent, PushOutcome, PushTarget};
+pub use resolve::{PullSource, RemoteImage, ResolvedManifest};
+pub use retry::RetryPolicy;
 
-use auth::Tokens;
-use host::Host;
-use transport::Transport;
+use auth::TokenCache;
+use host::RegistryHost;
+use transport::HttpTransport;
 
 /// Client of other registries with the credentials of one caller. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Remote {
-    transport: Arc<Transport>,
-    mirrors: Arc<Mirrors>,
-    credentials: Arc<Credentials>,
+pub struct RegistryClient {
+    transport: Arc<HttpTransport>,
+    mirrors: Arc<MirrorList>,
+    credentials: Arc<HostCredentials>,
     /// Keys of the registries that the operator has credentials for.
-    known: Arc<BTreeSet<String>>,
-    tokens: Arc<Tokens>,
-    retry: Retry,
+    operator_registries: Arc<BTreeSet<String>>,
+    tokens: Arc<TokenCache>,
+    retry: RetryPolicy,
 }
 
-impl Remote {
+impl RegistryClient {
     /// Creates a client without credentials.
-    pub fn new(mirrors: Mirrors) -> Self {
+    pub fn new(mirrors: MirrorList) -> Self {
         Self {
-            transport: Arc::new(Transport::default()),
+            transport: Arc::new(HttpTransport::default()),
             mirrors: Arc::new(mirrors),
             credentials: Arc::default(),
-            known: Arc::default(),
+            operator_registries: Arc::default(),
             tokens: Arc::default(),
-            retry: Retry::default(),
+            retry: RetryPolicy::default(),
         }
     }
 
     /// Creates a client without credentials that connects only to addresses that the guards allow.
-    pub fn guarded(mirrors: Mirrors, guards: Guards) -> Self {
-        Self { transport: Arc::new(Transport::guarded(guards)), ..Self::new(mirrors) }
+    pub fn guarded(mirrors: MirrorList, guards: AddressGuards) -> Self {
+        Self { transport: Arc::new(HttpTransport::guarded(guards)), ..Self::new(mirrors) }
     }
 
     /// Marks registries for which the operator has credentials, and whose hosts are therefore configured (see
     /// [`AddressGuards`]).
     #[must_use]
-    pub fn knowing<'r>(self, registries: impl IntoIterator<Item = &'r str>) -> Self {
+    pub fn with_operator_registries<'r>(self, registries: impl IntoIterator<Item = &'r str>) -> Self {
         let known = registries.into_iter().map(registry_key).collect();
-        Self { known: Arc::new(known), ..self }
+        Self { operator_registries: Arc::new(known), ..self }
     }
 
-    fn known(&self, host: Host) -> Host {
-        Host { is_known: self.known.contains(&host.key), ..host }
+    fn mark_operator_host(&self, host: RegistryHost) -> RegistryHost {
+        RegistryHost { has_operator_credentials: self.operator_registries.contains(&host.key), ..host }
     }
 
     /// Returns a client that shares the connections but has other credentials. Tokens are not shared.
     #[must_use]
-    pub fn with_credentials(&self, credentials: Credentials) -> Self {
+    pub fn with_credentials(&self, credentials: HostCredentials) -> Self {
         Self { credentials: Arc::new(credentials), tokens: Arc::default(), ..self.clone() }
     }
 
     #[must_use]
-    pub fn with_retry(&self, retry: Retry) -> Self {
+    pub fn with_retry_policy(&self, retry: RetryPolicy) -> Self {
         Self { retry, ..self.clone() }
     }
 
-    pub fn mirrors(&self) -> &Mirrors {
+    pub fn mirrors(&self) -> &MirrorList {
         &self.mirrors
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 /// Number of recent entries above which they are merged, if they also exceed the length of the list divided by
 /// [`RECENT_PART`].
-const MOST_RECENT: usize = 4096;
+const MIN_MERGE_SIZE: usize = 4096;
 const RECENT_PART: usize = 16;
 
 /// Map with little memory overhead, see the module documentation.
@@ -56,7 +56,7 @@ impl<K: Ord + Copy, V: Copy> SortedMap<K, V> {
             return Some(std::mem::replace(&mut self.settled[at].1, value));
         }
         let before = self.recent.insert(key, value);
-        if self.recent.len() > MOST_RECENT.max(self.settled.len() / RECENT_PART) {
+        if self.recent.len() > MIN_MERGE_SIZE.max(self.settled.len() / RECENT_PART) {
             self.merge();
         }
         before
@@ -166,7 +166,7 @@ mod tests {
         let mut map = SortedMap::default();
         for number in 0..300_000 {
             map.insert(key(number), number);
-            assert!(map.recent.len() <= MOST_RECENT.max(map.settled.len() / RECENT_PART));
+            assert!(map.recent.len() <= MIN_MERGE_SIZE.max(map.settled.len() / RECENT_PART));
         }
         assert_eq!(map.settled.capacity(), map.settled.len());
         assert!(map.settled.is_sorted_by_key(|(key, _)| *key));

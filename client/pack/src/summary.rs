@@ -1,10 +1,10 @@
 //! Summary of a packed tree for the user.
 
-use crate::walk::{EntryKind, Tree};
+use crate::walk::{EntryKind, WalkedTree};
 
 /// Counts of a packed tree.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Summary {
+pub struct PackSummary {
     /// Number of regular files. Additional names of the same file count as links.
     pub files: u64,
     pub dirs: u64,
@@ -16,12 +16,12 @@ pub struct Summary {
     /// Paths and sizes of the largest files, largest first.
     pub largest: Vec<(Vec<u8>, u64)>,
     /// Directories that are rarely meant to be packed.
-    pub suspicious: Vec<Suspicious>,
+    pub suspicious: Vec<SuspiciousDir>,
 }
 
 /// A directory that is usually excluded by an ignore file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Suspicious {
+pub struct SuspiciousDir {
     pub path: Vec<u8>,
     pub files: u64,
     pub bytes: u64,
@@ -49,8 +49,8 @@ const SUSPICIOUS: [&[u8]; 16] = [
     b".idea",
 ];
 
-impl Summary {
-    pub fn of(tree: &Tree) -> Self {
+impl PackSummary {
+    pub fn of(tree: &WalkedTree) -> Self {
         let mut summary = Self::default();
         for entry in &tree.entries {
             match entry.kind {
@@ -66,7 +66,7 @@ impl Summary {
                 summary.largest.truncate(LARGEST);
             }
             // Only the outermost such directory is listed; its content counts for it.
-            let inside = |dir: &Suspicious| {
+            let inside = |dir: &SuspiciousDir| {
                 entry.path.strip_prefix(dir.path.as_slice()).is_some_and(|r| r.starts_with(b"/"))
             };
             match summary.suspicious.last_mut().filter(|dir| inside(dir)) {
@@ -75,7 +75,7 @@ impl Summary {
                     dir.bytes += entry.size;
                 }
                 None if entry.is_dir() && SUSPICIOUS.contains(&entry.name()) => {
-                    summary.suspicious.push(Suspicious { path: entry.path.clone(), files: 0, bytes: 0 });
+                    summary.suspicious.push(SuspiciousDir { path: entry.path.clone(), files: 0, bytes: 0 });
                 }
                 None => {}
             }

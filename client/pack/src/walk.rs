@@ -6,12 +6,12 @@
 //!
 //! Order of the list: each directory before its content, names in byte order.
 
-mod ahead;
 mod content;
 mod descend;
 mod directory;
 mod ignore_file;
 mod open;
+mod prefetch;
 mod xattr;
 
 use std::ffi::OsStr;
@@ -23,22 +23,22 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::identity::FileStamp;
-use crate::ignore::{IgnoreError, Patterns};
+use crate::ignore::{IgnoreError, IgnorePatterns};
 pub use content::{ContentError, DiskReader};
-pub use open::Opener;
-pub use xattr::Xattrs;
+pub use open::TreeOpener;
+pub use xattr::EntryXattrs;
 
 /// Options of a walk: excluded paths, and exceptions from that.
 #[derive(Debug, Clone, Default)]
 pub struct WalkOptions {
-    pub rules: Rules,
+    pub rules: IgnoreRules,
     /// Relative paths that are listed even if the rules exclude them: a build needs its Dockerfile and ignore file.
     pub keep: Vec<Vec<u8>>,
 }
 
 /// Source of the ignore rules.
 #[derive(Debug, Clone)]
-pub enum Rules {
+pub enum IgnoreRules {
     /// Lists everything, without rules.
     Nothing,
     /// The file `<Dockerfile>.dockerignore`, else `.dockerignore`, at the root of the tree. Without the name of a
@@ -46,10 +46,10 @@ pub enum Rules {
     IgnoreFile {
         dockerfile: Option<Vec<u8>>,
     },
-    Given(Patterns),
+    Patterns(IgnorePatterns),
 }
 
-impl Default for Rules {
+impl Default for IgnoreRules {
     fn default() -> Self {
         Self::IgnoreFile { dockerfile: None }
     }
@@ -57,17 +57,17 @@ impl Default for Rules {
 
 /// A walked directory.
 #[derive(Debug)]
-pub struct Tree {
+pub struct WalkedTree {
     root: OwnedFd,
     id: (u64, u64),
-    pub entries: Vec<Entry>,
+    pub entries: Vec<WalkEntry>,
     /// Name of the ignore file that applied.
     pub ignore_file: Option<Vec<u8>>,
 }
 
 /// One file, directory or link.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct WalkEntry {
     /// Path relative to the root, components joined by `/`.
     pub path: Vec<u8>,
     pub kind: EntryKind,
@@ -116,7 +116,7 @@ pub enum WalkError {
 }
 
 /// Walks the directory `path`, which may itself be a link to a directory.
-pub fn walk(path: &Path, options: &WalkOptions) -> Result<Tree, WalkError> {
+pub fn walk(path: &Path, options: &WalkOptions) -> Result<WalkedTree, WalkError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
         Errno::NOENT => WalkError::Missing { path: path.to_owned() },
@@ -124,24 +124,24 @@ pub fn walk(path: &Path, options: &WalkOptions) -> Result<Tree, WalkError> {
         errno => failed("cannot open", path.as_os_str().as_bytes())(errno),
     })?;
     let (ignore_file, patterns) = match &options.rules {
-        Rules::Nothing => (None, None),
-        Rules::Given(patterns) => (None, Some(patterns.clone())),
-        Rules::IgnoreFile { dockerfile } => ignore_file::find(&root, dockerfile.as_deref())?.unzip(),
+        IgnoreRules::Nothing => (None, None),
+        IgnoreRules::Patterns(patterns) => (None, Some(patterns.clone())),
+        IgnoreRules::IgnoreFile { dockerfile } => ignore_file::find(&root, dockerfile.as_deref())?.unzip(),
     };
     let entries = descend::list(&root, patterns, &options.keep)?;
     let stat = rustix::fs::fstat(&root).map_err(failed("cannot read its metadata", b"."))?;
-    Ok(Tree { root, id: (stat.st_dev, stat.st_ino), entries, ignore_file })
+    Ok(WalkedTree { root, id: (stat.st_dev, stat.st_ino), entries, ignore_file })
 }
 
-impl Tree {
+impl WalkedTree {
     /// Returns the device and inode of the directory.
     pub fn id(&self) -> (u64, u64) {
         self.id
     }
 
     /// Returns an opener for entries of this tree.
-    pub fn opener(&self) -> Opener<'_> {
-        Opener::new(&self.root)
+    pub fn opener(&self) -> TreeOpener<'_> {
+        TreeOpener::new(&self.root)
     }
 
     /// Returns a reader for entries of this tree; each thread needs its own.
@@ -155,7 +155,7 @@ impl Tree {
     }
 }
 
-impl Entry {
+impl WalkEntry {
     pub fn is_dir(&self) -> bool {
         self.kind == EntryKind::Dir
     }
@@ -166,12 +166,12 @@ impl Entry {
 }
 
 /// Returns a path for messages: bytes that are not UTF-8 are replaced.
-pub(crate) fn shown(path: &[u8]) -> String {
+pub(crate) fn display_path(path: &[u8]) -> String {
     Path::new(OsStr::from_bytes(path)).display().to_string()
 }
 
 fn failed<'a>(action: &'static str, path: &'a [u8]) -> impl FnOnce(Errno) -> WalkError + 'a {
-    move |errno| WalkError::Read { path: shown(path), action, source: errno.into() }
+    move |errno| WalkError::Read { path: display_path(path), action, source: errno.into() }
 }
 
 #[cfg(test)]

@@ -5,15 +5,15 @@ mod ordered;
 use std::io;
 use std::thread::{Scope, ScopedJoinHandle};
 
-pub(crate) use ordered::ordered;
+pub(crate) use ordered::run_ordered;
 
 /// Maximum number of worker threads. More would be limited by reading, and each holds buffers.
-const MOST: usize = 16;
+const MAX_WORKERS: usize = 16;
 
 /// Returns the number of worker threads: the requested number, else one for each core, at most [`MAX_WORKERS`].
-pub(crate) fn count(asked: Option<u32>) -> usize {
+pub(crate) fn worker_count(asked: Option<u32>) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    asked.map_or_else(cores, |asked| asked as usize).clamp(1, MOST)
+    asked.map_or_else(cores, |asked| asked as usize).clamp(1, MAX_WORKERS)
 }
 
 /// Starts a named thread within `scope`. Every thread of this crate starts here.

@@ -5,7 +5,7 @@ use hearth_proto::v1::{AuditOutcome, AuditRecord, ListAuditRecordsRequest};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Globals, connect};
+use super::{GlobalArgs, connect};
 use crate::error::Failure;
 use crate::{duration, output};
 
@@ -88,7 +88,7 @@ impl<'a> RecordView<'a> {
     }
 }
 
-pub(super) async fn run(args: AuditArgs, globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(args: AuditArgs, globals: &GlobalArgs) -> Result<(), Failure> {
     let client = connect(globals).await?;
     let AuditArgs { since, caller, action, denied, limit } = args;
     let since = since

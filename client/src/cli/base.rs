@@ -11,22 +11,22 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hearth_pack::archive::sha256;
-use hearth_pack::image::{Descriptor, Index, Manifest, Platform};
-use hearth_pack::remote::{BlobReader, CHUNKS_AHEAD};
-use hearth_pack::{Base, BaseError, BlobCache};
+use hearth_pack::image::{Descriptor, Manifest, OciIndex, Platform};
+use hearth_pack::remote::{BlobReader, CHUNK_BUFFER};
+use hearth_pack::{BaseError, BaseImage, BlobCache};
 use hearth_proto::value::{Digest, Reference, RoomRegistries};
 use tokio::sync::mpsc;
 
 use super::registry::{self, RegistryArgs};
-use super::{Globals, connect};
+use super::{GlobalArgs, connect};
 use crate::client::{Client, ClientError};
 use crate::error::Failure;
 use crate::{output, task};
 
 /// Maximum number of layers that are fetched at the same time.
-const TOGETHER: usize = 3;
+const MAX_CONCURRENT_FETCHES: usize = 3;
 /// Maximum size of the blob cache in bytes; a pack trims the cache to it.
-const KEEP: u64 = 8 << 30;
+const MAX_CACHE_BYTES: u64 = 8 << 30;
 
 /// Opens the base that `text` names. `room` is the room that receives the pack, if there is one.
 pub(super) async fn open(
@@ -34,23 +34,23 @@ pub(super) async fn open(
     platform: &Platform,
     registries: &RegistryArgs,
     room: Option<&Client>,
-    globals: &Globals,
-) -> Result<Base, Failure> {
+    globals: &GlobalArgs,
+) -> Result<BaseImage, Failure> {
     if let Some(file) = text.strip_prefix("oci-archive:") {
         let (path, platform, shown) = (PathBuf::from(file), platform.clone(), format!("--base {file}"));
-        let open = move || Base::from_archive(&path, &platform, cache().ok().as_ref());
-        return task::blocking("base", open).await?.map_err(|error| invalid(&shown, &error));
+        let open = move || BaseImage::from_archive(&path, &platform, cache().ok().as_ref());
+        return task::blocking("base", open).await?.map_err(|error| invalid_base(&shown, &error));
     }
     let reference: Reference = text.parse().map_err(|error| {
         Failure::usage(format!("--base: {error}"))
             .hint("name an image of the room or of a registry, or `oci-archive:FILE`")
     })?;
     let cache = cache().map_err(|(dir, error)| Failure::local("use the cache", &dir, &error))?;
-    let base = match room_of(&reference, room, globals).await? {
+    let base = match room_for_reference(&reference, room, globals).await? {
         Some(room) => from_room(&room, &reference, platform, &cache).await?,
         None => from_registry(&reference, platform, registries, &cache).await?,
     };
-    let trimmed = task::blocking("cache", move || cache.trim(KEEP)).await?;
+    let trimmed = task::blocking("cache", move || cache.evict(MAX_CACHE_BYTES)).await?;
     if let Err(error) = trimmed {
         tracing::debug!(%error, "failed to trim the base image cache");
     }
@@ -71,10 +71,10 @@ fn cache() -> Result<BlobCache, (PathBuf, std::io::Error)> {
 }
 
 /// Returns the room whose registry holds the image, or none when the image belongs to another registry.
-async fn room_of(
+async fn room_for_reference(
     reference: &Reference,
     room: Option<&Client>,
-    globals: &Globals,
+    globals: &GlobalArgs,
 ) -> Result<Option<Client>, Failure> {
     let names = |client: Client| async move {
         let names = client.info().await?.room_registries;
@@ -94,20 +94,20 @@ async fn from_registry(
     platform: &Platform,
     registries: &RegistryArgs,
     cache: &BlobCache,
-) -> Result<Base, Failure> {
+) -> Result<BaseImage, Failure> {
     let remote = registries.remote(reference).await?;
     let what = format!("--base {reference}");
-    let failed = |error| registry::failure(&what, &error);
-    let image = Box::pin(remote.image(reference, platform)).await.map_err(failed)?;
+    let failed = |error| registry::remote_failure(&what, &error);
+    let image = Box::pin(remote.resolve_image(reference, platform)).await.map_err(failed)?;
     output::note(&format!("base {} ({})", image.source.name(), image.descriptor.digest));
     let fetch = |layer: Descriptor, send: mpsc::Sender<Bytes>| {
         let (remote, source, what) = (&remote, &image.source, &what);
         async move {
-            let fetched = remote.blob(source, &layer, &send).await;
-            fetched.map_err(|error| registry::failure(what, &error))
+            let fetched = remote.fetch_blob(source, &layer, &send).await;
+            fetched.map_err(|error| registry::remote_failure(what, &error))
         }
     };
-    let files = files(&image.manifest.layers, cache, fetch).await?;
+    let files = layer_files(&image.manifest.layers, cache, fetch).await?;
     assemble(&what, image.config, image.manifest.layers, files, cache).await
 }
 
@@ -116,12 +116,12 @@ async fn from_room(
     reference: &Reference,
     platform: &Platform,
     cache: &BlobCache,
-) -> Result<Base, Failure> {
+) -> Result<BaseImage, Failure> {
     let what = format!("--base {reference}");
-    let (mut digest, mut json) = small(room, reference, None).await?;
-    let kind: Kind = parse(&what, &json)?;
+    let (mut digest, mut json) = read_small_blob(room, reference, None).await?;
+    let kind: IndexProbe = parse(&what, &json)?;
     if kind.manifests.is_some() {
-        let index: Index = parse(&what, &json)?;
+        let index: OciIndex = parse(&what, &json)?;
         let child = index.for_platform(platform).map_err(|found| {
             Failure::failed(
                 "platform_missing",
@@ -129,12 +129,12 @@ async fn from_room(
             )
             .hint("name another platform, such as --arch arm64")
         })?;
-        (digest, json) = small(room, reference, Some(child.digest)).await?;
+        (digest, json) = read_small_blob(room, reference, Some(child.digest)).await?;
     }
     let manifest: Manifest = parse(&what, &json)?;
-    let (_, config) = small(room, reference, Some(manifest.config.digest)).await?;
+    let (_, config) = read_small_blob(room, reference, Some(manifest.config.digest)).await?;
     let declared: Platform = parse(&what, &config)?;
-    if !declared.serves(platform) {
+    if !declared.satisfies(platform) {
         let message = format!("{what}: it is for {declared}, not for {platform}");
         return Err(Failure::failed("platform_missing", message)
             .hint(format!("add --arch {}", declared.architecture)));
@@ -149,19 +149,19 @@ async fn from_room(
         }
         Ok(())
     };
-    let files = files(&manifest.layers, cache, fetch).await?;
+    let files = layer_files(&manifest.layers, cache, fetch).await?;
     assemble(&what, config, manifest.layers, files, cache).await
 }
 
 /// The part of a manifest that tells an index from an image manifest.
 #[derive(serde::Deserialize)]
-struct Kind {
+struct IndexProbe {
     manifests: Option<serde::de::IgnoredAny>,
 }
 
 /// Reads and verifies a manifest or image config of the room. `digest` defaults to the one that the
 /// reference names.
-pub(super) async fn small(
+pub(super) async fn read_small_blob(
     room: &Client,
     reference: &Reference,
     digest: Option<Digest>,
@@ -184,7 +184,7 @@ pub(super) async fn small(
 }
 
 /// Returns every layer as a file, taken from the cache or fetched into it.
-async fn files<'a, F>(
+async fn layer_files<'a, F>(
     layers: &[Descriptor],
     cache: &BlobCache,
     fetch: impl Fn(Descriptor, mpsc::Sender<Bytes>) -> F,
@@ -198,16 +198,16 @@ where
     let fetch = &fetch;
     let files = layers.into_iter().map(|layer| async move {
         let digest = layer.digest;
-        let file = match known(cache, &layer).await? {
+        let file = match cached_layer(cache, &layer).await? {
             Some(file) => file,
-            None => fetched(cache, layer, fetch).await?,
+            None => fetch_layer(cache, layer, fetch).await?,
         };
         Ok((digest, file))
     });
-    stream::iter(files).buffer_unordered(TOGETHER).try_collect().await
+    stream::iter(files).buffer_unordered(MAX_CONCURRENT_FETCHES).try_collect().await
 }
 
-async fn known(cache: &BlobCache, layer: &Descriptor) -> Result<Option<File>, Failure> {
+async fn cached_layer(cache: &BlobCache, layer: &Descriptor) -> Result<Option<File>, Failure> {
     let (cache, layer) = (cache.clone(), layer.clone());
     let known = task::blocking("cache", move || cache.get(&layer)).await?;
     known.map_err(|error| {
@@ -215,12 +215,12 @@ async fn known(cache: &BlobCache, layer: &Descriptor) -> Result<Option<File>, Fa
     })
 }
 
-async fn fetched<F: Future<Output = Result<(), Failure>>>(
+async fn fetch_layer<F: Future<Output = Result<(), Failure>>>(
     cache: &BlobCache,
     layer: Descriptor,
     fetch: &impl Fn(Descriptor, mpsc::Sender<Bytes>) -> F,
 ) -> Result<File, Failure> {
-    let (send, chunks) = mpsc::channel(CHUNKS_AHEAD);
+    let (send, chunks) = mpsc::channel(CHUNK_BUFFER);
     let (keep, blob) = (cache.clone(), layer.clone());
     let write = task::blocking("cache", move || keep.put(&blob, &mut BlobReader::new(chunks)));
     let (fetched, written) = tokio::join!(fetch(layer, send), write);
@@ -242,16 +242,16 @@ async fn assemble(
     layers: Vec<Descriptor>,
     files: HashMap<Digest, File>,
     cache: &BlobCache,
-) -> Result<Base, Failure> {
+) -> Result<BaseImage, Failure> {
     let cache = cache.clone();
-    let assemble = move || Base::from_files(&config, layers, files, Some(&cache));
-    task::blocking("base", assemble).await?.map_err(|error| invalid(what, &error))
+    let assemble = move || BaseImage::from_files(&config, layers, files, Some(&cache));
+    task::blocking("base", assemble).await?.map_err(|error| invalid_base(what, &error))
 }
 
 fn parse<T: for<'de> serde::Deserialize<'de>>(what: &str, json: &[u8]) -> Result<T, Failure> {
     serde_json::from_slice(json).map_err(|error| Failure::failed("invalid_base", format!("{what}: {error}")))
 }
 
-fn invalid(what: &str, error: &BaseError) -> Failure {
+fn invalid_base(what: &str, error: &BaseError) -> Failure {
     Failure::failed("invalid_base", format!("{what}: {error}"))
 }

@@ -5,7 +5,7 @@ mod options;
 mod request;
 
 use clap::Args;
-use hearth_pack::walk::{Rules, WalkOptions};
+use hearth_pack::walk::{IgnoreRules, WalkOptions};
 use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::v1::{Mount, SubmitBuildRequest, mount::Source};
 use hearth_proto::value::{MountSource, MountSpec, Reference};
@@ -13,11 +13,11 @@ use hearth_proto::value::{MountSource, MountSpec, Reference};
 pub(super) use options::BuildOptions;
 
 use super::pack::{check_directory, check_room_tag};
-use super::{Globals, connect, pack};
+use super::{GlobalArgs, connect, pack};
 use crate::client::Client;
 use crate::duration;
 use crate::error::Failure;
-use crate::interrupt::Interrupts;
+use crate::interrupt::InterruptListener;
 use crate::output;
 use crate::progress::ProgressMode;
 
@@ -76,11 +76,11 @@ pub(super) struct BuildArgs {
 
 pub(super) async fn run(
     args: BuildArgs,
-    globals: &Globals,
-    interrupts: &mut Interrupts,
+    globals: &GlobalArgs,
+    interrupts: &mut InterruptListener,
 ) -> Result<(), Failure> {
     let plan = checked_plan(&args)?;
-    let (client, build_id) = interrupts.or(Box::pin(submit(&args, plan, globals))).await?;
+    let (client, build_id) = interrupts.run_interruptible(Box::pin(submit(&args, plan, globals))).await?;
     if args.detach {
         return if globals.json {
             output::json(&serde_json::json!({"build_id": build_id}))
@@ -94,13 +94,13 @@ pub(super) async fn run(
 
 /// Builds a directory that is to be deployed. Returns the image's digest and leaves standard output to
 /// the deploy.
-pub(super) async fn for_deploy(
+pub(super) async fn build_for_deploy(
     args: &BuildArgs,
-    globals: &Globals,
-    interrupts: &mut Interrupts,
+    globals: &GlobalArgs,
+    interrupts: &mut InterruptListener,
 ) -> Result<(Client, String), Failure> {
     let plan = checked_plan(args)?;
-    let (client, build_id) = interrupts.or(Box::pin(submit(args, plan, globals))).await?;
+    let (client, build_id) = interrupts.run_interruptible(Box::pin(submit(args, plan, globals))).await?;
     let ended = follow(&client, &build_id, args, interrupts).await?;
     let digest = follow::result(args, &ended)?.digest.clone();
     Ok((client, digest))
@@ -108,7 +108,7 @@ pub(super) async fn for_deploy(
 
 impl BuildArgs {
     /// Arguments of a build whose result is to be deployed.
-    pub(super) fn of_pack(tag: &str, pack: &str, options: BuildOptions) -> Self {
+    pub(super) fn from_pack(tag: &str, pack: &str, options: BuildOptions) -> Self {
         Self {
             path: None,
             tag: tag.to_owned(),
@@ -128,7 +128,7 @@ impl BuildArgs {
 
 /// Checks the arguments as far as possible without a room, so that mistakes are reported before the
 /// client connects.
-fn checked_plan(args: &BuildArgs) -> Result<request::Plan, Failure> {
+fn checked_plan(args: &BuildArgs) -> Result<request::BuildPlan, Failure> {
     let plan = request::plan(args)?;
     if let Some(pack) = &plan.pack {
         check_directory(&pack.path)?;
@@ -140,18 +140,18 @@ async fn follow(
     client: &Client,
     build_id: &str,
     args: &BuildArgs,
-    interrupts: &mut Interrupts,
-) -> Result<follow::Ended, Failure> {
+    interrupts: &mut InterruptListener,
+) -> Result<follow::EndedBuild, Failure> {
     if args.progress != ProgressMode::Json {
         output::note(&format!("build {build_id}"));
     }
-    follow::to_end(client, build_id, args.progress, interrupts).await
+    follow::follow_to_end(client, build_id, args.progress, interrupts).await
 }
 
 async fn submit(
     args: &BuildArgs,
-    mut plan: request::Plan,
-    globals: &Globals,
+    mut plan: request::BuildPlan,
+    globals: &GlobalArgs,
 ) -> Result<(Client, String), Failure> {
     let client = connect(globals).await?;
     if let Some(local) = plan.pack.take() {
@@ -159,7 +159,7 @@ async fn submit(
             check_room_tag(&client, "--tag", tag).await?;
         }
         let scanned = pack::send::scan(local.path, walk_options(args)).await?;
-        pack::tell(&scanned.summary);
+        pack::print_summary(&scanned.summary);
         let temporary = Destination::Temporary(true);
         let sent =
             pack::send::send(&client, &scanned, temporary, None, args.options.pack_room_path.clone()).await?;
@@ -193,15 +193,15 @@ fn walk_options(args: &BuildArgs) -> WalkOptions {
         keep.push(path.as_bytes().to_vec());
         keep.push(format!("{path}.dockerignore").into_bytes());
     }
-    let rules = Rules::IgnoreFile { dockerfile: inside.map(|path| path.as_bytes().to_vec()) };
+    let rules = IgnoreRules::IgnoreFile { dockerfile: inside.map(|path| path.as_bytes().to_vec()) };
     WalkOptions { rules, keep }
 }
 
 /// Converts a parsed mount flag to its wire form. Packs are sent first, so the caller adds their
 /// mounts.
-pub(super) fn mount(spec: MountSpec) -> Mount {
+pub(super) fn mount_to_wire(spec: MountSpec) -> Mount {
     use hearth_proto::v1::{EmptyDirSource, FileSource, ImageSource, MountMode};
-    use hearth_proto::value::MountMode as Mode;
+    use hearth_proto::value::MountAccess as Mode;
     let source = match spec.source {
         MountSource::Room(path) => Some(Source::RoomPath(path)),
         MountSource::Project(path) => Some(Source::ProjectPath(path)),

@@ -7,7 +7,7 @@ use hearth_proto::v1::{Build, BuildState, ListBuildsRequest};
 use jiff::Timestamp;
 
 use super::views::BuildView;
-use super::{Globals, connect};
+use super::{GlobalArgs, connect};
 use crate::error::{Failure, FailureKind};
 use crate::progress::state_name;
 use crate::{duration, exit, output};
@@ -19,7 +19,7 @@ pub(super) enum BuildsCommand {
     List {
         /// Show only builds in this state
         #[arg(long, value_enum)]
-        state: Vec<State>,
+        state: Vec<BuildStateArg>,
         /// Show only builds of this tag
         #[arg(long)]
         tag: Option<String>,
@@ -32,7 +32,7 @@ pub(super) enum BuildsCommand {
         /// Id of the build, or a prefix of it
         build: String,
     },
-    Logs(logs::LogsArgs),
+    Logs(logs::BuildLogsArgs),
     /// Cancel queued or running builds; a cancelled build publishes nothing
     Cancel {
         #[arg(required = true)]
@@ -46,7 +46,7 @@ pub(super) enum BuildsCommand {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum State {
+pub(super) enum BuildStateArg {
     Queued,
     Running,
     Succeeded,
@@ -55,20 +55,20 @@ pub(super) enum State {
     Interrupted,
 }
 
-impl From<State> for BuildState {
-    fn from(state: State) -> Self {
+impl From<BuildStateArg> for BuildState {
+    fn from(state: BuildStateArg) -> Self {
         match state {
-            State::Queued => Self::Queued,
-            State::Running => Self::Running,
-            State::Succeeded => Self::Succeeded,
-            State::Failed => Self::Failed,
-            State::Cancelled => Self::Cancelled,
-            State::Interrupted => Self::Interrupted,
+            BuildStateArg::Queued => Self::Queued,
+            BuildStateArg::Running => Self::Running,
+            BuildStateArg::Succeeded => Self::Succeeded,
+            BuildStateArg::Failed => Self::Failed,
+            BuildStateArg::Cancelled => Self::Cancelled,
+            BuildStateArg::Interrupted => Self::Interrupted,
         }
     }
 }
 
-pub(super) async fn run(command: BuildsCommand, globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(command: BuildsCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     match command {
         BuildsCommand::List { state, tag, limit } => {
             let states = state.into_iter().map(|state| BuildState::from(state).into()).collect();
@@ -81,7 +81,7 @@ pub(super) async fn run(command: BuildsCommand, globals: &Globals) -> Result<(),
             if globals.json {
                 output::json(&BuildView::from(&build))
             } else {
-                output::line(&for_people(&build))
+                output::line(&build_text(&build))
             }
         }
         BuildsCommand::Logs(args) => logs::run(args, globals).await,
@@ -116,7 +116,7 @@ fn list(builds: &[Build], json: bool) -> Result<(), Failure> {
             state_name(build.state),
             build.tags.first().cloned().unwrap_or_default(),
             output::age(build.created_at.as_ref(), now),
-            took.map_or("-".to_owned(), duration::show),
+            took.map_or("-".to_owned(), duration::format_short),
             output::printable(&build.submitted_by),
         ]
     };
@@ -126,7 +126,7 @@ fn list(builds: &[Build], json: bool) -> Result<(), Failure> {
     )
 }
 
-fn for_people(build: &Build) -> String {
+fn build_text(build: &Build) -> String {
     let view = BuildView::from(build);
     let mut text = format!("build     {}\nstate     {}\n", view.build_id, view.state);
     text +=
@@ -145,7 +145,7 @@ fn for_people(build: &Build) -> String {
         text += &format!("mount     {digest} {}\n", output::printable(target));
     }
     if let Some(result) = &build.result {
-        let took = result.duration.map(duration::from_wire).map_or_else(String::new, duration::show);
+        let took = result.duration.map(duration::from_wire).map_or_else(String::new, duration::format_short);
         text += &format!("digest    {}\nsize      {}\n", result.digest, output::size(result.size_bytes));
         text += &format!(
             "took      {took}\nsteps     {} of {} from the cache\n",
@@ -154,7 +154,7 @@ fn for_people(build: &Build) -> String {
     }
     if let Some(error) = &build.error {
         let failure = Failure::from_detail(FailureKind::Failed, Box::new(error.clone()));
-        text += &exit::for_people(&failure);
+        text += &exit::error_text(&failure);
     }
     text.trim_end().to_owned()
 }

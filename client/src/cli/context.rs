@@ -16,9 +16,9 @@ use hearth_proto::v1::{
 use hearth_proto::value::{MountKind, MountSource, MountSpec, MountTarget, check_distinct};
 use serde::Serialize;
 
-use super::build::mount;
-use super::views::kind_word;
-use super::{Globals, connect, pack};
+use super::build::mount_to_wire;
+use super::views::file_kind_name;
+use super::{GlobalArgs, connect, pack};
 use crate::client::Client;
 use crate::error::Failure;
 use crate::output;
@@ -35,7 +35,7 @@ Examples:
     )]
     Ls {
         #[command(flatten)]
-        sources: Sources,
+        sources: ContextSourceArgs,
         /// Include everything below the directory
         #[arg(long, short)]
         recursive: bool,
@@ -45,14 +45,14 @@ Examples:
     /// Print a file of a context
     Cat {
         #[command(flatten)]
-        sources: Sources,
+        sources: ContextSourceArgs,
         /// Path to print: absolute inside the mounts, or relative to the context's root
         path: PathBuf,
     },
     /// Print the digest of a context: equal for equal files, whatever their source
     Digest {
         #[command(flatten)]
-        sources: Sources,
+        sources: ContextSourceArgs,
     },
     /// Show the differences between two contexts, or the changes in a mounted one
     ///
@@ -67,9 +67,9 @@ Examples:
       The changes in a context that is mounted there with --rw")]
     Diff {
         #[command(flatten)]
-        sources: Sources,
+        sources: ContextSourceArgs,
         #[command(flatten)]
-        to: ToSources,
+        to: CompareSourceArgs,
         /// Directory that a context is mounted on
         directory: Option<PathBuf>,
     },
@@ -86,7 +86,7 @@ Examples:
         /// Mount point: absolute, or relative to the current directory
         directory: PathBuf,
         #[command(flatten)]
-        sources: Sources,
+        sources: ContextSourceArgs,
         /// Make the mount writable
         #[arg(long)]
         rw: bool,
@@ -107,7 +107,7 @@ Examples:
 
 /// Source flags of a context, the same as those of `hearth build`.
 #[derive(Debug, Args)]
-pub(super) struct Sources {
+pub(super) struct ContextSourceArgs {
     /// Files of room storage, `<source>[:<mount>]`
     #[arg(long, visible_alias = "room-mount", value_name = "MOUNT", help_heading = "Files")]
     mount_room_path: Vec<String>,
@@ -127,7 +127,7 @@ pub(super) struct Sources {
 
 /// Flags of the second context of a comparison.
 #[derive(Debug, Args)]
-pub(super) struct ToSources {
+pub(super) struct CompareSourceArgs {
     /// Compare with files of room storage
     #[arg(long, value_name = "MOUNT", help_heading = "Compare with")]
     to_room_path: Vec<String>,
@@ -143,7 +143,7 @@ pub(super) struct ToSources {
 }
 
 /// Parsed source flags whose pack has not been sent yet.
-struct Plan {
+struct ContextPlan {
     mounts: Vec<MountSpec>,
     pack: Option<(PathBuf, String)>,
     context_path: String,
@@ -153,7 +153,7 @@ fn plan(
     flags: [(&str, MountKind, &[String]); 4],
     context_path: Option<&String>,
     needs: &str,
-) -> Result<Plan, Failure> {
+) -> Result<ContextPlan, Failure> {
     let mut mounts = Vec::new();
     for (flag, kind, texts) in flags {
         for text in texts {
@@ -176,10 +176,10 @@ fn plan(
         }
         _ => None,
     };
-    Ok(Plan { mounts, pack, context_path: context_path.cloned().unwrap_or_default() })
+    Ok(ContextPlan { mounts, pack, context_path: context_path.cloned().unwrap_or_default() })
 }
 
-impl Sources {
+impl ContextSourceArgs {
     const fn is_empty(&self) -> bool {
         self.mount_room_path.is_empty()
             && self.mount_project_path.is_empty()
@@ -187,7 +187,7 @@ impl Sources {
             && self.pack.is_none()
     }
 
-    fn plan(&self) -> Result<Plan, Failure> {
+    fn plan(&self) -> Result<ContextPlan, Failure> {
         let flags = [
             ("--mount-room-path", MountKind::Room, &self.mount_room_path[..]),
             ("--mount-project-path", MountKind::Project, &self.mount_project_path[..]),
@@ -202,12 +202,12 @@ impl Sources {
     }
 }
 
-impl ToSources {
+impl CompareSourceArgs {
     const fn is_empty(&self) -> bool {
         self.to_room_path.is_empty() && self.to_project_path.is_empty() && self.to_image.is_empty()
     }
 
-    fn plan(&self) -> Result<Plan, Failure> {
+    fn plan(&self) -> Result<ContextPlan, Failure> {
         let flags = [
             ("--to-room-path", MountKind::Room, &self.to_room_path[..]),
             ("--to-project-path", MountKind::Project, &self.to_project_path[..]),
@@ -222,10 +222,10 @@ impl ToSources {
     }
 }
 
-impl Plan {
+impl ContextPlan {
     /// Sends the pack, if there is one, and returns the sources in their wire form.
-    async fn sources(self, client: &Client) -> Result<ContextSources, Failure> {
-        let mut mounts: Vec<Mount> = self.mounts.into_iter().map(mount).collect();
+    async fn into_sources(self, client: &Client) -> Result<ContextSources, Failure> {
+        let mut mounts: Vec<Mount> = self.mounts.into_iter().map(mount_to_wire).collect();
         if let Some((path, target)) = self.pack {
             let scanned = pack::send::scan(path, WalkOptions::default()).await?;
             let sent = pack::send::send(client, &scanned, Destination::Temporary(true), None, None).await?;
@@ -236,7 +236,7 @@ impl Plan {
     }
 }
 
-pub(super) async fn run(command: ContextCommand, globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(command: ContextCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     match command {
         ContextCommand::Ls { sources, recursive, path } => {
             list(&sources, recursive, path.unwrap_or_default(), globals).await
@@ -245,22 +245,22 @@ pub(super) async fn run(command: ContextCommand, globals: &Globals) -> Result<()
         ContextCommand::Digest { sources } => digest(&sources, globals).await,
         ContextCommand::Diff { sources, to, directory } => diff(&sources, &to, directory, globals).await,
         ContextCommand::Mount { directory, sources, rw } => {
-            let (plan, directory) = (sources.plan()?, absolute(&directory)?);
+            let (plan, directory) = (sources.plan()?, absolute_path(&directory)?);
             let client = connect(globals).await?;
-            let context = Some(plan.sources(&client).await?);
+            let context = Some(plan.into_sources(&client).await?);
             let request = MountContextRequest { context, directory, writable: rw };
             let mounted = client.mount_context(request).await?;
             if mounted.resumed {
                 output::note("the mount continues with the changes of an earlier mount");
             }
             if globals.json {
-                output::json(&MountView::from(&mounted))
+                output::json(&ContextMountView::from(&mounted))
             } else {
                 output::line(&mounted.directory)
             }
         }
         ContextCommand::Unmount { directory, lazy, discard } => {
-            let directory = absolute(&directory)?;
+            let directory = absolute_path(&directory)?;
             let client = connect(globals).await?;
             let request = UnmountContextRequest { directory: directory.clone(), lazy, discard };
             let kept = client.unmount_context(request).await?;
@@ -276,16 +276,21 @@ pub(super) async fn run(command: ContextCommand, globals: &Globals) -> Result<()
     }
 }
 
-async fn list(sources: &Sources, recursive: bool, path: PathBuf, globals: &Globals) -> Result<(), Failure> {
+async fn list(
+    sources: &ContextSourceArgs,
+    recursive: bool,
+    path: PathBuf,
+    globals: &GlobalArgs,
+) -> Result<(), Failure> {
     let plan = sources.plan()?;
     let client = connect(globals).await?;
-    let context = Some(plan.sources(&client).await?);
+    let context = Some(plan.into_sources(&client).await?);
     let path = path.into_os_string().into_vec().into();
     let mut listing = client.list_context(ListContextRequest { context, path, recursive }).await?;
     let mut views = Vec::new();
     while let Some(entry) = listing.next().await? {
         if globals.json {
-            views.push(EntryView::from(&entry));
+            views.push(ContextEntryView::from(&entry));
         } else {
             output::line(&row(&entry))?;
         }
@@ -313,10 +318,10 @@ fn row(entry: &ContextEntry) -> String {
     format!("{kind} {:04o} {size:>10}  {}{link}", entry.mode & 0o7777, shown(&entry.path))
 }
 
-async fn cat(sources: &Sources, path: PathBuf, globals: &Globals) -> Result<(), Failure> {
+async fn cat(sources: &ContextSourceArgs, path: PathBuf, globals: &GlobalArgs) -> Result<(), Failure> {
     let plan = sources.plan()?;
     let client = connect(globals).await?;
-    let context = Some(plan.sources(&client).await?);
+    let context = Some(plan.into_sources(&client).await?);
     let path = path.into_os_string().into_vec().into();
     let mut file = client.read_context(ReadContextRequest { context, path }).await?;
     while let Some(chunk) = file.next().await? {
@@ -326,10 +331,10 @@ async fn cat(sources: &Sources, path: PathBuf, globals: &Globals) -> Result<(), 
     Ok(())
 }
 
-async fn digest(sources: &Sources, globals: &Globals) -> Result<(), Failure> {
+async fn digest(sources: &ContextSourceArgs, globals: &GlobalArgs) -> Result<(), Failure> {
     let plan = sources.plan()?;
     let client = connect(globals).await?;
-    let context = plan.sources(&client).await?;
+    let context = plan.into_sources(&client).await?;
     let found = client.digest_context(context).await?;
     if globals.json {
         return output::json(&serde_json::json!({
@@ -341,10 +346,10 @@ async fn digest(sources: &Sources, globals: &Globals) -> Result<(), Failure> {
 }
 
 async fn diff(
-    sources: &Sources,
-    to: &ToSources,
+    sources: &ContextSourceArgs,
+    to: &CompareSourceArgs,
     directory: Option<PathBuf>,
-    globals: &Globals,
+    globals: &GlobalArgs,
 ) -> Result<(), Failure> {
     let (client, request) = match directory {
         Some(_) if !sources.is_empty() || !to.is_empty() => {
@@ -353,14 +358,14 @@ async fn diff(
             ));
         }
         Some(directory) => {
-            let left = Some(Left::Mounted(absolute(&directory)?));
+            let left = Some(Left::Mounted(absolute_path(&directory)?));
             (connect(globals).await?, DiffContextRequest { left, right: None })
         }
         None => {
             let (left, right) = (sources.plan()?, to.plan()?);
             let client = connect(globals).await?;
-            let left = Some(Left::Context(left.sources(&client).await?));
-            let right = Some(right.sources(&client).await?);
+            let left = Some(Left::Context(left.into_sources(&client).await?));
+            let right = Some(right.into_sources(&client).await?);
             (client, DiffContextRequest { left, right })
         }
     };
@@ -382,22 +387,22 @@ async fn diff(
     if globals.json { output::json(&views) } else { Ok(()) }
 }
 
-async fn mounts(globals: &Globals) -> Result<(), Failure> {
+async fn mounts(globals: &GlobalArgs) -> Result<(), Failure> {
     let mounts = connect(globals).await?.context_mounts().await?;
     if globals.json {
-        return output::json(&mounts.iter().map(MountView::from).collect::<Vec<_>>());
+        return output::json(&mounts.iter().map(ContextMountView::from).collect::<Vec<_>>());
     }
     let row = |mount: &ContextMount| {
         let state = if mount.mounted { "mounted" } else { "changes kept" };
         let mode = if mount.writable { "rw" } else { "ro" };
-        let view = MountView::from(mount);
+        let view = ContextMountView::from(mount);
         vec![output::printable(&mount.directory), mode.to_owned(), state.to_owned(), view.sources.join(" ")]
     };
     output::table(&["DIRECTORY", "MODE", "STATE", "FILES"], &mounts.iter().map(row).collect::<Vec<_>>())
 }
 
 /// Makes a path absolute: the daemon may run in another directory.
-fn absolute(directory: &std::path::Path) -> Result<String, Failure> {
+fn absolute_path(directory: &std::path::Path) -> Result<String, Failure> {
     let absolute = std::path::absolute(directory)
         .map_err(|error| Failure::usage(format!("`{}`: {error}", directory.display())))?;
     let text = std::str::from_utf8(absolute.as_os_str().as_bytes());
@@ -407,7 +412,7 @@ fn absolute(directory: &std::path::Path) -> Result<String, Failure> {
 }
 
 #[derive(Serialize)]
-struct EntryView {
+struct ContextEntryView {
     path: String,
     kind: &'static str,
     size_bytes: u64,
@@ -418,12 +423,12 @@ struct EntryView {
     link_target: Option<String>,
 }
 
-impl From<&ContextEntry> for EntryView {
+impl From<&ContextEntry> for ContextEntryView {
     fn from(entry: &ContextEntry) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Self {
             path: text(&entry.path),
-            kind: kind_word(entry.kind()),
+            kind: file_kind_name(entry.kind()),
             size_bytes: entry.size_bytes,
             mode: format!("{:04o}", entry.mode & 0o7777),
             modified_at: output::timestamp(entry.modified_at.as_ref()).map(|time| time.to_string()),
@@ -433,7 +438,7 @@ impl From<&ContextEntry> for EntryView {
 }
 
 #[derive(Serialize)]
-struct MountView {
+struct ContextMountView {
     directory: String,
     writable: bool,
     mounted: bool,
@@ -444,7 +449,7 @@ struct MountView {
     mounted_by: String,
 }
 
-impl From<&ContextMount> for MountView {
+impl From<&ContextMount> for ContextMountView {
     fn from(mount: &ContextMount) -> Self {
         let context = mount.context.clone().unwrap_or_default();
         let source = |mount: &Mount| {

@@ -14,10 +14,10 @@ use hearth_proto::v1::{DeployRequest, ServicePort};
 use hearth_proto::value::Reference;
 
 use super::build::{self, BuildOptions};
-use super::{Globals, connect};
+use super::{GlobalArgs, connect};
 use crate::duration;
 use crate::error::Failure;
-use crate::interrupt::Interrupts;
+use crate::interrupt::InterruptListener;
 
 /// Run an image as a service of the room
 ///
@@ -80,7 +80,7 @@ pub(super) struct DeployArgs {
 
     /// Strategy that replaces the old revision
     #[arg(long, value_enum, help_heading = "Deploy")]
-    strategy: Option<Strategy>,
+    strategy: Option<StrategyArg>,
     /// Time limit for the first healthy answer of the new revision, such as `90s` [default: kept, else 60s]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Deploy")]
     timeout: Option<Duration>,
@@ -104,7 +104,7 @@ pub(super) struct DeployArgs {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Strategy {
+enum StrategyArg {
     /// Stop the old instance when the new one is healthy
     Rolling,
     /// Stop the old instance before the new one starts
@@ -113,14 +113,14 @@ enum Strategy {
 
 pub(super) async fn run(
     mut args: DeployArgs,
-    globals: &Globals,
-    interrupts: &mut Interrupts,
+    globals: &GlobalArgs,
+    interrupts: &mut InterruptListener,
 ) -> Result<(), Failure> {
-    let flags::Plan { mut spec, build } = flags::plan(&mut args, |name| std::env::var(name))?;
+    let flags::DeployPlan { mut spec, build } = flags::plan(&mut args, |name| std::env::var(name))?;
     let client = match build {
-        None => interrupts.or(Box::pin(connect(globals))).await?,
+        None => interrupts.run_interruptible(Box::pin(connect(globals))).await?,
         Some(build) => {
-            let (client, digest) = Box::pin(build::for_deploy(&build, globals, interrupts)).await?;
+            let (client, digest) = Box::pin(build::build_for_deploy(&build, globals, interrupts)).await?;
             // Deploy the digest that was built, even when the tag moves in the meantime.
             spec.image = pinned(&spec.image, &digest)?;
             client
@@ -128,7 +128,9 @@ pub(super) async fn run(
     };
     let request = DeployRequest { spec: Some(spec), dry_run: args.dry_run };
     let asking = async { Ok(client.deploy(request).await?) };
-    let answer = interrupts.or_say(follow::LEFT_EARLY, Box::pin(asking)).await?;
+    let answer = interrupts
+        .run_interruptible_with_message(follow::INTERRUPTED_BEFORE_ANSWER, Box::pin(asking))
+        .await?;
     if args.dry_run {
         return follow::report_plan(&answer, globals.json);
     }

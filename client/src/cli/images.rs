@@ -10,7 +10,7 @@ use hearth_proto::value::Reference;
 use jiff::Timestamp;
 
 use super::views::{CachedImageView, ImageView, InspectView, LoadView};
-use super::{Globals, connect};
+use super::{GlobalArgs, connect};
 use crate::client::{ArchiveDestination, ArchiveSource};
 use crate::error::Failure;
 use crate::output;
@@ -100,7 +100,7 @@ Examples:
     },
 }
 
-pub(super) async fn run(command: ImagesCommand, globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(command: ImagesCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     match command {
         ImagesCommand::List { cached: true, .. } => list_cached(globals).await,
         ImagesCommand::List { repository, .. } => list(repository.as_deref(), globals).await,
@@ -133,7 +133,7 @@ pub(super) async fn run(command: ImagesCommand, globals: &Globals) -> Result<(),
             transfer::push(&image, target.as_deref(), &cred, globals).await
         }
         ImagesCommand::Pull { image, tag, arch, all_platforms, cred } => {
-            let wanted = transfer::Wanted { tag, arch, all_platforms };
+            let wanted = transfer::PullOptions { tag, arch, all_platforms };
             transfer::pull(&image, wanted, &cred, globals).await
         }
     }
@@ -143,7 +143,7 @@ fn reference(text: &str) -> Result<Reference, Failure> {
     text.parse().map_err(|error: hearth_proto::value::ReferenceError| Failure::usage(error.to_string()))
 }
 
-async fn list(repository: Option<&str>, globals: &Globals) -> Result<(), Failure> {
+async fn list(repository: Option<&str>, globals: &GlobalArgs) -> Result<(), Failure> {
     let images = connect(globals).await?.list_images(repository.unwrap_or_default()).await?;
     if globals.json {
         return output::json(&images.iter().map(ImageView::from).collect::<Vec<_>>());
@@ -166,7 +166,7 @@ async fn list(repository: Option<&str>, globals: &Globals) -> Result<(), Failure
     output::table(&columns, &images.iter().map(row).collect::<Vec<_>>())
 }
 
-async fn list_cached(globals: &Globals) -> Result<(), Failure> {
+async fn list_cached(globals: &GlobalArgs) -> Result<(), Failure> {
     let images = connect(globals).await?.list_cached_images().await?;
     if globals.json {
         return output::json(&images.iter().map(CachedImageView::from).collect::<Vec<_>>());
@@ -192,17 +192,17 @@ fn short(digest: &str) -> String {
     digest.chars().take("sha256:".len() + 12).collect()
 }
 
-async fn inspect(image: &str, globals: &Globals) -> Result<(), Failure> {
+async fn inspect(image: &str, globals: &GlobalArgs) -> Result<(), Failure> {
     let image = reference(image)?;
     let found = connect(globals).await?.inspect_image(&image.to_string()).await?;
     let view = InspectView::new(&found);
     if globals.json {
         return output::json(&view);
     }
-    output::line(&view.for_people())
+    output::line(&view.to_text())
 }
 
-async fn load(file: &Path, tag: &str, globals: &Globals) -> Result<(), Failure> {
+async fn load(file: &Path, tag: &str, globals: &GlobalArgs) -> Result<(), Failure> {
     let tag = Reference::parse_tag(tag).map_err(|error| Failure::usage(error.to_string()))?.to_string();
     let source = archive_source(file)?;
     let client = connect(globals).await?;

@@ -8,22 +8,22 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use hearth_pack::cache::Cache;
+use hearth_pack::cache::PackCache;
 use hearth_pack::image::{ConfigFlags, Platform, RunConfig, parse_command};
 use hearth_pack::layer::{Compression, LayerOptions};
-use hearth_pack::{PackError, PackOptions, Packed};
+use hearth_pack::{PackError, PackOptions, PackedImage};
 use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::value::{Reference, RoomRegistries};
 
-use meter::Meter;
+use meter::ProgressMeter;
 use report::PackView;
-pub(super) use report::tell;
+pub(super) use report::print_summary;
 
 use super::registry::RegistryArgs;
-use super::{Globals, base, connect};
+use super::{GlobalArgs, base, connect};
 use crate::client::{ArchiveDestination, ArchiveSource, Client};
 use crate::error::Failure;
-use crate::interrupt::Interrupts;
+use crate::interrupt::InterruptListener;
 use crate::{output, task};
 
 /// Turn a directory into an image: an OCI archive, or an image of the room
@@ -98,13 +98,13 @@ enum CompressionArg {
 
 pub(super) async fn run(
     args: PackArgs,
-    globals: &Globals,
-    interrupts: &mut Interrupts,
+    globals: &GlobalArgs,
+    interrupts: &mut InterruptListener,
 ) -> Result<(), Failure> {
-    interrupts.or(Box::pin(pack_and_send(args, globals))).await
+    interrupts.run_interruptible(Box::pin(pack_and_send(args, globals))).await
 }
 
-async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure> {
+async fn pack_and_send(args: PackArgs, globals: &GlobalArgs) -> Result<(), Failure> {
     let to_room = args.output.is_none() || globals.room.is_some() || globals.addr.is_some();
     let tag = match &args.tag {
         Some(text) => {
@@ -144,7 +144,7 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
     }
     let by_content = options.base.is_none().then(|| options.clone());
     let packed = pack(args.path.clone(), options).await?;
-    tell(&packed.summary);
+    print_summary(&packed.summary);
     if let Some(file) = args.output.clone() {
         let (writing, path) = (std::sync::Arc::clone(&packed), file.clone());
         task::blocking("archive", move || writing.write_to_file(&path))
@@ -164,7 +164,7 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
             )
             .hint("pack again when nothing writes to it"));
         }
-        view.sent_by_content(sent);
+        view.set_upload_result(sent);
     } else if let (Some(client), Some(tag)) = (client, tag) {
         let destination = ArchiveDestination { tag: Some(tag.to_string()), room_path: args.room_path };
         let loaded = send(&client, &packed, destination).await?;
@@ -173,9 +173,9 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
             output::size(loaded.size_bytes),
             output::size(loaded.reused_bytes)
         ));
-        view.sent(loaded);
+        view.set_archive_result(loaded);
     }
-    view.took(started.elapsed());
+    view.finish(started.elapsed());
     if globals.json { output::json(&view) } else { output::line(&view.digest) }
 }
 
@@ -185,7 +185,7 @@ async fn pack_in_room(
     tag: &Reference,
     args: PackArgs,
     options: &PackOptions,
-    globals: &Globals,
+    globals: &GlobalArgs,
     started: Instant,
 ) -> Result<(), Failure> {
     // Check the config flags before anything is read, as a local pack does.
@@ -194,19 +194,19 @@ async fn pack_in_room(
         .apply(&mut RunConfig::default())
         .map_err(|error| Failure::failed("pack_failed", error.to_string()))?;
     let scanned = send::scan(args.path, options.walk.clone()).await?;
-    tell(&scanned.summary);
+    print_summary(&scanned.summary);
     let destination = Destination::Tag(tag.to_string());
     let sent = send::send(client, &scanned, destination, Some(options), args.room_path).await?;
-    let mut view = PackView::of_room(&scanned.summary, &sent.result);
-    view.sent_by_content(sent);
-    view.took(started.elapsed());
+    let mut view = PackView::from_room(&scanned.summary, &sent.result);
+    view.set_upload_result(sent);
+    view.finish(started.elapsed());
     if globals.json { output::json(&view) } else { output::line(&view.digest) }
 }
 
 /// Packs a directory on a blocking thread.
-async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<Packed>, Failure> {
+async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<PackedImage>, Failure> {
     let work = move || {
-        let mut meter = Meter::new();
+        let mut meter = ProgressMeter::new();
         hearth_pack::pack(&path, &options, &mut |at| meter.show(at))
     };
     let packed = task::blocking("pack", work).await?.map_err(|error| failure(&error))?;
@@ -219,7 +219,7 @@ async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<Pack
 /// Sends a pack to the room as one archive stream.
 async fn send(
     client: &Client,
-    packed: &std::sync::Arc<Packed>,
+    packed: &std::sync::Arc<PackedImage>,
     destination: ArchiveDestination,
 ) -> Result<hearth_proto::v1::LoadImageResponse, Failure> {
     let packed = std::sync::Arc::clone(packed);
@@ -272,7 +272,7 @@ fn options(args: &PackArgs, tag: Option<Reference>) -> Result<PackOptions, Failu
         tag,
         docker: args.docker,
         output: args.output.clone(),
-        cache: Cache::user_dir(),
+        cache: PackCache::user_dir(),
         ..PackOptions::default()
     })
 }

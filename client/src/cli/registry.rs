@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use clap::Args;
-use hearth_pack::remote::{Credential, Credentials, Mirror, Mirrors, Remote, RemoteError, docker_config};
+use hearth_pack::remote::{
+    HostCredential, HostCredentials, MirrorList, RegistryClient, RegistryMirror, RemoteError,
+    docker_login_credential,
+};
 use hearth_proto::v1::RegistryCredential;
 use hearth_proto::value::Reference;
 
@@ -11,7 +14,7 @@ use crate::error::{Failure, FailureKind};
 use crate::{output, task};
 
 /// Time limit for a Docker credential helper, which may prompt a user who is not there.
-const HELPER_LIMIT: Duration = Duration::from_secs(30);
+const CREDENTIAL_HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Flags for access to other registries.
 #[derive(Debug, Args)]
@@ -27,25 +30,29 @@ pub(super) struct RegistryArgs {
         value_delimiter = ',',
         help_heading = "Other registries"
     )]
-    registry_mirror: Vec<Mirror>,
+    registry_mirror: Vec<RegistryMirror>,
 }
 
 impl RegistryArgs {
     /// Returns a registry client with the credentials that `reference` may need.
-    pub(super) async fn remote(&self, reference: &Reference) -> Result<Remote, Failure> {
-        let mirrors = Mirrors::new(self.registry_mirror.clone());
+    pub(super) async fn remote(&self, reference: &Reference) -> Result<RegistryClient, Failure> {
+        let mirrors = MirrorList::new(self.registry_mirror.clone());
         let hosts = mirrors.authorities(reference);
-        let given = for_reference(&self.cred, reference)?;
-        let mut credentials = given.into_iter().fold(Credentials::default(), |all, given| {
+        let given = credentials_for(&self.cred, reference)?;
+        let mut credentials = given.into_iter().fold(HostCredentials::default(), |all, given| {
             let RegistryCredential { registry, username, password } = given;
-            all.with(&registry, Credential::Password { username, password })
+            all.with(&registry, HostCredential::Password { username, password })
         });
         for host in hosts {
             if credentials.get(&host).is_some() {
                 continue;
             }
             let asked = host.clone();
-            match task::bounded(HELPER_LIMIT, move || docker_config(&asked)).await {
+            match task::blocking_with_timeout(CREDENTIAL_HELPER_TIMEOUT, move || {
+                docker_login_credential(&asked)
+            })
+            .await
+            {
                 Some(Ok(Some(credential))) => credentials = credentials.with(&host, credential),
                 Some(Ok(None)) => {}
                 // Public images need no credentials.
@@ -57,19 +64,19 @@ impl RegistryArgs {
                 )),
             }
         }
-        Ok(Remote::new(mirrors).with_credentials(credentials))
+        Ok(RegistryClient::new(mirrors).with_credentials(credentials))
     }
 }
 
 /// Parses the credentials of a command that accesses one registry. A credential without a registry is
 /// for that one.
-pub(super) fn for_reference(
+pub(super) fn credentials_for(
     texts: &[String],
     reference: &Reference,
 ) -> Result<Vec<RegistryCredential>, Failure> {
     let registry = reference.registry.as_ref().map_or("docker.io", |registry| registry.as_str());
     let one = |text: &String| {
-        let mut credential = credential(text)?;
+        let mut credential = parse_credential(text)?;
         if credential.registry.is_empty() {
             registry.clone_into(&mut credential.registry);
         }
@@ -79,7 +86,7 @@ pub(super) fn for_reference(
 }
 
 /// Parses a credential: `username,password` or `registry,username,password`.
-pub(super) fn credential(text: &str) -> Result<RegistryCredential, Failure> {
+pub(super) fn parse_credential(text: &str) -> Result<RegistryCredential, Failure> {
     let parts: Vec<&str> = text.splitn(3, ',').collect();
     let (registry, username, password) = match parts[..] {
         [username, password] => ("", username, password),
@@ -102,10 +109,10 @@ pub(super) fn credential(text: &str) -> Result<RegistryCredential, Failure> {
 }
 
 /// Converts an error of another registry to the failure of a command.
-pub(super) fn failure(what: &str, error: &RemoteError) -> Failure {
+pub(super) fn remote_failure(what: &str, error: &RemoteError) -> Failure {
     let kind = match error {
         RemoteError::Refused { status: 401 | 403, .. } => FailureKind::Denied,
-        RemoteError::Unreachable { .. } | RemoteError::Untrusted { .. } | RemoteError::Silent { .. } => {
+        RemoteError::Unreachable { .. } | RemoteError::Untrusted { .. } | RemoteError::TimedOut { .. } => {
             FailureKind::Unreachable
         }
         _ => FailureKind::Failed,
@@ -124,9 +131,9 @@ mod tests {
 
     #[test]
     fn a_wrong_credential_is_not_repeated_in_its_error() {
-        assert_eq!(credential("r.example,u,p,w").unwrap().password, "p,w");
-        assert_eq!(credential("u,p").unwrap().registry, "");
-        let error = credential("hunter2").unwrap_err();
+        assert_eq!(parse_credential("r.example,u,p,w").unwrap().password, "p,w");
+        assert_eq!(parse_credential("u,p").unwrap().registry, "");
+        let error = parse_credential("hunter2").unwrap_err();
         assert!(!error.detail.message.contains("hunter2"));
     }
 
@@ -134,7 +141,7 @@ mod tests {
     fn a_credential_without_a_registry_is_for_the_one_that_is_spoken_to() {
         let registries = |reference: &str| {
             let texts = ["u,p".to_owned(), "other.example,u,p".to_owned()];
-            let found = for_reference(&texts, &reference.parse().unwrap()).unwrap();
+            let found = credentials_for(&texts, &reference.parse().unwrap()).unwrap();
             found.into_iter().map(|credential| credential.registry).collect::<Vec<_>>()
         };
         assert_eq!(registries("ghcr.io/x"), ["ghcr.io", "other.example"]);

@@ -5,11 +5,11 @@ use std::path::Path;
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::Globals;
-use crate::client::{Address, TargetError};
+use super::GlobalArgs;
+use crate::client::{DaemonAddress, TargetError};
 use crate::error::Failure;
 use crate::output;
-use crate::rooms::{Room, RoomError, RoomsFile, read_token};
+use crate::rooms::{RoomEntry, RoomError, RoomsFile, read_token};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RoomCommand {
@@ -39,7 +39,7 @@ struct RoomView<'a> {
     token: String,
 }
 
-pub(super) async fn run(command: RoomCommand, globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(command: RoomCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     let path = RoomsFile::path()?;
     let mut rooms = RoomsFile::read(&path)?;
     match command {
@@ -72,14 +72,15 @@ pub(super) async fn run(command: RoomCommand, globals: &Globals) -> Result<(), F
     Ok(())
 }
 
-fn room(globals: &Globals) -> Result<Room, Failure> {
+fn room(globals: &GlobalArgs) -> Result<RoomEntry, Failure> {
     let Some(addr) = &globals.addr else {
         return Err(Failure::usage(
             "`hearth room add` needs `--addr unix:///path` or `--addr http://host:port`",
         ));
     };
-    let address: Address = addr.parse().map_err(|error: TargetError| Failure::usage(error.to_string()))?;
-    let mut room = Room { addr: address.to_string(), token_file: None, token: None };
+    let address: DaemonAddress =
+        addr.parse().map_err(|error: TargetError| Failure::usage(error.to_string()))?;
+    let mut room = RoomEntry { addr: address.to_string(), token_file: None, token: None };
     if let Some(file) = &globals.token_file {
         // Read the token even when only the path is kept, so that a wrong path is reported now.
         let token = read_token(file)?;
@@ -94,7 +95,7 @@ fn room(globals: &Globals) -> Result<Room, Failure> {
 }
 
 fn list(rooms: &RoomsFile, json: bool) -> Result<(), Failure> {
-    let view = |(name, room): (&'_ String, &'_ Room)| {
+    let view = |(name, room): (&'_ String, &'_ RoomEntry)| {
         let token = match (&room.token_file, &room.token) {
             (Some(file), _) => file.display().to_string(),
             (None, Some(_)) => "kept".to_owned(),
@@ -115,7 +116,7 @@ fn list(rooms: &RoomsFile, json: bool) -> Result<(), Failure> {
     if known.is_empty() {
         output::note(&format!(
             "no rooms are known; a daemon on this machine is found at {} without being added",
-            Address::local()
+            DaemonAddress::local()
         ));
         return Ok(());
     }
@@ -131,10 +132,10 @@ fn check_name(name: &str) -> Result<(), RoomError> {
     if (1..=128).contains(&name.len()) && name.chars().all(fits) {
         return Ok(());
     }
-    Err(RoomError::Name { name: output::printable(name) })
+    Err(RoomError::InvalidName { name: output::printable(name) })
 }
 
 fn not_there(name: &str, rooms: &RoomsFile) -> Failure {
-    Failure::usage(format!("there is no room `{name}`: {}", rooms.shown()))
+    Failure::usage(format!("there is no room `{name}`: {}", rooms.names_for_message()))
         .hint("`hearth room add NAME --addr URL` makes a room known")
 }

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use hearth_proto::v1::ServiceRoute;
 use serde::Serialize;
 
-use super::{Globals, connect};
+use super::{GlobalArgs, connect};
 use crate::error::Failure;
 use crate::output;
 
@@ -57,7 +57,7 @@ impl RouteView<'_> {
     }
 }
 
-pub(super) async fn run(command: RoutesCommand, globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(command: RoutesCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     match command {
         RoutesCommand::List => {
             let routes = connect(globals).await?.list_routes().await?;

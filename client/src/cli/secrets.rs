@@ -8,9 +8,9 @@ use clap::Subcommand;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Globals, connect};
+use super::{GlobalArgs, connect};
 use crate::error::Failure;
-use crate::terminal::Hidden;
+use crate::terminal::EchoOffGuard;
 use crate::{output, task};
 
 #[derive(Debug, Subcommand)]
@@ -61,11 +61,11 @@ impl From<&hearth_proto::v1::Secret> for SecretView {
 }
 
 /// Maximum size of a value in bytes; the daemon's own limit.
-const MAX_BYTES: u64 = 64 << 10;
+const MAX_SECRET_BYTES: u64 = 64 << 10;
 /// Maximum length in bytes of a line that a Linux terminal passes on; it silently drops the rest.
-const TERMINAL_LINE: usize = 4095;
+const MAX_TERMINAL_LINE_BYTES: usize = 4095;
 
-pub(super) async fn run(command: SecretsCommand, globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(command: SecretsCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     match command {
         SecretsCommand::Set { name, from_file } => {
             // The name is an argument, so a value written there must be refused before it is sent anywhere.
@@ -114,14 +114,14 @@ pub(super) async fn run(command: SecretsCommand, globals: &Globals) -> Result<()
 async fn read_value(file: Option<PathBuf>) -> Result<Vec<u8>, Failure> {
     // The guard lives in this function, not in the thread that reads the line: Ctrl-C ends only this
     // function.
-    let hidden = (file.is_none() && io::stdin().is_terminal()).then(Hidden::keyboard);
+    let hidden = (file.is_none() && io::stdin().is_terminal()).then(EchoOffGuard::keyboard);
     if hidden.is_some() {
         // Print the prompt after echo is off, so that a user who types at once does not see the value.
         output::note("Type the value, which is not shown, and press enter:");
     }
     let typed = hidden.is_some();
     let read = task::blocking("secret", move || match file {
-        Some(path) => of_file(&path),
+        Some(path) => read_file(&path),
         None if typed => typed_line(),
         None => Ok(without_line_end(up_to_limit(io::stdin().lock())?)),
     });
@@ -130,13 +130,13 @@ async fn read_value(file: Option<PathBuf>) -> Result<Vec<u8>, Failure> {
     if value.is_empty() {
         return Err(Failure::usage("the value is empty"));
     }
-    if value.len() as u64 > MAX_BYTES {
-        return Err(Failure::usage(format!("the value is larger than {} KiB", MAX_BYTES >> 10)));
+    if value.len() as u64 > MAX_SECRET_BYTES {
+        return Err(Failure::usage(format!("the value is larger than {} KiB", MAX_SECRET_BYTES >> 10)));
     }
     Ok(value)
 }
 
-fn of_file(path: &Path) -> Result<Vec<u8>, Failure> {
+fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::File::open(path)
         .and_then(up_to_limit)
         .map_err(|error| Failure::usage(format!("cannot read `{}`: {error}", path.display())))
@@ -144,10 +144,11 @@ fn of_file(path: &Path) -> Result<Vec<u8>, Failure> {
 
 fn typed_line() -> Result<Vec<u8>, Failure> {
     let mut line = Vec::new();
-    io::stdin().lock().take(MAX_BYTES + 1).read_until(b'\n', &mut line)?;
+    io::stdin().lock().take(MAX_SECRET_BYTES + 1).read_until(b'\n', &mut line)?;
     let line = without_line_end(line);
-    if line.len() >= TERMINAL_LINE {
-        let message = format!("a terminal takes {TERMINAL_LINE} bytes of a line and drops the others");
+    if line.len() >= MAX_TERMINAL_LINE_BYTES {
+        let message =
+            format!("a terminal takes {MAX_TERMINAL_LINE_BYTES} bytes of a line and drops the others");
         return Err(Failure::usage(message).hint("give the value with --from-file, or through a pipe"));
     }
     Ok(line)
@@ -155,7 +156,7 @@ fn typed_line() -> Result<Vec<u8>, Failure> {
 
 fn up_to_limit(from: impl io::Read) -> io::Result<Vec<u8>> {
     let mut value = Vec::new();
-    from.take(MAX_BYTES + 1).read_to_end(&mut value)?;
+    from.take(MAX_SECRET_BYTES + 1).read_to_end(&mut value)?;
     Ok(value)
 }
 

@@ -14,12 +14,12 @@ use hearth_proto::v1::{DeployRequest, Revision, Service};
 use jiff::Timestamp;
 
 use super::deploy::follow::{self, WaitArgs};
-use super::{Globals, connect};
+use super::{GlobalArgs, connect};
 use crate::client::Client;
 use crate::error::Failure;
-use crate::interrupt::Interrupts;
+use crate::interrupt::InterruptListener;
 use crate::{duration, output};
-use manifest::Manifest;
+use manifest::ServiceManifest;
 use views::ServiceView;
 
 #[derive(Debug, Subcommand)]
@@ -39,12 +39,12 @@ Examples:
         service: String,
         /// Print the manifest of the service in this format
         #[arg(long, short, value_enum)]
-        output: Option<Format>,
+        output: Option<ManifestFormat>,
         /// Print the manifest of this revision [default: the desired revision]
         #[arg(long, value_name = "N", requires = "output", value_parser = clap::value_parser!(u32).range(1..))]
         revision: Option<u32>,
     },
-    Logs(logs::LogsArgs),
+    Logs(logs::ServiceLogsArgs),
     /// Replace the instance of a service by a new one of the same revision, with new tokens and current secrets
     Restart {
         service: String,
@@ -95,7 +95,7 @@ Example:
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum Format {
+pub(super) enum ManifestFormat {
     Yaml,
     Json,
 }
@@ -105,16 +105,16 @@ const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 
 pub(super) async fn run(
     command: ServicesCommand,
-    globals: &Globals,
-    interrupts: &mut Interrupts,
+    globals: &GlobalArgs,
+    interrupts: &mut InterruptListener,
 ) -> Result<(), Failure> {
     match command {
-        ServicesCommand::List => interrupts.or(Box::pin(list(globals))).await,
+        ServicesCommand::List => interrupts.run_interruptible(Box::pin(list(globals))).await,
         ServicesCommand::Show { service, output: format, revision } => {
-            interrupts.or(Box::pin(show(&service, format, revision, globals))).await
+            interrupts.run_interruptible(Box::pin(show(&service, format, revision, globals))).await
         }
         ServicesCommand::Logs(args) => {
-            interrupts.or_say("interrupted", Box::pin(logs::run(args, globals))).await
+            interrupts.run_interruptible_with_message("interrupted", Box::pin(logs::run(args, globals))).await
         }
         ServicesCommand::Restart { service, waiting } => {
             let asked = async {
@@ -122,7 +122,9 @@ pub(super) async fn run(
                 let answer = client.restart_service(&service).await?;
                 Ok((client, answer))
             };
-            let (client, answer) = interrupts.or_say(follow::LEFT_EARLY, Box::pin(asked)).await?;
+            let (client, answer) = interrupts
+                .run_interruptible_with_message(follow::INTERRUPTED_BEFORE_ANSWER, Box::pin(asked))
+                .await?;
             Box::pin(follow::run(&client, &answer, &waiting, globals.json, interrupts)).await
         }
         ServicesCommand::Rollback { service, revision, waiting } => {
@@ -131,13 +133,15 @@ pub(super) async fn run(
                 let answer = client.roll_back_service(&service, revision.unwrap_or(0)).await?;
                 Ok((client, answer))
             };
-            let (client, answer) = interrupts.or_say(follow::LEFT_EARLY, Box::pin(asked)).await?;
+            let (client, answer) = interrupts
+                .run_interruptible_with_message(follow::INTERRUPTED_BEFORE_ANSWER, Box::pin(asked))
+                .await?;
             Box::pin(follow::run(&client, &answer, &waiting, globals.json, interrupts)).await
         }
         ServicesCommand::Rm { services, grace, now } => {
             let grace = if now { Some(Duration::ZERO) } else { grace };
             interrupts
-                .or_say(
+                .run_interruptible_with_message(
                     "interrupted; a removal that has begun goes on",
                     Box::pin(remove(&services, grace, globals)),
                 )
@@ -151,7 +155,9 @@ pub(super) async fn run(
                 let answer = client.deploy(DeployRequest { spec, dry_run }).await?;
                 Ok((client, answer))
             };
-            let (client, answer) = interrupts.or_say(follow::LEFT_EARLY, Box::pin(asked)).await?;
+            let (client, answer) = interrupts
+                .run_interruptible_with_message(follow::INTERRUPTED_BEFORE_ANSWER, Box::pin(asked))
+                .await?;
             if dry_run {
                 return follow::report_plan(&answer, globals.json);
             }
@@ -160,41 +166,44 @@ pub(super) async fn run(
     }
 }
 
-async fn list(globals: &Globals) -> Result<(), Failure> {
+async fn list(globals: &GlobalArgs) -> Result<(), Failure> {
     let services = connect(globals).await?.list_services().await?;
     if globals.json {
         return output::json(&services.iter().map(ServiceView::from).collect::<Vec<_>>());
     }
     let now = Timestamp::now();
-    output::table(&views::HEAD, &services.iter().map(|service| views::row(service, now)).collect::<Vec<_>>())
+    output::table(
+        &views::TABLE_HEAD,
+        &services.iter().map(|service| views::row(service, now)).collect::<Vec<_>>(),
+    )
 }
 
 async fn show(
     service: &str,
-    format: Option<Format>,
+    format: Option<ManifestFormat>,
     revision: Option<u32>,
-    globals: &Globals,
+    globals: &GlobalArgs,
 ) -> Result<(), Failure> {
     let service = connect(globals).await?.service(service).await?;
     match format {
         None if globals.json => output::json(&ServiceView::from(&service)),
-        None => output::line(&views::for_people(&service, Timestamp::now())),
+        None => output::line(&views::service_text(&service, Timestamp::now())),
         Some(format) => {
-            let spec = wanted(&service, revision)?.spec.as_ref();
+            let spec = find_revision(&service, revision)?.spec.as_ref();
             let spec = spec.ok_or_else(|| {
                 Failure::failed("protocol", "the daemon sent the revision without its spec")
             })?;
-            let manifest = Manifest::of(&service.name, spec);
+            let manifest = ServiceManifest::from_spec(&service.name, spec);
             match format {
-                Format::Yaml => output::line(manifest::write(&manifest)?.trim_end()),
-                Format::Json => output::json(&manifest),
+                ManifestFormat::Yaml => output::line(manifest::write(&manifest)?.trim_end()),
+                ManifestFormat::Json => output::json(&manifest),
             }
         }
     }
 }
 
 /// Returns the revision with this number; without a number, the desired revision.
-fn wanted(service: &Service, revision: Option<u32>) -> Result<&Revision, Failure> {
+fn find_revision(service: &Service, revision: Option<u32>) -> Result<&Revision, Failure> {
     let number = revision.unwrap_or(service.desired_revision);
     service.revisions.iter().find(|revision| revision.number == number).ok_or_else(|| {
         let kept: Vec<String> =
@@ -204,7 +213,7 @@ fn wanted(service: &Service, revision: Option<u32>) -> Result<&Revision, Failure
     })
 }
 
-async fn remove(services: &[String], grace: Option<Duration>, globals: &Globals) -> Result<(), Failure> {
+async fn remove(services: &[String], grace: Option<Duration>, globals: &GlobalArgs) -> Result<(), Failure> {
     let client: Client = connect(globals).await?;
     for service in services {
         let removed = client.remove_service(service, grace).await?;
@@ -213,7 +222,7 @@ async fn remove(services: &[String], grace: Option<Duration>, globals: &Globals)
     Ok(())
 }
 
-fn read_manifest(path: &Path) -> Result<Manifest, Failure> {
+fn read_manifest(path: &Path) -> Result<ServiceManifest, Failure> {
     let (name, mut content) = (path.display().to_string(), String::new());
     let wrong = |error: &std::io::Error| Failure::usage(format!("cannot read `{name}`: {error}"));
     let read = if path == Path::new("-") {

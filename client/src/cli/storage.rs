@@ -8,10 +8,10 @@ use clap::{Args, Subcommand};
 use hearth_proto::v1::{FileEntry, FileKind, StorageArea, WriteBegin};
 
 use super::views::FileView;
-use super::{Globals, connect};
+use super::{GlobalArgs, connect};
 use crate::client::{Client, FileContent};
 use crate::error::Failure;
-use crate::output::{self, NewFile};
+use crate::output::{self, AtomicFile};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum StorageCommand {
@@ -19,7 +19,7 @@ pub(super) enum StorageCommand {
     #[command(visible_alias = "list")]
     Ls {
         #[command(flatten)]
-        area: Area,
+        area: AreaArgs,
         /// Include everything below the directory
         #[arg(long, short)]
         recursive: bool,
@@ -37,7 +37,7 @@ Examples:
   echo hello | hearth storage put - notes/hello.txt")]
     Put {
         #[command(flatten)]
-        area: Area,
+        area: AreaArgs,
         /// File or directory on this machine, `-` for standard input
         local: PathBuf,
         /// Target path, relative to the storage's root
@@ -50,7 +50,7 @@ Examples:
   hearth storage get /apps/my-app ./copy")]
     Get {
         #[command(flatten)]
-        area: Area,
+        area: AreaArgs,
         path: String,
         /// Target path on this machine; standard output when it is `-` or left out
         local: Option<PathBuf>,
@@ -58,7 +58,7 @@ Examples:
     /// Remove a file, or a directory with `--recursive`
     Rm {
         #[command(flatten)]
-        area: Area,
+        area: AreaArgs,
         /// Remove a directory with everything below it
         #[arg(long, short)]
         recursive: bool,
@@ -68,27 +68,29 @@ Examples:
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Area {
+pub(super) struct AreaArgs {
     /// Use project storage instead of room storage
     #[arg(long)]
     project: bool,
 }
 
-impl Area {
-    const fn wire(&self) -> StorageArea {
+impl AreaArgs {
+    const fn to_wire(&self) -> StorageArea {
         if self.project { StorageArea::Project } else { StorageArea::Room }
     }
 }
 
-pub(super) async fn run(command: StorageCommand, globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(command: StorageCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     match command {
-        StorageCommand::Ls { area, recursive, path } => list(area.wire(), &path, recursive, globals).await,
-        StorageCommand::Put { area, local, path } => put(area.wire(), &local, &path, globals).await,
-        StorageCommand::Get { area, path, local } => get(area.wire(), &path, local.as_deref(), globals).await,
+        StorageCommand::Ls { area, recursive, path } => list(area.to_wire(), &path, recursive, globals).await,
+        StorageCommand::Put { area, local, path } => put(area.to_wire(), &local, &path, globals).await,
+        StorageCommand::Get { area, path, local } => {
+            get(area.to_wire(), &path, local.as_deref(), globals).await
+        }
         StorageCommand::Rm { area, recursive, paths } => {
             let client = connect(globals).await?;
             for path in paths {
-                client.remove_file(area.wire(), &path, recursive).await?;
+                client.remove_file(area.to_wire(), &path, recursive).await?;
                 output::note(&format!("removed {}", output::printable(&path)));
             }
             Ok(())
@@ -96,7 +98,7 @@ pub(super) async fn run(command: StorageCommand, globals: &Globals) -> Result<()
     }
 }
 
-async fn list(area: StorageArea, path: &str, recursive: bool, globals: &Globals) -> Result<(), Failure> {
+async fn list(area: StorageArea, path: &str, recursive: bool, globals: &GlobalArgs) -> Result<(), Failure> {
     let client = connect(globals).await?;
     let mut listing = client.list_files(area, path, recursive).await?;
     let mut views = Vec::new();
@@ -124,7 +126,7 @@ fn row(entry: &FileEntry) -> String {
     output::printable(&format!("{kind} {:04o} {size:>10}  {}{link}", entry.mode & 0o7777, entry.path))
 }
 
-async fn put(area: StorageArea, local: &Path, path: &str, globals: &Globals) -> Result<(), Failure> {
+async fn put(area: StorageArea, local: &Path, path: &str, globals: &GlobalArgs) -> Result<(), Failure> {
     if local == Path::new("-") {
         let client = connect(globals).await?;
         let begin = WriteBegin { area: area.into(), path: path.to_owned(), mode: 0, size_bytes: None };
@@ -133,7 +135,7 @@ async fn put(area: StorageArea, local: &Path, path: &str, globals: &Globals) -> 
     }
     let metadata = std::fs::metadata(local).map_err(|error| unreadable(local, &error))?;
     let client = connect(globals).await?;
-    let mut sent = Sent::default();
+    let mut sent = PutTotals::default();
     if metadata.is_dir() {
         let mut directories = vec![PathBuf::new()];
         while let Some(directory) = directories.pop() {
@@ -178,7 +180,7 @@ async fn put(area: StorageArea, local: &Path, path: &str, globals: &Globals) -> 
 
 /// Number and size of the files that were put.
 #[derive(Default)]
-struct Sent {
+struct PutTotals {
     files: u64,
     bytes: u64,
 }
@@ -188,7 +190,7 @@ async fn put_file(
     area: StorageArea,
     local: &Path,
     path: &str,
-    sent: &mut Sent,
+    sent: &mut PutTotals,
 ) -> Result<(), Failure> {
     let file = tokio::fs::File::open(local).await.map_err(|error| unreadable(local, &error))?;
     let metadata = file.metadata().await.map_err(|error| unreadable(local, &error))?;
@@ -207,7 +209,12 @@ async fn put_file(
     Ok(())
 }
 
-async fn get(area: StorageArea, path: &str, local: Option<&Path>, globals: &Globals) -> Result<(), Failure> {
+async fn get(
+    area: StorageArea,
+    path: &str,
+    local: Option<&Path>,
+    globals: &GlobalArgs,
+) -> Result<(), Failure> {
     let client = connect(globals).await?;
     let Some(local) = local.filter(|local| *local != Path::new("-")) else {
         let mut content = client.read_file(area, path).await?;
@@ -228,7 +235,7 @@ async fn get(area: StorageArea, path: &str, local: Option<&Path>, globals: &Glob
             save(client.read_file(area, path).await?, local).await?;
             continue;
         }
-        let target = local.join(below(root, &entry.path)?);
+        let target = local.join(path_below(root, &entry.path)?);
         match entry.kind() {
             FileKind::Directory => make_directory(&target)?,
             FileKind::File => {
@@ -249,7 +256,7 @@ async fn get(area: StorageArea, path: &str, local: Option<&Path>, globals: &Glob
 }
 
 /// Returns the path relative to `root`. Guards against a daemon that lists paths outside of the target.
-fn below(root: &str, path: &str) -> Result<PathBuf, Failure> {
+fn path_below(root: &str, path: &str) -> Result<PathBuf, Failure> {
     let relative =
         if root.is_empty() { Some(path) } else { path.strip_prefix(root).and_then(|p| p.strip_prefix('/')) };
     let relative = relative
@@ -262,14 +269,14 @@ fn below(root: &str, path: &str) -> Result<PathBuf, Failure> {
 
 async fn save(mut content: FileContent, target: &Path) -> Result<(), Failure> {
     let mode = if content.entry.mode == 0 { 0o644 } else { content.entry.mode & 0o777 };
-    let mut file = NewFile::create(target, mode)?;
+    let mut file = AtomicFile::create(target, mode)?;
     let mut left = content.entry.size_bytes;
     while let Some(chunk) = content.next().await? {
-        file.out().write_all(&chunk).map_err(|error| Failure::local("write", target, &error))?;
+        file.file_mut().write_all(&chunk).map_err(|error| Failure::local("write", target, &error))?;
         left = left.saturating_sub(chunk.len() as u64);
     }
     complete(&content.entry.path, left)?;
-    file.keep()
+    file.commit()
 }
 
 fn complete(path: &str, left: u64) -> Result<(), Failure> {
@@ -297,11 +304,11 @@ mod tests {
 
     #[test]
     fn a_listing_never_leads_out_of_the_target() {
-        assert_eq!(below("a/b", "a/b/c/d").unwrap(), Path::new("c/d"));
-        assert_eq!(below("", "c").unwrap(), Path::new("c"));
+        assert_eq!(path_below("a/b", "a/b/c/d").unwrap(), Path::new("c/d"));
+        assert_eq!(path_below("", "c").unwrap(), Path::new("c"));
         for (root, path) in [("a", "b/c"), ("a", "ab"), ("a", "a/../../x"), ("", "/etc/passwd"), ("", "../x")]
         {
-            assert!(below(root, path).is_err(), "{root} {path}");
+            assert!(path_below(root, path).is_err(), "{root} {path}");
         }
     }
 }

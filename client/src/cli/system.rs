@@ -7,7 +7,7 @@ use hearth_proto::v1::{Builder, BuilderState};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Globals, connect};
+use super::{GlobalArgs, connect};
 use crate::error::Failure;
 use crate::output;
 
@@ -20,7 +20,7 @@ pub(super) enum SystemCommand {
     Df,
 }
 
-pub(super) async fn run_command(command: SystemCommand, globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run_command(command: SystemCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     match command {
         SystemCommand::Df => usage::run(globals).await,
     }
@@ -90,7 +90,7 @@ struct ComponentView<'a> {
 }
 
 /// Shows the daemon and its components; fails when one of them is not ready.
-pub(super) async fn run(globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(globals: &GlobalArgs) -> Result<(), Failure> {
     let client = connect(globals).await?;
     let info = client.info().await?;
     let builders = client.list_builders().await?;

@@ -13,7 +13,7 @@ fn parses(line: &str) -> bool {
 
 #[test]
 fn the_command_line_is_consistent() {
-    Arguments::command().debug_assert();
+    CliArguments::command().debug_assert();
 }
 
 #[test]

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use hearth_proto::v1::{MintTokenRequest, RotateTokenSecretRequest, TokenRevocation};
 use serde::Serialize;
 
-use super::{Globals, connect};
+use super::{GlobalArgs, connect};
 use crate::error::Failure;
 use crate::{duration, output};
 
@@ -109,7 +109,7 @@ struct TokenView {
     expires_at: Option<String>,
 }
 
-pub(super) async fn run(command: TokenCommand, globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(command: TokenCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     match command {
         TokenCommand::Mint { name, scope, ttl, domain } => {
             if let Err(error) = check_scope(&scope) {
@@ -138,7 +138,7 @@ pub(super) async fn run(command: TokenCommand, globals: &Globals) -> Result<(), 
     }
 }
 
-async fn mint(request: MintTokenRequest, globals: &Globals) -> Result<(), Failure> {
+async fn mint(request: MintTokenRequest, globals: &GlobalArgs) -> Result<(), Failure> {
     let minted = connect(globals).await?.mint_token(request).await?;
     let expires_at = output::timestamp(minted.expires_at.as_ref()).map(|time| time.to_string());
     if globals.json {
@@ -151,7 +151,7 @@ async fn mint(request: MintTokenRequest, globals: &Globals) -> Result<(), Failur
     Ok(())
 }
 
-async fn rotate(grace: Duration, globals: &Globals) -> Result<(), Failure> {
+async fn rotate(grace: Duration, globals: &GlobalArgs) -> Result<(), Failure> {
     let request = RotateTokenSecretRequest { grace: Some(duration::to_wire(grace)) };
     let rotated = connect(globals).await?.rotate_token_secret(request).await?;
     let until = output::timestamp(rotated.accepted_until.as_ref()).map(|time| time.to_string());
@@ -183,7 +183,7 @@ async fn rotate(grace: Duration, globals: &Globals) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn revoked(globals: &Globals) -> Result<(), Failure> {
+async fn revoked(globals: &GlobalArgs) -> Result<(), Failure> {
     let revocations = connect(globals).await?.token_revocations().await?;
     let views: Vec<RevocationView<'_>> = revocations.iter().map(RevocationView::of).collect();
     if globals.json {

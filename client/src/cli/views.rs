@@ -74,7 +74,7 @@ impl From<&Build> for BuildView {
             error: build.error.as_ref().and_then(|detail| {
                 let failure =
                     Failure::from_detail(crate::error::FailureKind::Failed, Box::new(detail.clone()));
-                let value = serde_json::to_value(exit::for_programs(&failure)).ok()?;
+                let value = serde_json::to_value(exit::error_document(&failure)).ok()?;
                 value.get("error").cloned()
             }),
         }
@@ -215,7 +215,7 @@ impl InspectView {
         }
     }
 
-    pub(super) fn for_people(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         let mut text = String::new();
         if let Some(image) = &self.image {
             text += &format!("{}\n", image.reference);
@@ -246,7 +246,7 @@ pub(super) struct FileView {
 }
 
 /// Returns the name of a file kind in the JSON output.
-pub(super) const fn kind_word(kind: FileKind) -> &'static str {
+pub(super) const fn file_kind_name(kind: FileKind) -> &'static str {
     match kind {
         FileKind::File => "file",
         FileKind::Directory => "directory",
@@ -259,7 +259,7 @@ impl From<&FileEntry> for FileView {
     fn from(entry: &FileEntry) -> Self {
         Self {
             path: entry.path.clone(),
-            kind: kind_word(entry.kind()),
+            kind: file_kind_name(entry.kind()),
             size_bytes: entry.size_bytes,
             mode: format!("{:04o}", entry.mode & 0o7777),
             modified_at: output::timestamp(entry.modified_at.as_ref()).map(|time| time.to_string()),

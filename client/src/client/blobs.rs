@@ -41,7 +41,7 @@ impl Client {
             digest: digest.map(Digest::to_string).unwrap_or_default(),
             offset: 0,
         };
-        let mut stream = self.answer(self.images().read_blob(Request::new(request)).await)?;
+        let mut stream = self.message_or_error(self.images().read_blob(Request::new(request)).await)?;
         let first = stream.message().await;
         let first = first.map_err(|status| ClientError::from_status(&self.address, &status))?;
         let Some(Message::Head(head)) = first.and_then(|message| message.message) else {

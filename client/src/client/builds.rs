@@ -7,10 +7,10 @@ use hearth_proto::v1::{
     RemoveBuildRequest, SubmitBuildRequest, SubmitBuildResponse,
 };
 
-use super::{Client, ClientError, limited, limited_to};
+use super::{Client, ClientError, request_with_timeout, unary_request};
 
 /// Time limit of Cancel, which answers after the build's processes have ended.
-const CANCEL_LIMIT: Duration = Duration::from_secs(180);
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(180);
 
 impl Client {
     /// Starts a build and returns its id at once.
@@ -18,13 +18,13 @@ impl Client {
         &self,
         request: SubmitBuildRequest,
     ) -> Result<SubmitBuildResponse, ClientError> {
-        self.answer(self.builds().submit(limited(request)).await)
+        self.message_or_error(self.builds().submit(unary_request(request)).await)
     }
 
     /// One build, by its id or a prefix of it.
     pub async fn build(&self, build_id: &str) -> Result<Build, ClientError> {
         let request = GetBuildRequest { build_id: build_id.to_owned() };
-        self.answer(self.builds().get(limited(request)).await)
+        self.message_or_error(self.builds().get(unary_request(request)).await)
     }
 
     /// The newest `limit` builds that match `filter`.
@@ -38,7 +38,7 @@ impl Client {
         loop {
             let missing = limit.saturating_sub(builds.len());
             request.page_size = u32::try_from(missing.min(1000)).unwrap_or(1000);
-            let page = self.answer(self.builds().list(limited(request.clone())).await)?;
+            let page = self.message_or_error(self.builds().list(unary_request(request.clone())).await)?;
             builds.extend(page.builds.into_iter().take(missing));
             if builds.len() >= limit || page.next_page_token.is_empty() {
                 return Ok(builds);
@@ -52,18 +52,18 @@ impl Client {
 
     /// A part of a build's log as text.
     pub async fn read_log(&self, request: ReadBuildLogRequest) -> Result<ReadBuildLogResponse, ClientError> {
-        self.answer(self.builds().read_log(limited(request)).await)
+        self.message_or_error(self.builds().read_log(unary_request(request)).await)
     }
 
     /// Cancels a build; answers after its processes have ended.
     pub async fn cancel_build(&self, build_id: &str) -> Result<Build, ClientError> {
         let request = CancelBuildRequest { build_id: build_id.to_owned() };
-        self.answer(self.builds().cancel(limited_to(CANCEL_LIMIT, request)).await)
+        self.message_or_error(self.builds().cancel(request_with_timeout(CANCEL_TIMEOUT, request)).await)
     }
 
     /// Forgets a build that has ended.
     pub async fn remove_build(&self, build_id: &str) -> Result<(), ClientError> {
         let request = RemoveBuildRequest { build_id: build_id.to_owned() };
-        self.answer(self.builds().remove(limited(request)).await).map(|_| ())
+        self.message_or_error(self.builds().remove(unary_request(request)).await).map(|_| ())
     }
 }

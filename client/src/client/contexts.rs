@@ -10,15 +10,15 @@ use hearth_proto::v1::{
 };
 use tonic::{Request, Streaming};
 
-use super::{Client, ClientError, Wire, limited};
+use super::{AuthenticatedChannel, Client, ClientError, unary_request};
 
 /// Messages of a streaming call, as they arrive.
-pub struct Answers<T> {
+pub struct ResponseStream<T> {
     stream: Streaming<T>,
     address: String,
 }
 
-impl<T> Answers<T> {
+impl<T> ResponseStream<T> {
     pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
         self.stream.message().await.map_err(|status| ClientError::from_status(&self.address, &status))
     }
@@ -27,7 +27,7 @@ impl<T> Answers<T> {
 /// Content of a file of a context, chunk by chunk.
 pub struct ContextFile {
     pub entry: ContextEntry,
-    chunks: Answers<ReadContextResponse>,
+    chunks: ResponseStream<ReadContextResponse>,
 }
 
 impl ContextFile {
@@ -44,27 +44,27 @@ impl ContextFile {
 }
 
 impl Client {
-    fn contexts(&self) -> ContextsClient<Wire> {
+    fn contexts(&self) -> ContextsClient<AuthenticatedChannel> {
         ContextsClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    fn answers<T>(&self, stream: Streaming<T>) -> Answers<T> {
-        Answers { stream, address: self.address.clone() }
+    fn response_stream<T>(&self, stream: Streaming<T>) -> ResponseStream<T> {
+        ResponseStream { stream, address: self.address.clone() }
     }
 
     pub async fn list_context(
         &self,
         request: ListContextRequest,
-    ) -> Result<Answers<ContextEntry>, ClientError> {
-        let stream = self.answer(self.contexts().list(Request::new(request)).await)?;
-        Ok(self.answers(stream))
+    ) -> Result<ResponseStream<ContextEntry>, ClientError> {
+        let stream = self.message_or_error(self.contexts().list(Request::new(request)).await)?;
+        Ok(self.response_stream(stream))
     }
 
     pub async fn read_context(&self, request: ReadContextRequest) -> Result<ContextFile, ClientError> {
-        let stream = self.answer(self.contexts().read(Request::new(request)).await)?;
-        let mut chunks = self.answers(stream);
+        let stream = self.message_or_error(self.contexts().read(Request::new(request)).await)?;
+        let mut chunks = self.response_stream(stream);
         match chunks.next().await?.and_then(|message| message.message) {
             Some(Message::Entry(entry)) => Ok(ContextFile { entry, chunks }),
             _ => Err(ClientError::Protocol("reading did not begin with the file's entry".to_owned())),
@@ -77,28 +77,28 @@ impl Client {
         context: ContextSources,
     ) -> Result<DigestContextResponse, ClientError> {
         let request = DigestContextRequest { context: Some(context) };
-        self.answer(self.contexts().digest(Request::new(request)).await)
+        self.message_or_error(self.contexts().digest(Request::new(request)).await)
     }
 
     pub async fn diff_contexts(
         &self,
         request: DiffContextRequest,
-    ) -> Result<Answers<ContextDifference>, ClientError> {
-        let stream = self.answer(self.contexts().diff(Request::new(request)).await)?;
-        Ok(self.answers(stream))
+    ) -> Result<ResponseStream<ContextDifference>, ClientError> {
+        let stream = self.message_or_error(self.contexts().diff(Request::new(request)).await)?;
+        Ok(self.response_stream(stream))
     }
 
     pub async fn mount_context(&self, request: MountContextRequest) -> Result<ContextMount, ClientError> {
-        self.answer(self.contexts().mount(limited(request)).await)
+        self.message_or_error(self.contexts().mount(unary_request(request)).await)
     }
 
     /// Unmounts a context. Returns whether its changes are kept.
     pub async fn unmount_context(&self, request: UnmountContextRequest) -> Result<bool, ClientError> {
-        self.answer(self.contexts().unmount(limited(request)).await).map(|answer| answer.kept)
+        self.message_or_error(self.contexts().unmount(unary_request(request)).await).map(|answer| answer.kept)
     }
 
     pub async fn context_mounts(&self) -> Result<Vec<ContextMount>, ClientError> {
-        let request = limited(ListContextMountsRequest {});
-        self.answer(self.contexts().list_mounts(request).await).map(|answer| answer.mounts)
+        let request = unary_request(ListContextMountsRequest {});
+        self.message_or_error(self.contexts().list_mounts(request).await).map(|answer| answer.mounts)
     }
 }

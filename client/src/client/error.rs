@@ -33,9 +33,9 @@ impl ClientError {
         // A status that tonic creates on the client side has the transport error as its source.
         let lost = status.source().is_some() || status.code() == Code::Unavailable;
         if detail.is_none() && lost {
-            return Self::Unreachable { address: address.to_owned(), reason: reason(status) };
+            return Self::Unreachable { address: address.to_owned(), reason: root_cause(status) };
         }
-        let detail = Box::new(detail.unwrap_or_else(|| plain(status)));
+        let detail = Box::new(detail.unwrap_or_else(|| detail_from_status(status)));
         match status.code() {
             Code::Unauthenticated | Code::PermissionDenied => Self::Denied(detail),
             Code::InvalidArgument | Code::OutOfRange => Self::Invalid(detail),
@@ -48,7 +48,7 @@ impl ClientError {
 
     /// Reports whether the same call may succeed later: the connection was lost, or the daemon marked the
     /// error as retryable.
-    pub(super) fn may_pass(&self) -> bool {
+    pub(super) fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
             Self::Failed(detail) => detail.retryable,
@@ -68,7 +68,7 @@ fn error_detail(status: &Status) -> Option<ErrorDetail> {
 }
 
 /// Derives a detail from a bare status, which an intermediary created.
-fn plain(status: &Status) -> ErrorDetail {
+fn detail_from_status(status: &Status) -> ErrorDetail {
     let code = match status.code() {
         Code::Unauthenticated => "unauthenticated",
         Code::PermissionDenied => "permission_denied",
@@ -91,7 +91,7 @@ fn plain(status: &Status) -> ErrorDetail {
 }
 
 /// Message of the innermost cause: "Connection refused" says more than "transport error".
-pub(super) fn reason(error: &(dyn Error + 'static)) -> String {
+pub(super) fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;

@@ -10,7 +10,7 @@ use tonic::{Request, Streaming};
 use super::{Client, ClientError};
 
 /// Maximum number of input messages that wait to be sent.
-const UNDER_WAY: usize = 16;
+const QUEUED_MESSAGES: usize = 16;
 
 /// A running process. Dropping this value ends the process.
 pub struct ExecProcess {
@@ -23,11 +23,11 @@ pub struct ExecProcess {
 impl Client {
     /// Starts a process; returns when it runs.
     pub async fn exec(&self, begin: ExecBegin) -> Result<ExecProcess, ClientError> {
-        let (input, messages) = mpsc::channel(UNDER_WAY);
+        let (input, messages) = mpsc::channel(QUEUED_MESSAGES);
         let requests = tokio_stream::once(Message::Begin(begin))
             .chain(ReceiverStream::new(messages))
             .map(|message| ExecRequest { message: Some(message) });
-        let output = self.answer(self.services().exec(Request::new(requests)).await)?;
+        let output = self.message_or_error(self.services().exec(Request::new(requests)).await)?;
         Ok(ExecProcess { input, output, address: self.address.clone() })
     }
 }

@@ -15,8 +15,8 @@ use hearth_proto::v1::{
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 
-use super::upload::{self, Piece, UploadError};
-use super::{Client, ClientError, limited};
+use super::upload::{self, UploadChunk, UploadError};
+use super::{Client, ClientError, unary_request};
 use crate::task;
 
 /// Destination of an uploaded archive in the room.
@@ -41,7 +41,7 @@ impl Client {
             page_token: String::new(),
         };
         loop {
-            let page = self.answer(self.images().list(limited(request.clone())).await)?;
+            let page = self.message_or_error(self.images().list(unary_request(request.clone())).await)?;
             images.extend(page.images);
             if page.next_page_token.is_empty() {
                 return Ok(images);
@@ -55,23 +55,25 @@ impl Client {
 
     /// Images of other registries that the room keeps for builds, the most recently used first.
     pub async fn list_cached_images(&self) -> Result<Vec<CachedImage>, ClientError> {
-        Ok(self.answer(self.images().list_cached(limited(ListCachedImagesRequest {})).await)?.images)
+        Ok(self
+            .message_or_error(self.images().list_cached(unary_request(ListCachedImagesRequest {})).await)?
+            .images)
     }
 
     pub async fn inspect_image(&self, reference: &str) -> Result<InspectImageResponse, ClientError> {
         let request = InspectImageRequest { reference: reference.to_owned() };
-        self.answer(self.images().inspect(limited(request)).await)
+        self.message_or_error(self.images().inspect(unary_request(request)).await)
     }
 
     /// Adds a tag to an image, or moves a tag to it.
     pub async fn tag_image(&self, reference: &str, tag: &str) -> Result<Image, ClientError> {
         let request = TagImageRequest { reference: reference.to_owned(), tag: tag.to_owned() };
-        self.answer(self.images().tag(limited(request)).await)
+        self.message_or_error(self.images().tag(unary_request(request)).await)
     }
 
     pub async fn remove_image(&self, reference: &str) -> Result<(), ClientError> {
         let request = RemoveImageRequest { reference: reference.to_owned() };
-        self.answer(self.images().remove(limited(request)).await).map(|_| ())
+        self.message_or_error(self.images().remove(unary_request(request)).await).map(|_| ())
     }
 
     /// Sends an OCI archive as one stream. A failure of `source` aborts the call, so that the daemon never
@@ -104,16 +106,16 @@ impl Client {
         match future::select(writing, calling).await {
             Either::Left((written, calling)) => {
                 written.map_err(io::Error::other)??;
-                Ok(self.answer(calling.await)?)
+                Ok(self.message_or_error(calling.await)?)
             }
-            Either::Right((answer, _writing)) => Ok(self.answer(answer)?),
+            Either::Right((answer, _writing)) => Ok(self.message_or_error(answer)?),
         }
     }
 }
 
 /// Writer that cuts its input into chunks and blocks while the queue is full.
 struct ChunkSink {
-    pieces: mpsc::Sender<Piece>,
+    pieces: mpsc::Sender<UploadChunk>,
     filling: BytesMut,
     hung_up: bool,
 }
@@ -121,10 +123,10 @@ struct ChunkSink {
 impl ChunkSink {
     fn send_filled(&mut self) -> io::Result<()> {
         let chunk = std::mem::replace(&mut self.filling, BytesMut::with_capacity(CHUNK_BYTES)).freeze();
-        self.send(Piece::Chunk(chunk))
+        self.send(UploadChunk::Chunk(chunk))
     }
 
-    fn send(&mut self, piece: Piece) -> io::Result<()> {
+    fn send(&mut self, piece: UploadChunk) -> io::Result<()> {
         self.pieces.blocking_send(piece).map_err(|_| {
             self.hung_up = true;
             io::Error::new(io::ErrorKind::BrokenPipe, "the daemon ended the upload")
@@ -133,7 +135,7 @@ impl ChunkSink {
 
     fn end(&mut self) -> io::Result<()> {
         io::Write::flush(self)?;
-        self.send(Piece::End)
+        self.send(UploadChunk::End)
     }
 }
 

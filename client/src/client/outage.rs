@@ -8,14 +8,14 @@ use super::ClientError;
 
 /// Pauses and time limit of reconnection attempts.
 #[derive(Clone, Copy, Debug)]
-pub struct WatchLimits {
+pub struct ReconnectLimits {
     pub first_pause: Duration,
     pub longest_pause: Duration,
     /// Time after the loss at which reconnecting stops. Any message from the daemon resets it.
     pub give_up_after: Duration,
 }
 
-impl Default for WatchLimits {
+impl Default for ReconnectLimits {
     fn default() -> Self {
         Self {
             first_pause: Duration::from_millis(100),
@@ -26,44 +26,44 @@ impl Default for WatchLimits {
 }
 
 /// State of an interrupted connection: when it was lost, and when the next attempt is due.
-pub(super) struct Outages {
-    pub limits: WatchLimits,
-    current: Option<Outage>,
+pub(super) struct ReconnectBackoff {
+    pub limits: ReconnectLimits,
+    current: Option<OngoingOutage>,
 }
 
-struct Outage {
+struct OngoingOutage {
     since: Instant,
     pause: Duration,
     retry_at: Instant,
     cause: ClientError,
 }
 
-impl Outages {
-    pub fn new(limits: WatchLimits) -> Self {
+impl ReconnectBackoff {
+    pub fn new(limits: ReconnectLimits) -> Self {
         Self { limits, current: None }
     }
 
     /// Waits until the next attempt is due.
-    pub async fn pause(&self) {
+    pub async fn wait_for_retry(&self) {
         if let Some(outage) = &self.current {
             tokio::time::sleep_until(outage.retry_at).await;
         }
     }
 
     /// Ends the outage: the daemon was heard.
-    pub fn over(&mut self) {
+    pub fn connection_restored(&mut self) {
         self.current = None;
     }
 
     /// Schedules the next attempt. Returns the reason at the first loss only; after the time limit the
     /// first cause becomes the error.
-    pub fn lost(&mut self, cause: ClientError) -> Result<Option<String>, ClientError> {
+    pub fn connection_lost(&mut self, cause: ClientError) -> Result<Option<String>, ClientError> {
         let now = Instant::now();
         match self.current.take() {
             None => {
                 let reason = cause.to_string();
                 let pause = self.limits.first_pause;
-                self.current = Some(Outage { since: now, pause, retry_at: now + pause, cause });
+                self.current = Some(OngoingOutage { since: now, pause, retry_at: now + pause, cause });
                 Ok(Some(reason))
             }
             // The first cause says more than the "connection refused" of later attempts.
@@ -72,7 +72,7 @@ impl Outages {
             }
             Some(outage) => {
                 let pause = (outage.pause * 2).min(self.limits.longest_pause);
-                self.current = Some(Outage { pause, retry_at: now + pause, ..outage });
+                self.current = Some(OngoingOutage { pause, retry_at: now + pause, ..outage });
                 Ok(None)
             }
         }

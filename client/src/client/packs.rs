@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::future;
 use hearth_pack::identity::{ContentHash, HashedEntry, HashedTree};
-use hearth_pack::layer::Source as _;
-use hearth_pack::pieces::{self, Batch, Effort, LARGE, Piece, PieceError};
-use hearth_pack::walk::{Entry, EntryKind, Tree};
+use hearth_pack::layer::LayerSource as _;
+use hearth_pack::pieces::{self, CompressionEffort, FilePiece, LARGE_FILE, PieceBatch, PieceError};
+use hearth_pack::walk::{EntryKind, WalkEntry, WalkedTree};
 use hearth_proto::v1::packs_client::PacksClient;
 use hearth_proto::v1::{
     BeginPackRequest, ChunkPackRequest, ChunkedContent, CommitPackRequest, ListPackRequest, ListPackResponse,
@@ -21,24 +21,24 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Client, ClientError, Wire, limited};
+use super::{AuthenticatedChannel, Client, ClientError, unary_request};
 use crate::task;
 use hearth_proto::MAX_MESSAGE_BYTES;
 
 /// Maximum size of the list entries in one message, in bytes before compression; far below the message
 /// limit.
-const PART: usize = 1 << 20;
+const LIST_MESSAGE_BYTES: usize = 1 << 20;
 /// Maximum number of chunks of large files in one call.
-const CHUNKS: usize = 50_000;
+const MAX_CHUNKS_PER_CALL: usize = 50_000;
 /// Maximum number of parallel content streams; the daemon processes each of them independently.
-const STREAMS: usize = 2;
+const MAX_CONTENT_STREAMS: usize = 2;
 /// Maximum number of queued messages of each stream.
-const AHEAD: usize = 3;
+const QUEUED_MESSAGES_PER_STREAM: usize = 3;
 
 /// A scanned tree that is offered to a room.
 #[derive(Debug)]
 pub struct PackOffer {
-    pub tree: Tree,
+    pub tree: WalkedTree,
     pub hashed: HashedTree,
 }
 
@@ -68,10 +68,10 @@ pub enum PackUploadError {
 
 /// Callback that receives the number of content bytes that are done: either sent, or already in the
 /// room.
-pub type Sent = Arc<dyn Fn(u64) + Send + Sync>;
+pub type SentBytesCallback = Arc<dyn Fn(u64) + Send + Sync>;
 
 impl Client {
-    fn packs(&self) -> PacksClient<Wire> {
+    fn packs(&self) -> PacksClient<AuthenticatedChannel> {
         PacksClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
@@ -83,7 +83,7 @@ impl Client {
         &self,
         mut begin: BeginPackRequest,
         offer: Arc<PackOffer>,
-        sent: Sent,
+        sent: SentBytesCallback,
     ) -> Result<SentPack, PackUploadError> {
         begin.tree = offer.hashed.digest.to_string();
         let first = self.try_pack(begin.clone(), &offer, &sent).await;
@@ -103,11 +103,11 @@ impl Client {
         &self,
         begin: BeginPackRequest,
         offer: &Arc<PackOffer>,
-        sent: &Sent,
+        sent: &SentBytesCallback,
     ) -> Result<SentPack, PackUploadError> {
         // The daemon may assemble an image now, which takes long: no time limit, the pings watch the
         // connection.
-        let begun = self.answer(self.packs().begin(begin).await)?;
+        let begun = self.message_or_error(self.packs().begin(begin).await)?;
         let upload_id = match begun.answer {
             Some(begin_pack_response::Answer::Done(result)) => {
                 return Ok(SentPack { result, ..SentPack::default() });
@@ -125,7 +125,8 @@ impl Client {
         let (cut, chunk_bytes) = self.cut_large(&upload_id, offer, &needs.missing).await?;
         outcome.wire_bytes += chunk_bytes;
         let small = needs.missing.iter().filter(|entry| !is_large(offer, **entry));
-        let mut pieces: Vec<Piece> = small.map(|entry| whole(offer, *entry)).chain(cut).collect();
+        let mut pieces: Vec<FilePiece> =
+            small.map(|entry| whole_file_piece(offer, *entry)).chain(cut).collect();
         pieces.sort_unstable_by_key(|piece| (piece.entry, piece.number));
         outcome.pieces = pieces.len() as u64;
         outcome.content_bytes = pieces.iter().map(|piece| u64::from(piece.size)).sum();
@@ -137,7 +138,7 @@ impl Client {
         let (proof, content) = future::try_join(proof, content).await?;
         outcome.wire_bytes += content;
         let commit = CommitPackRequest { upload_id, proof };
-        let committed = self.answer(self.packs().commit(commit).await)?;
+        let committed = self.message_or_error(self.packs().commit(commit).await)?;
         outcome.result =
             committed.result.ok_or_else(|| ClientError::Protocol("an upload has no result".to_owned()))?;
         Ok(outcome)
@@ -148,13 +149,13 @@ impl Client {
         upload_id: &str,
         offer: &Arc<PackOffer>,
     ) -> Result<(ListPackResponse, u64), PackUploadError> {
-        let (messages, list) = mpsc::channel(AHEAD);
+        let (messages, list) = mpsc::channel(QUEUED_MESSAGES_PER_STREAM);
         let (offered, upload_id) = (Arc::clone(offer), upload_id.to_owned());
         let writing = task::blocking("list", move || write_list(&offered, &upload_id, &messages));
         let mut packs = self.packs();
         let (written, answer) = future::join(writing, packs.list(ReceiverStream::new(list))).await;
         let bytes = written.map_err(io::Error::other)??;
-        Ok((self.answer(answer)?, bytes))
+        Ok((self.message_or_error(answer)?, bytes))
     }
 
     /// Cuts large files into chunks and asks which of them the room lacks. Also returns the bytes of the
@@ -164,14 +165,14 @@ impl Client {
         upload_id: &str,
         offer: &Arc<PackOffer>,
         missing: &[u32],
-    ) -> Result<(Vec<Piece>, u64), PackUploadError> {
+    ) -> Result<(Vec<FilePiece>, u64), PackUploadError> {
         let large: Vec<u32> = missing.iter().copied().filter(|entry| is_large(offer, *entry)).collect();
         if large.is_empty() {
             return Ok((Vec::new(), 0));
         }
         let offered = Arc::clone(offer);
         let cutting = task::blocking("cut", move || {
-            let cut = |entry: &u32| pieces::cut(&offered.tree, *entry, &content(&offered, *entry));
+            let cut = |entry: &u32| pieces::split_file(&offered.tree, *entry, &content(&offered, *entry));
             large.iter().map(cut).collect::<Result<Vec<_>, _>>()
         });
         let files = cutting.await.map_err(io::Error::other)??;
@@ -179,16 +180,16 @@ impl Client {
         let mut rest = files.as_slice();
         while !rest.is_empty() {
             let mut count = 0;
-            let fits = |file: &&Vec<Piece>| {
+            let fits = |file: &&Vec<FilePiece>| {
                 count += file.len();
-                count <= CHUNKS
+                count <= MAX_CHUNKS_PER_CALL
             };
             let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
             rest = later;
-            let files = now.iter().filter_map(|pieces| chunked(pieces)).collect();
+            let files = now.iter().filter_map(|pieces| chunked_content(pieces)).collect();
             let request = ChunkPackRequest { upload_id: upload_id.to_owned(), files };
             bytes += request.encoded_len() as u64;
-            let answer = self.answer(self.packs().chunks(limited(request)).await)?;
+            let answer = self.message_or_error(self.packs().chunks(unary_request(request)).await)?;
             for missing in answer.missing {
                 let file = now.iter().find(|pieces| pieces.first().is_some_and(|p| p.entry == missing.entry));
                 let file = file.map_or(&[][..], Vec::as_slice);
@@ -219,23 +220,24 @@ impl Client {
         &self,
         upload_id: &str,
         offer: &Arc<PackOffer>,
-        pieces: Vec<Piece>,
-        sent: &Sent,
+        pieces: Vec<FilePiece>,
+        sent: &SentBytesCallback,
     ) -> Result<u64, PackUploadError> {
         if pieces.is_empty() {
             return Ok(0);
         }
-        let batches = pieces::plan(pieces);
-        let (senders, streams): (Vec<_>, Vec<_>) =
-            (0..STREAMS.min(batches.len())).map(|_| mpsc::channel::<SendPackRequest>(AHEAD)).unzip();
+        let batches = pieces::plan_batches(pieces);
+        let (senders, streams): (Vec<_>, Vec<_>) = (0..MAX_CONTENT_STREAMS.min(batches.len()))
+            .map(|_| mpsc::channel::<SendPackRequest>(QUEUED_MESSAGES_PER_STREAM))
+            .unzip();
         let wire = Arc::new(AtomicU64::new(0));
         let (offered, count, upload_id, told) =
             (Arc::clone(offer), Arc::clone(&wire), upload_id.to_owned(), Arc::clone(sent));
-        let effort = if self.near { Effort::Near } else { Effort::Far };
+        let effort = if self.is_local { CompressionEffort::Local } else { CompressionEffort::Remote };
         let reading = task::blocking("pieces", move || {
-            let read = pieces::read(&offered.tree, &batches, (None, effort), &|worker, batch| {
+            let read = pieces::send_batches(&offered.tree, &batches, (None, effort), &|worker, batch| {
                 let bytes: u64 = batch.pieces.iter().map(|piece| u64::from(piece.size)).sum();
-                let message = message(&upload_id, batch);
+                let message = send_request(&upload_id, batch);
                 count.fetch_add(message.encoded_len() as u64, Ordering::Relaxed);
                 // The daemon closed the stream; its answer gives the reason.
                 let going = senders[worker % senders.len()].blocking_send(message).is_ok();
@@ -253,7 +255,7 @@ impl Client {
                 let mut messages = ReceiverStream::new(stream);
                 let Some(first) = messages.next().await else { return Ok(()) };
                 let messages = tokio_stream::once(first).chain(messages);
-                self.answer(packs.send(messages).await).map(|_| ())
+                self.message_or_error(packs.send(messages).await).map(|_| ())
             }
         });
         let (read, answers) = future::join(reading, future::join_all(calls)).await;
@@ -264,12 +266,12 @@ impl Client {
     }
 }
 
-fn entry(offer: &PackOffer, entry: u32) -> Option<&Entry> {
+fn entry(offer: &PackOffer, entry: u32) -> Option<&WalkEntry> {
     offer.tree.entries().get(entry as usize)
 }
 
 fn is_large(offer: &PackOffer, number: u32) -> bool {
-    entry(offer, number).is_some_and(|entry| entry.size > LARGE)
+    entry(offer, number).is_some_and(|entry| entry.size > LARGE_FILE)
 }
 
 fn content(offer: &PackOffer, number: u32) -> ContentHash {
@@ -277,21 +279,21 @@ fn content(offer: &PackOffer, number: u32) -> ContentHash {
     hashed.unwrap_or_else(|| ContentHash::of(b""))
 }
 
-fn whole(offer: &PackOffer, number: u32) -> Piece {
+fn whole_file_piece(offer: &PackOffer, number: u32) -> FilePiece {
     let size = entry(offer, number).map_or(0, |entry| u32::try_from(entry.size).unwrap_or(u32::MAX));
-    Piece { entry: number, number: 0, offset: 0, size, hash: content(offer, number) }
+    FilePiece { entry: number, number: 0, offset: 0, size, hash: content(offer, number) }
 }
 
-fn chunked(pieces: &[Piece]) -> Option<ChunkedContent> {
-    let chunk = |piece: &Piece| PackChunk {
+fn chunked_content(pieces: &[FilePiece]) -> Option<ChunkedContent> {
+    let chunk = |piece: &FilePiece| PackChunk {
         content: Bytes::copy_from_slice(piece.hash.as_bytes()),
         size: piece.size,
     };
     Some(ChunkedContent { entry: pieces.first()?.entry, chunks: pieces.iter().map(chunk).collect() })
 }
 
-fn message(upload_id: &str, batch: Batch) -> SendPackRequest {
-    let piece = |piece: &Piece| PackPiece { entry: piece.entry, chunk: piece.number, size: piece.size };
+fn send_request(upload_id: &str, batch: PieceBatch) -> SendPackRequest {
+    let piece = |piece: &FilePiece| PackPiece { entry: piece.entry, chunk: piece.number, size: piece.size };
     SendPackRequest {
         upload_id: upload_id.to_owned(),
         pieces: batch.pieces.iter().map(piece).collect(),
@@ -306,12 +308,14 @@ fn write_list(
     messages: &mpsc::Sender<ListPackRequest>,
 ) -> io::Result<u64> {
     let mut bytes = 0;
-    let mut all = offer.tree.entries.iter().zip(&offer.hashed.entries).map(listed).peekable();
+    let mut all = offer.tree.entries.iter().zip(&offer.hashed.entries).map(pack_entry).peekable();
     // Send one message even for an empty list, because it names the upload.
     let mut first = true;
     while std::mem::take(&mut first) || all.peek().is_some() {
         let (mut entries, mut size) = (Vec::new(), 0);
-        while let Some(entry) = all.next_if(|entry| size == 0 || size + entry.encoded_len() <= PART) {
+        while let Some(entry) =
+            all.next_if(|entry| size == 0 || size + entry.encoded_len() <= LIST_MESSAGE_BYTES)
+        {
             size += entry.encoded_len();
             entries.push(entry);
         }
@@ -329,7 +333,7 @@ fn write_list(
     Ok(bytes)
 }
 
-fn listed((entry, hashed): (&Entry, &HashedEntry)) -> PackEntry {
+fn pack_entry((entry, hashed): (&WalkEntry, &HashedEntry)) -> PackEntry {
     let xattr = |(name, value): &(Vec<u8>, Vec<u8>)| PackXattr {
         name: Bytes::copy_from_slice(name),
         value: Bytes::copy_from_slice(value),

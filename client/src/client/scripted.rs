@@ -13,13 +13,13 @@ use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Address, Client, Target};
+use super::{Client, DaemonAddress, DaemonTarget};
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type ScriptedStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Answers to each kind of call, in order, and a record of the requests.
 #[derive(Default)]
-pub(crate) struct Script {
+pub(crate) struct DaemonScript {
     pub watches: Mutex<VecDeque<Vec<Result<DeployEvent, Status>>>>,
     pub logs: Mutex<VecDeque<Vec<Result<LogLine, Status>>>>,
     /// The service that Get returns; none means that it does not exist.
@@ -32,18 +32,21 @@ pub(crate) struct Script {
 
 /// Runs `test` with a client that is connected to a daemon with this `script`.
 pub(crate) async fn with_client<F: Future<Output = ()>>(
-    script: &Arc<Script>,
+    script: &Arc<DaemonScript>,
     test: impl FnOnce(Client) -> F,
 ) {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
     let listener = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
     let daemon = tonic::transport::Server::builder()
-        .add_service(ServicesServer::new(Scripted(Arc::clone(script))))
+        .add_service(ServicesServer::new(ScriptedDaemon(Arc::clone(script))))
         .serve_with_incoming(listener);
     let testing = async {
-        let target =
-            Target { token_from_environment: false, address: Address::Unix(socket.clone()), token: None };
+        let target = DaemonTarget {
+            token_from_environment: false,
+            address: DaemonAddress::Unix(socket.clone()),
+            token: None,
+        };
         test(Client::connect(&target).await.unwrap()).await;
     };
     let limit = std::time::Duration::from_secs(20);
@@ -53,17 +56,17 @@ pub(crate) async fn with_client<F: Future<Output = ()>>(
     }
 }
 
-struct Scripted(Arc<Script>);
+struct ScriptedDaemon(Arc<DaemonScript>);
 
-fn no<T>() -> Result<Response<T>, Status> {
+fn not_scripted<T>() -> Result<Response<T>, Status> {
     Err(Status::unimplemented("not in the script"))
 }
 
 #[tonic::async_trait]
-impl Services for Scripted {
-    type WatchStream = Answers<DeployEvent>;
-    type LogsStream = Answers<ServiceLogLines>;
-    type ExecStream = Answers<ExecResponse>;
+impl Services for ScriptedDaemon {
+    type WatchStream = ScriptedStream<DeployEvent>;
+    type LogsStream = ScriptedStream<ServiceLogLines>;
+    type ExecStream = ScriptedStream<ExecResponse>;
 
     async fn watch(
         &self,
@@ -128,34 +131,34 @@ impl Services for Scripted {
     }
 
     async fn deploy(&self, _: Request<DeployRequest>) -> Result<Response<DeployResponse>, Status> {
-        no()
+        not_scripted()
     }
     async fn list(&self, _: Request<ListServicesRequest>) -> Result<Response<ListServicesResponse>, Status> {
-        no()
+        not_scripted()
     }
     async fn restart(&self, _: Request<RestartServiceRequest>) -> Result<Response<DeployResponse>, Status> {
-        no()
+        not_scripted()
     }
     async fn rollback(&self, _: Request<RollbackServiceRequest>) -> Result<Response<DeployResponse>, Status> {
-        no()
+        not_scripted()
     }
     async fn remove(
         &self,
         _: Request<RemoveServiceRequest>,
     ) -> Result<Response<RemoveServiceResponse>, Status> {
-        no()
+        not_scripted()
     }
     async fn list_routes(
         &self,
         _: Request<ListRoutesRequest>,
     ) -> Result<Response<ListRoutesResponse>, Status> {
-        no()
+        not_scripted()
     }
     async fn remove_route(
         &self,
         _: Request<RemoveRouteRequest>,
     ) -> Result<Response<RemoveRouteResponse>, Status> {
-        no()
+        not_scripted()
     }
 }
 

@@ -9,21 +9,21 @@ use std::collections::VecDeque;
 use hearth_proto::v1::{LogLine, ReadServiceLogsRequest, ServiceLogLines};
 use tonic::{Request, Streaming};
 
-use super::outage::{Outages, WatchLimits};
+use super::outage::{ReconnectBackoff, ReconnectLimits};
 use super::{Client, ClientError};
 
 pub struct ServiceLogs {
     client: Client,
     request: ReadServiceLogsRequest,
     stream: Option<Streaming<ServiceLogLines>>,
-    outages: Outages,
+    outages: ReconnectBackoff,
     waiting: VecDeque<LogLine>,
-    place: Place,
+    position: LogPosition,
 }
 
 /// The next item of a log.
 #[derive(Debug)]
-pub enum LogRead {
+pub enum ServiceLogItem {
     Line(LogLine),
     /// The connection was lost and the reader is reconnecting. Returned once for each loss.
     Lost(String),
@@ -36,32 +36,32 @@ impl Client {
             client: self.clone(),
             request,
             stream: None,
-            outages: Outages::new(WatchLimits::default()),
+            outages: ReconnectBackoff::new(ReconnectLimits::default()),
             waiting: VecDeque::new(),
-            place: Place::default(),
+            position: LogPosition::default(),
         }
     }
 }
 
 impl ServiceLogs {
     /// Returns the next line, or none after the last one. Cancel safe.
-    pub async fn next(&mut self) -> Result<Option<LogRead>, ClientError> {
+    pub async fn next(&mut self) -> Result<Option<ServiceLogItem>, ClientError> {
         loop {
             while let Some(line) = self.waiting.pop_front() {
-                if self.place.is_new(&line) {
-                    return Ok(Some(LogRead::Line(line)));
+                if self.position.is_new(&line) {
+                    return Ok(Some(ServiceLogItem::Line(line)));
                 }
             }
-            self.outages.pause().await;
+            self.outages.wait_for_retry().await;
             let lost = match self.read().await {
                 Ok(true) => continue,
                 Ok(false) => return Ok(None),
-                Err(error) if self.request.follow && error.may_pass() => error,
+                Err(error) if self.request.follow && error.is_retryable() => error,
                 Err(error) => return Err(error),
             };
             self.stream = None;
-            if let Some(reason) = self.outages.lost(lost)? {
-                return Ok(Some(LogRead::Lost(reason)));
+            if let Some(reason) = self.outages.connection_lost(lost)? {
+                return Ok(Some(ServiceLogItem::Lost(reason)));
             }
         }
     }
@@ -72,11 +72,12 @@ impl ServiceLogs {
             Some(stream) => stream,
             None => {
                 let mut request = self.request.clone();
-                if let Some(since) = self.place.resume() {
+                if let Some(since) = self.position.resume_time() {
                     request.since = Some(since);
                     request.tail = None;
                 }
-                let stream = self.client.answer(self.client.services().logs(Request::new(request)).await)?;
+                let stream =
+                    self.client.message_or_error(self.client.services().logs(Request::new(request)).await)?;
                 self.stream.insert(stream)
             }
         };
@@ -84,7 +85,7 @@ impl ServiceLogs {
         let received = received.map_err(|status| ClientError::from_status(&self.client.address, &status))?;
         match received {
             Some(lines) => {
-                self.outages.over();
+                self.outages.connection_restored();
                 self.waiting.extend(lines.lines);
                 Ok(true)
             }
@@ -105,31 +106,31 @@ impl ServiceLogs {
 /// Position in the log: the time of the last delivered line, and how many lines with that time were
 /// delivered.
 #[derive(Debug, Default)]
-struct Place {
+struct LogPosition {
     last: Option<prost_types::Timestamp>,
     /// Number of delivered lines with that time.
-    at_last: usize,
+    delivered_at_last: usize,
     /// Number of lines with that time that the daemon sends again after a loss.
-    again: usize,
+    to_skip: usize,
 }
 
-impl Place {
+impl LogPosition {
     /// Returns the time to resume from after a loss. None when no line has arrived yet.
-    fn resume(&mut self) -> Option<prost_types::Timestamp> {
-        self.again = self.at_last;
+    fn resume_time(&mut self) -> Option<prost_types::Timestamp> {
+        self.to_skip = self.delivered_at_last;
         self.last
     }
 
     /// Reports whether a line was not delivered before, and records it.
     fn is_new(&mut self, line: &LogLine) -> bool {
         if line.time == self.last && self.last.is_some() {
-            if self.again > 0 {
-                self.again -= 1;
+            if self.to_skip > 0 {
+                self.to_skip -= 1;
                 return false;
             }
-            self.at_last += 1;
+            self.delivered_at_last += 1;
         } else {
-            (self.last, self.at_last, self.again) = (line.time, 1, 0);
+            (self.last, self.delivered_at_last, self.to_skip) = (line.time, 1, 0);
         }
         true
     }
@@ -146,16 +147,16 @@ mod tests {
 
     #[test]
     fn lines_that_came_before_a_loss_do_not_come_twice() {
-        let mut place = Place::default();
-        assert_eq!(place.resume(), None);
-        let told = |place: &mut Place, lines: &[LogLine]| {
+        let mut place = LogPosition::default();
+        assert_eq!(place.resume_time(), None);
+        let told = |place: &mut LogPosition, lines: &[LogLine]| {
             lines.iter().filter(|line| place.is_new(line)).map(|line| line.text.clone()).collect::<String>()
         };
         assert_eq!(told(&mut place, &[line(1, "a"), line(2, "b"), line(2, "c")]), "abc");
         // A further line with the same time had not been read yet.
-        assert_eq!(place.resume().map(|time| time.nanos), Some(2));
+        assert_eq!(place.resume_time().map(|time| time.nanos), Some(2));
         assert_eq!(told(&mut place, &[line(2, "b"), line(2, "c"), line(2, "d"), line(3, "e")]), "de");
-        assert_eq!(place.resume().map(|time| time.nanos), Some(3));
+        assert_eq!(place.resume_time().map(|time| time.nanos), Some(3));
         assert_eq!(told(&mut place, &[line(4, "f")]), "f");
     }
 }

@@ -8,25 +8,25 @@ use hearth_proto::v1::{
     RollbackServiceRequest, Service, ServiceRoute,
 };
 
-use super::{Client, ClientError, limited, limited_to};
+use super::{Client, ClientError, request_with_timeout, unary_request};
 use crate::duration;
 
 /// Time limit of a deploy, which copies an image of another registry into the room before it answers.
-const DEPLOY_LIMIT: Duration = Duration::from_secs(30 * 60);
+const DEPLOY_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// Time limit of a removal in addition to the grace time. The daemon answers within a minute after the
 /// grace time.
-const REMOVE_LIMIT: Duration = Duration::from_secs(90);
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(90);
 
 impl Client {
     /// Creates a new revision of a service, or a new service; answers before the revision runs.
     pub async fn deploy(&self, request: DeployRequest) -> Result<DeployResponse, ClientError> {
-        self.answer(self.services().deploy(limited_to(DEPLOY_LIMIT, request)).await)
+        self.message_or_error(self.services().deploy(request_with_timeout(DEPLOY_TIMEOUT, request)).await)
     }
 
     /// One service with its revisions, by its name or id.
     pub async fn service(&self, service: &str) -> Result<Service, ClientError> {
         let request = GetServiceRequest { service: service.to_owned() };
-        self.answer(self.services().get(limited(request)).await)
+        self.message_or_error(self.services().get(unary_request(request)).await)
     }
 
     /// All services, by name, without their revisions.
@@ -34,7 +34,7 @@ impl Client {
         let mut services = Vec::new();
         let mut request = ListServicesRequest { page_size: 1000, page_token: String::new() };
         loop {
-            let page = self.answer(self.services().list(limited(request.clone())).await)?;
+            let page = self.message_or_error(self.services().list(unary_request(request.clone())).await)?;
             services.extend(page.services);
             if page.next_page_token.is_empty() {
                 return Ok(services);
@@ -51,7 +51,7 @@ impl Client {
     /// Replaces the instance of a service by another of the same revision.
     pub async fn restart_service(&self, service: &str) -> Result<DeployResponse, ClientError> {
         let request = RestartServiceRequest { service: service.to_owned() };
-        self.answer(self.services().restart(limited(request)).await)
+        self.message_or_error(self.services().restart(unary_request(request)).await)
     }
 
     /// Creates a new revision from an earlier one. Revision 0 means the last one that was live before.
@@ -61,7 +61,7 @@ impl Client {
         revision: u32,
     ) -> Result<DeployResponse, ClientError> {
         let request = RollbackServiceRequest { service: service.to_owned(), revision };
-        self.answer(self.services().rollback(limited(request)).await)
+        self.message_or_error(self.services().rollback(unary_request(request)).await)
     }
 
     /// Stops and removes a service; answers when nothing of it is left. `grace` is the time between the stop signal and
@@ -73,20 +73,21 @@ impl Client {
     ) -> Result<RemoveServiceResponse, ClientError> {
         let request =
             RemoveServiceRequest { service: service.to_owned(), grace: grace.map(duration::to_wire) };
-        let limit = REMOVE_LIMIT + grace.unwrap_or_default();
-        self.answer(self.services().remove(limited_to(limit, request)).await)
+        let limit = REMOVE_TIMEOUT + grace.unwrap_or_default();
+        self.message_or_error(self.services().remove(request_with_timeout(limit, request)).await)
     }
 
     /// Every domain of the room's services.
     pub async fn list_routes(&self) -> Result<Vec<ServiceRoute>, ClientError> {
-        let answer = self.answer(self.services().list_routes(limited(ListRoutesRequest {})).await)?;
+        let answer =
+            self.message_or_error(self.services().list_routes(unary_request(ListRoutesRequest {})).await)?;
         Ok(answer.routes)
     }
 
     /// Removes a domain from its service. Returns the service's name.
     pub async fn remove_route(&self, domain: &str) -> Result<String, ClientError> {
         let request = RemoveRouteRequest { domain: domain.to_owned() };
-        let answer = self.answer(self.services().remove_route(limited(request)).await)?;
+        let answer = self.message_or_error(self.services().remove_route(unary_request(request)).await)?;
         Ok(answer.service)
     }
 }

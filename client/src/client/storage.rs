@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Streaming};
 
-use super::upload::{self, Piece, UploadError};
-use super::{Client, ClientError, limited};
+use super::upload::{self, UploadChunk, UploadError};
+use super::{Client, ClientError, unary_request};
 
 /// Content of a file of the room, chunk by chunk.
 pub struct FileContent {
@@ -27,12 +27,12 @@ pub struct FileContent {
 }
 
 /// Entries of a directory, as they arrive.
-pub struct Listing {
+pub struct FileListing {
     stream: Streaming<FileEntry>,
     address: String,
 }
 
-impl Listing {
+impl FileListing {
     pub async fn next(&mut self) -> Result<Option<FileEntry>, ClientError> {
         self.stream.message().await.map_err(|status| ClientError::from_status(&self.address, &status))
     }
@@ -60,15 +60,15 @@ impl Client {
         area: StorageArea,
         path: &str,
         recursive: bool,
-    ) -> Result<Listing, ClientError> {
+    ) -> Result<FileListing, ClientError> {
         let request = ListFilesRequest { area: area.into(), path: path.to_owned(), recursive };
-        let stream = self.answer(self.storage().list(Request::new(request)).await)?;
-        Ok(Listing { stream, address: self.address.clone() })
+        let stream = self.message_or_error(self.storage().list(Request::new(request)).await)?;
+        Ok(FileListing { stream, address: self.address.clone() })
     }
 
     pub async fn read_file(&self, area: StorageArea, path: &str) -> Result<FileContent, ClientError> {
         let request = ReadFileRequest { area: area.into(), path: path.to_owned() };
-        let mut stream = self.answer(self.storage().read(Request::new(request)).await)?;
+        let mut stream = self.message_or_error(self.storage().read(Request::new(request)).await)?;
         let first =
             stream.message().await.map_err(|status| ClientError::from_status(&self.address, &status))?;
         match first.and_then(|message| message.message) {
@@ -96,9 +96,9 @@ impl Client {
         match future::select(reading, calling).await {
             Either::Left((read, calling)) => {
                 read?;
-                Ok(self.answer(calling.await)?)
+                Ok(self.message_or_error(calling.await)?)
             }
-            Either::Right((answer, _reading)) => Ok(self.answer(answer)?),
+            Either::Right((answer, _reading)) => Ok(self.message_or_error(answer)?),
         }
     }
 
@@ -109,19 +109,19 @@ impl Client {
         recursive: bool,
     ) -> Result<(), ClientError> {
         let request = RemoveFileRequest { area: area.into(), path: path.to_owned(), recursive };
-        self.answer(self.storage().remove(limited(request)).await).map(|_| ())
+        self.message_or_error(self.storage().remove(unary_request(request)).await).map(|_| ())
     }
 }
 
 /// Sends the content in chunks. Also succeeds when the daemon closes the stream, because its answer
 /// then gives the reason.
-async fn read_chunks(content: impl AsyncRead, pieces: mpsc::Sender<Piece>) -> io::Result<()> {
+async fn read_chunks(content: impl AsyncRead, pieces: mpsc::Sender<UploadChunk>) -> io::Result<()> {
     let mut content = pin!(content);
     loop {
         let mut chunk = BytesMut::with_capacity(64 * 1024);
         while chunk.len() < CHUNK_BYTES && content.read_buf(&mut chunk).await? > 0 {}
         let last = chunk.is_empty();
-        let piece = if last { Piece::End } else { Piece::Chunk(chunk.freeze()) };
+        let piece = if last { UploadChunk::End } else { UploadChunk::Chunk(chunk.freeze()) };
         if pieces.send(piece).await.is_err() || last {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 /// Address of a daemon: `unix:///path` or `http://host:port`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Address {
+pub enum DaemonAddress {
     Unix(PathBuf),
     /// `host:port`.
     Tcp(String),
@@ -14,13 +14,13 @@ pub enum Address {
 
 /// A participant token. Secret: `Debug` prints a placeholder.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Token(String);
+pub struct ParticipantToken(String);
 
 /// The daemon to connect to, with the token for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Target {
-    pub address: Address,
-    pub token: Option<Token>,
+pub struct DaemonTarget {
+    pub address: DaemonAddress,
+    pub token: Option<ParticipantToken>,
     /// True when the token comes from the environment instead of an option of this call.
     pub token_from_environment: bool,
 }
@@ -35,14 +35,14 @@ pub enum TargetError {
     Tls { given: String },
 }
 
-impl Address {
+impl DaemonAddress {
     /// Default socket of a daemon on this machine.
     pub fn local() -> Self {
         Self::Unix(Path::new("/run/hearth/hearth.sock").to_owned())
     }
 }
 
-impl FromStr for Address {
+impl FromStr for DaemonAddress {
     type Err = TargetError;
 
     fn from_str(text: &str) -> Result<Self, TargetError> {
@@ -69,7 +69,7 @@ impl FromStr for Address {
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for DaemonAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
@@ -78,7 +78,7 @@ impl fmt::Display for Address {
     }
 }
 
-impl Token {
+impl ParticipantToken {
     /// Parses a token. Returns none when the text is blank.
     pub fn new(text: &str) -> Option<Self> {
         let text = text.trim();
@@ -91,7 +91,7 @@ impl Token {
     }
 }
 
-impl fmt::Debug for Token {
+impl fmt::Debug for ParticipantToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("<token>")
     }
@@ -110,7 +110,7 @@ mod tests {
             ("http://room.internal:80/", "http://room.internal:80"),
             (" http://[::1]:4327 ", "http://[::1]:4327"),
         ] {
-            assert_eq!(text.parse::<Address>().unwrap().to_string(), shown);
+            assert_eq!(text.parse::<DaemonAddress>().unwrap().to_string(), shown);
         }
         for text in [
             "",
@@ -126,19 +126,19 @@ mod tests {
             "http://h:1/path",
             "ftp://x:1",
         ] {
-            assert!(matches!(text.parse::<Address>(), Err(TargetError::Malformed { .. })), "{text}");
+            assert!(matches!(text.parse::<DaemonAddress>(), Err(TargetError::Malformed { .. })), "{text}");
         }
-        assert!(matches!("https://x:1".parse::<Address>(), Err(TargetError::Tls { .. })));
+        assert!(matches!("https://x:1".parse::<DaemonAddress>(), Err(TargetError::Tls { .. })));
     }
 
     #[test]
     fn a_token_is_not_shown() {
-        let target = Target {
-            address: Address::local(),
-            token: Token::new("s3cret\n"),
+        let target = DaemonTarget {
+            address: DaemonAddress::local(),
+            token: ParticipantToken::new("s3cret\n"),
             token_from_environment: false,
         };
         assert!(!format!("{target:?}").contains("s3cret"));
-        assert_eq!(Token::new(" \n"), None);
+        assert_eq!(ParticipantToken::new(" \n"), None);
     }
 }

@@ -11,16 +11,16 @@ use hearth_proto::v1::{
 };
 use tonic::Status;
 
-use super::scripted::{Script, event, live, lost, remark, with_client};
-use super::{ClientError, DeployWatch, LogRead, WatchLimits, Watched};
+use super::scripted::{DaemonScript, event, live, lost, remark, with_client};
+use super::{ClientError, DeployWatch, ReconnectLimits, ServiceLogItem, WatchItem};
 
 /// Everything that a watch returns: remarks, losses as `-`, and the end.
 async fn told(mut watch: DeployWatch) -> Result<Vec<String>, ClientError> {
     let mut all = Vec::new();
     while let Some(watched) = watch.next().await? {
         all.push(match watched {
-            Watched::Lost(_) => "-".to_owned(),
-            Watched::Event(event) => match event.event.unwrap() {
+            WatchItem::Lost(_) => "-".to_owned(),
+            WatchItem::Event(event) => match event.event.unwrap() {
                 Event::Trouble(trouble) => trouble.message,
                 Event::Live(_) => "live".to_owned(),
                 other => format!("{other:?}"),
@@ -32,7 +32,7 @@ async fn told(mut watch: DeployWatch) -> Result<Vec<String>, ClientError> {
 
 #[tokio::test]
 async fn a_deploy_is_told_once_whatever_breaks() {
-    let script = Arc::new(Script::default());
+    let script = Arc::new(DaemonScript::default());
     let events = || vec![event(1, 10, remark("a")), event(2, 20, remark("b"))];
     let whole = || {
         let mut all = events();
@@ -54,7 +54,7 @@ async fn a_deploy_is_told_once_whatever_breaks() {
 
 #[tokio::test]
 async fn numbers_that_begin_anew_are_told_from_their_first_on() {
-    let script = Arc::new(Script::default());
+    let script = Arc::new(DaemonScript::default());
     let before = vec![event(1, 10, remark("a")), event(2, 20, remark("b")), Err(lost())];
     // A deploy that ended before this run of the daemon has only its last event.
     let after = vec![event(1, 5000, live())];
@@ -67,7 +67,7 @@ async fn numbers_that_begin_anew_are_told_from_their_first_on() {
 
 #[tokio::test]
 async fn a_gap_a_lasting_error_and_a_daemon_that_stays_away_end_a_watch() {
-    let script = Arc::new(Script::default());
+    let script = Arc::new(DaemonScript::default());
     let detail =
         ErrorDetail { code: "not_found".into(), message: "no service".into(), ..ErrorDetail::default() };
     let gone = hearth_proto::status::status_with_detail(tonic::Code::NotFound, &detail);
@@ -77,7 +77,7 @@ async fn a_gap_a_lasting_error_and_a_daemon_that_stays_away_end_a_watch() {
         assert!(matches!(&gap, ClientError::Protocol(text) if text.contains("event 3")), "{gap}");
         let gone = told(client.watch_deploy("web", 3)).await.unwrap_err();
         assert!(matches!(&gone, ClientError::Failed(detail) if detail.code == "not_found"), "{gone}");
-        let limits = WatchLimits {
+        let limits = ReconnectLimits {
             first_pause: Duration::from_millis(1),
             longest_pause: Duration::from_millis(5),
             give_up_after: Duration::from_millis(50),
@@ -95,7 +95,7 @@ fn line(nanos: i32, text: &str) -> Result<LogLine, Status> {
 
 #[tokio::test]
 async fn a_followed_log_goes_on_where_it_stopped() {
-    let script = Arc::new(Script::default());
+    let script = Arc::new(DaemonScript::default());
     script.logs.lock().extend([
         vec![line(1, "a"), line(2, "b"), Err(lost())],
         // The daemon shuts down.
@@ -117,13 +117,13 @@ async fn a_followed_log_goes_on_where_it_stopped() {
         let mut seen = String::new();
         while let Some(read) = logs.next().await.unwrap() {
             match read {
-                LogRead::Line(line) => {
+                ServiceLogItem::Line(line) => {
                     seen.push_str(&line.text);
                     if line.text == "e" {
                         *daemon.service.lock() = None;
                     }
                 }
-                LogRead::Lost(_) => seen.push('-'),
+                ServiceLogItem::Lost(_) => seen.push('-'),
             }
         }
         assert_eq!(seen, "ab-cd-e");
@@ -138,7 +138,7 @@ async fn a_followed_log_goes_on_where_it_stopped() {
 #[tokio::test]
 async fn a_process_gets_its_input_and_gives_its_output_and_its_exit_code() {
     use exec_response::Message as Answer;
-    let script = Arc::new(Script::default());
+    let script = Arc::new(DaemonScript::default());
     with_client(&script, |client| async move {
         let begin = ExecBegin { command: vec!["a".into(), "b".into(), "c".into()], ..ExecBegin::default() };
         let mut process = client.exec(begin).await.unwrap();

@@ -13,8 +13,8 @@ impl Client {
         request: PullImageRequest,
         told: &mut dyn FnMut(&TransferProgress),
     ) -> Result<TransferDone, ClientError> {
-        let events = self.answer(self.images().pull(Request::new(request)).await)?;
-        self.follow(events, told).await
+        let events = self.message_or_error(self.images().pull(Request::new(request)).await)?;
+        self.follow_transfer(events, told).await
     }
 
     /// Sends an image of the room to another registry. `told` receives the progress.
@@ -23,11 +23,11 @@ impl Client {
         request: PushImageRequest,
         told: &mut dyn FnMut(&TransferProgress),
     ) -> Result<TransferDone, ClientError> {
-        let events = self.answer(self.images().push(Request::new(request)).await)?;
-        self.follow(events, told).await
+        let events = self.message_or_error(self.images().push(Request::new(request)).await)?;
+        self.follow_transfer(events, told).await
     }
 
-    async fn follow(
+    async fn follow_transfer(
         &self,
         mut events: Streaming<TransferEvent>,
         told: &mut dyn FnMut(&TransferProgress),

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::ClientError;
 
 /// Maximum number of queued chunks: the memory bound of an upload.
-const CHUNKS_AHEAD: usize = 4;
+const MAX_QUEUED_CHUNKS: usize = 4;
 
 /// Reasons for an upload that ends early.
 #[derive(Debug, thiserror::Error)]
@@ -23,17 +23,17 @@ pub enum UploadError {
 }
 
 /// A message of the queue: content, or the end of the upload.
-pub(super) enum Piece {
+pub(super) enum UploadChunk {
     Chunk(Bytes),
     End,
 }
 
-pub(super) fn channel() -> (mpsc::Sender<Piece>, impl Stream<Item = Bytes> + Send + 'static) {
-    let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+pub(super) fn channel() -> (mpsc::Sender<UploadChunk>, impl Stream<Item = Bytes> + Send + 'static) {
+    let (sender, receiver) = mpsc::channel(MAX_QUEUED_CHUNKS);
     let chunks = stream::unfold(receiver, |mut receiver| async move {
         match receiver.recv().await {
-            Some(Piece::Chunk(chunk)) => Some((chunk, receiver)),
-            Some(Piece::End) => None,
+            Some(UploadChunk::Chunk(chunk)) => Some((chunk, receiver)),
+            Some(UploadChunk::End) => None,
             None => std::future::pending().await,
         }
     });

@@ -17,14 +17,14 @@ use hearth_proto::v1::{
 };
 use tonic::{Request, Streaming};
 
-use super::outage::{Outages, WatchLimits};
+use super::outage::{ReconnectBackoff, ReconnectLimits};
 use super::{Client, ClientError};
 
 /// The source of watched events: a build or a deploy.
-pub trait Subject: Send + Sync {
-    type Event: Numbered + Send;
+pub trait WatchSubject: Send + Sync {
+    type Event: NumberedEvent + Send;
     /// True when an event keeps its number across restarts of the daemon.
-    const DURABLE: bool;
+    const EVENTS_SURVIVE_RESTART: bool;
 
     /// Name of the subject in errors.
     fn name(&self) -> String;
@@ -38,7 +38,7 @@ pub trait Subject: Send + Sync {
 }
 
 /// An event of a sequence that is numbered 1, 2, 3, ...
-pub trait Numbered {
+pub trait NumberedEvent {
     fn sequence(&self) -> u64;
     fn time(&self) -> Option<prost_types::Timestamp>;
     fn is_last(&self) -> bool;
@@ -46,34 +46,34 @@ pub trait Numbered {
 
 /// A build, identified by its id.
 #[derive(Debug)]
-pub struct OfBuild(String);
+pub struct BuildSubject(String);
 
 /// The deploy of a revision.
 #[derive(Debug)]
-pub struct OfDeploy {
+pub struct DeploySubject {
     service: String,
     revision: u32,
 }
 
 /// A stream of events that reconnects after a loss.
-pub struct Watch<S: Subject> {
+pub struct EventWatch<S: WatchSubject> {
     client: Client,
     subject: S,
     next: u64,
     replay: bool,
     stream: Option<Streaming<S::Event>>,
-    outages: Outages,
+    outages: ReconnectBackoff,
     /// Time of the first event. A different time reveals that the numbers started again.
-    first: Option<prost_types::Timestamp>,
+    first_event_time: Option<prost_types::Timestamp>,
     done: bool,
 }
 
-pub type BuildWatch = Watch<OfBuild>;
-pub type DeployWatch = Watch<OfDeploy>;
+pub type BuildWatch = EventWatch<BuildSubject>;
+pub type DeployWatch = EventWatch<DeploySubject>;
 
 /// The next item of a watch.
 #[derive(Debug)]
-pub enum Watched<E> {
+pub enum WatchItem<E> {
     Event(Box<E>),
     /// The connection was lost and the watch is reconnecting. Returned once for each loss.
     Lost(String),
@@ -82,21 +82,21 @@ pub enum Watched<E> {
 impl Client {
     /// Watches a build from sequence number `from` to its end. Survives lost connections.
     pub fn watch_build(&self, build_id: &str, from: u64) -> BuildWatch {
-        Watch::new(self.clone(), OfBuild(build_id.to_owned()), from, false)
+        EventWatch::new(self.clone(), BuildSubject(build_id.to_owned()), from, false)
     }
 
     /// Replays the events of a build from sequence number `from` to the newest one at this time.
     pub fn replay_build(&self, build_id: &str, from: u64) -> BuildWatch {
-        Watch::new(self.clone(), OfBuild(build_id.to_owned()), from, true)
+        EventWatch::new(self.clone(), BuildSubject(build_id.to_owned()), from, true)
     }
 
     /// Watches the deploy, or the last restart, of a revision to its end. Survives lost connections.
     pub fn watch_deploy(&self, service: &str, revision: u32) -> DeployWatch {
-        Watch::new(self.clone(), OfDeploy { service: service.to_owned(), revision }, 1, false)
+        EventWatch::new(self.clone(), DeploySubject { service: service.to_owned(), revision }, 1, false)
     }
 }
 
-impl<S: Subject> Watch<S> {
+impl<S: WatchSubject> EventWatch<S> {
     fn new(client: Client, subject: S, from: u64, replay: bool) -> Self {
         Self {
             client,
@@ -104,14 +104,14 @@ impl<S: Subject> Watch<S> {
             next: from.max(1),
             replay,
             stream: None,
-            outages: Outages::new(WatchLimits::default()),
-            first: None,
+            outages: ReconnectBackoff::new(ReconnectLimits::default()),
+            first_event_time: None,
             done: false,
         }
     }
 
     #[must_use]
-    pub fn with_limits(mut self, limits: WatchLimits) -> Self {
+    pub fn with_limits(mut self, limits: ReconnectLimits) -> Self {
         self.outages.limits = limits;
         self
     }
@@ -122,30 +122,30 @@ impl<S: Subject> Watch<S> {
     }
 
     /// Returns the next event, or none after the last one. Cancel safe.
-    pub async fn next(&mut self) -> Result<Option<Watched<S::Event>>, ClientError> {
+    pub async fn next(&mut self) -> Result<Option<WatchItem<S::Event>>, ClientError> {
         while !self.done {
-            self.outages.pause().await;
+            self.outages.wait_for_retry().await;
             let lost = match self.step().await {
-                Ok(Step::Event(event)) => return Ok(Some(Watched::Event(event))),
-                Ok(Step::Seen) => continue,
-                Ok(Step::End) => break,
-                Err(error) if error.may_pass() => error,
+                Ok(WatchStep::Event(event)) => return Ok(Some(WatchItem::Event(event))),
+                Ok(WatchStep::AlreadyDelivered) => continue,
+                Ok(WatchStep::End) => break,
+                Err(error) if error.is_retryable() => error,
                 Err(error) => return Err(error),
             };
             self.stream = None;
-            if let Some(reason) = self.outages.lost(lost)? {
-                return Ok(Some(Watched::Lost(reason)));
+            if let Some(reason) = self.outages.connection_lost(lost)? {
+                return Ok(Some(WatchItem::Lost(reason)));
             }
         }
         self.done = true;
         Ok(None)
     }
 
-    async fn step(&mut self) -> Result<Step<S::Event>, ClientError> {
+    async fn step(&mut self) -> Result<WatchStep<S::Event>, ClientError> {
         let stream = match &mut self.stream {
             Some(stream) => stream,
             None => {
-                let from = if S::DURABLE { self.next } else { 1 };
+                let from = if S::EVENTS_SURVIVE_RESTART { self.next } else { 1 };
                 self.stream.insert(self.subject.open(&self.client, from, self.replay).await?)
             }
         };
@@ -153,7 +153,7 @@ impl<S: Subject> Watch<S> {
         let event =
             match received.map_err(|status| ClientError::from_status(&self.client.address, &status))? {
                 Some(event) => event,
-                None if self.replay => return Ok(Step::End),
+                None if self.replay => return Ok(WatchStep::End),
                 // A followed stream ends with its last event; an end without one is a lost connection.
                 None => {
                     return Err(ClientError::Unreachable {
@@ -162,16 +162,18 @@ impl<S: Subject> Watch<S> {
                     });
                 }
             };
-        self.outages.over();
+        self.outages.connection_restored();
         let sequence = event.sequence();
         if sequence == 1 {
-            if !S::DURABLE && self.first.is_some_and(|first| Some(first) != event.time()) {
+            if !S::EVENTS_SURVIVE_RESTART
+                && self.first_event_time.is_some_and(|first| Some(first) != event.time())
+            {
                 self.next = 1;
             }
-            self.first = event.time();
+            self.first_event_time = event.time();
         }
         if sequence < self.next {
-            return Ok(Step::Seen);
+            return Ok(WatchStep::AlreadyDelivered);
         }
         if sequence > self.next {
             return Err(ClientError::Protocol(format!(
@@ -182,21 +184,21 @@ impl<S: Subject> Watch<S> {
         }
         self.next += 1;
         self.done = event.is_last();
-        Ok(Step::Event(Box::new(event)))
+        Ok(WatchStep::Event(Box::new(event)))
     }
 }
 
 /// Outcome of reading one message from the stream.
-enum Step<E> {
+enum WatchStep<E> {
     Event(Box<E>),
     /// An event that was delivered before.
-    Seen,
+    AlreadyDelivered,
     End,
 }
 
-impl Subject for OfBuild {
+impl WatchSubject for BuildSubject {
     type Event = BuildEvent;
-    const DURABLE: bool = true;
+    const EVENTS_SURVIVE_RESTART: bool = true;
 
     fn name(&self) -> String {
         format!("build {}", self.0)
@@ -209,13 +211,13 @@ impl Subject for OfBuild {
         replay: bool,
     ) -> Result<Streaming<BuildEvent>, ClientError> {
         let request = WatchBuildRequest { build_id: self.0.clone(), from_sequence: from, no_follow: replay };
-        client.answer(client.builds().watch(Request::new(request)).await)
+        client.message_or_error(client.builds().watch(Request::new(request)).await)
     }
 }
 
-impl Subject for OfDeploy {
+impl WatchSubject for DeploySubject {
     type Event = DeployEvent;
-    const DURABLE: bool = false;
+    const EVENTS_SURVIVE_RESTART: bool = false;
 
     fn name(&self) -> String {
         format!("the deploy of {} revision {}", self.service, self.revision)
@@ -232,11 +234,11 @@ impl Subject for OfDeploy {
             revision: self.revision,
             from_sequence: from,
         };
-        client.answer(client.services().watch(Request::new(request)).await)
+        client.message_or_error(client.services().watch(Request::new(request)).await)
     }
 }
 
-impl Numbered for BuildEvent {
+impl NumberedEvent for BuildEvent {
     fn sequence(&self) -> u64 {
         self.sequence
     }
@@ -250,7 +252,7 @@ impl Numbered for BuildEvent {
     }
 }
 
-impl Numbered for DeployEvent {
+impl NumberedEvent for DeployEvent {
     fn sequence(&self) -> u64 {
         self.sequence
     }

@@ -12,16 +12,16 @@ use std::time::Duration;
 use hearth_proto::v1::{DeployEvent, LogLine, LogStream};
 use jiff::Timestamp;
 
-pub use json::Json;
-pub(crate) use json::{action, line as log_line, probe};
-pub use plain::Plain;
-pub use terminal::Terminal;
+pub use json::JsonDeployRenderer;
+pub(crate) use json::{action_json, log_line_json as log_line, probe_json};
+pub use plain::PlainDeployRenderer;
+pub use terminal::TerminalDeployRenderer;
 
 use super::ProgressMode;
 use crate::output;
 
 /// Displays the events of one deploy.
-pub trait Show: Send {
+pub trait DeployRenderer: Send {
     fn event(&mut self, event: &DeployEvent);
     /// Shows a message between events.
     fn note(&mut self, text: &str);
@@ -33,26 +33,26 @@ pub trait Show: Send {
 
 impl ProgressMode {
     /// Creates the renderer. `service` is the label of the service's log lines.
-    pub fn deploy_renderer(self, service: &str) -> Box<dyn Show> {
+    pub fn deploy_renderer(self, service: &str) -> Box<dyn DeployRenderer> {
         let terminal =
             std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         match self {
-            Self::Auto if terminal => Box::new(Terminal::new()),
-            Self::Tty => Box::new(Terminal::new()),
-            Self::Auto | Self::Plain => Box::new(Plain::new(std::io::stderr(), service)),
-            Self::Json => Box::new(Json::new(std::io::stderr())),
+            Self::Auto if terminal => Box::new(TerminalDeployRenderer::new()),
+            Self::Tty => Box::new(TerminalDeployRenderer::new()),
+            Self::Auto | Self::Plain => Box::new(PlainDeployRenderer::new(std::io::stderr(), service)),
+            Self::Json => Box::new(JsonDeployRenderer::new(std::io::stderr())),
         }
     }
 }
 
 /// Tracks the running action, and numbers actions from 1.
 #[derive(Default)]
-struct Actions {
+struct ActionTracker {
     count: u32,
-    current: Option<Current>,
+    current: Option<RunningAction>,
 }
 
-struct Current {
+struct RunningAction {
     number: u32,
     text: String,
     since: Option<Timestamp>,
@@ -60,35 +60,35 @@ struct Current {
 
 /// An action that has ended.
 #[derive(Debug, PartialEq, Eq)]
-struct Over {
+struct FinishedAction {
     number: u32,
     text: String,
     took: Duration,
 }
 
-impl Actions {
+impl ActionTracker {
     /// Starts the next action. Returns its number, and the action that this ends.
-    fn begin(&mut self, text: &str, at: Option<Timestamp>) -> (u32, Option<Over>) {
+    fn begin(&mut self, text: &str, at: Option<Timestamp>) -> (u32, Option<FinishedAction>) {
         let over = self.end(at);
         self.count += 1;
-        self.current = Some(Current { number: self.count, text: output::printable(text), since: at });
+        self.current = Some(RunningAction { number: self.count, text: output::printable(text), since: at });
         (self.count, over)
     }
 
-    fn end(&mut self, at: Option<Timestamp>) -> Option<Over> {
-        let Current { number, text, since } = self.current.take()?;
-        Some(Over { number, text, took: between(since, at) })
+    fn end(&mut self, at: Option<Timestamp>) -> Option<FinishedAction> {
+        let RunningAction { number, text, since } = self.current.take()?;
+        Some(FinishedAction { number, text, took: elapsed_between(since, at) })
     }
 
     /// Ends the current action if it has this text.
-    fn end_of(&mut self, text: &str, took: Duration) -> Option<Over> {
-        let Current { number, text, .. } =
+    fn end_if_current(&mut self, text: &str, took: Duration) -> Option<FinishedAction> {
+        let RunningAction { number, text, .. } =
             self.current.take_if(|current| current.text == output::printable(text))?;
-        Some(Over { number, text, took })
+        Some(FinishedAction { number, text, took })
     }
 }
 
-fn between(since: Option<Timestamp>, until: Option<Timestamp>) -> Duration {
+fn elapsed_between(since: Option<Timestamp>, until: Option<Timestamp>) -> Duration {
     let span = since.zip(until).map(|(since, until)| until.duration_since(since));
     span.and_then(|span| Duration::try_from(span).ok()).unwrap_or_default()
 }
@@ -109,15 +109,18 @@ mod tests {
     #[test]
     fn an_action_ends_with_its_own_end_or_with_the_next() {
         let at = |milliseconds| Timestamp::from_millisecond(milliseconds).ok();
-        let mut actions = Actions::default();
+        let mut actions = ActionTracker::default();
         assert_eq!(actions.begin("start", at(0)), (1, None));
-        assert_eq!(actions.end_of("another", Duration::ZERO), None);
+        assert_eq!(actions.end_if_current("another", Duration::ZERO), None);
         let took = Duration::from_millis(70);
-        assert_eq!(actions.end_of("start", took), Some(Over { number: 1, text: "start".into(), took }));
+        assert_eq!(
+            actions.end_if_current("start", took),
+            Some(FinishedAction { number: 1, text: "start".into(), took })
+        );
         assert_eq!(actions.begin("wait", at(100)), (2, None));
         let (number, over) = actions.begin("route", at(350));
         let took = Duration::from_millis(250);
-        assert_eq!((number, over), (3, Some(Over { number: 2, text: "wait".into(), took })));
+        assert_eq!((number, over), (3, Some(FinishedAction { number: 2, text: "wait".into(), took })));
         assert_eq!(actions.end(at(350)).map(|over| over.number), Some(3));
         assert_eq!(actions.end(at(400)), None);
     }

@@ -14,18 +14,18 @@ use hearth_proto::v1::build_event::Event;
 use hearth_proto::v1::{BuildEvent, BuildState};
 use serde_json::{Map, Value, json};
 
-use super::{LogLines, LogText, Show};
-use crate::exit::RangeView;
+use super::{BuildRenderer, StepLineBuffer, StepLogLine};
+use crate::exit::DockerfileRangeView;
 use crate::{duration, output};
 
-pub struct Json<W> {
+pub struct JsonBuildRenderer<W> {
     out: W,
-    lines: LogLines,
+    lines: StepLineBuffer,
 }
 
-impl<W: Write + Send> Json<W> {
+impl<W: Write + Send> JsonBuildRenderer<W> {
     pub fn new(out: W) -> Self {
-        Self { out, lines: LogLines::default() }
+        Self { out, lines: StepLineBuffer::default() }
     }
 
     fn object(&mut self, head: &Map<String, Value>, kind: &str, fields: Value) {
@@ -37,7 +37,7 @@ impl<W: Write + Send> Json<W> {
         let _ = writeln!(self.out, "{}", Value::Object(object));
     }
 
-    fn log(&mut self, head: &Map<String, Value>, step: u32, lines: Vec<LogText>) {
+    fn log(&mut self, head: &Map<String, Value>, step: u32, lines: Vec<StepLogLine>) {
         for line in lines {
             let stream = if line.stderr { "stderr" } else { "stdout" };
             self.object(head, "step_log", json!({"step": step, "stream": stream, "text": line.text}));
@@ -45,7 +45,7 @@ impl<W: Write + Send> Json<W> {
     }
 }
 
-impl<W: Write + Send> Show for Json<W> {
+impl<W: Write + Send> BuildRenderer for JsonBuildRenderer<W> {
     fn event(&mut self, event: &BuildEvent) {
         let mut head = Map::new();
         head.insert("sequence".to_owned(), event.sequence.into());
@@ -79,7 +79,7 @@ impl<W: Write + Send> Show for Json<W> {
                 self.object(&head, "step_finished", fields);
             }
             Some(Event::Warning(warning)) => {
-                let range = warning.dockerfile.as_ref().map(RangeView::from);
+                let range = warning.dockerfile.as_ref().map(DockerfileRangeView::from);
                 let fields = json!({"message": warning.message, "url": warning.url, "dockerfile": range});
                 self.object(&head, "warning", fields);
             }
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn every_event_is_one_object_and_every_line_is_whole() {
         let mut out = Vec::new();
-        let mut json = Json::new(&mut out);
+        let mut json = JsonBuildRenderer::new(&mut out);
         let log = |data: &'static [u8]| {
             Event::StepLog(StepLog { step: 3, stream: 2, data: data.into(), dropped_bytes: 0 })
         };

@@ -9,58 +9,59 @@ const LONGEST_LINE: usize = 64 * 1024;
 
 /// Incomplete lines, by step and stream.
 #[derive(Debug, Default)]
-pub struct LogLines {
+pub struct StepLineBuffer {
     unfinished: BTreeMap<(u32, bool), Vec<u8>>,
 }
 
 /// One line of a step's output, without its line end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogText {
+pub struct StepLogLine {
     pub stderr: bool,
     pub text: String,
 }
 
-impl LogLines {
+impl StepLineBuffer {
     /// Adds the bytes of `log` and returns the lines that they complete.
-    pub fn push(&mut self, log: &StepLog) -> Vec<LogText> {
+    pub fn push(&mut self, log: &StepLog) -> Vec<StepLogLine> {
         let stderr = log.stream() == LogStream::Stderr;
         let buffer = self.unfinished.entry((log.step, stderr)).or_default();
         let mut lines = Vec::new();
         for piece in log.data.split_inclusive(|byte| *byte == b'\n') {
             for part in piece.chunks(LONGEST_LINE) {
                 if buffer.len() + part.len() > LONGEST_LINE {
-                    lines.push(LogText { stderr, text: text(&std::mem::take(buffer)) });
+                    lines.push(StepLogLine { stderr, text: terminal_text(&std::mem::take(buffer)) });
                 }
                 buffer.extend_from_slice(part);
             }
             if buffer.ends_with(b"\n") {
-                lines.push(LogText { stderr, text: text(&std::mem::take(buffer)) });
+                lines.push(StepLogLine { stderr, text: terminal_text(&std::mem::take(buffer)) });
             }
         }
         lines
     }
 
     /// Returns the incomplete lines of a step that has ended.
-    pub fn finish(&mut self, step: u32) -> Vec<LogText> {
+    pub fn finish(&mut self, step: u32) -> Vec<StepLogLine> {
         let rest = |stderr| {
             let left = self.unfinished.remove(&(step, stderr)).filter(|left| !left.is_empty())?;
-            Some(LogText { stderr, text: text(&left) })
+            Some(StepLogLine { stderr, text: terminal_text(&left) })
         };
         [false, true].into_iter().filter_map(rest).collect()
     }
 
     /// Returns the incomplete lines of all steps, at the end of the build.
-    pub fn finish_all(&mut self) -> Vec<(u32, LogText)> {
+    pub fn finish_all(&mut self) -> Vec<(u32, StepLogLine)> {
         let left = std::mem::take(&mut self.unfinished);
-        let line =
-            |((step, stderr), bytes): ((u32, bool), Vec<u8>)| (step, LogText { stderr, text: text(&bytes) });
+        let line = |((step, stderr), bytes): ((u32, bool), Vec<u8>)| {
+            (step, StepLogLine { stderr, text: terminal_text(&bytes) })
+        };
         left.into_iter().filter(|(_, bytes)| !bytes.is_empty()).map(line).collect()
     }
 }
 
 /// Decodes a line as a terminal would show it: a carriage return starts the line again. Escape
 /// sequences and other control characters are removed.
-fn text(line: &[u8]) -> String {
+fn terminal_text(line: &[u8]) -> String {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let written_last = line.rsplit(|byte| *byte == b'\r').find(|part| !part.is_empty()).unwrap_or_default();
@@ -101,7 +102,7 @@ mod tests {
         StepLog { step, stream: stream.into(), data: data.to_vec().into(), dropped_bytes: 0 }
     }
 
-    fn texts(lines: &[LogText]) -> Vec<&str> {
+    fn texts(lines: &[StepLogLine]) -> Vec<&str> {
         lines.iter().map(|line| line.text.as_str()).collect()
     }
 
@@ -109,7 +110,7 @@ mod tests {
     fn lines_are_whole_wherever_the_wire_cut_them() {
         let whole = "eins\nzwei äöü\n\ndrei";
         for cut in 0..whole.len() {
-            let mut lines = LogLines::default();
+            let mut lines = StepLineBuffer::default();
             let (a, b) = whole.as_bytes().split_at(cut);
             let mut seen = lines.push(&log(1, LogStream::Stdout, a));
             seen.extend(lines.push(&log(1, LogStream::Stdout, b)));
@@ -121,14 +122,14 @@ mod tests {
 
     #[test]
     fn steps_and_streams_do_not_mix() {
-        let mut lines = LogLines::default();
+        let mut lines = StepLineBuffer::default();
         assert_eq!(lines.push(&log(1, LogStream::Stdout, b"a")), []);
         assert_eq!(lines.push(&log(1, LogStream::Stderr, b"b")), []);
         assert_eq!(lines.push(&log(2, LogStream::Stdout, b"c")), []);
         let seen = lines.push(&log(1, LogStream::Stderr, b"B\n"));
-        assert_eq!(seen, [LogText { stderr: true, text: "bB".into() }]);
+        assert_eq!(seen, [StepLogLine { stderr: true, text: "bB".into() }]);
         assert_eq!(texts(&lines.finish(1)), ["a"]);
-        assert_eq!(lines.finish_all(), [(2, LogText { stderr: false, text: "c".into() })]);
+        assert_eq!(lines.finish_all(), [(2, StepLogLine { stderr: false, text: "c".into() })]);
     }
 
     #[test]
@@ -139,13 +140,13 @@ mod tests {
             (b"\x1b]0;title\x07x\x08y\n", "xy"),
             (b"\xff\tz\n", "\u{fffd}\tz"),
         ] {
-            assert_eq!(texts(&LogLines::default().push(&log(1, LogStream::Stdout, written))), [shown]);
+            assert_eq!(texts(&StepLineBuffer::default().push(&log(1, LogStream::Stdout, written))), [shown]);
         }
     }
 
     #[test]
     fn an_endless_line_is_cut() {
-        let mut lines = LogLines::default();
+        let mut lines = StepLineBuffer::default();
         let seen = lines.push(&log(1, LogStream::Stdout, &vec![b'x'; 3 * LONGEST_LINE + 5]));
         assert_eq!(seen.iter().map(|line| line.text.len()).collect::<Vec<_>>(), [LONGEST_LINE; 3]);
         assert_eq!(lines.finish(1)[0].text.len(), 5);

@@ -14,23 +14,23 @@ use hearth_proto::v1::build_event::Event;
 use hearth_proto::v1::{BuildEvent, BuildState, StepFinished, StepProgress};
 use jiff::Timestamp;
 
-use super::{LogLines, LogText, Show};
+use super::{BuildRenderer, StepLineBuffer, StepLogLine};
 use crate::{duration, output};
 
 /// Minimum time between two reports of a transfer, in milliseconds.
 const TRANSFER_EVERY_MS: i64 = 5000;
 
-pub struct Plain<W> {
+pub struct PlainBuildRenderer<W> {
     out: W,
-    lines: LogLines,
-    steps: BTreeMap<u32, Step>,
+    lines: StepLineBuffer,
+    steps: BTreeMap<u32, ShownStep>,
     /// Step of the last printed line; an empty line separates the output of another step.
-    last: u32,
+    last_step: u32,
 }
 
 /// State of a step as far as it was shown.
 #[derive(Default)]
-struct Step {
+struct ShownStep {
     name: String,
     started: Option<Timestamp>,
     transfer_shown: Option<Timestamp>,
@@ -39,18 +39,18 @@ struct Step {
     ended: bool,
 }
 
-impl<W: Write + Send> Plain<W> {
+impl<W: Write + Send> PlainBuildRenderer<W> {
     pub fn new(out: W) -> Self {
-        Self { out, lines: LogLines::default(), steps: BTreeMap::new(), last: 0 }
+        Self { out, lines: StepLineBuffer::default(), steps: BTreeMap::new(), last_step: 0 }
     }
 
     fn line(&mut self, step: u32, text: &str) {
         // A write error on standard error does not stop the build.
-        if step != self.last {
+        if step != self.last_step {
             let name = self.steps.get(&step).map_or("", |step| &step.name);
-            let gap = if self.last == 0 { "" } else { "\n" };
+            let gap = if self.last_step == 0 { "" } else { "\n" };
             let _ = writeln!(self.out, "{gap}#{step} {name}");
-            self.last = step;
+            self.last_step = step;
         }
         if !text.is_empty() {
             let _ = writeln!(self.out, "#{step} {text}");
@@ -58,7 +58,7 @@ impl<W: Write + Send> Plain<W> {
         }
     }
 
-    fn log(&mut self, step: u32, lines: Vec<LogText>, at: Option<Timestamp>) {
+    fn log(&mut self, step: u32, lines: Vec<StepLogLine>, at: Option<Timestamp>) {
         let since = self.since(step, at);
         for line in lines {
             let mark = if line.stderr { "! " } else { "" };
@@ -91,7 +91,7 @@ impl<W: Write + Send> Plain<W> {
     fn finished(&mut self, step: &StepFinished, at: Option<Timestamp>) {
         let rest = self.lines.finish(step.step);
         self.log(step.step, rest, at);
-        let took = duration::show(step.duration.map(duration::from_wire).unwrap_or_default());
+        let took = duration::format_short(step.duration.map(duration::from_wire).unwrap_or_default());
         let end = match (step.cached, step.error.is_empty()) {
             (_, false) => format!("ERROR: {}", output::printable(&step.error)),
             (true, _) => "CACHED".to_owned(),
@@ -105,7 +105,7 @@ impl<W: Write + Send> Plain<W> {
     }
 }
 
-impl<W: Write + Send> Show for Plain<W> {
+impl<W: Write + Send> BuildRenderer for PlainBuildRenderer<W> {
     fn event(&mut self, event: &BuildEvent) {
         let at = output::timestamp(event.time.as_ref());
         match &event.event {

@@ -9,7 +9,7 @@ use hearth_proto::v1::{BuildEvent, BuildState, StepFinished, StepProgress};
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 use super::plain::warning_text;
-use super::{LogLines, LogText, Show};
+use super::{BuildRenderer, StepLineBuffer, StepLogLine};
 use crate::{duration, output};
 
 /// Number of output lines below a running step.
@@ -17,30 +17,30 @@ const LIVE_LINES: usize = 4;
 /// Number of output lines that are kept of each running step, for the case that it fails.
 const KEPT_LINES: usize = 50;
 /// Maximum width of a live line in characters; longer lines are cut, so that they do not wrap.
-pub(super) const LIVE_WIDTH: usize = 100;
+pub(super) const MAX_LIVE_LINE_WIDTH: usize = 100;
 
-pub struct Terminal {
+pub struct TerminalBuildRenderer {
     screen: MultiProgress,
-    lines: LogLines,
-    running: BTreeMap<u32, Running>,
+    lines: StepLineBuffer,
+    running: BTreeMap<u32, RunningStep>,
 }
 
-struct Running {
+struct RunningStep {
     name: String,
     head: ProgressBar,
     tail: ProgressBar,
-    kept: VecDeque<String>,
+    kept_lines: VecDeque<String>,
 }
 
-impl Default for Terminal {
+impl Default for TerminalBuildRenderer {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Terminal {
+impl TerminalBuildRenderer {
     pub fn new() -> Self {
-        Self { screen: MultiProgress::new(), lines: LogLines::default(), running: BTreeMap::new() }
+        Self { screen: MultiProgress::new(), lines: StepLineBuffer::default(), running: BTreeMap::new() }
     }
 
     /// Prints a line that stays. Without a terminal it goes to standard error.
@@ -58,20 +58,21 @@ impl Terminal {
         head.set_message(format!("#{step} {name}"));
         head.enable_steady_tick(Duration::from_millis(100));
         let tail = self.screen.insert_after(&head, ProgressBar::no_length().with_style(tail_style()));
-        self.running.insert(step, Running { name, head, tail, kept: VecDeque::new() });
+        self.running.insert(step, RunningStep { name, head, tail, kept_lines: VecDeque::new() });
     }
 
-    fn log(&mut self, step: u32, lines: Vec<LogText>) {
+    fn log(&mut self, step: u32, lines: Vec<StepLogLine>) {
         let Some(running) = self.running.get_mut(&step) else { return };
         for line in lines {
-            if running.kept.len() == KEPT_LINES {
-                running.kept.pop_front();
+            if running.kept_lines.len() == KEPT_LINES {
+                running.kept_lines.pop_front();
             }
-            running.kept.push_back(line.text);
+            running.kept_lines.push_back(line.text);
         }
-        let live = running.kept.iter().skip(running.kept.len().saturating_sub(LIVE_LINES));
-        let live: Vec<String> =
-            live.map(|line| format!("     {}", line.chars().take(LIVE_WIDTH).collect::<String>())).collect();
+        let live = running.kept_lines.iter().skip(running.kept_lines.len().saturating_sub(LIVE_LINES));
+        let live: Vec<String> = live
+            .map(|line| format!("     {}", line.chars().take(MAX_LIVE_LINE_WIDTH).collect::<String>()))
+            .collect();
         running.tail.set_message(live.join("\n"));
         running.tail.tick();
     }
@@ -91,16 +92,16 @@ impl Terminal {
         let Some(running) = self.running.remove(&step.step) else { return };
         running.tail.finish_and_clear();
         running.head.finish_and_clear();
-        let took = duration::show(step.duration.map(duration::from_wire).unwrap_or_default());
+        let took = duration::format_short(step.duration.map(duration::from_wire).unwrap_or_default());
         self.print(&ended_line(step, &running.name, &took));
         if !step.error.is_empty() {
-            running.kept.iter().for_each(|line| self.print(&format!("     {line}")));
+            running.kept_lines.iter().for_each(|line| self.print(&format!("     {line}")));
             self.print(&format!("     {}", output::printable(&step.error)));
         }
     }
 }
 
-impl Show for Terminal {
+impl BuildRenderer for TerminalBuildRenderer {
     fn event(&mut self, event: &BuildEvent) {
         match &event.event {
             Some(Event::StateChanged(state)) if *state == i32::from(BuildState::Queued) => {
@@ -147,7 +148,7 @@ fn ended_line(step: &StepFinished, name: &str, took: &str) -> String {
 
 pub(super) fn head_style() -> ProgressStyle {
     let time = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-        let _ = out.write_str(&duration::show(state.elapsed()));
+        let _ = out.write_str(&duration::format_short(state.elapsed()));
     };
     template(" {spinner} {wide_msg} {time}").with_key("time", time)
 }

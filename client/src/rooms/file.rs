@@ -29,13 +29,13 @@ pub struct RoomsFile {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current: Option<String>,
     #[serde(default)]
-    pub rooms: BTreeMap<String, Room>,
+    pub rooms: BTreeMap<String, RoomEntry>,
 }
 
 /// An entry of the rooms file. It has no `Debug`, because it may contain a token.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Room {
+pub struct RoomEntry {
     pub addr: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
@@ -83,7 +83,7 @@ impl RoomsFile {
     }
 
     /// Formats the names for messages: `the rooms file has a, b`.
-    pub(crate) fn shown(&self) -> String {
+    pub(crate) fn names_for_message(&self) -> String {
         if self.rooms.is_empty() {
             return "the rooms file is empty".to_owned();
         }
@@ -105,7 +105,7 @@ mod tests {
         let mut rooms = RoomsFile { current: Some("a.b".into()), ..Default::default() };
         rooms.rooms.insert(
             "a.b".into(),
-            Room { addr: "http://x:1".into(), token_file: None, token: Some("t".into()) },
+            RoomEntry { addr: "http://x:1".into(), token_file: None, token: Some("t".into()) },
         );
         rooms.write(&path).unwrap();
         assert!(RoomsFile::read(&path).unwrap() == rooms);

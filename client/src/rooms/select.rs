@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::{RoomError, RoomsFile};
-use crate::client::{Address, Target, Token};
+use crate::client::{DaemonAddress, DaemonTarget, ParticipantToken};
 
 /// Options of the command line that select the room.
 #[derive(Clone, Debug, Default)]
-pub struct Asked {
+pub struct RoomFlags {
     pub room: Option<String>,
     pub addr: Option<String>,
     pub token_file: Option<PathBuf>,
@@ -15,7 +15,7 @@ pub struct Asked {
 
 /// Environment variables that select the room. Empty variables count as unset.
 #[derive(Clone, Default)]
-pub struct Surroundings {
+pub struct RoomEnvironment {
     pub hearth_addr: Option<String>,
     pub hearth_room: Option<String>,
     pub meshagent_room: Option<String>,
@@ -25,25 +25,25 @@ pub struct Surroundings {
 
 /// The selected daemon, with the source of its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Selection {
-    pub address: Address,
-    pub token: Option<TokenFrom>,
+pub struct RoomSelection {
+    pub address: DaemonAddress,
+    pub token: Option<TokenSource>,
     /// Room that the daemon must belong to; checked after connecting.
-    pub must_be: Option<String>,
+    pub expected_room: Option<String>,
     /// True when the default socket of this machine was selected because nothing else is configured.
-    pub fallback: bool,
+    pub is_fallback: bool,
 }
 
 /// Source of the token. A token file is read later, by [`RoomSelection::target`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TokenFrom {
+pub enum TokenSource {
     File(PathBuf),
-    Value(Token),
-    Environment(Token),
+    Value(ParticipantToken),
+    Environment(ParticipantToken),
 }
 
-impl Surroundings {
-    pub fn of_process() -> Self {
+impl RoomEnvironment {
+    pub fn from_process() -> Self {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         Self {
             hearth_addr: variable("HEARTH_ADDR"),
@@ -56,22 +56,24 @@ impl Surroundings {
 }
 
 /// Selects a daemon. `local` is the default address of a daemon on this machine.
-pub fn select(
-    asked: &Asked,
-    around: &Surroundings,
+pub fn select_room(
+    asked: &RoomFlags,
+    around: &RoomEnvironment,
     rooms: &RoomsFile,
-    local: &Address,
-) -> Result<Selection, RoomError> {
-    let given = asked.token_file.clone().map(TokenFrom::File);
-    let given =
-        given.or_else(|| around.hearth_token.as_deref().and_then(Token::new).map(TokenFrom::Environment));
-    let given =
-        given.or_else(|| around.meshagent_token.as_deref().and_then(Token::new).map(TokenFrom::Environment));
-    let at = |address, must_be: Option<&String>, fallback| Selection {
+    local: &DaemonAddress,
+) -> Result<RoomSelection, RoomError> {
+    let given = asked.token_file.clone().map(TokenSource::File);
+    let given = given.or_else(|| {
+        around.hearth_token.as_deref().and_then(ParticipantToken::new).map(TokenSource::Environment)
+    });
+    let given = given.or_else(|| {
+        around.meshagent_token.as_deref().and_then(ParticipantToken::new).map(TokenSource::Environment)
+    });
+    let at = |address, must_be: Option<&String>, fallback| RoomSelection {
         address,
         token: given.clone(),
-        must_be: must_be.cloned(),
-        fallback,
+        expected_room: must_be.cloned(),
+        is_fallback: fallback,
     };
     if let Some(addr) = &asked.addr {
         return Ok(at(parse("--addr", addr)?, asked.room.as_ref(), false));
@@ -87,10 +89,11 @@ pub fn select(
         return Ok(at(local.clone(), None, true));
     };
     if let Some(room) = rooms.rooms.get(name) {
-        let own = room.token_file.clone().map(TokenFrom::File);
-        let own = own.or_else(|| room.token.as_deref().and_then(Token::new).map(TokenFrom::Value));
+        let own = room.token_file.clone().map(TokenSource::File);
+        let own =
+            own.or_else(|| room.token.as_deref().and_then(ParticipantToken::new).map(TokenSource::Value));
         let address = parse("the rooms file", &room.addr)?;
-        return Ok(Selection { address, token: given.or(own), must_be: None, fallback: false });
+        return Ok(RoomSelection { address, token: given.or(own), expected_room: None, is_fallback: false });
     }
     match env_addr {
         Some(address) => Ok(at(address, Some(name), false)),
@@ -98,25 +101,25 @@ pub fn select(
     }
 }
 
-fn parse(origin: &'static str, text: &str) -> Result<Address, RoomError> {
+fn parse(origin: &'static str, text: &str) -> Result<DaemonAddress, RoomError> {
     text.parse().map_err(|source| RoomError::Address { origin, source })
 }
 
-impl Selection {
+impl RoomSelection {
     /// Reads the token and returns the daemon to connect to.
-    pub fn target(&self) -> Result<Target, RoomError> {
+    pub fn target(&self) -> Result<DaemonTarget, RoomError> {
         let token = match &self.token {
             None => None,
-            Some(TokenFrom::Value(token) | TokenFrom::Environment(token)) => Some(token.clone()),
-            Some(TokenFrom::File(path)) => Some(read_token(path)?),
+            Some(TokenSource::Value(token) | TokenSource::Environment(token)) => Some(token.clone()),
+            Some(TokenSource::File(path)) => Some(read_token(path)?),
         };
-        let token_from_environment = matches!(self.token, Some(TokenFrom::Environment(_)));
-        Ok(Target { address: self.address.clone(), token, token_from_environment })
+        let token_from_environment = matches!(self.token, Some(TokenSource::Environment(_)));
+        Ok(DaemonTarget { address: self.address.clone(), token, token_from_environment })
     }
 }
 
 /// Reads a token from a file, or from standard input for `-`.
-pub fn read_token(path: &Path) -> Result<Token, RoomError> {
+pub fn read_token(path: &Path) -> Result<ParticipantToken, RoomError> {
     let text = if path.as_os_str() == "-" {
         std::io::read_to_string(std::io::stdin())
     } else {
@@ -127,16 +130,16 @@ pub fn read_token(path: &Path) -> Result<Token, RoomError> {
         path: path.to_owned(),
         source,
     })?;
-    Token::new(&text).ok_or_else(|| RoomError::EmptyToken { origin: path.display().to_string() })
+    ParticipantToken::new(&text).ok_or_else(|| RoomError::EmptyToken { origin: path.display().to_string() })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Room;
+    use super::super::RoomEntry;
     use super::*;
 
     fn rooms(current: Option<&str>) -> RoomsFile {
-        let room = |addr: &str, token: Option<&str>| Room {
+        let room = |addr: &str, token: Option<&str>| RoomEntry {
             addr: addr.into(),
             token_file: None,
             token: token.map(Into::into),
@@ -151,8 +154,8 @@ mod tests {
         }
     }
 
-    fn asked(room: &str, addr: &str) -> Asked {
-        Asked { room: some(room), addr: some(addr), token_file: None }
+    fn asked(room: &str, addr: &str) -> RoomFlags {
+        RoomFlags { room: some(room), addr: some(addr), token_file: None }
     }
 
     fn some(text: &str) -> Option<String> {
@@ -179,7 +182,7 @@ mod tests {
         ];
         let local = "unix:///local".parse().unwrap();
         for (flags, env, current, address, must_be) in table {
-            let around = Surroundings {
+            let around = RoomEnvironment {
                 hearth_addr: some(env[0]),
                 hearth_room: some(env[1]),
                 meshagent_room: some(env[2]),
@@ -187,36 +190,38 @@ mod tests {
             };
             let current = some(current);
             let chosen =
-                select(&asked(flags[0], flags[1]), &around, &rooms(current.as_deref()), &local).unwrap();
+                select_room(&asked(flags[0], flags[1]), &around, &rooms(current.as_deref()), &local).unwrap();
             let row = format!("{flags:?} {env:?} {current:?}");
             assert_eq!(chosen.address.to_string(), address, "{row}");
-            assert_eq!(chosen.must_be, some(must_be), "{row}");
+            assert_eq!(chosen.expected_room, some(must_be), "{row}");
         }
     }
 
     #[test]
     fn a_token_is_chosen_in_the_documented_order() {
-        let local = Address::local();
-        let token = |text: &str| Token::new(text).unwrap();
-        let around_us = |text: &str| Some(TokenFrom::Environment(token(text)));
+        let local = DaemonAddress::local();
+        let token = |text: &str| ParticipantToken::new(text).unwrap();
+        let around_us = |text: &str| Some(TokenSource::Environment(token(text)));
         let mut ask = asked("studio", "");
-        let mut around = Surroundings::default();
-        let chosen =
-            |ask: &Asked, around: &Surroundings| select(ask, around, &rooms(None), &local).unwrap().token;
-        assert_eq!(chosen(&ask, &around), Some(TokenFrom::Value(token("st"))));
+        let mut around = RoomEnvironment::default();
+        let chosen = |ask: &RoomFlags, around: &RoomEnvironment| {
+            select_room(ask, around, &rooms(None), &local).unwrap().token
+        };
+        assert_eq!(chosen(&ask, &around), Some(TokenSource::Value(token("st"))));
         around.meshagent_token = Some("mesh".into());
         assert_eq!(chosen(&ask, &around), around_us("mesh"));
         around.hearth_token = Some("hearth\n".into());
         assert_eq!(chosen(&ask, &around), around_us("hearth"));
         ask.token_file = Some("/t".into());
-        assert_eq!(chosen(&ask, &around), Some(TokenFrom::File("/t".into())));
+        assert_eq!(chosen(&ask, &around), Some(TokenSource::File("/t".into())));
     }
 
     #[test]
     fn a_malformed_address_names_where_it_stands() {
-        let around = Surroundings { hearth_addr: Some("nonsense".into()), ..Default::default() };
-        let error =
-            select(&Asked::default(), &around, &rooms(None), &Address::local()).unwrap_err().to_string();
+        let around = RoomEnvironment { hearth_addr: Some("nonsense".into()), ..Default::default() };
+        let error = select_room(&RoomFlags::default(), &around, &rooms(None), &DaemonAddress::local())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("HEARTH_ADDR") && error.contains("nonsense"), "{error}");
     }
 }

@@ -12,7 +12,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 
 use super::AccessError;
-use super::claims::Claims;
+use super::claims::TokenClaims;
 use crate::model::secret::Secret;
 use crate::model::{IssuerRights, TokenAlgorithm, TokenKeyFile};
 
@@ -36,14 +36,14 @@ pub enum TokenKeyError {
 
 /// Key that signed a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Signer {
+pub(super) enum TokenSigner {
     /// This daemon, with the room's secret.
     Room,
     /// A holder of the private key of a configured public key.
-    Configured(Arc<IssuerRights>),
+    ConfiguredKey(Arc<IssuerRights>),
 }
 
-struct Verifier {
+struct TokenVerifier {
     key: DecodingKey,
     validation: Validation,
 }
@@ -51,9 +51,9 @@ struct Verifier {
 /// The room's secrets at one moment, replaced as a whole when they are rotated.
 pub(super) struct SecretKeys {
     signing: EncodingKey,
-    current: Verifier,
+    current: TokenVerifier,
     /// Secrets before the current one, each with the end of its grace time.
-    earlier: Vec<(Verifier, Timestamp)>,
+    earlier: Vec<(TokenVerifier, Timestamp)>,
 }
 
 /// The configured public keys.
@@ -62,11 +62,11 @@ pub(super) struct PublicKeys(Vec<PublicKey>);
 
 struct PublicKey {
     algorithm: TokenAlgorithm,
-    verifier: Verifier,
+    verifier: TokenVerifier,
     rights: Arc<IssuerRights>,
 }
 
-impl Verifier {
+impl TokenVerifier {
     fn new(key: DecodingKey, algorithm: Algorithm) -> Self {
         let mut validation = Validation::new(algorithm);
         // Times are checked afterwards, so that the error for an expired token can name its bearer.
@@ -82,8 +82,8 @@ impl Verifier {
         Self::new(DecodingKey::from_secret(secret.reveal().as_bytes()), Algorithm::HS256)
     }
 
-    fn claims(&self, token: &str) -> Result<Claims, AccessError> {
-        let decoded = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation);
+    fn claims(&self, token: &str) -> Result<TokenClaims, AccessError> {
+        let decoded = jsonwebtoken::decode::<TokenClaims>(token, &self.key, &self.validation);
         decoded.map(|token| token.claims).map_err(|error| match error.kind() {
             ErrorKind::InvalidSignature => AccessError::Invalid("its signature does not match"),
             _ => AccessError::Invalid("it cannot be read"),
@@ -114,7 +114,7 @@ impl PublicKeys {
                 return Err(TokenKeyError::Weak { path: path() });
             }
             let rights = Arc::new(configured.rights());
-            Ok(PublicKey { algorithm: *algorithm, verifier: Verifier::new(key, of), rights })
+            Ok(PublicKey { algorithm: *algorithm, verifier: TokenVerifier::new(key, of), rights })
         });
         keys.collect::<Result<_, _>>().map(Self)
     }
@@ -124,23 +124,26 @@ impl SecretKeys {
     pub(super) fn new(secret: &Secret<String>, earlier: &[(Secret<String>, Timestamp)]) -> Self {
         Self {
             signing: EncodingKey::from_secret(secret.reveal().as_bytes()),
-            current: Verifier::of_secret(secret),
-            earlier: earlier.iter().map(|(secret, until)| (Verifier::of_secret(secret), *until)).collect(),
+            current: TokenVerifier::of_secret(secret),
+            earlier: earlier
+                .iter()
+                .map(|(secret, until)| (TokenVerifier::of_secret(secret), *until))
+                .collect(),
         }
     }
 
-    pub(super) fn sign(&self, claims: &Claims) -> Result<String, jsonwebtoken::errors::Error> {
+    pub(super) fn sign(&self, claims: &TokenClaims) -> Result<String, jsonwebtoken::errors::Error> {
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &self.signing)
     }
 }
 
 /// Returns the claims of a token that one of the keys signed. The signature is compared in constant time.
-pub(super) fn claims(
+pub(super) fn verified_claims(
     secrets: &SecretKeys,
     public: &PublicKeys,
     token: &str,
     now: Timestamp,
-) -> Result<(Signer, Claims), AccessError> {
+) -> Result<(TokenSigner, TokenClaims), AccessError> {
     let unreadable = AccessError::Invalid("it cannot be read");
     let head = token.split('.').next().unwrap_or_default();
     let head = URL_SAFE_NO_PAD.decode(head).map_err(|_| unreadable.clone())?;
@@ -152,16 +155,21 @@ pub(super) fn claims(
     }
     let mut failure =
         AccessError::Invalid("it is not signed with HS256, nor with RS256 or EdDSA and a configured key");
-    let mut read = |verifier: &Verifier| verifier.claims(token).map_err(|error| failure = error).ok();
+    let mut read = |verifier: &TokenVerifier| verifier.claims(token).map_err(|error| failure = error).ok();
     // An unknown algorithm matches no configured key.
     let signed = match head.get("alg").and_then(serde_json::Value::as_str).unwrap_or_default() {
         "HS256" => {
             let live = secrets.earlier.iter().filter(|(_, until)| *until > now).map(|(verifier, _)| verifier);
-            std::iter::once(&secrets.current).chain(live).find_map(read).map(|claims| (Signer::Room, claims))
+            std::iter::once(&secrets.current)
+                .chain(live)
+                .find_map(read)
+                .map(|claims| (TokenSigner::Room, claims))
         }
         name => {
             let mut keys = public.0.iter().filter(|key| key.algorithm.as_str() == name);
-            keys.find_map(|key| Some((Signer::Configured(Arc::clone(&key.rights)), read(&key.verifier)?)))
+            keys.find_map(|key| {
+                Some((TokenSigner::ConfiguredKey(Arc::clone(&key.rights)), read(&key.verifier)?))
+            })
         }
     };
     signed.ok_or(failure)

@@ -18,20 +18,20 @@ use crate::model::image::is_cached_name;
 use crate::model::trust::TrustDomain;
 
 pub use action::CallerAction;
-pub use methods::{METHODS, Method, MethodGate};
+pub use methods::{GRPC_METHODS, GrpcMethod, MethodGate};
 pub use spec::{may_build, may_change, may_mount_in_builds, may_mount_in_service, may_run, may_run_image};
 
 /// A refused action, with the grant that is missing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: {}", needed(.grant))]
-pub struct Denied {
+#[error("{what}: {}", required_grant_text(.grant))]
+pub struct AccessDenied {
     pub what: String,
     /// Missing grant. Empty if no grant would be enough.
     pub grant: &'static str,
-    pub rule: Rule,
+    pub rule: PolicyRule,
 }
 
-fn needed(grant: &str) -> String {
+fn required_grant_text(grant: &str) -> String {
     if grant.is_empty() { "only its owner may".to_owned() } else { format!("that takes the grant `{grant}`") }
 }
 
@@ -40,9 +40,9 @@ macro_rules! rules {
     ($($rule:ident: $grant:literal, $id:literal;)*) => {
         /// A rule of the policy. The audit trail and the tests call it by its id.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Rule { $($rule),* }
+        pub enum PolicyRule { $($rule),* }
 
-        impl Rule {
+        impl PolicyRule {
             pub const ALL: &'static [Self] = &[$(Self::$rule),*];
 
             /// Grant that is sufficient. Empty if only the owner may, whatever grants others have.
@@ -67,10 +67,10 @@ rules! {
     PullRepository: "containers.registry.pull", "pull-repository";
     ProbeRepository: "containers.registry.pull", "probe-repository";
     WriteRepository: "containers.registry.write", "write-repository";
-    PullElsewhere: "containers.pull", "pull-elsewhere";
-    PushElsewhere: "containers.registry.write", "push-elsewhere";
+    PullRemoteImage: "containers.pull", "pull-elsewhere";
+    PushRemoteImage: "containers.registry.write", "push-elsewhere";
     RunRoomImage: "containers.run", "run-room-image";
-    RunElsewhereImage: "containers.run", "run-elsewhere-image";
+    RunRemoteImage: "containers.run", "run-elsewhere-image";
     ReadStorage: "storage.paths", "read-storage";
     WriteStorage: "storage.paths", "write-storage";
     RemoveTree: "storage.paths", "remove-tree";
@@ -81,32 +81,32 @@ rules! {
     ServiceOwner: "containers.run", "service-owner";
     Secrets: "secrets", "secrets";
     UseSecret: "secrets", "use-secret";
-    HandOnToken: "admin", "hand-on-token";
+    DelegateToken: "admin", "hand-on-token";
     ContextMountOwner: "admin", "context-mount-owner";
     UploadOwner: "", "upload-owner";
     PackOwner: "", "pack-owner";
     Admin: "admin", "admin";
 }
 
-impl fmt::Display for Rule {
+impl fmt::Display for PolicyRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.id())
     }
 }
 
 /// Decides whether a caller may perform an action; the error names the missing grant.
-pub fn decide(caller: &Caller, action: &CallerAction<'_>) -> Result<(), Denied> {
-    let Some((rule, answer)) = question(caller, action) else { return Ok(()) };
+pub fn decide(caller: &Caller, action: &CallerAction<'_>) -> Result<(), AccessDenied> {
+    let Some((rule, answer)) = evaluate(caller, action) else { return Ok(()) };
     match answer {
         _ if turned_off(rule) => Ok(()),
         Ok(()) => Ok(()),
-        Err(grant) => Err(Denied { what: action.to_string(), grant, rule }),
+        Err(grant) => Err(AccessDenied { what: action.to_string(), grant, rule }),
     }
 }
 
 /// Owner whose builds and mounts a list shows: the caller, or `None` for those of everybody.
 pub fn listed_owner(caller: &Caller) -> Option<&str> {
-    let all = caller.scope.admin.is_some() || turned_off(Rule::ListOwner);
+    let all = caller.scope.admin.is_some() || turned_off(PolicyRule::ListOwner);
     (!all).then_some(&caller.name)
 }
 
@@ -117,7 +117,7 @@ pub fn listed_domain(caller: &Caller) -> Option<&TrustDomain> {
 
 /// Returns the rule that decides, and its decision. The missing grant in the error is usually the rule's own.
 /// `None` if any token of the room is enough.
-fn question(caller: &Caller, action: &CallerAction<'_>) -> Option<(Rule, Result<(), &'static str>)> {
+fn evaluate(caller: &Caller, action: &CallerAction<'_>) -> Option<(PolicyRule, Result<(), &'static str>)> {
     let containers = caller.scope.containers.as_ref();
     let (admin, may_build) =
         (caller.scope.admin.is_some(), containers.is_some_and(|grant| grant.use_containers));
@@ -131,84 +131,88 @@ fn question(caller: &Caller, action: &CallerAction<'_>) -> Option<(Rule, Result<
         };
     let repository = |verb: RegistryVerb, name: &str| {
         containers.map(|grant| &grant.registry).is_some_and(|grant| match verb {
-            RegistryVerb::List => grant.list.allow(name),
-            RegistryVerb::Pull => grant.pull.allow(name),
-            RegistryVerb::Write => grant.write.allow(name),
+            RegistryVerb::List => grant.list.allows(name),
+            RegistryVerb::Pull => grant.pull.allows(name),
+            RegistryVerb::Write => grant.write.allows(name),
         })
     };
     let is_own = |owner: &str| admin || owner == caller.name;
     let (rule, allowed) = match action {
-        CallerAction::Enter(method) => match method.gate {
+        CallerAction::CallMethod(method) => match method.gate {
             MethodGate::Public | MethodGate::Participant | MethodGate::Objects => return None,
-            MethodGate::Build => (Rule::Build, may_build),
-            MethodGate::SeeBuilds => (Rule::SeeBuilds, may_build || logs),
-            MethodGate::ReadBuildLogs => (Rule::ReadBuildLogs, logs),
-            MethodGate::Services => (Rule::Services, services),
-            MethodGate::ReadServiceLogs => (Rule::ReadServiceLogs, services || logs),
-            MethodGate::Secrets => (Rule::Secrets, secrets),
-            MethodGate::Admin => (Rule::Admin, admin),
+            MethodGate::Build => (PolicyRule::Build, may_build),
+            MethodGate::SeeBuilds => (PolicyRule::SeeBuilds, may_build || logs),
+            MethodGate::ReadBuildLogs => (PolicyRule::ReadBuildLogs, logs),
+            MethodGate::Services => (PolicyRule::Services, services),
+            MethodGate::ReadServiceLogs => (PolicyRule::ReadServiceLogs, services || logs),
+            MethodGate::Secrets => (PolicyRule::Secrets, secrets),
+            MethodGate::Admin => (PolicyRule::Admin, admin),
         },
-        CallerAction::SendPack => (Rule::Build, may_build),
-        CallerAction::UseBuild { owner, .. } => (Rule::BuildOwner, is_own(owner)),
+        CallerAction::SendPack => (PolicyRule::Build, may_build),
+        CallerAction::UseBuild { owner, .. } => (PolicyRule::BuildOwner, is_own(owner)),
         CallerAction::ListRepository(name) => {
-            (Rule::ListRepository, repository(RegistryVerb::List, name.as_str()))
+            (PolicyRule::ListRepository, repository(RegistryVerb::List, name.as_str()))
         }
         CallerAction::PullRepository(name) => {
-            (Rule::PullRepository, repository(RegistryVerb::Pull, name.as_str()))
+            (PolicyRule::PullRepository, repository(RegistryVerb::Pull, name.as_str()))
         }
         CallerAction::ProbeRepository(name) => {
             let may = |verb| repository(verb, name.as_str());
-            (Rule::ProbeRepository, may(RegistryVerb::Pull) || may(RegistryVerb::Write))
+            (PolicyRule::ProbeRepository, may(RegistryVerb::Pull) || may(RegistryVerb::Write))
         }
         CallerAction::WriteRepository(name) => {
-            (Rule::WriteRepository, repository(RegistryVerb::Write, name.as_str()))
+            (PolicyRule::WriteRepository, repository(RegistryVerb::Write, name.as_str()))
         }
-        CallerAction::PullElsewhere(name) => {
-            (Rule::PullElsewhere, containers.is_some_and(|grant| grant.pull.allow(name)))
+        CallerAction::PullRemoteImage(name) => {
+            (PolicyRule::PullRemoteImage, containers.is_some_and(|grant| grant.pull.allows(name)))
         }
-        CallerAction::PushElsewhere(name) => (Rule::PushElsewhere, repository(RegistryVerb::Write, name)),
+        CallerAction::PushRemoteImage(name) => {
+            (PolicyRule::PushRemoteImage, repository(RegistryVerb::Write, name))
+        }
         CallerAction::RunRoomImage { repository, name } => {
             let repository = repository.as_str();
             // A caller who pulled a cached image runs it by the name that it has in its own registry.
             let allowed = !is_cached_name(repository)
                 && containers.is_some_and(|grant| {
-                    grant.registry.run.allow(repository)
-                        || grant.run.allow(repository)
-                        || grant.run.allow(name)
+                    grant.registry.run.allows(repository)
+                        || grant.run.allows(repository)
+                        || grant.run.allows(name)
                 });
-            (Rule::RunRoomImage, allowed)
+            (PolicyRule::RunRoomImage, allowed)
         }
-        CallerAction::RunElsewhereImage(name) => {
-            (Rule::RunElsewhereImage, containers.is_some_and(|grant| grant.run.allow(name)))
+        CallerAction::RunRemoteImage(name) => {
+            (PolicyRule::RunRemoteImage, containers.is_some_and(|grant| grant.run.allows(name)))
         }
-        CallerAction::ReadStorage(path) => (Rule::ReadStorage, storage(StorageVerb::Read, path, false)),
-        CallerAction::WriteStorage(path) => (Rule::WriteStorage, storage(StorageVerb::Write, path, false)),
-        CallerAction::RemoveTree(path) => (Rule::RemoveTree, storage(StorageVerb::Write, path, true)),
+        CallerAction::ReadStorage(path) => (PolicyRule::ReadStorage, storage(StorageVerb::Read, path, false)),
+        CallerAction::WriteStorage(path) => {
+            (PolicyRule::WriteStorage, storage(StorageVerb::Write, path, false))
+        }
+        CallerAction::RemoveTree(path) => (PolicyRule::RemoveTree, storage(StorageVerb::Write, path, true)),
         CallerAction::MountStorage { verb: StorageVerb::Read, path } => {
-            (Rule::MountToRead, storage(StorageVerb::Read, path, true))
+            (PolicyRule::MountToRead, storage(StorageVerb::Read, path, true))
         }
         CallerAction::MountStorage { verb: StorageVerb::Write, path } => {
-            (Rule::MountToWrite, storage(StorageVerb::Write, path, true))
+            (PolicyRule::MountToWrite, storage(StorageVerb::Write, path, true))
         }
         CallerAction::ChangeService { owner, run, .. } => {
-            let runs = || question(caller, run).is_none_or(|(_, answer)| answer.is_ok());
-            (Rule::ServiceOwner, is_own(owner) || runs())
+            let runs = || evaluate(caller, run).is_none_or(|(_, answer)| answer.is_ok());
+            (PolicyRule::ServiceOwner, is_own(owner) || runs())
         }
-        CallerAction::UseSecret(_) => (Rule::UseSecret, secrets),
-        CallerAction::ShowUsers => (Rule::Services, services),
-        CallerAction::HandOnToken(scope) => {
-            let lacking = if admin { None } else { caller.scope.lacks(scope) };
-            return Some((Rule::HandOnToken, lacking.map_or(Ok(()), Err)));
+        CallerAction::UseSecret(_) => (PolicyRule::UseSecret, secrets),
+        CallerAction::SeeSecretUsers => (PolicyRule::Services, services),
+        CallerAction::DelegateToken(scope) => {
+            let lacking = if admin { None } else { caller.scope.missing_grant(scope) };
+            return Some((PolicyRule::DelegateToken, lacking.map_or(Ok(()), Err)));
         }
-        CallerAction::UseContextMount { owner } => (Rule::ContextMountOwner, is_own(owner)),
-        CallerAction::UseUpload { owner, .. } => (Rule::UploadOwner, *owner == caller.name),
-        CallerAction::UsePack { owner, .. } => (Rule::PackOwner, *owner == caller.name),
+        CallerAction::UseContextMount { owner } => (PolicyRule::ContextMountOwner, is_own(owner)),
+        CallerAction::UseUpload { owner, .. } => (PolicyRule::UploadOwner, *owner == caller.name),
+        CallerAction::UsePack { owner, .. } => (PolicyRule::PackOwner, *owner == caller.name),
     };
     Some((rule, if allowed { Ok(()) } else { Err(rule.grant()) }))
 }
 
 #[cfg(not(test))]
-const fn turned_off(_: Rule) -> bool {
+const fn turned_off(_: PolicyRule) -> bool {
     false
 }
 

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::AccessError;
 
 /// Part of a call that must end with the call even while nobody polls it.
-pub trait EndsWithCall: Send + Sync {
+pub trait CallResource: Send + Sync {
     fn end(&self, why: &AccessError);
 }
 
@@ -25,27 +25,27 @@ pub(super) struct RunningCalls(Arc<Mutex<CallTable>>);
 #[derive(Default)]
 struct CallTable {
     next: u64,
-    calls: HashMap<u64, Arc<CallEnd>>,
+    calls: HashMap<u64, Arc<CallState>>,
 }
 
-struct CallEnd {
+struct CallState {
     token: String,
     ended: CancellationToken,
-    why: OnceLock<AccessError>,
-    held: Mutex<Vec<Weak<dyn EndsWithCall>>>,
+    reason: OnceLock<AccessError>,
+    resources: Mutex<Vec<Weak<dyn CallResource>>>,
 }
 
 /// A running call. Dropping it removes the call from the table.
 pub struct RunningCall {
     number: u64,
     calls: RunningCalls,
-    end: Arc<CallEnd>,
+    end: Arc<CallState>,
 }
 
 impl RunningCalls {
     pub(super) fn begin(&self, token: String) -> RunningCall {
         let (ended, why, held) = (CancellationToken::new(), OnceLock::new(), Mutex::default());
-        let end = Arc::new(CallEnd { token, ended, why, held });
+        let end = Arc::new(CallState { token, ended, reason: why, resources: held });
         let mut table = self.table();
         let number = table.next;
         table.next += 1;
@@ -55,7 +55,7 @@ impl RunningCalls {
     }
 
     /// Ends the calls whose token is no longer valid, and returns their number.
-    pub(super) fn end_unless(&self, verify: impl Fn(&str) -> Result<(), AccessError>) -> usize {
+    pub(super) fn end_invalid(&self, verify: impl Fn(&str) -> Result<(), AccessError>) -> usize {
         let all: Vec<_> = self.table().calls.values().cloned().collect();
         let mut count = 0;
         for call in all.into_iter().filter(|call| !call.ended.is_cancelled()) {
@@ -73,11 +73,11 @@ impl RunningCalls {
     }
 }
 
-impl CallEnd {
+impl CallState {
     fn end(&self, why: AccessError) {
-        let why = self.why.get_or_init(|| why);
+        let why = self.reason.get_or_init(|| why);
         self.ended.cancel();
-        let held = std::mem::take(&mut *self.held.lock());
+        let held = std::mem::take(&mut *self.resources.lock());
         held.iter().filter_map(Weak::upgrade).for_each(|part| part.end(why));
     }
 }
@@ -90,8 +90,8 @@ impl RunningCall {
     }
 
     /// Attaches a part that ends with the call; if the call has already ended, the part is ended at once.
-    pub fn holds(&self, part: Weak<dyn EndsWithCall>) {
-        let mut held = self.end.held.lock();
+    pub fn attach(&self, part: Weak<dyn CallResource>) {
+        let mut held = self.end.resources.lock();
         if !self.end.ended.is_cancelled() {
             held.push(part);
             return;
@@ -103,7 +103,7 @@ impl RunningCall {
     }
 
     fn why(&self) -> AccessError {
-        self.end.why.get().cloned().unwrap_or(AccessError::Missing)
+        self.end.reason.get().cloned().unwrap_or(AccessError::Missing)
     }
 }
 

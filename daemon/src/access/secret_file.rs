@@ -53,7 +53,7 @@ pub(super) fn renew(path: &Path) -> Result<Secret<String>, SecretFileError> {
     let mut bytes = [0u8; SECRET_BYTES];
     rand::fill(&mut bytes);
     let secret = hex::encode(bytes);
-    super::state::replace(path, secret.as_bytes())
+    super::state::replace_file(path, secret.as_bytes())
         .map_err(|source| SecretFileError::Io { path: path.to_owned(), source })?;
     Ok(Secret::new(secret))
 }

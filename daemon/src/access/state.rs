@@ -20,11 +20,11 @@ pub(super) const MAX_EARLIER: usize = 8;
 
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct State {
+pub(super) struct TokenState {
     #[serde(default)]
     pub(super) earlier: Vec<EarlierSecret>,
     #[serde(default)]
-    pub(super) revoked: BTreeMap<String, Revocation>,
+    pub(super) revoked: BTreeMap<String, TokenRevocation>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub(super) struct EarlierSecret {
 /// Revocation of all tokens of a name that were made before a moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Revocation {
+pub struct TokenRevocation {
     /// Seconds since 1970.
     pub before: i64,
     /// Name of the caller who revoked the tokens.
@@ -50,9 +50,9 @@ impl EarlierSecret {
     }
 }
 
-impl State {
+impl TokenState {
     /// Returns the secrets whose grace time is not over.
-    pub(super) fn live(&self, now: Timestamp) -> Vec<(Secret<String>, Timestamp)> {
+    pub(super) fn valid_secrets(&self, now: Timestamp) -> Vec<(Secret<String>, Timestamp)> {
         let live = self.earlier.iter().filter(|earlier| earlier.until > now);
         live.map(|earlier| (Secret::new(earlier.secret.clone()), earlier.until)).collect()
     }
@@ -68,25 +68,25 @@ pub(super) struct StateFile(pub(super) PathBuf);
 
 impl StateFile {
     /// Reads the state. A file that cannot be read is an error, never "nothing was revoked". Blocking.
-    pub(super) fn read(&self) -> Result<State, SecretFileError> {
+    pub(super) fn read(&self) -> Result<TokenState, SecretFileError> {
         let failed = |source| SecretFileError::Io { path: self.0.clone(), source };
         match fs::read(&self.0) {
             Ok(text) => serde_json::from_slice(&text).map_err(|error| failed(io::Error::other(error))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(State::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(TokenState::default()),
             Err(error) => Err(failed(error)),
         }
     }
 
     /// Writes the state; it is durable when this returns. Blocking.
-    pub(super) fn write(&self, state: &State) -> Result<(), SecretFileError> {
+    pub(super) fn write(&self, state: &TokenState) -> Result<(), SecretFileError> {
         let text = serde_json::to_vec(state).map_err(io::Error::other);
-        let written = text.and_then(|text| replace(&self.0, &text));
+        let written = text.and_then(|text| replace_file(&self.0, &text));
         written.map_err(|source| SecretFileError::Io { path: self.0.clone(), source })
     }
 }
 
 /// Replaces the content of a file that only its owner can read, atomically and durably.
-pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(super) fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
     let draft = path.with_extension("new");
     // A draft that a killed daemon left behind may have another mode.
     match fs::remove_file(&draft) {

@@ -4,24 +4,24 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::*;
-use crate::model::access::Patterns;
+use crate::model::access::NamePatterns;
 
 /// A room whose secret the test knows.
 struct Room {
     directory: tempfile::TempDir,
-    access: Access,
+    access: TokenAuthority,
 }
 
 impl std::ops::Deref for Room {
-    type Target = Access;
-    fn deref(&self) -> &Access {
+    type Target = TokenAuthority;
+    fn deref(&self) -> &TokenAuthority {
         &self.access
     }
 }
 
 impl Room {
-    fn open_again(&self) -> Access {
-        Access::open(&self.access.room, &self.directory.path().join("room.secret")).unwrap()
+    fn open_again(&self) -> TokenAuthority {
+        TokenAuthority::open(&self.access.room, &self.directory.path().join("room.secret")).unwrap()
     }
 }
 
@@ -30,7 +30,7 @@ fn access(room: &str, secret: &str) -> Room {
     let path = directory.path().join("room.secret");
     std::fs::write(&path, secret_of(secret)).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let access = Access::open(room, &path).unwrap();
+    let access = TokenAuthority::open(room, &path).unwrap();
     Room { directory, access }
 }
 
@@ -81,7 +81,7 @@ fn a_token_of_a_service_is_not_taken_for_a_participants() {
     let there = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
     let (asked, wanted) = (std::sync::Arc::clone(&there), id.to_string());
     let origin = ServiceOrigin { by: "ann".to_owned(), at: Timestamp::now() };
-    access.ask_for_services(move |id| {
+    access.set_service_origins(move |id| {
         (id == wanted && asked.load(std::sync::atomic::Ordering::Relaxed)).then(|| origin.clone())
     });
     assert_eq!(access.verify(&token).unwrap().name, format!("service:{id}"));
@@ -111,14 +111,15 @@ fn the_domain_of_a_caller_comes_from_its_token_and_never_from_its_scope() {
 
 #[test]
 fn the_operator_puts_callers_together() {
-    let trust = Trust {
-        domains: [("ci".parse().unwrap(), crate::model::access::Patterns(vec!["ci-*".to_owned()]))].into(),
-        ..Trust::default()
+    let trust = TrustPolicy {
+        domains: [("ci".parse().unwrap(), crate::model::access::NamePatterns(vec!["ci-*".to_owned()]))]
+            .into(),
+        ..TrustPolicy::default()
     };
     let access = access("r", "s").open_again().with_trust(trust);
     let (token, _) = access.mint("ci-1", "full", HOUR).unwrap();
     assert_eq!(access.verify(&token).unwrap().domain.to_string(), "ci");
-    assert_eq!(access.local(0).domain, TrustDomain::local());
+    assert_eq!(access.local_caller(0).domain, TrustDomain::local());
 }
 
 #[test]
@@ -289,7 +290,7 @@ fn a_state_that_cannot_be_read_is_not_taken_for_an_empty_one() {
     let here = access("r", "s");
     here.revoke("ann", "uid:0").unwrap();
     std::fs::write(here.directory.path().join("tokens.json"), "{").unwrap();
-    assert!(Access::open("r", &here.directory.path().join("room.secret")).is_err());
+    assert!(TokenAuthority::open("r", &here.directory.path().join("room.secret")).is_err());
 }
 
 #[test]
@@ -308,7 +309,7 @@ fn a_configured_public_key_is_for_its_own_algorithm_and_for_participants_only() 
     std::fs::write(&file, &pem).unwrap();
     let key = |algorithm| {
         let (names, domains) =
-            (Patterns(vec!["a".to_owned(), "ci-*".to_owned()]), Patterns(vec!["ci".to_owned()]));
+            (NamePatterns(vec!["a".to_owned(), "ci-*".to_owned()]), NamePatterns(vec!["ci".to_owned()]));
         [TokenKeyFile { algorithm, file: file.clone(), names, domains }]
     };
     let with_key = here.open_again().with_public_keys(&key(EdDsa)).unwrap();
@@ -375,7 +376,7 @@ fn a_revoked_participant_takes_the_services_it_deployed_along_and_a_new_deploy_i
         (later.to_string(), by("eve", 60)),
         (others.to_string(), by("ann", -60)),
     ]);
-    access.ask_for_services(move |id| origins.get(id).cloned());
+    access.set_service_origins(move |id| origins.get(id).cloned());
     let tokens: Vec<String> =
         ids.iter().map(|id| access.mint_for_service(id, "x", "full", HOUR).unwrap()).collect();
     let good = |tokens: &[String]| -> Vec<bool> {
@@ -402,17 +403,17 @@ fn a_kind_of_caller_without_an_id_is_not_revoked() {
 #[tokio::test]
 async fn a_call_lasts_as_long_as_its_token_is_good() {
     let access = access("r", "s");
-    let begin = |name: &str, ttl| access.begin(access.mint(name, "full", ttl).unwrap().0);
+    let begin = |name: &str, ttl| access.track_call(access.mint(name, "full", ttl).unwrap().0);
     let (eve, ann, over) = (begin("eve", HOUR), begin("ann", HOUR), begin("bob", HOUR));
-    assert_eq!(access.end_running(), 0);
+    assert_eq!(access.end_invalid_calls(), 0);
     drop(over);
     access.revoke("eve", "op").unwrap();
     access.revoke("bob", "op").unwrap();
-    access.changed().await;
-    assert_eq!(access.end_running(), 1);
+    access.keys_changed().await;
+    assert_eq!(access.end_invalid_calls(), 1);
     assert_eq!(eve.ended().await, AccessError::Revoked { name: "eve".to_owned() });
     let short = begin("cat", Duration::ZERO);
-    assert_eq!(access.end_running(), 1);
+    assert_eq!(access.end_invalid_calls(), 1);
     assert!(matches!(short.ended().await, AccessError::Expired { .. }));
     let running = tokio::time::timeout(Duration::from_millis(20), ann.ended()).await;
     assert!(running.is_err(), "{running:?}");

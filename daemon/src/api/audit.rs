@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard};
 use tonic::{Code, Status};
 
-use crate::access::policy::{Denied, Method};
-use crate::api::serve::Peer;
+use crate::access::policy::{AccessDenied, GrpcMethod};
+use crate::api::serve::PeerIdentity;
 use crate::audit::{AuditOutcome, AuditRecord, AuditTrail};
 use crate::registry;
 
@@ -20,31 +20,31 @@ use crate::registry;
 const MAX_OBJECTS: usize = 300;
 
 tokio::task_local! {
-    static TOLD: SharedTold;
+    static CALL_NOTES: SharedCallNotes;
 }
 
 /// Notes of one call, shared by the handler and the code that records the call.
 #[derive(Clone, Default)]
-struct SharedTold(Arc<Mutex<Told>>);
+struct SharedCallNotes(Arc<Mutex<CallNotes>>);
 
-impl SharedTold {
-    fn lock(&self) -> MutexGuard<'_, Told> {
+impl SharedCallNotes {
+    fn lock(&self) -> MutexGuard<'_, CallNotes> {
         // A panic while the lock is held leaves the notes consistent: every change is complete by itself.
         self.0.lock()
     }
 }
 
 #[derive(Default)]
-struct Told {
+struct CallNotes {
     objects: String,
     /// Denial that the answer hides.
     hidden: Option<String>,
 }
 
 /// Reports an object of the current call: a name only, never content of the request.
-pub(super) fn concerns(object: impl std::fmt::Display) {
+pub(super) fn record_object(object: impl std::fmt::Display) {
     // Without a current call, as in unit tests of a handler, nothing is recorded.
-    let _ = TOLD.try_with(|told| {
+    let _ = CALL_NOTES.try_with(|told| {
         let objects = &mut told.lock().objects;
         if objects.len() < MAX_OBJECTS {
             let comma = if objects.is_empty() { "" } else { ", " };
@@ -54,31 +54,31 @@ pub(super) fn concerns(object: impl std::fmt::Display) {
 }
 
 /// Reports that the current call was denied although its answer is that of an object that does not exist.
-pub(super) fn hides(denied: &Denied) {
-    let _ = TOLD.try_with(|told| told.lock().hidden = Some(denied.to_string()));
+pub(super) fn record_hidden_denial(denied: &AccessDenied) {
+    let _ = CALL_NOTES.try_with(|told| told.lock().hidden = Some(denied.to_string()));
 }
 
 /// Description of a call, read from the head of its request.
-pub(super) struct Call {
+pub(super) struct AuditedCall {
     action: String,
     object: String,
     changes: bool,
     source: String,
 }
 
-impl Call {
-    pub(super) fn of(verb: &Verb, path: &str, peer: Peer) -> Self {
+impl AuditedCall {
+    pub(super) fn of(verb: &Verb, path: &str, peer: PeerIdentity) -> Self {
         let source = match peer {
-            Peer::Tcp(address) => address.ip().to_canonical().to_string(),
-            Peer::Unix { uid } => format!("unix:uid={uid}"),
+            PeerIdentity::Tcp(address) => address.ip().to_canonical().to_string(),
+            PeerIdentity::Unix { uid } => format!("unix:uid={uid}"),
         };
-        if let Some(method) = Method::find(path) {
+        if let Some(method) = GrpcMethod::find(path) {
             let action = method.path.trim_start_matches("/hearth.v1.").replace('/', ".");
             return Self { action, object: String::new(), changes: method.changes, source };
         }
         let changes = !matches!(*verb, Verb::GET | Verb::HEAD);
         // An unknown path is not recorded: it may contain anything, such as a misplaced token.
-        let (action, object) = match registry::pattern_of(path) {
+        let (action, object) = match registry::route_pattern(path) {
             Some(pattern) => (format!("{} {pattern}", known_verb(verb)), path.to_owned()),
             None => (format!("{} (unknown)", known_verb(verb)), String::new()),
         };
@@ -97,12 +97,12 @@ impl Call {
         caller: &str,
         call: impl Future<Output = Response>,
     ) -> Response {
-        let told = SharedTold::default();
+        let told = SharedCallNotes::default();
         let mut open = OpenCall { call: Some(self), trail, caller, told: told.clone() };
-        let mut response = TOLD.scope(told.clone(), call).await;
+        let mut response = CALL_NOTES.scope(told.clone(), call).await;
         let Some(call) = open.call.take() else { return response };
         let told = std::mem::take(&mut *told.lock());
-        let hidden = response.extensions_mut().remove::<Denied>().map(|denied| denied.to_string());
+        let hidden = response.extensions_mut().remove::<AccessDenied>().map(|denied| denied.to_string());
         let (outcome, detail) = match told.hidden.or(hidden) {
             Some(denied) => (AuditOutcome::Denied, denied),
             None => outcome(response.status(), response.headers()),
@@ -136,10 +136,10 @@ fn known_verb(verb: &Verb) -> &str {
 /// A call that has not been answered yet. A disconnecting client ends the handler, but not always the work that
 /// it started.
 struct OpenCall<'a> {
-    call: Option<Call>,
+    call: Option<AuditedCall>,
     trail: &'a AuditTrail,
     caller: &'a str,
-    told: SharedTold,
+    told: SharedCallNotes,
 }
 
 impl Drop for OpenCall<'_> {
@@ -147,7 +147,7 @@ impl Drop for OpenCall<'_> {
         let Some(call) = self.call.take().filter(|call| call.changes) else { return };
         let objects = std::mem::take(&mut self.told.lock().objects);
         let detail = "the client went away before the answer".to_owned();
-        self.trail.record_now(call.record(self.caller, objects, AuditOutcome::Failed, detail));
+        self.trail.try_record(call.record(self.caller, objects, AuditOutcome::Failed, detail));
     }
 }
 

@@ -13,13 +13,13 @@ use base64::engine::general_purpose::STANDARD;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName};
 
-use crate::access::policy::{CallerAction, Method, decide};
+use crate::access::policy::{CallerAction, GrpcMethod, decide};
 use crate::access::running::RunningCall;
-use crate::access::{Access, AccessError};
-use crate::api::audit::Call;
-use crate::api::ending::{EndForm, ending_answer, ending_request};
-use crate::api::error::Refusal;
-use crate::api::serve::Peer;
+use crate::access::{AccessError, TokenAuthority};
+use crate::api::audit::AuditedCall;
+use crate::api::error::ApiError;
+use crate::api::revocable_body::{RevocationForm, revocable_answer, revocable_request};
+use crate::api::serve::PeerIdentity;
 use crate::audit::AuditTrail;
 use crate::connections::ConnectionUse;
 use crate::model::access::Caller;
@@ -27,7 +27,7 @@ use crate::registry;
 
 /// Header that says where a client has its token from. A token from the environment may have been set for
 /// another purpose.
-const TOKEN_FROM: HeaderName = HeaderName::from_static("hearth-token-from");
+const TOKEN_ORIGIN: HeaderName = HeaderName::from_static("hearth-token-from");
 const ENVIRONMENT: &str = "environment";
 /// Methods that invalidate tokens. They run without a registered call, so that a caller that invalidates its
 /// own token still receives the answer.
@@ -35,29 +35,29 @@ const CHANGES_TOKENS: [&str; 2] = ["/hearth.v1.System/RevokeTokens", "/hearth.v1
 
 /// State of the authentication layer.
 #[derive(Clone)]
-pub struct Gatekeeper {
-    pub access: Arc<Access>,
+pub struct CallerAuthenticator {
+    pub access: Arc<TokenAuthority>,
     pub trail: AuditTrail,
 }
 
 /// Authenticates a request and passes it on with its [`Caller`], or answers with an error in the protocol of
 /// the request: gRPC or `/v2/`.
 pub async fn require_caller(
-    State(gate): State<Gatekeeper>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(gate): State<CallerAuthenticator>,
+    ConnectInfo(peer): ConnectInfo<PeerIdentity>,
     request: Request,
     next: Next,
 ) -> Response {
-    let call = Call::of(request.method(), request.uri().path(), peer);
+    let call = AuditedCall::of(request.method(), request.uri().path(), peer);
     match identify(&gate.access, peer, request.headers()) {
         Ok((caller, token)) => {
             let name = caller.name.clone();
             let running = token
                 .filter(|_| !CHANGES_TOKENS.contains(&request.uri().path()))
-                .map(|token| gate.access.begin(token));
+                .map(|token| gate.access.track_call(token));
             let answer = async {
                 match running {
-                    Some(running) => admit_while_good(running, caller, request, next).await,
+                    Some(running) => admit_while_valid(running, caller, request, next).await,
                     None => admit(caller, request, next).await,
                 }
             };
@@ -74,16 +74,16 @@ pub async fn require_caller(
 
 /// Handles a request as [`admit`] does, and ends the call with its request and response bodies when the caller's token
 /// becomes invalid.
-async fn admit_while_good(running: RunningCall, caller: Caller, request: Request, next: Next) -> Response {
+async fn admit_while_valid(running: RunningCall, caller: Caller, request: Request, next: Next) -> Response {
     let (running, grpc) = (Arc::new(running), is_grpc(&request));
-    let request = request.map(|body| ending_request(body, &running));
+    let request = request.map(|body| revocable_request(body, &running));
     let answer = tokio::select! {
         biased;
         answer = admit(caller, request, next) => answer,
         error = running.ended() => return refuse(grpc, error),
     };
-    let form = if grpc { EndForm::Trailers } else { EndForm::Error };
-    answer.map(|body| ending_answer(body, running, form))
+    let form = if grpc { RevocationForm::Trailers } else { RevocationForm::Error };
+    answer.map(|body| revocable_answer(body, running, form))
 }
 
 fn is_grpc(request: &Request) -> bool {
@@ -93,7 +93,7 @@ fn is_grpc(request: &Request) -> bool {
 
 fn refuse(grpc: bool, error: AccessError) -> Response {
     if grpc {
-        tonic::Status::from(Refusal::from(error)).into_http::<axum::body::Body>().into_response()
+        tonic::Status::from(ApiError::from(error)).into_http::<axum::body::Body>().into_response()
     } else {
         registry::unauthorized()
     }
@@ -104,15 +104,15 @@ fn refuse(grpc: bool, error: AccessError) -> Response {
 pub(super) async fn admit(caller: Caller, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
     if !is_registry(path) {
-        let Some(method) = Method::find(path) else {
+        let Some(method) = GrpcMethod::find(path) else {
             return tonic::Status::unimplemented("this daemon has no such method").into_http();
         };
-        if let Err(denied) = decide(&caller, &CallerAction::Enter(method)) {
-            return tonic::Status::from(Refusal::from(denied)).into_http();
+        if let Err(denied) = decide(&caller, &CallerAction::CallMethod(method)) {
+            return tonic::Status::from(ApiError::from(denied)).into_http();
         }
     }
     if let Some(connection) = request.extensions().get::<ConnectionUse>() {
-        connection.is_known();
+        connection.mark_admitted();
     }
     request.extensions_mut().insert(caller);
     next.run(request).await
@@ -124,19 +124,19 @@ fn is_registry(path: &str) -> bool {
 
 /// Returns the caller, with the token that identifies it, if any.
 fn identify(
-    access: &Access,
-    peer: Peer,
+    access: &TokenAuthority,
+    peer: PeerIdentity,
     headers: &HeaderMap,
 ) -> Result<(Caller, Option<String>), AccessError> {
     let verify = |token: String| access.verify(&token).map(|caller| (caller, Some(token)));
     let verified = token(headers).and_then(|given| given.map(verify).transpose());
     match verified {
         Ok(Some(identified)) => Ok(identified),
-        Ok(None) => own(access, peer).map(|caller| (caller, None)).ok_or(AccessError::Missing),
+        Ok(None) => peer_caller(access, peer).map(|caller| (caller, None)).ok_or(AccessError::Missing),
         // A token in the request takes precedence, on the socket too, unless it was only found in the client's
         // environment.
-        Err(error) => match own(access, peer) {
-            Some(caller) if headers.get(TOKEN_FROM).is_some_and(|from| from == ENVIRONMENT) => {
+        Err(error) => match peer_caller(access, peer) {
+            Some(caller) if headers.get(TOKEN_ORIGIN).is_some_and(|from| from == ENVIRONMENT) => {
                 tracing::info!(
                     %error,
                     "ignored an invalid token from the client's environment; using the rights of the unix socket peer"
@@ -149,12 +149,12 @@ fn identify(
 }
 
 /// Returns the caller for the peer's user id: root or the daemon's own user, on the unix socket.
-fn own(access: &Access, peer: Peer) -> Option<Caller> {
+fn peer_caller(access: &TokenAuthority, peer: PeerIdentity) -> Option<Caller> {
     match peer {
-        Peer::Unix { uid } if uid == 0 || uid == rustix::process::geteuid().as_raw() => {
-            Some(access.local(uid))
+        PeerIdentity::Unix { uid } if uid == 0 || uid == rustix::process::geteuid().as_raw() => {
+            Some(access.local_caller(uid))
         }
-        Peer::Unix { .. } | Peer::Tcp(_) => None,
+        PeerIdentity::Unix { .. } | PeerIdentity::Tcp(_) => None,
     }
 }
 
@@ -203,26 +203,29 @@ mod tests {
     #[test]
     fn the_socket_trusts_root_and_its_own_user_and_nobody_else() {
         let directory = tempfile::tempdir().unwrap();
-        let access = Access::open("r", &directory.path().join("secret")).unwrap();
+        let access = TokenAuthority::open("r", &directory.path().join("secret")).unwrap();
         let own = rustix::process::geteuid().as_raw();
         let none = HeaderMap::new();
         for uid in [0, own] {
-            assert!(identify(&access, Peer::Unix { uid }, &none).unwrap().0.scope.admin.is_some());
+            assert!(identify(&access, PeerIdentity::Unix { uid }, &none).unwrap().0.scope.admin.is_some());
         }
-        assert_eq!(identify(&access, Peer::Unix { uid: own + 1 }, &none).err(), Some(AccessError::Missing));
-        let tcp = Peer::Tcp(([127, 0, 0, 1], 1).into());
+        assert_eq!(
+            identify(&access, PeerIdentity::Unix { uid: own + 1 }, &none).err(),
+            Some(AccessError::Missing)
+        );
+        let tcp = PeerIdentity::Tcp(([127, 0, 0, 1], 1).into());
         assert_eq!(identify(&access, tcp, &none).err(), Some(AccessError::Missing));
         // An invalid token is an error on the socket too, unless it was only found in the environment.
         let bad = headers("Bearer x");
-        assert!(identify(&access, Peer::Unix { uid: 0 }, &bad).is_err());
+        assert!(identify(&access, PeerIdentity::Unix { uid: 0 }, &bad).is_err());
         let mut left_over = bad;
-        left_over.insert(TOKEN_FROM, http::HeaderValue::from_static(ENVIRONMENT));
-        assert_eq!(identify(&access, Peer::Unix { uid: 0 }, &left_over).unwrap().0.name, "uid:0");
-        assert!(identify(&access, Peer::Unix { uid: own + 1 }, &left_over).is_err());
+        left_over.insert(TOKEN_ORIGIN, http::HeaderValue::from_static(ENVIRONMENT));
+        assert_eq!(identify(&access, PeerIdentity::Unix { uid: 0 }, &left_over).unwrap().0.name, "uid:0");
+        assert!(identify(&access, PeerIdentity::Unix { uid: own + 1 }, &left_over).is_err());
         assert!(identify(&access, tcp, &left_over).is_err());
         // A valid one is used, whatever its origin.
         let (good, _) = access.mint("ann", "{}", std::time::Duration::from_secs(60)).unwrap();
         left_over.insert(AUTHORIZATION, format!("Bearer {good}").parse().unwrap());
-        assert_eq!(identify(&access, Peer::Unix { uid: 0 }, &left_over).unwrap().0.name, "ann");
+        assert_eq!(identify(&access, PeerIdentity::Unix { uid: 0 }, &left_over).unwrap().0.name, "ann");
     }
 }

@@ -12,7 +12,7 @@ pub use context::{context, path_in};
 pub use deploy::{arguments, deploy_spec, domain};
 pub use deploy_event::{action, deploy_event, exit, log_line};
 pub use mounts::mount_to_wire;
-pub use service::{Entrance, route, service, service_spec};
+pub use service::{IngressAddress, route, service, service_spec};
 pub use spec::{SpecContext, build_spec, pairs};
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,15 +20,15 @@ use std::collections::{BTreeMap, HashMap};
 use hearth_proto::v1;
 use jiff::Timestamp;
 
-use super::error::{Refusal, fault_detail};
+use super::error::{ApiError, fault_detail};
 use crate::image::port::ImageMark;
 use crate::image::port::cached::CachedImage;
 use crate::model::build::{
-    BuildEvent, BuildRecord, BuildSource, BuildState, EventKind, LogStream, MountIdentity,
+    BuildEvent, BuildEventKind, BuildRecord, BuildSource, BuildState, LogStream, MountIdentity,
 };
 use crate::model::fault::DockerfileRange;
 use crate::model::image::TaggedImage;
-use crate::model::secret::{Credential, Secret};
+use crate::model::secret::{RegistryCredential, Secret};
 use crate::model::{Reference, RoomRegistries};
 
 const MAX_CREDENTIALS: usize = 64;
@@ -42,8 +42,9 @@ pub fn page_size(asked: u32, default: usize, max: usize) -> usize {
 }
 
 /// Parses a tag.
-pub fn tag(field: &str, text: &str) -> Result<Reference, Refusal> {
-    Reference::parse_tag(text).map_err(|error| Refusal::invalid(field, "invalid_tag", format!("tag {error}")))
+pub fn tag(field: &str, text: &str) -> Result<Reference, ApiError> {
+    Reference::parse_tag(text)
+        .map_err(|error| ApiError::invalid(field, "invalid_tag", format!("tag {error}")))
 }
 
 pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
@@ -51,11 +52,11 @@ pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
 }
 
 /// Converts a time; one out of range is refused.
-pub fn time(field: &str, value: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Refusal> {
+pub fn time(field: &str, value: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, ApiError> {
     value
         .map(|value| {
             Timestamp::new(value.seconds, value.nanos).map_err(|_| {
-                Refusal::invalid(field, "invalid_time", format!("{field}: the time is out of range"))
+                ApiError::invalid(field, "invalid_time", format!("{field}: the time is out of range"))
             })
         })
         .transpose()
@@ -65,11 +66,11 @@ pub fn time(field: &str, value: Option<prost_types::Timestamp>) -> Result<Option
 pub fn duration(
     field: &str,
     value: Option<prost_types::Duration>,
-) -> Result<Option<std::time::Duration>, Refusal> {
+) -> Result<Option<std::time::Duration>, ApiError> {
     value
         .map(|value| {
             std::time::Duration::try_from(value).map_err(|_| {
-                Refusal::invalid(
+                ApiError::invalid(
                     field,
                     "invalid_duration",
                     format!("{field}: the duration is negative or out of range"),
@@ -104,14 +105,14 @@ const fn log_stream(stream: LogStream) -> v1::LogStream {
 pub fn registry_credentials(
     field: &str,
     wire: Vec<v1::RegistryCredential>,
-) -> Result<BTreeMap<String, Credential>, Refusal> {
+) -> Result<BTreeMap<String, RegistryCredential>, ApiError> {
     if wire.len() > MAX_CREDENTIALS {
         let message = format!("at most {MAX_CREDENTIALS} credentials");
-        return Err(Refusal::invalid(field, "too_many", message));
+        return Err(ApiError::invalid(field, "too_many", message));
     }
     let credential = |credential: v1::RegistryCredential| {
         let password = Secret::new(credential.password);
-        (credential.registry, Credential { username: credential.username, password })
+        (credential.registry, RegistryCredential { username: credential.username, password })
     };
     Ok(wire.into_iter().map(credential).collect())
 }
@@ -193,36 +194,37 @@ fn mount_digest(mount: &MountIdentity) -> v1::MountDigest {
 /// Converts a build event. `record` is the build's record, and is only needed for the last event.
 pub fn event(event: BuildEvent, record: Option<BuildRecord>) -> v1::BuildEvent {
     use v1::build_event::Event;
-    let kind = match event.kind {
-        EventKind::StateChanged { state } => Event::StateChanged(build_state(state).into()),
-        EventKind::StepStarted { step, name } => Event::StepStarted(v1::StepStarted { step, name }),
-        EventKind::StepLog { step, stream, data, dropped_bytes } => Event::StepLog(v1::StepLog {
-            step,
-            stream: log_stream(stream).into(),
-            data: data.into(),
-            dropped_bytes,
-        }),
-        EventKind::StepProgress { step, name, current, total } => {
-            Event::StepProgress(v1::StepProgress { step, name, current, total })
-        }
-        EventKind::StepFinished { step, cached, duration, error } => Event::StepFinished(v1::StepFinished {
-            step,
-            cached,
-            duration: Some(to_duration(duration)),
-            error: error.unwrap_or_default(),
-        }),
-        EventKind::Warning { message, url, dockerfile } => Event::Warning(v1::BuildWarning {
-            message,
-            url: url.unwrap_or_default(),
-            dockerfile: dockerfile.map(dockerfile_range),
-        }),
-        EventKind::Finished { state } => {
-            Event::Finished(record.map_or_else(
+    let kind =
+        match event.kind {
+            BuildEventKind::StateChanged { state } => Event::StateChanged(build_state(state).into()),
+            BuildEventKind::StepStarted { step, name } => Event::StepStarted(v1::StepStarted { step, name }),
+            BuildEventKind::StepLog { step, stream, data, dropped_bytes } => Event::StepLog(v1::StepLog {
+                step,
+                stream: log_stream(stream).into(),
+                data: data.into(),
+                dropped_bytes,
+            }),
+            BuildEventKind::StepProgress { step, name, current, total } => {
+                Event::StepProgress(v1::StepProgress { step, name, current, total })
+            }
+            BuildEventKind::StepFinished { step, cached, duration, error } => {
+                Event::StepFinished(v1::StepFinished {
+                    step,
+                    cached,
+                    duration: Some(to_duration(duration)),
+                    error: error.unwrap_or_default(),
+                })
+            }
+            BuildEventKind::Warning { message, url, dockerfile } => Event::Warning(v1::BuildWarning {
+                message,
+                url: url.unwrap_or_default(),
+                dockerfile: dockerfile.map(dockerfile_range),
+            }),
+            BuildEventKind::Finished { state } => Event::Finished(record.map_or_else(
                 || v1::Build { state: build_state(state).into(), ..v1::Build::default() },
                 build,
-            ))
-        }
-    };
+            )),
+        };
     v1::BuildEvent { sequence: event.sequence, time: Some(timestamp(event.time)), event: Some(kind) }
 }
 
@@ -244,7 +246,7 @@ pub fn image(image: &TaggedImage, rooms: &RoomRegistries) -> v1::Image {
 }
 
 /// Adds the marks of unusable images.
-pub fn mark(images: &mut [v1::Image], marks: &[ImageMark]) {
+pub fn add_marks(images: &mut [v1::Image], marks: &[ImageMark]) {
     let marks: HashMap<String, &ImageMark> =
         marks.iter().map(|mark| (mark.manifest.to_string(), mark)).collect();
     for image in images {

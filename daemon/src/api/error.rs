@@ -7,18 +7,18 @@ use hearth_proto::status::status_with_detail;
 use hearth_proto::v1::ErrorDetail;
 use tonic::{Code, Status};
 
-use crate::access::policy::Denied;
+use crate::access::policy::AccessDenied;
 use crate::access::{AccessError, MintError};
 use crate::model::fault::Fault;
 
 /// A refused or failed request, with the details that the caller needs to correct it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Refusal {
+pub struct ApiError {
     status: Code,
     detail: Box<ErrorDetail>,
 }
 
-impl Refusal {
+impl ApiError {
     pub fn new(status: Code, code: &str, message: impl Into<String>) -> Self {
         let detail = ErrorDetail { code: code.to_owned(), message: message.into(), ..ErrorDetail::default() };
         Self::with_detail(status, detail)
@@ -65,13 +65,13 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for Status {
-    fn from(refusal: Refusal) -> Self {
+impl From<ApiError> for Status {
+    fn from(refusal: ApiError) -> Self {
         status_with_detail(refusal.status, &refusal.detail)
     }
 }
 
-impl From<AccessError> for Refusal {
+impl From<AccessError> for ApiError {
     fn from(error: AccessError) -> Self {
         let code = match &error {
             AccessError::Missing => "token_missing",
@@ -88,14 +88,14 @@ impl From<AccessError> for Refusal {
 }
 
 /// A missing grant.
-impl From<Denied> for Refusal {
-    fn from(denied: Denied) -> Self {
+impl From<AccessDenied> for ApiError {
+    fn from(denied: AccessDenied) -> Self {
         Self::new(Code::PermissionDenied, "denied", format!("this token may not {denied}"))
             .hint("ask for a token whose `api` grant allows it: hearth token mint --scope ...")
     }
 }
 
-impl From<MintError> for Refusal {
+impl From<MintError> for ApiError {
     fn from(error: MintError) -> Self {
         let (field, code) = match &error {
             MintError::Scope { .. } => ("scope", "invalid_scope"),
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_refusal_carries_its_detail_in_the_standard_envelope() {
-        let refusal = Refusal::invalid("spec.tag", "invalid_tag", "no").hint("do");
+        let refusal = ApiError::invalid("spec.tag", "invalid_tag", "no").hint("do");
         let status = Status::from(refusal.clone());
         assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "no"));
         let envelope = RpcStatus::decode(status.details()).unwrap();

@@ -1,11 +1,11 @@
 //! The `hearth.v1` gRPC services, one file each.
 
-mod answers;
 mod builds;
 mod contexts;
 mod images;
 mod load;
 mod packs;
+mod response_stream;
 mod secrets;
 mod services;
 mod storage;
@@ -18,21 +18,21 @@ use std::path::PathBuf;
 
 use tonic::{Extensions, Status};
 
-use super::error::Refusal;
+use super::error::ApiError;
 use crate::access::policy::{CallerAction, decide};
 use crate::context::storage::StorageRoot;
-use crate::image::Images;
+use crate::image::ImageStore;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::id::PackId;
 use crate::model::share_owner::ShareOwner;
 use crate::model::{MountSource, MountSpec};
 
-pub use super::convert::Entrance;
-pub use answers::Walks;
+pub use super::convert::IngressAddress;
 pub use builds::BuildsService;
 pub use contexts::ContextsService;
 pub use images::ImagesService;
 pub use packs::PacksService;
+pub use response_stream::WalkThreads;
 pub use secrets::SecretsService;
 pub use services::ServicesService;
 pub use storage::StorageService;
@@ -42,7 +42,7 @@ pub use usage::DiskUsage;
 /// Returns the caller that [`super::auth`] put into the extensions. A request without one fails.
 fn caller(extensions: &Extensions) -> Result<Caller, Status> {
     extensions.get::<Caller>().cloned().ok_or_else(|| {
-        Refusal::internal("the request was not authenticated", "no caller in its extensions").into()
+        ApiError::internal("the request was not authenticated", "no caller in its extensions").into()
     })
 }
 
@@ -55,19 +55,19 @@ fn share_owner(extensions: &Extensions) -> Result<ShareOwner, Status> {
 }
 
 /// Checks that the caller's grants cover an action.
-fn ask(caller: &Caller, action: &CallerAction<'_>) -> Result<(), Status> {
-    decide(caller, action).map_err(|denied| Refusal::from(denied).into())
+fn check_access(caller: &Caller, action: &CallerAction<'_>) -> Result<(), Status> {
+    decide(caller, action).map_err(|denied| ApiError::from(denied).into())
 }
 
 /// Checks the packs among mounts. A pack of another caller gives the same error as a missing one, when the pack
 /// is opened by its owner and id; the denial is only recorded in the audit trail.
-async fn ask_for_packs(images: &Images, caller: &Caller, mounts: &[MountSpec]) -> Result<(), Status> {
+async fn check_packs(images: &ImageStore, caller: &Caller, mounts: &[MountSpec]) -> Result<(), Status> {
     for mount in mounts {
         let MountSource::Pack(text) = &mount.source else { continue };
         let Ok(id) = text.parse::<PackId>() else { continue };
-        let Some(owner) = images.pack_owner(&id).await.map_err(Refusal::from)? else { continue };
+        let Some(owner) = images.pack_owner(&id).await.map_err(ApiError::from)? else { continue };
         if let Err(denied) = decide(caller, &CallerAction::UsePack { id: text, owner: &owner }) {
-            super::audit::hides(&denied);
+            super::audit::record_hidden_denial(&denied);
         }
     }
     Ok(())
@@ -75,7 +75,7 @@ async fn ask_for_packs(images: &Images, caller: &Caller, mounts: &[MountSpec]) -
 
 /// Checks that the caller may use a path of a storage, and returns the storage and the path. No symbolic link
 /// leads out of the part that the grants cover.
-fn storage_for(
+fn authorized_storage_path(
     caller: &Caller,
     verb: StorageVerb,
     root: &StorageRoot,
@@ -83,10 +83,10 @@ fn storage_for(
     path: &str,
 ) -> Result<(StorageRoot, PathBuf), Status> {
     let path = hearth_proto::value::storage_path(path)
-        .map_err(|error| Refusal::invalid(field, "invalid_path", error.to_string()))?;
+        .map_err(|error| ApiError::invalid(field, "invalid_path", error.to_string()))?;
     match verb {
-        StorageVerb::Read => ask(caller, &CallerAction::ReadStorage(&path))?,
-        StorageVerb::Write => ask(caller, &CallerAction::WriteStorage(&path))?,
+        StorageVerb::Read => check_access(caller, &CallerAction::ReadStorage(&path))?,
+        StorageVerb::Write => check_access(caller, &CallerAction::WriteStorage(&path))?,
     }
-    Ok((root.with_links(caller.path_links(verb)), path.into()))
+    Ok((root.with_links(caller.symlink_policy(verb)), path.into()))
 }

@@ -10,23 +10,23 @@ use axum::routing::get;
 use http::StatusCode;
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use crate::model::component::Component;
+use crate::model::component::ComponentStatus;
 
 /// Returns the current state of the components.
-pub type Readiness = Arc<dyn Fn() -> Vec<Component> + Send + Sync>;
+pub type ReadinessCheck = Arc<dyn Fn() -> Vec<ComponentStatus> + Send + Sync>;
 
 /// Paths that are served without a token, with `GET`.
 pub const PUBLIC_PATHS: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
-pub fn router(readiness: Readiness, metrics: PrometheusHandle) -> Router {
+pub fn router(readiness: ReadinessCheck, metrics: PrometheusHandle) -> Router {
     let handlers = [get(async || "ok\n"), get(readyz).with_state(readiness), get(render).with_state(metrics)];
     let routes = PUBLIC_PATHS.into_iter().zip(handlers);
     routes.fold(Router::new(), |router, (path, handler)| router.route(path, handler))
 }
 
-async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
+async fn readyz(State(readiness): State<ReadinessCheck>) -> (StatusCode, String) {
     let components = readiness();
-    let line = |component: &Component| {
+    let line = |component: &ComponentStatus| {
         let state = if component.ready { "ready" } else { "not ready" };
         match component.detail.as_str() {
             "" => format!("{}: {state}\n", component.name),

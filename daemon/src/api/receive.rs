@@ -20,13 +20,13 @@ use http::header::CONTENT_TYPE;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Status};
 
-use super::error::Refusal;
+use super::error::ApiError;
 use super::guarded::guarded;
 use super::shares::{CallerShares, RequestShare, TooManyRequests};
 use crate::model::access::Caller;
-use crate::model::share_owner::ShareOwners;
+use crate::model::share_owner::ShareOwnerResolver;
 use crate::registry;
-use body::{Framing, ReceivedBody};
+use body::{MessageFraming, ReceivedBody};
 
 /// Maximum number of concurrent requests without a token on one connection.
 const PUBLIC_REQUESTS: usize = 8;
@@ -40,14 +40,14 @@ const RETRY: Duration = Duration::from_secs(2);
 pub struct ReceiveOptions {
     pub shares: CallerShares,
     /// Maps callers to the owners of the shares that their requests use.
-    pub owners: ShareOwners,
+    pub owners: ShareOwnerResolver,
     /// Time without data after which a body is aborted.
     pub stall: Duration,
 }
 
 /// Kind of a request body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Received {
+enum BodyKind {
     /// gRPC messages.
     Messages {
         /// Maximum size in bytes of one message.
@@ -70,27 +70,27 @@ impl Default for PublicRequests {
 }
 
 /// Applies the limits to a request, whose [`Caller`] must already be in its extensions.
-pub async fn within_share(
+pub async fn limit_caller(
     State(options): State<ReceiveOptions>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let Some(caller) = request.extensions().get::<Caller>() else {
-        return refused(
+        return error_answer(
             request.headers(),
-            Refusal::internal("the request was not authenticated", "no caller"),
+            ApiError::internal("the request was not authenticated", "no caller"),
         );
     };
-    let owner = options.owners.of(&caller.name);
+    let owner = options.owners.owner_of(&caller.name);
     let share = match options.shares.begin(&owner.0) {
         Ok(share) => Arc::new(share),
-        Err(error) => return refused(request.headers(), error.into()),
+        Err(error) => return error_answer(request.headers(), error.into()),
     };
     request.extensions_mut().insert(owner);
-    let received = limits::of_path(request.uri().path());
-    let request = bounded(request, received, Some(options.stall), Some(Arc::clone(&share)));
+    let received = limits::body_kind(request.uri().path());
+    let request = limit_body(request, received, Some(options.stall), Some(Arc::clone(&share)));
     let answer = next.run(request).await;
-    if matches!(received, Received::Messages { is_stream: false, .. }) {
+    if matches!(received, BodyKind::Messages { is_stream: false, .. }) {
         // The request has been handled: its memory is free, however long its answer takes to be sent.
         share.shrink(u64::MAX);
     }
@@ -98,37 +98,39 @@ pub async fn within_share(
 }
 
 /// Applies the limits to a request that needs no token.
-pub async fn public(request: Request, next: Next) -> Response {
+pub async fn limit_public(request: Request, next: Next) -> Response {
     let permit: Option<OwnedSemaphorePermit> = match request.extensions().get::<PublicRequests>() {
         Some(permits) => match Arc::clone(&permits.0).try_acquire_owned() {
             Ok(permit) => Some(permit),
-            Err(_) => return refused(request.headers(), TooManyRequests { limit: PUBLIC_REQUESTS }.into()),
+            Err(_) => {
+                return error_answer(request.headers(), TooManyRequests { limit: PUBLIC_REQUESTS }.into());
+            }
         },
         None => None,
     };
-    let received = Received::Messages { limit: limits::PUBLIC, is_stream: true, may_pause: false };
+    let received = BodyKind::Messages { limit: limits::PUBLIC, is_stream: true, may_pause: false };
     let request = if is_grpc(request.headers()) {
-        bounded(request, received, Some(PUBLIC_WAIT), None)
+        limit_body(request, received, Some(PUBLIC_WAIT), None)
     } else {
         request
     };
     guarded(next.run(request).await, permit)
 }
 
-fn bounded(
+fn limit_body(
     request: Request,
-    received: Received,
+    received: BodyKind,
     stall: Option<Duration>,
     share: Option<Arc<RequestShare>>,
 ) -> Request {
     let stall = match received {
-        Received::Messages { may_pause: false, .. } => stall,
+        BodyKind::Messages { may_pause: false, .. } => stall,
         // The registry has its own time limits.
-        Received::Messages { .. } | Received::Bytes => None,
+        BodyKind::Messages { .. } | BodyKind::Bytes => None,
     };
     let framing = match received {
-        Received::Messages { limit, is_stream, .. } => Some(Framing::new(limit, is_stream)),
-        Received::Bytes => None,
+        BodyKind::Messages { limit, is_stream, .. } => Some(MessageFraming::new(limit, is_stream)),
+        BodyKind::Bytes => None,
     };
     request.map(|body| Body::new(ReceivedBody::new(body, framing, stall, share)))
 }
@@ -138,14 +140,14 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// Converts an error into an answer in the protocol of the request.
-pub(super) fn refused(headers: &HeaderMap, refusal: Refusal) -> Response {
+pub(super) fn error_answer(headers: &HeaderMap, refusal: ApiError) -> Response {
     if is_grpc(headers) {
         return Status::from(refusal).into_http();
     }
-    registry::too_many(&refusal.detail().message)
+    registry::too_many_requests(&refusal.detail().message)
 }
 
-impl From<TooManyRequests> for Refusal {
+impl From<TooManyRequests> for ApiError {
     fn from(error: TooManyRequests) -> Self {
         Self::new(Code::ResourceExhausted, "too_many_requests", error.to_string())
             .hint("wait for some of them to end")

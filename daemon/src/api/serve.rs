@@ -22,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tower::ServiceExt as _;
 
-use super::error::Refusal;
+use super::error::ApiError;
 use super::guarded::guarded;
-use super::receive::{PublicRequests, refused};
-use crate::connections::{ConnectionPeer, Connections, Crowded, Held};
+use super::receive::{PublicRequests, error_answer};
+use crate::connections::{ConnectionLimitReached, ConnectionLimiter, ConnectionPeer, ConnectionPermit};
 use crate::task;
 
 /// Time limit for the head of a request.
@@ -58,7 +58,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Peer {
+pub enum PeerIdentity {
     Tcp(SocketAddr),
     /// User id of the process that connected to the unix socket, from the kernel.
     Unix {
@@ -66,7 +66,7 @@ pub enum Peer {
     },
 }
 
-impl Peer {
+impl PeerIdentity {
     /// Returns the peer whose share of the connections is used.
     fn share(self) -> ConnectionPeer {
         match self {
@@ -77,43 +77,43 @@ impl Peer {
 }
 
 /// Accepts connections together with the identity of the peer.
-pub trait Listener: Send + 'static {
+pub trait PeerListener: Send + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, PeerIdentity)>> + Send;
 }
 
-impl Listener for TcpListener {
+impl PeerListener for TcpListener {
     type Stream = tokio::net::TcpStream;
 
-    async fn accept(&self) -> io::Result<(Self::Stream, Peer)> {
+    async fn accept(&self) -> io::Result<(Self::Stream, PeerIdentity)> {
         let (stream, address) = Self::accept(self).await?;
         stream.set_nodelay(true)?;
-        Ok((stream, Peer::Tcp(address)))
+        Ok((stream, PeerIdentity::Tcp(address)))
     }
 }
 
-impl Listener for UnixListener {
+impl PeerListener for UnixListener {
     type Stream = tokio::net::UnixStream;
 
-    async fn accept(&self) -> io::Result<(Self::Stream, Peer)> {
+    async fn accept(&self) -> io::Result<(Self::Stream, PeerIdentity)> {
         let (stream, _) = Self::accept(self).await?;
         let uid = stream.peer_cred()?.uid();
-        Ok((stream, Peer::Unix { uid }))
+        Ok((stream, PeerIdentity::Unix { uid }))
     }
 }
 
 /// Settings of a listener: the router, and the limits on connections.
 #[derive(Clone)]
-pub struct Served {
+pub struct ServeOptions {
     pub router: Router,
-    pub connections: Connections,
+    pub connections: ConnectionLimiter,
     pub stop: CancellationToken,
     /// Time limit for requests in flight after `stop`.
     pub grace: Duration,
 }
 
 /// Serves a listener until `stop`, and then waits for the requests in flight.
-pub async fn serve<L: Listener>(listener: L, served: Served) {
+pub async fn serve<L: PeerListener>(listener: L, served: ServeOptions) {
     let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
     loop {
         let accepted = tokio::select! {
@@ -140,18 +140,18 @@ pub async fn serve<L: Listener>(listener: L, served: Served) {
         }
     }
     drop(listener);
-    if tokio::time::timeout(served.grace + CLOSE_LIMIT, served.connections.all_ended()).await.is_err() {
+    if tokio::time::timeout(served.grace + CLOSE_LIMIT, served.connections.all_closed()).await.is_err() {
         tracing::warn!("connections were still open at the end of the grace period");
     }
 }
 
-fn count_refusal(peer: Peer, crowded: Crowded) {
+fn count_refusal(peer: PeerIdentity, crowded: ConnectionLimitReached) {
     metrics::counter!("hearth_connections_refused_total").increment(1);
     tracing::debug!(?peer, %crowded, "connection refused");
 }
 
 /// Serves a connection for which there was no place at once: as soon as others have been closed, or with a refusal.
-async fn serve_late<S>(stream: S, peer: Peer, permit: OwnedSemaphorePermit, served: Served)
+async fn serve_late<S>(stream: S, peer: PeerIdentity, permit: OwnedSemaphorePermit, served: ServeOptions)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -167,11 +167,11 @@ where
     }
 }
 
-async fn serve_connection<S>(stream: S, peer: Peer, held: Held, served: Served)
+async fn serve_connection<S>(stream: S, peer: PeerIdentity, held: ConnectionPermit, served: ServeOptions)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (router, used, public) = (served.router, held.used().clone(), PublicRequests::default());
+    let (router, used, public) = (served.router, held.usage().clone(), PublicRequests::default());
     let service = service_fn(move |mut request: http::Request<Incoming>| {
         let in_use = used.begin();
         let extensions = request.extensions_mut();
@@ -201,12 +201,12 @@ where
 }
 
 /// Answers the first request on a connection with the reason why the connection is refused.
-async fn refuse<S>(stream: S, crowded: Crowded, _permit: OwnedSemaphorePermit)
+async fn refuse<S>(stream: S, crowded: ConnectionLimitReached, _permit: OwnedSemaphorePermit)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let mut answer = refused(request.headers(), crowded.into());
+        let mut answer = error_answer(request.headers(), crowded.into());
         if request.version() < http::Version::HTTP_2 {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -219,8 +219,8 @@ where
     let _ = tokio::time::timeout(REFUSAL_LIMIT, connection).await;
 }
 
-impl From<Crowded> for Refusal {
-    fn from(crowded: Crowded) -> Self {
+impl From<ConnectionLimitReached> for ApiError {
+    fn from(crowded: ConnectionLimitReached) -> Self {
         Self::new(Code::ResourceExhausted, "too_many_connections", crowded.to_string())
             .hint(
                 "close connections that are not needed, or raise [connections] in the daemon's configuration",

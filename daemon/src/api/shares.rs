@@ -27,36 +27,36 @@ pub struct TooManyRequests {
 
 /// The shares of all callers; cheap to clone.
 #[derive(Clone)]
-pub struct CallerShares(Arc<Shared>);
+pub struct CallerShares(Arc<CallerSharesState>);
 
-struct Shared {
+struct CallerSharesState {
     limits: ShareLimits,
-    held: Mutex<AllHeld>,
+    held: Mutex<SharesInUse>,
     freed: Notify,
 }
 
 #[derive(Default)]
-struct AllHeld {
+struct SharesInUse {
     bytes: u64,
-    callers: HashMap<String, CallerHeld>,
+    callers: HashMap<String, CallerUsage>,
 }
 
 #[derive(Default)]
-struct CallerHeld {
+struct CallerUsage {
     requests: usize,
     bytes: u64,
 }
 
 /// A running request and the memory that it holds. Dropping it releases both.
 pub struct RequestShare {
-    shared: Arc<Shared>,
+    shared: Arc<CallerSharesState>,
     caller: String,
     bytes: Mutex<u64>,
 }
 
 impl CallerShares {
     pub fn new(limits: ShareLimits) -> Self {
-        Self(Arc::new(Shared { limits, held: Mutex::default(), freed: Notify::new() }))
+        Self(Arc::new(CallerSharesState { limits, held: Mutex::default(), freed: Notify::new() }))
     }
 
     /// Registers a running request of a caller.
@@ -77,8 +77,8 @@ impl CallerShares {
     }
 }
 
-impl Shared {
-    fn held(&self) -> MutexGuard<'_, AllHeld> {
+impl CallerSharesState {
+    fn held(&self) -> MutexGuard<'_, SharesInUse> {
         // A panic while the lock is held leaves the sums consistent: every change only adds or subtracts.
         self.held.lock()
     }
@@ -88,7 +88,7 @@ impl RequestShare {
     /// Takes memory for received data. Returns false if the caller already holds as much as is free.
     pub fn grow(&self, more: u64) -> bool {
         let mut held = self.shared.held();
-        let AllHeld { bytes, callers } = &mut *held;
+        let SharesInUse { bytes, callers } = &mut *held;
         let own = callers.entry(self.caller.clone()).or_default();
         let free = self.shared.limits.receiving.saturating_sub(bytes.saturating_add(more));
         if own.bytes.saturating_add(more) > free {

@@ -14,13 +14,13 @@ use super::file::for_each_line;
 
 /// Fields of a record that are needed to compact the files.
 #[derive(Deserialize)]
-struct Owned {
+struct RecordHeader {
     at: Timestamp,
     caller: String,
     source: String,
 }
 
-impl Owned {
+impl RecordHeader {
     /// Returns the caller, or the source address for calls without a token.
     fn owner(self) -> String {
         if self.caller.is_empty() { self.source } else { self.caller }
@@ -29,7 +29,7 @@ impl Owned {
 
 /// Joins files, sorted from the oldest to the newest, into the newest of them, keeping at most `bytes` of
 /// records and none from before `oldest`. After a crash during the join, some records may exist twice.
-pub(super) fn join(files: &[PathBuf], bytes: u64, oldest: Timestamp) -> io::Result<()> {
+pub(super) fn join_files(files: &[PathBuf], bytes: u64, oldest: Timestamp) -> io::Result<()> {
     let Some((newest, older)) = files.split_last() else { return Ok(()) };
     let mut sizes: HashMap<String, u64> = HashMap::new();
     for_each_record(files, oldest, |owner, line| {
@@ -75,7 +75,7 @@ fn for_each_record(
     mut each: impl FnMut(String, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
     files.iter().try_for_each(|path| {
-        for_each_line(path, |line| match serde_json::from_slice::<Owned>(line) {
+        for_each_line(path, |line| match serde_json::from_slice::<RecordHeader>(line) {
             Ok(owned) if line.ends_with(b"\n") && owned.at >= oldest => each(owned.owner(), line),
             _ => Ok(()),
         })

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use super::{AuditOutcome, AuditQuery, AuditRecord, MAX_RECORDS, fair};
 
 /// Maximum length in bytes of a line that is read back, which is more than any line that is written.
-const MAX_LINE: u64 = 16 * 1024;
+const MAX_LINE_BYTES: u64 = 16 * 1024;
 
 /// Bounds of the records that are kept.
 #[derive(Clone, Copy, Debug)]
@@ -25,12 +25,12 @@ pub struct FileLimits {
 }
 
 pub(super) struct TrailFiles {
-    changes: Series,
-    denied: Series,
+    changes: TrailFileSeries,
+    denied: TrailFileSeries,
 }
 
 /// The files of one kind of records, newest last.
-struct Series {
+struct TrailFileSeries {
     directory: PathBuf,
     name: &'static str,
     newest: u64,
@@ -42,15 +42,15 @@ struct Series {
 }
 
 /// Maximum number of files. A joined file may have the size of two.
-const FILES: u64 = 4;
+const MAX_FILES: u64 = 4;
 
 impl TrailFiles {
     pub(super) fn open(directory: &Path, limits: FileLimits) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         let FileLimits { bytes, age } = limits;
         Ok(Self {
-            changes: Series::open(directory, "changes", bytes / FILES, age)?,
-            denied: Series::open(directory, "denied", bytes / FILES / 4, age)?,
+            changes: TrailFileSeries::open(directory, "changes", bytes / MAX_FILES, age)?,
+            denied: TrailFileSeries::open(directory, "denied", bytes / MAX_FILES / 4, age)?,
         })
     }
 
@@ -74,12 +74,12 @@ impl TrailFiles {
     }
 }
 
-impl Series {
+impl TrailFileSeries {
     fn open(directory: &Path, name: &'static str, file_bytes: u64, age: Duration) -> io::Result<Self> {
         let newest = numbers(directory, name)?.pop().unwrap_or(1);
         let (file, size) = open(&path(directory, name, newest))?;
         let mut series = Self { directory: directory.to_owned(), name, newest, file, size, file_bytes, age };
-        series.forget_old()?;
+        series.compact()?;
         Ok(series)
     }
 
@@ -96,7 +96,7 @@ impl Series {
                 lines = last;
                 (self.file, self.size) = open(&path(&self.directory, self.name, self.newest + 1))?;
                 self.newest += 1;
-                self.forget_old()?;
+                self.compact()?;
             }
         }
         self.write(&lines)
@@ -114,7 +114,7 @@ impl Series {
     }
 
     /// Removes files that exceed the maximum age, and joins the full ones when there are too many.
-    fn forget_old(&mut self) -> io::Result<()> {
+    fn compact(&mut self) -> io::Result<()> {
         let now = SystemTime::now();
         let mut full = Vec::new();
         for number in numbers(&self.directory, self.name)? {
@@ -130,11 +130,11 @@ impl Series {
                 full.push(path);
             }
         }
-        if (full.len() as u64) < FILES - 1 {
+        if (full.len() as u64) < MAX_FILES - 1 {
             return Ok(());
         }
-        let limit = self.file_bytes * (FILES - 2);
-        fair::join(&full, limit, self.oldest())
+        let limit = self.file_bytes * (MAX_FILES - 2);
+        fair::join_files(&full, limit, self.oldest())
     }
 
     /// Time before which records are too old.
@@ -149,7 +149,7 @@ impl Series {
             for_each_line(&path(&self.directory, self.name, number), |line| {
                 if let Ok(record) = serde_json::from_slice::<AuditRecord>(line)
                     && record.at >= oldest
-                    && query.wants(&record)
+                    && query.matches(&record)
                 {
                     if found.len() == limit {
                         found.pop_front();
@@ -169,7 +169,7 @@ pub(super) fn for_each_line(path: &Path, mut each: impl FnMut(&[u8]) -> io::Resu
     let mut line = Vec::new();
     loop {
         line.clear();
-        if lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+        if lines.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? == 0 {
             return Ok(());
         }
         each(&line)?;

@@ -10,25 +10,25 @@ use super::{AuditOutcome, AuditRecord};
 
 const WINDOW_SECONDS: i64 = 60;
 /// Maximum number of records of one caller or address in a window.
-const EACH: u64 = 10;
+const MAX_PER_CALLER: u64 = 10;
 /// Maximum number of records of all callers together in a window.
-const ALL: u64 = 300;
+const MAX_TOTAL: u64 = 300;
 /// Maximum number of summary records of counted calls for a window.
-const COUNTED: usize = 40;
+const MAX_SUMMARIES: usize = 40;
 /// Maximum number of callers and addresses that are counted separately in a window.
-const KEYS: usize = 1024;
+const MAX_CALLERS: usize = 1024;
 /// Key of all callers and addresses beyond [`MAX_CALLERS`].
-const OTHERS: &str = "others";
+const OVERFLOW_KEY: &str = "others";
 
 #[derive(Default)]
 pub(super) struct FloodLimit {
     /// Second at which the window began, since 1970.
     began: i64,
     written: u64,
-    seen: HashMap<String, Seen>,
+    seen: HashMap<String, FloodCounter>,
 }
 
-struct Seen {
+struct FloodCounter {
     written: u64,
     counted: u64,
     last: AuditRecord,
@@ -38,13 +38,16 @@ impl FloodLimit {
     /// Reports whether a denial or failure is written; if not, it is counted.
     pub(super) fn admits(&mut self, record: &AuditRecord) -> bool {
         let mut key = key(record);
-        if !self.seen.contains_key(&key) && self.seen.len() >= KEYS {
-            OTHERS.clone_into(&mut key);
+        if !self.seen.contains_key(&key) && self.seen.len() >= MAX_CALLERS {
+            OVERFLOW_KEY.clone_into(&mut key);
         }
-        let full = self.written >= ALL;
-        let seen =
-            self.seen.entry(key).or_insert_with(|| Seen { written: 0, counted: 0, last: record.clone() });
-        if full || seen.written >= EACH {
+        let full = self.written >= MAX_TOTAL;
+        let seen = self.seen.entry(key).or_insert_with(|| FloodCounter {
+            written: 0,
+            counted: 0,
+            last: record.clone(),
+        });
+        if full || seen.written >= MAX_PER_CALLER {
             seen.counted += 1;
             seen.last = record.clone();
             return false;
@@ -55,7 +58,7 @@ impl FloodLimit {
     }
 
     /// Returns one record for each key that was only counted, at the end of a window or, with `ended`, of the trail.
-    pub(super) fn counted(&mut self, now: Timestamp, ended: bool) -> Vec<AuditRecord> {
+    pub(super) fn summaries(&mut self, now: Timestamp, ended: bool) -> Vec<AuditRecord> {
         let now = now.as_second();
         if self.began == 0 {
             self.began = now;
@@ -70,8 +73,8 @@ impl FloodLimit {
             seen.map(|seen| AuditRecord { more: seen.counted - 1, ..seen.last }).collect();
         // The largest counts are kept even if somebody sends from very many addresses.
         records.sort_by_key(|record| std::cmp::Reverse(record.more));
-        if records.len() > COUNTED {
-            let rest = records.split_off(COUNTED);
+        if records.len() > MAX_SUMMARIES {
+            let rest = records.split_off(MAX_SUMMARIES);
             let outcome = rest.first().map_or(AuditOutcome::Denied, |record| record.outcome);
             let more: u64 = rest.iter().map(|record| record.more + 1).sum();
             records.push(AuditRecord {

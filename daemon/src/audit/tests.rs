@@ -83,9 +83,9 @@ async fn a_flood_of_denials_takes_no_room_from_changes_and_is_counted() {
     let trail = open(&directory);
     trail.record(record("ann", "Secrets.Set", AuditOutcome::Done)).await;
     for _ in 0..50_000 {
-        trail.record_now(record("eve", "Secrets.List", AuditOutcome::Denied));
+        trail.try_record(record("eve", "Secrets.List", AuditOutcome::Denied));
     }
-    trail.record_now(record("bob", "Secrets.List", AuditOutcome::Denied));
+    trail.try_record(record("bob", "Secrets.List", AuditOutcome::Denied));
     let found = trail.read(all()).await.unwrap();
     assert_eq!(found[0].action, "Secrets.Set");
     let of = |caller: &str| found.iter().filter(|record| record.caller == caller).count();
@@ -106,7 +106,7 @@ fn each_address_has_its_share_and_all_together_have_a_bound() {
         flood.admits(&from(format!("198.51.{a}.{b}")))
     });
     assert_eq!(written.count(), 300);
-    let told = flood.counted(Timestamp::now(), true);
+    let told = flood.summaries(Timestamp::now(), true);
     assert!(told.len() <= 41, "{}", told.len());
     assert_eq!(told.iter().map(|record| record.more + 1).sum::<u64>(), 2700);
     // An IPv6 /64 network counts as one address.

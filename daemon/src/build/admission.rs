@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::model::id::BuildId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct AdmissionLimits {
     /// Maximum number of builds that run at the same time.
     pub concurrency: usize,
     /// Maximum number of builds that wait, over all callers.
@@ -30,7 +30,7 @@ pub struct Limits {
 
 /// Reason why a build is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Deny {
+pub enum AdmissionError {
     #[error("the queue is full: {waiting} builds wait")]
     QueueFull { waiting: usize, retry_after: Duration },
     #[error("`{caller}` has {limit} builds running or waiting, and more are not accepted")]
@@ -44,39 +44,39 @@ pub enum Deny {
 /// Admission of one build that is being stored.
 #[must_use = "a dropped reservation counts against the limits forever"]
 #[derive(Debug)]
-pub struct Place {
+pub struct Reservation {
     caller: String,
 }
 
 #[derive(Debug)]
-pub struct Admission {
-    limits: Limits,
+pub struct BuildAdmission {
+    limits: AdmissionLimits,
     running: BTreeMap<BuildId, String>,
     /// Callers with waiting builds; the front one is next.
     waiting: VecDeque<(String, VecDeque<BuildId>)>,
     /// Number of unused reservations by caller.
-    places: BTreeMap<String, usize>,
+    reservations: BTreeMap<String, usize>,
     draining: bool,
 }
 
-impl Admission {
-    pub fn new(limits: Limits) -> Self {
+impl BuildAdmission {
+    pub fn new(limits: AdmissionLimits) -> Self {
         Self {
             limits,
             running: BTreeMap::new(),
             waiting: VecDeque::new(),
-            places: BTreeMap::new(),
+            reservations: BTreeMap::new(),
             draining: false,
         }
     }
 
     /// Takes a reservation for a build of `caller`.
-    pub fn reserve(&mut self, caller: &str) -> Result<Place, Deny> {
+    pub fn reserve(&mut self, caller: &str) -> Result<Reservation, AdmissionError> {
         if self.draining {
-            return Err(Deny::Draining);
+            return Err(AdmissionError::Draining);
         }
         if self.of_caller(caller) >= self.limits.per_caller {
-            return Err(Deny::CallerLimit {
+            return Err(AdmissionError::CallerLimit {
                 caller: caller.to_owned(),
                 limit: self.limits.per_caller,
                 retry_after: self.retry_after(),
@@ -86,42 +86,42 @@ impl Admission {
         // A build that finds a free slot does not count against the queue.
         let (waiting_of, slots) = (self.waiting_of(caller), self.slots_for(caller));
         if waiting_of >= slots || starting >= free {
-            let waiting = self.waiting_count() + self.places.values().sum::<usize>();
+            let waiting = self.waiting_count() + self.reservations.values().sum::<usize>();
             let left = self.limits.queue.saturating_sub(waiting.saturating_sub(starting.min(free)));
             if left == 0 {
-                return Err(Deny::QueueFull { waiting, retry_after: self.retry_after() });
+                return Err(AdmissionError::QueueFull { waiting, retry_after: self.retry_after() });
             }
             let own = waiting_of.saturating_sub(slots);
             if own >= left {
                 let (caller, retry_after) = (caller.to_owned(), self.retry_after());
-                return Err(Deny::QueueShare { caller, waiting: own, retry_after });
+                return Err(AdmissionError::QueueShare { caller, waiting: own, retry_after });
             }
         }
-        *self.places.entry(caller.to_owned()).or_default() += 1;
-        Ok(Place { caller: caller.to_owned() })
+        *self.reservations.entry(caller.to_owned()).or_default() += 1;
+        Ok(Reservation { caller: caller.to_owned() })
     }
 
     /// Reports whether the build of this reservation would run at once.
-    pub fn has_slot(&self, place: &Place) -> bool {
+    pub fn has_slot(&self, place: &Reservation) -> bool {
         let own = self.waiting_of(&place.caller);
         !self.draining && own <= self.slots_for(&place.caller) && self.starting() <= self.free_slots()
     }
 
     /// Returns an unused reservation.
-    pub fn give_back(&mut self, place: Place) {
-        let Place { caller } = place;
-        if let Some(count) = self.places.get_mut(&caller) {
+    pub fn release_reservation(&mut self, place: Reservation) {
+        let Reservation { caller } = place;
+        if let Some(count) = self.reservations.get_mut(&caller) {
             *count -= 1;
             if *count == 0 {
-                self.places.remove(&caller);
+                self.reservations.remove(&caller);
             }
         }
     }
 
     /// Turns the reservation of a stored build into a queue entry.
-    pub fn enqueue(&mut self, place: Place, id: BuildId) {
+    pub fn enqueue(&mut self, place: Reservation, id: BuildId) {
         let caller = place.caller.clone();
-        self.give_back(place);
+        self.release_reservation(place);
         self.restore(caller, id);
     }
 
@@ -134,7 +134,7 @@ impl Admission {
     }
 
     /// Assigns a free slot to the next build, which counts as running from then on.
-    pub fn next(&mut self) -> Option<BuildId> {
+    pub fn start_next(&mut self) -> Option<BuildId> {
         if self.draining {
             return None;
         }
@@ -161,7 +161,7 @@ impl Admission {
     }
 
     /// Frees the slot of a running build that has ended.
-    pub fn ended(&mut self, id: &BuildId) {
+    pub fn mark_ended(&mut self, id: &BuildId) {
         self.running.remove(id);
     }
 
@@ -208,14 +208,14 @@ impl Admission {
     /// slots when callers compete for them.
     fn starting(&self) -> usize {
         let waiting = self.waiting.iter().map(|(caller, _)| caller);
-        let callers: BTreeSet<&String> = waiting.chain(self.places.keys()).collect();
+        let callers: BTreeSet<&String> = waiting.chain(self.reservations.keys()).collect();
         callers.into_iter().map(|caller| self.waiting_of(caller).min(self.slots_for(caller))).sum()
     }
 
     /// Number of waiting builds of `caller`, reservations included.
     fn waiting_of(&self, caller: &str) -> usize {
         let own = self.waiting.iter().filter(|(name, _)| name == caller);
-        own.map(|(_, queue)| queue.len()).sum::<usize>() + self.places.get(caller).copied().unwrap_or(0)
+        own.map(|(_, queue)| queue.len()).sum::<usize>() + self.reservations.get(caller).copied().unwrap_or(0)
     }
 
     /// Suggested wait before the next try. It grows with the number of waiting builds.

@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use super::port::Credentials;
+use super::port::CredentialProvider;
 use crate::model::Repository;
 use crate::model::id::BuildId;
-use crate::model::secret::Credential;
+use crate::model::secret::RegistryCredential;
 
 /// Access of one build to the room's registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,24 +18,30 @@ pub struct RegistryAccess {
 }
 
 /// Creates a short-lived credential of the room's registry for one build.
-pub type RegistryCredential = Arc<dyn Fn(&BuildId, &RegistryAccess) -> Credential + Send + Sync>;
+pub type RegistryCredentialMinter =
+    Arc<dyn Fn(&BuildId, &RegistryAccess) -> RegistryCredential + Send + Sync>;
 
 pub struct BuildCredentials {
     build: BuildId,
     /// `host:port` of the room's registry as BuildKit reaches it.
     registry: String,
     access: RegistryAccess,
-    mint: RegistryCredential,
+    mint: RegistryCredentialMinter,
 }
 
 impl BuildCredentials {
-    pub fn new(build: BuildId, registry: String, access: RegistryAccess, mint: RegistryCredential) -> Self {
+    pub fn new(
+        build: BuildId,
+        registry: String,
+        access: RegistryAccess,
+        mint: RegistryCredentialMinter,
+    ) -> Self {
         Self { build, registry, access, mint }
     }
 }
 
-impl Credentials for BuildCredentials {
-    fn for_registry(&self, host: &str) -> Option<Credential> {
+impl CredentialProvider for BuildCredentials {
+    fn for_registry(&self, host: &str) -> Option<RegistryCredential> {
         (host == self.registry).then(|| (self.mint)(&self.build, &self.access))
     }
 }
@@ -48,7 +54,7 @@ mod tests {
     #[test]
     fn only_the_rooms_registry_gets_a_credential() {
         let access = RegistryAccess { push: "a/b".parse().unwrap(), pull: Vec::new() };
-        let mint: RegistryCredential = Arc::new(|_, access| Credential {
+        let mint: RegistryCredentialMinter = Arc::new(|_, access| RegistryCredential {
             username: format!("build:{}", access.push),
             password: Secret::new("p".to_owned()),
         });

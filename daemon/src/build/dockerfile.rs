@@ -16,19 +16,19 @@ mod arguments;
 mod copies;
 mod downloads;
 mod lines;
-mod named;
 mod network;
+mod remote_sources;
 mod sources;
 mod stages;
 mod syntax;
 mod variables;
 mod words;
 
-pub use copies::selection;
-pub use downloads::{Download, NamedRepository};
-pub use named::{Inputs, Named, NamedImage, Place, named};
-pub use network::{NetworkAsked, network_refused};
-pub use sources::{Copied, Source, sources};
+pub use copies::context_selection;
+pub use downloads::{NamedDownload, NamedRepository};
+pub use network::{NetworkRequest, find_refused_network};
+pub use remote_sources::{DockerfileExcerpt, DockerfileInputs, NamedImage, RemoteSources, remote_sources};
+pub use sources::{ContextCopy, CopySource, context_copies};
 pub use syntax::{FrontendRefused, settle_frontend, settle_frontend_argument};
 
 #[cfg(test)]

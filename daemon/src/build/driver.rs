@@ -18,10 +18,10 @@
 
 mod context;
 mod downloads;
-mod early;
 mod faults;
 mod images;
 mod network;
+mod prefetch;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,113 +32,119 @@ use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use super::credentials::{BuildCredentials, RegistryAccess};
-use super::decision::Verdict;
-use super::mask::Mask;
+use super::mask::SecretMask;
 use super::port::{SolveError, SolveOutcome, SolveRequest};
-use super::publisher::Publisher;
-use super::service::{Active, Shared};
-use crate::model::build::{BuildOutcome, BuildRecord, BuildResult, BuildState, EventKind};
-use crate::model::fault::{Fault, Stage};
+use super::publisher::EventPublisher;
+use super::service::{ActiveBuild, BuildRuntime};
+use super::verdict::BuildVerdict;
+use crate::model::build::{BuildEventKind, BuildOutcome, BuildRecord, BuildResult, BuildState};
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::image::VerifiedImage;
 use crate::model::{Reference, Repository};
 use crate::task;
 
-use context::{Context, FRONTEND_ARGUMENT};
+use context::{BuildContext, FRONTEND_ARGUMENT};
 use downloads::BuildDownloads;
-use faults::{is_unsettled, log_fault, log_fault_of, push_fault, stopped, with_path};
+use faults::{
+    is_context_change, log_fault, logged_log_fault, push_fault, stopped_fault, with_dockerfile_path,
+};
 use images::BuildImages;
 
-pub(super) use early::Early;
 pub(super) use faults::interrupted_fault;
+pub(super) use prefetch::ContextPrefetch;
 
 /// The inputs of one solve.
-struct Given<'a> {
-    context: &'a Context,
+struct SolveInputs<'a> {
+    context: &'a BuildContext,
     images: &'a BuildImages,
     downloads: &'a BuildDownloads,
 }
 
 /// Capacity of the event channel from the solver to the log.
-const EVENTS: usize = 256;
+const EVENT_CHANNEL_CAPACITY: usize = 256;
 /// Time limit for draining the solver's remaining events after it has answered.
-const LAST_EVENTS: Duration = Duration::from_secs(10);
+const EVENT_DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// Pause between two attempts to reach an unavailable solver.
 const SOLVER_PAUSE: Duration = Duration::from_millis(500);
 /// Number of small logs (at most their share of `logs_per_owner`) that wait for the next periodic check of the sum of
 /// log sizes.
-const SMALL_LOGS: u64 = 256;
+const SMALL_LOG_COUNT: u64 = 256;
 /// Maximum number of attempts to build files that change during the build.
 const CONTEXT_TRIES: u32 = 3;
 /// Maximum number of attempts to store the final state of a build, with a growing pause between them.
 const STORE_TRIES: u32 = 6;
 
 /// Runs a build that has a slot until it ends.
-pub(super) async fn run(shared: Arc<Shared>, active: Arc<Active>) {
+pub(super) async fn run(shared: Arc<BuildRuntime>, active: Arc<ActiveBuild>) {
     let span = tracing::info_span!("build", build.id = %active.id);
-    let inner = task::spawn("build", Arc::clone(&shared).drive(Arc::clone(&active)).instrument(span.clone()));
+    let inner =
+        task::spawn("build", Arc::clone(&shared).run_build(Arc::clone(&active)).instrument(span.clone()));
     let Err(error) = inner.await else { return };
     // The task panicked: the build still needs a final state.
     span.in_scope(|| tracing::error!(%error, "build task panicked"));
     let record = match shared.ports.store.get(&active.id).await {
         Ok(Some(record)) => record,
-        _ => return shared.forget(&active),
+        _ => return shared.release(&active),
     };
     let fault = Fault::new(
-        Stage::Solve,
+        FaultStage::Solve,
         "internal",
         "the daemon failed while it ran this build; its log has the cause",
     );
-    let publisher = Publisher::new(Arc::clone(&active.log), Mask::default(), 0);
-    shared.end(&active, record, BuildOutcome::Failed(fault), publisher).instrument(span).await;
+    let publisher = EventPublisher::new(Arc::clone(&active.log), SecretMask::default(), 0);
+    shared.finish(&active, record, BuildOutcome::Failed(fault), publisher).instrument(span).await;
 }
 
-impl Shared {
-    async fn drive(self: Arc<Self>, active: Arc<Active>) {
+impl BuildRuntime {
+    async fn run_build(self: Arc<Self>, active: Arc<ActiveBuild>) {
         let mut record = match self.ports.store.get(&active.id).await {
             Ok(Some(record)) => record,
-            Ok(None) => return self.forget(&active),
+            Ok(None) => return self.release(&active),
             Err(error) => {
                 tracing::error!(%error, "failed to read a queued build");
-                return self.forget(&active);
+                return self.release(&active);
             }
         };
-        let mask = Mask::new(active.secrets.values.values().map(|secret| secret.reveal().as_slice()));
-        let resumed = Publisher::resume(Arc::clone(&active.log), mask.clone(), self.options.log_quota).await;
+        let mask = SecretMask::new(active.secrets.values.values().map(|secret| secret.reveal().as_slice()));
+        let resumed =
+            EventPublisher::resume(Arc::clone(&active.log), mask.clone(), self.options.log_quota).await;
         let (mut publisher, log_fault) = match resumed {
-            Ok(publisher) => (publisher.within(self.options.space.clone()), None),
-            Err(error) => (Publisher::new(Arc::clone(&active.log), mask, 0), Some(log_fault(&error))),
+            Ok(publisher) => (publisher.with_space_watch(self.options.space.clone()), None),
+            Err(error) => (EventPublisher::new(Arc::clone(&active.log), mask, 0), Some(log_fault(&error))),
         };
         record.state = BuildState::Running;
         record.attempts += 1;
         record.started_at.get_or_insert_with(Timestamp::now);
-        record.last_sequence = publisher.last();
-        let early = active.take_early().filter(Early::is_young);
-        let early = early.unwrap_or_else(|| self.look(&active, &record));
+        record.last_sequence = publisher.last_sequence();
+        let early = active.take_prefetch().filter(ContextPrefetch::is_fresh);
+        let early = early.unwrap_or_else(|| self.start_prefetch(&active, &record));
         let begun = match (log_fault, self.ports.store.update(record.clone()).await) {
             (Some(fault), _) => Err(fault),
             (None, Err(error)) => {
-                Err(Fault::new(Stage::Request, "state_unavailable", error.to_string()).retryable())
+                Err(Fault::new(FaultStage::Request, "state_unavailable", error.to_string()).retryable())
             }
             (None, Ok(())) => {
-                let running = EventKind::StateChanged { state: BuildState::Running };
-                publisher.publish(running).await.map_err(|error| log_fault_of(&error))
+                let running = BuildEventKind::StateChanged { state: BuildState::Running };
+                publisher.publish(running).await.map_err(|error| logged_log_fault(&error))
             }
         };
         tracing::info!(caller = record.submitted_by, attempt = record.attempts, "build started");
         let result = match begun {
-            Ok(()) => self.within_limits(&active, &mut record, early, &mut publisher).await,
+            Ok(()) => self.run_within_time_limit(&active, &mut record, early, &mut publisher).await,
             Err(fault) => Err(fault),
         };
         let outcome = match result {
             Ok(result) => BuildOutcome::Succeeded(result),
-            Err(fault) => match active.decision.settle(Verdict::Fault) {
-                Verdict::Cancel => BuildOutcome::Cancelled,
-                Verdict::Drain => return self.leave(&active, record, publisher).await,
-                Verdict::TimeLimit => BuildOutcome::Failed(self.time_limit_fault(&record)),
-                Verdict::Fault | Verdict::Publish => BuildOutcome::Failed(publisher.mask_fault(fault)),
+            Err(fault) => match active.verdict.decide(BuildVerdict::Fault) {
+                BuildVerdict::Cancel => BuildOutcome::Cancelled,
+                BuildVerdict::Drain => return self.requeue_or_interrupt(&active, record, publisher).await,
+                BuildVerdict::TimeLimit => BuildOutcome::Failed(self.time_limit_fault(&record)),
+                BuildVerdict::Fault | BuildVerdict::Publish => {
+                    BuildOutcome::Failed(publisher.mask_fault(fault))
+                }
             },
         };
-        self.end(&active, record, outcome, publisher).await;
+        self.finish(&active, record, outcome, publisher).await;
     }
 
     fn time_limit(&self, record: &BuildRecord) -> Duration {
@@ -147,51 +153,55 @@ impl Shared {
 
     fn time_limit_fault(&self, record: &BuildRecord) -> Fault {
         let seconds = self.time_limit(record).as_secs_f64();
-        Fault::new(Stage::Solve, "timeout", format!("the build took longer than its limit of {seconds} s"))
-            .hint("allow more time with the build's timeout, or make its slow step faster")
+        Fault::new(
+            FaultStage::Solve,
+            "timeout",
+            format!("the build took longer than its limit of {seconds} s"),
+        )
+        .hint("allow more time with the build's timeout, or make its slow step faster")
     }
 
     /// Runs the stages within the time limit. Stages that do not stop when told to are abandoned.
-    async fn within_limits(
+    async fn run_within_time_limit(
         &self,
-        active: &Active,
+        active: &ActiveBuild,
         record: &mut BuildRecord,
-        early: Early,
-        publisher: &mut Publisher,
+        early: ContextPrefetch,
+        publisher: &mut EventPublisher,
     ) -> Result<BuildResult, Fault> {
         let limit = self.time_limit(record);
         let guard = async {
             tokio::select! {
                 () = active.stop.cancelled() => {}
                 () = tokio::time::sleep(limit) => {
-                    if active.decision.settle(Verdict::TimeLimit) == Verdict::TimeLimit {
+                    if active.verdict.decide(BuildVerdict::TimeLimit) == BuildVerdict::TimeLimit {
                         active.stop.cancel();
                     }
                 }
             }
-            tokio::time::sleep(self.options.stop_limit).await;
+            tokio::time::sleep(self.options.stop_timeout).await;
         };
         tokio::select! {
-            result = self.stages(active, record, early, publisher) => result,
+            result = self.run_stages(active, record, early, publisher) => result,
             () = guard => {
                 tracing::error!("build did not stop when told to; abandoned it");
-                Err(Fault::new(Stage::Solve, "stuck", "the build did not stop when it was told to").retryable())
+                Err(Fault::new(FaultStage::Solve, "stuck", "the build did not stop when it was told to").retryable())
             }
         }
     }
 
-    async fn stages(
+    async fn run_stages(
         &self,
-        active: &Active,
+        active: &ActiveBuild,
         record: &mut BuildRecord,
-        early: Early,
-        publisher: &mut Publisher,
+        early: ContextPrefetch,
+        publisher: &mut EventPublisher,
     ) -> Result<BuildResult, Fault> {
         let begun = Instant::now();
         let Some(tag) = record.spec.tags.first().cloned() else {
-            return Err(Fault::new(Stage::Request, "invalid_tag", "the build has no tag"));
+            return Err(Fault::new(FaultStage::Request, "invalid_tag", "the build has no tag"));
         };
-        let outcome = self.solve_settled(active, record, early, &tag, publisher).await?;
+        let outcome = self.solve_until_stable(active, record, early, &tag, publisher).await?;
         let image = self.verify(&tag, outcome).await?;
         let rooms = &self.options.room_registries;
         let (own, elsewhere): (Vec<Reference>, Vec<Reference>) =
@@ -203,12 +213,12 @@ impl Shared {
                 pushed = self.ports.images.push_content(&image, &elsewhere, given) => {
                     pushed.map_err(|fault| push_fault(fault, &image, &elsewhere))?;
                 }
-                () = active.stop.cancelled() => return Err(stopped()),
+                () = active.stop.cancelled() => return Err(stopped_fault()),
             }
         }
         // Publishing and cancellation exclude each other at this decision only.
-        if active.decision.settle(Verdict::Publish) != Verdict::Publish {
-            return Err(stopped());
+        if active.verdict.decide(BuildVerdict::Publish) != BuildVerdict::Publish {
+            return Err(stopped_fault());
         }
         if !elsewhere.is_empty() {
             let named = self.ports.images.push_names(&image, &elsewhere, given).await;
@@ -217,7 +227,7 @@ impl Shared {
         if !own.is_empty() {
             self.ports.images.publish(&image, &own).await?;
         }
-        let steps = publisher.steps();
+        let steps = publisher.step_counts();
         Ok(BuildResult {
             digest: image.manifest.digest,
             size_bytes: image.size_bytes,
@@ -228,50 +238,53 @@ impl Shared {
     }
 
     /// Prepares the context and solves it, again when files changed in between.
-    async fn solve_settled(
+    async fn solve_until_stable(
         &self,
-        active: &Active,
+        active: &ActiveBuild,
         record: &mut BuildRecord,
-        early: Early,
+        early: ContextPrefetch,
         tag: &Reference,
-        publisher: &mut Publisher,
+        publisher: &mut EventPublisher,
     ) -> Result<SolveOutcome, Fault> {
         let mut early = Some(early);
         let mut tries = 1;
         loop {
-            let early = early.take().unwrap_or_else(|| self.look(active, record));
+            let early = early.take().unwrap_or_else(|| self.start_prefetch(active, record));
             let context = tokio::select! {
-                context = self.context(early, record) => context?,
-                () = active.stop.cancelled() => return Err(stopped()),
+                context = self.prepared_context(early, record) => context?,
+                () = active.stop.cancelled() => return Err(stopped_fault()),
             };
             record.context = Some(context.identity.clone());
-            let images = self.images(active, record, &context.text, &context.dockerfile, publisher).await?;
+            let images = self
+                .supply_images(active, record, &context.dockerfile_text, &context.dockerfile, publisher)
+                .await?;
             let (files, repositories) = (images.downloads.clone(), images.repositories.clone());
             let downloads =
-                self.downloads(active, files, repositories, &context.dockerfile, publisher).await?;
-            record.sources = images.named().into_iter().chain(downloads.named()).collect();
-            let given = Given { context: &context, images: &images, downloads: &downloads };
+                self.fetch_downloads(active, files, repositories, &context.dockerfile, publisher).await?;
+            record.sources =
+                images.recorded_sources().into_iter().chain(downloads.recorded_sources()).collect();
+            let given = SolveInputs { context: &context, images: &images, downloads: &downloads };
             let fault = match self.solve(active, record, tag, &given, publisher).await {
-                Err(fault) if is_unsettled(&fault) && tries < CONTEXT_TRIES => fault,
+                Err(fault) if is_context_change(&fault) && tries < CONTEXT_TRIES => fault,
                 other => return other,
             };
             tries += 1;
             tracing::warn!(reason = fault.message, "context changed during a build; running it again");
             let message = format!("{}; the build is run again", fault.message);
-            let warning = EventKind::Warning { message, url: None, dockerfile: None };
-            publisher.publish(warning).await.map_err(|error| log_fault_of(&error))?;
+            let warning = BuildEventKind::Warning { message, url: None, dockerfile: None };
+            publisher.publish(warning).await.map_err(|error| logged_log_fault(&error))?;
         }
     }
 
     async fn solve(
         &self,
-        active: &Active,
+        active: &ActiveBuild,
         record: &BuildRecord,
         tag: &Reference,
-        given: &Given<'_>,
-        publisher: &mut Publisher,
+        given: &SolveInputs<'_>,
+        publisher: &mut EventPublisher,
     ) -> Result<SolveOutcome, Fault> {
-        let Given { context, images, downloads } = given;
+        let SolveInputs { context, images, downloads } = given;
         let pull: BTreeSet<Repository> =
             images.sources.iter().map(|image| image.repository.clone()).collect();
         let access = RegistryAccess { push: tag.repository.clone(), pull: pull.into_iter().collect() };
@@ -301,26 +314,26 @@ impl Shared {
                 repositories: downloads.repositories.clone(),
                 registry: self.options.registry.clone(),
                 repository: tag.repository.clone(),
-                credentials: Arc::clone(&credentials) as Arc<dyn super::port::Credentials>,
+                credentials: Arc::clone(&credentials) as Arc<dyn super::port::CredentialProvider>,
             }
         };
         // A solver that died takes a moment to restart, so the solve is retried. Only a second death in the middle of
         // the build fails it.
         let (mut deaths, mut away_since) = (0, None);
         loop {
-            publisher.begin_attempt().await.map_err(|error| log_fault_of(&error))?;
+            publisher.begin_attempt().await.map_err(|error| logged_log_fault(&error))?;
             let (result, events) = self.solve_once(active, request(), publisher).await?;
             let reason = match result {
                 Ok(outcome) => return Ok(outcome),
-                Err(SolveError::Cancelled) => return Err(stopped()),
+                Err(SolveError::Cancelled) => return Err(stopped_fault()),
                 Err(SolveError::Failed(fault)) => {
                     let fault = downloads.with_line(*fault, &context.dockerfile);
-                    return Err(with_path(fault, &context.dockerfile));
+                    return Err(with_dockerfile_path(fault, &context.dockerfile));
                 }
                 Err(SolveError::Unavailable(reason)) => reason,
             };
             if active.stop.is_cancelled() {
-                return Err(stopped());
+                return Err(stopped_fault());
             }
             let since = *away_since.get_or_insert_with(Instant::now);
             if events > 0 {
@@ -328,7 +341,7 @@ impl Shared {
             }
             if deaths > 1 || since.elapsed() >= self.options.solver_wait {
                 return Err(Fault::new(
-                    Stage::Solve,
+                    FaultStage::Solve,
                     "builder_unavailable",
                     format!("the builder went away: {reason}"),
                 )
@@ -340,12 +353,12 @@ impl Shared {
                 away_since = Some(Instant::now());
                 tracing::warn!(reason, "solver became unavailable; running the build once more");
                 let message = format!("the builder went away ({reason}); the build is run once more");
-                let warning = EventKind::Warning { message, url: None, dockerfile: None };
-                publisher.publish(warning).await.map_err(|error| log_fault_of(&error))?;
+                let warning = BuildEventKind::Warning { message, url: None, dockerfile: None };
+                publisher.publish(warning).await.map_err(|error| logged_log_fault(&error))?;
             }
             tokio::select! {
                 () = tokio::time::sleep(SOLVER_PAUSE) => {}
-                () = active.stop.cancelled() => return Err(stopped()),
+                () = active.stop.cancelled() => return Err(stopped_fault()),
             }
         }
     }
@@ -353,11 +366,11 @@ impl Shared {
     /// Runs one solve and forwards its events. Returns its result and the number of events.
     async fn solve_once(
         &self,
-        active: &Active,
+        active: &ActiveBuild,
         request: SolveRequest,
-        publisher: &mut Publisher,
+        publisher: &mut EventPublisher,
     ) -> Result<(Result<SolveOutcome, SolveError>, u64), Fault> {
-        let (sender, mut events) = mpsc::channel(EVENTS);
+        let (sender, mut events) = mpsc::channel(EVENT_CHANNEL_CAPACITY);
         let stop = active.stop.child_token();
         let solve = self.ports.solver.solve(request, sender, stop.clone());
         let forward = async {
@@ -372,8 +385,8 @@ impl Shared {
         };
         tokio::pin!(solve, forward);
         tokio::select! {
-            result = &mut solve => match tokio::time::timeout(LAST_EVENTS, forward).await {
-                Ok(forwarded) => Ok((result, forwarded.map_err(|error| log_fault_of(&error))?)),
+            result = &mut solve => match tokio::time::timeout(EVENT_DRAIN_LIMIT, forward).await {
+                Ok(forwarded) => Ok((result, forwarded.map_err(|error| logged_log_fault(&error))?)),
                 Err(_) => {
                     tracing::error!("solver kept its event channel open after its answer");
                     Ok((result, 1))
@@ -382,7 +395,7 @@ impl Shared {
             // The solver may close the channel before it answers.
             forwarded = &mut forward => {
                 let result = solve.await;
-                Ok((result, forwarded.map_err(|error| log_fault_of(&error))?))
+                Ok((result, forwarded.map_err(|error| logged_log_fault(&error))?))
             }
         }
     }
@@ -392,12 +405,12 @@ impl Shared {
     }
 
     /// Records how a build ended, notifies its watchers, and frees its slot for the next build.
-    pub(super) async fn end(
+    pub(super) async fn finish(
         self: &Arc<Self>,
-        active: &Active,
+        active: &ActiveBuild,
         mut record: BuildRecord,
         outcome: BuildOutcome,
-        mut publisher: Publisher,
+        mut publisher: EventPublisher,
     ) {
         let flushed = publisher.flush().await;
         (record.state, record.result, record.fault) = match outcome {
@@ -410,7 +423,7 @@ impl Shared {
         record.finished_at = Some(now);
         // The last event is published after the record is stored, because a client that sees the event may ask for the
         // record.
-        record.last_sequence = publisher.last() + 1;
+        record.last_sequence = publisher.last_sequence() + 1;
         let state = record.state;
         let started = record.started_at;
         tracing::info!(
@@ -420,7 +433,7 @@ impl Shared {
         );
         // The next start of the daemon repairs either half without the other: a log that is shorter than its record
         // says, or a build that has not ended.
-        let ((), sealed) = tokio::join!(self.store_end(record), publisher.seal());
+        let ((), sealed) = tokio::join!(self.store_final_record(record), publisher.sync());
         if let Err(error) = flushed.and(sealed) {
             tracing::warn!(%error, "failed to store the end of a build log");
         }
@@ -434,13 +447,13 @@ impl Shared {
             metrics::histogram!("hearth_build_duration_seconds").record(seconds);
         }
         self.release_packs(&active.packs).await;
-        self.forget(active);
-        if active.log.len() >= self.options.logs_per_owner / SMALL_LOGS {
+        self.release(active);
+        if active.log.len() >= self.options.logs_per_owner / SMALL_LOG_COUNT {
             self.large_log.notify_one();
         }
     }
 
-    async fn store_end(&self, record: BuildRecord) {
+    async fn store_final_record(&self, record: BuildRecord) {
         for attempt in 1..=STORE_TRIES {
             match self.ports.store.update(record.clone()).await {
                 Ok(()) => return,
@@ -458,25 +471,30 @@ impl Shared {
 
     /// Called when the daemon shuts down before the build has ended: queues the build for the next run, or interrupts
     /// it if the next run cannot build it.
-    async fn leave(self: &Arc<Self>, active: &Active, mut record: BuildRecord, mut publisher: Publisher) {
+    async fn requeue_or_interrupt(
+        self: &Arc<Self>,
+        active: &ActiveBuild,
+        mut record: BuildRecord,
+        mut publisher: EventPublisher,
+    ) {
         if record.has_secrets {
             let fault = interrupted_fault("and its secrets were held in memory only");
-            return self.end(active, record, BuildOutcome::Interrupted(fault), publisher).await;
+            return self.finish(active, record, BuildOutcome::Interrupted(fault), publisher).await;
         }
-        let queued = EventKind::StateChanged { state: BuildState::Queued };
+        let queued = BuildEventKind::StateChanged { state: BuildState::Queued };
         if let Err(error) = async {
             publisher.publish(queued).await?;
             publisher.flush().await?;
-            publisher.seal().await
+            publisher.sync().await
         }
         .await
         {
             tracing::warn!(%error, "failed to store the end of a build log");
         }
         record.state = BuildState::Queued;
-        record.last_sequence = publisher.last();
-        self.store_end(record).await;
+        record.last_sequence = publisher.last_sequence();
+        self.store_final_record(record).await;
         // The packs stay held because the next run needs them.
-        self.forget(active);
+        self.release(active);
     }
 }

@@ -12,17 +12,17 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::port::{
-    BuildQuery, BuildStore, ContextSource, DownloadRequest, Downloaded, Downloader, IdempotencyKey,
-    ImageRequest, Inserted, PreparedContext, RoomImages, SolveError, SolveOutcome, SolveRequest, Solver,
-    StoreError,
+    BuildQuery, BuildStore, ContextSource, DownloadRequest, Downloader, IdempotencyKey, ImageRequest,
+    InsertOutcome, OfferedDownload, PreparedContext, RoomImages, SolveError, SolveOutcome, SolveRequest,
+    Solver, StoreError,
 };
 use crate::context::port::{ContextFiles, FileTree, NoTransferWatch, SessionName, TreeEntry};
 use crate::image::{SuppliedImage, SupplyOrigin};
-use crate::model::build::{BuildRecord, BuildSpec, ContextIdentity, EventKind, LogStream};
-use crate::model::fault::{Fault, Stage};
+use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, ContextIdentity, LogStream};
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{Descriptor, ImageDefaults, VerifiedImage};
-use crate::model::secret::Credential;
+use crate::model::secret::RegistryCredential;
 use crate::model::{Digest, MountTarget, Reference, Repository};
 
 /// A point at which a task waits until the test opens it.
@@ -54,7 +54,7 @@ impl Gate {
 /// One step of a scripted solve.
 #[derive(Clone)]
 pub enum Act {
-    Emit(EventKind),
+    Emit(BuildEventKind),
     /// Waits for the gate; cancellation ends the wait.
     Wait(Gate),
     /// Waits without checking the cancel token.
@@ -80,11 +80,16 @@ pub fn digest_of(build: &BuildId) -> Digest {
 }
 
 pub fn log(step: u32, text: &str) -> Act {
-    Act::Emit(EventKind::StepLog { step, stream: LogStream::Stdout, data: text.into(), dropped_bytes: 0 })
+    Act::Emit(BuildEventKind::StepLog {
+        step,
+        stream: LogStream::Stdout,
+        data: text.into(),
+        dropped_bytes: 0,
+    })
 }
 
 pub fn started(step: u32) -> Act {
-    Act::Emit(EventKind::StepStarted { step, name: format!("[{step}/2] RUN x") })
+    Act::Emit(BuildEventKind::StepStarted { step, name: format!("[{step}/2] RUN x") })
 }
 
 #[async_trait]
@@ -92,7 +97,7 @@ impl Solver for FakeSolver {
     async fn solve(
         &self,
         request: SolveRequest,
-        events: mpsc::Sender<EventKind>,
+        events: mpsc::Sender<BuildEventKind>,
         cancel: CancellationToken,
     ) -> Result<SolveOutcome, SolveError> {
         let build = request.build.clone();
@@ -108,7 +113,7 @@ impl Solver for FakeSolver {
 
 async fn play(
     script: Vec<Act>,
-    events: &mpsc::Sender<EventKind>,
+    events: &mpsc::Sender<BuildEventKind>,
     cancel: &CancellationToken,
 ) -> Result<(), SolveError> {
     for act in script {
@@ -206,7 +211,7 @@ impl ContextSource for FakeContexts {
         &self,
         _spec: &BuildSpec,
         _caller: &str,
-        _given: &BTreeMap<String, Credential>,
+        _given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<Box<dyn PreparedContext>, Fault> {
         self.looks.fetch_add(1, Ordering::SeqCst);
         let gate = self.gate.lock().clone();
@@ -242,10 +247,10 @@ impl RoomImages for FakeImages {
         let name = request.reference.to_string();
         let known = self.known.lock().get(&name).copied();
         let digest =
-            known.ok_or_else(|| Fault::new(Stage::Context, "image_not_found", format!("no {name}")))?;
+            known.ok_or_else(|| Fault::new(FaultStage::Context, "image_not_found", format!("no {name}")))?;
         self.supplied.lock().push(name);
         let defaults = request.platforms.iter().map(|_| ImageDefaults::default()).collect();
-        let origin = if request.is_own { SupplyOrigin::Room } else { SupplyOrigin::Cached };
+        let origin = if request.is_room_image { SupplyOrigin::Room } else { SupplyOrigin::Cached };
         Ok(SuppliedImage::new(request.reference.repository.clone(), digest, defaults, origin))
     }
 
@@ -272,7 +277,7 @@ impl RoomImages for FakeImages {
         &self,
         _image: &VerifiedImage,
         tags: &[Reference],
-        _given: &BTreeMap<String, Credential>,
+        _given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<(), Fault> {
         let gate = self.push_gate.lock().clone();
         if let Some(gate) = gate {
@@ -291,7 +296,7 @@ impl RoomImages for FakeImages {
         &self,
         _image: &VerifiedImage,
         tags: &[Reference],
-        _given: &BTreeMap<String, Credential>,
+        _given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<(), Fault> {
         match self.name_fault.lock().clone() {
             Some(fault) => Err(fault),
@@ -308,7 +313,7 @@ impl RoomImages for FakeImages {
                 *count += 1;
                 Ok(())
             }
-            None => Err(Fault::new(Stage::Request, "pack_not_found", format!("no pack {id}"))),
+            None => Err(Fault::new(FaultStage::Request, "pack_not_found", format!("no pack {id}"))),
         }
     }
 
@@ -322,12 +327,12 @@ pub struct NoDownloads;
 
 #[async_trait]
 impl Downloader for NoDownloads {
-    async fn download(&self, request: DownloadRequest) -> Result<Downloaded, Fault> {
-        Err(Fault::new(Stage::Context, "download_unreachable", request.url))
+    async fn download(&self, request: DownloadRequest) -> Result<OfferedDownload, Fault> {
+        Err(Fault::new(FaultStage::Context, "download_unreachable", request.url))
     }
 
     async fn allows_repository(&self, host: &str) -> Result<(), Fault> {
-        Err(Fault::new(Stage::Context, "egress_denied", host))
+        Err(Fault::new(FaultStage::Context, "egress_denied", host))
     }
 }
 
@@ -343,31 +348,35 @@ struct Tables {
 }
 
 impl Tables {
-    fn find(&self, key: &IdempotencyKey) -> Option<Inserted> {
+    fn find(&self, key: &IdempotencyKey) -> Option<InsertOutcome> {
         let (known, id) =
             self.keys.iter().find(|(known, _)| (&known.caller, &known.key) == (&key.caller, &key.key))?;
         let same = known.request == key.request;
-        Some(if same { Inserted::Existing(id.clone()) } else { Inserted::Conflict(id.clone()) })
+        Some(if same { InsertOutcome::Existing(id.clone()) } else { InsertOutcome::Conflict(id.clone()) })
     }
 }
 
 #[async_trait]
 impl BuildStore for MemoryStore {
-    async fn insert(&self, record: BuildRecord, key: Option<IdempotencyKey>) -> Result<Inserted, StoreError> {
+    async fn insert(
+        &self,
+        record: BuildRecord,
+        key: Option<IdempotencyKey>,
+    ) -> Result<InsertOutcome, StoreError> {
         let mut tables = self.tables.lock();
         if let Some(earlier) = key.as_ref().and_then(|key| tables.find(key)) {
             return Ok(earlier);
         }
         tables.keys.extend(key.map(|key| (key, record.id.clone())));
         tables.builds.push(record);
-        Ok(Inserted::New)
+        Ok(InsertOutcome::New)
     }
 
     async fn get(&self, id: &BuildId) -> Result<Option<BuildRecord>, StoreError> {
         Ok(self.tables.lock().builds.iter().find(|record| record.id == *id).cloned())
     }
 
-    async fn find(&self, key: &IdempotencyKey) -> Result<Option<Inserted>, StoreError> {
+    async fn find_by_key(&self, key: &IdempotencyKey) -> Result<Option<InsertOutcome>, StoreError> {
         Ok(self.tables.lock().find(key))
     }
 

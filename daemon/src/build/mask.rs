@@ -5,28 +5,28 @@
 //! held back.
 
 /// Minimum length of a masked value, in bytes. Shorter values would mask half of a log.
-const SHORTEST: usize = 4;
+const MIN_MASKED_BYTES: usize = 4;
 const STARS: &[u8] = b"***";
 
 /// Secret values, longest first.
 #[derive(Clone, Default)]
-pub struct Mask {
+pub struct SecretMask {
     /// First bytes of the values, indexed by byte.
     values: Vec<Vec<u8>>,
-    starts: Vec<bool>,
+    first_bytes: Vec<bool>,
 }
 
 /// Bytes of one stream that are held back.
 #[derive(Default)]
-pub struct Carry(Vec<u8>);
+pub struct MaskCarry(Vec<u8>);
 
-impl Mask {
+impl SecretMask {
     pub fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut kept: Vec<Vec<u8>> = Vec::new();
         for value in values {
             // A shell's `$(cat file)` drops the trailing newline.
             for form in [value, value.trim_ascii()] {
-                if form.len() >= SHORTEST {
+                if form.len() >= MIN_MASKED_BYTES {
                     kept.push(form.to_vec());
                 }
             }
@@ -37,38 +37,39 @@ impl Mask {
         for value in &kept {
             starts[usize::from(value[0])] = true;
         }
-        Self { values: kept, starts }
+        Self { values: kept, first_bytes: starts }
     }
 
     /// Masks a chunk of a stream and returns the bytes that may be shown so far.
-    pub fn feed(&self, carry: &mut Carry, chunk: Vec<u8>) -> Vec<u8> {
+    pub fn feed(&self, carry: &mut MaskCarry, chunk: Vec<u8>) -> Vec<u8> {
         if self.values.is_empty() {
             return chunk;
         }
         let mut bytes = std::mem::take(&mut carry.0);
         bytes.extend_from_slice(&chunk);
-        self.run(carry, &bytes, false)
+        self.mask_bytes(carry, &bytes, false)
     }
 
     /// Returns the bytes held back, at the end of a stream.
-    pub fn finish(&self, carry: &mut Carry) -> Vec<u8> {
+    pub fn finish(&self, carry: &mut MaskCarry) -> Vec<u8> {
         let bytes = std::mem::take(&mut carry.0);
-        self.run(carry, &bytes, true)
+        self.mask_bytes(carry, &bytes, true)
     }
 
     /// Masks a complete text.
-    pub fn text(&self, text: &str) -> String {
+    pub fn mask_text(&self, text: &str) -> String {
         if self.values.is_empty() {
             return text.to_owned();
         }
-        String::from_utf8_lossy(&self.run(&mut Carry::default(), text.as_bytes(), true)).into_owned()
+        String::from_utf8_lossy(&self.mask_bytes(&mut MaskCarry::default(), text.as_bytes(), true))
+            .into_owned()
     }
 
-    fn run(&self, carry: &mut Carry, bytes: &[u8], last: bool) -> Vec<u8> {
+    fn mask_bytes(&self, carry: &mut MaskCarry, bytes: &[u8], last: bool) -> Vec<u8> {
         let mut out = Vec::with_capacity(bytes.len());
         let mut at = 0;
         while at < bytes.len() {
-            if !self.starts.get(usize::from(bytes[at])).copied().unwrap_or(false) {
+            if !self.first_bytes.get(usize::from(bytes[at])).copied().unwrap_or(false) {
                 out.push(bytes[at]);
                 at += 1;
                 continue;
@@ -100,8 +101,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn masked(values: &[&str], chunks: &[&str]) -> String {
-        let mask = Mask::new(values.iter().map(|value| value.as_bytes()));
-        let mut carry = Carry::default();
+        let mask = SecretMask::new(values.iter().map(|value| value.as_bytes()));
+        let mut carry = MaskCarry::default();
         let mut out = Vec::new();
         for chunk in chunks {
             out.extend(mask.feed(&mut carry, chunk.as_bytes().to_vec()));

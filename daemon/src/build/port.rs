@@ -8,12 +8,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::port::ContextFiles;
-use crate::image::{SuppliedImage, Transfer};
-use crate::model::build::{BuildRecord, BuildSpec, BuildState, ContextIdentity, EventKind, Network, NoCache};
+use crate::image::{SuppliedImage, TransferProgress};
+use crate::model::build::{
+    BuildEventKind, BuildNetwork, BuildRecord, BuildSpec, BuildState, ContextIdentity, NoCache,
+};
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{Platform, VerifiedImage};
-use crate::model::secret::{Credential, Secret};
+use crate::model::secret::{RegistryCredential, Secret};
 use crate::model::trust::TrustDomain;
 use crate::model::{Digest, MountTarget, Reference, Repository};
 
@@ -27,7 +29,7 @@ pub trait Solver: Send + Sync + 'static {
     async fn solve(
         &self,
         request: SolveRequest,
-        events: mpsc::Sender<EventKind>,
+        events: mpsc::Sender<BuildEventKind>,
         cancel: CancellationToken,
     ) -> Result<SolveOutcome, SolveError>;
 }
@@ -43,17 +45,17 @@ pub struct SolveRequest {
     pub platform: Option<Platform>,
     pub labels: BTreeMap<String, String>,
     pub no_cache: NoCache,
-    pub network: Network,
+    pub network: BuildNetwork,
     pub secrets: BTreeMap<String, Secret<Vec<u8>>>,
     /// Images that the build may use, files that ADD may fetch, and repositories (`host/path`). All other sources are
     /// denied.
-    pub images: Vec<PinnedSource>,
+    pub images: Vec<PinnedImageSource>,
     pub downloads: Vec<PinnedDownload>,
     pub repositories: Vec<String>,
     /// Room registry as BuildKit reaches it (`host:port`), and the repository that receives the result.
     pub registry: String,
     pub repository: Repository,
-    pub credentials: Arc<dyn Credentials>,
+    pub credentials: Arc<dyn CredentialProvider>,
 }
 
 /// Pins a URL in ADD to content that the daemon serves to the builder.
@@ -62,13 +64,13 @@ pub struct PinnedDownload {
     /// URL as written in the Dockerfile.
     pub url: String,
     /// URL at which the builder fetches the content.
-    pub place: String,
+    pub offer_url: String,
     pub digest: Digest,
 }
 
 /// Pins an image name to an image of the room's registry.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PinnedSource {
+pub struct PinnedImageSource {
     /// Name as BuildKit normalizes it: `docker.io/library/alpine:3`.
     pub name: String,
     pub repository: Repository,
@@ -79,21 +81,21 @@ pub struct PinnedSource {
 pub struct ImageRequest {
     pub reference: Reference,
     /// The reference names this room's registry.
-    pub is_own: bool,
+    pub is_room_image: bool,
     /// Requested platforms, at least one.
     pub platforms: Vec<Platform>,
     pub caller: String,
     /// Credentials that came with the build, by registry.
-    pub given: BTreeMap<String, Credential>,
+    pub credentials: BTreeMap<String, RegistryCredential>,
     /// The registry must be asked for the current digest of the name.
     pub ask_registry: bool,
     /// Progress of the transfer of its content.
-    pub transfer: Arc<Transfer>,
+    pub transfer: Arc<TransferProgress>,
 }
 
 /// Provides registry credentials at the moment they are needed, because tokens expire during long builds.
-pub trait Credentials: Send + Sync + 'static {
-    fn for_registry(&self, host: &str) -> Option<Credential>;
+pub trait CredentialProvider: Send + Sync + 'static {
+    fn for_registry(&self, host: &str) -> Option<RegistryCredential>;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +125,7 @@ pub trait ContextSource: Send + Sync + 'static {
         &self,
         spec: &BuildSpec,
         caller: &str,
-        given: &BTreeMap<String, Credential>,
+        given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<Box<dyn PreparedContext>, Fault>;
 }
 
@@ -153,14 +155,14 @@ pub trait RoomImages: Send + Sync + 'static {
         &self,
         image: &VerifiedImage,
         tags: &[Reference],
-        given: &BTreeMap<String, Credential>,
+        given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<(), Fault>;
     /// Sets the tags in the other registries.
     async fn push_names(
         &self,
         image: &VerifiedImage,
         tags: &[Reference],
-        given: &BTreeMap<String, Credential>,
+        given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<(), Fault>;
     /// Keeps a pack of `caller` until it is released as often as it was held.
     async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault>;
@@ -176,7 +178,7 @@ pub struct DownloadRequest {
 }
 
 /// A fetched file that the daemon serves to the builder while this value exists.
-pub struct Downloaded {
+pub struct OfferedDownload {
     /// URL at which the builder fetches the file.
     pub url: String,
     pub digest: Digest,
@@ -189,7 +191,7 @@ pub struct Downloaded {
 /// Fetches the files that builds name by URL. The implementation is the downloads module.
 #[async_trait]
 pub trait Downloader: Send + Sync + 'static {
-    async fn download(&self, request: DownloadRequest) -> Result<Downloaded, Fault>;
+    async fn download(&self, request: DownloadRequest) -> Result<OfferedDownload, Fault>;
     /// Checks that the builder may fetch a repository from this host itself.
     async fn allows_repository(&self, host: &str) -> Result<(), Fault>;
 }
@@ -198,10 +200,14 @@ pub trait Downloader: Send + Sync + 'static {
 #[async_trait]
 pub trait BuildStore: Send + Sync + 'static {
     /// Stores a new build. With a key that an earlier build has, stores nothing and returns that build.
-    async fn insert(&self, record: BuildRecord, key: Option<IdempotencyKey>) -> Result<Inserted, StoreError>;
+    async fn insert(
+        &self,
+        record: BuildRecord,
+        key: Option<IdempotencyKey>,
+    ) -> Result<InsertOutcome, StoreError>;
     async fn get(&self, id: &BuildId) -> Result<Option<BuildRecord>, StoreError>;
     /// Returns the build that an earlier request with this key created.
-    async fn find(&self, key: &IdempotencyKey) -> Result<Option<Inserted>, StoreError>;
+    async fn find_by_key(&self, key: &IdempotencyKey) -> Result<Option<InsertOutcome>, StoreError>;
     /// Returns at most `limit` ids of builds that begin with `prefix`, in order; only builds that `owner` submitted,
     /// if one is given.
     async fn ids_with_prefix(
@@ -227,7 +233,7 @@ pub struct IdempotencyKey {
 
 /// Result of storing a build with an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Inserted {
+pub enum InsertOutcome {
     New,
     Existing(BuildId),
     /// The key was used for another request.

@@ -7,38 +7,42 @@
 
 use std::io::Read as _;
 
-use hearth_pack::ignore::Patterns;
+use hearth_pack::ignore::IgnorePatterns;
 
-use super::dockerfile::{Copied, Source};
+use super::dockerfile::{ContextCopy, CopySource};
 use crate::context::MAX_DOCKERFILE;
 use crate::context::port::{ContextFiles, EntryKind, FileTree};
 use crate::model::MountTarget;
-use crate::model::fault::{DockerfileRange, Fault, Stage};
+use crate::model::fault::{DockerfileRange, Fault, FaultStage};
 
 /// Maximum number of names in a hint.
-const SIMILAR: usize = 3;
+const MAX_SIMILAR_NAMES: usize = 3;
 /// Maximum length of a name that is compared with others, in bytes.
-const LONGEST: usize = 64;
+const MAX_COMPARED_BYTES: usize = 64;
 
 /// Returns the fault of a build with a source that is not among the files. Blocking.
-pub(super) fn missing(files: &ContextFiles, copied: &[Copied], dockerfile: &MountTarget) -> Option<Fault> {
+pub(super) fn missing_source_fault(
+    files: &ContextFiles,
+    copied: &[ContextCopy],
+    dockerfile: &MountTarget,
+) -> Option<Fault> {
     let tree = &*files.context;
     for instruction in copied {
         for source in &instruction.sources {
-            let hint = match place(tree, source.path.as_bytes()) {
-                Place::Unjudged => continue,
-                Place::Hidden => match hidden_hint(files, source, dockerfile) {
+            let hint = match presence_of(tree, source.path.as_bytes()) {
+                SourcePresence::Unjudged => continue,
+                SourcePresence::Hidden => match hidden_hint(files, source, dockerfile) {
                     Some(hint) => hint,
                     // The ignore file does not exclude it.
                     None => continue,
                 },
-                Place::Missing { known } => missing_hint(tree, source, known),
+                SourcePresence::Missing { known } => missing_hint(tree, source, known),
             };
             let message = format!(
                 "line {}: \"/{}\": not found in the build context",
                 instruction.start_line, source.path
             );
-            let mut fault = Fault::new(Stage::Context, "copy_source_missing", message).hint(hint);
+            let mut fault = Fault::new(FaultStage::Context, "copy_source_missing", message).hint(hint);
             fault.step = Some(instruction.step.clone());
             fault.dockerfile = Some(DockerfileRange {
                 path: dockerfile.clone(),
@@ -52,7 +56,7 @@ pub(super) fn missing(files: &ContextFiles, copied: &[Copied], dockerfile: &Moun
     None
 }
 
-enum Place {
+enum SourcePresence {
     /// The source exists, or BuildKit has to decide.
     Unjudged,
     /// The source will not be sent: it exists but is excluded, or is in a directory that was not listed.
@@ -61,34 +65,34 @@ enum Place {
     Missing { known: usize },
 }
 
-fn place(tree: &dyn FileTree, path: &[u8]) -> Place {
+fn presence_of(tree: &dyn FileTree, path: &[u8]) -> SourcePresence {
     let mut known = 0;
     let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
     for end in slashes.chain([path.len()]) {
-        let Some(index) = tree.find(&path[..end]) else { return Place::Missing { known } };
+        let Some(index) = tree.find(&path[..end]) else { return SourcePresence::Missing { known } };
         let is_last = end == path.len();
         match tree.entry(index).kind {
-            EntryKind::Symlink(_) => return Place::Unjudged,
+            EntryKind::Symlink(_) => return SourcePresence::Unjudged,
             EntryKind::Directory => {}
-            _ if !is_last => return Place::Missing { known: end },
+            _ if !is_last => return SourcePresence::Missing { known: end },
             _ => {}
         }
         if (is_last && !tree.is_covered(index)) || !tree.is_listed(index) {
-            return Place::Hidden;
+            return SourcePresence::Hidden;
         }
         known = end;
     }
-    Place::Unjudged
+    SourcePresence::Unjudged
 }
 
 /// Returns `None` when no ignore pattern excludes the source.
-fn hidden_hint(files: &ContextFiles, source: &Source, dockerfile: &MountTarget) -> Option<String> {
+fn hidden_hint(files: &ContextFiles, source: &CopySource, dockerfile: &MountTarget) -> Option<String> {
     let own = format!("{}.dockerignore", files.dockerfile_name);
     let (text, name) = match read(&*files.dockerfile, own.as_bytes()) {
         Some(text) => (text, format!("{dockerfile}.dockerignore")),
         None => (read(&*files.context, b".dockerignore")?, ".dockerignore".to_owned()),
     };
-    let patterns = Patterns::parse_file(&text).ok()?;
+    let patterns = IgnorePatterns::parse_file(&text).ok()?;
     let pattern = patterns.matching(source.path.as_bytes())?;
     let path = &source.path;
     Some(format!(
@@ -107,7 +111,7 @@ fn read(tree: &dyn FileTree, path: &[u8]) -> Option<Vec<u8>> {
     Some(text)
 }
 
-fn missing_hint(tree: &dyn FileTree, source: &Source, known: usize) -> String {
+fn missing_hint(tree: &dyn FileTree, source: &CopySource, known: usize) -> String {
     let path = source.path.as_bytes();
     let (parent, below) = path.split_at(known);
     let below = below.strip_prefix(b"/").unwrap_or(below);
@@ -145,7 +149,7 @@ fn similar<'t>(tree: &'t dyn FileTree, directory: &[u8], name: &[u8]) -> Vec<&'t
     };
     let most = match name.len() {
         0..=3 => 1,
-        4..=LONGEST => 2,
+        4..=MAX_COMPARED_BYTES => 2,
         _ => return Vec::new(),
     };
     let mut found: Vec<(usize, &[u8])> = Vec::new();
@@ -161,7 +165,7 @@ fn similar<'t>(tree: &'t dyn FileTree, directory: &[u8], name: &[u8]) -> Vec<&'t
         }
     }
     found.sort();
-    found.truncate(SIMILAR);
+    found.truncate(MAX_SIMILAR_NAMES);
     found.into_iter().map(|(_, path)| path).collect()
 }
 

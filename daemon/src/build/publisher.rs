@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::log::EventLog;
-use super::mask::{Carry, Mask};
+use super::event_log::EventLog;
+use super::mask::{MaskCarry, SecretMask};
 use crate::disk::{SpaceLevel, SpaceWatch};
-use crate::model::build::{BuildState, EventKind, LogStream};
+use crate::model::build::{BuildEventKind, BuildState, LogStream};
 use crate::model::fault::Fault;
 use crate::task;
 
@@ -26,68 +26,68 @@ const CHUNK: usize = 64 << 10;
 /// Bytes of the quota that a progress event uses.
 const PROGRESS_COST: u64 = 128;
 
-pub struct Publisher {
+pub struct EventPublisher {
     log: Arc<EventLog>,
-    mask: Mask,
+    mask: SecretMask,
     quota: u64,
     /// The build was warned that it is above its quota.
-    told: bool,
+    warned_quota: bool,
     /// Free space of the disk: output is not kept while it is low.
     space: Option<SpaceWatch>,
     /// The build was warned that free space is low.
-    told_low: bool,
-    streams: BTreeMap<(u32, bool), Stream>,
+    warned_low_space: bool,
+    streams: BTreeMap<(u32, bool), StepStream>,
     /// Steps of this attempt that have begun, and whether their last result came from the cache.
     steps: BTreeMap<u32, bool>,
     /// Highest step number of the earlier attempts.
-    before: u32,
+    earlier_steps: u32,
     /// Highest step number so far.
-    highest: u32,
+    highest_step: u32,
 }
 
 #[derive(Default)]
-struct Stream {
-    carry: Carry,
+struct StepStream {
+    carry: MaskCarry,
     /// Bytes dropped since the last published event of this stream.
     dropped: u64,
 }
 
 /// Number of steps of the latest attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Steps {
+pub struct StepCounts {
     pub cached: u32,
     pub total: u32,
 }
 
-impl Publisher {
+impl EventPublisher {
     /// Creates a publisher. `quota` is in bytes of log data.
-    pub fn new(log: Arc<EventLog>, mask: Mask, quota: u64) -> Self {
+    pub fn new(log: Arc<EventLog>, mask: SecretMask, quota: u64) -> Self {
         Self {
             log,
             mask,
             quota,
-            told: false,
+            warned_quota: false,
             space: None,
-            told_low: false,
+            warned_low_space: false,
             streams: BTreeMap::new(),
             steps: BTreeMap::new(),
-            before: 0,
-            highest: 0,
+            earlier_steps: 0,
+            highest_step: 0,
         }
     }
 
     /// Continues the log of an earlier run of the daemon.
-    pub async fn resume(log: Arc<EventLog>, mask: Mask, quota: u64) -> io::Result<Self> {
+    pub async fn resume(log: Arc<EventLog>, mask: SecretMask, quota: u64) -> io::Result<Self> {
         let source = Arc::clone(&log);
         let highest =
             task::blocking("build log", move || highest_step(&source)).await.map_err(io::Error::other)??;
         let quota = quota.saturating_sub(log.len());
-        Ok(Self { highest, ..Self::new(log, mask, quota) })
+        Ok(Self { highest_step: highest, ..Self::new(log, mask, quota) })
     }
 
     /// Drops output while less of the disk is free than should be.
     #[must_use]
-    pub fn within(self, space: SpaceWatch) -> Self {
+    pub fn with_space_watch(self, space: SpaceWatch) -> Self {
         Self { space: Some(space), ..self }
     }
 
@@ -95,34 +95,34 @@ impl Publisher {
         self.space.as_ref().is_some_and(|space| space.level() != SpaceLevel::Ample)
     }
 
-    pub fn steps(&self) -> Steps {
+    pub fn step_counts(&self) -> StepCounts {
         let count = |steps: usize| u32::try_from(steps).unwrap_or(u32::MAX);
         let cached = self.steps.values().filter(|cached| **cached).count();
-        Steps { cached: count(cached), total: count(self.steps.len()) }
+        StepCounts { cached: count(cached), total: count(self.steps.len()) }
     }
 
     /// Begins an attempt, whose sender counts its steps from 1 again.
     pub async fn begin_attempt(&mut self) -> io::Result<()> {
-        let rest = self.take_rest(|_| true);
-        self.before = self.highest;
+        let rest = self.take_held_back(|_| true);
+        self.earlier_steps = self.highest_step;
         self.steps.clear();
         self.store(rest).await
     }
 
-    pub async fn publish(&mut self, kind: EventKind) -> io::Result<()> {
+    pub async fn publish(&mut self, kind: BuildEventKind) -> io::Result<()> {
         let mut out = Vec::new();
-        self.admit(kind, &mut out);
+        self.process_event(kind, &mut out);
         self.store(out).await
     }
 
     /// Publishes the received events until every sender is dropped. Returns their number.
-    pub async fn forward(&mut self, events: &mut mpsc::Receiver<EventKind>) -> io::Result<u64> {
+    pub async fn forward(&mut self, events: &mut mpsc::Receiver<BuildEventKind>) -> io::Result<u64> {
         let (mut batch, mut count) = (Vec::with_capacity(BATCH), 0);
         while events.recv_many(&mut batch, BATCH).await > 0 {
             count += batch.len() as u64;
             let mut out = Vec::with_capacity(batch.len());
             for kind in batch.drain(..) {
-                self.admit(kind, &mut out);
+                self.process_event(kind, &mut out);
             }
             self.store(out).await?;
         }
@@ -131,29 +131,29 @@ impl Publisher {
 
     /// Publishes the bytes that are held back.
     pub async fn flush(&mut self) -> io::Result<()> {
-        let rest = self.take_rest(|_| true);
+        let rest = self.take_held_back(|_| true);
         self.store(rest).await
     }
 
     /// Publishes the last event.
     pub async fn finish(mut self, state: BuildState) -> io::Result<()> {
-        self.publish(EventKind::Finished { state }).await?;
-        self.seal().await
+        self.publish(BuildEventKind::Finished { state }).await?;
+        self.sync().await
     }
 
     /// Number of the newest event.
-    pub fn last(&self) -> u64 {
-        self.log.last()
+    pub fn last_sequence(&self) -> u64 {
+        self.log.last_sequence()
     }
 
     /// Masks a fault, which may contain lines of the log.
     pub fn mask_fault(&self, mut fault: Fault) -> Fault {
-        fault.message = self.mask.text(&fault.message);
-        fault.log_tail = fault.log_tail.iter().map(|line| self.mask.text(line)).collect();
+        fault.message = self.mask.mask_text(&fault.message);
+        fault.log_tail = fault.log_tail.iter().map(|line| self.mask.mask_text(line)).collect();
         fault
     }
 
-    async fn store(&self, kinds: Vec<EventKind>) -> io::Result<()> {
+    async fn store(&self, kinds: Vec<BuildEventKind>) -> io::Result<()> {
         if kinds.is_empty() {
             return Ok(());
         }
@@ -162,57 +162,59 @@ impl Publisher {
     }
 
     /// Makes the published events durable.
-    pub async fn seal(&self) -> io::Result<()> {
+    pub async fn sync(&self) -> io::Result<()> {
         let log = Arc::clone(&self.log);
-        task::blocking("build log", move || log.seal()).await.map_err(io::Error::other)?
+        task::blocking("build log", move || log.sync()).await.map_err(io::Error::other)?
     }
 
     fn numbered(&mut self, step: u32) -> u32 {
-        let step = step.saturating_add(self.before);
-        self.highest = self.highest.max(step);
+        let step = step.saturating_add(self.earlier_steps);
+        self.highest_step = self.highest_step.max(step);
         step
     }
 
-    fn admit(&mut self, kind: EventKind, out: &mut Vec<EventKind>) {
+    fn process_event(&mut self, kind: BuildEventKind, out: &mut Vec<BuildEventKind>) {
         match kind {
-            EventKind::StepStarted { step, name } => {
+            BuildEventKind::StepStarted { step, name } => {
                 self.steps.entry(step).or_default();
                 let step = self.numbered(step);
-                out.push(EventKind::StepStarted { step, name: self.mask.text(&name) });
+                out.push(BuildEventKind::StepStarted { step, name: self.mask.mask_text(&name) });
             }
-            EventKind::StepLog { step, stream, data, dropped_bytes } => {
+            BuildEventKind::StepLog { step, stream, data, dropped_bytes } => {
                 let step = self.numbered(step);
                 let entry = self.streams.entry((step, stream == LogStream::Stderr)).or_default();
                 entry.dropped += dropped_bytes;
                 let data = self.mask.feed(&mut entry.carry, data);
-                self.admit_bytes(step, stream, &data, out);
+                self.process_bytes(step, stream, &data, out);
             }
-            EventKind::StepProgress { step, name, current, total } => {
+            BuildEventKind::StepProgress { step, name, current, total } => {
                 let step = self.numbered(step);
                 // Only the newest value matters, so these events are dropped without a count.
                 if let Some(rest) = self.quota.checked_sub(PROGRESS_COST)
                     && !self.is_low()
                 {
                     self.quota = rest;
-                    let name = self.mask.text(&name);
-                    out.push(EventKind::StepProgress { step, name, current, total });
+                    let name = self.mask.mask_text(&name);
+                    out.push(BuildEventKind::StepProgress { step, name, current, total });
                 }
             }
-            EventKind::StepFinished { step, cached, duration, error } => {
+            BuildEventKind::StepFinished { step, cached, duration, error } => {
                 self.steps.insert(step, cached);
                 let step = self.numbered(step);
-                out.extend(self.take_rest(|of| of == step));
-                let error = error.map(|error| self.mask.text(&error));
-                out.push(EventKind::StepFinished { step, cached, duration, error });
+                out.extend(self.take_held_back(|of| of == step));
+                let error = error.map(|error| self.mask.mask_text(&error));
+                out.push(BuildEventKind::StepFinished { step, cached, duration, error });
             }
-            EventKind::Warning { message, url, dockerfile } => {
-                out.push(EventKind::Warning { message: self.mask.text(&message), url, dockerfile });
+            BuildEventKind::Warning { message, url, dockerfile } => {
+                out.push(BuildEventKind::Warning { message: self.mask.mask_text(&message), url, dockerfile });
             }
-            other @ (EventKind::StateChanged { .. } | EventKind::Finished { .. }) => out.push(other),
+            other @ (BuildEventKind::StateChanged { .. } | BuildEventKind::Finished { .. }) => {
+                out.push(other);
+            }
         }
     }
 
-    fn admit_bytes(&mut self, step: u32, stream: LogStream, data: &[u8], out: &mut Vec<EventKind>) {
+    fn process_bytes(&mut self, step: u32, stream: LogStream, data: &[u8], out: &mut Vec<BuildEventKind>) {
         let low = self.is_low();
         let quota = if low { 0 } else { self.quota };
         let room = usize::try_from(quota).unwrap_or(usize::MAX).min(data.len());
@@ -221,38 +223,38 @@ impl Publisher {
         let entry = self.streams.entry((step, stream == LogStream::Stderr)).or_default();
         for chunk in kept.chunks(CHUNK) {
             let dropped_bytes = std::mem::take(&mut entry.dropped);
-            out.push(EventKind::StepLog { step, stream, data: chunk.to_vec(), dropped_bytes });
+            out.push(BuildEventKind::StepLog { step, stream, data: chunk.to_vec(), dropped_bytes });
         }
         entry.dropped += left.len() as u64;
         if left.is_empty() {
             return;
         }
-        if low && !std::mem::replace(&mut self.told_low, true) {
+        if low && !std::mem::replace(&mut self.warned_low_space, true) {
             let message = format!(
                 "the disk of the room has less free space than the minimum: output of step {step} is not kept until \
                  enough is free, and more bytes may be lost than are counted"
             );
-            out.push(EventKind::Warning { message, url: None, dockerfile: None });
-        } else if !low && !std::mem::replace(&mut self.told, true) {
+            out.push(BuildEventKind::Warning { message, url: None, dockerfile: None });
+        } else if !low && !std::mem::replace(&mut self.warned_quota, true) {
             let message = format!(
                 "the log of this build has reached its quota at step {step}: output is not kept from here on, and more \
                  bytes may be lost than are counted"
             );
-            out.push(EventKind::Warning { message, url: None, dockerfile: None });
+            out.push(BuildEventKind::Warning { message, url: None, dockerfile: None });
         }
     }
 
     /// Takes the bytes held back of the selected steps, and the counts of dropped bytes.
-    fn take_rest(&mut self, of: impl Fn(u32) -> bool) -> Vec<EventKind> {
+    fn take_held_back(&mut self, of: impl Fn(u32) -> bool) -> Vec<BuildEventKind> {
         let keys: Vec<_> = self.streams.keys().filter(|(step, _)| of(*step)).copied().collect();
         let mut out = Vec::new();
         for key in keys {
             let (step, stream) = (key.0, if key.1 { LogStream::Stderr } else { LogStream::Stdout });
             let Some(entry) = self.streams.get_mut(&key) else { continue };
             let rest = self.mask.finish(&mut entry.carry);
-            self.admit_bytes(step, stream, &rest, &mut out);
-            if let Some(Stream { dropped: dropped_bytes @ 1.., .. }) = self.streams.remove(&key) {
-                out.push(EventKind::StepLog { step, stream, data: Vec::new(), dropped_bytes });
+            self.process_bytes(step, stream, &rest, &mut out);
+            if let Some(StepStream { dropped: dropped_bytes @ 1.., .. }) = self.streams.remove(&key) {
+                out.push(BuildEventKind::StepLog { step, stream, data: Vec::new(), dropped_bytes });
             }
         }
         out
@@ -266,7 +268,7 @@ fn highest_step(log: &EventLog) -> io::Result<u32> {
         let Some(last) = events.last() else { return Ok(highest) };
         next = last.sequence + 1;
         for event in &events {
-            if let EventKind::StepStarted { step, .. } = event.kind {
+            if let BuildEventKind::StepStarted { step, .. } = event.kind {
                 highest = highest.max(step);
             }
         }
@@ -279,22 +281,22 @@ mod tests {
     use crate::model::id::BuildId;
     use std::time::Duration;
 
-    fn log(step: u32, text: &str) -> EventKind {
-        EventKind::StepLog { step, stream: LogStream::Stdout, data: text.into(), dropped_bytes: 0 }
+    fn log(step: u32, text: &str) -> BuildEventKind {
+        BuildEventKind::StepLog { step, stream: LogStream::Stdout, data: text.into(), dropped_bytes: 0 }
     }
 
-    fn started(step: u32) -> EventKind {
-        EventKind::StepStarted { step, name: format!("step {step}") }
+    fn started(step: u32) -> BuildEventKind {
+        BuildEventKind::StepStarted { step, name: format!("step {step}") }
     }
 
-    fn finished(step: u32) -> EventKind {
-        EventKind::StepFinished { step, cached: step == 1, duration: Duration::ZERO, error: None }
+    fn finished(step: u32) -> BuildEventKind {
+        BuildEventKind::StepFinished { step, cached: step == 1, duration: Duration::ZERO, error: None }
     }
 
     fn text_of(log: &EventLog) -> (String, u64) {
         let (mut text, mut dropped) = (String::new(), 0);
         for event in log.read(1, usize::MAX).unwrap() {
-            if let EventKind::StepLog { data, dropped_bytes, .. } = event.kind {
+            if let BuildEventKind::StepLog { data, dropped_bytes, .. } = event.kind {
                 text.push_str(std::str::from_utf8(&data).unwrap());
                 dropped += dropped_bytes;
             }
@@ -317,7 +319,7 @@ mod tests {
     #[tokio::test]
     async fn quota_marks_dropped_bytes() {
         let bench = bench();
-        let mut publisher = Publisher::new(Arc::clone(&bench.log), Mask::default(), 10);
+        let mut publisher = EventPublisher::new(Arc::clone(&bench.log), SecretMask::default(), 10);
         for kind in [started(1), log(1, "12345678"), log(1, "90abc"), log(1, "def"), finished(1)] {
             publisher.publish(kind).await.unwrap();
         }
@@ -327,13 +329,15 @@ mod tests {
         assert_eq!((text.as_str(), dropped), ("1234567890", 9));
         let events = bench.log.read(1, usize::MAX).unwrap();
         let warnings = events.iter().filter(|event| {
-            matches!(&event.kind, EventKind::Warning { message, .. } if message.contains("quota at step 1"))
+            matches!(&event.kind, BuildEventKind::Warning { message, .. } if message.contains("quota at step 1"))
         });
         assert_eq!(warnings.count(), 1, "the build is told once");
-        let end =
-            events.iter().position(|event| matches!(event.kind, EventKind::StepFinished { .. })).unwrap();
+        let end = events
+            .iter()
+            .position(|event| matches!(event.kind, BuildEventKind::StepFinished { .. }))
+            .unwrap();
         assert!(
-            matches!(events[end - 1].kind, EventKind::StepLog { dropped_bytes: 6, .. }),
+            matches!(events[end - 1].kind, BuildEventKind::StepLog { dropped_bytes: 6, .. }),
             "told before the step's end"
         );
     }
@@ -341,15 +345,15 @@ mod tests {
     #[tokio::test]
     async fn no_output_is_kept_on_a_disk_that_is_low_and_the_build_is_told_once() {
         let bench = bench();
-        let publisher = Publisher::new(Arc::clone(&bench.log), Mask::default(), 1 << 20);
-        let mut publisher = publisher.within(SpaceWatch::still(7, 8));
+        let publisher = EventPublisher::new(Arc::clone(&bench.log), SecretMask::default(), 1 << 20);
+        let mut publisher = publisher.with_space_watch(SpaceWatch::fixed(7, 8));
         for kind in [started(1), log(1, "12345678"), log(1, "90"), finished(1)] {
             publisher.publish(kind).await.unwrap();
         }
         assert_eq!(text_of(&bench.log), (String::new(), 10));
-        let told = |event: &crate::model::build::BuildEvent| matches!(&event.kind, EventKind::Warning { message, .. } if message.contains("step 1 is not kept"));
+        let told = |event: &crate::model::build::BuildEvent| matches!(&event.kind, BuildEventKind::Warning { message, .. } if message.contains("step 1 is not kept"));
         assert_eq!(bench.log.read(1, usize::MAX).unwrap().iter().filter(|event| told(event)).count(), 1);
-        let mut publisher = publisher.within(SpaceWatch::still(8, 8));
+        let mut publisher = publisher.with_space_watch(SpaceWatch::fixed(8, 8));
         publisher.publish(log(2, "again")).await.unwrap();
         assert_eq!(text_of(&bench.log).0, "again", "it has the space again");
     }
@@ -357,14 +361,15 @@ mod tests {
     #[tokio::test]
     async fn secrets_are_masked_across_chunks_and_in_faults() {
         let bench = bench();
-        let mask = Mask::new([b"canary-secret".as_slice()]);
-        let mut publisher = Publisher::new(Arc::clone(&bench.log), mask, 1 << 20);
+        let mask = SecretMask::new([b"canary-secret".as_slice()]);
+        let mut publisher = EventPublisher::new(Arc::clone(&bench.log), mask, 1 << 20);
         publisher.publish(log(1, "value=canary-")).await.unwrap();
         publisher.publish(log(2, "other")).await.unwrap();
         publisher.publish(log(1, "secret; cana")).await.unwrap();
         publisher.publish(finished(1)).await.unwrap();
         assert_eq!(text_of(&bench.log).0, "value=other***; cana");
-        let mut fault = Fault::new(crate::model::fault::Stage::Solve, "step_failed", "echo canary-secret");
+        let mut fault =
+            Fault::new(crate::model::fault::FaultStage::Solve, "step_failed", "echo canary-secret");
         fault.log_tail = vec!["x canary-secret".to_owned()];
         let fault = publisher.mask_fault(fault);
         assert_eq!((fault.message.as_str(), fault.log_tail[0].as_str()), ("echo ***", "x ***"));
@@ -374,15 +379,15 @@ mod tests {
     #[tokio::test]
     async fn secrets_are_masked_in_names_and_errors_of_steps_and_in_warnings() {
         let bench = bench();
-        let mask = Mask::new([b"canary-secret".as_slice()]);
-        let mut publisher = Publisher::new(Arc::clone(&bench.log), mask, 1 << 20);
+        let mask = SecretMask::new([b"canary-secret".as_slice()]);
+        let mut publisher = EventPublisher::new(Arc::clone(&bench.log), mask, 1 << 20);
         let text = || "with canary-secret in it".to_owned();
         let (duration, error) = (Duration::ZERO, Some(text()));
         for kind in [
-            EventKind::StepStarted { step: 1, name: text() },
-            EventKind::StepProgress { step: 1, name: text(), current: 1, total: 2 },
-            EventKind::Warning { message: text(), url: None, dockerfile: None },
-            EventKind::StepFinished { step: 1, cached: false, duration, error },
+            BuildEventKind::StepStarted { step: 1, name: text() },
+            BuildEventKind::StepProgress { step: 1, name: text(), current: 1, total: 2 },
+            BuildEventKind::Warning { message: text(), url: None, dockerfile: None },
+            BuildEventKind::StepFinished { step: 1, cached: false, duration, error },
         ] {
             publisher.publish(kind).await.unwrap();
         }
@@ -393,9 +398,11 @@ mod tests {
             .unwrap()
             .into_iter()
             .filter_map(|event| match event.kind {
-                EventKind::StepStarted { name, .. } | EventKind::StepProgress { name, .. } => Some(name),
-                EventKind::Warning { message, .. } => Some(message),
-                EventKind::StepFinished { error, .. } => error,
+                BuildEventKind::StepStarted { name, .. } | BuildEventKind::StepProgress { name, .. } => {
+                    Some(name)
+                }
+                BuildEventKind::Warning { message, .. } => Some(message),
+                BuildEventKind::StepFinished { error, .. } => error,
                 _ => None,
             })
             .collect();
@@ -406,17 +413,18 @@ mod tests {
     #[tokio::test]
     async fn steps_of_a_second_attempt_have_numbers_of_their_own() {
         let bench = bench();
-        let mut publisher = Publisher::new(Arc::clone(&bench.log), Mask::default(), 1 << 20);
+        let mut publisher = EventPublisher::new(Arc::clone(&bench.log), SecretMask::default(), 1 << 20);
         for kind in [started(1), started(2), finished(1)] {
             publisher.publish(kind).await.unwrap();
         }
-        assert_eq!(publisher.steps(), Steps { cached: 1, total: 2 });
+        assert_eq!(publisher.step_counts(), StepCounts { cached: 1, total: 2 });
         publisher.begin_attempt().await.unwrap();
         publisher.publish(started(1)).await.unwrap();
         drop(publisher);
 
         let log = Arc::new(EventLog::reopen(bench.directory.path(), &bench.id).unwrap());
-        let mut publisher = Publisher::resume(Arc::clone(&log), Mask::default(), 1 << 20).await.unwrap();
+        let mut publisher =
+            EventPublisher::resume(Arc::clone(&log), SecretMask::default(), 1 << 20).await.unwrap();
         publisher.begin_attempt().await.unwrap();
         publisher.publish(started(1)).await.unwrap();
         let steps: Vec<u32> = log
@@ -424,7 +432,7 @@ mod tests {
             .unwrap()
             .iter()
             .filter_map(|event| match event.kind {
-                EventKind::StepStarted { step, .. } => Some(step),
+                BuildEventKind::StepStarted { step, .. } => Some(step),
                 _ => None,
             })
             .collect();
@@ -434,13 +442,13 @@ mod tests {
     #[tokio::test]
     async fn a_large_chunk_is_cut_and_whole() {
         let bench = bench();
-        let mut publisher = Publisher::new(Arc::clone(&bench.log), Mask::default(), 1 << 30);
+        let mut publisher = EventPublisher::new(Arc::clone(&bench.log), SecretMask::default(), 1 << 30);
         let text = "0123456789".repeat(30_000);
         let (sender, mut receiver) = mpsc::channel(4);
         sender.send(log(1, &text)).await.unwrap();
         drop(sender);
         assert_eq!(publisher.forward(&mut receiver).await.unwrap(), 1);
-        assert_eq!(bench.log.last(), 5);
+        assert_eq!(bench.log.last_sequence(), 5);
         assert_eq!(text_of(&bench.log), (text, 0));
     }
 
@@ -448,7 +456,7 @@ mod tests {
     async fn what_an_earlier_run_has_written_counts_against_the_quota() {
         const QUOTA: u64 = 4000;
         let Bench { log: first, id, directory } = bench();
-        let mut publisher = Publisher::new(Arc::clone(&first), Mask::default(), QUOTA);
+        let mut publisher = EventPublisher::new(Arc::clone(&first), SecretMask::default(), QUOTA);
         publisher.publish(log(1, &"a".repeat(1000))).await.unwrap();
         drop(publisher);
         let (mut rest, mut kept, mut dropped) = (QUOTA - first.len(), 1000, 0);
@@ -456,7 +464,8 @@ mod tests {
         // A restart does not reset the quota.
         for _ in 0..3 {
             let again = Arc::new(EventLog::reopen(directory.path(), &id).unwrap());
-            let mut publisher = Publisher::resume(Arc::clone(&again), Mask::default(), QUOTA).await.unwrap();
+            let mut publisher =
+                EventPublisher::resume(Arc::clone(&again), SecretMask::default(), QUOTA).await.unwrap();
             publisher.begin_attempt().await.unwrap();
             publisher.publish(log(1, &"b".repeat(2000))).await.unwrap();
             publisher.flush().await.unwrap();

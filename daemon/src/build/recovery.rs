@@ -15,22 +15,22 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::driver::interrupted_fault;
-use super::log::EventLog;
-use super::mask::Mask;
+use super::event_log::EventLog;
+use super::mask::SecretMask;
 use super::port::{BuildQuery, StoreError};
-use super::publisher::Publisher;
-use super::service::{Active, Shared};
+use super::publisher::EventPublisher;
+use super::service::{ActiveBuild, BuildRuntime};
 use super::submit::packs_of;
-use crate::model::build::{BuildOutcome, BuildRecord, BuildState, EventKind};
+use crate::model::build::{BuildEventKind, BuildOutcome, BuildRecord, BuildState};
 use crate::model::fault::Fault;
 use crate::model::share_owner::ShareOwner;
 use crate::task;
 
 /// Maximum number of attempts of one build.
-const ATTEMPTS: u32 = 2;
+const MAX_ATTEMPTS: u32 = 2;
 const PAGE: usize = 500;
 
-pub(super) async fn recover(shared: &Arc<Shared>) -> Result<(), StoreError> {
+pub(super) async fn recover(shared: &Arc<BuildRuntime>) -> Result<(), StoreError> {
     let mut open = Vec::new();
     loop {
         let page = shared.ports.store.list(BuildQuery {
@@ -50,13 +50,13 @@ pub(super) async fn recover(shared: &Arc<Shared>) -> Result<(), StoreError> {
     for record in open.into_iter().rev() {
         recover_one(shared, record).await?;
     }
-    if let Err(error) = remove_strays(shared).await {
+    if let Err(error) = remove_orphaned_logs(shared).await {
         tracing::warn!(%error, "failed to remove orphaned build logs; retrying at the next start");
     }
     Ok(())
 }
 
-async fn recover_one(shared: &Arc<Shared>, mut record: BuildRecord) -> Result<(), StoreError> {
+async fn recover_one(shared: &Arc<BuildRuntime>, mut record: BuildRecord) -> Result<(), StoreError> {
     let (directory, id) = (shared.options.log_dir.clone(), record.id.clone());
     let log = task::blocking("build log", move || EventLog::reopen(&directory, &id)).await;
     let log = match log.map_err(std::io::Error::other).flatten() {
@@ -73,35 +73,35 @@ async fn recover_one(shared: &Arc<Shared>, mut record: BuildRecord) -> Result<()
     let packs = packs_of(&record.spec);
     let refusal = if record.has_secrets {
         Some(interrupted_fault("and its secrets were held in memory only"))
-    } else if record.state == BuildState::Running && record.attempts >= ATTEMPTS {
+    } else if record.state == BuildState::Running && record.attempts >= MAX_ATTEMPTS {
         Some(interrupted_fault("twice"))
     } else {
         shared.hold_packs(&packs, &record.submitted_by).await.err().as_ref().map(pack_fault)
     };
     if let Some(fault) = refusal {
         tracing::warn!(build.id = %record.id, fault = fault.message, "build interrupted");
-        let active = Active::new(record.id.clone(), record.submitted_by.clone(), log, Vec::new());
-        let publisher = Publisher::new(Arc::clone(&active.log), Mask::default(), 0);
-        shared.end(&active, record, BuildOutcome::Interrupted(fault), publisher).await;
+        let active = ActiveBuild::new(record.id.clone(), record.submitted_by.clone(), log, Vec::new());
+        let publisher = EventPublisher::new(Arc::clone(&active.log), SecretMask::default(), 0);
+        shared.finish(&active, record, BuildOutcome::Interrupted(fault), publisher).await;
         return Ok(());
     }
-    let active = Active::new(record.id.clone(), record.submitted_by.clone(), log, packs);
+    let active = ActiveBuild::new(record.id.clone(), record.submitted_by.clone(), log, packs);
     if record.state == BuildState::Running {
         tracing::info!(build.id = %record.id, "build queued to run again");
         let log = Arc::clone(&active.log);
-        let queued = vec![EventKind::StateChanged { state: BuildState::Queued }];
+        let queued = vec![BuildEventKind::StateChanged { state: BuildState::Queued }];
         let told = task::blocking("build log", move || log.append(queued)).await;
         if let Err(error) = told.map_err(std::io::Error::other).flatten() {
             // The driver meets the same error and fails the build with it.
             tracing::warn!(%error, build.id = %record.id, "failed to write a build log");
         }
         record.state = BuildState::Queued;
-        record.last_sequence = active.log.last();
+        record.last_sequence = active.log.last_sequence();
         shared.ports.store.update(record.clone()).await?;
     }
-    let mut state = shared.state();
+    let mut state = shared.schedule();
     state.active.insert(record.id.clone(), Arc::new(active));
-    let ShareOwner(owner) = shared.options.owners.of(&record.submitted_by);
+    let ShareOwner(owner) = shared.options.share_owners.owner_of(&record.submitted_by);
     state.admission.restore(owner, record.id);
     Ok(())
 }
@@ -111,7 +111,7 @@ fn pack_fault(fault: &Fault) -> Fault {
 }
 
 /// Removes logs whose builds were never stored, or were removed.
-async fn remove_strays(shared: &Shared) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn remove_orphaned_logs(shared: &BuildRuntime) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let directory = shared.options.log_dir.clone();
     let ids = task::blocking("build logs", move || EventLog::ids(&directory)).await??;
     let mut strays = BTreeSet::new();

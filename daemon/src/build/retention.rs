@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::log::EventLog;
+use super::event_log::EventLog;
 use super::port::BuildQuery;
-use super::service::{BuildError, Shared};
+use super::service::{BuildError, BuildRuntime};
 use crate::model::build::{BuildRecord, BuildState};
 use crate::model::id::BuildId;
 use crate::model::share_owner::ShareOwner;
@@ -18,12 +18,12 @@ use crate::task;
 /// Interval between two passes.
 const PAUSE: Duration = Duration::from_secs(600);
 const PAGE: usize = 200;
-const ENDED: [BuildState; 4] =
+const FINAL_STATES: [BuildState; 4] =
     [BuildState::Succeeded, BuildState::Failed, BuildState::Cancelled, BuildState::Interrupted];
 
-pub(super) async fn retention_loop(shared: Arc<Shared>) {
+pub(super) async fn retention_loop(shared: Arc<BuildRuntime>) {
     loop {
-        match retention_one(&shared, Timestamp::now()).await {
+        match remove_old_builds(&shared, Timestamp::now()).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "old builds removed"),
             Err(error) => tracing::warn!(%error, "failed to remove old builds"),
@@ -37,15 +37,15 @@ pub(super) async fn retention_loop(shared: Arc<Shared>) {
 }
 
 /// Removes the builds that are too many or too old at `now`. Returns their number.
-pub(super) async fn retention_one(shared: &Shared, now: Timestamp) -> Result<usize, BuildError> {
+pub(super) async fn remove_old_builds(shared: &BuildRuntime, now: Timestamp) -> Result<usize, BuildError> {
     let (mut ended, mut after) = (Vec::new(), None);
     loop {
-        let query = BuildQuery { states: ENDED.to_vec(), after, limit: PAGE, ..BuildQuery::default() };
+        let query = BuildQuery { states: FINAL_STATES.to_vec(), after, limit: PAGE, ..BuildQuery::default() };
         let page = shared.ports.store.list(query).await?;
         after = page.last().map(|record| record.id.clone());
         ended.extend(page.into_iter().map(|record| EndedBuild {
-            owner: shared.options.owners.of(&record.submitted_by),
-            is_old: is_older(&record, now, shared.options.keep_for),
+            owner: shared.options.share_owners.owner_of(&record.submitted_by),
+            is_expired: is_older(&record, now, shared.options.keep_for),
             id: record.id,
         }));
         if after.is_none() {
@@ -54,9 +54,9 @@ pub(super) async fn retention_one(shared: &Shared, now: Timestamp) -> Result<usi
     }
     trim_logs(shared, &ended).await?;
     let mut removed = 0;
-    for id in surplus(ended, shared.options.keep_ended) {
+    for id in surplus_builds(ended, shared.options.keep_ended) {
         // A build that is just ending still has its task.
-        if shared.active(&id).is_none() {
+        if shared.active_build(&id).is_none() {
             shared.remove(&id).await?;
             removed += 1;
         }
@@ -65,10 +65,10 @@ pub(super) async fn retention_one(shared: &Shared, now: Timestamp) -> Result<usi
 }
 
 /// Removes the logs of ended builds (latest first) beyond the limit of their owner.
-async fn trim_logs(shared: &Shared, ended: &[EndedBuild]) -> Result<(), BuildError> {
+async fn trim_logs(shared: &BuildRuntime, ended: &[EndedBuild]) -> Result<(), BuildError> {
     let builds: Vec<(BuildId, String)> = ended
         .iter()
-        .filter(|build| shared.active(&build.id).is_none())
+        .filter(|build| shared.active_build(&build.id).is_none())
         .map(|build| (build.id.clone(), build.owner.0.clone()))
         .collect();
     let (directory, limit) = (shared.options.log_dir.clone(), shared.options.logs_per_owner);
@@ -92,14 +92,14 @@ struct EndedBuild {
     id: BuildId,
     owner: ShareOwner,
     /// The build is older than the retention time.
-    is_old: bool,
+    is_expired: bool,
 }
 
 /// Returns the builds to remove, of all ended ones, the latest first. Beyond `keep`, each removed build is the oldest
 /// one of the owner with most builds, so that no owner loses builds because another one builds a lot.
-fn surplus(mut ended: Vec<EndedBuild>, keep: usize) -> Vec<BuildId> {
+fn surplus_builds(mut ended: Vec<EndedBuild>, keep: usize) -> Vec<BuildId> {
     let mut counts: HashMap<&ShareOwner, usize> = HashMap::new();
-    for build in ended.iter().filter(|build| !build.is_old) {
+    for build in ended.iter().filter(|build| !build.is_expired) {
         *counts.entry(&build.owner).or_default() += 1;
     }
     let total: usize = counts.values().sum();
@@ -113,7 +113,7 @@ fn surplus(mut ended: Vec<EndedBuild>, keep: usize) -> Vec<BuildId> {
     let mut left: HashMap<String, usize> =
         most.into_iter().map(|(count, owner)| (owner.to_owned(), count)).collect();
     ended.retain(|build| {
-        let left = left.get_mut(&build.owner.0).filter(|left| !build.is_old && **left > 0);
+        let left = left.get_mut(&build.owner.0).filter(|left| !build.is_expired && **left > 0);
         left.map(|left| *left -= 1).is_none()
     });
     ended.into_iter().map(|build| build.id).collect()
@@ -135,12 +135,12 @@ mod tests {
             let one = |(index, owner): (usize, char)| EndedBuild {
                 id: format!("{index:012}").parse().unwrap(),
                 owner: ShareOwner(owner.to_string()),
-                is_old: old.contains(&index),
+                is_expired: old.contains(&index),
             };
             owners.chars().enumerate().map(one).collect()
         };
         let gone = |owners: &str, old: &[usize], keep| -> Vec<usize> {
-            surplus(builds(owners, old), keep).iter().map(|id| id.as_str().parse().unwrap()).collect()
+            surplus_builds(builds(owners, old), keep).iter().map(|id| id.as_str().parse().unwrap()).collect()
         };
         assert!(gone("aab", &[], 3).is_empty());
         assert_eq!(gone("aaaaaab", &[], 3), [2, 3, 4, 5]);

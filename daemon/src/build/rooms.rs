@@ -14,77 +14,87 @@ use crate::context::{
     ContextMount, ContextPreparer, ContextRequest, OpenedImage, OpenedPack, ScannedContext,
 };
 use crate::image::port::PackContent;
-use crate::image::{Elsewhere, ImageError, Images, SuppliedImage, Transfer, Wanted};
-use crate::model::access::PathLinks;
+use crate::image::{
+    ImageError, ImageStore, RemoteRegistries, SuppliedImage, SupplyRequest, TransferProgress,
+};
+use crate::model::access::SymlinkPolicy;
 use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
-use crate::model::fault::{Fault, Stage};
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, VerifiedImage};
-use crate::model::secret::Credential;
+use crate::model::secret::RegistryCredential;
 use crate::model::{Digest, MountSource, MountSpec, MountTarget, Reference, Repository};
-use crate::packs::{PackError, Packs};
+use crate::packs::{PackError, PackStore};
 
 /// Combines the files of the room and the images among the mounts into one tree.
 #[derive(Clone)]
 pub struct RoomContexts {
     pub contexts: ContextPreparer,
-    pub images: Images,
-    pub elsewhere: Elsewhere,
-    pub packs: Packs,
+    pub images: ImageStore,
+    pub remote_registries: RemoteRegistries,
+    pub packs: PackStore,
 }
 
 #[async_trait]
 impl RoomImages for RoomContexts {
     async fn supply(&self, request: ImageRequest) -> Result<SuppliedImage, Fault> {
-        let wanted = Wanted {
+        let wanted = SupplyRequest {
             reference: &request.reference,
-            is_own: request.is_own,
+            is_own: request.is_room_image,
             platforms: &request.platforms,
             caller: &request.caller,
-            given: &request.given,
+            credentials: &request.credentials,
             ask_registry: request.ask_registry,
             transfer: &request.transfer,
         };
-        let supplied = self.images.supply(wanted, &self.elsewhere).await;
-        supplied.map_err(|error| fault(Stage::Context, &error))
+        let supplied = self.images.supply(wanted, &self.remote_registries).await;
+        supplied.map_err(|error| image_fault(FaultStage::Context, &error))
     }
 
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault> {
-        self.images.verify(repository, digest).await.map_err(|error| fault(Stage::Export, &error))
+        self.images.verify(repository, digest).await.map_err(|error| image_fault(FaultStage::Export, &error))
     }
 
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault> {
-        self.images.publish(image, tags).await.map(|_| ()).map_err(|error| fault(Stage::Publish, &error))
+        self.images
+            .publish(image, tags)
+            .await
+            .map(|_| ())
+            .map_err(|error| image_fault(FaultStage::Publish, &error))
     }
 
     async fn push_content(
         &self,
         image: &VerifiedImage,
         tags: &[Reference],
-        given: &BTreeMap<String, Credential>,
+        given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<(), Fault> {
         let pushed = async {
-            let remote = self.elsewhere.remote(given)?;
-            self.images.push_content(&remote, image, tags, &Transfer::default()).await
+            let remote = self.remote_registries.remote(given)?;
+            self.images.push_content(&remote, image, tags, &TransferProgress::default()).await
         };
-        pushed.await.map(drop).map_err(|error| fault(Stage::Publish, &error))
+        pushed.await.map(drop).map_err(|error| image_fault(FaultStage::Publish, &error))
     }
 
     async fn push_names(
         &self,
         image: &VerifiedImage,
         tags: &[Reference],
-        given: &BTreeMap<String, Credential>,
+        given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<(), Fault> {
         let pushed = async {
-            let remote = self.elsewhere.remote(given)?;
+            let remote = self.remote_registries.remote(given)?;
             self.images.push_names(&remote, image, tags).await
         };
-        pushed.await.map_err(|error| fault(Stage::Publish, &error))
+        pushed.await.map_err(|error| image_fault(FaultStage::Publish, &error))
     }
 
     async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault> {
-        self.images.hold_pack(id, caller).await.map(|_| ()).map_err(|error| fault(Stage::Context, &error))
+        self.images
+            .hold_pack(id, caller)
+            .await
+            .map(|_| ())
+            .map_err(|error| image_fault(FaultStage::Context, &error))
     }
 
     async fn release_pack(&self, id: &PackId) {
@@ -103,7 +113,7 @@ impl ContextSource for RoomContexts {
         &self,
         spec: &BuildSpec,
         caller: &str,
-        given: &BTreeMap<String, Credential>,
+        given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<Box<dyn PreparedContext>, Fault> {
         let mounts = self.open_mounts(&spec.mounts, spec.path_links, caller, given).await?;
         let request = ContextRequest {
@@ -111,7 +121,7 @@ impl ContextSource for RoomContexts {
             context_path: spec.context_path.clone(),
             dockerfile: spec.dockerfile.clone(),
             target: spec.target.clone(),
-            selection: Box::new(dockerfile::selection),
+            selection: Box::new(dockerfile::context_selection),
         };
         match self.contexts.prepare(request).await {
             Ok(prepared) => Ok(Box::new(prepared)),
@@ -125,9 +135,9 @@ impl RoomContexts {
     pub async fn open_mounts(
         &self,
         specs: &[MountSpec],
-        links: PathLinks,
+        links: SymlinkPolicy,
         caller: &str,
-        given: &BTreeMap<String, Credential>,
+        given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<Vec<ContextMount>, Fault> {
         let mut mounts = Vec::with_capacity(specs.len());
         for mount in specs {
@@ -135,7 +145,7 @@ impl RoomContexts {
                 fault.message = format!("mount `{}`: {}", mount.target, fault.message);
                 fault
             };
-            let failed = |error: ImageError| at_mount(fault(Stage::Context, &error));
+            let failed = |error: ImageError| at_mount(image_fault(FaultStage::Context, &error));
             let (mut manifest, mut pack) = (None, None);
             match &mount.source {
                 MountSource::Image { reference, .. } => {
@@ -169,12 +179,12 @@ impl RoomContexts {
         &self,
         reference: &Reference,
         caller: &str,
-        given: &BTreeMap<String, Credential>,
+        given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<Descriptor, ImageError> {
         if self.images.room_registries().owns_tag(reference) {
             return self.images.resolve(reference).await;
         }
-        let remote = self.elsewhere.remote(given)?;
+        let remote = self.remote_registries.remote(given)?;
         self.images.pull_for_mount(&remote, reference, caller).await
     }
 
@@ -225,14 +235,14 @@ fn pack_lineage(owner: &str, lineage: &str) -> String {
 }
 
 fn pack_fault(error: &PackError) -> Fault {
-    let fault = Fault::new(Stage::Context, error.code(), error.to_string());
+    let fault = Fault::new(FaultStage::Context, error.code(), error.to_string());
     match error.hint() {
         Some(hint) => fault.hint(hint),
         None => fault,
     }
 }
 
-fn fault(stage: Stage, error: &ImageError) -> Fault {
+fn image_fault(stage: FaultStage, error: &ImageError) -> Fault {
     let mut fault = Fault::new(stage, error.code(), error.to_string());
     fault.retryable = error.retryable();
     match error.hint() {

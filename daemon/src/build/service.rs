@@ -20,26 +20,26 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::admission::{Admission, Limits};
-use super::credentials::RegistryCredential;
-use super::decision::{Decision, Verdict};
-use super::driver::{self, Early};
-use super::log::EventLog;
-use super::mask::Mask;
+use super::admission::{AdmissionLimits, BuildAdmission};
+use super::credentials::RegistryCredentialMinter;
+use super::driver::{self, ContextPrefetch};
+use super::event_log::EventLog;
+use super::log_text::{self, BuildLogQuery, BuildLogText};
+use super::mask::SecretMask;
 use super::port::{BuildQuery, BuildStore, ContextSource, Downloader, RoomImages, Solver, StoreError};
-use super::publisher::Publisher;
-use super::text::{self, LogQuery, LogText};
+use super::publisher::EventPublisher;
+use super::verdict::{BuildVerdict, VerdictCell};
 use super::{recovery, retention};
 use crate::disk::SpaceWatch;
 use crate::model::RoomRegistries;
 use crate::model::build::{BuildOutcome, BuildRecord, BuildSecrets};
 use crate::model::id::{BuildId, PackId};
-use crate::model::share_owner::ShareOwners;
+use crate::model::share_owner::ShareOwnerResolver;
 use crate::task;
 
 #[derive(Clone)]
 pub struct Options {
-    pub limits: Limits,
+    pub limits: AdmissionLimits,
     /// Maximum bytes of log kept for one build.
     pub log_quota: u64,
     /// Maximum bytes of logs kept for all ended builds of one owner.
@@ -49,7 +49,7 @@ pub struct Options {
     /// Maximum time limit of a build.
     pub max_timeout: Duration,
     /// Time limit for a build to stop after it was told to.
-    pub stop_limit: Duration,
+    pub stop_timeout: Duration,
     /// Time limit for waiting for an unavailable solver.
     pub solver_wait: Duration,
     /// Number of ended builds kept, newest first.
@@ -65,14 +65,14 @@ pub struct Options {
     /// Room registry as BuildKit reaches it (`host:port`).
     pub registry: String,
     pub room_registries: RoomRegistries,
-    pub registry_credential: RegistryCredential,
+    pub registry_credential: RegistryCredentialMinter,
     /// Owners under which the builds of callers count in the queue.
-    pub owners: ShareOwners,
+    pub share_owners: ShareOwnerResolver,
 }
 
 /// Ports of the build service to the rest of the daemon.
 #[derive(Clone)]
-pub struct Ports {
+pub struct BuildPorts {
     pub store: Arc<dyn BuildStore>,
     pub solver: Arc<dyn Solver>,
     pub contexts: Arc<dyn ContextSource>,
@@ -112,24 +112,24 @@ pub struct Service {
 /// Requests to the build service. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<BuildRuntime>,
 }
 
-pub(super) struct Shared {
+pub(super) struct BuildRuntime {
     pub(super) options: Options,
-    pub(super) ports: Ports,
-    state: Mutex<State>,
+    pub(super) ports: BuildPorts,
+    state: Mutex<BuildSchedule>,
     /// Notified when a build with a log that is not small has ended.
     pub(super) large_log: Notify,
 }
 
-pub(super) struct State {
-    pub(super) admission: Admission,
-    pub(super) active: HashMap<BuildId, Arc<Active>>,
+pub(super) struct BuildSchedule {
+    pub(super) admission: BuildAdmission,
+    pub(super) active: HashMap<BuildId, Arc<ActiveBuild>>,
 }
 
 /// A build that waits or runs.
-pub(super) struct Active {
+pub(super) struct ActiveBuild {
     pub(super) id: BuildId,
     pub(super) submitted_by: String,
     pub(super) log: Arc<EventLog>,
@@ -137,15 +137,15 @@ pub(super) struct Active {
     /// Packs that are held until the build ends.
     pub(super) packs: Vec<PackId>,
     /// Context prefetch, if it could start before the build was stored.
-    early: Mutex<Option<Early>>,
-    pub(super) decision: Decision,
+    prefetch: Mutex<Option<ContextPrefetch>>,
+    pub(super) verdict: VerdictCell,
     /// Tells the driver to stop.
     pub(super) stop: CancellationToken,
     /// Cancelled when the final state is recorded.
     pub(super) ended: CancellationToken,
 }
 
-impl Active {
+impl ActiveBuild {
     pub(super) fn new(id: BuildId, submitted_by: String, log: Arc<EventLog>, packs: Vec<PackId>) -> Self {
         Self {
             id,
@@ -153,8 +153,8 @@ impl Active {
             log,
             secrets: BuildSecrets::default(),
             packs,
-            early: Mutex::default(),
-            decision: Decision::default(),
+            prefetch: Mutex::default(),
+            verdict: VerdictCell::default(),
             stop: CancellationToken::new(),
             ended: CancellationToken::new(),
         }
@@ -166,19 +166,19 @@ impl Active {
     }
 
     #[must_use]
-    pub(super) fn with_early(self, early: Option<Early>) -> Self {
-        Self { early: Mutex::new(early), ..self }
+    pub(super) fn with_prefetch(self, early: Option<ContextPrefetch>) -> Self {
+        Self { prefetch: Mutex::new(early), ..self }
     }
 
-    pub(super) fn take_early(&self) -> Option<Early> {
-        self.early.lock().take()
+    pub(super) fn take_prefetch(&self) -> Option<ContextPrefetch> {
+        self.prefetch.lock().take()
     }
 }
 
 impl Service {
     /// Starts the service and recovers the builds of an earlier run: queued builds wait again, running ones are run
     /// again or interrupted.
-    pub async fn start(options: Options, ports: Ports) -> Result<Self, StartError> {
+    pub async fn start(options: Options, ports: BuildPorts) -> Result<Self, StartError> {
         let directory = options.log_dir.clone();
         let made = task::blocking("build logs", move || std::fs::create_dir_all(directory)).await;
         made.map_err(std::io::Error::other)
@@ -191,10 +191,11 @@ impl Service {
         );
         metrics::describe_gauge!("hearth_builds_running", "Builds that have a slot.");
         metrics::describe_gauge!("hearth_builds_queued", "Builds that wait for a slot.");
-        let state = State { admission: Admission::new(options.limits), active: HashMap::new() };
-        let shared = Arc::new(Shared { options, ports, state: Mutex::new(state), large_log: Notify::new() });
+        let state = BuildSchedule { admission: BuildAdmission::new(options.limits), active: HashMap::new() };
+        let shared =
+            Arc::new(BuildRuntime { options, ports, state: Mutex::new(state), large_log: Notify::new() });
         recovery::recover(&shared).await?;
-        shared.pump();
+        shared.start_waiting_builds();
         let retention = task::spawn("build retention", retention::retention_loop(Arc::clone(&shared)));
         Ok(Self { handle: Handle { shared }, retention })
     }
@@ -221,7 +222,7 @@ impl Handle {
         let shared = Arc::downgrade(&self.shared);
         move |build| {
             let id = build.parse::<BuildId>().ok()?;
-            let active = shared.upgrade()?.state().active.get(&id).cloned()?;
+            let active = shared.upgrade()?.schedule().active.get(&id).cloned()?;
             Some(active.submitted_by.clone())
         }
     }
@@ -235,10 +236,10 @@ impl Handle {
     /// Lists builds, newest first.
     pub async fn list(&self, query: BuildQuery) -> Result<Vec<BuildRecord>, BuildError> {
         let mut records = self.shared.ports.store.list(query).await?;
-        let state = self.shared.state();
+        let state = self.shared.schedule();
         for record in &mut records {
             if let Some(active) = state.active.get(&record.id) {
-                record.last_sequence = active.log.last();
+                record.last_sequence = active.log.last_sequence();
             }
         }
         Ok(records)
@@ -261,15 +262,17 @@ impl Handle {
     }
 
     /// Returns a part of the log as lines.
-    pub async fn read_log(&self, id: &str, query: LogQuery) -> Result<LogText, BuildError> {
+    pub async fn read_log(&self, id: &str, query: BuildLogQuery) -> Result<BuildLogText, BuildError> {
         let id = self.resolve(id, None).await?;
-        let active = self.shared.active(&id);
+        let active = self.shared.active_build(&id);
         let (directory, of) = (self.shared.options.log_dir.clone(), id.clone());
         let read = task::blocking("build log", move || match active {
-            Some(active) => text::read(&active.log, &query),
+            Some(active) => log_text::read_log_text(&active.log, &query),
             None => match EventLog::open(&directory, &of)? {
-                Some(log) => text::read(&log, &query),
-                None => Ok(LogText { next_sequence: query.from_sequence.max(1), ..LogText::default() }),
+                Some(log) => log_text::read_log_text(&log, &query),
+                None => {
+                    Ok(BuildLogText { next_sequence: query.from_sequence.max(1), ..BuildLogText::default() })
+                }
             },
         });
         read.await.map_err(std::io::Error::other).flatten().map_err(|source| BuildError::Log { id, source })
@@ -280,11 +283,11 @@ impl Handle {
     pub async fn cancel(&self, id: &str) -> Result<BuildRecord, BuildError> {
         let id = self.resolve(id, None).await?;
         let (active, was_waiting) = {
-            let mut state = self.shared.state();
+            let mut state = self.shared.schedule();
             match state.active.get(&id).cloned() {
                 None => (None, false),
                 Some(active) => {
-                    let cancels = active.decision.settle(Verdict::Cancel) == Verdict::Cancel;
+                    let cancels = active.verdict.decide(BuildVerdict::Cancel) == BuildVerdict::Cancel;
                     let was_waiting = cancels && state.admission.withdraw(&id);
                     if cancels {
                         active.stop.cancel();
@@ -298,7 +301,10 @@ impl Handle {
                 // A task of its own, because the cancelled build must end even if the caller disconnects.
                 let shared = Arc::clone(&self.shared);
                 let waiting = Arc::clone(&active);
-                drop(task::spawn("cancel build", async move { shared.end_waiting(&waiting).await }));
+                drop(task::spawn(
+                    "cancel build",
+                    async move { shared.end_cancelled_in_queue(&waiting).await },
+                ));
             }
             active.ended.cancelled().await;
         }
@@ -312,7 +318,7 @@ impl Handle {
             return Err(BuildError::NotEnded { id: record.id });
         }
         // Its task may still be publishing the last event.
-        if let Some(active) = self.shared.active(&record.id) {
+        if let Some(active) = self.shared.active_build(&record.id) {
             active.ended.cancelled().await;
         }
         self.shared.remove(&record.id).await
@@ -322,7 +328,7 @@ impl Handle {
     /// that they are stopped and queued for the next run of the daemon.
     pub async fn drain(&self, grace: Duration) {
         let running = {
-            let mut state = self.shared.state();
+            let mut state = self.shared.schedule();
             state.admission.drain();
             let waiting = state.admission.waiting();
             let running = state.active.values().filter(|active| !waiting.contains(&active.id));
@@ -337,11 +343,11 @@ impl Handle {
             return;
         }
         for active in &running {
-            if active.decision.settle(Verdict::Drain) == Verdict::Drain {
+            if active.verdict.decide(BuildVerdict::Drain) == BuildVerdict::Drain {
                 active.stop.cancel();
             }
         }
-        let limit = self.shared.options.stop_limit + Duration::from_secs(5);
+        let limit = self.shared.options.stop_timeout + Duration::from_secs(5);
         let stopped = async {
             for active in &running {
                 active.ended.cancelled().await;
@@ -353,14 +359,14 @@ impl Handle {
     }
 
     /// Returns the numbers of running and waiting builds.
-    pub fn load(&self) -> (usize, usize) {
-        let state = self.shared.state();
+    pub fn running_and_waiting(&self) -> (usize, usize) {
+        let state = self.shared.schedule();
         (state.admission.running_count(), state.admission.waiting_count())
     }
 
     pub(super) async fn record(&self, id: &BuildId) -> Result<BuildRecord, BuildError> {
         // The log is read first; a record that is newer than the log is also correct.
-        let last = self.shared.active(id).map(|active| active.log.last());
+        let last = self.shared.active_build(id).map(|active| active.log.last_sequence());
         let mut record = self
             .shared
             .ports
@@ -389,29 +395,29 @@ impl Handle {
     }
 }
 
-impl Shared {
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+impl BuildRuntime {
+    pub(super) fn schedule(&self) -> MutexGuard<'_, BuildSchedule> {
         // No code under this lock leaves the state half changed.
         self.state.lock()
     }
 
-    pub(super) fn active(&self, id: &BuildId) -> Option<Arc<Active>> {
-        self.state().active.get(id).cloned()
+    pub(super) fn active_build(&self, id: &BuildId) -> Option<Arc<ActiveBuild>> {
+        self.schedule().active.get(id).cloned()
     }
 
     /// Assigns free slots to waiting builds.
-    pub(super) fn pump(self: &Arc<Self>) {
+    pub(super) fn start_waiting_builds(self: &Arc<Self>) {
         loop {
             let next = {
-                let mut state = self.state();
-                let next = state.admission.next();
-                self.count(&state);
+                let mut state = self.schedule();
+                let next = state.admission.start_next();
+                self.update_gauges(&state);
                 match next {
                     None => return,
                     Some(id) => match state.active.get(&id).cloned() {
                         Some(active) => active,
                         None => {
-                            state.admission.ended(&id);
+                            state.admission.mark_ended(&id);
                             continue;
                         }
                     },
@@ -423,33 +429,33 @@ impl Shared {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a gauge; builds are few")]
-    fn count(&self, state: &State) {
+    fn update_gauges(&self, state: &BuildSchedule) {
         metrics::gauge!("hearth_builds_running").set(state.admission.running_count() as f64);
         metrics::gauge!("hearth_builds_queued").set(state.admission.waiting_count() as f64);
     }
 
     /// Removes a build that has ended and frees its slot.
-    pub(super) fn forget(self: &Arc<Self>, active: &Active) {
+    pub(super) fn release(self: &Arc<Self>, active: &ActiveBuild) {
         {
-            let mut state = self.state();
-            state.admission.ended(&active.id);
+            let mut state = self.schedule();
+            state.admission.mark_ended(&active.id);
             state.active.remove(&active.id);
         }
         active.ended.cancel();
-        self.pump();
+        self.start_waiting_builds();
     }
 
     /// Ends a build that was cancelled before it had a slot.
-    async fn end_waiting(self: &Arc<Self>, active: &Active) {
+    async fn end_cancelled_in_queue(self: &Arc<Self>, active: &ActiveBuild) {
         match self.ports.store.get(&active.id).await {
             Ok(Some(record)) => {
-                let publisher = Publisher::new(Arc::clone(&active.log), Mask::default(), 0);
-                self.end(active, record, BuildOutcome::Cancelled, publisher).await;
+                let publisher = EventPublisher::new(Arc::clone(&active.log), SecretMask::default(), 0);
+                self.finish(active, record, BuildOutcome::Cancelled, publisher).await;
             }
-            Ok(None) => self.forget(active),
+            Ok(None) => self.release(active),
             Err(error) => {
                 tracing::error!(%error, build.id = %active.id, "failed to read a cancelled build");
-                self.forget(active);
+                self.release(active);
             }
         }
     }

@@ -10,13 +10,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use super::admission::{Deny, Place};
-use super::driver::Early;
-use super::log::EventLog;
-use super::port::{IdempotencyKey, Inserted, StoreError};
-use super::service::{Active, Handle, Shared};
-use crate::model::access::Patterns;
-use crate::model::build::{BuildRecord, BuildSecrets, BuildSpec, BuildState, EventKind};
+use super::admission::{AdmissionError, Reservation};
+use super::driver::ContextPrefetch;
+use super::event_log::EventLog;
+use super::port::{IdempotencyKey, InsertOutcome, StoreError};
+use super::service::{ActiveBuild, BuildRuntime, Handle};
+use crate::model::access::NamePatterns;
+use crate::model::build::{BuildEventKind, BuildRecord, BuildSecrets, BuildSpec, BuildState};
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
 use crate::model::share_owner::ShareOwner;
@@ -32,15 +32,15 @@ pub struct SubmitBuild {
     /// Trust domain whose builder runs the build.
     pub domain: TrustDomain,
     /// Images of the room that the Dockerfile may name.
-    pub may_pull: Patterns,
+    pub may_pull: NamePatterns,
     /// Images of other registries that the Dockerfile may name.
-    pub may_pull_from: Patterns,
+    pub may_pull_from: NamePatterns,
     /// Idempotency key: the same key with the same spec returns the same build.
     pub idempotency_key: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Submitted {
+pub struct SubmittedBuild {
     pub id: BuildId,
     /// False when an earlier request with the same key created the build.
     pub created: bool,
@@ -49,7 +49,7 @@ pub struct Submitted {
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
     #[error(transparent)]
-    Denied(#[from] Deny),
+    Denied(#[from] AdmissionError),
     #[error(
         "the disk has {free} bytes free, and builds need {floor}; remove images or builds, or make the disk larger"
     )]
@@ -72,9 +72,9 @@ impl SubmitError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Denied(
-                Deny::QueueFull { retry_after, .. }
-                | Deny::CallerLimit { retry_after, .. }
-                | Deny::QueueShare { retry_after, .. },
+                AdmissionError::QueueFull { retry_after, .. }
+                | AdmissionError::CallerLimit { retry_after, .. }
+                | AdmissionError::QueueShare { retry_after, .. },
             ) => Some(*retry_after),
             _ => None,
         }
@@ -83,37 +83,37 @@ impl SubmitError {
 
 impl Handle {
     /// Stores a build as queued and returns its id.
-    pub async fn submit(&self, request: SubmitBuild) -> Result<Submitted, SubmitError> {
+    pub async fn submit(&self, request: SubmitBuild) -> Result<SubmittedBuild, SubmitError> {
         let shared = Arc::clone(&self.shared);
         // A task of its own, so that a caller that disconnects does not leave a partly stored build.
         let accepted = task::spawn("submit build", async move {
             let submitted = shared.accept(request).await?;
-            shared.pump();
+            shared.start_waiting_builds();
             Ok(submitted)
         });
         accepted.await.unwrap_or(Err(SubmitError::Ending))
     }
 }
 
-impl Shared {
-    async fn accept(&self, request: SubmitBuild) -> Result<Submitted, SubmitError> {
+impl BuildRuntime {
+    async fn accept(&self, request: SubmitBuild) -> Result<SubmittedBuild, SubmitError> {
         let key = match &request.idempotency_key {
             Some(key) => Some(IdempotencyKey {
                 caller: request.caller.clone(),
                 key: key.clone(),
-                request: digest_of(&request.spec)?,
+                request: request_digest(&request.spec)?,
             }),
             None => None,
         };
         if let Some(key) = &key
-            && let Some(earlier) = self.ports.store.find(key).await?
+            && let Some(earlier) = self.ports.store.find_by_key(key).await?
         {
-            return known(earlier);
+            return existing_build(earlier);
         }
         self.check_disk().await?;
-        let ShareOwner(owner) = self.options.owners.of(&request.caller);
+        let ShareOwner(owner) = self.options.share_owners.owner_of(&request.caller);
         let (place, has_slot) = {
-            let admission = &mut self.state().admission;
+            let admission = &mut self.schedule().admission;
             let place = admission.reserve(&owner)?;
             let has_slot = admission.has_slot(&place);
             (place, has_slot)
@@ -122,12 +122,13 @@ impl Shared {
         match self.hold_packs(&packs, &request.caller).await {
             Ok(()) => {
                 let SubmitBuild { spec, caller, secrets, .. } = &request;
-                let early = (has_slot && Early::is_harmless(spec))
-                    .then(|| Early::begin(&self.ports.contexts, spec, caller, &secrets.credentials));
+                let early = (has_slot && ContextPrefetch::is_local_only(spec)).then(|| {
+                    ContextPrefetch::start(&self.ports.contexts, spec, caller, &secrets.credentials)
+                });
                 self.store_build(place, packs, early, request, key).await
             }
             Err(fault) => {
-                self.state().admission.give_back(place);
+                self.schedule().admission.release_reservation(place);
                 Err(SubmitError::Refused(Box::new(fault)))
             }
         }
@@ -135,34 +136,34 @@ impl Shared {
 
     async fn store_build(
         &self,
-        place: Place,
+        place: Reservation,
         packs: Vec<PackId>,
-        early: Option<Early>,
+        early: Option<ContextPrefetch>,
         request: SubmitBuild,
         key: Option<IdempotencyKey>,
-    ) -> Result<Submitted, SubmitError> {
+    ) -> Result<SubmittedBuild, SubmitError> {
         let id = BuildId::random();
         let stored = self.store_record(&id, &request, key).await;
         match stored {
-            Ok((Inserted::New, log)) => {
-                let mut state = self.state();
+            Ok((InsertOutcome::New, log)) => {
+                let mut state = self.schedule();
                 let SubmitBuild { caller, secrets, .. } = request;
-                let active = Active::new(id.clone(), caller.clone(), log, packs);
-                let active = active.with_secrets(secrets).with_early(early);
+                let active = ActiveBuild::new(id.clone(), caller.clone(), log, packs);
+                let active = active.with_secrets(secrets).with_prefetch(early);
                 state.active.insert(id.clone(), Arc::new(active));
                 state.admission.enqueue(place, id.clone());
                 tracing::info!(build.id = %id, caller, "build accepted");
-                Ok(Submitted { id, created: true })
+                Ok(SubmittedBuild { id, created: true })
             }
             other => {
-                self.state().admission.give_back(place);
+                self.schedule().admission.release_reservation(place);
                 self.release_packs(&packs).await;
                 let (directory, of) = (self.options.log_dir.clone(), id);
                 let removed = task::blocking("build log", move || EventLog::remove(&directory, &of)).await;
                 if !matches!(removed, Ok(Ok(()))) {
                     tracing::warn!("failed to remove the log of a refused build; retrying at the next start");
                 }
-                known(other?.0)
+                existing_build(other?.0)
             }
         }
     }
@@ -172,11 +173,11 @@ impl Shared {
         id: &BuildId,
         request: &SubmitBuild,
         key: Option<IdempotencyKey>,
-    ) -> Result<(Inserted, Arc<EventLog>), SubmitError> {
+    ) -> Result<(InsertOutcome, Arc<EventLog>), SubmitError> {
         let (directory, of) = (self.options.log_dir.clone(), id.clone());
         let log = task::blocking("build log", move || {
             let log = EventLog::create(&directory, &of)?;
-            log.append(vec![EventKind::StateChanged { state: BuildState::Queued }])?;
+            log.append(vec![BuildEventKind::StateChanged { state: BuildState::Queued }])?;
             Ok::<_, std::io::Error>(log)
         });
         let log = Arc::new(log.await.map_err(|_| SubmitError::Ending)??);
@@ -197,15 +198,15 @@ impl Shared {
             has_secrets: !request.secrets.is_empty(),
             result: None,
             fault: None,
-            last_sequence: log.last(),
+            last_sequence: log.last_sequence(),
         };
         // The answer waits for both, because a crash may leave only one of them.
         let sealed = Arc::clone(&log);
-        let sealed = task::blocking("build log", move || sealed.seal());
+        let sealed = task::blocking("build log", move || sealed.sync());
         let (inserted, sealed) = tokio::join!(self.ports.store.insert(record, key), sealed);
         let inserted = inserted?;
         if let Err(error) = sealed.map_err(std::io::Error::other).flatten() {
-            if inserted == Inserted::New {
+            if inserted == InsertOutcome::New {
                 self.ports.store.remove(id).await?;
             }
             return Err(SubmitError::Log(error));
@@ -239,16 +240,16 @@ impl Shared {
     }
 }
 
-fn known(earlier: Inserted) -> Result<Submitted, SubmitError> {
+fn existing_build(earlier: InsertOutcome) -> Result<SubmittedBuild, SubmitError> {
     match earlier {
-        Inserted::Existing(id) => Ok(Submitted { id, created: false }),
-        Inserted::Conflict(build) => Err(SubmitError::KeyReused { build }),
+        InsertOutcome::Existing(id) => Ok(SubmittedBuild { id, created: false }),
+        InsertOutcome::Conflict(build) => Err(SubmitError::KeyReused { build }),
         // Only a store that answers `New` without storing the build gets here.
-        Inserted::New => Err(SubmitError::Store(StoreError("a build was not stored".to_owned()))),
+        InsertOutcome::New => Err(SubmitError::Store(StoreError("a build was not stored".to_owned()))),
     }
 }
 
-fn digest_of(spec: &BuildSpec) -> Result<Digest, SubmitError> {
+fn request_digest(spec: &BuildSpec) -> Result<Digest, SubmitError> {
     let text = serde_json::to_vec(spec).map_err(|error| StoreError(error.to_string()))?;
     Ok(Digest::from_sha256(Sha256::digest(text).into()))
 }

@@ -14,19 +14,20 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 
-use super::admission::Limits;
+use super::admission::AdmissionLimits;
 use super::fake::{Act, FakeContexts, FakeImages, FakeSolver, MemoryStore, NoDownloads};
 use super::port::BuildStore;
-use super::service::{Handle, Options, Ports, Service};
+use super::service::{BuildPorts, Handle, Options, Service};
 use super::submit::SubmitBuild;
 use crate::model::RoomRegistries;
-use crate::model::access::{PathLinks, Patterns};
+use crate::model::access::{NamePatterns, SymlinkPolicy};
 use crate::model::build::{
-    BuildEvent, BuildRecord, BuildSecrets, BuildSpec, BuildState, DockerfilePath, EventKind, Network, NoCache,
+    BuildEvent, BuildEventKind, BuildNetwork, BuildRecord, BuildSecrets, BuildSpec, BuildState,
+    DockerfilePath, NoCache,
 };
 use crate::model::id::BuildId;
-use crate::model::secret::{Credential, Secret};
-use crate::model::share_owner::ShareOwners;
+use crate::model::secret::{RegistryCredential, Secret};
+use crate::model::share_owner::ShareOwnerResolver;
 use crate::model::trust::TrustDomain;
 
 struct Room {
@@ -42,27 +43,27 @@ impl Room {
     fn new(in_sqlite: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store: Arc<dyn BuildStore> = if in_sqlite {
-            Arc::new(crate::store::Store::open(&directory.path().join("state.db")).unwrap())
+            Arc::new(crate::store::StateStore::open(&directory.path().join("state.db")).unwrap())
         } else {
             Arc::new(MemoryStore::default())
         };
         let options = Options {
-            limits: Limits { concurrency: 3, queue: 50, per_caller: 50 },
+            limits: AdmissionLimits { concurrency: 3, queue: 50, per_caller: 50 },
             log_quota: 1 << 20,
             logs_per_owner: 1 << 30,
             default_timeout: Duration::from_secs(60),
             max_timeout: Duration::from_secs(120),
-            stop_limit: Duration::from_secs(10),
+            stop_timeout: Duration::from_secs(10),
             solver_wait: Duration::from_secs(2),
             keep_ended: 1000,
             keep_for: Duration::from_secs(86_400),
             log_dir: directory.path().join("logs"),
             min_free_space: 0,
-            space: crate::disk::SpaceWatch::still(0, 0),
+            space: crate::disk::SpaceWatch::fixed(0, 0),
             registry: "127.0.0.1:4327".to_owned(),
             room_registries: RoomRegistries::default(),
-            owners: ShareOwners::default(),
-            registry_credential: Arc::new(|_, _| Credential {
+            share_owners: ShareOwnerResolver::default(),
+            registry_credential: Arc::new(|_, _| RegistryCredential {
                 username: "build".to_owned(),
                 password: Secret::new("token".to_owned()),
             }),
@@ -72,7 +73,7 @@ impl Room {
     }
 
     async fn start(&self) -> Service {
-        let ports = Ports {
+        let ports = BuildPorts {
             store: Arc::clone(&self.store),
             solver: Arc::clone(&self.solver) as _,
             contexts: Arc::clone(&self.contexts) as _,
@@ -95,7 +96,7 @@ fn spec(tag: &str) -> BuildSpec {
     BuildSpec {
         tags: vec![format!("room.meshagent.com/{tag}").parse().unwrap()],
         mounts: Vec::new(),
-        path_links: PathLinks::Followed,
+        path_links: SymlinkPolicy::Followed,
         context_path: "/context".parse().unwrap(),
         dockerfile: DockerfilePath::Search,
         build_args: BTreeMap::new(),
@@ -104,7 +105,7 @@ fn spec(tag: &str) -> BuildSpec {
         labels: BTreeMap::new(),
         no_cache: NoCache::Nothing,
         pull: false,
-        network: Network::Default,
+        network: BuildNetwork::Default,
         timeout: None,
         secret_ids: Vec::new(),
     }
@@ -114,8 +115,8 @@ fn record(tag: &str, state: BuildState) -> BuildRecord {
     BuildRecord {
         context: None,
         sources: Vec::new(),
-        may_pull: Patterns::all(),
-        may_pull_from: Patterns::all(),
+        may_pull: NamePatterns::all(),
+        may_pull_from: NamePatterns::all(),
         id: BuildId::random(),
         spec: spec(tag),
         submitted_by: "ann".to_owned(),
@@ -138,8 +139,8 @@ fn request(spec: BuildSpec) -> SubmitBuild {
         secrets: BuildSecrets::default(),
         caller: "ann".to_owned(),
         domain: TrustDomain::of_caller("ann"),
-        may_pull: Patterns::all(),
-        may_pull_from: Patterns::all(),
+        may_pull: NamePatterns::all(),
+        may_pull_from: NamePatterns::all(),
         idempotency_key: None,
     }
 }
@@ -159,7 +160,7 @@ async fn ended(handle: &Handle, id: &str) -> BuildRecord {
     let events = events(handle, id, 1).await;
     let record = handle.get(id).await.unwrap();
     assert!(events.iter().zip(1u64..).all(|(event, n)| event.sequence == n), "a gap in {events:?}");
-    let Some(EventKind::Finished { state }) = events.last().map(|event| &event.kind) else {
+    let Some(BuildEventKind::Finished { state }) = events.last().map(|event| &event.kind) else {
         panic!("no last event in {events:?}");
     };
     assert_eq!(*state, record.state);
@@ -169,7 +170,7 @@ async fn ended(handle: &Handle, id: &str) -> BuildRecord {
 
 /// Waits until this number of builds runs and none waits: a slot is freed shortly after the last event.
 async fn settled(handle: &Handle, running: usize) {
-    while handle.load() != (running, 0) {
+    while handle.running_and_waiting() != (running, 0) {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -178,7 +179,7 @@ fn states(events: &[BuildEvent]) -> Vec<BuildState> {
     events
         .iter()
         .filter_map(|event| match event.kind {
-            EventKind::StateChanged { state } => Some(state),
+            BuildEventKind::StateChanged { state } => Some(state),
             _ => None,
         })
         .collect()

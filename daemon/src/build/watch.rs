@@ -9,9 +9,9 @@ use std::sync::Arc;
 use futures::Stream;
 use tokio::sync::watch;
 
-use super::log::EventLog;
-use super::service::{Active, BuildError, Handle};
-use crate::model::build::{BuildEvent, EventKind};
+use super::event_log::EventLog;
+use super::service::{ActiveBuild, BuildError, Handle};
+use crate::model::build::{BuildEvent, BuildEventKind};
 use crate::model::id::BuildId;
 use crate::task;
 
@@ -19,15 +19,20 @@ use crate::task;
 const BATCH: usize = 64 << 10;
 
 /// Stream of a build's events. Ends after the build's last event, or after an error.
-pub type Events = Pin<Box<dyn Stream<Item = Result<BuildEvent, BuildError>> + Send>>;
+pub type BuildEventStream = Pin<Box<dyn Stream<Item = Result<BuildEvent, BuildError>> + Send>>;
 
 impl Handle {
     /// Returns the events of a build from a number on, each once and in order. With `follow`, waits for more until the
     /// build has ended; otherwise ends after the newest one.
-    pub async fn watch(&self, id: &str, from_sequence: u64, follow: bool) -> Result<Events, BuildError> {
+    pub async fn watch(
+        &self,
+        id: &str,
+        from_sequence: u64,
+        follow: bool,
+    ) -> Result<BuildEventStream, BuildError> {
         let id = self.resolve(id, None).await?;
         // The active build is looked up first: a build that ends in between is in the store by then.
-        let active = self.shared.active(&id);
+        let active = self.shared.active_build(&id);
         self.record(&id).await?;
         let log = match &active {
             Some(active) => Some(Arc::clone(&active.log)),
@@ -39,7 +44,7 @@ impl Handle {
             }
         };
         let live = active.zip(log.as_ref().map(|log| log.subscribe()));
-        let watcher = Watcher {
+        let watcher = BuildWatcher {
             handle: self.clone(),
             id,
             log,
@@ -57,24 +62,24 @@ impl Handle {
     }
 }
 
-struct Watcher {
+struct BuildWatcher {
     handle: Handle,
     id: BuildId,
     log: Option<Arc<EventLog>>,
     /// Set while the build waits or runs.
-    live: Option<(Arc<Active>, watch::Receiver<u64>)>,
+    live: Option<(Arc<ActiveBuild>, watch::Receiver<u64>)>,
     next: u64,
     follow: bool,
     ready: VecDeque<BuildEvent>,
     done: bool,
 }
 
-impl Watcher {
+impl BuildWatcher {
     async fn advance(&mut self) -> Result<Option<BuildEvent>, BuildError> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 self.next = event.sequence + 1;
-                self.done |= matches!(event.kind, EventKind::Finished { .. });
+                self.done |= matches!(event.kind, BuildEventKind::Finished { .. });
                 return Ok(Some(event));
             }
             if self.done {
@@ -88,7 +93,7 @@ impl Watcher {
             }
             if ended {
                 self.done = true;
-                return self.unwritten_end().await;
+                return self.missing_final_event().await;
             }
             let Some((active, newest)) = self.live.as_mut().filter(|_| self.follow) else { return Ok(None) };
             let next = self.next;
@@ -102,7 +107,7 @@ impl Watcher {
     async fn read(&self) -> Result<Vec<BuildEvent>, BuildError> {
         let Some(log) = self.log.clone() else { return Ok(Vec::new()) };
         let next = self.next;
-        if next > log.last() {
+        if next > log.last_sequence() {
             return Ok(Vec::new());
         }
         let read = task::blocking("build log", move || log.read(next, BATCH)).await;
@@ -111,13 +116,17 @@ impl Watcher {
     }
 
     /// Returns the last event, built from the record, when a crash or a full disk kept it out of the log.
-    async fn unwritten_end(&self) -> Result<Option<BuildEvent>, BuildError> {
+    async fn missing_final_event(&self) -> Result<Option<BuildEvent>, BuildError> {
         let record = self.handle.record(&self.id).await?;
-        let last = self.log.as_ref().map_or(0, |log| log.last());
+        let last = self.log.as_ref().map_or(0, |log| log.last_sequence());
         let (true, Some(time)) = (record.state.is_final(), record.finished_at) else { return Ok(None) };
         if last >= record.last_sequence || self.next > last + 1 {
             return Ok(None);
         }
-        Ok(Some(BuildEvent { sequence: last + 1, time, kind: EventKind::Finished { state: record.state } }))
+        Ok(Some(BuildEvent {
+            sequence: last + 1,
+            time,
+            kind: BuildEventKind::Finished { state: record.state },
+        }))
     }
 }

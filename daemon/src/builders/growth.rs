@@ -10,22 +10,22 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A builder that wrote less than the floor divided by this is not stopped when the disk lacks space.
-pub(super) const SHARE_OF_FLOOR: u64 = 8;
+pub(super) const MIN_GROWTH_DIVISOR: u64 = 8;
 
 /// Bytes on disk that were written since a point in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Growth {
+pub(super) struct DiskGrowth {
     pub(super) bytes: u64,
     /// Part of the tree could not be read, or the time limit was reached: there may be more.
     pub(super) partial: bool,
 }
 
 /// Scans the tree below `root` for at most `limit`, newest snapshots first. Blocking.
-pub(super) fn growth_since(root: &Path, since: SystemTime, limit: Duration) -> Growth {
+pub(super) fn growth_since(root: &Path, since: SystemTime, limit: Duration) -> DiskGrowth {
     let end = Instant::now() + limit;
     let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
     let since = (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), i64::from(since.subsec_nanos()));
-    let mut growth = Growth::default();
+    let mut growth = DiskGrowth::default();
     let mut linked: HashSet<u64> = HashSet::new();
     let Ok(device) = fs::symlink_metadata(root).map(|root| root.dev()) else { return growth };
     let mut directories = vec![root.to_owned()];
@@ -40,7 +40,7 @@ pub(super) fn growth_since(root: &Path, since: SystemTime, limit: Duration) -> G
         };
         for path in entries {
             if Instant::now() >= end {
-                return Growth { partial: true, ..growth };
+                return DiskGrowth { partial: true, ..growth };
             }
             let found = match fs::symlink_metadata(&path) {
                 Ok(found) => found,
@@ -94,7 +94,7 @@ mod tests {
         let since = SystemTime::now();
         std::thread::sleep(Duration::from_millis(50));
         let before = growth_since(root.path(), since, LONG);
-        assert_eq!(before, Growth::default());
+        assert_eq!(before, DiskGrowth::default());
         write("snapshots/2/fs/new", 2 << 20);
         fs::hard_link(root.path().join("snapshots/2/fs/new"), root.path().join("linked")).unwrap();
         let grown = growth_since(root.path(), since, LONG);

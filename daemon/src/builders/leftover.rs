@@ -5,13 +5,13 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::directory::{self, Directories};
-use super::growth::{SHARE_OF_FLOOR, growth_since};
+use super::directory::{self, BuilderDirectories};
+use super::growth::{MIN_GROWTH_DIVISOR, growth_since};
 use crate::disk::{SpaceLevel, SpaceWatch};
 use crate::task;
 
 /// Time limit for scanning one builder.
-const LOOK_LIMIT: Duration = Duration::from_secs(3);
+const SCAN_LIMIT: Duration = Duration::from_secs(3);
 
 /// Removes the caches of builders that were not stopped, until the floor is free again. Must be called before anything
 /// else uses the state directory.
@@ -24,18 +24,18 @@ pub async fn remove_leftovers(state: &Path, space: &SpaceWatch) -> io::Result<()
 }
 
 fn remove(state: &Path, space: &SpaceWatch) -> io::Result<()> {
-    let (mut directories, records) = Directories::open(state)?;
-    for stray in directories.strays()? {
-        directory::remove(&stray)?;
+    let (mut directories, records) = BuilderDirectories::open(state)?;
+    for stray in directories.orphaned_directories()? {
+        directory::remove_directory(&stray)?;
     }
     let mut left = Vec::new();
     for record in records.into_iter().filter(|record| record.running) {
-        let all = growth_since(&directories.of(&record.domain), SystemTime::UNIX_EPOCH, LOOK_LIMIT);
+        let all = growth_since(&directories.path_of(&record.domain), SystemTime::UNIX_EPOCH, SCAN_LIMIT);
         left.push((all.bytes, record.domain));
     }
     left.sort();
     while let Some((bytes, domain)) = left.pop() {
-        if space.now()?.level() == SpaceLevel::Ample || bytes < space.floor() / SHARE_OF_FLOOR {
+        if space.now()?.level() == SpaceLevel::Ample || bytes < space.floor() / MIN_GROWTH_DIVISOR {
             break;
         }
         tracing::error!(
@@ -43,8 +43,8 @@ fn remove(state: &Path, space: &SpaceWatch) -> io::Result<()> {
             bytes,
             "disk is full; removing the cache of a builder that was not stopped"
         );
-        if let Some(removed) = directories.forget(&domain)? {
-            directory::remove(&removed)?;
+        if let Some(removed) = directories.detach(&domain)? {
+            directory::remove_directory(&removed)?;
         }
     }
     Ok(())

@@ -26,27 +26,27 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::model::access::SERVICE_NAME;
-use crate::model::share_owner::{ShareOwner, ShareOwners};
+use crate::model::share_owner::{ShareOwner, ShareOwnerResolver};
 use crate::model::trust::TrustDomain;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct BuilderLimits {
     /// Maximum number of builders that run at the same time; at least one.
     pub running: usize,
     /// Maximum number of domains whose cache is kept.
-    pub kept: usize,
+    pub kept_caches: usize,
     /// Maximum size of all caches together, in bytes.
-    pub disk: u64,
+    pub cache_bytes: u64,
     /// Time without builds after which a builder is stopped.
-    pub idle: Duration,
+    pub idle_timeout: Duration,
 }
 
 /// Identifies a request for a builder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(pub u64);
+pub struct LeaseTicket(pub u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum BuilderPhase {
     Stopped,
     Running,
     Stopping,
@@ -55,32 +55,32 @@ pub enum Phase {
 
 /// State of one domain's builder, as the policy knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
-    pub phase: Phase,
+pub struct DomainBuilder {
+    pub phase: BuilderPhase,
     /// Number of builds that use it.
     pub builds: usize,
     pub last_used: Timestamp,
     /// Size of its cache in bytes when it was last measured.
     pub disk: u64,
-    pruning: Pruning,
+    pruning: PruneState,
     /// Set while it is being stopped in order to remove its cache.
     discarded: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pruning {
-    No,
-    Runs,
+enum PruneState {
+    Idle,
+    Running,
     /// Pruning left this many bytes, which are in use.
-    Left(u64),
+    Done(u64),
 }
 
 /// An action for the caller to execute. The caller reports the end of each one except `Grant`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum BuilderAction {
     Start(TrustDomain),
     /// The builder of the domain runs, and the request uses it until it is released.
-    Grant(Ticket, TrustDomain),
+    Grant(LeaseTicket, TrustDomain),
     Stop(TrustDomain),
     /// Prune the cache of a running builder to at most `keep` bytes.
     Prune {
@@ -92,39 +92,45 @@ pub enum Action {
 }
 
 #[derive(Debug)]
-pub struct Policy {
-    limits: Limits,
-    owners: ShareOwners,
-    builders: BTreeMap<TrustDomain, Standing>,
-    waiting: VecDeque<(Ticket, TrustDomain)>,
+pub struct BuilderPolicy {
+    limits: BuilderLimits,
+    share_owners: ShareOwnerResolver,
+    builders: BTreeMap<TrustDomain, DomainBuilder>,
+    waiting: VecDeque<(LeaseTicket, TrustDomain)>,
     draining: bool,
 }
 
-impl Policy {
-    pub fn new(limits: Limits, owners: ShareOwners) -> Self {
+impl BuilderPolicy {
+    pub fn new(limits: BuilderLimits, owners: ShareOwnerResolver) -> Self {
         let running = limits.running.max(1);
-        let limits = Limits { running, kept: limits.kept.max(running), ..limits };
-        Self { limits, owners, builders: BTreeMap::new(), waiting: VecDeque::new(), draining: false }
+        let limits = BuilderLimits { running, kept_caches: limits.kept_caches.max(running), ..limits };
+        Self {
+            limits,
+            share_owners: owners,
+            builders: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            draining: false,
+        }
     }
 
     /// Adds a cache that an earlier run of the daemon left.
     pub fn restore(&mut self, domain: TrustDomain, last_used: Timestamp, disk: u64) {
-        self.builders.insert(domain, Standing { last_used, disk, ..Standing::new(last_used) });
+        self.builders.insert(domain, DomainBuilder { last_used, disk, ..DomainBuilder::new(last_used) });
     }
 
-    pub fn request(&mut self, ticket: Ticket, domain: TrustDomain) {
+    pub fn request(&mut self, ticket: LeaseTicket, domain: TrustDomain) {
         self.waiting.push_back((ticket, domain));
     }
 
     /// Removes a request from the queue. Returns false when it does not wait.
-    pub fn withdraw(&mut self, ticket: Ticket) -> bool {
+    pub fn withdraw(&mut self, ticket: LeaseTicket) -> bool {
         let before = self.waiting.len();
         self.waiting.retain(|(waiting, _)| *waiting != ticket);
         self.waiting.len() != before
     }
 
     /// Removes all requests for a domain whose builder cannot be started.
-    pub fn withdraw_all(&mut self, domain: &TrustDomain) -> Vec<Ticket> {
+    pub fn withdraw_all(&mut self, domain: &TrustDomain) -> Vec<LeaseTicket> {
         let (gone, rest) = std::mem::take(&mut self.waiting).into_iter().partition(|(_, of)| of == domain);
         self.waiting = rest;
         let gone: VecDeque<_> = gone;
@@ -137,42 +143,48 @@ impl Policy {
             standing.builds = standing.builds.saturating_sub(1);
             standing.last_used = standing.last_used.max(now);
             standing.pruning = match standing.pruning {
-                Pruning::Left(_) => Pruning::No,
+                PruneState::Done(_) => PruneState::Idle,
                 other => other,
             };
         }
     }
 
     /// Called when the cache of a running builder was measured, after pruning if `pruned` is set.
-    pub fn measured(&mut self, domain: &TrustDomain, disk: u64, pruned: bool) {
+    pub fn record_measurement(&mut self, domain: &TrustDomain, disk: u64, pruned: bool) {
         if let Some(standing) = self.builders.get_mut(domain) {
             standing.disk = disk;
             if pruned {
-                standing.pruning = Pruning::Left(disk);
+                standing.pruning = PruneState::Done(disk);
             }
         }
     }
 
-    pub fn stopped(&mut self, domain: &TrustDomain) {
+    pub fn mark_stopped(&mut self, domain: &TrustDomain) {
         if let Some(standing) = self.builders.get_mut(domain) {
-            *standing = Standing { phase: Phase::Stopped, builds: 0, pruning: Pruning::No, ..*standing };
+            *standing = DomainBuilder {
+                phase: BuilderPhase::Stopped,
+                builds: 0,
+                pruning: PruneState::Idle,
+                ..*standing
+            };
         }
     }
 
     /// Marks a running builder to be stopped now, even if builds use it, and its cache to be removed. Returns false
     /// when it does not run.
     pub fn discard(&mut self, domain: &TrustDomain) -> bool {
-        let running = self.builders.get_mut(domain).filter(|standing| standing.phase == Phase::Running);
+        let running =
+            self.builders.get_mut(domain).filter(|standing| standing.phase == BuilderPhase::Running);
         running.is_some_and(|standing| {
-            (standing.phase, standing.discarded) = (Phase::Stopping, true);
+            (standing.phase, standing.discarded) = (BuilderPhase::Stopping, true);
             true
         })
     }
 
-    pub fn removed(&mut self, domain: &TrustDomain) {
+    pub fn mark_removed(&mut self, domain: &TrustDomain) {
         match self.builders.get_mut(domain) {
             // Its domain is in use, so the entry stays with an empty cache.
-            Some(standing) if standing.discarded => *standing = Standing::new(standing.last_used),
+            Some(standing) if standing.discarded => *standing = DomainBuilder::new(standing.last_used),
             _ => drop(self.builders.remove(domain)),
         }
     }
@@ -183,19 +195,19 @@ impl Policy {
     }
 
     /// Returns the next action to execute now. Must be called again until it returns `None`.
-    pub fn next(&mut self, now: Timestamp) -> Option<Action> {
+    pub fn next_action(&mut self, now: Timestamp) -> Option<BuilderAction> {
         if self.draining {
             return None;
         }
-        self.empty()
-            .or_else(|| self.serve(now))
-            .or_else(|| self.keep_one())
-            .or_else(|| self.forget())
-            .or_else(|| self.free())
+        self.remove_discarded()
+            .or_else(|| self.grant_or_start(now))
+            .or_else(|| self.keep_one_running())
+            .or_else(|| self.enforce_cache_count())
+            .or_else(|| self.enforce_disk_limit())
             .or_else(|| self.stop_idle(now))
     }
 
-    pub fn standings(&self) -> impl Iterator<Item = (&TrustDomain, &Standing)> {
+    pub fn domain_builders(&self) -> impl Iterator<Item = (&TrustDomain, &DomainBuilder)> {
         self.builders.iter()
     }
 
@@ -204,45 +216,46 @@ impl Policy {
     }
 
     #[cfg(test)]
-    fn limits(&self) -> &Limits {
+    fn limits(&self) -> &BuilderLimits {
         &self.limits
     }
 
     /// Returns the running builder that was used last.
     pub fn newest_running(&self) -> Option<&TrustDomain> {
-        self.newest(Phase::Running)
+        self.newest(BuilderPhase::Running)
     }
 
-    fn newest(&self, phase: Phase) -> Option<&TrustDomain> {
+    fn newest(&self, phase: BuilderPhase) -> Option<&TrustDomain> {
         let those = self.builders.iter().filter(|(_, standing)| standing.phase == phase);
         those.max_by_key(|(_, standing)| standing.rank()).map(|(domain, _)| domain)
     }
 
-    fn in_phase(&self, phase: Phase) -> usize {
+    fn in_phase(&self, phase: BuilderPhase) -> usize {
         self.builders.values().filter(|standing| standing.phase == phase).count()
     }
 
     /// Removes the cache of a builder that was stopped by [`discard`](Self::discard).
-    fn empty(&mut self) -> Option<Action> {
-        let is = |standing: &Standing| standing.phase == Phase::Stopped && standing.discarded;
+    fn remove_discarded(&mut self) -> Option<BuilderAction> {
+        let is = |standing: &DomainBuilder| standing.phase == BuilderPhase::Stopped && standing.discarded;
         let (domain, standing) = self.builders.iter_mut().find(|(_, standing)| is(standing))?;
-        standing.phase = Phase::Removing;
-        Some(Action::Remove(domain.clone()))
+        standing.phase = BuilderPhase::Removing;
+        Some(BuilderAction::Remove(domain.clone()))
     }
 
-    fn serve(&mut self, now: Timestamp) -> Option<Action> {
-        let (running, stopping) = (self.in_phase(Phase::Running), self.in_phase(Phase::Stopping));
+    fn grant_or_start(&mut self, now: Timestamp) -> Option<BuilderAction> {
+        let (running, stopping) =
+            (self.in_phase(BuilderPhase::Running), self.in_phase(BuilderPhase::Stopping));
         // Domains of earlier requests that have no builder yet.
         let mut promised: BTreeSet<&TrustDomain> = BTreeSet::new();
         let mut found = None;
         for (place, (ticket, domain)) in self.waiting.iter().enumerate() {
             match self.builders.get(domain).map(|standing| standing.phase) {
-                Some(Phase::Running) => {
-                    found = Some((Some(place), Action::Grant(*ticket, domain.clone())));
+                Some(BuilderPhase::Running) => {
+                    found = Some((Some(place), BuilderAction::Grant(*ticket, domain.clone())));
                     break;
                 }
-                Some(Phase::Stopped) | None if running + stopping < self.limits.running => {
-                    found = Some((None, Action::Start(domain.clone())));
+                Some(BuilderPhase::Stopped) | None if running + stopping < self.limits.running => {
+                    found = Some((None, BuilderAction::Start(domain.clone())));
                     break;
                 }
                 _ => {}
@@ -251,8 +264,8 @@ impl Policy {
             if promised.len() > self.limits.running - running {
                 // Not enough slots are free or being freed, so no later request may overtake this one.
                 found = self
-                    .first_to_go(Standing::runs, |standing| standing.runs() && standing.builds == 0)
-                    .map(|victim| (None, Action::Stop(victim)));
+                    .first_victim(DomainBuilder::runs, |standing| standing.runs() && standing.builds == 0)
+                    .map(|victim| (None, BuilderAction::Stop(victim)));
                 break;
             }
         }
@@ -261,81 +274,83 @@ impl Policy {
             self.waiting.remove(place);
         }
         match &action {
-            Action::Start(domain) => {
-                let standing = self.builders.entry(domain.clone()).or_insert_with(|| Standing::new(now));
-                standing.phase = Phase::Running;
+            BuilderAction::Start(domain) => {
+                let standing = self.builders.entry(domain.clone()).or_insert_with(|| DomainBuilder::new(now));
+                standing.phase = BuilderPhase::Running;
             }
-            Action::Grant(_, domain) => {
+            BuilderAction::Grant(_, domain) => {
                 if let Some(standing) = self.builders.get_mut(domain) {
                     standing.builds += 1;
                     standing.last_used = standing.last_used.max(now);
                 }
             }
-            Action::Stop(domain) => self.set(domain, Phase::Stopping),
-            Action::Prune { .. } | Action::Remove(_) => {}
+            BuilderAction::Stop(domain) => self.set(domain, BuilderPhase::Stopping),
+            BuilderAction::Prune { .. } | BuilderAction::Remove(_) => {}
         }
         Some(action)
     }
 
     /// Starts the builder that was used last when none runs.
-    fn keep_one(&mut self) -> Option<Action> {
-        if self.in_phase(Phase::Running) + self.in_phase(Phase::Stopping) > 0 {
+    fn keep_one_running(&mut self) -> Option<BuilderAction> {
+        if self.in_phase(BuilderPhase::Running) + self.in_phase(BuilderPhase::Stopping) > 0 {
             return None;
         }
-        let newest = self.newest(Phase::Stopped)?.clone();
-        self.set(&newest, Phase::Running);
-        Some(Action::Start(newest))
+        let newest = self.newest(BuilderPhase::Stopped)?.clone();
+        self.set(&newest, BuilderPhase::Running);
+        Some(BuilderAction::Start(newest))
     }
 
     /// Keeps the number of caches within its limit.
-    fn forget(&mut self) -> Option<Action> {
-        if self.builders.len() - self.in_phase(Phase::Removing) <= self.limits.kept {
+    fn enforce_cache_count(&mut self) -> Option<BuilderAction> {
+        if self.builders.len() - self.in_phase(BuilderPhase::Removing) <= self.limits.kept_caches {
             return None;
         }
         let newest = self.newest_running().cloned();
-        let idle = |standing: &Standing| {
-            standing.runs() && standing.builds == 0 && standing.pruning != Pruning::Runs
+        let idle = |standing: &DomainBuilder| {
+            standing.runs() && standing.builds == 0 && standing.pruning != PruneState::Running
         };
-        let can_go = |standing: &Standing| standing.phase == Phase::Stopped || idle(standing);
-        let victim = self.first_to_go_but(newest.as_ref(), Standing::is_kept, can_go)?;
+        let can_go = |standing: &DomainBuilder| standing.phase == BuilderPhase::Stopped || idle(standing);
+        let victim = self.first_victim_except(newest.as_ref(), DomainBuilder::is_kept, can_go)?;
         if self.is_wanted(&victim) {
             return None;
         }
         // A running builder is stopped before its cache is removed.
-        let stopped = self.builders.get(&victim).is_some_and(|standing| standing.phase == Phase::Stopped);
-        self.set(&victim, if stopped { Phase::Removing } else { Phase::Stopping });
-        Some(if stopped { Action::Remove(victim) } else { Action::Stop(victim) })
+        let stopped =
+            self.builders.get(&victim).is_some_and(|standing| standing.phase == BuilderPhase::Stopped);
+        self.set(&victim, if stopped { BuilderPhase::Removing } else { BuilderPhase::Stopping });
+        Some(if stopped { BuilderAction::Remove(victim) } else { BuilderAction::Stop(victim) })
     }
 
     /// Keeps the total size of all caches within its limit.
-    fn free(&mut self) -> Option<Action> {
+    fn enforce_disk_limit(&mut self) -> Option<BuilderAction> {
         let kept = self.builders.values().filter(|standing| standing.is_kept());
         let total = kept.map(|standing| standing.disk).fold(0, u64::saturating_add);
-        let excess = total.checked_sub(self.limits.disk).filter(|excess| *excess > 0)?;
+        let excess = total.checked_sub(self.limits.cache_bytes).filter(|excess| *excess > 0)?;
         // One domain at a time: the freed space is measured before another one is pruned.
-        let frees =
-            |standing: &Standing| standing.phase == Phase::Removing || standing.pruning == Pruning::Runs;
+        let frees = |standing: &DomainBuilder| {
+            standing.phase == BuilderPhase::Removing || standing.pruning == PruneState::Running
+        };
         if self.builders.values().any(frees) {
             return None;
         }
         let newest = self.builders.iter().max_by_key(|(_, standing)| standing.rank()).map(|(d, _)| d.clone());
-        let mut by_use: Vec<(TrustDomain, Standing)> =
+        let mut by_use: Vec<(TrustDomain, DomainBuilder)> =
             self.builders.iter().map(|(domain, standing)| (domain.clone(), *standing)).collect();
-        let of_owner = self.counts(Standing::is_kept);
+        let of_owner = self.owner_counts(DomainBuilder::is_kept);
         by_use.sort_by_key(|(domain, standing)| {
             (Some(domain) == newest.as_ref(), Reverse(of_owner.get(domain).copied()), standing.rank())
         });
         for (domain, standing) in by_use {
             match standing.phase {
-                Phase::Stopped if Some(&domain) != newest.as_ref() && !self.is_wanted(&domain) => {
-                    self.set(&domain, Phase::Removing);
-                    return Some(Action::Remove(domain));
+                BuilderPhase::Stopped if Some(&domain) != newest.as_ref() && !self.is_wanted(&domain) => {
+                    self.set(&domain, BuilderPhase::Removing);
+                    return Some(BuilderAction::Remove(domain));
                 }
-                Phase::Running if standing.can_free() => {
+                BuilderPhase::Running if standing.can_free() => {
                     if let Some(standing) = self.builders.get_mut(&domain) {
-                        standing.pruning = Pruning::Runs;
+                        standing.pruning = PruneState::Running;
                     }
-                    return Some(Action::Prune { domain, keep: standing.disk.saturating_sub(excess) });
+                    return Some(BuilderAction::Prune { domain, keep: standing.disk.saturating_sub(excess) });
                 }
                 _ => {}
             }
@@ -343,22 +358,22 @@ impl Policy {
         None
     }
 
-    fn stop_idle(&mut self, now: Timestamp) -> Option<Action> {
+    fn stop_idle(&mut self, now: Timestamp) -> Option<BuilderAction> {
         let newest = self.newest_running()?.clone();
-        let idle = self.limits.idle;
-        let long = |standing: &Standing| {
+        let idle = self.limits.idle_timeout;
+        let long = |standing: &DomainBuilder| {
             now.duration_since(standing.last_used).unsigned_abs() >= idle && now >= standing.last_used
         };
         let victim = self.builders.iter().find(|(domain, standing)| {
             **domain != newest
-                && standing.phase == Phase::Running
+                && standing.phase == BuilderPhase::Running
                 && standing.builds == 0
-                && standing.pruning != Pruning::Runs
+                && standing.pruning != PruneState::Running
                 && long(standing)
         });
         let victim = victim.map(|(domain, _)| domain.clone())?;
-        self.set(&victim, Phase::Stopping);
-        Some(Action::Stop(victim))
+        self.set(&victim, BuilderPhase::Stopping);
+        Some(BuilderAction::Stop(victim))
     }
 
     fn is_wanted(&self, domain: &TrustDomain) -> bool {
@@ -367,23 +382,23 @@ impl Policy {
 
     /// Returns, of the domains that match `can_go`, the least recently used one of the owner with most domains that
     /// match `count`. A domain that a waiting request needs comes last.
-    fn first_to_go(
+    fn first_victim(
         &self,
-        count: impl Fn(&Standing) -> bool,
-        can_go: impl Fn(&Standing) -> bool,
+        count: impl Fn(&DomainBuilder) -> bool,
+        can_go: impl Fn(&DomainBuilder) -> bool,
     ) -> Option<TrustDomain> {
-        self.first_to_go_but(None, count, can_go)
+        self.first_victim_except(None, count, can_go)
     }
 
     /// Like [`first_victim`](Self::first_victim), but at equal counts a stopped builder comes before a running one,
     /// and `spared` is not chosen while it runs.
-    fn first_to_go_but(
+    fn first_victim_except(
         &self,
         spared: Option<&TrustDomain>,
-        count: impl Fn(&Standing) -> bool,
-        can_go: impl Fn(&Standing) -> bool,
+        count: impl Fn(&DomainBuilder) -> bool,
+        can_go: impl Fn(&DomainBuilder) -> bool,
     ) -> Option<TrustDomain> {
-        let of_owner = self.counts(count);
+        let of_owner = self.owner_counts(count);
         let candidates = self
             .builders
             .iter()
@@ -396,9 +411,9 @@ impl Policy {
     }
 
     /// Returns, for each domain, how many domains that match `count` its owner has.
-    fn counts(&self, count: impl Fn(&Standing) -> bool) -> BTreeMap<TrustDomain, usize> {
+    fn owner_counts(&self, count: impl Fn(&DomainBuilder) -> bool) -> BTreeMap<TrustDomain, usize> {
         let owners: Vec<(&TrustDomain, String)> =
-            self.builders.keys().map(|domain| (domain, self.owner(domain))).collect();
+            self.builders.keys().map(|domain| (domain, self.share_owner_of(domain))).collect();
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for (domain, owner) in &owners {
             let counted = self.builders.get(*domain).is_some_and(&count);
@@ -409,25 +424,32 @@ impl Policy {
     }
 
     /// Returns the owner of a domain. All domains of removed services, which are never used again, share one owner.
-    fn owner(&self, domain: &TrustDomain) -> String {
+    fn share_owner_of(&self, domain: &TrustDomain) -> String {
         if !domain.as_str().starts_with(SERVICE_NAME) {
             return domain.to_string();
         }
-        let ShareOwner(owner) = self.owners.of(domain.as_str());
+        let ShareOwner(owner) = self.share_owners.owner_of(domain.as_str());
         let gone = owner.starts_with(SERVICE_NAME);
         if gone { SERVICE_NAME.to_owned() } else { TrustDomain::of_caller(&owner).to_string() }
     }
 
-    fn set(&mut self, domain: &TrustDomain, phase: Phase) {
+    fn set(&mut self, domain: &TrustDomain, phase: BuilderPhase) {
         if let Some(standing) = self.builders.get_mut(domain) {
             standing.phase = phase;
         }
     }
 }
 
-impl Standing {
+impl DomainBuilder {
     const fn new(last_used: Timestamp) -> Self {
-        Self { phase: Phase::Stopped, builds: 0, last_used, disk: 0, pruning: Pruning::No, discarded: false }
+        Self {
+            phase: BuilderPhase::Stopped,
+            builds: 0,
+            last_used,
+            disk: 0,
+            pruning: PruneState::Idle,
+            discarded: false,
+        }
     }
 
     /// Sort key by recency of use; builders with builds count as used now.
@@ -436,18 +458,18 @@ impl Standing {
     }
 
     fn runs(&self) -> bool {
-        self.phase == Phase::Running
+        self.phase == BuilderPhase::Running
     }
 
     fn is_kept(&self) -> bool {
-        self.phase != Phase::Removing
+        self.phase != BuilderPhase::Removing
     }
 
     const fn can_free(&self) -> bool {
         match self.pruning {
-            Pruning::No => self.disk > 0,
-            Pruning::Runs => false,
-            Pruning::Left(left) => self.disk > left,
+            PruneState::Idle => self.disk > 0,
+            PruneState::Running => false,
+            PruneState::Done(left) => self.disk > left,
         }
     }
 }

@@ -9,7 +9,7 @@ const SOCKET_PATH_LIMIT: usize = 107;
 
 /// Address at which a BuildKit listens: `unix:///path` or `tcp://host:port` (plain, without TLS).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
+pub enum BuildKitAddress {
     Unix(PathBuf),
     Tcp(String),
 }
@@ -25,7 +25,7 @@ pub enum AddressError {
     TooLong(PathBuf),
 }
 
-impl Address {
+impl BuildKitAddress {
     pub(super) fn unix(path: PathBuf) -> Result<Self, AddressError> {
         if path.as_os_str().len() > SOCKET_PATH_LIMIT {
             Err(AddressError::TooLong(path))
@@ -35,7 +35,7 @@ impl Address {
     }
 }
 
-impl FromStr for Address {
+impl FromStr for BuildKitAddress {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
@@ -51,7 +51,7 @@ impl FromStr for Address {
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for BuildKitAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
@@ -69,7 +69,7 @@ mod tests {
         for good in
             ["unix:///run/buildkit/buildkitd.sock", "tcp://127.0.0.1:1234", "tcp://[::1]:1234", "tcp://bk:1"]
         {
-            assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
+            assert_eq!(good.parse::<BuildKitAddress>().unwrap().to_string(), good);
         }
         for bad in [
             "",
@@ -81,9 +81,9 @@ mod tests {
             "tcp://h:1/x",
             "http://h:1",
         ] {
-            assert_eq!(bad.parse::<Address>(), Err(AddressError::Grammar(bad.to_owned())));
+            assert_eq!(bad.parse::<BuildKitAddress>(), Err(AddressError::Grammar(bad.to_owned())));
         }
         let long = format!("unix:///{}", "x".repeat(120));
-        assert!(matches!(long.parse::<Address>(), Err(AddressError::TooLong(_))));
+        assert!(matches!(long.parse::<BuildKitAddress>(), Err(AddressError::TooLong(_))));
     }
 }

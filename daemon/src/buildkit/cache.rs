@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::{DiskUsageRequest, PruneRequest};
-use hearth_proto::status::innermost;
+use hearth_proto::status::root_cause_message;
 use tokio::time::timeout;
 
-use super::BuildKit;
+use super::BuildKitClient;
 
 /// Time limit for BuildKit to add up its cache.
 const MEASURE_LIMIT: Duration = Duration::from_secs(30);
@@ -17,14 +17,14 @@ const PRUNE_LIMIT: Duration = Duration::from_secs(600);
 #[error("cache of BuildKit: {0}")]
 pub struct CacheError(String);
 
-impl BuildKit {
+impl BuildKitClient {
     /// Returns the size of the cache in bytes.
     pub async fn disk_usage(&self) -> Result<u64, CacheError> {
         let mut control = self.control.clone();
         let answer = timeout(MEASURE_LIMIT, control.disk_usage(DiskUsageRequest::default())).await;
         let usage = answer
             .map_err(|_| CacheError("no answer in time".to_owned()))?
-            .map_err(|status| CacheError(innermost(&status)))?;
+            .map_err(|status| CacheError(root_cause_message(&status)))?;
         let sizes =
             usage.into_inner().record.into_iter().map(|record| u64::try_from(record.size).unwrap_or(0));
         Ok(sizes.fold(0, u64::saturating_add))
@@ -44,6 +44,6 @@ impl BuildKit {
         pruned
             .await
             .map_err(|_| CacheError("pruning takes too long".to_owned()))?
-            .map_err(|status: tonic::Status| CacheError(innermost(&status)))
+            .map_err(|status: tonic::Status| CacheError(root_cause_message(&status)))
     }
 }

@@ -11,21 +11,21 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Address, CALL_LIMIT, MESSAGE_LIMIT};
+use super::{BuildKitAddress, CALL_LIMIT, MESSAGE_LIMIT};
 
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// Creates a client with a connection of its own.
-pub(super) fn control(address: &Address) -> ControlClient<Channel> {
+pub(super) fn control(address: &BuildKitAddress) -> ControlClient<Channel> {
     ControlClient::new(channel(address))
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT)
 }
 
-fn channel(address: &Address) -> Channel {
+fn channel(address: &BuildKitAddress) -> Channel {
     match address {
-        Address::Unix(path) => {
+        BuildKitAddress::Unix(path) => {
             let path = path.clone();
             let connector = tower::service_fn(move |_: http::Uri| {
                 let path = path.clone();
@@ -34,7 +34,7 @@ fn channel(address: &Address) -> Channel {
             // The name is only the `:authority` of the requests.
             tuned(Endpoint::from_static("http://buildkitd")).connect_with_connector_lazy(connector)
         }
-        Address::Tcp(host) => match Endpoint::from_shared(format!("http://{host}")) {
+        BuildKitAddress::Tcp(host) => match Endpoint::from_shared(format!("http://{host}")) {
             Ok(endpoint) => tuned(endpoint).connect_lazy(),
             // The address was checked when it was parsed; an invalid one never connects.
             Err(_) => tuned(Endpoint::from_static("http://invalid.")).connect_lazy(),
@@ -52,7 +52,7 @@ fn tuned(endpoint: Endpoint) -> Endpoint {
 }
 
 /// Reports whether a call failed because the connection or its other end is gone, and not by its answer.
-pub(super) fn is_gone(status: &tonic::Status) -> bool {
+pub(super) fn is_connection_lost(status: &tonic::Status) -> bool {
     let transport = std::error::Error::source(status).is_some();
     transport || status.code() == tonic::Code::Unavailable
 }

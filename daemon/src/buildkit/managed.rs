@@ -26,12 +26,12 @@ use async_trait::async_trait;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use tonic::transport::Channel;
 
-use super::{Address, AddressError, channel};
+use super::{AddressError, BuildKitAddress, channel};
 use crate::git_proxy::GitAccess;
 use crate::network::steps::BuilderNetwork;
 use crate::supervise::leftover;
 use crate::supervise::port as supervise;
-use crate::supervise::program::find;
+use crate::supervise::program::find_executable;
 
 mod capability;
 mod containers;
@@ -40,12 +40,12 @@ mod groups;
 mod reason;
 mod settings;
 
-pub use groups::{Bounds, BuilderGroups};
-pub use settings::Quota;
+pub use groups::{BuilderGroups, StepBounds};
+pub use settings::CacheQuota;
 
 const NAME: &str = "buildkitd";
-const EXECUTOR: &str = "data/runc-overlayfs/executor";
-const EXECUTOR_NATIVE: &str = "data/runc-native/executor";
+const BUNDLES_DIR: &str = "data/runc-overlayfs/executor";
+const NATIVE_BUNDLES_DIR: &str = "data/runc-native/executor";
 
 /// Options of one managed buildkitd.
 #[derive(Clone)]
@@ -56,14 +56,14 @@ pub struct Options {
     pub program: PathBuf,
     /// Program `runc`, looked up in the same way.
     pub runc: PathBuf,
-    pub quota: Quota,
+    pub quota: CacheQuota,
     /// Resource limits of its steps.
-    pub bounds: Bounds,
+    pub bounds: StepBounds,
     /// Network of its steps, or the reason why there is none: then buildkitd is not started and reports the reason.
     pub network: Result<BuilderNetwork, String>,
     /// Access to the git proxy; without it buildkitd fetches no repository.
     pub git: Option<GitAccess>,
-    pub limits: supervise::Limits,
+    pub limits: supervise::ChildLimits,
 }
 
 impl Options {
@@ -73,20 +73,20 @@ impl Options {
             network,
             program: "buildkitd".into(),
             runc: "runc".into(),
-            quota: Quota::default(),
-            bounds: Bounds::default(),
+            quota: CacheQuota::default(),
+            bounds: StepBounds::default(),
             git: None,
-            limits: supervise::Limits::default(),
+            limits: supervise::ChildLimits::default(),
         }
     }
 
     /// Returns the child to supervise, and the options to connect to it once it runs (set
     /// [`child`](super::Options::child) to the supervisor's status).
-    pub fn plan(self) -> Result<(supervise::Child, super::Options), AddressError> {
+    pub fn child_and_connection(self) -> Result<(supervise::ChildSpec, super::Options), AddressError> {
         let dir = std::path::absolute(&self.dir).unwrap_or(self.dir);
-        let address = Address::unix(dir.join("buildkitd.sock"))?;
+        let address = BuildKitAddress::unix(dir.join("buildkitd.sock"))?;
         let groups = BuilderGroups::new(self.bounds.clone());
-        let kind = Buildkitd {
+        let kind = BuildkitdChild {
             dir: dir.clone(),
             groups: Arc::clone(&groups),
             program: self.program.clone(),
@@ -106,23 +106,23 @@ impl Options {
             ("PATH".into(), git::search_path(&dir)),
         ];
         env.extend(groups.go_memory_limit().map(|bytes| variable("GOMEMLIMIT", &bytes.to_string())));
-        let child = supervise::Child {
+        let child = supervise::ChildSpec {
             name: NAME,
             program: self.program,
             args: vec!["--config".into(), dir.join("buildkitd.toml").into()],
             env,
             log: dir.join("buildkitd.log"),
             root: dir.clone(),
-            offspring: supervise::Offspring::Contained,
-            groups: groups.members(),
+            descendants: supervise::DescendantPolicy::Contained,
+            groups: groups.membership_files(),
             limits: self.limits,
-            kind: Arc::new(kind),
+            driver: Arc::new(kind),
         };
-        let executor = Some(dir.join(EXECUTOR));
+        let executor = Some(dir.join(BUNDLES_DIR));
         let connect = super::Options {
             address,
             child: None,
-            executor,
+            bundles_dir: executor,
             network: self.network.ok(),
             git: self.git,
             allow_host_network: false,
@@ -134,23 +134,25 @@ impl Options {
 
     /// Removes the processes, mounts and containers that a killed daemon left of this builder, which will not be
     /// started. Blocking.
-    pub fn sweep(&self) {
-        let swept = leftover::Mark::of(NAME, &self.dir)
-            .and_then(|mark| leftover::end_processes(&mark, None))
+    pub fn clean_up(&self) {
+        let swept = leftover::ProcessMarker::of(NAME, &self.dir)
+            .and_then(|mark| leftover::kill_marked_processes(&mark, None))
             .and_then(|_| leftover::unmount_below(&self.dir))
             .map_err(|error| error.to_string())
-            .and_then(|_| sweep(&self.dir, &self.runc, &BuilderGroups::new(self.bounds.clone())));
+            .and_then(|_| {
+                clean_up_leftovers(&self.dir, &self.runc, &BuilderGroups::new(self.bounds.clone()))
+            });
         if let Err(error) = swept {
             tracing::error!(directory = %self.dir.display(), error, "failed to clean up after an earlier builder");
         }
     }
 }
 
-struct Buildkitd {
+struct BuildkitdChild {
     dir: PathBuf,
     program: PathBuf,
     runc: PathBuf,
-    quota: Quota,
+    quota: CacheQuota,
     groups: Arc<BuilderGroups>,
     network: Result<BuilderNetwork, String>,
     git: Option<GitAccess>,
@@ -158,27 +160,27 @@ struct Buildkitd {
 }
 
 #[async_trait]
-impl supervise::Kind for Buildkitd {
+impl supervise::ChildDriver for BuildkitdChild {
     fn prepare(&self) -> Result<(), String> {
         capability::check()?;
-        find(&self.program).ok_or_else(|| not_found(&self.program, "BuildKit"))?;
-        let runc = find(&self.runc).ok_or_else(|| not_found(&self.runc, "runc"))?;
+        find_executable(&self.program).ok_or_else(|| not_found(&self.program, "BuildKit"))?;
+        let runc = find_executable(&self.runc).ok_or_else(|| not_found(&self.runc, "runc"))?;
         let network = self.network.as_ref().map_err(|reason| {
             format!("steps of builds cannot have a network of their own, so nothing is built: {reason}")
         })?;
-        let wiring = settings::StepWiring {
+        let wiring = settings::StepNetworkSettings {
             config: network.config(),
             plugins: network.plugins(),
             resolver: network.resolver(),
         };
         let write = || -> io::Result<()> {
             fs::create_dir_all(self.dir.join("tmp"))?;
-            for executor in [EXECUTOR, EXECUTOR_NATIVE] {
+            for executor in [BUNDLES_DIR, NATIVE_BUNDLES_DIR] {
                 containers::remove_bundles(&self.dir.join(executor))?;
             }
             network.prepare()?;
             git::prepare(&self.dir, self.git.as_ref())?;
-            let groups = self.groups.steps();
+            let groups = self.groups.steps_group();
             settings::write(&self.dir, &runc, &self.quota, &wiring, groups.as_deref())
         };
         self.groups.prepare();
@@ -201,15 +203,15 @@ impl supervise::Kind for Buildkitd {
     }
 
     fn sweep(&self) -> Result<(), String> {
-        let swept = sweep(&self.dir, &self.runc, &self.groups);
+        let swept = clean_up_leftovers(&self.dir, &self.runc, &self.groups);
         let Ok(network) = &self.network else { return swept };
         swept.and(network.release().map_err(|error| format!("networks of steps: {error}")))
     }
 }
 
-fn sweep(dir: &Path, runc: &Path, groups: &BuilderGroups) -> Result<(), String> {
+fn clean_up_leftovers(dir: &Path, runc: &Path, groups: &BuilderGroups) -> Result<(), String> {
     let dir = dir.canonicalize().map_err(|error| error.to_string())?;
-    containers::end_below(&dir, runc)?;
+    containers::delete_containers_below(&dir, runc)?;
     groups.remove()
 }
 

@@ -27,13 +27,13 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Routes;
 use tonic::{Request, Status};
 
-use super::{Address, MESSAGE_LIMIT, channel};
-use crate::build::port::Credentials;
+use super::{BuildKitAddress, MESSAGE_LIMIT, channel};
+use crate::build::port::CredentialProvider;
 use crate::context::port::SessionName;
 
 mod credentials;
 mod files;
-mod follow;
+mod follow_paths;
 mod secrets;
 mod select;
 pub(super) mod trees;
@@ -50,30 +50,34 @@ const HEADER_LIMIT: u32 = 16 << 20;
 const SEND_BUFFER: usize = 4 << 20;
 
 /// An open session; dropping it closes it.
-pub(super) struct Session {
+pub(super) struct BuildKitSession {
     id: String,
     /// Cancelled when the session has ended, by BuildKit or by the daemon.
-    over: CancellationToken,
+    closed: CancellationToken,
     _stop: DropGuard,
 }
 
-impl Session {
+impl BuildKitSession {
     /// Opens a session that serves one tree.
-    async fn tree(address: &Address, name: &SessionName, tree: files::ServedTree) -> Result<Self, Status> {
+    async fn open_tree(
+        address: &BuildKitAddress,
+        name: &SessionName,
+        tree: files::ServedTree,
+    ) -> Result<Self, Status> {
         let routes = Routes::new(health().await).add_service(wire::FileSyncServer::new(tree));
         let methods = ["/moby.filesync.v1.FileSync/DiffCopy"];
         Self::open(address, name.id.clone(), "tree", &name.shared_key, &methods, routes).await
     }
 
     /// Opens a build's own session.
-    pub(super) async fn build(
-        address: &Address,
-        credentials: Arc<dyn Credentials>,
+    pub(super) async fn open_build(
+        address: &BuildKitAddress,
+        credentials: Arc<dyn CredentialProvider>,
         secrets: SecretValues,
     ) -> Result<Self, Status> {
         let methods = ["/moby.filesync.v1.Auth/Credentials", "/moby.buildkit.secrets.v1.Secrets/GetSecret"];
         let routes = Routes::new(health().await)
-            .add_service(AuthServer::new(credentials::Answers(credentials)))
+            .add_service(AuthServer::new(credentials::RegistryAuthService(credentials)))
             .add_service(SecretsServer::new(secrets));
         let id = format!("{:032x}", rand::random::<u128>());
         Self::open(address, id, "build", "", &methods, routes).await
@@ -84,12 +88,12 @@ impl Session {
     }
 
     /// Reports whether the session has ended.
-    fn is_over(&self) -> bool {
-        self.over.is_cancelled()
+    fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
     }
 
     async fn open(
-        address: &Address,
+        address: &BuildKitAddress,
         id: String,
         name: &'static str,
         shared_key: &str,
@@ -115,7 +119,7 @@ impl Session {
         let over = CancellationToken::new();
         let ended = over.clone().drop_guard();
         let io = TokioIo::new(tokio::io::join(tunnel::reader(inbound), writer));
-        let serve = http2::Builder::new(Spawn)
+        let serve = http2::Builder::new(SpawnExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(4 * WINDOW)
@@ -129,7 +133,7 @@ impl Session {
                 tracing::debug!(session = name, error = format!("{error:?}"), "session ended by BuildKit");
             }
         });
-        Ok(Self { id, over, _stop: stop.drop_guard() })
+        Ok(Self { id, closed: over, _stop: stop.drop_guard() })
     }
 }
 
@@ -147,9 +151,9 @@ async fn health()
 
 /// Runs the calls inside a session as tasks of the daemon.
 #[derive(Clone)]
-struct Spawn;
+struct SpawnExecutor;
 
-impl<F> hyper::rt::Executor<F> for Spawn
+impl<F> hyper::rt::Executor<F> for SpawnExecutor
 where
     F: Future<Output: Send> + Send + 'static,
 {
@@ -159,4 +163,4 @@ where
 }
 
 /// Response of a handwritten tonic service.
-type Answer = Result<http::Response<tonic::body::Body>, Infallible>;
+type GrpcResponse = Result<http::Response<tonic::body::Body>, Infallible>;

@@ -15,18 +15,18 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use bollard_buildkit_proto::moby::buildkit::v1 as api;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
-use hearth_proto::status::innermost;
+use hearth_proto::status::root_cause_message;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use super::session::trees::Lease;
-use super::session::{SecretValues, Session};
-use super::{BuildKit, channel};
+use super::session::trees::TreeLease;
+use super::session::{BuildKitSession, SecretValues};
+use super::{BuildKitClient, channel};
 use crate::build::port::{SolveError, SolveOutcome, SolveRequest, Solver};
 use crate::model::Digest;
-use crate::model::build::EventKind;
+use crate::model::build::BuildEventKind;
 use crate::model::fault::Fault;
 
 mod attributes;
@@ -37,7 +37,7 @@ mod policy;
 mod progress;
 mod tail;
 
-use progress::Progress;
+use progress::SolveProgress;
 
 /// Time limit between the answer to Solve and the end of the status stream.
 const STATUS_END_LIMIT: Duration = Duration::from_secs(30);
@@ -49,48 +49,51 @@ const BUNDLE_LIMIT: Duration = Duration::from_secs(5);
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
 #[async_trait]
-impl Solver for BuildKit {
+impl Solver for BuildKitClient {
     async fn solve(
         &self,
         request: SolveRequest,
-        events: mpsc::Sender<EventKind>,
+        events: mpsc::Sender<BuildEventKind>,
         cancel: CancellationToken,
     ) -> Result<SolveOutcome, SolveError> {
-        if let Some(fault) = attributes::refused(&request) {
+        if let Some(fault) = attributes::reserved_argument_fault(&request) {
             return Err(SolveError::Failed(Box::new(fault)));
         }
         let opened = tokio::select! {
             () = cancel.cancelled() => return Err(SolveError::Cancelled),
-            opened = self.open(&request) => opened,
+            opened = self.open_sessions(&request) => opened,
         };
         let (trees, own) = opened.map_err(|status| unavailable(&status))?;
-        let solve = attributes::solve(&request, own.id(), self.shared);
-        let mut run = Run {
-            kit: self,
+        let solve = attributes::solve_request(&request, own.id(), self.shared);
+        let mut run = SolveRun {
+            client: self,
             reference: solve.r#ref.clone(),
-            progress: Progress::new(&request.files.dockerfile_name),
+            progress: SolveProgress::new(&request.files.dockerfile_name),
             events,
             cancel,
-            started: SystemTime::now(),
-            begun: Instant::now(),
+            started_system_time: SystemTime::now(),
+            started_at: Instant::now(),
             out_of_memory: self.out_of_memory(),
         };
         // The sessions stay open until the build has ended completely.
-        let result = Box::pin(run.until_over(solve)).await;
+        let result = Box::pin(run.run_to_end(solve)).await;
         drop((trees, own));
         result
     }
 }
 
-impl BuildKit {
+impl BuildKitClient {
     fn out_of_memory(&self) -> u64 {
         self.groups.as_ref().map_or(0, |groups| groups.out_of_memory())
     }
 
-    async fn open(&self, request: &SolveRequest) -> Result<(Lease, Session), tonic::Status> {
+    async fn open_sessions(
+        &self,
+        request: &SolveRequest,
+    ) -> Result<(TreeLease, BuildKitSession), tonic::Status> {
         futures::try_join!(
-            self.trees.lease(&request.files),
-            Session::build(
+            self.tree_sessions.lease(&request.files),
+            BuildKitSession::open_build(
                 &self.address,
                 std::sync::Arc::clone(&request.credentials),
                 SecretValues(request.secrets.clone()),
@@ -100,33 +103,33 @@ impl BuildKit {
 }
 
 fn unavailable(status: &tonic::Status) -> SolveError {
-    SolveError::Unavailable(format!("BuildKit: {}", innermost(status)))
+    SolveError::Unavailable(format!("BuildKit: {}", root_cause_message(status)))
 }
 
-struct Run<'a> {
-    kit: &'a BuildKit,
+struct SolveRun<'a> {
+    client: &'a BuildKitClient,
     reference: String,
-    progress: Progress,
-    events: mpsc::Sender<EventKind>,
+    progress: SolveProgress,
+    events: mpsc::Sender<BuildEventKind>,
     cancel: CancellationToken,
-    started: SystemTime,
-    begun: Instant,
+    started_system_time: SystemTime,
+    started_at: Instant,
     /// Out-of-memory count of the builder's steps before this solve.
     out_of_memory: u64,
 }
 
-type Answer = Result<HashMap<String, String>, tonic::Status>;
+type SolveResponse = Result<HashMap<String, String>, tonic::Status>;
 
-impl Run<'_> {
-    async fn until_over(&mut self, request: api::SolveRequest) -> Result<SolveOutcome, SolveError> {
-        let mut control = self.kit.control.clone();
+impl SolveRun<'_> {
+    async fn run_to_end(&mut self, request: api::SolveRequest) -> Result<SolveOutcome, SolveError> {
+        let mut control = self.client.control.clone();
         let mut answer =
             Box::pin(async move { control.solve(request).await.map(|r| r.into_inner().exporter_response) });
         let mut updates = self.updates();
         let cancel = self.cancel.clone();
-        let mut silence = Box::pin(silence(self.kit.status()));
+        let mut silence = Box::pin(wait_for_silence(self.client.status()));
         let mut updates_ended = false;
-        let answered: Answer = loop {
+        let answered: SolveResponse = loop {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break Err(tonic::Status::cancelled("cancelled")),
@@ -135,24 +138,24 @@ impl Run<'_> {
                     return Err(SolveError::Unavailable(format!("BuildKit has not answered for {SILENCE_LIMIT:?}")));
                 }
                 update = updates.recv(), if !updates_ended => match update {
-                    Some(update) => self.take(update).await,
+                    Some(update) => self.publish_update(update).await,
                     None => updates_ended = true,
                 },
             }
         };
         if cancel.is_cancelled() {
             drop(answer);
-            self.end_cancelled(updates).await;
+            self.drain_cancelled(updates).await;
             return Err(SolveError::Cancelled);
         }
         if let Err(status) = &answered
-            && channel::is_gone(status)
+            && channel::is_connection_lost(status)
         {
             return Err(unavailable(status));
         }
         let rest = async {
             while let Some(update) = updates.recv().await {
-                self.take(update).await;
+                self.publish_update(update).await;
             }
         };
         if timeout(STATUS_END_LIMIT, rest).await.is_err() {
@@ -168,18 +171,18 @@ impl Run<'_> {
     }
 
     async fn fault(&self, status: &tonic::Status) -> Fault {
-        let out_of_memory = self.kit.out_of_memory() > self.out_of_memory;
-        let mut fault = failure::fault(status, &self.progress, out_of_memory);
-        if let Some(network) = &self.kit.network {
-            let begun = failure::began(status, &self.progress).unwrap_or(self.begun);
+        let out_of_memory = self.client.out_of_memory() > self.out_of_memory;
+        let mut fault = failure::fault_of_status(status, &self.progress, out_of_memory);
+        if let Some(network) = &self.client.network {
+            let begun = failure::failed_step_start(status, &self.progress).unwrap_or(self.started_at);
             let shared = failure::ran_beside_another(status, &self.progress);
-            let executor = self.kit.executor.as_deref();
-            egress::explain(&mut fault, network, executor, begun, shared).await;
+            let executor = self.client.bundles_dir.as_deref();
+            egress::explain_refused_connections(&mut fault, network, executor, begun, shared).await;
         }
-        if let Some(git) = &self.kit.git
-            && fault.code == failure::REPOSITORY
+        if let Some(git) = &self.client.git
+            && fault.code == failure::REPOSITORY_NOT_FETCHED
         {
-            egress::explain_git(&mut fault, &git.refused_since(self.begun));
+            egress::explain_refused_git(&mut fault, &git.refused_since(self.started_at));
         }
         fault
     }
@@ -188,9 +191,9 @@ impl Run<'_> {
     fn updates(&self) -> mpsc::Receiver<api::StatusResponse> {
         let (sender, receiver) = mpsc::channel(8);
         let (control, reference, cancel) =
-            (self.kit.control.clone(), self.reference.clone(), self.cancel.clone());
+            (self.client.control.clone(), self.reference.clone(), self.cancel.clone());
         crate::task::spawn("solve-status", async move {
-            if let Err(status) = follow(control, reference, &sender).await
+            if let Err(status) = read_status_stream(control, reference, &sender).await
                 && !cancel.is_cancelled()
                 && !sender.is_closed()
             {
@@ -200,14 +203,14 @@ impl Run<'_> {
         receiver
     }
 
-    async fn take(&mut self, update: api::StatusResponse) {
-        for event in self.progress.take(update, Instant::now()) {
+    async fn publish_update(&mut self, update: api::StatusResponse) {
+        for event in self.progress.process_update(update, Instant::now()) {
             self.send(event).await;
         }
     }
 
     /// Sends an event and waits for the receiver, unless the build is being cancelled.
-    async fn send(&self, event: EventKind) {
+    async fn send(&self, event: BuildEventKind) {
         tokio::select! {
             biased;
             // Sending fails only when the receiver is gone and needs no events; the build continues.
@@ -216,13 +219,17 @@ impl Run<'_> {
         }
     }
 
-    async fn end_cancelled(&mut self, mut updates: mpsc::Receiver<api::StatusResponse>) {
-        let bundles =
-            self.kit.executor.as_deref().map(|dir| bundles_since(dir, self.started)).unwrap_or_default();
+    async fn drain_cancelled(&mut self, mut updates: mpsc::Receiver<api::StatusResponse>) {
+        let bundles = self
+            .client
+            .bundles_dir
+            .as_deref()
+            .map(|dir| bundles_since(dir, self.started_system_time))
+            .unwrap_or_default();
         let running = self.progress.running_commands();
         let rest = async {
             while let Some(update) = updates.recv().await {
-                self.take(update).await;
+                self.publish_update(update).await;
             }
         };
         if timeout(CANCEL_LIMIT, rest).await.is_err() {
@@ -241,7 +248,7 @@ impl Run<'_> {
     }
 }
 
-async fn follow(
+async fn read_status_stream(
     mut control: ControlClient<Channel>,
     reference: String,
     sender: &mpsc::Sender<api::StatusResponse>,
@@ -263,7 +270,7 @@ async fn follow(
 }
 
 /// Returns when BuildKit has not been ready for a while.
-async fn silence(mut status: tokio::sync::watch::Receiver<super::Status>) {
+async fn wait_for_silence(mut status: tokio::sync::watch::Receiver<super::ReadinessStatus>) {
     loop {
         if status.wait_for(|status| !status.ready).await.is_err() {
             return std::future::pending().await;

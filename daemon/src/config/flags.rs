@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
-use hearth_pack::remote::Mirror;
+use hearth_pack::remote::RegistryMirror;
 use toml::{Table, Value};
 
 use super::LogFormat;
@@ -17,7 +17,7 @@ use super::layers::ConfigError;
 /// underscores) and a variable of the environment; a flag wins over the variable, the variable over the file.
 #[derive(Debug, Parser)]
 #[command(name = "hearthd", version, after_help = EXAMPLES)]
-pub struct Flags {
+pub struct DaemonFlags {
     /// TOML file with any of the settings that --dump-config prints
     #[arg(long, env = "HEARTH_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -55,7 +55,7 @@ pub struct Flags {
     containerd: Option<PathBuf>,
     /// Ask this URL before the registry HOST, such as docker.io=https://mirror.example; may be repeated
     #[arg(long, env = "HEARTH_REGISTRY_MIRROR", value_name = "HOST=URL", value_delimiter = ',')]
-    registry_mirror: Vec<Mirror>,
+    registry_mirror: Vec<RegistryMirror>,
     /// TOML file with credentials of other registries; nobody but the daemon's user may be able to read it
     #[arg(long, env = "HEARTH_REGISTRY_CREDENTIALS", value_name = "FILE")]
     registry_credentials: Option<PathBuf>,
@@ -79,7 +79,7 @@ const EXAMPLES: &str = "Examples:
   hearthd --buildkit unix:///run/buildkit/buildkitd.sock
   hearthd --config /etc/hearth/hearthd.toml --dump-config";
 
-impl Flags {
+impl DaemonFlags {
     /// Returns the settings from the command line and the environment, as a configuration layer in the form of the
     /// file.
     pub(super) fn layer(&self) -> Result<Table, ConfigError> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use super::{Config, Flags};
+use super::{Config, DaemonFlags};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -24,14 +24,14 @@ pub enum ConfigError {
 }
 
 /// Merges the layers and validates the result.
-pub fn load(flags: &Flags) -> Result<Config, ConfigError> {
+pub fn load(flags: &DaemonFlags) -> Result<Config, ConfigError> {
     let mut merged = Table::try_from(Config::default()).map_err(|source| ConfigError::Print { source })?;
     if let Some(path) = &flags.config {
         merge(&mut merged, read(path)?);
     }
     merge(&mut merged, flags.layer()?);
     let config: Config = merged.try_into().map_err(|source| ConfigError::Value(Box::new(source)))?;
-    check(&config)?;
+    validate(&config)?;
     Ok(config)
 }
 
@@ -62,7 +62,7 @@ fn merge(base: &mut Table, over: Table) {
 /// Minimum of `receive_bytes`: a single caller may use half of it, twice the largest message of any method.
 const MIN_RECEIVE_BYTES: u64 = 32 << 20;
 
-fn check(config: &Config) -> Result<(), ConfigError> {
+fn validate(config: &Config) -> Result<(), ConfigError> {
     let invalid = |key, reason: &str| Err(ConfigError::Invalid { key, reason: reason.to_owned() });
     if config.room.is_empty() || config.room.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return invalid("room", "a room's name is not empty and has no white space");
@@ -92,7 +92,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if files.into_iter().any(|path| !path.is_absolute()) {
         return invalid("services.certificates", "must be absolute paths");
     }
-    if let Some((one, other)) = config.trust.overlap() {
+    if let Some((one, other)) = config.trust.overlapping_domains() {
         return invalid("trust.domains", &format!("a caller could be in `{one}` and in `{other}`"));
     }
     let connections = &config.connections;
@@ -150,7 +150,7 @@ mod tests {
         std::fs::write(&path, file).unwrap();
         let mut all = vec!["hearthd", "--config", path.to_str().unwrap()];
         all.extend_from_slice(arguments);
-        load(&Flags::try_parse_from(all).unwrap())
+        load(&DaemonFlags::try_parse_from(all).unwrap())
     }
 
     #[test]

@@ -5,26 +5,26 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{ConnectionLimits, ConnectionPeer, Crowded, Usage};
+use super::{ConnectionLimitReached, ConnectionLimits, ConnectionPeer, ConnectionState};
 
 /// Maximum number of connections that were asked to make room and are still open. They do not count towards the limits.
-const MOST_LEAVING: usize = 64;
+const MAX_CLOSING: usize = 64;
 
 #[derive(Default)]
-pub(super) struct Table {
-    peers: HashMap<ConnectionPeer, Vec<(u64, Arc<Usage>)>>,
+pub(super) struct ConnectionTable {
+    peers: HashMap<ConnectionPeer, Vec<(u64, Arc<ConnectionState>)>>,
     /// Number of connections in `peers`.
-    staying: usize,
-    leaving: usize,
+    counted: usize,
+    closing: usize,
     next: u64,
 }
 
-impl Table {
+impl ConnectionTable {
     pub(super) const fn count(&self) -> usize {
-        self.staying + self.leaving
+        self.counted + self.closing
     }
 
-    pub(super) fn each(&self, tell: impl FnMut(&Usage)) {
+    pub(super) fn for_each(&self, tell: impl FnMut(&ConnectionState)) {
         self.peers.values().flatten().map(|(_, usage)| &**usage).for_each(tell);
     }
 
@@ -33,13 +33,13 @@ impl Table {
         &mut self,
         peer: ConnectionPeer,
         limits: &ConnectionLimits,
-    ) -> Result<(), Crowded> {
+    ) -> Result<(), ConnectionLimitReached> {
         let own = self.peers.get(&peer).map_or(0, Vec::len);
         if peer.has_share() && own >= limits.per_peer {
             let goes = self.peers.get(&peer).and_then(|held| longest_unused(held));
-            return self.take_out(peer, goes, Crowded::Peer { limit: limits.per_peer });
+            return self.evict(peer, goes, ConnectionLimitReached::Peer { limit: limits.per_peer });
         }
-        if self.staying < limits.total {
+        if self.counted < limits.total {
             return Ok(());
         }
         // Candidates: peers with more connections than this one, and this one. No peer loses a part of its
@@ -55,36 +55,36 @@ impl Table {
             }
         }
         let (holder, index) = goes.map_or((peer, None), |(_, holder, index)| (holder, Some(index)));
-        self.take_out(holder, index, Crowded::All { limit: limits.total })
+        self.evict(holder, index, ConnectionLimitReached::All { limit: limits.total })
     }
 
     /// Asks a connection to close and stops counting it. Without an index, the new connection is refused with
     /// `crowded`.
-    fn take_out(
+    fn evict(
         &mut self,
         peer: ConnectionPeer,
         index: Option<usize>,
-        crowded: Crowded,
-    ) -> Result<(), Crowded> {
+        crowded: ConnectionLimitReached,
+    ) -> Result<(), ConnectionLimitReached> {
         let Entry::Occupied(mut held) = self.peers.entry(peer) else { return Err(crowded) };
         let index = index.filter(|index| *index < held.get().len()).ok_or(crowded)?;
-        if self.leaving >= MOST_LEAVING {
-            return Err(Crowded::Closing { limit: MOST_LEAVING });
+        if self.closing >= MAX_CLOSING {
+            return Err(ConnectionLimitReached::Closing { limit: MAX_CLOSING });
         }
         let (_, usage) = held.get_mut().swap_remove(index);
         if held.get().is_empty() {
             held.remove();
         }
         usage.closing.cancel();
-        self.staying -= 1;
-        self.leaving += 1;
+        self.counted -= 1;
+        self.closing += 1;
         Ok(())
     }
 
-    pub(super) fn insert(&mut self, peer: ConnectionPeer, usage: Arc<Usage>) -> u64 {
+    pub(super) fn insert(&mut self, peer: ConnectionPeer, usage: Arc<ConnectionState>) -> u64 {
         self.next += 1;
         self.peers.entry(peer).or_default().push((self.next, usage));
-        self.staying += 1;
+        self.counted += 1;
         self.next
     }
 
@@ -96,18 +96,22 @@ impl Table {
             if held.get().is_empty() {
                 held.remove();
             }
-            self.staying -= 1;
+            self.counted -= 1;
         } else {
-            self.leaving = self.leaving.saturating_sub(1);
+            self.closing = self.closing.saturating_sub(1);
         }
     }
 }
 
 /// Index of the connection that has been unused for longest, among those that may be closed; connections
 /// without an admitted request first.
-fn longest_unused(held: &[(u64, Arc<Usage>)]) -> Option<usize> {
-    let since = |usage: &Usage| (usage.known.load(Ordering::Relaxed), usage.used.load(Ordering::Relaxed));
-    let open =
-        held.iter().enumerate().filter(|(_, (_, usage))| usage.may_go() && !usage.closing.is_cancelled());
+fn longest_unused(held: &[(u64, Arc<ConnectionState>)]) -> Option<usize> {
+    let since = |usage: &ConnectionState| {
+        (usage.admitted.load(Ordering::Relaxed), usage.last_used_ms.load(Ordering::Relaxed))
+    };
+    let open = held
+        .iter()
+        .enumerate()
+        .filter(|(_, (_, usage))| usage.may_be_closed() && !usage.closing.is_cancelled());
     open.min_by_key(|(_, (number, usage))| (since(usage), *number)).map(|(index, _)| index)
 }

@@ -3,31 +3,31 @@ use super::*;
 const LIMITS: ConnectionLimits = ConnectionLimits {
     total: 6,
     per_peer: 3,
-    unknown: Duration::from_secs(10),
-    idle: Duration::from_secs(300),
+    unadmitted_timeout: Duration::from_secs(10),
+    idle_timeout: Duration::from_secs(300),
 };
 
 fn peer(last: u8) -> ConnectionPeer {
     ConnectionPeer::of(IpAddr::from([10, 0, 0, last]))
 }
 
-fn open(connections: &Connections, from: u8) -> Held {
+fn open(connections: &ConnectionLimiter, from: u8) -> ConnectionPermit {
     connections.admit(peer(from), &CancellationToken::new()).unwrap()
 }
 
 /// Uses a connection for an admitted request.
-fn known(held: &Held) -> InUse {
-    held.used().is_known();
-    held.used().begin()
+fn known(held: &ConnectionPermit) -> ActiveRequest {
+    held.usage().mark_admitted();
+    held.usage().begin()
 }
 
-fn is_closing(held: &Held) -> bool {
+fn is_closing(held: &ConnectionPermit) -> bool {
     held.closing().is_cancelled()
 }
 
 #[test]
 fn a_peer_at_its_share_gives_its_own_longest_unused_connection_for_a_new_one() {
-    let connections = Connections::new(LIMITS);
+    let connections = ConnectionLimiter::new(LIMITS);
     let other = open(&connections, 2);
     let own: Vec<_> = (0..3).map(|_| open(&connections, 1)).collect();
     let newest = open(&connections, 1);
@@ -36,7 +36,7 @@ fn a_peer_at_its_share_gives_its_own_longest_unused_connection_for_a_new_one() {
 
 #[test]
 fn a_full_table_takes_from_the_peer_that_holds_most() {
-    let connections = Connections::new(LIMITS);
+    let connections = ConnectionLimiter::new(LIMITS);
     let modest = open(&connections, 3);
     let (few, many): (Vec<_>, Vec<_>) =
         ((0..2).map(|_| open(&connections, 2)).collect(), (0..3).map(|_| open(&connections, 1)).collect());
@@ -50,11 +50,11 @@ fn a_full_table_takes_from_the_peer_that_holds_most() {
 
 #[test]
 fn connections_in_use_by_known_callers_stay_and_a_newcomer_is_then_refused() {
-    let connections = Connections::new(ConnectionLimits { total: 2, per_peer: 2, ..LIMITS });
+    let connections = ConnectionLimiter::new(ConnectionLimits { total: 2, per_peer: 2, ..LIMITS });
     let held: Vec<_> = (1..=2).map(|from| open(&connections, from)).collect();
     let used: Vec<_> = held.iter().map(known).collect();
     let refused = connections.admit(peer(3), &CancellationToken::new());
-    assert_eq!(refused.err(), Some(Crowded::All { limit: 2 }));
+    assert_eq!(refused.err(), Some(ConnectionLimitReached::All { limit: 2 }));
     drop(used);
     let newcomer = open(&connections, 3);
     assert!(held.iter().any(is_closing) && !is_closing(&newcomer));
@@ -62,25 +62,28 @@ fn connections_in_use_by_known_callers_stay_and_a_newcomer_is_then_refused() {
 
 #[test]
 fn a_request_of_nobody_that_is_known_does_not_keep_a_place() {
-    let connections = Connections::new(ConnectionLimits { total: 1, per_peer: 1, ..LIMITS });
+    let connections = ConnectionLimiter::new(ConnectionLimits { total: 1, per_peer: 1, ..LIMITS });
     let held = open(&connections, 1);
-    let _watch = held.used().begin();
+    let _watch = held.usage().begin();
     let newcomer = open(&connections, 2);
     assert!(is_closing(&held) && !is_closing(&newcomer));
 }
 
 #[test]
 fn an_own_share_in_use_refuses_its_own_peer_and_nobody_else() {
-    let connections = Connections::new(LIMITS);
+    let connections = ConnectionLimiter::new(LIMITS);
     let held: Vec<_> = (0..3).map(|_| open(&connections, 1)).collect();
     let _used: Vec<_> = held.iter().map(known).collect();
-    assert_eq!(connections.admit(peer(1), &CancellationToken::new()).err(), Some(Crowded::Peer { limit: 3 }));
+    assert_eq!(
+        connections.admit(peer(1), &CancellationToken::new()).err(),
+        Some(ConnectionLimitReached::Peer { limit: 3 })
+    );
     open(&connections, 2);
 }
 
 #[test]
 fn a_proxy_has_no_share_and_a_network_of_ipv6_is_one_peer() {
-    let connections = Connections::new(LIMITS);
+    let connections = ConnectionLimiter::new(LIMITS);
     let proxy = ConnectionPeer::Proxy(IpAddr::from([10, 0, 0, 1]));
     let all: Vec<_> = (0..6).map(|_| connections.admit(proxy, &CancellationToken::new()).unwrap()).collect();
     assert!(all.iter().all(|held| !is_closing(held)));
@@ -92,17 +95,18 @@ fn a_proxy_has_no_share_and_a_network_of_ipv6_is_one_peer() {
 
 #[test]
 fn what_nobody_uses_is_closed_and_what_is_in_use_is_not() {
-    let connections = Connections::new(ConnectionLimits { unknown: Duration::ZERO, ..LIMITS });
+    let connections =
+        ConnectionLimiter::new(ConnectionLimits { unadmitted_timeout: Duration::ZERO, ..LIMITS });
     let (silent, served, busy) = (open(&connections, 1), open(&connections, 2), open(&connections, 3));
     drop(known(&served));
-    let _busy = busy.used().begin();
+    let _busy = busy.usage().begin();
     connections.sweep();
     assert!(is_closing(&silent) && !is_closing(&served) && !is_closing(&busy));
 }
 
 #[tokio::test]
 async fn places_are_free_again_and_the_end_of_the_last_one_is_told() {
-    let connections = Connections::new(ConnectionLimits { total: 1, per_peer: 1, ..LIMITS });
+    let connections = ConnectionLimiter::new(ConnectionLimits { total: 1, per_peer: 1, ..LIMITS });
     for _ in 0..200 {
         let held = open(&connections, 1);
         // The connection makes room for the next one, and is closed afterwards.
@@ -113,7 +117,7 @@ async fn places_are_free_again_and_the_end_of_the_last_one_is_told() {
     }
     let held = open(&connections, 1);
     let ended = connections.clone();
-    let waiting = crate::task::spawn("all ended", async move { ended.all_ended().await });
+    let waiting = crate::task::spawn("all ended", async move { ended.all_closed().await });
     tokio::task::yield_now().await;
     assert!(!waiting.is_finished());
     drop(held);
@@ -122,13 +126,13 @@ async fn places_are_free_again_and_the_end_of_the_last_one_is_told() {
 
 #[tokio::test]
 async fn a_burst_that_is_closed_faster_than_it_ends_waits_and_is_not_refused() {
-    let connections = Connections::new(ConnectionLimits { total: 100, per_peer: 100, ..LIMITS });
+    let connections = ConnectionLimiter::new(ConnectionLimits { total: 100, per_peer: 100, ..LIMITS });
     let stop = CancellationToken::new();
     let mut silent: Vec<_> = (0..164).map(|_| open(&connections, 1)).collect();
-    assert_eq!(connections.admit(peer(2), &stop).err(), Some(Crowded::Closing { limit: 64 }));
+    assert_eq!(connections.admit(peer(2), &stop).err(), Some(ConnectionLimitReached::Closing { limit: 64 }));
     // None of them closes in time.
     let refused = connections.admit_within(Duration::from_millis(50), peer(2), &stop).await;
-    assert_eq!(refused.err(), Some(Crowded::Closing { limit: 64 }));
+    assert_eq!(refused.err(), Some(ConnectionLimitReached::Closing { limit: 64 }));
     let limit = Duration::from_secs(60);
     let (late, waits) = (connections.clone(), stop.clone());
     let late = crate::task::spawn("late", async move { late.admit_within(limit, peer(2), &waits).await });

@@ -23,7 +23,7 @@ use services::snapshots::snapshots_client::SnapshotsClient;
 use services::tasks_client::TasksClient;
 use services::version_client::VersionClient;
 
-use super::failure::Fault;
+use super::failure::ContainerdFault;
 
 /// Maximum message size in bytes, the same as containerd's own.
 const MESSAGE_LIMIT: usize = 16 << 20;
@@ -43,16 +43,16 @@ pub(super) mod limit {
     pub const COLLECT: Duration = Duration::from_secs(120);
 }
 
-pub(super) type Called = InterceptedService<Channel, Headers>;
+pub(super) type ContainerdChannel = InterceptedService<Channel, CallHeaders>;
 
 /// The headers by which containerd assigns a call to a namespace and to a lease.
 #[derive(Clone)]
-pub(super) struct Headers {
+pub(super) struct CallHeaders {
     namespace: Option<MetadataValue<Ascii>>,
     lease: Option<MetadataValue<Ascii>>,
 }
 
-impl Interceptor for Headers {
+impl Interceptor for CallHeaders {
     fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
         let named = [("containerd-namespace", &self.namespace), ("containerd-lease", &self.lease)];
         for (name, value) in named {
@@ -65,21 +65,21 @@ impl Interceptor for Headers {
 }
 
 #[derive(Clone)]
-pub(super) struct Connection {
+pub(super) struct ContainerdConnection {
     channel: Channel,
-    headers: Headers,
+    headers: CallHeaders,
 }
 
 macro_rules! clients {
     ($($name:ident: $client:ident),* $(,)?) => {
-        $(pub fn $name(&self) -> $client<Called> {
+        $(pub fn $name(&self) -> $client<ContainerdChannel> {
             $client::with_interceptor(self.channel.clone(), self.headers.clone())
                 .max_decoding_message_size(MESSAGE_LIMIT)
         })*
     };
 }
 
-impl Connection {
+impl ContainerdConnection {
     pub fn new(socket: &Path, namespace: &str) -> Self {
         let socket = socket.to_owned();
         let connector = tower::service_fn(move |_: http::Uri| {
@@ -90,13 +90,13 @@ impl Connection {
         let endpoint = Endpoint::from_static("http://containerd").connect_timeout(CONNECT_LIMIT);
         let channel = endpoint.connect_with_connector_lazy(connector);
         // A namespace consists of characters that are valid in a header.
-        let headers = Headers { namespace: namespace.parse().ok(), lease: None };
+        let headers = CallHeaders { namespace: namespace.parse().ok(), lease: None };
         Self { channel, headers }
     }
 
     /// Returns a connection whose calls attach what they create to the lease.
     pub fn leased(&self, lease: &str) -> Self {
-        let headers = Headers { lease: lease.parse().ok(), ..self.headers.clone() };
+        let headers = CallHeaders { lease: lease.parse().ok(), ..self.headers.clone() };
         Self { channel: self.channel.clone(), headers }
     }
 
@@ -117,10 +117,10 @@ impl Connection {
 pub(super) async fn call<T>(
     limit: Duration,
     future: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> Result<T, Fault> {
+) -> Result<T, ContainerdFault> {
     match tokio::time::timeout(limit, future).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(Fault::from(status)),
-        Err(_) => Err(Fault::Away(format!("no answer within {} s", limit.as_secs()))),
+        Ok(Err(status)) => Err(ContainerdFault::from(status)),
+        Err(_) => Err(ContainerdFault::Unavailable(format!("no answer within {} s", limit.as_secs()))),
     }
 }

@@ -8,10 +8,10 @@ use containerd_client::services::v1::{DeleteContentRequest, WriteAction, WriteCo
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::channel::{Connection, call, limit};
-use super::failure::{Fault, unless_missing};
+use super::channel::{ContainerdConnection, call, limit};
+use super::failure::{ContainerdFault, unless_missing};
 use crate::deploy::port::RuntimeError;
-use crate::image::port::Blobs;
+use crate::image::port::BlobStorage;
 use crate::model::Digest;
 use crate::model::image::Descriptor;
 use crate::model::manifest::MAX_MANIFEST_BYTES;
@@ -21,45 +21,48 @@ const CHUNK: usize = 1 << 20;
 const AHEAD: usize = 2;
 
 /// Reads a small blob, such as a manifest or a config. Blocking.
-pub(super) fn small(blobs: &dyn Blobs, digest: &Digest) -> Result<Vec<u8>, RuntimeError> {
-    let file = opened(blobs, digest)?;
+pub(super) fn read_small_blob(blobs: &dyn BlobStorage, digest: &Digest) -> Result<Vec<u8>, RuntimeError> {
+    let file = open_protected(blobs, digest)?;
     let mut bytes = Vec::new();
     let read = file.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes);
     read.map_err(|error| RuntimeError::Other(format!("blob {digest}: {error}")))?;
     if bytes.len() > MAX_MANIFEST_BYTES {
-        return Err(RuntimeError::Image(format!("{digest} is too large for a manifest or config")));
+        return Err(RuntimeError::UnusableImage(format!("{digest} is too large for a manifest or config")));
     }
     Ok(bytes)
 }
 
 /// Opens a blob, and protects it from the registry's garbage collection for its grace period.
-fn opened(blobs: &dyn Blobs, digest: &Digest) -> Result<File, RuntimeError> {
+fn open_protected(blobs: &dyn BlobStorage, digest: &Digest) -> Result<File, RuntimeError> {
     let failed = |error: io::Error| RuntimeError::Other(format!("blob {digest}: {error}"));
     blobs.touch(digest).map_err(failed)?;
     let file = blobs.open(digest).map_err(failed)?;
-    file.ok_or_else(|| RuntimeError::Image(format!("its blob {digest} is not in the room")))
+    file.ok_or_else(|| RuntimeError::UnusableImage(format!("its blob {digest} is not in the room")))
 }
 
 /// Copies a blob into the content store, where the lease of the connection holds it. containerd verifies its digest.
-pub(super) async fn store(
-    connection: &Connection,
-    blobs: Arc<dyn Blobs>,
+pub(super) async fn copy_blob(
+    connection: &ContainerdConnection,
+    blobs: Arc<dyn BlobStorage>,
     blob: &Descriptor,
 ) -> Result<(), RuntimeError> {
     let (sender, receiver) = mpsc::channel(AHEAD);
     let wanted = blob.clone();
-    let read = crate::task::blocking("read-blob", move || send(blobs.as_ref(), &wanted, &sender));
+    let read = crate::task::blocking("read-blob", move || send_chunks(blobs.as_ref(), &wanted, &sender));
     let written = write(connection, receiver);
     let (read, written) = tokio::join!(read, written);
     // A read error is the cause of the write error.
     read.map_err(|error| RuntimeError::Other(error.to_string()))??;
     match written {
-        Ok(()) | Err(Fault::Exists(_)) => Ok(()),
-        Err(fault) => Err(fault.plain()),
+        Ok(()) | Err(ContainerdFault::AlreadyExists(_)) => Ok(()),
+        Err(fault) => Err(fault.into_runtime_error()),
     }
 }
 
-async fn write(connection: &Connection, receiver: mpsc::Receiver<WriteContentRequest>) -> Result<(), Fault> {
+async fn write(
+    connection: &ContainerdConnection,
+    receiver: mpsc::Receiver<WriteContentRequest>,
+) -> Result<(), ContainerdFault> {
     let begun = async {
         let mut client = connection.content();
         let mut answers = client.write(ReceiverStream::new(receiver)).await?.into_inner();
@@ -70,13 +73,13 @@ async fn write(connection: &Connection, receiver: mpsc::Receiver<WriteContentReq
 }
 
 /// Sends a blob's content in chunks. Blocking; returns early, with success, when the receiver is dropped.
-fn send(
-    blobs: &dyn Blobs,
+fn send_chunks(
+    blobs: &dyn BlobStorage,
     blob: &Descriptor,
     sender: &mpsc::Sender<WriteContentRequest>,
 ) -> Result<(), RuntimeError> {
     let digest = &blob.digest;
-    let mut file = opened(blobs, digest)?;
+    let mut file = open_protected(blobs, digest)?;
     let total = i64::try_from(blob.size).unwrap_or(i64::MAX);
     let (reference, expected) = (format!("hearth-{digest}"), digest.to_string());
     let request = |action: WriteAction, offset: i64, data: Vec<u8>| WriteContentRequest {
@@ -102,7 +105,10 @@ fn send(
 }
 
 /// Deletes content; the unpacked files of the image stay.
-pub(super) async fn discard(connection: &Connection, digest: &Digest) -> Result<(), Fault> {
+pub(super) async fn delete_content(
+    connection: &ContainerdConnection,
+    digest: &Digest,
+) -> Result<(), ContainerdFault> {
     let request = DeleteContentRequest { digest: digest.to_string() };
     let deleted = call(limit::RECORD, connection.content().delete(request)).await;
     unless_missing(deleted).map(|_| ())

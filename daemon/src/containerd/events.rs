@@ -14,20 +14,20 @@ use prost::Message as _;
 use tokio::sync::watch;
 
 use super::channel::{call, limit};
-use super::failure::{Fault, unless_missing};
-use super::{Inner, Status, cgroup, labels, observe};
+use super::failure::{ContainerdFault, unless_missing};
+use super::{ContainerdContext, ReadinessStatus, cgroup, labels, observe};
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// Time after which a subscription is assumed to be active.
 const SETTLE: Duration = Duration::from_millis(300);
 
-pub(super) struct Events {
-    pub inner: Arc<Inner>,
+pub(super) struct ContainerdEvents {
+    pub inner: Arc<ContainerdContext>,
     pub changes: Arc<watch::Sender<u64>>,
-    pub status: watch::Receiver<Status>,
+    pub status: watch::Receiver<ReadinessStatus>,
 }
 
-impl Events {
+impl ContainerdEvents {
     pub(super) async fn run(mut self) {
         loop {
             if self.status.wait_for(|status| status.ready).await.is_err() {
@@ -61,7 +61,7 @@ impl Events {
             () = &mut settled => subscribed.await?,
         };
         while let Some(event) = events.message().await? {
-            if let Err(fault) = self.take(&event).await {
+            if let Err(fault) = self.handle_event(&event).await {
                 tracing::warn!(error = %fault, topic = event.topic, "failed to record an instance exit");
             }
             self.changed();
@@ -69,12 +69,12 @@ impl Events {
         Ok(())
     }
 
-    async fn take(&self, event: &Envelope) -> Result<(), Fault> {
+    async fn handle_event(&self, event: &Envelope) -> Result<(), ContainerdFault> {
         let Some(content) = event.event.as_ref().filter(|_| event.topic == "/tasks/exit") else {
             return Ok(());
         };
-        let exit =
-            TaskExit::decode(content.value.as_slice()).map_err(|error| Fault::Other(error.to_string()))?;
+        let exit = TaskExit::decode(content.value.as_slice())
+            .map_err(|error| ContainerdFault::Other(error.to_string()))?;
         // Additional processes of an instance have their own id.
         if exit.id != exit.container_id {
             return Ok(());
@@ -82,7 +82,8 @@ impl Events {
         let group = cgroup::path(&self.inner.namespace, &exit.container_id);
         let at = labels::time(exit.exited_at.as_ref());
         let found = observe::exit(exit.exit_status, at, || cgroup::out_of_memory(&group));
-        let text = serde_json::to_string(&found).map_err(|error| Fault::Other(error.to_string()))?;
+        let text =
+            serde_json::to_string(&found).map_err(|error| ContainerdFault::Other(error.to_string()))?;
         let container = Container {
             id: exit.container_id,
             labels: HashMap::from([(labels::EXIT.to_owned(), text)]),

@@ -28,10 +28,10 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
 
 use super::channel::{call, limit};
-use super::failure::Fault;
-use super::spec::types::{ConsoleSize, PROCESS_URL, Process, Stored};
-use super::{Inner, labels, observe};
-use crate::deploy::port::{Exec, ExecInput, ExecOutput, ExecSpec, RuntimeError};
+use super::failure::ContainerdFault;
+use super::spec::types::{ConsoleSize, PROCESS_URL, ProcessSpec, StoredSpec};
+use super::{ContainerdContext, labels, observe};
+use crate::deploy::port::{ExecInput, ExecOutput, ExecSpec, ExecStreams, RuntimeError};
 use crate::model::id::InstanceId;
 
 /// Maximum number of queued messages in each direction.
@@ -42,18 +42,18 @@ const PAUSE: Duration = Duration::from_millis(5);
 const SIGKILL: u32 = 9;
 
 /// A running process, with its ids for calls to containerd.
-struct Running {
-    inner: Arc<Inner>,
+struct ExecProcess {
+    inner: Arc<ContainerdContext>,
     container_id: String,
     exec_id: String,
     terminal: bool,
-    _pipes: Pipes,
+    _pipes: ExecPipes,
 }
 
 /// Directory of the process's pipes, removed on drop.
-struct Pipes(PathBuf);
+struct ExecPipes(PathBuf);
 
-impl Drop for Pipes {
+impl Drop for ExecPipes {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
             tracing::warn!(%error, dir = %self.0.display(), "failed to remove the pipes of a process");
@@ -61,7 +61,7 @@ impl Drop for Pipes {
     }
 }
 
-impl Pipes {
+impl ExecPipes {
     fn make(parent: &Path, exec_id: &str, terminal: bool) -> io::Result<Self> {
         let pipes = Self(parent.join(exec_id));
         std::fs::create_dir_all(&pipes.0)?;
@@ -82,15 +82,15 @@ impl Pipes {
 }
 
 pub(super) async fn exec(
-    inner: Arc<Inner>,
+    inner: Arc<ContainerdContext>,
     instance: &InstanceId,
     spec: ExecSpec,
-) -> Result<Exec, RuntimeError> {
+) -> Result<ExecStreams, RuntimeError> {
     let exec_id = format!("exec-{}", InstanceId::random());
     let terminal = spec.terminal.is_some();
     let process = process(&inner, instance, &spec).await?;
     let failed = |error: io::Error| RuntimeError::Other(format!("pipes of a process: {error}"));
-    let pipes = Pipes::make(&inner.pipes, &exec_id, terminal).map_err(failed)?;
+    let pipes = ExecPipes::make(&inner.pipes, &exec_id, terminal).map_err(failed)?;
     let out = pipe::OpenOptions::new().open_receiver(pipes.at("out")).map_err(failed)?;
     let err = if terminal {
         None
@@ -109,12 +109,12 @@ pub(super) async fn exec(
         spec: Some(prost_types::Any { type_url: PROCESS_URL.to_owned(), value: process }),
     };
     let added = call(limit::PROCESS, inner.connection.tasks().exec(request)).await;
-    added.map_err(|fault| missing(fault, instance))?;
-    let running = Running { inner, container_id: instance.to_string(), exec_id, terminal, _pipes: pipes };
+    added.map_err(|fault| into_exec_error(fault, instance))?;
+    let running = ExecProcess { inner, container_id: instance.to_string(), exec_id, terminal, _pipes: pipes };
     let request = StartRequest { container_id: instance.to_string(), exec_id: running.exec_id.clone() };
     if let Err(fault) = call(limit::PROCESS, running.inner.connection.tasks().start(request)).await {
         running.delete().await;
-        return Err(fault.of_start());
+        return Err(fault.into_start_error());
     }
     // Recent versions of runc have started the process with this size already.
     if let Some(size) = spec.terminal {
@@ -122,54 +122,61 @@ pub(super) async fn exec(
     }
     let (input, inputs) = mpsc::channel(WAITING);
     let (outputs, output) = mpsc::channel(WAITING);
-    crate::task::spawn("exec", own(running, stdin, out, err, inputs, outputs));
-    Ok(Exec { input, output })
+    crate::task::spawn("exec", drive_process(running, stdin, out, err, inputs, outputs));
+    Ok(ExecStreams { input, output })
 }
 
 /// Builds the specification of the process: that of the instance with another command.
-async fn process(inner: &Inner, instance: &InstanceId, spec: &ExecSpec) -> Result<Vec<u8>, RuntimeError> {
+async fn process(
+    inner: &ContainerdContext,
+    instance: &InstanceId,
+    spec: &ExecSpec,
+) -> Result<Vec<u8>, RuntimeError> {
     let request = GetContainerRequest { id: instance.to_string() };
     let container = call(limit::RECORD, inner.connection.containers().get(request)).await;
-    let container = container.map_err(|fault| fault.of(instance))?.container.unwrap_or_default();
+    let container =
+        container.map_err(|fault| fault.into_instance_error(instance))?.container.unwrap_or_default();
     let invalid =
         |error: serde_json::Error| RuntimeError::Other(format!("specification of {instance}: {error}"));
-    let stored: Stored =
+    let stored: StoredSpec =
         serde_json::from_slice(&container.spec.unwrap_or_default().value).map_err(invalid)?;
     let mut process =
-        Process { terminal: spec.terminal.is_some(), args: spec.command.clone(), ..stored.process };
+        ProcessSpec { terminal: spec.terminal.is_some(), args: spec.command.clone(), ..stored.process };
     process.console_size = spec.terminal.map(|size| ConsoleSize { height: size.rows, width: size.columns });
     if process.args.is_empty() {
         let message = "there is no command to run".to_owned();
-        return Err(RuntimeError::Start { code: "no_command", message });
+        return Err(RuntimeError::StartFailed { code: "no_command", message });
     }
     if let Some(workdir) = &spec.workdir {
         process.cwd = workdir.to_string();
     }
     if spec.terminal.is_some() && !spec.env.contains_key("TERM") {
-        set(&mut process.env, "TERM", "xterm");
+        set_variable(&mut process.env, "TERM", "xterm");
     }
     for (name, value) in &spec.confidential {
-        set(&mut process.env, name, value.reveal());
+        set_variable(&mut process.env, name, value.reveal());
     }
-    spec.env.iter().for_each(|(name, value)| set(&mut process.env, name, value));
+    spec.env.iter().for_each(|(name, value)| set_variable(&mut process.env, name, value));
     serde_json::to_vec(&process).map_err(invalid)
 }
 
-fn set(env: &mut Vec<String>, name: &str, value: &str) {
+fn set_variable(env: &mut Vec<String>, name: &str, value: &str) {
     env.retain(|entry| entry.split('=').next() != Some(name));
     env.push(format!("{name}={value}"));
 }
 
 /// Maps the error of an exec call: a process can be added only to a running instance.
-fn missing(fault: Fault, instance: &InstanceId) -> RuntimeError {
+fn into_exec_error(fault: ContainerdFault, instance: &InstanceId) -> RuntimeError {
     match fault {
-        Fault::NotFound(_) | Fault::Precondition(_) => RuntimeError::NotRunning(instance.clone()),
-        other => other.plain(),
+        ContainerdFault::NotFound(_) | ContainerdFault::Precondition(_) => {
+            RuntimeError::NotRunning(instance.clone())
+        }
+        other => other.into_runtime_error(),
     }
 }
 
-async fn own(
-    running: Running,
+async fn drive_process(
+    running: ExecProcess,
     stdin: pipe::Sender,
     out: pipe::Receiver,
     err: Option<pipe::Receiver>,
@@ -244,7 +251,7 @@ async fn drain(
 }
 
 /// Executes the caller's inputs until their channel is closed.
-async fn feed(running: &Running, stdin: pipe::Sender, mut inputs: mpsc::Receiver<ExecInput>) {
+async fn feed(running: &ExecProcess, stdin: pipe::Sender, mut inputs: mpsc::Receiver<ExecInput>) {
     let mut stdin = Some(stdin);
     while let Some(input) = inputs.recv().await {
         match input {
@@ -270,9 +277,12 @@ async fn feed(running: &Running, stdin: pipe::Sender, mut inputs: mpsc::Receiver
     running.close_input(&mut stdin).await;
 }
 
-impl Running {
+impl ExecProcess {
     /// Waits for the exit of the process, and kills it when the receiver of its output is dropped.
-    async fn wait(&self, outputs: &mpsc::Sender<ExecOutput>) -> Result<crate::model::service::Exit, Fault> {
+    async fn wait(
+        &self,
+        outputs: &mpsc::Sender<ExecOutput>,
+    ) -> Result<crate::model::service::ProcessExit, ContainerdFault> {
         let request = WaitRequest { container_id: self.container_id.clone(), exec_id: self.exec_id.clone() };
         let mut tasks = self.inner.connection.tasks();
         // Without a time limit: a process may run as long as its caller wants.
@@ -286,7 +296,7 @@ impl Running {
                 return Ok(exited(&answer));
             }
         };
-        answer.map(|answer| exited(answer.get_ref())).map_err(Fault::from)
+        answer.map(|answer| exited(answer.get_ref())).map_err(ContainerdFault::from)
     }
 
     async fn resize(&self, columns: u16, rows: u16) {
@@ -296,13 +306,13 @@ impl Running {
             width: columns.into(),
             height: rows.into(),
         };
-        self.tried("resize", self.inner.connection.tasks().resize_pty(request)).await;
+        self.try_call("resize", self.inner.connection.tasks().resize_pty(request)).await;
     }
 
     async fn kill(&self, signal: u32) {
         let (container_id, exec_id) = (self.container_id.clone(), self.exec_id.clone());
         let request = KillRequest { container_id, exec_id, signal, all: false };
-        self.tried("kill", self.inner.connection.tasks().kill(request)).await;
+        self.try_call("kill", self.inner.connection.tasks().kill(request)).await;
     }
 
     /// Closes the input pipe, on the shim's side as well.
@@ -310,18 +320,18 @@ impl Running {
         if stdin.take().is_some() {
             let (container_id, exec_id) = (self.container_id.clone(), self.exec_id.clone());
             let request = CloseIoRequest { container_id, exec_id, stdin: true };
-            self.tried("close input", self.inner.connection.tasks().close_io(request)).await;
+            self.try_call("close input", self.inner.connection.tasks().close_io(request)).await;
         }
     }
 
     async fn delete(&self) {
         let (container_id, exec_id) = (self.container_id.clone(), self.exec_id.clone());
         let request = DeleteProcessRequest { container_id, exec_id };
-        self.tried("delete", self.inner.connection.tasks().delete_process(request)).await;
+        self.try_call("delete", self.inner.connection.tasks().delete_process(request)).await;
     }
 
     /// Makes a call that may fail because the process has exited meanwhile.
-    async fn tried<T>(
+    async fn try_call<T>(
         &self,
         what: &str,
         asked: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
@@ -332,6 +342,6 @@ impl Running {
     }
 }
 
-fn exited(answer: &services::WaitResponse) -> crate::model::service::Exit {
+fn exited(answer: &services::WaitResponse) -> crate::model::service::ProcessExit {
     observe::exit(answer.exit_status, labels::time(answer.exited_at.as_ref()), || None)
 }

@@ -1,20 +1,20 @@
 //! Interpretation of error messages of containerd and runc.
 
-use hearth_proto::status::innermost;
+use hearth_proto::status::root_cause_message;
 
 use crate::deploy::port::{RuntimeError, UNKNOWN_START};
 use crate::model::id::InstanceId;
 
 /// Reason of a failed call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum ContainerdFault {
     /// containerd did not answer; the same call may succeed later.
     #[error("{0}")]
-    Away(String),
+    Unavailable(String),
     #[error("{0}")]
     NotFound(String),
     #[error("{0}")]
-    Exists(String),
+    AlreadyExists(String),
     /// The object is in the wrong state, such as a task that is still running.
     #[error("{0}")]
     Precondition(String),
@@ -22,7 +22,7 @@ pub(super) enum Fault {
     #[error("{0}")]
     ShimGone(String),
     #[error("no space left on device")]
-    Full,
+    DiskFull,
     #[error("{0}")]
     Other(String),
 }
@@ -30,60 +30,61 @@ pub(super) enum Fault {
 /// Error texts of shims, which have no status code, for a task in the wrong state.
 const WRONG_STATE: [&str; 2] = ["cannot delete a ", "cannot exec in a "];
 
-impl From<tonic::Status> for Fault {
+impl From<tonic::Status> for ContainerdFault {
     fn from(status: tonic::Status) -> Self {
-        let text = innermost(&status);
+        let text = root_cause_message(&status);
         let transport = std::error::Error::source(&status).is_some();
         match status.code() {
-            _ if text.contains("no space left on device") => Self::Full,
+            _ if text.contains("no space left on device") => Self::DiskFull,
             _ if text.contains("ttrpc: closed") => Self::ShimGone(text),
             _ if WRONG_STATE.iter().any(|words| text.contains(words)) => Self::Precondition(text),
-            _ if transport => Self::Away(text),
+            _ if transport => Self::Unavailable(text),
             tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => {
-                Self::Away(text)
+                Self::Unavailable(text)
             }
             tonic::Code::NotFound => Self::NotFound(text),
-            tonic::Code::AlreadyExists => Self::Exists(text),
+            tonic::Code::AlreadyExists => Self::AlreadyExists(text),
             tonic::Code::FailedPrecondition => Self::Precondition(text),
             _ => Self::Other(text),
         }
     }
 }
 
-impl Fault {
+impl ContainerdFault {
     /// Converts the fault of a call that is not about a specific instance.
-    pub fn plain(self) -> RuntimeError {
+    pub fn into_runtime_error(self) -> RuntimeError {
         match self {
-            Self::Away(text) | Self::ShimGone(text) => RuntimeError::Unavailable(text),
-            Self::Full => RuntimeError::DiskFull,
-            Self::NotFound(text) | Self::Exists(text) | Self::Precondition(text) | Self::Other(text) => {
-                RuntimeError::Other(text)
-            }
+            Self::Unavailable(text) | Self::ShimGone(text) => RuntimeError::Unavailable(text),
+            Self::DiskFull => RuntimeError::DiskFull,
+            Self::NotFound(text)
+            | Self::AlreadyExists(text)
+            | Self::Precondition(text)
+            | Self::Other(text) => RuntimeError::Other(text),
         }
     }
 
     /// Converts the fault of a call about an instance.
-    pub fn of(self, instance: &InstanceId) -> RuntimeError {
+    pub fn into_instance_error(self, instance: &InstanceId) -> RuntimeError {
         match self {
             Self::NotFound(_) => RuntimeError::NotFound(instance.clone()),
-            other => other.plain(),
+            other => other.into_runtime_error(),
         }
     }
 
     /// Converts the fault of a call that starts a process.
-    pub fn of_start(self) -> RuntimeError {
+    pub fn into_start_error(self) -> RuntimeError {
         match self {
-            Self::Other(text) | Self::NotFound(text) | Self::Precondition(text) => started(&text),
-            other => other.plain(),
+            Self::Other(text) | Self::NotFound(text) | Self::Precondition(text) => start_error(&text),
+            other => other.into_runtime_error(),
         }
     }
 }
 
 /// Turns a not-found fault into `None`.
-pub(super) fn unless_missing<T>(result: Result<T, Fault>) -> Result<Option<T>, Fault> {
+pub(super) fn unless_missing<T>(result: Result<T, ContainerdFault>) -> Result<Option<T>, ContainerdFault> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(Fault::NotFound(_)) => Ok(None),
+        Err(ContainerdFault::NotFound(_)) => Ok(None),
         Err(fault) => Err(fault),
     }
 }
@@ -121,15 +122,15 @@ const KILLED: [&str; 10] = [
 ];
 
 /// Determines why a process could not be started.
-fn started(text: &str) -> RuntimeError {
+fn start_error(text: &str) -> RuntimeError {
     let said = shortened(text);
     if KILLED.iter().any(|words| text.contains(words)) {
         return RuntimeError::Other(format!("the process was killed while it was started: {said}"));
     }
     let known = KNOWN.iter().find(|(words, ..)| text.contains(words));
     match known {
-        Some((_, code, meaning)) => RuntimeError::Start { code, message: format!("{meaning}: {said}") },
-        None => RuntimeError::Start { code: UNKNOWN_START, message: said },
+        Some((_, code, meaning)) => RuntimeError::StartFailed { code, message: format!("{meaning}: {said}") },
+        None => RuntimeError::StartFailed { code: UNKNOWN_START, message: said },
     }
 }
 
@@ -177,7 +178,8 @@ mod tests {
             ),
             ("something new", "start_failed"),
         ] {
-            let RuntimeError::Start { code: found, message } = started(&format!("{prefix}{said}")) else {
+            let RuntimeError::StartFailed { code: found, message } = start_error(&format!("{prefix}{said}"))
+            else {
                 panic!("{said}")
             };
             assert_eq!(found, code, "{said}");
@@ -196,7 +198,7 @@ mod tests {
             "can't get final child's PID from pipe: EOF: unknown",
             "error waiting for our first child to exit: exit status 1: unknown",
         ] {
-            let fault = started(&format!("{prefix}{said}"));
+            let fault = start_error(&format!("{prefix}{said}"));
             let RuntimeError::Other(message) = fault else { panic!("{said}: {fault:?}") };
             assert!(
                 message.starts_with("the process was killed") && !message.contains(": unknown"),
@@ -206,24 +208,27 @@ mod tests {
         for said in
             ["cannot start a container that has stopped: unknown", "cannot start a stopped process: unknown"]
         {
-            assert!(matches!(started(said), RuntimeError::Other(_)), "{said}");
+            assert!(matches!(start_error(said), RuntimeError::Other(_)), "{said}");
         }
     }
 
     #[test]
     fn a_task_in_another_state_is_told_from_its_text() {
-        let fault = |text: &str| Fault::from(tonic::Status::unknown(text));
+        let fault = |text: &str| ContainerdFault::from(tonic::Status::unknown(text));
         let running = fault("failed to delete task: cannot delete a running process: unknown");
-        assert!(matches!(running, Fault::Precondition(_)));
+        assert!(matches!(running, ContainerdFault::Precondition(_)));
         let stopped = fault("cannot exec in a stopped state: unknown");
-        assert!(matches!(stopped, Fault::Precondition(_)));
-        assert!(matches!(fault("failed to delete task: ttrpc: closed"), Fault::ShimGone(_)));
+        assert!(matches!(stopped, ContainerdFault::Precondition(_)));
+        assert!(matches!(fault("failed to delete task: ttrpc: closed"), ContainerdFault::ShimGone(_)));
     }
 
     #[test]
     fn a_full_disk_is_told_from_its_text() {
         let status = tonic::Status::unknown("failed to copy: write /x: no space left on device");
-        assert_eq!(Fault::from(status), Fault::Full);
-        assert!(matches!(Fault::from(tonic::Status::unavailable("x")), Fault::Away(_)));
+        assert_eq!(ContainerdFault::from(status), ContainerdFault::DiskFull);
+        assert!(matches!(
+            ContainerdFault::from(tonic::Status::unavailable("x")),
+            ContainerdFault::Unavailable(_)
+        ));
     }
 }

@@ -22,31 +22,31 @@ use services::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::channel::{Connection, call, limit};
-use super::failure::{Fault, unless_missing};
-use super::spec::image::{RunConfig, foreign};
-use super::{Inner, content, labels};
+use super::channel::{ContainerdConnection, call, limit};
+use super::failure::{ContainerdFault, unless_missing};
+use super::spec::image::{RunConfig, platform_mismatch};
+use super::{ContainerdContext, content, labels};
 use crate::deploy::port::{InstanceImage, RuntimeError};
-use crate::image::port::UncheckedImage;
+use crate::image::port::RejectedImage;
 use crate::model::Digest;
 use crate::model::image::{Descriptor, Platform};
 use crate::model::manifest::{ImageConfig, Manifest, OCI_MANIFEST};
 
 /// An image of the room, as read from its manifest and config.
-pub(super) struct Stored {
+pub(super) struct SnapshotImage {
     /// Layers, the base first.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<SnapshotLayer>,
     pub config: RunConfig,
 }
 
 /// A layer with its DiffID and the name of its snapshot, which is its ChainID.
-pub(super) struct Layer {
+pub(super) struct SnapshotLayer {
     pub blob: Descriptor,
     pub diff_id: Digest,
     pub chain: String,
 }
 
-impl Stored {
+impl SnapshotImage {
     /// Returns the snapshot from which instances start; `None` for an image without layers.
     pub fn top(&self) -> Option<&str> {
         self.layers.last().map(|layer| layer.chain.as_str())
@@ -54,7 +54,7 @@ impl Stored {
 }
 
 /// Computes the chain ids by the OCI image spec, "Layer ChainID".
-fn chain(diff_ids: &[Digest]) -> Vec<String> {
+fn chain_ids(diff_ids: &[Digest]) -> Vec<String> {
     let mut chain: Vec<String> = Vec::with_capacity(diff_ids.len());
     for diff_id in diff_ids {
         chain.push(match chain.last() {
@@ -69,83 +69,96 @@ fn lease_of(image: &Digest) -> String {
     format!("hearth-image-{}", image.hex())
 }
 
-impl Inner {
+impl ContainerdContext {
     /// Reads an image's manifest and config from the room, and checks that the layers match the DiffIDs of the config,
     /// by which snapshots are found.
-    pub(super) async fn stored(&self, image: &InstanceImage) -> Result<Stored, RuntimeError> {
-        let (stored, manifest) = self.read(image).await?;
+    pub(super) async fn read_checked(&self, image: &InstanceImage) -> Result<SnapshotImage, RuntimeError> {
+        let (stored, manifest) = self.read_image(image).await?;
         match self.layers.check(&manifest).await {
             Ok(()) => Ok(stored),
-            Err(UncheckedImage { reason, passing: true, .. }) => Err(RuntimeError::Other(reason)),
-            Err(UncheckedImage { code, reason, .. }) => Err(RuntimeError::UnsoundImage { code, reason }),
+            Err(RejectedImage { reason, transient: true, .. }) => Err(RuntimeError::Other(reason)),
+            Err(RejectedImage { code, reason, .. }) => Err(RuntimeError::CorruptImage { code, reason }),
         }
     }
 
-    async fn read(&self, image: &InstanceImage) -> Result<(Stored, Descriptor), RuntimeError> {
+    async fn read_image(&self, image: &InstanceImage) -> Result<(SnapshotImage, Descriptor), RuntimeError> {
         let (blobs, manifest) = (Arc::clone(&self.blobs), image.manifest);
         let read = crate::task::blocking("read-image", move || {
-            let bytes = content::small(blobs.as_ref(), &manifest)?;
-            let invalid = |error: &dyn std::fmt::Display| RuntimeError::Image(format!("{manifest}: {error}"));
+            let bytes = content::read_small_blob(blobs.as_ref(), &manifest)?;
+            let invalid =
+                |error: &dyn std::fmt::Display| RuntimeError::UnusableImage(format!("{manifest}: {error}"));
             #[derive(Deserialize)]
             #[serde(rename_all = "camelCase")]
-            struct Head {
+            struct ManifestHead {
                 media_type: Option<String>,
             }
-            let head: Head = serde_json::from_slice(&bytes).map_err(|error| invalid(&error))?;
+            let head: ManifestHead = serde_json::from_slice(&bytes).map_err(|error| invalid(&error))?;
             let media_type = head.media_type.unwrap_or_else(|| OCI_MANIFEST.to_owned());
             let parsed = Manifest::parse(&media_type, &bytes).map_err(|error| invalid(&error))?;
             let Manifest::Image(parsed) = parsed else {
-                return Err(RuntimeError::Image(format!(
+                return Err(RuntimeError::UnusableImage(format!(
                     "{manifest} is an index, not the image of one platform"
                 )));
             };
-            let config = content::small(blobs.as_ref(), &parsed.config.digest)?;
+            let config = content::read_small_blob(blobs.as_ref(), &parsed.config.digest)?;
             let about = ImageConfig::parse(&config).map_err(|error| invalid(&error))?;
-            if let Some(why) = foreign(about.platform.as_ref(), &Platform::host()) {
-                return Err(RuntimeError::Image(why));
+            if let Some(why) = platform_mismatch(about.platform.as_ref(), &Platform::host()) {
+                return Err(RuntimeError::UnusableImage(why));
             }
             let (blobs, diff_ids) = (parsed.layers, about.diff_ids);
             if blobs.len() != diff_ids.len() {
                 let text = format!("it has {} layers, and its config names {}", blobs.len(), diff_ids.len());
-                return Err(RuntimeError::Image(text));
+                return Err(RuntimeError::UnusableImage(text));
             }
-            let chain = chain(&diff_ids);
+            let chain = chain_ids(&diff_ids);
             let layers = blobs.into_iter().zip(diff_ids).zip(chain);
-            let layers = layers.map(|((blob, diff_id), chain)| Layer { blob, diff_id, chain }).collect();
+            let layers =
+                layers.map(|((blob, diff_id), chain)| SnapshotLayer { blob, diff_id, chain }).collect();
             let config = RunConfig::parse(&config).map_err(|error| invalid(&error))?;
             let descriptor = Descriptor { media_type, digest: manifest, size: bytes.len() as u64 };
-            Ok((Stored { layers, config }, descriptor))
+            Ok((SnapshotImage { layers, config }, descriptor))
         });
         read.await.map_err(|error| RuntimeError::Other(error.to_string()))?
     }
 
     pub(super) async fn prepare(&self, image: &InstanceImage) -> Result<(), RuntimeError> {
-        let stored = self.stored(image).await?;
+        let stored = self.read_checked(image).await?;
         let _one = self.unpacking.lock().await;
-        let snapshotter = self.snapshotter().await.map_err(Fault::plain)?;
+        let snapshotter = self.snapshotter().await.map_err(ContainerdFault::into_runtime_error)?;
         let lease = lease_of(&image.manifest);
         let labels = HashMap::from([(labels::IMAGE.to_owned(), image.manifest.to_string())]);
         let request = CreateRequest { id: lease.clone(), labels };
         match call(limit::RECORD, self.connection.leases().create(request)).await {
-            Ok(_) | Err(Fault::Exists(_)) => {}
-            Err(fault) => return Err(fault.plain()),
+            Ok(_) | Err(ContainerdFault::AlreadyExists(_)) => {}
+            Err(fault) => return Err(fault.into_runtime_error()),
         }
         let leased = self.connection.leased(&lease);
         let mut parent = String::new();
         for layer in &stored.layers {
-            if !has(&leased, snapshotter, &layer.chain).await.map_err(Fault::plain)? {
+            if !snapshot_exists(&leased, snapshotter, &layer.chain)
+                .await
+                .map_err(ContainerdFault::into_runtime_error)?
+            {
                 self.unpack(&leased, snapshotter, layer, &parent).await?;
             }
             parent.clone_from(&layer.chain);
         }
         match stored.top() {
-            Some(top) => self.hold(lease, snapshotter, top).await.map_err(Fault::plain),
+            Some(top) => self
+                .hold_top_snapshot(lease, snapshotter, top)
+                .await
+                .map_err(ContainerdFault::into_runtime_error),
             None => Ok(()),
         }
     }
 
     /// Adds the top snapshot to the image's lease, since it may have been created for another image.
-    async fn hold(&self, lease: String, snapshotter: &str, top: &str) -> Result<(), Fault> {
+    async fn hold_top_snapshot(
+        &self,
+        lease: String,
+        snapshotter: &str,
+        top: &str,
+    ) -> Result<(), ContainerdFault> {
         let resource = Resource { id: top.to_owned(), r#type: format!("snapshots/{snapshotter}") };
         let request = ListResourcesRequest { id: lease.clone() };
         let held = call(limit::RECORD, self.connection.leases().list_resources(request)).await?.resources;
@@ -158,12 +171,12 @@ impl Inner {
 
     async fn unpack(
         &self,
-        leased: &Connection,
+        leased: &ContainerdConnection,
         snapshotter: &str,
-        layer: &Layer,
+        layer: &SnapshotLayer,
         parent: &str,
     ) -> Result<(), RuntimeError> {
-        content::store(leased, Arc::clone(&self.blobs), &layer.blob).await?;
+        content::copy_blob(leased, Arc::clone(&self.blobs), &layer.blob).await?;
         // Unpacking is serialized, so an existing snapshot of this name is a leftover of an interrupted one.
         let key = format!("unpack-{}", layer.chain);
         let unpacked = apply(leased, snapshotter, layer, parent, &key).await;
@@ -172,19 +185,24 @@ impl Inner {
         {
             tracing::warn!(error = %fault, key, "failed to remove a partially unpacked layer");
         }
-        if let Err(fault) = content::discard(leased, &layer.blob.digest).await {
+        if let Err(fault) = content::delete_content(leased, &layer.blob.digest).await {
             tracing::warn!(error = %fault, layer.digest = %layer.blob.digest, "failed to delete the content of a layer");
         }
         unpacked
     }
 
     /// Removes a partially unpacked snapshot, even on a full disk.
-    async fn remove_unpacked(&self, leased: &Connection, snapshotter: &str, key: &str) -> Result<(), Fault> {
-        match (remove(leased, snapshotter, key).await, &self.reserve) {
-            (Err(Fault::Full), Some(reserve)) => {
-                reserve.give_up();
-                let removed = remove(leased, snapshotter, key).await;
-                reserve.take();
+    async fn remove_unpacked(
+        &self,
+        leased: &ContainerdConnection,
+        snapshotter: &str,
+        key: &str,
+    ) -> Result<(), ContainerdFault> {
+        match (remove_snapshot(leased, snapshotter, key).await, &self.reserve) {
+            (Err(ContainerdFault::DiskFull), Some(reserve)) => {
+                reserve.release();
+                let removed = remove_snapshot(leased, snapshotter, key).await;
+                reserve.allocate();
                 removed
             }
             (removed, _) => removed,
@@ -195,7 +213,7 @@ impl Inner {
         let _one = self.unpacking.lock().await;
         let filters = vec![format!("labels.\"{}\"", labels::IMAGE)];
         let listed = call(limit::RECORD, self.connection.leases().list(ListRequest { filters })).await;
-        let leases = listed.map_err(Fault::plain)?.leases;
+        let leases = listed.map_err(ContainerdFault::into_runtime_error)?.leases;
         let kept: BTreeSet<String> = wanted.iter().map(lease_of).collect();
         let mut gone: Vec<String> =
             leases.into_iter().map(|lease| lease.id).filter(|id| !kept.contains(id)).collect();
@@ -206,14 +224,14 @@ impl Inner {
         for request in requests {
             let limit = if request.sync { limit::COLLECT } else { limit::RECORD };
             let deleted = call(limit, self.connection.leases().delete(request)).await;
-            unless_missing(deleted).map_err(Fault::plain)?;
+            unless_missing(deleted).map_err(ContainerdFault::into_runtime_error)?;
         }
         Ok(())
     }
 
     /// Returns the snapshotter: overlayfs, or native (copies of all files) if the state directory's file system does
     /// not support overlayfs.
-    pub(super) async fn snapshotter(&self) -> Result<&'static str, Fault> {
+    pub(super) async fn snapshotter(&self) -> Result<&'static str, ContainerdFault> {
         let chosen = self.snapshotter.get_or_try_init(|| async {
             let filters = vec!["type==io.containerd.snapshotter.v1".to_owned()];
             let request = PluginsRequest { filters };
@@ -228,7 +246,7 @@ impl Inner {
                     Ok("native")
                 }
                 Some(id) => Ok(id),
-                None => Err(Fault::Other(
+                None => Err(ContainerdFault::Other(
                     "containerd has neither the overlayfs nor the native snapshotter".to_owned(),
                 )),
             }
@@ -237,24 +255,32 @@ impl Inner {
     }
 }
 
-async fn has(connection: &Connection, snapshotter: &str, key: &str) -> Result<bool, Fault> {
+async fn snapshot_exists(
+    connection: &ContainerdConnection,
+    snapshotter: &str,
+    key: &str,
+) -> Result<bool, ContainerdFault> {
     let request = wire::StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
     Ok(unless_missing(call(limit::RECORD, connection.snapshots().stat(request)).await)?.is_some())
 }
 
-pub(super) async fn remove(connection: &Connection, snapshotter: &str, key: &str) -> Result<(), Fault> {
+pub(super) async fn remove_snapshot(
+    connection: &ContainerdConnection,
+    snapshotter: &str,
+    key: &str,
+) -> Result<(), ContainerdFault> {
     let request = wire::RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
     unless_missing(call(limit::PROCESS, connection.snapshots().remove(request)).await).map(|_| ())
 }
 
 /// Prepares a writable snapshot on a parent, replacing a leftover of the same name.
-pub(super) async fn snapshot(
-    connection: &Connection,
+pub(super) async fn prepare_snapshot(
+    connection: &ContainerdConnection,
     snapshotter: &str,
     key: &str,
     parent: &str,
     labels: HashMap<String, String>,
-) -> Result<Vec<types::Mount>, Fault> {
+) -> Result<Vec<types::Mount>, ContainerdFault> {
     let request = wire::PrepareSnapshotRequest {
         snapshotter: snapshotter.to_owned(),
         key: key.to_owned(),
@@ -263,8 +289,8 @@ pub(super) async fn snapshot(
     };
     let prepared = call(limit::PROCESS, connection.snapshots().prepare(request.clone())).await;
     let prepared = match prepared {
-        Err(Fault::Exists(_)) => {
-            remove(connection, snapshotter, key).await?;
+        Err(ContainerdFault::AlreadyExists(_)) => {
+            remove_snapshot(connection, snapshotter, key).await?;
             call(limit::PROCESS, connection.snapshots().prepare(request)).await
         }
         other => other,
@@ -273,13 +299,15 @@ pub(super) async fn snapshot(
 }
 
 async fn apply(
-    leased: &Connection,
+    leased: &ContainerdConnection,
     snapshotter: &str,
-    layer: &Layer,
+    layer: &SnapshotLayer,
     parent: &str,
     key: &str,
 ) -> Result<(), RuntimeError> {
-    let mounts = snapshot(leased, snapshotter, key, parent, HashMap::new()).await.map_err(Fault::plain)?;
+    let mounts = prepare_snapshot(leased, snapshotter, key, parent, HashMap::new())
+        .await
+        .map_err(ContainerdFault::into_runtime_error)?;
     let diff = types::Descriptor {
         media_type: layer.blob.media_type.clone(),
         digest: layer.blob.digest.to_string(),
@@ -289,13 +317,17 @@ async fn apply(
     let request = ApplyRequest { diff: Some(diff), mounts, ..ApplyRequest::default() };
     let applied = call(limit::LAYER, leased.diff().apply(request)).await;
     let applied = applied.map_err(|fault| match fault {
-        Fault::Other(text) => RuntimeError::Image(format!("layer {}: {text}", layer.blob.digest)),
-        other => other.plain(),
+        ContainerdFault::Other(text) => {
+            RuntimeError::UnusableImage(format!("layer {}: {text}", layer.blob.digest))
+        }
+        other => other.into_runtime_error(),
     })?;
     let found = applied.applied.unwrap_or_default().digest;
     if found != layer.diff_id.to_string() {
         let (blob, said) = (layer.blob.digest, layer.diff_id);
-        return Err(RuntimeError::Image(format!("layer {blob} holds {found}, and the config says {said}")));
+        return Err(RuntimeError::UnusableImage(format!(
+            "layer {blob} holds {found}, and the config says {said}"
+        )));
     }
     let request = wire::CommitSnapshotRequest {
         snapshotter: snapshotter.to_owned(),
@@ -304,8 +336,8 @@ async fn apply(
         ..wire::CommitSnapshotRequest::default()
     };
     match call(limit::PROCESS, leased.snapshots().commit(request)).await {
-        Ok(()) | Err(Fault::Exists(_)) => Ok(()),
-        Err(fault) => Err(fault.plain()),
+        Ok(()) | Err(ContainerdFault::AlreadyExists(_)) => Ok(()),
+        Err(fault) => Err(fault.into_runtime_error()),
     }
 }
 
@@ -316,12 +348,12 @@ mod tests {
     #[test]
     fn a_chain_id_names_all_layers_below() {
         let ids = [[1; 32], [2; 32]].map(Digest::from_sha256);
-        let found = chain(&ids);
+        let found = chain_ids(&ids);
         assert_eq!(found[0], ids[0].to_string());
         // printf '%s %s' sha256:0101... sha256:0202... | sha256sum
         let expected = hex::encode(Sha256::digest(format!("{} {}", ids[0], ids[1])));
         assert_eq!(found[1], format!("sha256:{expected}"));
-        assert_eq!(chain(&[]), Vec::<String>::new());
-        assert_ne!(chain(&[ids[1], ids[0]])[1], found[1]);
+        assert_eq!(chain_ids(&[]), Vec::<String>::new());
+        assert_ne!(chain_ids(&[ids[1], ids[0]])[1], found[1]);
     }
 }

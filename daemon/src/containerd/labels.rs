@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use prost_types::Timestamp as WireTimestamp;
 
-use crate::model::service::{Exit, InstanceLabel};
+use crate::model::service::{InstanceLabel, ProcessExit};
 
 /// Label of containers and snapshots: the instance label, as JSON.
 pub(super) const INSTANCE: &str = "hearth/instance";
@@ -20,17 +20,17 @@ pub(super) const IMAGE: &str = "hearth/image";
 /// Label of snapshots: containerd's mark for a root of the garbage collection.
 pub(super) const ROOT: &str = "containerd.io/gc.root";
 
-type Labels = HashMap<String, String>;
+type LabelMap = HashMap<String, String>;
 
 pub(super) fn instance(label: &InstanceLabel) -> Result<String, serde_json::Error> {
     serde_json::to_string(label)
 }
 
-pub(super) fn read_instance(labels: &Labels) -> Option<InstanceLabel> {
+pub(super) fn read_instance(labels: &LabelMap) -> Option<InstanceLabel> {
     labels.get(INSTANCE).and_then(|text| serde_json::from_str(text).ok())
 }
 
-pub(super) fn read_exit(labels: &Labels) -> Option<Exit> {
+pub(super) fn read_exit(labels: &LabelMap) -> Option<ProcessExit> {
     labels.get(EXIT).and_then(|text| serde_json::from_str(text).ok())
 }
 

@@ -11,15 +11,15 @@ use rustix::mount::UnmountFlags;
 use sha2::{Digest as _, Sha256};
 
 use super::cgroup;
-use crate::supervise::leftover::end_started_with;
+use crate::supervise::leftover::kill_started_with;
 
 /// Time limit for `runc delete`.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Locations of an instance's possible leftovers.
-pub(super) struct Places {
+pub(super) struct LeftoverPaths {
     /// Set if there was no task: its shim may be running all the same.
-    pub lost_shim: Option<Shim>,
+    pub lost_shim: Option<LostShim>,
     /// Directory of the shim; `None` for an external containerd.
     pub task: Option<PathBuf>,
     /// Program of runc, and its directory of containers.
@@ -34,15 +34,15 @@ pub(super) struct Places {
 ///
 /// A shim whose task creation was cancelled right after its start can keep running without a task: containerd 1.6
 /// removes its directory ("cleaning up after shim disconnected") and forgets it.
-pub(super) struct Shim {
+pub(super) struct LostShim {
     pub namespace: String,
     pub instance: String,
 }
 
-impl Shim {
-    fn end(&self) -> io::Result<()> {
+impl LostShim {
+    fn kill(&self) -> io::Result<()> {
         let words = ["-namespace", self.namespace.as_str(), "-id", self.instance.as_str()];
-        let ended = end_started_with(Path::new(super::managed::SHIM), &words)?;
+        let ended = kill_started_with(Path::new(super::managed::SHIM), &words)?;
         if ended > 0 {
             tracing::info!(instance.id = self.instance, "killed a shim without a task");
         }
@@ -58,8 +58,8 @@ pub(super) fn shim_socket(containerd: &Path, namespace: &str, instance: &str) ->
 }
 
 /// Removes the leftovers, if there are any; usually there are none. Blocking.
-pub(super) fn remove(places: &Places) -> io::Result<()> {
-    places.lost_shim.as_ref().map_or(Ok(()), Shim::end)?;
+pub(super) fn remove_leftovers(places: &LeftoverPaths) -> io::Result<()> {
+    places.lost_shim.as_ref().map_or(Ok(()), LostShim::kill)?;
     if let Some((program, root)) = &places.runc
         && root.join(&places.instance).exists()
     {

@@ -21,10 +21,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::channel::Connection;
-use super::{Runc, version};
+use super::channel::ContainerdConnection;
+use super::{RuncPaths, version};
 use crate::supervise::port as supervise;
-use crate::supervise::program::find;
+use crate::supervise::program::find_executable;
 
 mod reason;
 mod settings;
@@ -45,7 +45,7 @@ pub struct Options {
     pub runc: PathBuf,
     /// Path of `hearthd` itself.
     pub keeper: PathBuf,
-    pub limits: supervise::Limits,
+    pub limits: supervise::ChildLimits,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,13 +63,13 @@ impl Options {
             program: "containerd".into(),
             runc: "runc".into(),
             keeper,
-            limits: supervise::Limits::default(),
+            limits: supervise::ChildLimits::default(),
         }
     }
 
     /// Returns the child to supervise, and the settings for connecting to it once it runs. Must be called within the
     /// async runtime.
-    pub fn plan(self) -> Result<(supervise::Child, Connect), SocketTooLong> {
+    pub fn plan(self) -> Result<(supervise::ChildSpec, ManagedEndpoint), SocketTooLong> {
         let dir = std::path::absolute(&self.dir).unwrap_or(self.dir);
         let socket = dir.join("containerd.sock");
         // The longer path of its two sockets.
@@ -77,33 +77,33 @@ impl Options {
         if ttrpc.as_os_str().len() > SOCKET_PATH_LIMIT {
             return Err(SocketTooLong(ttrpc));
         }
-        let kind = Managed {
+        let kind = ContainerdDriver {
             dir: dir.clone(),
             shim: shim_beside(&self.program).unwrap_or_else(|| SHIM.into()),
             program: self.program.clone(),
             runc: self.runc.clone(),
-            connection: Connection::new(&socket, &self.namespace),
+            connection: ContainerdConnection::new(&socket, &self.namespace),
         };
-        let child = supervise::Child {
+        let child = supervise::ChildSpec {
             name: "containerd",
             env: path_before_others(&self.program),
             program: self.program,
             args: vec!["--config".into(), dir.join("containerd.toml").into()],
             log: dir.join("containerd.log"),
             root: dir.clone(),
-            offspring: supervise::Offspring::Lasting,
+            descendants: supervise::DescendantPolicy::Surviving,
             groups: Vec::new(),
             limits: self.limits,
-            kind: Arc::new(kind),
+            driver: Arc::new(kind),
         };
-        let runc = find(&self.runc).unwrap_or(self.runc);
-        Ok((child, Connect { dir, socket, namespace: self.namespace, runc, keeper: self.keeper }))
+        let runc = find_executable(&self.runc).unwrap_or(self.runc);
+        Ok((child, ManagedEndpoint { dir, socket, namespace: self.namespace, runc, keeper: self.keeper }))
     }
 }
 
 /// Connection settings for the daemon's own containerd.
 #[derive(Clone, Debug)]
-pub struct Connect {
+pub struct ManagedEndpoint {
     dir: PathBuf,
     socket: PathBuf,
     namespace: String,
@@ -111,13 +111,13 @@ pub struct Connect {
     keeper: PathBuf,
 }
 
-impl Connect {
-    pub fn options(self, child: watch::Receiver<supervise::Status>) -> super::Options {
+impl ManagedEndpoint {
+    pub fn options(self, child: watch::Receiver<supervise::ChildStatus>) -> super::Options {
         super::Options {
             socket: self.socket,
             namespace: self.namespace,
             child: Some(child),
-            runc: Some(Runc { program: self.runc, root: self.dir.join("runc") }),
+            runc: Some(RuncPaths { program: self.runc, root: self.dir.join("runc") }),
             tasks: Some(self.dir.join("state/io.containerd.runtime.v2.task")),
             reserve: Some(self.dir.join("reserve")),
             pipes: self.dir.join("pipes"),
@@ -126,16 +126,16 @@ impl Connect {
     }
 }
 
-struct Managed {
+struct ContainerdDriver {
     dir: PathBuf,
     program: PathBuf,
     shim: PathBuf,
     runc: PathBuf,
-    connection: Connection,
+    connection: ContainerdConnection,
 }
 
 #[async_trait]
-impl supervise::Kind for Managed {
+impl supervise::ChildDriver for ContainerdDriver {
     fn prepare(&self) -> Result<(), String> {
         if !rustix::process::geteuid().is_root() {
             return Err(
@@ -145,14 +145,14 @@ impl supervise::Kind for Managed {
             );
         }
         for program in [&self.program, &self.shim, &self.runc] {
-            find(program).ok_or_else(|| not_installed(program))?;
+            find_executable(program).ok_or_else(|| not_installed(program))?;
         }
         let written = settings::write(&self.dir);
         written.map_err(|error| format!("settings of containerd in `{}`: {error}", self.dir.display()))
     }
 
     async fn probe(&self) -> Result<String, supervise::ProbeError> {
-        version::of(&self.connection).await
+        version::query_version(&self.connection).await
     }
 
     fn explain(&self, log_tail: &str) -> Option<String> {
@@ -168,7 +168,7 @@ impl supervise::Kind for Managed {
 /// Returns the shim of the same release for a containerd that is given by its path.
 fn shim_beside(program: &Path) -> Option<PathBuf> {
     let directory = program.parent().filter(|directory| !directory.as_os_str().is_empty())?;
-    find(&directory.join(SHIM))
+    find_executable(&directory.join(SHIM))
 }
 
 /// Returns a `PATH` with the shim's directory first: containerd itself looks beside its program only if `PATH` has no
@@ -221,6 +221,6 @@ mod tests {
     fn a_missing_program_is_named_with_what_to_install() {
         assert!(not_installed(Path::new(SHIM)).contains("install containerd"));
         assert!(not_installed(Path::new("/opt/runc")).contains("install runc"));
-        assert_eq!(find(Path::new("no-such-program")), None);
+        assert_eq!(find_executable(Path::new("no-such-program")), None);
     }
 }

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 /// Returns the containerd namespace for a state directory: stable across reboots, and different for two daemons on one
 /// machine.
-pub fn of_state_dir(state_dir: &Path) -> io::Result<String> {
+pub fn namespace_of_state_dir(state_dir: &Path) -> io::Result<String> {
     let path = state_dir.canonicalize()?;
     let hash = Sha256::digest(path.as_os_str().as_bytes());
     Ok(format!("hearth-{}", hex::encode(&hash[..6])))
@@ -21,9 +21,9 @@ mod tests {
     #[test]
     fn each_state_directory_has_a_namespace_of_its_own() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let of = |path: &Path| of_state_dir(path).unwrap();
+        let of = |path: &Path| namespace_of_state_dir(path).unwrap();
         assert_eq!(of(one.path()), of(&one.path().join(".")));
         assert_ne!(of(one.path()), of(two.path()));
-        assert!(of_state_dir(&one.path().join("missing")).is_err());
+        assert!(namespace_of_state_dir(&one.path().join("missing")).is_err());
     }
 }

@@ -20,17 +20,17 @@ use jiff::Timestamp;
 use services::{Container, ListContainersRequest, ListTasksRequest};
 
 use super::channel::{call, limit};
-use super::failure::Fault;
-use super::{Inner, cgroup, labels};
-use crate::deploy::port::{InstanceState, Observed, RuntimeError};
-use crate::model::service::Exit;
+use super::failure::ContainerdFault;
+use super::{ContainerdContext, cgroup, labels};
+use crate::deploy::port::{InstanceState, ObservedInstance, RuntimeError};
+use crate::model::service::ProcessExit;
 
-impl Inner {
-    pub(super) async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
-        self.observe().await.map_err(Fault::plain)
+impl ContainerdContext {
+    pub(super) async fn list(&self) -> Result<Vec<ObservedInstance>, RuntimeError> {
+        self.observe().await.map_err(ContainerdFault::into_runtime_error)
     }
 
-    async fn observe(&self) -> Result<Vec<Observed>, Fault> {
+    async fn observe(&self) -> Result<Vec<ObservedInstance>, ContainerdFault> {
         // Tasks are listed first, in reverse order of their creation by a start: an instance that starts meanwhile is
         // seen in part or not at all.
         let tasks =
@@ -49,18 +49,18 @@ impl Inner {
             let task = tasks.remove(&container.id);
             let group = cgroup::path(&self.namespace, &container.id);
             let state = state(&container, task.as_ref(), || cgroup::out_of_memory(&group));
-            observed.insert(container.id, Observed { label, state });
+            observed.insert(container.id, ObservedInstance { label, state });
         }
         for (key, labels) in self.snapshots().await? {
             if let Some(label) = labels::read_instance(&labels) {
-                observed.entry(key).or_insert(Observed { label, state: InstanceState::Incomplete });
+                observed.entry(key).or_insert(ObservedInstance { label, state: InstanceState::Incomplete });
             }
         }
         Ok(observed.into_values().collect())
     }
 
     /// Returns name and labels of every snapshot of an instance.
-    async fn snapshots(&self) -> Result<Vec<(String, HashMap<String, String>)>, Fault> {
+    async fn snapshots(&self) -> Result<Vec<(String, HashMap<String, String>)>, ContainerdFault> {
         let request = wire::ListSnapshotsRequest {
             snapshotter: self.snapshotter().await?.to_owned(),
             filters: vec![format!("labels.\"{}\"", labels::INSTANCE)],
@@ -88,7 +88,7 @@ fn state(
     match task.map(|task| (task.status(), task)) {
         Some((Status::Created, _)) => InstanceState::Incomplete,
         Some((Status::Stopped, task)) => {
-            InstanceState::Ended(written.unwrap_or_else(|| {
+            InstanceState::Exited(written.unwrap_or_else(|| {
                 exit(task.exit_status, labels::time(task.exited_at.as_ref()), out_of_memory)
             }))
         }
@@ -97,14 +97,14 @@ fn state(
         }
         // The task of a killed shim is no longer listed.
         Some((Status::Unknown, task)) => match written {
-            Some(exit) => InstanceState::Ended(exit),
+            Some(exit) => InstanceState::Exited(exit),
             None => InstanceState::Running { pid: task.pid },
         },
         None => match written {
-            Some(exit) => InstanceState::Ended(exit),
+            Some(exit) => InstanceState::Exited(exit),
             None if container.labels.contains_key(labels::STARTED) => {
                 let at = labels::time(container.updated_at.as_ref());
-                InstanceState::Ended(Exit { code: None, out_of_memory: false, at })
+                InstanceState::Exited(ProcessExit { code: None, out_of_memory: false, at })
             }
             None => InstanceState::Incomplete,
         },
@@ -112,8 +112,8 @@ fn state(
 }
 
 /// Converts an exit status, which follows the convention of shells already: 128 plus the number of the signal.
-pub(super) fn exit(status: u32, at: Timestamp, out_of_memory: impl FnOnce() -> Option<bool>) -> Exit {
-    Exit {
+pub(super) fn exit(status: u32, at: Timestamp, out_of_memory: impl FnOnce() -> Option<bool>) -> ProcessExit {
+    ProcessExit {
         code: i32::try_from(status).ok(),
         out_of_memory: status != 0 && out_of_memory().unwrap_or(false),
         at,
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(of(started, Some(task(Status::Created))), InstanceState::Incomplete);
         assert_eq!(of(&[], Some(task(Status::Running))), InstanceState::Running { pid: 7 });
         let code = |state: InstanceState| match state {
-            InstanceState::Ended(exit) => (exit.code, exit.out_of_memory),
+            InstanceState::Exited(exit) => (exit.code, exit.out_of_memory),
             other => panic!("{other:?}"),
         };
         assert_eq!(code(of(started, Some(task(Status::Stopped)))), (Some(137), true));

@@ -9,19 +9,19 @@ use rustix::fs::FallocateFlags;
 /// Size of the reserve in bytes: far more than the few pages that containerd's databases need.
 const BYTES: u64 = 8 << 20;
 
-pub(super) struct Reserve {
+pub(super) struct DiskReserve {
     path: PathBuf,
 }
 
-impl Reserve {
+impl DiskReserve {
     /// Allocates the reserve. A failure is only logged: the reserve is allocated again later. Blocking.
     pub(super) fn open(path: PathBuf) -> Self {
         let reserve = Self { path };
-        reserve.take();
+        reserve.allocate();
         reserve
     }
 
-    pub(super) fn take(&self) {
+    pub(super) fn allocate(&self) {
         let taken = File::create(&self.path).and_then(|file| {
             rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, BYTES).map_err(io::Error::from)
         });
@@ -30,7 +30,7 @@ impl Reserve {
         }
     }
 
-    pub(super) fn give_up(&self) {
+    pub(super) fn release(&self) {
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(%error, path = %self.path.display(), "failed to release the reserved disk space");
         }
@@ -46,11 +46,11 @@ mod tests {
         use std::os::unix::fs::MetadataExt as _;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("reserve");
-        let reserve = Reserve::open(path.clone());
+        let reserve = DiskReserve::open(path.clone());
         assert!(fs::metadata(&path).unwrap().blocks() * 512 >= BYTES);
-        reserve.give_up();
+        reserve.release();
         assert!(!path.exists());
-        reserve.take();
+        reserve.allocate();
         assert!(path.exists());
     }
 }

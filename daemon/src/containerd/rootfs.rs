@@ -21,24 +21,27 @@ use rustix::thread::UnshareFlags;
 const MOST_BYTES: u64 = 4 << 20;
 
 /// Returns the text of both files; empty if missing. Blocking.
-pub(super) fn users(mounts: &[Mount]) -> io::Result<(String, String)> {
-    in_root(mounts, |root| Ok((text(root, "etc/passwd")?, text(root, "etc/group")?)))
+pub(super) fn read_user_files(mounts: &[Mount]) -> io::Result<(String, String)> {
+    with_image_root(mounts, |root| Ok((read_text(root, "etc/passwd")?, read_text(root, "etc/group")?)))
 }
 
 /// Fills empty directories, each with the image's content at a path. Blocking.
 pub(super) fn fill(mounts: &[Mount], empty: &[(String, PathBuf)]) -> io::Result<()> {
-    in_root(mounts, |root| empty.iter().try_for_each(|(path, empty)| fill::fill(root, path, empty)))
+    with_image_root(mounts, |root| empty.iter().try_for_each(|(path, empty)| fill::fill(root, path, empty)))
 }
 
-fn in_root<T: Send>(mounts: &[Mount], work: impl FnOnce(&OwnedFd) -> io::Result<T> + Send) -> io::Result<T> {
+fn with_image_root<T: Send>(
+    mounts: &[Mount],
+    work: impl FnOnce(&OwnedFd) -> io::Result<T> + Send,
+) -> io::Result<T> {
     let [mount] = mounts else {
         return Err(io::Error::other("a snapshot is expected to be one mount"));
     };
-    crate::task::apart("image-root", || work(&mounted(mount)?))?
+    crate::task::on_own_thread("image-root", || work(&mount_snapshot(mount)?))?
 }
 
 /// Mounts the snapshot for this thread alone, and opens its root.
-fn mounted(mount: &Mount) -> io::Result<OwnedFd> {
+fn mount_snapshot(mount: &Mount) -> io::Result<OwnedFd> {
     let options = |name: &str| mount.options.iter().find_map(|option| option.strip_prefix(name));
     // SAFETY: this thread was made for this and ends soon; no file table is unshared.
     #[expect(unsafe_code, reason = "rustix marks every unshare, for the sake of the file table")]
@@ -57,7 +60,7 @@ fn mounted(mount: &Mount) -> io::Result<OwnedFd> {
                 .filter(|dir| !dir.is_empty())
                 .map(Path::new)
                 .collect();
-            let base = common(&dirs);
+            let base = common_ancestor(&dirs);
             rustix::process::chdir(base.as_path())?;
             let relative =
                 |dir: &&Path| dir.strip_prefix(&base).unwrap_or(dir).to_string_lossy().into_owned();
@@ -73,13 +76,13 @@ fn mounted(mount: &Mount) -> io::Result<OwnedFd> {
 }
 
 /// Returns the closest common ancestor of all directories.
-fn common(dirs: &[&Path]) -> std::path::PathBuf {
+fn common_ancestor(dirs: &[&Path]) -> std::path::PathBuf {
     let Some((first, rest)) = dirs.split_first() else { return "/".into() };
     let shared = first.ancestors().skip(1).find(|base| rest.iter().all(|dir| dir.starts_with(base)));
     shared.unwrap_or(Path::new("/")).to_owned()
 }
 
-fn text(root: &OwnedFd, path: &str) -> io::Result<String> {
+fn read_text(root: &OwnedFd, path: &str) -> io::Result<String> {
     // Non-blocking, since the path may be a fifo.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
@@ -104,7 +107,7 @@ mod tests {
     fn layers_are_named_from_the_directory_that_they_share() {
         let at = |paths: &[&str]| {
             let paths: Vec<&Path> = paths.iter().map(Path::new).collect();
-            common(&paths).display().to_string()
+            common_ancestor(&paths).display().to_string()
         };
         assert_eq!(at(&["/s/1/fs", "/s/12/fs", "/s/2/fs"]), "/s");
         assert_eq!(at(&["/s/1/fs"]), "/s/1");

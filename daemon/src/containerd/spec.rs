@@ -14,9 +14,10 @@ pub mod user;
 
 use image::RunConfig;
 use types::{
-    Cpu, DeviceAccess, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, Root, Spec, User,
+    CpuLimits, DeviceAccess, LinuxSpec, MemoryLimits, MountEntry, NamespaceSpec, PidsLimit, ProcessRlimit,
+    ProcessSpec, ProcessUser, ResourceSpec, RootfsSpec, RuntimeSpec,
 };
-use user::Resolved;
+use user::ResolvedUser;
 
 /// Maximum number of processes and threads of one instance.
 const MOST_PROCESSES: i64 = 4096;
@@ -27,7 +28,7 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 
 /// Capabilities of the host that affect the specification.
 #[derive(Clone, Copy, Debug)]
-pub struct Machine {
+pub struct HostFeatures {
     pub seccomp: bool,
     /// Set if the kernel accounts swap: then an instance with a memory limit gets no swap.
     pub swap_accounting: bool,
@@ -47,26 +48,26 @@ pub enum SpecFault {
 pub fn build(
     spec: &InstanceSpec,
     image: &RunConfig,
-    user: &Resolved,
-    machine: Machine,
+    user: &ResolvedUser,
+    machine: HostFeatures,
     cgroup: &str,
-) -> Result<Spec, SpecFault> {
+) -> Result<RuntimeSpec, SpecFault> {
     let files = machine.open_files.min(MOST_FILES);
-    let process = Process {
+    let process = ProcessSpec {
         terminal: false,
         console_size: None,
-        user: User { uid: user.uid, gid: user.gid, additional_gids: groups(user) },
+        user: ProcessUser { uid: user.uid, gid: user.gid, additional_gids: groups(user) },
         args: command(spec, image)?,
         env: environment(spec, image, user),
         cwd: workdir(spec, image)?,
         capabilities: Some(confinement::capabilities(&spec.capabilities)),
-        rlimits: vec![Rlimit { kind: "RLIMIT_NOFILE".to_owned(), hard: files, soft: files }],
+        rlimits: vec![ProcessRlimit { kind: "RLIMIT_NOFILE".to_owned(), hard: files, soft: files }],
         no_new_privileges: true,
     };
-    Ok(Spec {
+    Ok(RuntimeSpec {
         oci_version: "1.0.2".to_owned(),
         process,
-        root: Root { path: "rootfs".to_owned(), readonly: false },
+        root: RootfsSpec { path: "rootfs".to_owned(), readonly: false },
         hostname: spec.network.hostname.clone(),
         mounts: mounts(spec),
         linux: linux(spec, machine, cgroup),
@@ -75,7 +76,7 @@ pub fn build(
 
 /// Returns the supplementary groups, including the primary one: otherwise a process could drop it and escape a denial
 /// for that group.
-fn groups(user: &Resolved) -> Vec<u32> {
+fn groups(user: &ResolvedUser) -> Vec<u32> {
     let further = user.groups.iter().copied().filter(|group| *group != user.gid);
     [user.gid].into_iter().chain(further).collect()
 }
@@ -98,7 +99,7 @@ fn workdir(spec: &InstanceSpec, image: &RunConfig) -> Result<String, SpecFault> 
 }
 
 /// Merges the environment: defaults, then the image's variables in its order, then the service's; later values win.
-fn environment(spec: &InstanceSpec, image: &RunConfig, user: &Resolved) -> Vec<String> {
+fn environment(spec: &InstanceSpec, image: &RunConfig, user: &ResolvedUser) -> Vec<String> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let mut env: Vec<String> = Vec::new();
     let mut set = |entry: String| match env.iter_mut().find(|own| name(own) == name(&entry)) {
@@ -115,8 +116,8 @@ fn environment(spec: &InstanceSpec, image: &RunConfig, user: &Resolved) -> Vec<S
     env
 }
 
-fn mounts(spec: &InstanceSpec) -> Vec<Mount> {
-    let mut mounts: Vec<Mount> = confinement::mounts();
+fn mounts(spec: &InstanceSpec) -> Vec<MountEntry> {
+    let mut mounts: Vec<MountEntry> = confinement::mounts();
     let network = &spec.network;
     let files = [
         (&network.hosts, "/etc/hosts"),
@@ -136,13 +137,13 @@ fn mounts(spec: &InstanceSpec) -> Vec<Mount> {
 }
 
 /// Returns a bind mount. A read-only bind is not recursive: mounts below its source would stay writable.
-fn bind(source: &std::path::Path, target: &str, read_only: bool) -> Mount {
+fn bind(source: &std::path::Path, target: &str, read_only: bool) -> MountEntry {
     let options: &[&str] = if read_only {
         &["bind", "rprivate", "nosuid", "nodev", "ro"]
     } else {
         &["rbind", "rprivate", "nosuid", "nodev"]
     };
-    Mount {
+    MountEntry {
         destination: target.to_owned(),
         kind: "bind".to_owned(),
         source: source.to_string_lossy().into_owned(),
@@ -150,26 +151,26 @@ fn bind(source: &std::path::Path, target: &str, read_only: bool) -> Mount {
     }
 }
 
-fn linux(spec: &InstanceSpec, machine: Machine, cgroup: &str) -> Linux {
-    let plain = |kind: &str| Namespace { kind: kind.to_owned(), path: None };
+fn linux(spec: &InstanceSpec, machine: HostFeatures, cgroup: &str) -> LinuxSpec {
+    let plain = |kind: &str| NamespaceSpec { kind: kind.to_owned(), path: None };
     let network = Some(spec.network.namespace.to_string_lossy().into_owned());
-    let mut namespaces: Vec<Namespace> = ["pid", "ipc", "uts", "mount", "cgroup"].map(plain).to_vec();
-    namespaces.push(Namespace { kind: "network".to_owned(), path: network });
+    let mut namespaces: Vec<NamespaceSpec> = ["pid", "ipc", "uts", "mount", "cgroup"].map(plain).to_vec();
+    namespaces.push(NamespaceSpec { kind: "network".to_owned(), path: network });
     let limit = spec.limits.memory_bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
-    let memory = limit.map(|limit| Memory { limit, swap: machine.swap_accounting.then_some(limit) });
+    let memory = limit.map(|limit| MemoryLimits { limit, swap: machine.swap_accounting.then_some(limit) });
     let cpu = spec.limits.cpu_millis.map(|millis| {
         // The kernel's minimum quota is one millisecond per period.
         let quota = (i64::from(millis) * 100).max(1000);
-        Cpu { quota, period: CPU_PERIOD }
+        CpuLimits { quota, period: CPU_PERIOD }
     });
-    Linux {
+    LinuxSpec {
         namespaces,
         cgroups_path: cgroup.to_owned(),
-        resources: Resources {
+        resources: ResourceSpec {
             devices: vec![DeviceAccess { allow: false, access: "rwm".to_owned() }],
             memory,
             cpu,
-            pids: Pids { limit: MOST_PROCESSES },
+            pids: PidsLimit { limit: MOST_PROCESSES },
         },
         sysctl: confinement::sysctl(),
         masked_paths: confinement::MASKED.map(str::to_owned).to_vec(),

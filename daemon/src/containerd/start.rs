@@ -19,12 +19,12 @@ use services::{
 };
 
 use super::channel::{call, limit};
-use super::failure::{Fault, unless_missing};
-use super::images::{self, Stored};
-use super::spec::types::{SPEC_URL, Spec};
-use super::spec::user::{Resolved, UserSpec};
-use super::spec::{self, Machine};
-use super::{Inner, cgroup, labels, rootfs};
+use super::failure::{ContainerdFault, unless_missing};
+use super::images::{self, SnapshotImage};
+use super::spec::types::{RuntimeSpec, SPEC_URL};
+use super::spec::user::{ResolvedUser, UserSpec};
+use super::spec::{self, HostFeatures};
+use super::{ContainerdContext, cgroup, labels, rootfs};
 use crate::deploy::port::{InstanceSpec, RuntimeError};
 use crate::instance_log::KEEPER_ARGUMENT;
 
@@ -40,12 +40,12 @@ struct RuncOptions {
     root: String,
 }
 
-impl Inner {
+impl ContainerdContext {
     pub(super) async fn start(&self, spec: &InstanceSpec) -> Result<(), RuntimeError> {
         // The cleanup after a failure below must not remove an earlier start of the instance.
         let request = GetContainerRequest { id: spec.label.instance.to_string() };
         let found = call(limit::RECORD, self.connection.containers().get(request)).await;
-        if unless_missing(found).map_err(Fault::plain)?.is_some() {
+        if unless_missing(found).map_err(ContainerdFault::into_runtime_error)?.is_some() {
             return Err(RuntimeError::Other(format!("instance {} is there already", spec.label.instance)));
         }
         let started = self.start_parts(spec).await;
@@ -60,20 +60,24 @@ impl Inner {
 
     async fn start_parts(&self, spec: &InstanceSpec) -> Result<(), RuntimeError> {
         let id = spec.label.instance.as_str();
-        let stored = self.stored(&spec.image).await?;
+        let stored = self.read_checked(&spec.image).await?;
         let label = labels::instance(&spec.label).map_err(|error| RuntimeError::Other(error.to_string()))?;
-        let snapshotter = self.snapshotter().await.map_err(Fault::plain)?;
-        let mounts = self.writable(spec, &stored, snapshotter, &label).await?;
-        let user = user(&stored, &mounts).await?;
-        fill(spec, &mounts).await?;
+        let snapshotter = self.snapshotter().await.map_err(ContainerdFault::into_runtime_error)?;
+        let mounts = self.prepare_writable(spec, &stored, snapshotter, &label).await?;
+        let user = resolve_user(&stored, &mounts).await?;
+        fill_volumes(spec, &mounts).await?;
         let cgroup = cgroup::path(&self.namespace, id);
-        let oci = spec::build(spec, &stored.config, &user, machine(), &cgroup)
-            .map_err(|fault| RuntimeError::Start { code: "no_command", message: fault.to_string() })?;
-        let json =
-            |oci: &Spec| serde_json::to_vec(oci).map_err(|error| RuntimeError::Other(error.to_string()));
+        let oci = spec::build(spec, &stored.config, &user, host_features(), &cgroup)
+            .map_err(|fault| RuntimeError::StartFailed { code: "no_command", message: fault.to_string() })?;
+        let json = |oci: &RuntimeSpec| {
+            serde_json::to_vec(oci).map_err(|error| RuntimeError::Other(error.to_string()))
+        };
         // Specification that the runtime keeps once the process has its environment.
-        let kept =
-            if spec.confidential.is_empty() { None } else { Some(json(&oci.without(&spec.confidential))?) };
+        let kept = if spec.confidential.is_empty() {
+            None
+        } else {
+            Some(json(&oci.without_variables(&spec.confidential))?)
+        };
         let oci = json(&oci)?;
         let options = self.options();
         let container = Container {
@@ -90,15 +94,17 @@ impl Inner {
             ..Container::default()
         };
         let request = CreateContainerRequest { container: Some(container) };
-        call(limit::RECORD, self.connection.containers().create(request)).await.map_err(Fault::plain)?;
+        call(limit::RECORD, self.connection.containers().create(request))
+            .await
+            .map_err(ContainerdFault::into_runtime_error)?;
         self.start_task(id, &spec.log, mounts, options, kept).await
     }
 
     /// Prepares the instance's writable snapshot on top of its image.
-    async fn writable(
+    async fn prepare_writable(
         &self,
         spec: &InstanceSpec,
-        stored: &Stored,
+        stored: &SnapshotImage,
         snapshotter: &str,
         label: &str,
     ) -> Result<Vec<Mount>, RuntimeError> {
@@ -107,14 +113,15 @@ impl Inner {
             (labels::ROOT.to_owned(), jiff::Timestamp::now().to_string()),
         ]);
         let (key, parent) = (spec.label.instance.as_str(), stored.top().unwrap_or_default());
-        let snapshot = || images::snapshot(&self.connection, snapshotter, key, parent, labels.clone());
+        let snapshot =
+            || images::prepare_snapshot(&self.connection, snapshotter, key, parent, labels.clone());
         match snapshot().await {
             // The image was never prepared here, or has been released since.
-            Err(Fault::NotFound(_)) => {
+            Err(ContainerdFault::NotFound(_)) => {
                 self.prepare(&spec.image).await?;
-                snapshot().await.map_err(Fault::plain)
+                snapshot().await.map_err(ContainerdFault::into_runtime_error)
             }
-            other => other.map_err(Fault::plain),
+            other => other.map_err(ContainerdFault::into_runtime_error),
         }
     }
 
@@ -126,7 +133,7 @@ impl Inner {
         options: Option<prost_types::Any>,
         kept: Option<Vec<u8>>,
     ) -> Result<(), RuntimeError> {
-        let keeper = keeper(&self.keeper, log);
+        let keeper = keeper_url(&self.keeper, log);
         let request = CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
@@ -136,7 +143,7 @@ impl Inner {
             ..CreateTaskRequest::default()
         };
         let created = call(limit::PROCESS, self.connection.tasks().create(request)).await;
-        created.map_err(Fault::of_start)?;
+        created.map_err(ContainerdFault::into_start_error)?;
         // Written at the same time: after a crash in between, the instance counts as exited without a known status.
         let container = Container {
             id: id.to_owned(),
@@ -154,15 +161,15 @@ impl Inner {
         let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
         let mut tasks = self.connection.tasks();
         let started = call(limit::PROCESS, tasks.start(request));
-        let (marked, started, forgotten) = tokio::join!(marked, started, self.forget_in_bundle(id, kept));
-        started.map_err(Fault::of_start)?;
-        marked.map(|_| ()).map_err(Fault::plain)?;
+        let (marked, started, forgotten) = tokio::join!(marked, started, self.redact_bundle_spec(id, kept));
+        started.map_err(ContainerdFault::into_start_error)?;
+        marked.map(|_| ()).map_err(ContainerdFault::into_runtime_error)?;
         forgotten
     }
 
     /// Removes the confidential variables from the shim's copy of the specification, which the shim has read by then.
     /// The location of that copy is unknown for an external containerd.
-    async fn forget_in_bundle(&self, id: &str, kept: Option<Vec<u8>>) -> Result<(), RuntimeError> {
+    async fn redact_bundle_spec(&self, id: &str, kept: Option<Vec<u8>>) -> Result<(), RuntimeError> {
         let (Some(tasks), Some(kept)) = (&self.tasks, kept) else { return Ok(()) };
         let path = tasks.join(&self.namespace).join(id).join("config.json");
         let written = crate::task::blocking("forget-secrets", move || std::fs::write(path, kept)).await;
@@ -187,23 +194,23 @@ impl Inner {
     }
 }
 
-async fn user(stored: &Stored, mounts: &[Mount]) -> Result<Resolved, RuntimeError> {
+async fn resolve_user(stored: &SnapshotImage, mounts: &[Mount]) -> Result<ResolvedUser, RuntimeError> {
     let text = stored.config.user.clone();
     if UserSpec::parse(&text).is_root() {
-        return Ok(Resolved { home: Some("/root".to_owned()), ..Resolved::default() });
+        return Ok(ResolvedUser { home: Some("/root".to_owned()), ..ResolvedUser::default() });
     }
     let mounts = mounts.to_vec();
-    let read = crate::task::blocking("read-users", move || rootfs::users(&mounts)).await;
+    let read = crate::task::blocking("read-users", move || rootfs::read_user_files(&mounts)).await;
     let read = read.map_err(std::io::Error::other).and_then(|read| read);
     let (passwd, group) =
         read.map_err(|error| RuntimeError::Other(format!("the image's users cannot be read: {error}")))?;
     UserSpec::parse(&text)
         .resolve(&passwd, &group)
-        .map_err(|fault| RuntimeError::Start { code: "user_not_found", message: fault.to_string() })
+        .map_err(|fault| RuntimeError::StartFailed { code: "user_not_found", message: fault.to_string() })
 }
 
 /// Fills the empty directories with the image's content at their targets.
-async fn fill(spec: &InstanceSpec, mounts: &[Mount]) -> Result<(), RuntimeError> {
+async fn fill_volumes(spec: &InstanceSpec, mounts: &[Mount]) -> Result<(), RuntimeError> {
     let empty = spec.mounts.iter().filter(|mount| mount.fill);
     let empty: Vec<_> = empty.map(|mount| (mount.target.to_string(), mount.source.clone())).collect();
     if empty.is_empty() {
@@ -217,9 +224,9 @@ async fn fill(spec: &InstanceSpec, mounts: &[Mount]) -> Result<(), RuntimeError>
     })
 }
 
-fn machine() -> Machine {
+fn host_features() -> HostFeatures {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-    Machine {
+    HostFeatures {
         seccomp: Path::new("/proc/sys/kernel/seccomp").is_dir(),
         swap_accounting: cgroup::swap_accounting(),
         open_files: files.unwrap_or(u64::MAX),
@@ -230,7 +237,7 @@ fn machine() -> Machine {
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
 /// Returns containerd's URL for a program that receives an instance's output.
-fn keeper(program: &Path, log: &Path) -> String {
+fn keeper_url(program: &Path, log: &Path) -> String {
     let encoded =
         |path: &Path| percent_encoding::percent_encode(path.as_os_str().as_bytes(), PLAIN).to_string();
     let argument = utf8_percent_encode(KEEPER_ARGUMENT, PLAIN);
@@ -243,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_keeper_is_named_by_a_url() {
-        let url = keeper(Path::new("/usr/bin/hearthd"), Path::new("/var/lib/a b/x&y=z/log"));
+        let url = keeper_url(Path::new("/usr/bin/hearthd"), Path::new("/var/lib/a b/x&y=z/log"));
         assert_eq!(url, "binary:///usr/bin/hearthd?instance-log=/var/lib/a%20b/x%26y%3Dz/log");
     }
 }

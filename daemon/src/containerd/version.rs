@@ -1,17 +1,17 @@
 //! Version check of containerd.
 
-use super::channel::{Connection, call, limit};
-use super::failure::Fault;
+use super::channel::{ContainerdConnection, call, limit};
+use super::failure::ContainerdFault;
 use crate::supervise::port::ProbeError;
 
 /// Minimum version: older ones lack features that are used here, and are no longer maintained.
 const MINIMUM: (u64, u64) = (1, 6);
 
 /// Queries containerd for its version, and refuses one that is too old.
-pub(super) async fn of(connection: &Connection) -> Result<String, ProbeError> {
+pub(super) async fn query_version(connection: &ContainerdConnection) -> Result<String, ProbeError> {
     let answer = call(limit::RECORD, connection.version().version(())).await;
     let version = answer.map_err(|fault| match fault {
-        Fault::Away(text) => ProbeError::NoAnswer(text),
+        ContainerdFault::Unavailable(text) => ProbeError::NoAnswer(text),
         other => ProbeError::Refused(other.to_string()),
     })?;
     let version = version.version;

@@ -3,7 +3,7 @@ use std::io;
 use rustix::io::Errno;
 
 use super::storage::StorageError;
-use crate::model::fault::{Fault, Stage};
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::{Digest, MountTarget};
 
 /// Error while the files of a build are prepared. Paths are paths of the build, such as `/context/a`.
@@ -127,7 +127,7 @@ impl ContextError {
 
     /// Returns the error in the form in which a build reports it.
     pub fn fault(&self) -> Fault {
-        let mut fault = Fault::new(Stage::Context, self.code(), self.to_string());
+        let mut fault = Fault::new(FaultStage::Context, self.code(), self.to_string());
         if let Some(hint) = self.hint() {
             fault = fault.hint(hint);
         }

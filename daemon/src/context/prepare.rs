@@ -20,7 +20,7 @@ mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hearth_pack::ignore::Patterns;
+use hearth_pack::ignore::IgnorePatterns;
 use tokio_util::sync::CancellationToken;
 
 use super::ContextError;
@@ -32,7 +32,7 @@ use super::tree::{
     ContextTree, CopySelection, DirectoryLayer, IdentifiedTree, ImageLayer, MountedLayer, NamedEntry,
     PackLayer, ScanBounds, TreeIdentity, TreeLayer, TreeSnapshot,
 };
-use crate::model::access::PathLinks;
+use crate::model::access::SymlinkPolicy;
 use crate::model::build::DockerfilePath;
 use crate::model::{Digest, MountSource, MountSpec, MountTarget};
 use crate::packs::port::PackTree;
@@ -96,7 +96,7 @@ pub struct ContextMount {
     /// Present for packs that are trees.
     pub pack: Option<OpenedPack>,
     /// Policy for symbolic links in the path of a storage source.
-    pub links: PathLinks,
+    pub links: SymlinkPolicy,
 }
 
 #[derive(Debug)]
@@ -334,7 +334,7 @@ impl ContextView {
             NamedEntry::Absent | NamedEntry::Other => None,
         };
         // An ignore file that cannot be parsed hides nothing either; the frontend fails the build.
-        let patterns = text.and_then(|text| Patterns::parse_file(text).ok());
+        let patterns = text.and_then(|text| IgnorePatterns::parse_file(text).ok());
         let scope = ScanScope { selection: &self.selection, ignore: &given, patterns };
         let scan = || self.scan(&scope);
         let looked = scan_cache::scan_or_revalidate(&self.tree, &self.context_path, &scope, memory, scan)?;

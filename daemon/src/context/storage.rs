@@ -22,7 +22,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::beneath::{self, DiskStat, LINKS_INSIDE, NO_LINKS};
-use crate::model::access::PathLinks;
+use crate::model::access::SymlinkPolicy;
 
 pub use error::StorageError;
 pub use list::StorageListing;
@@ -42,7 +42,7 @@ pub struct StorageRoots {
 pub struct StorageRoot {
     directory: Arc<OwnedFd>,
     path: Arc<Path>,
-    links: PathLinks,
+    links: SymlinkPolicy,
 }
 
 /// One file of a storage.
@@ -80,7 +80,7 @@ impl StorageRoot {
             Err(Errno::NOSYS | Errno::PERM) => Err(StorageError::Unsupported { path: path.to_owned() }),
             Err(errno) => Err(fail(errno)),
             Ok(_) => {
-                Ok(Self { directory: Arc::new(directory), path: path.into(), links: PathLinks::Followed })
+                Ok(Self { directory: Arc::new(directory), path: path.into(), links: SymlinkPolicy::Followed })
             }
         }
     }
@@ -93,7 +93,7 @@ impl StorageRoot {
 
     /// Returns the same directory with another policy for symbolic links in paths.
     #[must_use]
-    pub fn with_links(&self, links: PathLinks) -> Self {
+    pub fn with_links(&self, links: SymlinkPolicy) -> Self {
         Self { links, ..self.clone() }
     }
 
@@ -105,12 +105,12 @@ impl StorageRoot {
     /// Opens a path as it is. Symbolic links that are followed stay inside the storage.
     fn open_inside(&self, path: &Path, flags: OFlags, mode: Mode) -> Result<OwnedFd, StorageError> {
         let resolve = match self.links {
-            PathLinks::Followed => LINKS_INSIDE,
-            PathLinks::Refused => NO_LINKS,
+            SymlinkPolicy::Followed => LINKS_INSIDE,
+            SymlinkPolicy::Refused => NO_LINKS,
         };
         let opened = beneath::open(&self.directory, path.as_os_str().as_bytes(), flags, mode, resolve);
         opened.map_err(|errno| match (errno, self.links) {
-            (Errno::LOOP, PathLinks::Refused) => StorageError::IsLink { path: path.to_owned() },
+            (Errno::LOOP, SymlinkPolicy::Refused) => StorageError::IsLink { path: path.to_owned() },
             (errno, _) => StorageError::at(path, errno),
         })
     }
@@ -119,7 +119,7 @@ impl StorageRoot {
     /// is a directory. Symbolic links are never followed. With `make`, a missing directory is created.
     pub fn open_mount_source(&self, path: &Path, make: bool) -> Result<(OwnedFd, bool), StorageError> {
         let path = normalized(path)?;
-        let root = self.with_links(PathLinks::Refused);
+        let root = self.with_links(SymlinkPolicy::Refused);
         let (held, stat) = match root.open_path(&path) {
             Err(StorageError::NotFound { .. }) if make => {
                 root.make_directories(&path)?;

@@ -11,17 +11,17 @@ use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
-use crate::api::serve::{Served, serve};
+use crate::api::serve::{ServeOptions, serve};
 use crate::config::Config;
-use crate::connections::Connections;
-use crate::ingress::{Ingress, Tls};
+use crate::connections::ConnectionLimiter;
+use crate::ingress::{Ingress, TlsTerminator};
 use crate::task;
 
 const ADDRESSES: &str = "addresses.json";
 
 /// Addresses of the daemon.
 #[derive(Clone, Debug, Serialize)]
-pub struct Addresses {
+pub struct DaemonAddresses {
     pub listen: SocketAddr,
     pub ingress: SocketAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,8 +33,8 @@ pub struct Addresses {
     pub registry: SocketAddr,
 }
 
-pub(super) struct Listeners {
-    pub(super) addresses: Addresses,
+pub(super) struct BoundListeners {
+    pub(super) addresses: DaemonAddresses,
     tcp: Vec<TcpListener>,
     unix: UnixListener,
     ingress: TcpListener,
@@ -44,7 +44,7 @@ pub(super) struct Listeners {
 /// Port of the API for services, if the daemon's own port may vary.
 const SERVICE_PORT: u16 = 4327;
 
-impl Listeners {
+impl BoundListeners {
     pub(super) async fn bind(config: &Config) -> Result<Self> {
         let main = bind_tcp(config.listen).await?;
         let ingress = bind_tcp(config.ingress).await?;
@@ -65,7 +65,7 @@ impl Listeners {
             }
         };
         let unix = bind_unix(&config.socket).await?;
-        let addresses = Addresses {
+        let addresses = DaemonAddresses {
             listen,
             ingress: ingress.local_addr()?,
             ingress_tls: ingress_tls.as_ref().map(TcpListener::local_addr).transpose()?,
@@ -100,10 +100,10 @@ impl Listeners {
     /// Serves the API on TCP according to `app`, on the unix socket with the connection pool `places`, and the ingress.
     pub(super) fn serve(
         self,
-        app: &Served,
-        places: Connections,
+        app: &ServeOptions,
+        places: ConnectionLimiter,
         ingress: Arc<Ingress>,
-        tls: Option<Arc<Tls>>,
+        tls: Option<Arc<TlsTerminator>>,
     ) -> Vec<JoinHandle<()>> {
         let (stop, grace) = (&app.stop, app.grace);
         let mut servers: Vec<_> =
@@ -111,7 +111,8 @@ impl Listeners {
         for connections in [&app.connections, &places] {
             servers.push(task::spawn("connections", connections.clone().sweep_loop(stop.clone())));
         }
-        servers.push(task::spawn("unix", serve(self.unix, Served { connections: places, ..app.clone() })));
+        servers
+            .push(task::spawn("unix", serve(self.unix, ServeOptions { connections: places, ..app.clone() })));
         if let (Some(listener), Some(tls)) = (self.ingress_tls, tls) {
             let (watched, ended) = (Arc::clone(&tls), stop.clone());
             servers.push(task::spawn("certificates", async move { watched.watch(ended).await }));
@@ -123,7 +124,7 @@ impl Listeners {
     }
 }
 
-impl Addresses {
+impl DaemonAddresses {
     /// Writes the file atomically, so that a process that waits for it can read it as soon as it appears.
     pub(super) fn write(&self, state: &Path) -> Result<()> {
         let draft = state.join("addresses.json.new");

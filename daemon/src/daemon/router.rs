@@ -23,40 +23,40 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::access::Access;
-use crate::api::auth::{Gatekeeper, require_caller};
+use crate::access::TokenAuthority;
+use crate::api::auth::{CallerAuthenticator, require_caller};
 use crate::api::grpc::{
-    BuilderList, BuildsService, ContextsService, DiskUsage, Entrance, ImagesService, PacksService,
-    SecretsService, ServicesService, StorageService, SystemService, Walks,
+    BuilderList, BuildsService, ContextsService, DiskUsage, ImagesService, IngressAddress, PacksService,
+    SecretsService, ServicesService, StorageService, SystemService, WalkThreads,
 };
-use crate::api::http::{self, Readiness};
+use crate::api::http::{self, ReadinessCheck};
 use crate::api::receive::{self, ReceiveOptions};
 use crate::audit::AuditTrail;
 use crate::context::mounts::MountedContexts;
 use crate::context::storage::StorageRoots;
-use crate::disk::{DiskShares, FreeSpace};
-use crate::image::{Elsewhere, Images};
+use crate::disk::{DiskLedger, FreeSpace};
+use crate::image::{ImageStore, RemoteRegistries};
 use crate::model::RoomRegistries;
-use crate::packs::Packs;
-use crate::secrets::Secrets;
-use crate::supervise::watched::Status;
+use crate::packs::PackStore;
+use crate::secrets::RoomSecrets;
+use crate::supervise::readiness::ReadinessStatus;
 use crate::{build, deploy};
 
-pub(super) struct Parts {
+pub(super) struct RouterParts {
     pub builds: build::Handle,
     pub deploys: deploy::Handle,
-    pub secrets: Secrets,
+    pub secrets: RoomSecrets,
     /// Address at which services are reached.
-    pub entrance: Entrance,
+    pub entrance: IngressAddress,
     pub contexts: build::RoomContexts,
     pub mounts: MountedContexts,
-    pub images: Images,
-    pub elsewhere: Elsewhere,
-    pub packs: Packs,
+    pub images: ImageStore,
+    pub elsewhere: RemoteRegistries,
+    pub packs: PackStore,
     pub storage: StorageRoots,
-    pub access: Arc<Access>,
+    pub access: Arc<TokenAuthority>,
     pub trail: AuditTrail,
-    pub readiness: Readiness,
+    pub readiness: ReadinessCheck,
     pub builders: BuilderList,
     pub metrics: PrometheusHandle,
     /// Downloads that builders fetch.
@@ -67,7 +67,7 @@ pub(super) struct Parts {
     pub rooms: RoomRegistries,
     pub max_timeout: Duration,
     pub receive: ReceiveOptions,
-    pub disk: DiskShares,
+    pub disk: DiskLedger,
     pub state_dir: PathBuf,
 }
 
@@ -84,7 +84,7 @@ const SERVICES: [&str; 9] = [
     "hearth.v1.System",
 ];
 
-pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
+pub(super) fn build(parts: RouterParts) -> Result<(Router, HealthReporter)> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let usage = DiskUsage {
         disk: parts.disk.clone(),
@@ -104,12 +104,12 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         mounts: parts.mounts,
         rooms: parts.rooms.clone(),
         images: parts.images.clone(),
-        walks: Walks::default(),
+        walks: WalkThreads::default(),
     };
     let images = ImagesService {
         images: parts.images,
         storage: parts.storage.clone(),
-        elsewhere: parts.elsewhere,
+        remote_registries: parts.elsewhere,
         disk: parts.disk.clone(),
     };
     let packs = PacksService {
@@ -119,8 +119,11 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         disk: parts.disk.clone(),
     };
     let secrets = SecretsService { secrets: parts.secrets, deploys: parts.deploys.clone() };
-    let services =
-        ServicesService { deploys: parts.deploys, rooms: parts.rooms.clone(), entrance: parts.entrance };
+    let services = ServicesService {
+        deploys: parts.deploys,
+        rooms: parts.rooms.clone(),
+        ingress_address: parts.entrance,
+    };
     let system = SystemService {
         room: parts.room,
         room_registries: parts.rooms,
@@ -131,7 +134,7 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         trail: parts.trail.clone(),
         deploys: services.deploys.clone(),
     };
-    let gate = Gatekeeper { access: parts.access, trail: parts.trail };
+    let gate = CallerAuthenticator { access: parts.access, trail: parts.trail };
     let storage = StorageService { storage: parts.storage, disk: parts.disk };
     macro_rules! sized {
         ($server:expr) => {
@@ -155,19 +158,23 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         .into_axum_router()
         .reset_fallback()
         .merge(parts.registry)
-        .route_layer(from_fn_with_state(parts.receive, receive::within_share))
+        .route_layer(from_fn_with_state(parts.receive, receive::limit_caller))
         .route_layer(from_fn_with_state(gate, require_caller));
     let public = http::router(parts.readiness, parts.metrics)
         .merge(parts.downloads)
         .route_service("/grpc.health.v1.Health/{*method}", health)
         .route_service("/grpc.reflection.v1.ServerReflection/{*method}", reflection().build_v1()?)
         .route_service("/grpc.reflection.v1alpha.ServerReflection/{*method}", reflection().build_v1alpha()?)
-        .route_layer(from_fn(receive::public));
+        .route_layer(from_fn(receive::limit_public));
     Ok((public.merge(private).fallback(http::unknown_path).layer(CatchPanicLayer::new()), reporter))
 }
 
 /// Keeps the status of `grpc.health.v1` equal to `/readyz`.
-pub(super) async fn health_loop(reporter: HealthReporter, readiness: Readiness, mut changes: Changes) {
+pub(super) async fn health_loop(
+    reporter: HealthReporter,
+    readiness: ReadinessCheck,
+    mut changes: ReadinessChanges,
+) {
     loop {
         let ready = readiness().iter().all(|component| component.ready);
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
@@ -179,15 +186,15 @@ pub(super) async fn health_loop(reporter: HealthReporter, readiness: Readiness, 
 }
 
 /// Sources of readiness changes.
-pub(super) struct Changes {
-    pub buildkit: watch::Receiver<Status>,
-    pub containerd: watch::Receiver<Status>,
+pub(super) struct ReadinessChanges {
+    pub buildkit: watch::Receiver<ReadinessStatus>,
+    pub containerd: watch::Receiver<ReadinessStatus>,
     pub services: watch::Receiver<Result<(), String>>,
     pub work: watch::Receiver<Result<(), String>>,
     pub disk: watch::Receiver<FreeSpace>,
 }
 
-impl Changes {
+impl ReadinessChanges {
     async fn next(&mut self) {
         tokio::select! {
             () = change(&mut self.buildkit) => {}

@@ -10,20 +10,20 @@ use anyhow::{Context as _, Result};
 use tokio::sync::watch;
 
 use super::DRAIN_GRACE;
-use super::listeners::{Addresses, Listeners};
-use crate::api::grpc::Entrance;
+use super::listeners::{BoundListeners, DaemonAddresses};
+use crate::api::grpc::IngressAddress;
 use crate::config::Config;
 use crate::connections::ConnectionLimits;
-use crate::containerd::{self, Containerd, managed, of_state_dir};
+use crate::containerd::{self, ContainerdClient, managed, namespace_of_state_dir};
 use crate::deploy::mounts::InstanceMounts;
-use crate::deploy::port::{Network, NetworkError, Runtime as _};
-use crate::deploy::{self, Ports};
-use crate::image::port::{Blobs, LayerCheck};
-use crate::ingress::{self, Tls, TlsSource};
-use crate::model::component::Component;
+use crate::deploy::port::{ContainerRuntime as _, InstanceNetwork, NetworkError};
+use crate::deploy::{self, DeployDependencies};
+use crate::image::port::{BlobStorage, LayerCheck};
+use crate::ingress::{self, TlsSource, TlsTerminator};
+use crate::model::component::ComponentStatus;
 use crate::network::{self, NoNetwork, RoomNetwork};
-use crate::store::Store;
-use crate::supervise::watched::Status;
+use crate::store::StateStore;
+use crate::supervise::readiness::ReadinessStatus;
 use crate::{supervise, task};
 
 /// Time limit for each step of the shutdown.
@@ -44,10 +44,10 @@ pub(super) async fn open_network(config: &Config) -> Result<RoomNetwork, Network
 /// Connects to the configured containerd, or starts a managed one.
 pub(super) fn start_containerd(
     config: &Config,
-    blobs: Arc<dyn Blobs>,
+    blobs: Arc<dyn BlobStorage>,
     layers: Arc<dyn LayerCheck>,
-) -> Result<(Containerd, Option<supervise::Handle>)> {
-    let namespace = of_state_dir(&config.state_dir).context("state directory")?;
+) -> Result<(ContainerdClient, Option<supervise::Handle>)> {
+    let namespace = namespace_of_state_dir(&config.state_dir).context("state directory")?;
     let keeper = std::env::current_exe().context("path of hearthd")?;
     if let Some(socket) = &config.containerd {
         let options = containerd::Options {
@@ -60,21 +60,21 @@ pub(super) fn start_containerd(
             pipes: config.state_dir.join("containerd/pipes"),
             keeper,
         };
-        return Ok((Containerd::connect(options, blobs, layers), None));
+        return Ok((ContainerdClient::connect(options, blobs, layers), None));
     }
     let mut options = managed::Options::new(config.state_dir.join("containerd"), namespace, keeper);
     options.program.clone_from(&config.services.containerd_program);
     options.runc.clone_from(&config.services.runc_program);
     let (child, connect) = options.plan()?;
     let child = supervise::start(child)?;
-    let connected = Containerd::connect(connect.options(child.status()), blobs, layers);
+    let connected = ContainerdClient::connect(connect.options(child.status()), blobs, layers);
     Ok((connected, Some(child)))
 }
 
 /// Returns the address of the ingress for clients: the TLS port if there is one.
-pub(super) fn entrance(addresses: &Addresses) -> Entrance {
+pub(super) fn entrance(addresses: &DaemonAddresses) -> IngressAddress {
     let tls = addresses.ingress_tls;
-    Entrance { tls: tls.is_some(), port: tls.unwrap_or(addresses.ingress).port() }
+    IngressAddress { tls: tls.is_some(), port: tls.unwrap_or(addresses.ingress).port() }
 }
 
 pub(super) fn ingress_options(config: &Config, connections: ConnectionLimits) -> ingress::Options {
@@ -83,7 +83,7 @@ pub(super) fn ingress_options(config: &Config, connections: ConnectionLimits) ->
 }
 
 /// Loads the TLS certificates of the ingress, if it serves TLS.
-pub(super) async fn open_tls(config: &Config) -> Result<Option<Arc<Tls>>> {
+pub(super) async fn open_tls(config: &Config) -> Result<Option<Arc<TlsTerminator>>> {
     if config.ingress_tls.is_none() {
         return Ok(None);
     }
@@ -91,12 +91,12 @@ pub(super) async fn open_tls(config: &Config) -> Result<Option<Arc<Tls>>> {
         [] => TlsSource::SelfSigned,
         pairs => TlsSource::Files(pairs.to_vec()),
     };
-    let tls = task::blocking("certificates", move || Tls::open(source)).await??;
+    let tls = task::blocking("certificates", move || TlsTerminator::open(source)).await??;
     Ok(Some(Arc::new(tls)))
 }
 
 /// Moves the service images of an earlier version to the cached images of other registries.
-pub(super) async fn relocate_images(store: &Store) -> Result<()> {
+pub(super) async fn relocate_images(store: &StateStore) -> Result<()> {
     let moved = store.relocate_service_images().await.context("images of services")?;
     if moved > 0 {
         tracing::info!(moved, "moved service images of other registries to the cached images");
@@ -105,18 +105,18 @@ pub(super) async fn relocate_images(store: &Store) -> Result<()> {
 }
 
 /// Deploy service and its runtime environment.
-pub(super) struct Services {
+pub(super) struct ServiceRuntime {
     deploys: deploy::Service,
     network: Result<RoomNetwork, NetworkError>,
-    containerd: Containerd,
+    containerd: ContainerdClient,
     child: Option<supervise::Handle>,
     mounts: InstanceMounts,
 }
 
 /// Makes this daemon, and nothing else of the machine, reachable by services. If that fails, services do not run.
-pub(super) async fn reachable(
+pub(super) async fn listen_for_services(
     network: Result<RoomNetwork, NetworkError>,
-    listeners: &mut Listeners,
+    listeners: &mut BoundListeners,
 ) -> (Result<RoomNetwork, NetworkError>, String) {
     let Ok(room) = &network else { return (network, String::new()) };
     let reached = async {
@@ -134,26 +134,26 @@ pub(super) async fn reachable(
 }
 
 /// Returns the network as the port of the deploy service.
-pub(super) fn port_of(network: &Result<RoomNetwork, NetworkError>) -> Arc<dyn Network> {
+pub(super) fn network_port(network: &Result<RoomNetwork, NetworkError>) -> Arc<dyn InstanceNetwork> {
     match network {
         Ok(network) => Arc::new(network.clone()),
         Err(reason) => Arc::new(NoNetwork { reason: reason.clone() }),
     }
 }
 
-impl Services {
+impl ServiceRuntime {
     pub(super) async fn start(
         options: deploy::Options,
-        ports: Ports,
+        ports: DeployDependencies,
         network: Result<RoomNetwork, NetworkError>,
-        (containerd, child): (Containerd, Option<supervise::Handle>),
+        (containerd, child): (ContainerdClient, Option<supervise::Handle>),
         mounts: InstanceMounts,
     ) -> Result<Self> {
         let deploys = deploy::Service::start(options, ports).await?;
         Ok(Self { deploys, network, containerd, child, mounts })
     }
 
-    pub(super) fn containerd(&self) -> watch::Receiver<Status> {
+    pub(super) fn containerd(&self) -> watch::Receiver<ReadinessStatus> {
         self.containerd.status()
     }
 
@@ -162,13 +162,13 @@ impl Services {
     }
 
     /// Returns a function that reads the current status of the components that services need.
-    pub(super) fn components(&self) -> impl Fn() -> Vec<Component> + Send + Sync + use<> {
+    pub(super) fn components(&self) -> impl Fn() -> Vec<ComponentStatus> + Send + Sync + use<> {
         let (containerd, deploys) = (self.containerd(), self.handle().ready());
         move || {
             let compared = deploys.borrow().clone();
             vec![
                 component("containerd", &containerd.borrow()),
-                Component {
+                ComponentStatus {
                     name: "services",
                     ready: compared.is_ok(),
                     detail: compared.err().unwrap_or_default(),
@@ -188,7 +188,7 @@ impl Services {
         drop((deploys, containerd));
         match (left, network) {
             (Ok(Ok(left)), network) if left.is_empty() => {
-                if let Err(error) = mounts.end().await {
+                if let Err(error) = mounts.release_storage().await {
                     tracing::warn!(%error, "failed to remove a storage mount; the next start cleans it up");
                 }
                 if let Ok(network) = network {
@@ -220,7 +220,7 @@ async fn close(network: RoomNetwork) {
     }
 }
 
-pub(super) fn component(name: &'static str, status: &Status) -> Component {
+pub(super) fn component(name: &'static str, status: &ReadinessStatus) -> ComponentStatus {
     let detail = if status.ready { &status.version } else { &status.detail };
-    Component { name, ready: status.ready, detail: detail.clone().unwrap_or_default() }
+    ComponentStatus { name, ready: status.ready, detail: detail.clone().unwrap_or_default() }
 }

@@ -14,13 +14,13 @@ pub const HEALTHY_MINUTE: Duration = Duration::from_secs(60);
 
 /// Failure count of a revision, and the earliest time for its next start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Backoff {
+pub struct RestartBackoff {
     /// Number of exits and failed starts since an instance last served.
     pub failures: u32,
     pub not_before: Option<Timestamp>,
 }
 
-impl Backoff {
+impl RestartBackoff {
     /// Records an exit of an instance or a failed start.
     pub fn failed(&mut self, healthy_since: Option<Timestamp>, now: Timestamp) {
         if healthy_since.is_some_and(|since| now >= after(since, HEALTHY_MINUTE)) {
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn the_pause_doubles_from_100_ms_to_30_s() {
-        let mut backoff = Backoff::default();
+        let mut backoff = RestartBackoff::default();
         let mut pauses = Vec::new();
         for _ in 0..40 {
             backoff.failed(None, at(0));
@@ -54,13 +54,13 @@ mod tests {
 
     #[test]
     fn a_healthy_minute_makes_the_pause_short_again() {
-        let mut backoff = Backoff::default();
+        let mut backoff = RestartBackoff::default();
         for _ in 0..5 {
             backoff.failed(None, at(0));
         }
         backoff.failed(Some(at(0)), at(59_999));
         assert_eq!(backoff.failures, 6);
         backoff.failed(Some(at(0)), at(60_000));
-        assert_eq!(backoff, Backoff { failures: 1, not_before: Some(at(60_100)) });
+        assert_eq!(backoff, RestartBackoff { failures: 1, not_before: Some(at(60_100)) });
     }
 }

@@ -11,14 +11,14 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::Backoff;
-use super::plan::{ActualInstance, ActualService, Health, InstanceStage};
-use super::port::{ServiceStore, StoreError};
-use super::progress::Progress;
-use crate::model::deploy::{Action, ProbeResult};
+use super::backoff::RestartBackoff;
+use super::plan::{ActualInstance, ActualService, InstanceHealth, InstanceStage};
+use super::port::{ServiceStore, ServiceStoreError};
+use super::progress::DeployProgress;
+use crate::model::deploy::{DeployAction, ProbeResult};
 use crate::model::fault::Fault;
 use crate::model::id::{InstanceId, ServiceId};
-use crate::model::service::{Exit, InstanceLabel, Revision, RevisionOutcome, Service};
+use crate::model::service::{InstanceLabel, ProcessExit, RevisionOutcome, ServiceRecord, ServiceRevision};
 
 /// Maximum number of probe results kept per instance.
 const KEPT_PROBES: usize = 10;
@@ -28,61 +28,61 @@ const KEPT_GONE: usize = 64;
 const KEPT_PROGRESS: usize = 3;
 
 /// In-memory entry of one service.
-pub(super) struct Entry {
+pub(super) struct ServiceEntry {
     pub(super) id: ServiceId,
     /// Wakes the service's loop.
     pub(super) wake: Notify,
     /// Cancelled when the service has been removed.
-    pub(super) gone: CancellationToken,
+    pub(super) removed: CancellationToken,
     /// Held from reading the stored service to writing it back.
-    writing: tokio::sync::Mutex<()>,
+    write_lock: tokio::sync::Mutex<()>,
     /// Set once the service's loop has been started.
-    pub(super) running: AtomicBool,
-    state: Mutex<EntryState>,
+    pub(super) loop_started: AtomicBool,
+    state: Mutex<ServiceEntryState>,
 }
 
 /// The mutable part of a [`ServiceEntry`], under its lock.
-pub(super) struct EntryState {
-    pub(super) service: Service,
-    pub(super) instances: BTreeMap<InstanceId, Known>,
+pub(super) struct ServiceEntryState {
+    pub(super) service: ServiceRecord,
+    pub(super) instances: BTreeMap<InstanceId, TrackedInstance>,
     pub(super) routed: Option<InstanceId>,
     /// Start attempts by revision and generation, for those that should run or serve.
-    attempts: BTreeMap<(u32, u32), Attempts>,
-    pub(super) last_exit: Option<Exit>,
+    attempts: BTreeMap<(u32, u32), StartAttempts>,
+    pub(super) last_exit: Option<ProcessExit>,
     /// Reason why the last start or instance failed.
     pub(super) last_fault: Option<Fault>,
-    pub(super) progress: BTreeMap<u32, Arc<Progress>>,
+    pub(super) progress: BTreeMap<u32, Arc<DeployProgress>>,
     /// Actions of the last non-empty plan, which have been published to watchers.
-    pub(super) last_told: Vec<Action>,
+    pub(super) last_reported: Vec<DeployAction>,
     /// Recently removed instances, which a listing that was requested earlier may still contain.
-    pub(super) gone: VecDeque<InstanceId>,
+    pub(super) recently_removed: VecDeque<InstanceId>,
     /// Grace period with which the removal of the service stops its instances.
     pub(super) remove_grace: Duration,
 }
 
 /// Start attempts of one revision and generation, and the exits of its instances.
 #[derive(Default)]
-pub(super) struct Attempts {
-    pub(super) backoff: Backoff,
+pub(super) struct StartAttempts {
+    pub(super) backoff: RestartBackoff,
     /// Fault of the last start if another attempt would fail in the same way.
     pub(super) start_failed: Option<Fault>,
     /// Number of instances that were ended by an external cause.
-    pub(super) outside_ends: u32,
+    pub(super) external_exits: u32,
 }
 
 /// An instance as the daemon tracks it.
-pub(super) struct Known {
+pub(super) struct TrackedInstance {
     pub(super) label: InstanceLabel,
     pub(super) stage: InstanceStage,
     pub(super) address: Option<Ipv4Addr>,
     pub(super) pid: Option<u32>,
-    pub(super) exit: Option<Exit>,
+    pub(super) exit: Option<ProcessExit>,
     pub(super) probes: VecDeque<ProbeResult>,
     /// Cancels the health monitor, or the start in progress.
     pub(super) stop: CancellationToken,
 }
 
-impl Known {
+impl TrackedInstance {
     pub(super) fn new(label: InstanceLabel, stage: InstanceStage) -> Self {
         Self {
             label,
@@ -95,7 +95,7 @@ impl Known {
         }
     }
 
-    pub(super) const fn health(&self) -> Option<Health> {
+    pub(super) const fn health(&self) -> Option<InstanceHealth> {
         match self.stage {
             InstanceStage::Running(health) => Some(health),
             _ => None,
@@ -104,12 +104,12 @@ impl Known {
 
     pub(super) const fn healthy_since(&self) -> Option<Timestamp> {
         match self.stage {
-            InstanceStage::Running(Health::Healthy { since }) => Some(since),
+            InstanceStage::Running(InstanceHealth::Healthy { since }) => Some(since),
             _ => None,
         }
     }
 
-    pub(super) fn probed(&mut self, result: ProbeResult) {
+    pub(super) fn record_probe(&mut self, result: ProbeResult) {
         if self.probes.len() == KEPT_PROBES {
             self.probes.pop_front();
         }
@@ -117,41 +117,43 @@ impl Known {
     }
 }
 
-impl Entry {
-    pub(super) fn new(service: Service) -> Self {
-        let progress = service.wanted().and_then(|revision| {
+impl ServiceEntry {
+    pub(super) fn new(service: ServiceRecord) -> Self {
+        let progress = service.target_revision().and_then(|revision| {
             let progress = match revision.outcome {
-                RevisionOutcome::Pending => Progress::new(revision.created_at),
+                RevisionOutcome::Pending => DeployProgress::new(revision.created_at),
                 // The service may be in the middle of a restart, which completes when traffic is routed to the new
                 // instance.
-                RevisionOutcome::Live { .. } if revision.generation > 0 => Progress::of_earlier_restart(),
+                RevisionOutcome::Live { .. } if revision.generation > 0 => {
+                    DeployProgress::for_earlier_restart()
+                }
                 _ => return None,
             };
             Some((revision.number, Arc::new(progress)))
         });
-        let state = EntryState {
+        let state = ServiceEntryState {
             instances: BTreeMap::new(),
             routed: None,
             attempts: BTreeMap::new(),
             last_exit: None,
             last_fault: None,
             progress: progress.into_iter().collect(),
-            last_told: Vec::new(),
-            gone: VecDeque::new(),
+            last_reported: Vec::new(),
+            recently_removed: VecDeque::new(),
             remove_grace: Duration::ZERO,
             service,
         };
         Self {
             id: state.service.id.clone(),
             wake: Notify::new(),
-            gone: CancellationToken::new(),
-            writing: tokio::sync::Mutex::default(),
-            running: AtomicBool::new(false),
+            removed: CancellationToken::new(),
+            write_lock: tokio::sync::Mutex::default(),
+            loop_started: AtomicBool::new(false),
             state: Mutex::new(state),
         }
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, EntryState> {
+    pub(super) fn state(&self) -> MutexGuard<'_, ServiceEntryState> {
         // No code under this lock leaves the state half changed.
         self.state.lock()
     }
@@ -161,9 +163,9 @@ impl Entry {
     pub(super) async fn change<T>(
         &self,
         store: &dyn ServiceStore,
-        change: impl FnOnce(&mut Service) -> Option<T>,
-    ) -> Result<Option<T>, StoreError> {
-        let _writing = self.writing.lock().await;
+        change: impl FnOnce(&mut ServiceRecord) -> Option<T>,
+    ) -> Result<Option<T>, ServiceStoreError> {
+        let _writing = self.write_lock.lock().await;
         let mut service = self.state().service.clone();
         let Some(value) = change(&mut service) else { return Ok(None) };
         store.put(&service).await?;
@@ -172,39 +174,40 @@ impl Entry {
     }
 }
 
-impl EntryState {
+impl ServiceEntryState {
     pub(super) fn actual(&self) -> ActualService {
-        let instance = |(id, known): (&InstanceId, &Known)| ActualInstance {
+        let instance = |(id, known): (&InstanceId, &TrackedInstance)| ActualInstance {
             id: id.clone(),
             revision: known.label.revision,
             generation: known.label.generation,
             stage: known.stage,
         };
-        let wanted = self.attempts_of(self.service.wanted());
+        let wanted = self.attempts_of(self.service.target_revision());
         let serving = self.attempts_of(self.service.live_revision());
         ActualService {
             instances: self.instances.iter().map(instance).collect(),
             routed: self.routed.clone(),
             start_failed: wanted.is_some_and(|attempts| attempts.start_failed.is_some()),
             not_before: wanted.and_then(|attempts| attempts.backoff.not_before),
-            outside_ends: wanted.map_or(0, |attempts| attempts.outside_ends),
+            external_exits: wanted.map_or(0, |attempts| attempts.external_exits),
             serving_not_before: serving.and_then(|attempts| attempts.backoff.not_before),
         }
     }
 
-    fn attempts_of(&self, revision: Option<&Revision>) -> Option<&Attempts> {
+    fn attempts_of(&self, revision: Option<&ServiceRevision>) -> Option<&StartAttempts> {
         self.attempts.get(&key(revision?))
     }
 
     /// Returns the start attempts of the wanted revision.
-    pub(super) fn attempts(&self) -> Option<&Attempts> {
-        self.attempts_of(self.service.wanted())
+    pub(super) fn attempts(&self) -> Option<&StartAttempts> {
+        self.attempts_of(self.service.target_revision())
     }
 
     /// Returns the start attempts of an instance's revision and generation, and drops those that no longer matter.
-    pub(super) fn attempts_mut(&mut self, label: &InstanceLabel) -> &mut Attempts {
+    pub(super) fn attempts_mut(&mut self, label: &InstanceLabel) -> &mut StartAttempts {
         let of = (label.revision, label.generation);
-        let kept = [self.service.wanted(), self.service.live_revision()].map(|revision| revision.map(key));
+        let kept =
+            [self.service.target_revision(), self.service.live_revision()].map(|revision| revision.map(key));
         self.attempts.retain(|other, _| *other == of || kept.contains(&Some(*other)));
         self.attempts.entry(of).or_default()
     }
@@ -215,20 +218,22 @@ impl EntryState {
     }
 
     /// Forgets an instance that has been removed.
-    pub(super) fn drop_instance(&mut self, id: &InstanceId) {
+    pub(super) fn forget_instance(&mut self, id: &InstanceId) {
         self.instances.remove(id);
         if self.routed.as_ref() == Some(id) {
             self.routed = None;
         }
-        if self.gone.len() == KEPT_GONE {
-            self.gone.pop_front();
+        if self.recently_removed.len() == KEPT_GONE {
+            self.recently_removed.pop_front();
         }
-        self.gone.push_back(id.clone());
+        self.recently_removed.push_back(id.clone());
     }
 
     /// Reports whether an instance belongs to the wanted revision and generation.
     pub(super) fn is_wanted(&self, label: &InstanceLabel) -> bool {
-        self.service.wanted().is_some_and(|revision| key(revision) == (label.revision, label.generation))
+        self.service
+            .target_revision()
+            .is_some_and(|revision| key(revision) == (label.revision, label.generation))
     }
 
     /// Reports whether an instance belongs to the wanted or the live revision. The live revision serves until a newer
@@ -240,7 +245,7 @@ impl EntryState {
     }
 
     /// Counts the exit of an instance that should run, or a failed start.
-    pub(super) fn count_end(
+    pub(super) fn count_exit(
         &mut self,
         label: &InstanceLabel,
         healthy_since: Option<Timestamp>,
@@ -248,12 +253,12 @@ impl EntryState {
     ) {
         let attempts = self.attempts_mut(label);
         attempts.backoff.failed(healthy_since, Timestamp::now());
-        attempts.outside_ends += u32::from(outside);
+        attempts.external_exits += u32::from(outside);
     }
 
     /// Starts a new event stream for a revision and ends the earlier ones as superseded.
-    pub(super) fn begin_progress(&mut self, revision: u32) -> Arc<Progress> {
-        let progress = Arc::new(Progress::new(Timestamp::now()));
+    pub(super) fn begin_progress(&mut self, revision: u32) -> Arc<DeployProgress> {
+        let progress = Arc::new(DeployProgress::new(Timestamp::now()));
         for (number, earlier) in &self.progress {
             if *number != revision {
                 earlier.supersede(revision);
@@ -268,11 +273,11 @@ impl EntryState {
         progress
     }
 
-    pub(super) fn progress(&self, revision: u32) -> Option<Arc<Progress>> {
+    pub(super) fn progress(&self, revision: u32) -> Option<Arc<DeployProgress>> {
         self.progress.get(&revision).cloned()
     }
 }
 
-const fn key(revision: &Revision) -> (u32, u32) {
+const fn key(revision: &ServiceRevision) -> (u32, u32) {
     (revision.number, revision.generation)
 }

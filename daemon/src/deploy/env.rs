@@ -3,17 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use super::service::Shared;
-use crate::model::fault::{Fault, Stage};
+use super::service::DeployContext;
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::secret::Secret;
-use crate::model::service::{EnvValue, InstanceLabel, Revision};
+use crate::model::service::{EnvValue, InstanceLabel, ServiceRevision};
 
-impl Shared {
+impl DeployContext {
     /// Builds the environment for one start: tokens are freshly minted, secrets have their current values.
     pub(super) async fn environment(
         &self,
         label: &InstanceLabel,
-        revision: &Revision,
+        revision: &ServiceRevision,
     ) -> Result<BTreeMap<String, Secret<String>>, Fault> {
         let (options, name) = (&self.options, &label.name);
         let mut env: BTreeMap<String, Secret<String>> = [
@@ -28,7 +28,7 @@ impl Shared {
         .map(|(name, value)| (name.to_owned(), Secret::new(value)))
         .collect();
         for (variable, value) in &revision.spec.env {
-            env.insert(variable.clone(), self.value(label, revision, variable, value).await?);
+            env.insert(variable.clone(), self.resolve_value(label, revision, variable, value).await?);
         }
         Ok(env)
     }
@@ -36,14 +36,14 @@ impl Shared {
     /// Returns the tokens and secrets for an additional process of an instance: tokens are freshly minted, secrets have
     /// their current values. A variable that cannot be resolved is left out, since people look into instances that have
     /// trouble.
-    pub(super) async fn confidential(
+    pub(super) async fn confidential_env(
         &self,
         label: &InstanceLabel,
-        revision: &Revision,
+        revision: &ServiceRevision,
     ) -> BTreeMap<String, Secret<String>> {
         let mut env = BTreeMap::new();
         for (variable, value) in revision.spec.confidential() {
-            match self.value(label, revision, variable, value).await {
+            match self.resolve_value(label, revision, variable, value).await {
                 Ok(value) => drop(env.insert(variable.clone(), value)),
                 Err(fault) => {
                     let (service, error) = (&label.name, &fault.message);
@@ -54,10 +54,10 @@ impl Shared {
         env
     }
 
-    async fn value(
+    async fn resolve_value(
         &self,
         label: &InstanceLabel,
-        revision: &Revision,
+        revision: &ServiceRevision,
         variable: &str,
         value: &EnvValue,
     ) -> Result<Secret<String>, Fault> {
@@ -67,24 +67,24 @@ impl Shared {
                 let identity = revision.spec.identity.as_deref().unwrap_or(label.name.as_str());
                 self.ports.tokens.mint(&label.service, identity, scope).map_err(|reason| {
                     let message = format!("variable `{variable}`: its token cannot be made: {reason}");
-                    Fault::new(Stage::Deploy, "token_not_made", message)
+                    Fault::new(FaultStage::Deploy, "token_not_made", message)
                 })
             }
-            EnvValue::Secret { name } => self.secret(variable, name).await,
+            EnvValue::Secret { name } => self.resolve_secret(variable, name).await,
         }
     }
 
-    async fn secret(&self, variable: &str, name: &str) -> Result<Secret<String>, Fault> {
+    async fn resolve_secret(&self, variable: &str, name: &str) -> Result<Secret<String>, Fault> {
         match self.ports.secrets.reveal(name).await {
             Ok(Some(value)) => Ok(value),
             Ok(None) => {
                 let message = format!("variable `{variable}`: the room has no secret `{name}`");
                 let hint = format!("set it with: hearth secrets set {name}");
-                Err(Fault::new(Stage::Deploy, "secret_not_found", message).hint(hint))
+                Err(Fault::new(FaultStage::Deploy, "secret_not_found", message).hint(hint))
             }
             Err(reason) => {
                 let message = format!("variable `{variable}`: secret `{name}`: {reason}");
-                Err(Fault::new(Stage::Deploy, "secret_unreadable", message))
+                Err(Fault::new(FaultStage::Deploy, "secret_unreadable", message))
             }
         }
     }

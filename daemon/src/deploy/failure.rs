@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 
-use super::entry::Entry;
-use super::listening::{self, Listener};
+use super::entry::ServiceEntry;
+use super::listening::{self, ListeningSocket};
 use super::port::{MountFault, MountFaultKind, NetworkError, RuntimeError, UNKNOWN_START};
-use super::service::Shared;
-use crate::model::deploy::{LogQuery, ProbeAnswer, ProbeResult};
-use crate::model::fault::{Fault, Stage};
+use super::service::DeployContext;
+use crate::model::deploy::{ProbeAnswer, ProbeResult, ServiceLogQuery};
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::InstanceId;
-use crate::model::service::{Exit, ServiceSpec};
+use crate::model::service::{ProcessExit, ServiceSpec};
 use crate::task;
 
 /// Maximum number of log lines in a report.
@@ -37,11 +37,11 @@ pub(super) struct StartFault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StartFaultKind {
     /// The same start fails again.
-    Lasting,
+    Permanent,
     /// Another start may succeed; a limited number is attempted.
-    Passing,
+    Transient,
     /// A dependency such as the runtime is unavailable; starts are retried until it is back.
-    Away,
+    Unavailable,
 }
 
 impl StartFault {
@@ -51,13 +51,13 @@ impl StartFault {
 
     pub(super) fn timeout(what: &str, limit: Duration) -> Self {
         let message = format!("{what} took longer than {} s", limit.as_secs());
-        Self::new(Fault::new(Stage::Deploy, "timeout", message).retryable(), StartFaultKind::Passing)
+        Self::new(Fault::new(FaultStage::Deploy, "timeout", message).retryable(), StartFaultKind::Transient)
     }
 }
 
 impl From<Fault> for StartFault {
     fn from(fault: Fault) -> Self {
-        Self::new(fault, StartFaultKind::Lasting)
+        Self::new(fault, StartFaultKind::Permanent)
     }
 }
 
@@ -66,30 +66,36 @@ impl From<RuntimeError> for StartFault {
         let message = error.to_string();
         match error {
             RuntimeError::Unavailable(_) => {
-                let fault = Fault::new(Stage::Deploy, "runtime_unavailable", message).retryable();
-                Self::new(fault, StartFaultKind::Away)
+                let fault = Fault::new(FaultStage::Deploy, "runtime_unavailable", message).retryable();
+                Self::new(fault, StartFaultKind::Unavailable)
             }
-            RuntimeError::Start { code: code @ UNKNOWN_START, .. } => {
-                Self::new(Fault::new(Stage::Deploy, code, message), StartFaultKind::Passing)
+            RuntimeError::StartFailed { code: code @ UNKNOWN_START, .. } => {
+                Self::new(Fault::new(FaultStage::Deploy, code, message), StartFaultKind::Transient)
             }
-            RuntimeError::Start { code, .. } => Self::from(hinted(Fault::new(Stage::Deploy, code, message))),
-            RuntimeError::UnsoundImage { code, .. } => Self::from(Fault::new(Stage::Deploy, code, message)),
-            RuntimeError::Image(_) => Self::from(Fault::new(Stage::Deploy, "image_unusable", message)),
+            RuntimeError::StartFailed { code, .. } => {
+                Self::from(with_hint(Fault::new(FaultStage::Deploy, code, message)))
+            }
+            RuntimeError::CorruptImage { code, .. } => {
+                Self::from(Fault::new(FaultStage::Deploy, code, message))
+            }
+            RuntimeError::UnusableImage(_) => {
+                Self::from(Fault::new(FaultStage::Deploy, "image_unusable", message))
+            }
             RuntimeError::DiskFull => {
-                let fault = Fault::new(Stage::Deploy, "no_space", message)
+                let fault = Fault::new(FaultStage::Deploy, "no_space", message)
                     .hint("remove images that are not needed, or give the state directory more space")
                     .retryable();
-                Self::new(fault, StartFaultKind::Lasting)
+                Self::new(fault, StartFaultKind::Permanent)
             }
             RuntimeError::NotFound(_) | RuntimeError::NotRunning(_) | RuntimeError::Other(_) => {
-                Self::new(Fault::new(Stage::Deploy, "not_started", message), StartFaultKind::Passing)
+                Self::new(Fault::new(FaultStage::Deploy, "not_started", message), StartFaultKind::Transient)
             }
         }
     }
 }
 
 /// Adds a suggestion for a process that could not be started, or a mount that could not be created.
-fn hinted(fault: Fault) -> Fault {
+fn with_hint(fault: Fault) -> Fault {
     let hint = match fault.code.as_str() {
         "command_not_found" => {
             "see the image's entry point with `hearth images inspect`, or give one with --command"
@@ -113,73 +119,82 @@ fn hinted(fault: Fault) -> Fault {
 
 impl From<NetworkError> for StartFault {
     fn from(error: NetworkError) -> Self {
-        let fault = Fault::new(Stage::Deploy, "network", error.to_string());
+        let fault = Fault::new(FaultStage::Deploy, "network", error.to_string());
         match error {
             NetworkError::Exhausted { .. } => Self::from(
                 fault.hint("remove services that are not needed, or give the daemon a larger subnet"),
             ),
-            NetworkError::Other(_) => Self::new(fault.retryable(), StartFaultKind::Passing),
+            NetworkError::Other(_) => Self::new(fault.retryable(), StartFaultKind::Transient),
         }
     }
 }
 
 impl From<MountFault> for StartFault {
     fn from(error: MountFault) -> Self {
-        let fault = hinted(Fault::new(Stage::Deploy, error.code, error.to_string()));
+        let fault = with_hint(Fault::new(FaultStage::Deploy, error.code, error.to_string()));
         match error.kind {
-            MountFaultKind::Lasting => Self::from(fault),
-            MountFaultKind::Passing => Self::new(fault.retryable(), StartFaultKind::Passing),
-            MountFaultKind::Away => Self::new(fault.retryable(), StartFaultKind::Away),
+            MountFaultKind::Permanent => Self::from(fault),
+            MountFaultKind::Transient => Self::new(fault.retryable(), StartFaultKind::Transient),
+            MountFaultKind::Unavailable => Self::new(fault.retryable(), StartFaultKind::Unavailable),
         }
     }
 }
 
 /// Facts about a failed instance.
-struct Findings {
+struct InstanceFindings {
     spec: ServiceSpec,
-    exit: Option<Exit>,
+    exit: Option<ProcessExit>,
     probes: VecDeque<ProbeResult>,
-    listeners: BTreeSet<Listener>,
+    listeners: BTreeSet<ListeningSocket>,
 }
 
-impl Shared {
+impl DeployContext {
     /// Returns the report about an instance that exited.
-    pub(super) async fn report_end(&self, entry: &Entry, instance: &InstanceId) -> Fault {
+    pub(super) async fn report_exit(&self, entry: &ServiceEntry, instance: &InstanceId) -> Fault {
         let findings = self.findings(entry, instance).await;
-        let fault = findings.as_ref().map_or_else(gone, ended);
-        self.complete(entry, instance, fault, findings).await
+        let fault = findings.as_ref().map_or_else(gone_fault, exit_fault);
+        self.add_details(entry, instance, fault, findings).await
     }
 
     /// Returns the report about a running instance that is not healthy. `never` is set if it has not been healthy since
     /// its start.
-    pub(super) async fn report_unhealthy(&self, entry: &Entry, instance: &InstanceId, never: bool) -> Fault {
+    pub(super) async fn report_unhealthy(
+        &self,
+        entry: &ServiceEntry,
+        instance: &InstanceId,
+        never: bool,
+    ) -> Fault {
         let findings = self.findings(entry, instance).await;
-        let fault = findings.as_ref().map_or_else(gone, |findings| unhealthy(findings, never));
-        self.complete(entry, instance, fault, findings).await
+        let fault = findings.as_ref().map_or_else(gone_fault, |findings| unhealthy_fault(findings, never));
+        self.add_details(entry, instance, fault, findings).await
     }
 
-    async fn findings(&self, entry: &Entry, instance: &InstanceId) -> Option<Findings> {
+    async fn findings(&self, entry: &ServiceEntry, instance: &InstanceId) -> Option<InstanceFindings> {
         let (mut findings, pid) = {
             let state = entry.state();
             let known = state.instances.get(instance)?;
             let spec = state.service.revision(known.label.revision)?.spec.clone();
-            let findings =
-                Findings { spec, exit: known.exit, probes: known.probes.clone(), listeners: BTreeSet::new() };
+            let findings = InstanceFindings {
+                spec,
+                exit: known.exit,
+                probes: known.probes.clone(),
+                listeners: BTreeSet::new(),
+            };
             (findings, known.pid.filter(|_| known.health().is_some()))
         };
         if let Some(pid) = pid {
-            let read = task::blocking("listeners", move || listening::of_process(pid)).await;
+            let read = task::blocking("listeners", move || listening::listening_sockets(pid)).await;
             findings.listeners = read.unwrap_or_default();
         }
         Some(findings)
     }
 
-    async fn complete(
+    async fn add_details(
         &self,
-        entry: &Entry,
+        entry: &ServiceEntry,
         instance: &InstanceId,
         mut fault: Fault,
-        findings: Option<Findings>,
+        findings: Option<InstanceFindings>,
     ) -> Fault {
         fault.log_tail = self.log_tail(entry, instance).await;
         if let Some(findings) = findings {
@@ -193,10 +208,10 @@ impl Shared {
         fault
     }
 
-    async fn log_tail(&self, entry: &Entry, instance: &InstanceId) -> Vec<String> {
+    async fn log_tail(&self, entry: &ServiceEntry, instance: &InstanceId) -> Vec<String> {
         let directory = self.log_directory(&entry.id, instance);
         let read = async {
-            let query = LogQuery { tail: Some(TAIL), ..LogQuery::default() };
+            let query = ServiceLogQuery { tail: Some(TAIL), ..ServiceLogQuery::default() };
             let lines = self.ports.logs.read(&directory, query).await?;
             Ok::<_, super::port::LogError>(
                 lines
@@ -218,12 +233,12 @@ impl Shared {
     }
 }
 
-fn gone() -> Fault {
-    Fault::new(Stage::Deploy, "instance_gone", "the instance is gone")
+fn gone_fault() -> Fault {
+    Fault::new(FaultStage::Deploy, "instance_gone", "the instance is gone")
 }
 
-fn ended(findings: &Findings) -> Fault {
-    let fault = |code: &str, message: String| Fault::new(Stage::Deploy, code, message);
+fn exit_fault(findings: &InstanceFindings) -> Fault {
+    let fault = |code: &str, message: String| Fault::new(FaultStage::Deploy, code, message);
     let Some(exit) = findings.exit else {
         return fault("instance_gone", "the instance was removed by something else".to_owned()).retryable();
     };
@@ -231,7 +246,7 @@ fn ended(findings: &Findings) -> Fault {
         return match findings.spec.limits.memory_bytes {
             Some(limit) => fault(
                 "out_of_memory",
-                format!("the app needs more memory than its limit of {}", bytes(limit)),
+                format!("the app needs more memory than its limit of {}", format_bytes(limit)),
             )
             .hint("give it more with --memory"),
             None => fault("out_of_memory", "the machine had no memory left for the app".to_owned())
@@ -260,10 +275,10 @@ fn ended(findings: &Findings) -> Fault {
     }
 }
 
-fn unhealthy(findings: &Findings, never: bool) -> Fault {
-    let fault = |code: &str, message: String| Fault::new(Stage::Deploy, code, message);
+fn unhealthy_fault(findings: &InstanceFindings, never: bool) -> Fault {
+    let fault = |code: &str, message: String| Fault::new(FaultStage::Deploy, code, message);
     let health = &findings.spec.health;
-    let asked = asked_port(&findings.spec);
+    let asked = probed_port_number(&findings.spec);
     let refused = matches!(findings.probes.back().map(|probe| &probe.answer), Some(ProbeAnswer::Refused));
     if let (true, Some(port)) = (refused, asked) {
         let on_port = findings.listeners.iter().find(|listener| listener.port == port);
@@ -310,12 +325,12 @@ fn unhealthy(findings: &Findings, never: bool) -> Fault {
     }
 }
 
-fn asked_port(spec: &ServiceSpec) -> Option<u16> {
-    super::health::port_of(spec).map(|port| port.number)
+fn probed_port_number(spec: &ServiceSpec) -> Option<u16> {
+    super::health::probed_port(spec).map(|port| port.number)
 }
 
 /// Formats a size in the units that `--memory` accepts.
-fn bytes(count: u64) -> String {
+fn format_bytes(count: u64) -> String {
     match count {
         count if count % (1 << 30) == 0 => format!("{} GiB", count >> 30),
         count if count % (1 << 20) == 0 => format!("{} MiB", count >> 20),
@@ -330,12 +345,16 @@ mod tests {
     use super::*;
     use crate::deploy::tests::{probe, spec};
 
-    fn findings(exit: Option<Exit>, answer: Option<ProbeAnswer>, listeners: &[&str]) -> Findings {
+    fn findings(
+        exit: Option<ProcessExit>,
+        answer: Option<ProbeAnswer>,
+        listeners: &[&str],
+    ) -> InstanceFindings {
         let listener = |text: &&str| {
             let address: std::net::SocketAddr = text.parse().unwrap();
-            Listener { address: address.ip(), port: address.port() }
+            ListeningSocket { address: address.ip(), port: address.port() }
         };
-        Findings {
+        InstanceFindings {
             spec: spec(8080),
             exit,
             probes: answer.into_iter().map(probe).collect(),
@@ -343,28 +362,29 @@ mod tests {
         }
     }
 
-    fn exit(code: Option<i32>, out_of_memory: bool) -> Option<Exit> {
-        Some(Exit { code, out_of_memory, at: Timestamp::UNIX_EPOCH })
+    fn exit(code: Option<i32>, out_of_memory: bool) -> Option<ProcessExit> {
+        Some(ProcessExit { code, out_of_memory, at: Timestamp::UNIX_EPOCH })
     }
 
     #[test]
     fn an_end_for_want_of_memory_names_the_limit() {
         let mut found = findings(exit(Some(137), true), None, &[]);
         found.spec.limits.memory_bytes = Some(64 << 20);
-        let fault = ended(&found);
+        let fault = exit_fault(&found);
         assert_eq!(fault.code, "out_of_memory");
         assert!(fault.message.contains("64 MiB"), "{}", fault.message);
-        assert!(ended(&findings(exit(Some(137), false), None, &[])).message.contains("signal 9"));
+        assert!(exit_fault(&findings(exit(Some(137), false), None, &[])).message.contains("signal 9"));
     }
 
     #[test]
     fn an_app_that_listens_inside_only_or_elsewhere_is_told_so() {
         let refused = Some(ProbeAnswer::Refused);
-        let local = unhealthy(&findings(None, refused.clone(), &["127.0.0.1:8080"]), true);
+        let local = unhealthy_fault(&findings(None, refused.clone(), &["127.0.0.1:8080"]), true);
         assert_eq!(local.code, "listens_locally");
-        let elsewhere = unhealthy(&findings(None, refused.clone(), &["0.0.0.0:3000", "127.0.0.1:9"]), true);
+        let elsewhere =
+            unhealthy_fault(&findings(None, refused.clone(), &["0.0.0.0:3000", "127.0.0.1:9"]), true);
         assert_eq!(elsewhere.hint.as_deref(), Some("deploy it with --port 3000"));
-        let nowhere = unhealthy(&findings(None, refused, &[]), true);
+        let nowhere = unhealthy_fault(&findings(None, refused, &[]), true);
         assert_eq!((nowhere.code.as_str(), nowhere.hint.is_some()), ("port_not_listening", true));
     }
 
@@ -373,9 +393,9 @@ mod tests {
         let http = |status, location: Option<&str>| {
             Some(ProbeAnswer::Http { status, location: location.map(str::to_owned), body: "x".to_owned() })
         };
-        let redirect = unhealthy(&findings(None, http(301, Some("/login")), &[]), true);
+        let redirect = unhealthy_fault(&findings(None, http(301, Some("/login")), &[]), true);
         assert!(redirect.hint.unwrap().contains("/login"));
-        let login = unhealthy(&findings(None, http(401, None), &[]), true);
+        let login = unhealthy_fault(&findings(None, http(401, None), &[]), true);
         assert!(login.hint.unwrap().contains("login"));
     }
 }

@@ -19,25 +19,28 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::port::{
-    Attached, BindMount, Exec, ExecSpec, InstanceImage, InstanceLogs, InstanceSpec, InstanceState, LogError,
-    LogLines, MountFault, MountFaultKind, MountSource, Network, NetworkError, Observed, Route, Router,
-    Runtime, RuntimeError, Secrets, ServiceImages, ServiceStore, StoreError, Tokens,
+    BindMount, ContainerRuntime, DomainRoute, ExecSpec, ExecStreams, InstanceImage, InstanceLogs,
+    InstanceMounter, InstanceNetwork, InstanceSpec, InstanceState, LogError, LogLines, MountFault,
+    MountFaultKind, NetworkAttachment, NetworkError, ObservedInstance, RuntimeError, SecretReader,
+    ServiceImages, ServiceStore, ServiceStoreError, TokenMinter, TrafficRouter,
 };
-use super::service::Ports;
-use crate::access::policy::Denied;
+use super::service::DeployDependencies;
+use crate::access::policy::AccessDenied;
 use crate::model::build::LogStream;
-use crate::model::deploy::{ImageFacts, LogLine, LogQuery};
-use crate::model::fault::{Fault, Stage};
+use crate::model::deploy::{ImageFacts, LogLine, ServiceLogQuery};
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::image::PinnedImage;
-use crate::model::secret::{Credential, Secret};
-use crate::model::service::{Exit, InstanceLabel, ResourceLimits, Service, ServiceName, ServiceSpec};
+use crate::model::secret::{RegistryCredential, Secret};
+use crate::model::service::{
+    InstanceLabel, ProcessExit, ResourceLimits, ServiceName, ServiceRecord, ServiceSpec,
+};
 use crate::model::{Digest, MountSpec, MountTarget, Reference};
 use crate::task;
 
 /// Behaviour of an image's app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum App {
+pub enum FakeApp {
     /// Answers with this status.
     Serves(u16),
     /// Never listens.
@@ -51,19 +54,19 @@ pub enum App {
 /// Permissions of a caller who may do everything.
 pub struct AllPermits;
 
-impl crate::deploy::Permits for AllPermits {
-    fn run(&self, _: &ServiceSpec) -> Result<(), Denied> {
+impl crate::deploy::CallerPermissions for AllPermits {
+    fn check_run(&self, _: &ServiceSpec) -> Result<(), AccessDenied> {
         Ok(())
     }
 
-    fn change(&self, _: &Service, _: &str) -> Result<(), Denied> {
+    fn check_change(&self, _: &ServiceRecord, _: &str) -> Result<(), AccessDenied> {
         Ok(())
     }
 }
 
 #[derive(Default)]
-pub struct World {
-    state: Mutex<WorldState>,
+pub struct FakeWorld {
+    state: Mutex<FakeWorldState>,
     changes: watch::Sender<u64>,
     /// Number of calls to dependencies since the start of the daemon.
     calls: AtomicUsize,
@@ -71,17 +74,17 @@ pub struct World {
     dies_at: AtomicUsize,
     dead: Mutex<CancellationToken>,
     pub directory: Option<tempfile::TempDir>,
-    pub processes: Arc<exec::Processes>,
+    pub processes: Arc<exec::FakeProcesses>,
 }
 
 #[derive(Default)]
-pub struct WorldState {
+pub struct FakeWorldState {
     /// Number of instance addresses in the network.
     pub addresses: usize,
     /// Apps by the tag of their image.
-    pub apps: BTreeMap<String, App>,
-    pub by_digest: BTreeMap<Digest, App>,
-    pub instances: BTreeMap<InstanceId, Container>,
+    pub apps: BTreeMap<String, FakeApp>,
+    pub by_digest: BTreeMap<Digest, FakeApp>,
+    pub instances: BTreeMap<InstanceId, FakeContainer>,
     pub networks: BTreeSet<InstanceId>,
     pub mounts: BTreeSet<InstanceId>,
     pub broken_mounts: BTreeSet<InstanceId>,
@@ -89,9 +92,9 @@ pub struct WorldState {
     pub mounted: BTreeMap<InstanceId, BTreeMap<MountTarget, PinnedImage>>,
     /// Faults of the next mounts, the last one first.
     pub mount_faults: Vec<MountFaultKind>,
-    pub services: BTreeMap<String, Service>,
+    pub services: BTreeMap<String, ServiceRecord>,
     pub secrets: BTreeMap<String, String>,
-    pub routes: Vec<Route>,
+    pub routes: Vec<DomainRoute>,
     pub names: BTreeMap<ServiceName, Ipv4Addr>,
     /// Routes with a backend, in the order in which they were set.
     pub history: Vec<(u32, SocketAddr)>,
@@ -100,21 +103,21 @@ pub struct WorldState {
     /// The last environment of each instance.
     pub env: BTreeMap<InstanceId, BTreeMap<String, String>>,
     pub minted: usize,
-    pub away: bool,
+    pub runtime_unavailable: bool,
     /// Number of stop requests that find the runtime unavailable.
-    pub away_at_stops: usize,
+    pub unavailable_stops: usize,
     /// Maximum number of simultaneous instances of one service.
     pub peak: usize,
 }
 
-pub struct Container {
+pub struct FakeContainer {
     pub label: InstanceLabel,
     pub state: InstanceState,
     pub limits: ResourceLimits,
     listener: Option<tokio::task::JoinHandle<()>>,
 }
 
-impl Drop for Container {
+impl Drop for FakeContainer {
     fn drop(&mut self) {
         if let Some(listener) = &self.listener {
             listener.abort();
@@ -122,7 +125,7 @@ impl Drop for Container {
     }
 }
 
-impl World {
+impl FakeWorld {
     pub fn new() -> Arc<Self> {
         let world = Self { directory: Some(tempfile::tempdir().unwrap()), ..Self::default() };
         world.dies_at.store(usize::MAX, Ordering::SeqCst);
@@ -130,11 +133,11 @@ impl World {
         Arc::new(world)
     }
 
-    pub fn state(&self) -> MutexGuard<'_, WorldState> {
+    pub fn state(&self) -> MutexGuard<'_, FakeWorldState> {
         self.state.lock()
     }
 
-    pub fn app(&self, tag: &str, app: App) {
+    pub fn app(&self, tag: &str, app: FakeApp) {
         self.state().apps.insert(tag.to_owned(), app);
     }
 
@@ -165,8 +168,8 @@ impl World {
     fn end_instance(&self, id: &InstanceId, code: Option<i32>, out_of_memory: bool) {
         let mut state = self.state();
         if let Some(container) = state.instances.get_mut(id).filter(|container| container.runs()) {
-            let exit = Exit { code, out_of_memory, at: Timestamp::now() };
-            container.state = InstanceState::Ended(exit);
+            let exit = ProcessExit { code, out_of_memory, at: Timestamp::now() };
+            container.state = InstanceState::Exited(exit);
             container.listener.take().into_iter().for_each(|listener| listener.abort());
         }
         drop(state);
@@ -188,8 +191,8 @@ impl World {
         running.map(|container| container.label.clone()).collect()
     }
 
-    pub fn ports(self: &Arc<Self>) -> Ports {
-        Ports {
+    pub fn ports(self: &Arc<Self>) -> DeployDependencies {
+        DeployDependencies {
             runtime: Arc::clone(self) as _,
             network: Arc::clone(self) as _,
             router: Arc::clone(self) as _,
@@ -203,7 +206,7 @@ impl World {
     }
 }
 
-impl Container {
+impl FakeContainer {
     pub const fn runs(&self) -> bool {
         matches!(self.state, InstanceState::Running { .. })
     }
@@ -229,10 +232,14 @@ async fn serve(address: SocketAddr, status: u16) {
 }
 
 #[async_trait]
-impl Runtime for World {
+impl ContainerRuntime for FakeWorld {
     async fn prepare(&self, _image: &InstanceImage) -> Result<(), RuntimeError> {
         self.live_or_die().await;
-        if self.state().away { Err(RuntimeError::Unavailable("gone".to_owned())) } else { Ok(()) }
+        if self.state().runtime_unavailable {
+            Err(RuntimeError::Unavailable("gone".to_owned()))
+        } else {
+            Ok(())
+        }
     }
 
     async fn keep_images(&self, _wanted: &BTreeSet<Digest>) -> Result<(), RuntimeError> {
@@ -243,15 +250,15 @@ impl Runtime for World {
         self.live_or_die().await;
         let id = spec.label.instance.clone();
         let app = self.state().by_digest[&spec.image.manifest];
-        if app == App::NotFound {
+        if app == FakeApp::NotFound {
             let message = "exec: \"nope\": not found".to_owned();
-            return Err(RuntimeError::Start { code: "command_not_found", message });
+            return Err(RuntimeError::StartFailed { code: "command_not_found", message });
         }
         {
             let mut state = self.state();
             assert!(state.networks.contains(&id) && state.mounts.contains(&id), "started without its parts");
             let (label, limits) = (spec.label.clone(), spec.limits);
-            let container = Container { label, state: InstanceState::Incomplete, limits, listener: None };
+            let container = FakeContainer { label, state: InstanceState::Incomplete, limits, listener: None };
             state.instances.insert(id.clone(), container);
             let env = spec.env.iter().map(|(name, value)| (name.clone(), value.reveal().clone())).collect();
             state.env.insert(id.clone(), env);
@@ -262,12 +269,12 @@ impl Runtime for World {
             let mut state = self.state();
             let revision = spec.label.revision;
             state.journal.push(format!("start {revision}"));
-            let of_service = |container: &&Container| container.label.service == spec.label.service;
+            let of_service = |container: &&FakeContainer| container.label.service == spec.label.service;
             let count = state.instances.values().filter(of_service).count();
             state.peak = state.peak.max(count);
             let target = SocketAddr::from((spec.network.address, 8080));
             let status = match app {
-                App::Serves(status) => Some(status),
+                FakeApp::Serves(status) => Some(status),
                 _ => None,
             };
             let listener = status.map(|status| task::spawn("app", serve(target, status)));
@@ -276,8 +283,8 @@ impl Runtime for World {
             container.state = InstanceState::Running { pid: u32::MAX };
         }
         match app {
-            App::Exits(code) => self.end_instance(&id, Some(code), false),
-            App::Hungry => self.end_instance(&id, Some(137), true),
+            FakeApp::Exits(code) => self.end_instance(&id, Some(code), false),
+            FakeApp::Hungry => self.end_instance(&id, Some(137), true),
             _ => {}
         }
         // The daemon may also die while the instance is running.
@@ -289,8 +296,8 @@ impl Runtime for World {
         self.live_or_die().await;
         {
             let mut state = self.state();
-            if state.away_at_stops > 0 {
-                state.away_at_stops -= 1;
+            if state.unavailable_stops > 0 {
+                state.unavailable_stops -= 1;
                 return Err(RuntimeError::Unavailable("gone".to_owned()));
             }
             if let Some(revision) = state.instances.get(instance).map(|container| container.label.revision) {
@@ -310,14 +317,16 @@ impl Runtime for World {
         Ok(())
     }
 
-    async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
+    async fn list(&self) -> Result<Vec<ObservedInstance>, RuntimeError> {
         self.live_or_die().await;
         let state = self.state();
-        if state.away {
+        if state.runtime_unavailable {
             return Err(RuntimeError::Unavailable("gone".to_owned()));
         }
-        let observed =
-            |container: &Container| Observed { label: container.label.clone(), state: container.state };
+        let observed = |container: &FakeContainer| ObservedInstance {
+            label: container.label.clone(),
+            state: container.state,
+        };
         Ok(state.instances.values().map(observed).collect())
     }
 
@@ -325,8 +334,8 @@ impl Runtime for World {
         self.changes.subscribe()
     }
 
-    async fn exec(&self, instance: &InstanceId, exec: ExecSpec) -> Result<Exec, RuntimeError> {
-        if self.state().instances.get(instance).is_some_and(Container::runs) {
+    async fn exec(&self, instance: &InstanceId, exec: ExecSpec) -> Result<ExecStreams, RuntimeError> {
+        if self.state().instances.get(instance).is_some_and(FakeContainer::runs) {
             exec::start(&self.processes, &exec)
         } else {
             Err(RuntimeError::NotRunning(instance.clone()))
@@ -335,18 +344,18 @@ impl Runtime for World {
 }
 
 #[async_trait]
-impl Network for World {
+impl InstanceNetwork for FakeWorld {
     async fn attach(
         &self,
         instance: &InstanceId,
         name: &ServiceName,
         _isolated: bool,
-    ) -> Result<Attached, NetworkError> {
+    ) -> Result<NetworkAttachment, NetworkError> {
         self.live_or_die().await;
         self.state().networks.insert(instance.clone());
         self.live_or_die().await;
         let path = std::path::PathBuf::from("/nowhere");
-        Ok(Attached {
+        Ok(NetworkAttachment {
             address: address(instance),
             namespace: path.clone(),
             hostname: name.to_string(),
@@ -376,7 +385,7 @@ impl Network for World {
         Ok(())
     }
 
-    fn addresses(&self) -> usize {
+    fn max_addresses(&self) -> usize {
         self.state().addresses
     }
 
@@ -386,8 +395,8 @@ impl Network for World {
 }
 
 #[async_trait]
-impl Router for World {
-    fn set(&self, routes: Vec<Route>) {
+impl TrafficRouter for FakeWorld {
+    fn set_routes(&self, routes: Vec<DomainRoute>) {
         if self.dead.lock().is_cancelled() {
             return;
         }
@@ -414,7 +423,7 @@ impl Router for World {
 }
 
 #[async_trait]
-impl MountSource for World {
+impl InstanceMounter for FakeWorld {
     async fn open(
         &self,
         label: &InstanceLabel,
@@ -452,19 +461,19 @@ impl MountSource for World {
 }
 
 #[async_trait]
-impl ServiceStore for World {
-    async fn services(&self) -> Result<Vec<Service>, StoreError> {
+impl ServiceStore for FakeWorld {
+    async fn services(&self) -> Result<Vec<ServiceRecord>, ServiceStoreError> {
         Ok(self.state().services.values().cloned().collect())
     }
 
-    async fn put(&self, service: &Service) -> Result<(), StoreError> {
+    async fn put(&self, service: &ServiceRecord) -> Result<(), ServiceStoreError> {
         self.live_or_die().await;
         self.state().services.insert(service.id.to_string(), service.clone());
         self.live_or_die().await;
         Ok(())
     }
 
-    async fn remove(&self, service: &Service) -> Result<(), StoreError> {
+    async fn remove(&self, service: &ServiceRecord) -> Result<(), ServiceStoreError> {
         self.live_or_die().await;
         self.state().services.remove(service.id.as_str());
         self.live_or_die().await;
@@ -473,18 +482,18 @@ impl ServiceStore for World {
 }
 
 #[async_trait]
-impl ServiceImages for World {
+impl ServiceImages for FakeWorld {
     async fn resolve(
         &self,
         reference: &Reference,
         _caller: &str,
-        _given: &BTreeMap<String, Credential>,
+        _given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<ImageFacts, Fault> {
         let mut state = self.state();
         let tag = reference.tag_or_latest().unwrap().as_str().to_owned();
         let Some(app) = state.apps.get(&tag).copied() else {
             return Err(Fault::new(
-                Stage::Deploy,
+                FaultStage::Deploy,
                 "image_not_found",
                 format!("there is no image `{reference}`"),
             ));
@@ -510,7 +519,7 @@ impl ServiceImages for World {
         &self,
         reference: &Reference,
         caller: &str,
-        given: &BTreeMap<String, Credential>,
+        given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<PinnedImage, Fault> {
         let facts = self.resolve(reference, caller, given).await?;
         Ok(PinnedImage { repository: facts.repository, digest: facts.digest })
@@ -518,8 +527,8 @@ impl ServiceImages for World {
 }
 
 #[async_trait]
-impl InstanceLogs for World {
-    async fn read(&self, directory: &Path, query: LogQuery) -> Result<LogLines, LogError> {
+impl InstanceLogs for FakeWorld {
+    async fn read(&self, directory: &Path, query: ServiceLogQuery) -> Result<LogLines, LogError> {
         if !directory.is_dir() {
             return Ok(Box::pin(futures::stream::empty()));
         }
@@ -539,7 +548,7 @@ impl InstanceLogs for World {
     }
 }
 
-impl Tokens for World {
+impl TokenMinter for FakeWorld {
     fn mint(&self, _: &ServiceId, name: &str, scope: &str) -> Result<Secret<String>, String> {
         crate::access::parse_scope(scope).map_err(|error| error.to_string())?;
         let mut state = self.state();
@@ -549,7 +558,7 @@ impl Tokens for World {
 }
 
 #[async_trait]
-impl Secrets for World {
+impl SecretReader for FakeWorld {
     async fn reveal(&self, name: &str) -> Result<Option<Secret<String>>, String> {
         Ok(self.state().secrets.get(name).cloned().map(Secret::new))
     }

@@ -2,69 +2,78 @@
 
 use jiff::Timestamp;
 
-use super::plan::{ActualInstance, ActualService, DesiredService, Health, InstanceStage, plan};
-use crate::model::deploy::Action;
+use super::plan::{ActualInstance, ActualService, DesiredService, InstanceHealth, InstanceStage, plan};
+use crate::model::deploy::DeployAction;
 use crate::model::id::InstanceId;
 
 /// Limit for the number of actions, above that of any real plan; stops a plan that does not terminate.
 const MAX_STEPS: usize = 100;
 
 /// Returns the actions of a deploy in order, assuming that each succeeds.
-pub fn forecast(mut desired: DesiredService, mut actual: ActualService, mut now: Timestamp) -> Vec<Action> {
-    let mut steps: Vec<Action> = Vec::new();
+pub fn forecast(
+    mut desired: DesiredService,
+    mut actual: ActualService,
+    mut now: Timestamp,
+) -> Vec<DeployAction> {
+    let mut steps: Vec<DeployAction> = Vec::new();
     while steps.len() < MAX_STEPS {
         let actions = plan(&desired, &actual, now);
         if actions.is_empty() {
             // Operations in progress complete.
             let before = actual.instances.len();
-            actual.instances.retain(|instance| instance.stage != InstanceStage::Going);
+            actual.instances.retain(|instance| instance.stage != InstanceStage::Stopping);
             if actual.instances.len() == before {
                 break;
             }
             continue;
         }
         for action in actions {
-            take(&action, &mut desired, &mut actual, &mut now);
+            apply_action(&action, &mut desired, &mut actual, &mut now);
             steps.push(action);
         }
     }
     steps
 }
 
-fn take(action: &Action, desired: &mut DesiredService, actual: &mut ActualService, now: &mut Timestamp) {
+fn apply_action(
+    action: &DeployAction,
+    desired: &mut DesiredService,
+    actual: &mut ActualService,
+    now: &mut Timestamp,
+) {
     let set = |actual: &mut ActualService, id: &InstanceId, stage| {
         for instance in actual.instances.iter_mut().filter(|instance| instance.id == *id) {
             instance.stage = stage;
         }
     };
     match action {
-        Action::Start { revision, generation } => actual.instances.push(ActualInstance {
+        DeployAction::Start { revision, generation } => actual.instances.push(ActualInstance {
             id: InstanceId::random(),
             revision: *revision,
             generation: *generation,
-            stage: InstanceStage::Running(Health::Unproven { since: *now }),
+            stage: InstanceStage::Running(InstanceHealth::Unproven { since: *now }),
         }),
-        Action::AwaitHealthy { instance, .. } => {
-            set(actual, instance, InstanceStage::Running(Health::Healthy { since: *now }));
+        DeployAction::AwaitHealthy { instance, .. } => {
+            set(actual, instance, InstanceStage::Running(InstanceHealth::Healthy { since: *now }));
         }
-        Action::Settle { until, .. } | Action::Backoff { until } => {
+        DeployAction::Settle { until, .. } | DeployAction::Backoff { until } => {
             *now = *until;
         }
-        Action::Route { instance, .. } => actual.routed = Some(instance.clone()),
-        Action::Unroute => actual.routed = None,
-        Action::Abort { instance, .. }
-        | Action::Retire { instance, .. }
-        | Action::Remove { instance, .. } => {
-            set(actual, instance, InstanceStage::Going);
+        DeployAction::Route { instance, .. } => actual.routed = Some(instance.clone()),
+        DeployAction::Unroute => actual.routed = None,
+        DeployAction::Abort { instance, .. }
+        | DeployAction::Retire { instance, .. }
+        | DeployAction::Remove { instance, .. } => {
+            set(actual, instance, InstanceStage::Stopping);
         }
-        Action::MarkLive { .. } => {
+        DeployAction::MarkLive { .. } => {
             if let Some(want) = &mut desired.want {
                 want.pending = false;
             }
             desired.serving = desired.want.clone();
         }
-        Action::MarkFailed { .. } => desired.want = None,
-        Action::Forget => *desired = DesiredService { removing: false, want: None, serving: None },
+        DeployAction::MarkFailed { .. } => desired.want = None,
+        DeployAction::Forget => *desired = DesiredService { removing: false, want: None, serving: None },
     }
 }
 
@@ -73,23 +82,23 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::deploy::plan::Target;
-    use crate::model::service::Strategy;
+    use crate::deploy::plan::RevisionTarget;
+    use crate::model::service::DeployStrategy;
 
     fn lines(desired: DesiredService, actual: ActualService) -> Vec<String> {
         let steps = forecast(desired, actual, Timestamp::UNIX_EPOCH);
         steps.iter().map(ToString::to_string).collect()
     }
 
-    fn running(revision: u32, strategy: Strategy) -> (DesiredService, ActualService) {
+    fn running(revision: u32, strategy: DeployStrategy) -> (DesiredService, ActualService) {
         let id = InstanceId::random();
         let old = ActualInstance {
             id: id.clone(),
             revision,
             generation: 0,
-            stage: InstanceStage::Running(Health::Healthy { since: Timestamp::UNIX_EPOCH }),
+            stage: InstanceStage::Running(InstanceHealth::Healthy { since: Timestamp::UNIX_EPOCH }),
         };
-        let serving = Target {
+        let serving = RevisionTarget {
             revision,
             generation: 0,
             pending: false,
@@ -97,14 +106,14 @@ mod tests {
             settle: Duration::from_secs(2),
             start_limit: Duration::from_secs(60),
         };
-        let want = Target { revision: revision + 1, pending: true, ..serving.clone() };
+        let want = RevisionTarget { revision: revision + 1, pending: true, ..serving.clone() };
         let desired = DesiredService { removing: false, want: Some(want), serving: Some(serving) };
         (desired, ActualService { instances: vec![old], routed: Some(id), ..ActualService::default() })
     }
 
     #[test]
     fn a_rolling_update_switches_before_the_old_one_goes() {
-        let (desired, actual) = running(1, Strategy::Rolling);
+        let (desired, actual) = running(1, DeployStrategy::Rolling);
         assert_eq!(
             lines(desired, actual),
             [
@@ -120,7 +129,7 @@ mod tests {
 
     #[test]
     fn recreate_stops_the_old_one_first() {
-        let (desired, actual) = running(1, Strategy::Recreate);
+        let (desired, actual) = running(1, DeployStrategy::Recreate);
         assert_eq!(
             lines(desired, actual),
             [
@@ -136,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_removal_leaves_nothing() {
-        let (mut desired, actual) = running(1, Strategy::Rolling);
+        let (mut desired, actual) = running(1, DeployStrategy::Rolling);
         desired.removing = true;
         let expected =
             ["lead the traffic nowhere", "remove the instance of revision 1", "forget the service"];

@@ -18,12 +18,12 @@ use jiff::Timestamp;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::entry::Entry;
-use super::plan::{Health, InstanceStage, after};
-use super::service::Shared;
+use super::entry::ServiceEntry;
+use super::plan::{InstanceHealth, InstanceStage, after};
+use super::service::DeployContext;
 use crate::model::deploy::{DeployEventKind, ProbeAnswer, ProbeResult};
 use crate::model::id::InstanceId;
-use crate::model::service::{HealthCheck, Port, PortKind, ServiceSpec};
+use crate::model::service::{HealthCheck, PortKind, ServicePort, ServiceSpec};
 
 /// Pause before the first probe; doubled for each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -31,7 +31,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between probes of an instance that has just become healthy.
 const SETTLE_PAUSE: Duration = Duration::from_millis(200);
 /// Run time after which an app without ports counts as healthy.
-const PORTLESS: Duration = Duration::from_secs(1);
+const PORTLESS_DELAY: Duration = Duration::from_secs(1);
 /// Maximum number of bytes read of an answer.
 const MAX_ANSWER: usize = 8 << 10;
 /// Time limit for each read of a body.
@@ -41,7 +41,7 @@ const MAX_BODY: usize = 512;
 
 /// Target and method of a health probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Question {
+pub(super) struct HealthProbe {
     address: SocketAddr,
     kind: PortKind,
     /// Path of the health check; without one, `/` is requested and the rules are less strict.
@@ -50,10 +50,10 @@ pub(super) struct Question {
     timeout: Duration,
 }
 
-impl Question {
+impl HealthProbe {
     /// Returns the probe for a service, or `None` if it has no ports.
-    pub(super) fn of(spec: &ServiceSpec, name: &str, address: Ipv4Addr) -> Option<Self> {
-        let port = port_of(spec)?;
+    pub(super) fn for_service(spec: &ServiceSpec, name: &str, address: Ipv4Addr) -> Option<Self> {
+        let port = probed_port(spec)?;
         // Some apps check the Host header: the probe sends a domain of the service.
         let host = spec.domains.iter().find(|domain| domain.suffix().is_none());
         Some(Self {
@@ -72,7 +72,7 @@ impl Question {
         }
     }
 
-    pub(super) async fn ask(&self, instance: &InstanceId) -> ProbeResult {
+    pub(super) async fn probe(&self, instance: &InstanceId) -> ProbeResult {
         let begun = Instant::now();
         let answer = tokio::time::timeout(self.timeout, self.exchange()).await;
         let answer = match answer {
@@ -89,12 +89,12 @@ impl Question {
             instance: instance.clone(),
             target: self.target(),
             took: begun.elapsed(),
-            healthy: self.is_good(&answer),
+            healthy: self.is_healthy(&answer),
             answer,
         }
     }
 
-    const fn is_good(&self, answer: &ProbeAnswer) -> bool {
+    const fn is_healthy(&self, answer: &ProbeAnswer) -> bool {
         match answer {
             ProbeAnswer::Http { status, .. } if self.path.is_some() => *status >= 200 && *status < 400,
             ProbeAnswer::Http { status, .. } => *status < 500,
@@ -119,10 +119,10 @@ impl Question {
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::with_capacity(1024);
         let mut chunk = [0; 2048];
-        while answer.len() < MAX_ANSWER && !is_enough(&answer) {
+        while answer.len() < MAX_ANSWER && !is_complete(&answer) {
             // Bytes received before an error or the end of the stream still count; the body is only shown.
             let read = stream.read(&mut chunk);
-            let read = if head_end(&answer).is_some() {
+            let read = if header_end(&answer).is_some() {
                 tokio::time::timeout(BODY_LIMIT, read).await.unwrap_or(Ok(0))
             } else {
                 read.await
@@ -139,26 +139,26 @@ impl Question {
 }
 
 /// Returns the port that is probed.
-pub(super) fn port_of(spec: &ServiceSpec) -> Option<&Port> {
-    let fits = |port: &&Port| spec.health.path.is_none() || port.kind == PortKind::Http;
+pub(super) fn probed_port(spec: &ServiceSpec) -> Option<&ServicePort> {
+    let fits = |port: &&ServicePort| spec.health.path.is_none() || port.kind == PortKind::Http;
     let mut ports = spec.ports.iter().filter(fits);
     ports.clone().find(|port| port.published).or_else(|| ports.next())
 }
 
 /// Reports whether the answer has a status and, if unhealthy, its body; or is not HTTP.
-fn is_enough(answer: &[u8]) -> bool {
+fn is_complete(answer: &[u8]) -> bool {
     let begins = answer.len().min(5);
     if answer[..begins] != b"HTTP/"[..begins] {
         return true;
     }
-    match (status_of(answer), head_end(answer)) {
+    match (status_of(answer), header_end(answer)) {
         (Some(200..=299), Some(_)) => true,
         (_, Some(end)) => answer.len() - end >= MAX_BODY,
         (_, None) => false,
     }
 }
 
-fn head_end(answer: &[u8]) -> Option<usize> {
+fn header_end(answer: &[u8]) -> Option<usize> {
     answer.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4)
 }
 
@@ -174,7 +174,7 @@ fn read_answer(answer: &[u8]) -> ProbeAnswer {
         return ProbeAnswer::Closed;
     }
     let Some(status) = status_of(answer) else { return ProbeAnswer::Other };
-    let end = head_end(answer).unwrap_or(answer.len());
+    let end = header_end(answer).unwrap_or(answer.len());
     let head = String::from_utf8_lossy(&answer[..end]);
     let location = head.lines().skip(1).find_map(|line| {
         let (name, value) = line.split_once(':')?;
@@ -189,50 +189,54 @@ fn read_answer(answer: &[u8]) -> ProbeAnswer {
 
 /// Derives the health of an instance from its probe results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Judge {
-    pub(super) health: Health,
+pub(super) struct HealthTracker {
+    pub(super) health: InstanceHealth,
     failed: u32,
 }
 
-impl Judge {
-    pub(super) const fn new(health: Health) -> Self {
+impl HealthTracker {
+    pub(super) const fn new(health: InstanceHealth) -> Self {
         Self { health, failed: 0 }
     }
 
-    pub(super) fn take(&mut self, result: &ProbeResult, check: &HealthCheck) {
+    pub(super) fn record(&mut self, result: &ProbeResult, check: &HealthCheck) {
         if result.healthy {
             self.failed = 0;
-            if !matches!(self.health, Health::Healthy { .. }) {
-                self.health = Health::Healthy { since: result.at };
+            if !matches!(self.health, InstanceHealth::Healthy { .. }) {
+                self.health = InstanceHealth::Healthy { since: result.at };
             }
             return;
         }
         self.failed = self.failed.saturating_add(1);
-        if matches!(self.health, Health::Healthy { .. } | Health::Presumed)
+        if matches!(self.health, InstanceHealth::Healthy { .. } | InstanceHealth::Presumed)
             && self.failed >= check.failures.max(1)
         {
-            self.health = Health::Unhealthy;
+            self.health = InstanceHealth::Unhealthy;
         }
     }
 
     /// Returns the pause before the next probe, after `probes` of them.
     fn pause(&self, probes: u32, check: &HealthCheck) -> Duration {
         match self.health {
-            Health::Unproven { .. } => FIRST_PAUSE.saturating_mul(1 << probes.min(10)).min(LONGEST_PAUSE),
-            Health::Healthy { since } if self.failed == 0 => {
+            InstanceHealth::Unproven { .. } => {
+                FIRST_PAUSE.saturating_mul(1 << probes.min(10)).min(LONGEST_PAUSE)
+            }
+            InstanceHealth::Healthy { since } if self.failed == 0 => {
                 let settled = Timestamp::now() >= after(since, check.settle);
                 if settled { check.interval.max(SETTLE_PAUSE) } else { SETTLE_PAUSE }
             }
-            Health::Healthy { since } if Timestamp::now() < after(since, check.settle) => SETTLE_PAUSE,
+            InstanceHealth::Healthy { since } if Timestamp::now() < after(since, check.settle) => {
+                SETTLE_PAUSE
+            }
             // A presumed-healthy instance is probed at once after the start, then as often as a healthy one.
-            Health::Presumed if probes == 0 => FIRST_PAUSE,
+            InstanceHealth::Presumed if probes == 0 => FIRST_PAUSE,
             _ => LONGEST_PAUSE.min(check.interval.max(SETTLE_PAUSE)),
         }
     }
 }
 
 /// Probes a running instance until it stops, and wakes its service loop when its health changes.
-pub(super) async fn monitor(shared: Arc<Shared>, entry: Arc<Entry>, instance: InstanceId) {
+pub(super) async fn monitor(shared: Arc<DeployContext>, entry: Arc<ServiceEntry>, instance: InstanceId) {
     let (stop, health, revision) = {
         let state = entry.state();
         let Some(known) = state.instances.get(&instance) else { return };
@@ -246,8 +250,14 @@ pub(super) async fn monitor(shared: Arc<Shared>, entry: Arc<Entry>, instance: In
     }
 }
 
-async fn watch(shared: &Shared, entry: &Entry, instance: &InstanceId, revision: u32, health: Health) {
-    let mut judge = Judge::new(health);
+async fn watch(
+    shared: &DeployContext,
+    entry: &ServiceEntry,
+    instance: &InstanceId,
+    revision: u32,
+    health: InstanceHealth,
+) {
+    let mut judge = HealthTracker::new(health);
     let mut probes = 0;
     loop {
         let (question, check) = {
@@ -255,27 +265,27 @@ async fn watch(shared: &Shared, entry: &Entry, instance: &InstanceId, revision: 
             let Some(spec) = state.service.revision(revision).map(|revision| &revision.spec) else { return };
             let Some(known) = state.instances.get(instance) else { return };
             let name = state.service.name.as_str();
-            (known.address.map(|address| Question::of(spec, name, address)), spec.health.clone())
+            (known.address.map(|address| HealthProbe::for_service(spec, name, address)), spec.health.clone())
         };
         let pause = match &question {
-            Some(None) => PORTLESS,
+            Some(None) => PORTLESS_DELAY,
             _ => judge.pause(probes, &check),
         };
         tokio::time::sleep(pause).await;
         let result = match question {
-            Some(Some(question)) => question.ask(instance).await,
-            Some(None) => running(instance),
+            Some(Some(question)) => question.probe(instance).await,
+            Some(None) => running_process_result(instance),
             // The address is not known yet.
             None => continue,
         };
         probes += 1;
         let before = judge.health;
-        judge.take(&result, &check);
+        judge.record(&result, &check);
         let progress = {
             let mut state = entry.state();
             let progress = state.progress(revision);
             let Some(known) = state.instances.get_mut(instance) else { return };
-            known.probed(result.clone());
+            known.record_probe(result.clone());
             if !matches!(known.stage, InstanceStage::Running(_)) {
                 return;
             }
@@ -285,17 +295,18 @@ async fn watch(shared: &Shared, entry: &Entry, instance: &InstanceId, revision: 
                 return;
             }
             known.stage = InstanceStage::Running(judge.health);
-            if judge.health == Health::Unhealthy && before != judge.health && state.shall_run(&label) {
-                state.count_end(&label, since, false);
+            if judge.health == InstanceHealth::Unhealthy && before != judge.health && state.shall_run(&label)
+            {
+                state.count_exit(&label, since, false);
             }
             progress
         };
         if let Some(progress) = progress.filter(|_| before != judge.health || !result.healthy) {
-            progress.tell(DeployEventKind::Probed(result.clone()));
+            progress.publish(DeployEventKind::Probed(result.clone()));
         }
         if before != judge.health {
             tracing::info!(
-                service.name = %shared.name_of(entry),
+                service.name = %shared.service_name(entry),
                 instance.id = %instance,
                 health = ?judge.health,
                 probe = %result,
@@ -306,7 +317,7 @@ async fn watch(shared: &Shared, entry: &Entry, instance: &InstanceId, revision: 
     }
 }
 
-fn running(instance: &InstanceId) -> ProbeResult {
+fn running_process_result(instance: &InstanceId) -> ProbeResult {
     ProbeResult {
         at: Timestamp::now(),
         instance: instance.clone(),

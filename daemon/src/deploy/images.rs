@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 use super::port::ServiceImages;
-use crate::image::{Elsewhere, ImageError, Images, RegistryCaller};
+use crate::image::{ImageError, ImageStore, RegistryCaller, RemoteRegistries};
 use crate::model::Reference;
 use crate::model::deploy::ImageFacts;
-use crate::model::fault::{Fault, Stage};
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::image::{PinnedImage, Platform};
-use crate::model::secret::Credential;
+use crate::model::secret::RegistryCredential;
 
 #[derive(Clone)]
 pub struct RoomServiceImages {
-    pub images: Images,
-    pub elsewhere: Elsewhere,
+    pub images: ImageStore,
+    pub remote_registries: RemoteRegistries,
 }
 
 #[async_trait]
@@ -24,9 +24,9 @@ impl ServiceImages for RoomServiceImages {
         &self,
         reference: &Reference,
         caller: &str,
-        given: &BTreeMap<String, Credential>,
+        credentials: &BTreeMap<String, RegistryCredential>,
     ) -> Result<ImageFacts, Fault> {
-        let asker = RegistryCaller { name: caller, given, elsewhere: &self.elsewhere };
+        let asker = RegistryCaller { name: caller, credentials, registries: &self.remote_registries };
         let found = self.images.runnable(reference, &Platform::host(), asker).await;
         found.map_err(|error| fault(&error))
     }
@@ -35,16 +35,16 @@ impl ServiceImages for RoomServiceImages {
         &self,
         reference: &Reference,
         caller: &str,
-        given: &BTreeMap<String, Credential>,
+        credentials: &BTreeMap<String, RegistryCredential>,
     ) -> Result<PinnedImage, Fault> {
-        let asker = RegistryCaller { name: caller, given, elsewhere: &self.elsewhere };
+        let asker = RegistryCaller { name: caller, credentials, registries: &self.remote_registries };
         let found = self.images.mountable(reference, &Platform::host(), asker).await;
         found.map_err(|error| fault(&error))
     }
 }
 
 fn fault(error: &ImageError) -> Fault {
-    let mut fault = Fault::new(Stage::Deploy, error.code(), error.to_string());
+    let mut fault = Fault::new(FaultStage::Deploy, error.code(), error.to_string());
     fault.retryable = error.retryable();
     fault.hint = error.hint().map(str::to_owned);
     fault

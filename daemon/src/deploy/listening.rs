@@ -12,12 +12,12 @@ const MAX_TABLE: u64 = 1 << 20;
 
 /// Address and port of a listening TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Listener {
+pub(super) struct ListeningSocket {
     pub(super) address: IpAddr,
     pub(super) port: u16,
 }
 
-impl Listener {
+impl ListeningSocket {
     /// Reports whether only processes inside the instance can connect.
     pub(super) const fn is_local(&self) -> bool {
         self.address.is_loopback()
@@ -25,20 +25,20 @@ impl Listener {
 }
 
 /// Returns the listening sockets in the network namespace of a process; none if the process is gone. Blocking.
-pub(super) fn of_process(pid: u32) -> BTreeSet<Listener> {
+pub(super) fn listening_sockets(pid: u32) -> BTreeSet<ListeningSocket> {
     let mut found = BTreeSet::new();
     for table in ["tcp", "tcp6"] {
         let Ok(file) = File::open(format!("/proc/{pid}/net/{table}")) else { continue };
         let mut text = String::new();
         if file.take(MAX_TABLE).read_to_string(&mut text).is_ok() {
-            found.extend(text.lines().filter_map(listener));
+            found.extend(text.lines().filter_map(parse_line));
         }
     }
     found
 }
 
 /// Parses one line: `sl local_address rem_address st ..`.
-fn listener(line: &str) -> Option<Listener> {
+fn parse_line(line: &str) -> Option<ListeningSocket> {
     let mut words = line.split_ascii_whitespace().skip(1);
     let (local, state) = (words.next()?, words.nth(1)?);
     if state != LISTEN {
@@ -59,7 +59,7 @@ fn listener(line: &str) -> Option<Listener> {
         }
         _ => return None,
     };
-    Some(Listener { address, port })
+    Some(ListeningSocket { address, port })
 }
 
 #[cfg(test)]
@@ -70,11 +70,11 @@ mod tests {
     fn listeners_of_this_process_are_found_and_told_by_who_reaches_them() {
         let local = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let open = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
-        let found = of_process(std::process::id());
+        let found = listening_sockets(std::process::id());
         let of = |port| found.iter().find(|listener| listener.port == port).unwrap();
         assert!(of(local.local_addr().unwrap().port()).is_local());
         assert!(!of(open.local_addr().unwrap().port()).is_local());
-        assert!(of_process(u32::MAX).is_empty());
+        assert!(listening_sockets(u32::MAX).is_empty());
     }
 
     #[test]
@@ -85,12 +85,12 @@ mod tests {
    1: 0100007F:1F41 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0
    2: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00
    3: nonsense";
-        let found: Vec<Listener> = table.lines().filter_map(listener).collect();
+        let found: Vec<ListeningSocket> = table.lines().filter_map(parse_line).collect();
         assert_eq!(
             found,
             [
-                Listener { address: "127.0.0.1".parse().unwrap(), port: 8000 },
-                Listener { address: "::1".parse().unwrap(), port: 80 }
+                ListeningSocket { address: "127.0.0.1".parse().unwrap(), port: 8000 },
+                ListeningSocket { address: "::1".parse().unwrap(), port: 80 }
             ]
         );
     }

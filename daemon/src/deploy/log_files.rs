@@ -12,33 +12,33 @@ use futures::stream;
 use jiff::Timestamp;
 
 use super::port::{InstanceLogs, LogError, LogLines};
-use crate::instance_log::format::Source;
-use crate::instance_log::read::{self, Follower, Line, MOST_BYTES, Position};
+use crate::instance_log::format::RecordSource;
+use crate::instance_log::read::{self, LogFollower, LogPosition, MOST_BYTES, RecordedLine};
 use crate::model::build::LogStream;
-use crate::model::deploy::{LogLine, LogQuery};
+use crate::model::deploy::{LogLine, ServiceLogQuery};
 use crate::task;
 
 /// Polling interval for a followed log.
 const POLL: Duration = Duration::from_millis(100);
 /// Number of polls without more of a line after which the unfinished line is returned: it may be a prompt.
-const PATIENCE: u32 = 5;
+const FLUSH_AFTER_POLLS: u32 = 5;
 /// Maximum length in bytes of a line that is returned in one piece.
-const LONGEST: usize = 64 << 10;
+const MAX_LINE: usize = 64 << 10;
 
 #[derive(Clone, Copy, Debug)]
 pub struct LogFiles;
 
 #[async_trait]
 impl InstanceLogs for LogFiles {
-    async fn read(&self, directory: &Path, query: LogQuery) -> Result<LogLines, LogError> {
-        let LogQuery { tail, since, grep, follow } = query;
-        let mut lines = Lines::new(since, grep.clone());
-        let mut start = Position::default();
-        let mut end = if follow { End::Never } else { End::At(Timestamp::now()) };
+    async fn read(&self, directory: &Path, query: ServiceLogQuery) -> Result<LogLines, LogError> {
+        let ServiceLogQuery { tail, since, grep, follow } = query;
+        let mut lines = LogLineAssembler::new(since, grep.clone());
+        let mut start = LogPosition::default();
+        let mut end = if follow { LogReadEnd::Never } else { LogReadEnd::At(Timestamp::now()) };
         if let Some(wanted) = tail {
             let directory = directory.to_owned();
-            let query = read::LogQuery { tail, since, contains: grep, max_bytes: MOST_BYTES };
-            let excerpt = task::blocking("read-log", move || read::read(&directory, &query)).await;
+            let query = read::ExcerptQuery { tail, since, contains: grep, max_bytes: MOST_BYTES };
+            let excerpt = task::blocking("read-log", move || read::read_excerpt(&directory, &query)).await;
             let excerpt =
                 excerpt.map_err(std::io::Error::other).flatten().map_err(|error| unreadable(&error))?;
             if excerpt.omitted > 0 && excerpt.lines.len() < wanted {
@@ -46,15 +46,15 @@ impl InstanceLogs for LogFiles {
                 let all = excerpt.omitted.saturating_add(excerpt.lines.len() as u64);
                 lines.skip = all.saturating_sub(wanted as u64);
             } else {
-                excerpt.lines.iter().for_each(|line| lines.take(line));
+                excerpt.lines.iter().for_each(|line| lines.add(line));
                 lines.flush();
                 start = excerpt.end;
                 if !follow {
-                    end = End::Reached;
+                    end = LogReadEnd::Reached;
                 }
             }
         }
-        let reader = Reader { follower: Follower::new(directory.to_owned(), start), lines, end };
+        let reader = ServiceLogReader { follower: LogFollower::new(directory.to_owned(), start), lines, end };
         Ok(Box::pin(stream::unfold(reader, |mut reader| async move {
             let next = reader.next().await?;
             Some((next, reader))
@@ -68,7 +68,7 @@ fn unreadable(error: &std::io::Error) -> LogError {
 
 /// Condition at which a reader ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum LogReadEnd {
     Never,
     /// Return the lines written until this time: a log may grow faster than it is read.
     At(Timestamp),
@@ -76,41 +76,41 @@ enum End {
 }
 
 /// Stream state of a log reader.
-struct Reader {
-    follower: Follower,
-    lines: Lines,
-    end: End,
+struct ServiceLogReader {
+    follower: LogFollower,
+    lines: LogLineAssembler,
+    end: LogReadEnd,
 }
 
-impl Reader {
+impl ServiceLogReader {
     async fn next(&mut self) -> Option<Result<LogLine, LogError>> {
         let mut quiet = 0;
         loop {
             if let Some(line) = self.lines.ready.pop_front() {
                 return Some(Ok(line));
             }
-            if self.end == End::Reached {
-                return self.lines.last().map(Ok);
+            if self.end == LogReadEnd::Reached {
+                return self.lines.trailing_gap().map(Ok);
             }
             let more = match self.follower.rest().await {
                 Ok(more) => more,
                 Err(error) => {
-                    self.end = End::Reached;
+                    self.end = LogReadEnd::Reached;
                     return Some(Err(unreadable(&error)));
                 }
             };
             let over = match self.end {
-                End::At(end) => more.is_empty() || more.iter().any(|line| line.at > end),
-                End::Never | End::Reached => false,
+                LogReadEnd::At(end) => more.is_empty() || more.iter().any(|line| line.at > end),
+                LogReadEnd::Never | LogReadEnd::Reached => false,
             };
             let nothing = more.is_empty();
-            more.iter().for_each(|line| self.lines.take(line));
+            more.iter().for_each(|line| self.lines.add(line));
             if over {
-                self.end = End::Reached;
+                self.end = LogReadEnd::Reached;
                 self.lines.flush();
             } else if nothing {
                 quiet += 1;
-                if quiet == PATIENCE {
+                if quiet == FLUSH_AFTER_POLLS {
                     self.lines.flush();
                 } else {
                     tokio::time::sleep(POLL).await;
@@ -123,7 +123,7 @@ impl Reader {
 }
 
 /// Assembles the lines of a reader from the records in the files.
-struct Lines {
+struct LogLineAssembler {
     since: Option<Timestamp>,
     grep: Option<String>,
     /// Number of matching lines still to be skipped.
@@ -132,24 +132,32 @@ struct Lines {
     open: [Option<(Timestamp, String)>; 2],
     dropped_bytes: u64,
     /// Time of the last gap that no line has reported yet.
-    gap: Option<Timestamp>,
+    gap_at: Option<Timestamp>,
     ready: VecDeque<LogLine>,
 }
 
-impl Lines {
+impl LogLineAssembler {
     const fn new(since: Option<Timestamp>, grep: Option<String>) -> Self {
-        Self { since, grep, skip: 0, open: [None, None], dropped_bytes: 0, gap: None, ready: VecDeque::new() }
+        Self {
+            since,
+            grep,
+            skip: 0,
+            open: [None, None],
+            dropped_bytes: 0,
+            gap_at: None,
+            ready: VecDeque::new(),
+        }
     }
 
-    fn take(&mut self, line: &Line) {
+    fn add(&mut self, line: &RecordedLine) {
         let stream = match line.source {
-            Source::Stdout => LogStream::Stdout,
-            Source::Stderr => LogStream::Stderr,
-            Source::Gap => {
+            RecordSource::Stdout => LogStream::Stdout,
+            RecordSource::Stderr => LogStream::Stderr,
+            RecordSource::Gap => {
                 if self.since.is_none_or(|since| line.at >= since) {
                     // An unreadable count still means that something is missing.
                     self.dropped_bytes = self.dropped_bytes.saturating_add(line.text.parse().unwrap_or(1));
-                    self.gap = Some(line.at);
+                    self.gap_at = Some(line.at);
                 }
                 return;
             }
@@ -157,18 +165,18 @@ impl Lines {
         let open = &mut self.open[usize::from(stream == LogStream::Stderr)];
         let (at, mut text) = open.take().unwrap_or((line.at, String::new()));
         text.push_str(&line.text);
-        if line.ended || text.len() >= LONGEST {
-            self.tell(at, stream, text);
+        if line.ended || text.len() >= MAX_LINE {
+            self.emit(at, stream, text);
         } else {
             *open = Some((at, text));
         }
     }
 
-    fn tell(&mut self, at: Timestamp, stream: LogStream, text: String) {
+    fn emit(&mut self, at: Timestamp, stream: LogStream, text: String) {
         let wanted = self.since.is_none_or(|since| at >= since)
             && self.grep.as_ref().is_none_or(|wanted| text.contains(wanted));
         if wanted {
-            self.gap = None;
+            self.gap_at = None;
             let dropped_bytes = std::mem::take(&mut self.dropped_bytes);
             match self.skip.checked_sub(1) {
                 Some(left) => self.skip = left,
@@ -181,14 +189,14 @@ impl Lines {
     fn flush(&mut self) {
         for stream in [LogStream::Stdout, LogStream::Stderr] {
             if let Some((at, text)) = self.open[usize::from(stream == LogStream::Stderr)].take() {
-                self.tell(at, stream, text);
+                self.emit(at, stream, text);
             }
         }
     }
 
     /// Returns a line without text that reports bytes dropped at the very end.
-    fn last(&mut self) -> Option<LogLine> {
-        let at = self.gap.take()?;
+    fn trailing_gap(&mut self) -> Option<LogLine> {
+        let at = self.gap_at.take()?;
         let dropped_bytes = std::mem::take(&mut self.dropped_bytes);
         Some(LogLine { at, stream: LogStream::Stderr, text: String::new(), dropped_bytes })
     }
@@ -202,20 +210,20 @@ mod tests {
     use futures::StreamExt as _;
 
     use super::*;
-    use crate::instance_log::format::{Cutter, Record};
+    use crate::instance_log::format::{LogRecord, RecordSplitter};
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_764_000_000 + seconds).unwrap()
     }
 
     /// Appends records in the form that a log keeper writes.
-    fn append(directory: &Path, seconds: i64, source: Source, text: &str) {
-        let (mut out, mut cutter) = (Vec::new(), Cutter::new(source));
+    fn append(directory: &Path, seconds: i64, source: RecordSource, text: &str) {
+        let (mut out, mut cutter) = (Vec::new(), RecordSplitter::new(source));
         match source {
-            Source::Gap => {
-                Record { at: at(seconds), source, ended: true, text: text.as_bytes() }.write(&mut out);
+            RecordSource::Gap => {
+                LogRecord { at: at(seconds), source, ended: true, text: text.as_bytes() }.write(&mut out);
             }
-            Source::Stdout | Source::Stderr => {
+            RecordSource::Stdout | RecordSource::Stderr => {
                 cutter.take(at(seconds), text.as_bytes(), &mut out);
                 cutter.flush(at(seconds), &mut out);
             }
@@ -224,7 +232,7 @@ mod tests {
         file.write_all(&out).unwrap();
     }
 
-    async fn all(directory: &Path, query: LogQuery) -> Vec<LogLine> {
+    async fn all(directory: &Path, query: ServiceLogQuery) -> Vec<LogLine> {
         let lines = LogFiles.read(directory, query).await.unwrap();
         lines.map(Result::unwrap).collect().await
     }
@@ -237,15 +245,15 @@ mod tests {
     async fn a_whole_log_is_told_from_both_files_with_lines_put_together() {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
-        assert_eq!(all(&directory.join("none"), LogQuery::default()).await, []);
-        append(directory, 0, Source::Stdout, "first\n");
+        assert_eq!(all(&directory.join("none"), ServiceLogQuery::default()).await, []);
+        append(directory, 0, RecordSource::Stdout, "first\n");
         std::fs::rename(directory.join("log"), directory.join("log.1")).unwrap();
         let long = "x".repeat(40_000);
-        append(directory, 1, Source::Stderr, &format!("{long}\n"));
-        append(directory, 2, Source::Stdout, "begins");
-        append(directory, 3, Source::Stderr, "between\n");
-        append(directory, 4, Source::Stdout, " and ends\nno newline");
-        let lines = all(directory, LogQuery::default()).await;
+        append(directory, 1, RecordSource::Stderr, &format!("{long}\n"));
+        append(directory, 2, RecordSource::Stdout, "begins");
+        append(directory, 3, RecordSource::Stderr, "between\n");
+        append(directory, 4, RecordSource::Stdout, " and ends\nno newline");
+        let lines = all(directory, ServiceLogQuery::default()).await;
         assert_eq!(texts(&lines), ["first", &long, "between", "begins and ends", "no newline"]);
         assert_eq!(
             (lines[3].at, lines[3].stream, lines[2].stream),
@@ -253,9 +261,9 @@ mod tests {
         );
         // More lines than an excerpt has without a tail. The first of them completes the unfinished line.
         for _ in 0..1000 {
-            append(directory, 5, Source::Stdout, "more\n");
+            append(directory, 5, RecordSource::Stdout, "more\n");
         }
-        let lines = all(directory, LogQuery::default()).await;
+        let lines = all(directory, ServiceLogQuery::default()).await;
         assert_eq!((lines.len(), lines[4].text.as_str()), (1004, "no newlinemore"));
     }
 
@@ -264,16 +272,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
         for number in 0..100 {
-            append(directory, number, Source::Stdout, &format!("{number} {}\n", "x".repeat(60_000)));
+            append(directory, number, RecordSource::Stdout, &format!("{number} {}\n", "x".repeat(60_000)));
         }
-        let query = LogQuery { tail: Some(90), ..LogQuery::default() };
+        let query = ServiceLogQuery { tail: Some(90), ..ServiceLogQuery::default() };
         let lines = all(directory, query.clone()).await;
         let first = |line: &LogLine| line.text.split(' ').next().unwrap().to_owned();
         assert_eq!(
             (lines.len(), first(&lines[0]), first(&lines[89])),
             (90, "10".to_owned(), "99".to_owned())
         );
-        let following = LogQuery { follow: true, ..query };
+        let following = ServiceLogQuery { follow: true, ..query };
         let lines: Vec<_> =
             LogFiles.read(directory, following).await.unwrap().take(90).map(Result::unwrap).collect().await;
         assert_eq!((first(&lines[0]), first(&lines[89])), ("10".to_owned(), "99".to_owned()));
@@ -287,12 +295,13 @@ mod tests {
             append(
                 directory,
                 second,
-                Source::Stdout,
+                RecordSource::Stdout,
                 &format!("{} {second}\n", ["even", "odd"][second as usize % 2]),
             );
         }
         let ask = |tail, since: Option<i64>, grep: Option<&str>| {
-            let query = LogQuery { tail, since: since.map(at), grep: grep.map(str::to_owned), follow: false };
+            let query =
+                ServiceLogQuery { tail, since: since.map(at), grep: grep.map(str::to_owned), follow: false };
             async move { all(directory, query).await }
         };
         assert_eq!(texts(&ask(Some(2), None, None).await), ["even 8", "odd 9"]);
@@ -306,13 +315,13 @@ mod tests {
     async fn dropped_bytes_are_told_with_the_next_line_or_at_the_end() {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
-        append(directory, 0, Source::Stdout, "a\n");
-        append(directory, 1, Source::Gap, "4096");
-        append(directory, 2, Source::Gap, "4");
-        append(directory, 3, Source::Stdout, "b\n");
-        append(directory, 4, Source::Gap, "7");
+        append(directory, 0, RecordSource::Stdout, "a\n");
+        append(directory, 1, RecordSource::Gap, "4096");
+        append(directory, 2, RecordSource::Gap, "4");
+        append(directory, 3, RecordSource::Stdout, "b\n");
+        append(directory, 4, RecordSource::Gap, "7");
         for tail in [None, Some(50)] {
-            let lines = all(directory, LogQuery { tail, ..LogQuery::default() }).await;
+            let lines = all(directory, ServiceLogQuery { tail, ..ServiceLogQuery::default() }).await;
             let told: Vec<_> = lines.iter().map(|line| (line.text.as_str(), line.dropped_bytes)).collect();
             assert_eq!(told, [("a", 0), ("b", 4100), ("", 7)]);
         }
@@ -322,20 +331,20 @@ mod tests {
     async fn a_followed_log_goes_on_and_a_prompt_is_told_without_its_end() {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
-        append(directory, 0, Source::Stdout, "old\nnew\n");
-        let query = LogQuery { tail: Some(1), follow: true, ..LogQuery::default() };
+        append(directory, 0, RecordSource::Stdout, "old\nnew\n");
+        let query = ServiceLogQuery { tail: Some(1), follow: true, ..ServiceLogQuery::default() };
         let mut lines = LogFiles.read(directory, query).await.unwrap();
         let mut next = async || {
             let line = tokio::time::timeout(Duration::from_secs(10), lines.next()).await.unwrap();
             line.unwrap().unwrap().text
         };
         assert_eq!(next().await, "new");
-        append(directory, 1, Source::Stdout, "half");
-        append(directory, 1, Source::Stdout, " a line\nname: ");
+        append(directory, 1, RecordSource::Stdout, "half");
+        append(directory, 1, RecordSource::Stdout, " a line\nname: ");
         assert_eq!(next().await, "half a line");
         assert_eq!(next().await, "name: ");
         std::fs::rename(directory.join("log"), directory.join("log.1")).unwrap();
-        append(directory, 2, Source::Stderr, "later\n");
+        append(directory, 2, RecordSource::Stderr, "later\n");
         assert_eq!(next().await, "later");
     }
 }

@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 
-use super::entry::{Entry, EntryState, Known};
+use super::entry::{ServiceEntry, ServiceEntryState, TrackedInstance};
 use super::plan::InstanceStage;
 use super::port::{LogError, LogLines};
-use super::service::{DeployError, Handle, Shared};
-use crate::model::deploy::{LogLine, LogQuery, LogSource};
+use super::service::{DeployContext, DeployError, Handle};
+use crate::model::deploy::{LogLine, LogSource, ServiceLogQuery};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::InstanceLabel;
 use crate::task;
 
 /// Polling interval for the instance that follows the one whose log ended.
-const NEXT_INSTANCE: Duration = Duration::from_millis(200);
+const NEXT_INSTANCE_POLL: Duration = Duration::from_millis(200);
 /// Number of polls without a line after which the log of an exited instance is complete.
-const QUIET_LOOKS: usize = 3;
+const QUIET_POLLS: usize = 3;
 /// Number of logs of earlier instances kept per service.
 const KEPT_LOGS: usize = 5;
 
@@ -33,10 +33,10 @@ impl Handle {
         &self,
         service: &str,
         source: LogSource,
-        query: LogQuery,
+        query: ServiceLogQuery,
     ) -> Result<LogLines, DeployError> {
-        let entry = self.shared.find(service)?;
-        let first = self.shared.first_logged(&entry, &source).await?;
+        let entry = self.shared.find_entry(service)?;
+        let first = self.shared.first_logged_instance(&entry, &source).await?;
         let shared = Arc::clone(&self.shared);
         let lines: LogLines = match &first {
             Some(instance) => {
@@ -49,7 +49,7 @@ impl Handle {
             return Ok(lines);
         }
         let seen = first.iter().cloned().collect();
-        let follower = Follower { shared, entry, source, lines, current: first, seen, query };
+        let follower = ServiceLogFollower { shared, entry, source, lines, current: first, seen, query };
         Ok(Box::pin(stream::unfold(Some(follower), |follower| async move {
             let mut follower = follower?;
             match follower.next().await {
@@ -62,30 +62,30 @@ impl Handle {
 }
 
 /// Stream state for following a service's log across instances.
-struct Follower {
-    shared: Arc<Shared>,
-    entry: Arc<Entry>,
+struct ServiceLogFollower {
+    shared: Arc<DeployContext>,
+    entry: Arc<ServiceEntry>,
     source: LogSource,
     lines: LogLines,
     current: Option<InstanceId>,
     seen: BTreeSet<InstanceId>,
-    query: LogQuery,
+    query: ServiceLogQuery,
 }
 
-impl Follower {
+impl ServiceLogFollower {
     /// Returns the next line of the current instance; `None` when it is no longer running and its last lines have been
     /// read.
     async fn next_of_current(&mut self) -> Option<Result<LogLine, LogError>> {
         let mut quiet = 0;
-        while quiet < QUIET_LOOKS {
+        while quiet < QUIET_POLLS {
             tokio::select! {
                 line = self.lines.next() => return line,
                 () = self.shared.stop.cancelled() => return None,
-                () = tokio::time::sleep(NEXT_INSTANCE) => {}
+                () = tokio::time::sleep(NEXT_INSTANCE_POLL) => {}
             }
             let state = self.entry.state();
             let known = self.current.as_ref().and_then(|instance| state.instances.get(instance));
-            let writes = known.is_some_and(|known| !matches!(known.stage, InstanceStage::Ended { .. }));
+            let writes = known.is_some_and(|known| !matches!(known.stage, InstanceStage::Exited { .. }));
             quiet = if writes { 0 } else { quiet + 1 };
         }
         None
@@ -97,9 +97,10 @@ impl Follower {
         let current = self.current.clone()?;
         let directory = self.shared.options.log_dir.join(self.entry.id.as_str());
         let later = task::blocking("service logs", move || {
-            let revision = revision_of(&directory, &current);
-            let later = logged(&directory).into_iter().skip_while(|instance| *instance != current).skip(1);
-            later.filter(|instance| revision_of(&directory, instance) == revision).collect::<Vec<_>>()
+            let revision = logged_revision(&directory, &current);
+            let later =
+                logged_instances(&directory).into_iter().skip_while(|instance| *instance != current).skip(1);
+            later.filter(|instance| logged_revision(&directory, instance) == revision).collect::<Vec<_>>()
         });
         later.await.ok()?.into_iter().find(|instance| !self.seen.contains(instance))
     }
@@ -120,7 +121,7 @@ impl Follower {
                 }
                 {
                     let state = self.entry.state();
-                    let newer = newest(&state, revision);
+                    let newer = newest_instance(&state, revision);
                     if let Some(instance) = newer.filter(|instance| !self.seen.contains(instance)) {
                         break instance;
                     }
@@ -129,15 +130,15 @@ impl Follower {
                     }
                 }
                 tokio::select! {
-                    () = self.entry.gone.cancelled() => return None,
+                    () = self.entry.removed.cancelled() => return None,
                     () = self.shared.stop.cancelled() => return None,
-                    () = tokio::time::sleep(NEXT_INSTANCE) => {}
+                    () = tokio::time::sleep(NEXT_INSTANCE_POLL) => {}
                 }
             };
             self.seen.insert(instance.clone());
             self.current = Some(instance.clone());
             let directory = self.shared.log_directory(&self.entry.id, &instance);
-            let query = LogQuery { tail: None, since: None, ..self.query.clone() };
+            let query = ServiceLogQuery { tail: None, since: None, ..self.query.clone() };
             match self.shared.ports.logs.read(&directory, query).await {
                 Ok(lines) => self.lines = lines,
                 Err(error) => return Some(Err(error)),
@@ -147,11 +148,11 @@ impl Follower {
 }
 
 /// Reports whether an instance whose log is wanted may still start.
-fn may_start(state: &EntryState, source: &LogSource) -> bool {
+fn may_start(state: &ServiceEntryState, source: &LogSource) -> bool {
     match source {
         LogSource::Newest => true,
         LogSource::Revision(number) => {
-            state.service.wanted().is_some_and(|revision| revision.number == *number)
+            state.service.target_revision().is_some_and(|revision| revision.number == *number)
         }
         LogSource::Instance(_) => false,
     }
@@ -159,11 +160,11 @@ fn may_start(state: &EntryState, source: &LogSource) -> bool {
 
 /// Returns the most relevant instance: of the newest revision and generation, or of the newest generation of
 /// `revision`; the routed one among equals.
-fn newest(state: &EntryState, revision: Option<u32>) -> Option<InstanceId> {
+fn newest_instance(state: &ServiceEntryState, revision: Option<u32>) -> Option<InstanceId> {
     let rank = |id: &InstanceId, label: &InstanceLabel| {
         (label.revision, label.generation, state.routed.as_ref() == Some(id))
     };
-    let wanted = |known: &Known| revision.is_none_or(|revision| known.label.revision == revision);
+    let wanted = |known: &TrackedInstance| revision.is_none_or(|revision| known.label.revision == revision);
     let newest = state
         .instances
         .iter()
@@ -172,15 +173,15 @@ fn newest(state: &EntryState, revision: Option<u32>) -> Option<InstanceId> {
     newest.map(|(id, _)| id.clone())
 }
 
-impl Shared {
+impl DeployContext {
     pub(super) fn log_directory(&self, service: &ServiceId, instance: &InstanceId) -> PathBuf {
         self.options.log_dir.join(service.as_str()).join(instance.as_str())
     }
 
     /// Returns the instance whose log is read first; `None` while the service, or the revision, has had none.
-    async fn first_logged(
+    async fn first_logged_instance(
         &self,
-        entry: &Entry,
+        entry: &ServiceEntry,
         source: &LogSource,
     ) -> Result<Option<InstanceId>, DeployError> {
         let revision = match source {
@@ -198,7 +199,7 @@ impl Shared {
                 };
             }
         };
-        let running = newest(&entry.state(), revision);
+        let running = newest_instance(&entry.state(), revision);
         let first = match running {
             Some(instance) => Some(instance),
             // The instance that started a log file last.
@@ -222,9 +223,9 @@ impl Shared {
     async fn kept_logs(&self, service: &ServiceId, revision: Option<u32>) -> Vec<InstanceId> {
         let directory = self.options.log_dir.join(service.as_str());
         let listed = task::blocking("service logs", move || {
-            let mut found = logged(&directory);
+            let mut found = logged_instances(&directory);
             if let Some(revision) = revision {
-                found.retain(|instance| revision_of(&directory, instance) == Some(revision));
+                found.retain(|instance| logged_revision(&directory, instance) == Some(revision));
             }
             found
         });
@@ -232,8 +233,8 @@ impl Shared {
     }
 
     /// Removes the log directories of services that were removed from the store just before the daemon was killed.
-    pub(super) async fn sweep_strange_logs(&self) {
-        let known: BTreeSet<String> = self.all().iter().map(|entry| entry.id.to_string()).collect();
+    pub(super) async fn remove_orphaned_logs(&self) {
+        let known: BTreeSet<String> = self.all_entries().iter().map(|entry| entry.id.to_string()).collect();
         let directory = self.options.log_dir.clone();
         let swept = task::blocking("service logs", move || {
             for entry in std::fs::read_dir(&directory)? {
@@ -253,7 +254,7 @@ impl Shared {
     }
 
     /// Removes the logs of all but the last few former instances; with `all`, all logs of the service.
-    pub(super) async fn sweep_logs(&self, service: &ServiceId, instances: BTreeSet<InstanceId>, all: bool) {
+    pub(super) async fn prune_logs(&self, service: &ServiceId, instances: BTreeSet<InstanceId>, all: bool) {
         let directory = self.options.log_dir.join(service.as_str());
         let swept = task::blocking("service logs", move || {
             if all {
@@ -262,7 +263,7 @@ impl Shared {
                     _ => Ok(()),
                 };
             }
-            let mut gone = logged(&directory);
+            let mut gone = logged_instances(&directory);
             gone.retain(|instance| !instances.contains(instance));
             let excess = gone.len().saturating_sub(KEPT_LOGS);
             for instance in &gone[..excess] {
@@ -277,7 +278,7 @@ impl Shared {
 }
 
 /// Creates the directory of an instance's log.
-pub(super) async fn make_directory(directory: &Path, revision: u32) -> std::io::Result<()> {
+pub(super) async fn create_log_directory(directory: &Path, revision: u32) -> std::io::Result<()> {
     let directory = directory.to_owned();
     let made = task::blocking("instance log", move || {
         std::fs::create_dir_all(&directory)?;
@@ -287,7 +288,7 @@ pub(super) async fn make_directory(directory: &Path, revision: u32) -> std::io::
 }
 
 /// Removes the log directory of an instance that was not started, if nothing was written to it.
-pub(super) async fn remove_unused(directory: &Path) {
+pub(super) async fn remove_unused_log(directory: &Path) {
     let directory = directory.to_owned();
     let removed = task::blocking("instance log", move || {
         let only_ours =
@@ -300,13 +301,13 @@ pub(super) async fn remove_unused(directory: &Path) {
 }
 
 /// Returns the revision of an instance, from the file beside its log.
-fn revision_of(directory: &Path, instance: &InstanceId) -> Option<u32> {
+fn logged_revision(directory: &Path, instance: &InstanceId) -> Option<u32> {
     let text = std::fs::read_to_string(directory.join(instance.as_str()).join(REVISION_FILE));
     text.ok()?.parse().ok()
 }
 
 /// Returns the instances that have a log, ordered by the modification time of its directory.
-fn logged(directory: &Path) -> Vec<InstanceId> {
+fn logged_instances(directory: &Path) -> Vec<InstanceId> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let mut found: Vec<_> = entries
         .filter_map(|entry| {

@@ -6,14 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::confinement::Confinement;
+use crate::model::confinement::ServiceConfinement;
 use crate::model::deploy::{DeployRequest, ImageFacts};
 use crate::model::image::PinnedImage;
 use crate::model::service::{
-    Domain, HealthCheck, Port, PortKind, RESERVED_PORT, ResourceLimits, Service, ServiceName,
-    ServiceNameError, ServiceSpec, Strategy,
+    DeployStrategy, HealthCheck, PortKind, RESERVED_PORT, ResourceLimits, ServiceDomain, ServiceName,
+    ServiceNameError, ServicePort, ServiceRecord, ServiceSpec,
 };
-use crate::model::{MountMode, MountSource, MountSpec, MountTarget, Repository};
+use crate::model::{MountAccess, MountSource, MountSpec, MountTarget, Repository};
 
 /// Limits of a service's specification, which is not meant to store data.
 const MAX_ENV: usize = 512;
@@ -58,15 +58,15 @@ pub enum MergeError {
     #[error("more than {limit} {what}")]
     TooMany { what: &'static str, limit: usize },
     #[error("path `{0}` of the health check does not start with `/`, or has blanks in it")]
-    Liveness(String),
+    InvalidLivenessPath(String),
     #[error("a health check by path needs an http port")]
     LivenessPort,
     #[error("the command is empty")]
     EmptyCommand,
     #[error("a memory limit of {0} bytes is less than the {MIN_MEMORY} that a process needs to start")]
-    Memory(u64),
+    MemoryTooSmall(u64),
     #[error("a processor limit of 0 lets nothing run")]
-    Cpus,
+    ZeroCpuLimit,
 }
 
 impl MergeError {
@@ -79,10 +79,10 @@ impl MergeError {
             Self::EnvName(_) | Self::EnvNul(_) | Self::EnvSize => "--env",
             Self::MountTwice(_) | Self::MountRoot | Self::MountPack => "--mount",
             Self::TooMany { what, .. } => what,
-            Self::Liveness(_) | Self::LivenessPort => "--liveness",
+            Self::InvalidLivenessPath(_) | Self::LivenessPort => "--liveness",
             Self::EmptyCommand => "--command",
-            Self::Memory(_) => "--memory",
-            Self::Cpus => "--cpus",
+            Self::MemoryTooSmall(_) => "--memory",
+            Self::ZeroCpuLimit => "--cpus",
         }
     }
 
@@ -130,14 +130,14 @@ fn ports_in_words(ports: &[u16]) -> String {
 
 /// Specification of the next revision, with notes about values that were chosen by default.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Merged {
+pub struct MergedSpec {
     pub spec: ServiceSpec,
     pub notes: Vec<String>,
 }
 
 /// Returns the name of the service that a request is about. An image of a remote registry gives the same name as one of
 /// the room.
-pub fn name_of(request: &DeployRequest) -> Result<ServiceName, MergeError> {
+pub fn service_name_of(request: &DeployRequest) -> Result<ServiceName, MergeError> {
     let name = match &request.name {
         Some(name) => name.clone(),
         None => ServiceName::of_repository(&request.image.repository)?,
@@ -152,11 +152,11 @@ pub fn name_of(request: &DeployRequest) -> Result<ServiceName, MergeError> {
 /// has changed nothing; if none was ever live, the base is the last attempt. `mounted` are the images of the request's
 /// mounts, by target; a kept mount keeps its image.
 pub fn merge(
-    existing: Option<&Service>,
+    existing: Option<&ServiceRecord>,
     request: &DeployRequest,
     image: &ImageFacts,
     mounted: &BTreeMap<MountTarget, PinnedImage>,
-) -> Result<Merged, MergeError> {
+) -> Result<MergedSpec, MergeError> {
     if let Some(service) = existing.filter(|service| service.repository != image.repository) {
         return Err(MergeError::OtherRepository {
             name: service.name.clone(),
@@ -165,7 +165,7 @@ pub fn merge(
         });
     }
     let before = existing
-        .and_then(|service| service.wanted().or_else(|| service.revision(service.desired)))
+        .and_then(|service| service.target_revision().or_else(|| service.revision(service.desired)))
         .map(|revision| &revision.spec);
     let kept = before.filter(|_| !request.replace);
     let mut notes = Vec::new();
@@ -173,7 +173,7 @@ pub fn merge(
     env.extend(request.env.clone());
     let ports = ports(request, kept, image, &mut notes);
     let mounts = mounts(request, kept, image, &mut notes)?;
-    let mounted = pins(&mounts, mounted, kept);
+    let mounted = pinned_images(&mounts, mounted, kept);
     let mut health = kept.map_or_else(HealthCheck::default, |spec| spec.health.clone());
     if let Some(path) = &request.liveness {
         health.path = Some(path.clone());
@@ -202,7 +202,7 @@ pub fn merge(
             cpu_millis: request.cpu_millis.or(limits.cpu_millis),
         },
         health,
-        strategy: request.strategy.or(kept.map(|spec| spec.strategy)).unwrap_or(Strategy::Rolling),
+        strategy: request.strategy.or(kept.map(|spec| spec.strategy)).unwrap_or(DeployStrategy::Rolling),
         domains: domains(request, kept),
         public: request.public.or(kept.map(|spec| spec.public)).unwrap_or(false),
         description: request
@@ -215,7 +215,7 @@ pub fn merge(
             .clone()
             .or_else(|| Some(kept?.annotations.clone()))
             .unwrap_or_default(),
-        confinement: Confinement {
+        confinement: ServiceConfinement {
             isolated: request.isolated.or(kept.map(|spec| spec.confinement.isolated)).unwrap_or(false),
             capabilities: request
                 .capabilities
@@ -224,8 +224,8 @@ pub fn merge(
                 .unwrap_or_default(),
         },
     };
-    check(&spec)?;
-    Ok(Merged { spec, notes })
+    check_spec(&spec)?;
+    Ok(MergedSpec { spec, notes })
 }
 
 fn ports(
@@ -233,7 +233,7 @@ fn ports(
     kept: Option<&ServiceSpec>,
     image: &ImageFacts,
     notes: &mut Vec<String>,
-) -> Vec<Port> {
+) -> Vec<ServicePort> {
     if let Some(ports) = &request.ports {
         return ports.clone();
     }
@@ -241,8 +241,9 @@ fn ports(
         return spec.ports.clone();
     }
     let exposed = image.exposed.iter();
-    let ports: Vec<Port> =
-        exposed.map(|number| Port { number: *number, kind: PortKind::Http, published: true }).collect();
+    let ports: Vec<ServicePort> = exposed
+        .map(|number| ServicePort { number: *number, kind: PortKind::Http, published: true })
+        .collect();
     for port in &ports {
         notes.push(format!("port {} is taken from the image's EXPOSE", port.number));
     }
@@ -255,14 +256,14 @@ fn mounts(
     image: &ImageFacts,
     notes: &mut Vec<String>,
 ) -> Result<Vec<MountSpec>, MergeError> {
-    let given: BTreeSet<u8> = request.mounts.iter().map(|mount| kind(&mount.source)).collect();
+    let given: BTreeSet<u8> = request.mounts.iter().map(|mount| mount_kind(&mount.source)).collect();
     let mut mounts = request.mounts.clone();
     let kept = kept.map(|spec| spec.mounts.as_slice()).unwrap_or_default();
     let taken: BTreeSet<MountTarget> = mounts.iter().map(|mount| mount.target.clone()).collect();
     // A kept mount is dropped if the request mounts another kind at the same target.
     mounts.extend(
         kept.iter()
-            .filter(|mount| !given.contains(&kind(&mount.source)) && !taken.contains(&mount.target))
+            .filter(|mount| !given.contains(&mount_kind(&mount.source)) && !taken.contains(&mount.target))
             .cloned(),
     );
     let mut seen = BTreeSet::new();
@@ -283,7 +284,7 @@ fn mounts(
             mounts.push(MountSpec {
                 source: MountSource::EmptyDir,
                 target: volume.clone(),
-                mode: MountMode::ReadWrite,
+                mode: MountAccess::ReadWrite,
             });
         }
     }
@@ -292,7 +293,7 @@ fn mounts(
 
 /// Returns the images of all mounts. Mounts of the request and kept mounts are never of the same kind, so the target
 /// identifies the image.
-fn pins(
+fn pinned_images(
     mounts: &[MountSpec],
     given: &BTreeMap<MountTarget, PinnedImage>,
     kept: Option<&ServiceSpec>,
@@ -306,7 +307,7 @@ fn pins(
 }
 
 /// Returns a number for the kind of a mount, one per mount flag.
-const fn kind(source: &MountSource) -> u8 {
+const fn mount_kind(source: &MountSource) -> u8 {
     match source {
         MountSource::Room(_) => 0,
         MountSource::Project(_) => 1,
@@ -317,13 +318,13 @@ const fn kind(source: &MountSource) -> u8 {
     }
 }
 
-fn domains(request: &DeployRequest, kept: Option<&ServiceSpec>) -> Vec<Domain> {
+fn domains(request: &DeployRequest, kept: Option<&ServiceSpec>) -> Vec<ServiceDomain> {
     let domains = request.domains.clone().or_else(|| Some(kept?.domains.clone())).unwrap_or_default();
     let mut seen = BTreeSet::new();
     domains.into_iter().filter(|domain| seen.insert(domain.clone())).collect()
 }
 
-fn check(spec: &ServiceSpec) -> Result<(), MergeError> {
+fn check_spec(spec: &ServiceSpec) -> Result<(), MergeError> {
     let mut numbers = BTreeSet::new();
     for port in &spec.ports {
         match port.number {
@@ -334,9 +335,9 @@ fn check(spec: &ServiceSpec) -> Result<(), MergeError> {
         }
     }
     if !spec.domains.is_empty() {
-        let published: Vec<&Port> = spec.ports.iter().filter(|port| port.published).collect();
+        let published: Vec<&ServicePort> = spec.ports.iter().filter(|port| port.published).collect();
         match published.as_slice() {
-            [Port { kind: PortKind::Http, .. }] => {}
+            [ServicePort { kind: PortKind::Http, .. }] => {}
             [port] => return Err(MergeError::DomainTcp(port.number)),
             ports => {
                 return Err(MergeError::DomainPorts {
@@ -347,7 +348,7 @@ fn check(spec: &ServiceSpec) -> Result<(), MergeError> {
     }
     if let Some(path) = &spec.health.path {
         if !path.starts_with('/') || path.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
-            return Err(MergeError::Liveness(path.chars().take(200).collect()));
+            return Err(MergeError::InvalidLivenessPath(path.chars().take(200).collect()));
         }
         if !spec.ports.iter().any(|port| port.kind == PortKind::Http) {
             return Err(MergeError::LivenessPort);
@@ -358,9 +359,9 @@ fn check(spec: &ServiceSpec) -> Result<(), MergeError> {
     }
     match spec.limits {
         ResourceLimits { memory_bytes: Some(bytes), .. } if bytes < MIN_MEMORY => {
-            return Err(MergeError::Memory(bytes));
+            return Err(MergeError::MemoryTooSmall(bytes));
         }
-        ResourceLimits { cpu_millis: Some(0), .. } => return Err(MergeError::Cpus),
+        ResourceLimits { cpu_millis: Some(0), .. } => return Err(MergeError::ZeroCpuLimit),
         _ => {}
     }
     check_env(spec)?;

@@ -40,7 +40,7 @@ use async_trait::async_trait;
 use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
-use super::port::{BindMount, MountFault, MountSource};
+use super::port::{BindMount, InstanceMounter, MountFault};
 use crate::context::storage::StorageRoots;
 use crate::model::id::InstanceId;
 use crate::model::image::PinnedImage;
@@ -49,8 +49,8 @@ use crate::model::{MountSpec, MountTarget};
 use crate::task;
 
 pub use images::MountedImages;
-use shield::Shields;
-use view::View;
+use shield::StorageShields;
+use view::MountedImageView;
 
 // Names of the subdirectories of an instance.
 const STORAGE: &str = "storage";
@@ -67,35 +67,35 @@ pub struct Options {
 
 /// Creates and removes the mounts of instances. Cheap to clone.
 #[derive(Clone)]
-pub struct InstanceMounts(Arc<Shared>);
+pub struct InstanceMounts(Arc<MountContext>);
 
-struct Shared {
+struct MountContext {
     /// Canonical path, in the form in which the mount table has it.
     directory: PathBuf,
     storage: StorageRoots,
     images: MountedImages,
     /// Held while a storage is mounted on itself or such a mount is removed.
-    shields: Mutex<Shields>,
+    shields: Mutex<StorageShields>,
     /// FUSE views by instance. The inner lock is held while the mounts of the instance are created or removed.
-    instances: Mutex<BTreeMap<InstanceId, Arc<Mutex<Views>>>>,
+    instances: Mutex<BTreeMap<InstanceId, Arc<Mutex<InstanceViews>>>>,
 }
 
 /// The FUSE views that this process serves for an instance.
-type Views = Vec<View>;
+type InstanceViews = Vec<MountedImageView>;
 
 impl InstanceMounts {
     pub fn open(options: Options, images: MountedImages) -> io::Result<Self> {
         let Options { directory, storage } = options;
         DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
         let directory = directory.canonicalize()?;
-        let shields = Mutex::new(Shields::recorded_in(directory.with_extension("shields.json")));
-        Ok(Self(Arc::new(Shared { directory, storage, images, shields, instances: Mutex::default() })))
+        let shields = Mutex::new(StorageShields::with_record(directory.with_extension("shields.json")));
+        Ok(Self(Arc::new(MountContext { directory, storage, images, shields, instances: Mutex::default() })))
     }
 
     /// Removes the storage mounts that all services share. Called when no service is left.
-    pub async fn end(&self) -> Result<(), MountFault> {
+    pub async fn release_storage(&self) -> Result<(), MountFault> {
         self.blocking("mounts.end", |shared| {
-            let released = unpoisoned(&shared.shields).release();
+            let released = locked(&shared.shields).release();
             released.map_err(|error| fault::of_io(&"storage", &error))
         })
         .await
@@ -104,7 +104,7 @@ impl InstanceMounts {
     async fn blocking<T: Send + 'static>(
         &self,
         name: &'static str,
-        work: impl FnOnce(&Shared) -> Result<T, MountFault> + Send + 'static,
+        work: impl FnOnce(&MountContext) -> Result<T, MountFault> + Send + 'static,
     ) -> Result<T, MountFault> {
         let shared = Arc::clone(&self.0);
         task::blocking(name, move || work(&shared)).await.unwrap_or_else(|_| Err(fault::ending()))
@@ -112,7 +112,7 @@ impl InstanceMounts {
 }
 
 #[async_trait]
-impl MountSource for InstanceMounts {
+impl InstanceMounter for InstanceMounts {
     async fn open(
         &self,
         instance: &InstanceLabel,
@@ -128,7 +128,7 @@ impl MountSource for InstanceMounts {
         let given_up = CancellationToken::new();
         let _guard = given_up.clone().drop_guard();
         let instance = instance.instance.clone();
-        self.blocking("mounts.open", move |shared| shared.make(&instance, opened, &given_up)).await
+        self.blocking("mounts.open", move |shared| shared.make_mounts(&instance, opened, &given_up)).await
     }
 
     async fn close(&self, instance: &InstanceId) -> Result<(), MountFault> {
@@ -145,26 +145,26 @@ impl MountSource for InstanceMounts {
     }
 }
 
-impl Shared {
+impl MountContext {
     fn directory_of(&self, instance: &InstanceId) -> PathBuf {
         self.directory.join(instance.as_str())
     }
 
-    fn views_of(&self, instance: &InstanceId) -> Arc<Mutex<Views>> {
-        Arc::clone(unpoisoned(&self.instances).entry(instance.clone()).or_default())
+    fn views_of(&self, instance: &InstanceId) -> Arc<Mutex<InstanceViews>> {
+        Arc::clone(locked(&self.instances).entry(instance.clone()).or_default())
     }
 
     fn close(&self, instance: &InstanceId) -> Result<(), MountFault> {
         let views = self.views_of(instance);
         let directory = self.directory_of(instance);
-        let cleared = clear::clear(&directory, &mut unpoisoned(&views));
+        let cleared = clear::clear(&directory, &mut locked(&views));
         cleared.map_err(|error| fault::of_io(&directory.display(), &error))?;
-        unpoisoned(&self.instances).remove(instance);
+        locked(&self.instances).remove(instance);
         Ok(())
     }
 
     fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> io::Result<BTreeSet<InstanceId>> {
-        self.shield(instances);
+        self.shield_storage(instances);
         let mut dead = BTreeSet::new();
         for entry in fs::read_dir(&self.directory)? {
             let name = entry?.file_name();
@@ -173,7 +173,7 @@ impl Shared {
                 continue;
             };
             if instances.contains(&instance) {
-                if self.is_dead(&instance)? {
+                if self.has_dead_views(&instance)? {
                     dead.insert(instance);
                 }
             } else if let Err(error) = self.close(&instance) {
@@ -186,11 +186,11 @@ impl Shared {
 
     /// Mounts the storage on itself for running instances, which may have been started by a version without shields, or
     /// whose shields somebody removed.
-    fn shield(&self, instances: &BTreeSet<InstanceId>) {
+    fn shield_storage(&self, instances: &BTreeSet<InstanceId>) {
         if !instances.iter().any(|instance| self.directory_of(instance).join(STORAGE).exists()) {
             return;
         }
-        let shields = unpoisoned(&self.shields);
+        let shields = locked(&self.shields);
         for storage in [&self.storage.room, &self.storage.project] {
             if let Err(error) = shields.ensure(storage) {
                 let path = storage.path().display();
@@ -200,16 +200,16 @@ impl Shared {
     }
 
     /// Reports whether the instance has views that no process serves.
-    fn is_dead(&self, instance: &InstanceId) -> io::Result<bool> {
+    fn has_dead_views(&self, instance: &InstanceId) -> io::Result<bool> {
         let views = self.views_of(instance);
-        let views = unpoisoned(&views);
+        let views = locked(&views);
         let made = clear::count(&self.directory_of(instance).join(VIEWS))?;
         Ok(views.iter().filter(|view| !view.has_ended()).count() < made)
     }
 }
 
 /// Locks a mutex. A panic under the lock leaves at worst leftovers that [`clear`] removes.
-fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock()
 }
 

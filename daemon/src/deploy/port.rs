@@ -11,12 +11,14 @@ use futures::Stream;
 use tokio::sync::{mpsc, watch};
 
 use crate::model::confinement::AddedCapability;
-use crate::model::deploy::{ImageFacts, LogLine, LogQuery};
+use crate::model::deploy::{ImageFacts, LogLine, ServiceLogQuery};
 use crate::model::fault::Fault;
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::image::PinnedImage;
-use crate::model::secret::{Credential, Secret};
-use crate::model::service::{Domain, Exit, InstanceLabel, ResourceLimits, Service, ServiceName};
+use crate::model::secret::{RegistryCredential, Secret};
+use crate::model::service::{
+    InstanceLabel, ProcessExit, ResourceLimits, ServiceDomain, ServiceName, ServiceRecord,
+};
 use crate::model::{Digest, MountSpec, MountTarget, Reference, Repository};
 
 /// Runs instances, one container each. The production implementation uses containerd.
@@ -24,7 +26,7 @@ use crate::model::{Digest, MountSpec, MountTarget, Reference, Repository};
 /// Instances outlive the daemon and the runtime's own process. The daemon keeps no record of them: [`list`](Self::list)
 /// finds the existing ones by the labels that [`start`](Self::start) set.
 #[async_trait]
-pub trait Runtime: Send + Sync + 'static {
+pub trait ContainerRuntime: Send + Sync + 'static {
     /// Unpacks the image's files for instances. This may take long; a later start of the same image does not. The files
     /// stay while an instance uses them or [`keep_images`](Self::keep_images) names them.
     async fn prepare(&self, image: &InstanceImage) -> Result<(), RuntimeError>;
@@ -44,14 +46,14 @@ pub trait Runtime: Send + Sync + 'static {
     async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError>;
 
     /// Lists every instance of this daemon of which any part exists, running or not.
-    async fn list(&self) -> Result<Vec<Observed>, RuntimeError>;
+    async fn list(&self) -> Result<Vec<ObservedInstance>, RuntimeError>;
 
     /// Changes whenever an instance may have changed state, such as an exit or a reconnection to the runtime. It only
     /// wakes the reconciliation; [`list`](Self::list) has the actual state.
     fn changes(&self) -> watch::Receiver<u64>;
 
     /// Runs an additional process in an instance.
-    async fn exec(&self, instance: &InstanceId, exec: ExecSpec) -> Result<Exec, RuntimeError>;
+    async fn exec(&self, instance: &InstanceId, exec: ExecSpec) -> Result<ExecStreams, RuntimeError>;
 }
 
 /// The image of one platform: a manifest in the room's registry, its config and its layers.
@@ -79,7 +81,7 @@ pub struct InstanceSpec {
     pub limits: ResourceLimits,
     /// Capabilities in addition to the default set of every instance.
     pub capabilities: BTreeSet<AddedCapability>,
-    pub network: Attached,
+    pub network: NetworkAttachment,
     /// Directory of the instance's log, created by the caller.
     pub log: PathBuf,
 }
@@ -96,7 +98,7 @@ pub struct BindMount {
 
 /// An instance as listed by the runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observed {
+pub struct ObservedInstance {
     pub label: InstanceLabel,
     pub state: InstanceState,
 }
@@ -109,7 +111,7 @@ pub enum InstanceState {
     Running {
         pid: u32,
     },
-    Ended(Exit),
+    Exited(ProcessExit),
 }
 
 /// The inputs for an additional process in an instance.
@@ -131,7 +133,7 @@ pub struct TerminalSize {
 }
 
 /// An additional process in an instance. Dropping this kills the process.
-pub struct Exec {
+pub struct ExecStreams {
     pub input: mpsc::Sender<ExecInput>,
     /// Output of the process; the last item is [`ExecOutput::Exited`] or [`ExecOutput::Lost`].
     pub output: mpsc::Receiver<ExecOutput>,
@@ -151,7 +153,7 @@ pub enum ExecInput {
 pub enum ExecOutput {
     Stdout(bytes::Bytes),
     Stderr(bytes::Bytes),
-    Exited(Exit),
+    Exited(ProcessExit),
     /// The connection to the runtime was lost.
     Lost(String),
 }
@@ -170,13 +172,13 @@ pub enum RuntimeError {
     #[error("instance `{0}` does not run")]
     NotRunning(InstanceId),
     #[error("the image is not usable: {0}")]
-    Image(String),
+    UnusableImage(String),
     /// The image's content contradicts its digests or metadata; the image is never used.
     #[error("the image is not usable: {reason}")]
-    UnsoundImage { code: &'static str, reason: String },
+    CorruptImage { code: &'static str, reason: String },
     /// The process cannot be started, for example because the program, user or directory does not exist.
     #[error("{message}")]
-    Start { code: &'static str, message: String },
+    StartFailed { code: &'static str, message: String },
     #[error("no space is left for the image's files")]
     DiskFull,
     #[error("{0}")]
@@ -185,7 +187,7 @@ pub enum RuntimeError {
 
 /// Gives each instance a network address. The production implementation uses netlink and one nftables table.
 #[async_trait]
-pub trait Network: Send + Sync + 'static {
+pub trait InstanceNetwork: Send + Sync + 'static {
     /// Creates the network of an instance, or returns the existing one. An isolated instance reaches no other instance
     /// and is reached by none.
     async fn attach(
@@ -193,7 +195,7 @@ pub trait Network: Send + Sync + 'static {
         instance: &InstanceId,
         name: &ServiceName,
         isolated: bool,
-    ) -> Result<Attached, NetworkError>;
+    ) -> Result<NetworkAttachment, NetworkError>;
 
     /// Removes the network of an instance. Does nothing if the instance has none.
     async fn detach(&self, instance: &InstanceId) -> Result<(), NetworkError>;
@@ -205,7 +207,7 @@ pub trait Network: Send + Sync + 'static {
     async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<(), NetworkError>;
 
     /// Returns the maximum number of instance addresses.
-    fn addresses(&self) -> usize;
+    fn max_addresses(&self) -> usize;
 
     /// Returns the address at which instances reach this daemon.
     fn gateway(&self) -> Ipv4Addr;
@@ -213,7 +215,7 @@ pub trait Network: Send + Sync + 'static {
 
 /// The network of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attached {
+pub struct NetworkAttachment {
     pub address: Ipv4Addr,
     /// File on which the network namespace is bind-mounted.
     pub namespace: PathBuf,
@@ -234,9 +236,9 @@ pub enum NetworkError {
 
 /// Routes traffic to instances. The production implementation is the ingress.
 #[async_trait]
-pub trait Router: Send + Sync + 'static {
+pub trait TrafficRouter: Send + Sync + 'static {
     /// Replaces all routes at once. Requests in flight continue on their current backend.
-    fn set(&self, routes: Vec<Route>);
+    fn set_routes(&self, routes: Vec<DomainRoute>);
 
     /// Waits until no request to this backend is in flight, at most `limit`; then closes the remaining ones (a
     /// WebSocket with code 1001). Returns the number of connections that were cut. May be called only for a backend
@@ -246,8 +248,8 @@ pub trait Router: Send + Sync + 'static {
 
 /// Route of one domain to a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    pub domain: Domain,
+pub struct DomainRoute {
+    pub domain: ServiceDomain,
     pub service: ServiceName,
     pub revision: u32,
     /// `None` while no instance of the service receives traffic: requests are held for a short time and then answered
@@ -259,7 +261,7 @@ pub struct Route {
 
 /// Creates the mounts of an instance. The production implementation opens storage beneath its root and mounts images.
 #[async_trait]
-pub trait MountSource: Send + Sync + 'static {
+pub trait InstanceMounter: Send + Sync + 'static {
     /// Opens the sources of `mounts` below a directory of the instance. `images` holds the images by target: none is
     /// resolved or fetched here.
     async fn open(
@@ -289,11 +291,11 @@ pub struct MountFault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MountFaultKind {
     /// The same mount fails again until somebody changes the request or the machine.
-    Lasting,
+    Permanent,
     /// The next attempt may succeed: a read failed, or the machine was short of a resource.
-    Passing,
+    Transient,
     /// The source cannot be reached at present, such as storage on another machine.
-    Away,
+    Unavailable,
 }
 
 /// Persistent store of services. The production implementation is SQLite.
@@ -301,17 +303,17 @@ pub enum MountFaultKind {
 /// A stored service pins the images of all its revisions: the registry deletes none of them.
 #[async_trait]
 pub trait ServiceStore: Send + Sync + 'static {
-    async fn services(&self) -> Result<Vec<Service>, StoreError>;
+    async fn services(&self) -> Result<Vec<ServiceRecord>, ServiceStoreError>;
     /// Stores a service, replacing an earlier version; durable on return. Returns [`ServiceStoreError::DomainTaken`]
     /// and stores nothing if another service has one of the domains.
-    async fn put(&self, service: &Service) -> Result<(), StoreError>;
-    async fn remove(&self, service: &Service) -> Result<(), StoreError>;
+    async fn put(&self, service: &ServiceRecord) -> Result<(), ServiceStoreError>;
+    async fn remove(&self, service: &ServiceRecord) -> Result<(), ServiceStoreError>;
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub enum ServiceStoreError {
     #[error("domain `{domain}` belongs to service `{holder}`")]
-    DomainTaken { domain: Domain, holder: ServiceName },
+    DomainTaken { domain: ServiceDomain, holder: ServiceName },
     #[error("service name `{0}` is taken")]
     NameTaken(ServiceName),
     #[error("state database: {0}")]
@@ -323,7 +325,7 @@ pub enum StoreError {
 pub trait InstanceLogs: Send + Sync + 'static {
     /// Returns the lines of the log in this directory, oldest first; a missing log has no lines. With `follow` the
     /// stream may not end: the caller must know when the instance is gone.
-    async fn read(&self, directory: &Path, query: LogQuery) -> Result<LogLines, LogError>;
+    async fn read(&self, directory: &Path, query: ServiceLogQuery) -> Result<LogLines, LogError>;
 }
 
 pub type LogLines = Pin<Box<dyn Stream<Item = Result<LogLine, LogError>> + Send>>;
@@ -342,7 +344,7 @@ pub trait ServiceImages: Send + Sync + 'static {
         &self,
         reference: &Reference,
         caller: &str,
-        given: &BTreeMap<String, Credential>,
+        given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<ImageFacts, Fault>;
 
     /// Resolves an image to be mounted, which may be any image with files for this platform.
@@ -350,19 +352,19 @@ pub trait ServiceImages: Send + Sync + 'static {
         &self,
         reference: &Reference,
         caller: &str,
-        given: &BTreeMap<String, Credential>,
+        given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<PinnedImage, Fault>;
 }
 
 /// Mints participant tokens for instances. The production implementation is [`crate::access::Access`].
-pub trait Tokens: Send + Sync + 'static {
+pub trait TokenMinter: Send + Sync + 'static {
     /// Mints a token. `scope` is a word or JSON, as accepted by `--env-token`.
     fn mint(&self, service: &ServiceId, name: &str, scope: &str) -> Result<Secret<String>, String>;
 }
 
 /// Read access to the secrets of the room.
 #[async_trait]
-pub trait Secrets: Send + Sync + 'static {
+pub trait SecretReader: Send + Sync + 'static {
     /// Returns the value of a secret, or `None` if no secret has that name.
     async fn reveal(&self, name: &str) -> Result<Option<Secret<String>>, String>;
 }

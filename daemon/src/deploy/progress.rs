@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::service::{DeployError, Handle};
 use crate::model::deploy::{DeployEvent, DeployEventKind, LogLine};
-use crate::model::fault::{Fault, Stage};
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::InstanceId;
 use crate::model::service::RevisionOutcome;
 
@@ -26,11 +26,11 @@ const MAX_LINE: usize = 8 << 10;
 pub type DeployEvents = Pin<Box<dyn Stream<Item = DeployEvent> + Send>>;
 
 /// Event stream of one deploy or restart.
-pub(super) struct Progress {
+pub(super) struct DeployProgress {
     begun: Timestamp,
     /// Set if the outcome counts in the metrics.
     counts: bool,
-    told: Mutex<Told>,
+    event_log: Mutex<DeployEventLog>,
     newest: watch::Sender<u64>,
     /// Cancelled when the last event is published.
     pub(super) ended: CancellationToken,
@@ -38,19 +38,19 @@ pub(super) struct Progress {
 
 /// Events of a deploy that have been published.
 #[derive(Default)]
-struct Told {
+struct DeployEventLog {
     events: Vec<DeployEvent>,
     lines: usize,
     skipped: u64,
     ended: bool,
 }
 
-impl Progress {
+impl DeployProgress {
     pub(super) fn new(begun: Timestamp) -> Self {
         Self {
             begun,
             counts: true,
-            told: Mutex::default(),
+            event_log: Mutex::default(),
             newest: watch::Sender::new(0),
             ended: CancellationToken::new(),
         }
@@ -58,7 +58,7 @@ impl Progress {
 
     /// Progress of a restart that an earlier run of the daemon began and may have completed; not counted in the
     /// metrics.
-    pub(super) fn of_earlier_restart() -> Self {
+    pub(super) fn for_earlier_restart() -> Self {
         Self { counts: false, ..Self::new(Timestamp::now()) }
     }
 
@@ -72,20 +72,20 @@ impl Progress {
         }
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
+    fn lock_event_log(&self) -> MutexGuard<'_, DeployEventLog> {
         // No code under this lock leaves the list half changed.
-        self.told.lock()
+        self.event_log.lock()
     }
 
     pub(super) fn is_ended(&self) -> bool {
-        self.told().ended
+        self.lock_event_log().ended
     }
 
     /// Publishes an event, unless the last event has been published.
-    pub(super) fn tell(&self, kind: DeployEventKind) {
+    pub(super) fn publish(&self, kind: DeployEventKind) {
         let is_last = kind.is_last();
         let newest = {
-            let mut told = self.told();
+            let mut told = self.lock_event_log();
             if told.ended || (told.events.len() >= MAX_EVENTS && !kind.is_last()) {
                 return;
             }
@@ -104,9 +104,9 @@ impl Progress {
         }
     }
 
-    pub(super) fn tell_line(&self, instance: InstanceId, mut line: LogLine) {
+    pub(super) fn publish_log_line(&self, instance: InstanceId, mut line: LogLine) {
         {
-            let mut told = self.told();
+            let mut told = self.lock_event_log();
             if told.lines >= MAX_LINES {
                 told.skipped += 1;
                 return;
@@ -118,35 +118,35 @@ impl Progress {
             line.dropped_bytes += (line.text.len() - cut) as u64;
             line.text.truncate(cut);
         }
-        self.tell(DeployEventKind::Log { instance, line });
+        self.publish(DeployEventKind::Log { instance, line });
     }
 
-    pub(super) fn live(&self) {
+    pub(super) fn complete(&self) {
         let took = Timestamp::now().duration_since(self.begun).unsigned_abs();
         self.count("live");
         if self.is_counted() {
             metrics::histogram!("hearth_deploy_duration_seconds").record(took.as_secs_f64());
         }
-        self.tell(DeployEventKind::Live { took });
+        self.publish(DeployEventKind::Live { took });
     }
 
     pub(super) fn fail(&self, fault: Fault) {
         self.count("failed");
-        self.tell(DeployEventKind::Failed(Box::new(fault)));
+        self.publish(DeployEventKind::Failed(Box::new(fault)));
     }
 
     pub(super) fn supersede(&self, by: u32) {
         self.count("superseded");
-        self.tell(DeployEventKind::Superseded { by });
+        self.publish(DeployEventKind::Superseded { by });
     }
 
-    fn read(&self, from: u64) -> Option<DeployEvent> {
+    fn event(&self, from: u64) -> Option<DeployEvent> {
         let index = usize::try_from(from.saturating_sub(1)).ok()?;
-        self.told().events.get(index).cloned()
+        self.lock_event_log().events.get(index).cloned()
     }
 }
 
-impl Told {
+impl DeployEventLog {
     fn push(&mut self, kind: DeployEventKind) -> u64 {
         let sequence = self.events.len() as u64 + 1;
         self.events.push(DeployEvent { sequence, at: Timestamp::now(), kind });
@@ -158,7 +158,7 @@ impl Handle {
     /// Returns the events of a revision's deploy or restart, starting with number `from`, to its end. For a deploy that
     /// ended before this run of the daemon, only the final event is returned.
     pub fn watch(&self, service: &str, revision: u32, from: u64) -> Result<DeployEvents, DeployError> {
-        let entry = self.shared.find(service)?;
+        let entry = self.shared.find_entry(service)?;
         let (progress, outcome) = {
             let state = entry.state();
             let name = &state.service.name;
@@ -171,13 +171,13 @@ impl Handle {
             (state.progress(revision), found.outcome.clone())
         };
         let progress = progress.unwrap_or_else(|| {
-            let progress = Progress::new(Timestamp::now());
-            progress.tell(end_of(outcome));
+            let progress = DeployProgress::new(Timestamp::now());
+            progress.publish(final_event(outcome));
             Arc::new(progress)
         });
-        let watcher = Watcher {
+        let watcher = DeployWatcher {
             newest: progress.newest.subscribe(),
-            gone: entry.gone.clone(),
+            gone: entry.removed.clone(),
             stop: self.shared.stop.clone(),
             next: from.max(1),
             done: false,
@@ -191,8 +191,8 @@ impl Handle {
 }
 
 /// Position of one watcher in the events of a deploy.
-struct Watcher {
-    progress: Arc<Progress>,
+struct DeployWatcher {
+    progress: Arc<DeployProgress>,
     newest: watch::Receiver<u64>,
     /// Cancelled when the service is removed; no further events follow.
     gone: CancellationToken,
@@ -201,17 +201,17 @@ struct Watcher {
     done: bool,
 }
 
-impl Watcher {
+impl DeployWatcher {
     async fn next(&mut self) -> Option<DeployEvent> {
         let mut last_look = false;
         while !self.done {
-            if let Some(event) = self.progress.read(self.next) {
+            if let Some(event) = self.progress.event(self.next) {
                 self.done = event.kind.is_last();
                 self.next += 1;
                 return Some(event);
             }
             // A number beyond the last event never arrives.
-            if last_look || (self.progress.is_ended() && self.progress.read(self.next).is_none()) {
+            if last_look || (self.progress.is_ended() && self.progress.event(self.next).is_none()) {
                 return None;
             }
             let next = self.next;
@@ -225,14 +225,14 @@ impl Watcher {
     }
 }
 
-fn end_of(outcome: RevisionOutcome) -> DeployEventKind {
+fn final_event(outcome: RevisionOutcome) -> DeployEventKind {
     match outcome {
         RevisionOutcome::Live { .. } => DeployEventKind::Live { took: std::time::Duration::ZERO },
         RevisionOutcome::Failed(fault) => DeployEventKind::Failed(fault),
         RevisionOutcome::Superseded { by } => DeployEventKind::Superseded { by },
         // The wanted revision has its own progress; any other pending revision never becomes live.
         RevisionOutcome::Pending => DeployEventKind::Failed(Box::new(Fault::new(
-            Stage::Deploy,
+            FaultStage::Deploy,
             "interrupted",
             "the deploy was interrupted before it was live",
         ))),
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_log_lines_is_cut_and_counted_and_never_hides_the_end() {
-        let progress = Progress::new(Timestamp::now());
+        let progress = DeployProgress::new(Timestamp::now());
         for _ in 0..MAX_LINES + 7 {
             let line = LogLine {
                 at: Timestamp::UNIX_EPOCH,
@@ -254,15 +254,15 @@ mod tests {
                 text: "é".repeat(MAX_LINE),
                 dropped_bytes: 0,
             };
-            progress.tell_line(InstanceId::random(), line);
+            progress.publish_log_line(InstanceId::random(), line);
         }
-        progress.live();
-        progress.fail(Fault::new(Stage::Deploy, "late", "after the end"));
+        progress.complete();
+        progress.fail(Fault::new(FaultStage::Deploy, "late", "after the end"));
         let last = MAX_LINES as u64 + 2;
-        assert_eq!(progress.read(last - 1).unwrap().kind, DeployEventKind::Skipped { lines: 7 });
-        assert!(matches!(progress.read(last).unwrap().kind, DeployEventKind::Live { .. }));
-        assert_eq!(progress.read(last + 1), None);
-        let Some(DeployEventKind::Log { line, .. }) = progress.read(1).map(|event| event.kind) else {
+        assert_eq!(progress.event(last - 1).unwrap().kind, DeployEventKind::Skipped { lines: 7 });
+        assert!(matches!(progress.event(last).unwrap().kind, DeployEventKind::Live { .. }));
+        assert_eq!(progress.event(last + 1), None);
+        let Some(DeployEventKind::Log { line, .. }) = progress.event(1).map(|event| event.kind) else {
             panic!("no line");
         };
         assert_eq!((line.text.len(), line.dropped_bytes), (MAX_LINE, MAX_LINE as u64));

@@ -11,18 +11,18 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::entry::{Entry, Known};
-use super::plan::{DesiredService, Health, InstanceStage, after, plan};
-use super::port::{InstanceState, NetworkError, Observed, RuntimeError, StoreError};
-use super::service::Shared;
-use super::steps::End;
-use crate::model::deploy::{Action, DeployEventKind, FailCause};
-use crate::model::fault::{Fault, Stage};
+use super::entry::{ServiceEntry, TrackedInstance};
+use super::plan::{DesiredService, InstanceHealth, InstanceStage, after, plan};
+use super::port::{InstanceState, NetworkError, ObservedInstance, RuntimeError, ServiceStoreError};
+use super::service::DeployContext;
+use super::steps::StopOptions;
+use crate::model::deploy::{DeployAction, DeployEventKind, FailCause};
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::InstanceId;
-use crate::model::service::{Exit, RevisionOutcome};
+use crate::model::service::{ProcessExit, RevisionOutcome};
 
 /// Pause after a failed pass.
-const PAUSE: Duration = Duration::from_millis(500);
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Maximum time between two passes.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 /// Maximum number of planning rounds per pass. Each round makes progress; reaching the limit means that the plan does
@@ -31,10 +31,10 @@ const MAX_ROUNDS: usize = 32;
 
 /// Time of the next pass if nothing wakes the loop before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum NextPass {
     At(Timestamp),
     /// The service has been removed.
-    Gone,
+    Removed,
 }
 
 /// Reason of a failed pass.
@@ -45,36 +45,36 @@ pub(super) enum PassError {
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] ServiceStoreError),
     #[error("the runtime does not answer")]
     Timeout,
     #[error("the plan does not come to an end")]
-    Circle,
+    EndlessPlan,
 }
 
-pub(super) async fn service_loop(shared: Arc<Shared>, entry: Arc<Entry>) {
+pub(super) async fn service_loop(shared: Arc<DeployContext>, entry: Arc<ServiceEntry>) {
     let mut changes = shared.ports.runtime.changes();
     let mut last_error = String::new();
     loop {
         changes.mark_unchanged();
         let pause = match reconcile_one(&shared, &entry).await {
-            Ok(Next::Gone) => return,
-            Ok(Next::At(at)) => {
+            Ok(NextPass::Removed) => return,
+            Ok(NextPass::At(at)) => {
                 last_error.clear();
                 at.duration_since(Timestamp::now()).try_into().unwrap_or(Duration::ZERO)
             }
             Err(error) => {
                 let error = error.to_string();
                 if error != last_error {
-                    tracing::warn!(service.name = %shared.name_of(&entry), error, "failed to reconcile a service");
+                    tracing::warn!(service.name = %shared.service_name(&entry), error, "failed to reconcile a service");
                     let state = entry.state();
-                    let wanted = state.service.wanted().map(|revision| revision.number);
+                    let wanted = state.service.target_revision().map(|revision| revision.number);
                     if let Some(progress) = wanted.and_then(|revision| state.progress(revision)) {
-                        progress.tell(DeployEventKind::Trouble { message: error.clone() });
+                        progress.publish(DeployEventKind::Trouble { message: error.clone() });
                     }
                     last_error = error;
                 }
-                PAUSE
+                RETRY_PAUSE
             }
         };
         let changed = async {
@@ -92,34 +92,39 @@ pub(super) async fn service_loop(shared: Arc<Shared>, entry: Arc<Entry>) {
 }
 
 /// Runs one pass over a service.
-pub(super) async fn reconcile_one(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<Next, PassError> {
+pub(super) async fn reconcile_one(
+    shared: &Arc<DeployContext>,
+    entry: &Arc<ServiceEntry>,
+) -> Result<NextPass, PassError> {
     observe(shared, entry).await?;
     for _ in 0..MAX_ROUNDS {
         let now = Timestamp::now();
         let (actions, told) = {
             let mut state = entry.state();
             let actions = plan(&DesiredService::of(&state.service), &state.actual(), now);
-            let told = if actions.is_empty() { Vec::new() } else { std::mem::take(&mut state.last_told) };
+            let told = if actions.is_empty() { Vec::new() } else { std::mem::take(&mut state.last_reported) };
             (actions, told)
         };
         let mut next = after(now, LONGEST_SLEEP);
         let mut acted = false;
         for action in actions {
-            tell(entry, &action, &told);
+            publish_action(entry, &action, &told);
             match action {
-                Action::AwaitHealthy { instance, revision } => {
+                DeployAction::AwaitHealthy { instance, revision } => {
                     let state = entry.state();
-                    let health = state.instances.get(&instance).and_then(Known::health);
+                    let health = state.instances.get(&instance).and_then(TrackedInstance::health);
                     let limit =
                         state.service.revision(revision).map(|revision| revision.spec.health.start_limit);
-                    if let (Some(Health::Unproven { since }), Some(limit)) = (health, limit) {
+                    if let (Some(InstanceHealth::Unproven { since }), Some(limit)) = (health, limit) {
                         next = next.min(after(since, limit));
                     }
                 }
-                Action::Settle { until, .. } | Action::Backoff { until } => next = next.min(until),
-                Action::Forget => {
-                    forget(shared, entry).await?;
-                    return Ok(Next::Gone);
+                DeployAction::Settle { until, .. } | DeployAction::Backoff { until } => {
+                    next = next.min(until);
+                }
+                DeployAction::Forget => {
+                    forget_service(shared, entry).await?;
+                    return Ok(NextPass::Removed);
                 }
                 action => {
                     apply(shared, entry, action).await?;
@@ -128,36 +133,36 @@ pub(super) async fn reconcile_one(shared: &Arc<Shared>, entry: &Arc<Entry>) -> R
             }
         }
         if !acted {
-            return Ok(Next::At(next));
+            return Ok(NextPass::At(next));
         }
     }
-    Err(PassError::Circle)
+    Err(PassError::EndlessPlan)
 }
 
 /// Updates the tracked instances from the runtime's listing.
-async fn observe(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassError> {
-    let runs = |known: &Known| known.health().is_some();
+async fn observe(shared: &Arc<DeployContext>, entry: &Arc<ServiceEntry>) -> Result<(), PassError> {
+    let runs = |known: &TrackedInstance| known.health().is_some();
     let expected: BTreeSet<InstanceId> = {
         let state = entry.state();
         state.instances.iter().filter(|(_, known)| runs(known)).map(|(id, _)| id.clone()).collect()
     };
-    let listed = shared.list().await?;
-    let listed: Vec<&Observed> =
+    let listed = shared.list_instances().await?;
+    let listed: Vec<&ObservedInstance> =
         listed.iter().filter(|observed| observed.label.service == entry.id).collect();
     let mut strangers = Vec::new();
     let mut ended = Vec::new();
     {
         let mut state = entry.state();
-        for Observed { label, state: now } in listed.iter().copied().cloned() {
+        for ObservedInstance { label, state: now } in listed.iter().copied().cloned() {
             let Some(known) = state.instances.get_mut(&label.instance) else {
-                if !state.gone.contains(&label.instance) {
-                    strangers.push(Observed { label, state: now });
+                if !state.recently_removed.contains(&label.instance) {
+                    strangers.push(ObservedInstance { label, state: now });
                 }
                 continue;
             };
             match (known.stage, now) {
                 (InstanceStage::Running(_), InstanceState::Running { pid }) => known.pid = Some(pid),
-                (InstanceStage::Running(_), InstanceState::Ended(exit)) => {
+                (InstanceStage::Running(_), InstanceState::Exited(exit)) => {
                     ended.push((label.instance, Some(exit)));
                 }
                 // Its start may have completed while the listing was made.
@@ -178,21 +183,22 @@ async fn observe(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassErr
     }
     for stranger in strangers {
         let instance = stranger.label.instance.clone();
-        if adopt(shared, entry, stranger, Health::Unproven { since: Timestamp::now() }).await {
-            shared.watch_over(entry, &instance);
+        if adopt_instance(shared, entry, stranger, InstanceHealth::Unproven { since: Timestamp::now() }).await
+        {
+            shared.start_monitor(entry, &instance);
         }
     }
     for (instance, exit) in ended {
-        end(shared, entry, &instance, exit).await;
+        instance_exited(shared, entry, &instance, exit).await;
     }
     Ok(())
 }
 
-impl Shared {
+impl DeployContext {
     /// Lists the runtime's instances, not earlier than this call. Services that ask at the same time share one listing.
-    async fn list(&self) -> Result<Arc<Vec<Observed>>, PassError> {
+    async fn list_instances(&self) -> Result<Arc<Vec<ObservedInstance>>, PassError> {
         let asked = Instant::now();
-        let mut last = self.listed.lock().await;
+        let mut last = self.last_listing.lock().await;
         if let Some((begun, listed)) = &*last
             && *begun >= asked
         {
@@ -208,15 +214,20 @@ impl Shared {
 
 /// Adopts an instance that an earlier run of the daemon started. Returns whether it is running: then its health is
 /// `health`, and the caller has to start its monitor.
-pub(super) async fn adopt(shared: &Shared, entry: &Entry, observed: Observed, health: Health) -> bool {
-    let Observed { label, state } = observed;
+pub(super) async fn adopt_instance(
+    shared: &DeployContext,
+    entry: &ServiceEntry,
+    observed: ObservedInstance,
+    health: InstanceHealth,
+) -> bool {
+    let ObservedInstance { label, state } = observed;
     let instance = label.instance.clone();
-    let mut known = Known::new(label, InstanceStage::Incomplete);
+    let mut known = TrackedInstance::new(label, InstanceStage::Incomplete);
     match state {
         InstanceState::Incomplete => {}
-        InstanceState::Ended(exit) => {
+        InstanceState::Exited(exit) => {
             known.exit = Some(exit);
-            known.stage = InstanceStage::Ended { outside: is_outside(Some(exit)) };
+            known.stage = InstanceStage::Exited { external: is_external_exit(Some(exit)) };
         }
         InstanceState::Running { pid } => {
             let limit = shared.options.call_limit;
@@ -231,9 +242,9 @@ pub(super) async fn adopt(shared: &Shared, entry: &Entry, observed: Observed, he
                 // The instance is unreachable and is replaced.
                 Ok(Err(error)) => {
                     tracing::warn!(%error, instance.id = %instance, "failed to repair the network of an instance");
-                    known.stage = InstanceStage::Ended { outside: true };
+                    known.stage = InstanceStage::Exited { external: true };
                 }
-                Err(_) => known.stage = InstanceStage::Ended { outside: true },
+                Err(_) => known.stage = InstanceStage::Exited { external: true },
             }
         }
     }
@@ -243,35 +254,40 @@ pub(super) async fn adopt(shared: &Shared, entry: &Entry, observed: Observed, he
 }
 
 /// Reports whether a revision's instances are isolated. Those of an unknown revision are, until they are replaced.
-fn is_isolated(entry: &Entry, revision: u32) -> bool {
+fn is_isolated(entry: &ServiceEntry, revision: u32) -> bool {
     let state = entry.state();
     state.service.revision(revision).is_none_or(|revision| revision.spec.confinement.isolated)
 }
 
 /// Reports whether an external cause ended an instance, as far as can be determined: the exit was not seen, or the
 /// process was killed for another reason than lack of memory.
-pub(super) fn is_outside(exit: Option<Exit>) -> bool {
+pub(super) fn is_external_exit(exit: Option<ProcessExit>) -> bool {
     exit.is_none_or(|exit| exit.code.is_none_or(|code| code == 128 + 9 && !exit.out_of_memory))
 }
 
 /// Records the exit of a running instance.
-async fn end(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId, exit: Option<Exit>) {
-    let outside = is_outside(exit);
+async fn instance_exited(
+    shared: &Arc<DeployContext>,
+    entry: &Arc<ServiceEntry>,
+    instance: &InstanceId,
+    exit: Option<ProcessExit>,
+) {
+    let outside = is_external_exit(exit);
     let (label, is_wanted, covered) = {
         let mut state = entry.state();
         let Some(known) = state.instances.get_mut(instance) else { return };
         let since = known.healthy_since();
-        known.stage = InstanceStage::Ended { outside };
+        known.stage = InstanceStage::Exited { external: outside };
         known.exit = exit;
         known.stop.cancel();
         let label = known.label.clone();
         let is_wanted = state.is_wanted(&label);
         let shall_run = state.shall_run(&label);
         if shall_run {
-            state.count_end(&label, since, outside);
+            state.count_exit(&label, since, outside);
             state.last_exit = exit.or(state.last_exit);
         }
-        let wanted = state.service.wanted().filter(|_| shall_run && !is_wanted);
+        let wanted = state.service.target_revision().filter(|_| shall_run && !is_wanted);
         let covered = wanted.and_then(|revision| state.progress(revision.number));
         (label, is_wanted, covered)
     };
@@ -283,22 +299,22 @@ async fn end(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId, ex
     );
     if let Some(progress) = covered {
         let message = format!("an instance of revision {}, which serves meanwhile, ended", label.revision);
-        progress.tell(DeployEventKind::Trouble { message });
+        progress.publish(DeployEventKind::Trouble { message });
     }
     if is_wanted && is_live(entry, label.revision) {
-        let fault = shared.report_end(entry, instance).await;
-        lost(entry, label.revision, fault);
+        let fault = shared.report_exit(entry, instance).await;
+        report_lost_instance(entry, label.revision, fault);
     }
 }
 
-fn is_live(entry: &Entry, revision: u32) -> bool {
+fn is_live(entry: &ServiceEntry, revision: u32) -> bool {
     let state = entry.state();
     let revision = state.service.revision(revision);
     revision.is_some_and(|revision| matches!(revision.outcome, RevisionOutcome::Live { .. }))
 }
 
 /// Reports a failed instance of a live revision to the watchers of its restart; the loop tries again.
-fn lost(entry: &Entry, revision: u32, fault: Fault) {
+fn report_lost_instance(entry: &ServiceEntry, revision: u32, fault: Fault) {
     let mut state = entry.state();
     if let Some(progress) = state.progress(revision) {
         progress.fail(fault.clone());
@@ -307,17 +323,21 @@ fn lost(entry: &Entry, revision: u32, fault: Fault) {
 }
 
 /// Executes one action. The action is done or started on return; after an error it has had no effect.
-async fn apply(shared: &Arc<Shared>, entry: &Arc<Entry>, action: Action) -> Result<(), PassError> {
-    tracing::debug!(service.name = %shared.name_of(entry), %action, "executing action");
+async fn apply(
+    shared: &Arc<DeployContext>,
+    entry: &Arc<ServiceEntry>,
+    action: DeployAction,
+) -> Result<(), PassError> {
+    tracing::debug!(service.name = %shared.service_name(entry), %action, "executing action");
     match action {
-        Action::Start { revision, generation } => shared.begin_start(entry, revision, generation),
-        Action::Abort { instance, .. } => {
+        DeployAction::Start { revision, generation } => shared.begin_start(entry, revision, generation),
+        DeployAction::Abort { instance, .. } => {
             if let Some(known) = entry.state().instances.get_mut(&instance) {
-                known.stage = InstanceStage::Going;
+                known.stage = InstanceStage::Stopping;
                 known.stop.cancel();
             }
         }
-        Action::Route { instance, revision } => {
+        DeployAction::Route { instance, revision } => {
             let arrived = {
                 let mut state = entry.state();
                 let wanted =
@@ -330,57 +350,68 @@ async fn apply(shared: &Arc<Shared>, entry: &Arc<Entry>, action: Action) -> Resu
             if is_live(entry, revision) {
                 entry.state().last_fault = None;
                 if let Some(progress) = arrived {
-                    progress.live();
+                    progress.complete();
                 }
             }
         }
-        Action::Unroute => {
+        DeployAction::Unroute => {
             entry.state().routed = None;
             shared.publish_routes().await;
         }
-        Action::Retire { instance, .. } => {
-            shared.begin_end(entry, &instance, End { drain: true, grace: shared.options.stop_grace });
+        DeployAction::Retire { instance, .. } => {
+            shared.begin_stop(
+                entry,
+                &instance,
+                StopOptions { drain: true, grace: shared.options.stop_grace },
+            );
         }
-        Action::Remove { instance, .. } => remove(shared, entry, &instance).await,
-        Action::MarkLive { revision } => mark_live(shared, entry, revision).await?,
-        Action::MarkFailed { revision, cause } => mark_failed(shared, entry, revision, cause).await?,
+        DeployAction::Remove { instance, .. } => begin_remove(shared, entry, &instance).await,
+        DeployAction::MarkLive { revision } => mark_live(shared, entry, revision).await?,
+        DeployAction::MarkFailed { revision, cause } => mark_failed(shared, entry, revision, cause).await?,
         // The pass itself handles these.
-        Action::AwaitHealthy { .. } | Action::Settle { .. } | Action::Backoff { .. } | Action::Forget => {}
+        DeployAction::AwaitHealthy { .. }
+        | DeployAction::Settle { .. }
+        | DeployAction::Backoff { .. }
+        | DeployAction::Forget => {}
     }
     Ok(())
 }
 
 /// Publishes an action to the watchers of a deploy; a waiting action only once. A start publishes its own events.
-fn tell(entry: &Entry, action: &Action, told: &[Action]) {
+fn publish_action(entry: &ServiceEntry, action: &DeployAction, told: &[DeployAction]) {
     let mut state = entry.state();
-    state.last_told.push(action.clone());
-    if matches!(action, Action::Start { .. }) || told.contains(action) {
+    state.last_reported.push(action.clone());
+    if matches!(action, DeployAction::Start { .. }) || told.contains(action) {
         return;
     }
-    let wanted = state.service.wanted().map(|revision| revision.number);
+    let wanted = state.service.target_revision().map(|revision| revision.number);
     if let Some(progress) = wanted.and_then(|revision| state.progress(revision)) {
-        progress.tell(DeployEventKind::Started(action.clone()));
+        progress.publish(DeployEventKind::Started(action.clone()));
     }
 }
 
-async fn remove(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId) {
+async fn begin_remove(shared: &Arc<DeployContext>, entry: &Arc<ServiceEntry>, instance: &InstanceId) {
     let (grace, too_late) = {
         let state = entry.state();
         let grace = if state.service.removing { state.remove_grace } else { shared.options.stop_grace };
         let too_late = state.instances.get(instance).filter(|known| {
-            matches!(known.health(), Some(Health::Unproven { .. })) && state.shall_run(&known.label)
+            matches!(known.health(), Some(InstanceHealth::Unproven { .. })) && state.shall_run(&known.label)
         });
         (grace, too_late.map(|known| known.label.clone()))
     };
     if let Some(label) = too_late.filter(|label| is_live(entry, label.revision)) {
         let fault = shared.report_unhealthy(entry, instance, true).await;
-        entry.state().count_end(&label, None, false);
-        lost(entry, label.revision, fault);
+        entry.state().count_exit(&label, None, false);
+        report_lost_instance(entry, label.revision, fault);
     }
-    shared.begin_end(entry, instance, End { drain: false, grace });
+    shared.begin_stop(entry, instance, StopOptions { drain: false, grace });
 }
 
-async fn mark_live(shared: &Arc<Shared>, entry: &Arc<Entry>, revision: u32) -> Result<(), StoreError> {
+async fn mark_live(
+    shared: &Arc<DeployContext>,
+    entry: &Arc<ServiceEntry>,
+    revision: u32,
+) -> Result<(), ServiceStoreError> {
     let marked = entry.change(&*shared.ports.store, |service| {
         // The revision may have been superseded in the meantime.
         let found = service.revision_mut(revision)?;
@@ -389,7 +420,7 @@ async fn mark_live(shared: &Arc<Shared>, entry: &Arc<Entry>, revision: u32) -> R
         }
         found.outcome = RevisionOutcome::Live { at: Timestamp::now() };
         service.live = Some(revision);
-        service.trim();
+        service.drop_old_revisions();
         Some(())
     });
     if marked.await?.is_some() {
@@ -398,9 +429,9 @@ async fn mark_live(shared: &Arc<Shared>, entry: &Arc<Entry>, revision: u32) -> R
             state.last_fault = None;
             state.progress(revision)
         };
-        tracing::info!(service.name = %shared.name_of(entry), revision, "revision is live");
+        tracing::info!(service.name = %shared.service_name(entry), revision, "revision is live");
         if let Some(progress) = progress {
-            progress.live();
+            progress.complete();
         }
         // Domains of the previous revision may be free or lead elsewhere now.
         shared.publish_routes().await;
@@ -409,20 +440,20 @@ async fn mark_live(shared: &Arc<Shared>, entry: &Arc<Entry>, revision: u32) -> R
 }
 
 async fn mark_failed(
-    shared: &Arc<Shared>,
-    entry: &Arc<Entry>,
+    shared: &Arc<DeployContext>,
+    entry: &Arc<ServiceEntry>,
     revision: u32,
     cause: FailCause,
-) -> Result<(), StoreError> {
+) -> Result<(), ServiceStoreError> {
     let fault = match cause {
         FailCause::NotStarted => {
             let state = entry.state();
             let failed = state.attempts().and_then(|attempts| attempts.start_failed.clone());
             failed.unwrap_or_else(|| {
-                Fault::new(Stage::Deploy, "not_started", "the instance could not be started")
+                Fault::new(FaultStage::Deploy, "not_started", "the instance could not be started")
             })
         }
-        FailCause::Ended { instance } => shared.report_end(entry, &instance).await,
+        FailCause::Ended { instance } => shared.report_exit(entry, &instance).await,
         FailCause::NeverHealthy { instance } => shared.report_unhealthy(entry, &instance, true).await,
         FailCause::Unhealthy { instance } => shared.report_unhealthy(entry, &instance, false).await,
     };
@@ -438,7 +469,7 @@ async fn mark_failed(
     if marked.await?.is_none() {
         return Ok(());
     }
-    tracing::warn!(service.name = %shared.name_of(entry), revision, error.code = fault.code, "revision failed");
+    tracing::warn!(service.name = %shared.service_name(entry), revision, error.code = fault.code, "revision failed");
     let progress = entry.state().progress(revision);
     if let Some(progress) = progress {
         progress.fail(fault);
@@ -448,13 +479,13 @@ async fn mark_failed(
 }
 
 /// Deletes the service from the store; its name and its domains are free on return.
-async fn forget(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassError> {
+async fn forget_service(shared: &Arc<DeployContext>, entry: &Arc<ServiceEntry>) -> Result<(), PassError> {
     let service = entry.state().service.clone();
     shared.ports.store.remove(&service).await?;
-    shared.forget(&entry.id);
+    shared.forget_entry(&entry.id);
     shared.publish_routes().await;
-    shared.sweep_logs(&entry.id, BTreeSet::new(), true).await;
+    shared.prune_logs(&entry.id, BTreeSet::new(), true).await;
     tracing::info!(service.name = %service.name, "service removed");
-    entry.gone.cancel();
+    entry.removed.cancel();
     Ok(())
 }

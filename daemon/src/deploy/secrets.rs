@@ -2,12 +2,12 @@
 
 use async_trait::async_trait;
 
-use super::port::Secrets;
+use super::port::SecretReader;
 use crate::model::secret::Secret;
-use crate::secrets::Secrets as RoomSecrets;
+use crate::secrets::RoomSecrets;
 
 #[async_trait]
-impl Secrets for RoomSecrets {
+impl SecretReader for RoomSecrets {
     async fn reveal(&self, name: &str) -> Result<Option<Secret<String>>, String> {
         // No secret has an invalid name.
         let Ok(name) = name.parse() else { return Ok(None) };

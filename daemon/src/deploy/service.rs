@@ -21,20 +21,20 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::entry::Entry;
+use super::entry::ServiceEntry;
 use super::merge::MergeError;
 use super::port::{
-    InstanceLogs, LogError, MountSource, Network, Observed, Router, Runtime, RuntimeError, Secrets,
-    ServiceImages, ServiceStore, StoreError, Tokens,
+    ContainerRuntime, InstanceLogs, InstanceMounter, InstanceNetwork, LogError, ObservedInstance,
+    RuntimeError, SecretReader, ServiceImages, ServiceStore, ServiceStoreError, TokenMinter, TrafficRouter,
 };
 use super::share::ServiceLimit;
-use super::{reconcile, start};
-use crate::access::policy::Denied;
+use super::{reconcile, startup};
+use crate::access::policy::AccessDenied;
 use crate::model::confinement::AddedCapability;
-use crate::model::fault::{Fault, Stage};
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::{InstanceId, ServiceId};
-use crate::model::service::{self, Domain, ServiceName, ServiceOrigin, ServiceSpec};
-use crate::model::share_owner::ShareOwners;
+use crate::model::service::{self, ServiceDomain, ServiceName, ServiceOrigin, ServiceSpec};
+use crate::model::share_owner::ShareOwnerResolver;
 
 /// Maximum time that a deploy waits for the first reconciliation after the start of the daemon.
 const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -55,7 +55,7 @@ pub struct Options {
     /// Time limit for every other call to the runtime, the network or the mounter.
     pub call_limit: Duration,
     /// Mapping from callers to the owners whose share a service counts against.
-    pub owners: ShareOwners,
+    pub owners: ShareOwnerResolver,
     /// Maximum number of services per owner.
     pub max_per_owner: usize,
     /// Memory limit in bytes for an instance whose deploy asks for none; `None` means no limit.
@@ -74,7 +74,7 @@ impl Options {
             drain_limit: Duration::from_secs(30),
             prepare_limit: Duration::from_secs(1800),
             call_limit: Duration::from_secs(60),
-            owners: ShareOwners::default(),
+            owners: ShareOwnerResolver::default(),
             max_per_owner: 64,
             default_memory: None,
             allowed_capabilities: BTreeSet::new(),
@@ -107,59 +107,63 @@ impl CapabilityNotAllowed {
 
 impl From<CapabilityNotAllowed> for Fault {
     fn from(refused: CapabilityNotAllowed) -> Self {
-        Self::new(Stage::Deploy, CapabilityNotAllowed::CODE, refused.to_string()).hint(refused.hint())
+        Self::new(FaultStage::Deploy, CapabilityNotAllowed::CODE, refused.to_string()).hint(refused.hint())
     }
 }
 
 /// The parts of the daemon that deploys depend on.
 #[derive(Clone)]
-pub struct Ports {
-    pub runtime: Arc<dyn Runtime>,
-    pub network: Arc<dyn Network>,
-    pub router: Arc<dyn Router>,
-    pub mounts: Arc<dyn MountSource>,
+pub struct DeployDependencies {
+    pub runtime: Arc<dyn ContainerRuntime>,
+    pub network: Arc<dyn InstanceNetwork>,
+    pub router: Arc<dyn TrafficRouter>,
+    pub mounts: Arc<dyn InstanceMounter>,
     pub store: Arc<dyn ServiceStore>,
     pub images: Arc<dyn ServiceImages>,
     pub logs: Arc<dyn InstanceLogs>,
-    pub tokens: Arc<dyn Tokens>,
-    pub secrets: Arc<dyn Secrets>,
+    pub tokens: Arc<dyn TokenMinter>,
+    pub secrets: Arc<dyn SecretReader>,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum DeployStartError {
     #[error("directory of service logs {}: {source}", path.display())]
     Logs { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] ServiceStoreError),
 }
 
 /// Permissions of a caller on services. They apply to the contents of earlier revisions as well.
-pub trait Permits: Send + Sync + 'static {
+pub trait CallerPermissions: Send + Sync + 'static {
     /// Checks that the caller may run this specification, or execute a process in an instance of it.
-    fn run(&self, spec: &ServiceSpec) -> Result<(), Denied>;
+    fn check_run(&self, spec: &ServiceSpec) -> Result<(), AccessDenied>;
     /// Checks that the caller may remove this service, take a domain from it, or read its log. `what` is a verb with
     /// its object, for the error message.
-    fn change(&self, service: &service::Service, what: &str) -> Result<(), Denied>;
+    fn check_change(&self, service: &service::ServiceRecord, what: &str) -> Result<(), AccessDenied>;
 }
 
 /// The caller of a request, with its permissions.
 #[derive(Clone)]
-pub struct By {
+pub struct Actor {
     pub name: String,
-    permits: Arc<dyn Permits>,
+    permits: Arc<dyn CallerPermissions>,
 }
 
-impl By {
-    pub fn new(name: String, permits: impl Permits) -> Self {
+impl Actor {
+    pub fn new(name: String, permits: impl CallerPermissions) -> Self {
         Self { name, permits: Arc::new(permits) }
     }
 
-    pub(super) fn may_run(&self, spec: &ServiceSpec) -> Result<(), Denied> {
-        self.permits.run(spec)
+    pub(super) fn may_run(&self, spec: &ServiceSpec) -> Result<(), AccessDenied> {
+        self.permits.check_run(spec)
     }
 
-    pub(super) fn may_change(&self, service: &service::Service, verb: &str) -> Result<(), Denied> {
-        self.permits.change(service, &format!("{verb} service `{}`", service.name))
+    pub(super) fn may_change(
+        &self,
+        service: &service::ServiceRecord,
+        verb: &str,
+    ) -> Result<(), AccessDenied> {
+        self.permits.check_change(service, &format!("{verb} service `{}`", service.name))
     }
 }
 
@@ -171,9 +175,9 @@ pub enum DeployError {
     #[error("service `{name}` has no revision {revision}; it has {}", in_words(.kept))]
     NoRevision { name: ServiceName, revision: u32, kept: Vec<u32> },
     #[error("service `{name}` has no earlier revision that was live")]
-    NothingBefore { name: ServiceName },
+    NoEarlierRevision { name: ServiceName },
     #[error("no service has the domain `{0}`")]
-    NoRoute(Domain),
+    NoRoute(ServiceDomain),
     #[error("service `{name}` is being removed")]
     Removing { name: ServiceName },
     #[error("service `{name}` has no instance `{instance}` whose log is kept")]
@@ -181,7 +185,7 @@ pub enum DeployError {
     #[error("no instance of service `{name}` runs")]
     NotRunning { name: ServiceName },
     #[error(transparent)]
-    Denied(#[from] Denied),
+    Denied(#[from] AccessDenied),
     #[error(transparent)]
     Merge(#[from] MergeError),
     #[error(transparent)]
@@ -189,11 +193,11 @@ pub enum DeployError {
     #[error(transparent)]
     Capability(#[from] CapabilityNotAllowed),
     #[error("domain `{domain}` belongs to service `{holder}`{}", through(.domain, .taken))]
-    DomainTaken { domain: Domain, taken: Domain, holder: ServiceName },
+    DomainTaken { domain: ServiceDomain, taken: ServiceDomain, holder: ServiceName },
     #[error("domain `{domain}` is a public suffix, or all names below one: no service can have it")]
-    PublicSuffix { domain: Domain },
+    PublicSuffix { domain: ServiceDomain },
     #[error("variable `{variable}`: the scope of its token is not valid: {reason}")]
-    Scope { variable: String, reason: String },
+    InvalidScope { variable: String, reason: String },
     #[error("variable `{variable}`: the room has no secret `{secret}`")]
     UnknownSecret { variable: String, secret: String },
     #[error("secret `{secret}`: {reason}")]
@@ -205,7 +209,7 @@ pub enum DeployError {
     #[error("{}", .0.message)]
     MountedImage(Box<Fault>),
     #[error(transparent)]
-    Store(StoreError),
+    Store(ServiceStoreError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
@@ -213,10 +217,10 @@ pub enum DeployError {
     #[error("services cannot be run yet: {0}")]
     NotReady(String),
     #[error("the daemon is ending")]
-    Ending,
+    ShuttingDown,
 }
 
-fn through(domain: &Domain, taken: &Domain) -> String {
+fn through(domain: &ServiceDomain, taken: &ServiceDomain) -> String {
     if domain == taken { String::new() } else { format!(", which has `{taken}`") }
 }
 
@@ -224,10 +228,10 @@ fn in_words(numbers: &[u32]) -> String {
     numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
 
-impl From<StoreError> for DeployError {
-    fn from(error: StoreError) -> Self {
+impl From<ServiceStoreError> for DeployError {
+    fn from(error: ServiceStoreError) -> Self {
         match error {
-            StoreError::DomainTaken { domain, holder } => {
+            ServiceStoreError::DomainTaken { domain, holder } => {
                 Self::DomainTaken { taken: domain.clone(), domain, holder }
             }
             error => Self::Store(error),
@@ -240,23 +244,23 @@ impl DeployError {
     pub fn code(&self) -> &str {
         match self {
             Self::NotFound { .. } => "service_not_found",
-            Self::NoRevision { .. } | Self::NothingBefore { .. } => "revision_not_found",
+            Self::NoRevision { .. } | Self::NoEarlierRevision { .. } => "revision_not_found",
             Self::NoRoute(_) => "route_not_found",
             Self::Removing { .. } => "service_removing",
             Self::NoInstance { .. } => "instance_not_found",
             Self::NotRunning { .. } | Self::Runtime(RuntimeError::NotRunning(_)) => "not_running",
-            Self::Runtime(RuntimeError::Start { code, .. }) => code,
+            Self::Runtime(RuntimeError::StartFailed { code, .. }) => code,
             Self::Denied(_) => "denied",
             Self::Merge(error) => error.code(),
             Self::Limit(limit) => limit.code(),
             Self::Capability(_) => CapabilityNotAllowed::CODE,
             Self::DomainTaken { .. } => "domain_taken",
             Self::PublicSuffix { .. } => "public_suffix",
-            Self::Scope { .. } => "invalid_scope",
+            Self::InvalidScope { .. } => "invalid_scope",
             Self::UnknownSecret { .. } => "secret_not_found",
             Self::Image(fault) | Self::MountedImage(fault) => &fault.code,
             Self::Runtime(RuntimeError::Unavailable(_)) => "runtime_unavailable",
-            Self::NotReady(_) | Self::Ending => "unavailable",
+            Self::NotReady(_) | Self::ShuttingDown => "unavailable",
             Self::Secret { .. } | Self::Store(_) | Self::Runtime(_) | Self::Log(_) => "internal",
         }
     }
@@ -265,7 +269,7 @@ impl DeployError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::NotFound { .. } => "see: hearth services list".to_owned(),
-            Self::NoRevision { name, .. } | Self::NothingBefore { name } => {
+            Self::NoRevision { name, .. } | Self::NoEarlierRevision { name } => {
                 format!("see its revisions with: hearth services show {name}")
             }
             Self::NoRoute(_) => "see: hearth routes list".to_owned(),
@@ -281,7 +285,7 @@ impl DeployError {
                 format!("take another domain, or free it with: hearth routes rm '{taken}'")
             }
             Self::PublicSuffix { .. } => "take a domain below it, such as app.example.com".to_owned(),
-            Self::Scope { .. } => "write userDefault, agentDefault, full or a JSON object".to_owned(),
+            Self::InvalidScope { .. } => "write userDefault, agentDefault, full or a JSON object".to_owned(),
             Self::UnknownSecret { secret, .. } => format!("set it with: hearth secrets set {secret}"),
             Self::Image(fault) | Self::MountedImage(fault) => return fault.hint.clone(),
             _ => return None,
@@ -292,7 +296,7 @@ impl DeployError {
         match self {
             Self::Removing { .. }
             | Self::NotReady(_)
-            | Self::Ending
+            | Self::ShuttingDown
             | Self::Runtime(RuntimeError::Unavailable(_)) => true,
             Self::Image(fault) | Self::MountedImage(fault) => fault.retryable,
             _ => false,
@@ -308,26 +312,26 @@ pub struct Service {
 /// Cheaply cloneable access to the services.
 #[derive(Clone)]
 pub struct Handle {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<DeployContext>,
 }
 
 /// State shared by all service loops and requests.
-pub(super) struct Shared {
+pub(super) struct DeployContext {
     pub(super) options: Options,
-    pub(super) ports: Ports,
-    entries: Mutex<BTreeMap<ServiceId, Arc<Entry>>>,
+    pub(super) ports: DeployDependencies,
+    entries: Mutex<BTreeMap<ServiceId, Arc<ServiceEntry>>>,
     /// Serializes requests that take a service name or a domain.
-    pub(super) submitting: tokio::sync::Mutex<()>,
+    pub(super) submit_lock: tokio::sync::Mutex<()>,
     /// Serializes route updates, so that the last one published is the newest.
-    pub(super) routing: tokio::sync::Mutex<()>,
+    pub(super) route_lock: tokio::sync::Mutex<()>,
     /// The last listing of the runtime, with the time at which it was requested.
-    pub(super) listed: tokio::sync::Mutex<Option<(Instant, Arc<Vec<Observed>>)>>,
+    pub(super) last_listing: tokio::sync::Mutex<Option<(Instant, Arc<Vec<ObservedInstance>>)>>,
     /// Held for reading from the preparation of an image until an instance uses its files.
-    pub(super) images: tokio::sync::RwLock<()>,
+    pub(super) image_lock: tokio::sync::RwLock<()>,
     /// Set while the last update of the service name records has failed.
     pub(super) names_stale: AtomicBool,
     /// `Ok` once the running instances have been reconciled with the stored services, otherwise the reason why not yet.
-    pub(super) compared: watch::Sender<Result<(), String>>,
+    pub(super) reconciled: watch::Sender<Result<(), String>>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
@@ -335,12 +339,12 @@ pub(super) struct Shared {
 impl Service {
     /// Reads the stored services. The first reconciliation runs in the background and is retried while the runtime is
     /// unavailable; requests are accepted meanwhile.
-    pub async fn start(options: Options, ports: Ports) -> Result<Self, StartError> {
+    pub async fn start(options: Options, ports: DeployDependencies) -> Result<Self, DeployStartError> {
         let directory = options.log_dir.clone();
         let made = crate::task::blocking("service logs", move || std::fs::create_dir_all(directory)).await;
         made.map_err(std::io::Error::other)
             .flatten()
-            .map_err(|source| StartError::Logs { path: options.log_dir.clone(), source })?;
+            .map_err(|source| DeployStartError::Logs { path: options.log_dir.clone(), source })?;
         metrics::describe_counter!(
             "hearth_deploys_total",
             "Revisions by outcome: live, failed or superseded."
@@ -354,23 +358,23 @@ impl Service {
             "Instances that exited while they should run."
         );
         let services = ports.store.services().await?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(DeployContext {
             options,
             ports,
             entries: Mutex::default(),
-            submitting: tokio::sync::Mutex::default(),
-            routing: tokio::sync::Mutex::default(),
-            listed: tokio::sync::Mutex::default(),
-            images: tokio::sync::RwLock::default(),
+            submit_lock: tokio::sync::Mutex::default(),
+            route_lock: tokio::sync::Mutex::default(),
+            last_listing: tokio::sync::Mutex::default(),
+            image_lock: tokio::sync::RwLock::default(),
             names_stale: AtomicBool::new(false),
-            compared: watch::Sender::new(Err("running instances are being reconciled".to_owned())),
+            reconciled: watch::Sender::new(Err("running instances are being reconciled".to_owned())),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
         for service in services {
-            shared.add(Arc::new(Entry::new(service)));
+            shared.add_entry(Arc::new(ServiceEntry::new(service)));
         }
-        shared.spawn("reconcile services", start::compare_loop(Arc::clone(&shared)));
+        shared.spawn("reconcile services", startup::startup_loop(Arc::clone(&shared)));
         Ok(Self { handle: Handle { shared } })
     }
 
@@ -389,12 +393,12 @@ impl Handle {
     /// Reports whether the first reconciliation since the start is complete, or why not yet. Deploys are accepted from
     /// then on.
     pub fn ready(&self) -> watch::Receiver<Result<(), String>> {
-        self.shared.compared.subscribe()
+        self.shared.reconciled.subscribe()
     }
 
     /// Returns a lookup from a service id to the origin of that service. The lookup works for as long as the daemon
     /// runs and keeps nothing alive.
-    pub fn origins(&self) -> impl Fn(&str) -> Option<ServiceOrigin> + Send + Sync + use<> {
+    pub fn origin_lookup(&self) -> impl Fn(&str) -> Option<ServiceOrigin> + Send + Sync + use<> {
         let shared = Arc::downgrade(&self.shared);
         move |id| {
             let id = id.parse::<ServiceId>().ok()?;
@@ -405,7 +409,7 @@ impl Handle {
 
     /// Returns a lookup from a service id to the share owner of that service, for as long as the service exists. The
     /// lookup does not accept names: a service may be named like the id of a removed service.
-    pub fn creators(&self) -> impl Fn(&str) -> Option<String> + Send + Sync + use<> {
+    pub fn share_owner_lookup(&self) -> impl Fn(&str) -> Option<String> + Send + Sync + use<> {
         let shared = Arc::downgrade(&self.shared);
         move |service| {
             let id = service.parse::<ServiceId>().ok()?;
@@ -416,13 +420,13 @@ impl Handle {
     }
 
     /// Waits for the first reconciliation, at most [`READY_LIMIT`].
-    pub(super) async fn become_ready(&self) -> Result<(), DeployError> {
+    pub(super) async fn wait_until_ready(&self) -> Result<(), DeployError> {
         let mut ready = self.ready();
         let limit = self.shared.options.call_limit.min(READY_LIMIT);
         let waited = tokio::time::timeout(limit, ready.wait_for(Result::is_ok)).await;
         match waited.map(|ready| ready.map(drop)) {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(DeployError::Ending),
+            Ok(Err(_)) => Err(DeployError::ShuttingDown),
             Err(_) => Err(DeployError::NotReady(ready.borrow().clone().err().unwrap_or_default())),
         }
     }
@@ -438,34 +442,34 @@ impl Handle {
     }
 }
 
-impl Shared {
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<ServiceId, Arc<Entry>>> {
+impl DeployContext {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<ServiceId, Arc<ServiceEntry>>> {
         // No code under this lock leaves the map half changed.
         self.entries.lock()
     }
 
-    pub(super) fn all(&self) -> Vec<Arc<Entry>> {
+    pub(super) fn all_entries(&self) -> Vec<Arc<ServiceEntry>> {
         self.entries().values().cloned().collect()
     }
 
-    pub(super) fn add(&self, entry: Arc<Entry>) {
+    pub(super) fn add_entry(&self, entry: Arc<ServiceEntry>) {
         self.entries().insert(entry.id.clone(), entry);
     }
 
-    pub(super) fn forget(&self, id: &ServiceId) {
+    pub(super) fn forget_entry(&self, id: &ServiceId) {
         self.entries().remove(id);
     }
 
-    pub(super) fn knows(&self, id: &ServiceId) -> bool {
+    pub(super) fn has_entry(&self, id: &ServiceId) -> bool {
         self.entries().contains_key(id)
     }
 
-    pub(super) fn named(&self, name: &ServiceName) -> Option<Arc<Entry>> {
+    pub(super) fn entry_by_name(&self, name: &ServiceName) -> Option<Arc<ServiceEntry>> {
         self.entries().values().find(|entry| entry.state().service.name == *name).cloned()
     }
 
     /// Finds a service by its name or its id.
-    pub(super) fn find(&self, given: &str) -> Result<Arc<Entry>, DeployError> {
+    pub(super) fn find_entry(&self, given: &str) -> Result<Arc<ServiceEntry>, DeployError> {
         let found = {
             let entries = self.entries();
             let by_id = given.parse::<ServiceId>().ok().and_then(|id| entries.get(&id).cloned());
@@ -492,8 +496,8 @@ impl Shared {
     }
 
     /// Starts the loop of a reconciled or new service, at most once.
-    pub(super) fn run(self: &Arc<Self>, entry: Arc<Entry>) {
-        if !entry.running.swap(true, Ordering::AcqRel) {
+    pub(super) fn start_loop(self: &Arc<Self>, entry: Arc<ServiceEntry>) {
+        if !entry.loop_started.swap(true, Ordering::AcqRel) {
             self.spawn("service", reconcile::service_loop(Arc::clone(self), entry));
         }
     }

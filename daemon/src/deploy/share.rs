@@ -1,6 +1,6 @@
 //! Limits on the number of services: per owner, and in the room.
 
-use super::service::Shared;
+use super::service::DeployContext;
 use crate::model::share_owner::ShareOwner;
 
 /// Addresses reserved per service: it needs two while one instance takes over from another.
@@ -36,19 +36,19 @@ impl ServiceLimit {
     }
 }
 
-impl Shared {
+impl DeployContext {
     /// Checks that `caller` may create another service, and returns the owner whose share it counts against. Two
     /// addresses are reserved per service, so that every service can start its next instance.
     pub(super) fn admit_service(&self, caller: &str) -> Result<ShareOwner, ServiceLimit> {
-        let owner = self.options.owners.of(caller);
+        let owner = self.options.owners.owner_of(caller);
         let owners: Vec<String> =
-            self.all().iter().map(|entry| entry.state().service.share_owner().to_owned()).collect();
-        let room = self.ports.network.addresses() / ADDRESSES_PER_SERVICE;
+            self.all_entries().iter().map(|entry| entry.state().service.share_owner().to_owned()).collect();
+        let room = self.ports.network.max_addresses() / ADDRESSES_PER_SERVICE;
         if owners.len() >= room {
             return Err(ServiceLimit::Room { limit: room });
         }
         let limit = self.options.max_per_owner;
-        if owners.iter().filter(|of| self.options.owners.of(of) == owner).count() >= limit {
+        if owners.iter().filter(|of| self.options.owners.owner_of(of) == owner).count() >= limit {
             return Err(ServiceLimit::Owner { owner: owner.0, limit });
         }
         Ok(owner)

@@ -11,36 +11,36 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::entry::{Entry, Known};
+use super::entry::{ServiceEntry, TrackedInstance};
 use super::failure::{StartFault, StartFaultKind};
-use super::plan::{Health, InstanceStage, MAX_OUTSIDE_ENDS, after};
+use super::plan::{InstanceHealth, InstanceStage, MAX_EXTERNAL_EXITS, after};
 use super::port::{InstanceImage, InstanceSpec, RuntimeError};
-use super::progress::Progress;
-use super::service::Shared;
+use super::progress::DeployProgress;
+use super::service::DeployContext;
 use super::{health, logs};
-use crate::model::deploy::{Action, DeployEventKind, LogQuery};
+use crate::model::deploy::{DeployAction, DeployEventKind, ServiceLogQuery};
 use crate::model::fault::Fault;
 use crate::model::id::InstanceId;
-use crate::model::service::{InstanceLabel, ResourceLimits, Revision, RevisionOutcome};
+use crate::model::service::{InstanceLabel, ResourceLimits, RevisionOutcome, ServiceRevision};
 
 /// Pause before the next start or stop request while the runtime is unavailable.
-const AWAY_PAUSE: Duration = Duration::from_millis(500);
+const UNAVAILABLE_PAUSE: Duration = Duration::from_millis(500);
 /// Pause between attempts to remove an instance; doubled up to `LONGEST_PAUSE`.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Parameters for stopping an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct End {
+pub(super) struct StopOptions {
     /// Set if requests in flight are drained first.
     pub(super) drain: bool,
     /// Time between the stop signal and SIGKILL; zero kills at once.
     pub(super) grace: Duration,
 }
 
-impl Shared {
+impl DeployContext {
     /// Starts an instance in a new task.
-    pub(super) fn begin_start(self: &Arc<Self>, entry: &Arc<Entry>, revision: u32, generation: u32) {
+    pub(super) fn begin_start(self: &Arc<Self>, entry: &Arc<ServiceEntry>, revision: u32, generation: u32) {
         let (label, revision, stop, progress) = {
             let mut state = entry.state();
             let Some(found) = state.service.revision(revision).cloned() else { return };
@@ -51,7 +51,7 @@ impl Shared {
                 revision,
                 generation,
             };
-            let known = Known::new(label.clone(), InstanceStage::Starting);
+            let known = TrackedInstance::new(label.clone(), InstanceStage::Starting);
             let stop = known.stop.clone();
             state.instances.insert(label.instance.clone(), known);
             (label, found, stop, state.progress(revision))
@@ -65,39 +65,39 @@ impl Shared {
 
     async fn start(
         self: &Arc<Self>,
-        entry: &Arc<Entry>,
+        entry: &Arc<ServiceEntry>,
         label: InstanceLabel,
-        revision: &Revision,
+        revision: &ServiceRevision,
         stop: &CancellationToken,
-        progress: Option<Arc<Progress>>,
+        progress: Option<Arc<DeployProgress>>,
     ) {
         let begun = Instant::now();
-        let action = Action::Start { revision: label.revision, generation: label.generation };
+        let action = DeployAction::Start { revision: label.revision, generation: label.generation };
         let progress = progress.as_deref();
-        tell(progress, DeployEventKind::Started(action.clone()));
+        publish(progress, DeployEventKind::Started(action.clone()));
         let started = self.start_steps(&label, revision, stop, progress).await;
         let error = match &started {
             Some(Ok(_)) => None,
             Some(Err(fault)) => Some(fault.fault.message.clone()),
             None => Some("cancelled".to_owned()),
         };
-        tell(progress, DeployEventKind::Ended { action, took: begun.elapsed(), error });
+        publish(progress, DeployEventKind::Ended { action, took: begun.elapsed(), error });
         match started {
-            Some(Ok(address)) => self.started(entry, &label.instance, address),
+            Some(Ok(address)) => self.on_started(entry, &label.instance, address),
             failed => {
                 if let Some(Err(fault)) = failed {
                     tracing::warn!(
                         service.name = %label.name, revision = label.revision, error = %fault.fault.message,
                         "failed to start an instance"
                     );
-                    self.not_started(entry, &label, fault);
+                    self.on_start_failed(entry, &label, fault);
                     entry.wake.notify_one();
                 }
                 if let Some(known) = entry.state().instances.get_mut(&label.instance) {
-                    known.stage = InstanceStage::Going;
+                    known.stage = InstanceStage::Stopping;
                 }
-                self.take_away(&label.instance).await;
-                entry.state().drop_instance(&label.instance);
+                self.remove_instance(&label.instance).await;
+                entry.state().forget_instance(&label.instance);
             }
         }
     }
@@ -106,39 +106,39 @@ impl Shared {
     async fn start_steps(
         &self,
         label: &InstanceLabel,
-        revision: &Revision,
+        revision: &ServiceRevision,
         stop: &CancellationToken,
-        progress: Option<&Progress>,
+        progress: Option<&DeployProgress>,
     ) -> Option<Result<Ipv4Addr, StartFault>> {
-        let mut clock = Clock { progress, since: Instant::now() };
+        let mut clock = StepTimer { progress, since: Instant::now() };
         // Keeps the image's files from being released until the instance uses them.
-        let _images = self.images.read().await;
-        let spec = match stop.run_until_cancelled(self.make_ready(label, revision, &mut clock)).await? {
+        let _images = self.image_lock.read().await;
+        let spec = match stop.run_until_cancelled(self.prepare_instance(label, revision, &mut clock)).await? {
             Ok(spec) => spec,
             Err(fault) => return Some(Err(fault)),
         };
         let (address, log) = (spec.network.address, spec.log.clone());
-        if let Err(error) = logs::make_directory(&log, revision.number).await {
+        if let Err(error) = logs::create_log_directory(&log, revision.number).await {
             let error = RuntimeError::Other(format!("log directory: {error}"));
             return Some(Err(error.into()));
         }
         // Runs to completion even when the start is cancelled: the runtime would continue with an abandoned call, and
         // nobody would remove what it creates after that.
         let call = self.ports.runtime.start(spec);
-        let started = within("starting the process", self.options.call_limit, call).await;
+        let started = with_limit("starting the process", self.options.call_limit, call).await;
         clock.lap("start");
         if started.is_err() {
-            logs::remove_unused(&log).await;
+            logs::remove_unused_log(&log).await;
         }
         Some(started.map(|()| address))
     }
 
     /// Prepares everything that the start of the process needs: environment, image, network and mounts.
-    async fn make_ready(
+    async fn prepare_instance(
         &self,
         label: &InstanceLabel,
-        revision: &Revision,
-        clock: &mut Clock<'_>,
+        revision: &ServiceRevision,
+        clock: &mut StepTimer<'_>,
     ) -> Result<InstanceSpec, StartFault> {
         let limit = self.options.call_limit;
         let spec = &revision.spec;
@@ -147,13 +147,13 @@ impl Shared {
         self.options.check_capabilities(spec).map_err(Fault::from)?;
         let env = self.environment(label, revision).await?;
         let prepare_limit = self.options.prepare_limit;
-        within("bringing the image's files", prepare_limit, self.ports.runtime.prepare(&image)).await?;
+        with_limit("bringing the image's files", prepare_limit, self.ports.runtime.prepare(&image)).await?;
         clock.lap("image");
         let attach = self.ports.network.attach(&label.instance, &label.name, spec.confinement.isolated);
-        let network = within("the network", limit, attach).await?;
+        let network = with_limit("the network", limit, attach).await?;
         clock.lap("network");
         let mounts = self.ports.mounts.open(label, &spec.mounts, &spec.mounted);
-        let mounts = within("opening the mounts", prepare_limit, mounts).await?;
+        let mounts = with_limit("opening the mounts", prepare_limit, mounts).await?;
         clock.lap("mounts");
         Ok(InstanceSpec {
             label: label.clone(),
@@ -173,7 +173,7 @@ impl Shared {
         })
     }
 
-    fn started(self: &Arc<Self>, entry: &Arc<Entry>, instance: &InstanceId, address: Ipv4Addr) {
+    fn on_started(self: &Arc<Self>, entry: &Arc<ServiceEntry>, instance: &InstanceId, address: Ipv4Addr) {
         let progress = {
             let mut state = entry.state();
             let Some(known) = state.instances.get_mut(instance) else { return };
@@ -181,38 +181,43 @@ impl Shared {
             if known.stage != InstanceStage::Starting {
                 known.address = Some(address);
                 drop(state);
-                return self.begin_end(entry, instance, End { drain: false, grace: Duration::ZERO });
+                return self.begin_stop(entry, instance, StopOptions { drain: false, grace: Duration::ZERO });
             }
-            known.stage = InstanceStage::Running(Health::Unproven { since: Timestamp::now() });
+            known.stage = InstanceStage::Running(InstanceHealth::Unproven { since: Timestamp::now() });
             known.address = Some(address);
             let revision = known.label.revision;
             state.progress(revision)
         };
-        self.watch_over(entry, instance);
+        self.start_monitor(entry, instance);
         if let Some(progress) = progress.filter(|progress| !progress.is_ended()) {
-            self.tell_log(entry, instance, progress);
+            self.publish_log(entry, instance, progress);
         }
     }
 
     /// Spawns the health monitor of an instance.
-    pub(super) fn watch_over(self: &Arc<Self>, entry: &Arc<Entry>, instance: &InstanceId) {
+    pub(super) fn start_monitor(self: &Arc<Self>, entry: &Arc<ServiceEntry>, instance: &InstanceId) {
         let monitor = health::monitor(Arc::clone(self), Arc::clone(entry), instance.clone());
         self.spawn("health", monitor);
     }
 
     /// Publishes the log of a new instance to the watchers of its deploy.
-    fn tell_log(self: &Arc<Self>, entry: &Arc<Entry>, instance: &InstanceId, progress: Arc<Progress>) {
+    fn publish_log(
+        self: &Arc<Self>,
+        entry: &Arc<ServiceEntry>,
+        instance: &InstanceId,
+        progress: Arc<DeployProgress>,
+    ) {
         let directory = self.log_directory(&entry.id, instance);
         let (shared, instance) = (Arc::clone(self), instance.clone());
         self.spawn("deploy log", async move {
-            let query = LogQuery { follow: true, ..LogQuery::default() };
+            let query = ServiceLogQuery { follow: true, ..ServiceLogQuery::default() };
             let tell = async {
                 let mut lines = match shared.ports.logs.read(&directory, query).await {
                     Ok(lines) => lines,
                     Err(error) => return tracing::warn!(%error, "failed to read the log of a new instance"),
                 };
                 while let Some(Ok(line)) = lines.next().await {
-                    progress.tell_line(instance.clone(), line);
+                    progress.publish_log_line(instance.clone(), line);
                 }
             };
             tokio::select! {
@@ -222,22 +227,22 @@ impl Shared {
         });
     }
 
-    fn not_started(&self, entry: &Entry, label: &InstanceLabel, failed: StartFault) {
+    fn on_start_failed(&self, entry: &ServiceEntry, label: &InstanceLabel, failed: StartFault) {
         let mut state = entry.state();
         let StartFault { fault, kind } = failed;
-        if kind == StartFaultKind::Away {
+        if kind == StartFaultKind::Unavailable {
             // Not a failure of the service: the start is retried soon, for as long as the dependency is unavailable.
-            state.attempts_mut(label).backoff.not_before = Some(after(Timestamp::now(), AWAY_PAUSE));
+            state.attempts_mut(label).backoff.not_before = Some(after(Timestamp::now(), UNAVAILABLE_PAUSE));
         } else {
-            state.count_end(label, None, kind == StartFaultKind::Passing);
+            state.count_exit(label, None, kind == StartFaultKind::Transient);
         }
         let lasts = match kind {
-            StartFaultKind::Lasting => true,
-            StartFaultKind::Passing => state.attempts_mut(label).outside_ends >= MAX_OUTSIDE_ENDS,
-            StartFaultKind::Away => false,
+            StartFaultKind::Permanent => true,
+            StartFaultKind::Transient => state.attempts_mut(label).external_exits >= MAX_EXTERNAL_EXITS,
+            StartFaultKind::Unavailable => false,
         };
         if !lasts && let Some(progress) = state.progress(label.revision) {
-            progress.tell(DeployEventKind::Trouble { message: fault.message.clone() });
+            progress.publish(DeployEventKind::Trouble { message: fault.message.clone() });
         }
         state.last_fault = Some(fault.clone());
         if lasts {
@@ -254,12 +259,17 @@ impl Shared {
     }
 
     /// Stops and removes an instance in a new task.
-    pub(super) fn begin_end(self: &Arc<Self>, entry: &Arc<Entry>, instance: &InstanceId, end: End) {
+    pub(super) fn begin_stop(
+        self: &Arc<Self>,
+        entry: &Arc<ServiceEntry>,
+        instance: &InstanceId,
+        end: StopOptions,
+    ) {
         let runs = {
             let mut state = entry.state();
             let Some(known) = state.instances.get_mut(instance) else { return };
             let runs = known.health().is_some();
-            known.stage = InstanceStage::Going;
+            known.stage = InstanceStage::Stopping;
             known.stop.cancel();
             runs
         };
@@ -274,26 +284,26 @@ impl Shared {
                 }
             }
             if runs && !end.grace.is_zero() {
-                shared.ask_to_end(&instance, end.grace).await;
+                shared.stop_gracefully(&instance, end.grace).await;
             }
-            shared.take_away(&instance).await;
+            shared.remove_instance(&instance).await;
             let left = {
                 let mut state = entry.state();
-                state.drop_instance(&instance);
+                state.forget_instance(&instance);
                 state.instances.keys().cloned().collect()
             };
             entry.wake.notify_one();
-            shared.sweep_logs(&entry.id, left, false).await;
+            shared.prune_logs(&entry.id, left, false).await;
         });
     }
 
     /// Requests the stop of an instance and waits for it. The request is retried while the runtime is unavailable; the
     /// removal that follows kills the instance.
-    async fn ask_to_end(&self, instance: &InstanceId, grace: Duration) {
+    async fn stop_gracefully(&self, instance: &InstanceId, grace: Duration) {
         let asked = async {
             loop {
                 match self.ports.runtime.stop(instance, grace).await {
-                    Err(RuntimeError::Unavailable(_)) => tokio::time::sleep(AWAY_PAUSE).await,
+                    Err(RuntimeError::Unavailable(_)) => tokio::time::sleep(UNAVAILABLE_PAUSE).await,
                     other => return other,
                 }
             }
@@ -308,10 +318,10 @@ impl Shared {
     }
 
     /// Removes everything of an instance, retrying until it succeeds.
-    pub(super) async fn take_away(&self, instance: &InstanceId) {
+    pub(super) async fn remove_instance(&self, instance: &InstanceId) {
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.try_take_away(instance).await {
+            match self.try_remove_instance(instance).await {
                 Ok(()) => return,
                 Err(error) => {
                     tracing::warn!(error, instance.id = %instance, "failed to remove an instance; retrying");
@@ -323,7 +333,7 @@ impl Shared {
     }
 
     /// Removes the process before its mounts and its network, which it may be using.
-    pub(super) async fn try_take_away(&self, instance: &InstanceId) -> Result<(), String> {
+    pub(super) async fn try_remove_instance(&self, instance: &InstanceId) -> Result<(), String> {
         let limit = self.options.call_limit;
         let late = |_| "the call timed out".to_owned();
         let removed = tokio::time::timeout(limit, self.ports.runtime.remove(instance)).await;
@@ -338,26 +348,26 @@ impl Shared {
 }
 
 /// Measures and publishes the duration of each step of a start.
-struct Clock<'a> {
-    progress: Option<&'a Progress>,
+struct StepTimer<'a> {
+    progress: Option<&'a DeployProgress>,
     since: Instant,
 }
 
-impl Clock<'_> {
+impl StepTimer<'_> {
     fn lap(&mut self, name: &str) {
         let took = self.since.elapsed();
         self.since = Instant::now();
-        tell(self.progress, DeployEventKind::Step { name: name.to_owned(), took });
+        publish(self.progress, DeployEventKind::Step { name: name.to_owned(), took });
     }
 }
 
-fn tell(progress: Option<&Progress>, kind: DeployEventKind) {
+fn publish(progress: Option<&DeployProgress>, kind: DeployEventKind) {
     if let Some(progress) = progress {
-        progress.tell(kind);
+        progress.publish(kind);
     }
 }
 
-async fn within<T, E: Into<StartFault>>(
+async fn with_limit<T, E: Into<StartFault>>(
     what: &str,
     limit: Duration,
     call: impl Future<Output = Result<T, E>>,

@@ -7,17 +7,19 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::entry::Entry;
+use super::entry::ServiceEntry;
 use super::forecast::forecast;
-use super::merge::{self, Merged};
+use super::merge::{self, MergedSpec};
 use super::plan::{ActualService, DesiredService};
-use super::service::{By, DeployError, Handle, Shared};
-use crate::access::policy::Denied;
-use crate::model::deploy::{DeployRequest, Deployed, Forecast};
+use super::service::{Actor, DeployContext, DeployError, Handle};
+use crate::access::policy::AccessDenied;
+use crate::model::deploy::{AcceptedDeploy, DeployPreview, DeployRequest};
 use crate::model::id::ServiceId;
 use crate::model::image::PinnedImage;
-use crate::model::secret::Credential;
-use crate::model::service::{Domain, EnvValue, Revision, RevisionOutcome, Service, ServiceName, ServiceSpec};
+use crate::model::secret::RegistryCredential;
+use crate::model::service::{
+    EnvValue, RevisionOutcome, ServiceDomain, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec,
+};
 use crate::model::share_owner::ShareOwner;
 use crate::model::{MountSource, MountSpec, MountTarget, Reference};
 
@@ -30,32 +32,32 @@ impl Handle {
     pub async fn deploy(
         &self,
         request: DeployRequest,
-        by: &By,
-        given: &BTreeMap<String, Credential>,
-    ) -> Result<Deployed, DeployError> {
-        let prepared = self.prepare(&request, by, given).await?;
-        let Prepared { entry, mut service, notes, _submitting } = prepared;
+        by: &Actor,
+        given: &BTreeMap<String, RegistryCredential>,
+    ) -> Result<AcceptedDeploy, DeployError> {
+        let prepared = self.prepare_deploy(&request, by, given).await?;
+        let PreparedDeploy { entry, mut service, notes, _submitting } = prepared;
         let Some(entry) = entry else {
             self.shared.ports.store.put(&service).await?;
-            let entry = Arc::new(Entry::new(service.clone()));
-            self.shared.add(Arc::clone(&entry));
-            self.shared.run(entry);
-            return Ok(Deployed { revision: service.desired, service, created: true, notes });
+            let entry = Arc::new(ServiceEntry::new(service.clone()));
+            self.shared.add_entry(Arc::clone(&entry));
+            self.shared.start_loop(entry);
+            return Ok(AcceptedDeploy { revision: service.desired, service, created: true, notes });
         };
         let next = service.revisions.pop();
         let changed = entry.change(&*self.shared.ports.store, |stored| {
             if stored.removing {
                 return None;
             }
-            push(stored, next?);
+            push_revision(stored, next?);
             Some(stored.clone())
         });
         let Some(stored) = changed.await? else {
             return Err(DeployError::Removing { name: service.name });
         };
         service = stored;
-        self.begin(&entry, service.desired);
-        Ok(Deployed { revision: service.desired, service, created: false, notes })
+        self.begin_rollout(&entry, service.desired);
+        Ok(AcceptedDeploy { revision: service.desired, service, created: false, notes })
     }
 
     /// Computes what a deploy would do. Nothing changes, except that an image of a remote registry is fetched into the
@@ -63,10 +65,11 @@ impl Handle {
     pub async fn dry_run(
         &self,
         request: DeployRequest,
-        by: &By,
-        given: &BTreeMap<String, Credential>,
-    ) -> Result<Forecast, DeployError> {
-        let Prepared { entry, service, notes, _submitting } = self.prepare(&request, by, given).await?;
+        by: &Actor,
+        given: &BTreeMap<String, RegistryCredential>,
+    ) -> Result<DeployPreview, DeployError> {
+        let PreparedDeploy { entry, service, notes, _submitting } =
+            self.prepare_deploy(&request, by, given).await?;
         let created = entry.is_none();
         let actual = entry.map(|entry| entry.state().actual());
         let actual = ActualService {
@@ -76,11 +79,14 @@ impl Handle {
             ..actual.unwrap_or_default()
         };
         let actions = forecast(DesiredService::of(&service), actual, Timestamp::now());
-        Ok(Forecast { deployed: Deployed { revision: service.desired, service, created, notes }, actions })
+        Ok(DeployPreview {
+            deployed: AcceptedDeploy { revision: service.desired, service, created, notes },
+            actions,
+        })
     }
 
     /// Replaces the instance of the wanted revision, with fresh tokens and secrets.
-    pub async fn restart(&self, service: &str, by: &By) -> Result<Deployed, DeployError> {
+    pub async fn restart(&self, service: &str, by: &Actor) -> Result<AcceptedDeploy, DeployError> {
         self.restart_permitted(service, |spec| by.may_run(spec)).await
     }
 
@@ -89,10 +95,10 @@ impl Handle {
     pub async fn renew_tokens(&self) -> Vec<(ServiceName, Result<(), DeployError>)> {
         let mut renewed = Vec::new();
         for service in self.list().into_iter().map(|state| state.service) {
-            let tokens = |revision: &Revision| {
+            let tokens = |revision: &ServiceRevision| {
                 revision.spec.env.values().any(|value| matches!(value, EnvValue::Token { .. }))
             };
-            if !service.removing && service.wanted().is_some_and(tokens) {
+            if !service.removing && service.target_revision().is_some_and(tokens) {
                 let restarted = self.restart_permitted(service.id.as_str(), |_| Ok(())).await;
                 renewed.push((service.name, restarted.map(drop)));
             }
@@ -103,13 +109,13 @@ impl Handle {
     async fn restart_permitted(
         &self,
         service: &str,
-        permit: impl Fn(&ServiceSpec) -> Result<(), Denied>,
-    ) -> Result<Deployed, DeployError> {
-        let entry = self.shared.find(service)?;
+        permit: impl Fn(&ServiceSpec) -> Result<(), AccessDenied>,
+    ) -> Result<AcceptedDeploy, DeployError> {
+        let entry = self.shared.find_entry(service)?;
         let mut permitted = Ok(());
         let changed = entry.change(&*self.shared.ports.store, |stored| {
             // A failed revision is retried if there is no other.
-            let number = match stored.wanted().map(|revision| revision.number) {
+            let number = match stored.target_revision().map(|revision| revision.number) {
                 Some(number) => number,
                 None => stored.desired,
             };
@@ -127,8 +133,8 @@ impl Handle {
         let Some((service, revision)) = changed else {
             return Err(DeployError::NotFound { given: service.to_owned() });
         };
-        self.begin(&entry, revision);
-        Ok(Deployed { service, revision, created: false, notes: Vec::new() })
+        self.begin_rollout(&entry, revision);
+        Ok(AcceptedDeploy { service, revision, created: false, notes: Vec::new() })
     }
 
     /// Creates a new revision with the specification of an earlier one: `revision`, or the last one that was live
@@ -137,10 +143,10 @@ impl Handle {
         &self,
         service: &str,
         revision: Option<u32>,
-        by: &By,
-    ) -> Result<Deployed, DeployError> {
-        let entry = self.shared.find(service)?;
-        let _submitting = self.shared.submitting.lock().await;
+        by: &Actor,
+    ) -> Result<AcceptedDeploy, DeployError> {
+        let entry = self.shared.find_entry(service)?;
+        let _submitting = self.shared.submit_lock.lock().await;
         let current = entry.state().service.clone();
         let earlier = match revision {
             Some(number) => current.revision(number).ok_or_else(|| DeployError::NoRevision {
@@ -148,23 +154,22 @@ impl Handle {
                 revision: number,
                 kept: current.revisions.iter().map(|revision| revision.number).collect(),
             })?,
-            None => {
-                before(&current).ok_or_else(|| DeployError::NothingBefore { name: current.name.clone() })?
-            }
+            None => previous_live_revision(&current)
+                .ok_or_else(|| DeployError::NoEarlierRevision { name: current.name.clone() })?,
         };
         by.may_run(&earlier.spec)?;
         self.shared.check_domains(&current.name, &earlier.spec)?;
-        let next = following(&current, earlier.spec.clone(), &by.name);
+        let next = next_revision(&current, earlier.spec.clone(), &by.name);
         let notes = vec![format!("revision {} runs what revision {} ran", next.number, earlier.number)];
         let changed = entry.change(&*self.shared.ports.store, |stored| {
-            push(stored, next);
+            push_revision(stored, next);
             (!stored.removing).then(|| stored.clone())
         });
         let Some(service) = changed.await? else {
             return Err(DeployError::Removing { name: current.name });
         };
-        self.begin(&entry, service.desired);
-        Ok(Deployed { revision: service.desired, service, created: false, notes })
+        self.begin_rollout(&entry, service.desired);
+        Ok(AcceptedDeploy { revision: service.desired, service, created: false, notes })
     }
 
     /// Stops and removes a service. Returns when it is completely removed, or [`DeployError::Removing`] when that takes
@@ -175,9 +180,9 @@ impl Handle {
         service: &str,
         grace: Duration,
         limit: Duration,
-        by: &By,
-    ) -> Result<Service, DeployError> {
-        let entry = self.shared.find(service)?;
+        by: &Actor,
+    ) -> Result<ServiceRecord, DeployError> {
+        let entry = self.shared.find_entry(service)?;
         let mut permitted = Ok(());
         let changed = entry.change(&*self.shared.ports.store, |stored| {
             permitted = by.may_change(stored, "remove");
@@ -189,7 +194,7 @@ impl Handle {
         let service = changed.await?;
         permitted?;
         entry.wake.notify_one();
-        let gone = tokio::time::timeout(limit, entry.gone.cancelled()).await;
+        let gone = tokio::time::timeout(limit, entry.removed.cancelled()).await;
         match (service, gone) {
             (Some(service), Ok(())) => Ok(service),
             _ => Err(DeployError::Removing { name: entry.state().service.name.clone() }),
@@ -197,10 +202,10 @@ impl Handle {
     }
 
     /// Removes a domain from its service, which keeps running without it: no new revision is created.
-    pub async fn remove_route(&self, domain: &Domain, by: &By) -> Result<ServiceName, DeployError> {
-        let _submitting = self.shared.submitting.lock().await;
-        let holds = |entry: &Arc<Entry>| entry.state().service.domains().contains(domain);
-        let entry = self.shared.all().into_iter().find(holds);
+    pub async fn remove_route(&self, domain: &ServiceDomain, by: &Actor) -> Result<ServiceName, DeployError> {
+        let _submitting = self.shared.submit_lock.lock().await;
+        let holds = |entry: &Arc<ServiceEntry>| entry.state().service.domains().contains(domain);
+        let entry = self.shared.all_entries().into_iter().find(holds);
         let entry = entry.ok_or_else(|| DeployError::NoRoute(domain.clone()))?;
         by.may_change(&entry.state().service, &format!("take domain `{domain}` from"))?;
         let changed = entry.change(&*self.shared.ports.store, |stored| {
@@ -217,7 +222,7 @@ impl Handle {
         name.ok_or_else(|| DeployError::NoRoute(domain.clone()))
     }
 
-    fn begin(&self, entry: &Entry, revision: u32) {
+    fn begin_rollout(&self, entry: &ServiceEntry, revision: u32) {
         {
             let mut state = entry.state();
             state.begin_progress(revision);
@@ -227,61 +232,61 @@ impl Handle {
     }
 
     /// Validates a deploy and builds the service to be stored. Its last revision is the new one and the desired one.
-    async fn prepare(
+    async fn prepare_deploy(
         &self,
         request: &DeployRequest,
-        by: &By,
-        given: &BTreeMap<String, Credential>,
-    ) -> Result<Prepared<'_>, DeployError> {
+        by: &Actor,
+        given: &BTreeMap<String, RegistryCredential>,
+    ) -> Result<PreparedDeploy<'_>, DeployError> {
         let shared = &self.shared;
         if shared.stop.is_cancelled() {
-            return Err(DeployError::Ending);
+            return Err(DeployError::ShuttingDown);
         }
-        let name = merge::name_of(request)?;
-        self.become_ready().await?;
+        let name = merge::service_name_of(request)?;
+        self.wait_until_ready().await?;
         let image = shared.ports.images.resolve(&request.image, &by.name, given).await;
         let image = image.map_err(|fault| DeployError::Image(Box::new(fault)))?;
         let mounted = shared.pin_mounts(&request.mounts, &by.name, given).await?;
-        if let Some(entry) = shared.named(&name).filter(|entry| entry.state().service.removing) {
-            let gone = tokio::time::timeout(REMOVAL_LIMIT, entry.gone.cancelled()).await;
+        if let Some(entry) = shared.entry_by_name(&name).filter(|entry| entry.state().service.removing) {
+            let gone = tokio::time::timeout(REMOVAL_LIMIT, entry.removed.cancelled()).await;
             gone.map_err(|_| DeployError::Removing { name: name.clone() })?;
         }
-        let submitting = shared.submitting.lock().await;
-        let entry = shared.named(&name);
+        let submitting = shared.submit_lock.lock().await;
+        let entry = shared.entry_by_name(&name);
         let existing = entry.as_ref().map(|entry| entry.state().service.clone());
-        let Merged { spec, notes } = merge::merge(existing.as_ref(), request, &image, &mounted)?;
+        let MergedSpec { spec, notes } = merge::merge(existing.as_ref(), request, &image, &mounted)?;
         by.may_run(&spec)?;
         shared.options.check_capabilities(&spec)?;
         shared.check_env(&name, &spec).await?;
         shared.check_domains(&name, &spec)?;
         let service = match existing {
             Some(mut service) => {
-                let next = following(&service, spec, &by.name);
-                push(&mut service, next);
+                let next = next_revision(&service, spec, &by.name);
+                push_revision(&mut service, next);
                 service
             }
-            None => first(name, spec, &by.name, shared.admit_service(&by.name)?),
+            None => new_service(name, spec, &by.name, shared.admit_service(&by.name)?),
         };
-        Ok(Prepared { entry, service, notes, _submitting: submitting })
+        Ok(PreparedDeploy { entry, service, notes, _submitting: submitting })
     }
 }
 
 /// A validated deploy, ready to be stored. It holds the submit lock.
-struct Prepared<'a> {
-    entry: Option<Arc<Entry>>,
-    service: Service,
+struct PreparedDeploy<'a> {
+    entry: Option<Arc<ServiceEntry>>,
+    service: ServiceRecord,
     notes: Vec<String>,
     _submitting: tokio::sync::MutexGuard<'a, ()>,
 }
 
-impl Shared {
+impl DeployContext {
     /// Resolves the images among the mounts of a request, by target. An image that is mounted twice resolves to the
     /// same digest in both places.
     async fn pin_mounts(
         &self,
         mounts: &[MountSpec],
         caller: &str,
-        given: &BTreeMap<String, Credential>,
+        given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<BTreeMap<MountTarget, PinnedImage>, DeployError> {
         let mut found: BTreeMap<&Reference, PinnedImage> = BTreeMap::new();
         let mut pinned = BTreeMap::new();
@@ -314,7 +319,7 @@ impl Shared {
                     let minted = self.ports.tokens.mint(&ServiceId::random(), identity, scope);
                     minted
                         .map(drop)
-                        .map_err(|reason| DeployError::Scope { variable: variable.clone(), reason })?;
+                        .map_err(|reason| DeployError::InvalidScope { variable: variable.clone(), reason })?;
                 }
                 EnvValue::Secret { name } => {
                     let (variable, secret) = (variable.clone(), name.clone());
@@ -330,8 +335,8 @@ impl Shared {
     }
 
     fn check_domains(&self, name: &ServiceName, spec: &ServiceSpec) -> Result<(), DeployError> {
-        let mut new: Vec<&Domain> = spec.domains.iter().collect();
-        for entry in self.all() {
+        let mut new: Vec<&ServiceDomain> = spec.domains.iter().collect();
+        for entry in self.all_entries() {
             let state = entry.state();
             if state.service.name == *name {
                 let own = state.service.domains();
@@ -355,9 +360,9 @@ impl Shared {
     }
 }
 
-fn first(name: ServiceName, spec: ServiceSpec, caller: &str, owner: ShareOwner) -> Service {
+fn new_service(name: ServiceName, spec: ServiceSpec, caller: &str, owner: ShareOwner) -> ServiceRecord {
     let (created_at, created_by) = (Timestamp::now(), caller.to_owned());
-    let revision = Revision {
+    let revision = ServiceRevision {
         number: 1,
         created_at,
         created_by: created_by.clone(),
@@ -365,7 +370,7 @@ fn first(name: ServiceName, spec: ServiceSpec, caller: &str, owner: ShareOwner) 
         generation: 0,
         spec,
     };
-    Service {
+    ServiceRecord {
         id: ServiceId::random(),
         name,
         repository: revision.spec.repository.clone(),
@@ -379,9 +384,9 @@ fn first(name: ServiceName, spec: ServiceSpec, caller: &str, owner: ShareOwner) 
     }
 }
 
-fn following(service: &Service, spec: ServiceSpec, caller: &str) -> Revision {
+fn next_revision(service: &ServiceRecord, spec: ServiceSpec, caller: &str) -> ServiceRevision {
     let last = service.revisions.iter().map(|revision| revision.number).max().unwrap_or(0);
-    Revision {
+    ServiceRevision {
         number: last + 1,
         spec,
         created_at: Timestamp::now(),
@@ -392,19 +397,19 @@ fn following(service: &Service, spec: ServiceSpec, caller: &str) -> Revision {
 }
 
 /// Appends a revision and makes it the desired one.
-fn push(service: &mut Service, revision: Revision) {
+fn push_revision(service: &mut ServiceRecord, revision: ServiceRevision) {
     let (number, desired) = (revision.number, service.desired);
     if let Some(earlier) = service.revision_mut(desired).filter(|r| r.outcome == RevisionOutcome::Pending) {
         earlier.outcome = RevisionOutcome::Superseded { by: number };
     }
     service.revisions.push(revision);
     service.desired = number;
-    service.trim();
+    service.drop_old_revisions();
 }
 
 /// Returns the last revision that was live before the desired one.
-fn before(service: &Service) -> Option<&Revision> {
-    let was_live = |revision: &&Revision| matches!(revision.outcome, RevisionOutcome::Live { .. });
+fn previous_live_revision(service: &ServiceRecord) -> Option<&ServiceRevision> {
+    let was_live = |revision: &&ServiceRevision| matches!(revision.outcome, RevisionOutcome::Live { .. });
     // While the desired revision is not live, the serving one is the one to return to.
     let current = service.revision(service.desired).filter(was_live).map(|_| service.desired);
     service.revisions.iter().rev().filter(was_live).find(|revision| Some(revision.number) != current)

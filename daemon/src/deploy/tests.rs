@@ -5,11 +5,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::model::Digest;
-use crate::model::confinement::{AddedCapability, Confinement};
+use crate::model::confinement::{AddedCapability, ServiceConfinement};
 use crate::model::deploy::{ProbeAnswer, ProbeResult};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{
-    HealthCheck, Port, PortKind, ResourceLimits, Revision, RevisionOutcome, Service, ServiceSpec, Strategy,
+    DeployStrategy, HealthCheck, PortKind, ResourceLimits, RevisionOutcome, ServicePort, ServiceRecord,
+    ServiceRevision, ServiceSpec,
 };
 
 pub(crate) fn spec(port: u16) -> ServiceSpec {
@@ -22,23 +23,23 @@ pub(crate) fn spec(port: u16) -> ServiceSpec {
         env: std::collections::BTreeMap::new(),
         mounts: Vec::new(),
         mounted: std::collections::BTreeMap::new(),
-        ports: vec![Port { number: port, kind: PortKind::Http, published: true }],
+        ports: vec![ServicePort { number: port, kind: PortKind::Http, published: true }],
         command: None,
         workdir: None,
         identity: None,
         limits: ResourceLimits::default(),
         health: HealthCheck::default(),
-        strategy: Strategy::Rolling,
+        strategy: DeployStrategy::Rolling,
         domains: Vec::new(),
         public: false,
         description: String::new(),
         annotations: std::collections::BTreeMap::new(),
-        confinement: Confinement::default(),
+        confinement: ServiceConfinement::default(),
     }
 }
 
-pub(crate) fn service(spec: ServiceSpec) -> Service {
-    Service {
+pub(crate) fn service(spec: ServiceSpec) -> ServiceRecord {
+    ServiceRecord {
         id: ServiceId::random(),
         name: "web".parse().unwrap(),
         repository: spec.repository.clone(),
@@ -47,7 +48,7 @@ pub(crate) fn service(spec: ServiceSpec) -> Service {
         share_owner: None,
         desired: 1,
         live: Some(1),
-        revisions: vec![Revision {
+        revisions: vec![ServiceRevision {
             number: 1,
             spec,
             created_at: Timestamp::UNIX_EPOCH,
@@ -79,32 +80,35 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 
-use super::fake::{AllPermits, App, World};
-use super::service::{By, Handle, Options, Service as Services};
-use crate::model::deploy::{DeployEvent, DeployEventKind, DeployRequest, Deployed};
+use super::fake::{AllPermits, FakeApp, FakeWorld};
+use super::service::{Actor, Handle, Options, Service as Services};
+use crate::model::deploy::{AcceptedDeploy, DeployEvent, DeployEventKind, DeployRequest};
 use crate::model::service::ServiceName;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-fn world() -> Arc<World> {
-    let world = World::new();
-    for (tag, app) in
-        [("1", App::Serves(200)), ("2", App::Serves(200)), ("3", App::Serves(200)), ("silent", App::Silent)]
-    {
+fn world() -> Arc<FakeWorld> {
+    let world = FakeWorld::new();
+    for (tag, app) in [
+        ("1", FakeApp::Serves(200)),
+        ("2", FakeApp::Serves(200)),
+        ("3", FakeApp::Serves(200)),
+        ("silent", FakeApp::Silent),
+    ] {
         world.app(tag, app);
     }
     world
 }
 
-async fn start(world: &Arc<World>) -> Services {
+async fn start(world: &Arc<FakeWorld>) -> Services {
     start_with(world, &[]).await
 }
 
-async fn start_as(world: &Arc<World>, options: Options) -> Services {
+async fn start_as(world: &Arc<FakeWorld>, options: Options) -> Services {
     Services::start(options, world.ports()).await.unwrap()
 }
 
-async fn start_with(world: &Arc<World>, allowed: &[AddedCapability]) -> Services {
+async fn start_with(world: &Arc<FakeWorld>, allowed: &[AddedCapability]) -> Services {
     let directory = world.directory.as_ref().unwrap().path().to_owned();
     let mut options = Options::new("den".to_owned(), "http://10.0.0.1:4327".to_owned(), directory);
     options.stop_grace = Duration::from_millis(50);
@@ -120,11 +124,11 @@ fn request(tag: &str) -> DeployRequest {
 }
 
 /// Returns an actor who may do everything.
-fn ann() -> By {
-    By::new("ann".to_owned(), AllPermits)
+fn ann() -> Actor {
+    Actor::new("ann".to_owned(), AllPermits)
 }
 
-async fn deploy(handle: &Handle, request: DeployRequest) -> Deployed {
+async fn deploy(handle: &Handle, request: DeployRequest) -> AcceptedDeploy {
     handle.deploy(request, &ann(), &BTreeMap::new()).await.unwrap()
 }
 
@@ -140,7 +144,7 @@ async fn outcome(handle: &Handle, revision: u32) -> DeployEventKind {
     events(handle, revision).await.pop().unwrap().kind
 }
 
-async fn live(handle: &Handle, tag: &str) -> Deployed {
+async fn live(handle: &Handle, tag: &str) -> AcceptedDeploy {
     let deployed = deploy(handle, request(tag)).await;
     let outcome = outcome(handle, deployed.revision).await;
     assert!(matches!(outcome, DeployEventKind::Live { .. }), "{outcome:?}");
@@ -159,7 +163,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 
 /// Reports whether exactly one instance of this revision is running and receives the traffic, and nothing is left of
 /// any other.
-fn only_serves(world: &World, revision: u32) -> bool {
+fn only_serves(world: &FakeWorld, revision: u32) -> bool {
     let running = world.running();
     let state = world.state();
     let [label] = running.as_slice() else { return false };

@@ -1,11 +1,11 @@
 //! Implementation of [`TokenMinter`](super::port::TokenMinter): instances get participant tokens.
 
-use super::port::Tokens;
-use crate::access::{Access, MAX_TTL};
+use super::port::TokenMinter;
+use crate::access::{MAX_TTL, TokenAuthority};
 use crate::model::id::ServiceId;
 use crate::model::secret::Secret;
 
-impl Tokens for Access {
+impl TokenMinter for TokenAuthority {
     /// Mints a token with the maximum lifetime, valid while the service exists: an instance gets a new token only when
     /// it is restarted.
     fn mint(&self, service: &ServiceId, name: &str, scope: &str) -> Result<Secret<String>, String> {

@@ -4,38 +4,38 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::entry::{Entry, EntryState, Known};
-use super::plan::{Health, InstanceStage};
-use super::port::{Exec, ExecSpec};
-use super::service::{By, DeployError, Handle};
+use super::entry::{ServiceEntry, ServiceEntryState, TrackedInstance};
+use super::plan::{InstanceHealth, InstanceStage};
+use super::port::{ExecSpec, ExecStreams};
+use super::service::{Actor, DeployError, Handle};
 use crate::model::deploy::{InstancePhase, InstanceView, RouteView, ServiceState, ServiceStatus};
 use crate::model::id::InstanceId;
-use crate::model::service::{RevisionOutcome, Service};
+use crate::model::service::{RevisionOutcome, ServiceRecord};
 
 impl Handle {
     /// Returns all services, ordered by name.
     pub fn list(&self) -> Vec<ServiceState> {
         let mut services: Vec<ServiceState> =
-            self.shared.all().iter().map(|entry| view(&entry.state())).collect();
+            self.shared.all_entries().iter().map(|entry| view(&entry.state())).collect();
         services.sort_by(|a, b| a.service.name.cmp(&b.service.name));
         services
     }
 
     /// Returns one service, by its name or id.
     pub fn get(&self, service: &str) -> Result<ServiceState, DeployError> {
-        Ok(view(&self.shared.find(service)?.state()))
+        Ok(view(&self.shared.find_entry(service)?.state()))
     }
 
     /// Returns a service that the caller may change or read the log of; `verb` names the operation.
-    pub fn changeable(&self, service: &str, verb: &str, by: &By) -> Result<Service, DeployError> {
-        let service = self.shared.find(service)?.state().service.clone();
+    pub fn changeable(&self, service: &str, verb: &str, by: &Actor) -> Result<ServiceRecord, DeployError> {
+        let service = self.shared.find_entry(service)?.state().service.clone();
         by.may_change(&service, verb)?;
         Ok(service)
     }
 
     /// Returns every domain of the room's services, in order.
     pub fn routes(&self) -> Vec<RouteView> {
-        let of = |entry: &Arc<Entry>| {
+        let of = |entry: &Arc<ServiceEntry>| {
             let state = entry.state();
             let routed = state.routed.as_ref().and_then(|id| state.instances.get(id));
             let revision = routed.map(|known| known.label.revision);
@@ -52,18 +52,23 @@ impl Handle {
                 })
                 .collect::<Vec<_>>()
         };
-        let mut routes: Vec<RouteView> = self.shared.all().iter().flat_map(of).collect();
+        let mut routes: Vec<RouteView> = self.shared.all_entries().iter().flat_map(of).collect();
         routes.sort_by(|a, b| a.domain.cmp(&b.domain));
         routes
     }
 
     /// Runs an additional process in the instance that receives the traffic, or else in the newest running one.
-    pub async fn exec(&self, service: &str, mut exec: ExecSpec, by: &By) -> Result<Exec, DeployError> {
-        let entry = self.shared.find(service)?;
+    pub async fn exec(
+        &self,
+        service: &str,
+        mut exec: ExecSpec,
+        by: &Actor,
+    ) -> Result<ExecStreams, DeployError> {
+        let entry = self.shared.find_entry(service)?;
         let (label, revision) = {
             let state = entry.state();
             let not_running = || DeployError::NotRunning { name: state.service.name.clone() };
-            let instance = serving(&state).ok_or_else(not_running)?;
+            let instance = serving_instance(&state).ok_or_else(not_running)?;
             let label = state.instances.get(&instance).map(|known| known.label.clone());
             let label = label.ok_or_else(not_running)?;
             // A process inside the instance has access to everything that the app has.
@@ -71,21 +76,21 @@ impl Handle {
             by.may_run(&revision.spec)?;
             (label, revision)
         };
-        exec.confidential = self.shared.confidential(&label, &revision).await;
+        exec.confidential = self.shared.confidential_env(&label, &revision).await;
         Ok(self.shared.ports.runtime.exec(&label.instance, exec).await?)
     }
 }
 
 /// Returns the routed instance, or else the newest running one.
-fn serving(state: &EntryState) -> Option<InstanceId> {
+fn serving_instance(state: &ServiceEntryState) -> Option<InstanceId> {
     let running = state.instances.iter().filter(|(_, known)| known.health().is_some());
-    let rank = |(id, known): &(&InstanceId, &Known)| {
+    let rank = |(id, known): &(&InstanceId, &TrackedInstance)| {
         (state.routed.as_ref() == Some(*id), known.label.revision, known.label.generation)
     };
     running.max_by_key(rank).map(|(id, _)| id.clone())
 }
 
-pub(super) fn view(state: &EntryState) -> ServiceState {
+pub(super) fn view(state: &ServiceEntryState) -> ServiceState {
     let instances = state.instances.iter().map(|(id, known)| InstanceView {
         id: id.clone(),
         revision: known.label.revision,
@@ -125,27 +130,31 @@ pub(super) fn view(state: &EntryState) -> ServiceState {
 
 const fn phase(stage: InstanceStage) -> InstancePhase {
     match stage {
-        InstanceStage::Starting | InstanceStage::Running(Health::Unproven { .. }) => InstancePhase::Starting,
-        InstanceStage::Running(Health::Presumed | Health::Healthy { .. }) => InstancePhase::Healthy,
-        InstanceStage::Running(Health::Unhealthy) => InstancePhase::Unhealthy,
-        InstanceStage::Going => InstancePhase::Retiring,
-        InstanceStage::Ended { .. } | InstanceStage::Incomplete => InstancePhase::Ended,
+        InstanceStage::Starting | InstanceStage::Running(InstanceHealth::Unproven { .. }) => {
+            InstancePhase::Starting
+        }
+        InstanceStage::Running(InstanceHealth::Presumed | InstanceHealth::Healthy { .. }) => {
+            InstancePhase::Healthy
+        }
+        InstanceStage::Running(InstanceHealth::Unhealthy) => InstancePhase::Unhealthy,
+        InstanceStage::Stopping => InstancePhase::Retiring,
+        InstanceStage::Exited { .. } | InstanceStage::Incomplete => InstancePhase::Ended,
     }
 }
 
-fn status(state: &EntryState) -> ServiceStatus {
+fn status(state: &ServiceEntryState) -> ServiceStatus {
     let service = &state.service;
     if service.removing {
         return ServiceStatus::Removing;
     }
-    let Some(wanted) = service.wanted() else { return ServiceStatus::Failed };
+    let Some(wanted) = service.target_revision() else { return ServiceStatus::Failed };
     let routed = state.routed.as_ref().and_then(|id| state.instances.get(id));
-    let health = routed.and_then(Known::health);
+    let health = routed.and_then(TrackedInstance::health);
     let is_wanted = routed.is_some_and(|known| {
         (known.label.revision, known.label.generation) == (wanted.number, wanted.generation)
     });
     match health {
-        Some(Health::Unhealthy) => ServiceStatus::Unhealthy,
+        Some(InstanceHealth::Unhealthy) => ServiceStatus::Unhealthy,
         Some(_) if is_wanted => ServiceStatus::Live,
         Some(_) => ServiceStatus::Updating,
         None if state.attempts().is_some_and(|attempts| attempts.backoff.failures > 0) => {

@@ -8,30 +8,30 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Kept, KeptContent};
+use super::{KeptContent, KeptEntry};
 
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(super) struct LedgerJournal {
     path: PathBuf,
     file: File,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Line {
+struct JournalLine {
     content: KeptContent,
     /// Charge of the content; `None` if it was removed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    kept: Option<Kept>,
+    kept: Option<KeptEntry>,
 }
 
-impl Journal {
-    pub(super) fn open(path: &Path) -> io::Result<(Self, HashMap<KeptContent, Kept>)> {
+impl LedgerJournal {
+    pub(super) fn open(path: &Path) -> io::Result<(Self, HashMap<KeptContent, KeptEntry>)> {
         let mut kept = HashMap::new();
         let file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
         for line in BufReader::new(&file).split(b'\n') {
-            match serde_json::from_slice::<Line>(&line?) {
-                Ok(Line { content, kept: Some(now) }) => drop(kept.insert(content, now)),
-                Ok(Line { content, kept: None }) => drop(kept.remove(&content)),
+            match serde_json::from_slice::<JournalLine>(&line?) {
+                Ok(JournalLine { content, kept: Some(now) }) => drop(kept.insert(content, now)),
+                Ok(JournalLine { content, kept: None }) => drop(kept.remove(&content)),
                 // A killed daemon may leave an incomplete last line.
                 Err(error) => {
                     tracing::warn!(%error, path = %path.display(), "skipped an unreadable line of the disk ledger");
@@ -43,11 +43,11 @@ impl Journal {
         Ok((journal, kept))
     }
 
-    pub(super) fn note(&mut self, content: &KeptContent, kept: Option<&Kept>) -> io::Result<()> {
+    pub(super) fn note(&mut self, content: &KeptContent, kept: Option<&KeptEntry>) -> io::Result<()> {
         self.file.write_all(&line(content, kept)?)
     }
 
-    pub(super) fn rewrite(&mut self, kept: &HashMap<KeptContent, Kept>) -> io::Result<()> {
+    pub(super) fn rewrite(&mut self, kept: &HashMap<KeptContent, KeptEntry>) -> io::Result<()> {
         let draft = self.path.with_extension("new");
         let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&draft)?;
         let mut writer = BufWriter::new(file);
@@ -61,8 +61,8 @@ impl Journal {
     }
 }
 
-fn line(content: &KeptContent, kept: Option<&Kept>) -> io::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(&Line { content: content.clone(), kept: kept.cloned() })?;
+fn line(content: &KeptContent, kept: Option<&KeptEntry>) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(&JournalLine { content: content.clone(), kept: kept.cloned() })?;
     line.push(b'\n');
     Ok(line)
 }

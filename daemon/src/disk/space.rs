@@ -15,18 +15,18 @@ use std::{fs, io};
 
 use tokio::sync::watch;
 
-use crate::model::component::Component;
+use crate::model::component::ComponentStatus;
 use crate::task;
 
 /// Interval between two measurements. A disk that fills with one gigabyte per second is detected while the reserve
 /// still exists.
-const PAUSE: Duration = Duration::from_millis(250);
+const MEASURE_INTERVAL: Duration = Duration::from_millis(250);
 /// Divisor of the floor: below this part the disk counts as full.
 const EMERGENCY_PART: u64 = 4;
 /// Divisor of the floor: size of the reserve, which is released when less than this is free. The disk still counts as
 /// full then.
 const RESERVE_PART: u64 = 8;
-const MOST_RESERVE: u64 = 64 << 20;
+const MAX_RESERVE: u64 = 64 << 20;
 const RESERVE_FILE: &str = "disk.reserve";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,8 +72,8 @@ impl SpaceWatch {
     /// Measures the file system of `directory`, releases the reserve if almost nothing is left, and keeps monitoring
     /// until the last clone is dropped.
     pub async fn start(directory: &Path, floor: u64) -> io::Result<Self> {
-        let look = Look { directory: directory.to_owned(), floor };
-        let (look, first) = look.take().await;
+        let look = SpaceProbe { directory: directory.to_owned(), floor };
+        let (look, first) = look.measure().await;
         let first = first?;
         if first.level() == SpaceLevel::Full {
             tracing::error!(free = first.free, floor, "the disk of the state directory is full");
@@ -85,7 +85,7 @@ impl SpaceWatch {
 
     /// Creates a watch with a constant value.
     #[cfg(test)]
-    pub fn still(free: u64, floor: u64) -> Self {
+    pub fn fixed(free: u64, floor: u64) -> Self {
         let (_, seen) = watch::channel(FreeSpace { free, floor });
         Self { directory: PathBuf::from("/"), seen }
     }
@@ -117,7 +117,7 @@ impl SpaceWatch {
         }
     }
 
-    pub fn component(&self) -> Component {
+    pub fn component(&self) -> ComponentStatus {
         let FreeSpace { free, floor } = *self.seen.borrow();
         let full = self.level() == SpaceLevel::Full;
         let detail = if full {
@@ -128,38 +128,38 @@ impl SpaceWatch {
         } else {
             String::new()
         };
-        Component { name: "disk", ready: !full, detail }
+        ComponentStatus { name: "disk", ready: !full, detail }
     }
 }
 
-struct Look {
+struct SpaceProbe {
     directory: PathBuf,
     floor: u64,
 }
 
-impl Look {
+impl SpaceProbe {
     /// Measures once, on a blocking thread.
-    async fn take(self) -> (Self, io::Result<FreeSpace>) {
+    async fn measure(self) -> (Self, io::Result<FreeSpace>) {
         let (directory, floor) = (self.directory.clone(), self.floor);
         let seen = task::blocking("disk space", move || {
             let space = FreeSpace::of(&directory, floor)?;
-            keep_reserve(&directory, space);
+            update_reserve(&directory, space);
             Ok(space)
         });
         (self, seen.await.map_err(io::Error::other).flatten())
     }
 }
 
-async fn space_loop(mut look: Look, sender: watch::Sender<FreeSpace>) {
+async fn space_loop(mut look: SpaceProbe, sender: watch::Sender<FreeSpace>) {
     let mut failed = false;
     while !sender.is_closed() {
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(MEASURE_INTERVAL).await;
         let seen;
-        (look, seen) = look.take().await;
+        (look, seen) = look.measure().await;
         match seen {
             Ok(space) => {
                 failed = false;
-                sender.send_if_modified(|known| tell(known, space));
+                sender.send_if_modified(|known| update(known, space));
             }
             Err(error) if !std::mem::replace(&mut failed, true) => {
                 tracing::warn!(%error, "failed to read the free space of the state directory");
@@ -170,7 +170,7 @@ async fn space_loop(mut look: Look, sender: watch::Sender<FreeSpace>) {
 }
 
 /// Updates the value, and reports whether the level has changed: only that wakes the watchers.
-fn tell(known: &mut FreeSpace, space: FreeSpace) -> bool {
+fn update(known: &mut FreeSpace, space: FreeSpace) -> bool {
     let changed = known.level() != space.level();
     *known = space;
     if changed {
@@ -189,10 +189,10 @@ fn tell(known: &mut FreeSpace, space: FreeSpace) -> bool {
 }
 
 /// Releases the reserve on a full disk, and allocates it if there is room for it. Blocking.
-fn keep_reserve(directory: &Path, space: FreeSpace) {
+fn update_reserve(directory: &Path, space: FreeSpace) {
     let path = directory.join(RESERVE_FILE);
     let part = space.floor / RESERVE_PART;
-    let bytes = part.min(MOST_RESERVE);
+    let bytes = part.min(MAX_RESERVE);
     match space.level() {
         SpaceLevel::Full if space.free < part => match fs::remove_file(&path) {
             Ok(()) => tracing::warn!("released the reserve of the state directory's disk"),
@@ -243,15 +243,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let reserve = || fs::metadata(directory.path().join(RESERVE_FILE)).ok().map(|found| found.len());
         let floor = 16 * MIB;
-        keep_reserve(directory.path(), FreeSpace { free: floor + MIB, floor });
+        update_reserve(directory.path(), FreeSpace { free: floor + MIB, floor });
         assert_eq!(reserve(), None, "there is no room for it");
-        keep_reserve(directory.path(), FreeSpace { free: 2 * floor, floor });
+        update_reserve(directory.path(), FreeSpace { free: 2 * floor, floor });
         assert_eq!(reserve(), Some(2 * MIB));
-        keep_reserve(directory.path(), FreeSpace { free: floor / 2, floor });
+        update_reserve(directory.path(), FreeSpace { free: floor / 2, floor });
         assert_eq!(reserve(), Some(2 * MIB));
-        keep_reserve(directory.path(), FreeSpace { free: 0, floor });
+        update_reserve(directory.path(), FreeSpace { free: 0, floor });
         assert_eq!(reserve(), None);
-        keep_reserve(directory.path(), FreeSpace { free: 2 * floor, floor });
+        update_reserve(directory.path(), FreeSpace { free: 2 * floor, floor });
         assert_eq!(reserve(), Some(2 * MIB));
     }
 }

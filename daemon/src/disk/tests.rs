@@ -1,23 +1,23 @@
 use super::*;
 
-struct Scene {
+struct LedgerFixture {
     directory: tempfile::TempDir,
     limits: DiskLimits,
 }
 
-fn scene(per_caller: u64) -> Scene {
-    Scene {
+fn scene(per_caller: u64) -> LedgerFixture {
+    LedgerFixture {
         directory: tempfile::tempdir().unwrap(),
         limits: DiskLimits { per_caller, per_image: u64::MAX, min_free: 0 },
     }
 }
 
-impl Scene {
-    fn open(&self) -> DiskShares {
-        DiskShares::open(&self.directory.path().join("ledger"), self.limits).unwrap()
+impl LedgerFixture {
+    fn open(&self) -> DiskLedger {
+        DiskLedger::open(&self.directory.path().join("ledger"), self.limits).unwrap()
     }
 
-    fn claim(&self, shares: &DiskShares, caller: &str) -> Result<DiskClaim, DiskError> {
+    fn claim(&self, shares: &DiskLedger, caller: &str) -> Result<DiskClaim, DiskError> {
         shares.begin(caller, UploadKind::File, "x", self.directory.path())
     }
 }

@@ -10,27 +10,27 @@ use reqwest::{Client, Response, StatusCode, redirect};
 use url::{Host, Url};
 
 use super::DownloadError;
-use super::files::{Files, Record};
+use super::files::{DownloadFiles, UrlRecord};
 use crate::fetch_policy::FetchPolicy;
 use crate::model::egress::EgressPolicy;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// Time limit for each response header and each chunk of a body.
-const STALL: Duration = Duration::from_secs(60);
+const STALL_LIMIT: Duration = Duration::from_secs(60);
 /// Time limit for one file, including its redirects and retries.
-const TOTAL: Duration = Duration::from_secs(1800);
+const TOTAL_LIMIT: Duration = Duration::from_secs(1800);
 /// Maximum number of redirects, the same as in Go's HTTP client.
-const REDIRECTS: usize = 10;
-const TRIES: u32 = 3;
+const MAX_REDIRECTS: usize = 10;
+const MAX_ATTEMPTS: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(300);
 /// Maximum size of one file, in bytes.
-const MAX_FILE: u64 = 16 << 30;
+const MAX_FILE_SIZE: u64 = 16 << 30;
 
 /// Outcome of fetching a URL.
-pub(super) enum Answer {
+pub(super) enum FetchOutcome {
     /// The cached record is still valid.
     Unchanged,
-    Fetched(Record),
+    Fetched(UrlRecord),
 }
 
 /// HTTP client with the egress policy of builds.
@@ -68,15 +68,15 @@ impl FetchClient {
     pub(super) async fn fetch(
         &self,
         text: &str,
-        known: Option<&Record>,
-        files: &Files,
-    ) -> Result<Answer, DownloadError> {
+        known: Option<&UrlRecord>,
+        files: &DownloadFiles,
+    ) -> Result<FetchOutcome, DownloadError> {
         let url = parse(text)?;
         let fetch = async {
             let mut attempt = 1;
             loop {
-                match self.once(&url, known, files).await {
-                    Err(error) if attempt < TRIES && is_passing(&error) => {
+                match self.fetch_once(&url, known, files).await {
+                    Err(error) if attempt < MAX_ATTEMPTS && is_transient(&error) => {
                         tracing::debug!(%error, attempt, "retrying download");
                         tokio::time::sleep(FIRST_PAUSE * 2u32.pow(attempt)).await;
                         attempt += 1;
@@ -85,18 +85,18 @@ impl FetchClient {
                 }
             }
         };
-        let slow = || DownloadError::Slow { url: shown_url(&url), seconds: TOTAL.as_secs() };
-        tokio::time::timeout(TOTAL, fetch).await.unwrap_or_else(|_| Err(slow()))
+        let slow = || DownloadError::Slow { url: shown_url(&url), seconds: TOTAL_LIMIT.as_secs() };
+        tokio::time::timeout(TOTAL_LIMIT, fetch).await.unwrap_or_else(|_| Err(slow()))
     }
 
-    async fn once(
+    async fn fetch_once(
         &self,
         first: &Url,
-        known: Option<&Record>,
-        files: &Files,
-    ) -> Result<Answer, DownloadError> {
+        known: Option<&UrlRecord>,
+        files: &DownloadFiles,
+    ) -> Result<FetchOutcome, DownloadError> {
         let mut url = first.clone();
-        for _ in 0..=REDIRECTS {
+        for _ in 0..=MAX_REDIRECTS {
             self.check(&url)?;
             let mut request = self.client(&url)?.get(url.clone());
             if let Some(known) = known {
@@ -106,13 +106,15 @@ impl FetchClient {
                     request = request.header(IF_MODIFIED_SINCE, time);
                 }
             }
-            let answer = match tokio::time::timeout(STALL, request.send()).await {
+            let answer = match tokio::time::timeout(STALL_LIMIT, request.send()).await {
                 Ok(answer) => answer.map_err(|error| unreachable(&url, &error))?,
-                Err(_) => return Err(DownloadError::Slow { url: shown_url(&url), seconds: STALL.as_secs() }),
+                Err(_) => {
+                    return Err(DownloadError::Slow { url: shown_url(&url), seconds: STALL_LIMIT.as_secs() });
+                }
             };
             let status = answer.status();
             if status == StatusCode::NOT_MODIFIED && known.is_some() {
-                return Ok(Answer::Unchanged);
+                return Ok(FetchOutcome::Unchanged);
             }
             if matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
                 let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
@@ -124,37 +126,44 @@ impl FetchClient {
             if !status.is_success() {
                 return Err(DownloadError::Status { url: shown_url(&url), status: status.as_u16() });
             }
-            return self.take(&url, answer, files).await.map(Answer::Fetched);
+            return self.store_body(&url, answer, files).await.map(FetchOutcome::Fetched);
         }
-        Err(DownloadError::Redirects { url: shown_url(first), limit: REDIRECTS })
+        Err(DownloadError::Redirects { url: shown_url(first), limit: MAX_REDIRECTS })
     }
 
-    async fn take(&self, url: &Url, mut answer: Response, files: &Files) -> Result<Record, DownloadError> {
+    async fn store_body(
+        &self,
+        url: &Url,
+        mut answer: Response,
+        files: &DownloadFiles,
+    ) -> Result<UrlRecord, DownloadError> {
         let header = |name| {
             let value = answer.headers().get(name)?.to_str().ok()?;
             (value.len() <= 1024).then(|| value.to_owned())
         };
         let (etag, last_modified) = (header(ETAG), header(LAST_MODIFIED));
-        let too_large = || DownloadError::TooLarge { url: shown_url(url), limit: MAX_FILE };
-        if answer.content_length().is_some_and(|length| length > MAX_FILE) {
+        let too_large = || DownloadError::TooLarge { url: shown_url(url), limit: MAX_FILE_SIZE };
+        if answer.content_length().is_some_and(|length| length > MAX_FILE_SIZE) {
             return Err(too_large());
         }
         let mut draft = files.draft()?;
         let mut size = 0u64;
         loop {
-            let chunk = match tokio::time::timeout(STALL, answer.chunk()).await {
+            let chunk = match tokio::time::timeout(STALL_LIMIT, answer.chunk()).await {
                 Ok(chunk) => chunk.map_err(|error| unreachable(url, &error))?,
-                Err(_) => return Err(DownloadError::Slow { url: shown_url(url), seconds: STALL.as_secs() }),
+                Err(_) => {
+                    return Err(DownloadError::Slow { url: shown_url(url), seconds: STALL_LIMIT.as_secs() });
+                }
             };
             let Some(chunk) = chunk else { break };
             size += chunk.len() as u64;
-            if size > MAX_FILE {
+            if size > MAX_FILE_SIZE {
                 return Err(too_large());
             }
             draft = draft.write(chunk).await?;
         }
-        let digest = draft.keep().await?;
-        Ok(Record { digest, etag, last_modified, used: jiff::Timestamp::now() })
+        let digest = draft.commit().await?;
+        Ok(UrlRecord { digest, etag, last_modified, used: jiff::Timestamp::now() })
     }
 
     /// Checks whether the policy allows the host of a URL. The addresses of a host name are checked later, when the
@@ -198,7 +207,7 @@ impl FetchClient {
 }
 
 fn parse(text: &str) -> Result<Url, DownloadError> {
-    let wrong = |reason| DownloadError::Url { url: shown(text), reason };
+    let wrong = |reason| DownloadError::Url { url: redacted_url(text), reason };
     let url: Url = text.parse().map_err(|_| wrong("it cannot be parsed"))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(wrong("it is neither http nor https"));
@@ -210,7 +219,7 @@ fn parse(text: &str) -> Result<Url, DownloadError> {
 }
 
 /// Returns a URL for messages, without query, fragment and user information.
-pub(super) fn shown(text: &str) -> String {
+pub(super) fn redacted_url(text: &str) -> String {
     let text = text.split(['?', '#']).next().unwrap_or_default();
     let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
     let (host, path) =
@@ -220,10 +229,10 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 fn shown_url(url: &Url) -> String {
-    shown(url.as_str())
+    redacted_url(url.as_str())
 }
 
-fn is_passing(error: &DownloadError) -> bool {
+fn is_transient(error: &DownloadError) -> bool {
     match error {
         DownloadError::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
         DownloadError::Unreachable { .. } => true,

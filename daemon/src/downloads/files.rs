@@ -19,13 +19,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-use super::{DownloadError, on_disk};
+use super::{DownloadError, blocking_io};
 use crate::disk::FreeSpace;
 use crate::model::Digest;
 
 /// Result of the last fetch of a URL.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(super) struct UrlRecord {
     pub(super) digest: Digest,
     pub(super) etag: Option<String>,
     pub(super) last_modified: Option<String>,
@@ -34,23 +34,23 @@ pub(super) struct Record {
 
 /// Handle to the files on disk; cheap to clone.
 #[derive(Clone)]
-pub(super) struct Files {
+pub(super) struct DownloadFiles {
     directory: Arc<PathBuf>,
     max_bytes: u64,
     min_free: u64,
-    turns: Arc<Mutex<HashMap<String, Arc<AsyncMutex<()>>>>>,
+    url_locks: Arc<Mutex<HashMap<String, Arc<AsyncMutex<()>>>>>,
 }
 
 /// Lock on one URL while it is fetched; other requests for the same URL wait.
-pub(super) struct Turn {
-    files: Files,
+pub(super) struct UrlLock {
+    files: DownloadFiles,
     url: String,
     held: Option<OwnedMutexGuard<()>>,
 }
 
 /// A file that is being written. Dropping it removes the file.
-pub(super) struct Draft {
-    files: Files,
+pub(super) struct DownloadDraft {
+    files: DownloadFiles,
     file: tempfile::NamedTempFile,
     sum: Sha256,
 }
@@ -60,7 +60,7 @@ fn hex(digest: &Digest) -> String {
     text.split_once(':').map_or_else(|| text.clone(), |(_, hex)| hex.to_owned())
 }
 
-impl Files {
+impl DownloadFiles {
     pub(super) fn open(directory: PathBuf, max_bytes: u64, min_free: u64) -> io::Result<Self> {
         let drafts = directory.join("drafts");
         if drafts.exists() {
@@ -69,7 +69,7 @@ impl Files {
         for part in ["content", "urls", "drafts"] {
             fs::create_dir_all(directory.join(part))?;
         }
-        Ok(Self { directory: Arc::new(directory), max_bytes, min_free, turns: Arc::default() })
+        Ok(Self { directory: Arc::new(directory), max_bytes, min_free, url_locks: Arc::default() })
     }
 
     fn content(&self, digest: &Digest) -> PathBuf {
@@ -81,47 +81,47 @@ impl Files {
         self.directory.join("urls").join(hex(&name))
     }
 
-    pub(super) async fn turn(&self, url: &str) -> Turn {
+    pub(super) async fn lock_url(&self, url: &str) -> UrlLock {
         let turn = {
-            let mut turns = self.turns.lock();
+            let mut turns = self.url_locks.lock();
             Arc::clone(turns.entry(url.to_owned()).or_default())
         };
         let held = turn.lock_owned().await;
-        Turn { files: self.clone(), url: url.to_owned(), held: Some(held) }
+        UrlLock { files: self.clone(), url: url.to_owned(), held: Some(held) }
     }
 
     /// Returns the record of a URL if its content still exists.
-    pub(super) async fn known(&self, url: &str) -> Result<Option<Record>, DownloadError> {
+    pub(super) async fn find_record(&self, url: &str) -> Result<Option<UrlRecord>, DownloadError> {
         let (files, path) = (self.clone(), self.record(url));
-        on_disk(move || {
+        blocking_io(move || {
             let text = match fs::read(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 text => text?,
             };
             // A record that cannot be read is treated as missing.
-            let record = serde_json::from_slice::<Record>(&text).ok();
+            let record = serde_json::from_slice::<UrlRecord>(&text).ok();
             Ok(record.filter(|record| files.content(&record.digest).exists()))
         })
         .await
     }
 
     /// Saves the record of a URL, and evicts content beyond the size limit.
-    pub(super) async fn note(&self, url: &str, record: Record) -> Result<(), DownloadError> {
+    pub(super) async fn save_record(&self, url: &str, record: UrlRecord) -> Result<(), DownloadError> {
         let (files, path) = (self.clone(), self.record(url));
-        on_disk(move || {
-            let record = Record { used: Timestamp::now(), ..record };
+        blocking_io(move || {
+            let record = UrlRecord { used: Timestamp::now(), ..record };
             let mut draft = tempfile::NamedTempFile::new_in(files.directory.join("drafts"))?;
             draft.write_all(&serde_json::to_vec(&record)?)?;
             draft.persist(path).map_err(|error| error.error)?;
-            files.trim(&record.digest)
+            files.evict(&record.digest)
         })
         .await
     }
 
     /// Opens the file of this content and returns it with its size. The file stays readable after eviction.
-    pub(super) async fn hold(&self, digest: &Digest) -> Result<(File, u64), DownloadError> {
+    pub(super) async fn open_content(&self, digest: &Digest) -> Result<(File, u64), DownloadError> {
         let path = self.content(digest);
-        on_disk(move || {
+        blocking_io(move || {
             let file = File::open(path)?;
             let size = file.metadata()?.len();
             Ok((file, size))
@@ -129,18 +129,18 @@ impl Files {
         .await
     }
 
-    pub(super) fn draft(&self) -> Result<Draft, DownloadError> {
+    pub(super) fn draft(&self) -> Result<DownloadDraft, DownloadError> {
         let file = tempfile::NamedTempFile::new_in(self.directory.join("drafts"))?;
-        Ok(Draft { files: self.clone(), file, sum: Sha256::new() })
+        Ok(DownloadDraft { files: self.clone(), file, sum: Sha256::new() })
     }
 
     /// Removes the least recently used content beyond the size limit, except for `newest`.
-    fn trim(&self, newest: &Digest) -> io::Result<()> {
+    fn evict(&self, newest: &Digest) -> io::Result<()> {
         let mut last_used: HashMap<String, Timestamp> = HashMap::new();
         let mut records = Vec::new();
         for entry in fs::read_dir(self.directory.join("urls"))? {
             let path = entry?.path();
-            match serde_json::from_slice::<Record>(&fs::read(&path)?) {
+            match serde_json::from_slice::<UrlRecord>(&fs::read(&path)?) {
                 Ok(record) => {
                     let name = hex(&record.digest);
                     let used = last_used.entry(name.clone()).or_insert(record.used);
@@ -176,9 +176,9 @@ impl Files {
     }
 }
 
-impl Drop for Turn {
+impl Drop for UrlLock {
     fn drop(&mut self) {
-        let mut turns = self.files.turns.lock();
+        let mut turns = self.files.url_locks.lock();
         self.held.take();
         // Each waiting request holds a clone of its own.
         if turns.get(&self.url).is_some_and(|turn| Arc::strong_count(turn) == 1) {
@@ -187,10 +187,10 @@ impl Drop for Turn {
     }
 }
 
-impl Draft {
+impl DownloadDraft {
     /// Appends a chunk. Fails if less than the minimum free disk space would remain.
     pub(super) async fn write(mut self, chunk: Bytes) -> Result<Self, DownloadError> {
-        on_disk(move || {
+        blocking_io(move || {
             let space = FreeSpace::of(&self.files.directory, self.files.min_free)?;
             if space.free < space.floor.saturating_add(chunk.len() as u64) {
                 return Ok(Err(DownloadError::NoSpace { free: space.free, floor: space.floor }));
@@ -203,8 +203,8 @@ impl Draft {
     }
 
     /// Stores the written file under its sha256 and returns that.
-    pub(super) async fn keep(self) -> Result<Digest, DownloadError> {
-        on_disk(move || {
+    pub(super) async fn commit(self) -> Result<Digest, DownloadError> {
+        blocking_io(move || {
             let digest = Digest::from_sha256(self.sum.finalize().into());
             self.file.as_file().sync_data()?;
             self.file.persist(self.files.content(&digest)).map_err(|error| error.error)?;

@@ -17,7 +17,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LAST_MODIFIED};
 use http::{HeaderValue, StatusCode};
 use parking_lot::Mutex;
 
-use super::Downloads;
+use super::DownloadCache;
 use crate::task;
 
 /// Size of one read, in bytes.
@@ -27,25 +27,25 @@ pub(super) const PATH: &str = "/downloads/";
 
 /// Files that are currently served, by random name.
 #[derive(Clone, Default)]
-pub(super) struct Offers(Arc<Mutex<HashMap<String, Offered>>>);
+pub(super) struct OfferedFiles(Arc<Mutex<HashMap<String, OfferedFile>>>);
 
-struct Offered {
+struct OfferedFile {
     file: Arc<File>,
     last_modified: Option<String>,
 }
 
 /// Guard for a served file. Dropping it stops serving the file.
-pub(super) struct Offer {
-    offers: Offers,
+pub(super) struct OfferGuard {
+    offers: OfferedFiles,
     name: String,
 }
 
-impl Offers {
-    pub(super) fn add(&self, file: File, last_modified: Option<String>) -> (String, Offer) {
+impl OfferedFiles {
+    pub(super) fn add(&self, file: File, last_modified: Option<String>) -> (String, OfferGuard) {
         let name: String = rand::random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect();
-        let offered = Offered { file: Arc::new(file), last_modified };
+        let offered = OfferedFile { file: Arc::new(file), last_modified };
         self.0.lock().insert(name.clone(), offered);
-        (name.clone(), Offer { offers: self.clone(), name })
+        (name.clone(), OfferGuard { offers: self.clone(), name })
     }
 
     fn find(&self, name: &str) -> Option<(Arc<File>, Option<String>)> {
@@ -54,18 +54,18 @@ impl Offers {
     }
 }
 
-impl Drop for Offer {
+impl Drop for OfferGuard {
     fn drop(&mut self) {
         self.offers.0.lock().remove(&self.name);
     }
 }
 
 /// Returns the router that serves the offered files. The random name in the path is the only credential.
-pub fn router(downloads: Downloads) -> Router {
+pub fn router(downloads: DownloadCache) -> Router {
     Router::new().route("/downloads/{name}", get(download)).with_state(downloads)
 }
 
-async fn download(State(downloads): State<Downloads>, Path(name): Path<String>) -> Response {
+async fn download(State(downloads): State<DownloadCache>, Path(name): Path<String>) -> Response {
     let Some((file, last_modified)) = downloads.shared.offers.find(&name) else {
         return (StatusCode::NOT_FOUND, "not found\n").into_response();
     };

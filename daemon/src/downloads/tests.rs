@@ -1,13 +1,13 @@
 use super::*;
 
-fn downloads(directory: &tempfile::TempDir, allow: &[&str]) -> Downloads {
+fn downloads(directory: &tempfile::TempDir, allow: &[&str]) -> DownloadCache {
     let policy = EgressPolicy::new(allow.iter().map(|rule| rule.parse().unwrap()).collect());
     let directory = directory.path().join("downloads");
     let address = "127.0.0.1:1".to_owned();
-    Downloads::open(Options { directory, policy, max_bytes: 1 << 20, min_free: 0, address }).unwrap()
+    DownloadCache::open(Options { directory, policy, max_bytes: 1 << 20, min_free: 0, address }).unwrap()
 }
 
-async fn code(downloads: &Downloads, url: &str, checksum: Option<&str>) -> String {
+async fn code(downloads: &DownloadCache, url: &str, checksum: Option<&str>) -> String {
     let request = DownloadRequest { url: url.to_owned(), checksum: checksum.map(str::to_owned) };
     downloads.download(request).await.map(|_| String::new()).unwrap_or_else(|fault| fault.code)
 }
@@ -40,12 +40,12 @@ async fn urls_to_this_machine_and_with_credentials_are_refused() {
     assert_eq!(narrow.allows_repository("other.example").await.unwrap_err().code, "egress_denied");
 }
 
-async fn keep(downloads: &Downloads, url: &str, content: &[u8]) -> Digest {
+async fn keep(downloads: &DownloadCache, url: &str, content: &[u8]) -> Digest {
     let files = &downloads.shared.files;
     let draft = files.draft().unwrap().write(content.to_vec().into()).await.unwrap();
-    let digest = draft.keep().await.unwrap();
-    let record = files::Record { digest, etag: None, last_modified: None, used: jiff::Timestamp::now() };
-    files.note(url, record).await.unwrap();
+    let digest = draft.commit().await.unwrap();
+    let record = files::UrlRecord { digest, etag: None, last_modified: None, used: jiff::Timestamp::now() };
+    files.save_record(url, record).await.unwrap();
     digest
 }
 
@@ -65,8 +65,8 @@ async fn a_checksum_that_is_known_of_the_url_asks_nobody_and_the_oldest_content_
     // The checksum alone does not give another URL access to the file.
     assert!(downloads.download(request("http://127.0.0.1:1/b", &first)).await.is_err());
     keep(&downloads, "http://127.0.0.1:1/large", &vec![7; 1 << 20]).await;
-    assert!(downloads.shared.files.known("http://127.0.0.1:1/a").await.unwrap().is_none());
-    assert!(downloads.shared.files.known("http://127.0.0.1:1/large").await.unwrap().is_some());
+    assert!(downloads.shared.files.find_record("http://127.0.0.1:1/a").await.unwrap().is_none());
+    assert!(downloads.shared.files.find_record("http://127.0.0.1:1/large").await.unwrap().is_some());
 }
 
 #[tokio::test]
@@ -102,10 +102,10 @@ async fn a_download_leaves_the_floor_of_free_space_with_each_piece() {
     let place = directory.path().join("downloads");
     let free = crate::disk::FreeSpace::of(directory.path(), 0).unwrap().free;
     // Half of the free space must stay free: a small chunk is accepted, one larger than the other half is refused.
-    let files = Files::open(place.clone(), 1 << 20, free / 2).unwrap();
+    let files = DownloadFiles::open(place.clone(), 1 << 20, free / 2).unwrap();
     let draft = files.draft().unwrap().write(vec![1; 1000].into()).await.unwrap();
     drop(draft);
-    let files = Files::open(place.clone(), 1 << 20, u64::MAX).unwrap();
+    let files = DownloadFiles::open(place.clone(), 1 << 20, u64::MAX).unwrap();
     let refused = files.draft().unwrap().write(vec![1; 1000].into()).await.map(drop).unwrap_err();
     assert_eq!(fault(&refused).code, "no_space", "{refused}");
     assert_eq!(std::fs::read_dir(place.join("drafts")).unwrap().count(), 0, "the half of it is gone");

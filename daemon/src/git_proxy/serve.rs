@@ -24,7 +24,7 @@ use url::Host;
 
 use super::dial::{DialError, IdleStream, dial};
 use super::upstream::dial_through;
-use super::{Builder, Builders, GitRefusal};
+use super::{GitProxyBuilder, GitProxyBuilders, GitRefusal};
 use crate::fetch_policy::FetchPolicy;
 use crate::task;
 
@@ -34,15 +34,15 @@ const MAX_CONNECTIONS: usize = 512;
 const HEAD_LIMIT: Duration = Duration::from_secs(15);
 const MAX_HEAD: usize = 32 << 10;
 
-type Body = BoxBody<Bytes, hyper::Error>;
+type ProxyBody = BoxBody<Bytes, hyper::Error>;
 
 /// Configuration for forwarding requests.
-pub(super) struct Way {
+pub(super) struct GitProxyForwarding {
     pub(super) policy: FetchPolicy,
     pub(super) operator_proxies: Matcher,
 }
 
-pub(super) async fn serve(listener: TcpListener, way: Way, builders: Arc<Builders>) {
+pub(super) async fn serve(listener: TcpListener, way: GitProxyForwarding, builders: Arc<GitProxyBuilders>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let way = Arc::new(way);
     loop {
@@ -60,7 +60,7 @@ pub(super) async fn serve(listener: TcpListener, way: Way, builders: Arc<Builder
         task::spawn("git-proxy-connection", async move {
             let service = service_fn(|request| {
                 let (way, builders) = (Arc::clone(&way), Arc::clone(&builders));
-                async move { Ok::<_, Infallible>(answer(&way, &builders, request).await) }
+                async move { Ok::<_, Infallible>(handle_request(&way, &builders, request).await) }
             });
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(MAX_HEAD);
@@ -73,7 +73,11 @@ pub(super) async fn serve(listener: TcpListener, way: Way, builders: Arc<Builder
     }
 }
 
-async fn answer(way: &Way, builders: &Builders, request: Request<Incoming>) -> Response<Body> {
+async fn handle_request(
+    way: &GitProxyForwarding,
+    builders: &GitProxyBuilders,
+    request: Request<Incoming>,
+) -> Response<ProxyBody> {
     let given = request.headers().get(PROXY_AUTHORIZATION).and_then(|value| value.to_str().ok());
     let Some(builder) = given.and_then(|given| builders.find(given)) else {
         let mut answer = text(StatusCode::PROXY_AUTHENTICATION_REQUIRED, "this proxy is for builders only");
@@ -87,7 +91,7 @@ async fn answer(way: &Way, builders: &Builders, request: Request<Incoming>) -> R
             "expected CONNECT with a host and a port, or a request for an http URL",
         );
     };
-    let Ok(place) = Arc::clone(&builder.places).try_acquire_owned() else {
+    let Ok(place) = Arc::clone(&builder.connections).try_acquire_owned() else {
         return text(StatusCode::SERVICE_UNAVAILABLE, "this builder has too many connections");
     };
     let tunnels = request.method() == Method::CONNECT;
@@ -127,17 +131,21 @@ fn target(method: &Method, uri: &Uri) -> Option<(Host<String>, u16)> {
     Some((Host::parse(authority.host()).ok()?, port))
 }
 
-fn refused(builder: &Builder, port: u16, error: &DialError) -> Response<Body> {
+fn refused(builder: &GitProxyBuilder, port: u16, error: &DialError) -> Response<ProxyBody> {
     let (host, address) = match error {
         DialError::Name(host) => (host, None),
         DialError::Address(host, address) => (host, Some(*address)),
         DialError::Unreachable(..) => return text(StatusCode::BAD_GATEWAY, &error.to_string()),
     };
-    builder.refuse(GitRefusal { host: host.clone(), port, address, at: Instant::now() });
+    builder.record_refusal(GitRefusal { host: host.clone(), port, address, at: Instant::now() });
     text(StatusCode::FORBIDDEN, &error.to_string())
 }
 
-fn tunnel(request: Request<Incoming>, mut stream: IdleStream, place: OwnedSemaphorePermit) -> Response<Body> {
+fn tunnel(
+    request: Request<Incoming>,
+    mut stream: IdleStream,
+    place: OwnedSemaphorePermit,
+) -> Response<ProxyBody> {
     task::spawn("git-proxy-tunnel", async move {
         let moved = match hyper::upgrade::on(request).await {
             Ok(upgraded) => {
@@ -159,7 +167,7 @@ async fn forward(
     stream: IdleStream,
     place: OwnedSemaphorePermit,
     proxy: Option<&Intercept>,
-) -> Result<Response<Body>, hyper::Error> {
+) -> Result<Response<ProxyBody>, hyper::Error> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     task::spawn("git-proxy-request", async move {
         if let Err(error) = connection.await {
@@ -206,13 +214,13 @@ fn remove_hop_headers(headers: &mut HeaderMap) {
     }
 }
 
-fn text(status: StatusCode, text: &str) -> Response<Body> {
+fn text(status: StatusCode, text: &str) -> Response<ProxyBody> {
     let body = Full::new(Bytes::from(format!("{text}\n"))).map_err(|never| match never {}).boxed();
     let mut answer = Response::new(body);
     *answer.status_mut() = status;
     answer
 }
 
-fn empty() -> Body {
+fn empty() -> ProxyBody {
     Full::new(Bytes::new()).map_err(|never| match never {}).boxed()
 }

@@ -30,8 +30,8 @@ async fn ask(proxy: &GitProxy, authorization: Option<&str>, line: &str) -> (u16,
 #[tokio::test]
 async fn nobody_without_a_password_of_a_builder_is_served() {
     let proxy = start(&[]).await;
-    let access = proxy.admit();
-    let other = proxy.admit();
+    let access = proxy.grant_access();
+    let other = proxy.grant_access();
     assert_ne!(access.url(), other.url());
     let known = access.0.authorization.clone();
     let wrong = format!("Basic {}", STANDARD.encode("builder:guess"));
@@ -51,7 +51,7 @@ async fn what_builds_may_not_reach_is_refused_and_remembered_for_its_builder() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let proxy = start(&["0.0.0.0/0", "10.1.0.0/16"]).await;
-    let (access, other) = (proxy.admit(), proxy.admit());
+    let (access, other) = (proxy.grant_access(), proxy.grant_access());
     for host in [
         "127.0.0.1",
         "localhost",
@@ -79,7 +79,7 @@ async fn what_builds_may_not_reach_is_refused_and_remembered_for_its_builder() {
     assert!(accepted.is_err());
 
     let narrow = start(&["git.example"]).await;
-    let access = narrow.admit();
+    let access = narrow.grant_access();
     assert_eq!(ask(&narrow, Some(&access.0.authorization), "CONNECT other.example:443").await.0, 403);
     assert_eq!(access.refused_since(begun)[0].address, None, "the name was not resolved");
 }
@@ -87,7 +87,7 @@ async fn what_builds_may_not_reach_is_refused_and_remembered_for_its_builder() {
 #[tokio::test]
 async fn what_is_no_request_to_a_proxy_is_refused() {
     let proxy = start(&[]).await;
-    let access = proxy.admit();
+    let access = proxy.grant_access();
     for line in ["GET /", "GET https://192.0.2.1/", "GET ftp://192.0.2.1/", "CONNECT 192.0.2.1"] {
         assert_eq!(ask(&proxy, Some(&access.0.authorization), line).await.0, 400, "{line}");
     }
@@ -122,7 +122,7 @@ async fn git_goes_on_through_the_proxy_that_the_operator_has_set_up() {
         let url = format!("http://user:password@{}", listener.local_addr().unwrap());
         let proxies = Matcher::builder().all(url).no("direct.example").build();
         let proxy = GitProxy::start(policy(&["git.example"]), proxies).await.unwrap();
-        let access = proxy.admit();
+        let access = proxy.grant_access();
         let served = crate::task::spawn("operator's proxy", operator_proxy(listener, answer));
         let refused = ask(&proxy, Some(&access.0.authorization), "CONNECT other.example:443").await;
         assert_eq!(refused.0, 403, "the policy of builds is asked first");

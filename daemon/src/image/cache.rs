@@ -26,26 +26,29 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hearth_pack::remote::{Remote, Retry};
+use hearth_pack::remote::{RegistryClient, RetryPolicy};
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use super::contents::Contents;
-use super::port::cached::{CachedImage, CachedKey, ImageRight};
-use super::{Destination, Elsewhere, ImageError, Images, Platforms, Pull, Transfer, contents};
+use super::contents::ImageContents;
+use super::port::cached::{CachedImage, CachedImageKey, ImageRight};
+use super::{
+    ImageDestination, ImageError, ImagePull, ImageStore, PlatformSelection, RemoteRegistries,
+    TransferProgress, contents,
+};
 use crate::model::image::{Descriptor, ImageDefaults, Platform, is_cached_name};
 use crate::model::manifest::{ImageConfig, OCI_INDEX};
-use crate::model::secret::Credential;
+use crate::model::secret::RegistryCredential;
 use crate::model::{Digest, Reference, Repository};
 use crate::task;
 
-pub use in_use::InUse;
-pub(super) use in_use::UsedImages;
+pub use in_use::CachedImageGuard;
+pub(super) use in_use::CachedImagesInUse;
 
 /// Time after which a cached name is resolved at its registry again.
-const FRESH: Duration = Duration::from_secs(60);
+const REVALIDATE_AFTER: Duration = Duration::from_secs(60);
 /// Retry limits for a registry if there is a cached image to fall back on.
-const SHORT: Retry = Retry {
+const REVALIDATE_RETRY: RetryPolicy = RetryPolicy {
     attempts: 2,
     first_pause: Duration::from_millis(250),
     longest_pause: Duration::from_secs(1),
@@ -53,7 +56,7 @@ const SHORT: Retry = Retry {
 };
 
 /// Request of a build or a deploy for an image.
-pub struct Wanted<'a> {
+pub struct SupplyRequest<'a> {
     pub reference: &'a Reference,
     /// True if the reference is in this room's registry, whatever its registry name.
     pub is_own: bool,
@@ -61,10 +64,10 @@ pub struct Wanted<'a> {
     pub platforms: &'a [Platform],
     pub caller: &'a str,
     /// Credentials that came with the request, by registry.
-    pub given: &'a BTreeMap<String, Credential>,
+    pub credentials: &'a BTreeMap<String, RegistryCredential>,
     /// True to resolve the name at the registry even if it was checked recently.
     pub ask_registry: bool,
-    pub transfer: &'a Transfer,
+    pub transfer: &'a TransferProgress,
 }
 
 /// Image that is present in the room, and stays there as long as this value is held.
@@ -76,7 +79,7 @@ pub struct SuppliedImage {
     /// Defaults in the order of the requested platforms.
     pub defaults: Vec<ImageDefaults>,
     pub origin: SupplyOrigin,
-    _in_use: Vec<InUse>,
+    _in_use: Vec<CachedImageGuard>,
 }
 
 impl SuppliedImage {
@@ -105,11 +108,11 @@ pub enum SupplyOrigin {
     },
 }
 
-impl Images {
+impl ImageStore {
     pub async fn supply(
         &self,
-        wanted: Wanted<'_>,
-        elsewhere: &Elsewhere,
+        wanted: SupplyRequest<'_>,
+        elsewhere: &RemoteRegistries,
     ) -> Result<SuppliedImage, ImageError> {
         let not_found = || ImageError::NotFound { reference: wanted.reference.to_string() };
         if wanted.is_own {
@@ -121,13 +124,13 @@ impl Images {
                 ImageError::NotFound { .. } => not_found(),
                 error => error,
             })?;
-            return self.supplied(own.repository, top, &wanted, SupplyOrigin::Room, Vec::new()).await;
+            return self.check_and_supply(own.repository, top, &wanted, SupplyOrigin::Room, Vec::new()).await;
         }
-        let (remote, right) = elsewhere.access(wanted.reference, wanted.given, wanted.caller)?;
+        let (remote, right) = elsewhere.client_for(wanted.reference, wanted.credentials, wanted.caller)?;
         let mut images = Vec::with_capacity(wanted.platforms.len());
         for platform in wanted.platforms {
-            let key = CachedKey {
-                name: name_of(wanted.reference),
+            let key = CachedImageKey {
+                name: normalized_name(wanted.reference),
                 platform: platform.clone(),
                 right: right.clone(),
             };
@@ -147,21 +150,21 @@ impl Images {
             [(only, _)] => only.manifest.clone(),
             all => self.index_of(&repository, all.iter().map(|(image, _)| image)).await?,
         };
-        self.supplied(repository, top, &wanted, origin, in_use).await
+        self.check_and_supply(repository, top, &wanted, origin, in_use).await
     }
 
     /// Checks the layers of an image and reads its defaults before a builder gets it.
-    async fn supplied(
+    async fn check_and_supply(
         &self,
         repository: Repository,
         top: Descriptor,
-        wanted: &Wanted<'_>,
+        wanted: &SupplyRequest<'_>,
         origin: SupplyOrigin,
-        in_use: Vec<InUse>,
+        in_use: Vec<CachedImageGuard>,
     ) -> Result<SuppliedImage, ImageError> {
-        let Wanted { platforms, caller, .. } = *wanted;
+        let SupplyRequest { platforms, caller, .. } = *wanted;
         // All platforms are checked, because the builder chooses the platform of each stage itself.
-        self.check_layers(&top, &Platforms::All, Some(caller)).await?;
+        self.check_layers(&top, &PlatformSelection::All, Some(caller)).await?;
         let (shared, digest, platforms) = (Arc::clone(&self.shared), top.digest, platforms.to_vec());
         let read = task::blocking("read image config", move || {
             let defaults = |platform: &Platform| {
@@ -180,14 +183,14 @@ impl Images {
     /// Returns an image of another registry, from the cache or from the registry.
     pub(super) async fn cached_or_fetched(
         &self,
-        wanted: &Wanted<'_>,
-        key: CachedKey,
-        remote: &Remote,
+        wanted: &SupplyRequest<'_>,
+        key: CachedImageKey,
+        remote: &RegistryClient,
     ) -> Result<(CachedImage, SupplyOrigin), ImageError> {
         // A concurrent request for the same image waits and then finds it in the cache.
-        let _turn = self.shared.used.turn(&key).await;
+        let _turn = self.shared.cached_in_use.lock_fetch(&key).await;
         let known = match self.shared.catalog.cached(&key).await? {
-            Some(known) if self.is_whole(&known).await? => Some(known),
+            Some(known) if self.is_complete(&known).await? => Some(known),
             _ => None,
         };
         let now = Timestamp::now();
@@ -197,34 +200,34 @@ impl Images {
             && (is_fresh(known, now)
                 || (reference.digest.is_some() && !matches!(key.right, ImageRight::Caller(_))))
         {
-            self.shared.catalog.use_cached(&key, now, false).await?;
+            self.shared.catalog.record_use(&key, now, false).await?;
             return Ok((known.clone(), SupplyOrigin::Cached));
         }
         let asked = match known.is_some() && !wanted.ask_registry {
-            true => remote.with_retry(SHORT).digest(reference).await,
-            false => remote.digest(reference).await,
+            true => remote.with_retry_policy(REVALIDATE_RETRY).resolve_digest(reference).await,
+            false => remote.resolve_digest(reference).await,
         };
         let upstream = match (asked, known) {
             (Ok(upstream), Some(known)) if known.upstream == upstream => {
-                self.shared.catalog.use_cached(&key, now, true).await?;
+                self.shared.catalog.record_use(&key, now, true).await?;
                 return Ok((known, SupplyOrigin::Cached));
             }
             (Ok(upstream), _) => upstream,
             (Err(error), Some(known)) if error.retryable() && !wanted.ask_registry => {
-                self.shared.catalog.use_cached(&key, now, false).await?;
+                self.shared.catalog.record_use(&key, now, false).await?;
                 return Ok((known, SupplyOrigin::Unchecked { reason: error.to_string() }));
             }
             (Err(error), _) => return Err(error.into()),
         };
         // Pulled by digest, so that the content is what was resolved even if the name moves now.
         let pinned = Reference { digest: Some(upstream), ..reference.clone() };
-        let repository = repository_for(reference, &key.right)?;
-        let pull = Pull {
+        let repository = cached_repository(reference, &key.right)?;
+        let pull = ImagePull {
             remote,
             reference: &pinned,
             caller: wanted.caller,
-            platforms: Platforms::One(key.platform.clone()),
-            destination: Destination::Untagged(repository.clone()),
+            platforms: PlatformSelection::One(key.platform.clone()),
+            destination: ImageDestination::Untagged(repository.clone()),
         };
         let loaded = self.pull(pull, wanted.transfer).await?;
         let image = CachedImage {
@@ -246,7 +249,7 @@ impl Images {
     }
 
     /// Reports whether all content of a cached image is still present.
-    async fn is_whole(&self, image: &CachedImage) -> Result<bool, ImageError> {
+    async fn is_complete(&self, image: &CachedImage) -> Result<bool, ImageError> {
         match self.verify(&image.repository, image.manifest.digest).await {
             Ok(_) => Ok(true),
             Err(error @ (ImageError::Catalog(_) | ImageError::Ending)) => Err(error),
@@ -285,21 +288,21 @@ impl Images {
         let keep = task::blocking("store index", move || {
             let stored = shared.blobs.put(&digest, &mut Cursor::new(bytes));
             stored.map_err(|error| super::pull::stored_error(digest, error))?;
-            Contents::keep(&*shared.blobs, &kept)
+            ImageContents::read_and_touch(&*shared.blobs, &kept)
         });
         let contents = keep.await.map_err(|_| ImageError::Ending)??;
-        self.name(&top, contents, Destination::Untagged(repository.clone())).await?;
+        self.name(&top, contents, ImageDestination::Untagged(repository.clone())).await?;
         Ok(top)
     }
 }
 
 fn is_fresh(image: &CachedImage, now: Timestamp) -> bool {
     let age = now.duration_since(image.checked_at);
-    !age.is_negative() && age.unsigned_abs() < FRESH
+    !age.is_negative() && age.unsigned_abs() < REVALIDATE_AFTER
 }
 
 /// Returns the normalized name, such as `docker.io/library/alpine:3`.
-pub(super) fn name_of(reference: &Reference) -> String {
+pub(super) fn normalized_name(reference: &Reference) -> String {
     let name = hearth_pack::remote::full_name(reference);
     match (&reference.digest, reference.tag_or_latest()) {
         (Some(digest), _) => format!("{name}@{digest}"),
@@ -309,6 +312,6 @@ pub(super) fn name_of(reference: &Reference) -> String {
 }
 
 /// Returns the repository that holds an image fetched with this right.
-pub(super) fn repository_for(reference: &Reference, right: &ImageRight) -> Result<Repository, ImageError> {
+pub(super) fn cached_repository(reference: &Reference, right: &ImageRight) -> Result<Repository, ImageError> {
     right.repository_of(reference).ok_or_else(|| ImageError::Foreign { reference: reference.to_string() })
 }

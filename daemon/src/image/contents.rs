@@ -4,48 +4,55 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read as _};
 
-use super::port::{Blobs, NewManifest};
+use super::port::{BlobStorage, NewManifest};
 use super::{ImageError, parse};
 use crate::model::Digest;
 use crate::model::image::{Descriptor, Platform};
-use crate::model::manifest::{ImageConfig, ImageManifest, MAX_MANIFEST_BYTES, Manifest, Part, PartKind};
+use crate::model::manifest::{
+    ImageConfig, ImageManifest, MAX_MANIFEST_BYTES, Manifest, ManifestPart, PartKind,
+};
 
 /// Maximum number of manifests in one index.
-const MAX_CHILDREN: usize = 256;
+const MAX_INDEX_ENTRIES: usize = 256;
 
 /// Manifest, the manifests below it, and the blobs that they require; all of them were present when read.
 #[derive(Debug)]
-pub(super) struct Contents {
+pub(super) struct ImageContents {
     /// Manifests, each after those that it requires.
     pub(super) manifests: Vec<NewManifest>,
     /// Compressed bytes of configs and layers, each counted once.
     pub(super) size_bytes: u64,
 }
 
-impl Contents {
+impl ImageContents {
     /// Reads a manifest that is about to be used, and touches its blobs so that the sweep keeps them.
-    pub(super) fn keep(blobs: &dyn Blobs, top: &Descriptor) -> Result<Self, ImageError> {
+    pub(super) fn read_and_touch(blobs: &dyn BlobStorage, top: &Descriptor) -> Result<Self, ImageError> {
         Self::read(blobs, top, &|digest| blobs.touch(digest))
     }
 
     /// Reads a manifest without touching anything.
-    pub(super) fn look(blobs: &dyn Blobs, top: &Descriptor) -> Result<Self, ImageError> {
+    pub(super) fn read_untouched(blobs: &dyn BlobStorage, top: &Descriptor) -> Result<Self, ImageError> {
         Self::read(blobs, top, &|digest| blobs.size(digest))
     }
 
-    fn read(blobs: &dyn Blobs, top: &Descriptor, size: &Size<'_>) -> Result<Self, ImageError> {
+    fn read(
+        blobs: &dyn BlobStorage,
+        top: &Descriptor,
+        size: &BlobSizeLookup<'_>,
+    ) -> Result<Self, ImageError> {
         let mut manifests = Vec::new();
         let mut sizes = BTreeMap::new();
-        match one(blobs, top, size, &mut manifests, &mut sizes)? {
+        match read_one(blobs, top, size, &mut manifests, &mut sizes)? {
             Manifest::Image(_) => {}
             Manifest::Index(index) => {
-                let limit = MAX_CHILDREN;
+                let limit = MAX_INDEX_ENTRIES;
                 let too_deep = || ImageError::TooDeep { digest: top.digest, limit };
-                if index.manifests.len() > MAX_CHILDREN {
+                if index.manifests.len() > MAX_INDEX_ENTRIES {
                     return Err(too_deep());
                 }
                 for child in &index.manifests {
-                    if let Manifest::Index(_) = one(blobs, &child.manifest, size, &mut manifests, &mut sizes)?
+                    if let Manifest::Index(_) =
+                        read_one(blobs, &child.manifest, size, &mut manifests, &mut sizes)?
                     {
                         return Err(too_deep());
                     }
@@ -58,8 +65,8 @@ impl Contents {
     }
 
     /// Returns all required content, including manifests below an index, each once.
-    pub(super) fn parts(&self) -> Vec<Part> {
-        let parts: BTreeSet<Part> =
+    pub(super) fn parts(&self) -> Vec<ManifestPart> {
+        let parts: BTreeSet<ManifestPart> =
             self.manifests.iter().flat_map(|manifest| manifest.parts.clone()).collect();
         parts.into_iter().collect()
     }
@@ -72,13 +79,13 @@ impl Contents {
     }
 }
 
-type Size<'a> = dyn Fn(&Digest) -> io::Result<Option<u64>> + 'a;
+type BlobSizeLookup<'a> = dyn Fn(&Digest) -> io::Result<Option<u64>> + 'a;
 
 /// Reads one manifest, and checks that its blobs are present.
-fn one(
-    blobs: &dyn Blobs,
+fn read_one(
+    blobs: &dyn BlobStorage,
     descriptor: &Descriptor,
-    size: &Size<'_>,
+    size: &BlobSizeLookup<'_>,
     manifests: &mut Vec<NewManifest>,
     sizes: &mut BTreeMap<Digest, u64>,
 ) -> Result<Manifest, ImageError> {
@@ -92,7 +99,7 @@ fn one(
             sizes.insert(part.digest, size);
         }
     }
-    let about = manifest.about().clone();
+    let about = manifest.metadata().clone();
     manifests.push(NewManifest {
         manifest: descriptor.clone(),
         parts,
@@ -103,7 +110,7 @@ fn one(
 }
 
 /// Reads a whole manifest or config, which is small.
-pub(super) fn read_json(blobs: &dyn Blobs, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
+pub(super) fn read_json(blobs: &dyn BlobStorage, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
     let digest = descriptor.digest;
     let failed = |source| ImageError::Read { digest, source };
     let file = blobs
@@ -120,16 +127,16 @@ pub(super) fn read_json(blobs: &dyn Blobs, descriptor: &Descriptor) -> Result<Ve
 
 /// Returns the image itself; in case of an index, the image for `platform`.
 pub(super) fn image_for(
-    blobs: &dyn Blobs,
+    blobs: &dyn BlobStorage,
     top: &Descriptor,
     platform: &Platform,
 ) -> Result<ImageManifest, ImageError> {
-    manifest_for(blobs, top, platform).map(|(_, image)| image)
+    platform_manifest(blobs, top, platform).map(|(_, image)| image)
 }
 
 /// Returns the image for `platform` with the digest of its manifest.
-pub(super) fn manifest_for(
-    blobs: &dyn Blobs,
+pub(super) fn platform_manifest(
+    blobs: &dyn BlobStorage,
     top: &Descriptor,
     platform: &Platform,
 ) -> Result<(Digest, ImageManifest), ImageError> {
@@ -141,7 +148,7 @@ pub(super) fn manifest_for(
     let child = &index.for_platform(platform).ok_or_else(none)?.manifest;
     match parse(child, &read_json(blobs, child)?)? {
         Manifest::Image(image) => Ok((child.digest, image)),
-        Manifest::Index(_) => Err(ImageError::TooDeep { digest: top.digest, limit: MAX_CHILDREN }),
+        Manifest::Index(_) => Err(ImageError::TooDeep { digest: top.digest, limit: MAX_INDEX_ENTRIES }),
     }
 }
 
@@ -154,7 +161,7 @@ pub struct OpenLayer {
     pub file: File,
 }
 
-pub(super) fn open_layers(blobs: &dyn Blobs, top: &Descriptor) -> Result<Vec<OpenLayer>, ImageError> {
+pub(super) fn open_layers(blobs: &dyn BlobStorage, top: &Descriptor) -> Result<Vec<OpenLayer>, ImageError> {
     let image = image_for(blobs, top, &Platform::host())?;
     // A layer with URLs need not be in its repository, so its digest may be that of another repository's layer.
     if let Some(layer) = image.with_urls {

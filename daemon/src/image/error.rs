@@ -3,7 +3,7 @@
 use hearth_pack::archive::ArchiveError;
 use hearth_pack::remote::RemoteError;
 
-use super::elsewhere::CredentialsFileError;
+use super::remote_registries::CredentialsFileError;
 
 use super::port::{CatalogError, LayerRefusal};
 use crate::model::Digest;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 
 use super::port::PackContent;
-use super::{ImageError, Images};
+use super::{ImageError, ImageStore};
 use crate::task;
 
 /// Minimum age of content to be removed since it was pushed or looked up, because BuildKit pushes by digest and sets
@@ -23,7 +23,7 @@ pub struct GcReport {
     pub bytes: u64,
 }
 
-impl Images {
+impl ImageStore {
     /// Runs one pass: removes unused packs, unreferenced manifests, and blobs that nothing requires.
     pub async fn collect_garbage(&self) -> Result<GcReport, ImageError> {
         self.collect_before(Timestamp::now(), SystemTime::now(), GRACE).await
@@ -39,7 +39,7 @@ impl Images {
         let cached = self.trim_cache().await?;
         let before = now.saturating_sub(grace).unwrap_or(Timestamp::MIN);
         let forgotten = self.shared.catalog.forget(before).await?;
-        let mut live = self.shared.catalog.live().await?;
+        let mut live = self.shared.catalog.live_digests().await?;
         for pack in self.shared.catalog.packs().await? {
             let PackContent::Image(manifest) = pack.content else { continue };
             live.insert(manifest.digest);
@@ -52,7 +52,7 @@ impl Images {
             }
         }
         self.shared.catalog.forget_checks(live.clone()).await?;
-        self.shared.passes.forget_marks();
+        self.shared.inspections.forget_marks();
         let shared = Arc::clone(&self.shared);
         let before = clock.checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);
         let swept = task::blocking("sweep blobs", move || shared.blobs.sweep(&live, before)).await;

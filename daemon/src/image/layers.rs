@@ -11,10 +11,10 @@
 //! manifest + config + verdicts of its layers --------------- soundness -------'--> sound, or refused
 //! ```
 
-mod parts;
-mod passes;
-mod places;
-mod rules;
+mod declared;
+mod inspections;
+mod slots;
+mod soundness;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -22,29 +22,29 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::port::{Arrivals, ImageMark, LayerCheck, LayerVerdict, UncheckedImage};
-use super::{ImageError, Images, Platforms};
+use super::port::{ArrivalListener, ImageMark, LayerCheck, LayerVerdict, RejectedImage};
+use super::{ImageError, ImageStore, PlatformSelection};
 use crate::model::image::Descriptor;
 use crate::model::{Digest, LayerLimits};
 use crate::task;
 
-use parts::ImageParts;
-pub(super) use passes::Passes;
+use declared::DeclaredImage;
+pub(super) use inspections::InspectionQueue;
 
 /// Share owner of the check before an instance starts. The image was already checked for its deploy.
-const SERVICES: &str = "services of the room";
+const SERVICES_OWNER: &str = "services of the room";
 /// Maximum number of layers of one image that are inspected concurrently.
-const TOGETHER: usize = 4;
+const MAX_CONCURRENT_LAYERS: usize = 4;
 /// Version of the inspection. Increased when its outcome may change, so that verdicts of earlier releases are ignored.
-const VERSION: u32 = 1;
+const INSPECTION_VERSION: u32 = 1;
 
 /// Returns the key under which verdicts are stored.
 fn limits_key(limits: &LayerLimits) -> String {
     let LayerLimits { layer_bytes, ratio, ratio_floor, entries, .. } = limits;
-    format!("{VERSION}:{layer_bytes}:{ratio}:{ratio_floor}:{entries}")
+    format!("{INSPECTION_VERSION}:{layer_bytes}:{ratio}:{ratio_floor}:{entries}")
 }
 
-impl Images {
+impl ImageStore {
     /// Checks that the layers of an image match its config and are within the limits; for an index, the image of one
     /// platform or all that could be used. Waits for the inspection of layers that have no verdict yet, within the
     /// share of `caller` if there is one; dropping the future cancels inspections that nobody else waits for. An
@@ -52,11 +52,11 @@ impl Images {
     pub async fn check_layers(
         &self,
         top: &Descriptor,
-        platforms: &Platforms,
+        platforms: &PlatformSelection,
         caller: Option<&str>,
     ) -> Result<(), ImageError> {
         let checked = self.compare_layers(top, platforms, caller).await;
-        self.keep_verdicts();
+        self.store_verdicts();
         if let Err(error) = &checked
             && error.is_unsound()
         {
@@ -68,18 +68,18 @@ impl Images {
     async fn compare_layers(
         &self,
         top: &Descriptor,
-        platforms: &Platforms,
+        platforms: &PlatformSelection,
         caller: Option<&str>,
     ) -> Result<(), ImageError> {
         let (shared, wanted, manifest) = (Arc::clone(&self.shared), platforms.clone(), top.clone());
-        let read = move || parts::images_of(&*shared.blobs, &manifest, &wanted);
+        let read = move || declared::images_of(&*shared.blobs, &manifest, &wanted);
         let images = task::blocking("read images", read).await.map_err(|_| ImageError::Ending)??;
-        let layers: BTreeSet<Digest> = images.iter().flat_map(ImageParts::tar_layers).collect();
+        let layers: BTreeSet<Digest> = images.iter().flat_map(DeclaredImage::tar_layers).collect();
         // Errors that need no inspection are reported at once.
-        images.iter().try_for_each(rules::check_shape)?;
+        images.iter().try_for_each(soundness::check_shape)?;
         let verdicts = self.verdicts(layers.into_iter().collect(), caller).await?;
-        let limits = self.shared.passes.limits();
-        images.iter().try_for_each(|image| rules::check(image, &verdicts, limits))
+        let limits = self.shared.inspections.limits();
+        images.iter().try_for_each(|image| soundness::check(image, &verdicts, limits))
     }
 
     /// Returns the verdict of each layer, inspecting those without one.
@@ -88,58 +88,60 @@ impl Images {
         layers: Vec<Digest>,
         caller: Option<&str>,
     ) -> Result<HashMap<Digest, LayerVerdict>, ImageError> {
-        let passes = &self.shared.passes;
+        let passes = &self.shared.inspections;
         let (mut verdicts, unknown) = passes.recent(layers);
         if unknown.is_empty() {
             return Ok(verdicts);
         }
-        let kept = self.shared.catalog.layer_verdicts(unknown.clone(), passes.key()).await?;
+        let kept = self.shared.catalog.layer_verdicts(unknown.clone(), passes.limits_key()).await?;
         passes.remember(&kept);
         let missing = unknown.into_iter().filter(|layer| !kept.contains_key(layer));
         let owner = caller.map(|caller| self.owner_of(caller));
         let owner = owner.as_deref();
         let found = missing.map(|layer| async move {
-            let verdict = passes.pass(layer, owner).await?;
+            let verdict = passes.inspect(layer, owner).await?;
             Ok::<_, ImageError>((layer, verdict))
         });
-        let found: Vec<_> = stream::iter(found).buffer_unordered(TOGETHER).try_collect().await?;
+        let found: Vec<_> = stream::iter(found).buffer_unordered(MAX_CONCURRENT_LAYERS).try_collect().await?;
         verdicts.extend(kept);
         verdicts.extend(found);
         Ok(verdicts)
     }
 
     /// Stores new verdicts in the background: a lost verdict only costs another inspection.
-    fn keep_verdicts(&self) {
-        let found = self.shared.passes.take_unsaved();
+    fn store_verdicts(&self) {
+        let found = self.shared.inspections.take_unsaved();
         if found.is_empty() {
             return;
         }
         let shared = Arc::clone(&self.shared);
         drop(task::spawn("keep layer verdicts", async move {
-            if let Err(error) = shared.catalog.put_layer_verdicts(found, shared.passes.key()).await {
+            if let Err(error) =
+                shared.catalog.put_layer_verdicts(found, shared.inspections.limits_key()).await
+            {
                 tracing::warn!(%error, "failed to store layer verdicts; a restart inspects the layers again");
             }
         }));
     }
 
     async fn mark(&self, manifest: Digest, error: &ImageError) {
-        if !self.shared.passes.is_first_mark(manifest) {
+        if !self.shared.inspections.is_first_mark(manifest) {
             return;
         }
         tracing::warn!(image.digest = %manifest, %error, "image is invalid and is not used");
         let mark = ImageMark { manifest, code: error.code().to_owned(), reason: error.to_string() };
-        if let Err(error) = self.shared.catalog.mark_image(mark, self.shared.passes.key()).await {
+        if let Err(error) = self.shared.catalog.mark_image(mark, self.shared.inspections.limits_key()).await {
             tracing::warn!(%error, image.digest = %manifest, "failed to mark an invalid image; it is still refused");
         }
     }
 
     /// Returns the marks of those manifests that were found invalid.
     pub async fn marks(&self, manifests: Vec<Digest>) -> Result<Vec<ImageMark>, ImageError> {
-        Ok(self.shared.catalog.image_marks(manifests, self.shared.passes.key()).await?)
+        Ok(self.shared.catalog.image_marks(manifests, self.shared.inspections.limits_key()).await?)
     }
 
     /// Checks a newly arrived image in the background, so that it is marked before its first use. Returns at once.
-    fn check_behind(&self, manifest: &Descriptor) {
+    fn check_in_background(&self, manifest: &Descriptor) {
         let (images, manifest) = (self.clone(), manifest.clone());
         drop(task::spawn("check image", async move {
             if let Err(error) = images.check_arrived(&manifest).await {
@@ -150,32 +152,30 @@ impl Images {
 
     async fn check_arrived(&self, manifest: &Descriptor) -> Result<(), ImageError> {
         let (shared, top) = (Arc::clone(&self.shared), manifest.clone());
-        let read = move || parts::is_runnable(&*shared.blobs, &top);
+        let read = move || declared::is_runnable(&*shared.blobs, &top);
         // An artifact, such as a signature, is not used as an image, and so cannot be an invalid one.
         if task::blocking("read manifest", read).await.map_err(|_| ImageError::Ending)?? {
-            self.check_layers(manifest, &Platforms::All, None).await?;
+            self.check_layers(manifest, &PlatformSelection::All, None).await?;
         }
         Ok(())
     }
 }
 
-impl Arrivals for Images {
+impl ArrivalListener for ImageStore {
     fn blob_arrived(&self, digest: &Digest) {
-        self.shared.passes.pass_ahead(*digest);
+        self.shared.inspections.inspect_ahead(*digest);
     }
 
     fn manifest_arrived(&self, manifest: &Descriptor) {
-        self.check_behind(manifest);
+        self.check_in_background(manifest);
     }
 }
 
 #[async_trait]
-impl LayerCheck for Images {
-    async fn check(&self, image: &Descriptor) -> Result<(), UncheckedImage> {
-        self.check_layers(image, &Platforms::All, Some(SERVICES)).await.map_err(|error| UncheckedImage {
-            code: error.code(),
-            reason: error.to_string(),
-            passing: !error.is_unsound(),
+impl LayerCheck for ImageStore {
+    async fn check(&self, image: &Descriptor) -> Result<(), RejectedImage> {
+        self.check_layers(image, &PlatformSelection::All, Some(SERVICES_OWNER)).await.map_err(|error| {
+            RejectedImage { code: error.code(), reason: error.to_string(), transient: !error.is_unsound() }
         })
     }
 }

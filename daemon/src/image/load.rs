@@ -6,13 +6,13 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hearth_pack::Packed;
+use hearth_pack::PackedImage;
 use hearth_pack::archive::{self, ArchiveError, ArchiveSink};
 use jiff::Timestamp;
 
-use super::contents::Contents;
-use super::port::{Arrivals as _, BlobError, Blobs, Pack, PackContent, Stored};
-use super::{ImageError, Images, Platforms, Shared};
+use super::contents::ImageContents;
+use super::port::{ArrivalListener as _, BlobError, BlobStorage, PackContent, PackRecord, StoredBlob};
+use super::{ImageError, ImageStore, ImageStoreShared, PlatformSelection};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, TaggedImage};
 use crate::model::{Digest, Reference, Repository, Tag};
@@ -22,11 +22,11 @@ use crate::task;
 pub(super) const MAX_BLOBS: usize = 10_000;
 
 /// Duration of a load after which its blobs are touched again: the sweep removes untouched ones after an hour.
-const LONG: Duration = Duration::from_secs(1200);
+const RETOUCH_AFTER: Duration = Duration::from_secs(1200);
 
 /// Destination of an archive.
 #[derive(Clone, Debug)]
-pub enum Destination {
+pub enum ImageDestination {
     /// Image of the room with this tag.
     Tag(Reference),
     /// Untagged image of this repository: it stays for an hour, or as long as something pins it.
@@ -36,7 +36,7 @@ pub enum Destination {
 }
 
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct LoadedImage {
     pub manifest: Descriptor,
     pub size_bytes: u64,
     /// Bytes of blobs that the room already had.
@@ -47,65 +47,65 @@ pub struct Loaded {
 
 /// Received archive that has no name yet. It is either named or discarded; the sweep frees one that is dropped.
 #[derive(Debug)]
-pub struct Received {
+pub struct ReceivedArchive {
     manifest: Descriptor,
-    contents: Contents,
-    stored: Vec<Stored>,
+    contents: ImageContents,
+    stored: Vec<StoredBlob>,
 }
 
-impl Images {
+impl ImageStore {
     /// Receives an archive and names it.
     pub async fn load(
         &self,
         archive: impl Read + Send + 'static,
-        destination: Destination,
+        destination: ImageDestination,
         caller: &str,
-    ) -> Result<Loaded, ImageError> {
-        if let Destination::Tag(tag) = &destination {
-            self.own(tag)?;
+    ) -> Result<LoadedImage, ImageError> {
+        if let ImageDestination::Tag(tag) = &destination {
+            self.room_repository(tag)?;
         }
         let received = self.receive(archive).await?;
-        self.settle(received, destination, caller).await
+        self.name_received(received, destination, caller).await
     }
 
     /// Reads an archive to its end, on a blocking thread.
-    pub async fn receive(&self, archive: impl Read + Send + 'static) -> Result<Received, ImageError> {
+    pub async fn receive(&self, archive: impl Read + Send + 'static) -> Result<ReceivedArchive, ImageError> {
         let shared = Arc::clone(&self.shared);
-        let taken = task::blocking("load archive", move || take(&shared, archive)).await;
+        let taken = task::blocking("load archive", move || store_archive(&shared, archive)).await;
         let (manifest, contents, stored) = taken.map_err(|_| ImageError::Ending)??;
-        Ok(Received { manifest, contents, stored })
+        Ok(ReceivedArchive { manifest, contents, stored })
     }
 
     /// Names a received archive. On an error, it is discarded.
-    pub async fn settle(
+    pub async fn name_received(
         &self,
-        received: Received,
-        destination: Destination,
+        received: ReceivedArchive,
+        destination: ImageDestination,
         caller: &str,
-    ) -> Result<Loaded, ImageError> {
-        let Received { manifest, contents, stored } = received;
+    ) -> Result<LoadedImage, ImageError> {
+        let ReceivedArchive { manifest, contents, stored } = received;
         match self.name_checked(&manifest, contents, destination, caller).await {
             Ok((pack, image, size_bytes)) => {
                 if let Some(id) = &pack {
-                    self.remember_brought(id, &stored).await;
+                    self.remember_new_blobs(id, &stored).await;
                 }
                 let reused = stored.iter().filter(|stored| stored.fresh.is_none());
                 let reused_bytes = reused.map(|stored| stored.size).sum();
-                Ok(Loaded { manifest, size_bytes, reused_bytes, pack, image })
+                Ok(LoadedImage { manifest, size_bytes, reused_bytes, pack, image })
             }
             Err(error) => {
-                self.take_back(stored).await;
+                self.remove_stored(stored).await;
                 Err(error)
             }
         }
     }
 
     /// Discards a received archive completely.
-    pub async fn discard(&self, received: Received) {
-        self.take_back(received.stored).await;
+    pub async fn discard(&self, received: ReceivedArchive) {
+        self.remove_stored(received.stored).await;
     }
 
-    pub(super) async fn take_back(&self, stored: Vec<Stored>) {
+    pub(super) async fn remove_stored(&self, stored: Vec<StoredBlob>) {
         let shared = Arc::clone(&self.shared);
         if task::blocking("take back", move || take_back(&*shared.blobs, &stored)).await.is_err() {
             tracing::warn!("failed to remove the blobs of a discarded image");
@@ -113,17 +113,17 @@ impl Images {
     }
 
     /// Stores an image that was created in this process, and tags it.
-    pub async fn store(
+    pub async fn store_packed(
         &self,
-        packed: Arc<Packed>,
+        packed: Arc<PackedImage>,
         tag: Reference,
     ) -> Result<Option<TaggedImage>, ImageError> {
-        self.own(&tag)?;
+        self.room_repository(&tag)?;
         let shared = Arc::clone(&self.shared);
         let taken = task::blocking("store image", move || put_packed(&*shared.blobs, &packed)).await;
         let (manifest, contents) = taken.map_err(|_| ImageError::Ending)??;
         // If naming fails, the sweep frees the blobs.
-        let image = self.name(&manifest, contents, Destination::Tag(tag)).await?.1;
+        let image = self.name(&manifest, contents, ImageDestination::Tag(tag)).await?.1;
         self.manifest_arrived(&manifest);
         Ok(image)
     }
@@ -132,35 +132,35 @@ impl Images {
     pub(super) async fn name_checked(
         &self,
         manifest: &Descriptor,
-        contents: Contents,
-        destination: Destination,
+        contents: ImageContents,
+        destination: ImageDestination,
         caller: &str,
     ) -> Result<(Option<PackId>, Option<TaggedImage>, u64), ImageError> {
-        self.check_layers(manifest, &Platforms::All, Some(caller)).await?;
+        self.check_layers(manifest, &PlatformSelection::All, Some(caller)).await?;
         self.name(manifest, contents, destination).await
     }
 
     pub(super) async fn name(
         &self,
         manifest: &Descriptor,
-        contents: Contents,
-        destination: Destination,
+        contents: ImageContents,
+        destination: ImageDestination,
     ) -> Result<(Option<PackId>, Option<TaggedImage>, u64), ImageError> {
         let size_bytes = contents.size_bytes;
         self.check_size(manifest.digest, size_bytes)?;
         let catalog = &self.shared.catalog;
         match destination {
-            Destination::Pack { owner } => {
+            ImageDestination::Pack { owner } => {
                 let (id, created_at) = (PackId::random(), Timestamp::now());
                 let content = PackContent::Image(manifest.clone());
-                catalog.put_pack(Pack { id: id.clone(), content, owner, created_at }).await?;
+                catalog.put_pack(PackRecord { id: id.clone(), content, owner, created_at }).await?;
                 Ok((Some(id), None, size_bytes))
             }
-            Destination::Untagged(repository) => {
+            ImageDestination::Untagged(repository) => {
                 catalog.put_manifests(&repository, contents.manifests, None).await?;
                 Ok((None, None, size_bytes))
             }
-            Destination::Tag(reference) => {
+            ImageDestination::Tag(reference) => {
                 let tag = reference.tag.clone().unwrap_or_else(Tag::latest);
                 catalog.put_manifests(&reference.repository, contents.manifests, Some(tag.clone())).await?;
                 let image = catalog.tag(&reference.repository, &tag).await?;
@@ -170,7 +170,10 @@ impl Images {
     }
 }
 
-fn put_packed(blobs: &dyn Blobs, packed: &Packed) -> Result<(Descriptor, Contents), ImageError> {
+fn put_packed(
+    blobs: &dyn BlobStorage,
+    packed: &PackedImage,
+) -> Result<(Descriptor, ImageContents), ImageError> {
     for blob in packed.blobs() {
         let digest = blob.digest;
         let failed = |source| ImageError::Read { digest, source };
@@ -184,27 +187,30 @@ fn put_packed(blobs: &dyn Blobs, packed: &Packed) -> Result<(Descriptor, Content
     }
     let top = packed.descriptor();
     let manifest = Descriptor { media_type: top.media_type.clone(), digest: top.digest, size: top.size };
-    let contents = Contents::keep(blobs, &manifest)?;
+    let contents = ImageContents::read_and_touch(blobs, &manifest)?;
     Ok((manifest, contents))
 }
 
 /// Stores the blobs of an archive and finds its one image. On an error, stored blobs are removed again.
-fn take(shared: &Shared, archive: impl Read) -> Result<(Descriptor, Contents, Vec<Stored>), ImageError> {
+fn store_archive(
+    shared: &ImageStoreShared,
+    archive: impl Read,
+) -> Result<(Descriptor, ImageContents, Vec<StoredBlob>), ImageError> {
     let begun = Instant::now();
     let blobs = &*shared.blobs;
     // Inspects layers while the rest of the archive arrives.
-    let arrived = |blob: &Digest| shared.passes.pass_ahead(*blob);
-    let mut keep = Keep { blobs, arrived: &arrived, stored: Vec::new(), full: false };
+    let arrived = |blob: &Digest| shared.inspections.inspect_ahead(*blob);
+    let mut keep = BlobSink { blobs, arrived: &arrived, stored: Vec::new(), full: false };
     let read = archive::read(archive, &mut keep);
-    let Keep { stored, full, .. } = keep;
+    let BlobSink { stored, full, .. } = keep;
     let found = match read {
         Ok(read) => only_image(blobs, &read.index.manifests, &stored),
         Err(_) if full => Err(ImageError::NoSpace),
         Err(error) => Err(error.into()),
     };
     let found = found.and_then(|(manifest, contents)| {
-        if begun.elapsed() > LONG {
-            Contents::keep(blobs, &manifest)?;
+        if begun.elapsed() > RETOUCH_AFTER {
+            ImageContents::read_and_touch(blobs, &manifest)?;
         }
         Ok((manifest, contents))
     });
@@ -218,10 +224,10 @@ fn take(shared: &Shared, archive: impl Read) -> Result<(Descriptor, Contents, Ve
 }
 
 fn only_image(
-    blobs: &dyn Blobs,
+    blobs: &dyn BlobStorage,
     images: &[hearth_pack::image::Descriptor],
-    stored: &[Stored],
-) -> Result<(Descriptor, Contents), ImageError> {
+    stored: &[StoredBlob],
+) -> Result<(Descriptor, ImageContents), ImageError> {
     let [image] = images else { return Err(ImageError::ImageCount { count: images.len() }) };
     let manifest =
         Descriptor { media_type: image.media_type.clone(), digest: image.digest, size: image.size };
@@ -231,7 +237,7 @@ fn only_image(
     if !brought.contains(&manifest.digest) {
         return Err(missing(manifest.digest));
     }
-    let contents = Contents::look(blobs, &manifest).map_err(|error| match error {
+    let contents = ImageContents::read_untouched(blobs, &manifest).map_err(|error| match error {
         ImageError::BlobMissing { blob, .. } => missing(blob),
         error => error,
     })?;
@@ -242,30 +248,30 @@ fn only_image(
     }
 }
 
-fn take_back(blobs: &dyn Blobs, stored: &[Stored]) {
+fn take_back(blobs: &dyn BlobStorage, stored: &[StoredBlob]) {
     for stored in stored {
-        if let Err(error) = blobs.take_back(stored) {
+        if let Err(error) = blobs.undo_put(stored) {
             tracing::warn!(%error, blob.digest = %stored.digest, "failed to remove a blob; the next sweep removes it");
         }
     }
 }
 
-struct Keep<'a> {
-    blobs: &'a dyn Blobs,
+struct BlobSink<'a> {
+    blobs: &'a dyn BlobStorage,
     arrived: &'a dyn Fn(&Digest),
-    stored: Vec<Stored>,
+    stored: Vec<StoredBlob>,
     full: bool,
 }
 
-impl Received {
+impl ReceivedArchive {
     /// Returns the content that the room did not have before, with sizes in bytes.
-    pub fn brought(&self) -> Vec<(Digest, u64)> {
+    pub fn new_content(&self) -> Vec<(Digest, u64)> {
         let fresh = self.stored.iter().filter(|stored| stored.fresh.is_some());
         fresh.map(|stored| (stored.digest, stored.size)).collect()
     }
 }
 
-impl ArchiveSink for Keep<'_> {
+impl ArchiveSink for BlobSink<'_> {
     fn blob(&mut self, digest: &Digest, _size: u64, content: &mut dyn Read) -> io::Result<()> {
         if self.stored.len() >= MAX_BLOBS {
             return Err(io::Error::other(format!("the archive has more than {MAX_BLOBS} blobs")));

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use super::contents::{self, OpenLayer};
-use super::port::Origin;
-use super::{ImageError, Images};
+use super::port::ImageOrigin;
+use super::{ImageError, ImageStore};
 use crate::model::image::{Platform, VerifiedImage};
 use crate::model::{Digest, Repository};
 use crate::task;
@@ -19,20 +19,20 @@ pub struct FoundImage {
     pub layers: Vec<OpenLayer>,
 }
 
-impl Images {
+impl ImageStore {
     /// Records the origin of an image.
-    pub async fn note_origin(
+    pub async fn record_origin(
         &self,
         repository: &Repository,
         manifest: Digest,
-        origin: Origin,
+        origin: ImageOrigin,
     ) -> Result<(), ImageError> {
         Ok(self.shared.catalog.put_origin(repository, &manifest, origin).await?)
     }
 
     /// Returns an image that was created from this origin.
-    pub async fn made_of(&self, origin: Origin) -> Result<Option<FoundImage>, ImageError> {
-        for (repository, digest) in self.shared.catalog.made_of(origin).await? {
+    pub async fn find_by_origin(&self, origin: ImageOrigin) -> Result<Option<FoundImage>, ImageError> {
+        for (repository, digest) in self.shared.catalog.find_by_origin(origin).await? {
             match self.find_whole(&repository, digest).await {
                 Ok(found) => return Ok(Some(found)),
                 Err(error @ (ImageError::Catalog(_) | ImageError::Ending)) => return Err(error),

@@ -9,33 +9,33 @@ use hearth_pack::identity::TreeDigest;
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 
-use super::port::{Pack, PackContent, Stored};
-use super::{ImageError, Images};
+use super::port::{PackContent, PackRecord, StoredBlob};
+use super::{ImageError, ImageStore};
 use crate::model::Digest;
-use crate::model::access::MOUNTS_OF;
+use crate::model::access::BUILD_MOUNTS_OWNER;
 use crate::model::id::PackId;
 use crate::task;
 
 /// Time after which a pack that no build holds is removed.
-pub const UNUSED: Duration = Duration::from_secs(3600);
+pub const UNUSED_PACK_TTL: Duration = Duration::from_secs(3600);
 
 /// State of packs beside their records. The lock is held while a pack is looked up and while one is removed, so that no
 /// build gets a pack that is being removed.
 #[derive(Default)]
-pub(super) struct Held(Mutex<HashMap<PackId, Use>>);
+pub(super) struct HeldPacks(Mutex<HashMap<PackId, PackUse>>);
 
 #[derive(Default)]
-struct Use {
+struct PackUse {
     /// Number of builds that hold the pack.
     builds: usize,
     /// Blobs that arrived with the pack and that the room did not have before. They are removed with the pack, unless
     /// they were touched since. After a restart they are not known, and the sweep frees them.
-    brought: Vec<Stored>,
+    new_blobs: Vec<StoredBlob>,
 }
 
-impl Images {
+impl ImageStore {
     /// Holds a pack of `owner` until it is released as often as it was held.
-    pub async fn hold_pack(&self, id: &PackId, owner: &str) -> Result<Pack, ImageError> {
+    pub async fn hold_pack(&self, id: &PackId, owner: &str) -> Result<PackRecord, ImageError> {
         let mut held = self.shared.held.0.lock().await;
         let pack = self.pack(id, owner).await?;
         held.entry(id.clone()).or_default().builds += 1;
@@ -48,7 +48,7 @@ impl Images {
     }
 
     /// Returns a pack by its owner and id. A pack of another owner is reported as missing.
-    pub async fn pack(&self, id: &PackId, owner: &str) -> Result<Pack, ImageError> {
+    pub async fn pack(&self, id: &PackId, owner: &str) -> Result<PackRecord, ImageError> {
         let pack = self.shared.catalog.pack(id).await?;
         pack.filter(|pack| pack.owner == owner).ok_or_else(|| ImageError::PackNotFound { id: id.clone() })
     }
@@ -83,13 +83,13 @@ impl Images {
     ) -> Result<PackId, ImageError> {
         let (id, created_at) = (PackId::random(), Timestamp::now());
         let content = PackContent::Tree { tree, lineage };
-        let pack = Pack { id: id.clone(), content, owner: owner.to_owned(), created_at };
+        let pack = PackRecord { id: id.clone(), content, owner: owner.to_owned(), created_at };
         self.shared.catalog.put_pack(pack).await?;
         Ok(id)
     }
 
     /// Returns all packs.
-    pub async fn packs(&self) -> Result<Vec<Pack>, ImageError> {
+    pub async fn packs(&self) -> Result<Vec<PackRecord>, ImageError> {
         Ok(self.shared.catalog.packs().await?)
     }
 
@@ -100,22 +100,22 @@ impl Images {
             let Some(manifest) = pack.image() else { continue };
             // A damaged pack is reported where it is used.
             let Ok(contents) = self.contents(manifest).await else { continue };
-            let owner = pack.owner.strip_prefix(MOUNTS_OF).unwrap_or(&pack.owner);
+            let owner = pack.owner.strip_prefix(BUILD_MOUNTS_OWNER).unwrap_or(&pack.owner);
             *bytes.entry(owner.to_owned()).or_default() += contents.size_bytes;
         }
         Ok(bytes)
     }
 
-    pub(super) async fn remember_brought(&self, id: &PackId, stored: &[Stored]) {
+    pub(super) async fn remember_new_blobs(&self, id: &PackId, stored: &[StoredBlob]) {
         let brought = stored.iter().filter(|stored| stored.fresh.is_some()).copied().collect();
-        self.shared.held.0.lock().await.insert(id.clone(), Use { builds: 0, brought });
+        self.shared.held.0.lock().await.insert(id.clone(), PackUse { builds: 0, new_blobs: brought });
     }
 
-    async fn drop_pack(&self, id: &PackId, used: Use) -> Result<(), ImageError> {
+    async fn drop_pack(&self, id: &PackId, used: PackUse) -> Result<(), ImageError> {
         self.shared.catalog.remove_pack(id).await?;
         let shared = Arc::clone(&self.shared);
         let freed = task::blocking("free pack", move || {
-            used.brought.iter().try_for_each(|stored| shared.blobs.take_back(stored))
+            used.new_blobs.iter().try_for_each(|stored| shared.blobs.undo_put(stored))
         });
         if !matches!(freed.await, Ok(Ok(()))) {
             tracing::warn!(pack.id = %id, "failed to remove the blobs of a removed pack; the next sweep removes them");
@@ -130,7 +130,7 @@ impl Images {
         for pack in self.shared.catalog.packs().await? {
             let age = now.duration_since(pack.created_at).unsigned_abs();
             let unused = held.get(&pack.id).is_none_or(|used| used.builds == 0);
-            if unused && age >= UNUSED && now > pack.created_at {
+            if unused && age >= UNUSED_PACK_TTL && now > pack.created_at {
                 let used = held.remove(&pack.id).unwrap_or_default();
                 self.drop_pack(&pack.id, used).await?;
                 dropped += 1;

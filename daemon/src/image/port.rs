@@ -24,14 +24,14 @@ use jiff::Timestamp;
 
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, TaggedImage};
-use crate::model::manifest::Part;
+use crate::model::manifest::ManifestPart;
 use crate::model::{Digest, Repository, Tag};
 
-pub use checks::{Arrivals, ImageMark, LayerCheck, UncheckedImage};
+pub use checks::{ArrivalListener, ImageMark, LayerCheck, RejectedImage};
 pub use layers::{LayerCompression, LayerFacts, LayerFault, LayerInspector, LayerRefusal, LayerVerdict};
 
 /// Content by digest. Blocking: call from a blocking thread.
-pub trait Blobs: Send + Sync + 'static {
+pub trait BlobStorage: Send + Sync + 'static {
     /// Opens a blob for reading, positioned at its start.
     fn open(&self, digest: &Digest) -> io::Result<Option<File>>;
     fn size(&self, digest: &Digest) -> io::Result<Option<u64>>;
@@ -40,27 +40,27 @@ pub trait Blobs: Send + Sync + 'static {
     /// Stores content under its digest: streamed, verified, durable when this returns. Different content is a
     /// [`BlobError::Mismatch`] and is not stored. Content that is already present is still read to its end, verified
     /// and touched.
-    fn put(&self, digest: &Digest, content: &mut dyn io::Read) -> Result<Stored, BlobError>;
+    fn put(&self, digest: &Digest, content: &mut dyn io::Read) -> Result<StoredBlob, BlobError>;
     /// Stores content like [`put`](Self::put), in pieces. It counts for `owner` if it is new; `name` identifies the
     /// upload while it runs.
     fn receive(&self, digest: &Digest, owner: &str, name: &str) -> Result<Box<dyn IncomingBlob>, BlobError>;
     /// Creates an unnamed file, and returns it with the directory in which it was created.
     fn scratch_file(&self) -> io::Result<(File, PathBuf)>;
     /// Removes what [`put`](Self::put) stored, unless it was touched since.
-    fn take_back(&self, stored: &Stored) -> io::Result<()>;
+    fn undo_put(&self, stored: &StoredBlob) -> io::Result<()>;
     /// Removes every blob that is neither in `live` nor touched since `before`.
-    fn sweep(&self, live: &HashSet<Digest>, before: SystemTime) -> io::Result<Swept>;
+    fn sweep(&self, live: &HashSet<Digest>, before: SystemTime) -> io::Result<SweptBlobs>;
 }
 
 /// Content that is being received; see [`BlobStorage::receive`]. Dropping it before `finish` discards it.
 pub trait IncomingBlob: Send + 'static {
     fn write(&mut self, content: &[u8]) -> Result<(), BlobError>;
-    fn finish(self: Box<Self>, expected: &Digest) -> Result<Stored, BlobError>;
+    fn finish(self: Box<Self>, expected: &Digest) -> Result<StoredBlob, BlobError>;
 }
 
 /// Result of [`BlobStorage::put`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredBlob {
     pub digest: Digest,
     pub size: u64,
     /// Time at which `put` touched the new blob; `None` if the blob existed before.
@@ -68,7 +68,7 @@ pub struct Stored {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Swept {
+pub struct SweptBlobs {
     pub blobs: u64,
     pub bytes: u64,
 }
@@ -100,7 +100,7 @@ impl From<io::Error> for BlobError {
 /// A lookup of a manifest or of a blob link also keeps it from [`forget`](Self::forget) for the grace period, so that a
 /// caller can rely on the result while it acts on it.
 #[async_trait]
-pub trait Catalog: cached::CachedImages {
+pub trait ImageCatalog: cached::CachedImageCatalog {
     async fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TaggedImage>, CatalogError>;
     /// Lists tags ordered by repository and tag, after the given pair, at most `limit`.
     async fn tags(&self, query: TagQuery) -> Result<Vec<TaggedImage>, CatalogError>;
@@ -132,19 +132,27 @@ pub trait Catalog: cached::CachedImages {
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Removal, CatalogError>;
+    ) -> Result<RemovalOutcome, CatalogError>;
     /// Lists manifests whose subject is this one, ordered by digest.
     async fn referrers(&self, query: ReferrerQuery) -> Result<Vec<Descriptor>, CatalogError>;
 
     /// Reports whether a blob may be read through this repository: a digest alone opens nothing.
     async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, CatalogError>;
     /// Returns those of `parts` that the repository lacks.
-    async fn missing(&self, repository: &Repository, parts: Vec<Part>) -> Result<Vec<Part>, CatalogError>;
+    async fn missing(
+        &self,
+        repository: &Repository,
+        parts: Vec<ManifestPart>,
+    ) -> Result<Vec<ManifestPart>, CatalogError>;
     async fn link_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), CatalogError>;
-    async fn unlink_blob(&self, repository: &Repository, digest: &Digest) -> Result<Removal, CatalogError>;
+    async fn unlink_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<RemovalOutcome, CatalogError>;
 
     /// Reports whether the repository has a manifest.
-    async fn knows(&self, repository: &Repository) -> Result<bool, CatalogError>;
+    async fn has_manifests(&self, repository: &Repository) -> Result<bool, CatalogError>;
     /// Lists repositories that have a manifest, ordered by name.
     async fn repositories(
         &self,
@@ -157,10 +165,10 @@ pub trait Catalog: cached::CachedImages {
         &self,
         repository: &Repository,
         manifest: &Digest,
-        origin: Origin,
+        origin: ImageOrigin,
     ) -> Result<(), CatalogError>;
     /// Returns the manifests with this origin.
-    async fn made_of(&self, origin: Origin) -> Result<Vec<(Repository, Digest)>, CatalogError>;
+    async fn find_by_origin(&self, origin: ImageOrigin) -> Result<Vec<(Repository, Digest)>, CatalogError>;
 
     /// Returns the known verdicts of these layers under `limits`.
     async fn layer_verdicts(
@@ -183,34 +191,34 @@ pub trait Catalog: cached::CachedImages {
     async fn forget_checks(&self, live: HashSet<Digest>) -> Result<(), CatalogError>;
 
     /// Stores a pack: an untagged image or a tree that builds use.
-    async fn put_pack(&self, pack: Pack) -> Result<(), CatalogError>;
-    async fn pack(&self, id: &PackId) -> Result<Option<Pack>, CatalogError>;
-    async fn packs(&self) -> Result<Vec<Pack>, CatalogError>;
+    async fn put_pack(&self, pack: PackRecord) -> Result<(), CatalogError>;
+    async fn pack(&self, id: &PackId) -> Result<Option<PackRecord>, CatalogError>;
+    async fn packs(&self) -> Result<Vec<PackRecord>, CatalogError>;
     async fn remove_pack(&self, id: &PackId) -> Result<(), CatalogError>;
 
     /// Removes manifests and links that are unreachable and untouched since `before`.
-    async fn forget(&self, before: Timestamp) -> Result<Forgotten, CatalogError>;
+    async fn forget(&self, before: Timestamp) -> Result<ForgottenRecords, CatalogError>;
     /// Returns the digests of all manifests and linked blobs of all repositories, without packs.
-    async fn live(&self) -> Result<HashSet<Digest>, CatalogError>;
+    async fn live_digests(&self) -> Result<HashSet<Digest>, CatalogError>;
 }
 
 /// Manifest whose content is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewManifest {
     pub manifest: Descriptor,
-    pub parts: Vec<Part>,
+    pub parts: Vec<ManifestPart>,
     pub subject: Option<Digest>,
     pub artifact_type: Option<String>,
 }
 
 /// Origin of an image; the same origin yields the same image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub struct ImageOrigin {
     /// Name of the participant who owns the tree.
     pub owner: String,
     pub tree: TreeDigest,
     /// Hash of the settings by which the tree became an image.
-    pub way: ContentHash,
+    pub recipe: ContentHash,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -231,7 +239,7 @@ pub struct ReferrerQuery {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Removal {
+pub enum RemovalOutcome {
     Removed,
     Unknown,
     /// A manifest of the same repository requires it.
@@ -241,13 +249,13 @@ pub enum Removal {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Forgotten {
+pub struct ForgottenRecords {
     pub manifests: u64,
     pub links: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pack {
+pub struct PackRecord {
     pub id: PackId,
     pub content: PackContent,
     /// Name of the participant who uploaded it; nobody else may use it.
@@ -255,7 +263,7 @@ pub struct Pack {
     pub created_at: Timestamp,
 }
 
-impl Pack {
+impl PackRecord {
     /// Returns the manifest of an image pack.
     pub const fn image(&self) -> Option<&Descriptor> {
         match &self.content {

@@ -15,65 +15,69 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hearth_pack::image as oci;
-use hearth_pack::remote::{CHUNKS_AHEAD, Remote, RemoteError, Source, full_name};
+use hearth_pack::remote::{CHUNK_BUFFER, PullSource, RegistryClient, RemoteError, full_name};
 use tokio::sync::mpsc;
 
-use super::contents::Contents;
+use super::contents::ImageContents;
 use super::load::MAX_BLOBS;
-use super::port::{BlobError, IncomingBlob, Stored};
-use super::{Destination, ImageError, Images, Loaded, Transfer};
-use crate::model::access::MOUNTS_OF;
+use super::port::{BlobError, IncomingBlob, StoredBlob};
+use super::{ImageDestination, ImageError, ImageStore, LoadedImage, TransferProgress};
+use crate::model::access::BUILD_MOUNTS_OWNER;
 use crate::model::image::{Descriptor, Platform};
-use crate::model::manifest::{Manifest, Part, PartKind};
+use crate::model::manifest::{Manifest, ManifestPart, PartKind};
 use crate::model::{Digest, Reference};
 use crate::task;
-use crate::task::in_turn::{InTurn, Stopped};
+use crate::task::sequential::{SequentialError, SequentialWork};
 
 /// Maximum number of concurrent blob transfers.
-const TOGETHER: usize = 3;
+const MAX_CONCURRENT_PULLS: usize = 3;
 /// Maximum number of manifests in one index.
 const MAX_CHILDREN: usize = 256;
 
 /// Selection of images from an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Platforms {
+pub enum PlatformSelection {
     One(Platform),
     /// Index with all its images.
     All,
 }
 
-pub struct Pull<'a> {
+pub struct ImagePull<'a> {
     /// Client, with the credentials to use.
-    pub remote: &'a Remote,
+    pub remote: &'a RegistryClient,
     pub reference: &'a Reference,
     /// Caller who requested the image.
     pub caller: &'a str,
-    pub platforms: Platforms,
-    pub destination: Destination,
+    pub platforms: PlatformSelection,
+    pub destination: ImageDestination,
 }
 
 /// Owner of the fetched content, and name of its image.
 #[derive(Clone)]
-struct Fetched {
+struct FetchAttribution {
     owner: String,
     name: String,
 }
 
 /// Manifests and blobs of an image to pull; the top manifest is the last one.
-struct Outline {
-    source: Source,
+struct PullPlan {
+    source: PullSource,
     manifests: Vec<(Descriptor, Vec<u8>)>,
-    blobs: BTreeSet<Part>,
+    blobs: BTreeSet<ManifestPart>,
 }
 
-impl Images {
+impl ImageStore {
     /// Pulls an image into the room. If the future is dropped midway, the sweep frees the unreferenced blobs.
-    pub async fn pull(&self, pull: Pull<'_>, transfer: &Transfer) -> Result<Loaded, ImageError> {
-        let Pull { remote, reference, caller, platforms, destination } = pull;
-        if let Destination::Tag(tag) = &destination {
-            self.own(tag)?;
+    pub async fn pull(
+        &self,
+        pull: ImagePull<'_>,
+        transfer: &TransferProgress,
+    ) -> Result<LoadedImage, ImageError> {
+        let ImagePull { remote, reference, caller, platforms, destination } = pull;
+        if let ImageDestination::Tag(tag) = &destination {
+            self.room_repository(tag)?;
         }
-        let outline = outline(remote, reference, platforms).await?;
+        let outline = plan_pull(remote, reference, platforms).await?;
         let Some((top, _)) = outline.manifests.last().cloned() else {
             return Err(ImageError::NotFound { reference: reference.to_string() });
         };
@@ -81,20 +85,21 @@ impl Images {
         self.check_size(top.digest, size)?;
         transfer.begin(outline.blobs.iter().map(|part| part.size));
         let held = match &destination {
-            Destination::Pack { owner } => self.held_by(owner).await?,
-            Destination::Tag(_) | Destination::Untagged(_) => HashSet::new(),
+            ImageDestination::Pack { owner } => self.pack_content_of(owner).await?,
+            ImageDestination::Tag(_) | ImageDestination::Untagged(_) => HashSet::new(),
         };
-        let of = &Fetched { owner: self.owner_of(caller), name: full_name(reference) };
+        let of = &FetchAttribution { owner: self.owner_of(caller), name: full_name(reference) };
         let (source, held, place) = (&outline.source, &held, &destination);
         let bring = outline.blobs.iter().cloned().map(|part| async move {
-            let stored = match self.here(&part, place, held).await? {
+            let stored = match self.reusable_blob(&part, place, held).await? {
                 Some(stored) => stored,
-                None => self.bring(remote, source, &part, of).await?,
+                None => self.fetch_blob(remote, source, &part, of).await?,
             };
             transfer.done(part.size);
             Ok::<_, ImageError>(stored)
         });
-        let mut stored: Vec<Stored> = stream::iter(bring).buffer_unordered(TOGETHER).try_collect().await?;
+        let mut stored: Vec<StoredBlob> =
+            stream::iter(bring).buffer_unordered(MAX_CONCURRENT_PULLS).try_collect().await?;
         let (shared, manifests, manifest) = (Arc::clone(&self.shared), outline.manifests, top.clone());
         let keep = task::blocking("store manifests", move || {
             let mut kept = Vec::with_capacity(manifests.len());
@@ -103,7 +108,7 @@ impl Images {
                 let stored = shared.blobs.put(&digest, &mut Cursor::new(bytes));
                 kept.push(stored.map_err(|error| stored_error(digest, error))?);
             }
-            Ok::<_, ImageError>((kept, Contents::keep(&*shared.blobs, &manifest)?))
+            Ok::<_, ImageError>((kept, ImageContents::read_and_touch(&*shared.blobs, &manifest)?))
         });
         let (kept, contents) = keep.await.map_err(|_| ImageError::Ending)??;
         stored.extend(kept);
@@ -111,10 +116,10 @@ impl Images {
         let reused_bytes = reused.map(|stored| stored.size).sum();
         match self.name_checked(&top, contents, destination, caller).await {
             Ok((pack, image, size_bytes)) => {
-                Ok(Loaded { manifest: top, size_bytes, reused_bytes, pack, image })
+                Ok(LoadedImage { manifest: top, size_bytes, reused_bytes, pack, image })
             }
             Err(error) => {
-                self.take_back(stored).await;
+                self.remove_stored(stored).await;
                 Err(error)
             }
         }
@@ -124,16 +129,16 @@ impl Images {
     /// use, so that the next build fetches nothing.
     pub async fn pull_for_mount(
         &self,
-        remote: &Remote,
+        remote: &RegistryClient,
         reference: &Reference,
         caller: &str,
     ) -> Result<Descriptor, ImageError> {
         // No participant has this name, so that no participant owns such a pack.
-        let owner = format!("{MOUNTS_OF}{caller}");
-        let destination = Destination::Pack { owner: owner.clone() };
-        let platforms = Platforms::One(Platform::host());
-        let pull = Pull { remote, reference, caller, platforms, destination };
-        let loaded = self.pull(pull, &Transfer::default()).await?;
+        let owner = format!("{BUILD_MOUNTS_OWNER}{caller}");
+        let destination = ImageDestination::Pack { owner: owner.clone() };
+        let platforms = PlatformSelection::One(Platform::host());
+        let pull = ImagePull { remote, reference, caller, platforms, destination };
+        let loaded = self.pull(pull, &TransferProgress::default()).await?;
         // The newest pack replaces the older ones of the same image, so that they expire together.
         for pack in self.shared.catalog.packs().await? {
             let image = pack.image().map(|image| image.digest);
@@ -146,7 +151,7 @@ impl Images {
     }
 
     /// Returns the content that arrived with earlier packs of `owner`.
-    async fn held_by(&self, owner: &str) -> Result<HashSet<Digest>, ImageError> {
+    async fn pack_content_of(&self, owner: &str) -> Result<HashSet<Digest>, ImageError> {
         let mut held = HashSet::new();
         for pack in self.shared.catalog.packs().await?.into_iter().filter(|pack| pack.owner == owner) {
             let Some(image) = pack.image() else { continue };
@@ -159,17 +164,17 @@ impl Images {
     }
 
     /// Returns a blob that need not be fetched.
-    async fn here(
+    async fn reusable_blob(
         &self,
-        part: &Part,
-        destination: &Destination,
+        part: &ManifestPart,
+        destination: &ImageDestination,
         held: &HashSet<Digest>,
-    ) -> Result<Option<Stored>, ImageError> {
+    ) -> Result<Option<StoredBlob>, ImageError> {
         let known = match destination {
-            Destination::Tag(Reference { repository, .. }) | Destination::Untagged(repository) => {
+            ImageDestination::Tag(Reference { repository, .. }) | ImageDestination::Untagged(repository) => {
                 self.shared.catalog.has_blob(repository, &part.digest).await?
             }
-            Destination::Pack { .. } => held.contains(&part.digest),
+            ImageDestination::Pack { .. } => held.contains(&part.digest),
         };
         if !known {
             return Ok(None);
@@ -178,26 +183,26 @@ impl Images {
         let touched = task::blocking("touch blob", move || shared.blobs.touch(&digest)).await;
         let size = touched.map_err(|_| ImageError::Ending)?;
         let size = size.map_err(|source| ImageError::Read { digest, source })?;
-        Ok(size.filter(|size| *size == part.size).map(|size| Stored { digest, size, fresh: None }))
+        Ok(size.filter(|size| *size == part.size).map(|size| StoredBlob { digest, size, fresh: None }))
     }
 
-    async fn bring(
+    async fn fetch_blob(
         &self,
-        remote: &Remote,
-        source: &Source,
-        part: &Part,
-        of: &Fetched,
-    ) -> Result<Stored, ImageError> {
-        let (send, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
+        remote: &RegistryClient,
+        source: &PullSource,
+        part: &ManifestPart,
+        of: &FetchAttribution,
+    ) -> Result<StoredBlob, ImageError> {
+        let (send, mut chunks) = mpsc::channel::<Bytes>(CHUNK_BUFFER);
         let digest = part.digest;
         let blob = oci::Descriptor::new("", digest, part.size);
         let fetch = async {
-            let fetched = remote.blob(source, &blob, &send).await;
+            let fetched = remote.fetch_blob(source, &blob, &send).await;
             drop(send);
             fetched
         };
         let keep = async {
-            let kept = self.keep(digest, of, &mut chunks).await;
+            let kept = self.write_chunks(digest, of, &mut chunks).await;
             // Closing the channel stops the fetch, because nobody receives more.
             chunks.close();
             kept
@@ -209,20 +214,20 @@ impl Images {
                 let stored =
                     stored.map_err(|_| ImageError::Ending)?.map_err(|error| stored_error(digest, error))?;
                 // Inspects the layer while others are still being fetched.
-                self.shared.passes.pass_ahead(digest);
+                self.shared.inspections.inspect_ahead(digest);
                 Ok(stored)
             }
             // The writer has stopped, and its error is the cause.
-            (Ok(()) | Err(RemoteError::NotTaken { .. }), Err(error)) => Err(error),
+            (Ok(()) | Err(RemoteError::ReceiverStopped { .. }), Err(error)) => Err(error),
             (Err(error), _) => Err(error.into()),
         }
     }
 
     /// Writes chunks as they arrive. No thread waits for the registry: one is used only for data that has arrived.
-    async fn keep(
+    async fn write_chunks(
         &self,
         digest: Digest,
-        of: &Fetched,
+        of: &FetchAttribution,
         chunks: &mut mpsc::Receiver<Bytes>,
     ) -> Result<Box<dyn IncomingBlob>, ImageError> {
         let (shared, of) = (Arc::clone(&self.shared), of.clone());
@@ -230,13 +235,13 @@ impl Images {
         let begun = task::blocking("pull blob", begun).await;
         let begun = begun.map_err(|_| ImageError::Ending)?;
         let begun = begun.map_err(|error| stored_error(digest, error))?;
-        let mut incoming = InTurn::new("pull blob", begun);
+        let mut incoming = SequentialWork::new("pull blob", begun);
         let stopped = |stopped| match stopped {
-            Stopped::Failed(error) => stored_error(digest, error),
-            Stopped::Ended => ImageError::Ending,
+            SequentialError::Failed(error) => stored_error(digest, error),
+            SequentialError::Ended => ImageError::Ending,
         };
         let mut batch = Vec::new();
-        while chunks.recv_many(&mut batch, CHUNKS_AHEAD).await > 0 {
+        while chunks.recv_many(&mut batch, CHUNK_BUFFER).await > 0 {
             let batch = std::mem::take(&mut batch);
             let write = move |incoming: &mut Box<dyn IncomingBlob>| {
                 batch.iter().try_for_each(|chunk| incoming.write(chunk))
@@ -257,23 +262,23 @@ pub(super) fn stored_error(digest: Digest, error: BlobError) -> ImageError {
     ImageError::Read { digest, source }
 }
 
-async fn outline(
-    remote: &Remote,
+async fn plan_pull(
+    remote: &RegistryClient,
     reference: &Reference,
-    platforms: Platforms,
-) -> Result<Outline, ImageError> {
-    let found = remote.manifest(reference).await?;
-    let mut outline = Outline { source: found.source, manifests: Vec::new(), blobs: BTreeSet::new() };
+    platforms: PlatformSelection,
+) -> Result<PullPlan, ImageError> {
+    let found = remote.resolve_manifest(reference).await?;
+    let mut outline = PullPlan { source: found.source, manifests: Vec::new(), blobs: BTreeSet::new() };
     match platforms {
-        Platforms::One(platform) => {
-            let platform = platform_of(&platform);
+        PlatformSelection::One(platform) => {
+            let platform = oci_platform(&platform);
             let source = outline.source.clone();
-            let image = remote.image_of(source, found.descriptor, found.bytes, &platform).await?;
+            let image = remote.select_image(source, found.descriptor, found.bytes, &platform).await?;
             outline.add(&image.descriptor, image.manifest_bytes)?;
         }
-        Platforms::All => {
+        PlatformSelection::All => {
             if found.descriptor.is_index() {
-                let index: oci::Index = serde_json::from_slice(&found.bytes).map_err(|error| {
+                let index: oci::OciIndex = serde_json::from_slice(&found.bytes).map_err(|error| {
                     ImageError::Remote(RemoteError::Answer {
                         url: reference.to_string(),
                         reason: error.to_string(),
@@ -283,7 +288,7 @@ async fn outline(
                     return Err(ImageError::TooDeep { digest: found.descriptor.digest, limit: MAX_CHILDREN });
                 }
                 for child in &index.manifests {
-                    let bytes = remote.child(&outline.source, child).await?;
+                    let bytes = remote.fetch_child_manifest(&outline.source, child).await?;
                     outline.add(child, bytes)?;
                 }
             }
@@ -293,7 +298,7 @@ async fn outline(
     Ok(outline)
 }
 
-impl Outline {
+impl PullPlan {
     fn add(&mut self, descriptor: &oci::Descriptor, bytes: Vec<u8>) -> Result<(), ImageError> {
         let manifest = Descriptor {
             media_type: descriptor.media_type.clone(),
@@ -313,7 +318,7 @@ impl Outline {
 }
 
 /// Converts the platform to the type of the registry client.
-fn platform_of(platform: &Platform) -> oci::Platform {
+fn oci_platform(platform: &Platform) -> oci::Platform {
     let mut parts = platform.as_str().splitn(3, '/').map(str::to_owned);
     oci::Platform {
         os: parts.next().unwrap_or_default(),

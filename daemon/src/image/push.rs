@@ -6,35 +6,35 @@ use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hearth_pack::image as oci;
-use hearth_pack::remote::{OpenContent, Pushed, Remote};
+use hearth_pack::remote::{OpenContent, PushOutcome, RegistryClient};
 
-use super::contents::{self, Contents};
-use super::{ImageError, Images, Transfer};
+use super::contents::{self, ImageContents};
+use super::{ImageError, ImageStore, TransferProgress};
 use crate::model::image::{Descriptor, VerifiedImage};
-use crate::model::manifest::{Part, PartKind};
+use crate::model::manifest::{ManifestPart, PartKind};
 use crate::model::{Digest, Reference, Tag};
 use crate::task;
 
 /// Maximum number of concurrent blob transfers.
-const TOGETHER: usize = 3;
+const MAX_CONCURRENT_PUSHES: usize = 3;
 
 /// Number of bytes that a push transferred or reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sent {
+pub struct PushedBytes {
     pub sent_bytes: u64,
     /// Bytes that the registry already had.
     pub reused_bytes: u64,
 }
 
-impl Images {
+impl ImageStore {
     /// Pushes an image of the room, and sets its name in the registry.
     pub async fn push(
         &self,
-        remote: &Remote,
+        remote: &RegistryClient,
         reference: &Reference,
         target: &Reference,
-        transfer: &Transfer,
-    ) -> Result<(Descriptor, Sent), ImageError> {
+        transfer: &TransferProgress,
+    ) -> Result<(Descriptor, PushedBytes), ImageError> {
         let manifest = self.resolve(reference).await?;
         let image = self.verify(&reference.repository, manifest.digest).await?;
         let sent = self.push_content(remote, &image, std::slice::from_ref(target), transfer).await?;
@@ -45,15 +45,15 @@ impl Images {
     /// Pushes everything except the names: blobs, and the manifests below an index.
     pub async fn push_content(
         &self,
-        remote: &Remote,
+        remote: &RegistryClient,
         image: &VerifiedImage,
         targets: &[Reference],
-        transfer: &Transfer,
-    ) -> Result<Sent, ImageError> {
+        transfer: &TransferProgress,
+    ) -> Result<PushedBytes, ImageError> {
         let contents = self.contents(&image.manifest).await?;
-        let blobs: BTreeSet<Part> =
+        let blobs: BTreeSet<ManifestPart> =
             contents.parts().into_iter().filter(|part| part.kind == PartKind::Blob).collect();
-        let mut sent = Sent::default();
+        let mut sent = PushedBytes::default();
         let mut done = Vec::new();
         for target in targets {
             let place = remote.target(target);
@@ -62,7 +62,7 @@ impl Images {
             }
             transfer.begin(blobs.iter().map(|part| part.size));
             // Content that a sibling repository has just received is mounted instead of sent again.
-            let beside = done.iter().find(|other| place.is_beside(other));
+            let beside = done.iter().find(|other| place.can_mount_from(other));
             let push = blobs.iter().cloned().map(|part| {
                 let place = &place;
                 async move {
@@ -72,11 +72,12 @@ impl Images {
                     Ok::<_, ImageError>((pushed, part.size))
                 }
             });
-            let pushed: Vec<_> = stream::iter(push).buffer_unordered(TOGETHER).try_collect().await?;
+            let pushed: Vec<_> =
+                stream::iter(push).buffer_unordered(MAX_CONCURRENT_PUSHES).try_collect().await?;
             for (pushed, size) in pushed {
                 match pushed {
-                    Pushed::Sent => sent.sent_bytes += size,
-                    Pushed::There | Pushed::Mounted => sent.reused_bytes += size,
+                    PushOutcome::Uploaded => sent.sent_bytes += size,
+                    PushOutcome::AlreadyPresent | PushOutcome::Mounted => sent.reused_bytes += size,
                 }
             }
             for below in children(&contents, &image.manifest) {
@@ -91,7 +92,7 @@ impl Images {
     /// Sets the names of an image whose content has been pushed.
     pub async fn push_names(
         &self,
-        remote: &Remote,
+        remote: &RegistryClient,
         image: &VerifiedImage,
         targets: &[Reference],
     ) -> Result<(), ImageError> {
@@ -120,7 +121,7 @@ impl Images {
 }
 
 /// Returns the manifests below an index.
-fn children<'a>(contents: &'a Contents, top: &Descriptor) -> impl Iterator<Item = &'a Descriptor> {
+fn children<'a>(contents: &'a ImageContents, top: &Descriptor) -> impl Iterator<Item = &'a Descriptor> {
     let top = top.digest;
     contents
         .manifests

@@ -4,13 +4,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::cache::name_of;
-use super::port::cached::CachedKey;
-use super::{Elsewhere, ImageError, Images, Platforms, Transfer, Wanted, contents};
+use super::cache::normalized_name;
+use super::port::cached::CachedImageKey;
+use super::{
+    ImageError, ImageStore, PlatformSelection, RemoteRegistries, SupplyRequest, TransferProgress, contents,
+};
 use crate::model::deploy::ImageFacts;
 use crate::model::image::{PinnedImage, Platform, is_cached_name};
 use crate::model::manifest::ImageConfig;
-use crate::model::secret::Credential;
+use crate::model::secret::RegistryCredential;
 use crate::model::{Reference, Repository};
 use crate::task;
 
@@ -19,11 +21,11 @@ use crate::task;
 pub struct RegistryCaller<'a> {
     pub name: &'a str,
     /// Credentials that came with the request, by registry.
-    pub given: &'a BTreeMap<String, Credential>,
-    pub elsewhere: &'a Elsewhere,
+    pub credentials: &'a BTreeMap<String, RegistryCredential>,
+    pub registries: &'a RemoteRegistries,
 }
 
-impl Images {
+impl ImageStore {
     /// Returns the facts of an image of the room, or of another registry after caching it. Services know the latter by
     /// a name such as `docker.io/library/nginx`, whoever fetched it.
     pub async fn runnable(
@@ -32,7 +34,7 @@ impl Images {
         platform: &Platform,
         caller: RegistryCaller<'_>,
     ) -> Result<ImageFacts, ImageError> {
-        let here = self.brought(reference, platform, caller).await?;
+        let here = self.cached_reference(reference, platform, caller).await?;
         let mut facts =
             self.runnable_here(&here, platform, caller.name).await.map_err(|error| match error {
                 ImageError::OtherPlatform { found, wanted, .. } => {
@@ -53,11 +55,11 @@ impl Images {
         platform: &Platform,
         caller: RegistryCaller<'_>,
     ) -> Result<PinnedImage, ImageError> {
-        let here = self.brought(reference, platform, caller).await?;
+        let here = self.cached_reference(reference, platform, caller).await?;
         let top = self.resolve(&here).await?;
         // `verify` touches all content, which keeps it until the service that mounts it is stored.
         self.verify(&here.repository, top.digest).await?;
-        self.check_layers(&top, &Platforms::All, Some(caller.name)).await?;
+        self.check_layers(&top, &PlatformSelection::All, Some(caller.name)).await?;
         // Opened as for an instance, so that errors appear now.
         self.open_layers(&top).await?;
         Ok(PinnedImage { repository: here.repository, digest: top.digest })
@@ -65,7 +67,7 @@ impl Images {
 
     /// Returns the reference itself if it is this room's, else a reference to the cached copy. The registry resolves
     /// the name each time.
-    async fn brought(
+    async fn cached_reference(
         &self,
         reference: &Reference,
         platform: &Platform,
@@ -77,17 +79,17 @@ impl Images {
             }
             return Ok(reference.clone());
         }
-        let RegistryCaller { name, given, elsewhere } = caller;
-        let (remote, right) = elsewhere.access(reference, given, name)?;
-        let key = CachedKey { name: name_of(reference), platform: platform.clone(), right };
-        let wanted = Wanted {
+        let RegistryCaller { name, credentials: given, registries: elsewhere } = caller;
+        let (remote, right) = elsewhere.client_for(reference, given, name)?;
+        let key = CachedImageKey { name: normalized_name(reference), platform: platform.clone(), right };
+        let wanted = SupplyRequest {
             reference,
             is_own: false,
             platforms: std::slice::from_ref(platform),
             caller: name,
-            given,
+            credentials: given,
             ask_registry: true,
-            transfer: &Transfer::default(),
+            transfer: &TransferProgress::default(),
         };
         let (image, _) = self.cached_or_fetched(&wanted, key, &remote).await?;
         let digest = Some(image.manifest.digest);
@@ -103,10 +105,10 @@ impl Images {
         let top = self.resolve(reference).await?;
         // `verify` touches all content, which keeps it until the service that runs it is stored.
         self.verify(&reference.repository, top.digest).await?;
-        self.check_layers(&top, &Platforms::All, Some(caller)).await?;
+        self.check_layers(&top, &PlatformSelection::All, Some(caller)).await?;
         let (shared, digest, wanted) = (Arc::clone(&self.shared), top.digest, platform.clone());
         let read = task::blocking("read image config", move || {
-            let (manifest, image) = contents::manifest_for(&*shared.blobs, &top, &wanted)?;
+            let (manifest, image) = contents::platform_manifest(&*shared.blobs, &top, &wanted)?;
             let config = contents::read_json(&*shared.blobs, &image.config)?;
             let config = ImageConfig::parse(&config).map_err(|error| ImageError::Config {
                 digest: image.config.digest,

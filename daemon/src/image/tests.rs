@@ -1,13 +1,13 @@
 use std::io::Write as _;
 use std::path::Path;
 
-use super::port::Blobs as _;
+use super::port::BlobStorage as _;
 
 use super::*;
 use crate::context::layers::{LayerInspection, LayerLimits};
 use crate::model::id::PackId;
 use crate::registry::blobs::BlobStore;
-use crate::store::Store;
+use crate::store::StateStore;
 
 mod cache;
 mod layers;
@@ -15,24 +15,28 @@ mod pull;
 mod quota;
 mod runnable;
 
-struct Room {
+struct ImageFixture {
     directory: tempfile::TempDir,
-    images: Images,
+    images: ImageStore,
     blobs: BlobStore,
-    store: Store,
+    store: StateStore,
 }
 
-fn room() -> Room {
+fn room() -> ImageFixture {
     room_with(Arc::new(LayerInspection::new(LayerLimits::default())))
 }
 
-fn room_with(inspector: Arc<dyn LayerInspector>) -> Room {
+fn room_with(inspector: Arc<dyn LayerInspector>) -> ImageFixture {
     let directory = tempfile::tempdir().unwrap();
     let blobs = BlobStore::open(&directory.path().join("registry")).unwrap();
-    let store = Store::open(&directory.path().join("state.db")).unwrap();
-    let images =
-        Images::new(RoomRegistries::default(), Arc::new(blobs.clone()), Arc::new(store.clone()), inspector);
-    Room { directory, images, blobs, store }
+    let store = StateStore::open(&directory.path().join("state.db")).unwrap();
+    let images = ImageStore::new(
+        RoomRegistries::default(),
+        Arc::new(blobs.clone()),
+        Arc::new(store.clone()),
+        inspector,
+    );
+    ImageFixture { directory, images, blobs, store }
 }
 
 /// Returns an archive with one file, as `hearth pack` creates it.
@@ -54,13 +58,13 @@ fn count_blobs(path: &Path) -> usize {
     entries.map(|path| if path.is_dir() { count_blobs(&path) } else { 1 }).sum()
 }
 
-impl Room {
+impl ImageFixture {
     fn blob_count(&self) -> usize {
         count_blobs(&self.directory.path().join("registry/blobs"))
     }
 
-    async fn load(&self, archive: Vec<u8>, tag: &str) -> Result<Loaded, ImageError> {
-        let tag = Destination::Tag(Reference::parse_tag(tag).unwrap());
+    async fn load(&self, archive: Vec<u8>, tag: &str) -> Result<LoadedImage, ImageError> {
+        let tag = ImageDestination::Tag(Reference::parse_tag(tag).unwrap());
         self.images.load(std::io::Cursor::new(archive), tag, "ann").await
     }
 }
@@ -145,7 +149,7 @@ async fn a_tag_of_the_room_can_be_added_moved_and_removed() {
 #[tokio::test]
 async fn a_pack_is_its_owners_and_goes_with_its_last_build() {
     let room = room();
-    let destination = Destination::Pack { owner: "ann".to_owned() };
+    let destination = ImageDestination::Pack { owner: "ann".to_owned() };
     let loaded = room.images.load(std::io::Cursor::new(archive("p")), destination, "ann").await.unwrap();
     let id = loaded.pack.unwrap();
     assert!(room.images.hold_pack(&id, "bob").await.is_err());
@@ -163,7 +167,7 @@ async fn the_sweep_frees_what_nothing_names_and_nothing_else() {
     let room = room();
     room.load(archive("kept"), "kept:1").await.unwrap();
     room.load(archive("dropped"), "dropped:1").await.unwrap();
-    let destination = Destination::Pack { owner: "ann".to_owned() };
+    let destination = ImageDestination::Pack { owner: "ann".to_owned() };
     let pack = room.images.load(std::io::Cursor::new(archive("pack")), destination, "ann").await.unwrap();
     room.images.hold_pack(pack.pack.as_ref().unwrap(), "ann").await.unwrap();
     room.images.remove(&"dropped:1".parse().unwrap()).await.unwrap();

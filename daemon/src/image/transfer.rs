@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[derive(Debug, Default)]
-pub struct Transfer {
+pub struct TransferProgress {
     blobs: AtomicU64,
     total_blobs: AtomicU64,
     bytes: AtomicU64,
@@ -12,14 +12,14 @@ pub struct Transfer {
 
 /// Snapshot of a [`TransferProgress`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stand {
+pub struct TransferSnapshot {
     pub blobs: u64,
     pub total_blobs: u64,
     pub bytes: u64,
     pub total_bytes: u64,
 }
 
-impl Transfer {
+impl TransferProgress {
     pub(super) fn begin(&self, sizes: impl Iterator<Item = u64>) {
         for size in sizes {
             self.total_blobs.fetch_add(1, Ordering::Relaxed);
@@ -32,8 +32,8 @@ impl Transfer {
         self.bytes.fetch_add(size, Ordering::Relaxed);
     }
 
-    pub fn stand(&self) -> Stand {
-        Stand {
+    pub fn snapshot(&self) -> TransferSnapshot {
+        TransferSnapshot {
             blobs: self.blobs.load(Ordering::Relaxed),
             total_blobs: self.total_blobs.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),

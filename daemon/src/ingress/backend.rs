@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::upstream::Upstream;
+use super::upstream::UpstreamConnection;
 
 /// Time limit for aborted requests to end.
 const CUT_LIMIT: Duration = Duration::from_secs(1);
@@ -34,12 +34,12 @@ pub(super) struct Backend {
     /// Ends upgraded connections when cancelled.
     cut: CancellationToken,
     /// Kept connections of each worker: a connection wakes the thread on which it was created.
-    kept: Vec<Mutex<Vec<Kept>>>,
-    sockets: Arc<Sockets>,
+    idle_upstreams: Vec<Mutex<Vec<IdleUpstream>>>,
+    sockets: Arc<SocketTable>,
 }
 
-struct Kept {
-    upstream: Box<Upstream>,
+struct IdleUpstream {
+    upstream: Box<UpstreamConnection>,
     since: Instant,
 }
 
@@ -51,13 +51,13 @@ pub(super) struct InFlight {
 
 /// Sockets of the open connections, so that they can be shut down while they are in use.
 #[derive(Default)]
-struct Sockets {
+struct SocketTable {
     open: Mutex<(u64, HashMap<u64, OwnedFd>)>,
 }
 
 /// Registration of a connection's socket, until this is dropped.
 pub(super) struct OpenSocket {
-    sockets: Arc<Sockets>,
+    sockets: Arc<SocketTable>,
     number: u64,
 }
 
@@ -69,7 +69,7 @@ impl Backend {
             retired: AtomicBool::new(false),
             empty: Notify::new(),
             cut: CancellationToken::new(),
-            kept: std::iter::repeat_with(Mutex::default).take(workers).collect(),
+            idle_upstreams: std::iter::repeat_with(Mutex::default).take(workers).collect(),
             sockets: Arc::default(),
         }
     }
@@ -93,26 +93,26 @@ impl Backend {
     /// Stops new requests from entering, and closes the kept connections.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
-        self.kept.iter().for_each(|kept| kept.lock().clear());
+        self.idle_upstreams.iter().for_each(|kept| kept.lock().clear());
     }
 
     /// Waits until nothing is in flight, for at most `limit`, and then aborts the rest. Returns the number of
     /// aborted requests.
     pub(super) async fn drain(&self, limit: Duration) -> usize {
         self.retire();
-        if tokio::time::timeout(limit, self.emptied()).await.is_ok() {
+        if tokio::time::timeout(limit, self.wait_until_empty()).await.is_ok() {
             return 0;
         }
         let left = self.in_flight();
         self.cut.cancel();
         self.sockets.shut_down();
-        if tokio::time::timeout(CUT_LIMIT, self.emptied()).await.is_err() {
+        if tokio::time::timeout(CUT_LIMIT, self.wait_until_empty()).await.is_err() {
             tracing::warn!(backend = %self.address, left = self.in_flight(), "aborted requests are still running");
         }
         left
     }
 
-    async fn emptied(&self) {
+    async fn wait_until_empty(&self) {
         loop {
             let told = self.empty.notified();
             if self.in_flight() == 0 {
@@ -124,7 +124,7 @@ impl Backend {
 
     /// Closes the kept connections of a worker that are too old, and those that the instance has closed.
     pub(super) fn sweep(&self, worker: usize, idle: Duration) {
-        if let Some(kept) = self.kept.get(worker) {
+        if let Some(kept) = self.idle_upstreams.get(worker) {
             kept.lock().retain_mut(|kept| kept.since.elapsed() < idle && kept.upstream.is_reusable());
         }
     }
@@ -139,7 +139,7 @@ impl Backend {
     }
 }
 
-impl Sockets {
+impl SocketTable {
     fn shut_down(&self) {
         for socket in self.open.lock().1.values() {
             // Fails for a socket that the other side has just closed, which is harmless.
@@ -161,27 +161,27 @@ impl InFlight {
         &self.backend
     }
 
-    fn kept(&self) -> Option<MutexGuard<'_, Vec<Kept>>> {
-        self.backend.kept.get(self.worker).map(Mutex::lock)
+    fn idle_upstreams(&self) -> Option<MutexGuard<'_, Vec<IdleUpstream>>> {
+        self.backend.idle_upstreams.get(self.worker).map(Mutex::lock)
     }
 
     /// Takes the most recently used connection of this worker, unless it has been idle for longer than `idle`.
-    pub(super) fn take_kept(&self, idle: Duration) -> Option<Box<Upstream>> {
-        let kept = self.kept()?.pop()?;
+    pub(super) fn take_kept(&self, idle: Duration) -> Option<Box<UpstreamConnection>> {
+        let kept = self.idle_upstreams()?.pop()?;
         // The remaining ones are older still; the sweep closes them.
         (kept.since.elapsed() < idle).then_some(kept.upstream)
     }
 
     /// Keeps a connection for the next request, if it can be reused and fewer than `room` are kept.
-    pub(super) fn keep(&self, mut upstream: Box<Upstream>, room: usize) {
+    pub(super) fn keep(&self, mut upstream: Box<UpstreamConnection>, room: usize) {
         if !upstream.is_reusable() {
             return;
         }
-        if let Some(mut kept) = self.kept()
+        if let Some(mut kept) = self.idle_upstreams()
             && kept.len() < room
             && !self.backend.is_retired()
         {
-            kept.push(Kept { upstream, since: Instant::now() });
+            kept.push(IdleUpstream { upstream, since: Instant::now() });
         }
     }
 

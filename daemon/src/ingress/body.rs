@@ -10,9 +10,9 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::backend::InFlight;
 use super::token;
-use super::upstream::Upstream;
-use crate::access::Access;
-use crate::connections::InUse;
+use super::upstream::UpstreamConnection;
+use crate::access::TokenAuthority;
+use crate::connections::ActiveRequest;
 
 /// Body of a request to an instance.
 pub(super) enum RequestBody {
@@ -24,7 +24,7 @@ pub(super) enum RequestBody {
         /// Number of frames that have been read.
         moved: Arc<AtomicU64>,
         /// Identifies the trailers that contain a token of the room.
-        access: Arc<Access>,
+        access: Arc<TokenAuthority>,
     },
 }
 
@@ -75,33 +75,33 @@ impl Body for RequestBody {
 pub(super) enum AnswerBody {
     /// A page of the ingress itself.
     Page(Option<Bytes>),
-    Streamed(Streamed),
+    Streamed(StreamedAnswer),
 }
 
 /// Body of an instance's answer. Reading it drives the connection to the instance; at the end of the body the
 /// connection is kept for the next request.
-pub(super) struct Streamed {
+pub(super) struct StreamedAnswer {
     body: Incoming,
-    upstream: Option<Box<Upstream>>,
+    upstream: Option<Box<UpstreamConnection>>,
     entered: InFlight,
-    room: usize,
-    _in_use: InUse,
+    max_kept: usize,
+    _in_use: ActiveRequest,
 }
 
 /// Resources that a streamed answer owns.
-pub(super) struct StreamEnds {
-    pub(super) upstream: Box<Upstream>,
+pub(super) struct StreamedAnswerParts {
+    pub(super) upstream: Box<UpstreamConnection>,
     pub(super) entered: InFlight,
     /// Maximum number of kept connections to one instance.
-    pub(super) room: usize,
+    pub(super) max_kept: usize,
     /// Usage of the client's connection.
-    pub(super) in_use: InUse,
+    pub(super) in_use: ActiveRequest,
 }
 
-impl Streamed {
-    pub(super) fn new(body: Incoming, ends: StreamEnds) -> Self {
-        let StreamEnds { upstream, entered, room, in_use } = ends;
-        Self { body, upstream: Some(upstream), entered, room, _in_use: in_use }
+impl StreamedAnswer {
+    pub(super) fn new(body: Incoming, ends: StreamedAnswerParts) -> Self {
+        let StreamedAnswerParts { upstream, entered, max_kept: room, in_use } = ends;
+        Self { body, upstream: Some(upstream), entered, max_kept: room, _in_use: in_use }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
@@ -120,12 +120,12 @@ impl Streamed {
 
     fn release(&mut self) {
         if let Some(upstream) = self.upstream.take() {
-            self.entered.keep(upstream, self.room);
+            self.entered.keep(upstream, self.max_kept);
         }
     }
 }
 
-impl Drop for Streamed {
+impl Drop for StreamedAnswer {
     /// Releases the connection: hyper does not poll a body that is known to be at its end.
     fn drop(&mut self) {
         if self.body.is_end_stream() {

@@ -13,43 +13,43 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::backend::InFlight;
-use super::body::{AnswerBody, RequestBody, StreamEnds, Streamed};
-use super::page::Refusal;
-use super::serve::Connection;
-use super::table::Entry;
-use super::tunnel::Tunnel;
-use super::upgrade::Protocols;
-use super::upstream::{ConnectFailure, SendFailure, Upstream};
+use super::body::{AnswerBody, RequestBody, StreamedAnswer, StreamedAnswerParts};
+use super::page::IngressError;
+use super::serve::ClientConnection;
+use super::table::RouteEntry;
+use super::tunnel::UpgradeTunnel;
+use super::upgrade::UpgradeProtocols;
+use super::upstream::{ConnectFailure, SendFailure, UpstreamConnection};
 use super::{Ingress, headers, host, token, tunnel, upgrade};
 use crate::access::running::RunningCall;
 use crate::audit::{AuditOutcome, AuditRecord};
 use crate::task;
 
 /// Maximum size in bytes of a request body that is buffered so that it can be sent again.
-const REPLAYED: u64 = 64 * 1024;
+const MAX_REPLAYED_BYTES: u64 = 64 * 1024;
 /// Maximum idle time of a kept connection that is used for a request that cannot be sent twice, because
 /// instances close idle connections.
-const FRESH: Duration = Duration::from_secs(1);
+const MAX_FRESH_IDLE: Duration = Duration::from_secs(1);
 /// Pause between two attempts for a service without an instance; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 /// Maximum number of attempts for one request on connections that close before it is written.
-const ATTEMPTS: u32 = 4;
+const MAX_ATTEMPTS: u32 = 4;
 
 /// A request in the form that is sent to an instance.
-type Outgoing = Request<RequestBody>;
+type InstanceRequest = Request<RequestBody>;
 
 /// Failure of one attempt to get an answer.
-enum Unanswered {
+enum AttemptFailure {
     /// The request can be sent again, on a new connection.
-    Again(Box<Outgoing>),
+    Retry(Box<InstanceRequest>),
     /// The request waits until this or another instance accepts connections.
-    Held(Box<Outgoing>, Refusal),
-    Over(Refusal),
+    Hold(Box<InstanceRequest>, IngressError),
+    Fail(IngressError),
 }
 
 /// Copy of a request, for sending it again.
-struct Copy {
+struct RequestCopy {
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -60,19 +60,19 @@ impl Ingress {
     /// Answers a request in any case; on failure, with an error page.
     pub(super) async fn answer(
         &self,
-        connection: &Arc<Connection>,
+        connection: &Arc<ClientConnection>,
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
-        let _in_use = connection.held.used().begin();
+        let _in_use = connection.permit.usage().begin();
         let accept = request.headers().get(header::ACCEPT).cloned();
         let told = tracing::enabled!(tracing::Level::DEBUG).then(|| {
             (request.method().clone(), request.headers().get(header::HOST).cloned(), Instant::now())
         });
-        let host = self.trail.as_ref().and_then(|_| host::written(&request).ok());
+        let host = self.trail.as_ref().and_then(|_| host::request_host(&request).ok());
         let response = match self.forward(connection, request).await {
             Ok(response) => response,
             Err(refusal) => {
-                if refusal.denies() {
+                if refusal.is_denial() {
                     self.record_denial(connection, host.as_ref(), &refusal);
                 }
                 tracing::debug!(client = %connection.client.address, ?refusal, "request refused by the ingress");
@@ -92,9 +92,14 @@ impl Ingress {
         response
     }
 
-    fn record_denial(&self, connection: &Connection, host: Option<&HeaderValue>, refusal: &Refusal) {
+    fn record_denial(
+        &self,
+        connection: &ClientConnection,
+        host: Option<&HeaderValue>,
+        refusal: &IngressError,
+    ) {
         let Some(trail) = &self.trail else { return };
-        trail.record_now(AuditRecord {
+        trail.try_record(AuditRecord {
             at: Timestamp::now(),
             caller: String::new(),
             action: "ingress".to_owned(),
@@ -110,19 +115,19 @@ impl Ingress {
 
     async fn forward(
         &self,
-        connection: &Arc<Connection>,
+        connection: &Arc<ClientConnection>,
         mut request: Request<Incoming>,
-    ) -> Result<Response<AnswerBody>, Refusal> {
+    ) -> Result<Response<AnswerBody>, IngressError> {
         if request.method() == Method::CONNECT {
-            return Err(Refusal::Method);
+            return Err(IngressError::ConnectMethod);
         }
-        let host = host::written(&request)?;
-        let name = host::name(&host)?;
+        let host = host::request_host(&request)?;
+        let name = host::route_name(&host)?;
         let version = self.version();
-        let entry = self.find(&name).ok_or_else(|| Refusal::UnknownHost(name.clone().into_owned()))?;
+        let entry = self.find(&name).ok_or_else(|| IngressError::UnknownHost(name.clone().into_owned()))?;
         let token = entry.private.then(|| token::admit(request.headers_mut(), &self.access));
-        let token = token.transpose().map_err(Refusal::Token)?;
-        connection.held.used().is_known();
+        let token = token.transpose().map_err(IngressError::Token)?;
+        connection.permit.usage().mark_admitted();
         // Must be checked before the cookies of the browser are removed.
         let with_cookies = request.headers().contains_key(header::COOKIE);
         token::strip(&mut request, &self.access)?;
@@ -130,35 +135,39 @@ impl Ingress {
         let upgrade = headers::to_instance(&mut request, &connection.client, host.clone(), has_body)?;
         if with_cookies
             && upgrade.as_ref().is_some_and(|protocols| protocols.has(b"websocket"))
-            && upgrade::is_foreign(request.headers(), &host, connection.client.trusted)
+            && upgrade::is_foreign_origin(request.headers(), &host, connection.client.trusted)
         {
-            return Err(Refusal::ForeignOrigin);
+            return Err(IngressError::ForeignOrigin);
         }
-        let mut switching = upgrade.map(|protocols| Switching {
+        let mut switching = upgrade.map(|protocols| RequestedUpgrade {
             protocols,
             client: hyper::upgrade::on(&mut request),
-            running: token.map(|token| self.access.begin(token)),
+            running: token.map(|token| self.access.track_call(token)),
         });
-        let outgoing = self.outgoing(request, has_body).await?;
+        let outgoing = self.instance_request(request, has_body).await?;
         let admitted = entry.private;
         self.send(connection, &name, (version, entry), admitted, outgoing, &mut switching).await
     }
 
     /// Converts a request for an instance. The body is streamed, or buffered if it is small and may have to be
     /// sent again.
-    async fn outgoing(&self, request: Request<Incoming>, has_body: bool) -> Result<Box<Outgoing>, Refusal> {
+    async fn instance_request(
+        &self,
+        request: Request<Incoming>,
+        has_body: bool,
+    ) -> Result<Box<InstanceRequest>, IngressError> {
         let (mut head, body) = request.into_parts();
         head.version = Version::HTTP_11;
         head.extensions.clear();
         if head.uri.authority().is_some() {
             head.uri = head.uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
         }
-        let small = || body.size_hint().exact().is_some_and(|length| length <= REPLAYED);
+        let small = || body.size_hint().exact().is_some_and(|length| length <= MAX_REPLAYED_BYTES);
         let body = if !has_body {
             RequestBody::None
         } else if is_idempotent(&head.method, &head.headers) && small() {
-            let whole = tokio::time::timeout(self.options.first_byte, body.collect()).await;
-            let whole = whole.map_err(|_| Refusal::SlowBody)?.map_err(|_| Refusal::BrokenBody)?;
+            let whole = tokio::time::timeout(self.options.first_byte_timeout, body.collect()).await;
+            let whole = whole.map_err(|_| IngressError::SlowBody)?.map_err(|_| IngressError::BrokenBody)?;
             RequestBody::Whole(Some(whole.to_bytes()))
         } else {
             RequestBody::Streamed { body, moved: Arc::default(), access: Arc::clone(&self.access) }
@@ -168,13 +177,13 @@ impl Ingress {
 
     async fn send(
         &self,
-        connection: &Arc<Connection>,
+        connection: &Arc<ClientConnection>,
         name: &str,
-        (mut version, mut entry): (u64, Arc<Entry>),
+        (mut version, mut entry): (u64, Arc<RouteEntry>),
         admitted: bool,
-        mut request: Box<Outgoing>,
-        switching: &mut Option<Switching>,
-    ) -> Result<Response<AnswerBody>, Refusal> {
+        mut request: Box<InstanceRequest>,
+        switching: &mut Option<RequestedUpgrade>,
+    ) -> Result<Response<AnswerBody>, IngressError> {
         let mut held_since = None;
         let mut pause = FIRST_PAUSE;
         let mut attempt = 0;
@@ -185,15 +194,17 @@ impl Ingress {
                         attempt += 1;
                         self.attempt(connection, &entry, entered, request, attempt, switching).await
                     }
-                    None => Err(Unanswered::Held(request, Refusal::NoInstance(entry.service.clone()))),
+                    None => {
+                        Err(AttemptFailure::Hold(request, IngressError::NoInstance(entry.service.clone())))
+                    }
                 };
             match unanswered {
                 Ok(response) => return Ok(response),
-                Err(Unanswered::Over(refusal)) => return Err(refusal),
-                Err(Unanswered::Again(again)) => request = again,
-                Err(Unanswered::Held(held, refusal)) => {
+                Err(AttemptFailure::Fail(refusal)) => return Err(refusal),
+                Err(AttemptFailure::Retry(again)) => request = again,
+                Err(AttemptFailure::Hold(held, refusal)) => {
                     let since = *held_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= self.options.hold {
+                    if since.elapsed() >= self.options.hold_timeout {
                         return Err(refusal);
                     }
                     request = held;
@@ -202,9 +213,9 @@ impl Ingress {
                 }
             }
             version = self.version();
-            entry = self.find(name).ok_or_else(|| Refusal::UnknownHost(name.to_owned()))?;
+            entry = self.find(name).ok_or_else(|| IngressError::UnknownHost(name.to_owned()))?;
             if entry.private && !admitted {
-                return Err(Refusal::NoInstance(entry.service.clone()));
+                return Err(IngressError::NoInstance(entry.service.clone()));
             }
         }
     }
@@ -220,46 +231,55 @@ impl Ingress {
 
     async fn attempt(
         &self,
-        connection: &Arc<Connection>,
-        entry: &Entry,
+        connection: &Arc<ClientConnection>,
+        entry: &RouteEntry,
         entered: InFlight,
-        request: Box<Outgoing>,
+        request: Box<InstanceRequest>,
         attempt: u32,
-        switching: &mut Option<Switching>,
-    ) -> Result<Response<AnswerBody>, Unanswered> {
+        switching: &mut Option<RequestedUpgrade>,
+    ) -> Result<Response<AnswerBody>, AttemptFailure> {
         let service = &entry.service;
-        let replayed = replayed(&request);
-        let idle = if replayed { self.options.kept_idle } else { self.options.kept_idle.min(FRESH) };
+        let replayed = can_be_replayed(&request);
+        let idle = if replayed {
+            self.options.kept_idle_timeout
+        } else {
+            self.options.kept_idle_timeout.min(MAX_FRESH_IDLE)
+        };
         let kept = if attempt == 1 { entered.take_kept(idle) } else { None };
         let (mut upstream, copy) = match kept {
-            Some(upstream) => (upstream, replayed.then(|| Copy::of(&request))),
-            None => match Upstream::connect(entered.backend(), self.options.connect).await {
-                Ok(upstream) => (upstream, None),
-                Err(failure) => {
-                    tracing::debug!(
-                        service.name = %service, backend = %entered.backend().address, %failure,
-                        "failed to connect to an instance"
-                    );
-                    return Err(match failure {
-                        ConnectFailure::Refused(_) => {
-                            Unanswered::Held(request, Refusal::Unreachable(service.clone()))
-                        }
-                        ConnectFailure::TimedOut => {
-                            Unanswered::Held(request, Refusal::TimedOut(service.clone()))
-                        }
-                        ConnectFailure::Other(_) => Unanswered::Over(Refusal::Unreachable(service.clone())),
-                    });
+            Some(upstream) => (upstream, replayed.then(|| RequestCopy::of(&request))),
+            None => {
+                match UpstreamConnection::connect(entered.backend(), self.options.connect_timeout).await {
+                    Ok(upstream) => (upstream, None),
+                    Err(failure) => {
+                        tracing::debug!(
+                            service.name = %service, backend = %entered.backend().address, %failure,
+                            "failed to connect to an instance"
+                        );
+                        return Err(match failure {
+                            ConnectFailure::Refused(_) => {
+                                AttemptFailure::Hold(request, IngressError::Unreachable(service.clone()))
+                            }
+                            ConnectFailure::TimedOut => {
+                                AttemptFailure::Hold(request, IngressError::TimedOut(service.clone()))
+                            }
+                            ConnectFailure::Other(_) => {
+                                AttemptFailure::Fail(IngressError::Unreachable(service.clone()))
+                            }
+                        });
+                    }
                 }
-            },
+            }
         };
         let moved = match request.body() {
             RequestBody::Streamed { moved, .. } => Some(Arc::clone(moved)),
             RequestBody::None | RequestBody::Whole(_) => None,
         };
-        match upstream.send(*request, self.options.first_byte, moved.as_deref()).await {
+        match upstream.send(*request, self.options.first_byte_timeout, moved.as_deref()).await {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                let not_asked = || Unanswered::Over(Refusal::NoAnswer(service.clone()));
-                let Switching { protocols, client, running } = switching.take().ok_or_else(not_asked)?;
+                let not_asked = || AttemptFailure::Fail(IngressError::NoAnswer(service.clone()));
+                let RequestedUpgrade { protocols, client, running } =
+                    switching.take().ok_or_else(not_asked)?;
                 let chosen = protocols.chosen(response.headers()).ok_or_else(not_asked)?;
                 let websocket = chosen.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket");
                 Ok(self.switch(connection, response, (websocket, client, running), upstream, entered))
@@ -267,32 +287,38 @@ impl Ingress {
             Ok(mut response) => {
                 headers::to_client(response.headers_mut(), false);
                 *response.version_mut() = Version::HTTP_11;
-                let ends = StreamEnds {
+                let ends = StreamedAnswerParts {
                     upstream,
                     entered,
-                    room: self.options.kept,
-                    in_use: connection.held.used().begin(),
+                    max_kept: self.options.max_kept_connections,
+                    in_use: connection.permit.usage().begin(),
                 };
-                Ok(response.map(|body| AnswerBody::Streamed(Streamed::new(body, ends))))
+                Ok(response.map(|body| AnswerBody::Streamed(StreamedAnswer::new(body, ends))))
             }
-            Err(SendFailure::NotSent(request)) if attempt < ATTEMPTS => Err(Unanswered::Again(request)),
+            Err(SendFailure::NotSent(request)) if attempt < MAX_ATTEMPTS => {
+                Err(AttemptFailure::Retry(request))
+            }
             Err(SendFailure::NoAnswer(error)) => {
                 tracing::debug!(
                     service.name = %service, %error, again = copy.is_some(),
                     "instance closed the connection without an answer"
                 );
                 Err(match copy {
-                    Some(copy) => Unanswered::Again(Box::new(copy.into())),
-                    None => Unanswered::Over(Refusal::NoAnswer(service.clone())),
+                    Some(copy) => AttemptFailure::Retry(Box::new(copy.into())),
+                    None => AttemptFailure::Fail(IngressError::NoAnswer(service.clone())),
                 })
             }
-            Err(SendFailure::NotSent(_)) => Err(Unanswered::Over(Refusal::NoAnswer(service.clone()))),
-            Err(SendFailure::Broken(error)) if error.is_user() => Err(Unanswered::Over(Refusal::BrokenBody)),
+            Err(SendFailure::NotSent(_)) => {
+                Err(AttemptFailure::Fail(IngressError::NoAnswer(service.clone())))
+            }
+            Err(SendFailure::Broken(error)) if error.is_user() => {
+                Err(AttemptFailure::Fail(IngressError::BrokenBody))
+            }
             Err(SendFailure::Broken(error)) => {
                 tracing::debug!(service.name = %service, %error, "instance sent an invalid answer");
-                Err(Unanswered::Over(Refusal::NoAnswer(service.clone())))
+                Err(AttemptFailure::Fail(IngressError::NoAnswer(service.clone())))
             }
-            Err(SendFailure::TimedOut) => Err(Unanswered::Over(Refusal::TimedOut(service.clone()))),
+            Err(SendFailure::TimedOut) => Err(AttemptFailure::Fail(IngressError::TimedOut(service.clone()))),
         }
     }
 
@@ -300,20 +326,20 @@ impl Ingress {
     /// received it.
     fn switch(
         &self,
-        connection: &Arc<Connection>,
+        connection: &Arc<ClientConnection>,
         mut response: Response<Incoming>,
         (websocket, client, running): (bool, OnUpgrade, Option<RunningCall>),
-        upstream: Box<Upstream>,
+        upstream: Box<UpstreamConnection>,
         entered: InFlight,
     ) -> Response<AnswerBody> {
         headers::to_client(response.headers_mut(), true);
-        let tunnel = Tunnel {
+        let tunnel = UpgradeTunnel {
             entered,
-            _in_use: connection.held.used().begin(),
+            _in_use: connection.permit.usage().begin(),
             connection: Arc::clone(connection),
             websocket,
             running,
-            idle: self.options.upgrade_idle,
+            idle: self.options.upgrade_idle_timeout,
         };
         task::spawn("tunnel", async move {
             if let Err(error) = tunnel::run(tunnel, client, upstream).await {
@@ -325,8 +351,8 @@ impl Ingress {
 }
 
 /// A client's request to switch protocols.
-struct Switching {
-    protocols: Protocols,
+struct RequestedUpgrade {
+    protocols: UpgradeProtocols,
     client: OnUpgrade,
     /// The registered call on private routes: the connection ends when the token becomes invalid.
     running: Option<RunningCall>,
@@ -337,13 +363,13 @@ fn is_idempotent(method: &Method, headers: &HeaderMap) -> bool {
     method.is_idempotent() || headers.contains_key("idempotency-key")
 }
 
-fn replayed(request: &Outgoing) -> bool {
+fn can_be_replayed(request: &InstanceRequest) -> bool {
     !matches!(request.body(), RequestBody::Streamed { .. })
         && is_idempotent(request.method(), request.headers())
 }
 
-impl Copy {
-    fn of(request: &Outgoing) -> Self {
+impl RequestCopy {
+    fn of(request: &InstanceRequest) -> Self {
         let body = match request.body() {
             RequestBody::Whole(bytes) => bytes.clone(),
             RequestBody::None | RequestBody::Streamed { .. } => None,
@@ -357,8 +383,8 @@ impl Copy {
     }
 }
 
-impl From<Copy> for Outgoing {
-    fn from(copy: Copy) -> Self {
+impl From<RequestCopy> for InstanceRequest {
+    fn from(copy: RequestCopy) -> Self {
         let body = match copy.body {
             Some(bytes) => RequestBody::Whole(Some(bytes)),
             None => RequestBody::None,

@@ -10,7 +10,7 @@ const MAX_HEAD: usize = 14;
 
 /// Tracks the frames of one direction of a connection.
 #[derive(Default)]
-pub(super) struct Frames {
+pub(super) struct FrameTracker {
     head: [u8; MAX_HEAD],
     /// Number of header bytes that have been read.
     seen: usize,
@@ -18,7 +18,7 @@ pub(super) struct Frames {
     left: u64,
 }
 
-impl Frames {
+impl FrameTracker {
     pub(super) fn at_boundary(&self) -> bool {
         self.seen == 0 && self.left == 0
     }
@@ -99,7 +99,7 @@ mod tests {
                 all.extend(frame(length, masked));
                 ends.push(all.len());
             }
-            let mut frames = Frames::default();
+            let mut frames = FrameTracker::default();
             let mut at = 0;
             for bytes in all.chunks(piece) {
                 frames.follow(bytes);
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn the_close_frames_are_whole_frames() {
         for close in [&CLOSE_TO_CLIENT[..], &CLOSE_TO_INSTANCE[..]] {
-            let mut frames = Frames::default();
+            let mut frames = FrameTracker::default();
             frames.follow(close);
             assert!(frames.at_boundary());
         }

@@ -9,9 +9,9 @@ use std::net::IpAddr;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Version};
 
-use super::page::Refusal;
+use super::page::IngressError;
 use super::token;
-use super::upgrade::Protocols;
+use super::upgrade::UpgradeProtocols;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -19,7 +19,7 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
 /// Client side of a connection.
-pub(super) struct Client {
+pub(super) struct ClientPeer {
     pub(super) address: IpAddr,
     /// `address` as a header value.
     forwarded_for: HeaderValue,
@@ -28,7 +28,7 @@ pub(super) struct Client {
     pub(super) trusted: bool,
 }
 
-impl Client {
+impl ClientPeer {
     pub(super) fn new(address: IpAddr, secure: bool, trusted: bool) -> Self {
         let address = address.to_canonical();
         Self {
@@ -43,7 +43,7 @@ impl Client {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum HeaderKind {
     /// Hop-by-hop header.
     Hop,
     Connection,
@@ -53,10 +53,10 @@ enum Kind {
     Other,
 }
 
-fn kind(name: &str) -> Kind {
+fn kind(name: &str) -> HeaderKind {
     match name {
-        "connection" => Kind::Connection,
-        "transfer-encoding" => Kind::TransferEncoding,
+        "connection" => HeaderKind::Connection,
+        "transfer-encoding" => HeaderKind::TransferEncoding,
         "keep-alive"
         | "proxy-connection"
         | "proxy-authenticate"
@@ -64,9 +64,9 @@ fn kind(name: &str) -> Kind {
         | "te"
         | "upgrade"
         | "expect"
-        | "http2-settings" => Kind::Hop,
-        _ if tells_origin(name) => Kind::Origin,
-        _ => Kind::Other,
+        | "http2-settings" => HeaderKind::Hop,
+        _ if tells_origin(name) => HeaderKind::Origin,
+        _ => HeaderKind::Other,
     }
 }
 
@@ -88,10 +88,10 @@ fn tells_origin(name: &str) -> bool {
 /// Rewrites the head of a client's request for an instance. Returns the protocols that the client asks to switch to.
 pub(super) fn to_instance<B>(
     request: &mut Request<B>,
-    client: &Client,
+    client: &ClientPeer,
     host: HeaderValue,
     has_body: bool,
-) -> Result<Option<Protocols>, Refusal> {
+) -> Result<Option<UpgradeProtocols>, IngressError> {
     let (http11, get) = (request.version() == Version::HTTP_11, request.method() == Method::GET);
     let headers = request.headers_mut();
     let mut out: Vec<HeaderName> = Vec::new();
@@ -99,21 +99,21 @@ pub(super) fn to_instance<B>(
     let mut trailers = false;
     for name in headers.keys() {
         match kind(name.as_str()) {
-            Kind::Other => continue,
-            Kind::Origin if client.trusted && !name.as_str().contains('_') => continue,
-            Kind::Origin => {}
-            Kind::TransferEncoding => only_chunked(headers)?,
-            Kind::Connection => {
+            HeaderKind::Other => continue,
+            HeaderKind::Origin if client.trusted && !name.as_str().contains('_') => continue,
+            HeaderKind::Origin => {}
+            HeaderKind::TransferEncoding => only_chunked(headers)?,
+            HeaderKind::Connection => {
                 for named in connection_names(headers) {
                     if named == header::UPGRADE {
-                        upgrade = if http11 && get { Protocols::asked(headers) } else { None };
+                        upgrade = if http11 && get { UpgradeProtocols::requested(headers) } else { None };
                     } else if !matches!(named, header::HOST | header::CONTENT_LENGTH) {
                         out.push(named);
                     }
                 }
             }
-            Kind::Hop if *name == header::TE => trailers = names(headers, &header::TE, "trailers"),
-            Kind::Hop => {}
+            HeaderKind::Hop if *name == header::TE => trailers = names(headers, &header::TE, "trailers"),
+            HeaderKind::Hop => {}
         }
         out.push(name.clone());
     }
@@ -130,13 +130,13 @@ pub(super) fn to_instance<B>(
     if has_body && !headers.contains_key(header::CONTENT_LENGTH) {
         headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    forwarded(headers, client, &host);
+    set_forwarded_headers(headers, client, &host);
     headers.insert(header::HOST, host);
-    one_cookie(headers);
+    join_cookies(headers);
     Ok(upgrade)
 }
 
-fn forwarded(headers: &mut HeaderMap, client: &Client, host: &HeaderValue) {
+fn set_forwarded_headers(headers: &mut HeaderMap, client: &ClientPeer, host: &HeaderValue) {
     if client.trusted {
         let mut chain = Vec::new();
         for before in headers.get_all(&FORWARDED_FOR) {
@@ -158,7 +158,7 @@ fn forwarded(headers: &mut HeaderMap, client: &Client, host: &HeaderValue) {
 }
 
 /// Joins several cookie headers into one. HTTP/2 may split them, HTTP/1.1 may not (RFC 9113, section 8.2.3).
-fn one_cookie(headers: &mut HeaderMap) {
+fn join_cookies(headers: &mut HeaderMap) {
     let mut parts = headers.get_all(header::COOKIE).iter();
     if parts.next().is_none() || parts.next().is_none() {
         return;
@@ -174,14 +174,14 @@ pub(super) fn to_client(headers: &mut HeaderMap, switched: bool) {
     let mut out: Vec<HeaderName> = Vec::new();
     for name in headers.keys() {
         match kind(name.as_str()) {
-            Kind::Connection if switched => continue,
-            Kind::Hop if switched && *name == header::UPGRADE => continue,
-            Kind::Connection => out.extend(
+            HeaderKind::Connection if switched => continue,
+            HeaderKind::Hop if switched && *name == header::UPGRADE => continue,
+            HeaderKind::Connection => out.extend(
                 connection_names(headers)
                     .filter(|named| !matches!(*named, header::CONTENT_LENGTH | header::SET_COOKIE)),
             ),
-            Kind::Hop | Kind::TransferEncoding => {}
-            Kind::Origin | Kind::Other => continue,
+            HeaderKind::Hop | HeaderKind::TransferEncoding => {}
+            HeaderKind::Origin | HeaderKind::Other => continue,
         }
         out.push(name.clone());
     }
@@ -192,11 +192,11 @@ pub(super) fn to_client(headers: &mut HeaderMap, switched: bool) {
 }
 
 /// Rejects codings other than `chunked`, which would be lost with the header.
-fn only_chunked(headers: &HeaderMap) -> Result<(), Refusal> {
+fn only_chunked(headers: &HeaderMap) -> Result<(), IngressError> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(Refusal::TransferCoding),
+        _ => Err(IngressError::TransferCoding),
     }
 }
 

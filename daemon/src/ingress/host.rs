@@ -8,36 +8,36 @@ use std::borrow::Cow;
 
 use http::{HeaderValue, Request, header};
 
-use super::page::Refusal;
+use super::page::IngressError;
 
 /// Returns the host as the client wrote it, port included.
-pub(super) fn written<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
+pub(super) fn request_host<B>(request: &Request<B>) -> Result<HeaderValue, IngressError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let header = hosts.next();
     if hosts.next().is_some() {
-        return Err(Refusal::Malformed("the request has more than one Host header"));
+        return Err(IngressError::Malformed("the request has more than one Host header"));
     }
     if let Some(authority) = request.uri().authority() {
         if authority.as_str().contains('@') {
-            return Err(Refusal::Malformed("the request's target names a user"));
+            return Err(IngressError::Malformed("the request's target names a user"));
         }
         return HeaderValue::from_str(authority.as_str())
-            .map_err(|_| Refusal::Malformed("the request's target names no host"));
+            .map_err(|_| IngressError::Malformed("the request's target names no host"));
     }
     match header {
         Some(host) if !host.is_empty() => Ok(host.clone()),
-        _ => Err(Refusal::Malformed("the request names no host")),
+        _ => Err(IngressError::Malformed("the request names no host")),
     }
 }
 
 /// Returns the name by which routes are found.
-pub(super) fn name(written: &HeaderValue) -> Result<Cow<'_, str>, Refusal> {
-    let text = written.to_str().map_err(|_| Refusal::Malformed("the Host header is not a host name"))?;
+pub(super) fn route_name(written: &HeaderValue) -> Result<Cow<'_, str>, IngressError> {
+    let text = written.to_str().map_err(|_| IngressError::Malformed("the Host header is not a host name"))?;
     let host = match text.rsplit_once(':') {
         // The colons of an IPv6 address without brackets do not separate a port.
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
             if !port.bytes().all(|b| b.is_ascii_digit()) {
-                return Err(Refusal::Malformed("the Host header has a port that is no number"));
+                return Err(IngressError::Malformed("the Host header has a port that is no number"));
             }
             host
         }
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn port_case_and_the_dot_of_the_root_make_no_difference() {
-        let name = |text: &str| name(&HeaderValue::from_str(text).unwrap()).map(Cow::into_owned);
+        let name = |text: &str| route_name(&HeaderValue::from_str(text).unwrap()).map(Cow::into_owned);
         for text in ["a.example", "A.Example", "a.example.", "a.example:80", "A.EXAMPLE.:443", "a.example:"] {
             assert_eq!(name(text).unwrap(), "a.example", "{text}");
         }
@@ -73,7 +73,7 @@ mod tests {
             for host in hosts {
                 builder = builder.header(header::HOST, *host);
             }
-            written(&builder.body(()).unwrap())
+            request_host(&builder.body(()).unwrap())
         };
         assert_eq!(request("http://a.example:1/x", &["b.example"]).unwrap(), "a.example:1");
         assert_eq!(request("/x", &["b.example"]).unwrap(), "b.example");

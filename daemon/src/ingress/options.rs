@@ -8,21 +8,21 @@ use crate::model::{AddressBlock, CertificateFiles};
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Time limit from a connection's start, or the end of its last request, to the end of a request head.
-    pub head: Duration,
+    pub head_timeout: Duration,
     /// Time limit from the end of the client's request to the first byte of the answer.
-    pub first_byte: Duration,
+    pub first_byte_timeout: Duration,
     /// Time limit for one attempt to connect to an instance.
-    pub connect: Duration,
+    pub connect_timeout: Duration,
     /// Time limit for which a request waits until an instance accepts connections.
-    pub hold: Duration,
+    pub hold_timeout: Duration,
     /// Idle time after which an upgraded connection is closed.
-    pub upgrade_idle: Duration,
+    pub upgrade_idle_timeout: Duration,
     /// Time for which an unused connection to an instance is kept for the next request.
-    pub kept_idle: Duration,
+    pub kept_idle_timeout: Duration,
     /// Number of threads that serve connections.
     pub workers: usize,
     /// Maximum number of kept connections to one instance, for each worker.
-    pub kept: usize,
+    pub max_kept_connections: usize,
     /// Limits on the connections of clients.
     pub connections: ConnectionLimits,
     pub max_head_bytes: usize,
@@ -33,19 +33,19 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            head: Duration::from_secs(30),
-            first_byte: Duration::from_secs(60),
-            connect: Duration::from_secs(2),
-            hold: Duration::from_secs(3),
-            upgrade_idle: Duration::from_secs(10 * 60),
-            kept_idle: Duration::from_secs(60),
+            head_timeout: Duration::from_secs(30),
+            first_byte_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(2),
+            hold_timeout: Duration::from_secs(3),
+            upgrade_idle_timeout: Duration::from_secs(10 * 60),
+            kept_idle_timeout: Duration::from_secs(60),
             workers: std::thread::available_parallelism().map_or(1, usize::from),
-            kept: 64,
+            max_kept_connections: 64,
             connections: ConnectionLimits {
                 total: 10_000,
                 per_peer: 2_500,
-                unknown: Duration::from_secs(30),
-                idle: Duration::from_secs(300),
+                unadmitted_timeout: Duration::from_secs(30),
+                idle_timeout: Duration::from_secs(300),
             },
             max_head_bytes: 64 * 1024,
             trusted_proxies: Vec::new(),

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::body::AnswerBody;
 use crate::access::AccessError;
-use crate::connections::Crowded;
+use crate::connections::ConnectionLimitReached;
 use crate::model::service::ServiceName;
 
 /// Value of `Retry-After`, in seconds.
@@ -16,12 +16,12 @@ const SHOWN: usize = 253;
 
 /// Failure to forward a request to an instance, or to get an answer.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(super) enum IngressError {
     /// The connection limit is reached.
-    Crowded(Crowded),
+    ConnectionLimit(ConnectionLimitReached),
     Malformed(&'static str),
     /// CONNECT, which only a forward proxy supports.
-    Method,
+    ConnectMethod,
     TransferCoding,
     /// The request body did not arrive in time.
     SlowBody,
@@ -39,7 +39,7 @@ pub(super) enum Refusal {
     TimedOut(ServiceName),
 }
 
-struct Text {
+struct ErrorText {
     status: StatusCode,
     code: &'static str,
     message: String,
@@ -47,8 +47,8 @@ struct Text {
     retryable: bool,
 }
 
-impl Refusal {
-    fn text(&self) -> Text {
+impl IngressError {
+    fn text(&self) -> ErrorText {
         let text = |status, code, message: String, hint| {
             let retryable = matches!(
                 self,
@@ -56,12 +56,12 @@ impl Refusal {
                     | Self::Unreachable(_)
                     | Self::TimedOut(_)
                     | Self::SlowBody
-                    | Self::Crowded(_)
+                    | Self::ConnectionLimit(_)
             );
-            Text { status, code, message, hint, retryable }
+            ErrorText { status, code, message, hint, retryable }
         };
         match self {
-            Self::Crowded(crowded) => text(
+            Self::ConnectionLimit(crowded) => text(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too_many_connections",
                 crowded.to_string(),
@@ -73,7 +73,7 @@ impl Refusal {
                 (*reason).to_owned(),
                 "Send one Host header with a host name.",
             ),
-            Self::Method => text(
+            Self::ConnectMethod => text(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
                 "CONNECT is not answered here".to_owned(),
@@ -148,7 +148,7 @@ impl Refusal {
     }
 
     /// Reports whether the client lacks a right.
-    pub(super) const fn denies(&self) -> bool {
+    pub(super) const fn is_denial(&self) -> bool {
         matches!(self, Self::Token(_) | Self::ForeignOrigin)
     }
 
@@ -168,7 +168,7 @@ impl Refusal {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         match self {
-            Self::NoInstance(_) | Self::Unreachable(_) | Self::Crowded(_) => {
+            Self::NoInstance(_) | Self::Unreachable(_) | Self::ConnectionLimit(_) => {
                 headers.insert(header::RETRY_AFTER, RETRY_AFTER);
             }
             Self::Token(AccessError::Missing) => {
@@ -187,16 +187,16 @@ impl Refusal {
     }
 }
 
-fn json_page(text: &Text) -> (&'static str, String) {
+fn json_page(text: &ErrorText) -> (&'static str, String) {
     let error = json!({"error": {
         "code": text.code, "message": text.message, "hint": text.hint, "retryable": text.retryable,
     }});
     ("application/json", format!("{error}\n"))
 }
 
-fn html(text: &Text) -> String {
+fn html(text: &ErrorText) -> String {
     let title = format!("{} {}", text.status.as_u16(), text.status.canonical_reason().unwrap_or_default());
-    let (message, hint) = (in_code(&text.message), in_code(text.hint));
+    let (message, hint) = (escape_html(&text.message), escape_html(text.hint));
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n\
@@ -207,7 +207,7 @@ fn html(text: &Text) -> String {
 }
 
 /// Escapes text for HTML; text between backquotes becomes code.
-fn in_code(text: &str) -> String {
+fn escape_html(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 32);
     let mut open = false;
     for c in text.chars() {
@@ -277,14 +277,14 @@ mod tests {
 
     #[test]
     fn a_host_name_that_is_a_script_is_shown_and_not_run() {
-        let refusal = Refusal::UnknownHost("<script>`x`</script>".to_owned());
+        let refusal = IngressError::UnknownHost("<script>`x`</script>".to_owned());
         let page = body(refusal.page(Some(&HeaderValue::from_static("text/html"))));
         assert!(page.contains("&lt;script&gt;") && !page.contains("<script>"), "{page}");
     }
 
     #[test]
     fn a_program_is_told_what_went_wrong_and_whether_to_try_again() {
-        let response = Refusal::NoInstance("web".parse().unwrap()).page(None);
+        let response = IngressError::NoInstance("web".parse().unwrap()).page(None);
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "2");
         let told: serde_json::Value = serde_json::from_str(&body(response)).unwrap();
@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn a_missing_token_and_a_wrong_one_are_asked_for_in_the_header() {
         let asked = |error| {
-            Refusal::Token(error).page(None).headers()["www-authenticate"].to_str().unwrap().to_owned()
+            IngressError::Token(error).page(None).headers()["www-authenticate"].to_str().unwrap().to_owned()
         };
         assert_eq!(asked(AccessError::Missing), r#"Bearer realm="hearth""#);
         assert!(asked(AccessError::Invalid("x")).contains("invalid_token"));

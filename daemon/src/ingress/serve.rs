@@ -17,13 +17,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::headers::Client;
-use super::page::Refusal;
-use super::tls::Tls;
+use super::headers::ClientPeer;
+use super::page::IngressError;
+use super::tls::TlsTerminator;
 use super::upstream::PIECE;
-use super::workers::Seat;
+use super::workers::WorkerSlot;
 use super::{Ingress, Options};
-use crate::connections::{ConnectionPeer, Crowded, Held};
+use crate::connections::{ConnectionLimitReached, ConnectionPeer, ConnectionPermit};
 
 /// First bytes of an HTTP/2 connection with prior knowledge (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -51,12 +51,12 @@ const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// A client's connection that is being served.
-pub(super) struct Connection {
-    pub(super) client: Client,
+pub(super) struct ClientConnection {
+    pub(super) client: ClientPeer,
     /// Cancelled when the daemon drains.
     pub(super) stop: CancellationToken,
-    pub(super) seat: Seat,
-    pub(super) held: Held,
+    pub(super) seat: WorkerSlot,
+    pub(super) permit: ConnectionPermit,
 }
 
 impl Ingress {
@@ -65,11 +65,11 @@ impl Ingress {
     pub async fn serve(
         self: Arc<Self>,
         listener: TcpListener,
-        tls: Option<Arc<Tls>>,
+        tls: Option<Arc<TlsTerminator>>,
         stop: CancellationToken,
         grace: Duration,
     ) {
-        prepare(&listener);
+        set_socket_options(&listener);
         let abort = CancellationToken::new();
         let _abort = abort.clone().drop_guard();
         self.workers.each("sweep", |worker| sweep_loop(Arc::clone(&self), worker, abort.clone()));
@@ -87,23 +87,23 @@ impl Ingress {
                         false => ConnectionPeer::of(peer.ip()),
                     };
                     let admitted = match self.connections.admit(share, &stop) {
-                        Ok(held) => Admission::Held(held),
+                        Ok(held) => ConnectionAdmission::Admitted(held),
                         // If too many connections are waiting already, this one is closed without a reason.
                         Err(_) => match Arc::clone(&self.refusals).try_acquire_owned() {
-                            Ok(permit) => Admission::Late(share, permit),
+                            Ok(permit) => ConnectionAdmission::Waiting(share, permit),
                             Err(_) => {
                                 count_refusal();
                                 continue;
                             }
                         },
                     };
-                    let client = Client::new(peer.ip(), tls.is_some(), trusted);
+                    let client = ClientPeer::new(peer.ip(), tls.is_some(), trusted);
                     let (ingress, tls) = (Arc::clone(&self), tls.clone());
                     let (stop, abort) = (stop.clone(), abort.clone());
                     self.workers.spawn("ingress connection", |seat| async move {
                         let served = async {
-                            let (held, stream) = ingress.held(admitted, stream, tls.is_some(), &stop).await?;
-                            let connection = Connection { client, stop, seat, held };
+                            let (held, stream) = ingress.await_permit(admitted, stream, tls.is_some(), &stop).await?;
+                            let connection = ClientConnection { client, stop, seat, permit: held };
                             serve_one(ingress, stream, tls, connection).await
                         };
                         let outcome = tokio::select! {
@@ -123,23 +123,23 @@ impl Ingress {
             }
         }
         drop(listener);
-        if tokio::time::timeout(grace, self.connections.all_ended()).await.is_err() {
+        if tokio::time::timeout(grace, self.connections.all_closed()).await.is_err() {
             tracing::warn!("ingress connections were still open at the end of the grace period");
         }
     }
 
     /// Waits for the place of a connection beyond the limits. If there is none, sends the client the reason.
     /// Over TLS, the connection is just closed.
-    async fn held(
+    async fn await_permit(
         &self,
-        admission: Admission,
+        admission: ConnectionAdmission,
         stream: std::net::TcpStream,
         tls: bool,
         stop: &CancellationToken,
-    ) -> io::Result<(Held, std::net::TcpStream)> {
+    ) -> io::Result<(ConnectionPermit, std::net::TcpStream)> {
         let (share, _permit) = match admission {
-            Admission::Held(held) => return Ok((held, stream)),
-            Admission::Late(share, permit) => (share, permit),
+            ConnectionAdmission::Admitted(held) => return Ok((held, stream)),
+            ConnectionAdmission::Waiting(share, permit) => (share, permit),
         };
         let crowded = match self.connections.admit_within(CLOSE_LIMIT, share, stop).await {
             Ok(held) => return Ok((held, stream)),
@@ -148,17 +148,17 @@ impl Ingress {
         count_refusal();
         if !tls {
             // The connection is closed whether or not the refusal was sent.
-            let _ = tokio::time::timeout(REFUSAL_LIMIT, tell(stream, crowded)).await;
+            let _ = tokio::time::timeout(REFUSAL_LIMIT, send_refusal(stream, crowded)).await;
         }
         Err(io::Error::other(crowded))
     }
 }
 
 /// Place of a new connection.
-enum Admission {
-    Held(Held),
+enum ConnectionAdmission {
+    Admitted(ConnectionPermit),
     /// The connection has no place yet, and is one of a bounded number of connections that wait for one.
-    Late(ConnectionPeer, OwnedSemaphorePermit),
+    Waiting(ConnectionPeer, OwnedSemaphorePermit),
 }
 
 fn count_refusal() {
@@ -166,10 +166,10 @@ fn count_refusal() {
 }
 
 /// Answers the first request on the connection with a refusal.
-async fn tell(stream: std::net::TcpStream, crowded: Crowded) -> io::Result<()> {
+async fn send_refusal(stream: std::net::TcpStream, crowded: ConnectionLimitReached) -> io::Result<()> {
     let stream = TcpStream::from_std(stream)?;
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-        let answer = Refusal::Crowded(crowded).page(request.headers().get(http::header::ACCEPT));
+        let answer = IngressError::ConnectionLimit(crowded).page(request.headers().get(http::header::ACCEPT));
         async move { Ok::<_, Infallible>(answer) }
     });
     let served = if begins_http2(&stream).await? {
@@ -196,7 +196,7 @@ async fn accept(listener: &TcpListener) -> io::Result<(std::net::TcpStream, Sock
 }
 
 /// Sets socket options on the listener. Accepted connections inherit them, which saves system calls for each one.
-fn prepare(listener: &TcpListener) {
+fn set_socket_options(listener: &TcpListener) {
     use rustix::net::sockopt;
     let set =
         sockopt::set_tcp_nodelay(listener, true).and_then(|()| sockopt::set_socket_keepalive(listener, true));
@@ -208,8 +208,8 @@ fn prepare(listener: &TcpListener) {
 async fn serve_one(
     ingress: Arc<Ingress>,
     stream: std::net::TcpStream,
-    tls: Option<Arc<Tls>>,
-    connection: Connection,
+    tls: Option<Arc<TlsTerminator>>,
+    connection: ClientConnection,
 ) -> io::Result<()> {
     let stream = TcpStream::from_std(stream)?;
     let late = |_| io::Error::from(io::ErrorKind::TimedOut);
@@ -217,7 +217,7 @@ async fn serve_one(
     match tls {
         Some(tls) => {
             let handshake = tokio::time::timeout(HANDSHAKE_LIMIT, tls.accept(stream));
-            let handshake = connection.held.closing().run_until_cancelled(handshake).await;
+            let handshake = connection.permit.closing().run_until_cancelled(handshake).await;
             let stream = handshake.ok_or_else(gone)?.map_err(late)??;
             if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
                 serve_http2(ingress, stream, connection).await
@@ -226,8 +226,8 @@ async fn serve_one(
             }
         }
         None => {
-            let begins = tokio::time::timeout(ingress.options.head, begins_http2(&stream));
-            let begins = connection.held.closing().run_until_cancelled(begins).await;
+            let begins = tokio::time::timeout(ingress.options.head_timeout, begins_http2(&stream));
+            let begins = connection.permit.closing().run_until_cancelled(begins).await;
             if begins.ok_or_else(gone)?.map_err(late)?? {
                 serve_http2(ingress, stream, connection).await
             } else {
@@ -252,11 +252,11 @@ async fn begins_http2(stream: &TcpStream) -> io::Result<bool> {
     }
 }
 
-async fn serve_http1<S>(ingress: Arc<Ingress>, stream: S, connection: Connection) -> io::Result<()>
+async fn serve_http1<S>(ingress: Arc<Ingress>, stream: S, connection: ClientConnection) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let ends = Ends::of(&connection);
+    let ends = ShutdownSignals::of(&connection);
     let builder = http1_builder(&ingress.options);
     let connection = Arc::new(connection);
     let service = service_fn(move |request| {
@@ -264,14 +264,14 @@ where
         async move { Ok::<_, Infallible>(ingress.answer(&connection, request).await) }
     });
     let serving = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
-    until_stopped(serving, ends, |serving| serving.graceful_shutdown()).await
+    serve_until_closed(serving, ends, |serving| serving.graceful_shutdown()).await
 }
 
-async fn serve_http2<S>(ingress: Arc<Ingress>, stream: S, connection: Connection) -> io::Result<()>
+async fn serve_http2<S>(ingress: Arc<Ingress>, stream: S, connection: ClientConnection) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let ends = Ends::of(&connection);
+    let ends = ShutdownSignals::of(&connection);
     let builder = http2_builder(&ingress.options);
     let connection = Arc::new(connection);
     let service = service_fn(move |request| {
@@ -279,24 +279,28 @@ where
         async move { Ok::<_, Infallible>(ingress.answer(&connection, request).await) }
     });
     let serving = builder.serve_connection(TokioIo::new(stream), service);
-    until_stopped(serving, ends, |serving| serving.graceful_shutdown()).await
+    serve_until_closed(serving, ends, |serving| serving.graceful_shutdown()).await
 }
 
 /// Signals that end a connection from the daemon's side.
-struct Ends {
+struct ShutdownSignals {
     /// Cancelled when the daemon stops, and when the connection's place is needed or has been idle for too long.
     closing: CancellationToken,
     stop: CancellationToken,
 }
 
-impl Ends {
-    fn of(connection: &Connection) -> Self {
-        Self { closing: connection.held.closing().clone(), stop: connection.stop.clone() }
+impl ShutdownSignals {
+    fn of(connection: &ClientConnection) -> Self {
+        Self { closing: connection.permit.closing().clone(), stop: connection.stop.clone() }
     }
 }
 
 /// Serves a connection until it ends. When asked to close, it finishes the running requests first.
-async fn until_stopped<C>(serving: C, ends: Ends, shut_down: impl FnOnce(Pin<&mut C>)) -> io::Result<()>
+async fn serve_until_closed<C>(
+    serving: C,
+    ends: ShutdownSignals,
+    shut_down: impl FnOnce(Pin<&mut C>),
+) -> io::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,
 {
@@ -318,7 +322,7 @@ fn http1_builder(options: &Options) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(options.head)
+        .header_read_timeout(options.head_timeout)
         .max_buf_size(options.max_head_bytes.max(PIECE))
         .max_header_size(options.max_head_bytes);
     builder

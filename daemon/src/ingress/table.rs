@@ -5,25 +5,25 @@ use std::collections::hash_map::Entry as Slot;
 use std::sync::Arc;
 
 use super::backend::Backend;
-use crate::model::service::{Domain, ServiceName};
+use crate::model::service::{ServiceDomain, ServiceName};
 
 /// Snapshot of all routes: replaced as a whole, never modified.
 #[derive(Default)]
-pub(super) struct Table {
-    exact: HashMap<Box<str>, Arc<Entry>>,
-    suffixes: HashMap<Box<str>, Arc<Entry>>,
+pub(super) struct IngressRouteTable {
+    exact: HashMap<Box<str>, Arc<RouteEntry>>,
+    suffixes: HashMap<Box<str>, Arc<RouteEntry>>,
 }
 
-pub(super) struct Entry {
-    pub(super) domain: Domain,
+pub(super) struct RouteEntry {
+    pub(super) domain: ServiceDomain,
     pub(super) service: ServiceName,
     pub(super) revision: u32,
     pub(super) private: bool,
     pub(super) backend: Option<Arc<Backend>>,
 }
 
-impl Table {
-    pub(super) fn new(entries: impl IntoIterator<Item = Entry>) -> Self {
+impl IngressRouteTable {
+    pub(super) fn new(entries: impl IntoIterator<Item = RouteEntry>) -> Self {
         let mut table = Self::default();
         for entry in entries {
             let (map, name) = match entry.domain.suffix() {
@@ -45,7 +45,7 @@ impl Table {
     }
 
     /// Finds the route of a host, given in lower case and without a port.
-    pub(super) fn find(&self, host: &str) -> Option<&Arc<Entry>> {
+    pub(super) fn find(&self, host: &str) -> Option<&Arc<RouteEntry>> {
         if let Some(entry) = self.exact.get(host) {
             return Some(entry);
         }
@@ -55,7 +55,7 @@ impl Table {
         self.suffixes.get(host.split_once('.')?.1)
     }
 
-    pub(super) fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Arc<RouteEntry>> {
         self.exact.values().chain(self.suffixes.values())
     }
 }
@@ -64,8 +64,8 @@ impl Table {
 mod tests {
     use super::*;
 
-    fn table(domains: &[&str]) -> Table {
-        Table::new(domains.iter().enumerate().map(|(number, domain)| Entry {
+    fn table(domains: &[&str]) -> IngressRouteTable {
+        IngressRouteTable::new(domains.iter().enumerate().map(|(number, domain)| RouteEntry {
             domain: domain.parse().unwrap(),
             service: format!("s{number}").parse().unwrap(),
             revision: 1,

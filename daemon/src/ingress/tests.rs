@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::model::service::Domain;
+use crate::model::service::ServiceDomain;
 use instance::{Instance, echo};
 
 /// Longer than any step of these tests; a test that waits for it has failed.
@@ -38,9 +38,9 @@ impl Scene {
         Self::with_tls(options, None).await
     }
 
-    async fn with_tls(options: Options, tls: Option<Arc<Tls>>) -> Self {
+    async fn with_tls(options: Options, tls: Option<Arc<TlsTerminator>>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let access = Access::open("r", &directory.path().join("secret")).unwrap();
+        let access = TokenAuthority::open("r", &directory.path().join("secret")).unwrap();
         let ingress = Arc::new(Ingress::new(options, Arc::new(access)).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -52,11 +52,11 @@ impl Scene {
 
     /// Routes `a.example` to an instance.
     fn route(&self, backend: Option<SocketAddr>) {
-        self.ingress.set(vec![route("a.example", backend, false)]);
+        self.ingress.set_routes(vec![route("a.example", backend, false)]);
     }
 
     fn route_privately(&self, backend: SocketAddr) {
-        self.ingress.set(vec![route("a.example", Some(backend), true)]);
+        self.ingress.set_routes(vec![route("a.example", Some(backend), true)]);
     }
 
     async fn connect(&self) -> TcpStream {
@@ -87,9 +87,9 @@ impl Scene {
     }
 }
 
-fn route(domain: &str, backend: Option<SocketAddr>, private: bool) -> Route {
-    let domain: Domain = domain.parse().unwrap();
-    Route { domain, service: "web".parse().unwrap(), revision: 1, backend, private }
+fn route(domain: &str, backend: Option<SocketAddr>, private: bool) -> DomainRoute {
+    let domain: ServiceDomain = domain.parse().unwrap();
+    DomainRoute { domain, service: "web".parse().unwrap(), revision: 1, backend, private }
 }
 
 /// Reads until the received data ends with, or contains, `wanted`.

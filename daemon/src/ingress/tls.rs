@@ -40,25 +40,25 @@ pub enum TlsError {
 }
 
 /// Terminates TLS on accepted connections.
-pub struct Tls {
+pub struct TlsTerminator {
     acceptor: TlsAcceptor,
-    certificates: Arc<Certificates>,
+    certificates: Arc<CertificateStore>,
 }
 
 #[derive(Debug)]
-struct Certificates {
+struct CertificateStore {
     pairs: Vec<CertificateFiles>,
-    loaded: RwLock<Vec<Loaded>>,
+    loaded: RwLock<Vec<LoadedCertificate>>,
 }
 
 /// Certificate of one pair of files; `key` is `None` while the pair has never been readable.
 #[derive(Clone, Debug)]
-struct Loaded {
+struct LoadedCertificate {
     stamp: Option<[SystemTime; 2]>,
     key: Option<Arc<CertifiedKey>>,
 }
 
-impl Tls {
+impl TlsTerminator {
     /// Reads the certificates. Blocking.
     pub fn open(source: TlsSource) -> Result<Self, TlsError> {
         let (pairs, loaded) = match source {
@@ -67,10 +67,10 @@ impl Tls {
                 (pairs, loaded)
             }
             TlsSource::SelfSigned => {
-                (Vec::new(), vec![Loaded { stamp: None, key: Some(Arc::new(self_signed()?)) }])
+                (Vec::new(), vec![LoadedCertificate { stamp: None, key: Some(Arc::new(self_signed()?)) }])
             }
         };
-        let certificates = Arc::new(Certificates { pairs, loaded: RwLock::new(loaded) });
+        let certificates = Arc::new(CertificateStore { pairs, loaded: RwLock::new(loaded) });
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| TlsError::Other(error.to_string()))?
@@ -102,7 +102,7 @@ impl Tls {
     }
 }
 
-impl Certificates {
+impl CertificateStore {
     fn reload(&self) {
         let before = self.loaded.read().clone();
         let mut after = before.clone();
@@ -131,7 +131,7 @@ impl Certificates {
     }
 }
 
-impl ResolvesServerCert for Certificates {
+impl ResolvesServerCert for CertificateStore {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
         let loaded = self.loaded.read();
@@ -148,7 +148,7 @@ fn is_for(key: &CertifiedKey, name: &ServerName<'_>) -> bool {
         .is_some_and(|certificate| verify_server_name(&certificate, name).is_ok())
 }
 
-fn load_all(pairs: &[CertificateFiles]) -> Result<Vec<Loaded>, TlsError> {
+fn load_all(pairs: &[CertificateFiles]) -> Result<Vec<LoadedCertificate>, TlsError> {
     let mut last = None;
     let loaded: Vec<_> = pairs
         .iter()
@@ -163,7 +163,7 @@ fn load_all(pairs: &[CertificateFiles]) -> Result<Vec<Loaded>, TlsError> {
                     None
                 }
             };
-            Loaded { stamp, key }
+            LoadedCertificate { stamp, key }
         })
         .collect();
     if loaded.iter().all(|loaded| loaded.key.is_none()) {
@@ -216,7 +216,7 @@ mod tests {
         files
     }
 
-    fn shown(tls: &Tls, host: &str) -> usize {
+    fn shown(tls: &TlsTerminator, host: &str) -> usize {
         let name = ServerName::try_from(host).unwrap();
         let loaded = tls.certificates.loaded.read();
         loaded.iter().position(|loaded| loaded.key.as_ref().is_some_and(|key| is_for(key, &name))).unwrap()
@@ -229,18 +229,18 @@ mod tests {
         let bad = write(directory.path(), "bad", "b.example");
         std::fs::write(&bad.certificate, "no certificate").unwrap();
         let other = write(directory.path(), "other", "c.example");
-        let tls = Tls::open(TlsSource::Files(vec![bad.clone(), good, other])).unwrap();
+        let tls = TlsTerminator::open(TlsSource::Files(vec![bad.clone(), good, other])).unwrap();
         assert_eq!((shown(&tls, "a.example"), shown(&tls, "c.example")), (1, 2));
-        let error = Tls::open(TlsSource::Files(vec![bad])).err().unwrap();
+        let error = TlsTerminator::open(TlsSource::Files(vec![bad])).err().unwrap();
         assert!(error.to_string().contains("bad.crt"), "{error}");
-        assert!(matches!(Tls::open(TlsSource::Files(Vec::new())), Err(TlsError::Empty)));
+        assert!(matches!(TlsTerminator::open(TlsSource::Files(Vec::new())), Err(TlsError::Empty)));
     }
 
     #[test]
     fn a_changed_pair_is_read_again_and_a_broken_one_leaves_the_one_before() {
         let directory = tempfile::tempdir().unwrap();
         let files = write(directory.path(), "a", "a.example");
-        let tls = Tls::open(TlsSource::Files(vec![files.clone()])).unwrap();
+        let tls = TlsTerminator::open(TlsSource::Files(vec![files.clone()])).unwrap();
         let key = || tls.certificates.loaded.read()[0].key.clone().unwrap();
         let first = key();
         tls.certificates.reload();
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_self_signed_one_is_for_localhost() {
-        let tls = Tls::open(TlsSource::SelfSigned).unwrap();
+        let tls = TlsTerminator::open(TlsSource::SelfSigned).unwrap();
         assert_eq!((shown(&tls, "localhost"), shown(&tls, "127.0.0.1")), (0, 0));
     }
 }

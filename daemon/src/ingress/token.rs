@@ -11,7 +11,7 @@ mod strip;
 
 use http::header::{self, HeaderMap, HeaderValue};
 
-use crate::access::{Access, AccessError};
+use crate::access::{AccessError, TokenAuthority};
 
 pub(super) use strip::{strip, strip_trailers};
 
@@ -19,17 +19,17 @@ pub(super) use strip::{strip, strip_trailers};
 const COOKIE: &[u8] = b"hearth_token";
 
 /// Verifies the token of a request, and returns it. Removes the `Authorization` header that contains it.
-pub(super) fn admit(headers: &mut HeaderMap, access: &Access) -> Result<String, AccessError> {
+pub(super) fn admit(headers: &mut HeaderMap, access: &TokenAuthority) -> Result<String, AccessError> {
     let mut outcome = Err(AccessError::Missing);
     let mut bearers = headers.get_all(header::AUTHORIZATION).iter().filter_map(bearer);
-    if bearers.any(|token| tried(access, token, &mut outcome)) {
+    if bearers.any(|token| try_token(access, token, &mut outcome)) {
         headers.remove(header::AUTHORIZATION);
     }
     if outcome.is_err() {
         let cookies = headers.get_all(header::COOKIE).iter().flat_map(|value| pairs(value.as_bytes()));
         for value in cookies.filter_map(token_of) {
             if let Ok(token) = std::str::from_utf8(value)
-                && tried(access, token, &mut outcome)
+                && try_token(access, token, &mut outcome)
             {
                 break;
             }
@@ -38,7 +38,7 @@ pub(super) fn admit(headers: &mut HeaderMap, access: &Access) -> Result<String, 
     outcome
 }
 
-fn tried(access: &Access, token: &str, outcome: &mut Result<String, AccessError>) -> bool {
+fn try_token(access: &TokenAuthority, token: &str, outcome: &mut Result<String, AccessError>) -> bool {
     *outcome = access.verify(token).map(|_| token.to_owned());
     outcome.is_ok()
 }
@@ -107,9 +107,9 @@ mod tests {
 
     use super::*;
 
-    fn access() -> (tempfile::TempDir, Access) {
+    fn access() -> (tempfile::TempDir, TokenAuthority) {
         let directory = tempfile::tempdir().unwrap();
-        let access = Access::open("r", &directory.path().join("secret")).unwrap();
+        let access = TokenAuthority::open("r", &directory.path().join("secret")).unwrap();
         (directory, access)
     }
 

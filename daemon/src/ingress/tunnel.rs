@@ -16,11 +16,11 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::backend::InFlight;
-use super::frames::{CLOSE_TO_CLIENT, CLOSE_TO_INSTANCE, Frames};
-use super::serve::Connection;
-use super::upstream::Upstream;
+use super::frames::{CLOSE_TO_CLIENT, CLOSE_TO_INSTANCE, FrameTracker};
+use super::serve::ClientConnection;
+use super::upstream::UpstreamConnection;
 use crate::access::running::RunningCall;
-use crate::connections::InUse;
+use crate::connections::ActiveRequest;
 
 const BUFFER: usize = 16 * 1024;
 /// Time limit for the client's side of the protocol switch.
@@ -28,24 +28,28 @@ const SWITCH_LIMIT: Duration = Duration::from_secs(10);
 /// Time limit for writing a close frame and for the other end to read it.
 const CLOSE_LIMIT: Duration = Duration::from_millis(400);
 
-pub(super) struct Tunnel {
+pub(super) struct UpgradeTunnel {
     pub(super) entered: InFlight,
-    pub(super) _in_use: InUse,
+    pub(super) _in_use: ActiveRequest,
     /// Holds the place of the connection for as long as the tunnel lives.
-    pub(super) connection: Arc<Connection>,
+    pub(super) connection: Arc<ClientConnection>,
     pub(super) websocket: bool,
     /// Registered call of the token that opened the tunnel, on private routes.
     pub(super) running: Option<RunningCall>,
     pub(super) idle: Duration,
 }
 
-enum End {
+enum TunnelEnd {
     Done(io::Result<()>),
     Idle,
-    Cut,
+    Aborted,
 }
 
-pub(super) async fn run(tunnel: Tunnel, client: OnUpgrade, upstream: Box<Upstream>) -> io::Result<()> {
+pub(super) async fn run(
+    tunnel: UpgradeTunnel,
+    client: OnUpgrade,
+    upstream: Box<UpstreamConnection>,
+) -> io::Result<()> {
     // Plain connections are aborted by shutting down their sockets. This one is deregistered, so that it can
     // send a close frame first.
     let switched = upstream.switched().await;
@@ -58,24 +62,24 @@ pub(super) async fn run(tunnel: Tunnel, client: OnUpgrade, upstream: Box<Upstrea
     let (mut from_client, mut to_client) = tokio::io::split(TokioIo::new(client));
     let mut instance = switched.stream;
     let (mut from_instance, mut to_instance) = instance.split();
-    let (mut down, mut up) = (Frames::default(), Frames::default());
+    let (mut down, mut up) = (FrameTracker::default(), FrameTracker::default());
     let moved = AtomicU64::new(0);
     let end = {
         let down = pump(switched.first, &mut from_instance, &mut to_client, &mut down, &moved);
         let up = pump(Bytes::new(), &mut from_client, &mut to_instance, &mut up, &moved);
         let both = async { tokio::try_join!(down, up).map(drop) };
         tokio::select! {
-            done = both => End::Done(done),
-            () = still(&moved, tunnel.idle) => End::Idle,
-            () = tunnel.entered.cut().cancelled() => End::Cut,
-            () = tunnel.connection.stop.cancelled() => End::Cut,
-            () = no_longer_good(tunnel.running.as_ref()) => End::Cut,
+            done = both => TunnelEnd::Done(done),
+            () = wait_until_idle(&moved, tunnel.idle) => TunnelEnd::Idle,
+            () = tunnel.entered.cut().cancelled() => TunnelEnd::Aborted,
+            () = tunnel.connection.stop.cancelled() => TunnelEnd::Aborted,
+            () = token_invalidated(tunnel.running.as_ref()) => TunnelEnd::Aborted,
         }
     };
     match end {
-        End::Done(done) => done,
-        End::Idle | End::Cut => {
-            let say = tunnel.websocket && matches!(end, End::Cut);
+        TunnelEnd::Done(done) => done,
+        TunnelEnd::Idle | TunnelEnd::Aborted => {
+            let say = tunnel.websocket && matches!(end, TunnelEnd::Aborted);
             tokio::join!(
                 close(&mut to_client, &mut from_client, &CLOSE_TO_CLIENT, say && down.at_boundary()),
                 close(&mut to_instance, &mut from_instance, &CLOSE_TO_INSTANCE, say && up.at_boundary()),
@@ -91,7 +95,7 @@ async fn pump(
     first: Bytes,
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-    frames: &mut Frames,
+    frames: &mut FrameTracker,
     moved: &AtomicU64,
 ) -> io::Result<()> {
     write(&first, to, frames).await?;
@@ -107,7 +111,11 @@ async fn pump(
     }
 }
 
-async fn write(mut bytes: &[u8], to: &mut (impl AsyncWrite + Unpin), frames: &mut Frames) -> io::Result<()> {
+async fn write(
+    mut bytes: &[u8],
+    to: &mut (impl AsyncWrite + Unpin),
+    frames: &mut FrameTracker,
+) -> io::Result<()> {
     while !bytes.is_empty() {
         let written = to.write(bytes).await?;
         if written == 0 {
@@ -120,7 +128,7 @@ async fn write(mut bytes: &[u8], to: &mut (impl AsyncWrite + Unpin), frames: &mu
 }
 
 /// Waits until the token that opened the connection is no longer valid.
-async fn no_longer_good(running: Option<&RunningCall>) {
+async fn token_invalidated(running: Option<&RunningCall>) {
     match running {
         Some(running) => drop(running.ended().await),
         None => std::future::pending().await,
@@ -128,7 +136,7 @@ async fn no_longer_good(running: Option<&RunningCall>) {
 }
 
 /// Waits until no bytes have moved for `limit`.
-async fn still(moved: &AtomicU64, limit: Duration) {
+async fn wait_until_idle(moved: &AtomicU64, limit: Duration) {
     let mut seen = moved.load(Ordering::Relaxed);
     loop {
         tokio::time::sleep(limit).await;

@@ -4,17 +4,17 @@ use http::header::{self, HeaderMap, HeaderValue};
 
 /// Protocols that two neighbours negotiate and that are not forwarded: after a switch to them, requests would
 /// pass without being checked.
-const NEIGHBOURS: [&[u8]; 4] = [b"h2c", b"h2", b"http", b"tls"];
+const HOP_PROTOCOLS: [&[u8]; 4] = [b"h2c", b"h2", b"http", b"tls"];
 
 /// Protocols that a client asks to switch to, without those that are not forwarded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Protocols(HeaderValue);
+pub(super) struct UpgradeProtocols(HeaderValue);
 
-impl Protocols {
+impl UpgradeProtocols {
     /// Parses the `Upgrade` headers. The header is a list and may occur several times (RFC 9110, section 7.8).
-    pub(super) fn asked(headers: &HeaderMap) -> Option<Self> {
+    pub(super) fn requested(headers: &HeaderMap) -> Option<Self> {
         let members = headers.get_all(header::UPGRADE).iter().flat_map(|value| members(value.as_bytes()));
-        let led: Vec<&[u8]> = members.filter(|member| !is_between_neighbours(member)).collect();
+        let led: Vec<&[u8]> = members.filter(|member| !is_hop_protocol(member)).collect();
         if led.is_empty() {
             return None;
         }
@@ -42,15 +42,15 @@ fn members(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Reports whether a protocol is not forwarded, regardless of its version.
-fn is_between_neighbours(member: &[u8]) -> bool {
+fn is_hop_protocol(member: &[u8]) -> bool {
     let name = member.split(|b| *b == b'/').next().unwrap_or_default().trim_ascii();
-    NEIGHBOURS.iter().any(|neighbour| name.eq_ignore_ascii_case(neighbour))
+    HOP_PROTOCOLS.iter().any(|neighbour| name.eq_ignore_ascii_case(neighbour))
 }
 
 /// Reports whether the request comes from a page of another origin than `host`. Browsers state the origin of a
 /// WebSocket and send their cookies along, whichever page opens it; other programs state none. Behind a proxy,
 /// the port may differ.
-pub(super) fn is_foreign(headers: &HeaderMap, host: &HeaderValue, proxied: bool) -> bool {
+pub(super) fn is_foreign_origin(headers: &HeaderMap, host: &HeaderValue, proxied: bool) -> bool {
     let host = host.to_str().unwrap_or_default();
     headers
         .get_all(header::ORIGIN)
@@ -94,7 +94,8 @@ mod tests {
     #[test]
     fn a_list_is_read_member_by_member_and_what_neighbours_settle_is_left_out() {
         let asked = |values: &[&str]| {
-            Protocols::asked(&upgrade(values)).map(|asked| asked.value().to_str().unwrap().to_owned())
+            UpgradeProtocols::requested(&upgrade(values))
+                .map(|asked| asked.value().to_str().unwrap().to_owned())
         };
         assert_eq!(asked(&["websocket"]).unwrap(), "websocket");
         assert_eq!(asked(&["h2c, websocket"]).unwrap(), "websocket");
@@ -107,7 +108,7 @@ mod tests {
 
     #[test]
     fn an_instance_switches_to_what_was_asked_for_or_not_at_all() {
-        let asked = Protocols::asked(&upgrade(&["websocket, custom"])).unwrap();
+        let asked = UpgradeProtocols::requested(&upgrade(&["websocket, custom"])).unwrap();
         assert!(asked.chosen(&upgrade(&["WebSocket"])).is_some());
         for answer in [&["h2c"][..], &["websocket, h2c"], &["websocket", "h2c"], &[""], &[]] {
             assert_eq!(asked.chosen(&upgrade(answer)), None, "{answer:?}");
@@ -118,9 +119,9 @@ mod tests {
     fn a_page_is_foreign_unless_its_host_and_port_are_those_of_the_request() {
         let foreign = |origin: &str, host: &str, proxied| {
             let headers = HeaderMap::from_iter([(header::ORIGIN, origin.parse().unwrap())]);
-            is_foreign(&headers, &host.parse().unwrap(), proxied)
+            is_foreign_origin(&headers, &host.parse().unwrap(), proxied)
         };
-        assert!(!is_foreign(&HeaderMap::new(), &HeaderValue::from_static("a.example"), false));
+        assert!(!is_foreign_origin(&HeaderMap::new(), &HeaderValue::from_static("a.example"), false));
         for (origin, host) in [
             ("http://a.example", "a.example"),
             ("https://A.example", "a.EXAMPLE."),

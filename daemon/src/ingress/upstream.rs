@@ -19,29 +19,29 @@ use tokio::net::TcpStream;
 use super::backend::{Backend, OpenSocket};
 use super::body::RequestBody;
 
-type Connection = hyper::client::conn::http1::Connection<TokioIo<TcpStream>, RequestBody>;
+type HttpConnection = hyper::client::conn::http1::Connection<TokioIo<TcpStream>, RequestBody>;
 
 /// Maximum size in bytes of the head of an answer.
 const MAX_HEAD: usize = 128 * 1024;
 /// Number of bytes of a body that are read at a time: small enough to be in the processor's cache when written.
 pub(super) const PIECE: usize = 128 * 1024;
 
-pub(super) struct Upstream {
+pub(super) struct UpstreamConnection {
     sender: SendRequest<RequestBody>,
-    link: Link,
+    link: ConnectionDriver,
     socket: OpenSocket,
 }
 
 /// Drives the connection.
-struct Link {
+struct ConnectionDriver {
     /// `None` once the connection has ended without an answer.
-    connection: Option<Connection>,
+    connection: Option<HttpConnection>,
     /// True once the connection has ended and must not be polled again.
     ended: bool,
 }
 
 /// A connection whose instance has switched protocols.
-pub(super) struct Switched {
+pub(super) struct SwitchedConnection {
     pub(super) stream: TcpStream,
     /// Bytes received after the head of the answer.
     pub(super) first: bytes::Bytes,
@@ -68,7 +68,7 @@ pub(super) enum SendFailure {
     TimedOut,
 }
 
-impl Upstream {
+impl UpstreamConnection {
     pub(super) async fn connect(backend: &Backend, limit: Duration) -> Result<Box<Self>, ConnectFailure> {
         use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable};
         let connected = async {
@@ -95,7 +95,11 @@ impl Upstream {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ConnectFailure::Other(io::Error::other(error)))?;
-        Ok(Box::new(Self { sender, link: Link { connection: Some(connection), ended: false }, socket }))
+        Ok(Box::new(Self {
+            sender,
+            link: ConnectionDriver { connection: Some(connection), ended: false },
+            socket,
+        }))
     }
 
     /// Makes progress on the connection. Ready when it has ended.
@@ -149,14 +153,14 @@ impl Upstream {
     }
 
     /// Takes the connection out of HTTP after a 101 answer. `None` if it has ended meanwhile.
-    pub(super) async fn switched(mut self: Box<Self>) -> Option<(Switched, OpenSocket)> {
+    pub(super) async fn switched(mut self: Box<Self>) -> Option<(SwitchedConnection, OpenSocket)> {
         std::future::poll_fn(|cx| self.drive(cx)).await;
         let parts = self.link.connection?.into_parts();
-        Some((Switched { stream: parts.io.into_inner(), first: parts.read_buf }, self.socket))
+        Some((SwitchedConnection { stream: parts.io.into_inner(), first: parts.read_buf }, self.socket))
     }
 }
 
-impl Link {
+impl ConnectionDriver {
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(connection) = self.connection.as_mut().filter(|_| !self.ended) {
             if let Err(error) = ready!(connection.poll_without_shutdown(cx)) {

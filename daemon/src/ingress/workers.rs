@@ -7,23 +7,23 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::task::Worker;
+use crate::task::WorkerThread;
 
-pub(super) struct Workers {
-    all: Vec<(Worker, Arc<AtomicUsize>)>,
+pub(super) struct IngressWorkers {
+    all: Vec<(WorkerThread, Arc<AtomicUsize>)>,
 }
 
 /// Place of a client's connection on a worker.
-pub(super) struct Seat {
+pub(super) struct WorkerSlot {
     /// Index of the worker, from 0.
     pub(super) worker: usize,
     taken: Arc<AtomicUsize>,
 }
 
-impl Workers {
+impl IngressWorkers {
     /// Starts `count` workers, at least one.
     pub(super) fn start(count: usize) -> io::Result<Self> {
-        let start = |_| Ok((Worker::start("ingress")?, Arc::default()));
+        let start = |_| Ok((WorkerThread::start("ingress")?, Arc::default()));
         Ok(Self { all: (0..count.max(1)).map(start).collect::<io::Result<_>>()? })
     }
 
@@ -42,19 +42,20 @@ impl Workers {
     }
 
     /// Runs a task on the worker with the fewest connections. `begin` creates the task there.
-    pub(super) fn spawn<F>(&self, name: &'static str, begin: impl FnOnce(Seat) -> F)
+    pub(super) fn spawn<F>(&self, name: &'static str, begin: impl FnOnce(WorkerSlot) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let taken = |(_, (_, taken)): &(usize, &(Worker, Arc<AtomicUsize>))| taken.load(Ordering::Relaxed);
+        let taken =
+            |(_, (_, taken)): &(usize, &(WorkerThread, Arc<AtomicUsize>))| taken.load(Ordering::Relaxed);
         if let Some((number, (worker, taken))) = self.all.iter().enumerate().min_by_key(taken) {
             taken.fetch_add(1, Ordering::Relaxed);
-            worker.spawn(name, begin(Seat { worker: number, taken: Arc::clone(taken) }));
+            worker.spawn(name, begin(WorkerSlot { worker: number, taken: Arc::clone(taken) }));
         }
     }
 }
 
-impl Drop for Seat {
+impl Drop for WorkerSlot {
     fn drop(&mut self) {
         self.taken.fetch_sub(1, Ordering::Relaxed);
     }
@@ -66,7 +67,7 @@ mod tests {
 
     #[test]
     fn connections_are_spread_and_places_are_given_back() {
-        let workers = Workers::start(2).unwrap();
+        let workers = IngressWorkers::start(2).unwrap();
         let seat = || {
             let mut seat = None;
             workers.spawn("connection", |taken| {
@@ -83,7 +84,7 @@ mod tests {
 
     #[test]
     fn what_runs_on_a_worker_ends_with_it() {
-        let workers = Workers::start(1).unwrap();
+        let workers = IngressWorkers::start(1).unwrap();
         let (held, dropped) = std::sync::mpsc::channel::<()>();
         workers.spawn("connection", |seat| async move {
             let _held = (held, seat);

@@ -8,13 +8,13 @@ use std::io::Write as _;
 use jiff::Timestamp;
 
 /// Maximum length of a record's text in bytes; a longer line becomes several records.
-pub const LONGEST: usize = 16 << 10;
+pub const MAX_RECORD_TEXT: usize = 16 << 10;
 /// Length of the time and of the stream letter, with the blanks after them.
 const HEAD: usize = "2026-11-24T09:55:07.123456Z o ".len();
 
 /// Origin of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum RecordSource {
     Stdout,
     Stderr,
     /// A gap: bytes were dropped here because the disk was full or too slow.
@@ -23,23 +23,23 @@ pub enum Source {
 
 /// One record of a log file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record<'a> {
+pub struct LogRecord<'a> {
     pub at: Timestamp,
-    pub source: Source,
+    pub source: RecordSource,
     /// Set if a newline ended the text.
     pub ended: bool,
     pub text: &'a [u8],
 }
 
-impl Record<'_> {
+impl LogRecord<'_> {
     /// Appends the record and a newline to `out`. The text must not contain a newline.
     pub fn write(&self, out: &mut Vec<u8>) {
         let letter = match (self.source, self.ended) {
-            (Source::Stdout, true) => 'o',
-            (Source::Stdout, false) => 'O',
-            (Source::Stderr, true) => 'e',
-            (Source::Stderr, false) => 'E',
-            (Source::Gap, _) => '-',
+            (RecordSource::Stdout, true) => 'o',
+            (RecordSource::Stdout, false) => 'O',
+            (RecordSource::Stderr, true) => 'e',
+            (RecordSource::Stderr, false) => 'E',
+            (RecordSource::Gap, _) => '-',
         };
         // Writing to memory cannot fail.
         let _ = write!(out, "{:.6} {letter} ", self.at);
@@ -50,32 +50,32 @@ impl Record<'_> {
 
 /// Parses a line of a file, without its newline. Returns `None` for a line that no keeper wrote, such as the end of a
 /// line that was cut by a crash of the machine.
-pub fn parse(line: &[u8]) -> Option<Record<'_>> {
+pub fn parse(line: &[u8]) -> Option<LogRecord<'_>> {
     let (head, text) = line.split_at_checked(HEAD)?;
     let head = std::str::from_utf8(head).ok()?;
     let mut words = head.split(' ');
     let at = words.next()?.parse().ok()?;
     let (source, ended) = match words.next()? {
-        "o" => (Source::Stdout, true),
-        "O" => (Source::Stdout, false),
-        "e" => (Source::Stderr, true),
-        "E" => (Source::Stderr, false),
-        "-" => (Source::Gap, true),
+        "o" => (RecordSource::Stdout, true),
+        "O" => (RecordSource::Stdout, false),
+        "e" => (RecordSource::Stderr, true),
+        "E" => (RecordSource::Stderr, false),
+        "-" => (RecordSource::Gap, true),
         _ => return None,
     };
-    Some(Record { at, source, ended, text })
+    Some(LogRecord { at, source, ended, text })
 }
 
 /// Splits a byte stream into records as it arrives.
 #[derive(Debug)]
-pub struct Cutter {
-    source: Source,
+pub struct RecordSplitter {
+    source: RecordSource,
     /// Text without a newline yet; shorter than [`MAX_RECORD_TEXT`].
     open: Vec<u8>,
 }
 
-impl Cutter {
-    pub const fn new(source: Source) -> Self {
+impl RecordSplitter {
+    pub const fn new(source: RecordSource) -> Self {
         Self { source, open: Vec::new() }
     }
 
@@ -89,8 +89,8 @@ impl Cutter {
     }
 
     fn lengthen(&mut self, at: Timestamp, mut text: &[u8], out: &mut Vec<u8>) {
-        while self.open.len() + text.len() > LONGEST {
-            let (now, later) = text.split_at(LONGEST - self.open.len());
+        while self.open.len() + text.len() > MAX_RECORD_TEXT {
+            let (now, later) = text.split_at(MAX_RECORD_TEXT - self.open.len());
             self.open.extend_from_slice(now);
             self.record(at, false, out);
             text = later;
@@ -99,7 +99,7 @@ impl Cutter {
     }
 
     fn record(&mut self, at: Timestamp, ended: bool, out: &mut Vec<u8>) {
-        Record { at, source: self.source, ended, text: &self.open }.write(out);
+        LogRecord { at, source: self.source, ended, text: &self.open }.write(out);
         self.open.clear();
     }
 
@@ -130,7 +130,7 @@ mod tests {
         let mut text = Vec::new();
         for line in records.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             let record = parse(line).unwrap();
-            assert!(record.text.len() <= LONGEST);
+            assert!(record.text.len() <= MAX_RECORD_TEXT);
             text.extend_from_slice(record.text);
             if record.ended {
                 text.push(b'\n');
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn a_record_is_one_line_with_time_and_stream() {
         let mut out = Vec::new();
-        let mut cutter = Cutter::new(Source::Stderr);
+        let mut cutter = RecordSplitter::new(RecordSource::Stderr);
         cutter.take(at(), b"one\n\ntw", &mut out);
         cutter.take(at(), b"o", &mut out);
         cutter.flush(at(), &mut out);
@@ -164,8 +164,8 @@ mod tests {
         prop_oneof![
             Just(vec![b'\n']),
             proptest::collection::vec(any::<u8>(), 0..40),
-            any_of(0..LONGEST / 2),
-            any_of(LONGEST - 2..LONGEST + 3),
+            any_of(0..MAX_RECORD_TEXT / 2),
+            any_of(MAX_RECORD_TEXT - 2..MAX_RECORD_TEXT + 3),
         ]
     }
 
@@ -176,7 +176,7 @@ mod tests {
                 proptest::collection::vec(run(), 0..8).prop_map(|runs| runs.concat()), 0..6)
         ) {
             let mut out = Vec::new();
-            let mut cutter = Cutter::new(Source::Stdout);
+            let mut cutter = RecordSplitter::new(RecordSource::Stdout);
             for piece in &pieces {
                 cutter.take(at(), piece, &mut out);
             }

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::format::{Cutter, Record, Source};
+use super::format::{LogRecord, RecordSource, RecordSplitter};
 use super::{CURRENT, OLDER};
 
 use crate::task;
@@ -65,19 +65,22 @@ pub(super) fn keep_inherited(dir: &Path) -> io::Result<()> {
 
 /// Keeps two streams until both have ended. `ready` is called once they are being read.
 fn keep(dir: &Path, file_bytes: u64, stdout: File, stderr: File, ready: impl FnOnce()) -> io::Result<()> {
-    let mut disk = Disk::open(dir, file_bytes)?;
-    let queue = Queue::default();
+    let mut disk = LogFileWriter::open(dir, file_bytes)?;
+    let queue = RecordQueue::default();
     std::thread::scope(|scope| {
         task::scoped(scope, "log-disk", || disk.run(&queue))?;
         ready();
-        let outcome = listen(stdout, stderr, &queue);
+        let outcome = read_streams(stdout, stderr, &queue);
         queue.close();
         outcome
     })
 }
 
-fn listen(stdout: File, stderr: File, queue: &Queue) -> io::Result<()> {
-    let mut streams = vec![(stdout, Cutter::new(Source::Stdout)), (stderr, Cutter::new(Source::Stderr))];
+fn read_streams(stdout: File, stderr: File, queue: &RecordQueue) -> io::Result<()> {
+    let mut streams = vec![
+        (stdout, RecordSplitter::new(RecordSource::Stdout)),
+        (stderr, RecordSplitter::new(RecordSource::Stderr)),
+    ];
     let mut chunk = vec![0; CHUNK];
     while !streams.is_empty() {
         let open = streams.iter().any(|(_, cutter)| cutter.is_open());
@@ -103,13 +106,13 @@ fn listen(stdout: File, stderr: File, queue: &Queue) -> io::Result<()> {
         }
         let mut ended = ended.into_iter();
         streams.retain(|_| !ended.next().unwrap_or(false));
-        queue.put(&records);
+        queue.push(&records);
     }
     Ok(())
 }
 
 /// Returns which streams are readable or have ended; none after a while if `limited`.
-fn poll(streams: &[(File, Cutter)], limited: bool) -> io::Result<Vec<bool>> {
+fn poll(streams: &[(File, RecordSplitter)], limited: bool) -> io::Result<Vec<bool>> {
     let mut fds: Vec<PollFd<'_>> =
         streams.iter().map(|(pipe, _)| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)).collect();
     loop {
@@ -123,26 +126,26 @@ fn poll(streams: &[(File, Cutter)], limited: bool) -> io::Result<Vec<bool>> {
 
 /// Records waiting for the disk.
 #[derive(Default)]
-struct Queue {
-    state: Mutex<Waiting>,
+struct RecordQueue {
+    state: Mutex<QueuedRecords>,
     changed: Condvar,
 }
 
 /// Content of a [`RecordQueue`].
 #[derive(Default)]
-struct Waiting {
+struct QueuedRecords {
     records: Vec<u8>,
     /// Number of dropped bytes since the last gap was taken.
     dropped: u64,
     closed: bool,
 }
 
-impl Queue {
-    fn put(&self, records: &[u8]) {
+impl RecordQueue {
+    fn push(&self, records: &[u8]) {
         if records.is_empty() {
             return;
         }
-        let full = |waiting: &mut Waiting| waiting.records.len() + records.len() > QUEUED;
+        let full = |waiting: &mut QueuedRecords| waiting.records.len() + records.len() > QUEUED;
         let mut waiting = self.state.lock();
         self.changed.wait_while_for(&mut waiting, full, PATIENCE);
         // A gap stays open until the disk thread has taken it.
@@ -157,8 +160,9 @@ impl Queue {
 
     /// Takes all queued records and the number of bytes dropped after them; `None` once the queue is closed and empty.
     fn take(&self) -> Option<(Vec<u8>, u64)> {
-        let idle =
-            |waiting: &mut Waiting| waiting.records.is_empty() && waiting.dropped == 0 && !waiting.closed;
+        let idle = |waiting: &mut QueuedRecords| {
+            waiting.records.is_empty() && waiting.dropped == 0 && !waiting.closed
+        };
         let mut waiting = self.state.lock();
         self.changed.wait_while(&mut waiting, idle);
         let taken = (std::mem::take(&mut waiting.records), std::mem::take(&mut waiting.dropped));
@@ -178,20 +182,20 @@ impl Queue {
 }
 
 /// Writer of the log files, with rotation.
-struct Disk {
+struct LogFileWriter {
     dir: PathBuf,
     file_bytes: u64,
     file: File,
     length: u64,
     /// Set if the file ends with a complete record.
-    whole: bool,
+    ends_with_record: bool,
 }
 
-impl Disk {
+impl LogFileWriter {
     fn open(dir: &Path, file_bytes: u64) -> io::Result<Self> {
         let file = Self::append(dir)?;
         let length = file.metadata()?.len();
-        let mut disk = Self { dir: dir.to_owned(), file_bytes, file, length, whole: true };
+        let mut disk = Self { dir: dir.to_owned(), file_bytes, file, length, ends_with_record: true };
         // A killed keeper may have left a partial record.
         let mut last = [b'\n'];
         if length > 0 {
@@ -207,7 +211,7 @@ impl Disk {
         File::options().create(true).append(true).mode(0o600).open(dir.join(CURRENT))
     }
 
-    fn run(&mut self, queue: &Queue) {
+    fn run(&mut self, queue: &RecordQueue) {
         let mut attempts = 0;
         while let Some((records, dropped)) = queue.take() {
             let mut left = records.as_slice();
@@ -222,7 +226,8 @@ impl Disk {
             if dropped > 0 {
                 let (at, text) = (Timestamp::now(), dropped.to_string());
                 let mut gap = Vec::new();
-                Record { at, source: Source::Gap, ended: true, text: text.as_bytes() }.write(&mut gap);
+                LogRecord { at, source: RecordSource::Gap, ended: true, text: text.as_bytes() }
+                    .write(&mut gap);
                 // If this fails too, the next records fail as well and are counted.
                 let _ = self.write(&mut gap.as_slice());
             }
@@ -232,8 +237,8 @@ impl Disk {
     /// Writes whole records, and advances `records` past the written part.
     fn write(&mut self, records: &mut &[u8]) -> io::Result<()> {
         while !records.is_empty() {
-            if self.length >= self.file_bytes && self.whole {
-                self.turn_over()?;
+            if self.length >= self.file_bytes && self.ends_with_record {
+                self.rotate()?;
             }
             // Up to the end of the record that reaches the size, so that no record spans two files.
             let room = usize::try_from(self.file_bytes.saturating_sub(self.length)).unwrap_or(usize::MAX);
@@ -248,14 +253,14 @@ impl Disk {
             let (written, left) = records.split_at(count);
             *records = left;
             match written.last() {
-                Some(last) => self.whole = *last == b'\n',
+                Some(last) => self.ends_with_record = *last == b'\n',
                 None => return Err(io::ErrorKind::WriteZero.into()),
             }
         }
         Ok(())
     }
 
-    fn turn_over(&mut self) -> io::Result<()> {
+    fn rotate(&mut self) -> io::Result<()> {
         fs::rename(self.dir.join(CURRENT), self.dir.join(OLDER))?;
         self.file = Self::append(&self.dir)?;
         self.length = 0;
@@ -285,7 +290,7 @@ mod tests {
         });
     }
 
-    fn texts(file: &Path) -> Vec<(Source, bool, String)> {
+    fn texts(file: &Path) -> Vec<(RecordSource, bool, String)> {
         let content = fs::read(file).unwrap();
         assert!(content.is_empty() || content.ends_with(b"\n"));
         let lines = content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
@@ -304,13 +309,13 @@ mod tests {
         let err = |mut pipe: File| pipe.write_all(b"bad\n").unwrap();
         kept(dir.path(), FILE_BYTES, out, err);
         let mut found = texts(&dir.path().join(CURRENT));
-        found.sort_by_key(|(source, ..)| *source == Source::Stderr);
+        found.sort_by_key(|(source, ..)| *source == RecordSource::Stderr);
         assert_eq!(
             found,
             [
-                (Source::Stdout, true, "one".to_owned()),
-                (Source::Stdout, false, "two".to_owned()),
-                (Source::Stderr, true, "bad".to_owned())
+                (RecordSource::Stdout, true, "one".to_owned()),
+                (RecordSource::Stdout, false, "two".to_owned()),
+                (RecordSource::Stderr, true, "bad".to_owned())
             ]
         );
     }
@@ -328,7 +333,7 @@ mod tests {
             }
         };
         kept(dir.path(), FILE_BYTES, out, drop);
-        assert_eq!(texts(&file), [(Source::Stdout, false, "name? ".to_owned())]);
+        assert_eq!(texts(&file), [(RecordSource::Stdout, false, "name? ".to_owned())]);
     }
 
     #[test]
@@ -364,10 +369,10 @@ mod tests {
 
     #[test]
     fn what_a_stuck_disk_does_not_take_is_dropped_and_counted() {
-        let queue = Queue::default();
+        let queue = RecordQueue::default();
         let record = vec![b'x'; 1 << 20];
         let begun = std::time::Instant::now();
-        (0..6).for_each(|_| queue.put(&record));
+        (0..6).for_each(|_| queue.push(&record));
         assert!(begun.elapsed() < PATIENCE * 4);
         let (records, dropped) = queue.take().unwrap();
         assert_eq!((records.len(), dropped), (4 << 20, 2 << 20));

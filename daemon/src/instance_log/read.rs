@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::format::{self, Source};
+use super::format::{self, RecordSource};
 use super::{CURRENT, OLDER};
 
 /// Selection of log lines for an excerpt.
 #[derive(Clone, Debug, Default)]
-pub struct LogQuery {
+pub struct ExcerptQuery {
     /// Maximum number of lines, counted from the end; [`DEFAULT_TAIL`] if absent.
     pub tail: Option<usize>,
     pub since: Option<Timestamp>,
@@ -38,9 +38,9 @@ const ATTEMPTS: usize = 10;
 
 /// A line of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
+pub struct RecordedLine {
     pub at: Timestamp,
-    pub source: Source,
+    pub source: RecordSource,
     /// Set if a newline ended the text. The text of a gap is the number of missing bytes.
     pub ended: bool,
     pub text: String,
@@ -48,29 +48,29 @@ pub struct Line {
 
 /// Selected lines of a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Excerpt {
-    pub lines: Vec<Line>,
+pub struct LogExcerpt {
+    pub lines: Vec<RecordedLine>,
     /// Number of matching lines that were left out.
     pub omitted: u64,
     /// Position after these lines, for following the log.
-    pub end: Position,
+    pub end: LogPosition,
 }
 
 /// Position in a log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Position {
+pub struct LogPosition {
     /// Inode of the file; `None` if there was no file yet.
     file: Option<u64>,
     offset: u64,
 }
 
 /// Reads an excerpt of the log in `dir`; a missing log is empty. Blocking.
-pub fn read(dir: &Path, query: &LogQuery) -> io::Result<Excerpt> {
-    let mut collector = Collector::new(query);
-    let mut end = Position::default();
+pub fn read_excerpt(dir: &Path, query: &ExcerptQuery) -> io::Result<LogExcerpt> {
+    let mut collector = ExcerptCollector::new(query);
+    let mut end = LogPosition::default();
     for file in open_both(dir)? {
-        let mut reader = Reader::new(file)?;
-        while reader.batch(|record| collector.take(record))? {}
+        let mut reader = LogFileReader::new(file)?;
+        while reader.batch(|record| collector.add(record))? {}
         end = reader.position();
     }
     Ok(collector.finish(end))
@@ -102,24 +102,24 @@ fn open(path: &Path) -> io::Result<Option<File>> {
 }
 
 /// Reads complete lines of one file.
-struct Reader {
+struct LogFileReader {
     file: File,
     inode: u64,
     /// Offset of the first byte that has not been returned yet.
     offset: u64,
 }
 
-impl Reader {
+impl LogFileReader {
     fn new(file: File) -> io::Result<Self> {
         Ok(Self { inode: file.metadata()?.ino(), file, offset: 0 })
     }
 
-    fn position(&self) -> Position {
-        Position { file: Some(self.inode), offset: self.offset }
+    fn position(&self) -> LogPosition {
+        LogPosition { file: Some(self.inode), offset: self.offset }
     }
 
     /// Passes the next records to `take`; returns whether there were any.
-    fn batch(&mut self, mut take: impl FnMut(&format::Record<'_>)) -> io::Result<bool> {
+    fn batch(&mut self, mut take: impl FnMut(&format::LogRecord<'_>)) -> io::Result<bool> {
         self.file.seek(SeekFrom::Start(self.offset))?;
         let mut bytes = Vec::with_capacity(BATCH);
         self.file.by_ref().take(BATCH as u64).read_to_end(&mut bytes)?;
@@ -137,19 +137,19 @@ impl Reader {
 }
 
 /// Collects the lines of an excerpt.
-struct Collector<'a> {
-    query: &'a LogQuery,
+struct ExcerptCollector<'a> {
+    query: &'a ExcerptQuery,
     tail: usize,
     max_bytes: usize,
     /// Unfinished lines of stdout and stderr.
     open: [Option<(Timestamp, Vec<u8>)>; 2],
-    lines: VecDeque<Line>,
+    lines: VecDeque<RecordedLine>,
     bytes: usize,
     omitted: u64,
 }
 
-impl<'a> Collector<'a> {
-    fn new(query: &'a LogQuery) -> Self {
+impl<'a> ExcerptCollector<'a> {
+    fn new(query: &'a ExcerptQuery) -> Self {
         Self {
             query,
             tail: query.tail.unwrap_or(DEFAULT_TAIL),
@@ -164,11 +164,11 @@ impl<'a> Collector<'a> {
         }
     }
 
-    fn take(&mut self, record: &format::Record<'_>) {
+    fn add(&mut self, record: &format::LogRecord<'_>) {
         let slot = match record.source {
-            Source::Stdout => 0,
-            Source::Stderr => 1,
-            Source::Gap => return self.line(record.at, record.source, true, record.text),
+            RecordSource::Stdout => 0,
+            RecordSource::Stderr => 1,
+            RecordSource::Gap => return self.line(record.at, record.source, true, record.text),
         };
         let (at, mut text) = self.open[slot].take().unwrap_or((record.at, Vec::new()));
         text.extend_from_slice(record.text);
@@ -179,18 +179,19 @@ impl<'a> Collector<'a> {
         }
     }
 
-    fn line(&mut self, at: Timestamp, source: Source, ended: bool, text: &[u8]) {
+    fn line(&mut self, at: Timestamp, source: RecordSource, ended: bool, text: &[u8]) {
         if self.query.since.is_some_and(|since| at < since) {
             return;
         }
         let text = String::from_utf8_lossy(text).into_owned();
         // A gap is always shown: the missing text may contain the searched one.
-        if source != Source::Gap && self.query.contains.as_ref().is_some_and(|wanted| !text.contains(wanted))
+        if source != RecordSource::Gap
+            && self.query.contains.as_ref().is_some_and(|wanted| !text.contains(wanted))
         {
             return;
         }
         self.bytes += text.len();
-        self.lines.push_back(Line { at, source, ended, text });
+        self.lines.push_back(RecordedLine { at, source, ended, text });
         while self.lines.len() > self.tail || self.bytes > self.max_bytes {
             let Some(oldest) = self.lines.pop_front() else { break };
             self.bytes -= oldest.text.len();
@@ -198,31 +199,31 @@ impl<'a> Collector<'a> {
         }
     }
 
-    fn finish(mut self, end: Position) -> Excerpt {
-        for (slot, source) in [(0, Source::Stdout), (1, Source::Stderr)] {
+    fn finish(mut self, end: LogPosition) -> LogExcerpt {
+        for (slot, source) in [(0, RecordSource::Stdout), (1, RecordSource::Stderr)] {
             if let Some((at, text)) = self.open[slot].take() {
                 self.line(at, source, false, &text);
             }
         }
-        Excerpt { lines: self.lines.into(), omitted: self.omitted, end }
+        LogExcerpt { lines: self.lines.into(), omitted: self.omitted, end }
     }
 }
 
 /// Follows a log from a position. Unfinished lines are returned piece by piece, as they are written.
-pub struct Follower {
+pub struct LogFollower {
     dir: PathBuf,
-    reader: Option<Reader>,
-    start: Position,
+    reader: Option<LogFileReader>,
+    start: LogPosition,
 }
 
-impl Follower {
-    pub fn new(dir: PathBuf, start: Position) -> Self {
+impl LogFollower {
+    pub fn new(dir: PathBuf, start: LogPosition) -> Self {
         Self { dir, reader: None, start }
     }
 
     /// Waits for the next lines. A log has no end marker: a caller that knows the instance has exited reads the
     /// [`rest`](Self::rest).
-    pub async fn next(&mut self) -> io::Result<Vec<Line>> {
+    pub async fn next(&mut self) -> io::Result<Vec<RecordedLine>> {
         loop {
             let lines = self.rest().await?;
             if !lines.is_empty() {
@@ -234,23 +235,27 @@ impl Follower {
 
     /// Returns the lines written since the last call, possibly only the first part of them: call again until the result
     /// is empty.
-    pub async fn rest(&mut self) -> io::Result<Vec<Line>> {
+    pub async fn rest(&mut self) -> io::Result<Vec<RecordedLine>> {
         let (dir, start) = (self.dir.clone(), self.start);
         let reader = self.reader.take();
-        let read = crate::task::blocking("follow-log", move || more(&dir, reader, start)).await;
+        let read = crate::task::blocking("follow-log", move || read_more(&dir, reader, start)).await;
         let (reader, lines) = read.map_err(io::Error::other)??;
-        self.start = reader.as_ref().map_or(self.start, Reader::position);
+        self.start = reader.as_ref().map_or(self.start, LogFileReader::position);
         self.reader = reader;
         Ok(lines)
     }
 }
 
 /// Reads the next lines of a log, and returns the reader to continue with.
-fn more(dir: &Path, reader: Option<Reader>, start: Position) -> io::Result<(Option<Reader>, Vec<Line>)> {
+fn read_more(
+    dir: &Path,
+    reader: Option<LogFileReader>,
+    start: LogPosition,
+) -> io::Result<(Option<LogFileReader>, Vec<RecordedLine>)> {
     let mut lines = Vec::new();
     let mut reader = match reader {
         Some(reader) => reader,
-        None => match from(dir, start)? {
+        None => match open_at(dir, start)? {
             Some(reader) => reader,
             None => return Ok((None, lines)),
         },
@@ -269,9 +274,9 @@ fn more(dir: &Path, reader: Option<Reader>, start: Position) -> io::Result<(Opti
     }
 }
 
-fn line(record: &format::Record<'_>) -> Line {
+fn line(record: &format::LogRecord<'_>) -> RecordedLine {
     let text = String::from_utf8_lossy(record.text).into_owned();
-    Line { at: record.at, source: record.source, ended: record.ended, text }
+    RecordedLine { at: record.at, source: record.source, ended: record.ended, text }
 }
 
 fn inode(path: &Path) -> io::Result<Option<u64>> {
@@ -283,8 +288,8 @@ fn inode(path: &Path) -> io::Result<Option<u64>> {
 }
 
 /// Opens the file of a position at its offset; the oldest file if that one is gone.
-fn from(dir: &Path, start: Position) -> io::Result<Option<Reader>> {
-    let mut readers = open_both(dir)?.into_iter().map(Reader::new).collect::<io::Result<Vec<_>>>()?;
+fn open_at(dir: &Path, start: LogPosition) -> io::Result<Option<LogFileReader>> {
+    let mut readers = open_both(dir)?.into_iter().map(LogFileReader::new).collect::<io::Result<Vec<_>>>()?;
     if let Some(found) = readers.iter().position(|reader| Some(reader.inode) == start.file) {
         let mut reader = readers.swap_remove(found);
         reader.offset = start.offset;
@@ -294,8 +299,8 @@ fn from(dir: &Path, start: Position) -> io::Result<Option<Reader>> {
 }
 
 /// Opens the file after one: the current file, or the older one if the log was rotated twice since.
-fn next_after(dir: &Path, inode: u64) -> io::Result<Option<Reader>> {
-    let readers = open_both(dir)?.into_iter().map(Reader::new).collect::<io::Result<Vec<_>>>()?;
+fn next_after(dir: &Path, inode: u64) -> io::Result<Option<LogFileReader>> {
+    let readers = open_both(dir)?.into_iter().map(LogFileReader::new).collect::<io::Result<Vec<_>>>()?;
     let own = readers.iter().position(|reader| reader.inode == inode);
     Ok(readers.into_iter().nth(own.map_or(0, |own| own + 1)))
 }
@@ -305,7 +310,7 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::instance_log::format::{Cutter, Record};
+    use crate::instance_log::format::{LogRecord, RecordSplitter};
 
     const AT: &str = "2026-11-24T09:55:07Z";
 
@@ -313,8 +318,8 @@ mod tests {
         AT.parse::<Timestamp>().unwrap() + jiff::SignedDuration::from_secs(seconds)
     }
 
-    fn append(dir: &Path, seconds: i64, source: Source, text: &str) {
-        let (mut out, mut cutter) = (Vec::new(), Cutter::new(source));
+    fn append(dir: &Path, seconds: i64, source: RecordSource, text: &str) {
+        let (mut out, mut cutter) = (Vec::new(), RecordSplitter::new(source));
         cutter.take(at(seconds), text.as_bytes(), &mut out);
         cutter.flush(at(seconds), &mut out);
         let mut file = File::options().create(true).append(true).open(dir.join(CURRENT)).unwrap();
@@ -325,7 +330,7 @@ mod tests {
         fs::rename(dir.join(CURRENT), dir.join(OLDER)).unwrap();
     }
 
-    fn texts(lines: &[Line]) -> Vec<&str> {
+    fn texts(lines: &[RecordedLine]) -> Vec<&str> {
         lines.iter().map(|line| line.text.as_str()).collect()
     }
 
@@ -333,23 +338,24 @@ mod tests {
     fn an_excerpt_is_the_newest_lines_that_fit_the_question() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
-        let ask = |query: LogQuery| read(dir, &query).unwrap();
-        assert_eq!(ask(LogQuery::default()), Excerpt::default());
-        append(dir, 0, Source::Stdout, "a1\na2\n");
+        let ask = |query: ExcerptQuery| read_excerpt(dir, &query).unwrap();
+        assert_eq!(ask(ExcerptQuery::default()), LogExcerpt::default());
+        append(dir, 0, RecordSource::Stdout, "a1\na2\n");
         turn_over(dir);
-        append(dir, 5, Source::Stderr, "b1\n");
-        append(dir, 9, Source::Stdout, "a3");
-        append(dir, 9, Source::Stdout, " goes on");
-        let all = ask(LogQuery::default());
+        append(dir, 5, RecordSource::Stderr, "b1\n");
+        append(dir, 9, RecordSource::Stdout, "a3");
+        append(dir, 9, RecordSource::Stdout, " goes on");
+        let all = ask(ExcerptQuery::default());
         assert_eq!((texts(&all.lines), all.omitted), (vec!["a1", "a2", "b1", "a3 goes on"], 0));
         assert!(all.lines[0].ended && !all.lines[3].ended);
-        let tail = ask(LogQuery { tail: Some(1), ..LogQuery::default() });
+        let tail = ask(ExcerptQuery { tail: Some(1), ..ExcerptQuery::default() });
         assert_eq!((texts(&tail.lines), tail.omitted), (vec!["a3 goes on"], 3));
-        let bytes = ask(LogQuery { max_bytes: 12, ..LogQuery::default() });
+        let bytes = ask(ExcerptQuery { max_bytes: 12, ..ExcerptQuery::default() });
         assert_eq!(texts(&bytes.lines), ["b1", "a3 goes on"]);
-        let since = ask(LogQuery { since: Some(at(5)), ..LogQuery::default() });
+        let since = ask(ExcerptQuery { since: Some(at(5)), ..ExcerptQuery::default() });
         assert_eq!(texts(&since.lines), ["b1", "a3 goes on"]);
-        let grep = ask(LogQuery { contains: Some("a".to_owned()), tail: Some(2), ..LogQuery::default() });
+        let grep =
+            ask(ExcerptQuery { contains: Some("a".to_owned()), tail: Some(2), ..ExcerptQuery::default() });
         assert_eq!((texts(&grep.lines), grep.omitted), (vec!["a2", "a3 goes on"], 1));
     }
 
@@ -357,34 +363,34 @@ mod tests {
     fn a_gap_is_shown_whatever_is_looked_for() {
         let dir = tempfile::tempdir().unwrap();
         let mut out = Vec::new();
-        Record { at: at(0), source: Source::Gap, ended: true, text: b"4096" }.write(&mut out);
+        LogRecord { at: at(0), source: RecordSource::Gap, ended: true, text: b"4096" }.write(&mut out);
         fs::write(dir.path().join(CURRENT), out).unwrap();
-        let query = LogQuery { contains: Some("x".to_owned()), ..LogQuery::default() };
-        let lines = read(dir.path(), &query).unwrap().lines;
-        assert_eq!((texts(&lines), lines[0].source), (vec!["4096"], Source::Gap));
+        let query = ExcerptQuery { contains: Some("x".to_owned()), ..ExcerptQuery::default() };
+        let lines = read_excerpt(dir.path(), &query).unwrap().lines;
+        assert_eq!((texts(&lines), lines[0].source), (vec!["4096"], RecordSource::Gap));
     }
 
     #[tokio::test]
     async fn a_follower_misses_nothing_when_the_file_is_turned_over() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
-        append(dir, 0, Source::Stdout, "old\n");
-        let end = read(dir, &LogQuery::default()).unwrap().end;
-        let mut follower = Follower::new(dir.to_owned(), end);
+        append(dir, 0, RecordSource::Stdout, "old\n");
+        let end = read_excerpt(dir, &ExcerptQuery::default()).unwrap().end;
+        let mut follower = LogFollower::new(dir.to_owned(), end);
         assert_eq!(follower.rest().await.unwrap(), []);
-        append(dir, 1, Source::Stdout, "one\n");
+        append(dir, 1, RecordSource::Stdout, "one\n");
         assert_eq!(texts(&follower.next().await.unwrap()), ["one"]);
-        append(dir, 2, Source::Stdout, "two\n");
+        append(dir, 2, RecordSource::Stdout, "two\n");
         turn_over(dir);
-        append(dir, 3, Source::Stdout, "three\n");
+        append(dir, 3, RecordSource::Stdout, "three\n");
         let mut seen = follower.next().await.unwrap();
         seen.extend(follower.rest().await.unwrap());
         assert_eq!(texts(&seen), ["two", "three"]);
         // A follower that starts before the log exists.
         let empty = tempfile::tempdir().unwrap();
-        let mut early = Follower::new(empty.path().to_owned(), Position::default());
+        let mut early = LogFollower::new(empty.path().to_owned(), LogPosition::default());
         assert_eq!(early.rest().await.unwrap(), []);
-        append(empty.path(), 0, Source::Stderr, "first\n");
+        append(empty.path(), 0, RecordSource::Stderr, "first\n");
         assert_eq!(texts(&early.next().await.unwrap()), ["first"]);
     }
 }

@@ -8,12 +8,12 @@ use super::trust::TrustDomain;
 /// Prefixes of stored names that belong to no participant: services, builds, users of the machine, and owners of what
 /// the daemon keeps on behalf of a caller. No token makes a participant with such a name, so that where only a name is
 /// stored it cannot be mistaken for another kind of caller.
-pub const RESERVED_NAMES: [&str; 5] = [SERVICE_NAME, BUILD_NAME, USER_NAME, "caller:", MOUNTS_OF];
+pub const RESERVED_NAMES: [&str; 5] = [SERVICE_NAME, BUILD_NAME, USER_NAME, "caller:", BUILD_MOUNTS_OWNER];
 pub const SERVICE_NAME: &str = "service:";
 pub const BUILD_NAME: &str = "build:";
 pub const USER_NAME: &str = "uid:";
 /// Owner prefix of the packs that hold the mounts of a caller's builds; the caller's name follows.
-pub const MOUNTS_OF: &str = "image mounts of ";
+pub const BUILD_MOUNTS_OWNER: &str = "image mounts of ";
 
 /// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +56,8 @@ fn granted<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<serde_jso
 pub struct ContainersGrant {
     pub use_containers: bool,
     pub logs: bool,
-    pub pull: Patterns,
-    pub run: Patterns,
+    pub pull: NamePatterns,
+    pub run: NamePatterns,
     pub registry: RegistryGrant,
 }
 
@@ -65,10 +65,10 @@ pub struct ContainersGrant {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RegistryGrant {
-    pub list: Patterns,
-    pub pull: Patterns,
-    pub run: Patterns,
-    pub write: Patterns,
+    pub list: NamePatterns,
+    pub pull: NamePatterns,
+    pub run: NamePatterns,
+    pub write: NamePatterns,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ pub struct StoragePath {
 /// Name patterns, each an exact name or a prefix with a trailing `*`. An empty list allows nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Patterns(pub Vec<String>);
+pub struct NamePatterns(pub Vec<String>);
 
 /// Operation on a repository of the room's registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,31 +108,31 @@ pub enum StorageVerb {
 /// create a link that leads to another part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum PathLinks {
+pub enum SymlinkPolicy {
     /// Links are followed as long as they stay inside the storage.
     #[default]
     Followed,
     Refused,
 }
 
-impl Patterns {
+impl NamePatterns {
     pub fn all() -> Self {
         Self(vec!["*".to_owned()])
     }
 
     /// Reports whether every name that `others` allow is allowed here.
-    pub fn cover(&self, others: &Self) -> bool {
+    pub fn covers(&self, others: &Self) -> bool {
         others.0.iter().all(|other| match other.strip_suffix('*') {
             Some(prefix) => {
                 self.0.iter().filter_map(|own| own.strip_suffix('*')).any(|own| prefix.starts_with(own))
             }
-            None => self.allow(other),
+            None => self.allows(other),
         })
     }
 
     /// Reports whether the name is allowed. A repository of cached images matches only its exact name: the token of a
     /// build lists the ones that the build uses, and no participant's pattern matches them.
-    pub fn allow(&self, name: &str) -> bool {
+    pub fn allows(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(prefix) => name.starts_with(prefix) && !is_cached_name(name),
             None => name == pattern,
@@ -170,7 +170,7 @@ impl StorageGrant {
 impl ApiScope {
     /// Returns the first grant that `wanted` has and this scope lacks, or has in a narrower form. `None` if this scope
     /// covers all of them.
-    pub fn lacks(&self, wanted: &Self) -> Option<&'static str> {
+    pub fn missing_grant(&self, wanted: &Self) -> Option<&'static str> {
         let containers = self.containers.clone().unwrap_or_default();
         let storage = self.storage.clone().unwrap_or_default();
         let wanted_containers = wanted.containers.clone().unwrap_or_default();
@@ -182,12 +182,12 @@ impl ApiScope {
             ("storage", storage.covers(&wanted.storage.clone().unwrap_or_default())),
             ("containers.use_containers", containers.use_containers || !wanted_containers.use_containers),
             ("containers.logs", containers.logs || !wanted_containers.logs),
-            ("containers.pull", containers.pull.cover(&wanted_containers.pull)),
-            ("containers.run", containers.run.cover(&wanted_containers.run)),
-            ("containers.registry.list", registry.list.cover(&wanted_registry.list)),
-            ("containers.registry.pull", registry.pull.cover(&wanted_registry.pull)),
-            ("containers.registry.run", registry.run.cover(&wanted_registry.run)),
-            ("containers.registry.write", registry.write.cover(&wanted_registry.write)),
+            ("containers.pull", containers.pull.covers(&wanted_containers.pull)),
+            ("containers.run", containers.run.covers(&wanted_containers.run)),
+            ("containers.registry.list", registry.list.covers(&wanted_registry.list)),
+            ("containers.registry.pull", registry.pull.covers(&wanted_registry.pull)),
+            ("containers.registry.run", registry.run.covers(&wanted_registry.run)),
+            ("containers.registry.write", registry.write.covers(&wanted_registry.write)),
         ];
         covered.into_iter().find(|(_, covered)| !covered).map(|(grant, _)| grant)
     }
@@ -204,7 +204,7 @@ impl ApiScope {
 
     /// Returns the default grants of a person: build, run and read logs, but not read secrets.
     pub fn user_default() -> Self {
-        let all = Patterns::all;
+        let all = NamePatterns::all;
         Self {
             containers: Some(ContainersGrant {
                 use_containers: true,
@@ -237,9 +237,9 @@ impl Caller {
     }
 
     /// Returns the link policy for this caller: links are followed only for callers with access to the whole storage.
-    pub fn path_links(&self, verb: StorageVerb) -> PathLinks {
+    pub fn symlink_policy(&self, verb: StorageVerb) -> SymlinkPolicy {
         let whole = self.scope.storage.as_ref().is_some_and(|grant| grant.allows_tree(verb, ""));
-        if whole { PathLinks::Followed } else { PathLinks::Refused }
+        if whole { SymlinkPolicy::Followed } else { SymlinkPolicy::Refused }
     }
 }
 
@@ -261,11 +261,14 @@ mod tests {
     fn no_pattern_reaches_cached_images_and_no_participant_hands_on_a_name_of_one() {
         let name = "cached.hearth/public/docker.io/library/alpine";
         for pattern in ["*", "cached.hearth/*", "c*", &format!("{name}*")] {
-            let patterns = Patterns(vec![pattern.to_owned()]);
-            assert!(!patterns.allow(name), "{pattern}");
-            assert!(!patterns.cover(&Patterns(vec![name.to_owned()])), "{pattern}");
+            let patterns = NamePatterns(vec![pattern.to_owned()]);
+            assert!(!patterns.allows(name), "{pattern}");
+            assert!(!patterns.covers(&NamePatterns(vec![name.to_owned()])), "{pattern}");
         }
-        assert!(Patterns(vec![name.to_owned()]).allow(name) && Patterns::all().allow("cached.hearth2/a"));
+        assert!(
+            NamePatterns(vec![name.to_owned()]).allows(name)
+                && NamePatterns::all().allows("cached.hearth2/a")
+        );
     }
 
     #[test]
@@ -294,17 +297,17 @@ mod tests {
 
     #[test]
     fn names_are_exact_or_have_a_trailing_star() {
-        let patterns = Patterns(vec!["a/b".to_owned(), "team/*".to_owned()]);
+        let patterns = NamePatterns(vec!["a/b".to_owned(), "team/*".to_owned()]);
         for (name, allowed) in
             [("a/b", true), ("a/bc", false), ("a", false), ("team/x/y", true), ("team", false)]
         {
-            assert_eq!(patterns.allow(name), allowed, "{name}");
+            assert_eq!(patterns.allows(name), allowed, "{name}");
         }
     }
 
     #[test]
     fn only_who_may_use_the_whole_storage_has_links_followed() {
-        use PathLinks::{Followed, Refused};
+        use SymlinkPolicy::{Followed, Refused};
         let whole = serde_json::json!([{"path": "/"}]);
         let part = serde_json::json!([{"path": "a"}, {"path": "b"}]);
         let locked = serde_json::json!([{"path": "/"}, {"path": "a", "read_only": true}]);
@@ -312,10 +315,10 @@ mod tests {
             [(whole, Followed, Followed), (part, Refused, Refused), (locked, Followed, Refused)]
         {
             let caller = caller(serde_json::json!({"storage": {"paths": paths}}));
-            assert_eq!(caller.path_links(StorageVerb::Read), read, "{paths}");
-            assert_eq!(caller.path_links(StorageVerb::Write), write, "{paths}");
+            assert_eq!(caller.symlink_policy(StorageVerb::Read), read, "{paths}");
+            assert_eq!(caller.symlink_policy(StorageVerb::Write), write, "{paths}");
         }
-        assert_eq!(Caller::local(0).path_links(StorageVerb::Write), Followed);
+        assert_eq!(Caller::local(0).symlink_policy(StorageVerb::Write), Followed);
     }
 
     #[test]
@@ -340,7 +343,7 @@ mod tests {
     #[test]
     fn a_scope_that_is_handed_on_is_no_wider_than_the_callers_own() {
         let lacks = |own: serde_json::Value, wanted: serde_json::Value| {
-            caller(own).scope.lacks(&caller(wanted).scope)
+            caller(own).scope.missing_grant(&caller(wanted).scope)
         };
         let user = serde_json::to_value(ApiScope::user_default()).unwrap();
         let agent = serde_json::to_value(ApiScope::agent_default()).unwrap();
@@ -383,7 +386,7 @@ mod tests {
             (&[("/apps/locked/deep", true)], true),
             (&[("/", true)], false),
         ] {
-            let lacks = caller(storage(&own)).scope.lacks(&caller(storage(wanted)).scope);
+            let lacks = caller(storage(&own)).scope.missing_grant(&caller(storage(wanted)).scope);
             assert_eq!(lacks, (!covered).then_some("storage"), "{wanted:?}");
         }
     }

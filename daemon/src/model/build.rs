@@ -16,11 +16,11 @@ use hearth_proto::value::{Digest, MountSpec, MountTarget, Reference};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::access::{PathLinks, Patterns};
+use super::access::{NamePatterns, SymlinkPolicy};
 use super::fault::{DockerfileRange, Fault};
 use super::id::BuildId;
 use super::image::Platform;
-use super::secret::{Credential, Secret};
+use super::secret::{RegistryCredential, Secret};
 use super::trust::TrustDomain;
 
 /// Validated build request. It contains no secrets, because it is stored and shown.
@@ -32,7 +32,7 @@ pub struct BuildSpec {
     pub mounts: Vec<MountSpec>,
     /// Symbolic link policy for the storage paths of the mounts.
     #[serde(default)]
-    pub path_links: PathLinks,
+    pub path_links: SymlinkPolicy,
     pub context_path: MountTarget,
     pub dockerfile: DockerfilePath,
     #[serde(default)]
@@ -48,7 +48,7 @@ pub struct BuildSpec {
     #[serde(default)]
     pub pull: bool,
     #[serde(default)]
-    pub network: Network,
+    pub network: BuildNetwork,
     #[serde(default)]
     pub timeout: Option<Duration>,
     /// Ids of the secrets that came with the request; their values are in [`BuildSecrets`].
@@ -76,7 +76,7 @@ pub enum NoCache {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Network {
+pub enum BuildNetwork {
     #[default]
     Default,
     None,
@@ -88,7 +88,7 @@ pub struct BuildSecrets {
     /// Secret values by secret id.
     pub values: BTreeMap<String, Secret<Vec<u8>>>,
     /// Registry credentials by registry host.
-    pub credentials: BTreeMap<String, Credential>,
+    pub credentials: BTreeMap<String, RegistryCredential>,
 }
 
 impl BuildSecrets {
@@ -137,11 +137,11 @@ pub struct BuildRecord {
     pub domain: Option<TrustDomain>,
     /// Images of the room that the Dockerfile may use: those that the caller may pull.
     #[serde(default)]
-    pub may_pull: Patterns,
+    pub may_pull: NamePatterns,
     /// Images of other registries that the caller may pull, with the daemon's own credentials if the request brings
     /// none.
     #[serde(default)]
-    pub may_pull_from: Patterns,
+    pub may_pull_from: NamePatterns,
     pub state: BuildState,
     pub created_at: Timestamp,
     #[serde(default)]
@@ -241,13 +241,13 @@ pub enum BuildOutcome {
 pub struct BuildEvent {
     pub sequence: u64,
     pub time: Timestamp,
-    pub kind: EventKind,
+    pub kind: BuildEventKind,
 }
 
 /// Kind of a build event. Steps are numbered from 1 in the order of their first appearance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum EventKind {
+pub enum BuildEventKind {
     StateChanged {
         state: BuildState,
     },
@@ -304,23 +304,23 @@ mod log_bytes {
 
     #[derive(Serialize, Deserialize)]
     #[serde(untagged)]
-    enum Form<'a> {
+    enum LogBytesJson<'a> {
         Text(std::borrow::Cow<'a, str>),
         Base64 { base64: String },
     }
 
     pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
         match std::str::from_utf8(bytes) {
-            Ok(text) => Form::Text(text.into()),
-            Err(_) => Form::Base64 { base64: STANDARD.encode(bytes) },
+            Ok(text) => LogBytesJson::Text(text.into()),
+            Err(_) => LogBytesJson::Base64 { base64: STANDARD.encode(bytes) },
         }
         .serialize(serializer)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        match Form::deserialize(deserializer)? {
-            Form::Text(text) => Ok(text.into_owned().into_bytes()),
-            Form::Base64 { base64 } => STANDARD.decode(base64).map_err(serde::de::Error::custom),
+        match LogBytesJson::deserialize(deserializer)? {
+            LogBytesJson::Text(text) => Ok(text.into_owned().into_bytes()),
+            LogBytesJson::Base64 { base64 } => STANDARD.decode(base64).map_err(serde::de::Error::custom),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Confinement {
+pub struct ServiceConfinement {
     /// True if the service and the other services of the room cannot connect to each other.
     pub isolated: bool,
     /// Capabilities that its processes have in addition to the default set.
@@ -27,7 +27,7 @@ pub enum AddedCapability {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a capability that a service can be given; there are NET_RAW and MKNOD")]
-pub struct NotAddable(String);
+pub struct AddedCapabilityError(String);
 
 impl AddedCapability {
     /// Returns the name without the kernel's prefix `CAP_`.
@@ -46,23 +46,23 @@ impl fmt::Display for AddedCapability {
 }
 
 impl FromStr for AddedCapability {
-    type Err = NotAddable;
+    type Err = AddedCapabilityError;
 
     /// Parses a name in any case, with or without `CAP_`.
-    fn from_str(text: &str) -> Result<Self, NotAddable> {
+    fn from_str(text: &str) -> Result<Self, AddedCapabilityError> {
         let upper = text.to_ascii_uppercase();
         match upper.strip_prefix("CAP_").unwrap_or(&upper) {
             "NET_RAW" => Ok(Self::NetRaw),
             "MKNOD" => Ok(Self::Mknod),
-            _ => Err(NotAddable(text.chars().take(40).collect())),
+            _ => Err(AddedCapabilityError(text.chars().take(40).collect())),
         }
     }
 }
 
 impl TryFrom<String> for AddedCapability {
-    type Error = NotAddable;
+    type Error = AddedCapabilityError;
 
-    fn try_from(text: String) -> Result<Self, NotAddable> {
+    fn try_from(text: String) -> Result<Self, AddedCapabilityError> {
         text.parse()
     }
 }
@@ -90,9 +90,9 @@ mod tests {
     #[test]
     fn a_stored_confinement_reads_back_and_an_older_one_is_the_default() {
         let confinement =
-            Confinement { isolated: true, capabilities: BTreeSet::from([AddedCapability::Mknod]) };
+            ServiceConfinement { isolated: true, capabilities: BTreeSet::from([AddedCapability::Mknod]) };
         let text = serde_json::to_string(&confinement).unwrap();
         assert_eq!(text, r#"{"isolated":true,"capabilities":["MKNOD"]}"#);
-        assert_eq!(serde_json::from_str::<Confinement>(&text).unwrap(), confinement);
+        assert_eq!(serde_json::from_str::<ServiceConfinement>(&text).unwrap(), confinement);
     }
 }

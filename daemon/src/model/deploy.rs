@@ -13,7 +13,9 @@ use super::build::LogStream;
 use super::confinement::AddedCapability;
 use super::fault::Fault;
 use super::id::{InstanceId, ServiceId};
-use super::service::{Domain, EnvValue, Exit, Port, Service, ServiceName, Strategy};
+use super::service::{
+    DeployStrategy, EnvValue, ProcessExit, ServiceDomain, ServiceName, ServicePort, ServiceRecord,
+};
 
 /// Deploy request as received. `None`, and absence from a list or map, means "not mentioned".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +27,7 @@ pub struct DeployRequest {
     pub env: BTreeMap<String, EnvValue>,
     /// Mounts. If any mount of a kind is given, the given ones replace all existing mounts of that kind.
     pub mounts: Vec<MountSpec>,
-    pub ports: Option<Vec<Port>>,
+    pub ports: Option<Vec<ServicePort>>,
     pub command: Option<Vec<String>>,
     pub workdir: Option<MountTarget>,
     pub identity: Option<String>,
@@ -35,8 +37,8 @@ pub struct DeployRequest {
     pub liveness: Option<String>,
     /// Time limit for the first healthy answer.
     pub start_limit: Option<Duration>,
-    pub strategy: Option<Strategy>,
-    pub domains: Option<Vec<Domain>>,
+    pub strategy: Option<DeployStrategy>,
+    pub domains: Option<Vec<ServiceDomain>>,
     pub public: Option<bool>,
     pub description: Option<String>,
     pub annotations: Option<BTreeMap<String, String>>,
@@ -94,7 +96,7 @@ pub struct ImageFacts {
 /// One step of a deploy towards the target state of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
-pub enum Action {
+pub enum DeployAction {
     /// Fetch the image, attach the network, open the mounts and start an instance.
     Start {
         revision: u32,
@@ -166,7 +168,7 @@ pub enum FailCause {
     },
 }
 
-impl fmt::Display for Action {
+impl fmt::Display for DeployAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start { revision, .. } => write!(f, "start an instance of revision {revision}"),
@@ -195,9 +197,9 @@ pub struct DeployEvent {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum DeployEventKind {
-    Started(Action),
+    Started(DeployAction),
     Ended {
-        action: Action,
+        action: DeployAction,
         took: Duration,
         error: Option<String>,
     },
@@ -246,7 +248,7 @@ pub struct LogLine {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LogQuery {
+pub struct ServiceLogQuery {
     /// Maximum number of lines, counted from the end.
     pub tail: Option<usize>,
     pub since: Option<Timestamp>,
@@ -327,8 +329,8 @@ impl fmt::Display for ProbeResult {
 
 /// Accepted deploy, before its actions run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Deployed {
-    pub service: Service,
+pub struct AcceptedDeploy {
+    pub service: ServiceRecord,
     pub revision: u32,
     pub created: bool,
     /// Defaults that were chosen for settings that were not mentioned, such as ports and volumes.
@@ -337,20 +339,20 @@ pub struct Deployed {
 
 /// Result of a dry run: the deploy and the actions that it would start with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Forecast {
-    pub deployed: Deployed,
-    pub actions: Vec<Action>,
+pub struct DeployPreview {
+    pub deployed: AcceptedDeploy,
+    pub actions: Vec<DeployAction>,
 }
 
 /// Current state of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceState {
-    pub service: Service,
+    pub service: ServiceRecord,
     pub status: ServiceStatus,
     pub instances: Vec<InstanceView>,
     /// Number of starts since an instance last ran for a minute, not counting the first.
     pub restarts: u32,
-    pub last_exit: Option<Exit>,
+    pub last_exit: Option<ProcessExit>,
     /// Reason why the service is not in its target state.
     pub reason: Option<String>,
     /// Time of the next start.
@@ -413,7 +415,7 @@ pub enum InstancePhase {
 /// Domain and its destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteView {
-    pub domain: Domain,
+    pub domain: ServiceDomain,
     pub service: ServiceId,
     pub name: ServiceName,
     /// Revision that receives the traffic; `None` while no instance is ready.

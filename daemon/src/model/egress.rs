@@ -16,7 +16,7 @@ const fn net(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
 
 /// Blocks that are not public: private, shared (RFC 6598), "this network", multicast, reserved, and the other blocks
 /// that the IANA registry of special-purpose IPv4 addresses marks as not globally reachable.
-pub const CLOSED: [Ipv4Net; 15] = [
+pub const NON_PUBLIC_BLOCKS: [Ipv4Net; 15] = [
     net(0, 0, 0, 0, 8),
     net(10, 0, 0, 0, 8),
     net(100, 64, 0, 0, 10),
@@ -39,7 +39,7 @@ pub const CLOSED: [Ipv4Net; 15] = [
 ];
 
 /// Blocks that no rule can open.
-const NEVER: [Ipv4Net; 5] = [
+const NEVER_OPEN_BLOCKS: [Ipv4Net; 5] = [
     net(0, 0, 0, 0, 8),
     net(127, 0, 0, 0, 8),
     net(169, 254, 0, 0, 16),
@@ -67,11 +67,11 @@ pub enum EgressRuleError {
     #[error(
         "`{0}`: expected a host (`pypi.org`), a suffix (`*.pythonhosted.org`) or a block of addresses (`203.0.113.0/24`)"
     )]
-    Form(String),
+    Malformed(String),
     #[error("`{0}`: steps have no IPv6; give a block of IPv4 addresses")]
     Ipv6(String),
     #[error("`{0}`: loopback, link-local, multicast and reserved addresses are never open to steps")]
-    Never(String),
+    NeverOpen(String),
 }
 
 impl FromStr for EgressRule {
@@ -80,10 +80,10 @@ impl FromStr for EgressRule {
     fn from_str(text: &str) -> Result<Self, EgressRuleError> {
         let shown = || text.chars().take(100).collect::<String>();
         let trimmed = text.trim();
-        if let Some(block) = block(trimmed).transpose().map_err(|()| EgressRuleError::Form(shown()))? {
+        if let Some(block) = block(trimmed).transpose().map_err(|()| EgressRuleError::Malformed(shown()))? {
             return match block {
-                Some(block) if NEVER.iter().any(|never| never.contains(&block)) => {
-                    Err(EgressRuleError::Never(shown()))
+                Some(block) if NEVER_OPEN_BLOCKS.iter().any(|never| never.contains(&block)) => {
+                    Err(EgressRuleError::NeverOpen(shown()))
                 }
                 Some(block) => Ok(Self::Block(block)),
                 None => Err(EgressRuleError::Ipv6(shown())),
@@ -95,7 +95,7 @@ impl FromStr for EgressRule {
         };
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         if !is_host_name(&name) {
-            return Err(EgressRuleError::Form(shown()));
+            return Err(EgressRuleError::Malformed(shown()));
         }
         Ok(if suffix { Self::Suffix(name) } else { Self::Host(name) })
     }
@@ -179,11 +179,11 @@ impl EgressPolicy {
     }
 
     /// Reports whether the address may be connected to directly, without a prior resolution of a name.
-    pub fn allows_address(&self, address: Ipv4Addr) -> bool {
-        if CLOSED.iter().any(|closed| closed.contains(&address)) {
+    pub fn allows_address_directly(&self, address: Ipv4Addr) -> bool {
+        if NON_PUBLIC_BLOCKS.iter().any(|closed| closed.contains(&address)) {
             return self.private_blocks().iter().any(|block| block.contains(&address));
         }
-        self.is_open() || self.world_blocks().iter().any(|block| block.contains(&address))
+        self.is_open() || self.public_blocks().iter().any(|block| block.contains(&address))
     }
 
     /// Reports whether this address is an entry of its own, not only part of a listed block.
@@ -193,12 +193,12 @@ impl EgressPolicy {
 
     /// Returns the listed blocks that lie within a private network, and open it.
     pub fn private_blocks(&self) -> Vec<Ipv4Net> {
-        self.blocks().filter(|block| CLOSED.iter().any(|closed| closed.contains(block))).collect()
+        self.blocks().filter(|block| NON_PUBLIC_BLOCKS.iter().any(|closed| closed.contains(block))).collect()
     }
 
     /// Returns the other listed blocks: they open the public addresses that they contain.
-    pub fn world_blocks(&self) -> Vec<Ipv4Net> {
-        self.blocks().filter(|block| !CLOSED.iter().any(|closed| closed.contains(block))).collect()
+    pub fn public_blocks(&self) -> Vec<Ipv4Net> {
+        self.blocks().filter(|block| !NON_PUBLIC_BLOCKS.iter().any(|closed| closed.contains(block))).collect()
     }
 
     fn blocks(&self) -> impl Iterator<Item = Ipv4Net> {
@@ -225,7 +225,7 @@ mod tests {
     fn an_empty_list_is_the_world_without_private_networks() {
         let open = policy(&[]);
         assert!(open.is_open() && open.allows_name("anything.example"));
-        assert!(open.allows_address(address("44.1.2.9")));
+        assert!(open.allows_address_directly(address("44.1.2.9")));
         for closed in [
             "10.0.0.1",
             "172.20.0.1",
@@ -237,7 +237,7 @@ mod tests {
             "198.19.255.255",
             "203.0.113.9",
         ] {
-            assert!(!open.allows_address(address(closed)), "{closed}");
+            assert!(!open.allows_address_directly(address(closed)), "{closed}");
         }
     }
 
@@ -259,17 +259,23 @@ mod tests {
         ] {
             assert!(!narrow.allows_name(refused), "{refused}");
         }
-        assert!(!narrow.allows_address(address("44.1.2.9")));
+        assert!(!narrow.allows_address_directly(address("44.1.2.9")));
     }
 
     #[test]
     fn a_block_opens_a_private_network_only_when_it_lies_within_it() {
         let all = policy(&["0.0.0.0/0"]);
-        assert!(all.is_open() && !all.allows_address(address("10.1.2.3")));
+        assert!(all.is_open() && !all.allows_address_directly(address("10.1.2.3")));
         let some = policy(&["0.0.0.0/0", "10.1.0.0/16"]);
-        assert!(some.allows_address(address("10.1.2.3")) && !some.allows_address(address("10.2.2.3")));
+        assert!(
+            some.allows_address_directly(address("10.1.2.3"))
+                && !some.allows_address_directly(address("10.2.2.3"))
+        );
         let wide = policy(&["8.0.0.0/5"]);
-        assert!(wide.allows_address(address("9.9.9.9")) && !wide.allows_address(address("10.1.2.3")));
+        assert!(
+            wide.allows_address_directly(address("9.9.9.9"))
+                && !wide.allows_address_directly(address("10.1.2.3"))
+        );
         assert!(!wide.allows_name("a.example"), "a block alone resolves no name");
     }
 
@@ -281,11 +287,11 @@ mod tests {
         for text in
             ["", "*", "*.", "a..b", "https://pypi.org", "pypi.org:443", "a b", "*.*.x", "1.2.3", "1.2.3.4/33"]
         {
-            assert!(matches!(text.parse::<EgressRule>(), Err(EgressRuleError::Form(_))), "{text}");
+            assert!(matches!(text.parse::<EgressRule>(), Err(EgressRuleError::Malformed(_))), "{text}");
         }
         assert!(matches!("::/0".parse::<EgressRule>(), Err(EgressRuleError::Ipv6(_))));
         for text in ["127.0.0.1", "169.254.169.254/32", "224.0.0.1"] {
-            assert!(matches!(text.parse::<EgressRule>(), Err(EgressRuleError::Never(_))), "{text}");
+            assert!(matches!(text.parse::<EgressRule>(), Err(EgressRuleError::NeverOpen(_))), "{text}");
         }
     }
 }

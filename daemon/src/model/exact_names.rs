@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 /// Returns the first key that differs from one of `names` only in case.
-pub(super) fn misspelled(object: &Map<String, Value>, names: &[&str]) -> Option<String> {
+pub(super) fn other_spelling(object: &Map<String, Value>, names: &[&str]) -> Option<String> {
     let is_other_spelling =
         |key: &String| names.iter().any(|name| key != name && folded(key).eq(name.chars().flat_map(fold)));
     object.keys().find(|key| is_other_spelling(key)).cloned()
@@ -34,7 +34,7 @@ mod tests {
     #[test]
     fn every_spelling_that_go_takes_for_a_name_is_found() {
         let found =
-            |value: Value| misspelled(value.as_object().unwrap(), &["layers", "diff_ids", "mediaType"]);
+            |value: Value| other_spelling(value.as_object().unwrap(), &["layers", "diff_ids", "mediaType"]);
         assert_eq!(found(json!({"layers": 1, "diff_ids": 2, "mediaType": 3, "other": 4, "Labels": 5})), None);
         for key in ["Layers", "LAYERS", "layer\u{17f}", "Diff_IDs", "mediatype", "MediaType"] {
             assert_eq!(found(json!({key: 1})), Some(key.to_owned()));

@@ -9,7 +9,7 @@ pub struct Fault {
     /// Stable identifier of the cause, such as `step_failed`.
     pub code: String,
     pub message: String,
-    pub stage: Stage,
+    pub stage: FaultStage,
     /// Suggested next action.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
@@ -30,7 +30,7 @@ pub struct Fault {
 /// Stage of a build that failed, or the deploy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stage {
+pub enum FaultStage {
     Request,
     Context,
     Solve,
@@ -39,7 +39,7 @@ pub enum Stage {
     Deploy,
 }
 
-impl Stage {
+impl FaultStage {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Request => "request",
@@ -63,7 +63,7 @@ pub struct DockerfileRange {
 }
 
 impl Fault {
-    pub fn new(stage: Stage, code: &str, message: impl Into<String>) -> Self {
+    pub fn new(stage: FaultStage, code: &str, message: impl Into<String>) -> Self {
         Self {
             code: code.to_owned(),
             message: message.into(),

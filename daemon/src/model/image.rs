@@ -113,11 +113,11 @@ pub struct ImageDefaults {
 /// First component of the repositories that hold images of other registries for builds and services. No repository
 /// grant opens what is below: the grant for the image's registry, and that registry itself, decide who may read an
 /// image there.
-pub const CACHED_IMAGES: &str = "cached.hearth";
+pub const CACHED_IMAGES_PREFIX: &str = "cached.hearth";
 
 /// Reports whether a repository name is that of cached images.
 pub fn is_cached_name(name: &str) -> bool {
-    name.strip_prefix(CACHED_IMAGES).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    name.strip_prefix(CACHED_IMAGES_PREFIX).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ impl Default for LayerLimits {
 
 impl LayerLimits {
     /// Reports whether the decompressed size is out of proportion to the stored size.
-    pub const fn is_bomb(&self, unpacked: u64, stored: u64) -> bool {
+    pub const fn is_decompression_bomb(&self, unpacked: u64, stored: u64) -> bool {
         unpacked > self.ratio_floor && unpacked > stored.saturating_mul(self.ratio)
     }
 }

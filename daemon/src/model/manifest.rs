@@ -9,7 +9,7 @@ use hearth_proto::value::{Digest, MountTarget};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::exact_names::misspelled;
+use super::exact_names::other_spelling;
 use super::image::{Descriptor, ImageDefaults, Platform};
 
 /// Maximum size of a manifest in bytes, here and in most registries.
@@ -36,17 +36,17 @@ pub struct ImageManifest {
     pub foreign: BTreeSet<Digest>,
     /// First layer that has URLs to fetch it from.
     pub with_urls: Option<Digest>,
-    pub about: About,
+    pub about: ManifestMetadata,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageIndex {
-    pub manifests: Vec<Child>,
-    pub about: About,
+    pub manifests: Vec<IndexEntry>,
+    pub about: ManifestMetadata,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Child {
+pub struct IndexEntry {
     pub manifest: Descriptor,
     pub platform: Option<Platform>,
     /// True if the entry is an attestation: BuildKit marks these with the platform `unknown/unknown`.
@@ -55,7 +55,7 @@ pub struct Child {
 
 /// Metadata that both kinds of manifest may have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct About {
+pub struct ManifestMetadata {
     /// Manifest that this one refers to, such as the signed image of a signature.
     pub subject: Option<Digest>,
     pub artifact_type: Option<String>,
@@ -64,7 +64,7 @@ pub struct About {
 
 /// Content that a manifest requires in its own repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Part {
+pub struct ManifestPart {
     pub digest: Digest,
     pub size: u64,
     pub kind: PartKind,
@@ -89,24 +89,24 @@ pub enum ManifestError {
     #[error("the manifest names `{0}` as a digest")]
     Digest(String),
     #[error("`{0}`: other programs may read this name as another spelling of a known field")]
-    Name(String),
+    AmbiguousName(String),
     #[error("it has `{0}`, which makes it a manifest and an index at once")]
-    Ambiguous(&'static str),
+    ManifestAndIndex(&'static str),
 }
 
 impl Manifest {
     /// Reports whether the room accepts this media type.
-    pub fn is_known(media_type: &str) -> bool {
+    pub fn is_accepted_media_type(media_type: &str) -> bool {
         is_image(media_type) || is_index(media_type)
     }
 
     /// Parses a manifest that is declared as `media_type`.
     pub fn parse(media_type: &str, bytes: &[u8]) -> Result<Self, ManifestError> {
-        if !Self::is_known(media_type) {
+        if !Self::is_accepted_media_type(media_type) {
             return Err(ManifestError::MediaType(media_type.chars().take(200).collect()));
         }
         check_names(bytes, is_index(media_type))?;
-        let head: Head = serde_json::from_slice(bytes)?;
+        let head: ManifestHeaderJson = serde_json::from_slice(bytes)?;
         if head.schema_version != 2 {
             return Err(ManifestError::SchemaVersion(head.schema_version));
         }
@@ -116,7 +116,7 @@ impl Manifest {
                 declared: media_type.to_owned(),
             });
         }
-        let about = |config: Option<&Descriptor>| About {
+        let about = |config: Option<&Descriptor>| ManifestMetadata {
             subject: head.subject.map(|subject| subject.digest),
             artifact_type: head
                 .artifact_type
@@ -126,7 +126,7 @@ impl Manifest {
         };
         if is_index(media_type) {
             let index: IndexJson = serde_json::from_slice(bytes)?;
-            let manifests = index.manifests.unwrap_or_default().into_iter().map(Child::from).collect();
+            let manifests = index.manifests.unwrap_or_default().into_iter().map(IndexEntry::from).collect();
             return Ok(Self::Index(ImageIndex { manifests, about: about(None) }));
         }
         let image: ImageJson = serde_json::from_slice(bytes)?;
@@ -155,7 +155,7 @@ impl Manifest {
         Ok(Self::Image(ImageManifest { config: image.config, layers, foreign, with_urls, about }))
     }
 
-    pub fn about(&self) -> &About {
+    pub fn metadata(&self) -> &ManifestMetadata {
         match self {
             Self::Image(image) => &image.about,
             Self::Index(index) => &index.about,
@@ -163,10 +163,13 @@ impl Manifest {
     }
 
     /// Returns everything that the repository must have for this manifest to be complete, each once.
-    pub fn parts(&self) -> Vec<Part> {
-        let part =
-            |descriptor: &Descriptor, kind| Part { digest: descriptor.digest, size: descriptor.size, kind };
-        let mut parts: Vec<Part> = match self {
+    pub fn parts(&self) -> Vec<ManifestPart> {
+        let part = |descriptor: &Descriptor, kind| ManifestPart {
+            digest: descriptor.digest,
+            size: descriptor.size,
+            kind,
+        };
+        let mut parts: Vec<ManifestPart> = match self {
             Self::Image(image) => std::iter::once(&image.config)
                 .chain(&image.layers)
                 .filter(|descriptor| !image.foreign.contains(&descriptor.digest))
@@ -184,7 +187,7 @@ impl Manifest {
 
 impl ImageIndex {
     /// Returns the image for `platform`, or the only image.
-    pub fn for_platform(&self, platform: &Platform) -> Option<&Child> {
+    pub fn for_platform(&self, platform: &Platform) -> Option<&IndexEntry> {
         let mut images = self.manifests.iter().filter(|child| !child.is_attestation);
         let exact = images.clone().find(|child| child.platform.as_ref() == Some(platform));
         exact
@@ -212,25 +215,27 @@ const ROOTFS_NAMES: &[&str] = &["type", "diff_ids"];
 /// Rejects a document that other programs may read as a different one. Later parsing detects all other errors.
 fn check_names(bytes: &[u8], is_index: bool) -> Result<(), ManifestError> {
     let Value::Object(top) = serde_json::from_slice(bytes)? else { return Ok(()) };
-    exact(&top, MANIFEST_NAMES)?;
+    check_spelling(&top, MANIFEST_NAMES)?;
     let others: &[&'static str] = if is_index { &["config", "layers"] } else { &["manifests"] };
     if let Some(name) = others.iter().find(|name| top.get(**name).is_some_and(|value| !value.is_null())) {
-        return Err(ManifestError::Ambiguous(name));
+        return Err(ManifestError::ManifestAndIndex(name));
     }
     let lists = ["layers", "manifests"].iter().filter_map(|name| top.get(*name)?.as_array()).flatten();
     let descriptors = top.get("config").into_iter().chain(lists);
-    descriptors.filter_map(Value::as_object).try_for_each(|descriptor| exact(descriptor, DESCRIPTOR_NAMES))
+    descriptors
+        .filter_map(Value::as_object)
+        .try_for_each(|descriptor| check_spelling(descriptor, DESCRIPTOR_NAMES))
 }
 
 fn check_config_names(bytes: &[u8]) -> Result<(), ManifestError> {
     let Value::Object(top) = serde_json::from_slice(bytes)? else { return Ok(()) };
-    exact(&top, CONFIG_NAMES)?;
-    top.get("rootfs").and_then(Value::as_object).map_or(Ok(()), |rootfs| exact(rootfs, ROOTFS_NAMES))
+    check_spelling(&top, CONFIG_NAMES)?;
+    top.get("rootfs").and_then(Value::as_object).map_or(Ok(()), |rootfs| check_spelling(rootfs, ROOTFS_NAMES))
 }
 
-fn exact(object: &serde_json::Map<String, Value>, names: &[&str]) -> Result<(), ManifestError> {
-    misspelled(object, names)
-        .map_or(Ok(()), |name| Err(ManifestError::Name(name.chars().take(200).collect())))
+fn check_spelling(object: &serde_json::Map<String, Value>, names: &[&str]) -> Result<(), ManifestError> {
+    other_spelling(object, names)
+        .map_or(Ok(()), |name| Err(ManifestError::AmbiguousName(name.chars().take(200).collect())))
 }
 
 fn is_image(media_type: &str) -> bool {
@@ -243,7 +248,7 @@ fn is_index(media_type: &str) -> bool {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Head {
+struct ManifestHeaderJson {
     schema_version: u64,
     media_type: Option<String>,
     subject: Option<Descriptor>,
@@ -268,11 +273,11 @@ struct LayerJson {
 
 #[derive(Deserialize)]
 struct IndexJson {
-    manifests: Option<Vec<ChildJson>>,
+    manifests: Option<Vec<IndexEntryJson>>,
 }
 
 #[derive(Deserialize)]
-struct ChildJson {
+struct IndexEntryJson {
     #[serde(flatten)]
     manifest: Descriptor,
     platform: Option<PlatformJson>,
@@ -286,8 +291,8 @@ struct PlatformJson {
     variant: Option<String>,
 }
 
-impl From<ChildJson> for Child {
-    fn from(child: ChildJson) -> Self {
+impl From<IndexEntryJson> for IndexEntry {
+    fn from(child: IndexEntryJson) -> Self {
         let unknown = |word: &Option<String>| word.as_deref() == Some("unknown");
         let is_attestation =
             child.platform.as_ref().is_some_and(|own| unknown(&own.os) && unknown(&own.architecture));
@@ -325,16 +330,16 @@ pub struct ImageConfig {
 impl ImageConfig {
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         #[derive(Deserialize)]
-        struct Json {
+        struct ImageConfigJson {
             #[serde(flatten)]
             platform: PlatformJson,
             rootfs: Option<RootFs>,
-            config: Option<Run>,
+            config: Option<RunConfigJson>,
         }
         /// Runtime configuration. The values of the maps have no meaning.
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "PascalCase")]
-        struct Run {
+        struct RunConfigJson {
             exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
             volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
             env: Option<Vec<String>>,
@@ -345,7 +350,7 @@ impl ImageConfig {
             diff_ids: Option<Vec<Digest>>,
         }
         check_config_names(bytes)?;
-        let config: Json = serde_json::from_slice(bytes)?;
+        let config: ImageConfigJson = serde_json::from_slice(bytes)?;
         let run = config.config.unwrap_or_default();
         let exposed: BTreeSet<u16> =
             run.exposed_ports.unwrap_or_default().keys().filter_map(|port| tcp_port(port)).collect();

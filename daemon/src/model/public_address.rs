@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::egress::CLOSED;
+use super::egress::NON_PUBLIC_BLOCKS;
 
 /// Metadata address of Amazon EC2 instances.
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
@@ -35,7 +35,7 @@ pub fn embedded_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
 }
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
-    !CLOSED.iter().any(|closed| closed.contains(&address))
+    !NON_PUBLIC_BLOCKS.iter().any(|closed| closed.contains(&address))
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {

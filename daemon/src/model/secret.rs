@@ -32,7 +32,7 @@ impl<T> fmt::Debug for Secret<T> {
 
 /// User name and password for a registry.
 #[derive(Clone, Debug)]
-pub struct Credential {
+pub struct RegistryCredential {
     pub username: String,
     pub password: Secret<String>,
 }

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::access::RESERVED_NAMES;
-use super::confinement::Confinement;
+use super::confinement::ServiceConfinement;
 use super::fault::Fault;
 use super::id::{InstanceId, ServiceId};
 use super::image::PinnedImage;
@@ -113,7 +113,7 @@ impl fmt::Display for ServiceName {
 /// Host name of incoming traffic: exact, or every name one label below another (`*.example.com`).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Domain(String);
+pub struct ServiceDomain(String);
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("domain `{given}`: expected a host name such as `www.example.com` or `*.example.com`")]
@@ -121,7 +121,7 @@ pub struct DomainError {
     given: String,
 }
 
-impl Domain {
+impl ServiceDomain {
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -150,7 +150,7 @@ impl Domain {
     }
 }
 
-impl FromStr for Domain {
+impl FromStr for ServiceDomain {
     type Err = DomainError;
 
     /// Parses a host name into lower case, without the trailing dot of the root.
@@ -171,20 +171,20 @@ impl FromStr for Domain {
     }
 }
 
-impl TryFrom<String> for Domain {
+impl TryFrom<String> for ServiceDomain {
     type Error = DomainError;
     fn try_from(text: String) -> Result<Self, DomainError> {
         text.parse()
     }
 }
 
-impl From<Domain> for String {
-    fn from(domain: Domain) -> Self {
+impl From<ServiceDomain> for String {
+    fn from(domain: ServiceDomain) -> Self {
         domain.0
     }
 }
 
-impl fmt::Display for Domain {
+impl fmt::Display for ServiceDomain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -192,7 +192,7 @@ impl fmt::Display for Domain {
 
 /// Service as stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Service {
+pub struct ServiceRecord {
     pub id: ServiceId,
     pub name: ServiceName,
     /// Repository of its images; a deploy from another repository must use another service name.
@@ -208,7 +208,7 @@ pub struct Service {
     /// Revision that receives traffic.
     pub live: Option<u32>,
     /// Revisions, newest last; at most [`KEPT_REVISIONS`].
-    pub revisions: Vec<Revision>,
+    pub revisions: Vec<ServiceRevision>,
     /// True if the service is being removed: none of its instances should run.
     #[serde(default)]
     pub removing: bool,
@@ -221,11 +221,11 @@ pub struct ServiceOrigin {
     pub at: Timestamp,
 }
 
-impl Service {
+impl ServiceRecord {
     /// Returns the creator of the desired revision: a participant who redeploys a service becomes accountable for it. A
     /// service that deploys itself or others is never accountable; the creator of the service is then.
     pub fn origin(&self) -> ServiceOrigin {
-        let is_participant = |revision: &&Revision| {
+        let is_participant = |revision: &&ServiceRevision| {
             !RESERVED_NAMES.iter().any(|prefix| revision.created_by.starts_with(prefix))
         };
         match self.revision(self.desired).filter(is_participant) {
@@ -239,16 +239,16 @@ impl Service {
         self.share_owner.as_deref().unwrap_or(&self.created_by)
     }
 
-    pub fn revision(&self, number: u32) -> Option<&Revision> {
+    pub fn revision(&self, number: u32) -> Option<&ServiceRevision> {
         self.revisions.iter().find(|revision| revision.number == number)
     }
 
-    pub fn revision_mut(&mut self, number: u32) -> Option<&mut Revision> {
+    pub fn revision_mut(&mut self, number: u32) -> Option<&mut ServiceRevision> {
         self.revisions.iter_mut().find(|revision| revision.number == number)
     }
 
     /// Returns the revision that should run: the desired one, or, if that has failed, the live one.
-    pub fn wanted(&self) -> Option<&Revision> {
+    pub fn target_revision(&self) -> Option<&ServiceRevision> {
         let desired = self.revision(self.desired)?;
         match desired.outcome {
             RevisionOutcome::Failed(_) => self.live_revision(),
@@ -256,18 +256,18 @@ impl Service {
         }
     }
 
-    pub fn live_revision(&self) -> Option<&Revision> {
+    pub fn live_revision(&self) -> Option<&ServiceRevision> {
         self.live.and_then(|live| self.revision(live))
     }
 
     /// Returns the domains that belong to this service alone: those of the live revision and of the target revision.
-    pub fn domains(&self) -> BTreeSet<&Domain> {
-        let revisions = self.wanted().into_iter().chain(self.live_revision());
+    pub fn domains(&self) -> BTreeSet<&ServiceDomain> {
+        let revisions = self.target_revision().into_iter().chain(self.live_revision());
         revisions.flat_map(|revision| &revision.spec.domains).collect()
     }
 
     /// Removes the oldest revisions beyond [`KEPT_REVISIONS`], but never the desired or live one.
-    pub fn trim(&mut self) {
+    pub fn drop_old_revisions(&mut self) {
         let excess = self.revisions.len().saturating_sub(KEPT_REVISIONS);
         let mut left = excess;
         let (desired, live) = (self.desired, self.live);
@@ -281,7 +281,7 @@ impl Service {
 
 /// Numbered version of what a service runs. It never changes, except for its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Revision {
+pub struct ServiceRevision {
     pub number: u32,
     pub spec: ServiceSpec,
     pub created_at: Timestamp,
@@ -327,7 +327,7 @@ pub struct ServiceSpec {
     /// Digests of the mounted images at the time of the deploy, by target: moving their tags changes nothing.
     #[serde(default)]
     pub mounted: BTreeMap<MountTarget, PinnedImage>,
-    pub ports: Vec<Port>,
+    pub ports: Vec<ServicePort>,
     /// Command that replaces the image's entrypoint and command.
     pub command: Option<Vec<String>>,
     pub workdir: Option<MountTarget>,
@@ -335,8 +335,8 @@ pub struct ServiceSpec {
     pub identity: Option<String>,
     pub limits: ResourceLimits,
     pub health: HealthCheck,
-    pub strategy: Strategy,
-    pub domains: Vec<Domain>,
+    pub strategy: DeployStrategy,
+    pub domains: Vec<ServiceDomain>,
     /// True if requests to its domains need no participant token.
     pub public: bool,
     #[serde(default)]
@@ -344,7 +344,7 @@ pub struct ServiceSpec {
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
     #[serde(default)]
-    pub confinement: Confinement,
+    pub confinement: ServiceConfinement,
 }
 
 impl ServiceSpec {
@@ -375,7 +375,7 @@ pub enum EnvValue {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Port {
+pub struct ServicePort {
     pub number: u16,
     pub kind: PortKind,
     /// True if the ingress may route to it.
@@ -429,7 +429,7 @@ impl Default for HealthCheck {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Strategy {
+pub enum DeployStrategy {
     /// The new instance becomes healthy before the old one is stopped.
     #[default]
     Rolling,
@@ -449,7 +449,7 @@ pub struct InstanceLabel {
 
 /// Exit of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exit {
+pub struct ProcessExit {
     /// Exit code; 128 plus the signal number if a signal ended the process, as in shells. `None` if the exit was not
     /// observed, because the runtime was down.
     pub code: Option<i32>,
@@ -476,7 +476,7 @@ mod tests {
     #[test]
     fn domains_overlap_where_a_host_is_both() {
         let overlap = |a: &str, b: &str| {
-            let (a, b): (Domain, Domain) = (a.parse().unwrap(), b.parse().unwrap());
+            let (a, b): (ServiceDomain, ServiceDomain) = (a.parse().unwrap(), b.parse().unwrap());
             assert_eq!(a.overlaps(&b), b.overlaps(&a));
             a.overlaps(&b)
         };
@@ -495,7 +495,7 @@ mod tests {
 
     #[test]
     fn a_public_suffix_is_nobodys_domain() {
-        let public = |text: &str| text.parse::<Domain>().unwrap().is_public_suffix();
+        let public = |text: &str| text.parse::<ServiceDomain>().unwrap().is_public_suffix();
         for text in
             ["com", "*.com", "co.uk", "*.co.uk", "github.io", "*.github.io", "*.internal", "*.localhost"]
         {
@@ -510,9 +510,9 @@ mod tests {
 
     #[test]
     fn a_domain_is_a_host_name_or_all_names_below_one() {
-        let domain = |text: &str| text.parse::<Domain>().map(String::from);
+        let domain = |text: &str| text.parse::<ServiceDomain>().map(String::from);
         assert_eq!(domain(" WWW.Example.com. ").unwrap(), "www.example.com");
-        assert_eq!("*.example.com".parse::<Domain>().unwrap().suffix(), Some("example.com"));
+        assert_eq!("*.example.com".parse::<ServiceDomain>().unwrap().suffix(), Some("example.com"));
         for bad in ["", ".", "*", "*.", "a..b", "a*.b", "http://a", "a:80", "-a.b", "a/b"] {
             assert!(domain(bad).is_err(), "{bad}");
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::access::Patterns;
+use super::access::NamePatterns;
 use super::trust::TrustDomain;
 
 /// Public key that verifies participant tokens, in a PEM file, and the one algorithm that it is used with.
@@ -15,18 +15,18 @@ pub struct TokenKeyFile {
     pub algorithm: TokenAlgorithm,
     pub file: PathBuf,
     /// Participants whom its tokens may name, each exact or with a trailing `*`; everybody if unset.
-    #[serde(default = "Patterns::all")]
-    pub names: Patterns,
+    #[serde(default = "NamePatterns::all")]
+    pub names: NamePatterns,
     /// Trust domains that its tokens may claim, likewise; none if unset.
     #[serde(default)]
-    pub domains: Patterns,
+    pub domains: NamePatterns,
 }
 
 /// Claims that the holder of the private key may make about the bearers of its tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuerRights {
-    pub names: Patterns,
-    pub domains: Patterns,
+    pub names: NamePatterns,
+    pub domains: NamePatterns,
 }
 
 impl TokenKeyFile {
@@ -40,7 +40,7 @@ impl IssuerRights {
     /// their exact names, no pattern.
     pub fn may_claim(&self, domain: &TrustDomain) -> bool {
         let exact = self.domains.0.iter().any(|listed| listed == domain.as_str());
-        exact || (!domain.is_built_in() && self.domains.allow(domain.as_str()))
+        exact || (!domain.is_built_in() && self.domains.allows(domain.as_str()))
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
         let plain = "algorithm = 'EdDSA'\nfile = '/k'\n";
         let claims = |rights: &IssuerRights, domain: &str| rights.may_claim(&domain.parse().unwrap());
         let rights = key(plain).unwrap();
-        assert!(rights.names.allow("ann"));
+        assert!(rights.names.allows("ann"));
         for domain in ["ci", "local", "caller:ann"] {
             assert!(!claims(&rights, domain), "{domain}");
         }

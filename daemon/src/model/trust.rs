@@ -18,7 +18,7 @@ use hearth_proto::value::Digest;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::access::Patterns;
+use super::access::NamePatterns;
 
 const MOST_BYTES: usize = 200;
 const LOCAL: &str = "local";
@@ -105,29 +105,29 @@ impl fmt::Display for TrustDomain {
 /// Operator's configuration of which callers trust one another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Trust {
+pub struct TrustPolicy {
     /// True if all callers of the room are in one domain, `local`.
     pub single: bool,
     /// Names of callers by domain, each exact or with a trailing `*`.
-    pub domains: BTreeMap<TrustDomain, Patterns>,
+    pub domains: BTreeMap<TrustDomain, NamePatterns>,
 }
 
-impl Trust {
+impl TrustPolicy {
     /// Returns the domain of a caller: the one that its token claims, else the one of the operator's table, else the
     /// caller's own.
-    pub fn domain(&self, name: &str, own: TrustDomain, claimed: Option<TrustDomain>) -> TrustDomain {
+    pub fn domain_of(&self, name: &str, own: TrustDomain, claimed: Option<TrustDomain>) -> TrustDomain {
         if self.single {
             return TrustDomain::local();
         }
         let named =
-            || self.domains.iter().find(|(_, names)| names.allow(name)).map(|(domain, _)| domain.clone());
+            || self.domains.iter().find(|(_, names)| names.allows(name)).map(|(domain, _)| domain.clone());
         claimed.or_else(named).unwrap_or(own)
     }
 
     /// Returns two domains that match the same caller, whose domain would then depend on their order.
-    pub fn overlap(&self) -> Option<(&TrustDomain, &TrustDomain)> {
-        let covers = |left: &Patterns, right: &Patterns| {
-            right.0.iter().any(|one| left.cover(&Patterns(vec![one.clone()])))
+    pub fn overlapping_domains(&self) -> Option<(&TrustDomain, &TrustDomain)> {
+        let covers = |left: &NamePatterns, right: &NamePatterns| {
+            right.0.iter().any(|one| left.covers(&NamePatterns(vec![one.clone()])))
         };
         self.domains.iter().enumerate().find_map(|(place, (first, names))| {
             let mut later = self.domains.iter().skip(place + 1);
@@ -141,7 +141,7 @@ impl Trust {
 mod tests {
     use super::*;
 
-    fn trust(text: &str) -> Trust {
+    fn trust(text: &str) -> TrustPolicy {
         toml::from_str(text).unwrap()
     }
 
@@ -150,7 +150,7 @@ mod tests {
         let trust = trust("domains = { ci = ['ci-*', 'bot'] }");
         let of = |name: &str, claimed: Option<&str>| {
             let claimed = claimed.map(|claimed| claimed.parse().unwrap());
-            trust.domain(name, TrustDomain::of_caller(name), claimed).to_string()
+            trust.domain_of(name, TrustDomain::of_caller(name), claimed).to_string()
         };
         assert_eq!(of("ann", None), "caller:ann");
         assert_eq!(of("ci-7", None), "ci");
@@ -165,7 +165,7 @@ mod tests {
     fn one_domain_for_the_room_is_the_one_of_root() {
         let trust = trust("single = true\ndomains = { ci = ['*'] }");
         let claimed = Some("mine".parse().unwrap());
-        assert_eq!(trust.domain("ann", TrustDomain::of_caller("ann"), claimed), TrustDomain::local());
+        assert_eq!(trust.domain_of("ann", TrustDomain::of_caller("ann"), claimed), TrustDomain::local());
     }
 
     #[test]
@@ -177,7 +177,7 @@ mod tests {
             ("domains = { a = ['x'], b = ['x'] }", true),
             ("domains = { a = ['x*'], b = ['y*', 'z'] }", false),
         ] {
-            assert_eq!(trust(text).overlap().is_some(), overlap, "{text}");
+            assert_eq!(trust(text).overlapping_domains().is_some(), overlap, "{text}");
         }
     }
 
@@ -189,6 +189,6 @@ mod tests {
             names.iter().map(|name| TrustDomain::of_caller(name)).collect();
         assert_eq!(domains.len(), names.len());
         assert!("".parse::<TrustDomain>().is_err() && "a b".parse::<TrustDomain>().is_err());
-        assert!(toml::from_str::<Trust>("domains = { 'a b' = [] }").is_err());
+        assert!(toml::from_str::<TrustPolicy>("domains = { 'a b' = [] }").is_err());
     }
 }

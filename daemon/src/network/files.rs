@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::leases::Lease;
+use super::leases::AddressLease;
 use crate::model::service::ServiceName;
 
 /// systemd-resolved's list of the servers behind its stub on 127.0.0.53.
@@ -19,9 +19,9 @@ const BEHIND_THE_STUB: &str = "/run/systemd/resolve/resolv.conf";
 const MAX_RESOLV_CONF: usize = 64 << 10;
 
 /// Directory with the files of one instance.
-pub(super) struct Files(PathBuf);
+pub(super) struct InstanceFiles(PathBuf);
 
-impl Files {
+impl InstanceFiles {
     pub(super) fn of(dir: PathBuf) -> Self {
         Self(dir)
     }
@@ -40,22 +40,22 @@ impl Files {
 
     pub(super) fn write(
         &self,
-        lease: &Lease,
+        lease: &AddressLease,
         names: &BTreeMap<ServiceName, Ipv4Addr>,
         resolv_conf: &str,
     ) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
-        in_place(&self.resolv_conf(), resolv_conf)?;
-        in_place(&self.hostname(), &format!("{}\n", lease.name))?;
+        write_in_place(&self.resolv_conf(), resolv_conf)?;
+        write_in_place(&self.hostname(), &format!("{}\n", lease.name))?;
         self.write_hosts(lease, names)
     }
 
     pub(super) fn write_hosts(
         &self,
-        lease: &Lease,
+        lease: &AddressLease,
         names: &BTreeMap<ServiceName, Ipv4Addr>,
     ) -> io::Result<()> {
-        in_place(&self.hosts(), &hosts(lease, names))
+        write_in_place(&self.hosts(), &hosts(lease, names))
     }
 
     pub(super) fn remove(&self) -> io::Result<()> {
@@ -68,7 +68,7 @@ impl Files {
 
 /// Rewrites a file in place, unless it is already equal. A concurrent reader gets either the old or the new lines, at
 /// worst with the rest of an old line at the end.
-fn in_place(path: &Path, text: &str) -> io::Result<()> {
+fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
     if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
         return Ok(());
     }
@@ -81,7 +81,7 @@ fn in_place(path: &Path, text: &str) -> io::Result<()> {
 
 /// Returns the hosts file. An instance resolves the name of its own service to itself, even while another instance
 /// receives the traffic. An isolated instance resolves no other service.
-fn hosts(lease: &Lease, names: &BTreeMap<ServiceName, Ipv4Addr>) -> String {
+fn hosts(lease: &AddressLease, names: &BTreeMap<ServiceName, Ipv4Addr>) -> String {
     let mut text = "127.0.0.1\tlocalhost\n".to_owned();
     if !lease.name.is_own_host_name() {
         // Writing to a string cannot fail.
@@ -96,17 +96,17 @@ fn hosts(lease: &Lease, names: &BTreeMap<ServiceName, Ipv4Addr>) -> String {
 
 /// Resolvers of the room's instances.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Resolvers {
+pub(super) struct InstanceResolvers {
     pub(super) resolv_conf: String,
     pub(super) servers: Vec<Ipv4Addr>,
 }
 
 /// Returns the host's resolvers that instances can reach, or `fallback`.
-pub(super) fn resolvers(resolv_conf: &Path, fallback: &[Ipv4Addr]) -> Resolvers {
+pub(super) fn resolvers(resolv_conf: &Path, fallback: &[Ipv4Addr]) -> InstanceResolvers {
     reachable(&read(resolv_conf), &read(Path::new(BEHIND_THE_STUB)), fallback)
 }
 
-fn reachable(host: &str, behind_the_stub: &str, fallback: &[Ipv4Addr]) -> Resolvers {
+fn reachable(host: &str, behind_the_stub: &str, fallback: &[Ipv4Addr]) -> InstanceResolvers {
     for text in [host, behind_the_stub] {
         let found = usable(text);
         if !found.servers.is_empty() {
@@ -136,8 +136,8 @@ fn read(path: &Path) -> String {
 
 /// Returns the file without resolvers on loopback, which belongs to each instance itself, and on IPv6, which instances
 /// lack.
-fn usable(text: &str) -> Resolvers {
-    let mut found = Resolvers { resolv_conf: String::new(), servers: Vec::new() };
+fn usable(text: &str) -> InstanceResolvers {
+    let mut found = InstanceResolvers { resolv_conf: String::new(), servers: Vec::new() };
     for line in text.lines() {
         let mut words = line.split_whitespace();
         match (words.next(), words.next()) {
@@ -164,14 +164,14 @@ mod tests {
 
     use super::*;
 
-    fn lease() -> Lease {
-        Lease { address: Ipv4Addr::new(10, 1, 2, 3), name: "web".parse().unwrap(), isolated: false }
+    fn lease() -> AddressLease {
+        AddressLease { address: Ipv4Addr::new(10, 1, 2, 3), name: "web".parse().unwrap(), isolated: false }
     }
 
     #[test]
     fn hosts_files_are_rewritten_in_the_same_inode() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::of(dir.path().join("a"));
+        let files = InstanceFiles::of(dir.path().join("a"));
         let mut names = BTreeMap::from([("db".parse().unwrap(), Ipv4Addr::new(10, 1, 2, 9))]);
         files.write(&lease(), &names, "nameserver 1.1.1.1\n").unwrap();
         let inode = fs::metadata(files.hosts()).unwrap().ino();
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(fs::read_to_string(files.hosts()).unwrap(), "127.0.0.1\tlocalhost\n10.1.2.3\tweb\n");
         assert_eq!(fs::metadata(files.hosts()).unwrap().ino(), inode);
 
-        let isolated = Lease { isolated: true, ..lease() };
+        let isolated = AddressLease { isolated: true, ..lease() };
         names.insert("db".parse().unwrap(), Ipv4Addr::new(10, 1, 2, 9));
         files.write_hosts(&isolated, &names).unwrap();
         assert_eq!(fs::read_to_string(files.hosts()).unwrap(), "127.0.0.1\tlocalhost\n10.1.2.3\tweb\n");

@@ -26,27 +26,27 @@ use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use super::PREFIX;
-use super::group::Group;
+use super::LINK_PREFIX;
+use super::group::LinkGroups;
 use super::steps::STEP_PREFIX;
 use crate::deploy::port::NetworkError;
 
 /// Time limit of one `nft` run: it takes some milliseconds, longer while another program changes rules.
 const LIMIT: Duration = Duration::from_secs(20);
 
-pub(super) struct Firewall {
+pub(super) struct RoomFirewall {
     program: PathBuf,
     /// Rules from which the table is generated.
-    rules: Rules,
+    rules: FirewallRules,
     /// Table as `nft` printed it after the last write.
     applied: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Rules {
+pub(super) struct FirewallRules {
     /// Name of the gateway link and of the table.
     pub(super) name: String,
-    pub(super) group: Group,
+    pub(super) group: LinkGroups,
     pub(super) subnet: Ipv4Net,
     pub(super) gateway: Ipv4Addr,
     /// The one port of the gateway that instances reach.
@@ -57,7 +57,7 @@ pub(super) struct Rules {
     pub(super) link_local_resolvers: BTreeSet<Ipv4Addr>,
 }
 
-impl Rules {
+impl FirewallRules {
     /// Returns the commands that delete the table; `add` before `delete` makes them work without a table too.
     fn removal(&self) -> String {
         format!("add table inet {name}\ndelete table inet {name}\n", name = self.name)
@@ -86,7 +86,7 @@ impl Rules {
     iifgroup != {own} oifgroup != {own} accept
     ct state established,related accept
     iifgroup {open} oifgroup {open} accept
-    oifname \"{PREFIX}*\" reject with icmpx admin-prohibited
+    oifname \"{LINK_PREFIX}*\" reject with icmpx admin-prohibited
     oifname \"{STEP_PREFIX}*\" reject with icmpx admin-prohibited
     {link_local_resolvers}
     ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
@@ -102,30 +102,30 @@ impl Rules {
 }}
 ",
             removal = self.removal(),
-            resolvers = questions(&self.resolvers),
-            link_local_resolvers = questions(&self.link_local_resolvers),
+            resolvers = accept_queries(&self.resolvers),
+            link_local_resolvers = accept_queries(&self.link_local_resolvers),
         )
     }
 }
 
 /// Returns rules that accept DNS queries to the servers.
-fn questions(servers: &BTreeSet<Ipv4Addr>) -> String {
+fn accept_queries(servers: &BTreeSet<Ipv4Addr>) -> String {
     let rules = servers.iter().flat_map(|server| {
         ["udp", "tcp"].map(|protocol| format!("ip daddr {server} {protocol} dport 53 accept"))
     });
     rules.collect::<Vec<_>>().join("\n    ")
 }
 
-impl Firewall {
-    pub(super) fn new(program: PathBuf, rules: Rules) -> Self {
+impl RoomFirewall {
+    pub(super) fn new(program: PathBuf, rules: FirewallRules) -> Self {
         Self { program, rules, applied: String::new() }
     }
 
-    pub(super) fn rules(&self) -> &Rules {
+    pub(super) fn rules(&self) -> &FirewallRules {
         &self.rules
     }
 
-    pub(super) async fn set(&mut self, rules: Rules) -> Result<(), NetworkError> {
+    pub(super) async fn set(&mut self, rules: FirewallRules) -> Result<(), NetworkError> {
         self.rules = rules;
         self.run(&["-f", "-"], &self.rules.script()).await?;
         self.applied = self.list().await?;
@@ -133,7 +133,7 @@ impl Firewall {
     }
 
     /// Restores the table if it differs from what was written.
-    pub(super) async fn mend(&mut self) -> Result<(), NetworkError> {
+    pub(super) async fn restore_if_changed(&mut self) -> Result<(), NetworkError> {
         // A missing table is an error of `nft`.
         if self.list().await.is_ok_and(|now| now == self.applied) {
             return Ok(());
@@ -156,9 +156,9 @@ impl Firewall {
 }
 
 /// Returns the chains of all tables that drop forwarded packets by default.
-pub(super) async fn dropping(program: &Path) -> Result<Vec<Chain>, NetworkError> {
+pub(super) async fn forward_dropping_chains(program: &Path) -> Result<Vec<NftChain>, NetworkError> {
     let listing = run(program, &["-j", "list", "chains"], "").await?;
-    in_listing(&listing)
+    parse_dropping_chains(&listing)
         .map_err(|error| NetworkError::Other(format!("{} -j list chains: {error}", program.display())))
 }
 
@@ -197,17 +197,17 @@ pub(super) async fn run(program: &Path, args: &[&str], input: &str) -> Result<St
 }
 
 #[derive(Deserialize)]
-struct Listing {
-    nftables: Vec<Entry>,
+struct NftListing {
+    nftables: Vec<NftEntry>,
 }
 
 #[derive(Deserialize)]
-struct Entry {
-    chain: Option<Chain>,
+struct NftEntry {
+    chain: Option<NftChain>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Chain {
+pub(super) struct NftChain {
     family: String,
     pub(super) table: String,
     name: String,
@@ -215,15 +215,15 @@ pub(super) struct Chain {
     policy: Option<String>,
 }
 
-impl fmt::Display for Chain {
+impl fmt::Display for NftChain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.family, self.table, self.name)
     }
 }
 
-fn in_listing(listing: &str) -> Result<Vec<Chain>, serde_json::Error> {
-    let listing: Listing = serde_json::from_str(listing)?;
-    let drops = |chain: &Chain| {
+fn parse_dropping_chains(listing: &str) -> Result<Vec<NftChain>, serde_json::Error> {
+    let listing: NftListing = serde_json::from_str(listing)?;
+    let drops = |chain: &NftChain| {
         chain.hook.as_deref() == Some("forward")
             && chain.policy.as_deref() == Some("drop")
             && matches!(chain.family.as_str(), "ip" | "inet")
@@ -243,24 +243,25 @@ mod tests {
             {"chain": {"family": "ip6", "table": "filter", "name": "FORWARD", "handle": 1, "hook": "forward", "policy": "drop"}},
             {"chain": {"family": "inet", "table": "x", "name": "forward", "handle": 1, "hook": "forward", "policy": "accept"}},
             {"chain": {"family": "inet", "table": "x", "name": "plain", "handle": 1}}]}"#;
-        let found: Vec<String> = in_listing(listing).unwrap().iter().map(Chain::to_string).collect();
+        let found: Vec<String> =
+            parse_dropping_chains(listing).unwrap().iter().map(NftChain::to_string).collect();
         assert_eq!(found, ["ip filter FORWARD"]);
-        assert!(in_listing(r#"{"nftables": []}"#).unwrap().is_empty());
-        assert!(in_listing("nonsense").is_err());
+        assert!(parse_dropping_chains(r#"{"nftables": []}"#).unwrap().is_empty());
+        assert!(parse_dropping_chains("nonsense").is_err());
     }
 
     #[test]
     fn a_table_without_port_and_resolvers_lets_nobody_in() {
-        let mut rules = Rules {
+        let mut rules = FirewallRules {
             name: "hth-1".to_owned(),
-            group: Group::of(8),
+            group: LinkGroups::of(8),
             subnet: "10.1.2.0/24".parse().unwrap(),
             gateway: "10.1.2.1".parse().unwrap(),
             port: None,
             resolvers: BTreeSet::new(),
             link_local_resolvers: BTreeSet::new(),
         };
-        let accepts = |rules: &Rules| {
+        let accepts = |rules: &FirewallRules| {
             let script = rules.script();
             let lines = script.lines().filter(|line| line.trim_start().starts_with("ip daddr"));
             lines.filter(|line| line.ends_with("accept")).count()

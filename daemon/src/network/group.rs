@@ -2,9 +2,9 @@
 //! group and not by a list that changes with each instance.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Group(u32);
+pub(super) struct LinkGroups(u32);
 
-impl Group {
+impl LinkGroups {
     /// Derives the groups from a seed, which differs between the daemons of a host. Group 0 contains all other links.
     pub(super) fn of(seed: u32) -> Self {
         Self((seed & !1).max(2))
@@ -32,11 +32,11 @@ mod tests {
     #[test]
     fn both_groups_are_told_apart_from_each_other_and_from_those_of_other_links() {
         for seed in [0, 1, 2, 3, 0x8000_0001, u32::MAX] {
-            let group = Group::of(seed);
+            let group = LinkGroups::of(seed);
             assert_ne!(group.open(), group.isolated());
             assert!(group.has(group.open()) && group.has(group.isolated()));
             assert!(!group.has(0) && !group.has(1), "{seed}");
         }
-        assert!(!Group::of(8).has(Group::of(10).open()));
+        assert!(!LinkGroups::of(8).has(LinkGroups::of(10).open()));
     }
 }

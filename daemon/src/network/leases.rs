@@ -19,7 +19,7 @@ use crate::model::id::InstanceId;
 use crate::model::service::ServiceName;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Lease {
+pub(super) struct AddressLease {
     pub(super) address: Ipv4Addr,
     pub(super) name: ServiceName,
     /// True if the instance and other services cannot reach each other.
@@ -29,28 +29,28 @@ pub(super) struct Lease {
 
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record {
+struct LeasesRecord {
     /// Subnet of the leases; `None` before the first one is chosen.
     subnet: Option<String>,
     /// Address that was leased last.
     last: Option<Ipv4Addr>,
-    leases: BTreeMap<InstanceId, Lease>,
+    leases: BTreeMap<InstanceId, AddressLease>,
 }
 
-pub(super) struct Leases {
+pub(super) struct AddressLeases {
     path: PathBuf,
-    record: Record,
+    record: LeasesRecord,
 }
 
-impl Leases {
+impl AddressLeases {
     /// Reads the leases. A damaged file is treated as empty: every instance then gets a new network.
     pub(super) fn read(path: PathBuf) -> io::Result<Self> {
         let record = match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
                 tracing::warn!(path = %path.display(), %error, "failed to parse the address leases; starting empty");
-                Record::default()
+                LeasesRecord::default()
             }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Record::default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => LeasesRecord::default(),
             Err(error) => return Err(error),
         };
         Ok(Self { path, record })
@@ -66,25 +66,25 @@ impl Leases {
         if self.subnet() == Some(subnet) {
             return Ok(());
         }
-        self.record = Record { subnet: Some(subnet.to_string()), ..Record::default() };
+        self.record = LeasesRecord { subnet: Some(subnet.to_string()), ..LeasesRecord::default() };
         self.write()
     }
 
     /// Returns the instance's lease, creating it if there is none.
-    pub(super) fn take(
+    pub(super) fn lease(
         &mut self,
         instance: &InstanceId,
         name: &ServiceName,
         isolated: bool,
         subnet: Ipv4Net,
-    ) -> Result<Lease, NetworkError> {
+    ) -> Result<AddressLease, NetworkError> {
         if let Some(lease) = self.record.leases.get(instance) {
             return Ok(lease.clone());
         }
         let taken: BTreeSet<_> = self.record.leases.values().map(|lease| lease.address).collect();
         let address = subnet::next_free(subnet, self.record.last, |address| taken.contains(&address))
             .ok_or_else(|| NetworkError::Exhausted { subnet: subnet.to_string() })?;
-        let lease = Lease { address, name: name.clone(), isolated };
+        let lease = AddressLease { address, name: name.clone(), isolated };
         self.record.leases.insert(instance.clone(), lease.clone());
         self.record.last = Some(address);
         if let Err(error) = self.write() {
@@ -98,11 +98,11 @@ impl Leases {
         if self.record.leases.remove(instance).is_none() { Ok(()) } else { self.write() }
     }
 
-    pub(super) fn get(&self, instance: &InstanceId) -> Option<&Lease> {
+    pub(super) fn get(&self, instance: &InstanceId) -> Option<&AddressLease> {
         self.record.leases.get(instance)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&InstanceId, &Lease)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&InstanceId, &AddressLease)> {
         self.record.leases.iter()
     }
 
@@ -125,18 +125,18 @@ mod tests {
         let subnet: Ipv4Net = "10.9.8.0/30".parse().unwrap();
         let (one, two) = (InstanceId::random(), InstanceId::random());
         let name: ServiceName = "web".parse().unwrap();
-        let mut leases = Leases::read(path.clone()).unwrap();
+        let mut leases = AddressLeases::read(path.clone()).unwrap();
         leases.set_subnet(subnet).unwrap();
-        let lease = leases.take(&one, &name, false, subnet).unwrap();
+        let lease = leases.lease(&one, &name, false, subnet).unwrap();
 
-        let mut leases = Leases::read(path.clone()).unwrap();
+        let mut leases = AddressLeases::read(path.clone()).unwrap();
         assert_eq!(leases.subnet(), Some(subnet));
-        assert_eq!(leases.take(&one, &name, false, subnet).unwrap(), lease);
-        let error = leases.take(&two, &name, false, subnet).unwrap_err();
+        assert_eq!(leases.lease(&one, &name, false, subnet).unwrap(), lease);
+        let error = leases.lease(&two, &name, false, subnet).unwrap_err();
         assert!(matches!(error, NetworkError::Exhausted { subnet } if subnet == "10.9.8.0/30"));
         leases.release(&one).unwrap();
         leases.release(&one).unwrap();
-        assert_eq!(leases.take(&two, &name, false, subnet).unwrap().address, lease.address);
+        assert_eq!(leases.lease(&two, &name, false, subnet).unwrap().address, lease.address);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
@@ -145,12 +145,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("leases.json");
         fs::write(&path, "{\"subnet\":\"10.1").unwrap();
-        let mut leases = Leases::read(path).unwrap();
+        let mut leases = AddressLeases::read(path).unwrap();
         assert_eq!(leases.subnet(), None);
         let subnet: Ipv4Net = "10.9.8.0/24".parse().unwrap();
         leases.set_subnet(subnet).unwrap();
         let instance = InstanceId::random();
-        leases.take(&instance, &"web".parse().unwrap(), false, subnet).unwrap();
+        leases.lease(&instance, &"web".parse().unwrap(), false, subnet).unwrap();
         leases.set_subnet("10.9.9.0/24".parse().unwrap()).unwrap();
         assert!(leases.get(&instance).is_none());
     }

@@ -18,19 +18,19 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{namespace, subnet};
-use crate::netlink::{Netlink, Request};
+use crate::netlink::{NetlinkRequest, NetlinkSocket};
 
 /// Index of the loopback interface in every namespace.
 pub(super) const LOOPBACK: u32 = 1;
 
 /// Existing link.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Link {
+pub(super) struct NetworkLink {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) up: bool,
     /// True if the operational state is up, which requires the other end to be up too.
-    pub(super) passes: bool,
+    pub(super) operational: bool,
     /// Index of the bridge that the link is a port of; `None` for all of our links.
     pub(super) bridge: Option<u32>,
     /// True if ARP is enabled.
@@ -40,13 +40,13 @@ pub(super) struct Link {
     kind: Option<InfoKind>,
 }
 
-impl Link {
+impl NetworkLink {
     fn of(message: LinkMessage) -> Self {
         let mut link = Self {
             index: message.header.index,
             name: String::new(),
             up: message.header.flags.contains(LinkFlags::Up),
-            passes: false,
+            operational: false,
             bridge: None,
             arp: !message.header.flags.contains(LinkFlags::Noarp),
             group: 0,
@@ -58,7 +58,7 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Controller(index) => link.bridge = Some(index),
                 LinkAttribute::Group(group) => link.group = group,
-                LinkAttribute::OperState(state) => link.passes = state == State::Up,
+                LinkAttribute::OperState(state) => link.operational = state == State::Up,
                 LinkAttribute::Address(hardware) => link.hardware = hardware,
                 LinkAttribute::LinkInfo(infos) => {
                     link.kind = infos.into_iter().find_map(|info| match info {
@@ -73,14 +73,14 @@ impl Link {
     }
 }
 
-pub(super) fn link(netlink: &mut Netlink, name: &str) -> io::Result<Option<Link>> {
+pub(super) fn link(netlink: &mut NetlinkSocket, name: &str) -> io::Result<Option<NetworkLink>> {
     Ok(match netlink.get(RouteNetlinkMessage::GetLink(named(name)))? {
-        Some(RouteNetlinkMessage::NewLink(message)) => Some(Link::of(message)),
+        Some(RouteNetlinkMessage::NewLink(message)) => Some(NetworkLink::of(message)),
         _ => None,
     })
 }
 
-pub(super) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
+pub(super) fn links(netlink: &mut NetlinkSocket) -> io::Result<Vec<NetworkLink>> {
     let mut message = LinkMessage::default();
     // Statistics are half of the answer and are not used.
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
@@ -88,7 +88,7 @@ pub(super) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
     Ok(messages
         .into_iter()
         .filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(message) => Some(Link::of(message)),
+            RouteNetlinkMessage::NewLink(message) => Some(NetworkLink::of(message)),
             _ => None,
         })
         .collect())
@@ -98,13 +98,13 @@ pub(super) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
 /// link of the host routes to `net`. Returns its index.
 ///
 /// The link is a bridge that never gets a port: a kernel with veth pairs may lack the kind `dummy`.
-pub(super) fn ensure_gateway_link(netlink: &mut Netlink, name: &str, net: Ipv4Net) -> io::Result<u32> {
+pub(super) fn ensure_gateway_link(netlink: &mut NetlinkSocket, name: &str, net: Ipv4Net) -> io::Result<u32> {
     let gateway = subnet::gateway(net);
     if link(netlink, name)?.is_none() {
         let mut message = named(name);
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
-        let request = Request::create(format!("link {name}"), RouteNetlinkMessage::NewLink(message));
-        netlink.run(vec![request]).map_err(|error| unsupported(error, "bridge"))?;
+        let request = NetlinkRequest::create(format!("link {name}"), RouteNetlinkMessage::NewLink(message));
+        netlink.run(vec![request]).map_err(|error| explain_unsupported(error, "bridge"))?;
         // IPv6 is disabled before the link is up, so that instances cannot reach the host over IPv6 either.
         namespace::set(Path::new(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6")), "1")?;
     }
@@ -116,19 +116,22 @@ pub(super) fn ensure_gateway_link(netlink: &mut Netlink, name: &str, net: Ipv4Ne
     let present = addresses(netlink)?;
     for other in present.iter().filter(|one| one.link == found.index && one.address != gateway) {
         let message = address(found.index, other.address, other.net);
-        requests.push(Request::delete(
+        requests.push(NetlinkRequest::delete(
             format!("address {}", other.address),
             RouteNetlinkMessage::DelAddress(message),
         ));
     }
     if !present.iter().any(|one| (one.link, one.address, one.net) == (found.index, gateway, net)) {
         let message = address(found.index, gateway, net);
-        requests
-            .push(Request::replace(format!("address {gateway}"), RouteNetlinkMessage::NewAddress(message)));
+        requests.push(NetlinkRequest::replace(
+            format!("address {gateway}"),
+            RouteNetlinkMessage::NewAddress(message),
+        ));
     }
     if !found.up {
         let message = up(indexed(found.index));
-        requests.push(Request::change(format!("link {name} up"), RouteNetlinkMessage::SetLink(message)));
+        requests
+            .push(NetlinkRequest::change(format!("link {name} up"), RouteNetlinkMessage::SetLink(message)));
     }
     if !requests.is_empty() {
         netlink.run(requests)?;
@@ -138,10 +141,10 @@ pub(super) fn ensure_gateway_link(netlink: &mut Netlink, name: &str, net: Ipv4Ne
 
 /// Checks that the kernel supports veth pairs by creating and deleting one. An existing gateway link proves it, because
 /// instances had pairs then.
-pub(super) fn check_pairs(netlink: &mut Netlink, gateway: &str) -> io::Result<()> {
+pub(super) fn check_veth_support(netlink: &mut NetlinkSocket, gateway: &str) -> io::Result<()> {
     let [one, two] = ["a", "b"].map(|end| format!("{gateway}{end}"));
     // A killed earlier run may have left it.
-    netlink.run(vec![delete(&one)])?;
+    netlink.run(vec![delete_link(&one)])?;
     if link(netlink, gateway)?.is_some() {
         return Ok(());
     }
@@ -150,13 +153,13 @@ pub(super) fn check_pairs(netlink: &mut Netlink, gateway: &str) -> io::Result<()
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(named(&two)))),
     ]));
-    let request = Request::create(format!("link {one}"), RouteNetlinkMessage::NewLink(message));
-    netlink.run(vec![request]).map_err(|error| unsupported(error, "veth"))?;
-    netlink.run(vec![delete(&one)])
+    let request = NetlinkRequest::create(format!("link {one}"), RouteNetlinkMessage::NewLink(message));
+    netlink.run(vec![request]).map_err(|error| explain_unsupported(error, "veth"))?;
+    netlink.run(vec![delete_link(&one)])
 }
 
 /// Converts the kernel's error for an unsupported kind of link to one that names the module.
-pub(super) fn unsupported(error: io::Error, kind: &str) -> io::Error {
+pub(super) fn explain_unsupported(error: io::Error, kind: &str) -> io::Error {
     if error.kind() == io::ErrorKind::Unsupported {
         return io::Error::new(
             error.kind(),
@@ -167,14 +170,14 @@ pub(super) fn unsupported(error: io::Error, kind: &str) -> io::Error {
 }
 
 /// Returns the request for a permanent neighbour entry, which needs no ARP.
-pub(super) fn neighbour(link: u32, address: Ipv4Addr) -> Request {
+pub(super) fn permanent_neighbour(link: u32, address: Ipv4Addr) -> NetlinkRequest {
     let mut message = neighbour_of(link, address);
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(subnet::hardware(address).to_vec()));
-    Request::replace(format!("neighbour {address}"), RouteNetlinkMessage::NewNeighbour(message))
+    NetlinkRequest::replace(format!("neighbour {address}"), RouteNetlinkMessage::NewNeighbour(message))
 }
 
 /// Reports whether the link has that permanent neighbour entry.
-pub(super) fn knows_neighbour(netlink: &mut Netlink, link: u32, address: Ipv4Addr) -> io::Result<bool> {
+pub(super) fn has_neighbour(netlink: &mut NetlinkSocket, link: u32, address: Ipv4Addr) -> io::Result<bool> {
     let mut message = neighbour_of(link, address);
     // The kernel accepts the query only without these fields.
     message.header.state = NeighbourState::None;
@@ -188,18 +191,18 @@ pub(super) fn knows_neighbour(netlink: &mut Netlink, link: u32, address: Ipv4Add
     Ok(found.header.state == NeighbourState::Permanent && found.attributes.contains(&hardware))
 }
 
-pub(super) fn delete(name: &str) -> Request {
-    Request::delete(format!("link {name}"), RouteNetlinkMessage::DelLink(named(name)))
+pub(super) fn delete_link(name: &str) -> NetlinkRequest {
+    NetlinkRequest::delete(format!("link {name}"), RouteNetlinkMessage::DelLink(named(name)))
 }
 
 /// IPv4 address of a link.
-pub(super) struct Address {
+pub(super) struct LinkAddress {
     pub(super) link: u32,
     pub(super) address: Ipv4Addr,
     pub(super) net: Ipv4Net,
 }
 
-pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<Vec<Address>> {
+pub(super) fn addresses(netlink: &mut NetlinkSocket) -> io::Result<Vec<LinkAddress>> {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
     let messages = netlink.dump(&RouteNetlinkMessage::GetAddress(message))?;
@@ -218,20 +221,20 @@ pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<Vec<Address>> {
                 })
             };
             let address = find(true).or_else(|| find(false))?;
-            let net = subnet::of(find(false).unwrap_or(address).into(), message.header.prefix_len)?;
-            Some(Address { link: message.header.index, address, net })
+            let net = subnet::ipv4_network(find(false).unwrap_or(address).into(), message.header.prefix_len)?;
+            Some(LinkAddress { link: message.header.index, address, net })
         })
         .collect())
 }
 
 /// IPv4 route of any table.
-pub(super) struct Route {
+pub(super) struct KernelRoute {
     pub(super) net: Ipv4Net,
     pub(super) link: Option<u32>,
     pub(super) gateway: Option<Ipv4Addr>,
 }
 
-pub(super) fn routes(netlink: &mut Netlink) -> io::Result<Vec<Route>> {
+pub(super) fn routes(netlink: &mut NetlinkSocket) -> io::Result<Vec<KernelRoute>> {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     let messages = netlink.dump(&RouteNetlinkMessage::GetRoute(message))?;
@@ -250,8 +253,8 @@ pub(super) fn routes(netlink: &mut Netlink) -> io::Result<Vec<Route>> {
                     _ => {}
                 }
             }
-            let net = subnet::of(destination.into(), message.header.destination_prefix_length)?;
-            Some(Route { net, link, gateway })
+            let net = subnet::ipv4_network(destination.into(), message.header.destination_prefix_length)?;
+            Some(KernelRoute { net, link, gateway })
         })
         .collect())
 }
@@ -305,8 +308,8 @@ pub(super) fn route(link: u32, net: Ipv4Net) -> RouteMessage {
 }
 
 /// Returns the outgoing link for `address`, and the source address of packets to it.
-pub(super) fn way_to(
-    netlink: &mut Netlink,
+pub(super) fn route_to(
+    netlink: &mut NetlinkSocket,
     address: Ipv4Addr,
 ) -> io::Result<Option<(u32, Option<Ipv4Addr>)>> {
     let mut message = RouteMessage::default();

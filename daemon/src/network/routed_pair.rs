@@ -27,10 +27,10 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteScope};
 
 use super::links::{self, LOOPBACK};
 use super::{namespace, subnet};
-use crate::netlink::{Netlink, Request};
+use crate::netlink::{NetlinkRequest, NetlinkSocket};
 
 /// Time limit for a new pair to come up; the kernel takes well under a millisecond.
-const PASSES: Duration = Duration::from_secs(1);
+const LINK_UP_LIMIT: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_micros(200);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,23 +52,23 @@ pub(super) struct RoutedPair {
 impl RoutedPair {
     /// Creates the pair and waits until packets pass. An existing link named `outside` is replaced. `namespace`
     /// receives the inner end, and `inside` is a socket in it.
-    pub(super) fn make(
+    pub(super) fn create(
         &self,
-        host: &mut Netlink,
+        host: &mut NetlinkSocket,
         namespace: BorrowedFd<'_>,
-        inside: &mut Netlink,
+        inside: &mut NetlinkSocket,
     ) -> io::Result<()> {
-        self.make_links(host, namespace)?;
+        self.create_links(host, namespace)?;
         self.set_up_outside(host)?;
         self.set_up_inside(inside)?;
         self.wait(host)
     }
 
     /// Creates both links, but no routes to them.
-    pub(super) fn make_links(&self, host: &mut Netlink, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    pub(super) fn create_links(&self, host: &mut NetlinkSocket, namespace: BorrowedFd<'_>) -> io::Result<()> {
         // Deleting one end also deletes the other.
         if links::link(host, &self.outside)?.is_some() {
-            host.run(vec![links::delete(&self.outside)])?;
+            host.run(vec![links::delete_link(&self.outside)])?;
         }
         let mut peer = links::named(&self.inside);
         peer.attributes.push(hardware(self.address));
@@ -83,21 +83,21 @@ impl RoutedPair {
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]));
         let what = format!("link {}", self.outside);
-        host.run(vec![Request::create(what, RouteNetlinkMessage::NewLink(message))])
-            .map_err(|error| links::unsupported(error, "veth"))?;
+        host.run(vec![NetlinkRequest::create(what, RouteNetlinkMessage::NewLink(message))])
+            .map_err(|error| links::explain_unsupported(error, "veth"))?;
         // The link gets no IPv6 address before the inner end is up.
         namespace::set(Path::new(&format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.outside)), "1")
     }
 
     /// Sets up the route and neighbour entry from the host to the namespace.
-    pub(super) fn set_up_outside(&self, host: &mut Netlink) -> io::Result<()> {
+    pub(super) fn set_up_outside(&self, host: &mut NetlinkSocket) -> io::Result<()> {
         let index = found(host, &self.outside)?;
         let mut route = links::route(index, self.address.into());
         route.header.scope = RouteScope::Link;
         route.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(self.source)));
         host.run(vec![
-            links::neighbour(index, self.address),
-            Request::replace(
+            links::permanent_neighbour(index, self.address),
+            NetlinkRequest::replace(
                 format!("route to {} over {}", self.address, self.outside),
                 RouteNetlinkMessage::NewRoute(route),
             ),
@@ -105,7 +105,7 @@ impl RoutedPair {
     }
 
     /// Sets up the inner end from inside the namespace. Idempotent.
-    pub(super) fn set_up_inside(&self, inside: &mut Netlink) -> io::Result<()> {
+    pub(super) fn set_up_inside(&self, inside: &mut NetlinkSocket) -> io::Result<()> {
         let index = found(inside, &self.inside)?;
         let mut hop = links::route(index, self.gateway.into());
         hop.header.scope = RouteScope::Link;
@@ -114,20 +114,23 @@ impl RoutedPair {
         let up = |index| RouteNetlinkMessage::SetLink(links::up(links::indexed(index)));
         let address = links::address(index, self.address, self.address.into());
         inside.run(vec![
-            Request::change("loopback up", up(LOOPBACK)),
-            Request::change(format!("{} up", self.inside), up(index)),
-            Request::replace(format!("address {}", self.address), RouteNetlinkMessage::NewAddress(address)),
-            links::neighbour(index, self.gateway),
-            Request::replace(format!("route to {}", self.gateway), RouteNetlinkMessage::NewRoute(hop)),
-            Request::replace("default route", RouteNetlinkMessage::NewRoute(default)),
+            NetlinkRequest::change("loopback up", up(LOOPBACK)),
+            NetlinkRequest::change(format!("{} up", self.inside), up(index)),
+            NetlinkRequest::replace(
+                format!("address {}", self.address),
+                RouteNetlinkMessage::NewAddress(address),
+            ),
+            links::permanent_neighbour(index, self.gateway),
+            NetlinkRequest::replace(format!("route to {}", self.gateway), RouteNetlinkMessage::NewRoute(hop)),
+            NetlinkRequest::replace("default route", RouteNetlinkMessage::NewRoute(default)),
         ])
     }
 
     /// Waits until packets pass. A packet that is sent earlier is lost, and its sender retries only a second later.
-    pub(super) fn wait(&self, host: &mut Netlink) -> io::Result<()> {
+    pub(super) fn wait(&self, host: &mut NetlinkSocket) -> io::Result<()> {
         let begun = Instant::now();
-        while !links::link(host, &self.outside)?.is_some_and(|link| link.passes) {
-            if begun.elapsed() > PASSES {
+        while !links::link(host, &self.outside)?.is_some_and(|link| link.operational) {
+            if begun.elapsed() > LINK_UP_LIMIT {
                 let what = format!("link {} does not come up", self.outside);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }
@@ -137,20 +140,21 @@ impl RoutedPair {
     }
 
     /// Reports whether both ends are in the state in which they were created.
-    pub(super) fn is_whole(&self, host: &mut Netlink, inside: &mut Netlink) -> io::Result<bool> {
+    pub(super) fn is_intact(&self, host: &mut NetlinkSocket, inside: &mut NetlinkSocket) -> io::Result<bool> {
         Ok(self.is_set_up_outside(host)? && self.is_set_up_inside(inside)?)
     }
 
-    fn is_set_up_outside(&self, host: &mut Netlink) -> io::Result<bool> {
+    fn is_set_up_outside(&self, host: &mut NetlinkSocket) -> io::Result<bool> {
         let Some(link) = links::link(host, &self.outside)? else { return Ok(false) };
-        let wired = link.up && link.passes && !link.arp && link.bridge.is_none() && link.group == self.group;
+        let wired =
+            link.up && link.operational && !link.arp && link.bridge.is_none() && link.group == self.group;
         Ok(wired
             && link.hardware == subnet::hardware(self.gateway)
-            && links::knows_neighbour(host, link.index, self.address)?
-            && links::way_to(host, self.address)? == Some((link.index, Some(self.source))))
+            && links::has_neighbour(host, link.index, self.address)?
+            && links::route_to(host, self.address)? == Some((link.index, Some(self.source))))
     }
 
-    fn is_set_up_inside(&self, netlink: &mut Netlink) -> io::Result<bool> {
+    fn is_set_up_inside(&self, netlink: &mut NetlinkSocket) -> io::Result<bool> {
         let Some(inside) = links::link(netlink, &self.inside)? else { return Ok(false) };
         let loopback = links::links(netlink)?.into_iter().any(|link| link.index == LOOPBACK && link.up);
         let own = links::addresses(netlink)?.into_iter().filter(|one| one.link == inside.index);
@@ -165,7 +169,7 @@ impl RoutedPair {
             && only
             && leads
             && inside.hardware == subnet::hardware(self.address)
-            && links::knows_neighbour(netlink, inside.index, self.gateway)?)
+            && links::has_neighbour(netlink, inside.index, self.gateway)?)
     }
 }
 
@@ -173,7 +177,7 @@ fn hardware(address: Ipv4Addr) -> LinkAttribute {
     LinkAttribute::Address(subnet::hardware(address).to_vec())
 }
 
-fn found(netlink: &mut Netlink, name: &str) -> io::Result<u32> {
+fn found(netlink: &mut NetlinkSocket, name: &str) -> io::Result<u32> {
     let link = links::link(netlink, name)?;
     Ok(link.ok_or_else(|| io::Error::other(format!("there is no link {name}")))?.index)
 }

@@ -29,38 +29,41 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{FORWARD, NetworkError, at, blocking, capability, firewall, forward, links, other, subnet};
+use super::{
+    IP_FORWARD_PATH, NetworkError, blocking, capability, enable_forwarding, firewall, links, network_error,
+    path_error, subnet,
+};
 use crate::model::egress::EgressPolicy;
-use crate::netlink::Netlink;
+use crate::netlink::NetlinkSocket;
 use crate::task;
 
 mod attachments;
 mod builder;
-mod call;
 mod dns_message;
-mod gate;
 mod plugin;
+mod plugin_protocol;
 mod refusals;
 mod resolver;
 mod rules;
+mod step_firewall;
 
-use attachments::{AttachError, Attachments, BuilderKey, BuildersNamespace};
+use attachments::{AttachError, BuilderKey, BuildersNamespace, StepAttachments};
 pub use builder::BuilderNetwork;
-use call::Wired;
-use gate::StepFirewall;
 pub use plugin::run_plugin;
+use plugin_protocol::StepInterface;
 pub use refusals::RefusedConnection;
-use refusals::{Refusal, Refusals};
-use resolver::{Resolver, ResolverOptions};
+use refusals::{SourceRefusal, StepRefusals};
+use resolver::{ResolverOptions, StepResolver};
 pub(super) use rules::STEP_PREFIX;
 use rules::StepRules;
+use step_firewall::StepFirewall;
 
 /// Prefix length of the subnet: about 4000 steps of all builders together may have a network at once.
 const SUBNET_PREFIX: u8 = 20;
 /// Maximum number of subnet choices: daemons that start at once may choose the same subnet; each chooses again then.
-const CHOICES: u32 = 16;
+const MAX_SUBNET_CHOICES: u32 = 16;
 /// Interval between checks whether somebody has changed the table.
-const MEND_EVERY: Duration = Duration::from_secs(10);
+const FIREWALL_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 pub struct StepNetworkOptions {
@@ -96,15 +99,15 @@ impl StepNetworkOptions {
 /// Network of the steps of all builders of one daemon; cheap to clone.
 #[derive(Clone)]
 pub struct StepNetwork {
-    shared: Arc<Shared>,
+    shared: Arc<StepNetworkShared>,
     stop: CancellationToken,
     tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
-struct Shared {
-    attachments: Mutex<Attachments>,
+struct StepNetworkShared {
+    attachments: Mutex<StepAttachments>,
     firewall: Arc<StepFirewall>,
-    refusals: Arc<Refusals>,
+    refusals: Arc<StepRefusals>,
     resolver: Ipv4Addr,
     /// Descriptor of the builders' namespace; it keeps the namespace alive.
     _builders: OwnedFd,
@@ -116,7 +119,7 @@ impl StepNetwork {
     /// Sets up everything except steps. An error names what this machine lacks.
     pub async fn open(options: StepNetworkOptions) -> Result<Self, NetworkError> {
         // Checked before anything is created: nft, or its kernel support, may be missing.
-        let dropping = firewall::dropping(&options.nft).await?;
+        let dropping = firewall::forward_dropping_chains(&options.nft).await?;
         let state_dir = options.state_dir.clone();
         let (attachments, builders, name) = blocking(move || wire(&state_dir)).await?;
         for chain in &dropping {
@@ -135,28 +138,28 @@ impl StepNetwork {
         let subnet = rules.subnet;
         let firewall = Arc::new(StepFirewall::new(options.nft.clone(), rules));
         firewall.write().await?;
-        let refusals = Arc::new(Refusals::default());
+        let refusals = Arc::new(StepRefusals::default());
         let resolver_options = ResolverOptions {
             policy: options.policy,
             upstreams: options.resolvers,
             resolv_conf: options.resolv_conf,
             fallback: options.fallback_resolvers,
         };
-        let gate = Arc::clone(&firewall) as Arc<dyn resolver::Gate>;
-        let resolver = Resolver::bind(
+        let gate = Arc::clone(&firewall) as Arc<dyn resolver::AddressGate>;
+        let resolver = StepResolver::bind(
             std::os::fd::AsFd::as_fd(&builders.descriptor),
             resolver_options,
             gate,
             Arc::clone(&refusals),
         )
-        .map_err(|error| other("resolver of steps", &error))?;
+        .map_err(|error| network_error("resolver of steps", &error))?;
         let stop = CancellationToken::new();
         let tasks = vec![
             task::spawn("steps-resolver", resolver.serve(stop.clone())),
             task::spawn("steps-firewall", mend_loop(Arc::clone(&firewall), stop.clone())),
         ];
         tracing::info!(links = name, %subnet, "step network is up");
-        let shared = Shared {
+        let shared = StepNetworkShared {
             attachments: Mutex::new(attachments),
             firewall,
             refusals,
@@ -171,7 +174,7 @@ impl StepNetwork {
     /// Opens the network of the steps of one builder, whose files are in `directory`.
     pub fn builder(&self, directory: &Path) -> Result<BuilderNetwork, NetworkError> {
         let key = self.shared.next_builder.fetch_add(1, Ordering::Relaxed);
-        BuilderNetwork::open(self, key, directory).map_err(|error| at(directory, &error))
+        BuilderNetwork::open(self, key, directory).map_err(|error| path_error(directory, &error))
     }
 
     /// Removes everything; all builders must have ended.
@@ -185,21 +188,21 @@ impl StepNetwork {
         }
         let shared = Arc::clone(&self.shared);
         let links = blocking(move || {
-            shared.attachments.lock().sweep().map_err(|error| other("links of steps", &error))
+            shared.attachments.lock().sweep().map_err(|error| network_error("links of steps", &error))
         })
         .await;
         links.and(self.shared.firewall.remove().await)
     }
 }
 
-impl Shared {
+impl StepNetworkShared {
     fn attach(
         &self,
         builder: BuilderKey,
         container: &str,
         interface: &str,
         namespace: OwnedFd,
-    ) -> Result<Wired, AttachError> {
+    ) -> Result<StepInterface, AttachError> {
         self.attachments.lock().attach(builder, container, interface, namespace)
     }
 
@@ -211,9 +214,11 @@ impl Shared {
     fn detach(&self, builder: BuilderKey, container: &str) -> Result<(), AttachError> {
         let Some(outside) = self.attachments.lock().outside_of(builder, container) else { return Ok(()) };
         // The kernel takes about 35 ms to delete a link, mostly waiting, so this runs without the lock.
-        delete_links(&[outside])
-            .map_err(|error| AttachError { code: call::code::WIRING, message: error.to_string() })?;
-        self.attachments.lock().forget(builder, container);
+        delete_links(&[outside]).map_err(|error| AttachError {
+            code: plugin_protocol::code::WIRING,
+            message: error.to_string(),
+        })?;
+        self.attachments.lock().release(builder, container);
         Ok(())
     }
 
@@ -223,8 +228,8 @@ impl Shared {
             (attachments.outsides_of(builder), attachments.containers_of(builder))
         };
         delete_links(&outsides)?;
-        self.attachments.lock().forget_all(builder);
-        builder::forget_results(&containers);
+        self.attachments.lock().release_builder(builder);
+        builder::remove_cni_results(&containers);
         Ok(())
     }
 
@@ -236,13 +241,13 @@ impl Shared {
         let listed = self.firewall.list_refused().await.map_err(io::Error::other)?;
         let found = self.refusals.since(moment, &listed)?;
         let attachments = self.attachments.lock();
-        let of_builder = |refusal: Refusal| {
+        let of_builder = |refusal: SourceRefusal| {
             let container = match attachments.owner_of(refusal.from) {
                 Some((owner, container)) if owner == builder => Some(container.to_owned()),
                 None if refusal.from == self.resolver => None,
                 _ => return None,
             };
-            let Refusal { host, to, at, .. } = refusal;
+            let SourceRefusal { host, to, at, .. } = refusal;
             Some(RefusedConnection { container, host, to, at })
         };
         Ok(found.into_iter().filter_map(of_builder).collect())
@@ -253,25 +258,25 @@ fn delete_links(names: &[String]) -> io::Result<()> {
     if names.is_empty() {
         return Ok(());
     }
-    Netlink::open()?.run(names.iter().map(|name| links::delete(name)).collect())
+    NetlinkSocket::open()?.run(names.iter().map(|name| links::delete_link(name)).collect())
 }
 
 /// Chooses the subnet and creates the builders' namespace.
-fn wire(state_dir: &Path) -> Result<(Attachments, BuildersNamespace, String), NetworkError> {
+fn wire(state_dir: &Path) -> Result<(StepAttachments, BuildersNamespace, String), NetworkError> {
     capability::check().map_err(NetworkError::Other)?;
-    let name = super::tag_of(state_dir).map_err(|error| at(state_dir, &error))?;
+    let name = super::tag_of(state_dir).map_err(|error| path_error(state_dir, &error))?;
     let name = format!("{STEP_PREFIX}{}", &name[..6]);
-    let failed = |error: io::Error| other("network of steps", &error);
-    forward()?;
+    let failed = |error: io::Error| network_error("network of steps", &error);
+    enable_forwarding()?;
     let mut seed = u32::from_str_radix(&name[STEP_PREFIX.len()..], 16).unwrap_or_default();
-    for _ in 0..CHOICES {
-        let chosen =
-            subnet::choose_of(SUBNET_PREFIX, seed, &taken(&name).map_err(failed)?).ok_or_else(|| {
+    for _ in 0..MAX_SUBNET_CHOICES {
+        let chosen = subnet::choose_with_prefix(SUBNET_PREFIX, seed, &taken(&name).map_err(failed)?)
+            .ok_or_else(|| {
                 NetworkError::Other(
                     "every private subnet overlaps a network of this host: none is left for steps".to_owned(),
                 )
             })?;
-        let mut attachments = Attachments::new(name.clone(), chosen).map_err(failed)?;
+        let mut attachments = StepAttachments::new(name.clone(), chosen).map_err(failed)?;
         attachments.sweep().map_err(failed)?;
         let builders = attachments.make_builders_namespace().map_err(failed)?;
         // Another daemon may have chosen it at the same moment.
@@ -286,7 +291,7 @@ fn wire(state_dir: &Path) -> Result<(Attachments, BuildersNamespace, String), Ne
 
 /// Returns the networks that this host reaches over links that are not ours.
 fn taken(name: &str) -> io::Result<Vec<Ipv4Net>> {
-    let mut netlink = Netlink::open()?;
+    let mut netlink = NetlinkSocket::open()?;
     let all = links::links(&mut netlink)?;
     let own: BTreeSet<u32> =
         all.iter().filter(|link| link.name.starts_with(name)).map(|link| link.index).collect();
@@ -300,12 +305,12 @@ fn taken(name: &str) -> io::Result<Vec<Ipv4Net>> {
 }
 
 async fn mend_loop(firewall: Arc<StepFirewall>, stop: CancellationToken) {
-    while tokio::time::timeout(MEND_EVERY, stop.cancelled()).await.is_err() {
-        if let Err(error) = firewall.mend().await {
+    while tokio::time::timeout(FIREWALL_CHECK_INTERVAL, stop.cancelled()).await.is_err() {
+        if let Err(error) = firewall.restore_if_changed().await {
             tracing::warn!(%error, "failed to check the step network's nft table; the next check retries");
         }
-        if let Err(error) = blocking(forward).await {
-            tracing::error!(%error, path = FORWARD, "failed to enable IP forwarding for build steps");
+        if let Err(error) = blocking(enable_forwarding).await {
+            tracing::error!(%error, path = IP_FORWARD_PATH, "failed to enable IP forwarding for build steps");
         }
     }
 }

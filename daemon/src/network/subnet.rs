@@ -15,11 +15,11 @@ const PREFIX: u8 = 24;
 /// Chooses a /24 that overlaps nothing in `taken`. The search starts at a position derived from `seed`, so that daemons
 /// of one host, and rooms that are connected by a VPN, seldom choose the same one. `None` if everything is taken.
 pub(super) fn choose(seed: u32, taken: &[Ipv4Net]) -> Option<Ipv4Net> {
-    choose_of(PREFIX, seed, taken)
+    choose_with_prefix(PREFIX, seed, taken)
 }
 
 /// Chooses a subnet with another prefix length, at least 16.
-pub(super) fn choose_of(length: u8, seed: u32, taken: &[Ipv4Net]) -> Option<Ipv4Net> {
+pub(super) fn choose_with_prefix(length: u8, seed: u32, taken: &[Ipv4Net]) -> Option<Ipv4Net> {
     SPACES.into_iter().find_map(|(space, prefix)| {
         let count = 1u32 << (length - prefix);
         let nth = |step: u32| (seed % count + step) % count;
@@ -66,7 +66,7 @@ pub(super) fn hardware(address: Ipv4Addr) -> [u8; 6] {
 }
 
 /// Returns `address/prefix` as a network, if it is IPv4.
-pub(super) fn of(address: IpAddr, prefix: u8) -> Option<Ipv4Net> {
+pub(super) fn ipv4_network(address: IpAddr, prefix: u8) -> Option<Ipv4Net> {
     match address {
         IpAddr::V4(address) => Ipv4Net::new(address, prefix).ok().map(|net| net.trunc()),
         IpAddr::V6(_) => None,

@@ -10,25 +10,25 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::wiring::{STEPS, link_of};
+use super::wiring::{ATTACH_STEPS, link_of};
 use super::*;
 
 mod churn;
 mod healing;
+mod isolation;
 mod pair;
 mod reach;
-mod walls;
 
 /// Time limit for a connection; a successful one takes well under a millisecond.
 const LIMIT: Duration = Duration::from_secs(2);
 
-struct Room {
+struct TestNetwork {
     network: RoomNetwork,
     options: Options,
     _dir: tempfile::TempDir,
 }
 
-impl Room {
+impl TestNetwork {
     async fn open() -> Self {
         Self::with(|_| {}).await
     }
@@ -42,17 +42,17 @@ impl Room {
     }
 
     /// Opens the network again, as a daemon that starts after another was killed.
-    async fn again(&mut self) {
+    async fn reopen(&mut self) {
         self.network = RoomNetwork::open(self.options.clone()).await.unwrap();
     }
 
-    async fn attach(&self, name: &str) -> (InstanceId, Attached) {
+    async fn attach(&self, name: &str) -> (InstanceId, NetworkAttachment) {
         let id = InstanceId::random();
         let attached = self.network.attach(&id, &name.parse().unwrap(), false).await.unwrap();
         (id, attached)
     }
 
-    async fn attach_isolated(&self, name: &str) -> (InstanceId, Attached) {
+    async fn attach_isolated(&self, name: &str) -> (InstanceId, NetworkAttachment) {
         let id = InstanceId::random();
         let attached = self.network.attach(&id, &name.parse().unwrap(), true).await.unwrap();
         (id, attached)
@@ -67,7 +67,7 @@ impl Room {
         assert_eq!(fs::read_dir(&self.options.state_dir).unwrap().count(), 0);
     }
 
-    async fn group(&self) -> Group {
+    async fn group(&self) -> LinkGroups {
         self.network.state.lock().await.wiring.group
     }
 
@@ -96,13 +96,14 @@ impl Room {
 }
 
 /// Cleans up after a failed test.
-impl Drop for Room {
+impl Drop for TestNetwork {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let name = self.network.name();
-            let seed = u32::from_str_radix(&name[PREFIX.len() + 1..], 16).unwrap();
-            for link in links_of(name, Group::of(seed)) {
-                let _ = Netlink::open().and_then(|mut netlink| netlink.run(vec![links::delete(&link)]));
+            let seed = u32::from_str_radix(&name[LINK_PREFIX.len() + 1..], 16).unwrap();
+            for link in links_of(name, LinkGroups::of(seed)) {
+                let _ = NetlinkSocket::open()
+                    .and_then(|mut netlink| netlink.run(vec![links::delete_link(&link)]));
             }
             for mount in mounts_below(&self.options.state_dir) {
                 let _ = namespace::remove(Path::new(&mount));
@@ -122,8 +123,8 @@ fn tables() -> String {
 }
 
 /// Returns the gateway link and the pairs of a daemon.
-fn links_of(name: &str, group: Group) -> Vec<String> {
-    let all = links::links(&mut Netlink::open().unwrap()).unwrap().into_iter();
+fn links_of(name: &str, group: LinkGroups) -> Vec<String> {
+    let all = links::links(&mut NetlinkSocket::open().unwrap()).unwrap().into_iter();
     let own = all.filter(|link| link.name.starts_with(name) || group.has(link.group));
     own.map(|link| link.name).collect()
 }
@@ -148,6 +149,6 @@ fn connect_inside(namespace: &Path, to: impl Into<SocketAddr>) -> io::Result<Tcp
     namespace::within(namespace, || connect(to)).unwrap()
 }
 
-fn at(attached: &Attached, port: u16) -> SocketAddr {
+fn at(attached: &NetworkAttachment, port: u16) -> SocketAddr {
     (attached.address, port).into()
 }

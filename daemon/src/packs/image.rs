@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use hearth_pack::identity::{ContentHash, FileStamp, NodeKind};
 use hearth_pack::image::{ConfigFlags, Platform};
-use hearth_pack::layer::{ContentReader, LayerOptions, Source};
-use hearth_pack::listing::Listing;
-use hearth_pack::walk::{ContentError, Entry, EntryKind, Xattrs};
-use hearth_pack::{PackOptions, Packed, Summary, pack_source};
+use hearth_pack::layer::{ContentReader, LayerOptions, LayerSource};
+use hearth_pack::listing::TreeListing;
+use hearth_pack::walk::{ContentError, EntryKind, EntryXattrs, WalkEntry};
+use hearth_pack::{PackOptions, PackSummary, PackedImage, pack_source};
 
-use super::port::{Content, PackTree};
+use super::port::{PackContentReader, PackTree};
 use super::store::ContentStore;
-use super::{Destination, PackError};
+use super::{PackDestination, PackError};
 use crate::image::ImageError;
 
 /// Options for building an image from a tree.
@@ -28,7 +28,7 @@ pub struct ImageOptions {
 impl ImageOptions {
     /// Returns a hash over all options that affect the image: equal trees and equal hashes give equal images. Options
     /// that affect only the archive are not included.
-    pub(super) fn way(&self) -> ContentHash {
+    pub(super) fn options_hash(&self) -> ContentHash {
         let Self { layer, config, platform, docker: _ } = self;
         let LayerOptions { compression, mtime, workers: _ } = layer;
         let ConfigFlags { entrypoint, cmd, env, workdir, user, labels, expose, volumes } = config;
@@ -48,11 +48,11 @@ impl ImageOptions {
 
 /// Builds the image of `listing`. The layer is spooled to an unnamed file in `directory`. This call blocks.
 pub(super) fn assemble(
-    listing: Listing,
+    listing: TreeListing,
     store: &ContentStore,
-    destination: &Destination,
+    destination: &PackDestination,
     directory: &Path,
-) -> Result<Packed, PackError> {
+) -> Result<PackedImage, PackError> {
     let ImageOptions { layer, config, platform, docker } = destination.image.clone();
     let options = PackOptions {
         layer,
@@ -64,7 +64,7 @@ pub(super) fn assemble(
         ..PackOptions::default()
     };
     let stored = StoredSource::new(PackTree::new(listing, Arc::new(store.reader())));
-    pack_source(&stored, Summary::default(), &options, &mut |_| {}).map_err(|error| {
+    pack_source(&stored, PackSummary::default(), &options, &mut |_| {}).map_err(|error| {
         let full = matches!(&error, hearth_pack::PackError::Layer(hearth_pack::layer::LayerError::Write { source })
             if source.kind() == io::ErrorKind::StorageFull);
         if full { ImageError::NoSpace.into() } else { PackError::Assemble(error) }
@@ -73,12 +73,12 @@ pub(super) fn assemble(
 
 struct StoredSource {
     tree: PackTree,
-    entries: Vec<Entry>,
+    entries: Vec<WalkEntry>,
 }
 
 impl StoredSource {
     fn new(tree: PackTree) -> Self {
-        let entry = |listed: hearth_pack::listing::Listed<'_>| {
+        let entry = |listed: hearth_pack::listing::ListingEntry<'_>| {
             let (kind, size) = match listed.kind {
                 NodeKind::File { size, .. } => (EntryKind::File, size),
                 NodeKind::Symlink { target } => (EntryKind::Symlink { target: target.to_vec() }, 0),
@@ -87,15 +87,15 @@ impl StoredSource {
                 _ => (EntryKind::Dir, 0),
             };
             let (path, stamp) = (listed.path.to_vec(), FileStamp::default());
-            Entry { path, kind, mode: listed.mode, size, stamp, sparse: false }
+            WalkEntry { path, kind, mode: listed.mode, size, stamp, sparse: false }
         };
         let entries = tree.listing.entries().map(entry).collect();
         Self { tree, entries }
     }
 }
 
-impl Source for StoredSource {
-    fn entries(&self) -> &[Entry] {
+impl LayerSource for StoredSource {
+    fn entries(&self) -> &[WalkEntry] {
         &self.entries
     }
 
@@ -110,14 +110,14 @@ struct StoredReader<'a> {
 }
 
 struct OpenFile<'a> {
-    entry: &'a Entry,
+    entry: &'a WalkEntry,
     hash: ContentHash,
-    content: Content,
+    content: PackContentReader,
     at: u64,
 }
 
 impl ContentReader for StoredReader<'_> {
-    fn open(&mut self, index: usize) -> Result<Xattrs, ContentError> {
+    fn open(&mut self, index: usize) -> Result<EntryXattrs, ContentError> {
         let entry = &self.source.entries[index];
         let listed = self.source.tree.listing.entry(index);
         self.open = None;

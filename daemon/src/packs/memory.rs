@@ -7,29 +7,29 @@ use super::PackError;
 
 /// The budget; cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Memory {
+pub(super) struct ListingMemory {
     taken: Arc<AtomicUsize>,
     limit: usize,
 }
 
 /// Reserved part of the budget, released on drop.
 #[derive(Debug)]
-pub(super) struct Share {
-    memory: Memory,
+pub(super) struct MemoryReservation {
+    memory: ListingMemory,
     bytes: usize,
 }
 
-impl Memory {
+impl ListingMemory {
     pub(super) fn new(limit: usize) -> Self {
         Self { taken: Arc::default(), limit }
     }
 
-    pub(super) fn share(&self) -> Share {
-        Share { memory: self.clone(), bytes: 0 }
+    pub(super) fn reserve(&self) -> MemoryReservation {
+        MemoryReservation { memory: self.clone(), bytes: 0 }
     }
 }
 
-impl Share {
+impl MemoryReservation {
     /// Grows this reservation to `bytes`; a smaller number has no effect.
     pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), PackError> {
         let more = bytes.saturating_sub(self.bytes);
@@ -39,7 +39,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for MemoryReservation {
     fn drop(&mut self) {
         self.memory.taken.fetch_sub(self.bytes, Ordering::Relaxed);
     }
@@ -51,15 +51,15 @@ mod tests {
 
     #[test]
     fn memory_is_given_back_and_never_more_than_there_is() {
-        let memory = Memory::new(100);
-        let (mut one, mut two) = (memory.share(), memory.share());
+        let memory = ListingMemory::new(100);
+        let (mut one, mut two) = (memory.reserve(), memory.reserve());
         one.grow_to(60).unwrap();
         one.grow_to(50).unwrap();
         assert!(matches!(two.grow_to(41), Err(PackError::Busy)));
         drop(two);
-        let mut three = memory.share();
+        let mut three = memory.reserve();
         three.grow_to(40).unwrap();
         drop((one, three));
-        memory.share().grow_to(100).unwrap();
+        memory.reserve().grow_to(100).unwrap();
     }
 }

@@ -6,22 +6,22 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 use hearth_pack::identity::ContentHash;
-use hearth_pack::listing::Listing;
+use hearth_pack::listing::TreeListing;
 
-pub use super::store::Piece;
+pub use super::store::ContentPiece;
 
 /// Source of content by hash. The content store implements it.
-pub trait Contents: Send + Sync + 'static {
+pub trait PackContentSource: Send + Sync + 'static {
     /// Returns the pieces of a content in order, or `None` if the content is missing.
-    fn pieces(&self, content: &ContentHash) -> io::Result<Option<Vec<Piece>>>;
+    fn pieces(&self, content: &ContentHash) -> io::Result<Option<Vec<ContentPiece>>>;
     /// Returns one whole, verified piece, or `None` if it is missing.
     fn piece(&self, piece: &ContentHash) -> io::Result<Option<Bytes>>;
 }
 
 /// A committed tree with access to its content.
 pub struct PackTree {
-    pub listing: Listing,
-    contents: Arc<dyn Contents>,
+    pub listing: TreeListing,
+    contents: Arc<dyn PackContentSource>,
 }
 
 impl fmt::Debug for PackTree {
@@ -31,17 +31,17 @@ impl fmt::Debug for PackTree {
 }
 
 impl PackTree {
-    pub fn new(listing: Listing, contents: Arc<dyn Contents>) -> Self {
+    pub fn new(listing: TreeListing, contents: Arc<dyn PackContentSource>) -> Self {
         Self { listing, contents }
     }
 
     /// Opens content of the tree for reading. One piece of it is in memory at a time.
-    pub fn open(&self, content: &ContentHash, size: u64) -> io::Result<Content> {
+    pub fn open(&self, content: &ContentHash, size: u64) -> io::Result<PackContentReader> {
         self.open_at(content, size, 0)
     }
 
     /// Opens content from `offset` on; pieces before it are not read.
-    pub fn open_at(&self, content: &ContentHash, size: u64, offset: u64) -> io::Result<Content> {
+    pub fn open_at(&self, content: &ContentHash, size: u64, offset: u64) -> io::Result<PackContentReader> {
         let mut pieces = self.contents.pieces(content)?.ok_or_else(|| gone(content))?;
         let (mut skip, mut before) = (offset, 0);
         while let Some(piece) = pieces.get(before).filter(|piece| u64::from(piece.size) <= skip && skip > 0) {
@@ -49,7 +49,7 @@ impl PackTree {
             before += 1;
         }
         pieces.drain(..before);
-        Ok(Content {
+        Ok(PackContentReader {
             contents: Arc::clone(&self.contents),
             pieces: pieces.into_iter(),
             piece: Bytes::new(),
@@ -60,16 +60,16 @@ impl PackTree {
 }
 
 /// Reader for one content. It yields exactly the expected size or fails.
-pub struct Content {
-    contents: Arc<dyn Contents>,
-    pieces: std::vec::IntoIter<Piece>,
+pub struct PackContentReader {
+    contents: Arc<dyn PackContentSource>,
+    pieces: std::vec::IntoIter<ContentPiece>,
     piece: Bytes,
     /// Number of bytes to skip at the start of the first piece.
     skip: u64,
     left: u64,
 }
 
-impl Read for Content {
+impl Read for PackContentReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() && self.left > 0 {
             let next = self.pieces.next().ok_or(io::ErrorKind::UnexpectedEof)?;

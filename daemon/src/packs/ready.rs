@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::{self, Seek as _, Write};
 use std::sync::Arc;
 
-use hearth_pack::Packed;
-use hearth_pack::archive::Layout;
+use hearth_pack::PackedImage;
+use hearth_pack::archive::ArchiveLayout;
 use hearth_pack::identity::TreeDigest;
 use hearth_pack::image::Manifest;
 
-use super::Destination;
+use super::PackDestination;
 use crate::image::FoundImage;
 use crate::model::id::PackId;
 use crate::model::image::{TaggedImage, VerifiedImage};
@@ -17,18 +17,18 @@ use crate::model::{Digest, Reference};
 
 /// Result of a committed upload.
 #[derive(Debug)]
-pub struct Committed {
+pub struct CommittedPack {
     /// Id of the pack, if the tree became a pack for builds.
     pub pack: Option<PackId>,
     /// The tagged image, if a tag was given.
     pub image: Option<TaggedImage>,
     /// Digests and size of the image, if an image or an archive was wanted.
-    pub made: Option<Made>,
+    pub made: Option<PackImageDigests>,
 }
 
 /// Digests and size of the image built from a tree.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Made {
+pub struct PackImageDigests {
     /// Digest of the manifest.
     pub digest: Digest,
     /// Digest of the compressed layer.
@@ -41,16 +41,16 @@ pub struct Made {
 /// A stored tree, and its image if one is wanted. It has no tag or pack id yet: the caller stores a requested archive
 /// first.
 #[derive(Debug)]
-pub struct Ready {
+pub struct PreparedPack {
     pub(super) tree: TreeDigest,
-    pub(super) destination: Destination,
-    pub(super) image: Option<ReadyImage>,
+    pub(super) destination: PackDestination,
+    pub(super) image: Option<PreparedImage>,
 }
 
 /// Image of a tree, assembled now or found in the image store.
 #[derive(Clone, Debug)]
-pub enum ReadyImage {
-    Assembled(Arc<Packed>),
+pub enum PreparedImage {
+    Assembled(Arc<PackedImage>),
     Stored(Arc<StoredImage>),
 }
 
@@ -58,20 +58,20 @@ pub enum ReadyImage {
 #[derive(Debug)]
 pub struct StoredImage {
     image: VerifiedImage,
-    layout: Layout,
+    layout: ArchiveLayout,
     layer: (Digest, File),
     diff_id: Digest,
 }
 
-impl Ready {
+impl PreparedPack {
     /// Returns the image and the path of its archive in room storage, if an archive is wanted.
-    pub fn archive(&self) -> Option<(ReadyImage, &str)> {
+    pub fn archive(&self) -> Option<(PreparedImage, &str)> {
         let path = self.destination.archive.as_deref()?;
         self.image.clone().map(|image| (image, path))
     }
 }
 
-impl ReadyImage {
+impl PreparedImage {
     /// Writes the OCI archive.
     pub fn write_archive(&self, out: &mut dyn Write) -> io::Result<()> {
         match self {
@@ -85,15 +85,15 @@ impl ReadyImage {
         }
     }
 
-    pub(super) fn made(&self) -> Made {
+    pub(super) fn digests(&self) -> PackImageDigests {
         match self {
-            Self::Assembled(packed) => Made {
+            Self::Assembled(packed) => PackImageDigests {
                 digest: packed.digest(),
                 layer: packed.layer.digest,
                 diff_id: packed.layer.diff_id,
                 archive_bytes: packed.archive_size(),
             },
-            Self::Stored(stored) => Made {
+            Self::Stored(stored) => PackImageDigests {
                 digest: stored.image.manifest.digest,
                 layer: stored.layer.0,
                 diff_id: stored.diff_id,
@@ -105,12 +105,12 @@ impl ReadyImage {
 
 impl StoredImage {
     /// Returns `None` unless the image has exactly one layer, as every image built from a tree does.
-    pub(super) fn of(found: FoundImage, destination: &Destination) -> Option<Self> {
+    pub(super) fn from_found(found: FoundImage, destination: &PackDestination) -> Option<Self> {
         let FoundImage { image, manifest_json, config_json, layers } = found;
         let layer = <[_; 1]>::try_from(layers).ok().map(|[layer]| layer)?;
         let manifest: Manifest = serde_json::from_slice(&manifest_json).ok()?;
         let (options, tag) = (&destination.image, destination.tag.as_ref().map(Reference::to_string));
-        let layout = Layout::new(
+        let layout = ArchiveLayout::new(
             &config_json,
             &manifest_json,
             &manifest,

@@ -5,13 +5,13 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use hearth_pack::identity::ContentHash;
 
-use super::store::{AppendError, Batch, MAX_PIECE, Piece};
-use super::upload::{Call, path};
-use super::{PackError, Packs};
+use super::store::{AppendError, ContentBatch, ContentPiece, MAX_PIECE_SIZE};
+use super::upload::{UploadGuard, display_path};
+use super::{PackError, PackStore};
 use crate::task;
 
 /// Zstd level for content that arrives uncompressed.
-const LEVEL: i32 = 1;
+const ZSTD_LEVEL: i32 = 1;
 
 /// Position that a piece in a message claims: its entry in the list, its chunk number, and its size in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -29,24 +29,24 @@ pub enum PieceData {
 }
 
 /// Receives the content of one upload. Received content is durable after [`finish`](Self::finish).
-pub struct Receiver {
-    packs: Packs,
-    call: Call,
+pub struct PieceReceiver {
+    packs: PackStore,
+    call: UploadGuard,
     pub pieces: u64,
     pub bytes: u64,
 }
 
-impl Receiver {
-    pub(super) fn new(packs: Packs, call: Call) -> Self {
+impl PieceReceiver {
+    pub(super) fn new(packs: PackStore, call: UploadGuard) -> Self {
         Self { packs, call, pieces: 0, bytes: 0 }
     }
 
     /// Verifies and stores the content of one message: all of it or none.
-    pub async fn take(&mut self, pieces: Vec<SentPiece>, data: PieceData) -> Result<(), PackError> {
+    pub async fn receive(&mut self, pieces: Vec<SentPiece>, data: PieceData) -> Result<(), PackError> {
         let total: u64 = pieces.iter().map(|piece| u64::from(piece.size)).sum();
         let count = pieces.len() as u64;
-        let (packs, upload) = (self.packs.clone(), self.call.call());
-        let store = move || match take(&packs, &upload, &pieces, &data) {
+        let (packs, upload) = (self.packs.clone(), self.call.guard());
+        let store = move || match store_pieces(&packs, &upload, &pieces, &data) {
             Err(PackError::Store(full)) if is_full(&full) => Err((full, pieces, data)),
             other => Ok(other),
         };
@@ -55,11 +55,12 @@ impl Receiver {
             Ok(stored) => stored?,
             Err((full, pieces, data)) => {
                 self.packs.free_space(self.call.owner, &full).await?;
-                let (packs, upload) = (self.packs.clone(), self.call.call());
-                let again = task::blocking("take pieces", move || take(&packs, &upload, &pieces, &data));
+                let (packs, upload) = (self.packs.clone(), self.call.guard());
+                let again =
+                    task::blocking("take pieces", move || store_pieces(&packs, &upload, &pieces, &data));
                 let again = again.await.map_err(|_| PackError::Ending)?;
                 if matches!(&again, Err(PackError::Store(full)) if is_full(full)) {
-                    self.packs.give_up(&self.call).await;
+                    self.packs.abandon_upload(&self.call).await;
                 }
                 again?;
             }
@@ -80,9 +81,14 @@ const fn is_full(error: &AppendError) -> bool {
     matches!(error, Quota { .. } | OwnerQuota { .. } | NoSpace)
 }
 
-fn take(packs: &Packs, upload: &Call, sent: &[SentPiece], data: &PieceData) -> Result<(), PackError> {
+fn store_pieces(
+    packs: &PackStore,
+    upload: &UploadGuard,
+    sent: &[SentPiece],
+    data: &PieceData,
+) -> Result<(), PackError> {
     let total: u64 = sent.iter().map(|piece| u64::from(piece.size)).sum();
-    if total > u64::from(MAX_PIECE) {
+    if total > u64::from(MAX_PIECE_SIZE) {
         return Err(PackError::Data("a message has more than 4 MiB"));
     }
     let total = usize::try_from(total).unwrap_or(usize::MAX);
@@ -103,23 +109,23 @@ fn take(packs: &Packs, upload: &Call, sent: &[SentPiece], data: &PieceData) -> R
     let mut pieces = Vec::with_capacity(sent.len());
     let mut rest = plain.as_ref();
     for piece in sent {
-        let expected = upload.expected(piece.entry, piece.chunk, piece.size)?;
+        let expected = upload.expected_piece(piece.entry, piece.chunk, piece.size)?;
         let (content, after) = rest.split_at(piece.size as usize);
         rest = after;
         if ContentHash::of(content) != expected.hash {
             let list = upload.list()?;
-            return Err(PackError::ContentMismatch { path: path(&list.listing, piece.entry) });
+            return Err(PackError::ContentMismatch { path: display_path(&list.listing, piece.entry) });
         }
-        pieces.push(Piece { hash: expected.hash, size: piece.size });
+        pieces.push(ContentPiece { hash: expected.hash, size: piece.size });
     }
     let frame = match data {
         // The data is stored as it arrived: it is one small frame.
         PieceData::Zstd(bytes) => Cow::Borrowed(bytes.as_ref()),
-        PieceData::Plain(bytes) => Cow::Owned(zstd::bulk::compress(bytes, LEVEL)?),
+        PieceData::Plain(bytes) => Cow::Owned(zstd::bulk::compress(bytes, ZSTD_LEVEL)?),
     };
-    packs.0.store.append(&upload.owner, &Batch { frame: &frame, pieces: &pieces })?;
+    packs.0.store.append(&upload.owner, &ContentBatch { frame: &frame, pieces: &pieces })?;
     for piece in sent {
-        upload.arrived(piece.entry, piece.chunk);
+        upload.mark_received(piece.entry, piece.chunk);
     }
     Ok(())
 }

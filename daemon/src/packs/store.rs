@@ -35,17 +35,17 @@ use bytes::Bytes;
 use hearth_pack::identity::ContentHash;
 use parking_lot::{Mutex, MutexGuard};
 
-use frames::Frames;
-use index::{Index, Lying, Segment};
-use rows::Place;
-use segment::Writer;
-use table::Key;
+use frames::FrameCache;
+use index::{ContentIndex, ContentLocation, ContentSegment};
+use rows::FrameSlice;
+use segment::ContentSegmentWriter;
+use table::ContentKey;
 
-pub use append::{AppendError, Batch, StoreLimits};
-pub use sweep::Swept;
+pub use append::{AppendError, ContentBatch, StoreLimits};
+pub use sweep::PackSweepResult;
 
 /// Maximum size of a piece, and of the decompressed content of one frame, in bytes.
-pub const MAX_PIECE: u32 = 4 << 20;
+pub const MAX_PIECE_SIZE: u32 = 4 << 20;
 
 /// Key of a participant in the store: the first 16 bytes of the BLAKE3 hash of the participant's name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -65,14 +65,14 @@ impl OwnerKey {
 
 /// Hash and size of one piece of a file. A small file is its own only piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct ContentPiece {
     pub hash: ContentHash,
     pub size: u32,
 }
 
 /// Presence of a content in the store from one participant's view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Presence {
+pub enum ContentPresence {
     Missing,
     /// Present, but owned only by other participants.
     Foreign,
@@ -81,23 +81,23 @@ pub enum Presence {
 
 /// Handle to the store; cheap to clone. All methods block.
 #[derive(Clone, Debug)]
-pub struct ContentStore(Arc<Inner>);
+pub struct ContentStore(Arc<ContentStoreInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct ContentStoreInner {
     directory: PathBuf,
     limits: StoreLimits,
     opened: Instant,
     /// Segment that is being appended to. Lock order: this before `index`.
-    writer: Mutex<Option<Writer>>,
-    index: Mutex<Index>,
+    writer: Mutex<Option<ContentSegmentWriter>>,
+    index: Mutex<ContentIndex>,
 }
 
 /// Reader of contents with a cache of the latest few frames: neighbours in a tree are mostly in the same frame.
 #[derive(Debug)]
-pub struct Reader {
+pub struct ContentStoreReader {
     store: ContentStore,
-    frames: Frames,
+    frames: FrameCache,
 }
 
 impl ContentStore {
@@ -111,16 +111,16 @@ impl ContentStore {
             numbers.extend(number.filter(|number: &u32| !numbers.contains(number)));
         }
         numbers.sort_unstable();
-        let mut index = Index::default();
+        let mut index = ContentIndex::default();
         for number in numbers {
-            index.next = number + 1;
+            index.next_segment = number + 1;
             if let Some((content, length, rows)) = segment::reopen(directory, number)? {
-                index.segments.insert(number, Segment { content, length });
+                index.segments.insert(number, ContentSegment { content, length });
                 index.reopen(number, &rows);
             }
         }
-        index.count_sent();
-        Ok(Self(Arc::new(Inner {
+        index.recount_sent();
+        Ok(Self(Arc::new(ContentStoreInner {
             directory: directory.to_owned(),
             limits,
             opened: Instant::now(),
@@ -131,54 +131,54 @@ impl ContentStore {
 
     /// Reports the presence of these contents for `owner`, in order. Present contents are protected from sweeps for
     /// the grace period.
-    pub fn look<'a>(
+    pub fn presence<'a>(
         &self,
         owner: &OwnerKey,
         contents: impl Iterator<Item = (&'a ContentHash, u64)>,
-    ) -> io::Result<Vec<Presence>> {
+    ) -> io::Result<Vec<ContentPresence>> {
         let now = self.0.now();
         let mut recipes = Vec::new();
         let mut number = 0;
         let mut index = self.0.index();
         let look = |(hash, size): (&'a ContentHash, u64)| {
             number += 1;
-            let key = Key::of(hash);
-            let Some(known) = index.contents.get_mut(&key) else { return Presence::Missing };
+            let key = ContentKey::of(hash);
+            let Some(known) = index.contents.get_mut(&key) else { return ContentPresence::Missing };
             if known.is_recipe() {
                 recipes.push((number - 1, *hash, size));
             } else if u64::from(known.size) != size {
-                return Presence::Missing;
+                return ContentPresence::Missing;
             }
-            known.touched = now;
+            known.last_asked = now;
             let known = *known;
-            if index.is_own(&key, &known, owner) { Presence::Own } else { Presence::Foreign }
+            if index.is_own(&key, &known, owner) { ContentPresence::Own } else { ContentPresence::Foreign }
         };
-        let mut found: Vec<Presence> = contents.map(look).collect();
+        let mut found: Vec<ContentPresence> = contents.map(look).collect();
         drop(index);
         for (number, hash, size) in recipes {
             let pieces = self.pieces(&hash)?.unwrap_or_default();
             if pieces.iter().map(|piece| u64::from(piece.size)).sum::<u64>() != size {
-                found[number] = Presence::Missing;
+                found[number] = ContentPresence::Missing;
             }
         }
         Ok(found)
     }
 
     /// Returns a reader with a frame cache of its own.
-    pub fn reader(&self) -> Reader {
-        Reader { store: self.clone(), frames: Frames::default() }
+    pub fn reader(&self) -> ContentStoreReader {
+        ContentStoreReader { store: self.clone(), frames: FrameCache::default() }
     }
 
     /// Returns the pieces of a content, or `None` if it is missing. A small content is its own only piece.
-    pub fn pieces(&self, hash: &ContentHash) -> io::Result<Option<Vec<Piece>>> {
-        let Some(lying) = self.0.lying(hash) else { return Ok(None) };
+    pub fn pieces(&self, hash: &ContentHash) -> io::Result<Option<Vec<ContentPiece>>> {
+        let Some(lying) = self.0.locate(hash) else { return Ok(None) };
         if !lying.recipe {
-            return Ok(Some(vec![Piece { hash: *hash, size: lying.place.size }]));
+            return Ok(Some(vec![ContentPiece { hash: *hash, size: lying.place.size }]));
         }
-        let list = part(&frames::read(&lying)?, &lying.place)?;
+        let list = slice_of_frame(&frames::read_frame(&lying)?, &lying.place)?;
         let piece = |bytes: &[u8]| {
             let (hash, size) = bytes.split_at(32);
-            Some(Piece {
+            Some(ContentPiece {
                 hash: ContentHash::from_bytes(hash.try_into().ok()?),
                 size: u32::from_le_bytes(size.try_into().ok()?),
             })
@@ -191,45 +191,45 @@ impl ContentStore {
     }
 
     /// Counts content of `owner` against the quota of `share` from now on.
-    pub fn count_as(&self, owner: OwnerKey, share: OwnerKey) {
-        self.0.index().count_as(owner, share);
+    pub fn set_share(&self, owner: OwnerKey, share: OwnerKey) {
+        self.0.index().set_share(owner, share);
     }
 
     /// Returns the number of bytes on disk that a participant has sent.
-    pub fn sent_by(&self, owner: &OwnerKey) -> u64 {
+    pub fn bytes_sent_by(&self, owner: &OwnerKey) -> u64 {
         self.0.index().sent.get(owner).copied().unwrap_or_default()
     }
 
     /// Returns the number of bytes on disk.
-    pub fn used(&self) -> u64 {
-        self.0.index().used()
+    pub fn used_bytes(&self) -> u64 {
+        self.0.index().used_bytes()
     }
 }
 
-impl Inner {
+impl ContentStoreInner {
     fn now(&self) -> u32 {
         u32::try_from(self.opened.elapsed().as_secs()).unwrap_or(u32::MAX)
     }
 
-    fn index(&self) -> MutexGuard<'_, Index> {
+    fn index(&self) -> MutexGuard<'_, ContentIndex> {
         // Every change under the lock is one insertion or removal, so the index stays consistent after a panic.
         self.index.lock()
     }
 
-    fn writer(&self) -> MutexGuard<'_, Option<Writer>> {
+    fn writer(&self) -> MutexGuard<'_, Option<ContentSegmentWriter>> {
         self.writer.lock()
     }
 
-    fn lying(&self, hash: &ContentHash) -> Option<Lying> {
-        self.index().lying(&Key::of(hash))
+    fn locate(&self, hash: &ContentHash) -> Option<ContentLocation> {
+        self.index().locate(&ContentKey::of(hash))
     }
 }
 
-impl Reader {
+impl ContentStoreReader {
     /// Returns a verified content that is one piece, or `None` if it is missing.
     pub fn piece(&self, hash: &ContentHash) -> io::Result<Option<Bytes>> {
-        let Some(lying) = self.store.0.lying(hash).filter(|lying| !lying.recipe) else { return Ok(None) };
-        let content = part(&self.frames.get(&lying)?, &lying.place)?;
+        let Some(lying) = self.store.0.locate(hash).filter(|lying| !lying.recipe) else { return Ok(None) };
+        let content = slice_of_frame(&self.frames.get(&lying)?, &lying.place)?;
         if ContentHash::of(&content) != *hash {
             let what = format!("stored content {hash} is damaged");
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
@@ -238,13 +238,13 @@ impl Reader {
     }
 
     /// Returns the pieces of a content. See [`ContentStore::pieces`].
-    pub fn pieces(&self, hash: &ContentHash) -> io::Result<Option<Vec<Piece>>> {
+    pub fn pieces(&self, hash: &ContentHash) -> io::Result<Option<Vec<ContentPiece>>> {
         self.store.pieces(hash)
     }
 }
 
-fn part(frame: &Bytes, place: &Place) -> io::Result<Bytes> {
-    let Place { inside, size, .. } = *place;
+fn slice_of_frame(frame: &Bytes, place: &FrameSlice) -> io::Result<Bytes> {
+    let FrameSlice { inside, size, .. } = *place;
     let (start, end) = (inside as usize, inside as usize + size as usize);
     if end > frame.len() {
         return Err(io::Error::new(

@@ -7,8 +7,8 @@ use std::io::Read as _;
 
 use bytes::Bytes;
 use hearth_pack::identity::{HashCache, HashedTree, NodeKind, hash_tree};
-use hearth_pack::pieces::{self, Effort, LARGE};
-use hearth_pack::walk::{EntryKind, Tree, WalkOptions, walk};
+use hearth_pack::pieces::{self, CompressionEffort, LARGE_FILE};
+use hearth_pack::walk::{EntryKind, WalkOptions, WalkedTree, walk};
 
 use super::store::AppendError;
 use super::*;
@@ -17,27 +17,31 @@ use crate::image::ImageError;
 use crate::model::RoomRegistries;
 use crate::model::id::PackId;
 use crate::registry::blobs::BlobStore;
-use crate::store::Store;
+use crate::store::StateStore;
 
 const LIMITS: StoreLimits = StoreLimits { total: 1 << 30, per_owner: 1 << 30, min_free: 0 };
 
 /// Sweep without any retention time: removes everything that is not in use.
-const EVERYTHING_OLD: Sweep =
-    Sweep { keep: Duration::ZERO, hurried: None, grace: Duration::ZERO, ended: None };
+const EVERYTHING_OLD: PackSweepPolicy = PackSweepPolicy {
+    keep: Duration::ZERO,
+    short_lived_owner: None,
+    grace: Duration::ZERO,
+    abandoned_upload: None,
+};
 
 struct Room {
     directory: tempfile::TempDir,
-    packs: Packs,
-    images: Images,
-    store: Store,
+    packs: PackStore,
+    images: ImageStore,
+    store: StateStore,
 }
 
 fn open(directory: tempfile::TempDir, limits: StoreLimits) -> Room {
     let path = directory.path();
     let blobs = BlobStore::open(&path.join("registry")).unwrap();
-    let store = Store::open(&path.join("state.db")).unwrap();
+    let store = StateStore::open(&path.join("state.db")).unwrap();
     let inspection = LayerInspection::new(LayerLimits::default());
-    let images = Images::new(
+    let images = ImageStore::new(
         RoomRegistries::default(),
         Arc::new(blobs),
         Arc::new(store.clone()),
@@ -45,7 +49,7 @@ fn open(directory: tempfile::TempDir, limits: StoreLimits) -> Room {
     );
     let keep = Duration::from_secs(24 * 3600);
     let options = PackOptions { directory: path.join("packs"), limits, keep };
-    let packs = Packs::open(options, images.clone()).unwrap();
+    let packs = PackStore::open(options, images.clone()).unwrap();
     Room { directory, packs, images, store }
 }
 
@@ -74,7 +78,7 @@ fn noise(seed: u8, length: usize) -> Vec<u8> {
 /// A directory that is hashed in the same way as by a client.
 struct Local {
     directory: tempfile::TempDir,
-    tree: Tree,
+    tree: WalkedTree,
     hashed: HashedTree,
 }
 
@@ -95,8 +99,8 @@ impl Local {
         Self { directory, tree, hashed }
     }
 
-    async fn list(&self, packs: &Packs, owner: &str, id: &str) -> Arc<List> {
-        let mut lister = packs.lister(owner, id).unwrap();
+    async fn list(&self, packs: &PackStore, owner: &str, id: &str) -> Arc<UploadPlan> {
+        let mut lister = packs.listing_receiver(owner, id).unwrap();
         for (entry, hashed) in self.tree.entries.iter().zip(&self.hashed.entries) {
             let (kind, mode) = match &entry.kind {
                 EntryKind::Dir => (NodeKind::Directory, entry.mode),
@@ -106,7 +110,7 @@ impl Local {
                 EntryKind::Symlink { target } => (NodeKind::Symlink { target }, 0o777),
                 EntryKind::Hardlink { to } => (NodeKind::HardLink { to }, entry.mode),
             };
-            lister.push(&Node { path: &entry.path, mode, kind, xattrs: &hashed.xattrs }).unwrap();
+            lister.push(&TreeNode { path: &entry.path, mode, kind, xattrs: &hashed.xattrs }).unwrap();
         }
         lister.finish().await.unwrap()
     }
@@ -114,7 +118,7 @@ impl Local {
     /// Sends these entries. Returns the number of sent pieces and bytes.
     async fn send(
         &self,
-        packs: &Packs,
+        packs: &PackStore,
         owner: &str,
         id: &str,
         entries: &[u32],
@@ -125,55 +129,64 @@ impl Local {
                 self.tree.entries[entry as usize].size,
                 self.hashed.entries[entry as usize].content.unwrap(),
             );
-            if size <= LARGE {
-                wanted.push(pieces::Piece { entry, number: 0, offset: 0, size: size as u32, hash });
+            if size <= LARGE_FILE {
+                wanted.push(pieces::FilePiece { entry, number: 0, offset: 0, size: size as u32, hash });
                 continue;
             }
-            let cut = pieces::cut(&self.tree, entry, &hash).unwrap();
-            let named = cut.iter().map(|piece| Piece { hash: piece.hash, size: piece.size }).collect();
-            for (_, missing) in packs.chunks(owner, id, vec![(entry, named)]).await? {
+            let cut = pieces::split_file(&self.tree, entry, &hash).unwrap();
+            let named = cut.iter().map(|piece| ContentPiece { hash: piece.hash, size: piece.size }).collect();
+            for (_, missing) in packs.register_chunks(owner, id, vec![(entry, named)]).await? {
                 wanted.extend(missing.iter().map(|number| cut[*number as usize]));
             }
         }
         let batches = parking_lot::Mutex::new(Vec::new());
-        pieces::read(&self.tree, &pieces::plan(wanted), (Some(1), Effort::Far), &|_, batch| {
-            batches.lock().push(batch);
-            true
-        })
+        pieces::send_batches(
+            &self.tree,
+            &pieces::plan_batches(wanted),
+            (Some(1), CompressionEffort::Remote),
+            &|_, batch| {
+                batches.lock().push(batch);
+                true
+            },
+        )
         .unwrap();
-        let mut receiver = packs.receiver(owner, id)?;
+        let mut receiver = packs.piece_receiver(owner, id)?;
         for batch in batches.into_inner() {
             let sent = batch.pieces.iter();
             let sent =
                 sent.map(|piece| SentPiece { entry: piece.entry, chunk: piece.number, size: piece.size });
-            receiver.take(sent.collect(), PieceData::Zstd(batch.frame.into())).await?;
+            receiver.receive(sent.collect(), PieceData::Zstd(batch.frame.into())).await?;
         }
         receiver.finish().await?;
         Ok((receiver.pieces, receiver.bytes))
     }
 
-    async fn begin(&self, packs: &Packs, owner: &str) -> Begun {
+    async fn begin(&self, packs: &PackStore, owner: &str) -> PackBeginOutcome {
         packs.begin(self.hashed.digest, destination(owner, None)).await.unwrap()
     }
 
     /// Runs a whole upload. Returns the result and the number of sent pieces.
-    async fn upload(&self, packs: &Packs, to: Destination) -> Result<(Committed, u64), PackError> {
+    async fn upload(
+        &self,
+        packs: &PackStore,
+        to: PackDestination,
+    ) -> Result<(CommittedPack, u64), PackError> {
         let owner = to.owner.clone();
         let id = match packs.begin(self.hashed.digest, to).await? {
-            Begun::Done(ready) => return Ok((packs.name(*ready).await?, 0)),
-            Begun::Upload(id) => id,
+            PackBeginOutcome::Done(ready) => return Ok((packs.publish(*ready).await?, 0)),
+            PackBeginOutcome::Upload(id) => id,
         };
         let list = self.list(packs, &owner, &id).await;
         let (count, _) = self.send(packs, &owner, &id, &list.missing).await?;
         let proof = pieces::prove(&self.tree, &list.prove, &list.proof_key).unwrap();
         let proof = (!list.prove.is_empty()).then_some(proof);
         let ready = packs.commit(&owner, &id, proof).await?;
-        Ok((packs.name(ready).await?, count))
+        Ok((packs.publish(ready).await?, count))
     }
 }
 
-fn destination(owner: &str, tag: Option<&str>) -> Destination {
-    Destination {
+fn destination(owner: &str, tag: Option<&str>) -> PackDestination {
+    PackDestination {
         owner: owner.to_owned(),
         tag: tag.map(|tag| Reference::parse_tag(tag).unwrap()),
         archive: None,
@@ -182,10 +195,10 @@ fn destination(owner: &str, tag: Option<&str>) -> Destination {
     }
 }
 
-fn upload_id(begun: Begun) -> String {
+fn upload_id(begun: PackBeginOutcome) -> String {
     match begun {
-        Begun::Upload(id) => id,
-        Begun::Done(committed) => panic!("it was there: {committed:?}"),
+        PackBeginOutcome::Upload(id) => id,
+        PackBeginOutcome::Done(committed) => panic!("it was there: {committed:?}"),
     }
 }
 
@@ -207,7 +220,7 @@ fn sample() -> Local {
     Local::of(directory)
 }
 
-async fn tree_of(packs: &Packs, owner: &str, local: &Local) -> PackTree {
+async fn tree_of(packs: &PackStore, owner: &str, local: &Local) -> PackTree {
     packs.tree(owner, local.hashed.digest).await.unwrap()
 }
 
@@ -237,8 +250,8 @@ async fn a_tree_that_was_sent_is_there_whole_and_the_next_time_at_once() {
     tree.open_at(&hash, size, 5_000_000).unwrap().read_to_end(&mut middle).unwrap();
     assert_eq!(middle, noise(1, 6_000_000)[5_000_000..]);
     let again = match local.begin(&room.packs, "ann").await {
-        Begun::Done(ready) => room.packs.name(*ready).await.unwrap(),
-        Begun::Upload(_) => panic!("it asks for what it has"),
+        PackBeginOutcome::Done(ready) => room.packs.publish(*ready).await.unwrap(),
+        PackBeginOutcome::Upload(_) => panic!("it asks for what it has"),
     };
     assert_ne!(again.pack, committed.pack);
 }
@@ -265,7 +278,7 @@ async fn an_upload_that_was_cut_off_goes_on_where_it_was_even_after_a_kill() {
     let (first, rest) = list.missing.split_at(2);
     local.send(&room.packs, "ann", &id, first).await.unwrap();
     let room = room.restart();
-    assert!(matches!(room.packs.receiver("ann", &id), Err(PackError::NoUpload { .. })));
+    assert!(matches!(room.packs.piece_receiver("ann", &id), Err(PackError::NoUpload { .. })));
     let id = upload_id(local.begin(&room.packs, "ann").await);
     let list = local.list(&room.packs, "ann", &id).await;
     assert_eq!(list.missing, rest);
@@ -292,9 +305,9 @@ async fn two_at_once_with_the_same_tree_both_end_well() {
     local.send(&room.packs, "ann", &one, &lists.0.missing).await.unwrap();
     local.send(&room.packs, "ann", &two, &lists.1.missing).await.unwrap();
     let one = room.packs.commit("ann", &one, None).await.unwrap();
-    let one = room.packs.name(one).await.unwrap();
+    let one = room.packs.publish(one).await.unwrap();
     let two = room.packs.commit("ann", &two, None).await.unwrap();
-    let two = room.packs.name(two).await.unwrap();
+    let two = room.packs.publish(two).await.unwrap();
     assert!(one.pack.is_some() && two.pack.is_some() && one.pack != two.pack);
 }
 
@@ -318,10 +331,10 @@ async fn content_and_trees_that_are_not_what_they_claim_are_refused() {
     let honest = local(&[("a", b"right")]);
     let id = upload_id(honest.begin(&room.packs, "ann").await);
     honest.list(&room.packs, "ann", &id).await;
-    let mut receiver = room.packs.receiver("ann", &id).unwrap();
+    let mut receiver = room.packs.piece_receiver("ann", &id).unwrap();
     let piece = SentPiece { entry: 0, chunk: 0, size: 5 };
     let mut take =
-        async |piece: SentPiece, data: PieceData| receiver.take(vec![piece], data).await.unwrap_err();
+        async |piece: SentPiece, data: PieceData| receiver.receive(vec![piece], data).await.unwrap_err();
     let plain = |bytes: &'static [u8]| PieceData::Plain(bytes.into());
     let error = take(piece, plain(b"wrong")).await;
     assert!(matches!(&error, PackError::ContentMismatch { path } if path == "a"), "{error}");
@@ -340,8 +353,8 @@ async fn content_and_trees_that_are_not_what_they_claim_are_refused() {
 
     let other = TreeDigest::from_bytes([3; 32]);
     let id = upload_id(room.packs.begin(other, destination("ann", None)).await.unwrap());
-    let mut lister = room.packs.lister("ann", &id).unwrap();
-    lister.push(&Node { path: b"d", mode: 0o755, kind: NodeKind::Directory, xattrs: &[] }).unwrap();
+    let mut lister = room.packs.listing_receiver("ann", &id).unwrap();
+    lister.push(&TreeNode { path: b"d", mode: 0o755, kind: NodeKind::Directory, xattrs: &[] }).unwrap();
     assert!(matches!(lister.finish().await, Err(PackError::TreeMismatch { .. })));
     assert!(room.packs.tree("ann", other).await.is_err(), "nothing is kept as a tree");
 }
@@ -352,26 +365,29 @@ async fn pieces_that_are_not_the_file_are_found_at_the_commit() {
     let lying = noise(9, 6_000_000);
     let whole = ContentHash::of(b"something else");
     let kind = NodeKind::File { size: lying.len() as u64, content: whole };
-    let node = Node { path: b"large", mode: 0o644, kind, xattrs: &[] };
+    let node = TreeNode { path: b"large", mode: 0o644, kind, xattrs: &[] };
     let mut sum = hearth_pack::identity::TreeHasher::default();
     sum.node(&node);
     let id = upload_id(room.packs.begin(sum.finish(), destination("ann", None)).await.unwrap());
-    let mut lister = room.packs.lister("ann", &id).unwrap();
+    let mut lister = room.packs.listing_receiver("ann", &id).unwrap();
     lister.push(&node).unwrap();
     lister.finish().await.unwrap();
     let halves = [&lying[..3_000_000], &lying[3_000_000..]];
-    let named = |halves: &[&[u8]]| -> Vec<Piece> {
-        halves.iter().map(|half| Piece { hash: ContentHash::of(half), size: half.len() as u32 }).collect()
+    let named = |halves: &[&[u8]]| -> Vec<ContentPiece> {
+        halves
+            .iter()
+            .map(|half| ContentPiece { hash: ContentHash::of(half), size: half.len() as u32 })
+            .collect()
     };
-    for wrong in [named(&halves[..1]), vec![Piece { hash: whole, size: 6_000_000 }], Vec::new()] {
-        let error = room.packs.chunks("ann", &id, vec![(0, wrong)]).await.unwrap_err();
+    for wrong in [named(&halves[..1]), vec![ContentPiece { hash: whole, size: 6_000_000 }], Vec::new()] {
+        let error = room.packs.register_chunks("ann", &id, vec![(0, wrong)]).await.unwrap_err();
         assert!(matches!(error, PackError::Chunks { .. }), "{error}");
     }
-    room.packs.chunks("ann", &id, vec![(0, named(&halves))]).await.unwrap();
-    let mut receiver = room.packs.receiver("ann", &id).unwrap();
+    room.packs.register_chunks("ann", &id, vec![(0, named(&halves))]).await.unwrap();
+    let mut receiver = room.packs.piece_receiver("ann", &id).unwrap();
     for (chunk, half) in (0..).zip(halves) {
         let piece = SentPiece { entry: 0, chunk, size: half.len() as u32 };
-        receiver.take(vec![piece], PieceData::Plain(Bytes::copy_from_slice(half))).await.unwrap();
+        receiver.receive(vec![piece], PieceData::Plain(Bytes::copy_from_slice(half))).await.unwrap();
     }
     let error = room.packs.commit("ann", &id, None).await.unwrap_err();
     assert!(matches!(error, PackError::ContentMismatch { .. }), "{error}");
@@ -396,7 +412,7 @@ async fn content_of_another_participant_is_not_to_be_had_by_its_hash() {
     // The pack, tree or upload of another participant gives no access either.
     let pack: PackId = committed.pack.unwrap();
     assert!(matches!(room.images.pack(&pack, "bob").await, Err(ImageError::PackNotFound { .. })));
-    assert!(matches!(room.packs.receiver("eve", &id), Err(PackError::NoUpload { .. })));
+    assert!(matches!(room.packs.piece_receiver("eve", &id), Err(PackError::NoUpload { .. })));
     // With the files the proof succeeds.
     let proof = pieces::prove(&files.tree, &list.prove, &list.proof_key).unwrap();
     room.packs.commit("bob", &id, Some(proof)).await.unwrap();
@@ -418,7 +434,7 @@ async fn a_quota_that_is_hit_is_an_error_and_gives_the_space_back() {
         local(&[("a", &noise(2, 1_000_000)), ("b", &noise(3, 1_000_000)), ("c", &noise(4, 1_000_000))]);
     let error = large.upload(&room.packs, destination("ann", None)).await.unwrap_err();
     assert!(matches!(error, PackError::Store(AppendError::OwnerQuota { .. })), "{error}");
-    assert!(room.packs.0.store.used() < 600_000, "{}", room.packs.0.store.used());
+    assert!(room.packs.0.store.used_bytes() < 600_000, "{}", room.packs.0.store.used_bytes());
     assert_eq!(content_of(&tree_of(&room.packs, "ann", &small).await, "a"), noise(1, 500_000));
     // Other participants have a quota of their own.
     let bob = local(&[("a", &noise(5, 2_000_000))]);
@@ -428,9 +444,9 @@ async fn a_quota_that_is_hit_is_an_error_and_gives_the_space_back() {
 #[tokio::test]
 async fn what_services_send_counts_for_whoever_deployed_them() {
     let room = room_with(StoreLimits { per_owner: 3_000_000, ..LIMITS });
-    let owners = ShareOwners::default();
-    owners.ask_for_services(|service| (service != "bobs").then(|| "ann".to_owned()));
-    room.packs.share_by(owners);
+    let owners = ShareOwnerResolver::default();
+    owners.set_service_creators(|service| (service != "bobs").then(|| "ann".to_owned()));
+    room.packs.set_share_owners(owners);
     for (seed, sender) in [(1, "ann"), (2, "service:1")] {
         let files = local(&[("a", &noise(seed, 1_200_000))]);
         files.upload(&room.packs, destination(sender, None)).await.unwrap();
@@ -444,7 +460,7 @@ async fn what_services_send_counts_for_whoever_deployed_them() {
     // They share only the quota: access to each other's content still needs a proof.
     let theirs = local(&[("a", &noise(1, 1_200_000))]);
     let known = theirs.begin(&room.packs, "service:1").await;
-    assert!(matches!(known, Begun::Upload(_)));
+    assert!(matches!(known, PackBeginOutcome::Upload(_)));
 }
 
 #[tokio::test]
@@ -452,7 +468,7 @@ async fn uploads_of_one_participant_are_counted_and_idle_ones_are_forgotten() {
     let room = room();
     let tree = |number: u8| TreeDigest::from_bytes([number; 32]);
     let mut ids = Vec::new();
-    for number in 0..MOST_UPLOADS {
+    for number in 0..MAX_UPLOADS_PER_OWNER {
         let begun = room.packs.begin(tree(number as u8), destination("ann", None)).await.unwrap();
         ids.push(upload_id(begun));
     }
@@ -460,7 +476,7 @@ async fn uploads_of_one_participant_are_counted_and_idle_ones_are_forgotten() {
     assert!(matches!(refused, PackError::TooManyUploads { .. }) && refused.retryable());
     room.packs.begin(tree(99), destination("bob", None)).await.unwrap();
     room.packs.sweep().await.unwrap();
-    assert!(room.packs.lister("ann", &ids[0]).is_ok(), "none of them is old yet");
+    assert!(room.packs.listing_receiver("ann", &ids[0]).is_ok(), "none of them is old yet");
 }
 
 #[tokio::test]
@@ -469,14 +485,14 @@ async fn trees_go_some_time_after_the_last_pack_of_them_and_content_with_them() 
     let local = sample();
     let (committed, _) = local.upload(&room.packs, destination("ann", None)).await.unwrap();
     let id = committed.pack.unwrap();
-    room.packs.sweep_now(EVERYTHING_OLD).await.unwrap();
+    room.packs.run_sweep(EVERYTHING_OLD).await.unwrap();
     assert_eq!(content_of(&tree_of(&room.packs, "ann", &local).await, "a"), b"one", "its pack is there");
     room.images.hold_pack(&id, "ann").await.unwrap();
     room.images.release_pack(&id).await.unwrap();
     assert!(room.images.pack(&id, "ann").await.is_err(), "dropped with its last build");
     room.packs.sweep().await.unwrap();
     assert!(room.packs.tree("ann", local.hashed.digest).await.is_ok(), "kept for the next pack");
-    let swept = room.packs.sweep_now(EVERYTHING_OLD).await.unwrap();
-    assert!(swept.contents > 5 && room.packs.0.store.used() == 0, "{swept:?}");
+    let swept = room.packs.run_sweep(EVERYTHING_OLD).await.unwrap();
+    assert!(swept.contents > 5 && room.packs.0.store.used_bytes() == 0, "{swept:?}");
     assert!(room.packs.tree("ann", local.hashed.digest).await.is_err());
 }

@@ -15,23 +15,23 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use hearth_pack::identity::{ContentHash, TreeDigest};
-use hearth_pack::listing::{Listing, ListingLimits};
+use hearth_pack::listing::{ListingLimits, TreeListing};
 
 use super::store::{AppendError, OwnerKey};
 
 /// Maximum size of all listings of one owner, in bytes. A listing of 58,000 entries has about 8 MB.
-const OWNER_BYTES: u64 = 2 << 30;
+const MAX_OWNER_BYTES: u64 = 2 << 30;
 /// Maximum number of trees of one owner that no build uses.
-const KEPT: usize = 32;
+const MAX_IDLE_TREES: usize = 32;
 
 /// Directory of stored trees.
 #[derive(Clone, Debug)]
-pub(super) struct Trees {
+pub(super) struct TreeStore {
     directory: PathBuf,
     limits: ListingLimits,
 }
 
-impl Trees {
+impl TreeStore {
     pub(super) fn open(directory: &Path, limits: ListingLimits) -> io::Result<Self> {
         make_directory(directory)?;
         for owner in fs::read_dir(directory)? {
@@ -50,7 +50,7 @@ impl Trees {
     }
 
     /// Stores a tree. It is durable when this call returns.
-    pub(super) fn put(&self, owner: &OwnerKey, listing: &Listing) -> Result<(), AppendError> {
+    pub(super) fn put(&self, owner: &OwnerKey, listing: &TreeListing) -> Result<(), AppendError> {
         let path = self.path(owner, &listing.digest());
         let directory = self.directory.join(owner.hex());
         make_directory(&directory)?;
@@ -58,8 +58,8 @@ impl Trees {
         for entry in fs::read_dir(&directory)? {
             used += entry?.metadata().map(|metadata| metadata.len()).unwrap_or_default();
         }
-        if used > OWNER_BYTES {
-            return Err(AppendError::OwnerQuota { limit: OWNER_BYTES });
+        if used > MAX_OWNER_BYTES {
+            return Err(AppendError::OwnerQuota { limit: MAX_OWNER_BYTES });
         }
         let draft = directory.join(format!("new-{:016x}", rand::random::<u64>()));
         let written = write_new(&draft, listing).and_then(|()| fs::rename(&draft, &path));
@@ -81,7 +81,7 @@ impl Trees {
     }
 
     /// Returns a tree of this owner and sets the time of its last use to now.
-    pub(super) fn get(&self, owner: &OwnerKey, tree: &TreeDigest) -> io::Result<Option<Listing>> {
+    pub(super) fn get(&self, owner: &OwnerKey, tree: &TreeDigest) -> io::Result<Option<TreeListing>> {
         let mut file = match File::open(self.path(owner, tree)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
@@ -93,7 +93,7 @@ impl Trees {
         let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
         file.read_to_end(&mut bytes)?;
         file.set_times(FileTimes::new().set_modified(SystemTime::now()))?;
-        match self.read(bytes) {
+        match self.read_listing(bytes) {
             Some(listing) if listing.digest() == *tree => Ok(Some(listing)),
             _ => {
                 tracing::warn!(tree.digest = %tree, "the listing of a tree is damaged and treated as missing");
@@ -103,8 +103,8 @@ impl Trees {
     }
 
     /// Reads a listing with or without a seal: earlier releases wrote none.
-    fn read(&self, bytes: Vec<u8>) -> Option<Listing> {
-        Listing::unseal(bytes).or_else(|bytes| Listing::parse(&bytes, self.limits)).ok()
+    fn read_listing(&self, bytes: Vec<u8>) -> Option<TreeListing> {
+        TreeListing::unseal(bytes).or_else(|bytes| TreeListing::parse(&bytes, self.limits)).ok()
     }
 
     /// Removes trees that are not in use: those last used longer ago than `keep` returns for the name of their
@@ -130,12 +130,12 @@ impl Trees {
             for (age, path) in trees {
                 let is_idle = !in_use.contains(&path) && !is_unfinished(&path);
                 idle += usize::from(is_idle);
-                if is_idle && (age >= keep || idle > KEPT) {
+                if is_idle && (age >= keep || idle > MAX_IDLE_TREES) {
                     fs::remove_file(&path)?;
                     removed += 1;
                 } else if !is_unfinished(&path) {
                     // A tree that cannot be read is treated as missing, so it retains no content.
-                    if let Some(listing) = self.read(fs::read(&path)?) {
+                    if let Some(listing) = self.read_listing(fs::read(&path)?) {
                         live.extend(listing.entries().filter_map(|entry| Some(entry.content()?.0)));
                     }
                 }
@@ -157,7 +157,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-fn write_new(path: &Path, listing: &Listing) -> io::Result<()> {
+fn write_new(path: &Path, listing: &TreeListing) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(listing.bytes())?;
     file.write_all(&listing.seal())?;
@@ -166,22 +166,22 @@ fn write_new(path: &Path, listing: &Listing) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use hearth_pack::identity::{Node, NodeKind};
+    use hearth_pack::identity::{NodeKind, TreeNode};
     use hearth_pack::listing::ListingWriter;
 
     use super::*;
 
-    fn listing(name: &str) -> Listing {
+    fn listing(name: &str) -> TreeListing {
         let mut writer = ListingWriter::new(ListingLimits::default());
         let kind = NodeKind::File { size: 1, content: ContentHash::of(name.as_bytes()) };
-        writer.push(&Node { path: name.as_bytes(), mode: 0o644, kind, xattrs: &[] }).unwrap();
+        writer.push(&TreeNode { path: name.as_bytes(), mode: 0o644, kind, xattrs: &[] }).unwrap();
         writer.finish().unwrap()
     }
 
     #[test]
     fn a_tree_comes_back_to_its_owner_only_and_a_damaged_one_not_at_all() {
         let directory = tempfile::tempdir().unwrap();
-        let trees = Trees::open(directory.path(), ListingLimits::default()).unwrap();
+        let trees = TreeStore::open(directory.path(), ListingLimits::default()).unwrap();
         let (ann, bob, tree) = (OwnerKey::of("ann"), OwnerKey::of("bob"), listing("a"));
         trees.put(&ann, &tree).unwrap();
         assert_eq!(trees.get(&ann, &tree.digest()).unwrap().unwrap().digest(), tree.digest());
@@ -196,16 +196,17 @@ mod tests {
             assert!(trees.get(&ann, &tree.digest()).unwrap().is_none());
         }
         fs::write(path.with_file_name("new-1"), "half").unwrap();
-        Trees::open(directory.path(), ListingLimits::default()).unwrap();
+        TreeStore::open(directory.path(), ListingLimits::default()).unwrap();
         assert!(!path.with_file_name("new-1").exists());
     }
 
     #[test]
     fn of_many_trees_of_one_owner_the_latest_and_those_in_use_stay() {
         let directory = tempfile::tempdir().unwrap();
-        let trees = Trees::open(directory.path(), ListingLimits::default()).unwrap();
+        let trees = TreeStore::open(directory.path(), ListingLimits::default()).unwrap();
         let ann = OwnerKey::of("ann");
-        let all: Vec<Listing> = (0..KEPT + 3).map(|number| listing(&format!("f{number}"))).collect();
+        let all: Vec<TreeListing> =
+            (0..MAX_IDLE_TREES + 3).map(|number| listing(&format!("f{number}"))).collect();
         for (number, tree) in all.iter().enumerate() {
             trees.put(&ann, tree).unwrap();
             let used = SystemTime::now() - Duration::from_secs(1000 - number as u64);
@@ -214,7 +215,7 @@ mod tests {
         }
         let in_use = HashSet::from([(ann, all[0].digest())]);
         let (live, removed) = trees.sweep(&in_use, |_| Duration::from_secs(3600)).unwrap();
-        assert_eq!((removed, live.len()), (2, KEPT + 1));
+        assert_eq!((removed, live.len()), (2, MAX_IDLE_TREES + 1));
         for (number, tree) in all.iter().enumerate() {
             assert_eq!(trees.get(&ann, &tree.digest()).unwrap().is_some(), !(1..3).contains(&number));
         }

@@ -23,25 +23,25 @@ use std::time::SystemTime;
 
 use parking_lot::{Mutex, MutexGuard};
 
-pub use spool::{Placed, Spool};
+pub use spool::{BlobSpool, PlacedBlob};
 
-use crate::disk::{DiskError, DiskShares, KeptContent, UploadKind};
-use crate::image::port::{BlobError, Blobs, IncomingBlob, Stored, Swept};
+use crate::disk::{DiskError, DiskLedger, KeptContent, UploadKind};
+use crate::image::port::{BlobError, BlobStorage, IncomingBlob, StoredBlob, SweptBlobs};
 use crate::model::Digest;
 
 /// Number of bytes that are read at a time when content is stored from a reader.
-const CHUNK: usize = 256 * 1024;
+const READ_CHUNK_BYTES: usize = 256 * 1024;
 
 /// A handle on the content store; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct BlobStore {
-    inner: Arc<Inner>,
+    directories: Arc<BlobDirectories>,
     /// Accounts the content that callers store, and enforces the free space on the disk.
-    disk: Option<DiskShares>,
+    disk: Option<DiskLedger>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct BlobDirectories {
     blobs: PathBuf,
     uploads: PathBuf,
     /// Held while a blob is touched or added, and while the sweep examines and removes one.
@@ -67,65 +67,65 @@ impl BlobStore {
         for stale in fs::read_dir(&uploads)? {
             fs::remove_file(stale?.path())?;
         }
-        let inner = Inner { blobs, uploads, removal: Mutex::new(()) };
-        Ok(Self { inner: Arc::new(inner), disk: None })
+        let inner = BlobDirectories { blobs, uploads, removal: Mutex::new(()) };
+        Ok(Self { directories: Arc::new(inner), disk: None })
     }
 
     /// Accounts the content that is stored from now on.
     #[must_use]
-    pub fn counted(self, disk: DiskShares) -> Self {
+    pub fn with_disk_shares(self, disk: DiskLedger) -> Self {
         Self { disk: Some(disk), ..self }
     }
 
     /// Creates a spool for content whose digest is checked when all of it has been received.
-    pub fn spool(&self) -> io::Result<Spool> {
-        Spool::new(self.clone(), None)
+    pub fn spool(&self) -> io::Result<BlobSpool> {
+        BlobSpool::new(self.clone(), None)
     }
 
     /// Like [`spool`](Self::spool), for content that counts towards the share of `owner`. `name` describes it.
-    pub fn spool_of(&self, owner: &str, name: &str) -> Result<Spool, BlobError> {
+    pub fn spool_for_owner(&self, owner: &str, name: &str) -> Result<BlobSpool, BlobError> {
         let claim = match &self.disk {
-            Some(disk) => Some(disk.begin(owner, UploadKind::Blob, name, &self.inner.uploads)?),
+            Some(disk) => Some(disk.begin(owner, UploadKind::Blob, name, &self.directories.uploads)?),
             None => None,
         };
-        Ok(Spool::new(self.clone(), claim)?)
+        Ok(BlobSpool::new(self.clone(), claim)?)
     }
 
     fn check_free(&self, more: u64) -> Result<(), BlobError> {
         match &self.disk {
-            Some(disk) => Ok(disk.check_free(&self.inner.uploads, more)?),
+            Some(disk) => Ok(disk.check_free(&self.directories.uploads, more)?),
             None => Ok(()),
         }
     }
 
     /// Ends the accounting of a blob that was removed.
-    fn forget(&self, digest: &Digest) {
+    fn forget_share(&self, digest: &Digest) {
         if let Some(disk) = &self.disk {
             disk.forget(&KeptContent::Blob(*digest));
         }
     }
 
     /// Creates a spool that only verifies the digest if the blob exists, which proves that the caller has the content.
-    fn spool_for(&self, digest: &Digest) -> io::Result<Spool> {
-        match self.touched(digest)? {
-            Some(_) => Ok(Spool::nowhere(self.clone())),
+    fn spool_unless_stored(&self, digest: &Digest) -> io::Result<BlobSpool> {
+        match self.touch_with_time(digest)? {
+            Some(_) => Ok(BlobSpool::digest_only(self.clone())),
             None => self.spool(),
         }
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
-        self.inner.blobs.join(&hex[..2]).join(hex)
+        self.directories.blobs.join(&hex[..2]).join(hex)
     }
 
-    fn no_removal(&self) -> MutexGuard<'_, ()> {
-        self.inner.removal.lock()
+    fn lock_removal(&self) -> MutexGuard<'_, ()> {
+        self.directories.removal.lock()
     }
 
     /// Sets the blob's modification time to now; returns that time and the size. `None` if the blob does not exist.
-    fn touched(&self, digest: &Digest) -> io::Result<Option<(SystemTime, u64)>> {
-        let _held = self.no_removal();
-        let Some(file) = found(OpenOptions::new().read(true).open(self.path(digest)))? else {
+    fn touch_with_time(&self, digest: &Digest) -> io::Result<Option<(SystemTime, u64)>> {
+        let _held = self.lock_removal();
+        let Some(file) = none_if_missing(OpenOptions::new().read(true).open(self.path(digest)))? else {
             return Ok(None);
         };
         let now = SystemTime::now();
@@ -134,22 +134,22 @@ impl BlobStore {
     }
 }
 
-impl Blobs for BlobStore {
+impl BlobStorage for BlobStore {
     fn open(&self, digest: &Digest) -> io::Result<Option<File>> {
-        found(File::open(self.path(digest)))
+        none_if_missing(File::open(self.path(digest)))
     }
 
     fn size(&self, digest: &Digest) -> io::Result<Option<u64>> {
-        Ok(found(fs::metadata(self.path(digest)))?.map(|metadata| metadata.len()))
+        Ok(none_if_missing(fs::metadata(self.path(digest)))?.map(|metadata| metadata.len()))
     }
 
     fn touch(&self, digest: &Digest) -> io::Result<Option<u64>> {
-        Ok(self.touched(digest)?.map(|(_, size)| size))
+        Ok(self.touch_with_time(digest)?.map(|(_, size)| size))
     }
 
-    fn put(&self, digest: &Digest, content: &mut dyn io::Read) -> Result<Stored, BlobError> {
-        let mut spool = self.spool_for(digest)?;
-        let mut buffer = vec![0; CHUNK];
+    fn put(&self, digest: &Digest, content: &mut dyn io::Read) -> Result<StoredBlob, BlobError> {
+        let mut spool = self.spool_unless_stored(digest)?;
+        let mut buffer = vec![0; READ_CHUNK_BYTES];
         loop {
             match content.read(&mut buffer) {
                 Ok(0) => break,
@@ -162,34 +162,34 @@ impl Blobs for BlobStore {
     }
 
     fn receive(&self, digest: &Digest, owner: &str, name: &str) -> Result<Box<dyn IncomingBlob>, BlobError> {
-        Ok(Box::new(match self.touched(digest)? {
-            Some(_) => Spool::nowhere(self.clone()),
-            None => self.spool_of(owner, name)?,
+        Ok(Box::new(match self.touch_with_time(digest)? {
+            Some(_) => BlobSpool::digest_only(self.clone()),
+            None => self.spool_for_owner(owner, name)?,
         }))
     }
 
     fn scratch_file(&self) -> io::Result<(File, PathBuf)> {
-        let path = self.inner.uploads.join(format!("{:032x}", rand::random::<u128>()));
+        let path = self.directories.uploads.join(format!("{:032x}", rand::random::<u128>()));
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         fs::remove_file(&path)?;
-        Ok((file, self.inner.uploads.clone()))
+        Ok((file, self.directories.uploads.clone()))
     }
 
-    fn take_back(&self, stored: &Stored) -> io::Result<()> {
+    fn undo_put(&self, stored: &StoredBlob) -> io::Result<()> {
         let Some(fresh) = stored.fresh else { return Ok(()) };
         let path = self.path(&stored.digest);
-        let _held = self.no_removal();
-        match found(fs::metadata(&path))? {
+        let _held = self.lock_removal();
+        match none_if_missing(fs::metadata(&path))? {
             Some(metadata) if metadata.modified()? == fresh => {
                 fs::remove_file(&path)?;
-                self.forget(&stored.digest);
+                self.forget_share(&stored.digest);
             }
             _ => {}
         }
         Ok(())
     }
 
-    fn sweep(&self, live: &std::collections::HashSet<Digest>, before: SystemTime) -> io::Result<Swept> {
+    fn sweep(&self, live: &std::collections::HashSet<Digest>, before: SystemTime) -> io::Result<SweptBlobs> {
         sweep::sweep(self, live, before)
     }
 }
@@ -205,7 +205,7 @@ impl From<DiskError> for BlobError {
 }
 
 /// Turns the error "not found" into `None`.
-fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

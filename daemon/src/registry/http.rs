@@ -4,13 +4,13 @@
 //! check by the policy what that caller may do with a repository, before anything is looked up.
 
 mod blob;
+mod error_response;
 mod listing;
 mod manifest;
 mod range;
 mod receive;
-mod refusal;
-mod rest;
 mod route;
+mod unread_body;
 mod upload;
 
 use std::collections::HashMap;
@@ -25,13 +25,13 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use percent_encoding::percent_decode_str;
 
-use self::refusal::Refusal;
-use self::route::Route;
-pub use self::route::{RouteKind, Verb};
+use self::error_response::RegistryErrorResponse;
+use self::route::RegistryRoute;
+pub use self::route::{RouteKind, RouteMethod};
 use super::blobs::BlobStore;
-use super::uploads::Uploads;
+use super::uploads::OpenUploads;
 use crate::access::policy;
-use crate::image::port::{Arrivals, Catalog};
+use crate::image::port::{ArrivalListener, ImageCatalog};
 use crate::model::access::Caller;
 use crate::model::share_owner::ShareOwner;
 use crate::task;
@@ -43,20 +43,20 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 
 /// Handle of the registry's API; cheap to clone.
 #[derive(Clone)]
-pub struct Registry {
+pub struct RegistryApi {
     blobs: BlobStore,
-    catalog: Arc<dyn Catalog>,
-    uploads: Arc<Uploads>,
-    arrivals: Option<Arc<dyn Arrivals>>,
+    catalog: Arc<dyn ImageCatalog>,
+    uploads: Arc<OpenUploads>,
+    arrivals: Option<Arc<dyn ArrivalListener>>,
 }
 
-impl Registry {
-    pub fn new(limits: UploadLimits, blobs: BlobStore, catalog: Arc<dyn Catalog>) -> Self {
-        Self { blobs, catalog, uploads: Arc::new(Uploads::new(limits)), arrivals: None }
+impl RegistryApi {
+    pub fn new(limits: UploadLimits, blobs: BlobStore, catalog: Arc<dyn ImageCatalog>) -> Self {
+        Self { blobs, catalog, uploads: Arc::new(OpenUploads::new(limits)), arrivals: None }
     }
 
     /// Notifies `arrivals` of pushed blobs and manifests.
-    pub fn telling(mut self, arrivals: Arc<dyn Arrivals>) -> Self {
+    pub fn with_arrivals(mut self, arrivals: Arc<dyn ArrivalListener>) -> Self {
         self.arrivals = Some(arrivals);
         self
     }
@@ -80,78 +80,90 @@ impl Registry {
         count
     }
 
-    async fn answer(&self, route: &Route, request: Request) -> Result<Response, Refusal> {
+    async fn answer(
+        &self,
+        route: &RegistryRoute,
+        request: Request,
+    ) -> Result<Response, RegistryErrorResponse> {
         let (parts, body) = request.into_parts();
-        let caller = parts.extensions.get::<Caller>().cloned().ok_or_else(Refusal::unauthorized)?;
+        let caller =
+            parts.extensions.get::<Caller>().cloned().ok_or_else(RegistryErrorResponse::unauthorized)?;
         let owner = parts.extensions.get::<ShareOwner>().map_or(caller.name.as_str(), |owner| &owner.0);
-        let query = Query::parse(parts.uri.query().unwrap_or_default());
+        let query = QueryParams::parse(parts.uri.query().unwrap_or_default());
         let (method, headers) = (&parts.method, &parts.headers);
-        let verb = Verb::of(method).filter(|verb| route.kind().verbs().contains(verb));
-        let verb = verb.ok_or_else(|| Refusal::method(route.kind()))?;
+        let verb = RouteMethod::of(method).filter(|verb| route.kind().methods().contains(verb));
+        let verb = verb.ok_or_else(|| RegistryErrorResponse::method(route.kind()))?;
         if let Some(action) = route.action(verb) {
             policy::decide(&caller, &action)?;
         }
         match (route, verb) {
-            (Route::Base, _) => {
+            (RegistryRoute::Base, _) => {
                 let mut response = Response::new(Body::from("{}"));
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 Ok(response)
             }
-            (Route::Catalog, _) => self.list_repositories(&caller, &query).await,
-            (Route::Tags(name), _) => self.list_tags(name, &query).await,
-            (Route::Referrers(name, subject), _) => self.list_referrers(name, subject, &query).await,
-            (Route::Manifest(name, reference), Verb::Put) => {
+            (RegistryRoute::Catalog, _) => self.list_repositories(&caller, &query).await,
+            (RegistryRoute::Tags(name), _) => self.list_tags(name, &query).await,
+            (RegistryRoute::Referrers(name, subject), _) => self.list_referrers(name, subject, &query).await,
+            (RegistryRoute::Manifest(name, reference), RouteMethod::Put) => {
                 self.put_manifest(name, reference, headers, body).await
             }
-            (Route::Manifest(name, reference), Verb::Delete) => self.delete_manifest(name, reference).await,
-            (Route::Manifest(name, reference), _) => {
+            (RegistryRoute::Manifest(name, reference), RouteMethod::Delete) => {
+                self.delete_manifest(name, reference).await
+            }
+            (RegistryRoute::Manifest(name, reference), _) => {
                 self.get_manifest(name, reference, method, headers).await
             }
-            (Route::BadTag(_, tag), Verb::Put) => {
-                Err(Refusal::bad("MANIFEST_INVALID", format!("`{tag}` cannot be a tag")))
+            (RegistryRoute::InvalidTag(_, tag), RouteMethod::Put) => {
+                Err(RegistryErrorResponse::bad("MANIFEST_INVALID", format!("`{tag}` cannot be a tag")))
             }
-            (Route::BadTag(name, tag), _) => {
-                Err(Refusal::unknown("MANIFEST_UNKNOWN", format!("repository `{name}` has no tag `{tag}`")))
-            }
-            (Route::Blob(name, digest), Verb::Delete) => self.delete_blob(name, digest).await,
-            (Route::Blob(name, digest), _) => self.get_blob(name, digest, method, headers).await,
-            (Route::Uploads(name), _) => self.begin_upload(&caller, owner, name, &query, body).await,
-            (Route::Upload(name, id), Verb::Patch) => {
+            (RegistryRoute::InvalidTag(name, tag), _) => Err(RegistryErrorResponse::unknown(
+                "MANIFEST_UNKNOWN",
+                format!("repository `{name}` has no tag `{tag}`"),
+            )),
+            (RegistryRoute::Blob(name, digest), RouteMethod::Delete) => self.delete_blob(name, digest).await,
+            (RegistryRoute::Blob(name, digest), _) => self.get_blob(name, digest, method, headers).await,
+            (RegistryRoute::Uploads(name), _) => self.begin_upload(&caller, owner, name, &query, body).await,
+            (RegistryRoute::Upload(name, id), RouteMethod::Patch) => {
                 self.patch_upload(&caller, name, id, headers, body).await
             }
-            (Route::Upload(name, id), Verb::Put) => {
+            (RegistryRoute::Upload(name, id), RouteMethod::Put) => {
                 self.put_upload(&caller, name, id, &query, headers, body).await
             }
-            (Route::Upload(name, id), Verb::Delete) => self.cancel_upload(&caller, name, id).await,
-            (Route::Upload(name, id), _) => self.upload_status(&caller, name, id).await,
+            (RegistryRoute::Upload(name, id), RouteMethod::Delete) => {
+                self.cancel_upload(&caller, name, id).await
+            }
+            (RegistryRoute::Upload(name, id), _) => self.upload_status(&caller, name, id).await,
         }
     }
 }
 
 /// Pattern of a path without the names in it, for metrics and the audit trail.
-pub fn pattern_of(path: &str) -> Option<&'static str> {
-    Route::parse(path).ok().map(|route| route.kind().pattern())
+pub fn route_pattern(path: &str) -> Option<&'static str> {
+    RegistryRoute::parse(path).ok().map(|route| route.kind().pattern())
 }
 
 /// Response 401 in the format of the distribution spec, for the layer that checks tokens.
 pub fn unauthorized() -> Response {
-    Refusal::unauthorized().into_response()
+    RegistryErrorResponse::unauthorized().into_response()
 }
 
 /// Response 429 in the format of the distribution spec, for the layers that limit the requests of a caller.
-pub fn too_many(message: &str) -> Response {
-    Refusal::busy(message).into_response()
+pub fn too_many_requests(message: &str) -> Response {
+    RegistryErrorResponse::busy(message).into_response()
 }
 
-async fn serve(State(registry): State<Registry>, request: Request) -> Response {
+async fn serve(State(registry): State<RegistryApi>, request: Request) -> Response {
     let method = method_label(request.method());
-    let parsed = Route::parse(request.uri().path());
+    let parsed = RegistryRoute::parse(request.uri().path());
     let label = parsed.as_ref().map_or("none", |route| route.kind().label());
-    let (request, rest) = rest::keep(request);
+    let (request, rest) = unread_body::recover_on_drop(request);
     let answered = match parsed {
         Ok(route) => registry.answer(&route, request).await,
         // An unauthenticated client does not learn what is wrong with a path.
-        Err(_) if request.extensions().get::<Caller>().is_none() => Err(Refusal::unauthorized()),
+        Err(_) if request.extensions().get::<Caller>().is_none() => {
+            Err(RegistryErrorResponse::unauthorized())
+        }
         Err(refusal) => Err(refusal),
     };
     let mut response = match answered {
@@ -182,9 +194,9 @@ fn method_label(method: &Method) -> &'static str {
 
 /// Query parameters of a request. If a key occurs twice, the first value counts.
 #[derive(Debug, Default)]
-struct Query(HashMap<String, String>);
+struct QueryParams(HashMap<String, String>);
 
-impl Query {
+impl QueryParams {
     fn parse(text: &str) -> Self {
         let mut pairs = HashMap::new();
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
@@ -213,6 +225,6 @@ fn empty(status: StatusCode) -> Response {
     response
 }
 
-fn header_value(text: &str) -> Result<HeaderValue, Refusal> {
-    HeaderValue::from_str(text).map_err(|error| Refusal::internal("making a header", &error))
+fn header_value(text: &str) -> Result<HeaderValue, RegistryErrorResponse> {
+    HeaderValue::from_str(text).map_err(|error| RegistryErrorResponse::internal("making a header", &error))
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OwnedMutexGuard;
 
-use super::blobs::Spool;
+use super::blobs::BlobSpool;
 use crate::model::Repository;
 
 #[derive(Clone, Debug)]
@@ -25,13 +25,13 @@ pub struct UploadLimits {
     /// Maximum number of open uploads of one caller.
     pub per_caller: usize,
     /// Idle time after which an upload is dropped.
-    pub idle: Duration,
+    pub idle_timeout: Duration,
     /// Time limit for waiting until the previous chunk of the same upload has ended.
-    pub turn: Duration,
+    pub turn_timeout: Duration,
     /// Time limit for a stalled request body.
-    pub stall: Duration,
+    pub stall_timeout: Duration,
     /// Maximum total size in bytes of the blobs of one manifest.
-    pub image_bytes: u64,
+    pub max_image_bytes: u64,
 }
 
 impl Default for UploadLimits {
@@ -39,61 +39,65 @@ impl Default for UploadLimits {
         Self {
             total: 512,
             per_caller: 256,
-            idle: Duration::from_secs(3600),
-            turn: Duration::from_secs(30),
-            stall: Duration::from_secs(60),
-            image_bytes: u64::MAX,
+            idle_timeout: Duration::from_secs(3600),
+            turn_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(60),
+            max_image_bytes: u64::MAX,
         }
     }
 }
 
 #[derive(Debug)]
-pub(super) struct Uploads {
+pub(super) struct OpenUploads {
     pub(super) limits: UploadLimits,
-    open: Mutex<HashMap<String, Arc<Upload>>>,
+    open: Mutex<HashMap<String, Arc<BlobUpload>>>,
 }
 
 /// A blob upload. Only its owner may continue it, and only in its repository.
 #[derive(Debug)]
-pub(super) struct Upload {
+pub(super) struct BlobUpload {
     pub(super) id: String,
     repository: Repository,
     pub(super) owner: String,
     used_at: Mutex<Instant>,
     /// `None` once the upload has ended. Locked while a chunk is received.
-    spool: Arc<tokio::sync::Mutex<Option<Spool>>>,
+    spool: Arc<tokio::sync::Mutex<Option<BlobSpool>>>,
 }
 
 /// Exclusive right to append to an upload.
-pub(super) type Turn = OwnedMutexGuard<Option<Spool>>;
+pub(super) type BlobUploadGuard = OwnedMutexGuard<Option<BlobSpool>>;
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooMany;
+pub(super) struct TooManyUploads;
 
-impl Uploads {
+impl OpenUploads {
     pub(super) fn new(limits: UploadLimits) -> Self {
         Self { limits, open: Mutex::new(HashMap::new()) }
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<String, Arc<Upload>>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<String, Arc<BlobUpload>>> {
         self.open.lock()
     }
 
     /// Checks that one more upload may begin. Called before its file is created; `begin` decides.
-    pub(super) fn check(&self, owner: &str) -> Result<(), TooMany> {
+    pub(super) fn check(&self, owner: &str) -> Result<(), TooManyUploads> {
         let open = self.open();
         let own = open.values().filter(|upload| upload.owner == owner).count();
-        if open.len() < self.limits.total && own < self.limits.per_caller { Ok(()) } else { Err(TooMany) }
+        if open.len() < self.limits.total && own < self.limits.per_caller {
+            Ok(())
+        } else {
+            Err(TooManyUploads)
+        }
     }
 
     pub(super) fn begin(
         &self,
         repository: &Repository,
         owner: &str,
-        spool: Spool,
-    ) -> Result<Arc<Upload>, TooMany> {
+        spool: BlobSpool,
+    ) -> Result<Arc<BlobUpload>, TooManyUploads> {
         self.check(owner)?;
-        let upload = Arc::new(Upload {
+        let upload = Arc::new(BlobUpload {
             id: format!("{:032x}", rand::random::<u128>()),
             repository: repository.clone(),
             owner: owner.to_owned(),
@@ -102,14 +106,14 @@ impl Uploads {
         });
         let mut open = self.open();
         if open.len() >= self.limits.total {
-            return Err(TooMany);
+            return Err(TooManyUploads);
         }
         open.insert(upload.id.clone(), Arc::clone(&upload));
         Ok(upload)
     }
 
     /// Returns an open upload to a repository. The caller checks by the policy whether it may be continued.
-    pub(super) fn find(&self, id: &str, repository: &Repository) -> Option<Arc<Upload>> {
+    pub(super) fn find(&self, id: &str, repository: &Repository) -> Option<Arc<BlobUpload>> {
         self.open().get(id).filter(|upload| upload.repository == *repository).cloned()
     }
 
@@ -121,28 +125,28 @@ impl Uploads {
     /// Removes and returns the uploads that have been idle for too long. Dropping them removes files: do that
     /// on a blocking thread.
     #[must_use = "dropping it removes files"]
-    pub(super) fn expired(&self) -> Vec<Arc<Upload>> {
+    pub(super) fn expired(&self) -> Vec<Arc<BlobUpload>> {
         let mut open = self.open();
         let idle: Vec<String> = open
             .values()
-            .filter(|upload| upload.idle() > self.limits.idle && upload.spool.try_lock().is_ok())
+            .filter(|upload| upload.idle() > self.limits.idle_timeout && upload.spool.try_lock().is_ok())
             .map(|upload| upload.id.clone())
             .collect();
         idle.iter().filter_map(|id| open.remove(id)).collect()
     }
 }
 
-impl Upload {
+impl BlobUpload {
     fn idle(&self) -> Duration {
         self.used_at.lock().elapsed()
     }
 
-    pub(super) fn used(&self) {
+    pub(super) fn mark_used(&self) {
         *self.used_at.lock() = Instant::now();
     }
 
     /// Waits until no other chunk is being received. `None` if that takes longer than `limit`.
-    pub(super) async fn turn(&self, limit: Duration) -> Option<Turn> {
+    pub(super) async fn lock(&self, limit: Duration) -> Option<BlobUploadGuard> {
         tokio::time::timeout(limit, Arc::clone(&self.spool).lock_owned()).await.ok()
     }
 }

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
-use super::port::StoreError;
-use super::{MAX_SECRETS, MAX_VALUE};
+use super::port::SecretStoreError;
+use super::{MAX_SECRETS, MAX_VALUE_BYTES};
 use crate::access::SecretFileError;
 use crate::model::secret::SecretName;
 
@@ -10,7 +10,7 @@ use crate::model::secret::SecretName;
 pub enum SecretsError {
     #[error("the room has no secret `{name}`")]
     NotFound { name: SecretName },
-    #[error("the value of secret `{name}` has {size} bytes, more than {MAX_VALUE}")]
+    #[error("the value of secret `{name}` has {size} bytes, more than {MAX_VALUE_BYTES}")]
     TooLarge { name: SecretName, size: usize },
     #[error("the value of secret `{name}` has a NUL in it, which no environment variable can have")]
     Nul { name: SecretName },
@@ -27,7 +27,7 @@ pub enum SecretsError {
     #[error("the key cannot be used")]
     Key,
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] SecretStoreError),
     #[error("the daemon is ending")]
     Ending,
 }

@@ -11,13 +11,13 @@ use crate::model::secret::{Secret, SecretName};
 const SEAL_CONTEXT: &str = "hearth 2026-11-24 secrets of a room, sealing key";
 const ID_CONTEXT: &str = "hearth 2026-11-24 secrets of a room, id of the key";
 
-pub(super) struct Key {
+pub(super) struct SealingKey {
     sealing: LessSafeKey,
     id: String,
 }
 
-impl Key {
-    pub fn of_text(text: &Secret<String>) -> Result<Self, SecretsError> {
+impl SealingKey {
+    pub fn from_text(text: &Secret<String>) -> Result<Self, SecretsError> {
         let derived = |context| blake3::derive_key(context, text.reveal().as_bytes());
         let unbound = UnboundKey::new(&AES_256_GCM, &derived(SEAL_CONTEXT)).map_err(|_| SecretsError::Key)?;
         Ok(Self { sealing: LessSafeKey::new(unbound), id: hex::encode(&derived(ID_CONTEXT)[..8]) })

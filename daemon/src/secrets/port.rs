@@ -10,15 +10,15 @@ use crate::model::secret::{SecretName, SecretView};
 pub trait SecretStore: Send + Sync + 'static {
     /// Stores a secret, replacing one of the same name but keeping its creation time; durable when this
     /// returns. Returns `None` and stores nothing if the name is new and there are already `most` secrets.
-    async fn put(&self, secret: SealedSecret, most: usize) -> Result<Option<SecretView>, StoreError>;
+    async fn put(&self, secret: SealedSecret, most: usize) -> Result<Option<SecretView>, SecretStoreError>;
 
-    async fn get(&self, name: &SecretName) -> Result<Option<SealedSecret>, StoreError>;
+    async fn get(&self, name: &SecretName) -> Result<Option<SealedSecret>, SecretStoreError>;
 
     /// Returns all secrets without their values, sorted by name.
-    async fn list(&self) -> Result<Vec<SecretView>, StoreError>;
+    async fn list(&self) -> Result<Vec<SecretView>, SecretStoreError>;
 
     /// Removes a secret, and reports whether it existed.
-    async fn remove(&self, name: &SecretName) -> Result<bool, StoreError>;
+    async fn remove(&self, name: &SecretName) -> Result<bool, SecretStoreError>;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,4 +34,4 @@ pub struct SealedSecret {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("state database: {0}")]
-pub struct StoreError(pub String);
+pub struct SecretStoreError(pub String);

@@ -3,19 +3,19 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use super::*;
-use crate::store::Store;
+use crate::store::StateStore;
 
 struct Room {
     directory: tempfile::TempDir,
-    store: Store,
-    secrets: Secrets,
+    store: StateStore,
+    secrets: RoomSecrets,
 }
 
 impl Room {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("state.db")).unwrap();
-        let secrets = Secrets::open(&directory.path().join("secrets.key"), Arc::new(store.clone()));
+        let store = StateStore::open(&directory.path().join("state.db")).unwrap();
+        let secrets = RoomSecrets::open(&directory.path().join("secrets.key"), Arc::new(store.clone()));
         Self { directory, store, secrets }
     }
 
@@ -42,7 +42,7 @@ async fn what_is_set_is_revealed_until_it_is_removed() {
     let first = room.set("DB", "hunter2 ü\n").await.unwrap();
     room.set("a.b", "").await.unwrap();
     assert_eq!(fs::metadata(room.key_file()).unwrap().permissions().mode() & 0o777, 0o600);
-    let again = Secrets::open(&room.key_file(), Arc::new(room.store.clone()));
+    let again = RoomSecrets::open(&room.key_file(), Arc::new(room.store.clone()));
     assert_eq!(again.reveal(&first.name).await.unwrap(), Some(Secret::new("hunter2 ü\n".to_owned())));
     let second = room.set("DB", "other").await.unwrap();
     assert_eq!(second.created_at, first.created_at);
@@ -115,8 +115,8 @@ async fn a_key_that_is_gone_replaced_or_exposed_is_told_and_one_put_back_works_a
 #[tokio::test]
 async fn values_and_their_number_are_bounded() {
     let room = Room::new();
-    room.set("A", &"x".repeat(MAX_VALUE)).await.unwrap();
-    assert_eq!(room.set("A", &"x".repeat(MAX_VALUE + 1)).await.unwrap_err().code(), "secret_too_large");
+    room.set("A", &"x".repeat(MAX_VALUE_BYTES)).await.unwrap();
+    assert_eq!(room.set("A", &"x".repeat(MAX_VALUE_BYTES + 1)).await.unwrap_err().code(), "secret_too_large");
     assert_eq!(room.set("A", "a\0b").await.unwrap_err().code(), "invalid_secret_value");
     let sealed = SecretStore::get(&room.store, &"A".parse().unwrap()).await.unwrap().unwrap();
     for number in 1..MAX_SECRETS {

@@ -4,25 +4,25 @@ use async_trait::async_trait;
 use rusqlite::types::Value;
 use rusqlite::{OptionalExtension as _, Transaction, params, params_from_iter};
 
-use super::{Store, StoreError};
+use super::{StateStore, StateStoreError};
 use crate::build::port;
-use crate::build::port::{BuildQuery, BuildStore, IdempotencyKey, Inserted};
+use crate::build::port::{BuildQuery, BuildStore, IdempotencyKey, InsertOutcome};
 use crate::model::build::BuildRecord;
 use crate::model::id::BuildId;
 
-impl From<StoreError> for port::StoreError {
-    fn from(error: StoreError) -> Self {
+impl From<StateStoreError> for port::StoreError {
+    fn from(error: StateStoreError) -> Self {
         Self(error.to_string())
     }
 }
 
 #[async_trait]
-impl BuildStore for Store {
+impl BuildStore for StateStore {
     async fn insert(
         &self,
         record: BuildRecord,
         key: Option<IdempotencyKey>,
-    ) -> Result<Inserted, port::StoreError> {
+    ) -> Result<InsertOutcome, port::StoreError> {
         let work = move |transaction: &Transaction<'_>| {
             if let Some(key) = &key
                 && let Some(earlier) = find(transaction, key)?
@@ -44,7 +44,7 @@ impl BuildStore for Store {
                     params![key.caller, key.key, key.request.to_string(), record.id.as_str()],
                 )?;
             }
-            Ok(Inserted::New)
+            Ok(InsertOutcome::New)
         };
         Ok(self.transaction(work).await?)
     }
@@ -60,7 +60,7 @@ impl BuildStore for Store {
         Ok(self.transaction(work).await?)
     }
 
-    async fn find(&self, key: &IdempotencyKey) -> Result<Option<Inserted>, port::StoreError> {
+    async fn find_by_key(&self, key: &IdempotencyKey) -> Result<Option<InsertOutcome>, port::StoreError> {
         let key = key.clone();
         Ok(self.transaction(move |transaction| find(transaction, &key)).await?)
     }
@@ -114,7 +114,10 @@ impl BuildStore for Store {
     }
 }
 
-fn find(transaction: &Transaction<'_>, key: &IdempotencyKey) -> Result<Option<Inserted>, StoreError> {
+fn find(
+    transaction: &Transaction<'_>,
+    key: &IdempotencyKey,
+) -> Result<Option<InsertOutcome>, StateStoreError> {
     let query = "SELECT build_id, request FROM idempotency_keys WHERE caller = ?1 AND key = ?2";
     let found: Option<(String, String)> = transaction
         .query_row(query, params![key.caller, key.key], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -122,10 +125,10 @@ fn find(transaction: &Transaction<'_>, key: &IdempotencyKey) -> Result<Option<In
     let Some((id, request)) = found else { return Ok(None) };
     let id: BuildId = serde_json::from_value(serde_json::Value::String(id))?;
     let same = request == key.request.to_string();
-    Ok(Some(if same { Inserted::Existing(id) } else { Inserted::Conflict(id) }))
+    Ok(Some(if same { InsertOutcome::Existing(id) } else { InsertOutcome::Conflict(id) }))
 }
 
-fn list(transaction: &Transaction<'_>, query: &BuildQuery) -> Result<Vec<BuildRecord>, StoreError> {
+fn list(transaction: &Transaction<'_>, query: &BuildQuery) -> Result<Vec<BuildRecord>, StateStoreError> {
     let mut sql = "SELECT record FROM builds WHERE 1".to_owned();
     let mut values: Vec<Value> = Vec::new();
     if !query.states.is_empty() {

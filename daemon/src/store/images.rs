@@ -16,22 +16,22 @@ use jiff::Timestamp;
 use rusqlite::types::Type;
 use rusqlite::{OptionalExtension as _, Row, Transaction};
 
-use super::{Store, StoreError};
+use super::{StateStore, StateStoreError};
 use crate::image::port::{
-    Catalog, CatalogError, Forgotten, ImageMark, LayerVerdict, NewManifest, Origin, Pack, ReferrerQuery,
-    Removal, TagQuery,
+    CatalogError, ForgottenRecords, ImageCatalog, ImageMark, ImageOrigin, LayerVerdict, NewManifest,
+    PackRecord, ReferrerQuery, RemovalOutcome, TagQuery,
 };
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, TaggedImage};
-use crate::model::manifest::Part;
+use crate::model::manifest::ManifestPart;
 use crate::model::{Digest, Repository, Tag};
 
 /// Minimum age in milliseconds before a lookup updates `touched_at`, so that most lookups only read. Far below any
 /// grace period.
 const TOUCH_AFTER_MS: i64 = 60_000;
 
-impl From<StoreError> for CatalogError {
-    fn from(error: StoreError) -> Self {
+impl From<StateStoreError> for CatalogError {
+    fn from(error: StateStoreError) -> Self {
         Self(error.to_string())
     }
 }
@@ -62,12 +62,12 @@ fn signed(size: u64) -> i64 {
 }
 
 /// Reports whether the row exists, and updates its `touched_at` if that is old.
-pub(super) fn look_up(
+pub(super) fn touch_if_present(
     transaction: &Transaction<'_>,
     table: &'static str,
     repository: &str,
     digest: &str,
-) -> Result<bool, StoreError> {
+) -> Result<bool, StateStoreError> {
     let touched: Option<i64> = transaction
         .prepare_cached(&format!("SELECT touched_at FROM {table} WHERE repository = ?1 AND digest = ?2"))?
         .query_row((repository, digest), |row| row.get(0))
@@ -85,7 +85,7 @@ pub(super) fn look_up(
 }
 
 #[async_trait]
-impl Catalog for Store {
+impl ImageCatalog for StateStore {
     async fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TaggedImage>, CatalogError> {
         let (repository, tag) = (repository.clone(), tag.clone());
         Ok(self.transaction(move |transaction| tags::get(transaction, &repository, &tag)).await?)
@@ -143,7 +143,7 @@ impl Catalog for Store {
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Removal, CatalogError> {
+    ) -> Result<RemovalOutcome, CatalogError> {
         let (repository, digest) = (repository.clone(), *digest);
         Ok(self.transaction(move |transaction| manifests::remove(transaction, &repository, &digest)).await?)
     }
@@ -156,12 +156,16 @@ impl Catalog for Store {
         let (repository, digest) = (repository.clone(), digest.to_string());
         Ok(self
             .transaction(move |transaction| {
-                look_up(transaction, "repository_blobs", repository.as_str(), &digest)
+                touch_if_present(transaction, "repository_blobs", repository.as_str(), &digest)
             })
             .await?)
     }
 
-    async fn missing(&self, repository: &Repository, parts: Vec<Part>) -> Result<Vec<Part>, CatalogError> {
+    async fn missing(
+        &self,
+        repository: &Repository,
+        parts: Vec<ManifestPart>,
+    ) -> Result<Vec<ManifestPart>, CatalogError> {
         let repository = repository.clone();
         Ok(self.transaction(move |transaction| manifests::missing(transaction, &repository, parts)).await?)
     }
@@ -173,14 +177,18 @@ impl Catalog for Store {
             .await?)
     }
 
-    async fn unlink_blob(&self, repository: &Repository, digest: &Digest) -> Result<Removal, CatalogError> {
+    async fn unlink_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<RemovalOutcome, CatalogError> {
         let (repository, digest) = (repository.clone(), *digest);
         Ok(self.transaction(move |transaction| manifests::unlink(transaction, &repository, &digest)).await?)
     }
 
-    async fn knows(&self, repository: &Repository) -> Result<bool, CatalogError> {
+    async fn has_manifests(&self, repository: &Repository) -> Result<bool, CatalogError> {
         let repository = repository.clone();
-        Ok(self.transaction(move |transaction| manifests::knows(transaction, &repository)).await?)
+        Ok(self.transaction(move |transaction| manifests::has_manifests(transaction, &repository)).await?)
     }
 
     async fn repositories(
@@ -197,7 +205,7 @@ impl Catalog for Store {
         &self,
         repository: &Repository,
         manifest: &Digest,
-        origin: Origin,
+        origin: ImageOrigin,
     ) -> Result<(), CatalogError> {
         let (repository, manifest) = (repository.clone(), *manifest);
         Ok(self
@@ -205,7 +213,7 @@ impl Catalog for Store {
             .await?)
     }
 
-    async fn made_of(&self, origin: Origin) -> Result<Vec<(Repository, Digest)>, CatalogError> {
+    async fn find_by_origin(&self, origin: ImageOrigin) -> Result<Vec<(Repository, Digest)>, CatalogError> {
         Ok(self.transaction(move |transaction| origins::find(transaction, &origin)).await?)
     }
 
@@ -229,7 +237,7 @@ impl Catalog for Store {
 
     async fn mark_image(&self, mark: ImageMark, limits: &str) -> Result<(), CatalogError> {
         let limits = limits.to_owned();
-        Ok(self.transaction(move |transaction| layers::mark(transaction, &mark, &limits)).await?)
+        Ok(self.transaction(move |transaction| layers::put_mark(transaction, &mark, &limits)).await?)
     }
 
     async fn image_marks(
@@ -245,16 +253,16 @@ impl Catalog for Store {
         Ok(self.transaction(move |transaction| layers::forget(transaction, &live)).await?)
     }
 
-    async fn put_pack(&self, pack: Pack) -> Result<(), CatalogError> {
+    async fn put_pack(&self, pack: PackRecord) -> Result<(), CatalogError> {
         Ok(self.transaction(move |transaction| packs::put(transaction, &pack)).await?)
     }
 
-    async fn pack(&self, id: &PackId) -> Result<Option<Pack>, CatalogError> {
+    async fn pack(&self, id: &PackId) -> Result<Option<PackRecord>, CatalogError> {
         let id = id.clone();
         Ok(self.transaction(move |transaction| packs::get(transaction, &id)).await?)
     }
 
-    async fn packs(&self) -> Result<Vec<Pack>, CatalogError> {
+    async fn packs(&self) -> Result<Vec<PackRecord>, CatalogError> {
         Ok(self.transaction(packs::all).await?)
     }
 
@@ -263,12 +271,12 @@ impl Catalog for Store {
         Ok(self.transaction(move |transaction| packs::remove(transaction, &id)).await?)
     }
 
-    async fn forget(&self, before: Timestamp) -> Result<Forgotten, CatalogError> {
+    async fn forget(&self, before: Timestamp) -> Result<ForgottenRecords, CatalogError> {
         Ok(self.transaction(move |transaction| forget::forget(transaction, before.as_millisecond())).await?)
     }
 
-    async fn live(&self) -> Result<HashSet<Digest>, CatalogError> {
-        Ok(self.transaction(forget::live).await?)
+    async fn live_digests(&self) -> Result<HashSet<Digest>, CatalogError> {
+        Ok(self.transaction(forget::live_digests).await?)
     }
 }
 

@@ -7,20 +7,20 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
-use super::{Store, StoreError};
+use super::{StateStore, StateStoreError};
 use crate::deploy::port;
 use crate::deploy::port::ServiceStore;
-use crate::model::service::{Domain, Service, ServiceName};
+use crate::model::service::{ServiceDomain, ServiceName, ServiceRecord};
 
-impl From<StoreError> for port::StoreError {
-    fn from(error: StoreError) -> Self {
+impl From<StateStoreError> for port::ServiceStoreError {
+    fn from(error: StateStoreError) -> Self {
         Self::Database(error.to_string())
     }
 }
 
 #[async_trait]
-impl ServiceStore for Store {
-    async fn services(&self) -> Result<Vec<Service>, port::StoreError> {
+impl ServiceStore for StateStore {
+    async fn services(&self) -> Result<Vec<ServiceRecord>, port::ServiceStoreError> {
         let work = |transaction: &Transaction<'_>| {
             let mut statement = transaction.prepare_cached("SELECT record FROM services ORDER BY name")?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
@@ -29,16 +29,18 @@ impl ServiceStore for Store {
         Ok(self.transaction(work).await?)
     }
 
-    async fn put(&self, service: &Service) -> Result<(), port::StoreError> {
+    async fn put(&self, service: &ServiceRecord) -> Result<(), port::ServiceStoreError> {
         let service = service.clone();
         match self.transaction(move |transaction| put(transaction, &service)).await? {
-            Put::Stored => Ok(()),
-            Put::NameTaken(name) => Err(port::StoreError::NameTaken(name)),
-            Put::DomainTaken(domain, holder) => Err(port::StoreError::DomainTaken { domain, holder }),
+            PutOutcome::Stored => Ok(()),
+            PutOutcome::NameTaken(name) => Err(port::ServiceStoreError::NameTaken(name)),
+            PutOutcome::DomainTaken(domain, holder) => {
+                Err(port::ServiceStoreError::DomainTaken { domain, holder })
+            }
         }
     }
 
-    async fn remove(&self, service: &Service) -> Result<(), port::StoreError> {
+    async fn remove(&self, service: &ServiceRecord) -> Result<(), port::ServiceStoreError> {
         let id = service.id.clone();
         let work = move |transaction: &Transaction<'_>| {
             transaction.execute("DELETE FROM services WHERE id = ?1", [id.as_str()])?;
@@ -48,20 +50,20 @@ impl ServiceStore for Store {
     }
 }
 
-enum Put {
+enum PutOutcome {
     Stored,
     NameTaken(ServiceName),
-    DomainTaken(Domain, ServiceName),
+    DomainTaken(ServiceDomain, ServiceName),
 }
 
 /// Stores a service. Conflicts are checked before the first write, so that a refusal changes nothing.
-fn put(transaction: &Transaction<'_>, service: &Service) -> Result<Put, StoreError> {
+fn put(transaction: &Transaction<'_>, service: &ServiceRecord) -> Result<PutOutcome, StateStoreError> {
     let (id, name) = (service.id.as_str(), service.name.as_str());
     let other = transaction
         .prepare_cached("SELECT 1 FROM services WHERE name = ?1 AND id <> ?2")?
         .exists(params![name, id])?;
     if other {
-        return Ok(Put::NameTaken(service.name.clone()));
+        return Ok(PutOutcome::NameTaken(service.name.clone()));
     }
     let domains = service.domains();
     for domain in &domains {
@@ -73,7 +75,7 @@ fn put(transaction: &Transaction<'_>, service: &Service) -> Result<Put, StoreErr
             .optional()?;
         if let Some(holder) = holder {
             let holder = serde_json::from_value(serde_json::Value::String(holder))?;
-            return Ok(Put::DomainTaken((*domain).clone(), holder));
+            return Ok(PutOutcome::DomainTaken((*domain).clone(), holder));
         }
     }
     transaction
@@ -101,7 +103,7 @@ fn put(transaction: &Transaction<'_>, service: &Service) -> Result<Put, StoreErr
     for (repository, digest) in images {
         insert.execute(params![id, repository, digest])?;
     }
-    Ok(Put::Stored)
+    Ok(PutOutcome::Stored)
 }
 
 #[cfg(test)]

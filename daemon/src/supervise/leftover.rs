@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-const VARIABLE: &str = "HEARTH_CHILD";
+const MARKER_VARIABLE: &str = "HEARTH_CHILD";
 /// Time limit for killed processes to disappear.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Identity of a child, carried in the environment of its processes.
 #[derive(Clone, Debug)]
-pub struct Mark(OsString);
+pub struct ProcessMarker(OsString);
 
-impl Mark {
+impl ProcessMarker {
     /// Returns the marker of a child. It contains the inode and not the path: two daemons in two containers may share
     /// the path and see each other's processes.
     pub fn of(name: &str, root: &Path) -> io::Result<Self> {
@@ -28,36 +28,36 @@ impl Mark {
     }
 
     pub(super) fn variable(&self) -> (&'static str, &OsStr) {
-        (VARIABLE, &self.0)
+        (MARKER_VARIABLE, &self.0)
     }
 
-    fn is_on(&self, pid: Pid) -> bool {
+    fn is_carried_by(&self, pid: Pid) -> bool {
         let Ok(environ) = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) else {
             return false;
         };
-        let wanted = [VARIABLE.as_bytes(), b"=", self.0.as_bytes()].concat();
+        let wanted = [MARKER_VARIABLE.as_bytes(), b"=", self.0.as_bytes()].concat();
         environ.split(|b| *b == 0).any(|entry| entry == wanted)
     }
 }
 
 /// Kills every process that carries the marker, and waits until they are gone; with `only`, just those that run this
 /// program. Returns the number of processes.
-pub fn end_processes(mark: &Mark, only: Option<&Path>) -> io::Result<usize> {
-    end_all(|pid| mark.is_on(pid) && only.is_none_or(|program| runs(pid, program)))
+pub fn kill_marked_processes(mark: &ProcessMarker, only: Option<&Path>) -> io::Result<usize> {
+    kill_until_gone(|pid| mark.is_carried_by(pid) && only.is_none_or(|program| runs_program(pid, program)))
 }
 
 /// Kills every process of this program whose command line contains these consecutive words, and waits until they are
 /// gone. Returns the number of processes.
-pub fn end_started_with(program: &Path, words: &[&str]) -> io::Result<usize> {
-    end_all(|pid| {
+pub fn kill_started_with(program: &Path, words: &[&str]) -> io::Result<usize> {
+    kill_until_gone(|pid| {
         let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
         let line: Vec<&[u8]> = line.split(|b| *b == 0).collect();
         let together = |part: &[&[u8]]| part.iter().zip(words).all(|(have, word)| *have == word.as_bytes());
-        line.windows(words.len().max(1)).any(together) && runs(pid, program)
+        line.windows(words.len().max(1)).any(together) && runs_program(pid, program)
     })
 }
 
-fn end_all(is_wanted: impl Fn(Pid) -> bool) -> io::Result<usize> {
+fn kill_until_gone(is_wanted: impl Fn(Pid) -> bool) -> io::Result<usize> {
     let deadline = Instant::now() + KILL_LIMIT;
     let mut ended = 0;
     loop {
@@ -74,7 +74,7 @@ fn end_all(is_wanted: impl Fn(Pid) -> bool) -> io::Result<usize> {
 }
 
 /// Compares file names only: the program may have been replaced by a newer one since.
-fn runs(pid: Pid, program: &Path) -> bool {
+fn runs_program(pid: Pid, program: &Path) -> bool {
     let Ok(exe) = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero())) else { return false };
     let name = exe.file_name().unwrap_or_default().as_bytes();
     let name = name.strip_suffix(b" (deleted)").unwrap_or(name);

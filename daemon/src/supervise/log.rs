@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// Maximum number of bytes returned by [`tail`].
-const TAIL: u64 = 16 << 10;
+const MAX_TAIL: u64 = 16 << 10;
 
 pub(super) fn open(path: &Path) -> io::Result<File> {
     if let Some(parent) = path.parent() {
@@ -20,7 +20,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     File::options().create(true).append(true).mode(0o600).open(path)
 }
 
-pub(super) fn cut(path: &Path, limit: u64) -> io::Result<()> {
+pub(super) fn truncate(path: &Path, limit: u64) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(stat) if stat.len() > limit => {
             fs::copy(path, older(path))?;
@@ -46,8 +46,8 @@ pub fn tail(path: &Path, start: u64) -> io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     let start = if start > length { 0 } else { start };
-    file.seek(SeekFrom::Start(start.max(length.saturating_sub(TAIL))))?;
+    file.seek(SeekFrom::Start(start.max(length.saturating_sub(MAX_TAIL))))?;
     let mut bytes = Vec::new();
-    file.take(TAIL).read_to_end(&mut bytes)?;
+    file.take(MAX_TAIL).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 /// Time for which a taken lock is retried. A lock lives as long as any copy of its file descriptor. A forked child
 /// holds a copy until it executes its program, so a daemon killed at that moment still holds its locks for an instant.
 /// A living owner holds the lock longer than this.
-const PATIENCE: Duration = Duration::from_millis(500);
+const RETRY_LIMIT: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Locks a file, which is created if missing; `None` if another daemon has the lock. Blocks for a short time in that
@@ -22,7 +22,7 @@ pub fn lock(path: &Path) -> io::Result<Option<File>> {
     loop {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Some(file)),
-            Err(Errno::WOULDBLOCK) if begun.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < RETRY_LIMIT => std::thread::sleep(PAUSE),
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 /// A program that the daemon owns and keeps running.
-pub struct Child {
+pub struct ChildSpec {
     /// Name for logs and errors, such as `buildkitd`.
     pub name: &'static str,
     pub program: PathBuf,
@@ -20,29 +20,29 @@ pub struct Child {
     pub root: PathBuf,
     /// File for stdout and stderr; one older file is kept beside it, with `.1` appended.
     pub log: PathBuf,
-    pub offspring: Offspring,
+    pub descendants: DescendantPolicy,
     /// Files to which the child writes `0` before its program begins, to enter control groups. Missing files are
     /// skipped.
     pub groups: Vec<PathBuf>,
-    pub limits: Limits,
-    pub kind: Arc<dyn Kind>,
+    pub limits: ChildLimits,
+    pub driver: Arc<dyn ChildDriver>,
 }
 
 /// Treatment of a child's descendants and mounts when the child exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Offspring {
+pub enum DescendantPolicy {
     /// They end with the child, in pid and mount namespaces of their own. Needs CAP_SYS_ADMIN.
     Contained,
     /// They are killed after the child's exit.
-    Ended,
+    Killed,
     /// They keep running and are taken over by the next run of the child, as containerd does with instances: only
     /// processes of the program itself are killed.
-    Lasting,
+    Surviving,
 }
 
 /// Times and sizes, each with the default that suits a build daemon.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct ChildLimits {
     /// Time limit from the start of the process to its first successful probe.
     pub start: Duration,
     /// Time between SIGTERM and SIGKILL.
@@ -57,7 +57,7 @@ pub struct Limits {
     pub log_bytes: u64,
 }
 
-impl Default for Limits {
+impl Default for ChildLimits {
     fn default() -> Self {
         Self {
             start: Duration::from_secs(30),
@@ -73,7 +73,7 @@ impl Default for Limits {
 
 /// The parts of supervision that are specific to a program.
 #[async_trait]
-pub trait Kind: Send + Sync + 'static {
+pub trait ChildDriver: Send + Sync + 'static {
     /// Checks the preconditions of a start, each time: the program, capabilities, its settings file. Blocking. An error
     /// is the reason that is shown.
     fn prepare(&self) -> Result<(), String>;
@@ -102,7 +102,7 @@ pub enum ProbeError {
 
 /// Status of a supervised child.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum ChildStatus {
     Starting,
     Ready { version: String },
     Down { reason: String },

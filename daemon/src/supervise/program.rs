@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// Returns the path of an executable: as given if it has a `/`, otherwise from `PATH`.
-pub fn find(program: &Path) -> Option<PathBuf> {
+pub fn find_executable(program: &Path) -> Option<PathBuf> {
     let runs =
         |path: &PathBuf| fs::metadata(path).is_ok_and(|s| s.is_file() && s.permissions().mode() & 0o111 != 0);
     if program.components().count() > 1 {
@@ -17,7 +17,11 @@ pub fn find(program: &Path) -> Option<PathBuf> {
 
 /// Returns the last log line that gives the reason of an exit, with advice: `known` has texts of such lines and the
 /// advice for each.
-pub fn explain(log_tail: &str, says_why: impl Fn(&str) -> bool, known: &[(&str, &str)]) -> Option<String> {
+pub fn explain_exit(
+    log_tail: &str,
+    says_why: impl Fn(&str) -> bool,
+    known: &[(&str, &str)],
+) -> Option<String> {
     let line = log_tail.lines().rev().find(|line| says_why(line))?;
     Some(match known.iter().find(|(text, _)| line.contains(text)) {
         Some((_, next)) => format!("{line}; {next}"),

@@ -14,13 +14,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::leftover::{self, Mark};
+use super::leftover::{self, ProcessMarker};
 use super::log;
-use super::port::{Child, Limits, Offspring, ProbeError, Status};
-use super::spawn::{self, Process};
+use super::port::{ChildLimits, ChildSpec, ChildStatus, DescendantPolicy, ProbeError};
+use super::spawn::{self, ChildProcess};
 
 /// Number of failed probes in a row after which a running child counts as down.
-const MISSES: u32 = 3;
+const MAX_MISSED_PROBES: u32 = 3;
 /// Time limit for one probe; a slow child under load is not restarted.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 /// Interval between probes of a child that has not answered yet.
@@ -29,11 +29,11 @@ const START_POLL: Duration = Duration::from_millis(20);
 /// start.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-pub(super) struct Service {
-    pub(super) child: Child,
+pub(super) struct ChildSupervisor {
+    pub(super) child: ChildSpec,
     pub(super) root: PathBuf,
-    pub(super) mark: Mark,
-    pub(super) status: watch::Sender<Status>,
+    pub(super) mark: ProcessMarker,
+    pub(super) status: watch::Sender<ChildStatus>,
     pub(super) stop: CancellationToken,
     /// Set if the stop is to be without a grace period.
     pub(super) kill: Arc<AtomicBool>,
@@ -41,19 +41,19 @@ pub(super) struct Service {
 }
 
 /// Result of one run of the child.
-enum End {
+enum ChildRunEnd {
     Stopped,
     Failed(String),
 }
 
 /// Pause before the next start of a child that has exited.
 struct RestartPause<'l> {
-    limits: &'l Limits,
+    limits: &'l ChildLimits,
     next: Duration,
 }
 
 impl<'l> RestartPause<'l> {
-    const fn new(limits: &'l Limits) -> Self {
+    const fn new(limits: &'l ChildLimits) -> Self {
         Self { limits, next: limits.restart_first }
     }
 
@@ -68,56 +68,59 @@ impl<'l> RestartPause<'l> {
     }
 }
 
-impl Service {
+impl ChildSupervisor {
     pub(super) async fn run(self) {
         let mut pause = RestartPause::new(&self.child.limits);
         loop {
             let started = Instant::now();
-            let end = self.one_life().await;
-            self.clean_up().await;
+            let end = self.run_once().await;
+            self.remove_leftovers().await;
             match end {
-                End::Stopped => break,
-                End::Failed(reason) => {
+                ChildRunEnd::Stopped => break,
+                ChildRunEnd::Failed(reason) => {
                     let wait = pause.after(started.elapsed());
                     tracing::error!(child = self.child.name, %reason, again_in = ?wait, "child is down");
-                    self.status.send_replace(Status::Down { reason });
+                    self.status.send_replace(ChildStatus::Down { reason });
                     if timeout(wait, self.stop.cancelled()).await.is_ok() {
                         break;
                     }
                 }
             }
         }
-        self.status.send_replace(Status::Down { reason: format!("{} was stopped", self.child.name) });
+        self.status.send_replace(ChildStatus::Down { reason: format!("{} was stopped", self.child.name) });
     }
 
-    async fn one_life(&self) -> End {
-        self.clean_up().await;
-        let kind = self.child.kind.clone();
+    async fn run_once(&self) -> ChildRunEnd {
+        self.remove_leftovers().await;
+        let kind = self.child.driver.clone();
         let ready = crate::task::blocking("prepare", move || kind.prepare()).await;
         if let Err(reason) = ready.unwrap_or_else(|error| Err(error.to_string())) {
-            return End::Failed(reason);
+            return ChildRunEnd::Failed(reason);
         }
         if self.stop.is_cancelled() {
-            return End::Stopped;
+            return ChildRunEnd::Stopped;
         }
         let log_start = log::length(&self.child.log);
         let mut process = match self.spawn().await {
             Ok(process) => process,
             Err(error) => {
-                return End::Failed(format!("cannot start `{}`: {error}", self.child.program.display()));
+                return ChildRunEnd::Failed(format!(
+                    "cannot start `{}`: {error}",
+                    self.child.program.display()
+                ));
             }
         };
         tracing::info!(child = self.child.name, pid = process.pid, "child started");
         let end = tokio::select! {
-            exit = process.wait() => return End::Failed(self.exit_reason(&exit, log_start).await),
-            end = self.watch() => end,
+            exit = process.wait() => return ChildRunEnd::Failed(self.exit_reason(&exit, log_start).await),
+            end = self.probe_until_stop() => end,
         };
-        self.end(&mut process).await;
+        self.stop_process(&mut process).await;
         end
     }
 
-    async fn spawn(&self) -> io::Result<Process> {
-        log::cut(&self.child.log, self.child.limits.log_bytes)?;
+    async fn spawn(&self) -> io::Result<ChildProcess> {
+        log::truncate(&self.child.log, self.child.limits.log_bytes)?;
         let out = log::open(&self.child.log)?;
         let (variable, value) = self.mark.variable();
         let mut command = Command::new(&self.child.program);
@@ -129,7 +132,7 @@ impl Service {
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out);
-        let contained = self.child.offspring == Offspring::Contained;
+        let contained = self.child.descendants == DescendantPolicy::Contained;
         let groups = open_groups(&self.child.groups)?;
         let spawn = spawn::spawn(self.child.name, command, contained, groups);
         let spawned = timeout(self.child.limits.start, spawn).await;
@@ -137,14 +140,14 @@ impl Service {
     }
 
     /// Probes a running child; returns when it must be stopped.
-    async fn watch(&self) -> End {
+    async fn probe_until_stop(&self) -> ChildRunEnd {
         let born = Instant::now();
         let mut answered = false;
         let mut misses = 0;
         loop {
-            let probe = timeout(PROBE_LIMIT, self.child.kind.probe());
+            let probe = timeout(PROBE_LIMIT, self.child.driver.probe());
             let answer = tokio::select! {
-                () = self.stop.cancelled() => return End::Stopped,
+                () = self.stop.cancelled() => return ChildRunEnd::Stopped,
                 answer = probe => answer.unwrap_or_else(|_| Err(ProbeError::NoAnswer("no answer in time".to_owned()))),
             };
             match answer {
@@ -154,39 +157,39 @@ impl Service {
                     }
                     answered = true;
                     misses = 0;
-                    self.publish(Status::Ready { version });
+                    self.publish(ChildStatus::Ready { version });
                 }
-                Err(ProbeError::Refused(reason)) => return End::Failed(reason),
+                Err(ProbeError::Refused(reason)) => return ChildRunEnd::Failed(reason),
                 Err(ProbeError::NoAnswer(reason)) if answered => {
                     misses += 1;
-                    if misses >= MISSES {
-                        self.publish(Status::Down {
+                    if misses >= MAX_MISSED_PROBES {
+                        self.publish(ChildStatus::Down {
                             reason: format!("{} runs, but: {reason}", self.child.name),
                         });
                     }
                 }
                 Err(ProbeError::NoAnswer(reason)) => {
                     if born.elapsed() > self.child.limits.start {
-                        return End::Failed(format!(
+                        return ChildRunEnd::Failed(format!(
                             "{} did not answer after its start: {reason}",
                             self.child.name
                         ));
                     }
-                    self.publish(Status::Starting);
+                    self.publish(ChildStatus::Starting);
                 }
             }
-            if let Err(error) = log::cut(&self.child.log, self.child.limits.log_bytes) {
+            if let Err(error) = log::truncate(&self.child.log, self.child.limits.log_bytes) {
                 tracing::warn!(child = self.child.name, %error, "failed to truncate the log");
             }
             let pause = if answered { self.child.limits.probe_every } else { START_POLL };
             tokio::select! {
-                () = self.stop.cancelled() => return End::Stopped,
+                () = self.stop.cancelled() => return ChildRunEnd::Stopped,
                 () = sleep(pause) => {}
             }
         }
     }
 
-    async fn end(&self, process: &mut Process) {
+    async fn stop_process(&self, process: &mut ChildProcess) {
         if !self.kill.load(Ordering::Acquire) {
             process.signal(Signal::TERM);
             if timeout(self.child.limits.stop, process.wait()).await.is_ok() {
@@ -201,12 +204,13 @@ impl Service {
     }
 
     /// Removes the leftovers of an earlier run. A failure is only logged: it shows again at the start.
-    async fn clean_up(&self) {
+    async fn remove_leftovers(&self) {
         let (mark, root, kind, name) =
-            (self.mark.clone(), self.root.clone(), self.child.kind.clone(), self.child.name);
-        let only = (self.child.offspring == Offspring::Lasting).then(|| self.child.program.clone());
+            (self.mark.clone(), self.root.clone(), self.child.driver.clone(), self.child.name);
+        let only =
+            (self.child.descendants == DescendantPolicy::Surviving).then(|| self.child.program.clone());
         let done = crate::task::blocking("clean-up", move || {
-            match leftover::end_processes(&mark, only.as_deref()) {
+            match leftover::kill_marked_processes(&mark, only.as_deref()) {
                 Ok(0) => {}
                 Ok(count) => tracing::warn!(child = name, count, "killed processes of an earlier run"),
                 Err(error) => tracing::error!(child = name, %error, "failed to kill leftover processes"),
@@ -234,7 +238,7 @@ impl Service {
         let tail = tail.ok().and_then(Result::ok).unwrap_or_default();
         let reason = self
             .child
-            .kind
+            .driver
             .explain(&tail)
             .or_else(|| tail.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned));
         let log = self.child.log.display();
@@ -244,7 +248,7 @@ impl Service {
         }
     }
 
-    fn publish(&self, status: Status) {
+    fn publish(&self, status: ChildStatus) {
         self.status.send_if_modified(|now| {
             let changed = *now != status;
             if changed {
@@ -274,7 +278,7 @@ mod tests {
 
     #[test]
     fn the_pause_doubles_up_to_a_limit_and_is_short_again_after_a_long_life() {
-        let limits = Limits::default();
+        let limits = ChildLimits::default();
         let mut pause = RestartPause::new(&limits);
         let moment = Duration::from_millis(1);
         let waits: Vec<u128> = (0..10).map(|_| pause.after(moment).as_millis()).collect();

@@ -21,7 +21,7 @@ use crate::task;
 
 /// A running process. Dropping it kills the process, so that a panic of the owner or the end of the async runtime
 /// leaves no child.
-pub(super) struct Process {
+pub(super) struct ChildProcess {
     pub(super) pid: u32,
     pidfd: OwnedFd,
     exited: oneshot::Receiver<io::Result<ExitStatus>>,
@@ -34,17 +34,17 @@ pub(super) async fn spawn(
     command: Command,
     contained: bool,
     groups: Vec<OwnedFd>,
-) -> io::Result<Process> {
+) -> io::Result<ChildProcess> {
     let (started, answer) = oneshot::channel();
-    task::thread(&format!("own-{name}"), move || own(command, contained, groups, started))?;
+    task::spawn_thread(&format!("own-{name}"), move || own_child(command, contained, groups, started))?;
     answer.await.map_err(|_| io::Error::other("the thread that starts a process panicked"))?
 }
 
-fn own(
+fn own_child(
     command: Command,
     contained: bool,
     groups: Vec<OwnedFd>,
-    started: oneshot::Sender<io::Result<Process>>,
+    started: oneshot::Sender<io::Result<ChildProcess>>,
 ) {
     let mut child = match fork(command, contained, groups) {
         Ok(child) => child,
@@ -61,7 +61,7 @@ fn own(
         .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()));
     let (exit, exited) = oneshot::channel();
     let answer = match pidfd {
-        Ok(pidfd) => Ok(Process { pid: child.id(), pidfd, exited }),
+        Ok(pidfd) => Ok(ChildProcess { pid: child.id(), pidfd, exited }),
         Err(error) => {
             let _ = child.kill();
             Err(error.into())
@@ -116,7 +116,7 @@ fn enter_mount_namespace() -> rustix::io::Result<()> {
     rustix::mount::mount(c"proc", c"/proc", c"proc", flags, None)
 }
 
-impl Process {
+impl ChildProcess {
     /// Waits for the exit of the process and describes it. May be awaited to completion only once.
     pub(super) async fn wait(&mut self) -> String {
         match (&mut self.exited).await {
@@ -132,7 +132,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
     }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::timeout;
 
-use super::port::{Child, Kind, Limits, Offspring, ProbeError, Status};
-use super::{Handle, StartError};
+use super::port::{ChildDriver, ChildLimits, ChildSpec, ChildStatus, DescendantPolicy, ProbeError};
+use super::{Handle, SuperviseError};
 
 /// A shell script that is ready when it has written its pid.
 struct Script {
@@ -19,7 +19,7 @@ struct Script {
 }
 
 #[async_trait]
-impl Kind for Script {
+impl ChildDriver for Script {
     fn prepare(&self) -> Result<(), String> {
         Ok(())
     }
@@ -41,33 +41,33 @@ impl Kind for Script {
     }
 }
 
-fn child(dir: &Path, script: &str) -> Child {
-    let limits = Limits {
+fn child(dir: &Path, script: &str) -> ChildSpec {
+    let limits = ChildLimits {
         stop: Duration::from_millis(500),
         restart_first: Duration::from_millis(10),
         probe_every: Duration::from_millis(20),
         log_bytes: 4096,
-        ..Limits::default()
+        ..ChildLimits::default()
     };
-    Child {
+    ChildSpec {
         name: "script",
         program: "/bin/sh".into(),
         args: vec!["-c".into(), script.into()],
         env: vec![("PID_FILE".into(), dir.join("pid").into())],
         root: dir.join("root"),
         log: dir.join("log"),
-        offspring: Offspring::Ended,
+        descendants: DescendantPolicy::Killed,
         groups: Vec::new(),
         limits,
-        kind: Arc::new(Script { pid_file: dir.join("pid"), sweeps: AtomicUsize::new(0) }),
+        driver: Arc::new(Script { pid_file: dir.join("pid"), sweeps: AtomicUsize::new(0) }),
     }
 }
 
 async fn ready(handle: &Handle) -> u32 {
     let mut status = handle.status();
-    let wait = status.wait_for(|status| matches!(status, Status::Ready { .. }));
+    let wait = status.wait_for(|status| matches!(status, ChildStatus::Ready { .. }));
     match timeout(Duration::from_secs(10), wait).await.unwrap().unwrap().clone() {
-        Status::Ready { version } => version.parse().unwrap(),
+        ChildStatus::Ready { version } => version.parse().unwrap(),
         _ => unreachable!(),
     }
 }
@@ -108,7 +108,7 @@ async fn a_killed_child_is_started_again() {
     let left = children(first);
     kill(first);
     let mut status = handle.status();
-    let down = status.wait_for(|status| matches!(status, Status::Down { .. }));
+    let down = status.wait_for(|status| matches!(status, ChildStatus::Down { .. }));
     timeout(Duration::from_secs(10), down).await.unwrap().unwrap();
     let second = ready(&handle).await;
     assert_ne!(first, second);
@@ -123,7 +123,7 @@ async fn a_contained_child_takes_everything_with_it_when_it_is_killed() {
     // The child sees itself as process 1; its descendant cleared its environment and left its process group.
     let script = format!("env -i setsid sleep {mark} & mount -t tmpfs t $PWD && echo $$ > $PID_FILE; wait");
     let mut child = child(dir.path(), &script);
-    child.offspring = Offspring::Contained;
+    child.descendants = DescendantPolicy::Contained;
     child.limits.restart_first = Duration::from_secs(60);
     let handle = super::start(child).unwrap();
     assert_eq!(ready(&handle).await, 1);
@@ -149,7 +149,7 @@ async fn a_contained_child_takes_everything_with_it_when_it_is_killed() {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", sleep[0])).unwrap();
     kill(stat.split(' ').nth(3).unwrap().parse().unwrap());
     let mut status = handle.status();
-    let down = status.wait_for(|status| matches!(status, Status::Down { .. }));
+    let down = status.wait_for(|status| matches!(status, ChildStatus::Down { .. }));
     timeout(Duration::from_secs(10), down).await.unwrap().unwrap();
     assert!(sleeps().is_empty());
     handle.stop().await;
@@ -161,7 +161,7 @@ async fn a_root_has_one_owner() {
     let handle = super::start(child(dir.path(), WAITS)).unwrap();
     let pid = ready(&handle).await;
     let second = super::start(child(dir.path(), WAITS));
-    assert!(matches!(second, Err(StartError::InUse { .. })));
+    assert!(matches!(second, Err(SuperviseError::InUse { .. })));
     assert!(alive(pid));
     handle.stop().await;
 }
@@ -194,7 +194,7 @@ async fn a_stale_child_is_ended_before_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
     std::fs::create_dir(&root).unwrap();
-    let mark = super::leftover::Mark::of("script", &root).unwrap();
+    let mark = super::leftover::ProcessMarker::of("script", &root).unwrap();
     let (variable, value) = mark.variable();
     let mut stale = std::process::Command::new("sleep").arg("600").env(variable, value).spawn().unwrap();
     let mut other =
@@ -218,8 +218,8 @@ async fn the_reason_of_an_exit_is_its_last_line_and_the_log_stays_bounded() {
                   echo 'no such device' >&2; exit 3";
     let handle = super::start(child(dir.path(), script)).unwrap();
     let mut status = handle.status();
-    let down = status.wait_for(|status| matches!(status, Status::Down { .. }));
-    let Status::Down { reason } = timeout(Duration::from_secs(10), down).await.unwrap().unwrap().clone()
+    let down = status.wait_for(|status| matches!(status, ChildStatus::Down { .. }));
+    let ChildStatus::Down { reason } = timeout(Duration::from_secs(10), down).await.unwrap().unwrap().clone()
     else {
         unreachable!()
     };

@@ -17,27 +17,27 @@ use tracing_subscriber::layer::Context;
 const BURST: u64 = 100;
 const PER_SECOND: u64 = 2;
 /// Interval between two reports of suppressed lines.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Decides for each line whether it is written; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct LogRate(Arc<Mutex<HashMap<Identifier, Bucket>>>);
+pub struct LogRateLimit(Arc<Mutex<HashMap<Identifier, LineBucket>>>);
 
 #[derive(Debug)]
-struct Bucket {
+struct LineBucket {
     place: &'static Metadata<'static>,
     lines: u64,
     filled: Instant,
     left_out: u64,
 }
 
-impl LogRate {
+impl LogRateLimit {
     fn admits(&self, place: &'static Metadata<'static>, now: Instant) -> bool {
         if *place.level() > Level::INFO {
             return true;
         }
         let mut buckets = self.buckets();
-        let bucket = buckets.entry(place.callsite()).or_insert_with(|| Bucket {
+        let bucket = buckets.entry(place.callsite()).or_insert_with(|| LineBucket {
             place,
             lines: BURST,
             filled: now,
@@ -57,15 +57,15 @@ impl LogRate {
     }
 
     /// Reports suppressed lines periodically. Never returns.
-    pub async fn tell_loop(self) {
+    pub async fn report_loop(self) {
         loop {
-            tokio::time::sleep(TELL_EVERY).await;
-            self.tell();
+            tokio::time::sleep(REPORT_INTERVAL).await;
+            self.report();
         }
     }
 
     /// Writes one line for each place whose lines were suppressed since the last call.
-    pub fn tell(&self) {
+    pub fn report(&self) {
         let left_out: Vec<_> = (self.buckets().values_mut().filter(|bucket| bucket.left_out > 0))
             .map(|bucket| (bucket.place, std::mem::take(&mut bucket.left_out)))
             .collect();
@@ -79,12 +79,12 @@ impl LogRate {
         }
     }
 
-    fn buckets(&self) -> MutexGuard<'_, HashMap<Identifier, Bucket>> {
+    fn buckets(&self) -> MutexGuard<'_, HashMap<Identifier, LineBucket>> {
         self.0.lock()
     }
 }
 
-impl<S: Subscriber> Layer<S> for LogRate {
+impl<S: Subscriber> Layer<S> for LogRateLimit {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         self.admits(event.metadata(), Instant::now())
     }
@@ -99,9 +99,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
+    struct WrittenLog(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Written {
+    impl io::Write for WrittenLog {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().extend(bytes);
             Ok(bytes.len())
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_line_that_is_caused_again_and_again_is_counted_and_hides_no_other() {
-        let (rate, written) = (LogRate::default(), Written::default());
+        let (rate, written) = (LogRateLimit::default(), WrittenLog::default());
         let writer = written.clone();
         let text = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
         let subscriber = tracing_subscriber::registry().with(rate.clone()).with(text);
@@ -124,8 +124,8 @@ mod tests {
                 tracing::debug!("in detail");
             }
             tracing::warn!("something else");
-            rate.tell();
-            rate.tell();
+            rate.report();
+            rate.report();
         });
         let text = String::from_utf8(written.0.lock().clone()).unwrap();
         let count = |part: &str| text.lines().filter(|line| line.contains(part)).count() as u64;
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_place_writes_again_after_a_while() {
-        let (rate, begin) = (LogRate::default(), Instant::now());
+        let (rate, begin) = (LogRateLimit::default(), Instant::now());
         let place = {
             use tracing::callsite::Callsite as _;
             tracing::callsite!(name: "event", kind: tracing::metadata::Kind::EVENT, target: "x", level: Level::INFO, fields: &[]).metadata()

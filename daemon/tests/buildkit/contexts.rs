@@ -16,9 +16,9 @@ use hearthd::context::port::{ContextFiles, FileTree, TransferWatch, TreeEntry, X
 use hearthd::context::storage::{StorageRoot, StorageRoots};
 use hearthd::context::tree::CopySelection;
 use hearthd::context::{ContextMount, ContextOptions, ContextPreparer, ContextRequest};
-use hearthd::model::access::PathLinks;
+use hearthd::model::access::SymlinkPolicy;
 use hearthd::model::build::{DockerfilePath, NoCache};
-use hearthd::model::{MountMode, MountSource, MountSpec};
+use hearthd::model::{MountAccess, MountSource, MountSpec};
 use parking_lot::Mutex;
 
 use super::memory::MemoryTree;
@@ -141,14 +141,14 @@ impl Room {
         let spec = MountSpec {
             source: MountSource::Room(mount.to_owned()),
             target: "/context".parse().unwrap(),
-            mode: MountMode::ReadOnly,
+            mode: MountAccess::ReadOnly,
         };
         let selection = match roots {
             ["."] => CopySelection::default(),
             roots => CopySelection::of(roots.iter().map(|root| root.as_bytes().to_vec())),
         };
         let prepared = self.contexts.prepare(ContextRequest {
-            mounts: vec![ContextMount { spec, image: None, pack: None, links: PathLinks::Followed }],
+            mounts: vec![ContextMount { spec, image: None, pack: None, links: SymlinkPolicy::Followed }],
             context_path: "/context".parse().unwrap(),
             dockerfile: DockerfilePath::At(format!("/context/{dockerfile}").parse().unwrap()),
             target: None,
@@ -449,7 +449,7 @@ async fn a_new_time_alone_reaches_a_copy_that_runs_and_keeps_one_that_is_cached(
         let (second, events) = kit.solve(kit.of(files)).await;
         assert_eq!(second.unwrap(), first, "COPY's cache knows no times");
         let cached = events.iter().filter(|event| {
-            matches!(event, hearthd::model::build::EventKind::StepFinished { cached: true, .. })
+            matches!(event, hearthd::model::build::BuildEventKind::StepFinished { cached: true, .. })
         });
         assert!(cached.count() > 0);
         let (files, traffic) = room.files("app", "Dockerfile", &["f"]).await;

@@ -17,13 +17,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
-use hearthd::build::port::{Credentials, PinnedSource, SolveError, SolveOutcome, SolveRequest, Solver as _};
-use hearthd::buildkit::{BuildKit, managed};
+use hearthd::build::port::{
+    CredentialProvider, PinnedImageSource, SolveError, SolveOutcome, SolveRequest, Solver as _,
+};
+use hearthd::buildkit::{BuildKitClient, managed};
 use hearthd::context::port::{ContextFiles, EntryKind, NoTransferWatch, SessionName};
-use hearthd::model::build::{EventKind, LogStream, Network, NoCache};
+use hearthd::model::build::{BuildEventKind, BuildNetwork, LogStream, NoCache};
 use hearthd::model::fault::Fault;
 use hearthd::model::id::BuildId;
-use hearthd::model::secret::{Credential, Secret};
+use hearthd::model::secret::{RegistryCredential, Secret};
 use hearthd::model::trust::TrustDomain;
 use hearthd::network::steps::{StepNetwork, StepNetworkOptions};
 use hearthd::supervise;
@@ -37,15 +39,15 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 struct NoCredentials;
 
-impl Credentials for NoCredentials {
-    fn for_registry(&self, _: &str) -> Option<Credential> {
+impl CredentialProvider for NoCredentials {
+    fn for_registry(&self, _: &str) -> Option<RegistryCredential> {
         None
     }
 }
 
 /// Buildkitd of the test's own, a registry, and what a solve needs.
 struct Fixture {
-    kit: BuildKit,
+    kit: BuildKitClient,
     supervision: supervise::Handle,
     steps: StepNetwork,
     registry: Registry,
@@ -86,7 +88,7 @@ impl Fixture {
             platform: None,
             labels: BTreeMap::new(),
             no_cache: NoCache::Nothing,
-            network: Network::Default,
+            network: BuildNetwork::Default,
             secrets: BTreeMap::new(),
             images: Vec::new(),
             downloads: Vec::new(),
@@ -97,7 +99,7 @@ impl Fixture {
         }
     }
 
-    async fn solve(&self, request: SolveRequest) -> (Result<SolveOutcome, SolveError>, Vec<EventKind>) {
+    async fn solve(&self, request: SolveRequest) -> (Result<SolveOutcome, SolveError>, Vec<BuildEventKind>) {
         let (sender, mut receiver) = mpsc::channel(64);
         let collect = async {
             let mut events = Vec::new();
@@ -187,20 +189,20 @@ impl Fixture {
     }
 }
 
-async fn managed_in(dir: &Path) -> (BuildKit, supervise::Handle, StepNetwork) {
+async fn managed_in(dir: &Path) -> (BuildKitClient, supervise::Handle, StepNetwork) {
     let plugin = env!("CARGO_BIN_EXE_hearthd").into();
     let steps = StepNetwork::open(StepNetworkOptions::new(dir.to_owned(), plugin)).await.unwrap();
     let directory = dir.join("buildkit");
     let network = steps.builder(&directory).unwrap();
     let mut options = managed::Options::new(directory, Ok(network));
     options.limits.restart_first = Duration::from_millis(50);
-    let (child, mut options) = options.plan().unwrap();
+    let (child, mut options) = options.child_and_connection().unwrap();
     let handle = supervise::start(child).unwrap();
     options.child = Some(handle.status());
-    (BuildKit::connect(options), handle, steps)
+    (BuildKitClient::connect(options), handle, steps)
 }
 
-async fn ready(kit: &BuildKit) {
+async fn ready(kit: &BuildKitClient) {
     let mut status = kit.status();
     let wait = status.wait_for(|status| status.ready);
     match timeout(Duration::from_secs(30), wait).await {
@@ -240,9 +242,11 @@ fn with_shell(commands: &str) -> String {
     )
 }
 
-fn text_of(events: &[EventKind], wanted: LogStream) -> String {
+fn text_of(events: &[BuildEventKind], wanted: LogStream) -> String {
     let logs = events.iter().filter_map(|event| match event {
-        EventKind::StepLog { stream, data, .. } if *stream == wanted => Some(String::from_utf8_lossy(data)),
+        BuildEventKind::StepLog { stream, data, .. } if *stream == wanted => {
+            Some(String::from_utf8_lossy(data))
+        }
         _ => None,
     });
     logs.collect()
@@ -286,7 +290,7 @@ async fn files_of_a_context_become_an_image() {
         for ignored in ["dir/skip.tmp", "vendor/", "vendor/v"] {
             assert!(!files.contains_key(ignored), "{ignored}");
         }
-        assert!(matches!(&events[0], EventKind::StepStarted { step: 1, .. }), "{:?}", events[0]);
+        assert!(matches!(&events[0], BuildEventKind::StepStarted { step: 1, .. }), "{:?}", events[0]);
     })
     .await;
 }
@@ -307,12 +311,12 @@ async fn commands_run_and_their_log_is_whole_and_in_order() {
     assert_eq!(numbers, (1..=40000).collect::<Vec<u32>>());
     assert_eq!(text_of(&events, LogStream::Stderr), "bad\n");
     let run = events.iter().find_map(|e| match e {
-        EventKind::StepStarted { step, name } if name.contains("RUN for") => Some(*step),
+        BuildEventKind::StepStarted { step, name } if name.contains("RUN for") => Some(*step),
         _ => None,
     });
-    let place = |wanted: &dyn Fn(&EventKind) -> bool| events.iter().rposition(wanted).unwrap();
-    let last_log = place(&|e| matches!(e, EventKind::StepLog { step, .. } if Some(*step) == run));
-    let finished = place(&|e| matches!(e, EventKind::StepFinished { step, .. } if Some(*step) == run));
+    let place = |wanted: &dyn Fn(&BuildEventKind) -> bool| events.iter().rposition(wanted).unwrap();
+    let last_log = place(&|e| matches!(e, BuildEventKind::StepLog { step, .. } if Some(*step) == run));
+    let finished = place(&|e| matches!(e, BuildEventKind::StepFinished { step, .. } if Some(*step) == run));
     assert!(last_log < finished, "the end of a step comes after its log");
 
     // Repeated: the step is cached and prints nothing.
@@ -321,12 +325,12 @@ async fn commands_run_and_their_log_is_whole_and_in_order() {
     let (outcome, events) = kit.solve(again).await;
     assert_eq!(outcome.unwrap(), first);
     assert_eq!(text_of(&events, LogStream::Stdout), "");
-    let cached = events.iter().filter(|e| matches!(e, EventKind::StepFinished { cached: true, .. })).count();
+    let cached = events.iter().filter(|e| matches!(e, BuildEventKind::StepFinished { cached: true, .. })).count();
     assert!(cached >= 3, "{events:?}");
 
     // An image of the registry under a name that only this build knows.
     let mut from = kit.request("FROM room.meshagent.com/base:1\nRUN [\"/bin/busybox\", \"true\"]\n", tree());
-    from.images.push(PinnedSource {
+    from.images.push(PinnedImageSource {
         name: "room.meshagent.com/base:1".to_owned(),
         repository: "test/app".parse().unwrap(),
         digest: first.digest,
@@ -372,7 +376,7 @@ async fn failures_name_what_was_wrong() {
         let from = |registry: &str| {
             let mut request = kit.request("FROM alpine\n", tree());
             request.registry = registry.to_owned();
-            request.images.push(PinnedSource {
+            request.images.push(PinnedImageSource {
                 name: "docker.io/library/alpine:latest".to_owned(),
                 repository: "no/such".parse().unwrap(),
                 digest: hearthd::model::Digest::from_sha256([1; 32]),
@@ -512,10 +516,10 @@ async fn a_buildkitd_whose_steps_can_have_no_network_of_their_own_is_not_started
     let dir = tempfile::tempdir().unwrap();
     let reason = "nft: no such program".to_owned();
     let (child, mut options) =
-        managed::Options::new(dir.path().join("buildkit"), Err(reason)).plan().unwrap();
+        managed::Options::new(dir.path().join("buildkit"), Err(reason)).child_and_connection().unwrap();
     let handle = supervise::start(child).unwrap();
     options.child = Some(handle.status());
-    let kit = BuildKit::connect(options);
+    let kit = BuildKitClient::connect(options);
     let mut status = kit.status();
     let told =
         status.wait_for(|status| status.detail.as_ref().is_some_and(|d| d.contains("nft: no such program")));
@@ -529,10 +533,10 @@ async fn the_reason_of_a_buildkitd_that_cannot_start_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let mut options = managed::Options::new(dir.path().join("buildkit"), Err("none is needed".to_owned()));
     options.runc = "no-such-runc".into();
-    let (child, mut options) = options.plan().unwrap();
+    let (child, mut options) = options.child_and_connection().unwrap();
     let handle = supervise::start(child).unwrap();
     options.child = Some(handle.status());
-    let kit = BuildKit::connect(options);
+    let kit = BuildKitClient::connect(options);
     let mut status = kit.status();
     let told = status.wait_for(|status| status.detail.as_ref().is_some_and(|d| d.contains("no-such-runc")));
     timeout(LIMIT, told).await.unwrap().unwrap();

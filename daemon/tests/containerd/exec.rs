@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hearthd::deploy::port::{
-    Exec, ExecInput, ExecOutput, ExecSpec, Runtime as _, RuntimeError, TerminalSize,
+    ContainerRuntime as _, ExecInput, ExecOutput, ExecSpec, ExecStreams, RuntimeError, TerminalSize,
 };
 use hearthd::model::id::InstanceId;
 use tokio::time::timeout;
@@ -23,7 +23,7 @@ fn spec(command: &[&str]) -> ExecSpec {
 }
 
 /// Standard output, standard error and exit code.
-async fn finish(mut exec: Exec) -> (String, String, Option<i32>) {
+async fn finish(mut exec: ExecStreams) -> (String, String, Option<i32>) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     loop {
         match timeout(LIMIT, exec.output.recv()).await.unwrap().unwrap() {
@@ -69,7 +69,7 @@ async fn output_input_and_exit_code_of_a_process_are_its_own() {
         assert_eq!(finish(signalled).await.2, Some(143));
         assert!(matches!(
             exec(spec(&["/nope"])).await.map(|_| ()),
-            Err(RuntimeError::Start { code: "command_not_found", .. })
+            Err(RuntimeError::StartFailed { code: "command_not_found", .. })
         ),);
     })
     .await;

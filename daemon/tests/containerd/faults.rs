@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hearth_pack::image::ConfigFlags;
-use hearthd::containerd::of_state_dir;
-use hearthd::deploy::port::{InstanceState, Runtime as _};
+use hearthd::containerd::namespace_of_state_dir;
+use hearthd::deploy::port::{ContainerRuntime as _, InstanceState};
 use hearthd::registry::blobs::BlobStore;
 use rustix::process::Signal;
 
@@ -99,7 +99,7 @@ async fn both_can_be_killed_at_once() {
         fixture.ready().await;
         let state = fixture.observed(&id).await.unwrap().state;
         println!("{state:?}");
-        assert!(matches!(state, InstanceState::Ended(_)), "{state:?}");
+        assert!(matches!(state, InstanceState::Exited(_)), "{state:?}");
         fixture.runtime.remove(&id).await.unwrap();
         assert!(!alive(pid));
         assert_eq!(fixture.settled().await, Vec::<String>::new());
@@ -146,7 +146,7 @@ async fn a_daemon_that_comes_back_finds_its_instances_and_another_ones_are_not_s
         // Second daemon on the same machine.
         let other = tempfile::tempdir().unwrap();
         let blobs = Arc::new(BlobStore::open(&other.path().join("room")).unwrap());
-        let namespace = of_state_dir(other.path()).unwrap();
+        let namespace = namespace_of_state_dir(other.path()).unwrap();
         for _ in 0..2 {
             let (runtime, supervision) = managed_in(other.path(), &namespace, &blobs);
             let mut status = runtime.status();

@@ -11,17 +11,19 @@ use futures::FutureExt as _;
 use hearth_pack::image::ConfigFlags;
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_pack::{PackOptions, pack};
-use hearthd::containerd::{Containerd, managed, of_state_dir};
+use hearthd::containerd::{ContainerdClient, managed, namespace_of_state_dir};
 use hearthd::context::layers::{LayerInspection, LayerLimits};
-use hearthd::deploy::port::{Attached, InstanceImage, InstanceSpec, InstanceState, Observed, Runtime as _};
-use hearthd::image::Images;
-use hearthd::image::port::Blobs as _;
-use hearthd::instance_log::read::{LogQuery, read};
+use hearthd::deploy::port::{
+    ContainerRuntime as _, InstanceImage, InstanceSpec, InstanceState, NetworkAttachment, ObservedInstance,
+};
+use hearthd::image::ImageStore;
+use hearthd::image::port::BlobStorage as _;
+use hearthd::instance_log::read::{ExcerptQuery, read_excerpt};
 use hearthd::model::RoomRegistries;
 use hearthd::model::id::{InstanceId, ServiceId};
-use hearthd::model::service::{Exit, InstanceLabel, ResourceLimits};
+use hearthd::model::service::{InstanceLabel, ProcessExit, ResourceLimits};
 use hearthd::registry::blobs::BlobStore;
-use hearthd::store::Store;
+use hearthd::store::StateStore;
 use hearthd::supervise;
 use rustix::mount::UnmountFlags;
 use sha2::Digest as _;
@@ -30,7 +32,7 @@ use tokio::time::timeout;
 pub const LIMIT: Duration = Duration::from_secs(60);
 
 pub struct Fixture {
-    pub runtime: Containerd,
+    pub runtime: ContainerdClient,
     pub supervision: supervise::Handle,
     pub blobs: Arc<BlobStore>,
     pub namespace: String,
@@ -41,7 +43,7 @@ impl Fixture {
     pub async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let blobs = Arc::new(BlobStore::open(&dir.path().join("room")).unwrap());
-        let namespace = of_state_dir(dir.path()).unwrap();
+        let namespace = namespace_of_state_dir(dir.path()).unwrap();
         let (runtime, supervision) = managed_in(dir.path(), &namespace, &blobs);
         let fixture = Self { runtime, supervision, blobs, namespace, dir };
         fixture.make_network();
@@ -168,7 +170,7 @@ impl Fixture {
             mounts: Vec::new(),
             limits: ResourceLimits::default(),
             capabilities: BTreeSet::new(),
-            network: Attached {
+            network: NetworkAttachment {
                 address: [10, 9, 8, 7].into(),
                 namespace: self.network(),
                 hostname: "web".to_owned(),
@@ -181,7 +183,7 @@ impl Fixture {
     }
 
     /// Runs a shell script in an instance to its end, and returns its exit and its log.
-    pub async fn script(&self, mut spec: InstanceSpec, script: &str) -> (Exit, Vec<String>) {
+    pub async fn script(&self, mut spec: InstanceSpec, script: &str) -> (ProcessExit, Vec<String>) {
         spec.command = Some(["/bin/sh", "-c", script].map(str::to_owned).to_vec());
         let (id, log) = (spec.label.instance.clone(), spec.log.clone());
         self.runtime.start(spec).await.unwrap();
@@ -190,7 +192,7 @@ impl Fixture {
         (exit, lines(&log))
     }
 
-    pub async fn observed(&self, id: &InstanceId) -> Option<Observed> {
+    pub async fn observed(&self, id: &InstanceId) -> Option<ObservedInstance> {
         let listed = self.runtime.list().await.unwrap();
         listed.into_iter().find(|observed| observed.label.instance == *id)
     }
@@ -203,7 +205,7 @@ impl Fixture {
     }
 
     /// Waits for the end of an instance by the change notifications alone.
-    pub async fn ended(&self, id: &InstanceId) -> Exit {
+    pub async fn ended(&self, id: &InstanceId) -> ProcessExit {
         let mut changes = self.runtime.changes();
         let ended = async {
             loop {
@@ -211,7 +213,7 @@ impl Fixture {
                 match self.runtime.list().await {
                     Ok(listed) => {
                         let found = listed.into_iter().find(|observed| observed.label.instance == *id);
-                        if let InstanceState::Ended(exit) = found.unwrap().state {
+                        if let InstanceState::Exited(exit) = found.unwrap().state {
                             return exit;
                         }
                     }
@@ -303,16 +305,22 @@ impl Fixture {
     }
 }
 
-pub fn managed_in(dir: &Path, namespace: &str, blobs: &Arc<BlobStore>) -> (Containerd, supervise::Handle) {
+pub fn managed_in(
+    dir: &Path,
+    namespace: &str,
+    blobs: &Arc<BlobStore>,
+) -> (ContainerdClient, supervise::Handle) {
     let keeper = env!("CARGO_BIN_EXE_hearthd").into();
     let mut options = managed::Options::new(dir.join("containerd"), namespace.to_owned(), keeper);
     options.limits.restart_first = Duration::from_millis(50);
     let (child, connect) = options.plan().unwrap();
     let handle = supervise::start(child).unwrap();
-    let store = Store::open(&dir.join("images.db")).unwrap();
+    let store = StateStore::open(&dir.join("images.db")).unwrap();
     let inspection = LayerInspection::new(LayerLimits::default());
-    let images = Images::new(RoomRegistries::default(), blobs.clone(), Arc::new(store), Arc::new(inspection));
-    let runtime = Containerd::connect(connect.options(handle.status()), blobs.clone(), Arc::new(images));
+    let images =
+        ImageStore::new(RoomRegistries::default(), blobs.clone(), Arc::new(store), Arc::new(inspection));
+    let runtime =
+        ContainerdClient::connect(connect.options(handle.status()), blobs.clone(), Arc::new(images));
     (runtime, handle)
 }
 
@@ -321,8 +329,8 @@ fn host() -> hearth_pack::image::Platform {
 }
 
 pub fn lines(log: &Path) -> Vec<String> {
-    let query = LogQuery { max_bytes: 1 << 20, tail: Some(10_000), ..LogQuery::default() };
-    read(log, &query).unwrap().lines.into_iter().map(|line| line.text).collect()
+    let query = ExcerptQuery { max_bytes: 1 << 20, tail: Some(10_000), ..ExcerptQuery::default() };
+    read_excerpt(log, &query).unwrap().lines.into_iter().map(|line| line.text).collect()
 }
 
 fn names(dir: &Path) -> Vec<String> {

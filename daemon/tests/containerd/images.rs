@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use hearth_pack::image::ConfigFlags;
 use hearth_pack::layer::Compression;
-use hearthd::deploy::port::{InstanceImage, Runtime as _, RuntimeError};
-use hearthd::image::port::Blobs as _;
+use hearthd::deploy::port::{ContainerRuntime as _, InstanceImage, RuntimeError};
+use hearthd::image::port::BlobStorage as _;
 use hearthd::model::Digest;
 use sha2::Digest as _;
 
@@ -95,7 +95,7 @@ async fn an_image_that_is_not_what_it_says_is_refused() {
         let refused = async |manifest: Digest| {
             let image = InstanceImage { repository: "web".parse().unwrap(), manifest };
             match fixture.runtime.prepare(&image).await {
-                Err(RuntimeError::Image(text) | RuntimeError::UnsoundImage { reason: text, .. }) => {
+                Err(RuntimeError::UnusableImage(text) | RuntimeError::CorruptImage { reason: text, .. }) => {
                     println!("{text}");
                     text
                 }

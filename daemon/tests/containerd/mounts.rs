@@ -10,11 +10,11 @@ use hearthd::context::mounts::mount_points_below;
 use hearthd::context::storage::{StorageRoot, StorageRoots};
 use hearthd::context::{ContextOptions, ContextPreparer};
 use hearthd::deploy::mounts::{InstanceMounts, MountedImages, Options};
-use hearthd::deploy::port::MountSource as _;
-use hearthd::image::{Destination, Images};
+use hearthd::deploy::port::InstanceMounter as _;
+use hearthd::image::{ImageDestination, ImageStore};
 use hearthd::model::image::PinnedImage;
-use hearthd::model::{MountMode, MountSource, MountSpec, Reference, RoomRegistries};
-use hearthd::store::Store;
+use hearthd::model::{MountAccess, MountSource, MountSpec, Reference, RoomRegistries};
+use hearthd::store::StateStore;
 
 use crate::fixture::Fixture;
 
@@ -23,9 +23,9 @@ async fn room(fixture: &Fixture) -> (InstanceMounts, PinnedImage) {
     let path = fixture.dir.path();
     let root = |name: &str| StorageRoot::open_or_create(&path.join("storage").join(name)).unwrap();
     let storage = StorageRoots { room: root("room"), project: root("project") };
-    let store = Store::open(&path.join("state.db")).unwrap();
+    let store = StateStore::open(&path.join("state.db")).unwrap();
     let inspection = LayerInspection::new(LayerLimits::default());
-    let images = Images::new(
+    let images = ImageStore::new(
         RoomRegistries::default(),
         Arc::clone(&fixture.blobs) as _,
         Arc::new(store),
@@ -37,7 +37,7 @@ async fn room(fixture: &Fixture) -> (InstanceMounts, PinnedImage) {
     let packed = hearth_pack::pack(tree.path(), &hearth_pack::PackOptions::default(), &mut |_| {}).unwrap();
     let mut archive = Vec::new();
     packed.write_archive(&mut archive).unwrap();
-    let tag = Destination::Tag(Reference::parse_tag("assets:1").unwrap());
+    let tag = ImageDestination::Tag(Reference::parse_tag("assets:1").unwrap());
     let loaded = images.load(io::Cursor::new(archive), tag, "ann").await.unwrap();
     let assets = PinnedImage { repository: "assets".parse().unwrap(), digest: loaded.manifest.digest };
     let contexts = ContextPreparer::new(ContextOptions {
@@ -51,7 +51,7 @@ async fn room(fixture: &Fixture) -> (InstanceMounts, PinnedImage) {
     (InstanceMounts::open(options, MountedImages { images, contexts }).unwrap(), assets)
 }
 
-fn mount(source: MountSource, target: &str, mode: MountMode) -> MountSpec {
+fn mount(source: MountSource, target: &str, mode: MountAccess) -> MountSpec {
     MountSpec { source, target: target.parse().unwrap(), mode }
 }
 
@@ -66,11 +66,11 @@ async fn an_instance_uses_storage_images_and_volumes_and_leaves_none_of_their_mo
             subpath: subpath.to_owned(),
         };
         let specs = [
-            mount(MountSource::Room(String::new()), "/room", MountMode::ReadWrite),
-            mount(MountSource::Room("file".to_owned()), "/etc/one", MountMode::ReadOnly),
-            mount(assets(""), "/assets", MountMode::ReadOnly),
-            mount(assets("inner/file"), "/work/file", MountMode::ReadWrite),
-            mount(MountSource::EmptyDir, "/var/data", MountMode::ReadWrite),
+            mount(MountSource::Room(String::new()), "/room", MountAccess::ReadWrite),
+            mount(MountSource::Room("file".to_owned()), "/etc/one", MountAccess::ReadOnly),
+            mount(assets(""), "/assets", MountAccess::ReadOnly),
+            mount(assets("inner/file"), "/work/file", MountAccess::ReadWrite),
+            mount(MountSource::EmptyDir, "/var/data", MountAccess::ReadWrite),
         ];
         let image = fixture.image(ConfigFlags::default(), &[("var/data/seed", 0o644, "of the volume\n")]);
         let mut spec = fixture.spec(&image, &[]);
@@ -84,7 +84,7 @@ async fn an_instance_uses_storage_images_and_volumes_and_leaves_none_of_their_mo
         let (exit, lines) = fixture.script(spec, script).await;
         println!("{lines:#?}");
         mounts.close(&instance).await.unwrap();
-        mounts.end().await.unwrap();
+        mounts.release_storage().await.unwrap();
         assert_eq!(exit.code, Some(0));
         let read = ["of the room", "of the room", "of the image", "of the image", "of the volume", "changed"];
         assert_eq!(lines[..6], read);

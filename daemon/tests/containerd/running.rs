@@ -5,8 +5,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use hearth_pack::image::ConfigFlags;
-use hearthd::deploy::port::{BindMount, InstanceState, Runtime as _, RuntimeError};
-use hearthd::instance_log::read::{LogQuery, read};
+use hearthd::deploy::port::{BindMount, ContainerRuntime as _, InstanceState, RuntimeError};
+use hearthd::instance_log::read::{ExcerptQuery, read_excerpt};
 use hearthd::model::id::InstanceId;
 use hearthd::model::secret::Secret;
 use hearthd::model::service::ResourceLimits;
@@ -213,7 +213,7 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
         ] {
             let error = fixture.runtime.start(spec).await.unwrap_err();
             println!("{error}");
-            let RuntimeError::Start { code, .. } = error else { panic!("{error:?}") };
+            let RuntimeError::StartFailed { code, .. } = error else { panic!("{error:?}") };
             assert_eq!(code, expected);
             assert_eq!(fixture.runtime.list().await.unwrap(), []);
             assert_eq!(fixture.settled().await, Vec::<String>::new());
@@ -244,7 +244,7 @@ async fn a_flood_of_output_neither_fills_the_disk_nor_holds_the_instance_up() {
         let bytes: u64 =
             fs::read_dir(&log).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
         assert!(bytes <= (16 << 20) + 4096, "{bytes}");
-        let tail = read(&log, &LogQuery { tail: Some(1), ..LogQuery::default() }).unwrap();
+        let tail = read_excerpt(&log, &ExcerptQuery { tail: Some(1), ..ExcerptQuery::default() }).unwrap();
         assert_eq!(tail.lines[0].text, "last");
     })
     .await;

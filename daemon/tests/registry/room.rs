@@ -13,8 +13,8 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hearthd::model::access::{ApiScope, Caller};
 use hearthd::registry::blobs::BlobStore;
-use hearthd::registry::{Registry, UploadLimits};
-use hearthd::store::Store;
+use hearthd::registry::{RegistryApi, UploadLimits};
+use hearthd::store::StateStore;
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
@@ -28,7 +28,7 @@ pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub struct Room {
     pub root: PathBuf,
     pub address: SocketAddr,
-    pub registry: Registry,
+    pub registry: RegistryApi,
     client: Client<HttpConnector, Body>,
     server: tokio::task::JoinHandle<()>,
     _directory: tempfile::TempDir,
@@ -52,8 +52,8 @@ pub async fn room_with(limits: UploadLimits) -> Room {
 
 /// Creates a registry. `root` may be a file system of its own; the database is beside it.
 pub async fn room_at(directory: tempfile::TempDir, root: PathBuf, limits: UploadLimits) -> Room {
-    let store = Store::open(&directory.path().join("state.db")).unwrap();
-    let registry = Registry::new(limits, BlobStore::open(&root).unwrap(), Arc::new(store));
+    let store = StateStore::open(&directory.path().join("state.db")).unwrap();
+    let registry = RegistryApi::new(limits, BlobStore::open(&root).unwrap(), Arc::new(store));
     let router = registry.router().layer(from_fn(identify));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

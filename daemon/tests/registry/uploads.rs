@@ -119,8 +119,12 @@ async fn a_body_without_a_length_is_taken_as_it_streams() {
 
 #[tokio::test]
 async fn open_uploads_are_bounded_and_idle_ones_go() {
-    let limits =
-        UploadLimits { total: 3, per_caller: 2, idle: Duration::from_millis(50), ..Default::default() };
+    let limits = UploadLimits {
+        total: 3,
+        per_caller: 2,
+        idle_timeout: Duration::from_millis(50),
+        ..Default::default()
+    };
     let room = room_with(limits).await;
     let first = room.client("writer").begin("team/a").await;
     room.client("writer").begin("team/a").await;
@@ -139,7 +143,7 @@ async fn open_uploads_are_bounded_and_idle_ones_go() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_stalls_is_given_up_and_may_be_resumed() {
-    let limits = UploadLimits { stall: Duration::from_millis(200), ..Default::default() };
+    let limits = UploadLimits { stall_timeout: Duration::from_millis(200), ..Default::default() };
     let room = room_with(limits).await;
     let location = room.all().begin("a").await;
     let pieces = futures::stream::unfold(0, |sent| async move {

@@ -12,7 +12,7 @@ pub const DEFAULT_TARGET: &str = "/context";
 pub struct MountSpec {
     pub source: MountSource,
     pub target: MountTarget,
-    pub mode: MountMode,
+    pub mode: MountAccess,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -40,7 +40,7 @@ pub struct MountTarget(String);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum MountMode {
+pub enum MountAccess {
     ReadOnly,
     ReadWrite,
 }
@@ -87,10 +87,10 @@ impl MountKind {
         }
     }
 
-    const fn default_mode(self) -> MountMode {
+    const fn default_mode(self) -> MountAccess {
         match self {
-            Self::Room | Self::EmptyDir => MountMode::ReadWrite,
-            Self::Project | Self::Image | Self::Pack => MountMode::ReadOnly,
+            Self::Room | Self::EmptyDir => MountAccess::ReadWrite,
+            Self::Project | Self::Image | Self::Pack => MountAccess::ReadOnly,
         }
     }
 }
@@ -152,8 +152,8 @@ impl MountSpec {
         }
         let mode = match mode {
             None => kind.default_mode(),
-            Some(mode) if mode.eq_ignore_ascii_case("ro") => MountMode::ReadOnly,
-            Some(mode) if mode.eq_ignore_ascii_case("rw") => MountMode::ReadWrite,
+            Some(mode) if mode.eq_ignore_ascii_case("ro") => MountAccess::ReadOnly,
+            Some(mode) if mode.eq_ignore_ascii_case("rw") => MountAccess::ReadWrite,
             Some(mode) => {
                 return Err(MountError::Mode { given: text.to_owned(), mode: mode.to_owned(), grammar });
             }
@@ -249,14 +249,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn build(kind: MountKind, text: &str) -> Result<(MountSource, String, MountMode), MountError> {
+    fn build(kind: MountKind, text: &str) -> Result<(MountSource, String, MountAccess), MountError> {
         MountSpec::parse_for_build(kind, text).map(|m| (m.source, m.target.to_string(), m.mode))
     }
 
     #[test]
     fn build_mounts_follow_the_contract() {
+        use MountAccess::{ReadOnly, ReadWrite};
         use MountKind::{EmptyDir, Image, Pack, Project, Room};
-        use MountMode::{ReadOnly, ReadWrite};
         let image = |text: &str, subpath: &str| MountSource::Image {
             reference: text.parse().unwrap(),
             subpath: subpath.to_owned(),

@@ -11,16 +11,16 @@ use serde::Deserialize;
 use super::raw::RawTar;
 use super::read::{ReadArchive, read_error, scan};
 use super::{ArchiveError, BlobSource, JSON_LIMIT};
-use crate::image::{Descriptor, Index, Manifest, Platform};
+use crate::image::{Descriptor, Manifest, OciIndex, Platform};
 
 /// Maximum nesting depth of indexes.
-const DEPTH: usize = 4;
+const MAX_INDEX_DEPTH: usize = 4;
 
 /// An archive in a file, all of whose blobs have been verified.
 #[derive(Debug)]
 pub struct ImageFile {
     file: File,
-    index: Index,
+    index: OciIndex,
     /// Position and size of each blob.
     blobs: HashMap<Digest, (u64, u64)>,
 }
@@ -43,7 +43,7 @@ impl ImageFile {
         Ok(Self { file, index, blobs })
     }
 
-    pub fn index(&self) -> &Index {
+    pub fn index(&self) -> &OciIndex {
         &self.index
     }
 
@@ -52,11 +52,11 @@ impl ImageFile {
         let mut found = Vec::new();
         let mut best: Option<(Descriptor, Manifest, bool)> = None;
         let mut seen = HashSet::new();
-        self.search(&self.index, DEPTH, &mut seen, &mut |descriptor, manifest, declared| {
+        self.search(&self.index, MAX_INDEX_DEPTH, &mut seen, &mut |descriptor, manifest, declared| {
             found.push(declared.to_string());
             let exact = declared.variant == platform.variant;
             let better = best.as_ref().is_none_or(|(_, _, was_exact)| exact && !was_exact);
-            if declared.serves(platform) && better {
+            if declared.satisfies(platform) && better {
                 best = Some((descriptor, manifest, exact));
             }
         })?;
@@ -71,7 +71,7 @@ impl ImageFile {
 
     fn search(
         &self,
-        index: &Index,
+        index: &OciIndex,
         depth: usize,
         // Each blob is visited once; otherwise a few wide indexes could cause endless work.
         seen: &mut HashSet<Digest>,
@@ -103,8 +103,8 @@ impl ImageFile {
     }
 
     /// Reads a whole blob of at most [`JSON_LIMIT`] bytes.
-    pub fn bytes(&self, digest: &Digest) -> Result<Vec<u8>, ArchiveError> {
-        let (_, size) = self.place(digest)?;
+    pub fn read_blob(&self, digest: &Digest) -> Result<Vec<u8>, ArchiveError> {
+        let (_, size) = self.blob_range(digest)?;
         if size > JSON_LIMIT {
             return Err(ArchiveError::TooLarge { name: digest.to_string(), size, limit: JSON_LIMIT });
         }
@@ -114,16 +114,16 @@ impl ImageFile {
     }
 
     fn json<T: for<'de> Deserialize<'de>>(&self, digest: &Digest) -> Result<T, ArchiveError> {
-        serde_json::from_slice(&self.bytes(digest)?)
+        serde_json::from_slice(&self.read_blob(digest)?)
             .map_err(|source| ArchiveError::Json { name: digest.to_string(), source })
     }
 
-    pub(crate) fn place(&self, digest: &Digest) -> Result<(u64, u64), ArchiveError> {
+    pub(crate) fn blob_range(&self, digest: &Digest) -> Result<(u64, u64), ArchiveError> {
         self.blobs.get(digest).copied().ok_or(ArchiveError::MissingBlob { digest: *digest })
     }
 
     fn reader(&self, digest: &Digest) -> Result<FileRange<'_>, ArchiveError> {
-        let (position, size) = self.place(digest)?;
+        let (position, size) = self.blob_range(digest)?;
         Ok(FileRange { file: &self.file, position, left: size })
     }
 }

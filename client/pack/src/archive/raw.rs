@@ -8,8 +8,8 @@ use std::io::{self, Read};
 use tar::{EntryType, Header};
 
 use super::ArchiveError;
-use crate::layer::header::{BLOCK, padding};
-use crate::walk::shown;
+use crate::layer::header::{TAR_BLOCK, padding};
+use crate::walk::display_path;
 
 /// Maximum size of an extension header, in bytes. Names and the few PAX records of an image archive are far smaller.
 const EXTENSION_LIMIT: u64 = 64 * 1024;
@@ -19,13 +19,13 @@ pub(crate) struct RawTar<R> {
     inner: R,
     position: u64,
     /// Number of unread content bytes of the current member.
-    left: u64,
+    unread: u64,
     padding: u64,
 }
 
 /// The header of a member; its content is read from the archive next.
 #[derive(Debug)]
-pub(crate) struct Member {
+pub(crate) struct TarMember {
     /// Name without leading `./`, otherwise unchecked.
     pub(crate) name: Vec<u8>,
     pub(crate) kind: EntryType,
@@ -34,7 +34,7 @@ pub(crate) struct Member {
 
 impl<R: Read> RawTar<R> {
     pub(crate) fn new(inner: R) -> Self {
-        Self { inner, position: 0, left: 0, padding: 0 }
+        Self { inner, position: 0, unread: 0, padding: 0 }
     }
 
     /// Offset of the next byte in the archive. Before its content is read, this is where the current member's content
@@ -44,19 +44,19 @@ impl<R: Read> RawTar<R> {
     }
 
     /// Returns the next member, or `None` at the end of the archive. Unread content of the last member is skipped.
-    pub(crate) fn next(&mut self) -> Result<Option<Member>, ArchiveError> {
+    pub(crate) fn next_member(&mut self) -> Result<Option<TarMember>, ArchiveError> {
         let (mut name, mut size) = (None, None);
         loop {
             self.skip()?;
-            let mut block = [0u8; BLOCK];
-            if self.fill(&mut block)? < BLOCK {
+            let mut block = [0u8; TAR_BLOCK];
+            if self.fill(&mut block)? < TAR_BLOCK {
                 return Err(ArchiveError::Truncated);
             }
             if block.iter().all(|&byte| byte == 0) {
                 return Ok(None);
             }
             let header = Header::from_byte_slice(&block);
-            check(header, self.position == BLOCK as u64)?;
+            check(header, self.position == TAR_BLOCK as u64)?;
             let kind = header.entry_type();
             let own_size = header.entry_size().map_err(|_| ArchiveError::Header { what: "size" })?;
             match kind {
@@ -84,19 +84,19 @@ impl<R: Read> RawTar<R> {
                     // Links and directories have no content, whatever their size field says.
                     let has_content =
                         matches!(kind, EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse);
-                    self.expect(if has_content { size } else { 0 })?;
-                    return Ok(Some(Member { name: plain(&name), kind, size }));
+                    self.begin_content(if has_content { size } else { 0 })?;
+                    return Ok(Some(TarMember { name: plain(&name), kind, size }));
                 }
             }
         }
     }
 
-    fn expect(&mut self, size: u64) -> Result<(), ArchiveError> {
+    fn begin_content(&mut self, size: u64) -> Result<(), ArchiveError> {
         // Sizes near the end of the range are invalid and must not overflow the sums.
-        if size > i64::MAX as u64 - BLOCK as u64 {
+        if size > i64::MAX as u64 - TAR_BLOCK as u64 {
             return Err(ArchiveError::Header { what: "size" });
         }
-        self.left = size;
+        self.unread = size;
         self.padding = padding(size) as u64;
         Ok(())
     }
@@ -105,18 +105,18 @@ impl<R: Read> RawTar<R> {
         if size > EXTENSION_LIMIT {
             return Err(ArchiveError::Header { what: "extension of more than 64 KiB" });
         }
-        self.expect(size)?;
+        self.begin_content(size)?;
         let mut content = vec![0; size as usize];
         if self.fill(&mut content)? < content.len() {
             return Err(ArchiveError::Truncated);
         }
-        self.left = 0;
+        self.unread = 0;
         Ok(content)
     }
 
     /// Skips the unread content and the padding of the member.
     fn skip(&mut self) -> Result<(), ArchiveError> {
-        let mut left = self.left + self.padding;
+        let mut left = self.unread + self.padding;
         let mut scratch = vec![0u8; left.min(64 * 1024) as usize];
         while left > 0 {
             let room = left.min(scratch.len() as u64) as usize;
@@ -126,7 +126,7 @@ impl<R: Read> RawTar<R> {
             }
             left -= count as u64;
         }
-        (self.left, self.padding) = (0, 0);
+        (self.unread, self.padding) = (0, 0);
         Ok(())
     }
 
@@ -148,7 +148,7 @@ impl<R: Read> RawTar<R> {
 /// Reads the content of the current member. An archive that ends inside it gives `UnexpectedEof`.
 impl<R: Read> Read for RawTar<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let room = usize::try_from(self.unread).unwrap_or(usize::MAX).min(buffer.len());
         if room == 0 {
             return Ok(0);
         }
@@ -156,7 +156,7 @@ impl<R: Read> Read for RawTar<R> {
         if count == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends inside a blob"));
         }
-        self.left -= count as u64;
+        self.unread -= count as u64;
         self.position += count as u64;
         Ok(count)
     }
@@ -220,8 +220,8 @@ fn plain(name: &[u8]) -> Vec<u8> {
     name.to_vec()
 }
 
-impl Member {
+impl TarMember {
     pub(crate) fn shown(&self) -> String {
-        shown(&self.name).chars().take(200).collect()
+        display_path(&self.name).chars().take(200).collect()
     }
 }

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tar::EntryType;
 
-use super::raw::{Member, RawTar};
+use super::raw::{RawTar, TarMember};
 use super::{ArchiveError, JSON_LIMIT};
-use crate::image::Index;
+use crate::image::OciIndex;
 
 /// Receiver for the blobs of an archive.
 pub trait ArchiveSink {
@@ -21,7 +21,7 @@ pub trait ArchiveSink {
 /// Index and blob counts of an archive whose blobs have all been passed to the sink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadArchive {
-    pub index: Index,
+    pub index: OciIndex,
     pub blobs: u64,
     pub blob_bytes: u64,
 }
@@ -33,42 +33,42 @@ pub fn read(archive: impl Read, sink: &mut dyn ArchiveSink) -> Result<ReadArchiv
 }
 
 /// Callback for a blob: digest, size, position in the archive, content.
-pub(super) type TakeBlob<'a> = dyn FnMut(&Digest, u64, u64, &mut dyn Read) -> io::Result<()> + 'a;
+pub(super) type BlobCallback<'a> = dyn FnMut(&Digest, u64, u64, &mut dyn Read) -> io::Result<()> + 'a;
 
 pub(super) fn scan<R: Read>(
     tar: &mut RawTar<R>,
-    take: &mut TakeBlob<'_>,
+    take: &mut BlobCallback<'_>,
 ) -> Result<ReadArchive, ArchiveError> {
-    let mut index: Option<Index> = None;
+    let mut index: Option<OciIndex> = None;
     let mut docker_save = false;
     let (mut blobs, mut blob_bytes) = (0, 0);
-    while let Some(member) = tar.next()? {
-        let place = place(&member)?;
-        if matches!(place, Place::Other) {
+    while let Some(member) = tar.next_member()? {
+        let place = member_role(&member)?;
+        if matches!(place, MemberRole::Other) {
             docker_save |= member.name == b"manifest.json" || member.name == b"repositories";
             continue;
         }
         if !matches!(member.kind, EntryType::Regular | EntryType::Continuous) {
-            return Err(named(&member, "is not a regular file"));
+            return Err(member_error(&member, "is not a regular file"));
         }
         match place {
-            Place::Layout => {
+            MemberRole::Layout => {
                 let layout: LayoutFile = json(tar, &member)?;
                 if !layout.image_layout_version.starts_with("1.") {
-                    return Err(named(&member, "has an unknown version"));
+                    return Err(member_error(&member, "has an unknown version"));
                 }
             }
-            Place::Index => {
+            MemberRole::Index => {
                 if index.replace(json(tar, &member)?).is_some() {
-                    return Err(named(&member, "occurs twice"));
+                    return Err(member_error(&member, "occurs twice"));
                 }
             }
-            Place::Blob(digest) => {
-                blob(tar, &digest, member.size, take)?;
+            MemberRole::Blob(digest) => {
+                verify_blob(tar, &digest, member.size, take)?;
                 blobs += 1;
                 blob_bytes += member.size;
             }
-            Place::Other => {}
+            MemberRole::Other => {}
         }
     }
     match index {
@@ -85,43 +85,45 @@ struct LayoutFile {
 }
 
 /// Role of an archive member, determined by its name.
-enum Place {
+enum MemberRole {
     Layout,
     Index,
     Blob(Digest),
     Other,
 }
 
-fn place(member: &Member) -> Result<Place, ArchiveError> {
+fn member_role(member: &TarMember) -> Result<MemberRole, ArchiveError> {
     let name = member.name.as_slice();
     if name.starts_with(b"/") || name.split(|&byte| byte == b'/').any(|part| part == b"..") {
-        return Err(named(member, "has a name that leads out of the archive"));
+        return Err(member_error(member, "has a name that leads out of the archive"));
     }
     // Old writers store sparse files in their own format, with extra blocks that other readers do not expect.
     if member.kind == EntryType::GNUSparse {
-        return Err(named(member, "is a sparse file"));
+        return Err(member_error(member, "is a sparse file"));
     }
     Ok(match name {
-        b"oci-layout" => Place::Layout,
-        b"index.json" => Place::Index,
+        b"oci-layout" => MemberRole::Layout,
+        b"index.json" => MemberRole::Index,
         _ => match name.strip_prefix(b"blobs/sha256/") {
-            None | Some(b"") => Place::Other,
+            None | Some(b"") => MemberRole::Other,
             Some(hex) => {
                 let digest =
                     std::str::from_utf8(hex).ok().and_then(|hex| format!("sha256:{hex}").parse().ok());
-                Place::Blob(digest.ok_or_else(|| named(member, "does not have the name of a blob"))?)
+                MemberRole::Blob(
+                    digest.ok_or_else(|| member_error(member, "does not have the name of a blob"))?,
+                )
             }
         },
     })
 }
 
-fn named(member: &Member, reason: &'static str) -> ArchiveError {
+fn member_error(member: &TarMember, reason: &'static str) -> ArchiveError {
     ArchiveError::Member { name: member.shown(), reason }
 }
 
 fn json<R: Read, T: for<'de> Deserialize<'de>>(
     tar: &mut RawTar<R>,
-    member: &Member,
+    member: &TarMember,
 ) -> Result<T, ArchiveError> {
     if member.size > JSON_LIMIT {
         return Err(ArchiveError::TooLarge { name: member.shown(), size: member.size, limit: JSON_LIMIT });
@@ -131,14 +133,14 @@ fn json<R: Read, T: for<'de> Deserialize<'de>>(
     serde_json::from_slice(&text).map_err(|source| ArchiveError::Json { name: member.shown(), source })
 }
 
-fn blob<R: Read>(
+fn verify_blob<R: Read>(
     tar: &mut RawTar<R>,
     digest: &Digest,
     size: u64,
-    take: &mut TakeBlob<'_>,
+    take: &mut BlobCallback<'_>,
 ) -> Result<(), ArchiveError> {
     let position = tar.position();
-    let mut content = Verified::new(&mut *tar, *digest, size);
+    let mut content = VerifyingReader::new(&mut *tar, *digest, size);
     let taken = match content.check_empty() {
         Ok(()) => take(digest, size, position, &mut content),
         Err(error) => Err(error),
@@ -159,7 +161,7 @@ pub(super) fn read_error(source: io::Error) -> ArchiveError {
 }
 
 /// Reader that fails instead of yielding its last bytes if the content does not have the declared digest.
-pub(crate) struct Verified<R> {
+pub(crate) struct VerifyingReader<R> {
     inner: R,
     declared: Digest,
     sum: Sha256,
@@ -168,7 +170,7 @@ pub(crate) struct Verified<R> {
     pub(crate) fault: Option<ArchiveError>,
 }
 
-impl<R: Read> Verified<R> {
+impl<R: Read> VerifyingReader<R> {
     pub(crate) fn new(inner: R, declared: Digest, size: u64) -> Self {
         Self { inner, declared, sum: Sha256::new(), left: size, fault: None }
     }
@@ -190,7 +192,7 @@ impl<R: Read> Verified<R> {
     }
 }
 
-impl<R: Read> Read for Verified<R> {
+impl<R: Read> Read for VerifyingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if let Some(fault) = &self.fault {
             return Err(io::Error::new(io::ErrorKind::InvalidData, fault.to_string()));

@@ -5,7 +5,7 @@ use tar::{EntryType, Header};
 
 use super::write::sha256;
 use super::*;
-use crate::image::{CONFIG, Descriptor, Index, MANIFEST, Manifest, Platform};
+use crate::image::{Descriptor, Manifest, OCI_CONFIG_TYPE, OCI_MANIFEST_TYPE, OciIndex, Platform};
 
 /// Sink that collects digests, and fails if it ever gets a complete blob with a wrong digest.
 #[derive(Default)]
@@ -207,7 +207,7 @@ fn a_sink_that_fails_is_told_from_a_bad_archive() {
 }
 
 /// Creates an archive in a file with the given index and blobs.
-fn image_file(index: &Index, blobs: &[Vec<u8>]) -> Result<ImageFile, ArchiveError> {
+fn image_file(index: &OciIndex, blobs: &[Vec<u8>]) -> Result<ImageFile, ArchiveError> {
     let mut file = tempfile::tempfile().unwrap();
     let mut members: Vec<_> = blobs.iter().map(|content| blob(content)).collect();
     members.push(member("index.json", &serde_json::to_vec(index).unwrap()));
@@ -225,7 +225,7 @@ fn described(media_type: &str, content: &[u8], platform: Option<&str>) -> Descri
 fn image(architecture: &str, variant: Option<&str>) -> (Vec<u8>, Vec<u8>) {
     let platform = Platform::linux(architecture, variant);
     let config = serde_json::to_vec(&crate::image::ImageConfig::new(platform)).unwrap();
-    let manifest = Manifest::new(described(CONFIG, &config, None), Vec::new());
+    let manifest = Manifest::new(described(OCI_CONFIG_TYPE, &config, None), Vec::new());
     (config, serde_json::to_vec(&manifest).unwrap())
 }
 
@@ -234,17 +234,17 @@ fn the_image_for_a_platform_is_found_through_nested_indexes_and_configs() {
     let (amd, amd_manifest) = image("amd64", None);
     let (v6, v6_manifest) = image("arm", Some("v6"));
     let (v7, v7_manifest) = image("arm", Some("v7"));
-    let inner = serde_json::to_vec(&Index::new(vec![
-        described(MANIFEST, &v6_manifest, Some("arm/v6")),
+    let inner = serde_json::to_vec(&OciIndex::new(vec![
+        described(OCI_MANIFEST_TYPE, &v6_manifest, Some("arm/v6")),
         // This descriptor has no platform, but its config has.
-        described(MANIFEST, &v7_manifest, None),
+        described(OCI_MANIFEST_TYPE, &v7_manifest, None),
         // This manifest is left out of the archive.
-        described(MANIFEST, b"gone", Some("s390x")),
+        described(OCI_MANIFEST_TYPE, b"gone", Some("s390x")),
     ]))
     .unwrap();
-    let index = Index::new(vec![
-        described(crate::image::INDEX, &inner, None),
-        described(MANIFEST, &amd_manifest, Some("amd64")),
+    let index = OciIndex::new(vec![
+        described(crate::image::OCI_INDEX_TYPE, &inner, None),
+        described(OCI_MANIFEST_TYPE, &amd_manifest, Some("amd64")),
     ]);
     let file =
         image_file(&index, &[amd, amd_manifest.clone(), v6, v6_manifest, v7, v7_manifest.clone(), inner])
@@ -258,11 +258,11 @@ fn the_image_for_a_platform_is_found_through_nested_indexes_and_configs() {
 
 #[test]
 fn wide_indexes_inside_indexes_are_looked_at_once() {
-    let mut inner = Index::new(Vec::new());
+    let mut inner = OciIndex::new(Vec::new());
     let mut blobs = Vec::new();
     for _ in 0..8 {
         let bytes = serde_json::to_vec(&inner).unwrap();
-        inner = Index::new(vec![described(crate::image::INDEX, &bytes, None); 1000]);
+        inner = OciIndex::new(vec![described(crate::image::OCI_INDEX_TYPE, &bytes, None); 1000]);
         blobs.push(bytes);
     }
     let file = image_file(&inner, &blobs).unwrap();

@@ -6,9 +6,9 @@ use std::io::{self, BufWriter, Read, Seek, Write};
 use hearth_proto::value::Digest;
 use tar::EntryType;
 
-use super::read::Verified;
-use crate::image::{Descriptor, IMAGE_NAME, Index, Manifest, Platform, REF_NAME};
-use crate::layer::header::{END, Record, encode, padding};
+use super::read::VerifyingReader;
+use crate::image::{Descriptor, IMAGE_NAME_ANNOTATION, Manifest, OciIndex, Platform, REF_NAME_ANNOTATION};
+use crate::layer::header::{END_BLOCKS, TarHeader, encode, padding};
 
 const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -22,38 +22,38 @@ pub type OpenBlob<'a> = dyn Fn(&Digest) -> io::Result<Box<dyn Read + 'a>> + 'a;
 
 /// Callback that may skip the space of a blob of the given size instead of having it written. Returns whether it
 /// skipped.
-type PassOver<'a, W> = dyn FnMut(&mut W, (&Digest, u64)) -> io::Result<bool> + 'a;
+type SkipBlob<'a, W> = dyn FnMut(&mut W, (&Digest, u64)) -> io::Result<bool> + 'a;
 
 /// Members of an archive in order, with their sizes. Small members are held in memory, layers by digest.
 #[derive(Debug, Clone)]
-pub struct Layout {
-    members: Vec<Planned>,
+pub struct ArchiveLayout {
+    members: Vec<PlannedMember>,
     manifest: Descriptor,
 }
 
 #[derive(Debug, Clone)]
-struct Planned {
+struct PlannedMember {
     path: String,
-    content: Content,
+    content: MemberContent,
 }
 
 #[derive(Debug, Clone)]
-enum Content {
+enum MemberContent {
     Dir,
     Bytes(Vec<u8>),
     Blob { digest: Digest, size: u64 },
 }
 
 /// Adds the annotations in which readers of an index look for an image's name.
-fn name(descriptor: &mut Descriptor, tag: Option<&str>) {
+fn annotate_tag(descriptor: &mut Descriptor, tag: Option<&str>) {
     if let Some(tag) = tag {
-        for key in [REF_NAME, IMAGE_NAME] {
+        for key in [REF_NAME_ANNOTATION, IMAGE_NAME_ANNOTATION] {
             descriptor.annotations.insert(key.to_owned(), tag.to_owned());
         }
     }
 }
 
-impl Layout {
+impl ArchiveLayout {
     /// Lays out one image. `config` and `manifest` are the exact bytes, `parsed` is the parsed manifest; `tag` is the
     /// whole reference; `docker` adds the `manifest.json` that `docker load` needs.
     pub fn new(
@@ -67,14 +67,14 @@ impl Layout {
         let digest = sha256(manifest);
         let mut descriptor = Descriptor::new(&parsed.media_type, digest, manifest.len() as u64);
         descriptor.platform = Some(platform.clone());
-        name(&mut descriptor, tag);
-        let index = serde_json::to_vec(&Index::new(vec![descriptor.clone()]))?;
+        annotate_tag(&mut descriptor, tag);
+        let index = serde_json::to_vec(&OciIndex::new(vec![descriptor.clone()]))?;
 
-        let bytes = |path: &str, bytes: &[u8]| Planned {
+        let bytes = |path: &str, bytes: &[u8]| PlannedMember {
             path: path.to_owned(),
-            content: Content::Bytes(bytes.to_vec()),
+            content: MemberContent::Bytes(bytes.to_vec()),
         };
-        let dir = |path: &str| Planned { path: path.to_owned(), content: Content::Dir };
+        let dir = |path: &str| PlannedMember { path: path.to_owned(), content: MemberContent::Dir };
         let mut members = vec![bytes("oci-layout", OCI_LAYOUT), bytes("index.json", &index)];
         if docker {
             members.push(bytes("manifest.json", &docker_manifest(parsed, tag)?));
@@ -86,8 +86,8 @@ impl Layout {
             let path = blob_path(&layer.digest);
             // A layer that occurs twice in an image is stored once.
             if members.iter().all(|member| member.path != path) {
-                let content = Content::Blob { digest: layer.digest, size: layer.size };
-                members.push(Planned { path, content });
+                let content = MemberContent::Blob { digest: layer.digest, size: layer.size };
+                members.push(PlannedMember { path, content });
             }
         }
         Ok(Self { members, manifest: descriptor })
@@ -97,20 +97,20 @@ impl Layout {
     /// first. Equal lists give equal bytes.
     pub fn of_stored(top: Descriptor, blobs: &[Descriptor], tag: Option<&str>) -> serde_json::Result<Self> {
         let mut descriptor = top;
-        name(&mut descriptor, tag);
-        let index = serde_json::to_vec(&Index::new(vec![descriptor.clone()]))?;
-        let bytes = |path: &str, bytes: &[u8]| Planned {
+        annotate_tag(&mut descriptor, tag);
+        let index = serde_json::to_vec(&OciIndex::new(vec![descriptor.clone()]))?;
+        let bytes = |path: &str, bytes: &[u8]| PlannedMember {
             path: path.to_owned(),
-            content: Content::Bytes(bytes.to_vec()),
+            content: MemberContent::Bytes(bytes.to_vec()),
         };
-        let dir = |path: &str| Planned { path: path.to_owned(), content: Content::Dir };
+        let dir = |path: &str| PlannedMember { path: path.to_owned(), content: MemberContent::Dir };
         let mut members = vec![bytes("oci-layout", OCI_LAYOUT), bytes("index.json", &index)];
         members.extend([dir("blobs/"), dir("blobs/sha256/")]);
         let mut seen = std::collections::HashSet::new();
         for blob in std::iter::once(&descriptor).chain(blobs) {
             if seen.insert(blob.digest) {
-                let content = Content::Blob { digest: blob.digest, size: blob.size };
-                members.push(Planned { path: blob_path(&blob.digest), content });
+                let content = MemberContent::Blob { digest: blob.digest, size: blob.size };
+                members.push(PlannedMember { path: blob_path(&blob.digest), content });
             }
         }
         Ok(Self { members, manifest: descriptor })
@@ -123,11 +123,11 @@ impl Layout {
 
     /// Returns the length of the whole archive in bytes.
     pub fn size(&self) -> u64 {
-        let member = |member: &Planned| {
+        let member = |member: &PlannedMember| {
             let size = member.content.size();
             member.header().len() as u64 + size + padding(size) as u64
         };
-        self.members.iter().map(member).sum::<u64>() + END.len() as u64
+        self.members.iter().map(member).sum::<u64>() + END_BLOCKS.len() as u64
     }
 
     /// Returns the offset of a blob's content in the archive.
@@ -136,7 +136,7 @@ impl Layout {
         for member in &self.members {
             position += member.header().len() as u64;
             match &member.content {
-                Content::Blob { digest, .. } if digest == wanted => return Some(position),
+                MemberContent::Blob { digest, .. } if digest == wanted => return Some(position),
                 content => position += content.size() + padding(content.size()) as u64,
             }
         }
@@ -166,17 +166,17 @@ impl Layout {
         &self,
         out: &mut W,
         open: &OpenBlob<'_>,
-        skip: &mut PassOver<'_, W>,
+        skip: &mut SkipBlob<'_, W>,
     ) -> io::Result<()> {
         let mut buffer = vec![0u8; 256 * 1024];
         for member in &self.members {
             out.write_all(&member.header())?;
             match &member.content {
-                Content::Dir => {}
-                Content::Bytes(bytes) => out.write_all(bytes)?,
-                Content::Blob { digest, size } if skip(out, (digest, *size))? => {}
-                Content::Blob { digest, size } => {
-                    let mut content = Verified::new(open(digest)?, *digest, *size);
+                MemberContent::Dir => {}
+                MemberContent::Bytes(bytes) => out.write_all(bytes)?,
+                MemberContent::Blob { digest, size } if skip(out, (digest, *size))? => {}
+                MemberContent::Blob { digest, size } => {
+                    let mut content = VerifyingReader::new(open(digest)?, *digest, *size);
                     loop {
                         match content.read(&mut buffer) {
                             Ok(0) => break,
@@ -187,14 +187,14 @@ impl Layout {
                     }
                 }
             }
-            out.write_all(&END[..padding(member.content.size())])?;
+            out.write_all(&END_BLOCKS[..padding(member.content.size())])?;
         }
-        out.write_all(&END)?;
+        out.write_all(&END_BLOCKS)?;
         out.flush()
     }
 }
 
-impl Content {
+impl MemberContent {
     fn size(&self) -> u64 {
         match self {
             Self::Dir => 0,
@@ -204,14 +204,14 @@ impl Content {
     }
 }
 
-impl Planned {
+impl PlannedMember {
     fn header(&self) -> Vec<u8> {
         let (kind, mode) = match self.content {
-            Content::Dir => (EntryType::Directory, 0o755),
+            MemberContent::Dir => (EntryType::Directory, 0o755),
             _ => (EntryType::Regular, 0o644),
         };
         let path = self.path.clone().into_bytes();
-        encode(&Record { path, link: b"", kind, mode, size: self.content.size(), mtime: 0 }, &[])
+        encode(&TarHeader { path, link: b"", kind, mode, size: self.content.size(), mtime: 0 }, &[])
     }
 }
 

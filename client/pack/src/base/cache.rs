@@ -16,7 +16,7 @@ use crate::image::Descriptor;
 
 const CHUNK: usize = 256 * 1024;
 /// Age after which an unfinished download is considered abandoned.
-const STALE: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+const STALE_DOWNLOAD_AGE: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 const INCOMING: &str = ".incoming-";
 
 /// Directory of cached blobs. It belongs to the user and can be deleted at any time.
@@ -100,7 +100,7 @@ impl BlobCache {
 
     /// Removes the least recently used blobs until at most `keep` bytes are left, and the abandoned downloads of
     /// interrupted runs. Open files stay readable.
-    pub fn trim(&self, keep: u64) -> io::Result<()> {
+    pub fn evict(&self, keep: u64) -> io::Result<()> {
         let mut blobs = Vec::new();
         let mut total = 0;
         for entry in fs::read_dir(&self.dir)? {
@@ -109,7 +109,7 @@ impl BlobCache {
             let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             let incoming = entry.file_name().to_string_lossy().starts_with(INCOMING);
             if incoming {
-                if used.elapsed().is_ok_and(|age| age > STALE) {
+                if used.elapsed().is_ok_and(|age| age > STALE_DOWNLOAD_AGE) {
                     remove(&entry.path())?;
                 }
                 continue;

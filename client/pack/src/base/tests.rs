@@ -36,7 +36,7 @@ fn the_cache_keeps_what_was_used_last_within_its_bound() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     cache.get(&blob(&blobs[0])).unwrap().unwrap();
-    cache.trim(2000).unwrap();
+    cache.evict(2000).unwrap();
     let there: Vec<bool> = blobs.iter().map(|content| cache.get(&blob(content)).unwrap().is_some()).collect();
     assert_eq!(there, [true, false, false, true]);
 }
@@ -58,14 +58,14 @@ fn a_layer_that_is_not_what_the_config_says_is_refused() {
     let cache = BlobCache::open(directory.path()).unwrap();
     let mut config = packed.config().clone();
     let bytes = serde_json::to_vec(&config).unwrap();
-    Base::from_files(&bytes, vec![layer.clone()], file(), Some(&cache)).unwrap();
+    BaseImage::from_files(&bytes, vec![layer.clone()], file(), Some(&cache)).unwrap();
     assert_eq!(cache.diff_id(&layer.digest), Some(packed.layer.diff_id));
 
     config.rootfs.diff_ids = vec![layer.digest];
     let bytes = serde_json::to_vec(&config).unwrap();
     // The result is the same with and without a cached DiffID.
     for known in [None, Some(&cache)] {
-        let error = Base::from_files(&bytes, vec![layer.clone()], file(), known).unwrap_err();
+        let error = BaseImage::from_files(&bytes, vec![layer.clone()], file(), known).unwrap_err();
         assert!(matches!(error, BaseError::DiffId { .. }), "{error}");
     }
 }

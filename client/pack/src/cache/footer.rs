@@ -7,11 +7,11 @@ use std::os::unix::fs::FileExt;
 use hearth_proto::value::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::layer::{Compression, Layer};
+use crate::layer::{Compression, PackedLayer};
 
 /// JSON content of the footer. JSON, so that another version can read it and recognize it as foreign.
 #[derive(Serialize, Deserialize)]
-struct Footer {
+struct LayerFooter {
     key: String,
     digest: Digest,
     diff_id: Digest,
@@ -27,8 +27,8 @@ const MAGIC: &[u8; 16] = b"hearth-layer-1\n\0";
 const TAIL: usize = 4 + 32 + MAGIC.len();
 const JSON_LIMIT: usize = 4096;
 
-pub(super) fn encode(key: &str, layer: &Layer, in_archive: Option<u64>) -> Vec<u8> {
-    let footer = Footer {
+pub(super) fn encode(key: &str, layer: &PackedLayer, in_archive: Option<u64>) -> Vec<u8> {
+    let footer = LayerFooter {
         key: key.to_owned(),
         digest: layer.digest,
         diff_id: layer.diff_id,
@@ -47,7 +47,7 @@ pub(super) fn encode(key: &str, layer: &Layer, in_archive: Option<u64>) -> Vec<u
 
 /// Reads the footer of a file. Returns the layer and, if it is in an archive, its offset there. Returns `None` unless
 /// the footer is intact and has this key.
-pub(super) fn read(file: &File, key: &str, compression: Compression) -> Option<(Layer, Option<u64>)> {
+pub(super) fn read(file: &File, key: &str, compression: Compression) -> Option<(PackedLayer, Option<u64>)> {
     let length = file.metadata().ok()?.len();
     let mut tail = [0; TAIL];
     file.read_exact_at(&mut tail, length.checked_sub(TAIL as u64)?).ok()?;
@@ -63,8 +63,8 @@ pub(super) fn read(file: &File, key: &str, compression: Compression) -> Option<(
     if blake3::hash(&json).as_bytes() != hash {
         return None;
     }
-    let footer: Footer = serde_json::from_slice(&json).ok()?;
-    let layer = Layer {
+    let footer: LayerFooter = serde_json::from_slice(&json).ok()?;
+    let layer = PackedLayer {
         digest: footer.digest,
         diff_id: footer.diff_id,
         size: footer.size,

@@ -2,7 +2,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::time::Duration;
 
 use super::*;
-use crate::{PackOptions, Packed, pack};
+use crate::{PackOptions, PackedImage, pack};
 
 struct Bench {
     work: tempfile::TempDir,
@@ -33,7 +33,7 @@ impl Bench {
         PackOptions { cache: Some(self.cache()), ..PackOptions::default() }
     }
 
-    fn pack(&self) -> Packed {
+    fn pack(&self) -> PackedImage {
         let packed = pack(&self.tree(), &self.options(), &mut |_| {}).unwrap();
         assert_eq!(packed.cache_trouble, None);
         let plain = pack(&self.tree(), &PackOptions::default(), &mut |_| {}).unwrap();
@@ -50,13 +50,13 @@ impl Bench {
     }
 }
 
-fn archive(packed: &Packed) -> Vec<u8> {
+fn archive(packed: &PackedImage) -> Vec<u8> {
     let mut bytes = Vec::new();
     packed.write_archive(&mut bytes).unwrap();
     bytes
 }
 
-fn reused(packed: &Packed) -> bool {
+fn reused(packed: &PackedImage) -> bool {
     packed.summary.reused_bytes > 0
 }
 
@@ -115,7 +115,7 @@ fn the_archive_is_the_same_from_the_cache_and_in_its_own_place() {
 }
 
 /// Same as [`Bench::pack`], into a file.
-fn pack_into(bench: &Bench, out: &Path) -> Packed {
+fn pack_into(bench: &Bench, out: &Path) -> PackedImage {
     let options = PackOptions { output: Some(out.to_owned()), ..bench.options() };
     let packed = pack(&bench.tree(), &options, &mut |_| {}).unwrap();
     packed.write_to_file(out).unwrap();
@@ -172,7 +172,7 @@ fn an_archive_that_is_mostly_its_base_is_not_kept_with_it() {
     let base = bench.work.path().join("base.tar");
     pack(below.path(), &PackOptions::default(), &mut |_| {}).unwrap().write_to_file(&base).unwrap();
     let out = bench.work.path().join("out.tar");
-    let base = crate::Base::from_archive(&base, &crate::image::Platform::default(), None).unwrap();
+    let base = crate::BaseImage::from_archive(&base, &crate::image::Platform::default(), None).unwrap();
     let options = PackOptions { output: Some(out.clone()), base: Some(base), ..bench.options() };
     for again in [false, true] {
         let packed = pack(&bench.tree(), &options, &mut |_| {}).unwrap();
@@ -261,17 +261,17 @@ fn what_was_used_least_recently_goes_first() {
         file.set_len(100).unwrap();
         file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
     }
-    prune(dir.path(), 250).unwrap();
+    evict(dir.path(), 250).unwrap();
     assert!(!dir.path().join("old").exists() && dir.path().join("new").exists());
-    prune(dir.path(), 100).unwrap();
+    evict(dir.path(), 100).unwrap();
     assert!(dir.path().join("used").exists() && !dir.path().join("new").exists());
     // An archive is counted and removed together with its footer; a file that is being written belongs to its writer.
     for name in ["used.archive", ".hearth-new-x"] {
         File::create(dir.path().join(name)).unwrap().set_len(100).unwrap();
     }
-    prune(dir.path(), 200).unwrap();
+    evict(dir.path(), 200).unwrap();
     assert!(dir.path().join("used").exists() && dir.path().join("used.archive").exists());
-    prune(dir.path(), 150).unwrap();
+    evict(dir.path(), 150).unwrap();
     assert!(!dir.path().join("used").exists() && !dir.path().join("used.archive").exists());
     assert!(dir.path().join(".hearth-new-x").exists());
 }

@@ -13,9 +13,9 @@ use super::ContentHash;
 use crate::sorted_map::SortedMap;
 
 /// Coarsest granularity of change times on file systems that store fractions of seconds, in nanoseconds.
-const STEP: i64 = 20_000_000;
+const CTIME_STEP: i64 = 20_000_000;
 /// Granularity on file systems that store whole seconds only, in nanoseconds.
-const COARSE_STEP: i64 = 2_000_000_000;
+const COARSE_CTIME_STEP: i64 = 2_000_000_000;
 
 /// Reports whether a write after `now` is certain to give a file with this change time another one. Both are
 /// nanoseconds since 1970.
@@ -25,7 +25,7 @@ pub const fn is_settled(changed: i64, now: i64) -> bool {
 
 /// Returns the nanoseconds from `now` until [`is_settled`] holds, 0 if it already does.
 pub const fn settles_in(changed: i64, now: i64) -> u64 {
-    let step = if changed % 1_000_000_000 == 0 { COARSE_STEP } else { STEP };
+    let step = if changed % 1_000_000_000 == 0 { COARSE_CTIME_STEP } else { CTIME_STEP };
     let age = now.saturating_sub(changed);
     if age > step { 0 } else { step.saturating_sub(age).saturating_add(1).cast_unsigned() }
 }
@@ -57,7 +57,7 @@ impl FileStamp {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Known {
+struct HashRecord {
     size: u64,
     modified: i64,
     changed: i64,
@@ -70,7 +70,7 @@ struct Known {
 /// Cached result for a file or directory in one state. A change of its attributes is another state, because it
 /// updates the change time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Remembered {
+pub struct CachedHash {
     /// Hash of the content; for a directory, the hash of empty content.
     pub hash: ContentHash,
     /// True if the file has none of the attributes that an image keeps. False means unknown.
@@ -80,7 +80,7 @@ pub struct Remembered {
 /// Content hashes by device and inode: 80 bytes for each file.
 #[derive(Debug, Default)]
 pub struct HashCache {
-    files: SortedMap<(u64, u64), Known>,
+    files: SortedMap<(u64, u64), HashRecord>,
     round: u32,
     changed: bool,
 }
@@ -97,40 +97,40 @@ pub enum CacheError {
 
 const MAGIC: &[u8; 16] = b"hearth-hashes-2\n";
 /// Size of a record in bytes: five numbers, the hash, and the `bare` flag.
-const RECORD: usize = 5 * 8 + 32 + 1;
+const RECORD_SIZE: usize = 5 * 8 + 32 + 1;
 /// Number of records that are read or written at a time.
-const PIECE: usize = 4096;
+const RECORDS_PER_READ: usize = 4096;
 /// Maximum number of cached files: 160 MB of memory.
-const MOST: usize = 2_000_000;
+const MAX_FILES: usize = 2_000_000;
 
 impl HashCache {
     /// Returns the hash of a file in exactly this state.
     pub fn get(&mut self, stamp: &FileStamp) -> Option<ContentHash> {
-        self.remembered(stamp).map(|remembered| remembered.hash)
+        self.lookup(stamp).map(|remembered| remembered.hash)
     }
 
     /// Returns the cached result for a file in exactly this state.
-    pub fn remembered(&mut self, stamp: &FileStamp) -> Option<Remembered> {
+    pub fn lookup(&mut self, stamp: &FileStamp) -> Option<CachedHash> {
         let known = self.files.get_mut(&(stamp.device, stamp.inode))?;
         let same = (known.size, known.modified, known.changed) == (stamp.size, stamp.modified, stamp.changed);
         known.round = self.round;
-        same.then_some(Remembered { hash: known.hash, bare: known.bare })
+        same.then_some(CachedHash { hash: known.hash, bare: known.bare })
     }
 
     /// Caches the hash of content that was completely read while the file was in this state, beginning at `read_at`
     /// (nanoseconds since 1970). Does nothing if the file was too young then.
-    pub fn put(&mut self, stamp: &FileStamp, read_at: i64, hash: ContentHash) {
-        self.remember(stamp, read_at, Remembered { hash, bare: false });
+    pub fn insert_hash(&mut self, stamp: &FileStamp, read_at: i64, hash: ContentHash) {
+        self.insert(stamp, read_at, CachedHash { hash, bare: false });
     }
 
     /// Caches the hash and whether the file has attributes. Conditions as for [`insert_hash`](Self::insert_hash).
-    pub fn remember(&mut self, stamp: &FileStamp, read_at: i64, found: Remembered) {
-        if !is_settled(stamp.changed, read_at) || self.files.len() >= MOST {
+    pub fn insert(&mut self, stamp: &FileStamp, read_at: i64, found: CachedHash) {
+        if !is_settled(stamp.changed, read_at) || self.files.len() >= MAX_FILES {
             return;
         }
         let &FileStamp { device, inode, size, modified, changed } = stamp;
-        let Remembered { hash, bare } = found;
-        let known = Known { size, modified, changed, hash, bare, round: self.round };
+        let CachedHash { hash, bare } = found;
+        let known = HashRecord { size, modified, changed, hash, bare, round: self.round };
         self.files.insert((device, inode), known);
         self.changed = true;
     }
@@ -167,10 +167,10 @@ impl HashCache {
         };
         let length = file.metadata().map_err(failed)?.len();
         let body = length.checked_sub(MAGIC.len() as u64 + 32).ok_or_else(damaged)?;
-        if body % RECORD as u64 != 0 || body / RECORD as u64 > MOST as u64 {
+        if body % RECORD_SIZE as u64 != 0 || body / RECORD_SIZE as u64 > MAX_FILES as u64 {
             return Err(damaged());
         }
-        let count = usize::try_from(body / RECORD as u64).map_err(|_| damaged())?;
+        let count = usize::try_from(body / RECORD_SIZE as u64).map_err(|_| damaged())?;
         let mut from = file;
         let mut magic = [0; MAGIC.len()];
         from.read_exact(&mut magic).map_err(failed)?;
@@ -179,13 +179,13 @@ impl HashCache {
         }
         let mut files = Vec::with_capacity(count);
         let mut sum = blake3::Hasher::new();
-        let mut piece = vec![0; count.min(PIECE) * RECORD];
+        let mut piece = vec![0; count.min(RECORDS_PER_READ) * RECORD_SIZE];
         let mut left = count;
         while left > 0 {
-            let piece = &mut piece[..left.min(PIECE) * RECORD];
+            let piece = &mut piece[..left.min(RECORDS_PER_READ) * RECORD_SIZE];
             from.read_exact(piece).map_err(failed)?;
             sum.update(piece);
-            left -= piece.len() / RECORD;
+            left -= piece.len() / RECORD_SIZE;
             files.extend(piece.as_chunks().0.iter().map(decode));
         }
         let mut expected = [0; 32];
@@ -204,11 +204,11 @@ impl HashCache {
         let out = file.as_file_mut();
         let mut sum = blake3::Hasher::new();
         out.write_all(MAGIC).map_err(failed)?;
-        let mut piece = Vec::with_capacity(self.files.len().min(PIECE) * RECORD);
+        let mut piece = Vec::with_capacity(self.files.len().min(RECORDS_PER_READ) * RECORD_SIZE);
         let mut files = self.files.iter().peekable();
         while files.peek().is_some() {
             piece.clear();
-            for (key, known) in files.by_ref().take(PIECE) {
+            for (key, known) in files.by_ref().take(RECORDS_PER_READ) {
                 piece.extend_from_slice(&encode(*key, known));
             }
             sum.update(&piece);
@@ -221,8 +221,8 @@ impl HashCache {
     }
 }
 
-fn encode((device, inode): (u64, u64), known: &Known) -> [u8; RECORD] {
-    let mut record = [0; RECORD];
+fn encode((device, inode): (u64, u64), known: &HashRecord) -> [u8; RECORD_SIZE] {
+    let mut record = [0; RECORD_SIZE];
     let numbers = [device, inode, known.size, known.modified.cast_unsigned(), known.changed.cast_unsigned()];
     for (place, number) in record.chunks_exact_mut(8).zip(numbers) {
         place.copy_from_slice(&number.to_le_bytes());
@@ -232,7 +232,7 @@ fn encode((device, inode): (u64, u64), known: &Known) -> [u8; RECORD] {
     record
 }
 
-fn decode(record: &[u8; RECORD]) -> ((u64, u64), Known) {
+fn decode(record: &[u8; RECORD_SIZE]) -> ((u64, u64), HashRecord) {
     let number = |index: usize| {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&record[index * 8..index * 8 + 8]);
@@ -240,7 +240,7 @@ fn decode(record: &[u8; RECORD]) -> ((u64, u64), Known) {
     };
     let mut hash = [0; 32];
     hash.copy_from_slice(&record[40..72]);
-    let known = Known {
+    let known = HashRecord {
         size: number(2),
         modified: number(3).cast_signed(),
         changed: number(4).cast_signed(),

@@ -1,13 +1,13 @@
 use super::*;
 
-fn digest(nodes: &[Node<'_>]) -> TreeDigest {
+fn digest(nodes: &[TreeNode<'_>]) -> TreeDigest {
     let mut hasher = TreeHasher::default();
     nodes.iter().for_each(|node| hasher.node(node));
     hasher.finish()
 }
 
-const fn node<'a>(path: &'a [u8], kind: NodeKind<'a>) -> Node<'a> {
-    Node { path, mode: 0o644, kind, xattrs: &[] }
+const fn node<'a>(path: &'a [u8], kind: NodeKind<'a>) -> TreeNode<'a> {
+    TreeNode { path, mode: 0o644, kind, xattrs: &[] }
 }
 
 #[test]
@@ -19,8 +19,8 @@ fn every_part_of_a_node_counts() {
         digest(&[]),
         digest(&[node(b"a", file)]),
         digest(&[node(b"b", file)]),
-        digest(&[Node { mode: 0o755, ..node(b"a", file) }]),
-        digest(&[Node { xattrs: &xattrs, ..node(b"a", file) }]),
+        digest(&[TreeNode { mode: 0o755, ..node(b"a", file) }]),
+        digest(&[TreeNode { xattrs: &xattrs, ..node(b"a", file) }]),
         digest(&[node(b"a", NodeKind::File { size: 1, content: ContentHash::of(b"y") })]),
         digest(&[node(b"a", NodeKind::Directory)]),
         digest(&[node(b"a", NodeKind::Symlink { target: b"b" })]),
@@ -65,7 +65,7 @@ const fn stamp(changed: i64) -> FileStamp {
 fn a_file_in_another_state_is_not_known() {
     let mut cache = HashCache::default();
     let seen = stamp(10 * SECOND + 1);
-    cache.put(&seen, 20 * SECOND, ContentHash::of(b"abc"));
+    cache.insert_hash(&seen, 20 * SECOND, ContentHash::of(b"abc"));
     assert_eq!(cache.get(&seen), Some(ContentHash::of(b"abc")));
     assert_eq!(cache.get(&stamp(10 * SECOND + 2)), None);
     assert_eq!(cache.get(&FileStamp { size: 4, ..seen }), None);
@@ -81,7 +81,7 @@ fn a_file_as_young_as_the_scan_is_not_remembered() {
         [(now, false), (now - 1_000_000, false), (now - 30_000_000, true), (9 * SECOND, false)]
     {
         let seen = stamp(changed);
-        cache.put(&seen, now, ContentHash::of(b""));
+        cache.insert_hash(&seen, now, ContentHash::of(b""));
         assert_eq!(cache.get(&seen).is_some(), remembered, "{changed}");
     }
 }
@@ -109,18 +109,18 @@ fn a_cache_comes_back_as_it_was_saved_and_damage_is_seen() {
     let mut cache = HashCache::default();
     for inode in 0..100 {
         let seen = FileStamp { inode, ..stamp(SECOND + 1) };
-        cache.put(&seen, 9 * SECOND, ContentHash::of(&inode.to_le_bytes()));
+        cache.insert_hash(&seen, 9 * SECOND, ContentHash::of(&inode.to_le_bytes()));
     }
     let bare = FileStamp { inode: 200, ..stamp(SECOND + 1) };
-    let remembered = Remembered { hash: ContentHash::of(b"bare"), bare: true };
-    cache.remember(&bare, 9 * SECOND, remembered);
+    let remembered = CachedHash { hash: ContentHash::of(b"bare"), bare: true };
+    cache.insert(&bare, 9 * SECOND, remembered);
     cache.save(&path).unwrap();
     let mut back = HashCache::load(&path).unwrap();
     assert_eq!(back.len(), 101);
-    assert_eq!(back.remembered(&bare), Some(remembered));
+    assert_eq!(back.lookup(&bare), Some(remembered));
     let seen = FileStamp { inode: 42, ..stamp(SECOND + 1) };
     assert_eq!(back.get(&seen), Some(ContentHash::of(&42u64.to_le_bytes())));
-    assert!(back.remembered(&seen).is_some_and(|seen| !seen.bare));
+    assert!(back.lookup(&seen).is_some_and(|seen| !seen.bare));
 
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[1000] ^= 1;
@@ -134,8 +134,8 @@ fn a_cache_comes_back_as_it_was_saved_and_damage_is_seen() {
 fn what_nobody_asks_for_is_forgotten() {
     let mut cache = HashCache::default();
     let (kept, lost) = (stamp(SECOND + 1), FileStamp { inode: 9, ..stamp(SECOND + 1) });
-    cache.put(&kept, 9 * SECOND, ContentHash::of(b"kept"));
-    cache.put(&lost, 9 * SECOND, ContentHash::of(b"lost"));
+    cache.insert_hash(&kept, 9 * SECOND, ContentHash::of(b"kept"));
+    cache.insert_hash(&lost, 9 * SECOND, ContentHash::of(b"lost"));
     for _ in 0..4 {
         cache.next_round(2);
         assert!(cache.get(&kept).is_some());

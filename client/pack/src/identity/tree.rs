@@ -5,9 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-use super::{ContentHash, HashCache, Node, NodeKind, Remembered, TreeDigest, TreeHasher};
+use super::{CachedHash, ContentHash, HashCache, NodeKind, TreeDigest, TreeHasher, TreeNode};
 use crate::layer::has_xattrs;
-use crate::walk::{ContentError, DiskReader, Entry, EntryKind, Tree, Xattrs};
+use crate::walk::{ContentError, DiskReader, EntryKind, EntryXattrs, WalkEntry, WalkedTree};
 use crate::workers;
 
 /// Digest of a tree, and the hashes of its entries.
@@ -24,26 +24,26 @@ pub struct HashedEntry {
     /// Hash of the content; `None` for anything but a regular file.
     pub content: Option<ContentHash>,
     /// Extended attributes of a regular file or directory. An image keeps none of other entries.
-    pub xattrs: Xattrs,
+    pub xattrs: EntryXattrs,
 }
 
 /// Hashes `tree`. Entries that `cache` has in their present state are not read; entries that are read are added to
 /// the cache. `workers` is the number of threads, by default one for each core. `progress` is called, in no
 /// particular order, with the number of bytes that were read or need not be read.
 pub fn hash_tree(
-    tree: &Tree,
+    tree: &WalkedTree,
     cache: &mut HashCache,
     workers: Option<u32>,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<HashedTree, ContentError> {
-    let read_at = now();
+    let read_at = file_clock_now();
     let mut entries = vec![HashedEntry::default(); tree.entries.len()];
     let mut missing = Vec::new();
     for (index, (entry, hashed)) in tree.entries.iter().zip(&mut entries).enumerate() {
         if !has_xattrs(entry) {
             continue;
         }
-        let known = cache.remembered(&entry.stamp);
+        let known = cache.lookup(&entry.stamp);
         if entry.kind == EntryKind::File {
             hashed.content = known.map(|known| known.hash);
         }
@@ -53,9 +53,13 @@ pub fn hash_tree(
             missing.push((index, std::mem::take(hashed)));
         }
     }
-    Work { entries: &tree.entries, progress }.run(tree, &mut missing, workers::count(workers))?;
+    TreeHashJob { entries: &tree.entries, progress }.run(
+        tree,
+        &mut missing,
+        workers::worker_count(workers),
+    )?;
     for (index, hashed) in missing {
-        remember(cache, &tree.entries[index], read_at, &hashed);
+        cache_hashed_entry(cache, &tree.entries[index], read_at, &hashed);
         entries[index] = hashed;
     }
     Ok(HashedTree::new(&tree.entries, entries))
@@ -66,26 +70,31 @@ pub fn hash_tree(
 /// A file was verified when it was read. If only attributes were read, or the entry is no file, another entry may
 /// have taken the place of the listed one. But in that case the listed one was renamed after `read_at`, which changed
 /// its change time, so the cached result is never used for it.
-pub(crate) fn remember(cache: &mut HashCache, entry: &Entry, read_at: i64, found: &HashedEntry) {
+pub(crate) fn cache_hashed_entry(
+    cache: &mut HashCache,
+    entry: &WalkEntry,
+    read_at: i64,
+    found: &HashedEntry,
+) {
     let bare = found.xattrs.is_empty();
     match (&entry.kind, found.content) {
-        (EntryKind::File, Some(hash)) => cache.remember(&entry.stamp, read_at, Remembered { hash, bare }),
+        (EntryKind::File, Some(hash)) => cache.insert(&entry.stamp, read_at, CachedHash { hash, bare }),
         (EntryKind::Dir, _) if bare => {
-            cache.remember(&entry.stamp, read_at, Remembered { hash: ContentHash::of(b""), bare });
+            cache.insert(&entry.stamp, read_at, CachedHash { hash: ContentHash::of(b""), bare });
         }
         _ => {}
     }
 }
 
 /// Returns the current time of the clock that file times use, in nanoseconds since 1970.
-pub(crate) fn now() -> i64 {
+pub(crate) fn file_clock_now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 impl HashedTree {
     /// Creates the tree of `entries`, which are in walk order, with the hash of each.
-    pub fn new(entries: &[Entry], hashed: Vec<HashedEntry>) -> Self {
+    pub fn new(entries: &[WalkEntry], hashed: Vec<HashedEntry>) -> Self {
         let mut digest = TreeHasher::default();
         for (entry, hashed) in entries.iter().zip(&hashed) {
             digest.node(&node(entry, hashed));
@@ -94,7 +103,7 @@ impl HashedTree {
     }
 }
 
-fn node<'a>(entry: &'a Entry, hashed: &'a HashedEntry) -> Node<'a> {
+fn node<'a>(entry: &'a WalkEntry, hashed: &'a HashedEntry) -> TreeNode<'a> {
     let (kind, mode) = match (&entry.kind, hashed.content) {
         (EntryKind::Dir, _) => (NodeKind::Directory, entry.mode),
         (EntryKind::File, content) => {
@@ -106,39 +115,39 @@ fn node<'a>(entry: &'a Entry, hashed: &'a HashedEntry) -> Node<'a> {
         (EntryKind::Symlink { target }, _) => (NodeKind::Symlink { target }, 0o777),
         (EntryKind::Hardlink { to }, _) => (NodeKind::HardLink { to }, entry.mode),
     };
-    Node { path: &entry.path, mode, kind, xattrs: &hashed.xattrs }
+    TreeNode { path: &entry.path, mode, kind, xattrs: &hashed.xattrs }
 }
 
 /// Number of entries that a thread takes at a time: neighbours share open directories.
-const CHUNK: usize = 64;
+const ENTRIES_PER_CHUNK: usize = 64;
 const BUFFER: usize = 256 * 1024;
 
-struct Work<'a> {
-    entries: &'a [Entry],
+struct TreeHashJob<'a> {
+    entries: &'a [WalkEntry],
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
-impl Work<'_> {
+impl TreeHashJob<'_> {
     /// Reads the missing hashes and attributes of the entries in `missing`, which are in ascending order.
     fn run(
         &self,
-        tree: &Tree,
+        tree: &WalkedTree,
         missing: &mut [(usize, HashedEntry)],
         workers: usize,
     ) -> Result<(), ContentError> {
-        let count = missing.len().div_ceil(CHUNK);
+        let count = missing.len().div_ceil(ENTRIES_PER_CHUNK);
         let stop = AtomicBool::new(false);
         // The error of the first entry in order is kept, so that the result does not depend on the timing of the
         // threads.
         let failed: Mutex<Option<(usize, ContentError)>> = Mutex::new(None);
-        let chunks = Mutex::new(missing.chunks_mut(CHUNK));
+        let chunks = Mutex::new(missing.chunks_mut(ENTRIES_PER_CHUNK));
         let work = || {
             let mut reader = tree.reader();
             let mut buffer = vec![0; BUFFER];
             while !stop.load(Ordering::Relaxed) {
                 let Some(chunk) = chunks.lock().next() else { break };
                 for (index, hashed) in chunk {
-                    if let Err(error) = self.one(&mut reader, &mut buffer, *index, hashed) {
+                    if let Err(error) = self.hash_entry(&mut reader, &mut buffer, *index, hashed) {
                         stop.store(true, Ordering::Relaxed);
                         let mut failed = failed.lock();
                         if failed.as_ref().is_none_or(|(earlier, _)| *index < *earlier) {
@@ -159,7 +168,7 @@ impl Work<'_> {
         }
     }
 
-    fn one<'t>(
+    fn hash_entry<'t>(
         &'t self,
         reader: &mut DiskReader<'t>,
         buffer: &mut [u8],

@@ -1,19 +1,19 @@
 //! Filter for the entries of a tree in a file sync: exclude and include patterns over a sorted list.
 
-use super::{IgnoreError, ParentMatch, Patterns};
+use super::{IgnoreError, IgnorePatterns, ParentMatch};
 
 /// Exclude and include patterns, as BuildKit sends them together.
 #[derive(Debug, Clone)]
-pub struct Filter {
-    includes: Option<Patterns>,
-    excludes: Option<Patterns>,
+pub struct TreeFilter {
+    includes: Option<IgnorePatterns>,
+    excludes: Option<IgnorePatterns>,
     plain_includes: bool,
     plain_exceptions: bool,
 }
 
 /// Decision about an entry in a walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Visit<T> {
+pub enum VisitOutcome<T> {
     /// The entry is shown. `late` holds the directories above it that were hidden so far, outermost first; they must
     /// be shown before it.
     Keep { late: Vec<T> },
@@ -23,7 +23,7 @@ pub enum Visit<T> {
     Prune,
 }
 
-impl<T> Visit<T> {
+impl<T> VisitOutcome<T> {
     pub fn is_kept(&self) -> bool {
         matches!(self, Self::Keep { .. })
     }
@@ -31,7 +31,7 @@ impl<T> Visit<T> {
 
 /// Decision about an entry without regard to other entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum EntryVerdict {
     Show,
     /// Same as [`VisitOutcome::Hide`].
     Hide,
@@ -41,7 +41,7 @@ pub(crate) enum Verdict {
 
 /// Matches of a directory, passed to the entries in it. The default is the one above the top level.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Matched {
+pub(crate) struct DirectoryMatch {
     include: ParentMatch,
     exclude: ParentMatch,
 }
@@ -49,20 +49,20 @@ pub(crate) struct Matched {
 /// Filter state during a walk. Entries must come parents first, with each directory's content together.
 #[derive(Debug)]
 pub struct FilterWalk<'a, T> {
-    filter: &'a Filter,
-    above: Vec<Above<T>>,
+    filter: &'a TreeFilter,
+    above: Vec<HiddenAncestor<T>>,
 }
 
 #[derive(Debug)]
-struct Above<T> {
+struct HiddenAncestor<T> {
     /// Path of the directory with a trailing `/`.
     prefix: Vec<u8>,
-    matched: Matched,
+    matched: DirectoryMatch,
     /// Caller's token of the directory until it is shown, then `None`.
     token: Option<T>,
 }
 
-impl Filter {
+impl TreeFilter {
     /// Creates a filter. An empty list has no effect.
     pub fn new<I, E>(includes: I, excludes: E) -> Result<Self, IgnoreError>
     where
@@ -74,14 +74,14 @@ impl Filter {
         let mut includes = includes.into_iter().peekable();
         let mut excludes = excludes.into_iter().peekable();
         // A list of blank patterns is not an empty list: as include patterns it shows nothing.
-        let includes = includes.peek().is_some().then(|| Patterns::from_list(includes)).transpose()?;
-        let excludes = excludes.peek().is_some().then(|| Patterns::from_list(excludes)).transpose()?;
+        let includes = includes.peek().is_some().then(|| IgnorePatterns::from_list(includes)).transpose()?;
+        let excludes = excludes.peek().is_some().then(|| IgnorePatterns::from_list(excludes)).transpose()?;
         Ok(Self::from_patterns(includes, excludes))
     }
 
-    pub fn from_patterns(includes: Option<Patterns>, excludes: Option<Patterns>) -> Self {
-        let plain = |list: &Option<Patterns>, negated: bool| {
-            list.iter().flat_map(Patterns::iter).all(|p| p.negated() != negated || p.is_plain())
+    pub fn from_patterns(includes: Option<IgnorePatterns>, excludes: Option<IgnorePatterns>) -> Self {
+        let plain = |list: &Option<IgnorePatterns>, negated: bool| {
+            list.iter().flat_map(IgnorePatterns::iter).all(|p| p.negated() != negated || p.is_plain())
         };
         Self {
             plain_includes: plain(&includes, false),
@@ -109,17 +109,22 @@ impl Filter {
 
     /// Decides about an entry from the matches of its directory. No other entry affects the decision, so a tree can
     /// be walked in any order.
-    pub(crate) fn judge(&self, path: &[u8], is_dir: bool, above: &Matched) -> (Verdict, Matched) {
-        let mut own = Matched::default();
-        let mut verdict = Verdict::Show;
+    pub(crate) fn evaluate(
+        &self,
+        path: &[u8],
+        is_dir: bool,
+        above: &DirectoryMatch,
+    ) -> (EntryVerdict, DirectoryMatch) {
+        let mut own = DirectoryMatch::default();
+        let mut verdict = EntryVerdict::Show;
         if let Some(list) = &self.includes {
             let (matched, below) = list.matches_under(path, &above.include);
             own.include = below;
             if !matched {
                 if is_dir && self.plain_includes && !leads_to(list, false, path) {
-                    return (Verdict::Prune, own);
+                    return (EntryVerdict::Prune, own);
                 }
-                verdict = Verdict::Hide;
+                verdict = EntryVerdict::Hide;
             }
         }
         if let Some(list) = &self.excludes {
@@ -127,9 +132,9 @@ impl Filter {
             own.exclude = below;
             if matched {
                 if is_dir && self.plain_exceptions && !leads_to(list, true, path) {
-                    return (Verdict::Prune, own);
+                    return (EntryVerdict::Prune, own);
                 }
-                verdict = Verdict::Hide;
+                verdict = EntryVerdict::Hide;
             }
         }
         (verdict, own)
@@ -144,23 +149,23 @@ impl Filter {
 
 impl<T> FilterWalk<'_, T> {
     /// Decides about the next entry. `path` is relative and cleaned.
-    pub fn visit(&mut self, path: &[u8], is_dir: bool, token: T) -> Visit<T> {
+    pub fn visit(&mut self, path: &[u8], is_dir: bool, token: T) -> VisitOutcome<T> {
         while self.above.last().is_some_and(|dir| !path.starts_with(&dir.prefix)) {
             self.above.pop();
         }
-        let top = Matched::default();
+        let top = DirectoryMatch::default();
         let above = self.above.last().map_or(&top, |dir| &dir.matched);
-        let (verdict, matched) = self.filter.judge(path, is_dir, above);
-        if verdict == Verdict::Prune {
-            return Visit::Prune;
+        let (verdict, matched) = self.filter.evaluate(path, is_dir, above);
+        if verdict == EntryVerdict::Prune {
+            return VisitOutcome::Prune;
         }
-        let hidden = verdict == Verdict::Hide;
+        let hidden = verdict == EntryVerdict::Hide;
         let late = if hidden { Vec::new() } else { self.show_above() };
         if is_dir {
             let prefix = [path, b"/"].concat();
-            self.above.push(Above { prefix, matched, token: hidden.then_some(token) });
+            self.above.push(HiddenAncestor { prefix, matched, token: hidden.then_some(token) });
         }
-        if hidden { Visit::Hide } else { Visit::Keep { late } }
+        if hidden { VisitOutcome::Hide } else { VisitOutcome::Keep { late } }
     }
 
     /// Takes the tokens of the hidden directories above the last visited entry, for a caller that shows an entry
@@ -171,7 +176,7 @@ impl<T> FilterWalk<'_, T> {
 }
 
 /// Reports whether a pattern of the given kind could match something below the directory `path`.
-fn leads_to(list: &Patterns, negated: bool, path: &[u8]) -> bool {
+fn leads_to(list: &IgnorePatterns, negated: bool, path: &[u8]) -> bool {
     list.iter().filter(|pattern| pattern.negated() == negated).any(|pattern| {
         let stem = pattern.stem().as_bytes();
         stem.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))

@@ -1,27 +1,27 @@
 use super::clean::{check_glob, clean};
-use super::regex::Regex;
+use super::regex::PathRegex;
 
 /// One parsed pattern.
 #[derive(Debug, Clone)]
-pub(super) struct Pattern {
+pub(super) struct IgnorePattern {
     text: String,
     negated: bool,
-    form: Form,
+    form: PatternForm,
 }
 
 /// Matching method of a pattern. The three plain forms compare the literal bytes of the pattern, so `^` is an anchor
 /// only if something else turned the pattern into a regular expression.
 #[derive(Debug, Clone)]
-enum Form {
+enum PatternForm {
     Exact,
     /// `dir/**`
     Prefix,
     /// `**/name`
     Suffix,
-    Regex(Regex),
+    Regex(PathRegex),
 }
 
-impl Pattern {
+impl IgnorePattern {
     /// Parses a pattern. Returns `None` for a blank one.
     pub(super) fn parse(text: &str) -> Result<Option<Self>, &'static str> {
         let trimmed = text.trim();
@@ -51,21 +51,21 @@ impl Pattern {
     /// Returns the number of steps that repeats such as `a{1000}` add beyond the length of the text.
     pub(super) fn expansion(&self) -> usize {
         match &self.form {
-            Form::Regex(regex) => regex.steps().saturating_sub(self.text.len() + 2),
-            Form::Exact | Form::Prefix | Form::Suffix => 0,
+            PatternForm::Regex(regex) => regex.steps().saturating_sub(self.text.len() + 2),
+            PatternForm::Exact | PatternForm::Prefix | PatternForm::Suffix => 0,
         }
     }
 
     pub(super) fn matches(&self, path: &[u8]) -> bool {
         let text = self.text.as_bytes();
         match &self.form {
-            Form::Exact => path == text,
-            Form::Prefix => path.starts_with(&text[..text.len() - 2]),
-            Form::Suffix => {
+            PatternForm::Exact => path == text,
+            PatternForm::Prefix => path.starts_with(&text[..text.len() - 2]),
+            PatternForm::Suffix => {
                 let suffix = &text[2..];
                 path.ends_with(suffix) || suffix.strip_prefix(b"/").is_some_and(|name| path == name)
             }
-            Form::Regex(regex) => regex.matches(path),
+            PatternForm::Regex(regex) => regex.matches(path),
         }
     }
 
@@ -105,15 +105,15 @@ impl Pattern {
     }
 }
 
-fn form(text: &str) -> Result<Form, &'static str> {
+fn form(text: &str) -> Result<PatternForm, &'static str> {
     #[derive(Clone, Copy, PartialEq)]
-    enum Seen {
+    enum PatternShape {
         Exact,
         Prefix,
         Suffix,
         Regex,
     }
-    let mut seen = Seen::Exact;
+    let mut seen = PatternShape::Exact;
     let mut source = String::new();
     // The scanner that Docker uses drops a byte order mark at the start.
     let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text).chars().peekable();
@@ -124,24 +124,24 @@ fn form(text: &str) -> Result<Form, &'static str> {
                 rest.next_if_eq(&'/');
                 if rest.peek().is_some() {
                     source.push_str("(.*/)?");
-                    seen = Seen::Regex;
-                } else if seen == Seen::Exact {
-                    seen = Seen::Prefix;
+                    seen = PatternShape::Regex;
+                } else if seen == PatternShape::Exact {
+                    seen = PatternShape::Prefix;
                 } else {
                     source.push_str(".*");
-                    seen = Seen::Regex;
+                    seen = PatternShape::Regex;
                 }
                 if first {
-                    seen = Seen::Suffix;
+                    seen = PatternShape::Suffix;
                 }
             }
             '*' => {
                 source.push_str("[^/]*");
-                seen = Seen::Regex;
+                seen = PatternShape::Regex;
             }
             '?' => {
                 source.push_str("[^/]");
-                seen = Seen::Regex;
+                seen = PatternShape::Regex;
             }
             // `|`, `{` and `}` should be escaped, too, but the table of Docker's matcher does not include them: they
             // keep their meaning in an expression.
@@ -153,21 +153,21 @@ fn form(text: &str) -> Result<Form, &'static str> {
                 source.push('\\');
                 if let Some(escaped) = rest.next() {
                     source.push(escaped);
-                    seen = Seen::Regex;
+                    seen = PatternShape::Regex;
                 }
             }
             '[' | ']' => {
                 source.push(c);
-                seen = Seen::Regex;
+                seen = PatternShape::Regex;
             }
             _ => source.push(c),
         }
         first = false;
     }
     Ok(match seen {
-        Seen::Exact => Form::Exact,
-        Seen::Prefix => Form::Prefix,
-        Seen::Suffix => Form::Suffix,
-        Seen::Regex => Form::Regex(Regex::parse(&source)?),
+        PatternShape::Exact => PatternForm::Exact,
+        PatternShape::Prefix => PatternForm::Prefix,
+        PatternShape::Suffix => PatternForm::Suffix,
+        PatternShape::Regex => PatternForm::Regex(PathRegex::parse(&source)?),
     })
 }

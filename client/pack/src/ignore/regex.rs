@@ -12,22 +12,22 @@ mod repeat;
 use std::iter::Peekable;
 use std::str::Chars;
 
-use class::Class;
+use class::CharClass;
 
 #[derive(Debug, Clone)]
-pub(super) struct Regex {
+pub(super) struct PathRegex {
     /// Alternatives separated by `|`. Only the first is anchored at the start of the path, and only the last at its
     /// end.
-    branches: Vec<Vec<Step>>,
+    branches: Vec<Vec<RegexStep>>,
 }
 
 #[derive(Debug, Clone)]
-enum Step {
-    One(Class),
+enum RegexStep {
+    One(CharClass),
     /// `x{0,1}`
-    Maybe(Class),
+    Maybe(CharClass),
     /// `.*`, `[^/]*`
-    Many(Class),
+    Many(CharClass),
     /// `(.*/)?`
     Directories,
     Start,
@@ -39,12 +39,12 @@ const BAD_ESCAPE: &str = "a `\\` before a letter or digit that has no meaning th
 const TOO_LONG: &str = "it repeats too much";
 
 /// Maximum number of steps of an expression, more than any path has characters. Repeats are expanded.
-const STEPS: usize = 5_000;
+const MAX_STEPS: usize = 5_000;
 
-impl Regex {
+impl PathRegex {
     /// Parses the expression between the implied `^` and `$`.
     pub(super) fn parse(source: &str) -> Result<Self, &'static str> {
-        let mut branches = vec![vec![Step::Start]];
+        let mut branches = vec![vec![RegexStep::Start]];
         let mut closed = true;
         let mut rest = source.chars().peekable();
         // True if the last element is already repeated.
@@ -57,7 +57,7 @@ impl Regex {
                 if std::mem::replace(&mut repeated, true) {
                     return Err("a repeat follows a repeat");
                 }
-                repeat::last(steps, least, most)?;
+                repeat::repeat_last(steps, least, most)?;
                 continue;
             }
             repeated = false;
@@ -66,27 +66,27 @@ impl Regex {
                 '(' => {
                     // The only group that occurs is `(.*/)?`.
                     rest.by_ref().take(5).for_each(drop);
-                    steps.push(Step::Directories);
+                    steps.push(RegexStep::Directories);
                     repeated = true;
                 }
-                '^' => steps.push(Step::Start),
+                '^' => steps.push(RegexStep::Start),
                 '\\' => closed = escape(&mut rest, steps)?,
                 c => {
                     let class = match c {
-                        '.' => Class::not('\n'),
-                        '[' => Class::parse(&mut rest)?,
-                        c => Class::one(c),
+                        '.' => CharClass::not('\n'),
+                        '[' => CharClass::parse(&mut rest)?,
+                        c => CharClass::one(c),
                     };
                     repeated = rest.next_if_eq(&'*').is_some();
-                    steps.push(if repeated { Step::Many(class) } else { Step::One(class) });
+                    steps.push(if repeated { RegexStep::Many(class) } else { RegexStep::One(class) });
                 }
             }
-            if branches.iter().map(Vec::len).sum::<usize>() > STEPS {
+            if branches.iter().map(Vec::len).sum::<usize>() > MAX_STEPS {
                 return Err(TOO_LONG);
             }
         }
         if closed && let Some(last) = branches.last_mut() {
-            last.push(Step::End);
+            last.push(RegexStep::End);
         }
         Ok(Self { branches })
     }
@@ -102,9 +102,9 @@ impl Regex {
     }
 }
 
-fn found(steps: &[Step], path: &[u8]) -> bool {
-    let anchored = matches!(steps.first(), Some(Step::Start));
-    let mut states = States::new(steps.len());
+fn found(steps: &[RegexStep], path: &[u8]) -> bool {
+    let anchored = matches!(steps.first(), Some(RegexStep::Start));
+    let mut states = RegexStates::new(steps.len());
     let mut chars = path.utf8_chunks().flat_map(|chunk| {
         chunk.valid().chars().chain(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER))
     });
@@ -127,13 +127,13 @@ fn found(steps: &[Step], path: &[u8]) -> bool {
 }
 
 /// Set of states: the steps that may come next, and the `(.*/)?` steps that have begun.
-struct States {
+struct RegexStates {
     at: Vec<bool>,
     inside: Vec<bool>,
     spare: Vec<bool>,
 }
 
-impl States {
+impl RegexStates {
     fn new(steps: usize) -> Self {
         Self { at: vec![false; steps + 1], inside: vec![false; steps + 1], spare: vec![false; steps + 1] }
     }
@@ -143,36 +143,36 @@ impl States {
     }
 
     /// Follows the steps that consume no character. They only lead forward, so one pass is enough.
-    fn close(&mut self, steps: &[Step], before: Option<char>, next: Option<char>) {
+    fn close(&mut self, steps: &[RegexStep], before: Option<char>, next: Option<char>) {
         let word = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
         for (index, step) in steps.iter().enumerate() {
             if !self.at[index] {
                 continue;
             }
             let passes = match step {
-                Step::One(_) => false,
-                Step::Maybe(_) | Step::Many(_) => true,
-                Step::Directories => {
+                RegexStep::One(_) => false,
+                RegexStep::Maybe(_) | RegexStep::Many(_) => true,
+                RegexStep::Directories => {
                     self.inside[index] = true;
                     true
                 }
-                Step::Start => before.is_none(),
-                Step::End => next.is_none(),
-                Step::WordBoundary(wanted) => (word(before) != word(next)) == *wanted,
+                RegexStep::Start => before.is_none(),
+                RegexStep::End => next.is_none(),
+                RegexStep::WordBoundary(wanted) => (word(before) != word(next)) == *wanted,
             };
             self.at[index + 1] |= passes;
         }
     }
 
-    fn step(&mut self, steps: &[Step], c: char) {
+    fn step(&mut self, steps: &[RegexStep], c: char) {
         self.spare.fill(false);
         for (index, step) in steps.iter().enumerate() {
             match step {
-                Step::One(class) | Step::Maybe(class) if self.at[index] && class.has(c) => {
+                RegexStep::One(class) | RegexStep::Maybe(class) if self.at[index] && class.has(c) => {
                     self.spare[index + 1] = true;
                 }
-                Step::Many(class) if self.at[index] && class.has(c) => self.spare[index] = true,
-                Step::Directories if self.inside[index] => {
+                RegexStep::Many(class) if self.at[index] && class.has(c) => self.spare[index] = true,
+                RegexStep::Directories if self.inside[index] => {
                     self.inside[index] = c != '\n';
                     self.spare[index + 1] |= c == '/';
                 }
@@ -185,23 +185,23 @@ impl States {
 
 /// Parses the characters after a `\` outside of a class. Returns false if the escape swallowed the end of the
 /// pattern.
-fn escape(rest: &mut Peekable<Chars<'_>>, steps: &mut Vec<Step>) -> Result<bool, &'static str> {
+fn escape(rest: &mut Peekable<Chars<'_>>, steps: &mut Vec<RegexStep>) -> Result<bool, &'static str> {
     let step = match rest.peek() {
-        Some('A') => Step::Start,
-        Some('z') => Step::End,
-        Some('b') => Step::WordBoundary(true),
-        Some('B') => Step::WordBoundary(false),
+        Some('A') => RegexStep::Start,
+        Some('z') => RegexStep::End,
+        Some('b') => RegexStep::WordBoundary(true),
+        Some('B') => RegexStep::WordBoundary(false),
         Some('Q') => {
             rest.next();
             return Ok(quoted(rest, steps));
         }
         // The `\` escapes the implied final `$`.
         None => {
-            steps.push(Step::One(Class::one('$')));
+            steps.push(RegexStep::One(CharClass::one('$')));
             return Ok(false);
         }
         _ => {
-            steps.push(Step::One(class::escaped(rest)?));
+            steps.push(RegexStep::One(class::escaped(rest)?));
             return Ok(true);
         }
     };
@@ -211,8 +211,8 @@ fn escape(rest: &mut Peekable<Chars<'_>>, steps: &mut Vec<Step>) -> Result<bool,
 }
 
 /// Parses `\Q...\E`. Without `\E` it extends over the end of the pattern and includes the implied final `$`.
-fn quoted(rest: &mut Peekable<Chars<'_>>, steps: &mut Vec<Step>) -> bool {
-    let mut literal = |c| steps.push(Step::One(Class::one(c)));
+fn quoted(rest: &mut Peekable<Chars<'_>>, steps: &mut Vec<RegexStep>) -> bool {
+    let mut literal = |c| steps.push(RegexStep::One(CharClass::one(c)));
     while let Some(c) = rest.next() {
         if c == '\\' && rest.next_if_eq(&'E').is_some() {
             return true;

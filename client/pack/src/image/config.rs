@@ -4,7 +4,7 @@ use hearth_proto::value::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Platform, or_null};
+use super::{Platform, null_as_default};
 
 /// An image config. Other fields of a base image's config are kept in `other`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -13,11 +13,11 @@ pub struct ImageConfig {
     pub created: Option<String>,
     #[serde(flatten)]
     pub platform: Platform,
-    #[serde(default, deserialize_with = "or_null")]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub config: RunConfig,
     pub rootfs: RootFs,
-    #[serde(default, deserialize_with = "or_null")]
-    pub history: Vec<History>,
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub history: Vec<HistoryEntry>,
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
 }
@@ -27,14 +27,14 @@ pub struct ImageConfig {
 pub struct RootFs {
     #[serde(rename = "type")]
     pub kind: String,
-    #[serde(default, deserialize_with = "or_null")]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub diff_ids: Vec<Digest>,
 }
 
 /// One entry of the build history (the field `history`).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct History {
+pub struct HistoryEntry {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,19 +53,19 @@ pub struct History {
 pub struct RunConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "or_null")]
+    #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "null_as_default")]
     pub exposed_ports: Map<String, Value>,
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_null")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub env: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cmd: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "or_null")]
+    #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "null_as_default")]
     pub volumes: Map<String, Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "or_null")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
     pub labels: BTreeMap<String, String>,
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
@@ -117,12 +117,12 @@ impl ImageConfig {
         // A base may have no history. Without padding, the new entry would be attributed to the wrong layer.
         let recorded = self.history.iter().filter(|entry| !entry.empty_layer).count();
         let missing = self.rootfs.diff_ids.len().saturating_sub(recorded);
-        self.history.extend((0..missing).map(|_| History::default()));
+        self.history.extend((0..missing).map(|_| HistoryEntry::default()));
         self.rootfs.diff_ids.push(diff_id);
-        self.history.push(History {
+        self.history.push(HistoryEntry {
             created: Some(created.to_owned()),
             created_by: Some(created_by.to_owned()),
-            ..History::default()
+            ..HistoryEntry::default()
         });
     }
 }

@@ -31,7 +31,7 @@ impl Platform {
 
     /// Reports whether an image for `self` can be used where `wanted` was requested. A variant is ignored if it was
     /// not requested, is not declared, or is the usual one of its architecture.
-    pub fn serves(&self, wanted: &Self) -> bool {
+    pub fn satisfies(&self, wanted: &Self) -> bool {
         let usual = |platform: &Self| match (platform.architecture.as_str(), platform.variant.as_deref()) {
             ("arm64", Some("v8")) | ("amd64", Some("v1")) => None,
             (_, variant) => variant.filter(|variant| !variant.is_empty()).map(str::to_owned),
@@ -44,7 +44,7 @@ impl Platform {
 
     /// Returns the best of `candidates` for this platform: first the same variant, or the usual one if none was
     /// requested; then one that declares no variant; then any usable one, in their order.
-    pub fn best<T>(
+    pub fn best_match<T>(
         &self,
         candidates: impl IntoIterator<Item = T>,
         declared: impl Fn(&T) -> Option<&Self>,
@@ -59,7 +59,7 @@ impl Platform {
         };
         let mut best: Option<(T, u8)> = None;
         for candidate in candidates {
-            let Some(own) = declared(&candidate).filter(|own| own.serves(self)) else { continue };
+            let Some(own) = declared(&candidate).filter(|own| own.satisfies(self)) else { continue };
             let rank = rank(own);
             if best.as_ref().is_none_or(|(_, before)| rank < *before) {
                 best = Some((candidate, rank));

@@ -34,7 +34,7 @@ fn a_platform_is_parsed_and_printed() {
 
 #[test]
 fn a_variant_counts_only_where_both_sides_name_one() {
-    let serves = |have: &str, want: &str| have.parse::<Platform>().unwrap().serves(&want.parse().unwrap());
+    let serves = |have: &str, want: &str| have.parse::<Platform>().unwrap().satisfies(&want.parse().unwrap());
     assert!(serves("arm/v7", "arm/v7") && serves("arm/v7", "arm") && serves("arm64/v8", "arm64"));
     assert!(!serves("arm/v6", "arm/v7") && !serves("amd64", "arm64"));
 }

@@ -59,13 +59,13 @@ impl FromStr for Compression {
 }
 
 /// Compressor for frames, one for each thread.
-pub(super) enum Compressor {
+pub(super) enum FrameCompressor {
     Zstd(zstd::bulk::Compressor<'static>),
     Gzip(Box<Compress>),
     None,
 }
 
-impl Compressor {
+impl FrameCompressor {
     pub(super) fn new(compression: Compression) -> io::Result<Self> {
         Ok(match compression {
             Compression::Zstd => Self::Zstd(zstd::bulk::Compressor::new(ZSTD_LEVEL)?),
@@ -78,7 +78,7 @@ impl Compressor {
 
     /// Replaces the content of `out` with the compressed frame, and returns the checksum for formats that have one.
     /// Without compression `out` stays empty: the frame itself is the output.
-    pub(super) fn frame(&mut self, tar: &[u8], out: &mut Vec<u8>) -> io::Result<Crc> {
+    pub(super) fn compress_frame(&mut self, tar: &[u8], out: &mut Vec<u8>) -> io::Result<Crc> {
         out.clear();
         let mut crc = Crc::new();
         match self {
@@ -115,7 +115,7 @@ impl Compressor {
 }
 
 /// Bytes before and after the frames, as the format requires.
-pub(super) enum Envelope {
+pub(super) enum LayerEnvelope {
     Zstd { sizes: Vec<(u32, u32)> },
     Gzip { crc: Crc },
     None,
@@ -131,7 +131,7 @@ const SEEKABLE_MAGIC: u32 = 0x8F92_EAB1;
 /// Seek table without checksums: the layer's digest covers the frames, and frames are decoded from verified blobs.
 const SEEK_TABLE_DESCRIPTOR: u8 = 0;
 
-impl Envelope {
+impl LayerEnvelope {
     pub(super) fn new(compression: Compression) -> Self {
         match compression {
             Compression::Zstd => Self::Zstd { sizes: Vec::new() },
@@ -149,7 +149,7 @@ impl Envelope {
     }
 
     /// Records a frame that was written.
-    pub(super) fn add(&mut self, compressed: usize, tar: usize, frame_crc: &Crc) -> io::Result<()> {
+    pub(super) fn add_frame(&mut self, compressed: usize, tar: usize, frame_crc: &Crc) -> io::Result<()> {
         match self {
             Self::Zstd { sizes } => {
                 let size = |size| u32::try_from(size).map_err(io::Error::other);

@@ -6,17 +6,17 @@ use std::ops::Range;
 use flate2::Crc;
 use parking_lot::Mutex;
 
-use super::compress::Compressor;
-use super::header::{self, Record};
-use super::plan::{Cut, FRAME};
+use super::compress::FrameCompressor;
+use super::header::{self, TarHeader};
+use super::plan::{FRAME_SIZE, FrameRange};
 use super::source::has_xattrs;
-use super::{ContentReader, LayerError, LayerOptions, Source};
+use super::{ContentReader, LayerError, LayerOptions, LayerSource};
 use crate::identity::{ContentHash, HashedEntry};
-use crate::walk::{EntryKind, Xattrs};
+use crate::walk::{EntryKind, EntryXattrs};
 
 /// A finished frame. Frames are reused to keep their buffers.
 #[derive(Default)]
-pub(super) struct Frame {
+pub(super) struct LayerFrame {
     /// Tar bytes of the frame, of which the first `used` are valid. It is as long as the longest frame so far.
     buffer: Vec<u8>,
     used: usize,
@@ -25,7 +25,7 @@ pub(super) struct Frame {
     /// Hashes and attributes of the entries that begin in this frame, if requested. The hashes of files that span
     /// several frames are not included.
     pub(super) hashed: Vec<(usize, HashedEntry)>,
-    pub(super) pieces: Vec<Piece>,
+    pub(super) pieces: Vec<SplitFilePart>,
     /// Number of entries that end in this frame.
     pub(super) entries: u64,
     /// Number of content bytes.
@@ -33,13 +33,13 @@ pub(super) struct Frame {
 }
 
 /// Part of a file that spans several frames.
-pub(super) struct Piece {
+pub(super) struct SplitFilePart {
     pub(super) index: usize,
     pub(super) range: Range<usize>,
     pub(super) last: bool,
 }
 
-impl Frame {
+impl LayerFrame {
     pub(super) fn tar(&self) -> &[u8] {
         &self.buffer[..self.used]
     }
@@ -57,7 +57,7 @@ impl Frame {
         let range = self.used..self.used + count;
         if self.buffer.len() < range.end {
             // Most frames are resized once: one seldom exceeds a full frame plus a file of that size.
-            self.buffer.resize(range.end.max(2 * FRAME as usize + FRAME as usize / 8), 0);
+            self.buffer.resize(range.end.max(2 * FRAME_SIZE as usize + FRAME_SIZE as usize / 8), 0);
         }
         self.used = range.end;
         range
@@ -70,23 +70,31 @@ impl Frame {
 }
 
 /// Builder that fills and compresses frames, one for each thread.
-pub(super) struct Filler<'a> {
-    source: &'a dyn Source,
+pub(super) struct FrameBuilder<'a> {
+    source: &'a dyn LayerSource,
     reader: Box<dyn ContentReader + 'a>,
-    compressor: Compressor,
+    compressor: FrameCompressor,
     mtime: u64,
     hash: bool,
     /// Index of the entry that the reader has opened.
     open: Option<usize>,
 }
 
-impl<'a> Filler<'a> {
-    pub(super) fn new(source: &'a dyn Source, options: &LayerOptions, hash: bool) -> std::io::Result<Self> {
-        let compressor = Compressor::new(options.compression)?;
+impl<'a> FrameBuilder<'a> {
+    pub(super) fn new(
+        source: &'a dyn LayerSource,
+        options: &LayerOptions,
+        hash: bool,
+    ) -> std::io::Result<Self> {
+        let compressor = FrameCompressor::new(options.compression)?;
         Ok(Self { source, reader: source.reader(), compressor, mtime: options.mtime, hash, open: None })
     }
 
-    pub(super) fn fill(&mut self, cut: &Cut, spare: &Mutex<Vec<Frame>>) -> Result<Frame, LayerError> {
+    pub(super) fn fill(
+        &mut self,
+        cut: &FrameRange,
+        spare: &Mutex<Vec<LayerFrame>>,
+    ) -> Result<LayerFrame, LayerError> {
         let mut frame = spare.lock().pop().unwrap_or_default();
         frame.clear();
         let mut begin = cut.from.inside;
@@ -98,12 +106,12 @@ impl<'a> Filler<'a> {
             self.entry(cut.to.index, begin, end, &mut frame)?;
         }
         if cut.last {
-            frame.bytes(&header::END);
+            frame.bytes(&header::END_BLOCKS);
         }
-        let Frame { buffer, used, compressed, .. } = &mut frame;
+        let LayerFrame { buffer, used, compressed, .. } = &mut frame;
         frame.crc = self
             .compressor
-            .frame(&buffer[..*used], compressed)
+            .compress_frame(&buffer[..*used], compressed)
             .map_err(|source| LayerError::Write { source })?;
         Ok(frame)
     }
@@ -115,16 +123,16 @@ impl<'a> Filler<'a> {
         index: usize,
         begin: Option<u64>,
         end: u64,
-        frame: &mut Frame,
+        frame: &mut LayerFrame,
     ) -> Result<(), LayerError> {
         let entry = &self.source.entries()[index];
-        let mut xattrs = Xattrs::new();
+        let mut xattrs = EntryXattrs::new();
         if has_xattrs(entry) && (begin.is_none() || self.open != Some(index)) {
             self.open = Some(index);
             xattrs = self.reader.open(index)?;
         }
         if begin.is_none() {
-            frame.bytes(&header::encode(&Record::of(entry, self.mtime), &xattrs));
+            frame.bytes(&header::encode(&TarHeader::of(entry, self.mtime), &xattrs));
         }
         let from = begin.unwrap_or(0);
         let mut content = None;
@@ -134,20 +142,20 @@ impl<'a> Filler<'a> {
             if self.hash && whole {
                 content = Some(ContentHash::of(&frame.buffer[range]));
             } else if self.hash {
-                frame.pieces.push(Piece { index, range, last: end == entry.size });
+                frame.pieces.push(SplitFilePart { index, range, last: end == entry.size });
             }
         }
         if self.hash && begin.is_none() {
             frame.hashed.push((index, HashedEntry { content, xattrs }));
         }
         if end == entry.size {
-            frame.bytes(&header::END[..header::padding(entry.size)]);
+            frame.bytes(&header::END_BLOCKS[..header::padding(entry.size)]);
             frame.entries += 1;
         }
         Ok(())
     }
 
-    fn content(&mut self, from: u64, end: u64, frame: &mut Frame) -> Result<Range<usize>, LayerError> {
+    fn content(&mut self, from: u64, end: u64, frame: &mut LayerFrame) -> Result<Range<usize>, LayerError> {
         // The range is never larger than a frame.
         let range = frame.extend(usize::try_from(end - from).unwrap_or(usize::MAX));
         self.reader.read(from, &mut frame.buffer[range.clone()])?;

@@ -2,18 +2,18 @@
 
 use tar::{EntryType, Header};
 
-use crate::walk::{Entry, EntryKind};
+use crate::walk::{EntryKind, WalkEntry};
 
-pub(crate) const BLOCK: usize = 512;
+pub(crate) const TAR_BLOCK: usize = 512;
 
 /// The two empty blocks that end an archive.
-pub(crate) const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
+pub(crate) const END_BLOCKS: [u8; 2 * TAR_BLOCK] = [0; 2 * TAR_BLOCK];
 
 /// Maximum size that fits into eleven octal digits.
 const OCTAL_SIZE: u64 = (1 << 33) - 1;
 
 /// Header fields that differ from entry to entry.
-pub(crate) struct Record<'a> {
+pub(crate) struct TarHeader<'a> {
     pub(crate) path: Vec<u8>,
     pub(crate) link: &'a [u8],
     pub(crate) kind: EntryType,
@@ -22,8 +22,8 @@ pub(crate) struct Record<'a> {
     pub(crate) mtime: u64,
 }
 
-impl<'a> Record<'a> {
-    pub(crate) fn of(entry: &'a Entry, mtime: u64) -> Self {
+impl<'a> TarHeader<'a> {
+    pub(crate) fn of(entry: &'a WalkEntry, mtime: u64) -> Self {
         let mut path = entry.path.clone();
         let (kind, link, mode): (_, &[u8], _) = match &entry.kind {
             EntryKind::Dir => {
@@ -40,7 +40,7 @@ impl<'a> Record<'a> {
 }
 
 /// Returns the blocks of a header, PAX records first.
-pub(crate) fn encode(record: &Record<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+pub(crate) fn encode(record: &TarHeader<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     let mut pax = Vec::new();
     let mut header = Header::new_ustar();
     let fields = header.as_old_mut();
@@ -56,7 +56,7 @@ pub(crate) fn encode(record: &Record<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<
     for (name, value) in xattrs {
         pax_record(&mut pax, &[b"SCHILY.xattr.", name.as_slice()].concat(), value);
     }
-    let mut blocks = Vec::with_capacity(3 * BLOCK);
+    let mut blocks = Vec::with_capacity(3 * TAR_BLOCK);
     if !pax.is_empty() {
         let mut extension = Header::new_ustar();
         fit(&mut extension.as_old_mut().name, b"PaxHeaders/x");
@@ -73,7 +73,7 @@ pub(crate) fn encode(record: &Record<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<
 
 /// Returns the number of zero bytes that follow content of `size` bytes.
 pub(crate) const fn padding(size: u64) -> usize {
-    (BLOCK - (size % BLOCK as u64) as usize) % BLOCK
+    (TAR_BLOCK - (size % TAR_BLOCK as u64) as usize) % TAR_BLOCK
 }
 
 fn complete(header: &mut Header, kind: EntryType, mode: u32, size: u64, mtime: u64) {

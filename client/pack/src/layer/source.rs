@@ -1,12 +1,12 @@
 //! Source of a layer's entries: a walked directory, or a list with content from another place. The same entries with
 //! the same content give the same bytes.
 
-use crate::walk::{ContentError, DiskReader, Entry, EntryKind, Tree, Xattrs};
+use crate::walk::{ContentError, DiskReader, EntryKind, EntryXattrs, WalkEntry, WalkedTree};
 
 /// Entries of a layer and access to their content.
-pub trait Source: Sync {
+pub trait LayerSource: Sync {
     /// Returns the entries in walk order: each directory before its content, names sorted by their bytes.
-    fn entries(&self) -> &[Entry];
+    fn entries(&self) -> &[WalkEntry];
 
     /// Returns a reader for one thread. Several readers work at the same time, on different entries.
     fn reader(&self) -> Box<dyn ContentReader + '_>;
@@ -15,7 +15,7 @@ pub trait Source: Sync {
 /// Reader for regular files and directories of a [`LayerSource`], in ascending order of their index.
 pub trait ContentReader {
     /// Opens the file or directory at `index` of the entries. Returns its attributes, sorted by name.
-    fn open(&mut self, index: usize) -> Result<Xattrs, ContentError>;
+    fn open(&mut self, index: usize) -> Result<EntryXattrs, ContentError>;
 
     /// Fills `buffer` with content of the open file from `offset` on. The caller never reads beyond the entry's size;
     /// a file that turns out to be shorter is an error.
@@ -25,8 +25,8 @@ pub trait ContentReader {
     fn verify(&mut self) -> Result<(), ContentError>;
 }
 
-impl Source for Tree {
-    fn entries(&self) -> &[Entry] {
+impl LayerSource for WalkedTree {
+    fn entries(&self) -> &[WalkEntry] {
         &self.entries
     }
 
@@ -36,12 +36,12 @@ impl Source for Tree {
 }
 
 struct TreeReader<'a> {
-    entries: &'a [Entry],
+    entries: &'a [WalkEntry],
     disk: DiskReader<'a>,
 }
 
 impl ContentReader for TreeReader<'_> {
-    fn open(&mut self, index: usize) -> Result<Xattrs, ContentError> {
+    fn open(&mut self, index: usize) -> Result<EntryXattrs, ContentError> {
         self.disk.open(&self.entries[index])
     }
 
@@ -55,6 +55,6 @@ impl ContentReader for TreeReader<'_> {
 }
 
 /// Reports whether an image keeps attributes of such an entry.
-pub(crate) fn has_xattrs(entry: &Entry) -> bool {
+pub(crate) fn has_xattrs(entry: &WalkEntry) -> bool {
     matches!(entry.kind, EntryKind::File | EntryKind::Dir)
 }

@@ -3,19 +3,19 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::header::Record;
+use super::header::TarHeader;
 use super::*;
 use crate::archive::raw::pax;
-use crate::walk::{Tree, WalkOptions, walk};
+use crate::walk::{WalkOptions, WalkedTree, walk};
 
-fn tree(make: impl FnOnce(&Path)) -> (tempfile::TempDir, Tree) {
+fn tree(make: impl FnOnce(&Path)) -> (tempfile::TempDir, WalkedTree) {
     let dir = tempfile::tempdir().unwrap();
     make(dir.path());
     let tree = walk(dir.path(), &WalkOptions::default()).unwrap();
     (dir, tree)
 }
 
-fn layer(tree: &Tree, options: &LayerOptions) -> Result<(Layer, Vec<u8>), LayerError> {
+fn layer(tree: &WalkedTree, options: &LayerOptions) -> Result<(PackedLayer, Vec<u8>), LayerError> {
     let mut bytes = Vec::new();
     let layer = write(tree, options, &mut bytes, &mut |_| {})?;
     Ok((layer, bytes))
@@ -188,11 +188,17 @@ fn a_full_disk_is_an_error_of_the_layer() {
 fn a_size_over_8_gib_and_any_bytes_of_a_name_or_value_are_in_the_header() {
     let size = 9 << 30;
     let path = [b'\n'; 150].to_vec();
-    let record =
-        Record { path: path.clone(), link: b"", kind: tar::EntryType::Regular, mode: 0o644, size, mtime: 7 };
+    let record = TarHeader {
+        path: path.clone(),
+        link: b"",
+        kind: tar::EntryType::Regular,
+        mode: 0o644,
+        size,
+        mtime: 7,
+    };
     let value = b"\n7 a=b\n".to_vec();
     let blocks = header::encode(&record, &[(b"user.x".to_vec(), value.clone())]);
-    assert_eq!(blocks.len() % header::BLOCK, 0);
+    assert_eq!(blocks.len() % header::TAR_BLOCK, 0);
     let extension = tar::Header::from_byte_slice(&blocks[..512]);
     let length = extension.entry_size().unwrap() as usize;
     let records = pax(&blocks[512..512 + length]).unwrap();
@@ -212,7 +218,7 @@ fn a_size_over_8_gib_and_any_bytes_of_a_name_or_value_are_in_the_header() {
 fn every_length_of_a_pax_record_counts_itself() {
     for length in 0..1200 {
         let xattr = (b"user.x".to_vec(), vec![b'v'; length]);
-        let entry = Record {
+        let entry = TarHeader {
             path: b"f".to_vec(),
             link: b"",
             kind: tar::EntryType::Regular,

@@ -1,7 +1,7 @@
 //! Validation of the entries of a list, which come from an untrusted sender.
 
 use super::{ListingError, path_order};
-use crate::identity::{Node, NodeKind};
+use crate::identity::{NodeKind, TreeNode};
 
 /// Maximum length of a path or link target, in bytes. System calls accept 4096, but longer paths can be created
 /// directory by directory.
@@ -14,16 +14,16 @@ const MAX_XATTRS: usize = 4096;
 
 /// Validator of entries, each on its own and against the entries before it.
 #[derive(Debug, Default)]
-pub(super) struct Checker {
+pub(super) struct ListingChecker {
     last: Vec<u8>,
     /// Directories that contain the last entry, and the entry itself if it is a directory.
     open: Vec<Box<[u8]>>,
 }
 
-impl Checker {
-    pub(super) fn check(&mut self, node: &Node<'_>) -> Result<(), ListingError> {
+impl ListingChecker {
+    pub(super) fn check(&mut self, node: &TreeNode<'_>) -> Result<(), ListingError> {
         let path = node.path;
-        let wrong = |reason| Err(ListingError::Entry { path: shown(path), reason });
+        let wrong = |reason| Err(ListingError::Entry { path: display_path(path), reason });
         if let Some(reason) = bad_path(path) {
             return wrong(reason);
         }
@@ -57,12 +57,12 @@ impl Checker {
                 return wrong(reason);
             }
         }
-        self.place(path, is_directory)
+        self.check_order(path, is_directory)
     }
 
-    fn place(&mut self, path: &[u8], is_directory: bool) -> Result<(), ListingError> {
+    fn check_order(&mut self, path: &[u8], is_directory: bool) -> Result<(), ListingError> {
         if !self.last.is_empty() && path_order(&self.last, path).is_ge() {
-            return Err(ListingError::Order { path: shown(path), before: shown(&self.last) });
+            return Err(ListingError::Order { path: display_path(path), before: display_path(&self.last) });
         }
         let parent = path.iter().rposition(|&byte| byte == b'/').map_or(&b""[..], |slash| &path[..slash]);
         while let Some(top) = self.open.last() {
@@ -72,7 +72,7 @@ impl Checker {
             self.open.pop();
         }
         if self.open.last().map_or(&b""[..], |top| top) != parent {
-            return Err(ListingError::NoParent { path: shown(path) });
+            return Err(ListingError::NoParent { path: display_path(path) });
         }
         if is_directory {
             self.open.push(path.into());
@@ -127,7 +127,7 @@ fn bad_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Option<&'static str> {
 }
 
 /// Returns a path for messages, with a limited length.
-pub(super) fn shown(path: &[u8]) -> String {
+pub(super) fn display_path(path: &[u8]) -> String {
     let text = String::from_utf8_lossy(&path[..path.len().min(300)]).into_owned();
     if path.len() > 300 { text + "..." } else { text }
 }

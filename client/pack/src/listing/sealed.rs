@@ -5,13 +5,13 @@
 //! sealed := list digest:32 sum:32
 //! ```
 
-use super::{Listing, Reader};
+use super::{ListingReader, TreeListing};
 use crate::identity::TreeDigest;
 
 const DIGEST: usize = 32;
 const SUM: usize = 32;
 
-impl Listing {
+impl TreeListing {
     /// Returns the bytes that follow [`bytes`](Self::bytes) in a sealed list.
     pub fn seal(&self) -> [u8; DIGEST + SUM] {
         let mut seal = [0; DIGEST + SUM];
@@ -42,7 +42,7 @@ fn opened(sealed: &[u8]) -> Option<(TreeDigest, Vec<u32>)> {
         return None;
     }
     let (list, digest) = summed.split_at(end);
-    let (mut starts, mut reader) = (Vec::new(), Reader { bytes: list, at: 0 });
+    let (mut starts, mut reader) = (Vec::new(), ListingReader { bytes: list, at: 0 });
     while reader.at < end {
         starts.push(u32::try_from(reader.at).ok()?);
         reader.entry().ok()?;

@@ -4,19 +4,19 @@ use super::*;
 
 const HASH: ContentHash = ContentHash::from_bytes([7; 32]);
 
-fn file(path: &[u8]) -> Node<'_> {
-    Node { path, mode: 0o644, kind: NodeKind::File { size: 3, content: HASH }, xattrs: &[] }
+fn file(path: &[u8]) -> TreeNode<'_> {
+    TreeNode { path, mode: 0o644, kind: NodeKind::File { size: 3, content: HASH }, xattrs: &[] }
 }
 
-fn directory(path: &[u8]) -> Node<'_> {
-    Node { path, mode: 0o755, kind: NodeKind::Directory, xattrs: &[] }
+fn directory(path: &[u8]) -> TreeNode<'_> {
+    TreeNode { path, mode: 0o755, kind: NodeKind::Directory, xattrs: &[] }
 }
 
-fn hard_link<'a>(path: &'a [u8], to: &'a [u8]) -> Node<'a> {
-    Node { path, mode: 0o644, kind: NodeKind::HardLink { to }, xattrs: &[] }
+fn hard_link<'a>(path: &'a [u8], to: &'a [u8]) -> TreeNode<'a> {
+    TreeNode { path, mode: 0o644, kind: NodeKind::HardLink { to }, xattrs: &[] }
 }
 
-fn list(nodes: &[Node<'_>]) -> Result<Listing, ListingError> {
+fn list(nodes: &[TreeNode<'_>]) -> Result<TreeListing, ListingError> {
     let mut writer = ListingWriter::new(ListingLimits::default());
     nodes.iter().try_for_each(|node| writer.push(node))?;
     writer.finish()
@@ -25,14 +25,15 @@ fn list(nodes: &[Node<'_>]) -> Result<Listing, ListingError> {
 #[test]
 fn a_list_gives_back_what_was_put_in_and_has_the_digest_of_the_tree() {
     let xattrs = vec![(b"security.capability".to_vec(), vec![1, 2]), (b"user.a".to_vec(), vec![0; 300])];
-    let link = Node { path: b"d/z", mode: 0o777, kind: NodeKind::Symlink { target: b"../x" }, xattrs: &[] };
-    let with = Node { xattrs: &xattrs, ..file(b"d/f") };
+    let link =
+        TreeNode { path: b"d/z", mode: 0o777, kind: NodeKind::Symlink { target: b"../x" }, xattrs: &[] };
+    let with = TreeNode { xattrs: &xattrs, ..file(b"d/f") };
     let nodes = [directory(b"d"), with, hard_link(b"d/g", b"d/f"), link, file(b"d.txt"), file(b"d0")];
     let listing = list(&nodes).unwrap();
     let mut sum = TreeHasher::default();
     nodes.iter().for_each(|node| sum.node(node));
     assert_eq!(listing.digest(), sum.finish());
-    let again = Listing::parse(listing.bytes(), ListingLimits::default()).unwrap();
+    let again = TreeListing::parse(listing.bytes(), ListingLimits::default()).unwrap();
     assert_eq!(again.digest(), listing.digest());
     for (index, node) in nodes.iter().enumerate() {
         let entry = again.entry(index);
@@ -50,21 +51,21 @@ fn a_sealed_list_comes_back_as_it_was_and_a_damaged_one_does_not() {
     for nodes in [vec![], vec![directory(b"d"), file(b"d/f"), hard_link(b"d/g", b"d/f"), file(b"e")]] {
         let listing = list(&nodes).unwrap();
         let sealed = [listing.bytes(), &listing.seal()].concat();
-        let again = Listing::unseal(sealed.clone()).unwrap();
+        let again = TreeListing::unseal(sealed.clone()).unwrap();
         assert_eq!((again.digest(), again.bytes()), (listing.digest(), listing.bytes()));
         assert!(again.entries().eq(listing.entries()));
-        assert!(Listing::unseal(listing.bytes().to_vec()).is_err(), "it has no seal");
+        assert!(TreeListing::unseal(listing.bytes().to_vec()).is_err(), "it has no seal");
         for at in 0..sealed.len() {
             let mut damaged = sealed.clone();
             damaged[at] ^= 1;
-            assert_eq!(Listing::unseal(damaged.clone()).unwrap_err(), damaged, "{at}");
+            assert_eq!(TreeListing::unseal(damaged.clone()).unwrap_err(), damaged, "{at}");
         }
     }
 }
 
 #[test]
 fn what_leads_out_of_the_tree_or_stands_twice_or_in_disorder_is_refused() {
-    let refused = |nodes: &[Node<'_>]| list(nodes).unwrap_err().to_string();
+    let refused = |nodes: &[TreeNode<'_>]| list(nodes).unwrap_err().to_string();
     for path in [&b"../a"[..], b"a/../b", b"/etc/passwd", b"a//b", b"a/", b".", b"a\0b", b"", &[b'n'; 256]] {
         let error = list(&[directory(b"a"), file(path)]).unwrap_err();
         assert!(matches!(error, ListingError::Entry { .. }), "{error}");
@@ -91,15 +92,15 @@ fn what_leads_out_of_the_tree_or_stands_twice_or_in_disorder_is_refused() {
 #[test]
 fn kinds_modes_and_attributes_that_a_pack_cannot_have_are_refused() {
     let refused =
-        |node: Node<'_>| assert!(matches!(list(&[node]), Err(ListingError::Entry { .. })), "{node:?}");
-    refused(Node { kind: NodeKind::Fifo, ..file(b"f") });
-    refused(Node { kind: NodeKind::Device { character: true, major: 1, minor: 3 }, ..file(b"f") });
-    refused(Node { mode: 0o100_644, ..file(b"f") });
-    refused(Node { kind: NodeKind::Symlink { target: b"" }, ..file(b"l") });
+        |node: TreeNode<'_>| assert!(matches!(list(&[node]), Err(ListingError::Entry { .. })), "{node:?}");
+    refused(TreeNode { kind: NodeKind::Fifo, ..file(b"f") });
+    refused(TreeNode { kind: NodeKind::Device { character: true, major: 1, minor: 3 }, ..file(b"f") });
+    refused(TreeNode { mode: 0o100_644, ..file(b"f") });
+    refused(TreeNode { kind: NodeKind::Symlink { target: b"" }, ..file(b"l") });
     let twice = vec![(b"user.a".to_vec(), vec![]), (b"user.a".to_vec(), vec![])];
-    refused(Node { xattrs: &twice, ..file(b"f") });
+    refused(TreeNode { xattrs: &twice, ..file(b"f") });
     for name in ["trusted.overlay.opaque", "user.", "system.posix_acl_access"] {
-        refused(Node { xattrs: &[(name.into(), vec![])], ..file(b"f") });
+        refused(TreeNode { xattrs: &[(name.into(), vec![])], ..file(b"f") });
     }
 }
 
@@ -119,7 +120,7 @@ fn a_list_is_bounded() {
 proptest! {
     #[test]
     fn any_bytes_are_a_list_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        let _ = Listing::parse(&bytes, ListingLimits::default());
+        let _ = TreeListing::parse(&bytes, ListingLimits::default());
     }
 
     #[test]
@@ -128,7 +129,7 @@ proptest! {
         let mut bytes = listing.bytes().to_vec();
         let at = at % bytes.len();
         bytes[at] ^= flip;
-        let parsed = Listing::parse(&bytes, ListingLimits::default());
+        let parsed = TreeListing::parse(&bytes, ListingLimits::default());
         prop_assert!(parsed.is_err() || parsed.is_ok_and(|parsed| parsed.digest() != listing.digest()));
     }
 }

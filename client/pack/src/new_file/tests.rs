@@ -19,7 +19,7 @@ fn a_file_has_no_name_until_it_gets_one_and_replaces_another() {
         let new = new.unwrap();
         new.file().write_all(content.as_bytes()).unwrap();
         assert!(!names(dir.path()).contains(&"three".to_owned()));
-        new.put(&path).unwrap();
+        new.persist(&path).unwrap();
         drop(new);
         assert_eq!(names(dir.path()), ["out"]);
         assert_eq!(fs::read_to_string(&path).unwrap(), content);
@@ -32,7 +32,7 @@ fn nothing_is_left_of_a_file_that_is_given_up() {
     drop(NewFile::create(dir.path(), 0o600).unwrap());
     drop(NewFile::hidden(dir.path(), 0o600).unwrap());
     let new = NewFile::hidden(dir.path(), 0o600).unwrap();
-    assert!(new.put(&dir.path().join("no/such/place")).is_err());
+    assert!(new.persist(&dir.path().join("no/such/place")).is_err());
     drop(new);
     assert_eq!(names(dir.path()), [""; 0]);
 }
@@ -44,6 +44,6 @@ fn what_a_killed_writer_left_is_removed_and_what_a_living_one_holds_is_not() {
     let living = NewFile::hidden(dir.path(), 0o600).unwrap();
     let _other = NewFile::create(dir.path(), 0o600).unwrap();
     assert_eq!(names(dir.path()).len(), 1);
-    living.put(&dir.path().join("out")).unwrap();
+    living.persist(&dir.path().join("out")).unwrap();
     assert_eq!(names(dir.path()), ["out"]);
 }

@@ -3,14 +3,14 @@
 use hearth_proto::value::{Digest, Reference};
 
 use super::{PackError, PackOptions};
-use crate::archive::{Layout, sha256};
+use crate::archive::{ArchiveLayout, sha256};
 use crate::image::{self, Descriptor, ImageConfig, Manifest};
-use crate::layer::{Compression, Layer};
+use crate::layer::{Compression, PackedLayer};
 
 const CREATED_BY: &str = "hearth pack";
 
 /// Parts of the image that are known before its layer is made.
-pub(super) struct Assembly<'a> {
+pub(super) struct ImageAssembly<'a> {
     options: &'a PackOptions,
     config: ImageConfig,
     below: Vec<Descriptor>,
@@ -19,16 +19,16 @@ pub(super) struct Assembly<'a> {
 
 /// An image without the content of its layers.
 #[derive(Debug)]
-pub(super) struct Assembled {
+pub(super) struct AssembledImage {
     pub(super) config: ImageConfig,
     pub(super) config_bytes: Vec<u8>,
     pub(super) config_digest: Digest,
     pub(super) manifest: Vec<u8>,
     pub(super) parsed: Manifest,
-    pub(super) layout: Layout,
+    pub(super) layout: ArchiveLayout,
 }
 
-impl<'a> Assembly<'a> {
+impl<'a> ImageAssembly<'a> {
     pub(super) fn new(options: &'a PackOptions) -> Result<Self, PackError> {
         let (mut config, below) = match &options.base {
             Some(base) => (base.config.clone(), base.layers.clone()),
@@ -40,18 +40,19 @@ impl<'a> Assembly<'a> {
         Ok(Self { options, config, below, created })
     }
 
-    pub(super) fn assemble(&self, layer: &Layer) -> Result<Assembled, PackError> {
+    pub(super) fn assemble(&self, layer: &PackedLayer) -> Result<AssembledImage, PackError> {
         let mut config = self.config.clone();
         config.add_layer(layer.diff_id, &self.created, CREATED_BY);
         let config_bytes = serde_json::to_vec(&config)?;
         let config_digest = sha256(&config_bytes);
         let mut layers = self.below.clone();
         layers.push(Descriptor::new(layer.compression.media_type(), layer.digest, layer.size));
-        let config_descriptor = Descriptor::new(image::CONFIG, config_digest, config_bytes.len() as u64);
+        let config_descriptor =
+            Descriptor::new(image::OCI_CONFIG_TYPE, config_digest, config_bytes.len() as u64);
         let parsed = Manifest::new(config_descriptor, layers);
         let manifest = serde_json::to_vec(&parsed)?;
         let tag = self.options.tag.as_ref().map(Reference::to_string);
-        let layout = Layout::new(
+        let layout = ArchiveLayout::new(
             &config_bytes,
             &manifest,
             &parsed,
@@ -59,7 +60,7 @@ impl<'a> Assembly<'a> {
             tag.as_deref(),
             self.options.docker,
         )?;
-        Ok(Assembled { config, config_bytes, config_digest, manifest, parsed, layout })
+        Ok(AssembledImage { config, config_bytes, config_digest, manifest, parsed, layout })
     }
 
     /// Predicts the offset of the layer in the archive. The bytes before it depend only on the number of digits of
@@ -72,7 +73,7 @@ impl<'a> Assembly<'a> {
             Compression::None => content_bytes,
         };
         let guess =
-            Layer { digest: none, diff_id: none, size, uncompressed_size: content_bytes, compression };
+            PackedLayer { digest: none, diff_id: none, size, uncompressed_size: content_bytes, compression };
         Ok(self.assemble(&guess)?.layout.blob_position(&none))
     }
 }

@@ -9,9 +9,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::archive::{ArchiveError, ArchiveSink, read, sha256};
-use crate::base::{Base, BaseError};
+use crate::base::{BaseError, BaseImage};
 use crate::layer::Compression;
-use crate::walk::Rules;
+use crate::walk::IgnoreRules;
 
 /// Content of a layer under one name, read by another tar implementation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,18 +40,18 @@ fn options() -> PackOptions {
     PackOptions::default()
 }
 
-fn packed(dir: &Path, options: &PackOptions) -> Packed {
+fn packed(dir: &Path, options: &PackOptions) -> PackedImage {
     pack(dir, options, &mut |_| {}).unwrap()
 }
 
-fn archive(packed: &Packed) -> Vec<u8> {
+fn archive(packed: &PackedImage) -> Vec<u8> {
     let mut bytes = Vec::new();
     packed.write_archive(&mut bytes).unwrap();
     assert_eq!(bytes.len() as u64, packed.archive_size());
     bytes
 }
 
-fn layer_of(packed: &Packed) -> Vec<(Vec<u8>, Seen)> {
+fn layer_of(packed: &PackedImage) -> Vec<(Vec<u8>, Seen)> {
     let mut blobs = Blobs::default();
     read(archive(packed).as_slice(), &mut blobs).unwrap();
     let blob = blobs.0[&packed.layer.digest].as_slice();
@@ -226,14 +226,14 @@ fn a_base_in_an_archive_comes_first_and_its_config_is_inherited() {
     let file = dir.path().join("base.tar");
     below.write_to_file(&file).unwrap();
 
-    let error = Base::from_archive(&file, &Platform::default(), None).unwrap_err();
+    let error = BaseImage::from_archive(&file, &Platform::default(), None).unwrap_err();
     assert!(matches!(error, BaseError::Archive(ArchiveError::NoPlatform { .. })), "{error}");
     assert!(error.to_string().contains("linux/arm64"), "{error}");
 
     let top = tempfile::tempdir().unwrap();
     fs::write(top.path().join("top-file"), "top").unwrap();
     let mut options = options();
-    options.base = Some(Base::from_archive(&file, &"arm64".parse().unwrap(), None).unwrap());
+    options.base = Some(BaseImage::from_archive(&file, &"arm64".parse().unwrap(), None).unwrap());
     options.config.env = vec!["PATH=/usr/bin".to_owned()];
     options.config.entrypoint = Some(vec!["/new".to_owned()]);
     options.tag = Some(Reference::parse_tag("my-app:dev").unwrap());
@@ -277,7 +277,7 @@ fn a_base_that_changed_since_it_was_verified_is_noticed() {
     let file = dir.path().join("base.tar");
     below.write_to_file(&file).unwrap();
     let mut options = self::options();
-    options.base = Some(Base::from_archive(&file, &Platform::default(), None).unwrap());
+    options.base = Some(BaseImage::from_archive(&file, &Platform::default(), None).unwrap());
     let top = tempfile::tempdir().unwrap();
     let image = packed(top.path(), &options);
     let mut bytes = fs::read(&file).unwrap();
@@ -361,7 +361,7 @@ proptest! {
         make(one.path(), &tree, false);
         make(two.path(), &tree, true);
         let mut options = options();
-        options.walk.rules = Rules::Nothing;
+        options.walk.rules = IgnoreRules::Nothing;
         let first = packed(one.path(), &options);
         for entry in crate::walk::walk(two.path(), &options.walk).unwrap().entries {
             let path = two.path().join(OsStr::from_bytes(&entry.path));
@@ -381,7 +381,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         make(dir.path(), &tree, false);
         let mut options = options();
-        options.walk.rules = Rules::Nothing;
+        options.walk.rules = IgnoreRules::Nothing;
         let seen: BTreeMap<_, _> = layer_of(&packed(dir.path(), &options)).into_iter().collect();
         for (path, content) in &tree {
             let path = path.join(&b'/');
@@ -411,7 +411,7 @@ proptest! {
         let mode = mode | 0o400;
         fs::set_permissions(dir.path().join("FILE"), Permissions::from_mode(mode)).unwrap();
         let mut options = options();
-        options.walk.rules = Rules::Nothing;
+        options.walk.rules = IgnoreRules::Nothing;
         options.layer.compression = [Compression::Zstd, Compression::Gzip, Compression::None][compression];
         let seen: BTreeMap<_, _> = layer_of(&packed(dir.path(), &options)).into_iter().collect();
         let file = &seen[&b"FILE"[..]];

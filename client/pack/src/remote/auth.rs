@@ -21,39 +21,39 @@ use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use serde::Deserialize;
 use url::Url;
 
-use super::Remote;
-use super::credentials::Credential;
+use super::RegistryClient;
+use super::credentials::HostCredential;
 use super::error::RemoteError;
-use super::host::{DOCKER_HUB, Host, is_loopback, shown};
-use super::transport::{Call, JSON_ANSWER, answer_json};
+use super::host::{DOCKER_HUB, RegistryHost, is_loopback, redacted_url};
+use super::transport::{MAX_JSON_ANSWER, RegistryRequest, answer_json};
 
 /// Cache of authorization headers, by host and scope.
 #[derive(Debug, Default)]
-pub(super) struct Tokens(Mutex<HashMap<(String, String), HeaderValue>>);
+pub(super) struct TokenCache(Mutex<HashMap<(String, String), HeaderValue>>);
 
-impl Tokens {
-    pub(super) fn get(&self, host: &Host, scope: &str) -> Option<HeaderValue> {
+impl TokenCache {
+    pub(super) fn get(&self, host: &RegistryHost, scope: &str) -> Option<HeaderValue> {
         self.0.lock().get(&(host.key.clone(), scope.to_owned())).cloned()
     }
 
-    fn put(&self, host: &Host, scope: &str, value: HeaderValue) {
+    fn insert(&self, host: &RegistryHost, scope: &str, value: HeaderValue) {
         self.0.lock().insert((host.key.clone(), scope.to_owned()), value);
     }
 
-    pub(super) fn forget(&self, host: &Host, scope: &str) {
+    pub(super) fn remove(&self, host: &RegistryHost, scope: &str) {
         self.0.lock().remove(&(host.key.clone(), scope.to_owned()));
     }
 }
 
 /// Authentication challenge of a 401 answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Challenge {
+pub(super) enum AuthChallenge {
     Basic,
     Bearer { realm: String, service: Option<String>, scope: Option<String> },
     Other(String),
 }
 
-impl Challenge {
+impl AuthChallenge {
     /// Returns the preferred challenge of an answer: Bearer, then Basic, then others. `None` if it has none.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let all = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
@@ -68,19 +68,19 @@ impl Challenge {
 }
 
 /// Parses `Scheme key="value", key=value` (RFC 9110, section 11.6.1).
-fn parse(text: &str) -> Challenge {
+fn parse(text: &str) -> AuthChallenge {
     let (scheme, rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
     if scheme.eq_ignore_ascii_case("basic") {
-        return Challenge::Basic;
+        return AuthChallenge::Basic;
     }
     let mut parameters: HashMap<String, String> = parameters(rest);
     match parameters.remove("realm") {
-        Some(realm) if scheme.eq_ignore_ascii_case("bearer") => Challenge::Bearer {
+        Some(realm) if scheme.eq_ignore_ascii_case("bearer") => AuthChallenge::Bearer {
             realm,
             service: parameters.remove("service"),
             scope: parameters.remove("scope"),
         },
-        _ => Challenge::Other(scheme.chars().filter(char::is_ascii_alphanumeric).take(30).collect()),
+        _ => AuthChallenge::Other(scheme.chars().filter(char::is_ascii_alphanumeric).take(30).collect()),
     }
 }
 
@@ -116,67 +116,67 @@ fn parameters(mut rest: &str) -> HashMap<String, String> {
 }
 
 #[derive(Deserialize)]
-struct TokenAnswer {
+struct TokenResponse {
     token: Option<String>,
     access_token: Option<String>,
 }
 
-impl Remote {
+impl RegistryClient {
     /// Creates the authorization header for a challenge and caches it for `scope`. Returns `None` if there is no
     /// suitable credential.
     pub(super) async fn authorize(
         &self,
-        host: &Host,
+        host: &RegistryHost,
         url: &Url,
         scope: &str,
-        challenge: Option<Challenge>,
+        challenge: Option<AuthChallenge>,
     ) -> Result<Option<HeaderValue>, RemoteError> {
         let credential = self.credentials.get(&host.key);
         let header = match (challenge, credential) {
-            (None, _) | (Some(Challenge::Basic), None) => return Ok(None),
-            (Some(Challenge::Basic), Some(Credential::Password { username, password })) => {
+            (None, _) | (Some(AuthChallenge::Basic), None) => return Ok(None),
+            (Some(AuthChallenge::Basic), Some(HostCredential::Password { username, password })) => {
                 basic(username, password)
             }
-            (Some(Challenge::Basic), Some(Credential::IdentityToken(_))) => return Ok(None),
-            (Some(Challenge::Other(scheme)), _) => {
-                return Err(RemoteError::Challenge { url: shown(url), scheme });
+            (Some(AuthChallenge::Basic), Some(HostCredential::IdentityToken(_))) => return Ok(None),
+            (Some(AuthChallenge::Other(scheme)), _) => {
+                return Err(RemoteError::Challenge { url: redacted_url(url), scheme });
             }
-            (Some(Challenge::Bearer { realm, service, scope: asked }), credential) => {
-                let scope = union(scope, asked.as_deref());
+            (Some(AuthChallenge::Bearer { realm, service, scope: asked }), credential) => {
+                let scope = merge_scopes(scope, asked.as_deref());
                 let token = self.token(host, url, &realm, service.as_deref(), &scope, credential).await?;
                 format!("Bearer {token}")
             }
         };
         let mut header = HeaderValue::from_str(&header).map_err(|_| RemoteError::Answer {
-            url: shown(url),
+            url: redacted_url(url),
             reason: "its token cannot be sent in a header".to_owned(),
         })?;
         header.set_sensitive(true);
-        self.tokens.put(host, scope, header.clone());
+        self.tokens.insert(host, scope, header.clone());
         Ok(Some(header))
     }
 
     async fn token(
         &self,
-        host: &Host,
+        host: &RegistryHost,
         url: &Url,
         realm: &str,
         service: Option<&str>,
         scope: &str,
-        credential: Option<&Credential>,
+        credential: Option<&HostCredential>,
     ) -> Result<String, RemoteError> {
-        let wrong = |reason| RemoteError::Realm { url: shown(url), realm: realm_shown(realm), reason };
+        let wrong = |reason| RemoteError::Realm { url: redacted_url(url), realm: realm_shown(realm), reason };
         let mut target: Url = realm.parse().map_err(|_| wrong("that is no URL"))?;
-        match (judge(host, &target), credential) {
-            (Trust::Same, _) | (Trust::Anonymous, None) => {}
-            (Trust::Anonymous, Some(_)) => {
+        match (realm_trust(host, &target), credential) {
+            (RealmTrust::SameOwner, _) | (RealmTrust::Anonymous, None) => {}
+            (RealmTrust::Anonymous, Some(_)) => {
                 return Err(wrong("credentials are not sent there, because the host has another owner"));
             }
-            (Trust::Never(reason), _) => return Err(wrong(reason)),
+            (RealmTrust::Never(reason), _) => return Err(wrong(reason)),
         }
         let scopes = || scope.split(' ').filter(|scope| !scope.is_empty());
         let call = match credential {
-            Some(Credential::IdentityToken(token)) => {
+            Some(HostCredential::IdentityToken(token)) => {
                 let mut form = vec![
                     ("grant_type", "refresh_token"),
                     ("client_id", "hearth"),
@@ -186,7 +186,7 @@ impl Remote {
                 form.extend(service.map(|service| ("service", service)));
                 let form: Vec<_> =
                     form.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-                Call::post_form(target, form)
+                RegistryRequest::post_form(target, form)
             }
             credential => {
                 {
@@ -197,12 +197,12 @@ impl Remote {
                     for scope in scopes() {
                         query.append_pair("scope", scope);
                     }
-                    if let Some(Credential::Password { username, .. }) = credential {
+                    if let Some(HostCredential::Password { username, .. }) = credential {
                         query.append_pair("account", username);
                     }
                 }
-                let mut call = Call::get(target);
-                if let Some(Credential::Password { username, password }) = credential {
+                let mut call = RegistryRequest::get(target);
+                if let Some(HostCredential::Password { username, password }) = credential {
                     call = call.authorization(&basic(username, password));
                 }
                 call
@@ -210,7 +210,7 @@ impl Remote {
         };
         // Redirects of a token service are not followed: the credentials are only for that service.
         let answer = self.send_plain(host, &call).await?;
-        let answer: TokenAnswer = answer_json(answer, JSON_ANSWER, self.retry.stall).await?;
+        let answer: TokenResponse = answer_json(answer, MAX_JSON_ANSWER, self.retry.stall).await?;
         let token = answer.token.filter(|token| !token.is_empty()).or(answer.access_token);
         token.filter(|token| !token.is_empty()).ok_or_else(|| RemoteError::Answer {
             url: realm_shown(realm),
@@ -231,7 +231,7 @@ fn realm_shown(realm: &str) -> String {
 }
 
 /// Merges two lists of scopes without duplicates.
-fn union(own: &str, asked: Option<&str>) -> String {
+fn merge_scopes(own: &str, asked: Option<&str>) -> String {
     let mut all: Vec<&str> = own.split(' ').filter(|scope| !scope.is_empty()).collect();
     for scope in asked.unwrap_or_default().split(' ').filter(|scope| !scope.is_empty()) {
         if !all.contains(&scope) {
@@ -242,39 +242,39 @@ fn union(own: &str, asked: Option<&str>) -> String {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Trust {
+enum RealmTrust {
     /// The realm belongs to the owner of the registry.
-    Same,
+    SameOwner,
     /// The realm belongs to another owner. It may learn which image is requested, but gets no credentials.
     Anonymous,
     /// The realm is not used at all, for this reason.
     Never(&'static str),
 }
 
-fn judge(host: &Host, realm: &Url) -> Trust {
+fn realm_trust(host: &RegistryHost, realm: &Url) -> RealmTrust {
     let (Some(own), Some(other)) = (host.base.host_str(), realm.host_str()) else {
-        return Trust::Never("it has no host");
+        return RealmTrust::Never("it has no host");
     };
     if !realm.username().is_empty() || realm.password().is_some() {
-        return Trust::Never("it has a user name in it");
+        return RealmTrust::Never("it has a user name in it");
     }
     match realm.scheme() {
         "https" => {}
-        "http" if host.is_plain_http() && own == other => return Trust::Same,
-        "http" => return Trust::Never("it is not https"),
-        _ => return Trust::Never("it is neither http nor https"),
+        "http" if host.is_plain_http() && own == other => return RealmTrust::SameOwner,
+        "http" => return RealmTrust::Never("it is not https"),
+        _ => return RealmTrust::Never("it is neither http nor https"),
     }
     if own == other || same_owner(own, other) {
-        return Trust::Same;
+        return RealmTrust::SameOwner;
     }
     // A registry must not make this process send requests to hosts of the internal network.
     let internal = is_loopback(other)
         || !other.contains('.')
         || other.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
     if internal {
-        Trust::Never("it is an address of another network than the registry's")
+        RealmTrust::Never("it is an address of another network than the registry's")
     } else {
-        Trust::Anonymous
+        RealmTrust::Anonymous
     }
 }
 
@@ -296,11 +296,11 @@ fn same_owner(registry: &str, realm: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::remote::Mirrors;
+    use crate::remote::MirrorList;
 
-    fn trust(registry: &str, realm: &str) -> Trust {
-        let host = Mirrors::default().own(&format!("{registry}/x").parse().unwrap());
-        judge(&host, &realm.parse().unwrap())
+    fn trust(registry: &str, realm: &str) -> RealmTrust {
+        let host = MirrorList::default().registry_host(&format!("{registry}/x").parse().unwrap());
+        realm_trust(&host, &realm.parse().unwrap())
     }
 
     #[test]
@@ -313,7 +313,7 @@ mod tests {
             ("registry.example.com:5000", "https://registry.example.com:5001/token"),
             ("127.0.0.1:5000", "http://127.0.0.1:5001/token"),
         ] {
-            assert_eq!(trust(registry, realm), Trust::Same, "{registry} {realm}");
+            assert_eq!(trust(registry, realm), RealmTrust::SameOwner, "{registry} {realm}");
         }
         for (registry, realm) in [
             ("evil.example", "https://auth.docker.io/token"),
@@ -322,7 +322,7 @@ mod tests {
             ("one.github.io", "https://two.github.io/token"),
             ("registry.example.com", "https://example.com.evil.org/token"),
         ] {
-            assert_eq!(trust(registry, realm), Trust::Anonymous, "{registry} {realm}");
+            assert_eq!(trust(registry, realm), RealmTrust::Anonymous, "{registry} {realm}");
         }
         for (registry, realm) in [
             ("ghcr.io", "http://ghcr.io/token"),
@@ -334,7 +334,7 @@ mod tests {
             ("127.0.0.1:5000", "http://auth.example.com/token"),
             ("127.0.0.1:5000", "http://127.0.0.2:5000/token"),
         ] {
-            assert!(matches!(trust(registry, realm), Trust::Never(_)), "{registry} {realm}");
+            assert!(matches!(trust(registry, realm), RealmTrust::Never(_)), "{registry} {realm}");
         }
     }
 
@@ -343,15 +343,15 @@ mod tests {
         let text = r#"Bearer realm="https://a/t?x=1,2",service="r \"q\"", scope="repository:a/b:pull,push", error=x"#;
         assert_eq!(
             parse(text),
-            Challenge::Bearer {
+            AuthChallenge::Bearer {
                 realm: "https://a/t?x=1,2".to_owned(),
                 service: Some("r \"q\"".to_owned()),
                 scope: Some("repository:a/b:pull,push".to_owned()),
             }
         );
-        assert_eq!(parse("basic realm=x"), Challenge::Basic);
-        assert_eq!(parse("Negotiate"), Challenge::Other("Negotiate".to_owned()));
-        assert_eq!(parse("Bearer"), Challenge::Other("Bearer".to_owned()));
+        assert_eq!(parse("basic realm=x"), AuthChallenge::Basic);
+        assert_eq!(parse("Negotiate"), AuthChallenge::Other("Negotiate".to_owned()));
+        assert_eq!(parse("Bearer"), AuthChallenge::Other("Bearer".to_owned()));
         for odd in ["", "=", "Bearer realm=\"", "Bearer =,=\"\\", "Bearer realm=\"\\"] {
             let _ = parse(odd);
         }
@@ -360,9 +360,9 @@ mod tests {
     #[test]
     fn what_is_needed_and_what_is_asked_for_are_both_in_the_scope() {
         let own = "repository:a:pull,push repository:b:pull";
-        assert_eq!(union(own, Some("repository:a:pull,push")), own);
+        assert_eq!(merge_scopes(own, Some("repository:a:pull,push")), own);
         assert_eq!(
-            union("repository:a:pull", Some("repository:c:pull")),
+            merge_scopes("repository:a:pull", Some("repository:c:pull")),
             "repository:a:pull repository:c:pull"
         );
     }

@@ -12,19 +12,19 @@ use reqwest::{Response, StatusCode};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use super::Remote;
+use super::RegistryClient;
 use super::error::RemoteError;
-use super::host::{Host, shown};
-use super::resolve::{Source, not_found};
-use super::transport::{Call, next_chunk};
+use super::host::{RegistryHost, redacted_url};
+use super::resolve::{PullSource, not_found};
+use super::transport::{RegistryRequest, next_chunk};
 use crate::archive::JSON_LIMIT;
 use crate::image::Descriptor;
 
 /// Number of chunks that are buffered between the connection and the receiver.
-pub const CHUNKS_AHEAD: usize = 16;
+pub const CHUNK_BUFFER: usize = 16;
 
 /// State of a blob's download.
-struct Progress<'a> {
+struct BlobDownload<'a> {
     blob: &'a Descriptor,
     received: u64,
     sum: Sha256,
@@ -33,47 +33,47 @@ struct Progress<'a> {
     to: &'a mpsc::Sender<Bytes>,
 }
 
-impl Remote {
+impl RegistryClient {
     /// Fetches a blob into a channel, from `source`'s hosts in turn. The content sent to the channel is complete and
     /// verified only if this returns no error.
-    pub async fn blob(
+    pub async fn fetch_blob(
         &self,
-        source: &Source,
+        source: &PullSource,
         blob: &Descriptor,
         to: &mpsc::Sender<Bytes>,
     ) -> Result<(), RemoteError> {
-        let mut progress = Progress { blob, received: 0, sum: Sha256::new(), held: Bytes::new(), to };
+        let mut progress = BlobDownload { blob, received: 0, sum: Sha256::new(), held: Bytes::new(), to };
         let mut last = None;
         for host in &source.hosts {
-            match self.blob_at(host, source, &mut progress).await {
+            match self.fetch_blob_from(host, source, &mut progress).await {
                 Ok(()) => return Ok(()),
                 // The bytes received so far may be wrong, so another host cannot continue from there.
                 Err(error @ (RemoteError::Mismatch { .. } | RemoteError::Size { .. })) => return Err(error),
-                Err(error) if error.is_of_this_host() => last = Some(error),
+                Err(error) if error.allows_next_host() => last = Some(error),
                 Err(error) => return Err(error),
             }
         }
         Err(last.unwrap_or_else(|| not_found(source)))
     }
 
-    async fn blob_at(
+    async fn fetch_blob_from(
         &self,
-        host: &Host,
-        source: &Source,
-        progress: &mut Progress<'_>,
+        host: &RegistryHost,
+        source: &PullSource,
+        progress: &mut BlobDownload<'_>,
     ) -> Result<(), RemoteError> {
         let url = host.url(&source.repository, &format!("blobs/{}", progress.blob.digest));
         let mut attempt = 1;
         loop {
             let before = progress.received;
-            let mut call = Call::get(url.clone());
+            let mut call = RegistryRequest::get(url.clone());
             if before > 0
                 && let Ok(range) = HeaderValue::from_str(&format!("bytes={before}-"))
             {
                 call = call.header(RANGE, range);
             }
             let answer = self.send(host, &source.scope(), &call).await?;
-            let error = match self.take(answer, progress).await {
+            let error = match self.receive_body(answer, progress).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.retryable() => error,
                 Err(error) => return Err(error),
@@ -94,13 +94,17 @@ impl Remote {
         }
     }
 
-    async fn take(&self, mut answer: Response, progress: &mut Progress<'_>) -> Result<(), RemoteError> {
+    async fn receive_body(
+        &self,
+        mut answer: Response,
+        progress: &mut BlobDownload<'_>,
+    ) -> Result<(), RemoteError> {
         let url = answer.url().clone();
         let mut skip = match answer.status() {
             StatusCode::PARTIAL_CONTENT if range_start(&answer) == Some(progress.received) => 0,
             StatusCode::PARTIAL_CONTENT => {
                 let reason = "it has another range than requested".to_owned();
-                return Err(RemoteError::Answer { url: shown(&url), reason });
+                return Err(RemoteError::Answer { url: redacted_url(&url), reason });
             }
             // Some registries ignore ranges: the bytes that were already received are skipped.
             _ => progress.received,
@@ -116,28 +120,28 @@ impl Remote {
                     let known = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
                     chunk.advance(known);
                     skip -= known as u64;
-                    progress.add(chunk, &shown(&url)).await?;
+                    progress.add(chunk, &redacted_url(&url)).await?;
                 }
                 None if progress.received < progress.blob.size => {
                     return Err(RemoteError::Unreachable {
-                        url: shown(&url),
+                        url: redacted_url(&url),
                         reason: format!(
                             "it ended after {} of {} bytes",
                             progress.received, progress.blob.size
                         ),
                     });
                 }
-                None => return progress.finish(&shown(&url)).await,
+                None => return progress.finish(&redacted_url(&url)).await,
             }
         }
     }
 
     /// Fetches a whole small blob, such as a config.
-    pub async fn bytes(&self, source: &Source, blob: &Descriptor) -> Result<Vec<u8>, RemoteError> {
+    pub async fn fetch_bytes(&self, source: &PullSource, blob: &Descriptor) -> Result<Vec<u8>, RemoteError> {
         if blob.size > JSON_LIMIT {
             return Err(RemoteError::TooLarge { url: source.reference.clone(), limit: JSON_LIMIT as usize });
         }
-        let (send, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
+        let (send, mut chunks) = mpsc::channel::<Bytes>(CHUNK_BUFFER);
         let collect = async {
             let mut bytes = Vec::new();
             while let Some(chunk) = chunks.recv().await {
@@ -146,7 +150,7 @@ impl Remote {
             bytes
         };
         let fetch = async {
-            let fetched = self.blob(source, blob, &send).await;
+            let fetched = self.fetch_blob(source, blob, &send).await;
             drop(send);
             fetched
         };
@@ -160,7 +164,7 @@ fn range_start(answer: &Response) -> Option<u64> {
     range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }
 
-impl Progress<'_> {
+impl BlobDownload<'_> {
     async fn add(&mut self, chunk: Bytes, url: &str) -> Result<(), RemoteError> {
         if chunk.is_empty() {
             return Ok(());
@@ -190,7 +194,7 @@ impl Progress<'_> {
         if chunk.is_empty() {
             return Ok(());
         }
-        self.to.send(chunk).await.map_err(|_| RemoteError::NotTaken { digest: self.blob.digest })
+        self.to.send(chunk).await.map_err(|_| RemoteError::ReceiverStopped { digest: self.blob.digest })
     }
 
     fn size(&self, url: &str) -> RemoteError {

@@ -9,7 +9,7 @@ use super::host::DOCKER_HUB;
 
 /// Credential for one registry. `Debug` prints a placeholder, so it never appears in logs.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Credential {
+pub enum HostCredential {
     Password {
         username: String,
         password: String,
@@ -18,7 +18,7 @@ pub enum Credential {
     IdentityToken(String),
 }
 
-impl fmt::Debug for Credential {
+impl fmt::Debug for HostCredential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("<credential>")
     }
@@ -26,12 +26,12 @@ impl fmt::Debug for Credential {
 
 /// Credentials by registry.
 #[derive(Clone, Debug, Default)]
-pub struct Credentials(BTreeMap<String, Credential>);
+pub struct HostCredentials(BTreeMap<String, HostCredential>);
 
-impl Credentials {
+impl HostCredentials {
     /// Adds a credential and replaces an earlier one for the same registry.
     #[must_use]
-    pub fn with(mut self, registry: &str, credential: Credential) -> Self {
+    pub fn with(mut self, registry: &str, credential: HostCredential) -> Self {
         self.0.insert(registry_key(registry), credential);
         self
     }
@@ -45,7 +45,7 @@ impl Credentials {
         self
     }
 
-    pub fn get(&self, registry: &str) -> Option<&Credential> {
+    pub fn get(&self, registry: &str) -> Option<&HostCredential> {
         self.0.get(&registry_key(registry))
     }
 
@@ -69,14 +69,14 @@ pub fn registry_key(registry: &str) -> String {
 /// Returns the credential that `docker login` stored for a registry: in `config.json`, or in the credential helper
 /// that is configured there. This call blocks, and a helper may prompt the user, so run it in a thread with a time
 /// limit.
-pub fn docker_config(registry: &str) -> Result<Option<Credential>, String> {
+pub fn docker_login_credential(registry: &str) -> Result<Option<HostCredential>, String> {
     let key = registry_key(registry);
     let server = if key == DOCKER_HUB { "https://index.docker.io/v1/" } else { key.as_str() };
     match docker_credential::get_credential(server) {
         Ok(DockerCredential::UsernamePassword(username, password)) => {
-            Ok(Some(Credential::Password { username, password }))
+            Ok(Some(HostCredential::Password { username, password }))
         }
-        Ok(DockerCredential::IdentityToken(token)) => Ok(Some(Credential::IdentityToken(token))),
+        Ok(DockerCredential::IdentityToken(token)) => Ok(Some(HostCredential::IdentityToken(token))),
         Err(
             CredentialRetrievalError::NoCredentialConfigured
             | CredentialRetrievalError::ConfigNotFound
@@ -99,25 +99,25 @@ fn config_exists() -> bool {
 mod tests {
     use super::*;
 
-    fn password(username: &str) -> Credential {
-        Credential::Password { username: username.to_owned(), password: "hunter2".to_owned() }
+    fn password(username: &str) -> HostCredential {
+        HostCredential::Password { username: username.to_owned(), password: "hunter2".to_owned() }
     }
 
     #[test]
     fn every_name_of_docker_hub_finds_its_credential_and_others_are_exact() {
         for given in ["", "docker.io", "https://index.docker.io/v1/", "registry-1.docker.io"] {
-            let credentials = Credentials::default().with(given, password("a"));
+            let credentials = HostCredentials::default().with(given, password("a"));
             assert!(credentials.get("docker.io").is_some() && credentials.get("example.com").is_none());
         }
-        let credentials = Credentials::default().with("R.example:5000", password("a"));
+        let credentials = HostCredentials::default().with("R.example:5000", password("a"));
         assert!(credentials.get("r.example:5000").is_some() && credentials.get("r.example").is_none());
     }
 
     #[test]
     fn what_was_given_first_wins_over_what_was_configured_and_nothing_is_shown() {
-        let given = Credentials::default().with("a.example", password("given"));
+        let given = HostCredentials::default().with("a.example", password("given"));
         let configured =
-            Credentials::default().with("a.example", password("c")).with("b.example", password("c"));
+            HostCredentials::default().with("a.example", password("c")).with("b.example", password("c"));
         let all = given.or(configured);
         assert_eq!(all.get("a.example"), Some(&password("given")));
         assert_eq!(all.get("b.example"), Some(&password("c")));

@@ -21,7 +21,7 @@ pub enum RemoteError {
     #[error("the certificate of {url} is not trusted here: {reason}")]
     Untrusted { url: String, reason: String },
     #[error("{url} gave no answer within {seconds} s")]
-    Silent { url: String, seconds: u64 },
+    TimedOut { url: String, seconds: u64 },
     #[error("{url} names {realm} as its token service: {reason}")]
     Realm { url: String, realm: String, reason: &'static str },
     #[error("{url} asks for `{scheme}` authentication, which is not supported")]
@@ -29,7 +29,7 @@ pub enum RemoteError {
     #[error("{url} redirects to {to}: {reason}")]
     Redirect { url: String, to: String, reason: &'static str },
     #[error("the registry redirects to {url}, but `{host}` is at {address}: an internal address")]
-    Internal { url: String, host: String, address: std::net::IpAddr },
+    InternalAddress { url: String, host: String, address: std::net::IpAddr },
     #[error("registry `{registry}`: `{host}` is at {address}, which is no public address")]
     InternalRegistry { registry: String, host: String, address: std::net::IpAddr },
     /// The request failed at the mirrors of a registry and at the registry itself.
@@ -53,7 +53,7 @@ pub enum RemoteError {
     Tls(String),
     /// The receiver of the content has stopped, for a reason that it reports itself.
     #[error("the receiver of {digest} has stopped")]
-    NotTaken { digest: Digest },
+    ReceiverStopped { digest: Digest },
 }
 
 /// Failure of one mirror, part of [`RemoteError::Mirrored`].
@@ -67,15 +67,15 @@ pub struct MirrorFailure {
 
 impl RemoteError {
     /// Returns the error of the registry itself, without the failures of its mirrors.
-    pub fn of_registry(&self) -> &Self {
+    pub fn registry_error(&self) -> &Self {
         match self {
-            Self::Mirrored { error, .. } => error.of_registry(),
+            Self::Mirrored { error, .. } => error.registry_error(),
             own => own,
         }
     }
 
     /// Combines this error of a registry with the preceding failures of its mirrors.
-    pub(super) fn after(self, mirrors: Vec<MirrorFailure>, registry: &str) -> Self {
+    pub(super) fn with_mirror_failures(self, mirrors: Vec<MirrorFailure>, registry: &str) -> Self {
         if mirrors.is_empty() {
             return self;
         }
@@ -84,28 +84,30 @@ impl RemoteError {
 
     /// Returns the stable error code.
     pub fn code(&self) -> &'static str {
-        match self.of_registry() {
+        match self.registry_error() {
             Self::Refused { status: 401 | 403, .. } => "registry_denied",
             Self::Refused { status: 429, .. } => "registry_busy",
             Self::Refused { .. } => "registry_refused",
             Self::NotFound { .. } => "image_not_found",
-            Self::Unreachable { .. } | Self::Silent { .. } => "registry_unreachable",
+            Self::Unreachable { .. } | Self::TimedOut { .. } => "registry_unreachable",
             Self::Untrusted { .. } => "registry_untrusted",
             Self::Realm { .. } | Self::Challenge { .. } => "registry_auth_refused",
-            Self::Redirect { .. } | Self::Internal { .. } => "registry_redirect_refused",
+            Self::Redirect { .. } | Self::InternalAddress { .. } => "registry_redirect_refused",
             Self::InternalRegistry { .. } => "registry_address_refused",
             Self::TooLarge { .. } | Self::Answer { .. } => "registry_answer_invalid",
             Self::MediaType { .. } => "media_type_unsupported",
             Self::NoPlatform { .. } => "platform_missing",
             Self::Mismatch { .. } | Self::Size { .. } => "blob_mismatch",
             // `of_registry` never returns `Mirrored`.
-            Self::Mirrored { .. } | Self::Content { .. } | Self::Tls(_) | Self::NotTaken { .. } => "internal",
+            Self::Mirrored { .. } | Self::Content { .. } | Self::Tls(_) | Self::ReceiverStopped { .. } => {
+                "internal"
+            }
         }
     }
 
     /// Returns the error code of the distribution spec, if the registry gave one.
     pub fn spec_code(&self) -> Option<&str> {
-        match self.of_registry() {
+        match self.registry_error() {
             Self::Refused { code, .. } => code.as_deref(),
             _ => None,
         }
@@ -115,8 +117,8 @@ impl RemoteError {
     pub const fn retryable(&self) -> bool {
         match self {
             Self::Mirrored { error, .. } => error.retryable(),
-            Self::Refused { status, .. } => super::retry::passing(*status),
-            Self::Unreachable { .. } | Self::Silent { .. } => true,
+            Self::Refused { status, .. } => super::retry::is_transient_status(*status),
+            Self::Unreachable { .. } | Self::TimedOut { .. } => true,
             _ => false,
         }
     }
@@ -125,7 +127,7 @@ impl RemoteError {
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Mirrored { error, .. } => error.hint(),
-            Self::Internal { .. } => Some(
+            Self::InternalAddress { .. } => Some(
                 "an operator who trusts this registry names it as its own mirror: --registry-mirror HOST=https://HOST",
             ),
             Self::InternalRegistry { .. } => Some(
@@ -141,7 +143,7 @@ impl RemoteError {
                 Some("the registry limits requests: wait, give credentials, or use a mirror")
             }
             Self::NotFound { .. } => Some("check the name; private images need --cred"),
-            Self::Unreachable { .. } | Self::Silent { .. } => {
+            Self::Unreachable { .. } | Self::TimedOut { .. } => {
                 Some("check the network, or name a mirror: --registry-mirror HOST=URL")
             }
             Self::Untrusted { .. } => Some(
@@ -153,7 +155,7 @@ impl RemoteError {
     }
 
     /// Reports whether another host may succeed where this one failed.
-    pub(super) const fn is_of_this_host(&self) -> bool {
-        !matches!(self, Self::NotTaken { .. } | Self::Content { .. } | Self::Tls(_))
+    pub(super) const fn allows_next_host(&self) -> bool {
+        !matches!(self, Self::ReceiverStopped { .. } | Self::Content { .. } | Self::Tls(_))
     }
 }

@@ -31,7 +31,7 @@ pub struct AddressGuard(Arc<dyn Fn(IpAddr) -> bool + Send + Sync>);
 
 /// Guards of a client, for registries with and without configuration by the operator.
 #[derive(Clone, Debug)]
-pub struct Guards {
+pub struct AddressGuards {
     pub configured: AddressGuard,
     pub unconfigured: AddressGuard,
 }

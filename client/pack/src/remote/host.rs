@@ -15,7 +15,7 @@ const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 
 /// Mirror `HOST=URL`: the URL is tried before the registry `HOST`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mirror {
+pub struct RegistryMirror {
     /// Canonical name of the registry, see [`registry_key`].
     pub registry: String,
     pub url: Url,
@@ -31,9 +31,9 @@ pub struct MirrorError {
 
 /// Mirrors in the order in which they are tried.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Mirrors(Vec<Mirror>);
+pub struct MirrorList(Vec<RegistryMirror>);
 
-impl Mirror {
+impl RegistryMirror {
     pub fn new(registry: &str, url: &str) -> Result<Self, MirrorError> {
         let error = |reason| {
             // A password in the URL must not appear in the error.
@@ -70,7 +70,7 @@ impl Mirror {
     }
 }
 
-impl FromStr for Mirror {
+impl FromStr for RegistryMirror {
     type Err = MirrorError;
 
     fn from_str(text: &str) -> Result<Self, MirrorError> {
@@ -81,18 +81,18 @@ impl FromStr for Mirror {
     }
 }
 
-impl fmt::Display for Mirror {
+impl fmt::Display for RegistryMirror {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}", self.registry, self.url.as_str().trim_end_matches('/'))
     }
 }
 
-impl Mirrors {
-    pub fn new(mirrors: Vec<Mirror>) -> Self {
+impl MirrorList {
+    pub fn new(mirrors: Vec<RegistryMirror>) -> Self {
         Self(mirrors)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Mirror> {
+    pub fn iter(&self) -> impl Iterator<Item = &RegistryMirror> {
         self.0.iter()
     }
 
@@ -101,18 +101,18 @@ impl Mirrors {
     }
 
     /// Returns the hosts for `reference` in the order in which they are tried, the registry itself last.
-    pub(super) fn hosts(&self, reference: &Reference) -> Vec<Host> {
-        let own = self.own(reference);
+    pub(super) fn hosts(&self, reference: &Reference) -> Vec<RegistryHost> {
+        let own = self.registry_host(reference);
         let named = self.0.iter().filter(|mirror| mirror.registry == own.key && mirror.url != own.base);
-        named.map(|mirror| Host::mirror(mirror, &own.key)).chain([own.clone()]).collect()
+        named.map(|mirror| RegistryHost::mirror(mirror, &own.key)).chain([own.clone()]).collect()
     }
 
     /// Returns the host of the registry itself, which is also the only target of a push.
-    pub(super) fn own(&self, reference: &Reference) -> Host {
+    pub(super) fn registry_host(&self, reference: &Reference) -> RegistryHost {
         let key = registry_key(reference.registry.as_ref().map_or(DOCKER_HUB, |registry| registry.as_str()));
         let itself = self.0.iter().find(|mirror| mirror.registry == key && mirror.authority() == key);
-        let host = Host::registry(key, itself.is_some_and(Mirror::is_plain_http));
-        Host { is_configured: itself.is_some(), ..host }
+        let host = RegistryHost::registry(key, itself.is_some_and(RegistryMirror::is_plain_http));
+        RegistryHost { is_configured: itself.is_some(), ..host }
     }
 
     /// Returns the keys of the hosts whose credentials a reference may need.
@@ -140,7 +140,7 @@ pub fn full_name(reference: &Reference) -> String {
 
 /// One host with a registry API (`/v2/`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Host {
+pub(super) struct RegistryHost {
     /// Key for credentials: `host[:port]`, or `docker.io`.
     pub(super) key: String,
     /// Base URL with a trailing slash, to which `v2/` is appended.
@@ -150,17 +150,17 @@ pub(super) struct Host {
     /// True if the host is configured as a mirror of another registry or of itself.
     pub(super) is_configured: bool,
     /// True if the operator has credentials for the host.
-    pub(super) is_known: bool,
+    pub(super) has_operator_credentials: bool,
 }
 
-impl Host {
-    fn mirror(mirror: &Mirror, of: &str) -> Self {
+impl RegistryHost {
+    fn mirror(mirror: &RegistryMirror, of: &str) -> Self {
         Self {
             key: registry_key(&mirror.authority()),
             base: mirror.url.clone(),
             mirror_of: Some(of.to_owned()),
             is_configured: true,
-            is_known: false,
+            has_operator_credentials: false,
         }
     }
 
@@ -170,7 +170,7 @@ impl Host {
         let base = Url::parse(&format!("{scheme}://{host}/"));
         // A valid reference always gives a valid URL.
         let base = base.unwrap_or_else(|_| unusable());
-        Self { key, base, mirror_of: None, is_configured: false, is_known: false }
+        Self { key, base, mirror_of: None, is_configured: false, has_operator_credentials: false }
     }
 
     /// Returns a URL below `/v2/<repository>/`.
@@ -185,7 +185,7 @@ impl Host {
     }
 
     /// Reports whether `url` has the origin of this host, and may get the host's credentials.
-    pub(super) fn owns(&self, url: &Url) -> bool {
+    pub(super) fn has_same_origin(&self, url: &Url) -> bool {
         self.base.origin() == url.origin()
     }
 
@@ -218,7 +218,7 @@ pub(super) fn is_loopback(host: &str) -> bool {
 }
 
 /// Returns a URL for messages, without query and user information.
-pub(super) fn shown(url: &Url) -> String {
+pub(super) fn redacted_url(url: &Url) -> String {
     format!("{}://{}{}", url.scheme(), authority(url), url.path())
 }
 
@@ -230,15 +230,15 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn mirrors(texts: &[&str]) -> Mirrors {
-        Mirrors(texts.iter().map(|text| text.parse().unwrap()).collect())
+    fn mirrors(texts: &[&str]) -> MirrorList {
+        MirrorList(texts.iter().map(|text| text.parse().unwrap()).collect())
     }
 
     #[test]
     fn a_bare_name_is_docker_hubs_and_a_single_word_is_in_its_library() {
         for text in ["python:3.13", "docker.io/python", "index.docker.io/python", "docker.io/library/python"]
         {
-            let host = Mirrors::default().own(&reference(text));
+            let host = MirrorList::default().registry_host(&reference(text));
             assert_eq!(
                 (host.key.as_str(), host.base.as_str()),
                 ("docker.io", "https://registry-1.docker.io/")
@@ -251,8 +251,10 @@ mod tests {
 
     #[test]
     fn plain_http_is_for_this_machine_and_for_hosts_that_are_configured_so() {
-        let scheme = |mirrors: &Mirrors, text: &str| mirrors.own(&reference(text)).base.scheme().to_owned();
-        let none = Mirrors::default();
+        let scheme = |mirrors: &MirrorList, text: &str| {
+            mirrors.registry_host(&reference(text)).base.scheme().to_owned()
+        };
+        let none = MirrorList::default();
         for (text, expected) in [
             ("localhost/x", "http"),
             ("localhost:5000/x", "http"),
@@ -300,12 +302,12 @@ mod tests {
             "docker.io=https://",
             "a/b=https://x",
         ] {
-            let error = text.parse::<Mirror>().unwrap_err().to_string();
+            let error = text.parse::<RegistryMirror>().unwrap_err().to_string();
             assert!(error.contains("HOST=URL"), "{text}: {error}");
         }
-        let error = "docker.io=https://user:hunter2@x".parse::<Mirror>().unwrap_err().to_string();
+        let error = "docker.io=https://user:hunter2@x".parse::<RegistryMirror>().unwrap_err().to_string();
         assert!(!error.contains("hunter2"), "{error}");
-        let mirror: Mirror = "docker.io=http://m.example:80/a/".parse().unwrap();
+        let mirror: RegistryMirror = "docker.io=http://m.example:80/a/".parse().unwrap();
         assert_eq!(
             (mirror.authority().as_str(), mirror.to_string().as_str()),
             ("m.example", "docker.io=http://m.example/a")

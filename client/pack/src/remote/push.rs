@@ -17,10 +17,10 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode};
 use url::Url;
 
-use super::Remote;
+use super::RegistryClient;
 use super::error::RemoteError;
-use super::host::{Host, repository, shown};
-use super::transport::{Call, elsewhere};
+use super::host::{RegistryHost, redacted_url, repository};
+use super::transport::{RegistryRequest, check_redirect};
 use crate::image::Descriptor;
 
 /// Opens a blob's content at its start, once for each attempt.
@@ -42,19 +42,19 @@ impl OpenContent {
 
 /// Repository that is pushed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    host: Host,
+pub struct PushTarget {
+    host: RegistryHost,
     repository: String,
 }
 
-impl Target {
+impl PushTarget {
     /// Returns the full name, such as `docker.io/library/python`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.host.key, self.repository)
     }
 
     /// Reports whether blobs can be mounted from `other`.
-    pub fn is_beside(&self, other: &Self) -> bool {
+    pub fn can_mount_from(&self, other: &Self) -> bool {
         self.host == other.host && self.repository != other.repository
     }
 
@@ -69,31 +69,34 @@ impl Target {
 
 /// Outcome of pushing a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pushed {
+pub enum PushOutcome {
     /// The repository already had the blob.
-    There,
+    AlreadyPresent,
     /// The blob was mounted from another repository of the same registry.
     Mounted,
     /// The blob was uploaded.
-    Sent,
+    Uploaded,
 }
 
-impl Remote {
+impl RegistryClient {
     /// Returns the push target of a reference: its registry itself, never a mirror.
-    pub fn target(&self, reference: &Reference) -> Target {
-        Target { host: self.known(self.mirrors.own(reference)), repository: repository(reference) }
+    pub fn target(&self, reference: &Reference) -> PushTarget {
+        PushTarget {
+            host: self.mark_operator_host(self.mirrors.registry_host(reference)),
+            repository: repository(reference),
+        }
     }
 
     /// Pushes a blob to a repository. `from` is a repository that has the blob; it is used if it is in the same
     /// registry.
     pub async fn push_blob(
         &self,
-        target: &Target,
+        target: &PushTarget,
         blob: &Descriptor,
-        from: Option<&Target>,
+        from: Option<&PushTarget>,
         content: &OpenContent,
-    ) -> Result<Pushed, RemoteError> {
-        let from = from.filter(|from| target.is_beside(from));
+    ) -> Result<PushOutcome, RemoteError> {
+        let from = from.filter(|from| target.can_mount_from(from));
         let mut attempt = 1;
         loop {
             let error = match self.push_once(target, blob, from, content).await {
@@ -113,15 +116,15 @@ impl Remote {
 
     async fn push_once(
         &self,
-        target: &Target,
+        target: &PushTarget,
         blob: &Descriptor,
-        from: Option<&Target>,
+        from: Option<&PushTarget>,
         content: &OpenContent,
-    ) -> Result<Pushed, RemoteError> {
+    ) -> Result<PushOutcome, RemoteError> {
         let scope = target.scope(from);
         let url = target.host.url(&target.repository, &format!("blobs/{}", blob.digest));
-        match self.send(&target.host, &scope, &Call::new(Method::HEAD, url)).await {
-            Ok(_) => return Ok(Pushed::There),
+        match self.send(&target.host, &scope, &RegistryRequest::new(Method::HEAD, url)).await {
+            Ok(_) => return Ok(PushOutcome::AlreadyPresent),
             Err(RemoteError::Refused { status: 404, .. }) => {}
             Err(error) => return Err(error),
         }
@@ -131,54 +134,56 @@ impl Remote {
                 .append_pair("mount", &blob.digest.to_string())
                 .append_pair("from", &from.repository);
         }
-        let begin = Call::new(Method::POST, url).header(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        let begin =
+            RegistryRequest::new(Method::POST, url).header(CONTENT_LENGTH, HeaderValue::from_static("0"));
         let begun = self.send(&target.host, &scope, &begin).await?;
         if begun.status() == StatusCode::CREATED && from.is_some() {
-            return Ok(Pushed::Mounted);
+            return Ok(PushOutcome::Mounted);
         }
-        let mut session = session(&target.host, &begun)?;
+        let mut session = upload_session(&target.host, &begun)?;
         session.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
-        let put = Call::new(Method::PUT, session)
+        let put = RegistryRequest::new(Method::PUT, session)
             .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
             .content(content.clone(), blob.size);
         // A session is used once: after a failure it is unknown how much of the content it has stored.
-        self.once().send(&target.host, &scope, &put).await?;
-        Ok(Pushed::Sent)
+        self.without_retries().send(&target.host, &scope, &put).await?;
+        Ok(PushOutcome::Uploaded)
     }
 
-    fn once(&self) -> Self {
-        let retry = super::Retry { attempts: 1, ..self.retry };
+    fn without_retries(&self) -> Self {
+        let retry = super::RetryPolicy { attempts: 1, ..self.retry };
         Self { retry, ..self.clone() }
     }
 
     /// Pushes a manifest whose blobs are present. `name` is a tag or the manifest's digest.
     pub async fn push_manifest(
         &self,
-        target: &Target,
+        target: &PushTarget,
         name: &str,
         media_type: &str,
         bytes: Vec<u8>,
     ) -> Result<(), RemoteError> {
         let url = target.host.url(&target.repository, &format!("manifests/{name}"));
         let media_type = HeaderValue::from_str(media_type).map_err(|_| RemoteError::MediaType {
-            what: format!("the manifest for {}", shown(&url)),
+            what: format!("the manifest for {}", redacted_url(&url)),
             media_type: "unreadable".to_owned(),
         })?;
-        let put = Call::new(Method::PUT, url).header(CONTENT_TYPE, media_type).bytes(Bytes::from(bytes));
+        let put =
+            RegistryRequest::new(Method::PUT, url).header(CONTENT_TYPE, media_type).bytes(Bytes::from(bytes));
         self.send(&target.host, &target.scope(None), &put).await.map(drop)
     }
 }
 
 /// Returns the URL of an upload session from the answer that began it.
-fn session(host: &Host, begun: &Response) -> Result<Url, RemoteError> {
+fn upload_session(host: &RegistryHost, begun: &Response) -> Result<Url, RemoteError> {
     let url = begun.url();
     let location = begun.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let Some(next) = location.and_then(|location| url.join(location).ok()) else {
         let reason = "it began an upload without a valid location".to_owned();
-        return Err(RemoteError::Answer { url: shown(url), reason });
+        return Err(RemoteError::Answer { url: redacted_url(url), reason });
     };
-    match elsewhere(host, &next) {
+    match check_redirect(host, &next) {
         Ok(()) => Ok(next),
-        Err(reason) => Err(RemoteError::Redirect { url: shown(url), to: shown(&next), reason }),
+        Err(reason) => Err(RemoteError::Redirect { url: redacted_url(url), to: redacted_url(&next), reason }),
     }
 }

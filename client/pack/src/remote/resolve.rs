@@ -8,32 +8,35 @@ use hearth_proto::value::{Digest, Reference};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
 
-use super::Remote;
+use super::RegistryClient;
 use super::error::{MirrorFailure, RemoteError};
-use super::host::{Host, repository, shown};
-use super::transport::{Call, answer_bytes};
+use super::host::{RegistryHost, redacted_url, repository};
+use super::transport::{RegistryRequest, answer_bytes};
 use crate::archive::{JSON_LIMIT, sha256};
-use crate::image::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, INDEX, Index, MANIFEST, Manifest, Platform};
+use crate::image::{
+    DOCKER_INDEX_TYPE, DOCKER_MANIFEST_TYPE, Descriptor, Manifest, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE,
+    OciIndex, Platform,
+};
 
-const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+const ACCEPTED_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 /// Response header with the digest of a manifest.
-const DIGEST: &str = "docker-content-digest";
+const DIGEST_HEADER: &str = "docker-content-digest";
 /// Maximum nesting depth of indexes.
-const DEPTH: usize = 4;
+const MAX_INDEX_DEPTH: usize = 4;
 /// Maximum number of manifests in one index.
 const MAX_CHILDREN: usize = 256;
 
 /// Source of an image: its repository, and the hosts that are tried in turn.
 #[derive(Clone, Debug)]
-pub struct Source {
-    pub(super) hosts: Vec<Host>,
+pub struct PullSource {
+    pub(super) hosts: Vec<RegistryHost>,
     pub(super) repository: String,
     /// Original reference, for messages.
     pub(super) reference: String,
 }
 
-impl Source {
+impl PullSource {
     /// Returns the full name, such as `docker.io/library/python`, also for an image from a mirror.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry(), self.repository)
@@ -51,8 +54,8 @@ impl Source {
 
 /// A manifest or index of a registry. Its bytes have the descriptor's digest.
 #[derive(Clone, Debug)]
-pub struct Found {
-    pub source: Source,
+pub struct ResolvedManifest {
+    pub source: PullSource,
     pub descriptor: Descriptor,
     pub bytes: Vec<u8>,
 }
@@ -60,53 +63,54 @@ pub struct Found {
 /// A resolved image for one platform.
 #[derive(Clone, Debug)]
 pub struct RemoteImage {
-    pub source: Source,
+    pub source: PullSource,
     pub descriptor: Descriptor,
     pub manifest_bytes: Vec<u8>,
     pub manifest: Manifest,
     pub config: Vec<u8>,
 }
 
-impl Remote {
+impl RegistryClient {
     /// Resolves a reference to a manifest or an index. Mirrors are tried first.
-    pub async fn manifest(&self, reference: &Reference) -> Result<Found, RemoteError> {
+    pub async fn resolve_manifest(&self, reference: &Reference) -> Result<ResolvedManifest, RemoteError> {
         let (mut source, name) = self.source(reference);
         let (at, (descriptor, bytes)) = {
             let (asked, name) = (&source, name.as_str());
             let ask = |host| self.manifest_at(host, asked, name, reference.digest.as_ref()).boxed();
-            self.first(asked, ask).await?
+            self.try_hosts(asked, ask).await?
         };
         // Further requests go first to the host that answered.
         source.hosts[..=at].rotate_right(1);
-        Ok(Found { source, descriptor, bytes })
+        Ok(ResolvedManifest { source, descriptor, bytes })
     }
 
     /// Returns the current digest of a reference. The manifest is fetched only if the registry does not send the
     /// digest in a header.
-    pub async fn digest(&self, reference: &Reference) -> Result<Digest, RemoteError> {
+    pub async fn resolve_digest(&self, reference: &Reference) -> Result<Digest, RemoteError> {
         let (source, name) = self.source(reference);
         let (asked, name) = (&source, name.as_str());
         let ask = |host| self.digest_at(host, asked, name, reference.digest).boxed();
-        Ok(self.first(asked, ask).await?.1)
+        Ok(self.try_hosts(asked, ask).await?.1)
     }
 
     async fn digest_at(
         &self,
-        host: &Host,
-        source: &Source,
+        host: &RegistryHost,
+        source: &PullSource,
         name: &str,
         wanted: Option<Digest>,
     ) -> Result<Digest, RemoteError> {
         let url = host.url(&source.repository, &format!("manifests/{name}"));
-        let call = Call::head(url.clone()).header(ACCEPT, HeaderValue::from_static(ACCEPTED));
+        let call =
+            RegistryRequest::head(url.clone()).header(ACCEPT, HeaderValue::from_static(ACCEPTED_TYPES));
         let answer = match self.send(host, &source.scope(), &call).await {
             Err(RemoteError::Refused { status: 404, .. }) => return Err(not_found(source)),
             answer => answer?,
         };
-        let told = answer.headers().get(DIGEST).and_then(|value| value.to_str().ok()?.parse().ok());
+        let told = answer.headers().get(DIGEST_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
         match (told, wanted) {
             (Some(told), Some(wanted)) if told != wanted => {
-                Err(RemoteError::Mismatch { url: shown(&url), declared: wanted, actual: told })
+                Err(RemoteError::Mismatch { url: redacted_url(&url), declared: wanted, actual: told })
             }
             (Some(told), _) => Ok(told),
             (None, wanted) => Ok(self.manifest_at(host, source, name, wanted.as_ref()).await?.0.digest),
@@ -114,9 +118,11 @@ impl Remote {
     }
 
     /// Returns the repository and hosts for a reference, and its tag or digest.
-    fn source(&self, reference: &Reference) -> (Source, String) {
-        let hosts = self.mirrors.hosts(reference).into_iter().map(|host| self.known(host)).collect();
-        let source = Source { repository: repository(reference), reference: reference.to_string(), hosts };
+    fn source(&self, reference: &Reference) -> (PullSource, String) {
+        let hosts =
+            self.mirrors.hosts(reference).into_iter().map(|host| self.mark_operator_host(host)).collect();
+        let source =
+            PullSource { repository: repository(reference), reference: reference.to_string(), hosts };
         let name = match (&reference.digest, reference.tag_or_latest()) {
             (Some(digest), _) => digest.to_string(),
             (None, tag) => tag.map_or_else(|| "latest".to_owned(), |tag| tag.to_string()),
@@ -125,10 +131,10 @@ impl Remote {
     }
 
     /// Tries the hosts of a source in turn until one succeeds. Returns the index of that host and its result.
-    async fn first<'a, T>(
+    async fn try_hosts<'a, T>(
         &self,
-        source: &'a Source,
-        ask: impl Fn(&'a Host) -> BoxFuture<'a, Result<T, RemoteError>>,
+        source: &'a PullSource,
+        ask: impl Fn(&'a RegistryHost) -> BoxFuture<'a, Result<T, RemoteError>>,
     ) -> Result<(usize, T), RemoteError> {
         let mut mirrors = Vec::new();
         let mut last = None;
@@ -145,26 +151,30 @@ impl Remote {
             }
         }
         let own = last.unwrap_or_else(|| not_found(source));
-        Err(own.after(mirrors, source.registry()))
+        Err(own.with_mirror_failures(mirrors, source.registry()))
     }
 
     /// Fetches a manifest that is listed in an index of `source`.
-    pub async fn child(&self, source: &Source, child: &Descriptor) -> Result<Vec<u8>, RemoteError> {
+    pub async fn fetch_child_manifest(
+        &self,
+        source: &PullSource,
+        child: &Descriptor,
+    ) -> Result<Vec<u8>, RemoteError> {
         let name = child.digest.to_string();
         let name = name.as_str();
         let ask = |host| self.manifest_at(host, source, name, Some(&child.digest)).boxed();
-        Ok(self.first(source, ask).await?.1.1)
+        Ok(self.try_hosts(source, ask).await?.1.1)
     }
 
     async fn manifest_at(
         &self,
-        host: &Host,
-        source: &Source,
+        host: &RegistryHost,
+        source: &PullSource,
         name: &str,
         expected: Option<&Digest>,
     ) -> Result<(Descriptor, Vec<u8>), RemoteError> {
         let url = host.url(&source.repository, &format!("manifests/{name}"));
-        let call = Call::get(url.clone()).header(ACCEPT, HeaderValue::from_static(ACCEPTED));
+        let call = RegistryRequest::get(url.clone()).header(ACCEPT, HeaderValue::from_static(ACCEPTED_TYPES));
         let answer = match self.send(host, &source.scope(), &call).await {
             Err(RemoteError::Refused { status: 404, .. }) => return Err(not_found(source)),
             answer => answer?,
@@ -174,52 +184,52 @@ impl Remote {
         let bytes = answer_bytes(answer, JSON_LIMIT as usize, self.retry.stall).await?;
         let actual = sha256(&bytes);
         if let Some(expected) = expected.filter(|expected| **expected != actual) {
-            return Err(RemoteError::Mismatch { url: shown(&url), declared: *expected, actual });
+            return Err(RemoteError::Mismatch { url: redacted_url(&url), declared: *expected, actual });
         }
-        let media_type = media_type(&declared, &bytes, &shown(&url))?;
+        let media_type = media_type(&declared, &bytes, &redacted_url(&url))?;
         let descriptor = Descriptor::new(&media_type, actual, bytes.len() as u64);
         Ok((descriptor, bytes))
     }
 
     /// Resolves `reference` to an image for `platform`, including its variant.
-    pub async fn image(
+    pub async fn resolve_image(
         &self,
         reference: &Reference,
         platform: &Platform,
     ) -> Result<RemoteImage, RemoteError> {
-        let Found { source, descriptor, bytes } = self.manifest(reference).await?;
-        self.image_of(source, descriptor, bytes, platform).await
+        let ResolvedManifest { source, descriptor, bytes } = self.resolve_manifest(reference).await?;
+        self.select_image(source, descriptor, bytes, platform).await
     }
 
     /// Resolves a manifest or index that was fetched before to the image for `platform`.
-    pub async fn image_of(
+    pub async fn select_image(
         &self,
-        source: Source,
+        source: PullSource,
         mut descriptor: Descriptor,
         mut bytes: Vec<u8>,
         platform: &Platform,
     ) -> Result<RemoteImage, RemoteError> {
         let mut seen = HashSet::new();
-        for _ in 0..=DEPTH {
+        for _ in 0..=MAX_INDEX_DEPTH {
             if !descriptor.is_index() {
                 break;
             }
             seen.insert(descriptor.digest);
-            let index: Index = parsed(&source, &bytes)?;
-            let child = pick(&source, &index, platform)?;
+            let index: OciIndex = parse_json(&source, &bytes)?;
+            let child = select_platform(&source, &index, platform)?;
             if !seen.insert(child.digest) {
-                return Err(answer(&source, "its index contains itself"));
+                return Err(invalid_answer(&source, "its index contains itself"));
             }
-            bytes = self.child(&source, &child).await?;
+            bytes = self.fetch_child_manifest(&source, &child).await?;
             descriptor = child;
         }
         if !descriptor.is_manifest() {
-            return Err(answer(&source, "its indexes are nested too deeply"));
+            return Err(invalid_answer(&source, "its indexes are nested too deeply"));
         }
-        let manifest: Manifest = parsed(&source, &bytes)?;
-        let config = self.bytes(&source, &manifest.config).await?;
-        let declared: Platform = parsed(&source, &config)?;
-        if !declared.serves(platform) {
+        let manifest: Manifest = parse_json(&source, &bytes)?;
+        let config = self.fetch_bytes(&source, &manifest.config).await?;
+        let declared: Platform = parse_json(&source, &config)?;
+        if !declared.satisfies(platform) {
             let found = declared.to_string();
             return Err(RemoteError::NoPlatform {
                 reference: source.reference,
@@ -231,9 +241,13 @@ impl Remote {
     }
 }
 
-fn pick(source: &Source, index: &Index, platform: &Platform) -> Result<Descriptor, RemoteError> {
+fn select_platform(
+    source: &PullSource,
+    index: &OciIndex,
+    platform: &Platform,
+) -> Result<Descriptor, RemoteError> {
     if index.manifests.len() > MAX_CHILDREN {
-        return Err(answer(source, "its index has too many images"));
+        return Err(invalid_answer(source, "its index has too many images"));
     }
     index.for_platform(platform).cloned().map_err(|found| RemoteError::NoPlatform {
         reference: source.reference.clone(),
@@ -247,16 +261,17 @@ fn pick(source: &Source, index: &Index, platform: &Platform) -> Result<Descripto
 fn media_type(declared: &str, bytes: &[u8], url: &str) -> Result<String, RemoteError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Head {
+    struct ManifestHead {
         #[serde(default)]
         media_type: Option<String>,
         #[serde(default)]
         schema_version: u64,
     }
-    let head: Head = serde_json::from_slice(bytes)
+    let head: ManifestHead = serde_json::from_slice(bytes)
         .map_err(|error| RemoteError::Answer { url: url.to_owned(), reason: error.to_string() })?;
     let own = head.media_type.filter(|own| !own.is_empty()).unwrap_or_else(|| declared.to_owned());
-    let known = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_LIST].contains(&own.as_str());
+    let known =
+        [OCI_MANIFEST_TYPE, OCI_INDEX_TYPE, DOCKER_MANIFEST_TYPE, DOCKER_INDEX_TYPE].contains(&own.as_str());
     if known && head.schema_version == 2 {
         return Ok(own);
     }
@@ -265,14 +280,14 @@ fn media_type(declared: &str, bytes: &[u8], url: &str) -> Result<String, RemoteE
     Err(RemoteError::MediaType { what: format!("the manifest at {url}"), media_type })
 }
 
-fn parsed<T: for<'de> Deserialize<'de>>(source: &Source, bytes: &[u8]) -> Result<T, RemoteError> {
-    serde_json::from_slice(bytes).map_err(|error| answer(source, &error.to_string()))
+fn parse_json<T: for<'de> Deserialize<'de>>(source: &PullSource, bytes: &[u8]) -> Result<T, RemoteError> {
+    serde_json::from_slice(bytes).map_err(|error| invalid_answer(source, &error.to_string()))
 }
 
-fn answer(source: &Source, reason: &str) -> RemoteError {
+fn invalid_answer(source: &PullSource, reason: &str) -> RemoteError {
     RemoteError::Answer { url: source.reference.clone(), reason: reason.to_owned() }
 }
 
-pub(super) fn not_found(source: &Source) -> RemoteError {
+pub(super) fn not_found(source: &PullSource) -> RemoteError {
     RemoteError::NotFound { reference: source.reference.clone(), registry: source.registry().to_owned() }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Policy for retrying a request, with a pause that doubles after each attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retry {
+pub struct RetryPolicy {
     pub attempts: u32,
     pub first_pause: Duration,
     pub longest_pause: Duration,
@@ -12,7 +12,7 @@ pub struct Retry {
     pub stall: Duration,
 }
 
-impl Default for Retry {
+impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             attempts: 5,
@@ -23,7 +23,7 @@ impl Default for Retry {
     }
 }
 
-impl Retry {
+impl RetryPolicy {
     /// Returns the pause after attempt number `attempt`, counted from 1. A pause that the registry asked for is
     /// honoured up to `longest_pause`. The default pause has random jitter, so that many clients do not retry at the
     /// same time.
@@ -35,7 +35,7 @@ impl Retry {
 }
 
 /// Reports whether an HTTP status is transient, so that a retry may succeed.
-pub(super) const fn passing(status: u16) -> bool {
+pub(super) const fn is_transient_status(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
 }
 
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_hear_the_registry_and_have_an_end() {
-        let retry = Retry::default();
+        let retry = RetryPolicy::default();
         assert!(retry.pause(1, None) < Duration::from_millis(320));
         assert!(retry.pause(4, None) > retry.pause(1, None));
         assert_eq!(retry.pause(60, None), retry.longest_pause);

@@ -10,7 +10,9 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::archive::sha256;
-use crate::image::{CONFIG, Descriptor, INDEX, Index, MANIFEST, Manifest, Platform};
+use crate::image::{
+    Descriptor, Manifest, OCI_CONFIG_TYPE, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, OciIndex, Platform,
+};
 
 mod scripted;
 
@@ -32,7 +34,7 @@ impl Sample {
             "rootfs": {"type": "layers", "diff_ids": [sha256(&layer)]}});
         let config = serde_json::to_vec(&config).unwrap();
         let manifest = Manifest::new(
-            Descriptor::new(CONFIG, sha256(&config), config.len() as u64),
+            Descriptor::new(OCI_CONFIG_TYPE, sha256(&config), config.len() as u64),
             vec![Descriptor::new(LAYER, sha256(&layer), layer.len() as u64)],
         );
         Self { layer, config, manifest: serde_json::to_vec(&manifest).unwrap() }
@@ -51,7 +53,7 @@ impl Sample {
     fn serve(&self, request: &Request) -> Answer {
         let path = request.path.split('?').next().unwrap();
         if path.contains("/manifests/") {
-            return Answer::new(200, self.manifest.clone()).header("content-type", MANIFEST);
+            return Answer::new(200, self.manifest.clone()).header("content-type", OCI_MANIFEST_TYPE);
         }
         match self.blob(path) {
             Some(bytes) => Answer::new(200, bytes),
@@ -64,18 +66,18 @@ fn sample() -> Sample {
     Sample::new("amd64", None)
 }
 
-fn remote() -> Remote {
-    let retry = Retry {
+fn remote() -> RegistryClient {
+    let retry = RetryPolicy {
         first_pause: Duration::from_millis(2),
         longest_pause: Duration::from_millis(50),
         stall: Duration::from_secs(5),
-        ..Retry::default()
+        ..RetryPolicy::default()
     };
-    Remote::new(Mirrors::default()).with_retry(retry)
+    RegistryClient::new(MirrorList::default()).with_retry_policy(retry)
 }
 
-fn password(name: &str) -> Credential {
-    Credential::Password { username: name.to_owned(), password: "hunter2".to_owned() }
+fn password(name: &str) -> HostCredential {
+    HostCredential::Password { username: name.to_owned(), password: "hunter2".to_owned() }
 }
 
 fn reference(registry: &Registry) -> Reference {
@@ -86,10 +88,14 @@ fn amd64() -> Platform {
     Platform::linux("amd64", None)
 }
 
-async fn fetch(remote: &Remote, source: &Source, blob: &Descriptor) -> (Result<(), RemoteError>, Vec<u8>) {
+async fn fetch(
+    remote: &RegistryClient,
+    source: &PullSource,
+    blob: &Descriptor,
+) -> (Result<(), RemoteError>, Vec<u8>) {
     let (send, mut chunks) = mpsc::channel(4);
     let fetch = async {
-        let fetched = remote.blob(source, blob, &send).await;
+        let fetched = remote.fetch_blob(source, blob, &send).await;
         drop(send);
         fetched
     };
@@ -109,7 +115,7 @@ async fn an_image_is_resolved_and_its_blobs_are_fetched() {
     let (layer, content) = (image.layer(), image.layer.clone());
     let registry = Registry::start(move |request, _| image.serve(request));
     let remote = remote();
-    let found = remote.image(&reference(&registry), &amd64()).await.unwrap();
+    let found = remote.resolve_image(&reference(&registry), &amd64()).await.unwrap();
     assert_eq!(found.manifest.layers, std::slice::from_ref(&layer));
     let (fetched, bytes) = fetch(&remote, &found.source, &layer).await;
     fetched.unwrap();
@@ -133,8 +139,9 @@ async fn a_bearer_challenge_is_answered_once_and_its_token_kept_for_the_next_req
         Answer::new(401, "").header("www-authenticate", &realm)
     });
     host.set(registry.host()).unwrap();
-    let remote = remote().with_credentials(Credentials::default().with(&registry.host(), password("ann")));
-    remote.image(&reference(&registry), &amd64()).await.unwrap();
+    let remote =
+        remote().with_credentials(HostCredentials::default().with(&registry.host(), password("ann")));
+    remote.resolve_image(&reference(&registry), &amd64()).await.unwrap();
     let asked = registry.asked();
     let tokens: Vec<&Request> = asked.iter().filter(|request| request.path.starts_with("/token")).collect();
     assert_eq!(tokens.len(), 1, "{:?}", registry.log());
@@ -169,9 +176,9 @@ async fn a_token_that_expired_is_refreshed_once_and_one_that_never_opens_is_deni
     });
     host.set(registry.host()).unwrap();
     let remote = remote();
-    remote.image(&reference(&registry), &amd64()).await.unwrap();
+    remote.resolve_image(&reference(&registry), &amd64()).await.unwrap();
     let closed: Reference = format!("{}/closed:1", registry.host()).parse().unwrap();
-    let error = remote.image(&closed, &amd64()).await.unwrap_err();
+    let error = remote.resolve_image(&closed, &amd64()).await.unwrap_err();
     assert_eq!((error.code(), error.spec_code()), ("registry_denied", Some("UNAUTHORIZED")), "{error}");
     let tries = registry.log().iter().filter(|line| line.contains("/closed/")).count();
     assert_eq!(tries, 2, "{:?}", registry.log());
@@ -186,10 +193,10 @@ async fn a_realm_on_another_host_never_sees_credentials() {
         Answer::new(401, "").header("www-authenticate", &format!("Bearer realm=\"{realm}\""))
     });
     for credentials in
-        [Credentials::default(), Credentials::default().with(&registry.host(), password("ann"))]
+        [HostCredentials::default(), HostCredentials::default().with(&registry.host(), password("ann"))]
     {
         let remote = remote().with_credentials(credentials);
-        let error = remote.image(&reference(&registry), &amd64()).await.unwrap_err();
+        let error = remote.resolve_image(&reference(&registry), &amd64()).await.unwrap_err();
         assert!(matches!(error, RemoteError::Realm { .. }), "{error}");
         assert!(!error.to_string().contains("hunter2"));
     }
@@ -205,20 +212,20 @@ async fn busy_and_broken_answers_are_asked_again_and_denials_are_not() {
             (true, 1) => Answer::new(500, "oh"),
             _ => image.serve(request),
         });
-    remote().image(&reference(&registry), &amd64()).await.unwrap();
+    remote().resolve_image(&reference(&registry), &amd64()).await.unwrap();
 
     let closed = Registry::start(|_, _| {
         Answer::new(403, r#"{"errors":[{"code":"DENIED","message":"not yours\u001b[2J"}]}"#)
     });
-    let error = remote().image(&reference(&closed), &amd64()).await.unwrap_err();
+    let error = remote().resolve_image(&reference(&closed), &amd64()).await.unwrap_err();
     assert_eq!(error.spec_code(), Some("DENIED"));
     assert!(!error.retryable() && !error.to_string().contains('\u{1b}'), "{error}");
     assert_eq!(closed.asked().len(), 1);
 
     let busy = Registry::start(|_, _| Answer::new(429, "").header("retry-after", "0"));
-    let error = remote().image(&reference(&busy), &amd64()).await.unwrap_err();
+    let error = remote().resolve_image(&reference(&busy), &amd64()).await.unwrap_err();
     assert_eq!(error.code(), "registry_busy");
-    assert_eq!(busy.asked().len(), Retry::default().attempts as usize);
+    assert_eq!(busy.asked().len(), RetryPolicy::default().attempts as usize);
 }
 
 #[tokio::test]
@@ -243,7 +250,7 @@ async fn a_blob_that_is_cut_off_is_taken_up_where_it_was() {
             if before < 3 { answer.cut(5_000 * (before + 1)) } else { answer }
         });
         let remote = remote();
-        let found = remote.image(&reference(&registry), &amd64()).await.unwrap();
+        let found = remote.resolve_image(&reference(&registry), &amd64()).await.unwrap();
         let (fetched, bytes) = fetch(&remote, &found.source, &layer).await;
         fetched.unwrap();
         assert!(bytes == content, "ranges: {ranges}");
@@ -272,7 +279,7 @@ async fn content_with_another_digest_or_size_is_refused_and_never_handed_out_who
             image.serve(request)
         });
         let remote = remote();
-        let found = remote.image(&reference(&registry), &amd64()).await.unwrap();
+        let found = remote.resolve_image(&reference(&registry), &amd64()).await.unwrap();
         let (fetched, bytes) = fetch(&remote, &found.source, &layer).await;
         let error = fetched.unwrap_err();
         match is_size {
@@ -293,7 +300,7 @@ async fn a_manifest_that_is_not_its_digest_is_refused() {
     let other = Digest::from_sha256([7; 32]);
     let registry = Registry::start(move |request, _| image.serve(request));
     let pinned: Reference = format!("{}/team/app@{other}", registry.host()).parse().unwrap();
-    let error = remote().image(&pinned, &amd64()).await.unwrap_err();
+    let error = remote().resolve_image(&pinned, &amd64()).await.unwrap_err();
     assert!(matches!(error, RemoteError::Mismatch { .. }), "{error}");
 }
 
@@ -321,8 +328,9 @@ async fn a_redirect_to_another_host_carries_no_authorization_and_shows_no_signat
         }
         image.serve(request)
     });
-    let remote = remote().with_credentials(Credentials::default().with(&registry.host(), password("ann")));
-    let found = remote.image(&reference(&registry), &amd64()).await.unwrap();
+    let remote =
+        remote().with_credentials(HostCredentials::default().with(&registry.host(), password("ann")));
+    let found = remote.resolve_image(&reference(&registry), &amd64()).await.unwrap();
     let (fetched, bytes) = fetch(&remote, &found.source, &layer).await;
     fetched.unwrap();
     assert!(bytes == content);
@@ -337,15 +345,15 @@ async fn a_redirect_to_another_host_carries_no_authorization_and_shows_no_signat
 #[tokio::test]
 async fn endless_answers_and_redirects_have_an_end() {
     let endless = Registry::start(|_, _| {
-        Answer::new(200, vec![b' '; 5 * 1024 * 1024]).header("content-type", MANIFEST)
+        Answer::new(200, vec![b' '; 5 * 1024 * 1024]).header("content-type", OCI_MANIFEST_TYPE)
     });
-    let error = remote().image(&reference(&endless), &amd64()).await.unwrap_err();
+    let error = remote().resolve_image(&reference(&endless), &amd64()).await.unwrap_err();
     assert!(matches!(error, RemoteError::TooLarge { .. }), "{error}");
     let circle = Registry::start(|request, _| Answer::new(302, "").header("location", &request.path));
-    let error = remote().image(&reference(&circle), &amd64()).await.unwrap_err();
+    let error = remote().resolve_image(&reference(&circle), &amd64()).await.unwrap_err();
     assert!(matches!(error, RemoteError::Redirect { .. }), "{error}");
     let astray = Registry::start(|_, _| Answer::new(302, "").header("location", "file:///etc/passwd"));
-    let error = remote().image(&reference(&astray), &amd64()).await.unwrap_err();
+    let error = remote().resolve_image(&reference(&astray), &amd64()).await.unwrap_err();
     assert!(matches!(error, RemoteError::Redirect { .. }), "{error}");
 }
 
@@ -355,7 +363,8 @@ async fn the_variant_of_a_platform_is_honoured() {
         [("arm", Some("v6")), ("arm", Some("v7")), ("arm64", Some("v8")), ("amd64", None), ("unknown", None)];
     let images: Vec<Sample> = platforms.iter().map(|(arch, variant)| Sample::new(arch, *variant)).collect();
     let children = platforms.iter().zip(&images).map(|((arch, variant), image)| {
-        let mut child = Descriptor::new(MANIFEST, sha256(&image.manifest), image.manifest.len() as u64);
+        let mut child =
+            Descriptor::new(OCI_MANIFEST_TYPE, sha256(&image.manifest), image.manifest.len() as u64);
         let mut platform = Platform::linux(arch, *variant);
         if *arch == "unknown" {
             platform.os = "unknown".to_owned();
@@ -363,11 +372,11 @@ async fn the_variant_of_a_platform_is_honoured() {
         child.platform = Some(platform);
         child
     });
-    let index = serde_json::to_vec(&Index::new(children.collect())).unwrap();
+    let index = serde_json::to_vec(&OciIndex::new(children.collect())).unwrap();
     let digests: Vec<Digest> = images.iter().map(|image| sha256(&image.manifest)).collect();
     let registry = Registry::start(move |request, _| {
         if request.path.ends_with("/manifests/1") {
-            return Answer::new(200, index.clone()).header("content-type", INDEX);
+            return Answer::new(200, index.clone()).header("content-type", OCI_INDEX_TYPE);
         }
         let of = |image: &&Sample| {
             request.path.ends_with(&sha256(&image.manifest).to_string())
@@ -386,7 +395,7 @@ async fn the_variant_of_a_platform_is_honoured() {
         ("arm/v5", None),
         ("s390x", None),
     ] {
-        let found = remote.image(&reference(&registry), &wanted.parse().unwrap()).await;
+        let found = remote.resolve_image(&reference(&registry), &wanted.parse().unwrap()).await;
         match expected {
             Some(at) => assert_eq!(found.unwrap().descriptor.digest, digests[at], "{wanted}"),
             None => {
@@ -404,20 +413,20 @@ async fn a_registry_at_an_internal_address_is_asked_only_when_its_operator_knows
     let registry = Registry::start(move |request, _| image.serve(request));
     let host = registry.host();
     let port = host.rsplit_once(':').unwrap().1;
-    let guards = |configured: bool| Guards {
+    let guards = |configured: bool| AddressGuards {
         configured: AddressGuard::new(move |address| configured || !address.is_loopback()),
         unconfigured: AddressGuard::new(|address| !address.is_loopback()),
     };
     let retry = remote().retry;
     let with = |mirrors: &[String], configured| {
         let mirrors = mirrors.iter().map(|mirror| mirror.parse().unwrap()).collect();
-        Remote::guarded(Mirrors::new(mirrors), guards(configured)).with_retry(retry)
+        RegistryClient::guarded(MirrorList::new(mirrors), guards(configured)).with_retry_policy(retry)
     };
-    let given = Credentials::default().with(&host, password("ann"));
+    let given = HostCredentials::default().with(&host, password("ann"));
     let stranger = with(&[], true).with_credentials(given);
     for name in [host.clone(), format!("localhost:{port}"), format!("127.0.0.2:{port}")] {
         let named = format!("{name}/team/app:1").parse().unwrap();
-        let error = stranger.image(&named, &amd64()).await.unwrap_err();
+        let error = stranger.resolve_image(&named, &amd64()).await.unwrap_err();
         assert_eq!(error.code(), "registry_address_refused", "{error}");
         assert!(error.to_string().contains("127.0.0."), "{error}");
     }
@@ -425,15 +434,19 @@ async fn a_registry_at_an_internal_address_is_asked_only_when_its_operator_knows
     let localhost = format!("localhost:{port}");
     let named = format!("{localhost}/team/app:1").parse().unwrap();
     let itself = [format!("{localhost}=http://{localhost}")];
-    let error = with(&itself, false).image(&named, &amd64()).await.unwrap_err();
+    let error = with(&itself, false).resolve_image(&named, &amd64()).await.unwrap_err();
     assert_eq!(error.code(), "registry_address_refused", "{error}");
     assert!(registry.asked().is_empty(), "{:?}", registry.log());
 
-    with(&itself, true).image(&named, &amd64()).await.unwrap();
-    with(&[], true).knowing([host.as_str()]).image(&reference(&registry), &amd64()).await.unwrap();
+    with(&itself, true).resolve_image(&named, &amd64()).await.unwrap();
+    with(&[], true)
+        .with_operator_registries([host.as_str()])
+        .resolve_image(&reference(&registry), &amd64())
+        .await
+        .unwrap();
     // An address that is configured literally is allowed.
     let itself = [format!("{host}=http://{host}")];
-    with(&itself, false).image(&reference(&registry), &amd64()).await.unwrap();
+    with(&itself, false).resolve_image(&reference(&registry), &amd64()).await.unwrap();
 }
 
 #[tokio::test]
@@ -444,17 +457,18 @@ async fn only_a_registry_of_the_configuration_leads_to_an_internal_address() {
     let outer = Registry::start(move |request, _| {
         Answer::new(307, "").header("location", &format!("http://{to}{}", request.path))
     });
-    let guards = Guards {
+    let guards = AddressGuards {
         configured: AddressGuard::new(|_| true),
         unconfigured: AddressGuard::new(|address| !address.is_loopback()),
     };
     let host = outer.host();
-    let known = Remote::guarded(Mirrors::default(), guards.clone()).knowing([host.as_str()]);
-    let error = known.image(&reference(&outer), &amd64()).await.unwrap_err();
+    let known = RegistryClient::guarded(MirrorList::default(), guards.clone())
+        .with_operator_registries([host.as_str()]);
+    let error = known.resolve_image(&reference(&outer), &amd64()).await.unwrap_err();
     assert_eq!(error.code(), "registry_redirect_refused", "{error}");
     assert!(inner.asked().is_empty() && !outer.asked().is_empty());
-    let itself = Mirrors::new(vec![format!("{host}=http://{host}").parse().unwrap()]);
-    Remote::guarded(itself, guards).image(&reference(&outer), &amd64()).await.unwrap();
+    let itself = MirrorList::new(vec![format!("{host}=http://{host}").parse().unwrap()]);
+    RegistryClient::guarded(itself, guards).resolve_image(&reference(&outer), &amd64()).await.unwrap();
 }
 
 #[tokio::test]
@@ -465,12 +479,12 @@ async fn a_mirror_is_asked_first_and_the_registry_when_it_has_nothing() {
     let registry = Registry::start(move |request, _| other.serve(request));
     let mirrors = |first: &Registry| {
         let mirror = format!("{}=http://{}", registry.host(), first.host());
-        Remote::new(Mirrors::new(vec![mirror.parse().unwrap()])).with_retry(remote().retry)
+        RegistryClient::new(MirrorList::new(vec![mirror.parse().unwrap()])).with_retry_policy(remote().retry)
     };
-    mirrors(&full).image(&reference(&registry), &amd64()).await.unwrap();
+    mirrors(&full).resolve_image(&reference(&registry), &amd64()).await.unwrap();
     assert!(registry.asked().is_empty());
     assert!(full.log()[0].contains("ns="), "{:?}", full.log());
-    let found = mirrors(&empty).image(&reference(&registry), &amd64()).await.unwrap();
+    let found = mirrors(&empty).resolve_image(&reference(&registry), &amd64()).await.unwrap();
     assert_eq!(empty.asked().len(), 1);
     assert!(found.source.name().starts_with(&registry.host()));
 }
@@ -500,9 +514,9 @@ async fn pushing_sends_what_is_missing_and_mounts_what_lies_beside() {
     let target = |name: &str| remote.target(&format!("{}/{name}:1", registry.host()).parse().unwrap());
     let from = target("from");
     for (name, from, expected) in [
-        ("there", None, Pushed::There),
-        ("mounts", Some(&from), Pushed::Mounted),
-        ("sent", Some(&from), Pushed::Sent),
+        ("there", None, PushOutcome::AlreadyPresent),
+        ("mounts", Some(&from), PushOutcome::Mounted),
+        ("sent", Some(&from), PushOutcome::Uploaded),
     ] {
         let pushed = remote.push_blob(&target(name), &layer, from, &content).await.unwrap();
         assert_eq!(pushed, expected, "{name}");
@@ -514,10 +528,10 @@ async fn pushing_sends_what_is_missing_and_mounts_what_lies_beside() {
     assert!(put[1].path.starts_with("/v2/upload/7?state=abc&digest=sha256"), "{}", put[1].path);
     assert!(asked.iter().any(|request| request.method == "POST" && request.path.contains("from=from")));
 
-    remote.push_manifest(&target("sent"), "1", MANIFEST, image.manifest.clone()).await.unwrap();
+    remote.push_manifest(&target("sent"), "1", OCI_MANIFEST_TYPE, image.manifest.clone()).await.unwrap();
     let last = registry.asked().pop().unwrap();
     assert_eq!((last.method.as_str(), last.path.as_str()), ("PUT", "/v2/sent/manifests/1"));
-    assert_eq!(last.header("content-type"), Some(MANIFEST));
+    assert_eq!(last.header("content-type"), Some(OCI_MANIFEST_TYPE));
     assert!(last.body == image.manifest);
 }
 
@@ -537,9 +551,10 @@ async fn an_upload_that_leads_to_another_host_carries_no_authorization() {
             (_, "HEAD") => Answer::new(404, ""),
             _ => Answer::new(202, "").header("location", &format!("http://{place}/upload")),
         });
-    let remote = remote().with_credentials(Credentials::default().with(&registry.host(), password("ann")));
+    let remote =
+        remote().with_credentials(HostCredentials::default().with(&registry.host(), password("ann")));
     let target = remote.target(&reference(&registry));
-    assert_eq!(remote.push_blob(&target, &layer, None, &content).await.unwrap(), Pushed::Sent);
+    assert_eq!(remote.push_blob(&target, &layer, None, &content).await.unwrap(), PushOutcome::Uploaded);
     let asked = storage.asked();
     assert!(asked.len() == 1 && asked[0].authorization().is_none() && asked[0].body == image.layer);
 }
@@ -547,7 +562,7 @@ async fn an_upload_that_leads_to_another_host_carries_no_authorization() {
 #[tokio::test]
 async fn a_registry_that_is_not_there_is_unreachable_and_that_may_pass() {
     let gone = Registry::start(|_, _| Answer::new(200, "")).host();
-    let error = remote().image(&format!("{gone}/x:1").parse().unwrap(), &amd64()).await.unwrap_err();
+    let error = remote().resolve_image(&format!("{gone}/x:1").parse().unwrap(), &amd64()).await.unwrap_err();
     assert!(matches!(error, RemoteError::Unreachable { .. }) && error.retryable(), "{error}");
     assert!(error.to_string().contains(&gone), "{error}");
 }

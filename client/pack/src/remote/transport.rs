@@ -18,49 +18,49 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use super::Remote;
-use super::auth::Challenge;
+use super::RegistryClient;
+use super::auth::AuthChallenge;
 use super::error::RemoteError;
-use super::guard::{AddressRefused, Guards, refused_address};
-use super::host::{Host, is_loopback, shown};
+use super::guard::{AddressGuards, AddressRefused, refused_address};
+use super::host::{RegistryHost, is_loopback, redacted_url};
 use super::push::OpenContent;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// Maximum size of small JSON answers such as tokens, in bytes.
-pub(super) const JSON_ANSWER: usize = 1024 * 1024;
-const ERROR_ANSWER: usize = 64 * 1024;
-const REDIRECTS: usize = 5;
+pub(super) const MAX_JSON_ANSWER: usize = 1024 * 1024;
+const MAX_ERROR_ANSWER: usize = 64 * 1024;
+const MAX_REDIRECTS: usize = 5;
 /// Size of the chunks of an upload, in bytes.
 const UPLOAD_CHUNK: usize = 256 * 1024;
 
 /// HTTP clients with their connection pools, shared by all requests to registries.
 #[derive(Debug, Default)]
-pub(super) struct Transport {
+pub(super) struct HttpTransport {
     /// Client for plain HTTP to this machine, without proxy and certificates.
     direct: OnceLock<Result<Client, String>>,
     /// Client for all other requests.
     outward: OnceLock<Result<Client, String>>,
     /// Client for registries that are not configured, and for the redirects and token services of others.
     unconfigured: OnceLock<Result<Client, String>>,
-    guards: Option<Guards>,
+    guards: Option<AddressGuards>,
 }
 
-impl Transport {
+impl HttpTransport {
     /// Creates a transport that connects only to addresses that the guards allow.
-    pub(super) fn guarded(guards: Guards) -> Self {
+    pub(super) fn guarded(guards: AddressGuards) -> Self {
         Self { guards: Some(guards), ..Self::default() }
     }
 
     /// Returns the client for a URL that belongs to a request to `host`.
-    fn client(&self, host: &Host, url: &Url) -> Result<&Client, RemoteError> {
-        let own = host.owns(url);
-        let configured = host.is_configured || (host.is_known && own);
+    fn client(&self, host: &RegistryHost, url: &Url) -> Result<&Client, RemoteError> {
+        let own = host.has_same_origin(url);
+        let configured = host.is_configured || (host.has_operator_credentials && own);
         let guard = self.guards.as_ref();
         let guard = guard.map(|guards| if configured { &guards.configured } else { &guards.unconfigured });
         // An address that the operator has configured literally is always allowed.
         let written = configured && own;
         if let Some(guard) = guard.filter(|_| !written) {
-            guard.check(url).map_err(|refused| internal(host, url, &refused))?;
+            guard.check(url).map_err(|refused| internal_address_error(host, url, &refused))?;
         }
         let direct = url.scheme() == "http" && url.host_str().is_some_and(is_loopback);
         let (cell, builder) = match direct {
@@ -89,23 +89,23 @@ impl Transport {
 
 /// A request that can be sent more than once.
 #[derive(Clone)]
-pub(super) struct Call {
+pub(super) struct RegistryRequest {
     method: Method,
     pub(super) url: Url,
     headers: HeaderMap,
-    body: CallBody,
+    body: RequestBody,
 }
 
 #[derive(Clone)]
-enum CallBody {
+enum RequestBody {
     Empty,
     Bytes(Bytes),
     Content { open: OpenContent, size: u64 },
 }
 
-impl Call {
+impl RegistryRequest {
     pub(super) fn new(method: Method, url: Url) -> Self {
-        Self { method, url, headers: HeaderMap::new(), body: CallBody::Empty }
+        Self { method, url, headers: HeaderMap::new(), body: RequestBody::Empty }
     }
 
     pub(super) fn get(url: Url) -> Self {
@@ -142,13 +142,13 @@ impl Call {
 
     pub(super) fn bytes(mut self, body: Bytes) -> Self {
         self.headers.insert(CONTENT_LENGTH, body.len().into());
-        self.body = CallBody::Bytes(body);
+        self.body = RequestBody::Bytes(body);
         self
     }
 
     pub(super) fn content(mut self, open: OpenContent, size: u64) -> Self {
         self.headers.insert(CONTENT_LENGTH, size.into());
-        self.body = CallBody::Content { open, size };
+        self.body = RequestBody::Content { open, size };
         self
     }
 
@@ -159,41 +159,50 @@ impl Call {
 }
 
 /// Failure of one attempt.
-struct Failed {
+struct FailedAttempt {
     error: RemoteError,
     /// Pause that the registry asked for.
-    asked: Option<Duration>,
-    again: bool,
+    retry_after: Option<Duration>,
+    is_retryable: bool,
 }
 
-impl From<RemoteError> for Failed {
+impl From<RemoteError> for FailedAttempt {
     fn from(error: RemoteError) -> Self {
         let again = error.retryable();
-        Self { error, asked: None, again }
+        Self { error, retry_after: None, is_retryable: again }
     }
 }
 
-impl Remote {
+impl RegistryClient {
     /// Sends a request to `host`, with retries, authorization and redirects. Any answer without a success status is
     /// an error.
-    pub(super) async fn send(&self, host: &Host, scope: &str, call: &Call) -> Result<Response, RemoteError> {
-        self.again(|| self.authorized(host, scope, call)).await
+    pub(super) async fn send(
+        &self,
+        host: &RegistryHost,
+        scope: &str,
+        call: &RegistryRequest,
+    ) -> Result<Response, RemoteError> {
+        self.send_with_retries(|| self.send_authorized(host, scope, call)).await
     }
 
     /// Sends a request with retries, but without a registry's authorization and without redirects.
-    pub(super) async fn send_plain(&self, host: &Host, call: &Call) -> Result<Response, RemoteError> {
-        self.again(|| async {
+    pub(super) async fn send_plain(
+        &self,
+        host: &RegistryHost,
+        call: &RegistryRequest,
+    ) -> Result<Response, RemoteError> {
+        self.send_with_retries(|| async {
             let answer = self.execute(host, call, &call.url, None).await?;
             if answer.status().is_redirection() {
                 let reason = "redirects of a token service are not followed";
                 return Err(redirect_error(host, &answer, reason).into());
             }
-            success(answer, self.retry.stall).await
+            require_success(answer, self.retry.stall).await
         })
         .await
     }
 
-    async fn again<F: Future<Output = Result<Response, Failed>>>(
+    async fn send_with_retries<F: Future<Output = Result<Response, FailedAttempt>>>(
         &self,
         once: impl Fn() -> F,
     ) -> Result<Response, RemoteError> {
@@ -203,50 +212,56 @@ impl Remote {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
             };
-            if attempt >= self.retry.attempts || !failed.again {
+            if attempt >= self.retry.attempts || !failed.is_retryable {
                 return Err(failed.error);
             }
-            let pause = self.retry.pause(attempt, failed.asked);
+            let pause = self.retry.pause(attempt, failed.retry_after);
             tracing::debug!(error = %failed.error, attempt, ?pause, "retrying registry request");
             tokio::time::sleep(pause).await;
             attempt += 1;
         }
     }
 
-    async fn authorized(&self, host: &Host, scope: &str, call: &Call) -> Result<Response, Failed> {
+    async fn send_authorized(
+        &self,
+        host: &RegistryHost,
+        scope: &str,
+        call: &RegistryRequest,
+    ) -> Result<Response, FailedAttempt> {
         let mut url = call.url.clone();
         let mut authorized = false;
         let mut redirects = 0;
         loop {
-            let own = host.owns(&url);
+            let own = host.has_same_origin(&url);
             let header = if own { self.tokens.get(host, scope) } else { None };
             let answer = self.execute(host, call, &url, header).await?;
             let status = answer.status();
             if status == StatusCode::UNAUTHORIZED && own && !authorized {
                 // Authorization is tried once: a new token that is refused does not give access.
                 authorized = true;
-                self.tokens.forget(host, scope);
-                let challenge = Challenge::of(answer.headers());
+                self.tokens.remove(host, scope);
+                let challenge = AuthChallenge::of(answer.headers());
                 // Requests to a token service have their own retries.
                 let made = self.authorize(host, &url, scope, challenge).await;
-                let made = made.map_err(|error| Failed { error, asked: None, again: false })?;
+                let made =
+                    made.map_err(|error| FailedAttempt { error, retry_after: None, is_retryable: false })?;
                 if made.is_some() {
                     continue;
                 }
             }
             if is_redirect(status) && call.follows_redirects() {
                 redirects += 1;
-                url = followed(host, &url, &answer, redirects)?;
+                url = redirect_target(host, &url, &answer, redirects)?;
                 continue;
             }
-            return success(answer, self.retry.stall).await;
+            return require_success(answer, self.retry.stall).await;
         }
     }
 
     async fn execute(
         &self,
-        host: &Host,
-        call: &Call,
+        host: &RegistryHost,
+        call: &RegistryRequest,
         url: &Url,
         own: Option<HeaderValue>,
     ) -> Result<Response, RemoteError> {
@@ -258,9 +273,9 @@ impl Remote {
         let client = self.transport.client(host, url)?;
         let mut request = client.request(call.method.clone(), url.clone()).headers(headers);
         match &call.body {
-            CallBody::Empty => {}
-            CallBody::Bytes(bytes) => request = request.body(bytes.clone()),
-            CallBody::Content { open, size } => {
+            RequestBody::Empty => {}
+            RequestBody::Bytes(bytes) => request = request.body(bytes.clone()),
+            RequestBody::Content { open, size } => {
                 request = request.body(upload(open, *size, Arc::clone(&sent))?);
             }
         }
@@ -273,7 +288,9 @@ impl Remote {
                 Ok(answer) => return answer.map_err(|error| unreachable(host, url, &error)),
                 // An upload that still progresses has not stalled.
                 Err(_) if sent.load(Ordering::Relaxed) > before => {}
-                Err(_) => return Err(RemoteError::Silent { url: shown(url), seconds: stall.as_secs() }),
+                Err(_) => {
+                    return Err(RemoteError::TimedOut { url: redacted_url(url), seconds: stall.as_secs() });
+                }
             }
         }
     }
@@ -293,22 +310,27 @@ fn is_redirect(status: StatusCode) -> bool {
 }
 
 /// Returns the target of a redirect if it is allowed.
-fn followed(host: &Host, url: &Url, answer: &Response, count: usize) -> Result<Url, RemoteError> {
-    if count > REDIRECTS {
+fn redirect_target(
+    host: &RegistryHost,
+    url: &Url,
+    answer: &Response,
+    count: usize,
+) -> Result<Url, RemoteError> {
+    if count > MAX_REDIRECTS {
         return Err(redirect_error(host, answer, "there are too many redirects"));
     }
     let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let Some(next) = location.and_then(|location| url.join(location).ok()) else {
         return Err(redirect_error(host, answer, "the location is not valid"));
     };
-    match elsewhere(host, &next) {
+    match check_redirect(host, &next) {
         Ok(()) => Ok(next),
         Err(reason) => Err(redirect_error(host, answer, reason)),
     }
 }
 
 /// Checks whether a registry may redirect to this URL.
-pub(super) fn elsewhere(host: &Host, next: &Url) -> Result<(), &'static str> {
+pub(super) fn check_redirect(host: &RegistryHost, next: &Url) -> Result<(), &'static str> {
     match next.scheme() {
         "https" => Ok(()),
         "http" if host.is_plain_http() => Ok(()),
@@ -317,36 +339,38 @@ pub(super) fn elsewhere(host: &Host, next: &Url) -> Result<(), &'static str> {
     }
 }
 
-fn redirect_error(host: &Host, answer: &Response, reason: &'static str) -> RemoteError {
+fn redirect_error(host: &RegistryHost, answer: &Response, reason: &'static str) -> RemoteError {
     let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let to = host.base.join(location).map_or_else(|_| "an invalid location".to_owned(), |to| shown(&to));
-    RemoteError::Redirect { url: shown(answer.url()), to, reason }
+    let to =
+        host.base.join(location).map_or_else(|_| "an invalid location".to_owned(), |to| redacted_url(&to));
+    RemoteError::Redirect { url: redacted_url(answer.url()), to, reason }
 }
 
-async fn success(answer: Response, stall: Duration) -> Result<Response, Failed> {
+async fn require_success(answer: Response, stall: Duration) -> Result<Response, FailedAttempt> {
     if answer.status().is_success() {
         return Ok(answer);
     }
     let asked = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     let asked = asked.map(Duration::from_secs);
-    let error = refused(answer, stall).await;
-    Err(Failed { asked, ..Failed::from(error) })
+    let error = refusal_error(answer, stall).await;
+    Err(FailedAttempt { retry_after: asked, ..FailedAttempt::from(error) })
 }
 
 /// Converts an error answer, with the code of the distribution spec if it has one.
-async fn refused(answer: Response, stall: Duration) -> RemoteError {
+async fn refusal_error(answer: Response, stall: Duration) -> RemoteError {
     #[derive(Deserialize)]
-    struct Errors {
-        errors: Vec<One>,
+    struct ErrorBody {
+        errors: Vec<ErrorEntry>,
     }
     #[derive(Deserialize)]
-    struct One {
+    struct ErrorEntry {
         code: Option<String>,
         message: Option<String>,
     }
-    let (url, status) = (shown(answer.url()), answer.status().as_u16());
-    let body = answer_bytes(answer, ERROR_ANSWER, stall).await.unwrap_or_default();
-    let first = serde_json::from_slice::<Errors>(&body).ok().and_then(|body| body.errors.into_iter().next());
+    let (url, status) = (redacted_url(answer.url()), answer.status().as_u16());
+    let body = answer_bytes(answer, MAX_ERROR_ANSWER, stall).await.unwrap_or_default();
+    let first =
+        serde_json::from_slice::<ErrorBody>(&body).ok().and_then(|body| body.errors.into_iter().next());
     let text = |text: Option<String>, limit: usize| {
         text.map(|text| text.chars().filter(|c| !c.is_control()).take(limit).collect::<String>())
             .filter(|text| !text.is_empty())
@@ -366,7 +390,7 @@ pub(super) async fn answer_bytes(
     let mut bytes = Vec::new();
     while let Some(chunk) = next_chunk(&mut answer, &url, stall).await? {
         if bytes.len() + chunk.len() > limit {
-            return Err(RemoteError::TooLarge { url: shown(&url), limit });
+            return Err(RemoteError::TooLarge { url: redacted_url(&url), limit });
         }
         bytes.extend_from_slice(&chunk);
     }
@@ -378,7 +402,7 @@ pub(super) async fn answer_json<T: DeserializeOwned>(
     limit: usize,
     stall: Duration,
 ) -> Result<T, RemoteError> {
-    let url = shown(answer.url());
+    let url = redacted_url(answer.url());
     let bytes = answer_bytes(answer, limit, stall).await?;
     serde_json::from_slice(&bytes).map_err(|error| RemoteError::Answer { url, reason: error.to_string() })
 }
@@ -390,28 +414,28 @@ pub(super) async fn next_chunk(
 ) -> Result<Option<Bytes>, RemoteError> {
     match tokio::time::timeout(stall, answer.chunk()).await {
         Ok(chunk) => chunk.map_err(|error| interrupted(url, &error)),
-        Err(_) => Err(RemoteError::Silent { url: shown(url), seconds: stall.as_secs() }),
+        Err(_) => Err(RemoteError::TimedOut { url: redacted_url(url), seconds: stall.as_secs() }),
     }
 }
 
-fn internal(host: &Host, url: &Url, refused: &AddressRefused) -> RemoteError {
+fn internal_address_error(host: &RegistryHost, url: &Url, refused: &AddressRefused) -> RemoteError {
     let (at, address) = (refused.host.clone(), refused.address);
-    if host.owns(url) {
+    if host.has_same_origin(url) {
         RemoteError::InternalRegistry { registry: host.key.clone(), host: at, address }
     } else {
-        RemoteError::Internal { url: shown(url), host: at, address }
+        RemoteError::InternalAddress { url: redacted_url(url), host: at, address }
     }
 }
 
-fn unreachable(host: &Host, url: &Url, error: &reqwest::Error) -> RemoteError {
+fn unreachable(host: &RegistryHost, url: &Url, error: &reqwest::Error) -> RemoteError {
     if let Some(refused) = refused_address(error) {
-        return internal(host, url, refused);
+        return internal_address_error(host, url, refused);
     }
     interrupted(url, error)
 }
 
 fn interrupted(url: &Url, error: &reqwest::Error) -> RemoteError {
-    let (url, reason) = (shown(url), reason(error));
+    let (url, reason) = (redacted_url(url), reason(error));
     if is_untrusted(error) {
         RemoteError::Untrusted { url, reason }
     } else {
@@ -460,10 +484,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_certificate_that_is_not_trusted_is_told_from_a_registry_that_is_away() {
-        let transport = Transport::default();
+        let transport = HttpTransport::default();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url: Url = format!("https://{}/v2/", listener.local_addr().unwrap()).parse().unwrap();
-        let host = Host::registry("127.0.0.1".to_owned(), false);
+        let host = RegistryHost::registry("127.0.0.1".to_owned(), false);
         let client = transport.client(&host, &url).unwrap();
         let own = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
         let key = rustls::pki_types::PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());

@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
 
-use super::xattr::{self, Xattrs};
-use super::{Entry, EntryKind, Opener, shown};
+use super::xattr::{self, EntryXattrs};
+use super::{EntryKind, TreeOpener, WalkEntry, display_path};
 use crate::identity::FileStamp;
 
 /// Error of reading a listed entry.
@@ -22,31 +22,31 @@ pub enum ContentError {
 }
 
 impl ContentError {
-    pub fn read(entry: &Entry, source: io::Error) -> Self {
-        Self::Read { path: shown(&entry.path), source }
+    pub fn read(entry: &WalkEntry, source: io::Error) -> Self {
+        Self::Read { path: display_path(&entry.path), source }
     }
 
-    pub fn changed(entry: &Entry, change: &'static str) -> Self {
-        Self::Changed { path: shown(&entry.path), change }
+    pub fn changed(entry: &WalkEntry, change: &'static str) -> Self {
+        Self::Changed { path: display_path(&entry.path), change }
     }
 }
 
 /// Reader for entries of a walked tree. It is fastest in the order of the list.
 #[derive(Debug)]
 pub struct DiskReader<'a> {
-    opener: Opener<'a>,
-    file: Option<(File, &'a Entry)>,
+    opener: TreeOpener<'a>,
+    file: Option<(File, &'a WalkEntry)>,
     /// Start and end offset of a known hole in the open file.
     hole: (u64, u64),
 }
 
 impl<'a> DiskReader<'a> {
-    pub fn new(opener: Opener<'a>) -> Self {
+    pub fn new(opener: TreeOpener<'a>) -> Self {
         Self { opener, file: None, hole: (0, 0) }
     }
 
     /// Opens a file or directory and returns its attributes.
-    pub fn open(&mut self, entry: &'a Entry) -> Result<Xattrs, ContentError> {
+    pub fn open(&mut self, entry: &'a WalkEntry) -> Result<EntryXattrs, ContentError> {
         let unreadable = |source| ContentError::read(entry, source);
         self.file = None;
         self.hole = (0, 0);
@@ -61,7 +61,7 @@ impl<'a> DiskReader<'a> {
     }
 
     /// Returns the attributes of an entry whose content is not read.
-    pub fn xattrs(&mut self, entry: &'a Entry) -> Result<Xattrs, ContentError> {
+    pub fn xattrs(&mut self, entry: &'a WalkEntry) -> Result<EntryXattrs, ContentError> {
         match self.opener.xattrs(&entry.path) {
             Some(found) => found.map_err(|errno| ContentError::read(entry, errno.into())),
             None => self.open(entry),
@@ -116,7 +116,7 @@ impl<'a> DiskReader<'a> {
 const SPARSE_FROM: u64 = 1 << 20;
 
 /// Returns the length of the hole at offset `at`, or `None` if there is data.
-fn hole(file: &File, entry: &Entry, known: &mut (u64, u64), at: u64) -> Option<u64> {
+fn hole(file: &File, entry: &WalkEntry, known: &mut (u64, u64), at: u64) -> Option<u64> {
     if entry.size < SPARSE_FROM || !entry.sparse {
         return None;
     }

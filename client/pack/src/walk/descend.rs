@@ -8,28 +8,28 @@ use std::sync::Arc;
 use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
 
-use super::ahead::AHEAD;
-use super::directory::{Child, Content, Found, Selection, Wish};
-use super::{Entry, EntryKind, WalkError, failed, shown};
-use crate::ahead::Ahead;
-use crate::ignore::{Filter, Matched, Patterns};
+use super::directory::{ChildListing, DirectoryChild, DirectoryRequest, NameMetadata, WalkSelection};
+use super::prefetch::MAX_WAITING_WEIGHT;
+use super::{EntryKind, WalkEntry, WalkError, display_path, failed};
+use crate::ignore::{DirectoryMatch, IgnorePatterns, TreeFilter};
+use crate::prefetch::PrefetchQueue;
 use crate::workers;
 
 /// A directory that is being walked.
-struct Level {
-    names: std::vec::IntoIter<Child>,
+struct DirectoryLevel {
+    names: std::vec::IntoIter<DirectoryChild>,
     /// Entry of this directory while it is not listed.
-    pending: Option<Entry>,
+    pending: Option<WalkEntry>,
 }
 
 /// Lists everything below `root` that `patterns` do not exclude, and all paths of `keep`.
 pub(super) fn list(
     root: &OwnedFd,
-    patterns: Option<Patterns>,
+    patterns: Option<IgnorePatterns>,
     keep: &[Vec<u8>],
-) -> Result<Vec<Entry>, WalkError> {
-    let filter = Filter::from_patterns(None, patterns.filter(|list| !list.is_empty()));
-    let selection = Selection { filter, keep };
+) -> Result<Vec<WalkEntry>, WalkError> {
+    let filter = TreeFilter::from_patterns(None, patterns.filter(|list| !list.is_empty()));
+    let selection = WalkSelection { filter, keep };
     // The read position belongs to the open file, and an earlier walk may have moved it.
     rustix::fs::seek(root, SeekFrom::Start(0)).map_err(failed("cannot list the directory", b"."))?;
     let above = root.try_clone().map_err(|source| WalkError::Read {
@@ -37,30 +37,35 @@ pub(super) fn list(
         action: "cannot open",
         source,
     })?;
-    let listings = Ahead::new(&selection, AHEAD);
-    let wish = Wish { above: Arc::new(above), path: Vec::new(), matched: Matched::default(), pruned: false };
-    let root = listings.ask(wish);
+    let listings = PrefetchQueue::new(&selection, MAX_WAITING_WEIGHT);
+    let wish = DirectoryRequest {
+        above: Arc::new(above),
+        path: Vec::new(),
+        matched: DirectoryMatch::default(),
+        pruned: false,
+    };
+    let root = listings.request(wish);
     std::thread::scope(|scope| {
-        let _end = listings.ends();
+        let _end = listings.stop_guard();
         // This thread runs requests, too, hence one helper less.
-        workers::start_helpers(scope, workers::count(None) - 1, "walk", || listings.help());
-        let mut lister = Lister { listings: &listings, entries: Vec::new(), linked: HashMap::new() };
+        workers::start_helpers(scope, workers::worker_count(None) - 1, "walk", || listings.run_helper());
+        let mut lister = TreeLister { listings: &listings, entries: Vec::new(), linked: HashMap::new() };
         lister.run(root)?;
         Ok(lister.entries)
     })
 }
 
-struct Lister<'a> {
-    listings: &'a Ahead<'a, Selection<'a>>,
-    entries: Vec<Entry>,
+struct TreeLister<'a> {
+    listings: &'a PrefetchQueue<'a, WalkSelection<'a>>,
+    entries: Vec<WalkEntry>,
     /// First path of each file that has several names, by device and inode.
     linked: HashMap<(u64, u64), Vec<u8>>,
 }
 
-impl Lister<'_> {
+impl TreeLister<'_> {
     fn run(&mut self, root: usize) -> Result<(), WalkError> {
         let names = self.listings.take(root).map_err(failed("cannot list the directory", b"."))?;
-        let mut levels = vec![Level { names: names.into_iter(), pending: None }];
+        let mut levels = vec![DirectoryLevel { names: names.into_iter(), pending: None }];
         while let Some(level) = levels.last_mut() {
             match level.names.next() {
                 None => {
@@ -77,11 +82,15 @@ impl Lister<'_> {
     }
 
     /// Lists one name of the innermost directory. Returns the directory to walk next, if the name is one.
-    fn visit(&mut self, levels: &mut [Level], child: Child) -> Result<Option<Level>, WalkError> {
-        let Child { path, found, shown, content } = child;
+    fn visit(
+        &mut self,
+        levels: &mut [DirectoryLevel],
+        child: DirectoryChild,
+    ) -> Result<Option<DirectoryLevel>, WalkError> {
+        let DirectoryChild { path, found, shown, content } = child;
         let found = found.map_err(failed("cannot read its metadata", &path))?;
         let (file_type, size) = (found.file_type, found.stamp.size);
-        let mut entry = Entry {
+        let mut entry = WalkEntry {
             path,
             kind: EntryKind::Dir,
             mode: found.mode,
@@ -92,8 +101,8 @@ impl Lister<'_> {
         // A directory that is not listed now is listed as soon as something below it is.
         let mut pending = None;
         let asked = match content {
-            Content::Asked { slot, pruned } => Some((slot, pruned, entry.path.clone())),
-            Content::None | Content::Wish(_) => None,
+            ChildListing::Requested { slot, pruned } => Some((slot, pruned, entry.path.clone())),
+            ChildListing::None | ChildListing::Unrequested(_) => None,
         };
         if shown {
             entry.kind = self.kind(&entry, found)?;
@@ -107,15 +116,15 @@ impl Lister<'_> {
         }
         let Some((slot, pruned, dir)) = asked else { return Ok(None) };
         match self.listings.take(slot) {
-            Ok(names) => Ok(Some(Level { names: names.into_iter(), pending })),
+            Ok(names) => Ok(Some(DirectoryLevel { names: names.into_iter(), pending })),
             // An excluded directory that cannot be read is no error.
             Err(Errno::ACCESS) if !shown && !pruned => Ok(None),
             Err(errno) => Err(failed("cannot list the directory", &dir)(errno)),
         }
     }
 
-    fn kind(&mut self, entry: &Entry, found: Found) -> Result<EntryKind, WalkError> {
-        let special = |kind| Err(WalkError::Special { path: shown(&entry.path), kind });
+    fn kind(&mut self, entry: &WalkEntry, found: NameMetadata) -> Result<EntryKind, WalkError> {
+        let special = |kind| Err(WalkError::Special { path: display_path(&entry.path), kind });
         match found.file_type {
             FileType::Directory => Ok(EntryKind::Dir),
             FileType::Symlink => {

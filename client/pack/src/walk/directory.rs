@@ -6,47 +6,47 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 
 use crate::identity::FileStamp;
-use crate::ignore::{Filter, Matched, Verdict};
+use crate::ignore::{DirectoryMatch, EntryVerdict, TreeFilter};
 
 /// Filter of a walk, and paths that are listed even if it excludes them.
-pub(super) struct Selection<'a> {
-    pub(super) filter: Filter,
+pub(super) struct WalkSelection<'a> {
+    pub(super) filter: TreeFilter,
     pub(super) keep: &'a [Vec<u8>],
 }
 
 /// Request to list a directory.
-pub(super) struct Wish {
+pub(super) struct DirectoryRequest {
     /// Parent directory; for the root, the root itself.
     pub(super) above: Arc<OwnedFd>,
     /// Path of the directory, empty for the root.
     pub(super) path: Vec<u8>,
-    pub(super) matched: Matched,
+    pub(super) matched: DirectoryMatch,
     /// True if the directory is excluded as a whole, and is only listed to find paths that are kept.
     pub(super) pruned: bool,
 }
 
 /// A name in a directory.
-pub(super) struct Child {
+pub(super) struct DirectoryChild {
     pub(super) path: Vec<u8>,
-    pub(super) found: rustix::io::Result<Found>,
+    pub(super) found: rustix::io::Result<NameMetadata>,
     pub(super) shown: bool,
-    pub(super) content: Content,
+    pub(super) content: ChildListing,
 }
 
 /// Listing of a child directory.
-pub(super) enum Content {
+pub(super) enum ChildListing {
     /// The child is no directory, or is not to be listed.
     None,
-    Wish(Box<Wish>),
+    Unrequested(Box<DirectoryRequest>),
     /// The request was added to the queue and has this slot.
-    Asked {
+    Requested {
         slot: usize,
         pruned: bool,
     },
 }
 
 /// Metadata of a name.
-pub(super) struct Found {
+pub(super) struct NameMetadata {
     pub(super) file_type: FileType,
     pub(super) mode: u32,
     pub(super) stamp: FileStamp,
@@ -57,9 +57,9 @@ pub(super) struct Found {
     pub(super) target: Option<rustix::io::Result<Vec<u8>>>,
 }
 
-impl Wish {
+impl DirectoryRequest {
     /// Lists the directory, sorted by the bytes of the names.
-    pub(super) fn list(&self, selection: &Selection<'_>) -> rustix::io::Result<Vec<Child>> {
+    pub(super) fn list(&self, selection: &WalkSelection<'_>) -> rustix::io::Result<Vec<DirectoryChild>> {
         let dir = match self.name() {
             b"" => Arc::clone(&self.above),
             name => Arc::new(open_dir(self.above.as_fd(), name)?),
@@ -99,43 +99,48 @@ impl Wish {
         dir: &Arc<OwnedFd>,
         name: &std::ffi::CStr,
         path: Vec<u8>,
-        selection: &Selection<'_>,
-    ) -> Child {
-        let found = match look(dir.as_fd(), name) {
+        selection: &WalkSelection<'_>,
+    ) -> DirectoryChild {
+        let found = match read_metadata(dir.as_fd(), name) {
             Ok(found) => found,
             // The kind of the file is unknown, so the rules cannot be applied. The error is reported.
-            Err(errno) => return Child { path, found: Err(errno), shown: true, content: Content::None },
+            Err(errno) => {
+                return DirectoryChild { path, found: Err(errno), shown: true, content: ChildListing::None };
+            }
         };
         let is_dir = found.file_type == FileType::Directory;
         let (verdict, matched) = match self.pruned {
-            true => (Verdict::Prune, Matched::default()),
-            false => selection.filter.judge(&path, is_dir, &self.matched),
+            true => (EntryVerdict::Prune, DirectoryMatch::default()),
+            false => selection.filter.evaluate(&path, is_dir, &self.matched),
         };
-        let pruned = verdict == Verdict::Prune;
-        let shown = verdict == Verdict::Show || selection.keep.contains(&path);
+        let pruned = verdict == EntryVerdict::Prune;
+        let shown = verdict == EntryVerdict::Show || selection.keep.contains(&path);
         let enter = is_dir && (!pruned || selection.leads_to_kept(&path));
         let content = match enter {
-            true => {
-                Content::Wish(Box::new(Self { above: Arc::clone(dir), path: path.clone(), matched, pruned }))
-            }
-            false => Content::None,
+            true => ChildListing::Unrequested(Box::new(Self {
+                above: Arc::clone(dir),
+                path: path.clone(),
+                matched,
+                pruned,
+            })),
+            false => ChildListing::None,
         };
-        Child { path, found: Ok(found), shown, content }
+        DirectoryChild { path, found: Ok(found), shown, content }
     }
 }
 
-impl Selection<'_> {
+impl WalkSelection<'_> {
     fn leads_to_kept(&self, dir: &[u8]) -> bool {
         self.keep.iter().any(|path| path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/")))
     }
 }
 
-fn look(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> rustix::io::Result<Found> {
+fn read_metadata(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> rustix::io::Result<NameMetadata> {
     let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
     let file_type = FileType::from_raw_mode(stat.st_mode);
     let target = (file_type == FileType::Symlink)
         .then(|| rustix::fs::readlinkat(dir, name, Vec::new()).map(std::ffi::CString::into_bytes));
-    Ok(Found {
+    Ok(NameMetadata {
         file_type,
         mode: stat.st_mode & 0o7777,
         stamp: FileStamp::of(&stat),

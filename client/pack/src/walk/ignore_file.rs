@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{WalkError, failed, shown};
-use crate::ignore::Patterns;
+use super::{WalkError, display_path, failed};
+use crate::ignore::IgnorePatterns;
 
 const SIZE_LIMIT: u64 = 4 * 1024 * 1024;
 
@@ -16,7 +16,7 @@ const SIZE_LIMIT: u64 = 4 * 1024 * 1024;
 pub(super) fn find(
     root: &OwnedFd,
     dockerfile: Option<&[u8]>,
-) -> Result<Option<(Vec<u8>, Patterns)>, WalkError> {
+) -> Result<Option<(Vec<u8>, IgnorePatterns)>, WalkError> {
     let beside: Vec<Vec<u8>> = match dockerfile {
         Some(name) => vec![name.to_owned()],
         None => [b"Containerfile".as_slice(), b"Dockerfile"]
@@ -33,8 +33,8 @@ pub(super) fn find(
     for name in names {
         // An empty file counts, so that an empty `Dockerfile.dockerignore` disables `.dockerignore`.
         if let Some(text) = read(root, &name)? {
-            let patterns = Patterns::parse_file(&text)
-                .map_err(|source| WalkError::Ignore { file: shown(&name), source })?;
+            let patterns = IgnorePatterns::parse_file(&text)
+                .map_err(|source| WalkError::Ignore { file: display_path(&name), source })?;
             return Ok(Some((name, patterns)));
         }
     }
@@ -53,7 +53,7 @@ fn read(root: &OwnedFd, name: &[u8]) -> Result<Option<Vec<u8>>, WalkError> {
         }
         other => other,
     };
-    let kind_error = |kind| WalkError::IgnoreFileKind { file: shown(name), kind };
+    let kind_error = |kind| WalkError::IgnoreFileKind { file: display_path(name), kind };
     let fd = match opened {
         Ok(fd) => fd,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
@@ -71,12 +71,12 @@ fn read(root: &OwnedFd, name: &[u8]) -> Result<Option<Vec<u8>>, WalkError> {
     }
     let mut text = Vec::new();
     File::from(fd).take(SIZE_LIMIT + 1).read_to_end(&mut text).map_err(|source| WalkError::Read {
-        path: shown(name),
+        path: display_path(name),
         action: "cannot read",
         source,
     })?;
     if text.len() as u64 > SIZE_LIMIT {
-        return Err(WalkError::IgnoreFileTooLarge { file: shown(name), limit: SIZE_LIMIT });
+        return Err(WalkError::IgnoreFileTooLarge { file: display_path(name), limit: SIZE_LIMIT });
     }
     Ok(Some(text))
 }

@@ -10,17 +10,17 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::directory::open_dir;
-use super::xattr::{self, Xattrs};
+use super::xattr::{self, EntryXattrs};
 
 /// Opener for entries of a tree, which resolves paths component by component and never through a link. Paths may be
 /// longer than the system's limit. It is fastest in the order of the list, because the parent directories stay open.
 #[derive(Debug)]
-pub struct Opener<'a> {
+pub struct TreeOpener<'a> {
     root: &'a OwnedFd,
     above: Vec<(Vec<u8>, OwnedFd)>,
 }
 
-impl<'a> Opener<'a> {
+impl<'a> TreeOpener<'a> {
     pub(super) fn new(root: &'a OwnedFd) -> Self {
         Self { root, above: Vec::new() }
     }
@@ -39,7 +39,7 @@ impl<'a> Opener<'a> {
     }
 
     /// Returns the attributes of an entry without opening it, or `None` if the system does not allow that.
-    pub(super) fn xattrs(&mut self, path: &[u8]) -> Option<rustix::io::Result<Xattrs>> {
+    pub(super) fn xattrs(&mut self, path: &[u8]) -> Option<rustix::io::Result<EntryXattrs>> {
         let (dir, name) = self.parent(path).ok()?;
         let mut through = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
         through.extend_from_slice(name);

@@ -3,7 +3,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 
 use super::*;
-use crate::ignore::{Filter, Visit};
+use crate::ignore::{TreeFilter, VisitOutcome};
 
 fn tree(make: impl FnOnce(&Path)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -19,7 +19,7 @@ fn write(dir: &Path, path: &str, text: &str) {
 
 fn listed(dir: &Path, options: &WalkOptions) -> Vec<String> {
     let tree = walk(dir, options).unwrap();
-    tree.entries.iter().map(|entry| shown(&entry.path)).collect()
+    tree.entries.iter().map(|entry| display_path(&entry.path)).collect()
 }
 
 #[test]
@@ -43,7 +43,8 @@ fn links_are_listed_and_never_followed() {
         symlink("nowhere", dir.join("dangling")).unwrap();
     });
     let tree = walk(dir.path(), &WalkOptions::default()).unwrap();
-    let kinds: Vec<_> = tree.entries.iter().map(|entry| (shown(&entry.path), entry.kind.clone())).collect();
+    let kinds: Vec<_> =
+        tree.entries.iter().map(|entry| (display_path(&entry.path), entry.kind.clone())).collect();
     assert_eq!(
         kinds,
         [
@@ -105,7 +106,7 @@ fn the_ignore_file_of_the_dockerfile_comes_first_even_if_it_is_empty() {
     assert_eq!(tree.ignore_file.as_deref(), Some(b"Dockerfile.dockerignore".as_slice()));
     assert_eq!(tree.entries.len(), 5);
     write(dir.path(), "my.Dockerfile.dockerignore", "b\n");
-    let rules = Rules::IgnoreFile { dockerfile: Some(b"my.Dockerfile".to_vec()) };
+    let rules = IgnoreRules::IgnoreFile { dockerfile: Some(b"my.Dockerfile".to_vec()) };
     let paths = listed(dir.path(), &WalkOptions { rules, ..Default::default() });
     assert!(paths.contains(&"a".to_owned()) && !paths.contains(&"b".to_owned()));
 }
@@ -234,10 +235,10 @@ fn a_walk_by_rules_lists_what_their_filter_shows_of_the_whole_list() {
         &["*/x/y", "!c.d"],
         &["a/**", "b/*", "!b/empty"],
     ];
-    let whole = walk(dir.path(), &WalkOptions { rules: Rules::Nothing, keep: Vec::new() }).unwrap();
+    let whole = walk(dir.path(), &WalkOptions { rules: IgnoreRules::Nothing, keep: Vec::new() }).unwrap();
     for list in rules {
-        let patterns = Patterns::from_list(list).unwrap();
-        let filter = Filter::from_patterns(None, Some(patterns.clone()));
+        let patterns = IgnorePatterns::from_list(list).unwrap();
+        let filter = TreeFilter::from_patterns(None, Some(patterns.clone()));
         let mut by_filter = filter.walk();
         let (mut expected, mut pruned) = (Vec::new(), None);
         for entry in &whole.entries {
@@ -247,16 +248,16 @@ fn a_walk_by_rules_lists_what_their_filter_shows_of_the_whole_list() {
             if pruned.as_ref().is_some_and(inside) {
                 continue;
             }
-            match by_filter.visit(&entry.path, entry.is_dir(), shown(&entry.path)) {
-                Visit::Keep { late } => {
+            match by_filter.visit(&entry.path, entry.is_dir(), display_path(&entry.path)) {
+                VisitOutcome::Keep { late } => {
                     expected.extend(late);
-                    expected.push(shown(&entry.path));
+                    expected.push(display_path(&entry.path));
                 }
-                Visit::Hide => {}
-                Visit::Prune => pruned = Some(entry.path.clone()),
+                VisitOutcome::Hide => {}
+                VisitOutcome::Prune => pruned = Some(entry.path.clone()),
             }
         }
-        let options = WalkOptions { rules: Rules::Given(patterns), keep: Vec::new() };
+        let options = WalkOptions { rules: IgnoreRules::Patterns(patterns), keep: Vec::new() };
         assert_eq!(listed(dir.path(), &options), expected, "{list:?}");
     }
 }

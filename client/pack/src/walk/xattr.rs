@@ -7,16 +7,16 @@ use std::path::Path;
 use rustix::io::Errno;
 
 /// Names and values of extended attributes, sorted by name.
-pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+pub type EntryXattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Returns the kept attributes of an open file or directory.
-pub(super) fn of(fd: impl AsFd) -> rustix::io::Result<Xattrs> {
+pub(super) fn of(fd: impl AsFd) -> rustix::io::Result<EntryXattrs> {
     let fd = fd.as_fd();
     kept(|buffer| rustix::fs::flistxattr(fd, buffer), |name, buffer| rustix::fs::fgetxattr(fd, name, buffer))
 }
 
 /// Returns the kept attributes of the file at `path`, without following a link.
-pub(super) fn at(path: &Path) -> rustix::io::Result<Xattrs> {
+pub(super) fn at(path: &Path) -> rustix::io::Result<EntryXattrs> {
     kept(
         |buffer| rustix::fs::llistxattr(path, buffer),
         |name, buffer| rustix::fs::lgetxattr(path, name, buffer),
@@ -26,7 +26,7 @@ pub(super) fn at(path: &Path) -> rustix::io::Result<Xattrs> {
 fn kept(
     list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
     get: impl Fn(&[u8], &mut [u8]) -> rustix::io::Result<usize>,
-) -> rustix::io::Result<Xattrs> {
+) -> rustix::io::Result<EntryXattrs> {
     let mut small = [0u8; 256];
     let large;
     let names = match list(&mut small) {

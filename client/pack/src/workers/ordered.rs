@@ -10,11 +10,11 @@ use parking_lot::{Condvar, Mutex};
 
 /// Number of results that may wait in addition to those in progress, so that the workers can continue while the
 /// calling thread is busy.
-const SLACK: usize = 12;
+const EXTRA_RESULTS: usize = 12;
 
 /// Processes all items of `pieces` with workers created by `worker`: one in each of `threads` threads and one in the
 /// calling thread. Passes the results to `take` in order, until it fails or all are taken.
-pub(crate) fn ordered<P, R, W, E>(
+pub(crate) fn run_ordered<P, R, W, E>(
     threads: usize,
     pieces: impl Iterator<Item = P> + Send,
     worker: impl Fn() -> W + Sync,
@@ -25,9 +25,11 @@ where
     R: Send,
     W: FnMut(P) -> R,
 {
-    let window = 2 * threads as u64 + SLACK as u64;
-    let state = State { pieces, drawn: 0, taken: 0, results: VecDeque::new(), ended: false, stopped: false };
-    let desk = Desk { state: Mutex::new(state), window, room: Condvar::new(), result: Condvar::new() };
+    let window = 2 * threads as u64 + EXTRA_RESULTS as u64;
+    let state =
+        QueueState { pieces, drawn: 0, taken: 0, results: VecDeque::new(), ended: false, stopped: false };
+    let desk =
+        OrderedQueue { state: Mutex::new(state), window, room: Condvar::new(), result: Condvar::new() };
     std::thread::scope(|scope| {
         super::start_helpers(scope, threads, "ordered", || {
             let _guard = StopOnPanic(&desk);
@@ -40,22 +42,22 @@ where
         let mut work = None;
         loop {
             match desk.next() {
-                Next::Result(result) => take(result)?,
-                Next::Piece(number, piece) => desk.put(number, work.get_or_insert_with(&worker)(piece)),
-                Next::End => return Ok(()),
+                NextStep::Result(result) => take(result)?,
+                NextStep::Piece(number, piece) => desk.put(number, work.get_or_insert_with(&worker)(piece)),
+                NextStep::End => return Ok(()),
             }
         }
     })
 }
 
 /// Next step of the calling thread.
-enum Next<P, R> {
+enum NextStep<P, R> {
     Result(R),
     Piece(u64, P),
     End,
 }
 
-struct State<I, R> {
+struct QueueState<I, R> {
     pieces: I,
     drawn: u64,
     taken: u64,
@@ -65,8 +67,8 @@ struct State<I, R> {
     stopped: bool,
 }
 
-struct Desk<I, R> {
-    state: Mutex<State<I, R>>,
+struct OrderedQueue<I, R> {
+    state: Mutex<QueueState<I, R>>,
     window: u64,
     /// Signalled when the window has advanced.
     room: Condvar,
@@ -74,7 +76,7 @@ struct Desk<I, R> {
     result: Condvar,
 }
 
-impl<P, I: Iterator<Item = P>, R> State<I, R> {
+impl<P, I: Iterator<Item = P>, R> QueueState<I, R> {
     /// Returns the next piece, or `None` at the end.
     fn draw(&mut self) -> Option<(u64, P)> {
         let Some(piece) = self.pieces.next() else {
@@ -88,7 +90,7 @@ impl<P, I: Iterator<Item = P>, R> State<I, R> {
     }
 }
 
-impl<P, I: Iterator<Item = P>, R> Desk<I, R> {
+impl<P, I: Iterator<Item = P>, R> OrderedQueue<I, R> {
     /// Returns the next piece for a worker thread, once it is within the window.
     fn draw(&self) -> Option<(u64, P)> {
         let mut state = self.state.lock();
@@ -114,27 +116,27 @@ impl<P, I: Iterator<Item = P>, R> Desk<I, R> {
         }
     }
 
-    fn next(&self) -> Next<P, R> {
+    fn next(&self) -> NextStep<P, R> {
         let mut state = self.state.lock();
         loop {
             if state.stopped {
-                return Next::End;
+                return NextStep::End;
             }
             if let Some(result) = state.results.front_mut().and_then(Option::take) {
                 state.results.pop_front();
                 state.taken += 1;
                 self.room.notify_one();
-                return Next::Result(result);
+                return NextStep::Result(result);
             }
             if !state.ended && state.drawn - state.taken < self.window {
                 match state.draw() {
-                    Some((number, piece)) => return Next::Piece(number, piece),
+                    Some((number, piece)) => return NextStep::Piece(number, piece),
                     None => {
                         self.room.notify_all();
                     }
                 }
             } else if state.ended && state.results.is_empty() {
-                return Next::End;
+                return NextStep::End;
             } else {
                 self.result.wait(&mut state);
             }
@@ -142,7 +144,7 @@ impl<P, I: Iterator<Item = P>, R> Desk<I, R> {
     }
 }
 
-impl<I, R> Desk<I, R> {
+impl<I, R> OrderedQueue<I, R> {
     fn stop(&self) {
         self.state.lock().stopped = true;
         self.room.notify_all();
@@ -152,7 +154,7 @@ impl<I, R> Desk<I, R> {
 
 /// Guard that stops all workers if one panics, so that none waits for its result. The scope then propagates the
 /// panic.
-struct StopOnPanic<'a, I, R>(&'a Desk<I, R>);
+struct StopOnPanic<'a, I, R>(&'a OrderedQueue<I, R>);
 
 impl<I, R> Drop for StopOnPanic<'_, I, R> {
     fn drop(&mut self) {
@@ -162,7 +164,7 @@ impl<I, R> Drop for StopOnPanic<'_, I, R> {
     }
 }
 
-struct StopAtEnd<'a, I, R>(&'a Desk<I, R>);
+struct StopAtEnd<'a, I, R>(&'a OrderedQueue<I, R>);
 
 impl<I, R> Drop for StopAtEnd<'_, I, R> {
     fn drop(&mut self) {

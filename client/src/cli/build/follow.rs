@@ -7,26 +7,26 @@ use hearth_proto::v1::{Build, BuildResult, BuildState};
 
 use super::BuildArgs;
 use crate::cli::views::BuildView;
-use crate::client::{Client, Watched};
+use crate::client::{Client, WatchItem};
 use crate::error::{Failure, FailureKind};
-use crate::interrupt::Interrupts;
-use crate::progress::{ProgressMode, Show, state_name};
+use crate::interrupt::InterruptListener;
+use crate::progress::{BuildRenderer, ProgressMode, state_name};
 use crate::{duration, output, task};
 
 /// A build that has ended, as its last event describes it.
-pub(super) struct Ended {
+pub(super) struct EndedBuild {
     build: Build,
     log_shown: bool,
 }
 
 /// Shows the events of a build until its last one. Ctrl-C asks whether to cancel the build or to
 /// detach; without a terminal to ask on, it cancels the build. A second Ctrl-C detaches at once.
-pub(super) async fn to_end(
+pub(super) async fn follow_to_end(
     client: &Client,
     build_id: &str,
     progress: ProgressMode,
-    interrupts: &mut Interrupts,
-) -> Result<Ended, Failure> {
+    interrupts: &mut InterruptListener,
+) -> Result<EndedBuild, Failure> {
     let mut show = progress.renderer();
     let mut watch = client.watch_build(build_id, 1);
     loop {
@@ -34,25 +34,25 @@ pub(super) async fn to_end(
             next = watch.next() => next,
             () = interrupts.next() => {
                 show.clear();
-                stop(client, build_id, &mut *show, interrupts).await?;
+                handle_interrupt(client, build_id, &mut *show, interrupts).await?;
                 continue;
             }
         };
         match next.map_err(|error| Failure::from(error).build(build_id))? {
-            Some(Watched::Event(event)) => {
+            Some(WatchItem::Event(event)) => {
                 show.event(&event);
                 if let Some(Event::Finished(build)) = event.event {
                     show.clear();
-                    return Ok(Ended { build, log_shown: show.shows_whole_log() });
+                    return Ok(EndedBuild { build, log_shown: show.shows_whole_log() });
                 }
             }
-            Some(Watched::Lost(reason)) => {
+            Some(WatchItem::Lost(reason)) => {
                 show.note(&format!("connection lost ({reason}); reconnecting"));
             }
             None => {
                 show.clear();
                 let build = client.build(build_id).await?;
-                return Ok(Ended { build, log_shown: false });
+                return Ok(EndedBuild { build, log_shown: false });
             }
         }
     }
@@ -60,18 +60,18 @@ pub(super) async fn to_end(
 
 /// Handles Ctrl-C. Returns when the build was cancelled, whose last event follows as usual, or when the
 /// user chose to keep watching.
-async fn stop(
+async fn handle_interrupt(
     client: &Client,
     build_id: &str,
-    show: &mut dyn Show,
-    interrupts: &mut Interrupts,
+    show: &mut dyn BuildRenderer,
+    interrupts: &mut InterruptListener,
 ) -> Result<(), Failure> {
     let interactive = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
     let answer = if interactive {
         output::note("\nCancel the build [c], leave it running [l], or keep watching [enter]?");
         tokio::select! {
             answer = task::blocking("answer", read_answer) => answer?,
-            () = interrupts.next() => return Err(left(build_id)),
+            () = interrupts.next() => return Err(detached(build_id)),
         }
     } else {
         "c".to_owned()
@@ -84,10 +84,10 @@ async fn stop(
                     cancelled.map_err(|error| Failure::from(error).build(build_id))?;
                     Ok(())
                 }
-                () = interrupts.next() => Err(left(build_id)),
+                () = interrupts.next() => Err(detached(build_id)),
             }
         }
-        "l" | "leave" | "d" => Err(left(build_id)),
+        "l" | "leave" | "d" => Err(detached(build_id)),
         _ => Ok(()),
     }
 }
@@ -99,20 +99,20 @@ fn read_answer() -> String {
     line.trim().to_ascii_lowercase()
 }
 
-fn left(build_id: &str) -> Failure {
+fn detached(build_id: &str) -> Failure {
     Failure::interrupted(format!(
         "the build goes on without this command: hearth builds logs {build_id} --follow"
     ))
     .build(build_id)
 }
 
-pub(super) fn report(args: &BuildArgs, ended: &Ended, json: bool) -> Result<(), Failure> {
+pub(super) fn report(args: &BuildArgs, ended: &EndedBuild, json: bool) -> Result<(), Failure> {
     let result = result(args, ended)?;
     if json { output::json(&BuildView::from(&ended.build)) } else { output::line(&result.digest) }
 }
 
 /// Returns the result of a build that succeeded, after writing it to the files that the arguments name.
-pub(super) fn result<'a>(args: &BuildArgs, ended: &'a Ended) -> Result<&'a BuildResult, Failure> {
+pub(super) fn result<'a>(args: &BuildArgs, ended: &'a EndedBuild) -> Result<&'a BuildResult, Failure> {
     let build = &ended.build;
     let Some(result) = build.result.as_ref().filter(|_| build.state() == BuildState::Succeeded) else {
         return Err(failed(ended));
@@ -129,7 +129,7 @@ pub(super) fn result<'a>(args: &BuildArgs, ended: &'a Ended) -> Result<&'a Build
             "built {} ({}, {}, {} of {} steps from the cache)",
             build.tags.join(", "),
             output::size(result.size_bytes),
-            duration::show(took),
+            duration::format_short(took),
             result.cached_steps,
             result.total_steps
         ));
@@ -137,7 +137,7 @@ pub(super) fn result<'a>(args: &BuildArgs, ended: &'a Ended) -> Result<&'a Build
     Ok(result)
 }
 
-fn failed(ended: &Ended) -> Failure {
+fn failed(ended: &EndedBuild) -> Failure {
     let build = &ended.build;
     let mut failure = match (build.state(), &build.error) {
         (BuildState::Cancelled, _) => Failure::interrupted("the build was cancelled; nothing was published"),

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use hearth_proto::v1::{BuildSecret, BuildSpec};
 use hearth_proto::value::{MountKind, MountSource, MountSpec, MountTarget, Reference, check_distinct};
 
-use super::super::registry::credential;
-use super::{BuildArgs, mount, tag};
+use super::super::registry::parse_credential;
+use super::{BuildArgs, mount_to_wire, tag};
 use crate::duration;
 use crate::error::Failure;
 
@@ -15,7 +15,7 @@ use crate::error::Failure;
 const MAX_SECRET_BYTES: u64 = 500 * 1024;
 
 /// A checked build: the request, and the directory that is to be sent before it is submitted.
-pub(super) struct Plan {
+pub(super) struct BuildPlan {
     pub spec: BuildSpec,
     pub tags: Vec<Reference>,
     pub pack: Option<LocalPack>,
@@ -27,7 +27,7 @@ pub(super) struct LocalPack {
     pub target: String,
 }
 
-pub(super) fn plan(args: &BuildArgs) -> Result<Plan, Failure> {
+pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
     let mut tags = vec![tag("--tag", &args.tag)?];
     for text in &args.options.also_tag {
         tags.push(tag("--also-tag", text)?);
@@ -55,7 +55,7 @@ pub(super) fn plan(args: &BuildArgs) -> Result<Plan, Failure> {
     let spec = BuildSpec {
         tag: tags[0].to_string(),
         also_tags: tags[1..].iter().map(Reference::to_string).collect(),
-        mounts: mounts.into_iter().map(mount).collect(),
+        mounts: mounts.into_iter().map(mount_to_wire).collect(),
         context_path: args.options.context_path.clone().unwrap_or_default(),
         dockerfile_path: args.options.dockerfile_path.clone().unwrap_or_default(),
         build_args: build_args(&args.options.build_arg)?,
@@ -68,9 +68,9 @@ pub(super) fn plan(args: &BuildArgs) -> Result<Plan, Failure> {
         network: args.options.network.clone().unwrap_or_default(),
         timeout: args.timeout.map(duration::to_wire),
         secrets: args.options.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?,
-        credentials: args.cred.iter().map(|text| credential(text)).collect::<Result<_, _>>()?,
+        credentials: args.cred.iter().map(|text| parse_credential(text)).collect::<Result<_, _>>()?,
     };
-    Ok(Plan { spec, tags, pack })
+    Ok(BuildPlan { spec, tags, pack })
 }
 
 /// Parses the mounts. The pack is returned apart, because its source lies on this machine.

@@ -5,11 +5,11 @@ use hearth_proto::v1::build_event::Event;
 use hearth_proto::v1::{BuildEvent, ReadBuildLogRequest};
 
 use crate::cli::views::LogView;
-use crate::cli::{Globals, connect};
-use crate::client::{Client, Watched};
+use crate::cli::{GlobalArgs, connect};
+use crate::client::{Client, WatchItem};
 use crate::error::Failure;
 use crate::output;
-use crate::progress::{Json, LogLines, LogText, Show as _};
+use crate::progress::{BuildRenderer as _, JsonBuildRenderer, StepLineBuffer, StepLogLine};
 
 /// Show the output of a build's steps
 ///
@@ -22,7 +22,7 @@ Examples:
   hearth builds logs 7f3k --grep error --step 4
   hearth builds logs 7f3k --from 1 > build.log
   hearth builds logs 7f3k --follow")]
-pub(in crate::cli) struct LogsArgs {
+pub(in crate::cli) struct BuildLogsArgs {
     /// Id of the build, or a prefix of it
     build: String,
     /// Start at the event with this sequence number; 1 shows the whole log
@@ -43,9 +43,9 @@ pub(in crate::cli) struct LogsArgs {
 }
 
 /// Maximum size of one log answer in bytes: the daemon's own limit.
-const ANSWER_BYTES: u32 = 4 * 1024 * 1024;
+const MAX_LOG_ANSWER_BYTES: u32 = 4 * 1024 * 1024;
 
-pub(super) async fn run(args: LogsArgs, globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(args: BuildLogsArgs, globals: &GlobalArgs) -> Result<(), Failure> {
     let client = connect(globals).await?;
     if args.tail.is_none() && (args.follow || args.from.is_some()) {
         return watch(&client, &args, args.from.unwrap_or(1), globals.json).await;
@@ -58,7 +58,7 @@ pub(super) async fn run(args: LogsArgs, globals: &Globals) -> Result<(), Failure
             contains: args.grep.clone().unwrap_or_default(),
             step: args.step.unwrap_or(0),
             // The daemon's default size limit would cut an explicit --tail short, so ask for the largest answer.
-            max_bytes: if args.tail.is_some() { ANSWER_BYTES } else { 0 },
+            max_bytes: if args.tail.is_some() { MAX_LOG_ANSWER_BYTES } else { 0 },
         })
         .await?;
     let next = log.next_sequence;
@@ -76,19 +76,19 @@ pub(super) async fn run(args: LogsArgs, globals: &Globals) -> Result<(), Failure
     if args.follow { watch(&client, &args, next, globals.json).await } else { Ok(()) }
 }
 
-async fn watch(client: &Client, args: &LogsArgs, from: u64, json: bool) -> Result<(), Failure> {
+async fn watch(client: &Client, args: &BuildLogsArgs, from: u64, json: bool) -> Result<(), Failure> {
     let mut watch = if args.follow {
         client.watch_build(&args.build, from)
     } else {
         client.replay_build(&args.build, from)
     };
-    let mut lines = LogLines::default();
-    let mut events = Json::new(std::io::stdout());
+    let mut lines = StepLineBuffer::default();
+    let mut events = JsonBuildRenderer::new(std::io::stdout());
     while let Some(watched) = watch.next().await? {
         match watched {
-            Watched::Lost(reason) => output::note(&format!("connection lost ({reason}); reconnecting")),
-            Watched::Event(event) if json => events.event(&event),
-            Watched::Event(event) => {
+            WatchItem::Lost(reason) => output::note(&format!("connection lost ({reason}); reconnecting")),
+            WatchItem::Event(event) if json => events.event(&event),
+            WatchItem::Event(event) => {
                 for (step, line) in completed(&mut lines, &event) {
                     if args.shows(step, &line) {
                         output::line(&format!("#{step} | {}", line.text))?;
@@ -106,14 +106,14 @@ async fn watch(client: &Client, args: &LogsArgs, from: u64, json: bool) -> Resul
     Ok(())
 }
 
-impl LogsArgs {
-    fn shows(&self, step: u32, line: &LogText) -> bool {
+impl BuildLogsArgs {
+    fn shows(&self, step: u32, line: &StepLogLine) -> bool {
         self.step.is_none_or(|wanted| wanted == step)
             && self.grep.as_ref().is_none_or(|text| line.text.contains(text.as_str()))
     }
 }
 
-fn completed(lines: &mut LogLines, event: &BuildEvent) -> Vec<(u32, LogText)> {
+fn completed(lines: &mut StepLineBuffer, event: &BuildEvent) -> Vec<(u32, StepLogLine)> {
     match &event.event {
         Some(Event::StepLog(log)) => lines.push(log).into_iter().map(|line| (log.step, line)).collect(),
         Some(Event::StepFinished(ended)) => {

@@ -5,7 +5,7 @@ use hearth_proto::v1::Capabilities;
 
 /// Keyword that takes back all added capabilities.
 const NONE: &str = "none";
-const KNOWN: [&str; 2] = ["NET_RAW", "MKNOD"];
+const ALLOWED_CAPABILITIES: [&str; 2] = ["NET_RAW", "MKNOD"];
 
 #[derive(Debug, Default, Args)]
 pub(super) struct ConfinementArgs {
@@ -48,11 +48,11 @@ pub(in crate::cli) fn capability(text: &str) -> Result<String, String> {
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    if KNOWN.contains(&name) {
+    if ALLOWED_CAPABILITIES.contains(&name) {
         return Ok(name.to_owned());
     }
     Err(format!(
         "`{text}` is not a capability that a service can be given; there are {}",
-        KNOWN.join(" and ")
+        ALLOWED_CAPABILITIES.join(" and ")
     ))
 }

@@ -11,7 +11,7 @@ use crate::cli::token::check_scope;
 use crate::error::Failure;
 
 /// Name of the variable that holds a participant token.
-const TOKEN: &str = "MESHAGENT_TOKEN";
+const TOKEN_VARIABLE: &str = "MESHAGENT_TOKEN";
 /// Size limit of an environment file in bytes; larger than what the daemon accepts.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -45,7 +45,7 @@ impl EnvironmentArgs {
         let mut all = BTreeMap::new();
         for file in &self.env_file {
             for (name, value) in read_file(file)? {
-                all.insert(name, plain(value));
+                all.insert(name, plain_value(value));
             }
         }
         let mut given = BTreeMap::new();
@@ -65,7 +65,7 @@ impl EnvironmentArgs {
                 }
             };
             check_name(name).map_err(|error| Failure::usage(format!("--env `{text}`: {error}")))?;
-            add("--env", name, plain(value))?;
+            add("--env", name, plain_value(value))?;
         }
         for text in &self.env_secret {
             let pair = text.split_once('=').filter(|(_, secret)| !secret.is_empty());
@@ -78,14 +78,14 @@ impl EnvironmentArgs {
         }
         if let Some(scope) = &self.env_token {
             check_scope(scope).map_err(|error| Failure::usage(format!("--env-token: {error}")))?;
-            add("--env-token", TOKEN, EnvValue { value: Some(Value::TokenScope(scope.clone())) })?;
+            add("--env-token", TOKEN_VARIABLE, EnvValue { value: Some(Value::TokenScope(scope.clone())) })?;
         }
         all.append(&mut given);
         Ok(all)
     }
 }
 
-fn plain(value: String) -> EnvValue {
+fn plain_value(value: String) -> EnvValue {
     EnvValue { value: Some(Value::Plain(value)) }
 }
 
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(value("HOME"), Value::Plain("/root".into()));
         assert_eq!(value("EMPTY"), Value::Plain(String::new()));
         assert_eq!(value("DB_PASSWORD"), Value::Secret("db-password".into()));
-        assert_eq!(value(TOKEN), Value::TokenScope("agentDefault".into()));
+        assert_eq!(value(TOKEN_VARIABLE), Value::TokenScope("agentDefault".into()));
         assert_eq!(read.len(), 6);
     }
 

@@ -5,9 +5,9 @@ use hearth_pack::image::parse_command;
 use hearth_proto::v1::{CommandLine, DeploySpec, DeployStrategy, DomainNames, Mount, ServicePorts};
 use hearth_proto::value::{MountKind, MountSpec, MountTarget, Reference, check_distinct};
 
-use super::{DeployArgs, Strategy, network};
-use crate::cli::build::{BuildArgs, BuildOptions, mount};
-use crate::cli::registry::for_reference;
+use super::{DeployArgs, StrategyArg, network};
+use crate::cli::build::{BuildArgs, BuildOptions, mount_to_wire};
+use crate::cli::registry::credentials_for;
 use crate::duration;
 use crate::error::Failure;
 
@@ -57,12 +57,12 @@ impl MountArgs {
             }
         }
         check_distinct(&mounts).map_err(|error| Failure::usage(error.to_string()))?;
-        Ok(mounts.into_iter().map(mount).collect())
+        Ok(mounts.into_iter().map(mount_to_wire).collect())
     }
 }
 
 /// A checked deploy: the request, and the build that must run before it.
-pub(super) struct Plan {
+pub(super) struct DeployPlan {
     pub spec: DeploySpec,
     /// The build that runs before the deploy, if there is one.
     pub build: Option<BuildArgs>,
@@ -73,7 +73,7 @@ pub(super) struct Plan {
 pub(super) fn plan(
     args: &mut DeployArgs,
     variable: impl Fn(&str) -> Result<String, std::env::VarError>,
-) -> Result<Plan, Failure> {
+) -> Result<DeployPlan, Failure> {
     let wrong = |flag: &str, error: &dyn std::fmt::Display| Failure::usage(format!("{flag}: {error}"));
     let image = match &args.pack {
         Some(_) => Reference::parse_tag(&args.tag),
@@ -105,8 +105,8 @@ pub(super) fn plan(
     });
     let strategy = match args.strategy {
         None => DeployStrategy::Unspecified,
-        Some(Strategy::Rolling) => DeployStrategy::Rolling,
-        Some(Strategy::Recreate) => DeployStrategy::Recreate,
+        Some(StrategyArg::Rolling) => DeployStrategy::Rolling,
+        Some(StrategyArg::Recreate) => DeployStrategy::Recreate,
     };
     let spec = DeploySpec {
         image: image.to_string(),
@@ -130,9 +130,9 @@ pub(super) fn plan(
         isolated: args.confinement.isolated(),
         capabilities: args.confinement.capabilities().map_err(|error| wrong("--cap-add", &error))?,
         // A built image lies in the room, so its credentials are only for the build.
-        credentials: if args.pack.is_some() { Vec::new() } else { for_reference(&args.cred, &image)? },
+        credentials: if args.pack.is_some() { Vec::new() } else { credentials_for(&args.cred, &image)? },
     };
-    Ok(Plan { spec, build: build(args)? })
+    Ok(DeployPlan { spec, build: build(args)? })
 }
 
 fn build(args: &mut DeployArgs) -> Result<Option<BuildArgs>, Failure> {
@@ -145,7 +145,7 @@ fn build(args: &mut DeployArgs) -> Result<Option<BuildArgs>, Failure> {
         }
         return Ok(None);
     };
-    let mut build = BuildArgs::of_pack(&args.tag, pack, std::mem::take(&mut args.build_options));
+    let mut build = BuildArgs::from_pack(&args.tag, pack, std::mem::take(&mut args.build_options));
     build.cred.clone_from(&args.cred);
     build.progress = args.waiting.progress;
     build.timeout = args.build_timeout;

@@ -6,11 +6,11 @@ use hearth_proto::v1::{DeployResponse, Service};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::client::{Client, Watched};
+use crate::client::{Client, WatchItem};
 use crate::error::{Failure, FailureKind};
-use crate::interrupt::Interrupts;
+use crate::interrupt::InterruptListener;
 use crate::progress::ProgressMode;
-use crate::progress::deploy::action;
+use crate::progress::deploy::action_json;
 use crate::{duration, output};
 
 /// Flags that control waiting and the display of progress.
@@ -28,7 +28,7 @@ pub(in crate::cli) struct WaitArgs {
 }
 
 /// Message of an interrupt that comes before the daemon has answered.
-pub(in crate::cli) const LEFT_EARLY: &str =
+pub(in crate::cli) const INTERRUPTED_BEFORE_ANSWER: &str =
     "interrupted before the room had answered; what it has begun goes on: hearth services list";
 
 /// Reports a new revision: waits until it is live, unless the flags say otherwise, and prints its
@@ -38,30 +38,30 @@ pub(in crate::cli) async fn run(
     answer: &DeployResponse,
     waiting: &WaitArgs,
     json: bool,
-    interrupts: &mut Interrupts,
+    interrupts: &mut InterruptListener,
 ) -> Result<(), Failure> {
     if waiting.progress != ProgressMode::Json {
         let new = if answer.created { "new " } else { "" };
         output::note(&format!("{new}service {}, revision {}", answer.name, answer.revision));
-        tell_notes(answer);
+        print_notes(answer);
     }
     if waiting.no_wait {
         return report(answer, None, json);
     }
-    let took = to_live(client, answer, waiting.progress, interrupts).await?;
+    let took = wait_until_live(client, answer, waiting.progress, interrupts).await?;
     if waiting.progress != ProgressMode::Json {
-        let took = duration::show(took);
+        let took = duration::format_short(took);
         output::note(&format!("{} revision {} is live after {took}", answer.name, answer.revision));
     }
     report(answer, Some(took), json)
 }
 
 /// Shows the events until the last one. Ctrl-C leaves the deploy running.
-async fn to_live(
+async fn wait_until_live(
     client: &Client,
     answer: &DeployResponse,
     progress: ProgressMode,
-    interrupts: &mut Interrupts,
+    interrupts: &mut InterruptListener,
 ) -> Result<std::time::Duration, Failure> {
     let (name, revision) = (&answer.name, answer.revision);
     let about = |failure: Failure| failure.service(name, revision);
@@ -82,8 +82,8 @@ async fn to_live(
             about(error.into())
         })?;
         let event = match next {
-            Some(Watched::Event(event)) => event,
-            Some(Watched::Lost(reason)) => {
+            Some(WatchItem::Event(event)) => event,
+            Some(WatchItem::Lost(reason)) => {
                 show.note(&format!("connection lost ({reason}); reconnecting"));
                 continue;
             }
@@ -104,7 +104,7 @@ async fn to_live(
                 show.clear();
                 let mut failure = about(Failure::from_detail(FailureKind::Failed, Box::new(detail)));
                 failure.log_shown = show.shows_whole_log();
-                tell_what_serves(client, answer).await;
+                note_serving_revision(client, answer).await;
                 return Err(failure);
             }
             Some(Event::Superseded(superseded)) => {
@@ -122,22 +122,22 @@ async fn to_live(
 
 /// Prints which revision still serves. A lookup failure is only logged: the deploy failure is reported
 /// in any case.
-async fn tell_what_serves(client: &Client, answer: &DeployResponse) {
+async fn note_serving_revision(client: &Client, answer: &DeployResponse) {
     match client.service(&answer.service_id).await {
-        Ok(service) => output::note(&what_serves(&service, answer)),
+        Ok(service) => output::note(&serving_revision_text(&service, answer)),
         Err(error) => tracing::debug!(%error, "failed to look up the serving revision"),
     }
 }
 
 /// Text that tells whether traffic is still answered after a failed deploy.
-fn what_serves(service: &Service, answer: &DeployResponse) -> String {
+fn serving_revision_text(service: &Service, answer: &DeployResponse) -> String {
     match service.instances.iter().find(|instance| instance.routed) {
         Some(routed) => format!("revision {} of {} keeps serving", routed.revision, answer.name),
         None => format!("no revision of {} serves", answer.name),
     }
 }
 
-fn tell_notes(answer: &DeployResponse) {
+fn print_notes(answer: &DeployResponse) {
     answer.notes.iter().for_each(|note| output::note(&format!("note: {}", output::printable(note))));
 }
 
@@ -179,7 +179,7 @@ impl<'a> DeployView<'a> {
     }
 
     /// Formats the result as `name revision digest`, followed by one URL on each line.
-    fn for_people(&self) -> String {
+    fn to_text(&self) -> String {
         let mut text = format!("{} {} {}", self.name, self.revision, self.digest);
         self.urls.iter().for_each(|url| text += &format!("\n{}", output::printable(url)));
         text
@@ -188,18 +188,18 @@ impl<'a> DeployView<'a> {
 
 fn report(answer: &DeployResponse, took: Option<std::time::Duration>, json: bool) -> Result<(), Failure> {
     let view = DeployView::new(answer, took);
-    if json { output::json(&view) } else { output::line(&view.for_people()) }
+    if json { output::json(&view) } else { output::line(&view.to_text()) }
 }
 
 /// Prints the plan of a dry run.
 pub(in crate::cli) fn report_plan(answer: &DeployResponse, json: bool) -> Result<(), Failure> {
     if json {
-        let plan = Some(answer.plan.iter().map(action).collect());
+        let plan = Some(answer.plan.iter().map(action_json).collect());
         return output::json(&DeployView { plan, ..DeployView::new(answer, None) });
     }
     let verb = if answer.created { "create" } else { "update" };
     output::note(&format!("would {verb} service {}, revision {}:", answer.name, answer.revision));
-    tell_notes(answer);
+    print_notes(answer);
     answer.plan.iter().try_for_each(|action| output::line(&output::printable(&action.text)))
 }
 

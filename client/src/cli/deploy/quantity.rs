@@ -31,14 +31,14 @@ pub(in crate::cli) fn cpus(text: &str) -> Result<u32, String> {
 }
 
 /// Formats bytes in the notation of [`memory`], in the largest unit that divides them evenly.
-pub(in crate::cli) fn show_memory(bytes: u64) -> String {
+pub(in crate::cli) fn format_memory(bytes: u64) -> String {
     let units = [(30, "g"), (20, "m"), (10, "k")];
     let unit = units.iter().find(|(shift, _)| bytes > 0 && bytes.trailing_zeros() >= *shift);
     unit.map_or_else(|| bytes.to_string(), |(shift, unit)| format!("{}{unit}", bytes >> shift))
 }
 
 /// Formats thousandths of a processor in the notation of [`cpus`].
-pub(in crate::cli) fn show_cpus(millis: u32) -> String {
+pub(in crate::cli) fn format_cpus(millis: u32) -> String {
     let text = format!("{}.{:03}", millis / 1000, millis % 1000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
@@ -98,11 +98,11 @@ mod tests {
     #[test]
     fn what_is_shown_can_be_given() {
         for bytes in [1, 1000, 1024, 1 << 20, 512 << 20, 3 << 29, 1 << 30, u64::MAX] {
-            assert_eq!(memory(&show_memory(bytes)), Ok(bytes), "{}", show_memory(bytes));
+            assert_eq!(memory(&format_memory(bytes)), Ok(bytes), "{}", format_memory(bytes));
         }
         for millis in [1, 10, 250, 1000, 1500, 10_000, 12_345] {
-            assert_eq!(cpus(&show_cpus(millis)), Ok(millis), "{}", show_cpus(millis));
+            assert_eq!(cpus(&format_cpus(millis)), Ok(millis), "{}", format_cpus(millis));
         }
-        assert_eq!((show_memory(512 << 20).as_str(), show_cpus(1500).as_str()), ("512m", "1.5"));
+        assert_eq!((format_memory(512 << 20).as_str(), format_cpus(1500).as_str()), ("512m", "1.5"));
     }
 }

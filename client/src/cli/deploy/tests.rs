@@ -3,7 +3,7 @@ use hearth_proto::v1::env_value::Value;
 use hearth_proto::v1::mount::Source;
 use hearth_proto::v1::{DeploySpec, DeployStrategy, MountMode, PortKind};
 
-use super::flags::{Plan, plan};
+use super::flags::{DeployPlan, plan};
 use super::*;
 use crate::error::FailureKind;
 
@@ -19,7 +19,7 @@ fn parse(line: &str) -> Result<DeployArgs, clap::Error> {
     Line::try_parse_from(std::iter::once("deploy".to_owned()).chain(words)).map(|line| line.args)
 }
 
-fn planned(line: &str) -> Result<Plan, Failure> {
+fn planned(line: &str) -> Result<DeployPlan, Failure> {
     let mut args = parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
     plan(
         &mut args,
@@ -104,7 +104,7 @@ fn a_pack_is_built_first_under_the_tag() {
     let planned = planned(
         "--tag a:dev --pack / -f web.Dockerfile --build-arg V=1 --target web --cred u,p --build-timeout 5m",
     );
-    let Plan { spec, build } = planned.unwrap_or_else(|failure| panic!("{}", failure.detail.message));
+    let DeployPlan { spec, build } = planned.unwrap_or_else(|failure| panic!("{}", failure.detail.message));
     let build = build.unwrap();
     assert_eq!((spec.image.as_str(), build.timeout), ("a:dev", Some(Duration::from_secs(300))));
     assert_eq!((build.cred, spec.credentials.len()), (vec!["u,p".to_owned()], 0));

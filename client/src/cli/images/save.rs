@@ -7,30 +7,30 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use bytes::Bytes;
-use hearth_pack::archive::Layout;
-use hearth_pack::image::{Descriptor, Index, Manifest};
-use hearth_pack::remote::{BlobReader, CHUNKS_AHEAD};
+use hearth_pack::archive::ArchiveLayout;
+use hearth_pack::image::{Descriptor, Manifest, OciIndex};
+use hearth_pack::remote::{BlobReader, CHUNK_BUFFER};
 use hearth_proto::value::{Digest, Reference};
 use tokio::sync::mpsc;
 
-use super::super::base::small;
-use super::super::{Globals, connect};
+use super::super::base::read_small_blob;
+use super::super::{GlobalArgs, connect};
 use crate::client::Client;
 use crate::error::Failure;
 use crate::{output, task};
 
 /// Requests of the archive writer to the fetching task: one blob at a time, with the channel for its
 /// content.
-type Wanted = mpsc::Receiver<(Digest, mpsc::Sender<Bytes>)>;
+type BlobRequests = mpsc::Receiver<(Digest, mpsc::Sender<Bytes>)>;
 
-pub(super) async fn run(image: &Reference, file: &Path, globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(image: &Reference, file: &Path, globals: &GlobalArgs) -> Result<(), Failure> {
     if file.is_dir() {
         return Err(Failure::usage(format!("`{}` is a directory; name a file", file.display())));
     }
     let room = connect(globals).await?;
-    let (top, blobs) = outline(&room, image).await?;
+    let (top, blobs) = image_blobs(&room, image).await?;
     let digest = top.digest;
-    let tag = image.digest.is_none().then(|| qualified(image, &room));
+    let tag = image.digest.is_none().then(|| archive_reference(image, &room));
     let tag = match tag {
         Some(tag) => Some(tag.await?),
         None => None,
@@ -38,13 +38,13 @@ pub(super) async fn run(image: &Reference, file: &Path, globals: &Globals) -> Re
     // The tag may move in the meantime, so all further reads use the digest.
     let pinned =
         Reference { registry: None, tag: None, digest: Some(digest), repository: image.repository.clone() };
-    let layout = Layout::of_stored(top, &blobs, tag.as_deref())
+    let layout = ArchiveLayout::of_stored(top, &blobs, tag.as_deref())
         .map_err(|error| Failure::failed("internal", error.to_string()))?;
     let size = layout.size();
     let (send, wanted) = mpsc::channel(1);
     let to = file.to_owned();
     let writing = task::blocking("save", move || write(&layout, &to, &send));
-    let (served, written) = tokio::join!(serve(&room, &pinned, wanted), writing);
+    let (served, written) = tokio::join!(serve_blobs(&room, &pinned, wanted), writing);
     let written = written?;
     served?;
     written.map_err(|error| Failure::local("write", file, &error))?;
@@ -60,7 +60,7 @@ pub(super) async fn run(image: &Reference, file: &Path, globals: &Globals) -> Re
 }
 
 /// Returns the full reference that the archive records: registry, repository and tag.
-async fn qualified(image: &Reference, room: &Client) -> Result<String, Failure> {
+async fn archive_reference(image: &Reference, room: &Client) -> Result<String, Failure> {
     let registry = match &image.registry {
         Some(registry) => registry.to_string(),
         None => room.info().await?.room_registries.into_iter().next().unwrap_or_default(),
@@ -71,28 +71,28 @@ async fn qualified(image: &Reference, room: &Client) -> Result<String, Failure> 
 
 /// Returns the descriptor of the image's manifest or index, and the descriptors of everything below it,
 /// manifests first.
-async fn outline(room: &Client, image: &Reference) -> Result<(Descriptor, Vec<Descriptor>), Failure> {
+async fn image_blobs(room: &Client, image: &Reference) -> Result<(Descriptor, Vec<Descriptor>), Failure> {
     let media_type = room.read_blob(&image.to_string(), None).await?.media_type;
-    let (digest, json) = small(room, image, None).await?;
+    let (digest, json) = read_small_blob(room, image, None).await?;
     let top = Descriptor::new(&media_type, digest, json.len() as u64);
     let (mut manifests, mut blobs) = (Vec::new(), Vec::new());
     if top.is_index() {
-        let index: Index = parse(image, &json)?;
+        let index: OciIndex = parse(image, &json)?;
         let pinned = Reference { tag: None, digest: Some(digest), ..image.clone() };
         for child in index.manifests {
-            let (_, json) = small(room, &pinned, Some(child.digest)).await?;
-            blobs.extend(parts(parse(image, &json)?));
+            let (_, json) = read_small_blob(room, &pinned, Some(child.digest)).await?;
+            blobs.extend(stored_blobs(parse(image, &json)?));
             manifests.push(child);
         }
     } else {
-        blobs.extend(parts(parse(image, &json)?));
+        blobs.extend(stored_blobs(parse(image, &json)?));
     }
     manifests.extend(blobs);
     Ok((top, manifests))
 }
 
 /// Returns the config and the layers, without foreign layers, which are not stored in the room.
-fn parts(manifest: Manifest) -> impl Iterator<Item = Descriptor> {
+fn stored_blobs(manifest: Manifest) -> impl Iterator<Item = Descriptor> {
     let here = |layer: &Descriptor| {
         !layer.media_type.contains("nondistributable") && !layer.media_type.contains("foreign")
     };
@@ -105,7 +105,7 @@ fn parse<T: for<'de> serde::Deserialize<'de>>(image: &Reference, json: &[u8]) ->
 }
 
 /// Streams the blobs that the writer requests, one after the other.
-async fn serve(room: &Client, image: &Reference, mut wanted: Wanted) -> Result<(), Failure> {
+async fn serve_blobs(room: &Client, image: &Reference, mut wanted: BlobRequests) -> Result<(), Failure> {
     while let Some((digest, to)) = wanted.recv().await {
         let mut content = room.read_blob(&image.to_string(), Some(&digest)).await?;
         while let Some(chunk) = content.next().await? {
@@ -119,12 +119,12 @@ async fn serve(room: &Client, image: &Reference, mut wanted: Wanted) -> Result<(
 
 /// Writes the archive and verifies each blob. The file appears complete or not at all.
 fn write(
-    layout: &Layout,
+    layout: &ArchiveLayout,
     file: &Path,
     wanted: &mpsc::Sender<(Digest, mpsc::Sender<Bytes>)>,
 ) -> io::Result<()> {
     let open = |digest: &Digest| -> io::Result<Box<dyn Read>> {
-        let (send, chunks) = mpsc::channel(CHUNKS_AHEAD);
+        let (send, chunks) = mpsc::channel(CHUNK_BUFFER);
         let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the client stopped reading from the room");
         wanted.blocking_send((*digest, send)).map_err(gone)?;
         Ok(Box::new(BlobReader::new(chunks)))
@@ -132,5 +132,5 @@ fn write(
     if file == Path::new("-") {
         return layout.write(&mut io::stdout().lock(), &open);
     }
-    hearth_pack::archive::write_whole(file, &mut |out: &mut dyn Write| layout.write(out, &open))
+    hearth_pack::archive::write_atomically(file, &mut |out: &mut dyn Write| layout.write(out, &open))
 }

@@ -4,13 +4,13 @@ use hearth_proto::v1::{PullImageRequest, PushImageRequest, TransferDone, Transfe
 use hearth_proto::value::Reference;
 use serde::Serialize;
 
-use super::super::registry::for_reference;
-use super::super::{Globals, connect, pack};
+use super::super::registry::credentials_for;
+use super::super::{GlobalArgs, connect, pack};
 use super::reference;
 use crate::error::Failure;
 use crate::output;
 
-pub(super) struct Wanted {
+pub(super) struct PullOptions {
     pub(super) tag: Option<String>,
     pub(super) arch: Option<String>,
     pub(super) all_platforms: bool,
@@ -20,7 +20,7 @@ pub(super) async fn push(
     image: &str,
     target: Option<&str>,
     cred: &[String],
-    globals: &Globals,
+    globals: &GlobalArgs,
 ) -> Result<(), Failure> {
     let (source, target) = match target {
         Some(target) => (reference(image)?, tag(target)?),
@@ -33,18 +33,19 @@ pub(super) async fn push(
             (Reference { registry: None, ..target.clone() }, target)
         }
     };
-    let credentials = for_reference(cred, &target)?;
+    let credentials = credentials_for(cred, &target)?;
     let request = PushImageRequest { reference: source.to_string(), target: target.to_string(), credentials };
-    let mut told = Told::default();
-    let done = connect(globals).await?.push_image(request, &mut |progress| told.tell(progress)).await?;
+    let mut told = TransferReporter::default();
+    let done =
+        connect(globals).await?.push_image(request, &mut |progress| told.report_progress(progress)).await?;
     report("pushed", "already there", &done, globals)
 }
 
 pub(super) async fn pull(
     image: &str,
-    wanted: Wanted,
+    wanted: PullOptions,
     cred: &[String],
-    globals: &Globals,
+    globals: &GlobalArgs,
 ) -> Result<(), Failure> {
     let source = reference(image)?;
     let platform = match &wanted.arch {
@@ -57,10 +58,11 @@ pub(super) async fn pull(
         tag: tag.map(|tag| tag.to_string()).unwrap_or_default(),
         platform,
         all_platforms: wanted.all_platforms,
-        credentials: for_reference(cred, &source)?,
+        credentials: credentials_for(cred, &source)?,
     };
-    let mut told = Told::default();
-    let done = connect(globals).await?.pull_image(request, &mut |progress| told.tell(progress)).await?;
+    let mut told = TransferReporter::default();
+    let done =
+        connect(globals).await?.pull_image(request, &mut |progress| told.report_progress(progress)).await?;
     report("pulled", "already in the room", &done, globals)
 }
 
@@ -70,12 +72,12 @@ fn tag(text: &str) -> Result<Reference, Failure> {
 
 /// Prints the progress of a transfer each time another tenth is done.
 #[derive(Default)]
-struct Told {
+struct TransferReporter {
     tenths: u64,
 }
 
-impl Told {
-    fn tell(&mut self, progress: &TransferProgress) {
+impl TransferReporter {
+    fn report_progress(&mut self, progress: &TransferProgress) {
         let tenths = (progress.bytes * 10).checked_div(progress.total_bytes).unwrap_or(0);
         if tenths > self.tenths {
             self.tenths = tenths;
@@ -87,16 +89,16 @@ impl Told {
 }
 
 #[derive(Serialize)]
-struct DoneView<'a> {
+struct TransferDoneView<'a> {
     digest: &'a str,
     reference: &'a str,
     sent_bytes: u64,
     reused_bytes: u64,
 }
 
-fn report(did: &str, reused: &str, done: &TransferDone, globals: &Globals) -> Result<(), Failure> {
+fn report(did: &str, reused: &str, done: &TransferDone, globals: &GlobalArgs) -> Result<(), Failure> {
     if globals.json {
-        return output::json(&DoneView {
+        return output::json(&TransferDoneView {
             digest: &done.digest,
             reference: &done.reference,
             sent_bytes: done.sent_bytes,

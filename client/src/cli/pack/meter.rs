@@ -4,15 +4,15 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use hearth_pack::Progress;
+use hearth_pack::PackProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::output;
 
 /// Time between two progress lines without a terminal.
-const LINE_EVERY: Duration = Duration::from_secs(5);
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-pub(super) struct Meter {
+pub(super) struct ProgressMeter {
     total: u64,
     /// Progress bar; none without a terminal.
     bar: Option<ProgressBar>,
@@ -20,7 +20,7 @@ pub(super) struct Meter {
     last_line: Instant,
 }
 
-impl Meter {
+impl ProgressMeter {
     pub(super) fn new() -> Self {
         let terminal =
             std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
@@ -32,9 +32,9 @@ impl Meter {
         Self { total: 0, bar, begun: Instant::now(), last_line: Instant::now() }
     }
 
-    pub(super) fn show(&mut self, at: Progress) {
+    pub(super) fn show(&mut self, at: PackProgress) {
         match (at, &self.bar) {
-            (Progress::Listed { entries, bytes }, bar) => {
+            (PackProgress::Listed { entries, bytes }, bar) => {
                 self.total = bytes;
                 if let Some(bar) = bar {
                     bar.set_style(style(
@@ -45,14 +45,14 @@ impl Meter {
                     bar.reset_eta();
                 }
             }
-            (Progress::Read { bytes, .. }, Some(bar)) => bar.set_position(bytes),
-            (Progress::Read { bytes, .. }, None) => {
-                if self.last_line.elapsed() >= LINE_EVERY {
+            (PackProgress::Read { bytes, .. }, Some(bar)) => bar.set_position(bytes),
+            (PackProgress::Read { bytes, .. }, None) => {
+                if self.last_line.elapsed() >= LINE_INTERVAL {
                     self.last_line = Instant::now();
                     output::note(&self.line(bytes));
                 }
             }
-            (Progress::Compressed { .. }, bar) => {
+            (PackProgress::Compressed { .. }, bar) => {
                 if let Some(bar) = bar {
                     bar.finish_and_clear();
                 }
@@ -73,7 +73,7 @@ impl Meter {
     }
 }
 
-impl Drop for Meter {
+impl Drop for ProgressMeter {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -95,8 +95,8 @@ mod tests {
         for template in ["{spinner} listing {elapsed}", "{decimal_bytes_per_sec}  {eta} left"] {
             assert!(ProgressStyle::with_template(template).is_ok());
         }
-        let mut meter = Meter { bar: None, ..Meter::new() };
-        meter.show(Progress::Listed { entries: 3, bytes: 3_000_000 });
+        let mut meter = ProgressMeter { bar: None, ..ProgressMeter::new() };
+        meter.show(PackProgress::Listed { entries: 3, bytes: 3_000_000 });
         meter.begun = Instant::now() - Duration::from_secs(10);
         let line = meter.line(1_000_000);
         assert!(line.starts_with("packing: 1.00 MB of 3.00 MB, "), "{line}");

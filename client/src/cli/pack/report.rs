@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use hearth_pack::{Packed, Summary};
+use hearth_pack::{PackSummary, PackedImage};
 use hearth_proto::v1::{LoadImageResponse, PackResult};
 use serde::Serialize;
 
@@ -12,7 +12,7 @@ use crate::{duration, output};
 
 /// Prints the size of the pack, its largest files, and paths that an ignore file should probably
 /// exclude.
-pub(in crate::cli) fn tell(summary: &Summary) {
+pub(in crate::cli) fn print_summary(summary: &PackSummary) {
     let reused = match summary.reused_bytes {
         0 => String::new(),
         _ => ", unchanged since it was packed before".to_owned(),
@@ -75,29 +75,29 @@ struct PathView {
 }
 
 impl PackView {
-    pub(super) fn new(packed: &Packed, output: Option<&Path>) -> Self {
+    pub(super) fn new(packed: &PackedImage, output: Option<&Path>) -> Self {
         Self {
             digest: packed.digest().to_string(),
             layer: packed.layer.digest.to_string(),
             diff_id: packed.layer.diff_id.to_string(),
             output: output.map(|path| path.display().to_string()),
             archive_bytes: packed.archive_size(),
-            ..Self::of(&packed.summary)
+            ..Self::from_summary(&packed.summary)
         }
     }
 
     /// View of an image that the room assembled.
-    pub(super) fn of_room(summary: &Summary, made: &PackResult) -> Self {
+    pub(super) fn from_room(summary: &PackSummary, made: &PackResult) -> Self {
         Self {
             digest: made.digest.clone(),
             layer: made.layer.clone(),
             diff_id: made.diff_id.clone(),
             archive_bytes: made.archive_bytes,
-            ..Self::of(summary)
+            ..Self::from_summary(summary)
         }
     }
 
-    fn of(summary: &Summary) -> Self {
+    fn from_summary(summary: &PackSummary) -> Self {
         let path = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
         Self {
             digest: String::new(),
@@ -128,22 +128,22 @@ impl PackView {
     }
 
     /// Records the room's answer to an uploaded archive.
-    pub(super) fn sent(&mut self, loaded: LoadImageResponse) {
+    pub(super) fn set_archive_result(&mut self, loaded: LoadImageResponse) {
         self.sent_bytes = Some(loaded.size_bytes);
         self.reused_bytes = Some(loaded.reused_bytes);
         self.reference = loaded.image.map(|image| image.reference);
     }
 
     /// Records the result of a tree that was sent by content.
-    pub(super) fn sent_by_content(&mut self, sent: SentPack) {
+    pub(super) fn set_upload_result(&mut self, sent: SentPack) {
         self.sent_bytes = Some(sent.wire_bytes);
         self.reused_bytes = Some(self.bytes.saturating_sub(sent.content_bytes));
         self.reference = sent.result.image.map(|image| image.reference);
     }
 
     /// Records the total time and prints it.
-    pub(super) fn took(&mut self, time: Duration) {
+    pub(super) fn finish(&mut self, time: Duration) {
         self.seconds = (time.as_secs_f64() * 1000.0).round() / 1000.0;
-        output::note(&format!("done in {}", duration::show(time)));
+        output::note(&format!("done in {}", duration::format_short(time)));
     }
 }

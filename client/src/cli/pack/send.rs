@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hearth_pack::cache::Cache;
+use hearth_pack::cache::PackCache;
 use hearth_pack::identity::hash_tree;
 use hearth_pack::image::{ConfigFlags, Platform};
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_pack::walk::{WalkOptions, walk};
-use hearth_pack::{PackOptions, Summary};
+use hearth_pack::{PackOptions, PackSummary};
 use hearth_proto::v1::{
     BeginPackRequest, PackCommand, PackConfig, PackImage, begin_pack_request::Destination,
 };
@@ -18,30 +18,30 @@ use crate::error::Failure;
 use crate::{lineage, output, task};
 
 /// A scanned directory: names, attributes, and the hash of each file's content.
-pub(in crate::cli) struct Scanned {
+pub(in crate::cli) struct ScannedDirectory {
     offer: Arc<PackOffer>,
-    pub(in crate::cli) summary: Summary,
+    pub(in crate::cli) summary: PackSummary,
     lineage: String,
 }
 
 /// Scans a directory on a blocking thread.
-pub(in crate::cli) async fn scan(path: PathBuf, options: WalkOptions) -> Result<Scanned, Failure> {
+pub(in crate::cli) async fn scan(path: PathBuf, options: WalkOptions) -> Result<ScannedDirectory, Failure> {
     let scan = move || {
         let failed = |error: &dyn std::fmt::Display| Failure::failed("pack_failed", error.to_string());
         let lineage = lineage::of(&path);
         let tree = walk(&path, &options).map_err(|error| failed(&error))?;
-        let summary = Summary::of(&tree);
+        let summary = PackSummary::of(&tree);
         // An unusable cache only costs time.
-        let cache = Cache::user_dir().map(|directory| Cache::open(&directory)).transpose();
+        let cache = PackCache::user_dir().map(|directory| PackCache::open(&directory)).transpose();
         let cache = cache
             .inspect_err(|error| tracing::debug!(%error, "failed to open the scan cache"))
             .unwrap_or_default();
         let mut hashes = cache.as_ref().map(|cache| cache.hashes(tree.id())).unwrap_or_default();
         let hashed = hash_tree(&tree, &mut hashes, None, &|_| {}).map_err(|error| failed(&error))?;
-        if let Some(Err(error)) = cache.map(|cache| cache.keep_hashes(tree.id(), hashes)) {
+        if let Some(Err(error)) = cache.map(|cache| cache.save_hashes(tree.id(), hashes)) {
             tracing::debug!(%error, "failed to write the scan cache");
         }
-        Ok(Scanned { offer: Arc::new(PackOffer { tree, hashed }), summary, lineage })
+        Ok(ScannedDirectory { offer: Arc::new(PackOffer { tree, hashed }), summary, lineage })
     };
     task::blocking("scan", scan).await?
 }
@@ -49,7 +49,7 @@ pub(in crate::cli) async fn scan(path: PathBuf, options: WalkOptions) -> Result<
 /// Sends the content that the room lacks, and prints how much was sent and reused.
 pub(in crate::cli) async fn send(
     client: &Client,
-    scanned: &Scanned,
+    scanned: &ScannedDirectory,
     destination: Destination,
     image: Option<&PackOptions>,
     room_path: Option<String>,
@@ -57,7 +57,7 @@ pub(in crate::cli) async fn send(
     let begin = BeginPackRequest {
         tree: String::new(),
         destination: Some(destination),
-        image: image.map(wire),
+        image: image.map(image_to_wire),
         room_path: room_path.unwrap_or_default(),
         lineage: scanned.lineage.clone(),
     };
@@ -74,7 +74,7 @@ pub(in crate::cli) async fn send(
 
 /// Converts the image options to their wire form; the room makes the same bytes from them as a local
 /// pack.
-fn wire(options: &PackOptions) -> PackImage {
+fn image_to_wire(options: &PackOptions) -> PackImage {
     let PackOptions { layer, config, platform, docker, .. } = options;
     let &LayerOptions { compression, mtime, .. } = layer;
     let compression = match compression {

@@ -18,11 +18,11 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::cli::{Globals, connect};
+use crate::cli::{GlobalArgs, connect};
 use crate::client::{ClientError, ExecProcess};
 use crate::error::{Failure, FailureKind};
-use crate::interrupt::Interrupts;
-use crate::terminal::{self, Raw};
+use crate::interrupt::InterruptListener;
+use crate::terminal::{self, RawModeGuard};
 use crate::{output, task};
 
 /// Run a command in the instance that serves
@@ -85,14 +85,14 @@ impl ExecArgs {
 }
 
 fn window() -> TerminalSize {
-    let (columns, rows) = terminal::size().unwrap_or(DEFAULT_SIZE);
+    let (columns, rows) = terminal::window_size().unwrap_or(DEFAULT_SIZE);
     TerminalSize { columns, rows }
 }
 
 pub(super) async fn run(
     args: ExecArgs,
-    globals: &Globals,
-    interrupts: &mut Interrupts,
+    globals: &GlobalArgs,
+    interrupts: &mut InterruptListener,
 ) -> Result<(), Failure> {
     let begin = args.begin()?;
     if args.interactive && args.tty && !std::io::stdin().is_terminal() {
@@ -101,26 +101,26 @@ pub(super) async fn run(
     }
     let starting = async {
         let client = connect(globals).await?;
-        client.exec(begin).await.map_err(not_begun)
+        client.exec(begin).await.map_err(start_failure)
     };
-    let mut process = interrupts.or(Box::pin(starting)).await?;
+    let mut process = interrupts.run_interruptible(Box::pin(starting)).await?;
     let exit = {
         // Restore the terminal before anything else is printed, however the command ends.
-        let raw = if args.interactive && args.tty { Raw::keyboard() } else { None };
-        let exit = attached(&mut process, &args, interrupts).await;
+        let raw = if args.interactive && args.tty { RawModeGuard::keyboard() } else { None };
+        let exit = relay(&mut process, &args, interrupts).await;
         drop(raw);
         exit?
     };
-    ended(&exit)
+    exit_outcome(&exit)
 }
 
 /// Signals that end the command. Without a handler they would leave the terminal in raw mode.
-struct Ends {
+struct TerminationSignals {
     terminate: Signal,
     hang_up: Signal,
 }
 
-impl Ends {
+impl TerminationSignals {
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
@@ -130,15 +130,17 @@ impl Ends {
 }
 
 /// Relays input, output, signals and window sizes until the process ends.
-async fn attached(
+async fn relay(
     process: &mut ExecProcess,
     args: &ExecArgs,
-    interrupts: &mut Interrupts,
+    interrupts: &mut InterruptListener,
 ) -> Result<Exit, Failure> {
     let mut resized = signal(SignalKind::window_change())?;
-    let mut ends =
-        Ends { terminate: signal(SignalKind::terminate())?, hang_up: signal(SignalKind::hangup())? };
-    let mut outbox = Outbox { to: process.input.clone(), waiting: None };
+    let mut ends = TerminationSignals {
+        terminate: signal(SignalKind::terminate())?,
+        hang_up: signal(SignalKind::hangup())?,
+    };
+    let mut outbox = ExecOutbox { to: process.input.clone(), waiting: None };
     let mut typed = if args.interactive {
         Some(task::standard_input())
     } else {
@@ -171,7 +173,7 @@ async fn attached(
                 }
                 Message::Signal(SIGINT)
             }
-            piece = next_piece(&mut typed), if outbox.waiting.is_none() => match piece {
+            piece = next_stdin_chunk(&mut typed), if outbox.waiting.is_none() => match piece {
                 Some(Ok(bytes)) => Message::Stdin(bytes),
                 Some(Err(error)) => return Err(error.into()),
                 None => {
@@ -187,7 +189,7 @@ async fn attached(
     }
 }
 
-async fn next_piece(
+async fn next_stdin_chunk(
     typed: &mut Option<mpsc::Receiver<std::io::Result<bytes::Bytes>>>,
 ) -> Option<std::io::Result<bytes::Bytes>> {
     match typed {
@@ -197,12 +199,12 @@ async fn next_piece(
 }
 
 /// The next message to the process, kept until its channel has capacity.
-struct Outbox {
+struct ExecOutbox {
     to: mpsc::Sender<Message>,
     waiting: Option<Message>,
 }
 
-impl Outbox {
+impl ExecOutbox {
     /// Sends the waiting message. Cancel safe: dropping the future keeps the message for the next call.
     async fn send(&mut self) {
         match self.to.reserve().await {
@@ -221,25 +223,25 @@ impl Outbox {
 }
 
 /// Converts an error of starting the process. A missing or unusable program gets a shell's exit code.
-fn not_begun(error: ClientError) -> Failure {
+fn start_failure(error: ClientError) -> Failure {
     let mut failure = Failure::from(error);
     let code = match failure.detail.code.as_str() {
         "command_not_found" => 127,
         "not_executable" | "exec_format" => 126,
         _ => return failure,
     };
-    failure.kind = FailureKind::NotBegun(code);
+    failure.kind = FailureKind::ProgramNotStarted(code);
     failure
 }
 
-fn ended(exit: &Exit) -> Result<(), Failure> {
+fn exit_outcome(exit: &Exit) -> Result<(), Failure> {
     if exit.out_of_memory {
         output::note("the process was killed because it ran out of memory");
     }
     match exit.code {
         Some(0) => Ok(()),
         // A code that does not fit an exit code of this process becomes 255.
-        Some(code) => Err(Failure::ended(u8::try_from(code).unwrap_or(u8::MAX))),
+        Some(code) => Err(Failure::program_exited(u8::try_from(code).unwrap_or(u8::MAX))),
         None => Err(Failure::failed("exit_unseen", "the process ended, and its exit was not observed")),
     }
 }
@@ -276,7 +278,7 @@ mod tests {
     fn the_exit_code_is_that_of_the_process() {
         let code = |code| {
             let exit = Exit { code, ..Exit::default() };
-            ended(&exit).map_err(|failure| exit::code(&failure))
+            exit_outcome(&exit).map_err(|failure| exit::exit_code(&failure))
         };
         assert_eq!(code(Some(0)), Ok(()));
         assert_eq!(code(Some(3)), Err(3));
@@ -289,8 +291,8 @@ mod tests {
     fn a_program_that_cannot_be_run_has_the_exit_code_of_a_shell() {
         let code = |code: &str| {
             let detail = ErrorDetail { code: code.into(), message: "m".into(), ..Default::default() };
-            let failure = not_begun(ClientError::Failed(Box::new(detail)));
-            (exit::code(&failure), exit::for_people(&failure))
+            let failure = start_failure(ClientError::Failed(Box::new(detail)));
+            (exit::exit_code(&failure), exit::error_text(&failure))
         };
         assert_eq!(code("command_not_found"), (127, "error: m".to_owned()));
         assert_eq!(code("not_executable").0, 126);
@@ -302,7 +304,7 @@ mod tests {
     async fn a_message_waits_for_room_and_is_not_lost_when_the_wait_is_dropped() {
         let (to, mut from) = mpsc::channel(1);
         to.send(Message::Signal(1)).await.unwrap();
-        let mut outbox = Outbox { to, waiting: Some(Message::Signal(2)) };
+        let mut outbox = ExecOutbox { to, waiting: Some(Message::Signal(2)) };
         let full = tokio::time::timeout(std::time::Duration::from_millis(20), outbox.send()).await;
         assert!(full.is_err() && outbox.waiting.is_some());
         assert_eq!(from.recv().await, Some(Message::Signal(1)));

@@ -5,8 +5,8 @@ use hearth_proto::v1::read_service_logs_request::Source;
 use hearth_proto::v1::{LogLine, ReadServiceLogsRequest};
 use jiff::Timestamp;
 
-use crate::cli::{Globals, connect};
-use crate::client::LogRead;
+use crate::cli::{GlobalArgs, connect};
+use crate::client::ServiceLogItem;
 use crate::error::Failure;
 use crate::progress::deploy::log_line;
 use crate::{duration, output};
@@ -21,7 +21,7 @@ Examples:
   hearth services logs web --tail 50
   hearth services logs web --since 10m --grep error
   hearth services logs web --follow")]
-pub(in crate::cli) struct LogsArgs {
+pub(in crate::cli) struct ServiceLogsArgs {
     /// Name or id
     service: String,
     /// Keep printing until interrupted, or until the service is removed
@@ -44,7 +44,7 @@ pub(in crate::cli) struct LogsArgs {
     timestamps: bool,
 }
 
-impl LogsArgs {
+impl ServiceLogsArgs {
     fn request(&self) -> ReadServiceLogsRequest {
         ReadServiceLogsRequest {
             service: self.service.clone(),
@@ -67,16 +67,16 @@ impl LogsArgs {
     }
 }
 
-pub(super) async fn run(args: LogsArgs, globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(args: ServiceLogsArgs, globals: &GlobalArgs) -> Result<(), Failure> {
     let client = connect(globals).await?;
     let mut logs = client.service_logs(args.request());
     while let Some(read) = logs.next().await? {
         match read {
-            LogRead::Lost(reason) => {
+            ServiceLogItem::Lost(reason) => {
                 output::note(&format!("connection lost ({reason}); reconnecting"));
             }
-            LogRead::Line(line) if globals.json => output::line(&log_line(&line).to_string())?,
-            LogRead::Line(line) => {
+            ServiceLogItem::Line(line) if globals.json => output::line(&log_line(&line).to_string())?,
+            ServiceLogItem::Line(line) => {
                 if line.dropped_bytes > 0 {
                     output::note(&format!("({} of log left out)", output::size(line.dropped_bytes)));
                 }
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn every_flag_reaches_the_question() {
-        let args = LogsArgs {
+        let args = ServiceLogsArgs {
             service: "web".into(),
             follow: true,
             tail: Some(5),

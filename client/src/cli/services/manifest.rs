@@ -13,23 +13,23 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub(super) use convert::without_digest;
-use text::{Command, Scope};
+use text::{ManifestCommand, TokenScope};
 pub(super) use text::{read, write};
 
 /// The root of a manifest.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Manifest {
-    version: Version,
-    kind: Kind,
-    metadata: Metadata,
-    container: Container,
+pub(super) struct ServiceManifest {
+    version: ManifestVersion,
+    kind: ManifestKind,
+    metadata: ManifestMetadata,
+    container: ManifestContainer,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    ports: Vec<Port>,
+    ports: Vec<ManifestPort>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     domains: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    strategy: Option<Strategy>,
+    strategy: Option<ManifestStrategy>,
     /// Time limit for the first healthy answer, such as `90s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     start_limit: Option<String>,
@@ -40,18 +40,18 @@ pub(super) struct Manifest {
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Version {
+enum ManifestVersion {
     V1,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-enum Kind {
+enum ManifestKind {
     Service,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Metadata {
+struct ManifestMetadata {
     name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     description: Option<String>,
@@ -61,16 +61,16 @@ struct Metadata {
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Container {
+struct ManifestContainer {
     image: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    command: Option<Command>,
+    command: Option<ManifestCommand>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     working_dir: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    environment: Vec<Variable>,
-    #[serde(default, skip_serializing_if = "Storage::is_empty")]
-    storage: Storage,
+    environment: Vec<EnvironmentVariable>,
+    #[serde(default, skip_serializing_if = "ManifestStorage::is_empty")]
+    storage: ManifestStorage,
     /// Memory limit in the notation of `--memory`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     memory: Option<String>,
@@ -85,33 +85,33 @@ struct Container {
 /// An environment variable. Exactly one of `value`, `token` and `secret` is present.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Variable {
+struct EnvironmentVariable {
     name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     value: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    token: Option<Token>,
+    token: Option<ManifestToken>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    secret: Option<Secret>,
+    secret: Option<SecretReference>,
 }
 
 /// A participant token, made when an instance starts.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Token {
+struct ManifestToken {
     /// Participant name in the token; the same for all tokens of a service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     identity: Option<String>,
     /// Scope of the token. Default: the scope of the role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    api: Option<Scope>,
+    api: Option<TokenScope>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    role: Option<Role>,
+    role: Option<TokenRole>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Role {
+enum TokenRole {
     User,
     Agent,
     Tool,
@@ -119,14 +119,14 @@ enum Role {
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Secret {
+struct SecretReference {
     /// Name of a secret of the room.
     id: String,
 }
 
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Storage {
+struct ManifestStorage {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     room: Vec<StorageMount>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -134,12 +134,12 @@ struct Storage {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     images: Vec<ImageMount>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    files: Vec<File>,
+    files: Vec<InlineFile>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    empty_dirs: Vec<EmptyDir>,
+    empty_dirs: Vec<EmptyDirMount>,
 }
 
-impl Storage {
+impl ManifestStorage {
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -172,7 +172,7 @@ struct ImageMount {
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct InlineFile {
     path: String,
     /// Content of the file.
     text: String,
@@ -183,7 +183,7 @@ struct File {
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct EmptyDir {
+struct EmptyDirMount {
     path: String,
     /// True when the mount is read-only. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -192,7 +192,7 @@ struct EmptyDir {
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Port {
+struct ManifestPort {
     num: u32,
     #[serde(default, rename = "type")]
     kind: PortType,
@@ -218,7 +218,7 @@ enum PortType {
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Strategy {
+enum ManifestStrategy {
     Rolling,
     Recreate,
 }

@@ -13,7 +13,7 @@ use super::manifest::without_digest;
 use crate::output;
 pub(super) use typed::ServiceView;
 
-pub(super) const HEAD: [&str; 8] =
+pub(super) const TABLE_HEAD: [&str; 8] =
     ["SERVICE", "STATUS", "REVISION", "IMAGE", "URL", "RESTARTS", "CREATED", "REASON"];
 
 pub(super) fn row(service: &Service, now: Timestamp) -> Vec<String> {
@@ -39,8 +39,8 @@ fn revisions(service: &Service) -> String {
     }
 }
 
-pub(super) fn for_people(service: &Service, now: Timestamp) -> String {
-    let mut page = Page(String::new());
+pub(super) fn service_text(service: &Service, now: Timestamp) -> String {
+    let mut page = LabeledLines(String::new());
     let restarts = if service.restarts > 0 {
         format!(", {}", output::count(service.restarts.into(), "restart"))
     } else {
@@ -85,9 +85,9 @@ pub(super) fn for_people(service: &Service, now: Timestamp) -> String {
 }
 
 /// Text of labelled lines. Lines without a text are left out.
-struct Page(String);
+struct LabeledLines(String);
 
-impl Page {
+impl LabeledLines {
     fn line(&mut self, word: &str, text: &str) {
         for (number, line) in text.lines().enumerate() {
             let word = if number == 0 { word } else { "" };

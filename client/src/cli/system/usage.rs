@@ -3,7 +3,7 @@
 use hearth_proto::v1::{CallerDiskUsage, GetDiskUsageResponse, UnfinishedUpload};
 use serde::Serialize;
 
-use super::super::{Globals, connect};
+use super::super::{GlobalArgs, connect};
 use crate::error::Failure;
 use crate::output;
 
@@ -37,7 +37,7 @@ struct UploadView {
     age_seconds: i64,
 }
 
-pub(super) async fn run(globals: &Globals) -> Result<(), Failure> {
+pub(super) async fn run(globals: &GlobalArgs) -> Result<(), Failure> {
     let usage = UsageView::from(connect(globals).await?.disk_usage().await?);
     if globals.json { output::json(&usage) } else { usage.print() }
 }

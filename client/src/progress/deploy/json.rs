@@ -11,15 +11,15 @@ use hearth_proto::v1::deploy_event::Event;
 use hearth_proto::v1::{DeployAction, DeployEvent, LogLine, LogStream, Probe};
 use serde_json::{Map, Value, json};
 
-use super::Show;
+use super::DeployRenderer;
 use crate::error::{Failure, FailureKind};
 use crate::{duration, exit, output};
 
-pub struct Json<W> {
+pub struct JsonDeployRenderer<W> {
     out: W,
 }
 
-impl<W: Write + Send> Json<W> {
+impl<W: Write + Send> JsonDeployRenderer<W> {
     pub const fn new(out: W) -> Self {
         Self { out }
     }
@@ -33,7 +33,7 @@ impl<W: Write + Send> Json<W> {
     }
 }
 
-impl<W: Write + Send> Show for Json<W> {
+impl<W: Write + Send> DeployRenderer for JsonDeployRenderer<W> {
     fn event(&mut self, event: &DeployEvent) {
         let mut head = Map::new();
         head.insert("sequence".to_owned(), event.sequence.into());
@@ -43,9 +43,9 @@ impl<W: Write + Send> Show for Json<W> {
             took.map(duration::from_wire).unwrap_or_default().as_secs_f64()
         };
         match &event.event {
-            Some(Event::ActionStarted(started)) => self.object(head, "action_started", action(started)),
+            Some(Event::ActionStarted(started)) => self.object(head, "action_started", action_json(started)),
             Some(Event::ActionEnded(ended)) => {
-                let mut fields = ended.action.as_ref().map(action).unwrap_or_default();
+                let mut fields = ended.action.as_ref().map(action_json).unwrap_or_default();
                 fields["took_seconds"] = seconds(ended.took).into();
                 fields["error"] = Some(&ended.error).filter(|error| !error.is_empty()).cloned().into();
                 self.object(head, "action_ended", fields);
@@ -54,9 +54,9 @@ impl<W: Write + Send> Show for Json<W> {
                 let fields = json!({"name": part.name, "took_seconds": seconds(part.took)});
                 self.object(head, "part", fields);
             }
-            Some(Event::Probed(found)) => self.object(head, "probed", probe(found)),
+            Some(Event::Probed(found)) => self.object(head, "probed", probe_json(found)),
             Some(Event::Log(log)) => {
-                let mut fields = log.line.as_ref().map(line).unwrap_or_default();
+                let mut fields = log.line.as_ref().map(log_line_json).unwrap_or_default();
                 fields["instance"] = log.instance_id.clone().into();
                 self.object(head, "log", fields);
             }
@@ -71,7 +71,7 @@ impl<W: Write + Send> Show for Json<W> {
             }
             Some(Event::Failed(detail)) => {
                 let failure = Failure::from_detail(FailureKind::Failed, Box::new(detail.clone()));
-                let fields = serde_json::to_value(exit::for_programs(&failure)).unwrap_or_default();
+                let fields = serde_json::to_value(exit::error_document(&failure)).unwrap_or_default();
                 self.object(head, "failed", fields);
             }
             Some(Event::Superseded(superseded)) => {
@@ -95,7 +95,7 @@ impl<W: Write + Send> Show for Json<W> {
 }
 
 /// JSON form of an action of a deploy or of a plan.
-pub(crate) fn action(action: &DeployAction) -> Value {
+pub(crate) fn action_json(action: &DeployAction) -> Value {
     let word = action.kind().as_str_name().trim_start_matches("DEPLOY_ACTION_KIND_").to_ascii_lowercase();
     let mut fields = json!({"action": word, "text": action.text});
     if action.revision > 0 {
@@ -111,7 +111,7 @@ pub(crate) fn action(action: &DeployAction) -> Value {
 }
 
 /// JSON form of a probe.
-pub(crate) fn probe(probe: &Probe) -> Value {
+pub(crate) fn probe_json(probe: &Probe) -> Value {
     let time = output::timestamp(probe.time.as_ref()).map(|time| time.to_string());
     let answer = probe.answer().as_str_name().trim_start_matches("PROBE_ANSWER_").to_ascii_lowercase();
     json!({
@@ -128,7 +128,7 @@ pub(crate) fn probe(probe: &Probe) -> Value {
 }
 
 /// JSON form of a line of a service's log.
-pub(crate) fn line(line: &LogLine) -> Value {
+pub(crate) fn log_line_json(line: &LogLine) -> Value {
     let stream = if line.stream() == LogStream::Stderr { "stderr" } else { "stdout" };
     let mut fields = json!({
         "logged_at": output::timestamp(line.time.as_ref()).map(|time| time.to_string()),
@@ -165,7 +165,7 @@ mod tests {
             Event::Failed(fault),
         ];
         let mut out = Vec::new();
-        let mut shown = Json::new(&mut out);
+        let mut shown = JsonDeployRenderer::new(&mut out);
         for (sequence, event) in (1..).zip(events) {
             shown.event(&DeployEvent { sequence, time: None, event: Some(event) });
         }

@@ -16,21 +16,21 @@ use hearth_proto::v1::DeployEvent;
 use hearth_proto::v1::deploy_event::Event;
 use jiff::Timestamp;
 
-use super::{Actions, Over, Show, between, log_lines};
+use super::{ActionTracker, DeployRenderer, FinishedAction, elapsed_between, log_lines};
 use crate::{duration, output};
 
-pub struct Plain<W> {
+pub struct PlainDeployRenderer<W> {
     out: W,
     service: String,
-    actions: Actions,
+    actions: ActionTracker,
     /// Text of the last probe; a probe with the same text is not shown again.
     last_probe: String,
 }
 
-impl<W: Write + Send> Plain<W> {
+impl<W: Write + Send> PlainDeployRenderer<W> {
     pub fn new(out: W, service: &str) -> Self {
         let service = output::printable(service);
-        Self { out, service, actions: Actions::default(), last_probe: String::new() }
+        Self { out, service, actions: ActionTracker::default(), last_probe: String::new() }
     }
 
     fn line(&mut self, text: &str) {
@@ -45,19 +45,19 @@ impl<W: Write + Send> Plain<W> {
         }
     }
 
-    fn over(&mut self, over: Option<&Over>) {
-        if let Some(Over { number, took, .. }) = over {
-            self.line(&format!("#{number} DONE {}", duration::show(*took)));
+    fn over(&mut self, over: Option<&FinishedAction>) {
+        if let Some(FinishedAction { number, took, .. }) = over {
+            self.line(&format!("#{number} DONE {}", duration::format_short(*took)));
         }
     }
 
     fn since(&self, at: Option<Timestamp>) -> f64 {
         let since = self.actions.current.as_ref().and_then(|current| current.since);
-        between(since, at).as_secs_f64()
+        elapsed_between(since, at).as_secs_f64()
     }
 }
 
-impl<W: Write + Send> Show for Plain<W> {
+impl<W: Write + Send> DeployRenderer for PlainDeployRenderer<W> {
     fn event(&mut self, event: &DeployEvent) {
         let at = output::timestamp(event.time.as_ref());
         match &event.event {
@@ -70,12 +70,12 @@ impl<W: Write + Send> Show for Plain<W> {
             Some(Event::ActionEnded(ended)) => {
                 let text = ended.action.as_ref().map_or("", |action| action.text.as_str());
                 let took = ended.took.map(duration::from_wire).unwrap_or_default();
-                let Some(over) = self.actions.end_of(text, took) else { return };
+                let Some(over) = self.actions.end_if_current(text, took) else { return };
                 if ended.error.is_empty() {
                     self.over(Some(&over));
                 } else {
                     let error = output::printable(&ended.error);
-                    self.line(&format!("#{} ERROR {}: {error}", over.number, duration::show(took)));
+                    self.line(&format!("#{} ERROR {}: {error}", over.number, duration::format_short(took)));
                 }
             }
             Some(Event::Part(part)) => {
@@ -158,7 +158,7 @@ mod tests {
             (191, Event::Live(DeployLive { took: span(191) })),
         ];
         let mut out = Vec::new();
-        let mut plain = Plain::new(&mut out, "web");
+        let mut plain = PlainDeployRenderer::new(&mut out, "web");
         for (sequence, (milliseconds, event)) in (1..).zip(events) {
             let time = Some(prost_types::Timestamp { seconds: 1000, nanos: milliseconds * 1_000_000 });
             plain.event(&DeployEvent { sequence, time, event: Some(event) });

@@ -8,35 +8,35 @@ use hearth_proto::v1::DeployEvent;
 use hearth_proto::v1::deploy_event::Event;
 use indicatif::{MultiProgress, ProgressBar};
 
-use super::{Actions, Over, Show, log_lines};
-use crate::progress::terminal::{LIVE_WIDTH, head_style, tail_style};
+use super::{ActionTracker, DeployRenderer, FinishedAction, log_lines};
+use crate::progress::terminal::{MAX_LIVE_LINE_WIDTH, head_style, tail_style};
 use crate::{duration, output};
 
 /// Number of log lines that are shown.
 const LIVE_LINES: usize = 6;
 
-pub struct Terminal {
+pub struct TerminalDeployRenderer {
     screen: MultiProgress,
-    actions: Actions,
+    actions: ActionTracker,
     head: Option<ProgressBar>,
     tail: ProgressBar,
     probe: String,
     lines: VecDeque<String>,
 }
 
-impl Default for Terminal {
+impl Default for TerminalDeployRenderer {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Terminal {
+impl TerminalDeployRenderer {
     pub fn new() -> Self {
         let screen = MultiProgress::new();
         let tail = screen.add(ProgressBar::no_length().with_style(tail_style()));
         Self {
             screen,
-            actions: Actions::default(),
+            actions: ActionTracker::default(),
             head: None,
             tail,
             probe: String::new(),
@@ -53,20 +53,20 @@ impl Terminal {
         }
     }
 
-    fn over(&mut self, over: Option<Over>, error: &str) {
-        let Some(Over { number, text, took }) = over else { return };
+    fn over(&mut self, over: Option<FinishedAction>, error: &str) {
+        let Some(FinishedAction { number, text, took }) = over else { return };
         if let Some(head) = self.head.take() {
             head.finish_and_clear();
         }
         let mark = if error.is_empty() { "+" } else { "x" };
-        self.print(&format!(" {mark} #{number} {text}  {}", duration::show(took)));
+        self.print(&format!(" {mark} #{number} {text}  {}", duration::format_short(took)));
         if !error.is_empty() {
             self.print(&format!("     {}", output::printable(error)));
         }
     }
 
     fn show_tail(&mut self) {
-        let cut = |line: &String| line.chars().take(LIVE_WIDTH).collect::<String>();
+        let cut = |line: &String| line.chars().take(MAX_LIVE_LINE_WIDTH).collect::<String>();
         let probe = Some(&self.probe).filter(|probe| !probe.is_empty());
         let lines = probe.into_iter().map(|probe| format!("     {}", cut(probe)));
         let lines: Vec<String> =
@@ -76,7 +76,7 @@ impl Terminal {
     }
 }
 
-impl Show for Terminal {
+impl DeployRenderer for TerminalDeployRenderer {
     fn event(&mut self, event: &DeployEvent) {
         let at = output::timestamp(event.time.as_ref());
         match &event.event {
@@ -94,7 +94,7 @@ impl Show for Terminal {
             Some(Event::ActionEnded(ended)) => {
                 let text = ended.action.as_ref().map_or("", |action| action.text.as_str());
                 let took = ended.took.map(duration::from_wire).unwrap_or_default();
-                let over = self.actions.end_of(text, took);
+                let over = self.actions.end_if_current(text, took);
                 self.over(over, &ended.error);
             }
             Some(Event::Probed(probe)) => {

@@ -4,7 +4,7 @@ use super::*;
 
 fn shown(events: Vec<(i64, Event)>) -> String {
     let mut out = Vec::new();
-    let mut plain = Plain::new(&mut out);
+    let mut plain = PlainBuildRenderer::new(&mut out);
     for (sequence, (milliseconds, event)) in (1..).zip(events) {
         let nanos = i32::try_from(milliseconds % 1000 * 1_000_000).unwrap();
         let time = Some(prost_types::Timestamp { seconds: 1000 + milliseconds / 1000, nanos });

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use super::Method;
+use super::GrpcMethod;
 use crate::model::Repository;
 use crate::model::access::{ApiScope, StorageVerb};
 
@@ -12,7 +12,7 @@ use crate::model::access::{ApiScope, StorageVerb};
 #[derive(Clone, Copy, Debug)]
 pub enum CallerAction<'a> {
     /// Calls a gRPC method, regardless of the objects in the request.
-    Enter(&'static Method),
+    CallMethod(&'static GrpcMethod),
     /// Sends files that builds of the same caller mount.
     SendPack,
     /// Sees, follows, cancels or removes a build.
@@ -25,13 +25,13 @@ pub enum CallerAction<'a> {
     /// Checks whether something exists, without reading it. Callers who may push may also check.
     ProbeRepository(&'a Repository),
     WriteRepository(&'a Repository),
-    PullElsewhere(&'a str),
-    PushElsewhere(&'a str),
+    PullRemoteImage(&'a str),
+    PushRemoteImage(&'a str),
     RunRoomImage {
         repository: &'a Repository,
         name: &'a str,
     },
-    RunElsewhereImage(&'a str),
+    RunRemoteImage(&'a str),
     ReadStorage(&'a str),
     WriteStorage(&'a str),
     /// Removes a directory with everything below it.
@@ -51,9 +51,9 @@ pub enum CallerAction<'a> {
     /// Runs a service with a secret of the room.
     UseSecret(&'a str),
     /// Sees which services use something.
-    ShowUsers,
+    SeeSecretUsers,
     /// Runs a service with a token of this scope.
-    HandOnToken(&'a ApiScope),
+    DelegateToken(&'a ApiScope),
     /// Sees, compares or unmounts a context that somebody mounted.
     UseContextMount {
         owner: &'a str,
@@ -74,17 +74,17 @@ impl fmt::Display for CallerAction<'_> {
     /// Formats the action so that it completes "this token may not".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Enter(method) => f.write_str(method.what),
+            Self::CallMethod(method) => f.write_str(method.description),
             Self::SendPack => f.write_str("send packs for builds"),
             Self::UseBuild { id, .. } => write!(f, "use build `{id}` of another caller"),
             Self::ListRepository(name) => write!(f, "list repository `{name}`"),
             Self::PullRepository(name) => write!(f, "pull from repository `{name}`"),
             Self::ProbeRepository(name) => write!(f, "look into repository `{name}`"),
             Self::WriteRepository(name) => write!(f, "write to repository `{name}`"),
-            Self::PullElsewhere(name) => write!(f, "pull `{name}` from its registry"),
-            Self::PushElsewhere(name) => write!(f, "push to `{name}`"),
+            Self::PullRemoteImage(name) => write!(f, "pull `{name}` from its registry"),
+            Self::PushRemoteImage(name) => write!(f, "push to `{name}`"),
             Self::RunRoomImage { repository, .. } => write!(f, "run `{repository}`"),
-            Self::RunElsewhereImage(name) => write!(f, "run `{name}`"),
+            Self::RunRemoteImage(name) => write!(f, "run `{name}`"),
             Self::ReadStorage(path) => write!(f, "read `/{path}` in storage"),
             Self::WriteStorage(path) => write!(f, "write `/{path}` in storage"),
             Self::RemoveTree(path) => write!(f, "remove `/{path}` in storage with all that lies below it"),
@@ -96,8 +96,8 @@ impl fmt::Display for CallerAction<'_> {
             }
             Self::ChangeService { what, .. } => write!(f, "{what}, which another caller deployed"),
             Self::UseSecret(name) => write!(f, "use a service that has the secret `{name}`"),
-            Self::ShowUsers => f.write_str("see services"),
-            Self::HandOnToken(_) => f.write_str("use a service whose token may do more than this one"),
+            Self::SeeSecretUsers => f.write_str("see services"),
+            Self::DelegateToken(_) => f.write_str("use a service whose token may do more than this one"),
             Self::UseUpload { id, .. } => write!(f, "use upload `{id}` of another caller"),
             Self::UsePack { id, .. } => write!(f, "use pack `{id}` of another caller"),
             Self::UseContextMount { .. } => f.write_str("use a mounted context of another caller"),

@@ -28,11 +28,11 @@ pub enum MethodGate {
 
 /// A row of the method table.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Method {
+pub struct GrpcMethod {
     /// Path of the request: `/package.Service/Method`.
     pub path: &'static str,
     /// Text that completes "this token may not".
-    pub what: &'static str,
+    pub description: &'static str,
     pub gate: MethodGate,
     /// True if the method changes something: then every call is recorded in the audit trail, otherwise only
     /// denied calls are. A test expects true for every method whose name does not say that it only reads.
@@ -41,18 +41,28 @@ pub struct Method {
     pub objects: &'static str,
 }
 
-impl Method {
+impl GrpcMethod {
     pub fn find(path: &str) -> Option<&'static Self> {
-        METHODS.iter().find(|method| method.path == path)
+        GRPC_METHODS.iter().find(|method| method.path == path)
     }
 }
 
-const fn reads(path: &'static str, what: &'static str, gate: MethodGate, objects: &'static str) -> Method {
-    Method { path, what, gate, changes: false, objects }
+const fn reads(
+    path: &'static str,
+    what: &'static str,
+    gate: MethodGate,
+    objects: &'static str,
+) -> GrpcMethod {
+    GrpcMethod { path, description: what, gate, changes: false, objects }
 }
 
-const fn changes(path: &'static str, what: &'static str, gate: MethodGate, objects: &'static str) -> Method {
-    Method { path, what, gate, changes: true, objects }
+const fn changes(
+    path: &'static str,
+    what: &'static str,
+    gate: MethodGate,
+    objects: &'static str,
+) -> GrpcMethod {
+    GrpcMethod { path, description: what, gate, changes: true, objects }
 }
 
 const OWN_BUILD: &str = "the build is the caller's own, or `admin`";
@@ -68,7 +78,7 @@ const WRITE: &str = "`containers.registry.write` covers the repository";
 const READ_PATH: &str = "`storage.paths` covers the path";
 const WRITE_PATH: &str = "`storage.paths` covers the path, and not as read-only";
 
-pub const METHODS: &[Method] = &[
+pub const GRPC_METHODS: &[GrpcMethod] = &[
     changes(
         "/hearth.v1.Builds/Submit",
         "build images",

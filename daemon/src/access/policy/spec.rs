@@ -3,18 +3,18 @@
 
 use hearth_pack::remote::full_name;
 
-use super::{CallerAction, Denied, decide};
+use super::{AccessDenied, CallerAction, decide};
 use crate::access::parse_scope;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::build::BuildSpec;
-use crate::model::service::{EnvValue, Service, ServiceSpec};
-use crate::model::{MountMode, MountSource, MountSpec, Reference, RoomRegistries};
+use crate::model::service::{EnvValue, ServiceRecord, ServiceSpec};
+use crate::model::{MountAccess, MountSource, MountSpec, Reference, RoomRegistries};
 
 /// Checks that the caller may read and write everything that a build reads and writes.
-pub fn may_build(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<(), Denied> {
+pub fn may_build(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<(), AccessDenied> {
     for tag in &spec.tags {
         if !rooms.owns_tag(tag) {
-            decide(caller, &CallerAction::PushElsewhere(&full_name(tag)))?;
+            decide(caller, &CallerAction::PushRemoteImage(&full_name(tag)))?;
         }
         // A result for another registry is first stored in this room's registry.
         decide(caller, &CallerAction::WriteRepository(&tag.repository))?;
@@ -27,7 +27,7 @@ pub fn may_mount_in_builds(
     caller: &Caller,
     mounts: &[MountSpec],
     rooms: &RoomRegistries,
-) -> Result<(), Denied> {
+) -> Result<(), AccessDenied> {
     mounts.iter().try_for_each(|mount| match &mount.source {
         MountSource::Room(path) | MountSource::Project(path) => {
             decide(caller, &CallerAction::ReadStorage(path))
@@ -39,7 +39,7 @@ pub fn may_mount_in_builds(
 }
 
 /// Checks that the caller may run the image of a service, and use its mounts, secrets and token scopes.
-pub fn may_run(caller: &Caller, spec: &ServiceSpec, rooms: &RoomRegistries) -> Result<(), Denied> {
+pub fn may_run(caller: &Caller, spec: &ServiceSpec, rooms: &RoomRegistries) -> Result<(), AccessDenied> {
     may_run_image(caller, &spec.image, rooms)?;
     spec.mounts.iter().try_for_each(|mount| may_mount_in_service(caller, mount, rooms))?;
     spec.env.values().try_for_each(|value| match value {
@@ -47,28 +47,28 @@ pub fn may_run(caller: &Caller, spec: &ServiceSpec, rooms: &RoomRegistries) -> R
         EnvValue::Secret { name } => decide(caller, &CallerAction::UseSecret(name)),
         // An invalid scope is reported later, when the token is minted.
         EnvValue::Token { scope } => match parse_scope(scope) {
-            Ok(scope) => decide(caller, &CallerAction::HandOnToken(&scope)),
+            Ok(scope) => decide(caller, &CallerAction::DelegateToken(&scope)),
             Err(_) => Ok(()),
         },
     })
 }
 
-pub fn may_run_image(caller: &Caller, image: &Reference, rooms: &RoomRegistries) -> Result<(), Denied> {
+pub fn may_run_image(caller: &Caller, image: &Reference, rooms: &RoomRegistries) -> Result<(), AccessDenied> {
     let name = full_name(image);
     decide(caller, &run_action(image, rooms, &name))?;
-    if rooms.owns_tag(image) { Ok(()) } else { decide(caller, &CallerAction::PullElsewhere(&name)) }
+    if rooms.owns_tag(image) { Ok(()) } else { decide(caller, &CallerAction::PullRemoteImage(&name)) }
 }
 
 pub fn may_mount_in_service(
     caller: &Caller,
     mount: &MountSpec,
     rooms: &RoomRegistries,
-) -> Result<(), Denied> {
+) -> Result<(), AccessDenied> {
     match &mount.source {
         MountSource::Room(path) | MountSource::Project(path) => {
             let verb = match mount.mode {
-                MountMode::ReadOnly => StorageVerb::Read,
-                MountMode::ReadWrite => StorageVerb::Write,
+                MountAccess::ReadOnly => StorageVerb::Read,
+                MountAccess::ReadWrite => StorageVerb::Write,
             };
             decide(caller, &CallerAction::MountStorage { verb, path })
         }
@@ -77,11 +77,11 @@ pub fn may_mount_in_service(
     }
 }
 
-fn may_read_image(caller: &Caller, image: &Reference, rooms: &RoomRegistries) -> Result<(), Denied> {
+fn may_read_image(caller: &Caller, image: &Reference, rooms: &RoomRegistries) -> Result<(), AccessDenied> {
     if rooms.owns_tag(image) {
         decide(caller, &CallerAction::PullRepository(&image.repository))
     } else {
-        decide(caller, &CallerAction::PullElsewhere(&full_name(image)))
+        decide(caller, &CallerAction::PullRemoteImage(&full_name(image)))
     }
 }
 
@@ -89,11 +89,11 @@ fn may_read_image(caller: &Caller, image: &Reference, rooms: &RoomRegistries) ->
 /// image. `what` is a verb with its object, such as "remove service `web`".
 pub fn may_change(
     caller: &Caller,
-    service: &Service,
+    service: &ServiceRecord,
     what: &str,
     rooms: &RoomRegistries,
-) -> Result<(), Denied> {
-    let revision = service.wanted().or_else(|| service.revisions.last());
+) -> Result<(), AccessDenied> {
+    let revision = service.target_revision().or_else(|| service.revisions.last());
     let name = revision.map(|revision| full_name(&revision.spec.image)).unwrap_or_default();
     let run = match revision {
         Some(revision) => run_action(&revision.spec.image, rooms, &name),
@@ -107,6 +107,6 @@ fn run_action<'a>(image: &'a Reference, rooms: &RoomRegistries, name: &'a str) -
     if rooms.owns_tag(image) {
         CallerAction::RunRoomImage { repository: &image.repository, name }
     } else {
-        CallerAction::RunElsewhereImage(name)
+        CallerAction::RunRemoteImage(name)
     }
 }

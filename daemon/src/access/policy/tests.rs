@@ -10,11 +10,11 @@ use crate::model::access::ApiScope;
 use crate::model::{Reference, Repository, RoomRegistries};
 
 thread_local! {
-    static OFF: Cell<Option<Rule>> = const { Cell::new(None) };
+    static OFF: Cell<Option<PolicyRule>> = const { Cell::new(None) };
 }
 
 /// Reports whether the test of this thread has turned a rule off. No rule can be turned off outside of tests.
-pub(super) fn turned_off(rule: Rule) -> bool {
+pub(super) fn turned_off(rule: PolicyRule) -> bool {
     OFF.get() == Some(rule)
 }
 
@@ -82,12 +82,12 @@ fn objects() -> Vec<(String, bool, bool)> {
             vec![bob(registry(json!({"list": ["*"], "pull": ["*"], "run": ["*"], "write": ["ann"]})))],
         ),
         (
-            CallerAction::PullElsewhere("docker.io/library/python"),
+            CallerAction::PullRemoteImage("docker.io/library/python"),
             vec![bob(containers(json!({"pull": ["docker.io/*"]})))],
             vec![bob(containers(json!({"run": ["*"], "pull": ["ghcr.io/*"], "registry": {"pull": ["*"]}})))],
         ),
         (
-            CallerAction::PushElsewhere("ghcr.io/a/b"),
+            CallerAction::PushRemoteImage("ghcr.io/a/b"),
             vec![bob(registry(json!({"write": ["ghcr.io/*"]})))],
             vec![bob(containers(json!({"pull": ["*"], "registry": {"write": ["a/*"], "pull": ["*"]}})))],
         ),
@@ -101,7 +101,7 @@ fn objects() -> Vec<(String, bool, bool)> {
             vec![bob(containers(json!({"run": ["app"], "registry": {"pull": ["*"], "write": ["*"]}})))],
         ),
         (
-            CallerAction::RunElsewhereImage("docker.io/library/nginx"),
+            CallerAction::RunRemoteImage("docker.io/library/nginx"),
             vec![bob(containers(json!({"run": ["docker.io/*"]})))],
             vec![bob(containers(json!({"pull": ["*"], "registry": {"run": ["*"]}})))],
         ),
@@ -144,9 +144,9 @@ fn objects() -> Vec<(String, bool, bool)> {
             vec![bob(json!({"secrets": {}}))],
             vec![bob(json!({"services": {}}))],
         ),
-        (CallerAction::ShowUsers, vec![bob(json!({"services": {}}))], vec![bob(json!({"secrets": {}}))]),
+        (CallerAction::SeeSecretUsers, vec![bob(json!({"services": {}}))], vec![bob(json!({"secrets": {}}))]),
         (
-            CallerAction::HandOnToken(&scope),
+            CallerAction::DelegateToken(&scope),
             vec![bob(registry(json!({"write": ["*"]}))), bob(json!({"admin": {}}))],
             vec![bob(registry(json!({"write": ["bob/*"], "pull": ["*"]})))],
         ),
@@ -216,13 +216,13 @@ fn opens(gate: MethodGate) -> &'static [&'static str] {
 
 /// The expected outcome of each method for each grant.
 fn gates() -> Vec<(String, bool, bool)> {
-    let of = |method: &'static Method| {
+    let of = |method: &'static GrpcMethod| {
         GRANTS.iter().map(move |grant| {
-            let answer = decide(&with(grant), &CallerAction::Enter(method)).is_ok();
+            let answer = decide(&with(grant), &CallerAction::CallMethod(method)).is_ok();
             (format!("{} with {grant}", method.path), answer, opens(method.gate).contains(grant))
         })
     };
-    METHODS.iter().flat_map(of).collect()
+    GRPC_METHODS.iter().flat_map(of).collect()
 }
 
 fn lists() -> Vec<(String, bool, bool)> {
@@ -246,7 +246,7 @@ fn each_question_has_the_answer_that_the_grants_give() {
 
 #[test]
 fn a_rule_that_is_turned_off_is_noticed() {
-    for rule in Rule::ALL {
+    for rule in PolicyRule::ALL {
         OFF.set(Some(*rule));
         let noticed = outcomes().iter().any(|(_, answer, expected)| answer != expected);
         OFF.set(None);
@@ -257,28 +257,28 @@ fn a_rule_that_is_turned_off_is_noticed() {
 #[test]
 fn a_denial_names_what_was_wanted_and_the_grant() {
     let denied =
-        decide(&bob(json!({})), &CallerAction::PullElsewhere("docker.io/library/python")).unwrap_err();
+        decide(&bob(json!({})), &CallerAction::PullRemoteImage("docker.io/library/python")).unwrap_err();
     assert_eq!(
         denied.to_string(),
         "pull `docker.io/library/python` from its registry: that takes the grant `containers.pull`"
     );
     let denied = decide(&bob(json!({})), &CallerAction::UsePack { id: "x", owner: "ann" }).unwrap_err();
     assert_eq!(denied.to_string(), "use pack `x` of another caller: only its owner may");
-    let set = Method::find("/hearth.v1.Secrets/Set").unwrap();
-    let denied = decide(&bob(json!({})), &CallerAction::Enter(set)).unwrap_err();
+    let set = GrpcMethod::find("/hearth.v1.Secrets/Set").unwrap();
+    let denied = decide(&bob(json!({})), &CallerAction::CallMethod(set)).unwrap_err();
     assert_eq!(denied.to_string(), "set secrets: that takes the grant `secrets`");
 }
 
 #[test]
 fn each_row_of_the_table_is_there_once() {
-    for (at, method) in METHODS.iter().enumerate() {
-        assert!(METHODS[..at].iter().all(|other| other.path != method.path), "{}", method.path);
+    for (at, method) in GRPC_METHODS.iter().enumerate() {
+        assert!(GRPC_METHODS[..at].iter().all(|other| other.path != method.path), "{}", method.path);
     }
 }
 
 #[test]
 fn a_mount_of_a_build_asks_for_the_image_where_it_lies() {
-    use crate::model::{MountMode, MountSource, MountSpec};
+    use crate::model::{MountAccess, MountSource, MountSpec};
     let rooms = RoomRegistries::default();
     let mount = |reference: &str| MountSpec {
         source: MountSource::Image {
@@ -286,7 +286,7 @@ fn a_mount_of_a_build_asks_for_the_image_where_it_lies() {
             subpath: String::new(),
         },
         target: "/m".parse().unwrap(),
-        mode: MountMode::ReadOnly,
+        mode: MountAccess::ReadOnly,
     };
     let may = |scope, reference: &str| may_mount_in_builds(&bob(scope), &[mount(reference)], &rooms).is_ok();
     let here = "room.meshagent.com/ann/app:1";

@@ -4,7 +4,7 @@ use std::time::Duration;
 use axum::body::Body;
 
 use super::*;
-use crate::access::policy::Rule;
+use crate::access::policy::PolicyRule;
 use crate::audit::{AuditQuery, FileLimits};
 
 const CHANGES: &str = "/hearth.v1.Builds/Submit";
@@ -17,8 +17,8 @@ fn trail() -> (tempfile::TempDir, AuditTrail) {
     (directory, trail)
 }
 
-fn call(path: &str) -> Call {
-    Call::of(&Verb::POST, path, Peer::Unix { uid: 0 })
+fn call(path: &str) -> AuditedCall {
+    AuditedCall::of(&Verb::POST, path, PeerIdentity::Unix { uid: 0 })
 }
 
 async fn records(trail: &AuditTrail) -> Vec<AuditRecord> {
@@ -30,7 +30,7 @@ async fn a_call_whose_client_goes_away_is_recorded_where_it_changes_something() 
     let (_directory, trail) = trail();
     for path in [CHANGES, READS] {
         let handler = async {
-            concerns("a/b:1");
+            record_object("a/b:1");
             pending().await
         };
         let cut = call(path).recorded(&trail, "ann", handler);
@@ -45,21 +45,22 @@ async fn a_call_whose_client_goes_away_is_recorded_where_it_changes_something() 
 #[tokio::test]
 async fn a_denial_that_the_answer_hides_is_recorded_as_one() {
     let (_directory, trail) = trail();
-    let denied = || Denied { what: "use upload `x`".to_owned(), grant: "", rule: Rule::UploadOwner };
+    let denied =
+        || AccessDenied { what: "use upload `x`".to_owned(), grant: "", rule: PolicyRule::UploadOwner };
     let not_found = || {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NOT_FOUND;
         response
     };
     let by_handler = async {
-        hides(&denied());
+        record_hidden_denial(&denied());
         not_found()
     };
     call(READS).recorded(&trail, "bob", by_handler).await;
     let mut with_extension = not_found();
     with_extension.extensions_mut().insert(denied());
     let answer = call("/v2/a/blobs/uploads/x").recorded(&trail, "bob", ready(with_extension)).await;
-    assert!(answer.extensions().get::<Denied>().is_none());
+    assert!(answer.extensions().get::<AccessDenied>().is_none());
     call(READS).recorded(&trail, "bob", ready(not_found())).await;
     let records = records(&trail).await;
     assert_eq!(records.len(), 2, "{records:?}");
@@ -82,7 +83,7 @@ async fn a_token_in_an_unknown_path_or_verb_is_not_recorded() {
         (post, format!("/{secret}")),
         (&verb, "/v2/a/manifests/1".to_owned()),
     ] {
-        let call = Call::of(verb, &path, Peer::Unix { uid: 0 });
+        let call = AuditedCall::of(verb, &path, PeerIdentity::Unix { uid: 0 });
         assert!(!call.action().contains(secret), "{}", call.action());
         let mut denied = Response::new(Body::empty());
         *denied.status_mut() = StatusCode::UNAUTHORIZED;

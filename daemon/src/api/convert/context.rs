@@ -2,7 +2,7 @@
 
 use hearth_proto::v1;
 
-use super::super::error::Refusal;
+use super::super::error::ApiError;
 use super::mounts::{MountUse, mounts};
 use crate::model::{MountSpec, MountTarget};
 
@@ -13,7 +13,7 @@ const MAX_PATH: usize = 4095;
 pub fn context(
     wire: Option<v1::ContextSources>,
     field: &str,
-) -> Result<(Vec<MountSpec>, MountTarget), Refusal> {
+) -> Result<(Vec<MountSpec>, MountTarget), ApiError> {
     let v1::ContextSources { mounts: wire, context_path } = wire.unwrap_or_default();
     let used = MountUse::Build { needs: "a context needs at least one mount" };
     let mut mounts = mounts(wire, &format!("{field}.mounts"), used)?;
@@ -24,7 +24,7 @@ pub fn context(
         (path, _) => path.to_owned(),
     };
     let root = root.parse().map_err(|error| {
-        Refusal::invalid(
+        ApiError::invalid(
             format!("{field}.context_path"),
             "invalid_context_path",
             format!("context path: {error}"),
@@ -34,8 +34,8 @@ pub fn context(
 }
 
 /// Converts a path in a context to a path from the root of all mounts. A relative path starts at the context's root.
-pub fn path_in(root: &MountTarget, path: &[u8]) -> Result<Vec<u8>, Refusal> {
-    let invalid = |message: &str| Refusal::invalid("path", "invalid_path", message.to_owned());
+pub fn path_in(root: &MountTarget, path: &[u8]) -> Result<Vec<u8>, ApiError> {
+    let invalid = |message: &str| ApiError::invalid("path", "invalid_path", message.to_owned());
     if path.contains(&0) {
         return Err(invalid("the path has a NUL byte"));
     }

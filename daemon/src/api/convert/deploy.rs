@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use hearth_proto::v1;
 
-use super::super::error::Refusal;
+use super::super::error::ApiError;
 use super::mounts::{MountUse, mounts};
 use super::spec::pairs;
 use super::{duration, registry_credentials};
 use crate::model::confinement::AddedCapability;
 use crate::model::deploy::DeployRequest;
-use crate::model::secret::{Credential, SecretName};
-use crate::model::service::{Domain, EnvValue, Port, PortKind, Strategy};
+use crate::model::secret::{RegistryCredential, SecretName};
+use crate::model::service::{DeployStrategy, EnvValue, PortKind, ServiceDomain, ServicePort};
 use crate::model::{Reference, RoomRegistries};
 
 /// Bounds on a request; each is far above practical use.
@@ -32,14 +32,14 @@ const MAX_START_LIMIT: Duration = Duration::from_secs(24 * 3600);
 pub fn deploy_spec(
     wire: v1::DeploySpec,
     rooms: &RoomRegistries,
-) -> Result<(DeployRequest, BTreeMap<String, Credential>), Refusal> {
+) -> Result<(DeployRequest, BTreeMap<String, RegistryCredential>), ApiError> {
     let strategy = strategy(wire.strategy)?;
     let request = DeployRequest {
         image: image(&wire.image, rooms)?,
         name: match wire.name {
             None => None,
             Some(name) => Some(name.parse().map_err(|error| {
-                Refusal::invalid("spec.name", "invalid_name", format!("{error}"))
+                ApiError::invalid("spec.name", "invalid_name", format!("{error}"))
                     .hint("give the service a name of its own with --name")
             })?),
         },
@@ -50,7 +50,7 @@ pub fn deploy_spec(
         workdir: match wire.working_dir {
             None => None,
             Some(path) => Some(path.parse().map_err(|error| {
-                Refusal::invalid(
+                ApiError::invalid(
                     "spec.working_dir",
                     "invalid_working_dir",
                     format!("working directory: {error}"),
@@ -77,27 +77,27 @@ pub fn deploy_spec(
     Ok((request, registry_credentials("spec.credentials", wire.credentials)?))
 }
 
-fn capabilities(names: &[String]) -> Result<BTreeSet<AddedCapability>, Refusal> {
+fn capabilities(names: &[String]) -> Result<BTreeSet<AddedCapability>, ApiError> {
     let parsed = names.iter().map(|name| name.parse::<AddedCapability>()).collect::<Result<_, _>>();
-    parsed.map_err(|error| Refusal::invalid("spec.capabilities", "invalid_capability", error.to_string()))
+    parsed.map_err(|error| ApiError::invalid("spec.capabilities", "invalid_capability", error.to_string()))
 }
 
-fn image(text: &str, rooms: &RoomRegistries) -> Result<Reference, Refusal> {
+fn image(text: &str, rooms: &RoomRegistries) -> Result<Reference, ApiError> {
     let parsed = text.parse().map(|reference| rooms.qualify(reference));
-    parsed.map_err(|error| Refusal::invalid("spec.image", "invalid_reference", format!("image {error}")))
+    parsed.map_err(|error| ApiError::invalid("spec.image", "invalid_reference", format!("image {error}")))
 }
 
-fn env(wire: BTreeMap<String, v1::EnvValue>) -> Result<BTreeMap<String, EnvValue>, Refusal> {
+fn env(wire: BTreeMap<String, v1::EnvValue>) -> Result<BTreeMap<String, EnvValue>, ApiError> {
     use v1::env_value::Value;
     at_most("spec.env", "variables", wire.len(), MAX_ENV)?;
     if let Some(name) = wire.keys().find(|name| name.len() > MAX_ENV_NAME) {
         let begins: String = name.chars().take(50).collect();
         let message = format!("the name of variable `{begins}...` has more than {MAX_ENV_NAME} bytes");
-        return Err(Refusal::invalid("spec.env", "too_long", message));
+        return Err(ApiError::invalid("spec.env", "too_long", message));
     }
     let value = |(name, value): (String, v1::EnvValue)| {
         let invalid =
-            |code: &str, message: String| Refusal::invalid(format!("spec.env.{name}"), code, message);
+            |code: &str, message: String| ApiError::invalid(format!("spec.env.{name}"), code, message);
         let value = match value.value {
             None => return Err(invalid("invalid_env", format!("variable `{name}` has no value"))),
             Some(Value::Plain(text)) => EnvValue::Plain(text),
@@ -113,14 +113,14 @@ fn env(wire: BTreeMap<String, v1::EnvValue>) -> Result<BTreeMap<String, EnvValue
     wire.into_iter().map(value).collect()
 }
 
-fn ports(wire: &[v1::ServicePort]) -> Result<Vec<Port>, Refusal> {
+fn ports(wire: &[v1::ServicePort]) -> Result<Vec<ServicePort>, ApiError> {
     at_most("spec.ports", "ports", wire.len(), MAX_PORTS)?;
     let port = |(i, port): (usize, &v1::ServicePort)| {
         let invalid = |part: &str, message: String| {
-            Refusal::invalid(format!("spec.ports.ports[{i}].{part}"), "invalid_port", message)
+            ApiError::invalid(format!("spec.ports.ports[{i}].{part}"), "invalid_port", message)
         };
         let number = u16::try_from(port.number).ok().filter(|number| *number > 0);
-        Ok(Port {
+        Ok(ServicePort {
             number: number
                 .ok_or_else(|| invalid("number", format!("{} is not a port: 1 to 65535", port.number)))?,
             kind: match v1::PortKind::try_from(port.kind) {
@@ -135,8 +135,8 @@ fn ports(wire: &[v1::ServicePort]) -> Result<Vec<Port>, Refusal> {
 }
 
 /// Validates a command line: a program with its arguments.
-pub fn arguments(field: &str, arguments: Vec<String>) -> Result<Vec<String>, Refusal> {
-    let invalid = |message: String| Err(Refusal::invalid(field, "invalid_command", message));
+pub fn arguments(field: &str, arguments: Vec<String>) -> Result<Vec<String>, ApiError> {
+    let invalid = |message: String| Err(ApiError::invalid(field, "invalid_command", message));
     if arguments.first().is_none_or(String::is_empty) {
         return invalid("the command is empty".to_owned());
     }
@@ -149,57 +149,57 @@ pub fn arguments(field: &str, arguments: Vec<String>) -> Result<Vec<String>, Ref
     Ok(arguments)
 }
 
-fn identity(text: String) -> Result<String, Refusal> {
+fn identity(text: String) -> Result<String, ApiError> {
     if text.is_empty() || text.len() > MAX_IDENTITY {
         let message = format!("an identity has 1 to {MAX_IDENTITY} bytes");
-        return Err(Refusal::invalid("spec.identity", "invalid_identity", message));
+        return Err(ApiError::invalid("spec.identity", "invalid_identity", message));
     }
     Ok(text)
 }
 
-fn start_limit(wire: Option<prost_types::Duration>) -> Result<Option<Duration>, Refusal> {
+fn start_limit(wire: Option<prost_types::Duration>) -> Result<Option<Duration>, ApiError> {
     let limit = duration("spec.start_limit", wire)?;
     if limit.is_some_and(|limit| limit.is_zero() || limit > MAX_START_LIMIT) {
         let hours = MAX_START_LIMIT.as_secs() / 3600;
         let message = format!("the limit for a start must be above 0 and at most {hours} hours");
-        return Err(Refusal::invalid("spec.start_limit", "invalid_timeout", message));
+        return Err(ApiError::invalid("spec.start_limit", "invalid_timeout", message));
     }
     Ok(limit)
 }
 
-fn strategy(wire: i32) -> Result<Option<Strategy>, Refusal> {
+fn strategy(wire: i32) -> Result<Option<DeployStrategy>, ApiError> {
     match v1::DeployStrategy::try_from(wire) {
         Ok(v1::DeployStrategy::Unspecified) => Ok(None),
-        Ok(v1::DeployStrategy::Rolling) => Ok(Some(Strategy::Rolling)),
-        Ok(v1::DeployStrategy::Recreate) => Ok(Some(Strategy::Recreate)),
-        Err(_) => Err(Refusal::invalid("spec.strategy", "invalid_strategy", "unknown strategy")),
+        Ok(v1::DeployStrategy::Rolling) => Ok(Some(DeployStrategy::Rolling)),
+        Ok(v1::DeployStrategy::Recreate) => Ok(Some(DeployStrategy::Recreate)),
+        Err(_) => Err(ApiError::invalid("spec.strategy", "invalid_strategy", "unknown strategy")),
     }
 }
 
-fn domains(wire: &[String]) -> Result<Vec<Domain>, Refusal> {
+fn domains(wire: &[String]) -> Result<Vec<ServiceDomain>, ApiError> {
     at_most("spec.domains", "domains", wire.len(), MAX_DOMAINS)?;
     let domain = |(i, text): (usize, &String)| domain(&format!("spec.domains.domains[{i}]"), text);
     wire.iter().enumerate().map(domain).collect()
 }
 
-pub fn domain(field: &str, text: &str) -> Result<Domain, Refusal> {
-    text.parse().map_err(|error| Refusal::invalid(field, "invalid_domain", format!("{error}")))
+pub fn domain(field: &str, text: &str) -> Result<ServiceDomain, ApiError> {
+    text.parse().map_err(|error| ApiError::invalid(field, "invalid_domain", format!("{error}")))
 }
 
-fn bounded(field: &str, text: Option<String>, max: usize) -> Result<Option<String>, Refusal> {
+fn bounded(field: &str, text: Option<String>, max: usize) -> Result<Option<String>, ApiError> {
     match text {
         Some(text) if text.len() > max => {
-            Err(Refusal::invalid(field, "too_long", format!("{field} has more than {max} bytes")))
+            Err(ApiError::invalid(field, "too_long", format!("{field} has more than {max} bytes")))
         }
         text => Ok(text),
     }
 }
 
-fn at_most(field: &str, what: &str, count: usize, max: usize) -> Result<(), Refusal> {
+fn at_most(field: &str, what: &str, count: usize, max: usize) -> Result<(), ApiError> {
     if count <= max {
         return Ok(());
     }
-    Err(Refusal::invalid(field, "too_many", format!("at most {max} {what}")))
+    Err(ApiError::invalid(field, "too_many", format!("at most {max} {what}")))
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@ use hearth_proto::v1;
 use super::super::error::fault_detail;
 use super::{log_stream, timestamp, to_duration};
 use crate::model::deploy::{
-    Action, DeployEvent, DeployEventKind, FailCause, LogLine, ProbeAnswer, ProbeResult,
+    DeployAction, DeployEvent, DeployEventKind, FailCause, LogLine, ProbeAnswer, ProbeResult,
 };
 use crate::model::id::InstanceId;
-use crate::model::service::Exit;
+use crate::model::service::ProcessExit;
 
 pub fn deploy_event(event: DeployEvent) -> v1::DeployEvent {
     use v1::deploy_event::Event;
@@ -35,33 +35,37 @@ pub fn deploy_event(event: DeployEvent) -> v1::DeployEvent {
     v1::DeployEvent { sequence: event.sequence, time: Some(timestamp(event.at)), event: Some(told) }
 }
 
-pub fn action(action: &Action) -> v1::DeployAction {
+pub fn action(action: &DeployAction) -> v1::DeployAction {
     use v1::DeployActionKind as Kind;
     let (kind, revision, instance) = match action {
-        Action::Start { revision, .. } => (Kind::Start, Some(revision), None),
-        Action::Abort { instance, revision } => (Kind::Abort, Some(revision), Some(instance)),
-        Action::AwaitHealthy { instance, revision } => (Kind::AwaitHealthy, Some(revision), Some(instance)),
-        Action::Settle { instance, revision, .. } => (Kind::Settle, Some(revision), Some(instance)),
-        Action::Route { instance, revision } => (Kind::Route, Some(revision), Some(instance)),
-        Action::Unroute => (Kind::Unroute, None, None),
-        Action::Retire { instance, revision } => (Kind::Retire, Some(revision), Some(instance)),
-        Action::Remove { instance, revision } => (Kind::Remove, Some(revision), Some(instance)),
-        Action::MarkLive { revision } => (Kind::MarkLive, Some(revision), None),
-        Action::MarkFailed { revision, cause } => (Kind::MarkFailed, Some(revision), instance_of(cause)),
-        Action::Backoff { .. } => (Kind::Backoff, None, None),
-        Action::Forget => (Kind::Forget, None, None),
+        DeployAction::Start { revision, .. } => (Kind::Start, Some(revision), None),
+        DeployAction::Abort { instance, revision } => (Kind::Abort, Some(revision), Some(instance)),
+        DeployAction::AwaitHealthy { instance, revision } => {
+            (Kind::AwaitHealthy, Some(revision), Some(instance))
+        }
+        DeployAction::Settle { instance, revision, .. } => (Kind::Settle, Some(revision), Some(instance)),
+        DeployAction::Route { instance, revision } => (Kind::Route, Some(revision), Some(instance)),
+        DeployAction::Unroute => (Kind::Unroute, None, None),
+        DeployAction::Retire { instance, revision } => (Kind::Retire, Some(revision), Some(instance)),
+        DeployAction::Remove { instance, revision } => (Kind::Remove, Some(revision), Some(instance)),
+        DeployAction::MarkLive { revision } => (Kind::MarkLive, Some(revision), None),
+        DeployAction::MarkFailed { revision, cause } => {
+            (Kind::MarkFailed, Some(revision), instance_of(cause))
+        }
+        DeployAction::Backoff { .. } => (Kind::Backoff, None, None),
+        DeployAction::Forget => (Kind::Forget, None, None),
     };
     v1::DeployAction {
         kind: kind.into(),
         revision: revision.copied().unwrap_or_default(),
-        generation: if let Action::Start { generation, .. } = action { *generation } else { 0 },
+        generation: if let DeployAction::Start { generation, .. } = action { *generation } else { 0 },
         instance_id: instance.map(ToString::to_string).unwrap_or_default(),
         until: match action {
-            Action::Settle { until, .. } | Action::Backoff { until } => Some(timestamp(*until)),
+            DeployAction::Settle { until, .. } | DeployAction::Backoff { until } => Some(timestamp(*until)),
             _ => None,
         },
         cause: match action {
-            Action::MarkFailed { cause, .. } => fail_cause(cause),
+            DeployAction::MarkFailed { cause, .. } => fail_cause(cause),
             _ => v1::FailCause::Unspecified,
         }
         .into(),
@@ -128,7 +132,7 @@ pub fn log_line(line: LogLine) -> v1::LogLine {
     }
 }
 
-pub fn exit(exit: Exit) -> v1::Exit {
+pub fn exit(exit: ProcessExit) -> v1::Exit {
     v1::Exit { code: exit.code, out_of_memory: exit.out_of_memory, time: Some(timestamp(exit.at)) }
 }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use hearth_proto::v1;
 use hearth_proto::value::{DEFAULT_TARGET, storage_path};
 
-use super::super::error::Refusal;
+use super::super::error::ApiError;
 use crate::model::id::PackId;
-use crate::model::{MountMode, MountSource, MountSpec};
+use crate::model::{MountAccess, MountSource, MountSpec};
 
 /// Far above practical use.
 const MAX_MOUNTS: usize = 64;
@@ -26,22 +26,22 @@ pub(super) enum MountUse {
 }
 
 /// Converts mounts. `field` is the name of the list in errors.
-pub(super) fn mounts(wire: Vec<v1::Mount>, field: &str, used: MountUse) -> Result<Vec<MountSpec>, Refusal> {
+pub(super) fn mounts(wire: Vec<v1::Mount>, field: &str, used: MountUse) -> Result<Vec<MountSpec>, ApiError> {
     if let MountUse::Build { needs } = used
         && wire.is_empty()
     {
-        return Err(Refusal::invalid(field, "no_mounts", needs)
+        return Err(ApiError::invalid(field, "no_mounts", needs)
             .hint("name files of the room (--mount-room-path apps/my-app) or send some (--pack ./my-app)"));
     }
     if wire.len() > MAX_MOUNTS {
-        return Err(Refusal::invalid(field, "too_many", format!("at most {MAX_MOUNTS} mounts")));
+        return Err(ApiError::invalid(field, "too_many", format!("at most {MAX_MOUNTS} mounts")));
     }
     let mut targets = BTreeSet::new();
     let mut mounts = Vec::with_capacity(wire.len());
     for (i, mount) in wire.into_iter().enumerate() {
         let mount = self::mount(mount, &format!("{field}[{i}]"), used)?;
         if !targets.insert(mount.target.clone()) {
-            return Err(Refusal::invalid(
+            return Err(ApiError::invalid(
                 format!("{field}[{i}].target"),
                 "duplicate_target",
                 format!("mount target `{}` is used twice; each target can be mounted once", mount.target),
@@ -52,7 +52,7 @@ pub(super) fn mounts(wire: Vec<v1::Mount>, field: &str, used: MountUse) -> Resul
     let texts: usize = mounts.iter().map(|mount| text_of(&mount.source).map_or(0, str::len)).sum();
     if texts > MAX_TEXTS {
         let message = format!("the texts of files have {texts} bytes; at most {MAX_TEXTS} together");
-        return Err(Refusal::invalid(field, "too_large", message).hint(FILES_HINT));
+        return Err(ApiError::invalid(field, "too_large", message).hint(FILES_HINT));
     }
     Ok(mounts)
 }
@@ -66,10 +66,10 @@ fn text_of(source: &MountSource) -> Option<&str> {
     }
 }
 
-fn mount(wire: v1::Mount, field: &str, used: MountUse) -> Result<MountSpec, Refusal> {
+fn mount(wire: v1::Mount, field: &str, used: MountUse) -> Result<MountSpec, ApiError> {
     use v1::mount::Source;
     let invalid =
-        |part: &str, message: String| Refusal::invalid(format!("{field}{part}"), "invalid_mount", message);
+        |part: &str, message: String| ApiError::invalid(format!("{field}{part}"), "invalid_mount", message);
     let path = |text: &str, part: &str| {
         storage_path(text).map_err(|error| invalid(part, format!("mount source {error}")))
     };
@@ -102,7 +102,9 @@ fn mount(wire: v1::Mount, field: &str, used: MountUse) -> Result<MountSpec, Refu
         }
         Some(Source::File(v1::FileSource { text })) if text.len() > MAX_TEXT => {
             let message = format!("the text of a file has {} bytes; at most {MAX_TEXT}", text.len());
-            return Err(Refusal::invalid(format!("{field}.file.text"), "too_large", message).hint(FILES_HINT));
+            return Err(
+                ApiError::invalid(format!("{field}.file.text"), "too_large", message).hint(FILES_HINT)
+            );
         }
         Some(Source::File(v1::FileSource { text })) => MountSource::File(text),
     };
@@ -113,12 +115,12 @@ fn mount(wire: v1::Mount, field: &str, used: MountUse) -> Result<MountSpec, Refu
     };
     let target = target.parse().map_err(|error| invalid(".target", format!("{error}")))?;
     let mode = match (v1::MountMode::try_from(wire.mode), &source) {
-        (Ok(v1::MountMode::ReadOnly), _) => MountMode::ReadOnly,
+        (Ok(v1::MountMode::ReadOnly), _) => MountAccess::ReadOnly,
         (Ok(v1::MountMode::ReadWrite), _)
         | (Ok(v1::MountMode::Unspecified), MountSource::Room(_) | MountSource::EmptyDir) => {
-            MountMode::ReadWrite
+            MountAccess::ReadWrite
         }
-        (Ok(v1::MountMode::Unspecified), _) => MountMode::ReadOnly,
+        (Ok(v1::MountMode::Unspecified), _) => MountAccess::ReadOnly,
         (Err(_), _) => return Err(invalid(".mode", "unknown mode".to_owned())),
     };
     Ok(MountSpec { source, target, mode })
@@ -139,8 +141,8 @@ pub fn mount_to_wire(mount: MountSpec) -> v1::Mount {
         }),
         target: mount.target.to_string(),
         mode: match mount.mode {
-            MountMode::ReadOnly => v1::MountMode::ReadOnly,
-            MountMode::ReadWrite => v1::MountMode::ReadWrite,
+            MountAccess::ReadOnly => v1::MountMode::ReadOnly,
+            MountAccess::ReadWrite => v1::MountMode::ReadWrite,
         }
         .into(),
     }
@@ -150,7 +152,7 @@ pub fn mount_to_wire(mount: MountSpec) -> v1::Mount {
 mod tests {
     use super::*;
 
-    fn of_texts(lengths: &[usize], mode: v1::MountMode) -> Result<Vec<MountSpec>, Refusal> {
+    fn of_texts(lengths: &[usize], mode: v1::MountMode) -> Result<Vec<MountSpec>, ApiError> {
         let file = |(number, length): (usize, &usize)| {
             let file = v1::FileSource { text: "x".repeat(*length) };
             let source = Some(v1::mount::Source::File(file));
@@ -164,9 +166,9 @@ mod tests {
     fn files_that_are_given_by_their_text_are_small_and_read_only_unless_they_say_otherwise() {
         use v1::MountMode::{ReadWrite, Unspecified};
         let taken = of_texts(&[MAX_TEXT; 4], Unspecified).unwrap();
-        assert!(taken.iter().all(|mount| mount.mode == MountMode::ReadOnly));
+        assert!(taken.iter().all(|mount| mount.mode == MountAccess::ReadOnly));
         assert_eq!(text_of(&taken[3].source).map(str::len), Some(MAX_TEXT));
-        assert_eq!(of_texts(&[1], ReadWrite).unwrap()[0].mode, MountMode::ReadWrite);
+        assert_eq!(of_texts(&[1], ReadWrite).unwrap()[0].mode, MountAccess::ReadWrite);
         let refused = |lengths: &[usize]| tonic::Status::from(of_texts(lengths, Unspecified).unwrap_err());
         let one = refused(&[1, MAX_TEXT + 1]);
         assert!(one.message().contains("has 65537 bytes; at most 65536"), "{one:?}");

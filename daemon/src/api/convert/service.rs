@@ -8,19 +8,20 @@ use super::mounts::mount_to_wire;
 use super::{timestamp, to_duration};
 use crate::model::deploy::{InstancePhase, InstanceView, RouteView, ServiceState, ServiceStatus};
 use crate::model::service::{
-    Domain, EnvValue, HealthCheck, Port, PortKind, Revision, RevisionOutcome, ServiceSpec, Strategy,
+    DeployStrategy, EnvValue, HealthCheck, PortKind, RevisionOutcome, ServiceDomain, ServicePort,
+    ServiceRevision, ServiceSpec,
 };
 
 /// Address of the room's ingress, for complete URLs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entrance {
+pub struct IngressAddress {
     pub tls: bool,
     pub port: u16,
 }
 
-impl Entrance {
+impl IngressAddress {
     /// URL of a domain; `None` for a wildcard domain.
-    pub fn url(self, domain: &Domain) -> Option<String> {
+    pub fn url(self, domain: &ServiceDomain) -> Option<String> {
         if domain.suffix().is_some() {
             return None;
         }
@@ -34,9 +35,12 @@ impl Entrance {
 }
 
 /// Converts a service, with its revisions if requested.
-pub fn service(state: ServiceState, entrance: Entrance, with_revisions: bool) -> v1::Service {
+pub fn service(state: ServiceState, entrance: IngressAddress, with_revisions: bool) -> v1::Service {
     let service = state.service;
-    let shown = service.wanted().or_else(|| service.revision(service.desired)).map(|revision| &revision.spec);
+    let shown = service
+        .target_revision()
+        .or_else(|| service.revision(service.desired))
+        .map(|revision| &revision.spec);
     let domains = service.domains();
     v1::Service {
         service_id: service.id.to_string(),
@@ -97,7 +101,7 @@ fn instance(instance: InstanceView) -> v1::Instance {
     }
 }
 
-fn revision(revision: Revision) -> v1::Revision {
+fn revision(revision: ServiceRevision) -> v1::Revision {
     let state = match &revision.outcome {
         RevisionOutcome::Pending => v1::RevisionState::Pending,
         RevisionOutcome::Live { .. } => v1::RevisionState::Live,
@@ -139,8 +143,8 @@ pub fn service_spec(spec: ServiceSpec) -> v1::ServiceSpec {
         cpu_millis: spec.limits.cpu_millis,
         health: Some(health(spec.health)),
         strategy: match spec.strategy {
-            Strategy::Rolling => v1::DeployStrategy::Rolling,
-            Strategy::Recreate => v1::DeployStrategy::Recreate,
+            DeployStrategy::Rolling => v1::DeployStrategy::Rolling,
+            DeployStrategy::Recreate => v1::DeployStrategy::Recreate,
         }
         .into(),
         domains: spec.domains.into_iter().map(String::from).collect(),
@@ -163,7 +167,7 @@ fn env_value(value: EnvValue) -> v1::EnvValue {
     }
 }
 
-fn port(port: &Port) -> v1::ServicePort {
+fn port(port: &ServicePort) -> v1::ServicePort {
     v1::ServicePort {
         number: port.number.into(),
         kind: match port.kind {
@@ -186,7 +190,7 @@ fn health(health: HealthCheck) -> v1::HealthCheck {
     }
 }
 
-pub fn route(route: &RouteView, entrance: Entrance) -> v1::ServiceRoute {
+pub fn route(route: &RouteView, entrance: IngressAddress) -> v1::ServiceRoute {
     v1::ServiceRoute {
         url: entrance.url(&route.domain).unwrap_or_default(),
         domain: route.domain.to_string(),

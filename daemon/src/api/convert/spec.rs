@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use hearth_proto::v1;
 
-use super::super::error::Refusal;
+use super::super::error::ApiError;
 use super::duration;
 use super::mounts::{MountUse, mount_to_wire, mounts};
-use crate::model::access::PathLinks;
-use crate::model::build::{BuildSecrets, BuildSpec, DockerfilePath, Network, NoCache};
+use crate::model::access::SymlinkPolicy;
+use crate::model::build::{BuildNetwork, BuildSecrets, BuildSpec, DockerfilePath, NoCache};
 use crate::model::image::Platform;
-use crate::model::secret::{Credential, Secret};
+use crate::model::secret::{RegistryCredential, Secret};
 use crate::model::{MountSpec, MountTarget, Reference, RoomRegistries};
 
 /// Bounds on a request; each is far above practical use.
@@ -27,14 +27,14 @@ pub struct SpecContext<'a> {
     pub rooms: &'a RoomRegistries,
     pub max_timeout: Duration,
     /// Policy for symbolic links in the caller's storage paths.
-    pub path_links: PathLinks,
+    pub path_links: SymlinkPolicy,
 }
 
 /// Validates a build spec and splits it: the spec is stored, the secrets are only kept in memory.
 pub fn build_spec(
     wire: v1::BuildSpec,
     context: &SpecContext<'_>,
-) -> Result<(BuildSpec, BuildSecrets), Refusal> {
+) -> Result<(BuildSpec, BuildSecrets), ApiError> {
     let tags = tags(&wire, context.rooms)?;
     let mounts =
         mounts(wire.mounts, "spec.mounts", MountUse::Build { needs: "a build needs at least one mount" })?;
@@ -43,7 +43,7 @@ pub fn build_spec(
     let timeout = duration("spec.timeout", wire.timeout)?;
     if timeout.is_some_and(|timeout| timeout.is_zero() || timeout > context.max_timeout) {
         let max = context.max_timeout.as_secs();
-        return Err(Refusal::invalid(
+        return Err(ApiError::invalid(
             "spec.timeout",
             "invalid_timeout",
             format!("timeout must be between 1 s and {max} s"),
@@ -52,7 +52,7 @@ pub fn build_spec(
     let platform = match wire.platform.as_str() {
         "" => None,
         text => Some(Platform::parse(text).ok_or_else(|| {
-            Refusal::invalid(
+            ApiError::invalid(
                 "spec.platform",
                 "invalid_platform",
                 format!("platform `{text}`: expected `os/arch[/variant]`, such as `linux/arm64`"),
@@ -83,9 +83,9 @@ pub fn build_spec(
     Ok((spec, secrets))
 }
 
-fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, Refusal> {
+fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, ApiError> {
     if wire.also_tags.len() >= MAX_TAGS {
-        return Err(Refusal::invalid("spec.also_tags", "too_many", format!("at most {MAX_TAGS} tags")));
+        return Err(ApiError::invalid("spec.also_tags", "too_many", format!("at most {MAX_TAGS} tags")));
     }
     let more = wire.also_tags.iter().enumerate().map(|(i, tag)| (format!("spec.also_tags[{i}]"), tag));
     let mut seen = BTreeSet::new();
@@ -100,15 +100,15 @@ fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, 
 }
 
 /// Returns the given context path, or the target of the only mount.
-fn context_path(text: &str, mounts: &[MountSpec]) -> Result<MountTarget, Refusal> {
+fn context_path(text: &str, mounts: &[MountSpec]) -> Result<MountTarget, ApiError> {
     if !text.is_empty() {
         return text.parse().map_err(|error| {
-            Refusal::invalid("spec.context_path", "invalid_context_path", format!("context path: {error}"))
+            ApiError::invalid("spec.context_path", "invalid_context_path", format!("context path: {error}"))
         });
     }
     match mounts {
         [mount] => Ok(mount.target.clone()),
-        _ => Err(Refusal::invalid(
+        _ => Err(ApiError::invalid(
             "spec.context_path",
             "context_path_missing",
             format!("with {} mounts the context path must be given", mounts.len()),
@@ -117,13 +117,13 @@ fn context_path(text: &str, mounts: &[MountSpec]) -> Result<MountTarget, Refusal
     }
 }
 
-fn dockerfile(text: &str, context_path: &MountTarget) -> Result<DockerfilePath, Refusal> {
+fn dockerfile(text: &str, context_path: &MountTarget) -> Result<DockerfilePath, ApiError> {
     if text.is_empty() {
         return Ok(DockerfilePath::Search);
     }
     let path = if text.starts_with('/') { text.parse() } else { context_path.join(text) };
     path.map(DockerfilePath::At).map_err(|error| {
-        Refusal::invalid(
+        ApiError::invalid(
             "spec.dockerfile_path",
             "invalid_dockerfile_path",
             format!("Dockerfile path: {error}"),
@@ -131,11 +131,11 @@ fn dockerfile(text: &str, context_path: &MountTarget) -> Result<DockerfilePath, 
     })
 }
 
-pub fn pairs(field: &str, pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Refusal> {
+pub fn pairs(field: &str, pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
     if pairs.len() > MAX_PAIRS
         || pairs.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_TEXT
     {
-        return Err(Refusal::invalid(
+        return Err(ApiError::invalid(
             field,
             "too_many",
             format!("at most {MAX_PAIRS} pairs and {MAX_TEXT} bytes"),
@@ -144,15 +144,15 @@ pub fn pairs(field: &str, pairs: BTreeMap<String, String>) -> Result<BTreeMap<St
     match pairs.keys().find(|key| key.is_empty() || key.contains(['=', '\0'])) {
         Some(key) => {
             let key: String = key.chars().take(100).collect();
-            Err(Refusal::invalid(field, "invalid_key", format!("`{key}` cannot be a key")))
+            Err(ApiError::invalid(field, "invalid_key", format!("`{key}` cannot be a key")))
         }
         None => Ok(pairs),
     }
 }
 
-fn no_cache_stages(stages: Vec<String>) -> Result<Vec<String>, Refusal> {
+fn no_cache_stages(stages: Vec<String>) -> Result<Vec<String>, ApiError> {
     match stages.iter().find(|stage| stage.is_empty() || stage.contains([',', ' '])) {
-        Some(stage) => Err(Refusal::invalid(
+        Some(stage) => Err(ApiError::invalid(
             "spec.no_cache_stages",
             "invalid_stage",
             format!("`{stage}` is not the name of a stage"),
@@ -161,11 +161,11 @@ fn no_cache_stages(stages: Vec<String>) -> Result<Vec<String>, Refusal> {
     }
 }
 
-fn network(text: &str) -> Result<Network, Refusal> {
+fn network(text: &str) -> Result<BuildNetwork, ApiError> {
     match text {
-        "" | "default" => Ok(Network::Default),
-        "none" => Ok(Network::None),
-        _ => Err(Refusal::invalid(
+        "" | "default" => Ok(BuildNetwork::Default),
+        "none" => Ok(BuildNetwork::None),
+        _ => Err(ApiError::invalid(
             "spec.network",
             "invalid_network",
             format!("network `{text}`: expected `default` or `none`"),
@@ -176,9 +176,9 @@ fn network(text: &str) -> Result<Network, Refusal> {
 fn secrets(
     secrets: Vec<v1::BuildSecret>,
     credentials: Vec<v1::RegistryCredential>,
-) -> Result<BuildSecrets, Refusal> {
+) -> Result<BuildSecrets, ApiError> {
     if secrets.len() > MAX_SECRETS || credentials.len() > MAX_SECRETS {
-        return Err(Refusal::invalid(
+        return Err(ApiError::invalid(
             "spec.secrets",
             "too_many",
             format!("at most {MAX_SECRETS} secrets and credentials"),
@@ -187,7 +187,7 @@ fn secrets(
     let mut checked = BuildSecrets::default();
     for (i, secret) in secrets.into_iter().enumerate() {
         let invalid =
-            |message: String| Refusal::invalid(format!("spec.secrets[{i}]"), "invalid_secret", message);
+            |message: String| ApiError::invalid(format!("spec.secrets[{i}]"), "invalid_secret", message);
         if secret.id.is_empty() || secret.id.len() > 256 {
             return Err(invalid("a secret's id is 1 to 256 characters".to_owned()));
         }
@@ -202,7 +202,7 @@ fn secrets(
         let registry =
             if credential.registry.is_empty() { "docker.io".to_owned() } else { credential.registry };
         let password = Secret::new(credential.password);
-        checked.credentials.insert(registry, Credential { username: credential.username, password });
+        checked.credentials.insert(registry, RegistryCredential { username: credential.username, password });
     }
     Ok(checked)
 }
@@ -230,8 +230,8 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
         },
         pull: spec.pull,
         network: match spec.network {
-            Network::Default => "default".to_owned(),
-            Network::None => "none".to_owned(),
+            BuildNetwork::Default => "default".to_owned(),
+            BuildNetwork::None => "none".to_owned(),
         },
         timeout: spec.timeout.map(super::to_duration),
         secrets: Vec::new(),
@@ -242,13 +242,13 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::MountMode;
+    use crate::model::MountAccess;
 
     fn context(rooms: &RoomRegistries) -> SpecContext<'_> {
-        SpecContext { rooms, max_timeout: Duration::from_secs(100), path_links: PathLinks::Followed }
+        SpecContext { rooms, max_timeout: Duration::from_secs(100), path_links: SymlinkPolicy::Followed }
     }
 
-    fn check(change: impl FnOnce(&mut v1::BuildSpec)) -> Result<(BuildSpec, BuildSecrets), Refusal> {
+    fn check(change: impl FnOnce(&mut v1::BuildSpec)) -> Result<(BuildSpec, BuildSecrets), ApiError> {
         let mut wire = v1::BuildSpec {
             tag: "my-app:dev".to_owned(),
             mounts: vec![room("apps", "")],
@@ -272,7 +272,7 @@ mod tests {
         let (spec, _) = check(|_| {}).unwrap();
         assert_eq!(spec.tags[0].to_string(), "room.meshagent.com/my-app:dev");
         assert_eq!(spec.context_path.as_str(), "/context");
-        assert_eq!(spec.mounts[0].mode, MountMode::ReadWrite);
+        assert_eq!(spec.mounts[0].mode, MountAccess::ReadWrite);
         assert_eq!(spec.dockerfile, DockerfilePath::Search);
     }
 

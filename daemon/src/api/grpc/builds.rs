@@ -7,15 +7,15 @@ use tonic::{Code, Request, Response, Status};
 
 use super::super::audit;
 use super::super::convert::{self, SpecContext, build_spec, page_size};
-use super::super::error::{Refusal, fault_detail};
-use super::{ask_for_packs, caller};
+use super::super::error::{ApiError, fault_detail};
+use super::{caller, check_packs};
 use crate::access::policy::{self, CallerAction, decide};
 use crate::build::port::BuildQuery;
-use crate::build::{BuildError, Deny, Handle, LogQuery, SubmitBuild, SubmitError};
-use crate::image::Images;
+use crate::build::{AdmissionError, BuildError, BuildLogQuery, Handle, SubmitBuild, SubmitError};
+use crate::image::ImageStore;
 use crate::model::RoomRegistries;
-use crate::model::access::{Caller, Patterns, StorageVerb};
-use crate::model::build::{BuildRecord, EventKind};
+use crate::model::access::{Caller, NamePatterns, StorageVerb};
+use crate::model::build::{BuildEventKind, BuildRecord};
 
 const MAX_KEY: usize = 256;
 
@@ -23,7 +23,7 @@ pub struct BuildsService {
     pub builds: Handle,
     pub rooms: RoomRegistries,
     /// Looks up the owners of packs.
-    pub images: Images,
+    pub images: ImageStore,
     pub max_timeout: Duration,
 }
 
@@ -39,17 +39,17 @@ impl v1::builds_server::Builds for BuildsService {
         let request = request.into_inner();
         if request.idempotency_key.len() > MAX_KEY {
             let message = format!("a key has at most {MAX_KEY} bytes");
-            return Err(Refusal::invalid("idempotency_key", "invalid_key", message).into());
+            return Err(ApiError::invalid("idempotency_key", "invalid_key", message).into());
         }
         let context = SpecContext {
             rooms: &self.rooms,
             max_timeout: self.max_timeout,
-            path_links: caller.path_links(StorageVerb::Read),
+            path_links: caller.symlink_policy(StorageVerb::Read),
         };
         let (spec, secrets) = build_spec(request.spec.unwrap_or_default(), &context)?;
-        spec.tags.iter().for_each(audit::concerns);
-        policy::may_build(&caller, &spec, &self.rooms).map_err(Refusal::from)?;
-        ask_for_packs(&self.images, &caller, &spec.mounts).await?;
+        spec.tags.iter().for_each(audit::record_object);
+        policy::may_build(&caller, &spec, &self.rooms).map_err(ApiError::from)?;
+        check_packs(&self.images, &caller, &spec.mounts).await?;
         let submit = SubmitBuild {
             spec,
             secrets,
@@ -59,7 +59,7 @@ impl v1::builds_server::Builds for BuildsService {
             domain: caller.domain,
             idempotency_key: Some(request.idempotency_key).filter(|key| !key.is_empty()),
         };
-        let submitted = self.builds.submit(submit).await.map_err(Refusal::from)?;
+        let submitted = self.builds.submit(submit).await.map_err(ApiError::from)?;
         Ok(Response::new(v1::SubmitBuildResponse {
             build_id: submitted.id.to_string(),
             created: submitted.created,
@@ -83,7 +83,7 @@ impl v1::builds_server::Builds for BuildsService {
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(token.parse().map_err(|_| {
-                Refusal::invalid("page_token", "invalid_page_token", "not a page token of this call")
+                ApiError::invalid("page_token", "invalid_page_token", "not a page token of this call")
             })?),
         };
         let tag = match request.tag.as_str() {
@@ -92,7 +92,7 @@ impl v1::builds_server::Builds for BuildsService {
         };
         let submitted_by = policy::listed_owner(&caller).map(str::to_owned);
         let query = BuildQuery { states, tag, submitted_by, after, limit: size };
-        let records = self.builds.list(query).await.map_err(Refusal::from)?;
+        let records = self.builds.list(query).await.map_err(ApiError::from)?;
         let full = records.len() == size;
         let last = records.last().map(|record| record.id.to_string()).filter(|_| full);
         Ok(Response::new(v1::ListBuildsResponse {
@@ -111,12 +111,12 @@ impl v1::builds_server::Builds for BuildsService {
         let id = record.id.to_string();
         let events = self.builds.watch(&id, request.from_sequence, !request.no_follow).await;
         let builds = self.builds.clone();
-        let events = events.map_err(Refusal::from)?.then(move |event| {
+        let events = events.map_err(ApiError::from)?.then(move |event| {
             let (builds, id) = (builds.clone(), id.clone());
             async move {
-                let event = event.map_err(Refusal::from)?;
+                let event = event.map_err(ApiError::from)?;
                 let record = match event.kind {
-                    EventKind::Finished { .. } => Some(builds.get(&id).await.map_err(Refusal::from)?),
+                    BuildEventKind::Finished { .. } => Some(builds.get(&id).await.map_err(ApiError::from)?),
                     _ => None,
                 };
                 Ok(convert::event(event, record))
@@ -132,14 +132,14 @@ impl v1::builds_server::Builds for BuildsService {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
         let record = self.own(&caller, &request.build_id).await?;
-        let query = LogQuery {
+        let query = BuildLogQuery {
             from_sequence: request.from_sequence,
             tail: request.tail as usize,
             contains: Some(request.contains).filter(|text| !text.is_empty()),
             step: Some(request.step).filter(|step| *step > 0),
             max_bytes: request.max_bytes as usize,
         };
-        let log = self.builds.read_log(record.id.as_str(), query).await.map_err(Refusal::from)?;
+        let log = self.builds.read_log(record.id.as_str(), query).await.map_err(ApiError::from)?;
         Ok(Response::new(v1::ReadBuildLogResponse {
             lines: log.lines,
             omitted_lines: log.omitted_lines,
@@ -150,7 +150,7 @@ impl v1::builds_server::Builds for BuildsService {
     async fn cancel(&self, request: Request<v1::CancelBuildRequest>) -> Result<Response<v1::Build>, Status> {
         let caller = caller(request.extensions())?;
         let record = self.own(&caller, &request.into_inner().build_id).await?;
-        let record = self.builds.cancel(record.id.as_str()).await.map_err(Refusal::from)?;
+        let record = self.builds.cancel(record.id.as_str()).await.map_err(ApiError::from)?;
         Ok(Response::new(convert::build(record)))
     }
 
@@ -160,7 +160,7 @@ impl v1::builds_server::Builds for BuildsService {
     ) -> Result<Response<v1::RemoveBuildResponse>, Status> {
         let caller = caller(request.extensions())?;
         let record = self.own(&caller, &request.into_inner().build_id).await?;
-        self.builds.remove(record.id.as_str()).await.map_err(Refusal::from)?;
+        self.builds.remove(record.id.as_str()).await.map_err(ApiError::from)?;
         Ok(Response::new(v1::RemoveBuildResponse {}))
     }
 }
@@ -169,39 +169,39 @@ impl BuildsService {
     /// Returns a build of the caller's own; admins see all. Another caller's build gives the same error as a
     /// missing one, and an id prefix is only matched among the builds that the caller may see.
     async fn own(&self, caller: &Caller, id: &str) -> Result<BuildRecord, Status> {
-        let record = self.builds.find(id, policy::listed_owner(caller)).await.map_err(Refusal::from)?;
-        audit::concerns(&record.id);
+        let record = self.builds.find(id, policy::listed_owner(caller)).await.map_err(ApiError::from)?;
+        audit::record_object(&record.id);
         if let Err(denied) = decide(caller, &CallerAction::UseBuild { id, owner: &record.submitted_by }) {
-            audit::hides(&denied);
-            return Err(Refusal::from(BuildError::NotFound { given: id.chars().take(40).collect() }).into());
+            audit::record_hidden_denial(&denied);
+            return Err(ApiError::from(BuildError::NotFound { given: id.chars().take(40).collect() }).into());
         }
         Ok(record)
     }
 }
 
-fn pull_grant(caller: &Caller) -> Patterns {
+fn pull_grant(caller: &Caller) -> NamePatterns {
     caller.scope.containers.as_ref().map(|grant| grant.registry.pull.clone()).unwrap_or_default()
 }
 
-fn pull_from_grant(caller: &Caller) -> Patterns {
+fn pull_from_grant(caller: &Caller) -> NamePatterns {
     caller.scope.containers.as_ref().map(|grant| grant.pull.clone()).unwrap_or_default()
 }
 
-impl From<SubmitError> for Refusal {
+impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let after = error.retry_after();
         let message = error.to_string();
         match error {
-            SubmitError::Denied(Deny::QueueFull { .. }) => {
+            SubmitError::Denied(AdmissionError::QueueFull { .. }) => {
                 Self::new(Code::ResourceExhausted, "queue_full", message).retryable(after)
             }
-            SubmitError::Denied(Deny::CallerLimit { .. }) => {
+            SubmitError::Denied(AdmissionError::CallerLimit { .. }) => {
                 Self::new(Code::ResourceExhausted, "caller_limit", message).retryable(after)
             }
-            SubmitError::Denied(Deny::QueueShare { .. }) => {
+            SubmitError::Denied(AdmissionError::QueueShare { .. }) => {
                 Self::new(Code::ResourceExhausted, "queue_share", message).retryable(after)
             }
-            SubmitError::Denied(Deny::Draining) | SubmitError::Ending => {
+            SubmitError::Denied(AdmissionError::Draining) | SubmitError::Ending => {
                 Self::new(Code::Unavailable, "draining", message).retryable(None)
             }
             SubmitError::DiskLow { .. } => Self::new(Code::ResourceExhausted, "disk_low", message),
@@ -220,7 +220,7 @@ impl From<SubmitError> for Refusal {
     }
 }
 
-impl From<BuildError> for Refusal {
+impl From<BuildError> for ApiError {
     fn from(error: BuildError) -> Self {
         let message = error.to_string();
         match error {

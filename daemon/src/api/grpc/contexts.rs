@@ -7,17 +7,17 @@ use tonic::{Code, Extensions, Request, Response, Status};
 
 use super::super::audit;
 use super::super::convert;
-use super::super::error::{Refusal, fault_detail};
-use super::super::serve::Peer;
-use super::answers::{Answers, CHUNK, Told, Walks, in_pieces};
-use super::{ask, ask_for_packs, caller, share_owner};
+use super::super::error::{ApiError, fault_detail};
+use super::super::serve::PeerIdentity;
+use super::response_stream::{CHUNK, ResponseStream, WalkSender, WalkThreads, stream_batches};
+use super::{caller, check_access, check_packs, share_owner};
 use crate::access::policy::{self, CallerAction};
 use crate::build::RoomContexts;
 use crate::context::ContextError;
 use crate::context::compare::{self, TreeDifference};
 use crate::context::mounts::{MountError, MountRequest, MountState, MountedContexts};
 use crate::context::tree::{ContextTree, EntryStat, FileReader, LocatedEntry, WalkedEntry};
-use crate::image::Images;
+use crate::image::ImageStore;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::share_owner::ShareOwner;
 use crate::model::{Digest, MountSpec, MountTarget, RoomRegistries};
@@ -28,12 +28,12 @@ pub struct ContextsService {
     pub mounts: MountedContexts,
     pub rooms: RoomRegistries,
     /// Looks up the owners of packs.
-    pub images: Images,
-    pub walks: Walks,
+    pub images: ImageStore,
+    pub walks: WalkThreads,
 }
 
 /// An opened context that the caller may read.
-struct Open {
+struct OpenContext {
     tree: ContextTree,
     mounts: Vec<MountSpec>,
     manifests: Vec<Digest>,
@@ -42,9 +42,9 @@ struct Open {
 
 #[tonic::async_trait]
 impl v1::contexts_server::Contexts for ContextsService {
-    type ListStream = Answers<v1::ContextEntry>;
-    type ReadStream = Answers<v1::ReadContextResponse>;
-    type DiffStream = Answers<v1::ContextDifference>;
+    type ListStream = ResponseStream<v1::ContextEntry>;
+    type ReadStream = ResponseStream<v1::ReadContextResponse>;
+    type DiffStream = ResponseStream<v1::ContextDifference>;
 
     async fn list(
         &self,
@@ -56,8 +56,8 @@ impl v1::contexts_server::Contexts for ContextsService {
         let path = convert::path_in(&open.root, &request.path)?;
         let (tree, found) = find(open.tree, path).await?;
         let recursive = request.recursive;
-        let listed = self.walks.begin(&owner, move |told| {
-            end(told, listing(&tree, found, recursive, told));
+        let listed = self.walks.start(&owner, move |told| {
+            send_error(told, listing(&tree, found, recursive, told));
         });
         Ok(Response::new(listed?))
     }
@@ -74,10 +74,10 @@ impl v1::contexts_server::Contexts for ContextsService {
         let (tree, (path, seen)) = find(open.tree, path).await?;
         let reader = blocking(move || tree.reader(&path)).await?;
         let first = Some(entry(b"", &seen, None));
-        Ok(Response::new(in_pieces((first, reader), |(first, reader)| {
+        Ok(Response::new(stream_batches((first, reader), |(first, reader)| {
             let next = match first.take() {
                 Some(entry) => Some(Message::Entry(entry)),
-                None => piece(reader).map_err(Refusal::from)?.map(|chunk| Message::Chunk(chunk.into())),
+                None => next_chunk(reader).map_err(ApiError::from)?.map(|chunk| Message::Chunk(chunk.into())),
             };
             Ok(next.map(|message| v1::ReadContextResponse { message: Some(message) }).into_iter().collect())
         })))
@@ -90,7 +90,7 @@ impl v1::contexts_server::Contexts for ContextsService {
         let caller = caller(request.extensions())?;
         let open = self.open(&caller, request.into_inner().context, "context").await?;
         let identified = self.contexts.contexts.identity(open.tree, open.root).await;
-        let (identity, files, bytes) = identified.map_err(Refusal::from)?;
+        let (identity, files, bytes) = identified.map_err(ApiError::from)?;
         let digest = identity.digest.to_string();
         Ok(Response::new(v1::DigestContextResponse { digest, files: files as u64, bytes }))
     }
@@ -102,16 +102,16 @@ impl v1::contexts_server::Contexts for ContextsService {
         use v1::diff_context_request::Left;
         let extensions = request.extensions();
         let (caller, owner) = (caller(extensions)?, share_owner(extensions)?);
-        let local = on_this_machine(extensions);
+        let local = is_local_admin(extensions);
         let request = request.into_inner();
         let left = match request.left {
             None => {
                 let message = "what is to be compared is missing";
-                return Err(Refusal::invalid("left", "nothing_to_compare", message).into());
+                return Err(ApiError::invalid("left", "nothing_to_compare", message).into());
             }
             Some(Left::Mounted(directory)) => {
                 let directory = PathBuf::from(directory);
-                require_this_machine(local, "look at what was changed in a mounted directory")?;
+                require_local_admin(local, "look at what was changed in a mounted directory")?;
                 self.own_mount(&caller, &directory).await?;
                 return self.changes(&owner, directory).await;
             }
@@ -123,11 +123,11 @@ impl v1::contexts_server::Contexts for ContextsService {
             Ok((left.tree, right.tree, tops))
         };
         let (left, right, tops) = blocking(tops).await?;
-        let compared = self.walks.begin(&owner, move |told| {
+        let compared = self.walks.start(&owner, move |told| {
             let compared = compare::compare((&left, &tops.0), (&right, &tops.1), |difference, path| {
-                told.tell(Ok(difference_to_wire(difference, path)))
+                told.send(Ok(difference_to_wire(difference, path)))
             });
-            end(told, compared);
+            send_error(told, compared);
         });
         Ok(Response::new(compared?))
     }
@@ -137,12 +137,12 @@ impl v1::contexts_server::Contexts for ContextsService {
         request: Request<v1::MountContextRequest>,
     ) -> Result<Response<v1::ContextMount>, Status> {
         let caller = caller(request.extensions())?;
-        require_this_machine(on_this_machine(request.extensions()), "mount contexts")?;
+        require_local_admin(is_local_admin(request.extensions()), "mount contexts")?;
         let v1::MountContextRequest { context, directory, writable } = request.into_inner();
         let directory = PathBuf::from(directory);
-        audit::concerns(directory.display());
+        audit::record_object(directory.display());
         self.own_mount(&caller, &directory).await?;
-        let Open { tree, mounts, manifests, root } = self.open(&caller, context, "context").await?;
+        let OpenContext { tree, mounts, manifests, root } = self.open(&caller, context, "context").await?;
         let request = MountRequest {
             directory,
             mounts,
@@ -152,7 +152,7 @@ impl v1::contexts_server::Contexts for ContextsService {
             caller: caller.name,
             tree,
         };
-        Ok(Response::new(mount_to_wire(self.mounts.mount(request).await.map_err(Refusal::from)?)))
+        Ok(Response::new(mount_to_wire(self.mounts.mount(request).await.map_err(ApiError::from)?)))
     }
 
     async fn unmount(
@@ -160,12 +160,12 @@ impl v1::contexts_server::Contexts for ContextsService {
         request: Request<v1::UnmountContextRequest>,
     ) -> Result<Response<v1::UnmountContextResponse>, Status> {
         let caller = caller(request.extensions())?;
-        require_this_machine(on_this_machine(request.extensions()), "unmount contexts")?;
+        require_local_admin(is_local_admin(request.extensions()), "unmount contexts")?;
         let v1::UnmountContextRequest { directory, lazy, discard } = request.into_inner();
         let directory = PathBuf::from(directory);
-        audit::concerns(directory.display());
+        audit::record_object(directory.display());
         self.own_mount(&caller, &directory).await?;
-        let kept = self.mounts.unmount(directory, lazy, discard).await.map_err(Refusal::from)?;
+        let kept = self.mounts.unmount(directory, lazy, discard).await.map_err(ApiError::from)?;
         Ok(Response::new(v1::UnmountContextResponse { kept }))
     }
 
@@ -174,7 +174,7 @@ impl v1::contexts_server::Contexts for ContextsService {
         request: Request<v1::ListContextMountsRequest>,
     ) -> Result<Response<v1::ListContextMountsResponse>, Status> {
         let caller = caller(request.extensions())?;
-        let mounts = self.mounts.list().await.map_err(Refusal::from)?;
+        let mounts = self.mounts.list().await.map_err(ApiError::from)?;
         let owner = policy::listed_owner(&caller);
         let own = |state: &MountState| owner.is_none_or(|owner| state.record.caller == owner);
         let mounts = mounts.into_iter().filter(own).map(mount_to_wire).collect();
@@ -188,42 +188,42 @@ impl ContextsService {
         caller: &Caller,
         context: Option<v1::ContextSources>,
         field: &str,
-    ) -> Result<Open, Status> {
+    ) -> Result<OpenContext, Status> {
         let (mounts, root) = convert::context(context, field)?;
-        policy::may_mount_in_builds(caller, &mounts, &self.rooms).map_err(Refusal::from)?;
-        ask_for_packs(&self.images, caller, &mounts).await?;
-        let links = caller.path_links(StorageVerb::Read);
+        policy::may_mount_in_builds(caller, &mounts, &self.rooms).map_err(ApiError::from)?;
+        check_packs(&self.images, caller, &mounts).await?;
+        let links = caller.symlink_policy(StorageVerb::Read);
         let opened = self.contexts.open_mounts(&mounts, links, &caller.name, &BTreeMap::new()).await;
         let opened = opened.map_err(|fault| {
             let status = match fault.code.as_str() {
                 "pack_not_found" | "image_not_found" => Code::NotFound,
                 _ => Code::FailedPrecondition,
             };
-            Refusal::with_detail(status, fault_detail(fault))
+            ApiError::with_detail(status, fault_detail(fault))
         })?;
         let manifests =
             opened.iter().filter_map(|mount| mount.image.as_ref().map(|image| image.manifest)).collect();
-        let tree = self.contexts.contexts.open_tree(opened).await.map_err(Refusal::from)?;
-        Ok(Open { tree, mounts, manifests, root })
+        let tree = self.contexts.contexts.open_tree(opened).await.map_err(ApiError::from)?;
+        Ok(OpenContext { tree, mounts, manifests, root })
     }
 
     /// Denies access to a directory that another caller mounted, or has kept changes of. If there is no mount,
     /// the next step reports that.
     async fn own_mount(&self, caller: &Caller, directory: &Path) -> Result<(), Status> {
-        let owners = self.mounts.owners(directory.to_owned()).await.map_err(Refusal::from)?;
-        owners.iter().try_for_each(|owner| ask(caller, &CallerAction::UseContextMount { owner }))
+        let owners = self.mounts.owners(directory.to_owned()).await.map_err(ApiError::from)?;
+        owners.iter().try_for_each(|owner| check_access(caller, &CallerAction::UseContextMount { owner }))
     }
 
     async fn changes(
         &self,
         owner: &ShareOwner,
         directory: PathBuf,
-    ) -> Result<Response<Answers<v1::ContextDifference>>, Status> {
-        let union = self.mounts.overlay(directory.clone()).await.map_err(Refusal::from)?;
-        let changes = self.walks.begin(owner, move |told| {
+    ) -> Result<Response<ResponseStream<v1::ContextDifference>>, Status> {
+        let union = self.mounts.overlay(directory.clone()).await.map_err(ApiError::from)?;
+        let changes = self.walks.start(owner, move |told| {
             let changes =
-                union.changes(&mut |difference, path| told.tell(Ok(difference_to_wire(difference, path))));
-            end(
+                union.changes(&mut |difference, path| told.send(Ok(difference_to_wire(difference, path))));
+            send_error(
                 told,
                 changes.map_err(|errno| ContextError::Io {
                     path: directory.display().to_string(),
@@ -236,19 +236,21 @@ impl ContextsService {
 }
 
 /// Reports whether the caller is root or the daemon's own user, on the unix socket.
-fn on_this_machine(extensions: &Extensions) -> bool {
-    match extensions.get::<ConnectInfo<Peer>>() {
-        Some(ConnectInfo(Peer::Unix { uid })) => *uid == 0 || *uid == rustix::process::geteuid().as_raw(),
-        Some(ConnectInfo(Peer::Tcp(_))) | None => false,
+fn is_local_admin(extensions: &Extensions) -> bool {
+    match extensions.get::<ConnectInfo<PeerIdentity>>() {
+        Some(ConnectInfo(PeerIdentity::Unix { uid })) => {
+            *uid == 0 || *uid == rustix::process::geteuid().as_raw()
+        }
+        Some(ConnectInfo(PeerIdentity::Tcp(_))) | None => false,
     }
 }
 
-fn require_this_machine(local: bool, what: &str) -> Result<(), Status> {
+fn require_local_admin(local: bool, what: &str) -> Result<(), Status> {
     if local {
         return Ok(());
     }
     let message = format!("only root and the daemon's own user may {what}, on the daemon's machine");
-    Err(Refusal::new(Code::PermissionDenied, "not_on_this_machine", message)
+    Err(ApiError::new(Code::PermissionDenied, "not_on_this_machine", message)
         .hint("run it there, through the daemon's unix socket: hearth --addr unix:///run/hearth/hearth.sock ...")
         .into())
 }
@@ -257,8 +259,8 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ContextError> + Send + 'static,
 ) -> Result<T, Status> {
     match task::blocking("context", work).await {
-        Ok(result) => Ok(result.map_err(Refusal::from)?),
-        Err(error) => Err(Refusal::internal("the context could not be read", error).into()),
+        Ok(result) => Ok(result.map_err(ApiError::from)?),
+        Err(error) => Err(ApiError::internal("the context could not be read", error).into()),
     }
 }
 
@@ -270,7 +272,7 @@ async fn find(tree: ContextTree, path: Vec<u8>) -> Result<(ContextTree, LocatedE
         Some(found) => Ok((tree, found)),
         None => {
             let message = format!("there is no `/{}` in the context", shown.trim_start_matches('/'));
-            Err(Refusal::new(Code::NotFound, "not_found", message)
+            Err(ApiError::new(Code::NotFound, "not_found", message)
                 .hint("`hearth context ls` shows what is there")
                 .into())
         }
@@ -282,9 +284,9 @@ fn listing(
     tree: &ContextTree,
     (path, seen): LocatedEntry,
     recursive: bool,
-    told: &Told<v1::ContextEntry>,
+    told: &WalkSender<v1::ContextEntry>,
 ) -> Result<(), ContextError> {
-    let tell = |shown: &WalkedEntry| told.tell(Ok(entry(&shown.path, &shown.stat, shown.target.as_deref())));
+    let tell = |shown: &WalkedEntry| told.send(Ok(entry(&shown.path, &shown.stat, shown.target.as_deref())));
     if seen.attr.kind != rustix::fs::FileType::Directory {
         let shown = tree.walked_entry(&path.clone(), path, seen)?;
         shown.iter().all(tell);
@@ -299,13 +301,13 @@ fn listing(
 }
 
 /// Ends a stream with the error of the work, if it failed.
-fn end<T>(told: &Told<T>, result: Result<(), ContextError>) {
+fn send_error<T>(told: &WalkSender<T>, result: Result<(), ContextError>) {
     if let Err(error) = result {
-        told.tell(Err(Refusal::from(error).into()));
+        told.send(Err(ApiError::from(error).into()));
     }
 }
 
-fn piece(reader: &mut FileReader) -> Result<Option<Vec<u8>>, ContextError> {
+fn next_chunk(reader: &mut FileReader) -> Result<Option<Vec<u8>>, ContextError> {
     let mut chunk = vec![0; CHUNK];
     let count = reader.read(&mut chunk)?;
     chunk.truncate(count);
@@ -358,7 +360,7 @@ fn mount_to_wire(state: MountState) -> v1::ContextMount {
     }
 }
 
-impl From<ContextError> for Refusal {
+impl From<ContextError> for ApiError {
     fn from(error: ContextError) -> Self {
         let fault = error.fault();
         let status = match &error {
@@ -373,7 +375,7 @@ impl From<ContextError> for Refusal {
     }
 }
 
-impl From<MountError> for Refusal {
+impl From<MountError> for ApiError {
     fn from(error: MountError) -> Self {
         let (code, hint) = (error.code(), error.hint());
         let message = error.to_string();

@@ -6,29 +6,29 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::audit;
 use super::super::convert::{self, page_size};
-use super::super::error::Refusal;
-use super::answers::{Answers, chunk_of, in_pieces};
-use super::{ask, caller, share_owner};
+use super::super::error::ApiError;
+use super::response_stream::{ResponseStream, read_chunk, stream_batches};
+use super::{caller, check_access, share_owner};
 use crate::access::policy::{CallerAction, decide, listed_owner};
 use crate::context::storage::StorageRoots;
-use crate::disk::DiskShares;
+use crate::disk::DiskLedger;
 use crate::image::port::TagQuery;
 use crate::image::port::cached::ImageRight;
-use crate::image::{Elsewhere, ImageError, Images, Inspected, OpenBlob};
+use crate::image::{ImageError, ImageStore, InspectedImage, OpenBlob, RemoteRegistries};
 use crate::model::{Digest, Reference, Repository, Tag};
 
 pub struct ImagesService {
-    pub images: Images,
+    pub images: ImageStore,
     pub storage: StorageRoots,
-    pub elsewhere: Elsewhere,
-    pub disk: DiskShares,
+    pub remote_registries: RemoteRegistries,
+    pub disk: DiskLedger,
 }
 
 #[tonic::async_trait]
 impl v1::images_server::Images for ImagesService {
-    type ReadBlobStream = Answers<v1::ReadBlobResponse>;
-    type PullStream = Answers<v1::TransferEvent>;
-    type PushStream = Answers<v1::TransferEvent>;
+    type ReadBlobStream = ResponseStream<v1::ReadBlobResponse>;
+    type PullStream = ResponseStream<v1::TransferEvent>;
+    type PushStream = ResponseStream<v1::TransferEvent>;
 
     async fn list(
         &self,
@@ -41,14 +41,14 @@ impl v1::images_server::Images for ImagesService {
             match request.repository.as_str() {
                 "" => None,
                 text => Some(text.parse::<Repository>().map_err(|error| {
-                    Refusal::invalid("repository", "invalid_repository", error.to_string())
+                    ApiError::invalid("repository", "invalid_repository", error.to_string())
                 })?),
             };
         let mut query = TagQuery { repository, after: page(&request.page_token)?, limit: size };
         let mut images = Vec::new();
         // Images that the caller may not list do not count towards the page size.
         loop {
-            let found = self.images.list(query.clone()).await.map_err(Refusal::from)?;
+            let found = self.images.list(query.clone()).await.map_err(ApiError::from)?;
             let more = found.len() == query.limit;
             query.after = found.last().map(|last| (last.repository.clone(), last.tag.clone()));
             let allowed = found
@@ -65,9 +65,9 @@ impl v1::images_server::Images for ImagesService {
                 }
                 let rooms = self.images.room_registries();
                 let digests = images.iter().map(|image| image.manifest.digest).collect();
-                let marks = self.images.marks(digests).await.map_err(Refusal::from)?;
+                let marks = self.images.marks(digests).await.map_err(ApiError::from)?;
                 let mut images: Vec<_> = images.iter().map(|image| convert::image(image, rooms)).collect();
-                convert::mark(&mut images, &marks);
+                convert::add_marks(&mut images, &marks);
                 return Ok(Response::new(v1::ListImagesResponse { images, next_page_token }));
             }
         }
@@ -78,12 +78,12 @@ impl v1::images_server::Images for ImagesService {
         request: Request<v1::ListCachedImagesRequest>,
     ) -> Result<Response<v1::ListCachedImagesResponse>, Status> {
         let caller = caller(request.extensions())?;
-        let mut images = self.images.cached_images().await.map_err(Refusal::from)?;
+        let mut images = self.images.cached_images().await.map_err(ApiError::from)?;
         let owner = listed_owner(&caller);
         images.retain(|image| {
             let of_another = |name: &&str| matches!(&image.key.right, ImageRight::Caller(own) if own != name);
             let may_pull =
-                || decide(&caller, &CallerAction::PullElsewhere(image.key.registry_name())).is_ok();
+                || decide(&caller, &CallerAction::PullRemoteImage(image.key.registry_name())).is_ok();
             owner.is_none_or(|name| !of_another(&name) && may_pull())
         });
         let images = images.into_iter().rev().map(convert::cached_image).collect();
@@ -96,11 +96,11 @@ impl v1::images_server::Images for ImagesService {
     ) -> Result<Response<v1::InspectImageResponse>, Status> {
         let caller = caller(request.extensions())?;
         let reference = reference("reference", &request.into_inner().reference)?;
-        ask(&caller, &CallerAction::PullRepository(&reference.repository))?;
-        let inspected = self.images.inspect(&reference).await.map_err(Refusal::from)?;
-        let marks = self.images.marks(vec![inspected.manifest.digest]).await.map_err(Refusal::from)?;
+        check_access(&caller, &CallerAction::PullRepository(&reference.repository))?;
+        let inspected = self.images.inspect(&reference).await.map_err(ApiError::from)?;
+        let marks = self.images.marks(vec![inspected.manifest.digest]).await.map_err(ApiError::from)?;
         let mut response = self.inspected(inspected);
-        convert::mark(response.image.as_mut_slice(), &marks);
+        convert::add_marks(response.image.as_mut_slice(), &marks);
         Ok(Response::new(response))
     }
 
@@ -109,10 +109,10 @@ impl v1::images_server::Images for ImagesService {
         let request = request.into_inner();
         let source = reference("reference", &request.reference)?;
         let tag = convert::tag("tag", &request.tag)?;
-        audit::concerns(&tag);
-        ask(&caller, &CallerAction::PullRepository(&source.repository))?;
-        ask(&caller, &CallerAction::WriteRepository(&tag.repository))?;
-        let image = self.images.tag(&source, &tag).await.map_err(Refusal::from)?;
+        audit::record_object(&tag);
+        check_access(&caller, &CallerAction::PullRepository(&source.repository))?;
+        check_access(&caller, &CallerAction::WriteRepository(&tag.repository))?;
+        let image = self.images.tag(&source, &tag).await.map_err(ApiError::from)?;
         Ok(Response::new(convert::image(&image, self.images.room_registries())))
     }
 
@@ -122,9 +122,9 @@ impl v1::images_server::Images for ImagesService {
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
         let caller = caller(request.extensions())?;
         let reference = reference("reference", &request.into_inner().reference)?;
-        audit::concerns(&reference);
-        ask(&caller, &CallerAction::WriteRepository(&reference.repository))?;
-        self.images.remove(&reference).await.map_err(Refusal::from)?;
+        audit::record_object(&reference);
+        check_access(&caller, &CallerAction::WriteRepository(&reference.repository))?;
+        self.images.remove(&reference).await.map_err(ApiError::from)?;
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
 
@@ -161,34 +161,34 @@ impl v1::images_server::Images for ImagesService {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
         let reference = reference("reference", &request.reference)?;
-        ask(&caller, &CallerAction::PullRepository(&reference.repository))?;
+        check_access(&caller, &CallerAction::PullRepository(&reference.repository))?;
         let digest = match request.digest.as_str() {
             "" => None,
             text => Some(
                 text.parse::<Digest>()
-                    .map_err(|error| Refusal::invalid("digest", "invalid_digest", error.to_string()))?,
+                    .map_err(|error| ApiError::invalid("digest", "invalid_digest", error.to_string()))?,
             ),
         };
         let OpenBlob { blob, file } =
-            self.images.open_blob(&reference, digest).await.map_err(Refusal::from)?;
+            self.images.open_blob(&reference, digest).await.map_err(ApiError::from)?;
         let head = v1::BlobHead {
             digest: blob.digest.to_string(),
             size_bytes: blob.size,
             media_type: blob.media_type,
         };
-        Ok(Response::new(in_pieces((Some(head), file), move |(head, file)| {
+        Ok(Response::new(stream_batches((Some(head), file), move |(head, file)| {
             let next = match head.take() {
                 Some(head) => file.seek(SeekFrom::Start(request.offset)).map(|_| Some(Message::Head(head))),
-                None => chunk_of(file).map(|chunk| chunk.map(Message::Chunk)),
+                None => read_chunk(file).map(|chunk| chunk.map(Message::Chunk)),
             };
-            let next = next.map_err(|error| Refusal::internal("the blob could not be read", error))?;
+            let next = next.map_err(|error| ApiError::internal("the blob could not be read", error))?;
             Ok(next.map(|message| v1::ReadBlobResponse { message: Some(message) }).into_iter().collect())
         })))
     }
 }
 
 impl ImagesService {
-    fn inspected(&self, inspected: Inspected) -> v1::InspectImageResponse {
+    fn inspected(&self, inspected: InspectedImage) -> v1::InspectImageResponse {
         let rooms = self.images.room_registries();
         let image = match inspected.tag {
             Some(tag) => convert::image(&tag, rooms),
@@ -216,21 +216,22 @@ impl ImagesService {
     }
 }
 
-pub(super) fn reference(field: &str, text: &str) -> Result<Reference, Refusal> {
-    text.parse::<Reference>().map_err(|error| Refusal::invalid(field, "invalid_reference", error.to_string()))
+pub(super) fn reference(field: &str, text: &str) -> Result<Reference, ApiError> {
+    text.parse::<Reference>()
+        .map_err(|error| ApiError::invalid(field, "invalid_reference", error.to_string()))
 }
 
 /// Parses a page token: `repository:tag` of the last image of the page before.
-fn page(token: &str) -> Result<Option<(Repository, Tag)>, Refusal> {
+fn page(token: &str) -> Result<Option<(Repository, Tag)>, ApiError> {
     if token.is_empty() {
         return Ok(None);
     }
-    let invalid = || Refusal::invalid("page_token", "invalid_page_token", "not a page token of this call");
+    let invalid = || ApiError::invalid("page_token", "invalid_page_token", "not a page token of this call");
     let (repository, tag) = token.rsplit_once(':').ok_or_else(invalid)?;
     Ok(Some((repository.parse().map_err(|_| invalid())?, tag.parse().map_err(|_| invalid())?)))
 }
 
-impl From<ImageError> for Refusal {
+impl From<ImageError> for ApiError {
     fn from(error: ImageError) -> Self {
         let status = match &error {
             ImageError::NotFound { .. } | ImageError::PackNotFound { .. } => Code::NotFound,
@@ -255,7 +256,7 @@ impl From<ImageError> for Refusal {
                 Code::ResourceExhausted
             }
             ImageError::TooManyBlobs { .. } => Code::InvalidArgument,
-            ImageError::Remote(error) => match error.of_registry() {
+            ImageError::Remote(error) => match error.registry_error() {
                 RemoteError::Refused { status: 401 | 403, .. } => Code::PermissionDenied,
                 RemoteError::NotFound { .. } => Code::NotFound,
                 error if error.retryable() => Code::Unavailable,

@@ -15,18 +15,18 @@ use tonic::{Status, Streaming};
 
 use super::super::audit;
 use super::super::convert;
-use super::super::error::Refusal;
+use super::super::error::ApiError;
 use super::images::ImagesService;
-use super::upload::{Area, FileUpload, NewFile, begin_missing, checked, chunk_missing};
-use super::{ask, storage_for};
+use super::upload::{FileUpload, NewFile, StorageArea, begin_missing, checked, chunk_missing};
+use super::{authorized_storage_path, check_access};
 use crate::access::policy::CallerAction;
 use crate::context::storage::WriteOptions;
 use crate::disk::{DiskClaim, KeptContent, UploadKind};
-use crate::image::{Destination, ImageError};
+use crate::image::{ImageDestination, ImageError};
 use crate::model::RoomRegistries;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::share_owner::ShareOwner;
-use crate::task::in_turn::{InTurn, Stopped};
+use crate::task::sequential::{SequentialError, SequentialWork};
 
 const READ_AHEAD: usize = 256 * 1024;
 
@@ -45,9 +45,9 @@ impl ImagesService {
         let destination = destination(caller, begin.destination, self.images.room_registries())?;
         let mut copy = self.room_copy(caller, owner, &begin.room_path).await?;
         let name = match &destination {
-            Destination::Tag(tag) => tag.to_string(),
-            Destination::Untagged(repository) => repository.to_string(),
-            Destination::Pack { .. } => "pack".to_owned(),
+            ImageDestination::Tag(tag) => tag.to_string(),
+            ImageDestination::Untagged(repository) => repository.to_string(),
+            ImageDestination::Pack { .. } => "pack".to_owned(),
         };
         let mut spool = self.spool(owner, &name).await?;
         while let Some(message) = messages.message().await? {
@@ -58,9 +58,9 @@ impl ImagesService {
             }
             spool.chunk(chunk).await?;
         }
-        let Spooled { file: archive, claim } = spool.finish().await?;
+        let SpooledArchive { file: archive, claim } = spool.finish().await?;
         let received = self.images.receive(io::BufReader::with_capacity(READ_AHEAD, archive)).await;
-        let received = received.map_err(Refusal::from)?;
+        let received = received.map_err(ApiError::from)?;
         // The copy is finished first: an image whose archive could not be stored gets no name.
         if let Some(copy) = copy
             && let Err(status) = copy.finish().await
@@ -68,8 +68,9 @@ impl ImagesService {
             self.images.discard(received).await;
             return Err(status);
         }
-        let brought = received.brought();
-        let loaded = self.images.settle(received, destination, &caller.name).await.map_err(Refusal::from)?;
+        let brought = received.new_content();
+        let loaded =
+            self.images.name_received(received, destination, &caller.name).await.map_err(ApiError::from)?;
         let content = brought.into_iter().map(|(digest, bytes)| (KeptContent::Blob(digest), bytes));
         claim.keep(content.collect());
         Ok(v1::LoadImageResponse {
@@ -92,9 +93,9 @@ impl ImagesService {
             return Ok(None);
         }
         let (root, path) =
-            storage_for(caller, StorageVerb::Write, &self.storage.room, "begin.room_path", path)?;
+            authorized_storage_path(caller, StorageVerb::Write, &self.storage.room, "begin.room_path", path)?;
         let options = WriteOptions::default();
-        let file = NewFile { root, path, options, area: Area::Room, owner };
+        let file = NewFile { root, path, options, area: StorageArea::Room, owner };
         Ok(Some(FileUpload::start(&self.disk, file).await?))
     }
 }
@@ -103,68 +104,75 @@ fn destination(
     caller: &Caller,
     wire: Option<v1::load_begin::Destination>,
     rooms: &RoomRegistries,
-) -> Result<Destination, Status> {
+) -> Result<ImageDestination, Status> {
     match wire {
         Some(v1::load_begin::Destination::Tag(text)) => {
             let tag = convert::tag("begin.tag", &text)?;
             if !rooms.owns_tag(&tag) {
-                return Err(Refusal::from(ImageError::Foreign { reference: tag.to_string() }).into());
+                return Err(ApiError::from(ImageError::Foreign { reference: tag.to_string() }).into());
             }
-            audit::concerns(&tag);
-            ask(caller, &CallerAction::WriteRepository(&tag.repository))?;
-            Ok(Destination::Tag(tag))
+            audit::record_object(&tag);
+            check_access(caller, &CallerAction::WriteRepository(&tag.repository))?;
+            Ok(ImageDestination::Tag(tag))
         }
         Some(v1::load_begin::Destination::Temporary(true)) => {
-            audit::concerns("a temporary pack");
-            ask(caller, &CallerAction::SendPack)?;
-            Ok(Destination::Pack { owner: caller.name.clone() })
+            audit::record_object("a temporary pack");
+            check_access(caller, &CallerAction::SendPack)?;
+            Ok(ImageDestination::Pack { owner: caller.name.clone() })
         }
-        Some(v1::load_begin::Destination::Temporary(false)) | None => {
-            Err(Refusal::invalid("begin.tag", "destination_missing", "give a tag, or `temporary` for a pack")
-                .into())
-        }
+        Some(v1::load_begin::Destination::Temporary(false)) | None => Err(ApiError::invalid(
+            "begin.tag",
+            "destination_missing",
+            "give a tag, or `temporary` for a pack",
+        )
+        .into()),
     }
 }
 
 /// Archive that is being received. Dropping it removes the scratch file.
-struct Spool(InTurn<Spooled, Status>);
+struct ArchiveSpool(SequentialWork<SpooledArchive, Status>);
 
-struct Spooled {
+struct SpooledArchive {
     file: File,
     claim: DiskClaim,
 }
 
 impl ImagesService {
-    async fn spool(&self, owner: &ShareOwner, name: &str) -> Result<Spool, Status> {
-        let (file, directory) = self.images.scratch_file().await.map_err(Refusal::from)?;
+    async fn spool(&self, owner: &ShareOwner, name: &str) -> Result<ArchiveSpool, Status> {
+        let (file, directory) = self.images.scratch_file().await.map_err(ApiError::from)?;
         let claim = self.disk.begin(&owner.0, UploadKind::Archive, name, &directory);
-        Ok(Spool(InTurn::new("load-image", Spooled { file, claim: claim.map_err(Refusal::from)? })))
+        Ok(ArchiveSpool(SequentialWork::new(
+            "load-image",
+            SpooledArchive { file, claim: claim.map_err(ApiError::from)? },
+        )))
     }
 }
 
-impl Spool {
+impl ArchiveSpool {
     async fn chunk(&mut self, chunk: Bytes) -> Result<(), Status> {
-        let write = move |Spooled { file, claim }: &mut Spooled| {
-            claim.grow(chunk.len() as u64).map_err(Refusal::from)?;
+        let write = move |SpooledArchive { file, claim }: &mut SpooledArchive| {
+            claim.grow(chunk.len() as u64).map_err(ApiError::from)?;
             file.write_all(&chunk).map_err(not_kept)
         };
         self.0.next(write).await.map_err(stopped)
     }
 
     /// Returns the whole archive, rewound to its start.
-    async fn finish(mut self) -> Result<Spooled, Status> {
+    async fn finish(mut self) -> Result<SpooledArchive, Status> {
         self.0.next(|spooled| spooled.file.rewind().map_err(not_kept)).await.map_err(stopped)?;
         self.0.finish().await.map_err(stopped)
     }
 }
 
 fn not_kept(error: io::Error) -> Status {
-    Refusal::from(ImageError::scratch(error)).into()
+    ApiError::from(ImageError::scratch(error)).into()
 }
 
-fn stopped(stopped: Stopped<Status>) -> Status {
+fn stopped(stopped: SequentialError<Status>) -> Status {
     match stopped {
-        Stopped::Failed(status) => status,
-        Stopped::Ended => Refusal::internal("the archive was not loaded", "its writer ended early").into(),
+        SequentialError::Failed(status) => status,
+        SequentialError::Ended => {
+            ApiError::internal("the archive was not loaded", "its writer ended early").into()
+        }
     }
 }

@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hearth_pack::identity::{ContentHash, Node, NodeKind, TreeDigest};
+use hearth_pack::identity::{ContentHash, NodeKind, TreeDigest, TreeNode};
 use hearth_pack::image::{ConfigFlags, Platform};
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_proto::v1;
@@ -11,18 +11,21 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::audit;
 use super::super::convert;
-use super::super::error::Refusal;
-use super::upload::{Area, CountedWriter, FileError, NewFile};
-use super::{ask, caller, share_owner, storage_for};
+use super::super::error::ApiError;
+use super::upload::{FileError, NewFile, QuotaWriter, StorageArea};
+use super::{authorized_storage_path, caller, check_access, share_owner};
 use crate::access::policy::{CallerAction, decide};
 use crate::context::storage::{StorageError, StorageRoot, StorageRoots, WriteOptions};
-use crate::disk::DiskShares;
+use crate::disk::DiskLedger;
 use crate::model::Reference;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::share_owner::ShareOwner;
-use crate::packs::store::{AppendError, MAX_PIECE, Piece};
-use crate::packs::{Begun, Committed, Destination, List, Lister, PackError, PackImageOptions, Packs, Ready};
-use crate::packs::{PieceData, Receiver, SentPiece};
+use crate::packs::store::{AppendError, ContentPiece, MAX_PIECE_SIZE};
+use crate::packs::{
+    CommittedPack, ListingReceiver, PackBeginOutcome, PackDestination, PackError, PackImageOptions,
+    PackStore, PreparedPack, UploadPlan,
+};
+use crate::packs::{PieceData, PieceReceiver, SentPiece};
 use crate::task;
 
 /// Maximum size in bytes of a part of a list after decompression.
@@ -30,10 +33,10 @@ const MAX_ENTRIES: usize = 8 << 20;
 const MAX_LINEAGE: usize = 128;
 
 pub struct PacksService {
-    pub packs: Packs,
+    pub packs: PackStore,
     pub storage: StorageRoots,
     pub rooms: crate::model::RoomRegistries,
-    pub disk: DiskShares,
+    pub disk: DiskLedger,
 }
 
 #[tonic::async_trait]
@@ -47,13 +50,13 @@ impl v1::packs_server::Packs for PacksService {
         let request = request.into_inner();
         let tree: TreeDigest =
             request.tree.parse().map_err(|error: hearth_pack::identity::InvalidHash| {
-                Refusal::invalid("tree", "invalid_tree", error.to_string())
+                ApiError::invalid("tree", "invalid_tree", error.to_string())
             })?;
         let destination = destination(&caller, &self.storage.room, request)?;
-        let begun = Box::pin(self.packs.begin(tree, destination)).await.map_err(Refusal::from)?;
+        let begun = Box::pin(self.packs.begin(tree, destination)).await.map_err(ApiError::from)?;
         let answer = match begun {
-            Begun::Done(ready) => Answer::Done(self.result(&caller, &owner, *ready).await?),
-            Begun::Upload(id) => Answer::UploadId(id),
+            PackBeginOutcome::Done(ready) => Answer::Done(self.result(&caller, &owner, *ready).await?),
+            PackBeginOutcome::Upload(id) => Answer::UploadId(id),
         };
         Ok(Response::new(v1::BeginPackResponse { answer: Some(answer) }))
     }
@@ -64,14 +67,14 @@ impl v1::packs_server::Packs for PacksService {
     ) -> Result<Response<v1::ListPackResponse>, Status> {
         let caller = caller(request.extensions())?;
         let mut messages = request.into_inner();
-        let mut lister: Option<Lister> = None;
+        let mut lister: Option<ListingReceiver> = None;
         while let Some(message) = messages.message().await? {
             let lister = match &mut lister {
                 Some(lister) => lister,
                 None => {
                     let owner = self.own_upload(&caller, &message.upload_id)?;
-                    let opened = self.packs.lister(&owner, &message.upload_id);
-                    lister.insert(opened.map_err(Refusal::from)?)
+                    let opened = self.packs.listing_receiver(&owner, &message.upload_id);
+                    lister.insert(opened.map_err(ApiError::from)?)
                 }
             };
             let part = match message.part {
@@ -84,7 +87,7 @@ impl v1::packs_server::Packs for PacksService {
             }
         }
         let lister = lister.ok_or_else(|| upload_missing("upload_id"))?;
-        let list: Arc<List> = lister.finish().await.map_err(Refusal::from)?;
+        let list: Arc<UploadPlan> = lister.finish().await.map_err(ApiError::from)?;
         Ok(Response::new(v1::ListPackResponse {
             missing: list.missing.clone(),
             prove: list.prove.clone(),
@@ -103,11 +106,15 @@ impl v1::packs_server::Packs for PacksService {
         for file in request.files {
             let mut pieces = Vec::with_capacity(file.chunks.len());
             for chunk in &file.chunks {
-                pieces.push(Piece { hash: hash("files.chunks.content", &chunk.content)?, size: chunk.size });
+                pieces.push(ContentPiece {
+                    hash: hash("files.chunks.content", &chunk.content)?,
+                    size: chunk.size,
+                });
             }
             files.push((file.entry, pieces));
         }
-        let missing = self.packs.chunks(&owner, &request.upload_id, files).await.map_err(Refusal::from)?;
+        let missing =
+            self.packs.register_chunks(&owner, &request.upload_id, files).await.map_err(ApiError::from)?;
         let missing =
             missing.into_iter().map(|(entry, chunks)| v1::MissingChunks { entry, chunks }).collect();
         Ok(Response::new(v1::ChunkPackResponse { missing }))
@@ -119,13 +126,13 @@ impl v1::packs_server::Packs for PacksService {
     ) -> Result<Response<v1::SendPackResponse>, Status> {
         let caller = caller(request.extensions())?;
         let mut messages = request.into_inner();
-        let mut receiver: Option<Receiver> = None;
-        let taken = self.take_all(&caller, &mut messages, &mut receiver).await;
+        let mut receiver: Option<PieceReceiver> = None;
+        let taken = self.receive_pieces(&caller, &mut messages, &mut receiver).await;
         let Some(receiver) = receiver else {
             return taken.and_then(|()| Err(upload_missing("upload_id")));
         };
         // A truncated stream is stored too: the next attempt sends the rest.
-        let durable = receiver.finish().await.map_err(Refusal::from);
+        let durable = receiver.finish().await.map_err(ApiError::from);
         taken?;
         durable?;
         Ok(Response::new(v1::SendPackResponse { pieces: receiver.pieces, bytes: receiver.bytes }))
@@ -141,11 +148,11 @@ impl v1::packs_server::Packs for PacksService {
         let proof = match request.proof.len() {
             0 => None,
             _ => Some(<[u8; 32]>::try_from(request.proof.as_ref()).map_err(|_| {
-                Refusal::invalid("proof", "invalid_proof", "a proof is a BLAKE3 hash: 32 bytes")
+                ApiError::invalid("proof", "invalid_proof", "a proof is a BLAKE3 hash: 32 bytes")
             })?),
         };
         let ready = Box::pin(self.packs.commit(&upload_owner, &request.upload_id, proof)).await;
-        let result = self.result(&caller, &owner, ready.map_err(Refusal::from)?).await?;
+        let result = self.result(&caller, &owner, ready.map_err(ApiError::from)?).await?;
         Ok(Response::new(v1::CommitPackResponse { result: Some(result) }))
     }
 }
@@ -154,28 +161,28 @@ impl PacksService {
     /// Returns the owner of an upload that the caller may continue. Another caller's upload gives the same
     /// error as a missing one.
     fn own_upload(&self, caller: &Caller, id: &str) -> Result<String, Status> {
-        audit::concerns(format_args!("upload {}", id.chars().take(64).collect::<String>()));
-        let owner = self.packs.upload_owner(id).map_err(Refusal::from)?;
+        audit::record_object(format_args!("upload {}", id.chars().take(64).collect::<String>()));
+        let owner = self.packs.upload_owner(id).map_err(ApiError::from)?;
         if let Err(denied) = decide(caller, &CallerAction::UseUpload { id, owner: &owner }) {
-            audit::hides(&denied);
-            return Err(Refusal::from(PackError::no_upload(id)).into());
+            audit::record_hidden_denial(&denied);
+            return Err(ApiError::from(PackError::no_upload(id)).into());
         }
         Ok(owner)
     }
 
-    async fn take_all(
+    async fn receive_pieces(
         &self,
         caller: &Caller,
         messages: &mut Streaming<v1::SendPackRequest>,
-        receiver: &mut Option<Receiver>,
+        receiver: &mut Option<PieceReceiver>,
     ) -> Result<(), Status> {
         while let Some(message) = messages.message().await? {
             let receiver = match receiver {
                 Some(receiver) => receiver,
                 None => {
                     let owner = self.own_upload(caller, &message.upload_id)?;
-                    let opened = self.packs.receiver(&owner, &message.upload_id);
-                    receiver.insert(opened.map_err(Refusal::from)?)
+                    let opened = self.packs.piece_receiver(&owner, &message.upload_id);
+                    receiver.insert(opened.map_err(ApiError::from)?)
                 }
             };
             let data = match message.data {
@@ -188,7 +195,7 @@ impl PacksService {
                 SentPiece { entry, chunk, size }
             };
             let pieces = message.pieces.into_iter().map(piece).collect();
-            receiver.take(pieces, data).await.map_err(Refusal::from)?;
+            receiver.receive(pieces, data).await.map_err(ApiError::from)?;
         }
         Ok(())
     }
@@ -199,20 +206,20 @@ impl PacksService {
         &self,
         caller: &Caller,
         owner: &ShareOwner,
-        ready: Ready,
+        ready: PreparedPack,
     ) -> Result<v1::PackResult, Status> {
         if let Some((image, path)) = ready.archive() {
             // The committing caller may have fewer rights than the one who began.
             let (root, path) =
-                storage_for(caller, StorageVerb::Write, &self.storage.room, "room_path", path)?;
+                authorized_storage_path(caller, StorageVerb::Write, &self.storage.room, "room_path", path)?;
             let (disk, owner) = (self.disk.clone(), owner.clone());
             let write = move || {
-                let (options, area) = (WriteOptions::default(), Area::Room);
+                let (options, area) = (WriteOptions::default(), StorageArea::Room);
                 let file = NewFile { root, path: path.clone(), options, area, owner: &owner };
-                let mut writer = CountedWriter::begin(&disk, file)?;
+                let mut writer = QuotaWriter::begin(&disk, file)?;
                 let mut failed = None;
                 let written =
-                    image.write_archive(&mut Appending { writer: &mut writer, failed: &mut failed });
+                    image.write_archive(&mut ArchiveSink { writer: &mut writer, failed: &mut failed });
                 match (failed, written) {
                     (Some(error), _) => Err(error),
                     (None, Err(source)) => Err(FileError::Storage(StorageError::Io { path, source })),
@@ -221,11 +228,11 @@ impl PacksService {
             };
             let stored = task::blocking("store archive", write).await;
             stored
-                .map_err(|error| Refusal::internal("the archive was not stored", error))?
-                .map_err(Refusal::from)?;
+                .map_err(|error| ApiError::internal("the archive was not stored", error))?
+                .map_err(ApiError::from)?;
         }
-        let Committed { pack, image, made } =
-            Box::pin(self.packs.name(ready)).await.map_err(Refusal::from)?;
+        let CommittedPack { pack, image, made } =
+            Box::pin(self.packs.publish(ready)).await.map_err(ApiError::from)?;
         Ok(v1::PackResult {
             pack_id: pack.map(|id| id.to_string()).unwrap_or_default(),
             image: image.map(|image| convert::image(&image, &self.rooms)),
@@ -238,12 +245,12 @@ impl PacksService {
 }
 
 fn upload_missing(field: &str) -> Status {
-    Refusal::invalid(field, "upload_missing", "the first message names the upload").into()
+    ApiError::invalid(field, "upload_missing", "the first message names the upload").into()
 }
 
-fn unpacked(frame: &[u8]) -> Result<v1::PackEntries, Refusal> {
+fn unpacked(frame: &[u8]) -> Result<v1::PackEntries, ApiError> {
     let invalid = |what: &str| {
-        Refusal::invalid(
+        ApiError::invalid(
             "entries_zstd",
             "invalid_list",
             format!("{what} of a serialized PackEntries of 8 MiB at most"),
@@ -253,14 +260,14 @@ fn unpacked(frame: &[u8]) -> Result<v1::PackEntries, Refusal> {
     v1::PackEntries::decode(Bytes::from(bytes)).map_err(|_| invalid("not the zstd frame"))
 }
 
-fn hash(field: &str, bytes: &[u8]) -> Result<ContentHash, Refusal> {
+fn hash(field: &str, bytes: &[u8]) -> Result<ContentHash, ApiError> {
     let bytes = <[u8; 32]>::try_from(bytes).map_err(|_| {
-        Refusal::invalid(field, "invalid_hash", "a content is named by its BLAKE3 hash: 32 bytes")
+        ApiError::invalid(field, "invalid_hash", "a content is named by its BLAKE3 hash: 32 bytes")
     })?;
     Ok(ContentHash::from_bytes(bytes))
 }
 
-fn push(lister: &mut Lister, entry: &v1::PackEntry) -> Result<(), Refusal> {
+fn push(lister: &mut ListingReceiver, entry: &v1::PackEntry) -> Result<(), ApiError> {
     use v1::PackEntryKind as Kind;
     let kind = match entry.kind() {
         Kind::Directory => NodeKind::Directory,
@@ -269,7 +276,7 @@ fn push(lister: &mut Lister, entry: &v1::PackEntry) -> Result<(), Refusal> {
         Kind::Hardlink => NodeKind::HardLink { to: &entry.target },
         Kind::Unspecified => {
             let path = String::from_utf8_lossy(&entry.path).into_owned();
-            return Err(Refusal::invalid("entries.kind", "invalid_list", format!("`{path}` has no kind")));
+            return Err(ApiError::invalid("entries.kind", "invalid_list", format!("`{path}` has no kind")));
         }
     };
     let xattrs: Cow<'_, [(Vec<u8>, Vec<u8>)]> = if entry.xattrs.is_empty() {
@@ -277,7 +284,7 @@ fn push(lister: &mut Lister, entry: &v1::PackEntry) -> Result<(), Refusal> {
     } else {
         entry.xattrs.iter().map(|xattr| (xattr.name.to_vec(), xattr.value.to_vec())).collect()
     };
-    let node = Node { path: &entry.path, mode: entry.mode, kind, xattrs: &xattrs };
+    let node = TreeNode { path: &entry.path, mode: entry.mode, kind, xattrs: &xattrs };
     Ok(lister.push(&node)?)
 }
 
@@ -285,51 +292,51 @@ fn destination(
     caller: &Caller,
     room: &StorageRoot,
     request: v1::BeginPackRequest,
-) -> Result<Destination, Status> {
+) -> Result<PackDestination, Status> {
     use v1::begin_pack_request::Destination as Wire;
     let tag: Option<Reference> = match &request.destination {
         Some(Wire::Tag(text)) => Some(convert::tag("tag", text)?),
         Some(Wire::Temporary(true)) => None,
         Some(Wire::Temporary(false)) | None => {
             let what = "give a tag, or `temporary` for a pack";
-            return Err(Refusal::invalid("tag", "destination_missing", what).into());
+            return Err(ApiError::invalid("tag", "destination_missing", what).into());
         }
     };
     match &tag {
-        Some(tag) => audit::concerns(tag),
-        None => audit::concerns("a temporary pack"),
+        Some(tag) => audit::record_object(tag),
+        None => audit::record_object("a temporary pack"),
     }
     match &tag {
-        Some(tag) => ask(caller, &CallerAction::WriteRepository(&tag.repository))?,
-        None => ask(caller, &CallerAction::SendPack)?,
+        Some(tag) => check_access(caller, &CallerAction::WriteRepository(&tag.repository))?,
+        None => check_access(caller, &CallerAction::SendPack)?,
     }
     let mut archive = None;
     if !request.room_path.is_empty() {
-        storage_for(caller, StorageVerb::Write, room, "room_path", &request.room_path)?;
+        authorized_storage_path(caller, StorageVerb::Write, room, "room_path", &request.room_path)?;
         archive = Some(request.room_path);
     }
     if request.lineage.len() > MAX_LINEAGE {
         let what = "a lineage has at most 128 bytes";
-        return Err(Refusal::invalid("lineage", "invalid_lineage", what).into());
+        return Err(ApiError::invalid("lineage", "invalid_lineage", what).into());
     }
     let image = image(request.image.unwrap_or_default())?;
-    Ok(Destination { owner: caller.name.clone(), tag, archive, image, lineage: request.lineage })
+    Ok(PackDestination { owner: caller.name.clone(), tag, archive, image, lineage: request.lineage })
 }
 
-fn image(image: v1::PackImage) -> Result<PackImageOptions, Refusal> {
+fn image(image: v1::PackImage) -> Result<PackImageOptions, ApiError> {
     let compression = match image.compression.as_str() {
         "" | "zstd" => Compression::Zstd,
         "gzip" => Compression::Gzip,
         "none" => Compression::None,
         _ => {
             let known = "a compression is zstd, gzip or none";
-            return Err(Refusal::invalid("image.compression", "invalid_compression", known));
+            return Err(ApiError::invalid("image.compression", "invalid_compression", known));
         }
     };
     let platform = match image.arch.as_str() {
         "" => Platform::default(),
         arch => arch.parse().map_err(|error: hearth_pack::image::PlatformError| {
-            Refusal::invalid("image.arch", "invalid_arch", error.to_string())
+            ApiError::invalid("image.arch", "invalid_arch", error.to_string())
         })?,
     };
     let config = image.config.unwrap_or_default();
@@ -347,18 +354,18 @@ fn image(image: v1::PackImage) -> Result<PackImageOptions, Refusal> {
     // Checked before the upload, so that an error is not reported only after it.
     config
         .apply(&mut hearth_pack::image::RunConfig::default())
-        .map_err(|error| Refusal::invalid("image.config", "invalid_config", error.to_string()))?;
+        .map_err(|error| ApiError::invalid("image.config", "invalid_config", error.to_string()))?;
     let layer = LayerOptions { compression, mtime: image.mtime, workers: None };
     Ok(PackImageOptions { layer, config, platform, docker: image.docker })
 }
 
 /// Writes an archive to a file of the storage, and keeps the typed error.
-struct Appending<'a> {
-    writer: &'a mut CountedWriter,
+struct ArchiveSink<'a> {
+    writer: &'a mut QuotaWriter,
     failed: &'a mut Option<FileError>,
 }
 
-impl std::io::Write for Appending<'_> {
+impl std::io::Write for ArchiveSink<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         match self.writer.append(bytes) {
             Ok(()) => Ok(bytes.len()),
@@ -374,7 +381,7 @@ impl std::io::Write for Appending<'_> {
     }
 }
 
-impl From<PackError> for Refusal {
+impl From<PackError> for ApiError {
     fn from(error: PackError) -> Self {
         let status = match &error {
             PackError::NoUpload { .. } | PackError::TreeGone { .. } => Code::NotFound,
@@ -411,4 +418,4 @@ impl From<PackError> for Refusal {
 }
 
 // The largest piece must fit into a message.
-const _: () = assert!((MAX_PIECE as usize) < hearth_proto::MAX_MESSAGE_BYTES);
+const _: () = assert!((MAX_PIECE_SIZE as usize) < hearth_proto::MAX_MESSAGE_BYTES);

@@ -3,16 +3,16 @@ use tonic::{Code, Request, Response, Status};
 
 use super::super::audit;
 use super::super::convert::timestamp;
-use super::super::error::Refusal;
+use super::super::error::ApiError;
 use super::caller;
 use crate::access::policy::{CallerAction, decide};
 use crate::deploy::Handle;
 use crate::model::secret::{Secret, SecretName, SecretView};
-use crate::model::service::{EnvValue, Service};
-use crate::secrets::{Secrets, SecretsError};
+use crate::model::service::{EnvValue, ServiceRecord};
+use crate::secrets::{RoomSecrets, SecretsError};
 
 pub struct SecretsService {
-    pub secrets: Secrets,
+    pub secrets: RoomSecrets,
     /// Looks up which services use a secret.
     pub deploys: Handle,
 }
@@ -26,12 +26,12 @@ impl v1::secrets_server::Secrets for SecretsService {
         let caller = caller(request.extensions())?;
         let v1::SetSecretRequest { name, value } = request.into_inner();
         let name = self::name(&name)?;
-        audit::concerns(&name);
+        audit::record_object(&name);
         let value = String::from_utf8(value.into()).map_err(|_| {
             let message = format!("the value of secret `{name}` is not UTF-8 text");
-            Refusal::invalid("value", "invalid_secret_value", message)
+            ApiError::invalid("value", "invalid_secret_value", message)
         })?;
-        let set = self.secrets.set(&name, Secret::new(value)).await.map_err(Refusal::from)?;
+        let set = self.secrets.set(&name, Secret::new(value)).await.map_err(ApiError::from)?;
         tracing::info!(secret.name = %name, by = caller.name, "secret set");
         Ok(Response::new(v1::SetSecretResponse { secret: Some(shown(&set)) }))
     }
@@ -41,7 +41,7 @@ impl v1::secrets_server::Secrets for SecretsService {
         request: Request<v1::ListSecretsRequest>,
     ) -> Result<Response<v1::ListSecretsResponse>, Status> {
         caller(request.extensions())?;
-        let secrets = self.secrets.list().await.map_err(Refusal::from)?;
+        let secrets = self.secrets.list().await.map_err(ApiError::from)?;
         Ok(Response::new(v1::ListSecretsResponse { secrets: secrets.iter().map(shown).collect() }))
     }
 
@@ -51,10 +51,10 @@ impl v1::secrets_server::Secrets for SecretsService {
     ) -> Result<Response<v1::RemoveSecretResponse>, Status> {
         let caller = caller(request.extensions())?;
         let name = name(&request.into_inner().name)?;
-        audit::concerns(&name);
-        self.secrets.remove(&name).await.map_err(Refusal::from)?;
+        audit::record_object(&name);
+        self.secrets.remove(&name).await.map_err(ApiError::from)?;
         tracing::info!(secret.name = %name, by = caller.name, "secret removed");
-        let shown = decide(&caller, &CallerAction::ShowUsers).is_ok();
+        let shown = decide(&caller, &CallerAction::SeeSecretUsers).is_ok();
         let used_by = if shown { self.used_by(&name) } else { Vec::new() };
         Ok(Response::new(v1::RemoveSecretResponse { used_by }))
     }
@@ -62,8 +62,8 @@ impl v1::secrets_server::Secrets for SecretsService {
 
 impl SecretsService {
     fn used_by(&self, secret: &SecretName) -> Vec<String> {
-        let uses = |service: &Service| {
-            service.wanted().is_some_and(|revision| {
+        let uses = |service: &ServiceRecord| {
+            service.target_revision().is_some_and(|revision| {
                 revision
                     .spec
                     .env
@@ -76,8 +76,8 @@ impl SecretsService {
     }
 }
 
-fn name(text: &str) -> Result<SecretName, Refusal> {
-    text.parse().map_err(|error| Refusal::invalid("name", "invalid_secret_name", format!("{error}")))
+fn name(text: &str) -> Result<SecretName, ApiError> {
+    text.parse().map_err(|error| ApiError::invalid("name", "invalid_secret_name", format!("{error}")))
 }
 
 fn shown(secret: &SecretView) -> v1::Secret {
@@ -88,7 +88,7 @@ fn shown(secret: &SecretView) -> v1::Secret {
     }
 }
 
-impl From<SecretsError> for Refusal {
+impl From<SecretsError> for ApiError {
     fn from(error: SecretsError) -> Self {
         let (code, message, hint) = (error.code(), error.to_string(), error.hint());
         let refusal = match error {

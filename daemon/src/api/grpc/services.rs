@@ -14,13 +14,13 @@ use hearth_proto::v1;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::super::audit;
-use super::super::convert::{self, Entrance, deploy_spec, duration, page_size};
-use super::super::error::Refusal;
-use super::answers::Answers;
+use super::super::convert::{self, IngressAddress, deploy_spec, duration, page_size};
+use super::super::error::ApiError;
 use super::caller;
+use super::response_stream::ResponseStream;
 use crate::deploy::{DeployError, Handle};
 use crate::model::RoomRegistries;
-use crate::model::deploy::{Action, Deployed};
+use crate::model::deploy::{AcceptedDeploy, DeployAction};
 use crate::model::service::ServiceName;
 use crate::task;
 
@@ -33,14 +33,14 @@ const REMOVE_LIMIT: Duration = Duration::from_secs(60);
 pub struct ServicesService {
     pub deploys: Handle,
     pub rooms: RoomRegistries,
-    pub entrance: Entrance,
+    pub ingress_address: IngressAddress,
 }
 
 #[tonic::async_trait]
 impl v1::services_server::Services for ServicesService {
-    type WatchStream = Answers<v1::DeployEvent>;
-    type LogsStream = Answers<v1::ServiceLogLines>;
-    type ExecStream = Answers<v1::ExecResponse>;
+    type WatchStream = ResponseStream<v1::DeployEvent>;
+    type LogsStream = ResponseStream<v1::ServiceLogLines>;
+    type ExecStream = ResponseStream<v1::ExecResponse>;
 
     async fn deploy(
         &self,
@@ -49,14 +49,14 @@ impl v1::services_server::Services for ServicesService {
         let caller = caller(request.extensions())?;
         let v1::DeployRequest { spec, dry_run } = request.into_inner();
         let (request, credentials) = deploy_spec(spec.unwrap_or_default(), &self.rooms)?;
-        audit::concerns(&request.image);
+        audit::record_object(&request.image);
         if let Some(name) = &request.name {
-            audit::concerns(format_args!("service {name}"));
+            audit::record_object(format_args!("service {name}"));
         }
-        allow::images(&caller, &request, &self.rooms)?;
-        let by = allow::by(caller, &self.rooms);
+        allow::check_images(&caller, &request, &self.rooms)?;
+        let by = allow::actor(caller, &self.rooms);
         let deploys = self.deploys.clone();
-        let answer = whole("deploy", async move {
+        let answer = run_to_completion("deploy", async move {
             if dry_run {
                 let forecast = deploys.dry_run(request, &by, &credentials).await?;
                 Ok((forecast.deployed, forecast.actions))
@@ -74,18 +74,18 @@ impl v1::services_server::Services for ServicesService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
-        let by = allow::by(caller, &self.rooms);
-        let service = self.deploys.changeable(&request.service, "watch", &by).map_err(Refusal::from)?;
+        let by = allow::actor(caller, &self.rooms);
+        let service = self.deploys.changeable(&request.service, "watch", &by).map_err(ApiError::from)?;
         let revision = if request.revision == 0 { service.desired } else { request.revision };
         let events = self.deploys.watch(service.id.as_str(), revision, request.from_sequence);
-        let events = events.map_err(Refusal::from)?;
+        let events = events.map_err(ApiError::from)?;
         Ok(Response::new(events.map(|event| Ok(convert::deploy_event(event))).boxed()))
     }
 
     async fn get(&self, request: Request<v1::GetServiceRequest>) -> Result<Response<v1::Service>, Status> {
         caller(request.extensions())?;
-        let state = self.deploys.get(&request.into_inner().service).map_err(Refusal::from)?;
-        Ok(Response::new(convert::service(state, self.entrance, true)))
+        let state = self.deploys.get(&request.into_inner().service).map_err(ApiError::from)?;
+        Ok(Response::new(convert::service(state, self.ingress_address, true)))
     }
 
     async fn list(
@@ -98,7 +98,7 @@ impl v1::services_server::Services for ServicesService {
         let after: Option<ServiceName> = match request.page_token.as_str() {
             "" => None,
             token => Some(token.parse().map_err(|_| {
-                Refusal::invalid("page_token", "invalid_page_token", "not a page token of this call")
+                ApiError::invalid("page_token", "invalid_page_token", "not a page token of this call")
             })?),
         };
         let mut states = self.deploys.list();
@@ -106,7 +106,7 @@ impl v1::services_server::Services for ServicesService {
         let more = states.len() > size;
         states.truncate(size);
         let last = states.last().map(|state| state.service.name.to_string()).filter(|_| more);
-        let shown = states.into_iter().map(|state| convert::service(state, self.entrance, false));
+        let shown = states.into_iter().map(|state| convert::service(state, self.ingress_address, false));
         Ok(Response::new(v1::ListServicesResponse {
             services: shown.collect(),
             next_page_token: last.unwrap_or_default(),
@@ -119,11 +119,11 @@ impl v1::services_server::Services for ServicesService {
     ) -> Result<Response<Self::LogsStream>, Status> {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
-        let (source, query) = logs::question(&request)?;
-        let by = allow::by(caller, &self.rooms);
+        let (source, query) = logs::parse_log_request(&request)?;
+        let by = allow::actor(caller, &self.rooms);
         let service = self.deploys.changeable(&request.service, "read the log of", &by);
-        let service = service.map_err(Refusal::from)?.id;
-        let lines = self.deploys.logs(service.as_str(), source, query).await.map_err(Refusal::from)?;
+        let service = service.map_err(ApiError::from)?.id;
+        let lines = self.deploys.logs(service.as_str(), source, query).await.map_err(ApiError::from)?;
         Ok(Response::new(logs::batches(lines)))
     }
 
@@ -133,9 +133,10 @@ impl v1::services_server::Services for ServicesService {
     ) -> Result<Response<v1::DeployResponse>, Status> {
         let caller = caller(request.extensions())?;
         let service = request.into_inner().service;
-        audit::concerns(format_args!("service {service}"));
-        let (deploys, by) = (self.deploys.clone(), allow::by(caller, &self.rooms));
-        let deployed = whole("restart service", async move { deploys.restart(&service, &by).await }).await?;
+        audit::record_object(format_args!("service {service}"));
+        let (deploys, by) = (self.deploys.clone(), allow::actor(caller, &self.rooms));
+        let deployed =
+            run_to_completion("restart service", async move { deploys.restart(&service, &by).await }).await?;
         Ok(Response::new(self.deployed(deployed, &[])))
     }
 
@@ -145,11 +146,14 @@ impl v1::services_server::Services for ServicesService {
     ) -> Result<Response<v1::DeployResponse>, Status> {
         let caller = caller(request.extensions())?;
         let v1::RollbackServiceRequest { service, revision } = request.into_inner();
-        audit::concerns(format_args!("service {service}"));
-        let by = allow::by(caller, &self.rooms);
+        audit::record_object(format_args!("service {service}"));
+        let by = allow::actor(caller, &self.rooms);
         let (deploys, revision) = (self.deploys.clone(), Some(revision).filter(|revision| *revision > 0));
         let rolled =
-            whole("roll back service", async move { deploys.rollback(&service, revision, &by).await });
+            run_to_completion(
+                "roll back service",
+                async move { deploys.rollback(&service, revision, &by).await },
+            );
         Ok(Response::new(self.deployed(rolled.await?, &[])))
     }
 
@@ -159,17 +163,20 @@ impl v1::services_server::Services for ServicesService {
     ) -> Result<Response<v1::RemoveServiceResponse>, Status> {
         let caller = caller(request.extensions())?;
         let v1::RemoveServiceRequest { service, grace } = request.into_inner();
-        audit::concerns(format_args!("service {service}"));
+        audit::record_object(format_args!("service {service}"));
         let grace = duration("grace", grace)?.unwrap_or(REMOVE_GRACE);
         if grace > MAX_REMOVE_GRACE {
             let message = format!("the grace is at most {} s", MAX_REMOVE_GRACE.as_secs());
-            return Err(Refusal::invalid("grace", "invalid_grace", message).into());
+            return Err(ApiError::invalid("grace", "invalid_grace", message).into());
         }
         let (deploys, name) = (self.deploys.clone(), caller.name.clone());
-        let by = allow::by(caller, &self.rooms);
+        let by = allow::actor(caller, &self.rooms);
         let limit = grace + REMOVE_LIMIT;
         let removed =
-            whole("remove service", async move { deploys.remove(&service, grace, limit, &by).await });
+            run_to_completion(
+                "remove service",
+                async move { deploys.remove(&service, grace, limit, &by).await },
+            );
         let removed = removed.await?;
         tracing::info!(service.name = %removed.name, by = name, "service removed");
         Ok(Response::new(v1::RemoveServiceResponse {
@@ -185,11 +192,11 @@ impl v1::services_server::Services for ServicesService {
         let caller = caller(request.extensions())?;
         let mut messages = request.into_inner();
         let (service, spec) = exec::begin(&mut messages).await?;
-        let name = self.deploys.get(&service).map_err(Refusal::from)?.service.name;
-        audit::concerns(format_args!("service {name}"));
+        let name = self.deploys.get(&service).map_err(ApiError::from)?.service.name;
+        audit::record_object(format_args!("service {name}"));
         tracing::info!(service.name = %name, by = caller.name, "exec requested");
-        let (deploys, by) = (self.deploys.clone(), allow::by(caller, &self.rooms));
-        let exec = whole("exec", async move { deploys.exec(&service, spec, &by).await }).await?;
+        let (deploys, by) = (self.deploys.clone(), allow::actor(caller, &self.rooms));
+        let exec = run_to_completion("exec", async move { deploys.exec(&service, spec, &by).await }).await?;
         Ok(Response::new(exec::answers(exec, messages)))
     }
 
@@ -200,7 +207,7 @@ impl v1::services_server::Services for ServicesService {
         caller(request.extensions())?;
         let routes = self.deploys.routes();
         Ok(Response::new(v1::ListRoutesResponse {
-            routes: routes.iter().map(|route| convert::route(route, self.entrance)).collect(),
+            routes: routes.iter().map(|route| convert::route(route, self.ingress_address)).collect(),
         }))
     }
 
@@ -210,17 +217,18 @@ impl v1::services_server::Services for ServicesService {
     ) -> Result<Response<v1::RemoveRouteResponse>, Status> {
         let caller = caller(request.extensions())?;
         let domain = convert::domain("domain", &request.into_inner().domain)?;
-        audit::concerns(&domain);
+        audit::record_object(&domain);
         let (deploys, given, name) = (self.deploys.clone(), domain.clone(), caller.name.clone());
-        let by = allow::by(caller, &self.rooms);
-        let service = whole("remove route", async move { deploys.remove_route(&given, &by).await }).await?;
+        let by = allow::actor(caller, &self.rooms);
+        let service =
+            run_to_completion("remove route", async move { deploys.remove_route(&given, &by).await }).await?;
         tracing::info!(%domain, service.name = %service, by = name, "route removed");
         Ok(Response::new(v1::RemoveRouteResponse { service: service.to_string() }))
     }
 }
 
 impl ServicesService {
-    fn deployed(&self, deployed: Deployed, plan: &[Action]) -> v1::DeployResponse {
+    fn deployed(&self, deployed: AcceptedDeploy, plan: &[DeployAction]) -> v1::DeployResponse {
         let service = deployed.service;
         let spec = service.revision(deployed.revision).map(|revision| revision.spec.clone());
         let domains = spec.iter().flat_map(|spec| &spec.domains);
@@ -231,19 +239,19 @@ impl ServicesService {
             created: deployed.created,
             notes: deployed.notes,
             plan: plan.iter().map(convert::action).collect(),
-            urls: domains.filter_map(|domain| self.entrance.url(domain)).collect(),
+            urls: domains.filter_map(|domain| self.ingress_address.url(domain)).collect(),
             spec: spec.map(convert::service_spec),
         }
     }
 }
 
 /// Runs work to its end, even if the client disconnects.
-async fn whole<T: Send + 'static>(
+async fn run_to_completion<T: Send + 'static>(
     name: &'static str,
     work: impl Future<Output = Result<T, DeployError>> + Send + 'static,
 ) -> Result<T, Status> {
-    let done = task::spawn(name, work).await.unwrap_or(Err(DeployError::Ending));
-    done.map_err(|error| Refusal::from(error).into())
+    let done = task::spawn(name, work).await.unwrap_or(Err(DeployError::ShuttingDown));
+    done.map_err(|error| ApiError::from(error).into())
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@ use hearth_proto::v1;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::audit;
-use super::super::error::Refusal;
-use super::answers::{Answers, chunk_of, in_pieces};
-use super::upload::{Area, FileUpload, NewFile, begin_missing, checked, chunk_missing};
-use super::{ask, caller, share_owner, storage_for};
+use super::super::error::ApiError;
+use super::response_stream::{ResponseStream, read_chunk, stream_batches};
+use super::upload::{FileUpload, NewFile, StorageArea, begin_missing, checked, chunk_missing};
+use super::{authorized_storage_path, caller, check_access, share_owner};
 use crate::access::policy::CallerAction;
 use crate::context::storage::{FileKind, FileStat, StorageError, StorageRoot, StorageRoots, WriteOptions};
-use crate::disk::DiskShares;
+use crate::disk::DiskLedger;
 use crate::model::access::{Caller, StorageVerb};
 use crate::task;
 
@@ -19,13 +19,13 @@ const ENTRIES: usize = 256;
 
 pub struct StorageService {
     pub storage: StorageRoots,
-    pub disk: DiskShares,
+    pub disk: DiskLedger,
 }
 
 #[tonic::async_trait]
 impl v1::storage_server::Storage for StorageService {
-    type ListStream = Answers<v1::FileEntry>;
-    type ReadStream = Answers<v1::ReadFileResponse>;
+    type ListStream = ResponseStream<v1::FileEntry>;
+    type ReadStream = ResponseStream<v1::ReadFileResponse>;
 
     async fn list(
         &self,
@@ -35,9 +35,9 @@ impl v1::storage_server::Storage for StorageService {
         let request = request.into_inner();
         let (root, path) = self.allow(&caller, StorageVerb::Read, request.area, &request.path)?;
         let listing = blocking(move || root.list(&path, request.recursive)).await?;
-        Ok(Response::new(in_pieces(listing, |listing| {
+        Ok(Response::new(stream_batches(listing, |listing| {
             let piece = listing.take(ENTRIES).map(|entry| Ok(file_entry(&entry?)));
-            piece.collect::<Result<_, StorageError>>().map_err(|error| Refusal::from(error).into())
+            piece.collect::<Result<_, StorageError>>().map_err(|error| ApiError::from(error).into())
         })))
     }
 
@@ -51,11 +51,11 @@ impl v1::storage_server::Storage for StorageService {
         let (root, path) = self.allow(&caller, StorageVerb::Read, request.area, &request.path)?;
         let (stat, file) = blocking(move || root.read(&path)).await?;
         let path = stat.path.clone();
-        Ok(Response::new(in_pieces((Some(stat), file), move |(stat, file)| {
+        Ok(Response::new(stream_batches((Some(stat), file), move |(stat, file)| {
             let message = match stat.take() {
                 Some(stat) => Some(Message::Entry(file_entry(&stat))),
-                None => chunk_of(file)
-                    .map_err(|source| Refusal::from(StorageError::Io { path: path.clone(), source }))?
+                None => read_chunk(file)
+                    .map_err(|source| ApiError::from(StorageError::Io { path: path.clone(), source }))?
                     .map(Message::Chunk),
             };
             Ok(message.map(|message| v1::ReadFileResponse { message: Some(message) }).into_iter().collect())
@@ -97,7 +97,7 @@ impl v1::storage_server::Storage for StorageService {
         let request = request.into_inner();
         let (root, path) = self.allow(&caller, StorageVerb::Write, request.area, &request.path)?;
         if request.recursive {
-            ask(&caller, &CallerAction::RemoveTree(&path.to_string_lossy()))?;
+            check_access(&caller, &CallerAction::RemoveTree(&path.to_string_lossy()))?;
         }
         let (disk, area) = (self.disk.clone(), area(request.area)?);
         blocking(move || {
@@ -120,19 +120,19 @@ impl StorageService {
         path: &str,
     ) -> Result<(StorageRoot, PathBuf), Status> {
         let (root, name) = match area(wire)? {
-            Area::Room => (&self.storage.room, "room"),
-            Area::Project => (&self.storage.project, "project"),
+            StorageArea::Room => (&self.storage.room, "room"),
+            StorageArea::Project => (&self.storage.project, "project"),
         };
-        audit::concerns(format_args!("{name} storage /{}", path.trim_start_matches('/')));
-        storage_for(caller, verb, root, "path", path)
+        audit::record_object(format_args!("{name} storage /{}", path.trim_start_matches('/')));
+        authorized_storage_path(caller, verb, root, "path", path)
     }
 }
 
-fn area(wire: i32) -> Result<Area, Refusal> {
+fn area(wire: i32) -> Result<StorageArea, ApiError> {
     match v1::StorageArea::try_from(wire) {
-        Ok(v1::StorageArea::Unspecified | v1::StorageArea::Room) => Ok(Area::Room),
-        Ok(v1::StorageArea::Project) => Ok(Area::Project),
-        Err(_) => Err(Refusal::invalid("area", "invalid_area", "unknown storage area")),
+        Ok(v1::StorageArea::Unspecified | v1::StorageArea::Room) => Ok(StorageArea::Room),
+        Ok(v1::StorageArea::Project) => Ok(StorageArea::Project),
+        Err(_) => Err(ApiError::invalid("area", "invalid_area", "unknown storage area")),
     }
 }
 
@@ -140,8 +140,8 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
 ) -> Result<T, Status> {
     match task::blocking("storage", work).await {
-        Ok(result) => Ok(result.map_err(Refusal::from)?),
-        Err(error) => Err(Refusal::internal("the storage could not be reached", error).into()),
+        Ok(result) => Ok(result.map_err(ApiError::from)?),
+        Err(error) => Err(ApiError::internal("the storage could not be reached", error).into()),
     }
 }
 
@@ -165,7 +165,7 @@ fn file_entry(stat: &FileStat) -> v1::FileEntry {
     }
 }
 
-impl From<StorageError> for Refusal {
+impl From<StorageError> for ApiError {
     fn from(error: StorageError) -> Self {
         let message = error.to_string();
         let (status, code) = match &error {

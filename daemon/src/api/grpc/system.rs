@@ -7,11 +7,11 @@ use tonic::{Code, Request, Response, Status};
 
 use super::super::audit;
 use super::super::convert::{duration, timestamp};
-use super::super::error::Refusal;
-use super::super::http::Readiness;
+use super::super::error::ApiError;
+use super::super::http::ReadinessCheck;
 use super::caller;
 use super::usage::DiskUsage;
-use crate::access::{Access, KeyChangeError, Revocation, policy};
+use crate::access::{KeyChangeError, TokenAuthority, TokenRevocation, policy};
 use crate::audit::{AuditOutcome, AuditQuery, AuditRecord, AuditTrail, MAX_RECORDS};
 use crate::deploy::Handle;
 use crate::model::RoomRegistries;
@@ -33,9 +33,9 @@ pub type BuilderList = Arc<dyn Fn() -> Vec<BuilderStatus> + Send + Sync>;
 pub struct SystemService {
     pub room: String,
     pub room_registries: RoomRegistries,
-    pub readiness: Readiness,
+    pub readiness: ReadinessCheck,
     pub builders: BuilderList,
-    pub access: Arc<Access>,
+    pub access: Arc<TokenAuthority>,
     pub usage: DiskUsage,
     pub trail: AuditTrail,
     /// Issues new tokens to services after a rotation.
@@ -74,7 +74,7 @@ impl v1::system_server::System for SystemService {
     ) -> Result<Response<v1::GetDiskUsageResponse>, Status> {
         let caller = caller(request.extensions())?;
         let only = policy::listed_owner(&caller);
-        Ok(Response::new(self.usage.of(only).await?))
+        Ok(Response::new(self.usage.report(only).await?))
     }
 
     async fn mint_token(
@@ -83,12 +83,12 @@ impl v1::system_server::System for SystemService {
     ) -> Result<Response<v1::MintTokenResponse>, Status> {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
-        audit::concerns(format_args!("token of {}", request.name));
+        audit::record_object(format_args!("token of {}", request.name));
         let name = if request.name.is_empty() { "participant" } else { &request.name };
         let ttl = duration("ttl", request.ttl)?.unwrap_or(DEFAULT_TTL);
         let domain = Some(request.domain.as_str()).filter(|domain| !domain.is_empty());
         let minted = self.access.mint_into(domain, name, &request.scope, ttl);
-        let (token, expires) = minted.map_err(Refusal::from)?;
+        let (token, expires) = minted.map_err(ApiError::from)?;
         tracing::info!(by = caller.name, name, domain, "token minted");
         Ok(Response::new(v1::MintTokenResponse { token, expires_at: Some(timestamp(expires)) }))
     }
@@ -110,13 +110,13 @@ impl v1::system_server::System for SystemService {
     ) -> Result<Response<v1::RotateTokenSecretResponse>, Status> {
         let caller = caller(request.extensions())?;
         let grace = duration("grace", request.into_inner().grace)?.unwrap_or(DEFAULT_GRACE);
-        let until = self.change(move |access| access.rotate(grace)).await?;
+        let until = self.change_keys(move |access| access.rotate(grace)).await?;
         tracing::warn!(by = caller.name, %until, "rotated the room's secret");
         let deploys = self.deploys.clone();
         // The restarts run to their end, even if the client disconnects.
         let renewed =
             task::spawn("renew tokens of services", async move { deploys.renew_tokens().await }).await;
-        let renewed = renewed.map_err(|error| Refusal::internal("services were not restarted", error))?;
+        let renewed = renewed.map_err(|error| ApiError::internal("services were not restarted", error))?;
         let (mut services, mut not_restarted) = (Vec::new(), Vec::new());
         for (name, restarted) in renewed {
             match restarted {
@@ -137,11 +137,11 @@ impl v1::system_server::System for SystemService {
     ) -> Result<Response<v1::TokenRevocation>, Status> {
         let caller = caller(request.extensions())?;
         let name = request.into_inner().name;
-        audit::concerns(format_args!("tokens of {name}"));
+        audit::record_object(format_args!("tokens of {name}"));
         let (of, by) = (name.clone(), caller.name.clone());
-        let revocation = self.change(move |access| access.revoke(&of, &by)).await?;
+        let revocation = self.change_keys(move |access| access.revoke(&of, &by)).await?;
         tracing::warn!(by = caller.name, name, "revoked tokens");
-        let note = self.note_of(&name).await;
+        let note = self.revocation_note(&name).await;
         Ok(Response::new(v1::TokenRevocation { note, ..revocation_to_wire(name, revocation) }))
     }
 
@@ -163,15 +163,15 @@ impl v1::system_server::System for SystemService {
         let v1::ListAuditRecordsRequest { since, caller, action, denied_only, limit } = request.into_inner();
         let since = since.map(|time| {
             Timestamp::new(time.seconds, time.nanos)
-                .map_err(|_| Refusal::invalid("since", "invalid_time", "not a time that there can be"))
+                .map_err(|_| ApiError::invalid("since", "invalid_time", "not a time that there can be"))
         });
         let limit = if limit == 0 { DEFAULT_RECORDS } else { limit as usize };
         let query = AuditQuery { since: since.transpose()?, caller, action, denied_only, limit };
         let read = tokio::time::timeout(READ_LIMIT, self.trail.read(query)).await;
         let records =
-            read.map_err(|_| Refusal::internal("the audit trail could not be read", "it takes too long"))?;
+            read.map_err(|_| ApiError::internal("the audit trail could not be read", "it takes too long"))?;
         let records =
-            records.map_err(|error| Refusal::internal("the audit trail could not be read", error))?;
+            records.map_err(|error| ApiError::internal("the audit trail could not be read", error))?;
         Ok(Response::new(v1::ListAuditRecordsResponse {
             records: records.into_iter().map(record_to_wire).collect(),
         }))
@@ -198,7 +198,7 @@ fn builder(status: BuilderStatus) -> v1::Builder {
 impl SystemService {
     /// Returns a note if a name seems to be unknown. The daemon keeps no list of issued tokens, so participants
     /// are only known from the audit trail.
-    async fn note_of(&self, name: &str) -> String {
+    async fn revocation_note(&self, name: &str) -> String {
         if let Some(id) = name.strip_prefix(SERVICE_NAME) {
             let known = self.deploys.list().iter().any(|state| state.service.id.as_str() == id);
             return if known { String::new() } else { format!("there is no service with the id `{id}`") };
@@ -232,18 +232,18 @@ impl SystemService {
     }
 
     /// Changes keys or revocations on a blocking thread.
-    async fn change<T: Send + 'static>(
+    async fn change_keys<T: Send + 'static>(
         &self,
-        change: impl FnOnce(&Access) -> Result<T, KeyChangeError> + Send + 'static,
+        change: impl FnOnce(&TokenAuthority) -> Result<T, KeyChangeError> + Send + 'static,
     ) -> Result<T, Status> {
         let access = Arc::clone(&self.access);
         let changed = task::blocking("tokens", move || change(&access)).await;
-        let changed = changed.map_err(|error| Refusal::internal("tokens could not be changed", error))?;
-        changed.map_err(|error| Refusal::from(error).into())
+        let changed = changed.map_err(|error| ApiError::internal("tokens could not be changed", error))?;
+        changed.map_err(|error| ApiError::from(error).into())
     }
 }
 
-fn revocation_to_wire(name: String, revocation: Revocation) -> v1::TokenRevocation {
+fn revocation_to_wire(name: String, revocation: TokenRevocation) -> v1::TokenRevocation {
     let before = prost_types::Timestamp { seconds: revocation.before, nanos: 0 };
     v1::TokenRevocation { name, before: Some(before), revoked_by: revocation.by, note: String::new() }
 }
@@ -266,7 +266,7 @@ fn record_to_wire(record: AuditRecord) -> v1::AuditRecord {
     }
 }
 
-impl From<KeyChangeError> for Refusal {
+impl From<KeyChangeError> for ApiError {
     fn from(error: KeyChangeError) -> Self {
         let message = error.to_string();
         match error {

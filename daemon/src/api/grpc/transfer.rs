@@ -15,33 +15,33 @@ use tonic::Status;
 
 use super::super::audit;
 use super::super::convert;
-use super::super::error::Refusal;
-use super::answers::Answers;
-use super::ask;
+use super::super::error::ApiError;
+use super::check_access;
 use super::images::{ImagesService, reference};
+use super::response_stream::ResponseStream;
 use crate::access::policy::CallerAction;
-use crate::image::{Destination, Platforms, Pull, Transfer};
+use crate::image::{ImageDestination, ImagePull, PlatformSelection, TransferProgress};
 use crate::model::access::Caller;
 use crate::model::image::Platform;
 use crate::model::{Reference, RoomRegistries};
 use crate::task;
 
 /// Interval between two progress events.
-const TELL_EVERY: Duration = Duration::from_millis(500);
-const AHEAD: usize = 4;
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+const EVENT_CAPACITY: usize = 4;
 
 impl ImagesService {
     pub(super) fn start_pull(
         &self,
         caller: &Caller,
         request: v1::PullImageRequest,
-    ) -> Result<Answers<v1::TransferEvent>, Status> {
+    ) -> Result<ResponseStream<v1::TransferEvent>, Status> {
         let source = reference("reference", &request.reference)?;
-        foreign("reference", &source, self.images.room_registries())?;
+        require_remote("reference", &source, self.images.room_registries())?;
         let tag = match request.tag.as_str() {
             "" if source.tag.is_none() && source.digest.is_some() => {
                 let message = "an image that is named by its digest needs a tag in the room";
-                return Err(Refusal::invalid("tag", "tag_needed", message).into());
+                return Err(ApiError::invalid("tag", "tag_needed", message).into());
             }
             "" => {
                 let tag = source.tag_or_latest();
@@ -49,35 +49,36 @@ impl ImagesService {
             }
             text => convert::tag("tag", text)?,
         };
-        audit::concerns(&source);
-        audit::concerns(&tag);
-        ask(caller, &CallerAction::PullElsewhere(&full_name(&source)))?;
-        ask(caller, &CallerAction::WriteRepository(&tag.repository))?;
+        audit::record_object(&source);
+        audit::record_object(&tag);
+        check_access(caller, &CallerAction::PullRemoteImage(&full_name(&source)))?;
+        check_access(caller, &CallerAction::WriteRepository(&tag.repository))?;
         let platforms = match (request.all_platforms, request.platform.as_str()) {
-            (true, _) => Platforms::All,
-            (false, "") => Platforms::One(Platform::host()),
-            (false, text) => Platforms::One(Platform::parse(text).ok_or_else(|| {
+            (true, _) => PlatformSelection::All,
+            (false, "") => PlatformSelection::One(Platform::host()),
+            (false, text) => PlatformSelection::One(Platform::parse(text).ok_or_else(|| {
                 let message =
                     format!("platform `{text}`: expected `os/arch[/variant]`, such as `linux/arm64`");
-                Refusal::invalid("platform", "invalid_platform", message)
+                ApiError::invalid("platform", "invalid_platform", message)
             })?),
         };
-        let remote =
-            self.elsewhere.remote(&convert::registry_credentials("credentials", request.credentials)?);
-        let remote = remote.map_err(|error| Refusal::from(crate::image::ImageError::from(error)))?;
-        let (images, transfer) = (self.images.clone(), Arc::new(Transfer::default()));
+        let remote = self
+            .remote_registries
+            .remote(&convert::registry_credentials("credentials", request.credentials)?);
+        let remote = remote.map_err(|error| ApiError::from(crate::image::ImageError::from(error)))?;
+        let (images, transfer) = (self.images.clone(), Arc::new(TransferProgress::default()));
         let (shown, caller) = (Arc::clone(&transfer), caller.name.clone());
         Ok(events(shown, async move {
             let name = images.room_registries().qualify(tag.clone()).to_string();
-            let destination = Destination::Tag(tag);
+            let destination = ImageDestination::Tag(tag);
             let (remote, reference, caller) = (&remote, &source, caller.as_str());
-            let pull = Pull { remote, reference, caller, platforms, destination };
+            let pull = ImagePull { remote, reference, caller, platforms, destination };
             let pulled = images.pull(pull, &transfer).await?;
             tracing::info!(image.digest = %pulled.manifest.digest, from = full_name(&source), to = name, "image pulled");
             Ok(v1::TransferDone {
                 digest: pulled.manifest.digest.to_string(),
                 reference: name,
-                sent_bytes: transfer.stand().bytes.saturating_sub(pulled.reused_bytes),
+                sent_bytes: transfer.snapshot().bytes.saturating_sub(pulled.reused_bytes),
                 reused_bytes: pulled.reused_bytes,
             })
         }))
@@ -87,18 +88,19 @@ impl ImagesService {
         &self,
         caller: &Caller,
         request: v1::PushImageRequest,
-    ) -> Result<Answers<v1::TransferEvent>, Status> {
+    ) -> Result<ResponseStream<v1::TransferEvent>, Status> {
         let source = reference("reference", &request.reference)?;
         let target = convert::tag("target", &request.target)?;
-        foreign("target", &target, self.images.room_registries())?;
-        audit::concerns(&source);
-        audit::concerns(&target);
-        ask(caller, &CallerAction::PullRepository(&source.repository))?;
-        ask(caller, &CallerAction::PushElsewhere(&full_name(&target)))?;
-        let remote =
-            self.elsewhere.remote(&convert::registry_credentials("credentials", request.credentials)?);
-        let remote = remote.map_err(|error| Refusal::from(crate::image::ImageError::from(error)))?;
-        let (images, transfer) = (self.images.clone(), Arc::new(Transfer::default()));
+        require_remote("target", &target, self.images.room_registries())?;
+        audit::record_object(&source);
+        audit::record_object(&target);
+        check_access(caller, &CallerAction::PullRepository(&source.repository))?;
+        check_access(caller, &CallerAction::PushRemoteImage(&full_name(&target)))?;
+        let remote = self
+            .remote_registries
+            .remote(&convert::registry_credentials("credentials", request.credentials)?);
+        let remote = remote.map_err(|error| ApiError::from(crate::image::ImageError::from(error)))?;
+        let (images, transfer) = (self.images.clone(), Arc::new(TransferProgress::default()));
         let shown = Arc::clone(&transfer);
         Ok(events(shown, async move {
             let (manifest, sent) = images.push(&remote, &source, &target, &transfer).await?;
@@ -114,32 +116,32 @@ impl ImagesService {
 }
 
 /// Refuses a reference to this room where one to another registry is required.
-fn foreign(field: &str, reference: &Reference, rooms: &RoomRegistries) -> Result<(), Refusal> {
+fn require_remote(field: &str, reference: &Reference, rooms: &RoomRegistries) -> Result<(), ApiError> {
     if !rooms.owns_source(reference) {
         return Ok(());
     }
     let message = format!("`{reference}` is in this room's registry, not in another");
-    Err(Refusal::invalid(field, "room_registry", message)
+    Err(ApiError::invalid(field, "room_registry", message)
         .hint("`hearth images tag` names an image of the room anew"))
 }
 
 /// Streams the progress of a transfer, and then its result.
 fn events(
-    transfer: Arc<Transfer>,
+    transfer: Arc<TransferProgress>,
     work: impl Future<Output = Result<v1::TransferDone, crate::image::ImageError>> + Send + 'static,
-) -> Answers<v1::TransferEvent> {
+) -> ResponseStream<v1::TransferEvent> {
     use v1::transfer_event::Event;
-    let (send, receive) = mpsc::channel(AHEAD);
+    let (send, receive) = mpsc::channel(EVENT_CAPACITY);
     let event = |event| v1::TransferEvent { event: Some(event) };
     task::spawn("image-transfer", async move {
         let mut work = Box::pin(work);
-        let mut tick = tokio::time::interval(TELL_EVERY);
+        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         loop {
             tokio::select! {
                 result = &mut work => {
                     let last = result.map(|done| event(Event::Done(done)));
                     // The client may have disconnected.
-                    let _ = send.send(last.map_err(|error| Refusal::from(error).into())).await;
+                    let _ = send.send(last.map_err(|error| ApiError::from(error).into())).await;
                     return;
                 }
                 () = send.closed() => {
@@ -147,7 +149,7 @@ fn events(
                     return;
                 }
                 _ = tick.tick() => {
-                    let stand = transfer.stand();
+                    let stand = transfer.snapshot();
                     let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
                     // A progress event that cannot be sent now would be outdated later, so it is dropped.
                     let _ = send.try_send(Ok(event(Event::Progress(v1::TransferProgress {

@@ -5,19 +5,19 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use tonic::{Code, Status};
 
-use super::super::error::Refusal;
+use super::super::error::ApiError;
 use crate::context::storage::{FileStat, StorageError, StorageRoot, StorageWriter, WriteOptions};
-use crate::disk::{DiskClaim, DiskError, DiskShares, KeptContent, UploadKind};
+use crate::disk::{DiskClaim, DiskError, DiskLedger, KeptContent, UploadKind};
 use crate::model::share_owner::ShareOwner;
 use crate::task;
-use crate::task::in_turn::{InTurn, Stopped};
+use crate::task::sequential::{SequentialError, SequentialWork};
 
 /// Maximum size in bytes of a chunk from a client.
 const MAX_CHUNK: usize = 4 * 1024 * 1024;
 
 /// Upload of a file. Dropping it before [`finish`](Self::finish) leaves nothing of the file.
 pub(super) struct FileUpload {
-    content: InTurn<CountedWriter, FileError>,
+    content: SequentialWork<QuotaWriter, FileError>,
     kept: KeptContent,
 }
 
@@ -26,18 +26,18 @@ pub(super) struct NewFile<'a> {
     pub root: StorageRoot,
     pub path: PathBuf,
     pub options: WriteOptions,
-    pub area: Area,
+    pub area: StorageArea,
     pub owner: &'a ShareOwner,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Area {
+pub(super) enum StorageArea {
     Room,
     Project,
 }
 
 /// Writes a file within the owner's share of the disk.
-pub(super) struct CountedWriter {
+pub(super) struct QuotaWriter {
     writer: StorageWriter,
     claim: DiskClaim,
 }
@@ -49,7 +49,7 @@ pub(super) enum FileError {
     Disk(DiskError),
 }
 
-impl Area {
+impl StorageArea {
     pub(super) fn content(self, path: &Path) -> KeptContent {
         match self {
             Self::Room => KeptContent::RoomFile(path.to_owned()),
@@ -58,9 +58,9 @@ impl Area {
     }
 }
 
-impl CountedWriter {
+impl QuotaWriter {
     /// Opens the file. Blocking, like all methods.
-    pub(super) fn begin(disk: &DiskShares, file: NewFile<'_>) -> Result<Self, FileError> {
+    pub(super) fn begin(disk: &DiskLedger, file: NewFile<'_>) -> Result<Self, FileError> {
         let NewFile { root, path, options, owner, .. } = file;
         let name = path.display().to_string();
         let claim = disk.begin(&owner.0, UploadKind::File, &name, root.path()).map_err(FileError::Disk)?;
@@ -81,14 +81,14 @@ impl CountedWriter {
 }
 
 impl FileUpload {
-    pub(super) async fn start(disk: &DiskShares, file: NewFile<'_>) -> Result<Self, Status> {
+    pub(super) async fn start(disk: &DiskLedger, file: NewFile<'_>) -> Result<Self, Status> {
         let kept = file.area.content(&file.path);
         let (disk, owner) = (disk.clone(), file.owner.clone());
         let NewFile { root, path, options, area, .. } = file;
-        let begin = move || CountedWriter::begin(&disk, NewFile { root, path, options, area, owner: &owner });
+        let begin = move || QuotaWriter::begin(&disk, NewFile { root, path, options, area, owner: &owner });
         let begun = task::blocking("file-upload", begin).await;
-        let writer = begun.map_err(|error| not_written(&error))?.map_err(Refusal::from)?;
-        Ok(Self { content: InTurn::new("file-upload", writer), kept })
+        let writer = begun.map_err(|error| not_written(&error))?.map_err(ApiError::from)?;
+        Ok(Self { content: SequentialWork::new("file-upload", writer), kept })
     }
 
     /// Writes a chunk while the next one is received. Returns the error of an earlier chunk, if there is one.
@@ -100,22 +100,22 @@ impl FileUpload {
         let Self { content, kept } = self;
         let writer = content.finish().await.map_err(stopped)?;
         let written = task::blocking("file-upload", move || writer.finish(kept)).await;
-        Ok(written.map_err(|error| not_written(&error))?.map_err(Refusal::from)?)
+        Ok(written.map_err(|error| not_written(&error))?.map_err(ApiError::from)?)
     }
 }
 
-fn stopped(stopped: Stopped<FileError>) -> Status {
+fn stopped(stopped: SequentialError<FileError>) -> Status {
     match stopped {
-        Stopped::Failed(error) => Refusal::from(error).into(),
-        Stopped::Ended => not_written(&"its writer ended early"),
+        SequentialError::Failed(error) => ApiError::from(error).into(),
+        SequentialError::Ended => not_written(&"its writer ended early"),
     }
 }
 
 fn not_written(cause: &dyn std::fmt::Display) -> Status {
-    Refusal::internal("the file was not written", cause).into()
+    ApiError::internal("the file was not written", cause).into()
 }
 
-impl From<FileError> for Refusal {
+impl From<FileError> for ApiError {
     fn from(error: FileError) -> Self {
         match error {
             FileError::Storage(error) => error.into(),
@@ -124,7 +124,7 @@ impl From<FileError> for Refusal {
     }
 }
 
-impl From<DiskError> for Refusal {
+impl From<DiskError> for ApiError {
     fn from(error: DiskError) -> Self {
         let message = error.to_string();
         match error {
@@ -144,15 +144,15 @@ pub(super) fn checked(chunk: Bytes) -> Result<Bytes, Status> {
     if chunk.len() <= MAX_CHUNK {
         return Ok(chunk);
     }
-    Err(Refusal::invalid("chunk", "chunk_too_large", format!("a chunk is at most {MAX_CHUNK} bytes")).into())
+    Err(ApiError::invalid("chunk", "chunk_too_large", format!("a chunk is at most {MAX_CHUNK} bytes")).into())
 }
 
 /// Error about an upload without `begin` as its first message.
 pub(super) fn begin_missing() -> Status {
-    Refusal::invalid("begin", "begin_missing", "the first message must be `begin`").into()
+    ApiError::invalid("begin", "begin_missing", "the first message must be `begin`").into()
 }
 
 /// Error about an upload with a message other than a chunk after `begin`.
 pub(super) fn chunk_missing() -> Status {
-    Refusal::invalid("chunk", "chunk_missing", "after `begin` come only chunks").into()
+    ApiError::invalid("chunk", "chunk_missing", "after `begin` come only chunks").into()
 }

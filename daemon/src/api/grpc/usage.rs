@@ -7,18 +7,18 @@ use std::time::Duration;
 use hearth_proto::v1;
 use tonic::Status;
 
-use super::super::error::Refusal;
+use super::super::error::ApiError;
 use crate::build;
-use crate::disk::{DiskShares, UploadKind};
-use crate::image::Images;
-use crate::packs::Packs;
+use crate::disk::{DiskLedger, UploadKind};
+use crate::image::ImageStore;
+use crate::packs::PackStore;
 use crate::task;
 
 /// Sources of the disk usage.
 pub struct DiskUsage {
-    pub disk: DiskShares,
-    pub packs: Packs,
-    pub images: Images,
+    pub disk: DiskLedger,
+    pub packs: PackStore,
+    pub images: ImageStore,
     pub builds: build::Handle,
     /// State directory, whose file system's free space is reported.
     pub state_dir: PathBuf,
@@ -26,11 +26,11 @@ pub struct DiskUsage {
 
 impl DiskUsage {
     /// Reports the disk usage of the caller `only`, or of all callers.
-    pub(super) async fn of(&self, only: Option<&str>) -> Result<v1::GetDiskUsageResponse, Status> {
+    pub(super) async fn report(&self, only: Option<&str>) -> Result<v1::GetDiskUsageResponse, Status> {
         let kept = self.disk.kept();
-        let logs = self.builds.log_bytes().await.map_err(Refusal::from)?;
-        let cached = self.images.pack_bytes().await.map_err(Refusal::from)?;
-        let packs = self.images.packs().await.map_err(Refusal::from)?;
+        let logs = self.builds.log_bytes().await.map_err(ApiError::from)?;
+        let cached = self.images.pack_bytes().await.map_err(ApiError::from)?;
+        let packs = self.images.packs().await.map_err(ApiError::from)?;
         let mut uploads = self.uploads();
         let names: BTreeSet<&str> = (kept.keys().chain(logs.keys()).chain(cached.keys()))
             .map(String::as_str)
@@ -45,7 +45,7 @@ impl DiskUsage {
             let open = uploads.iter().filter(|upload| upload.caller == name && upload.kind != "pack");
             v1::CallerDiskUsage {
                 caller: name.to_owned(),
-                pack_bytes: self.packs.sent_by(name),
+                pack_bytes: self.packs.bytes_sent_by(name),
                 image_bytes: own.images,
                 file_bytes: own.files,
                 build_log_bytes: of(&logs, name),
@@ -57,8 +57,8 @@ impl DiskUsage {
         uploads.retain(|upload| only.is_none_or(|only| only == upload.caller));
         let state_dir = self.state_dir.clone();
         let disk = task::blocking("free space", move || rustix::fs::statvfs(&state_dir)).await;
-        let disk = disk.map_err(|error| Refusal::internal("the disk could not be looked at", error))?;
-        let disk = disk.map_err(|error| Refusal::internal("the disk could not be looked at", error))?;
+        let disk = disk.map_err(|error| ApiError::internal("the disk could not be looked at", error))?;
+        let disk = disk.map_err(|error| ApiError::internal("the disk could not be looked at", error))?;
         Ok(v1::GetDiskUsageResponse {
             callers,
             uploads,
@@ -77,7 +77,7 @@ impl DiskUsage {
             bytes,
             age: Some(duration(age)),
         };
-        let packs = self.packs.unfinished().into_iter();
+        let packs = self.packs.unfinished_uploads().into_iter();
         let packs =
             packs.map(|pack| upload(pack.caller, "pack", pack.tree.to_string(), pack.bytes, pack.age));
         let others = self.disk.unfinished().into_iter().map(|open| {

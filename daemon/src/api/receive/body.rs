@@ -11,7 +11,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status};
 
-use super::super::error::Refusal;
+use super::super::error::ApiError;
 use super::super::shares::RequestShare;
 
 /// Time limit for waiting until memory is free.
@@ -20,7 +20,7 @@ const ROOM_WAIT: Duration = if cfg!(test) { Duration::from_millis(400) } else { 
 const PREFIX: usize = 5;
 
 /// Tracks the boundaries of messages.
-pub(super) struct Framing {
+pub(super) struct MessageFraming {
     limit: u64,
     is_stream: bool,
     prefix: [u8; PREFIX],
@@ -39,28 +39,28 @@ struct MessageTooLarge {
 
 pub(super) struct ReceivedBody {
     body: Body,
-    framing: Option<Framing>,
+    framing: Option<MessageFraming>,
     share: Option<Arc<RequestShare>>,
     /// Number of bytes that are counted for this body.
     held: u64,
     stall: Option<Duration>,
     silent: Option<Pin<Box<Sleep>>>,
-    waiting: Option<Waiting>,
+    waiting: Option<WaitingFrame>,
 }
 
 /// A frame that waits for free memory.
-struct Waiting {
+struct WaitingFrame {
     data: Bytes,
     room: Pin<Box<dyn Future<Output = bool> + Send>>,
 }
 
 /// Bytes that are counted until they are dropped.
-struct Counted {
+struct CountedBytes {
     data: Bytes,
     share: Arc<RequestShare>,
 }
 
-impl Framing {
+impl MessageFraming {
     pub(super) const fn new(limit: u64, is_stream: bool) -> Self {
         Self { limit, is_stream, prefix: [0; PREFIX], known: 0, left: 0, come: 0 }
     }
@@ -106,7 +106,7 @@ impl Framing {
 impl ReceivedBody {
     pub(super) fn new(
         body: Body,
-        framing: Option<Framing>,
+        framing: Option<MessageFraming>,
         stall: Option<Duration>,
         share: Option<Arc<RequestShare>>,
     ) -> Self {
@@ -144,7 +144,9 @@ impl ReceivedBody {
 
     fn take(&mut self, data: Bytes) -> Frame<Bytes> {
         match (&self.framing, &self.share) {
-            (None, Some(share)) => Frame::data(Bytes::from_owner(Counted { data, share: Arc::clone(share) })),
+            (None, Some(share)) => {
+                Frame::data(Bytes::from_owner(CountedBytes { data, share: Arc::clone(share) }))
+            }
             _ => {
                 self.held += data.len() as u64;
                 Frame::data(data)
@@ -185,7 +187,7 @@ impl HttpBody for ReceivedBody {
                 let room = Box::pin(async move {
                     tokio::time::timeout(ROOM_WAIT, share.grow_when_free(size)).await.is_ok()
                 });
-                this.waiting = Some(Waiting { data, room });
+                this.waiting = Some(WaitingFrame { data, room });
                 return Pin::new(this).poll_frame(cx);
             }
         }
@@ -204,34 +206,34 @@ impl HttpBody for ReceivedBody {
 impl Drop for ReceivedBody {
     fn drop(&mut self) {
         // The memory of a unary call is released when the call is answered.
-        if let (Some(share), Some(Framing { is_stream: true, .. })) = (&self.share, &self.framing) {
+        if let (Some(share), Some(MessageFraming { is_stream: true, .. })) = (&self.share, &self.framing) {
             share.shrink(self.held);
         }
     }
 }
 
-impl AsRef<[u8]> for Counted {
+impl AsRef<[u8]> for CountedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.data
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedBytes {
     fn drop(&mut self) {
         self.share.shrink(self.data.len() as u64);
     }
 }
 
-fn stalled(stall: Duration) -> Refusal {
+fn stalled(stall: Duration) -> ApiError {
     let message = format!("nothing of the request came for {} s", stall.as_secs());
-    Refusal::new(Code::DeadlineExceeded, "upload_stalled", message)
+    ApiError::new(Code::DeadlineExceeded, "upload_stalled", message)
         .hint("send again; what has arrived of a pack need not be sent once more")
         .retryable(None)
 }
 
-fn no_room() -> Refusal {
+fn no_room() -> ApiError {
     let message = "this caller's requests take the memory that there is for what is being received";
-    Refusal::new(Code::ResourceExhausted, "busy", message)
+    ApiError::new(Code::ResourceExhausted, "busy", message)
         .hint("send less at the same time")
         .retryable(Some(super::RETRY))
 }
@@ -239,7 +241,7 @@ fn no_room() -> Refusal {
 impl From<MessageTooLarge> for Status {
     fn from(MessageTooLarge { size, limit }: MessageTooLarge) -> Self {
         let message = format!("a message of this method has at most {limit} bytes, and this one has {size}");
-        Refusal::new(Code::ResourceExhausted, "message_too_large", message).into()
+        ApiError::new(Code::ResourceExhausted, "message_too_large", message).into()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Maximum size of the messages of each method.
 
-use super::Received;
+use super::BodyKind;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -11,9 +11,9 @@ const SMALL: u64 = 64 * KIB;
 pub(super) const PUBLIC: u64 = 4 * KIB;
 
 /// Returns the kind and the limits of the body of a request to this path.
-pub(super) fn of_path(path: &str) -> Received {
+pub(super) fn body_kind(path: &str) -> BodyKind {
     let Some(method) = path.strip_prefix("/hearth.v1.") else {
-        return Received::Bytes;
+        return BodyKind::Bytes;
     };
     let (limit, is_stream) = match method {
         // Build arguments, labels, and secret values of up to 500 KiB each.
@@ -32,5 +32,5 @@ pub(super) fn of_path(path: &str) -> Received {
         _ => (SMALL, false),
     };
     let may_pause = method == "Services/Exec";
-    Received::Messages { limit, is_stream, may_pause }
+    BodyKind::Messages { limit, is_stream, may_pause }
 }

@@ -1,11 +1,11 @@
 use super::*;
 use proptest::prelude::*;
 
-fn limits(concurrency: usize, queue: usize, per_caller: usize) -> Limits {
-    Limits { concurrency, queue, per_caller }
+fn limits(concurrency: usize, queue: usize, per_caller: usize) -> AdmissionLimits {
+    AdmissionLimits { concurrency, queue, per_caller }
 }
 
-fn submit(admission: &mut Admission, caller: &str) -> Result<BuildId, Deny> {
+fn submit(admission: &mut BuildAdmission, caller: &str) -> Result<BuildId, AdmissionError> {
     let place = admission.reserve(caller)?;
     let id = BuildId::random();
     admission.enqueue(place, id.clone());
@@ -14,29 +14,29 @@ fn submit(admission: &mut Admission, caller: &str) -> Result<BuildId, Deny> {
 
 #[test]
 fn a_full_queue_says_when_to_come_back() {
-    let mut admission = Admission::new(limits(1, 2, 10));
+    let mut admission = BuildAdmission::new(limits(1, 2, 10));
     let first = submit(&mut admission, "a").unwrap();
-    assert_eq!(admission.next(), Some(first.clone()));
+    assert_eq!(admission.start_next(), Some(first.clone()));
     submit(&mut admission, "a").unwrap();
     submit(&mut admission, "b").unwrap();
-    let Err(Deny::QueueFull { waiting: 2, retry_after }) = submit(&mut admission, "c") else {
+    let Err(AdmissionError::QueueFull { waiting: 2, retry_after }) = submit(&mut admission, "c") else {
         panic!("accepted");
     };
     assert!(retry_after >= Duration::from_secs(1));
-    admission.ended(&first);
-    admission.next().unwrap();
+    admission.mark_ended(&first);
+    admission.start_next().unwrap();
     submit(&mut admission, "c").unwrap();
 }
 
 #[test]
 fn a_place_has_a_slot_when_its_build_would_run_at_once() {
-    let mut admission = Admission::new(limits(2, 10, 10));
+    let mut admission = BuildAdmission::new(limits(2, 10, 10));
     let first = admission.reserve("a").unwrap();
     assert!(admission.has_slot(&first));
     let second = admission.reserve("a").unwrap();
     assert!(!admission.has_slot(&second), "the other slot is kept for those that run nothing");
     admission.enqueue(first, BuildId::random());
-    admission.next().unwrap();
+    admission.start_next().unwrap();
     let other = admission.reserve("b").unwrap();
     assert!(admission.has_slot(&other));
     let third = admission.reserve("c").unwrap();
@@ -47,39 +47,39 @@ fn a_place_has_a_slot_when_its_build_would_run_at_once() {
 
 #[test]
 fn a_caller_at_its_limit_is_refused_and_others_are_not() {
-    let mut admission = Admission::new(limits(2, 10, 2));
+    let mut admission = BuildAdmission::new(limits(2, 10, 2));
     let _held = admission.reserve("a").unwrap();
     submit(&mut admission, "a").unwrap();
-    assert!(matches!(submit(&mut admission, "a"), Err(Deny::CallerLimit { limit: 2, .. })));
+    assert!(matches!(submit(&mut admission, "a"), Err(AdmissionError::CallerLimit { limit: 2, .. })));
     submit(&mut admission, "b").unwrap();
 }
 
 #[test]
 fn a_place_that_is_given_back_is_free_again() {
-    let mut admission = Admission::new(limits(1, 0, 1));
+    let mut admission = BuildAdmission::new(limits(1, 0, 1));
     let place = admission.reserve("a").unwrap();
     assert!(admission.reserve("b").is_err());
-    admission.give_back(place);
+    admission.release_reservation(place);
     assert!(admission.reserve("b").is_ok());
 }
 
 #[test]
 fn a_draining_queue_starts_and_accepts_nothing() {
-    let mut admission = Admission::new(limits(1, 2, 2));
+    let mut admission = BuildAdmission::new(limits(1, 2, 2));
     submit(&mut admission, "a").unwrap();
     admission.drain();
-    assert_eq!(admission.next(), None);
-    assert_eq!(submit(&mut admission, "b"), Err(Deny::Draining));
+    assert_eq!(admission.start_next(), None);
+    assert_eq!(submit(&mut admission, "b"), Err(AdmissionError::Draining));
 }
 
 #[test]
 fn slots_go_round_among_callers() {
-    let mut admission = Admission::new(limits(1, 100, 100));
+    let mut admission = BuildAdmission::new(limits(1, 100, 100));
     let busy: Vec<_> = (0..5).map(|_| submit(&mut admission, "busy").unwrap()).collect();
     let rare = submit(&mut admission, "rare").unwrap();
     let mut order = Vec::new();
-    while let Some(id) = admission.next() {
-        admission.ended(&id);
+    while let Some(id) = admission.start_next() {
+        admission.mark_ended(&id);
         order.push(id);
     }
     assert_eq!(order[1], rare, "the rare caller waits for one build of the busy one, not for five");
@@ -89,7 +89,7 @@ fn slots_go_round_among_callers() {
 
 #[test]
 fn one_owner_leaves_half_of_the_queue_and_the_next_one_half_of_that() {
-    let mut admission = Admission::new(limits(1, 8, 100));
+    let mut admission = BuildAdmission::new(limits(1, 8, 100));
     let mut accepted = |owner: &str| {
         let mut count = 0;
         let refused = loop {
@@ -97,9 +97,9 @@ fn one_owner_leaves_half_of_the_queue_and_the_next_one_half_of_that() {
                 Ok(_) => count += 1,
                 Err(deny) => break deny,
             }
-            admission.next();
+            admission.start_next();
         };
-        (count, matches!(refused, Deny::QueueShare { .. }))
+        (count, matches!(refused, AdmissionError::QueueShare { .. }))
     };
     assert_eq!(accepted("greedy"), (1 + 4, true));
     assert_eq!(accepted("second"), (2, true));
@@ -109,35 +109,35 @@ fn one_owner_leaves_half_of_the_queue_and_the_next_one_half_of_that() {
 
 #[test]
 fn the_last_free_slot_is_for_an_owner_that_runs_nothing() {
-    let mut admission = Admission::new(limits(4, 0, 100));
+    let mut admission = BuildAdmission::new(limits(4, 0, 100));
     let busy: Vec<_> = (0..3).map(|_| submit(&mut admission, "busy").unwrap()).collect();
-    assert!(matches!(submit(&mut admission, "busy"), Err(Deny::QueueFull { .. })));
+    assert!(matches!(submit(&mut admission, "busy"), Err(AdmissionError::QueueFull { .. })));
     for id in &busy {
-        assert_eq!(admission.next().as_ref(), Some(id));
+        assert_eq!(admission.start_next().as_ref(), Some(id));
     }
     let other = submit(&mut admission, "other").unwrap();
-    assert!(matches!(submit(&mut admission, "third"), Err(Deny::QueueFull { .. })));
-    assert_eq!(admission.next(), Some(other));
+    assert!(matches!(submit(&mut admission, "third"), Err(AdmissionError::QueueFull { .. })));
+    assert_eq!(admission.start_next(), Some(other));
     // It does not matter whose build ended: neither of the two owners that run something gets the freed slot.
-    admission.ended(&busy[0]);
-    assert!(matches!(submit(&mut admission, "busy"), Err(Deny::QueueFull { .. })));
-    assert!(matches!(submit(&mut admission, "other"), Err(Deny::QueueFull { .. })));
+    admission.mark_ended(&busy[0]);
+    assert!(matches!(submit(&mut admission, "busy"), Err(AdmissionError::QueueFull { .. })));
+    assert!(matches!(submit(&mut admission, "other"), Err(AdmissionError::QueueFull { .. })));
     let third = submit(&mut admission, "third").unwrap();
-    assert_eq!(admission.next(), Some(third));
+    assert_eq!(admission.start_next(), Some(third));
 }
 
 #[test]
 fn who_runs_nothing_passes_the_builds_that_may_not_have_the_last_slot() {
-    let mut admission = Admission::new(limits(2, 100, 100));
+    let mut admission = BuildAdmission::new(limits(2, 100, 100));
     let busy: Vec<_> = (0..3).map(|_| submit(&mut admission, "busy").unwrap()).collect();
-    assert_eq!(admission.next().as_ref(), Some(&busy[0]));
-    assert_eq!(admission.next(), None);
+    assert_eq!(admission.start_next().as_ref(), Some(&busy[0]));
+    assert_eq!(admission.start_next(), None);
     let other = submit(&mut admission, "other").unwrap();
-    assert_eq!(admission.next().as_ref(), Some(&other));
-    admission.ended(&busy[0]);
-    assert_eq!(admission.next().as_ref(), Some(&busy[1]));
-    admission.ended(&other);
-    assert_eq!(admission.next(), None);
+    assert_eq!(admission.start_next().as_ref(), Some(&other));
+    admission.mark_ended(&busy[0]);
+    assert_eq!(admission.start_next().as_ref(), Some(&busy[1]));
+    admission.mark_ended(&other);
+    assert_eq!(admission.start_next(), None);
 }
 
 #[derive(Clone, Debug)]
@@ -163,15 +163,15 @@ proptest! {
     fn a_build_never_waits_for_those_of_a_single_other_owner(
         steps in steps(), concurrency in 2usize..6, queue in 1usize..8,
     ) {
-        let mut admission = Admission::new(limits(concurrency, queue, usize::MAX));
+        let mut admission = BuildAdmission::new(limits(concurrency, queue, usize::MAX));
         let mut running: Vec<BuildId> = Vec::new();
         let mut waiting: Vec<BuildId> = Vec::new();
         for step in steps {
             match step {
                 Step::Submit(_) => waiting.extend(submit(&mut admission, "greedy")),
-                Step::Next => running.extend(admission.next()),
+                Step::Next => running.extend(admission.start_next()),
                 Step::End(n) => if !running.is_empty() {
-                    admission.ended(&running.remove(n % running.len()));
+                    admission.mark_ended(&running.remove(n % running.len()));
                 },
                 Step::Withdraw(n) => if !waiting.is_empty() {
                     admission.withdraw(&waiting[n % waiting.len()]);
@@ -183,7 +183,7 @@ proptest! {
         let (place, id) = (place.unwrap(), BuildId::random());
         admission.enqueue(place, id.clone());
         let mut started = Vec::new();
-        while let Some(next) = admission.next() {
+        while let Some(next) = admission.start_next() {
             started.push(next);
         }
         prop_assert!(started.contains(&id), "it waits");
@@ -194,17 +194,17 @@ proptest! {
         submitted in proptest::collection::vec((0u8..4, any::<bool>()), 0..400),
         concurrency in 1usize..4, queue in 16usize..64,
     ) {
-        let mut admission = Admission::new(limits(concurrency, queue, usize::MAX));
+        let mut admission = BuildAdmission::new(limits(concurrency, queue, usize::MAX));
         for (owner, runs) in submitted {
             let _ = submit(&mut admission, &format!("o{owner}"));
             if runs {
-                admission.next();
+                admission.start_next();
             }
             // Four owners leave a 2^4th part of the queue, whatever they submit and however slots become free.
             prop_assert!(admission.waiting_count() < queue + concurrency);
             let place = admission.reserve("newcomer");
             prop_assert!(place.is_ok(), "{:?}", place);
-            admission.give_back(place.unwrap());
+            admission.release_reservation(place.unwrap());
         }
     }
 
@@ -212,7 +212,7 @@ proptest! {
     fn never_more_than_the_slots_run_and_a_caller_is_served_in_order(
         steps in steps(), concurrency in 1usize..4, queue in 0usize..8, per_caller in 1usize..6,
     ) {
-        let mut admission = Admission::new(limits(concurrency, queue, per_caller));
+        let mut admission = BuildAdmission::new(limits(concurrency, queue, per_caller));
         let mut expected: BTreeMap<String, VecDeque<BuildId>> = BTreeMap::new();
         let mut running: Vec<BuildId> = Vec::new();
         let mut owner: BTreeMap<BuildId, String> = BTreeMap::new();
@@ -227,7 +227,7 @@ proptest! {
                         expected.entry(caller).or_default().push_back(id);
                     }
                 }
-                Step::Next => if let Some(id) = admission.next() {
+                Step::Next => if let Some(id) = admission.start_next() {
                     let caller = owner[&id].clone();
                     let first = expected.get_mut(&caller).and_then(VecDeque::pop_front);
                     prop_assert_eq!(first.as_ref(), Some(&id));
@@ -254,7 +254,7 @@ proptest! {
                 },
                 Step::End(n) => if !running.is_empty() {
                     let id = running.remove(n % running.len());
-                    admission.ended(&id);
+                    admission.mark_ended(&id);
                 },
                 Step::Withdraw(n) => {
                     let all: Vec<_> = expected.values().flatten().cloned().collect();

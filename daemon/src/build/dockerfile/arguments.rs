@@ -6,12 +6,12 @@ use super::words;
 use crate::model::image::Platform;
 
 /// Global ARGs and their values. An ARG that is declared without a value has no entry.
-pub(super) struct Arguments<'a> {
-    given: &'a BTreeMap<String, String>,
+pub(super) struct GlobalArguments<'a> {
+    build_args: &'a BTreeMap<String, String>,
     pub(super) values: BTreeMap<String, String>,
 }
 
-impl<'a> Arguments<'a> {
+impl<'a> GlobalArguments<'a> {
     pub(super) fn new(
         given: &'a BTreeMap<String, String>,
         platform: &Platform,
@@ -35,7 +35,7 @@ impl<'a> Arguments<'a> {
                 value.clone_from(given);
             }
         }
-        Self { given, values }
+        Self { build_args: given, values }
     }
 
     pub(super) fn declare(&mut self, rest: &str, escape: char) {
@@ -44,7 +44,7 @@ impl<'a> Arguments<'a> {
                 Some((name, default)) => (name.to_owned(), Some(default)),
                 None => (word.clone(), None),
             };
-            let value = match (self.given.get(&name), default) {
+            let value = match (self.build_args.get(&name), default) {
                 (Some(given), _) => Some(given.clone()),
                 (None, Some(default)) => words::expand(default, &self.values, escape).ok(),
                 (None, None) => None,

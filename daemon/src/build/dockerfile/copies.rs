@@ -9,14 +9,14 @@ use super::lines::{self, Instruction};
 use super::words;
 
 /// Returns the paths that instructions copy or mount from the context.
-pub fn selection(dockerfile: &[u8]) -> CopySelection {
+pub fn context_selection(dockerfile: &[u8]) -> CopySelection {
     let text = String::from_utf8_lossy(dockerfile);
     let (instructions, escape) = lines::instructions(&text);
     let mut paths = Vec::new();
     for instruction in &instructions {
         let taken = match instruction.keyword.as_str() {
             "copy" | "add" if instruction.flag_values("from").next().is_none() => {
-                sources(instruction, escape)
+                copied_paths(instruction, escape)
             }
             "run" => mounted(instruction),
             _ => Some(Vec::new()),
@@ -30,7 +30,7 @@ pub fn selection(dockerfile: &[u8]) -> CopySelection {
 }
 
 /// Returns the source paths of a COPY or ADD, or `None` when they cannot be determined.
-fn sources(instruction: &Instruction, escape: char) -> Option<Vec<Vec<u8>>> {
+fn copied_paths(instruction: &Instruction, escape: char) -> Option<Vec<Vec<u8>>> {
     let rest = &instruction.rest;
     let mut words = match rest.starts_with('[') {
         true => serde_json::from_str(rest).ok()?,
@@ -39,7 +39,7 @@ fn sources(instruction: &Instruction, escape: char) -> Option<Vec<Vec<u8>>> {
     words.pop();
     let is_path =
         |word: &&String| !word.starts_with("<<") && !word.contains("://") && !word.starts_with("git@");
-    words.iter().filter(is_path).map(|word| top(word, escape)).collect()
+    words.iter().filter(is_path).map(|word| literal_prefix(word, escape)).collect()
 }
 
 fn mounted(instruction: &Instruction) -> Option<Vec<Vec<u8>>> {
@@ -56,7 +56,7 @@ fn mounted(instruction: &Instruction) -> Option<Vec<Vec<u8>>> {
             }
         }
         if kind.contains('$') || (kind == "bind" && !from) {
-            paths.push(top(&source, '\\')?);
+            paths.push(literal_prefix(&source, '\\')?);
         }
     }
     Some(paths)
@@ -64,7 +64,7 @@ fn mounted(instruction: &Instruction) -> Option<Vec<Vec<u8>>> {
 
 /// Returns the path up to its first wildcard, clean and relative, or `None` when it contains variables, quotes or
 /// escapes.
-fn top(word: &str, escape: char) -> Option<Vec<u8>> {
+fn literal_prefix(word: &str, escape: char) -> Option<Vec<u8>> {
     if word.contains(['$', '"', '\'', '\\', escape]) {
         return None;
     }
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     fn roots(dockerfile: &str) -> Option<Vec<String>> {
-        let roots = selection(dockerfile.as_bytes()).roots?;
+        let roots = context_selection(dockerfile.as_bytes()).roots?;
         Some(roots.into_iter().map(|root| String::from_utf8(root).unwrap()).collect())
     }
 

@@ -3,32 +3,32 @@
 //! The distinction is that of BuildKit's `dfgitutil`: an HTTP URL is a repository only when its path ends with `.git`.
 
 use super::lines::{self, Instruction};
-use super::named::Place;
-use super::variables::Variables;
+use super::remote_sources::DockerfileExcerpt;
+use super::variables::StageVariables;
 
 /// A file that ADD fetches by its URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Download {
+pub struct NamedDownload {
     pub url: String,
     /// Value of the `--checksum` flag.
     pub checksum: Option<String>,
-    pub place: Place,
+    pub excerpt: DockerfileExcerpt,
 }
 
 /// A git repository that ADD fetches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedRepository {
     pub url: String,
-    pub place: Place,
+    pub excerpt: DockerfileExcerpt,
 }
 
 /// Returns the files and repositories that one ADD fetches. A source with unknown variables is left out.
-pub(super) fn of(
+pub(super) fn remote_sources_of_add(
     instruction: &Instruction,
-    variables: &Variables,
+    variables: &StageVariables,
     escape: char,
-    place: &Place,
-) -> (Vec<Download>, Vec<NamedRepository>) {
+    place: &DockerfileExcerpt,
+) -> (Vec<NamedDownload>, Vec<NamedRepository>) {
     let rest = &instruction.rest;
     let mut words: Vec<String> = match rest.starts_with('[') {
         true => serde_json::from_str(rest).unwrap_or_default(),
@@ -43,9 +43,9 @@ pub(super) fn of(
         let Some(url) = variables.expand(url, escape) else { continue };
         let place = place.clone();
         if is_repository(&url) {
-            repositories.push(NamedRepository { url, place });
+            repositories.push(NamedRepository { url, excerpt: place });
         } else if is_http(&url) {
-            downloads.push(Download { url, checksum: checksum.clone(), place });
+            downloads.push(NamedDownload { url, checksum: checksum.clone(), excerpt: place });
         }
     }
     (downloads, repositories)
@@ -80,8 +80,9 @@ mod tests {
     fn files_are_told_from_repositories_as_buildkit_tells_them() {
         let found = |line: &str| {
             let (instructions, escape) = lines::instructions(line);
-            let place = Place { start_line: 1, end_line: 1, text: String::new() };
-            let (files, repositories) = of(&instructions[0], &Variables::of_nothing(), escape, &place);
+            let place = DockerfileExcerpt { start_line: 1, end_line: 1, text: String::new() };
+            let (files, repositories) =
+                remote_sources_of_add(&instructions[0], &StageVariables::for_scratch(), escape, &place);
             let files: Vec<String> = files.into_iter().map(|file| file.url).collect();
             let repositories: Vec<String> = repositories.into_iter().map(|found| found.url).collect();
             (files.join(" "), repositories.join(" "))

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::lines::{self, Instruction};
-use super::stages::{self, Base};
-use super::variables::Variables;
+use super::stages::{self, StageBase};
+use super::variables::StageVariables;
 
 /// Prefixes by which ADD recognizes the address of a file or a repository.
 const REMOTE: [&str; 5] = ["http://", "https://", "git://", "ssh://", "git@"];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NetworkAsked {
+pub enum NetworkRequest {
     /// `RUN --network=host`
     Host,
     /// ADD of a remote source, in a build without network.
@@ -19,8 +19,8 @@ pub enum NetworkAsked {
 
 /// An instruction that cannot run, in a stage that the target needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NetworkRefused {
-    pub asked: NetworkAsked,
+pub struct RefusedNetwork {
+    pub request: NetworkRequest,
     /// Counted from 1.
     pub start_line: u32,
     pub end_line: u32,
@@ -30,44 +30,44 @@ pub struct NetworkRefused {
 
 /// Returns the first such instruction. `offline` is a build with `--network none`. Where this reader cannot interpret
 /// the Dockerfile, it returns `None` and BuildKit refuses the instruction.
-pub fn network_refused(
+pub fn find_refused_network(
     dockerfile: &[u8],
     build_args: &BTreeMap<String, String>,
     target: Option<&str>,
     offline: bool,
-) -> Option<NetworkRefused> {
+) -> Option<RefusedNetwork> {
     let text = String::from_utf8_lossy(dockerfile);
     let (instructions, escape) = lines::instructions(&text);
     let (stages, global) = stages::stages(&instructions, build_args, escape)?;
-    let needed = stages::needed(&stages, target)?;
-    let mut ends: Vec<Variables> = Vec::with_capacity(stages.len());
+    let needed = stages::needed_stages(&stages, target)?;
+    let mut ends: Vec<StageVariables> = Vec::with_capacity(stages.len());
     for (stage, needed) in stages.iter().zip(needed) {
         let mut variables = match stage.base {
-            Base::Stage(base) => ends[base].inherited(),
-            Base::Nothing => Variables::of_nothing(),
-            Base::Image => Variables::default(),
+            StageBase::Stage(base) => ends[base].inherited(),
+            StageBase::Scratch => StageVariables::for_scratch(),
+            StageBase::Image => StageVariables::default(),
         };
         for instruction in stage.instructions {
             let asked = match instruction.keyword.as_str() {
                 "env" => {
-                    variables.set(&instruction.rest, escape);
+                    variables.apply_env(&instruction.rest, escape);
                     None
                 }
                 "arg" => {
-                    variables.declare(&instruction.rest, build_args, Some(&global), escape);
+                    variables.apply_arg(&instruction.rest, build_args, Some(&global), escape);
                     None
                 }
                 "run" => instruction
                     .flag_values("network")
                     .any(|mode| mode == "host")
-                    .then_some(NetworkAsked::Host),
-                "add" if offline => remote(instruction, &variables, escape).map(NetworkAsked::Remote),
+                    .then_some(NetworkRequest::Host),
+                "add" if offline => remote(instruction, &variables, escape).map(NetworkRequest::Remote),
                 _ => None,
             };
             if let Some(asked) = asked.filter(|_| needed) {
                 let (start_line, end_line) = (instruction.start_line, instruction.end_line);
                 let text = lines::text_of(&text, start_line, end_line);
-                return Some(NetworkRefused { asked, start_line, end_line, text });
+                return Some(RefusedNetwork { request: asked, start_line, end_line, text });
             }
         }
         ends.push(variables);
@@ -75,7 +75,7 @@ pub fn network_refused(
     None
 }
 
-fn remote(instruction: &Instruction, variables: &Variables, escape: char) -> Option<String> {
+fn remote(instruction: &Instruction, variables: &StageVariables, escape: char) -> Option<String> {
     let rest = &instruction.rest;
     let mut words: Vec<String> = match rest.starts_with('[') {
         true => serde_json::from_str(rest).unwrap_or_default(),
@@ -93,23 +93,23 @@ fn remote(instruction: &Instruction, variables: &Variables, escape: char) -> Opt
 mod tests {
     use super::*;
 
-    fn asked(dockerfile: &str, offline: bool) -> Option<(NetworkAsked, u32)> {
-        let found = network_refused(dockerfile.as_bytes(), &BTreeMap::new(), None, offline)?;
-        Some((found.asked, found.start_line))
+    fn asked(dockerfile: &str, offline: bool) -> Option<(NetworkRequest, u32)> {
+        let found = find_refused_network(dockerfile.as_bytes(), &BTreeMap::new(), None, offline)?;
+        Some((found.request, found.start_line))
     }
 
     #[test]
     fn the_network_of_the_machine_is_found_in_stages_that_are_built() {
         let text = "FROM a\nRUN --network=none true\nRUN --network=default true\nRUN --mount=type=cache,target=/x \\\n \
                     --network=host true\n";
-        assert_eq!(asked(text, false), Some((NetworkAsked::Host, 4)));
+        assert_eq!(asked(text, false), Some((NetworkRequest::Host, 4)));
         assert_eq!(asked("FROM a AS unused\nRUN --network=host true\nFROM b\nRUN true\n", false), None);
     }
 
     #[test]
     fn remote_files_are_found_through_variables_in_builds_without_network() {
         let text = "FROM a\nARG U=https://e.example\nADD x y /d/\nADD ${U}/f /\n";
-        let found = NetworkAsked::Remote("https://e.example/f".to_owned());
+        let found = NetworkRequest::Remote("https://e.example/f".to_owned());
         assert_eq!(asked(text, true), Some((found, 4)));
         assert_eq!(asked(text, false), None);
         for source in ["HTTP://e/f", "git@e.example:a/b.git", "[\"git://e/a\", \"/\"]"] {

@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use hearth_pack::ignore::clean;
 
 use super::lines::{self, Instruction};
-use super::stages::{self, Base, Stage};
-use super::variables::Variables;
+use super::stages::{self, DockerfileStage, StageBase};
+use super::variables::StageVariables;
 
 /// A COPY or ADD that takes files from the context.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Copied {
-    pub sources: Vec<Source>,
+pub struct ContextCopy {
+    pub sources: Vec<CopySource>,
     /// The instruction without its flags.
     pub step: String,
     /// Counted from 1.
@@ -26,7 +26,7 @@ pub struct Copied {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct CopySource {
     /// Clean path relative to the context.
     pub path: String,
     /// Path as written, without quotes and escapes and with variables filled in.
@@ -34,32 +34,32 @@ pub struct Source {
 }
 
 /// Returns the instructions whose sources must exist, in the order of the Dockerfile.
-pub fn sources(
+pub fn context_copies(
     dockerfile: &[u8],
     build_args: &BTreeMap<String, String>,
     target: Option<&str>,
-) -> Vec<Copied> {
+) -> Vec<ContextCopy> {
     let text = String::from_utf8_lossy(dockerfile);
     let (instructions, escape) = lines::instructions(&text);
     let Some((stages, global)) = stages::stages(&instructions, build_args, escape) else { return Vec::new() };
-    let Some(needed) = stages::needed(&stages, target) else { return Vec::new() };
+    let Some(needed) = stages::needed_stages(&stages, target) else { return Vec::new() };
     let mut copied = Vec::new();
-    let mut ends: Vec<Variables> = Vec::with_capacity(stages.len());
+    let mut ends: Vec<StageVariables> = Vec::with_capacity(stages.len());
     for (stage, needed) in stages.iter().zip(needed) {
         let mut variables = match stage.base {
-            Base::Stage(base) if has_triggers(&stages[base]) => Variables::default(),
-            Base::Stage(base) => ends[base].inherited(),
-            Base::Nothing => Variables::of_nothing(),
-            Base::Image => Variables::default(),
+            StageBase::Stage(base) if has_triggers(&stages[base]) => StageVariables::default(),
+            StageBase::Stage(base) => ends[base].inherited(),
+            StageBase::Scratch => StageVariables::for_scratch(),
+            StageBase::Image => StageVariables::default(),
         };
         for instruction in stage.instructions {
             match instruction.keyword.as_str() {
-                "env" => variables.set(&instruction.rest, escape),
-                "arg" => variables.declare(&instruction.rest, build_args, Some(&global), escape),
+                "env" => variables.apply_env(&instruction.rest, escape),
+                "arg" => variables.apply_arg(&instruction.rest, build_args, Some(&global), escape),
                 "copy" | "add" if needed => {
-                    let sources = of(instruction, &variables, escape);
+                    let sources = sources_of(instruction, &variables, escape);
                     if !sources.is_empty() {
-                        copied.push(Copied {
+                        copied.push(ContextCopy {
                             sources,
                             step: format!("{} {}", instruction.keyword.to_uppercase(), instruction.rest),
                             start_line: instruction.start_line,
@@ -77,11 +77,11 @@ pub fn sources(
 }
 
 /// Reports whether a stage has ONBUILD instructions, which may set variables in the stages that begin with it.
-fn has_triggers(stage: &Stage<'_>) -> bool {
+fn has_triggers(stage: &DockerfileStage<'_>) -> bool {
     stage.instructions.iter().any(|instruction| instruction.keyword == "onbuild")
 }
 
-fn of(instruction: &Instruction, variables: &Variables, escape: char) -> Vec<Source> {
+fn sources_of(instruction: &Instruction, variables: &StageVariables, escape: char) -> Vec<CopySource> {
     let rest = &instruction.rest;
     if rest.contains("<<") || !instruction.flags.iter().all(|flag| is_understood(flag)) {
         return Vec::new();
@@ -107,7 +107,7 @@ fn is_understood(flag: &str) -> bool {
 }
 
 /// Returns `None` for a possible pattern, URL or repository, and for the whole context.
-fn source(written: String) -> Option<Source> {
+fn source(written: String) -> Option<CopySource> {
     let is_plain = |c: char| {
         !matches!(c, '*' | '?' | '[' | '\\' | ':' | '#' | '@' | char::REPLACEMENT_CHARACTER)
             && !c.is_control()
@@ -116,7 +116,7 @@ fn source(written: String) -> Option<Source> {
     // `..` at the root stays at the root.
     let path = clean(&format!("/{written}")).trim_start_matches('/').to_owned();
     (written.chars().all(is_plain) && written.trim() == written && !path.is_empty())
-        .then_some(Source { path, written })
+        .then_some(CopySource { path, written })
 }
 
 #[cfg(test)]

@@ -5,22 +5,22 @@
 use std::collections::BTreeMap;
 
 use super::lines::{self, Instruction};
-use super::variables::Variables;
+use super::variables::StageVariables;
 
 /// A FROM and the instructions below it.
-pub(super) struct Stage<'i> {
+pub(super) struct DockerfileStage<'i> {
     /// Name in lower case.
     name: Option<String>,
-    pub(super) base: Base,
+    pub(super) base: StageBase,
     pub(super) instructions: &'i [Instruction],
 }
 
 /// Base of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Base {
+pub(super) enum StageBase {
     /// Index of an earlier stage.
     Stage(usize),
-    Nothing,
+    Scratch,
     /// An image, or a base that cannot be determined.
     Image,
 }
@@ -31,9 +31,9 @@ pub(super) fn stages<'i>(
     instructions: &'i [Instruction],
     build_args: &BTreeMap<String, String>,
     escape: char,
-) -> Option<(Vec<Stage<'i>>, Variables)> {
-    let mut global = Variables::of_nothing();
-    let mut stages: Vec<Stage<'i>> = Vec::new();
+) -> Option<(Vec<DockerfileStage<'i>>, StageVariables)> {
+    let mut global = StageVariables::for_scratch();
+    let mut stages: Vec<DockerfileStage<'i>> = Vec::new();
     if !instructions.iter().all(|instruction| KEYWORDS.contains(&instruction.keyword.as_str())) {
         return None;
     }
@@ -41,7 +41,7 @@ pub(super) fn stages<'i>(
         (0..instructions.len()).filter(|&at| instructions[at].keyword == "from").collect();
     for instruction in &instructions[..*froms.first()?] {
         match instruction.keyword.as_str() {
-            "arg" => global.declare(&instruction.rest, build_args, None, escape),
+            "arg" => global.apply_arg(&instruction.rest, build_args, None, escape),
             _ => return None,
         }
     }
@@ -56,15 +56,15 @@ pub(super) fn stages<'i>(
             return None;
         }
         let base = match global.expand(base, escape) {
-            Some(base) => match named(&stages, &base) {
-                Some(stage) => Base::Stage(stage),
-                None if base == "scratch" => Base::Nothing,
-                None => Base::Image,
+            Some(base) => match stage_index(&stages, &base) {
+                Some(stage) => StageBase::Stage(stage),
+                None if base == "scratch" => StageBase::Scratch,
+                None => StageBase::Image,
             },
-            None => Base::Image,
+            None => StageBase::Image,
         };
         let end = froms.get(number + 1).copied().unwrap_or(instructions.len());
-        stages.push(Stage { name, base, instructions: &instructions[from + 1..end] });
+        stages.push(DockerfileStage { name, base, instructions: &instructions[from + 1..end] });
     }
     Some((stages, global))
 }
@@ -93,10 +93,10 @@ const KEYWORDS: [&str; 18] = [
 
 /// Tells for each stage whether a build of `target` (default: the last stage) runs it. `None` when there is no such
 /// stage.
-pub(super) fn needed(stages: &[Stage<'_>], target: Option<&str>) -> Option<Vec<bool>> {
+pub(super) fn needed_stages(stages: &[DockerfileStage<'_>], target: Option<&str>) -> Option<Vec<bool>> {
     let mut needed = vec![false; stages.len()];
     let target = match target {
-        Some(target) => named(stages, target)?,
+        Some(target) => stage_index(stages, target)?,
         None => stages.len().checked_sub(1)?,
     };
     let mut pending = vec![target];
@@ -104,19 +104,19 @@ pub(super) fn needed(stages: &[Stage<'_>], target: Option<&str>) -> Option<Vec<b
         if std::mem::replace(&mut needed[index], true) {
             continue;
         }
-        if let Base::Stage(base) = stages[index].base {
+        if let StageBase::Stage(base) = stages[index].base {
             pending.push(base);
         }
         for instruction in stages[index].instructions {
             match instruction.keyword.as_str() {
                 "copy" => pending.extend(instruction.flag_values("from").filter_map(|from| {
                     // A number is an index unless a stage has that name.
-                    named(stages, from).or_else(|| from.parse().ok()).filter(|&from| from < index)
+                    stage_index(stages, from).or_else(|| from.parse().ok()).filter(|&from| from < index)
                 })),
                 "run" => pending.extend(
                     instruction
                         .flag_values("mount")
-                        .filter_map(|mount| named(stages, &lines::mount_source(mount)?))
+                        .filter_map(|mount| stage_index(stages, &lines::mount_source(mount)?))
                         .filter(|&from| from < index),
                 ),
                 _ => {}
@@ -126,7 +126,7 @@ pub(super) fn needed(stages: &[Stage<'_>], target: Option<&str>) -> Option<Vec<b
     Some(needed)
 }
 
-fn named(stages: &[Stage<'_>], name: &str) -> Option<usize> {
+fn stage_index(stages: &[DockerfileStage<'_>], name: &str) -> Option<usize> {
     let name = name.to_lowercase();
     stages.iter().position(|stage| stage.name.as_ref() == Some(&name))
 }

@@ -13,7 +13,7 @@ pub struct FrontendRefused {
 const BUILT_IN: [&str; 3] =
     ["docker/dockerfile", "docker.io/docker/dockerfile", "index.docker.io/docker/dockerfile"];
 
-struct Directive<'a> {
+struct ParserDirective<'a> {
     key: String,
     value: &'a str,
 }
@@ -92,16 +92,16 @@ fn settle(text: &str) -> Result<Option<String>, FrontendRefused> {
 }
 
 /// Returns the directives at the head of a text: one per line, up to the first line that is not a directive.
-fn head<'a>(text: &'a str, comment: &str) -> Vec<Directive<'a>> {
+fn head<'a>(text: &'a str, comment: &str) -> Vec<ParserDirective<'a>> {
     text.lines().map_while(|line| directive(line, comment)).collect()
 }
 
-fn directive<'a>(line: &'a str, comment: &str) -> Option<Directive<'a>> {
+fn directive<'a>(line: &'a str, comment: &str) -> Option<ParserDirective<'a>> {
     let (key, value) = line.strip_prefix(comment)?.trim_start().split_once('=')?;
     let key = key.trim_end().to_ascii_lowercase();
     let value = value.trim();
     (matches!(key.as_str(), "syntax" | "escape" | "check") && !value.is_empty())
-        .then_some(Directive { key, value })
+        .then_some(ParserDirective { key, value })
 }
 
 /// Returns the escape character of a Dockerfile. `text` has no byte order mark.

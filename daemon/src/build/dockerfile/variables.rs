@@ -10,59 +10,60 @@ use std::collections::BTreeMap;
 use super::words;
 
 /// Variables by name; `None` for a value that is not known.
-type Values = BTreeMap<String, Option<String>>;
+type MaybeKnownValues = BTreeMap<String, Option<String>>;
 
 #[derive(Clone, Default)]
-pub(super) struct Variables {
-    now: Values,
+pub(super) struct StageVariables {
+    current: MaybeKnownValues,
     /// Variables set by ENV.
-    environment: Values,
+    environment: MaybeKnownValues,
     /// `environment` holds all ENVs of the stage.
-    is_whole: bool,
+    environment_is_complete: bool,
     /// Values of the ARGs that the frontend predefines; `None` when the platforms are not known.
-    platforms: Option<BTreeMap<String, String>>,
+    predefined: Option<BTreeMap<String, String>>,
 }
 
-impl Variables {
+impl StageVariables {
     /// Variables of a stage that begins with `scratch`, where only the frontend's own PATH may be set. Also used for
     /// the ARGs above all stages.
-    pub(super) fn of_nothing() -> Self {
-        let path = Values::from([("PATH".to_owned(), None)]);
-        Self { now: path.clone(), environment: path, is_whole: true, platforms: None }
+    pub(super) fn for_scratch() -> Self {
+        let path = MaybeKnownValues::from([("PATH".to_owned(), None)]);
+        Self { current: path.clone(), environment: path, environment_is_complete: true, predefined: None }
     }
 
     /// The same, for known target and build platforms.
-    pub(super) fn with_platforms(platforms: BTreeMap<String, String>) -> Self {
-        Self { platforms: Some(platforms), ..Self::of_nothing() }
+    pub(super) fn with_predefined(platforms: BTreeMap<String, String>) -> Self {
+        Self { predefined: Some(platforms), ..Self::for_scratch() }
     }
 
-    pub(super) fn platforms(&self) -> Option<&BTreeMap<String, String>> {
-        self.platforms.as_ref()
+    pub(super) fn predefined(&self) -> Option<&BTreeMap<String, String>> {
+        self.predefined.as_ref()
     }
 
     /// Adds the ENVs of the base image, each as `NAME=VALUE`.
     pub(super) fn with_environment(mut self, environment: &[String]) -> Self {
         for (name, value) in environment.iter().filter_map(|variable| variable.split_once('=')) {
             self.environment.insert(name.to_owned(), Some(value.to_owned()));
-            self.now.insert(name.to_owned(), Some(value.to_owned()));
+            self.current.insert(name.to_owned(), Some(value.to_owned()));
         }
         self
     }
 
     /// Variables at the beginning of a stage that is based on this one.
     pub(super) fn inherited(&self) -> Self {
-        let mut now = if self.is_whole { self.now.clone() } else { Values::new() };
+        let mut now =
+            if self.environment_is_complete { self.current.clone() } else { MaybeKnownValues::new() };
         now.extend(self.environment.clone());
-        Self { now, ..self.clone() }
+        Self { current: now, ..self.clone() }
     }
 
     /// Expands `word`: removes quotes and escapes and fills in variables. `None` when a value is not known.
     pub(super) fn expand(&self, word: &str, escape: char) -> Option<String> {
-        words::expand_known(word, &self.known(), escape).ok()
+        words::expand_known(word, &self.known_values(), escape).ok()
     }
 
     /// Applies an ENV instruction.
-    pub(super) fn set(&mut self, rest: &str, escape: char) {
+    pub(super) fn apply_env(&mut self, rest: &str, escape: char) {
         let words = words::split_raw(rest, escape);
         let pairs: Vec<(&str, &str)> = match words.first() {
             Some(first) if first.contains('=') => {
@@ -72,19 +73,19 @@ impl Variables {
             _ => vec![rest.split_once(char::is_whitespace).unwrap_or_default()],
         };
         // Values of one instruction do not see each other.
-        let before = self.known();
+        let before = self.known_values();
         for (name, value) in pairs {
             if !is_name(name) {
                 return *self = Self::default();
             }
             let value = words::expand_known(value.trim_start(), &before, escape).ok();
             self.environment.insert(name.to_owned(), value.clone());
-            self.now.insert(name.to_owned(), value);
+            self.current.insert(name.to_owned(), value);
         }
     }
 
     /// Applies an ARG instruction. `given` are the build's arguments, `global` the ARGs above all stages.
-    pub(super) fn declare(
+    pub(super) fn apply_arg(
         &mut self,
         rest: &str,
         given: &BTreeMap<String, String>,
@@ -100,24 +101,24 @@ impl Variables {
                 return *self = Self::default();
             }
             let value = match (given.get(name), default) {
-                _ if is_predefined(name) && self.platforms.is_none() => None,
+                _ if is_predefined(name) && self.predefined.is_none() => None,
                 (Some(given), _) => Some(given.clone()),
                 (None, Some(default)) => self.expand(default, escape),
-                (None, None) => match global.and_then(|global| global.now.get(name)) {
+                (None, None) => match global.and_then(|global| global.current.get(name)) {
                     Some(value) => value.clone(),
                     None if is_predefined(name) => {
-                        self.platforms.as_ref().and_then(|platforms| platforms.get(name).cloned())
+                        self.predefined.as_ref().and_then(|platforms| platforms.get(name).cloned())
                     }
                     // The variable keeps its value.
                     None => continue,
                 },
             };
-            self.now.insert(name.to_owned(), value);
+            self.current.insert(name.to_owned(), value);
         }
     }
 
-    fn known(&self) -> BTreeMap<String, String> {
-        self.now.iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?))).collect()
+    fn known_values(&self) -> BTreeMap<String, String> {
+        self.current.iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?))).collect()
     }
 }
 

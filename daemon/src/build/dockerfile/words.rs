@@ -6,18 +6,22 @@ use std::str::Chars;
 
 /// The word cannot be read. BuildKit reports the error when it parses the word.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unreadable;
+pub(super) struct UnreadableWord;
 
-type Values = BTreeMap<String, String>;
+type VariableValues = BTreeMap<String, String>;
 
 /// Expands one word: removes quotes and escapes and fills in variables. Unset variables are empty.
-pub(super) fn expand(word: &str, values: &Values, escape: char) -> Result<String, Unreadable> {
-    Expander { rest: word.chars().peekable(), values, escape, all_known: true }.until(None, false)
+pub(super) fn expand(word: &str, values: &VariableValues, escape: char) -> Result<String, UnreadableWord> {
+    WordExpander { rest: word.chars().peekable(), values, escape, all_known: true }.until(None, false)
 }
 
 /// Like [`expand`], but a word with a variable that is not in `values` is unreadable.
-pub(super) fn expand_known(word: &str, values: &Values, escape: char) -> Result<String, Unreadable> {
-    Expander { rest: word.chars().peekable(), values, escape, all_known: false }.until(None, false)
+pub(super) fn expand_known(
+    word: &str,
+    values: &VariableValues,
+    escape: char,
+) -> Result<String, UnreadableWord> {
+    WordExpander { rest: word.chars().peekable(), values, escape, all_known: false }.until(None, false)
 }
 
 /// Returns a word without its quotes; variables stay as they are. `None` when a quote has no end.
@@ -37,23 +41,23 @@ pub(super) fn unquoted(word: &str) -> Option<String> {
     quote.is_none().then_some(out)
 }
 
-struct Expander<'a> {
+struct WordExpander<'a> {
     rest: Peekable<Chars<'a>>,
-    values: &'a Values,
+    values: &'a VariableValues,
     escape: char,
     /// Variables that are not in `values` are unset.
     all_known: bool,
 }
 
-impl Expander<'_> {
+impl WordExpander<'_> {
     /// Reads up to `stop`, which is consumed, or to the end when `stop` is `None`.
-    fn until(&mut self, stop: Option<char>, raw_escapes: bool) -> Result<String, Unreadable> {
+    fn until(&mut self, stop: Option<char>, raw_escapes: bool) -> Result<String, UnreadableWord> {
         let mut out = String::new();
         while let Some(c) = self.rest.next() {
             match c {
                 c if Some(c) == stop => return Ok(out),
                 '\'' => loop {
-                    match self.rest.next().ok_or(Unreadable)? {
+                    match self.rest.next().ok_or(UnreadableWord)? {
                         '\'' => break,
                         c => out.push(c),
                     }
@@ -69,12 +73,12 @@ impl Expander<'_> {
                 c => out.push(c),
             }
         }
-        if stop.is_some() { Err(Unreadable) } else { Ok(out) }
+        if stop.is_some() { Err(UnreadableWord) } else { Ok(out) }
     }
 
-    fn double_quoted(&mut self, out: &mut String) -> Result<(), Unreadable> {
+    fn double_quoted(&mut self, out: &mut String) -> Result<(), UnreadableWord> {
         loop {
-            match self.rest.next().ok_or(Unreadable)? {
+            match self.rest.next().ok_or(UnreadableWord)? {
                 '"' => return Ok(()),
                 '$' => out.push_str(&self.dollar()?),
                 c if c == self.escape => match self.rest.peek() {
@@ -90,7 +94,7 @@ impl Expander<'_> {
         }
     }
 
-    fn dollar(&mut self) -> Result<String, Unreadable> {
+    fn dollar(&mut self) -> Result<String, UnreadableWord> {
         if self.rest.peek() != Some(&'{') {
             let name = self.name();
             return match name.is_empty() {
@@ -101,13 +105,13 @@ impl Expander<'_> {
         self.rest.next();
         let name = self.name();
         if name.is_empty() {
-            return Err(Unreadable);
+            return Err(UnreadableWord);
         }
         let value = self.value(&name)?;
-        match self.rest.next().ok_or(Unreadable)? {
+        match self.rest.next().ok_or(UnreadableWord)? {
             '}' => Ok(value.unwrap_or_default()),
             ':' => {
-                let modifier = self.rest.next().ok_or(Unreadable)?;
+                let modifier = self.rest.next().ok_or(UnreadableWord)?;
                 self.modified(modifier, value.filter(|value| !value.is_empty()))
             }
             '/' => self.replaced(&value.unwrap_or_default()),
@@ -123,23 +127,24 @@ impl Expander<'_> {
         }
     }
 
-    fn modified(&mut self, modifier: char, value: Option<String>) -> Result<String, Unreadable> {
+    fn modified(&mut self, modifier: char, value: Option<String>) -> Result<String, UnreadableWord> {
         let word = self.until(Some('}'), false)?;
         match (modifier, value) {
             ('-', Some(value)) | ('?', Some(value)) => Ok(value),
             ('-', None) | ('+', Some(_)) => Ok(word),
             ('+', None) => Ok(String::new()),
-            _ => Err(Unreadable),
+            _ => Err(UnreadableWord),
         }
     }
 
-    fn replaced(&mut self, value: &str) -> Result<String, Unreadable> {
+    fn replaced(&mut self, value: &str) -> Result<String, UnreadableWord> {
         let all = self.rest.next_if_eq(&'/').is_some();
         let pattern = self.until(Some('/'), true)?;
         let replacement = self.until(Some('}'), true)?;
         let (mut out, mut rest) = (String::new(), value);
         while !rest.is_empty() {
-            let longest = boundaries(rest).filter(|&end| end > 0 && matches(&pattern, &rest[..end])).last();
+            let longest =
+                boundaries(rest).filter(|&end| end > 0 && glob_matches(&pattern, &rest[..end])).last();
             match longest {
                 Some(end) => {
                     out.push_str(&replacement);
@@ -158,9 +163,9 @@ impl Expander<'_> {
         Ok(out + rest)
     }
 
-    fn value(&self, name: &str) -> Result<Option<String>, Unreadable> {
+    fn value(&self, name: &str) -> Result<Option<String>, UnreadableWord> {
         match self.values.get(name) {
-            None if !self.all_known => Err(Unreadable),
+            None if !self.all_known => Err(UnreadableWord),
             value => Ok(value.cloned()),
         }
     }
@@ -188,7 +193,7 @@ impl Expander<'_> {
 
 /// Returns `value` without the shortest (or longest) prefix or suffix that matches `pattern`.
 fn trimmed(value: &str, pattern: &str, greedy: bool, suffix: bool) -> String {
-    let fits = |cut: &usize| matches(pattern, if suffix { &value[*cut..] } else { &value[..*cut] });
+    let fits = |cut: &usize| glob_matches(pattern, if suffix { &value[*cut..] } else { &value[..*cut] });
     let mut cuts: Vec<usize> = boundaries(value).filter(fits).collect();
     // A later cut removes a shorter suffix.
     if suffix != greedy {
@@ -206,20 +211,20 @@ fn boundaries(text: &str) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// Glob match: `*` any run, `?` any character, `\x` that character. Takes time linear in text times pattern.
-fn matches(pattern: &str, text: &str) -> bool {
-    enum Token {
-        Run,
-        Any,
-        Is(char),
+fn glob_matches(pattern: &str, text: &str) -> bool {
+    enum PatternToken {
+        AnyRun,
+        AnyChar,
+        Literal(char),
     }
     let mut tokens = Vec::new();
     let mut chars = pattern.chars();
     while let Some(c) = chars.next() {
         tokens.push(match c {
-            '*' => Token::Run,
-            '?' => Token::Any,
-            '\\' => Token::Is(chars.next().unwrap_or('\\')),
-            c => Token::Is(c),
+            '*' => PatternToken::AnyRun,
+            '?' => PatternToken::AnyChar,
+            '\\' => PatternToken::Literal(chars.next().unwrap_or('\\')),
+            c => PatternToken::Literal(c),
         });
     }
     let text: Vec<char> = text.chars().collect();
@@ -230,9 +235,9 @@ fn matches(pattern: &str, text: &str) -> bool {
         let mut next = vec![false; text.len() + 1];
         for i in 0..=text.len() {
             next[i] = match token {
-                Token::Run => reachable[i] || (i > 0 && next[i - 1]),
-                Token::Any => i > 0 && reachable[i - 1],
-                Token::Is(c) => i > 0 && reachable[i - 1] && text[i - 1] == c,
+                PatternToken::AnyRun => reachable[i] || (i > 0 && next[i - 1]),
+                PatternToken::AnyChar => i > 0 && reachable[i - 1],
+                PatternToken::Literal(c) => i > 0 && reachable[i - 1] && text[i - 1] == c,
             };
         }
         reachable = next;

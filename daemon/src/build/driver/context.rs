@@ -4,30 +4,34 @@
 
 use super::super::dockerfile;
 use super::super::presence;
-use super::super::service::Shared;
-use super::Early;
+use super::super::service::BuildRuntime;
+use super::ContextPrefetch;
 use super::network::network_fault;
 use crate::context::port::ContextFiles;
 use crate::model::MountTarget;
 use crate::model::build::{BuildRecord, ContextIdentity};
-use crate::model::fault::{DockerfileRange, Fault, Stage};
+use crate::model::fault::{DockerfileRange, Fault, FaultStage};
 use crate::task;
 
 /// Build argument that overrides a `# syntax=` line.
 pub(super) const FRONTEND_ARGUMENT: &str = "BUILDKIT_SYNTAX";
 
 /// Files of a build, and the results of the analysis of its Dockerfile.
-pub(super) struct Context {
+pub(super) struct BuildContext {
     pub(super) files: ContextFiles,
     pub(super) identity: ContextIdentity,
     pub(super) dockerfile: MountTarget,
     /// Dockerfile as sent to the builder.
-    pub(super) text: Vec<u8>,
+    pub(super) dockerfile_text: Vec<u8>,
 }
 
-impl Shared {
+impl BuildRuntime {
     /// Waits for the context prefetch and checks its result.
-    pub(super) async fn context(&self, early: Early, record: &BuildRecord) -> Result<Context, Fault> {
+    pub(super) async fn prepared_context(
+        &self,
+        early: ContextPrefetch,
+        record: &BuildRecord,
+    ) -> Result<BuildContext, Fault> {
         let spec = &record.spec;
         let prepared = early.prepared().await?;
         let path = prepared.dockerfile_path().clone();
@@ -41,26 +45,26 @@ impl Shared {
             return Err(fault);
         }
         let identity = prepared.identity();
-        let copied = dockerfile::sources(&settled, &spec.build_args, spec.target.as_deref());
+        let copied = dockerfile::context_copies(&settled, &spec.build_args, spec.target.as_deref());
         let files = prepared.into_files(settled.clone());
-        if let Some(fault) = missing_source(&files, copied, &path).await {
+        if let Some(fault) = find_missing_source(&files, copied, &path).await {
             return Err(fault);
         }
-        Ok(Context { files, identity, dockerfile: path, text: settled })
+        Ok(BuildContext { files, identity, dockerfile: path, dockerfile_text: settled })
     }
 }
 
 /// Checks that the files that COPY and ADD name exist among the files that will be sent.
-async fn missing_source(
+async fn find_missing_source(
     files: &ContextFiles,
-    copied: Vec<dockerfile::Copied>,
+    copied: Vec<dockerfile::ContextCopy>,
     path: &MountTarget,
 ) -> Option<Fault> {
     if copied.is_empty() {
         return None;
     }
     let (files, path) = (files.clone(), path.clone());
-    let look = move || presence::missing(&files, &copied, &path);
+    let look = move || presence::missing_source_fault(&files, &copied, &path);
     task::blocking("build.presence", look).await.unwrap_or_else(|error| {
         // BuildKit reports missing files as well.
         tracing::error!(%error, "check for missing context files panicked");
@@ -69,7 +73,7 @@ async fn missing_source(
 }
 
 fn frontend_fault(refused: &dockerfile::FrontendRefused, path: &MountTarget, dockerfile: &[u8]) -> Fault {
-    let mut fault = Fault::new(Stage::Context, "frontend_not_allowed", refused.to_string())
+    let mut fault = Fault::new(FaultStage::Context, "frontend_not_allowed", refused.to_string())
         .hint("leave the `# syntax=` line out, or write `# syntax=docker/dockerfile:1`");
     if refused.line > 0 {
         let text = String::from_utf8_lossy(dockerfile);

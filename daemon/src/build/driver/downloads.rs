@@ -4,18 +4,18 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::super::dockerfile::{Download, NamedRepository, Place};
-use super::super::port::{DownloadRequest, Downloaded, PinnedDownload};
-use super::super::publisher::Publisher;
-use super::super::service::{Active, Shared};
-use super::faults::{log_fault_of, stopped};
-use super::images::at;
+use super::super::dockerfile::{DockerfileExcerpt, NamedDownload, NamedRepository};
+use super::super::port::{DownloadRequest, OfferedDownload, PinnedDownload};
+use super::super::publisher::EventPublisher;
+use super::super::service::{ActiveBuild, BuildRuntime};
+use super::faults::{logged_log_fault, stopped_fault};
+use super::images::with_excerpt;
 use crate::model::MountTarget;
-use crate::model::build::{BuildSource, EventKind, LogStream};
-use crate::model::fault::{Fault, Stage};
+use crate::model::build::{BuildEventKind, BuildSource, LogStream};
+use crate::model::fault::{Fault, FaultStage};
 
 /// Maximum number of files and repositories of one build; no real Dockerfile has more.
-const MOST: usize = 256;
+const MAX_DOWNLOADS: usize = 256;
 
 /// Downloads of a build. The builder can fetch them while this value exists.
 #[derive(Default)]
@@ -24,13 +24,13 @@ pub(super) struct BuildDownloads {
     /// The repositories, each as `host/path`.
     pub(super) repositories: Vec<String>,
     /// Dockerfile excerpt that names each source, by its URL as written.
-    places: Vec<(String, Place)>,
-    _offers: Vec<Downloaded>,
+    excerpts: Vec<(String, DockerfileExcerpt)>,
+    _offers: Vec<OfferedDownload>,
 }
 
 impl BuildDownloads {
     /// Returns the sources for the record of the build. Query strings are removed because they may contain signatures.
-    pub(super) fn named(&self) -> impl Iterator<Item = BuildSource> {
+    pub(super) fn recorded_sources(&self) -> impl Iterator<Item = BuildSource> {
         let files = self.files.iter().map(|file| {
             let name = file.url.split(['?', '#']).next().unwrap_or_default().to_owned();
             BuildSource { name, digest: Some(file.digest) }
@@ -44,42 +44,44 @@ impl BuildDownloads {
 impl BuildDownloads {
     /// Adds the line of the repository that a fault of the builder is about: BuildKit does not report it.
     pub(super) fn with_line(&self, fault: Fault, path: &MountTarget) -> Fault {
-        let about = |(url, _): &&(String, Place)| fault.step.as_ref().is_some_and(|step| step.contains(url));
-        match self.places.iter().find(about) {
-            Some((_, place)) if fault.dockerfile.is_none() => at(fault, place, path),
+        let about = |(url, _): &&(String, DockerfileExcerpt)| {
+            fault.step.as_ref().is_some_and(|step| step.contains(url))
+        };
+        match self.excerpts.iter().find(about) {
+            Some((_, place)) if fault.dockerfile.is_none() => with_excerpt(fault, place, path),
             _ => fault,
         }
     }
 }
 
-impl Shared {
-    pub(super) async fn downloads(
+impl BuildRuntime {
+    pub(super) async fn fetch_downloads(
         &self,
-        active: &Active,
-        files: Vec<Download>,
+        active: &ActiveBuild,
+        files: Vec<NamedDownload>,
         repositories: Vec<NamedRepository>,
         path: &MountTarget,
-        publisher: &mut Publisher,
+        publisher: &mut EventPublisher,
     ) -> Result<BuildDownloads, Fault> {
         let mut found = BuildDownloads::default();
         if files.is_empty() && repositories.is_empty() {
             return Ok(found);
         }
-        if files.len() + repositories.len() > MOST {
+        if files.len() + repositories.len() > MAX_DOWNLOADS {
             let message = "the Dockerfile fetches more files and repositories than a build may use";
-            return Err(Fault::new(Stage::Context, "too_many_downloads", message));
+            return Err(Fault::new(FaultStage::Context, "too_many_downloads", message));
         }
         for repository in repositories {
-            let Some((host, name)) = place_of(&repository.url) else {
-                return Err(at(other_transport(&repository), &repository.place, path));
+            let Some((host, name)) = repository_location(&repository.url) else {
+                return Err(with_excerpt(transport_fault(&repository), &repository.excerpt, path));
             };
             if let Err(fault) = self.ports.downloads.allows_repository(&host).await {
-                return Err(at(fault, &repository.place, path));
+                return Err(with_excerpt(fault, &repository.excerpt, path));
             }
             found.repositories.push(name);
-            found.places.push((repository.url, repository.place));
+            found.excerpts.push((repository.url, repository.excerpt));
         }
-        publisher.begin_attempt().await.map_err(|error| log_fault_of(&error))?;
+        publisher.begin_attempt().await.map_err(|error| logged_log_fault(&error))?;
         let mut step = 0;
         let mut known: BTreeMap<String, ()> = BTreeMap::new();
         for file in files {
@@ -88,35 +90,41 @@ impl Shared {
             }
             step += 1;
             let shown = file.url.split(['?', '#']).next().unwrap_or_default();
-            let tell = async |publisher: &mut Publisher, kind| {
-                publisher.publish(kind).await.map_err(|error| log_fault_of(&error))
+            let tell = async |publisher: &mut EventPublisher, kind| {
+                publisher.publish(kind).await.map_err(|error| logged_log_fault(&error))
             };
-            tell(publisher, EventKind::StepStarted { step, name: format!("[download] {shown}") }).await?;
+            tell(publisher, BuildEventKind::StepStarted { step, name: format!("[download] {shown}") })
+                .await?;
             let begun = Instant::now();
             let request = DownloadRequest { url: file.url.clone(), checksum: file.checksum.clone() };
             let fetched = tokio::select! {
                 fetched = self.ports.downloads.download(request) => fetched,
-                () = active.stop.cancelled() => return Err(stopped()),
+                () = active.stop.cancelled() => return Err(stopped_fault()),
             };
-            let finished =
-                |cached, error| EventKind::StepFinished { step, cached, duration: begun.elapsed(), error };
+            let finished = |cached, error| BuildEventKind::StepFinished {
+                step,
+                cached,
+                duration: begun.elapsed(),
+                error,
+            };
             match fetched {
                 Ok(fetched) => {
                     let data = format!("{}, {} bytes\n", fetched.digest, fetched.size).into();
-                    let log = EventKind::StepLog { step, stream: LogStream::Stdout, data, dropped_bytes: 0 };
+                    let log =
+                        BuildEventKind::StepLog { step, stream: LogStream::Stdout, data, dropped_bytes: 0 };
                     tell(publisher, log).await?;
                     tell(publisher, finished(fetched.cached, None)).await?;
                     found.files.push(PinnedDownload {
                         url: file.url,
-                        place: fetched.url.clone(),
+                        offer_url: fetched.url.clone(),
                         digest: fetched.digest,
                     });
                     found._offers.push(fetched);
                 }
                 Err(mut fault) => {
                     tell(publisher, finished(false, Some(fault.message.clone()))).await?;
-                    fault.message = format!("line {}: {}", file.place.start_line, fault.message);
-                    return Err(at(fault, &file.place, path));
+                    fault.message = format!("line {}: {}", file.excerpt.start_line, fault.message);
+                    return Err(with_excerpt(fault, &file.excerpt, path));
                 }
             }
         }
@@ -126,20 +134,20 @@ impl Shared {
 
 /// Fault for a transport other than http and https. Such a transport bypasses the inspecting proxy, and builds have no
 /// key for ssh.
-fn other_transport(repository: &NamedRepository) -> Fault {
-    let line = repository.place.start_line;
+fn transport_fault(repository: &NamedRepository) -> Fault {
+    let line = repository.excerpt.start_line;
     // A password before the host is not repeated in the message.
     let url = repository.url.rsplit_once('@').map_or(repository.url.as_str(), |(_, rest)| rest);
     let url: String = url.chars().filter(|c| !c.is_control()).take(200).collect();
     let message =
         format!("line {line}: repository `{url}`: builds fetch repositories by https and http only");
-    Fault::new(Stage::Context, "git_transport_refused", message)
+    Fault::new(FaultStage::Context, "git_transport_refused", message)
         .hint("write https://HOST/PATH.git, or put the files into the context")
 }
 
 /// Returns the host of a repository, and `host[:port]/path` as BuildKit names it. `None` for transports other than
 /// http and https.
-fn place_of(url: &str) -> Option<(String, String)> {
+fn repository_location(url: &str) -> Option<(String, String)> {
     let rest = ["https://", "http://"].iter().find_map(|scheme| url.strip_prefix(scheme))?;
     let rest = rest.split(['?', '#']).next().unwrap_or_default();
     let (authority, path) = rest.split_once('/')?;
@@ -166,7 +174,7 @@ mod tests {
             ("ssh://git@github.com/a/b.git", None),
         ] {
             let expected = expected.map(|(host, name)| (host.to_owned(), name.to_owned()));
-            assert_eq!(place_of(url), expected, "{url}");
+            assert_eq!(repository_location(url), expected, "{url}");
         }
     }
 }

@@ -2,38 +2,42 @@
 
 use crate::model::MountTarget;
 use crate::model::Reference;
-use crate::model::fault::{Fault, Stage};
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::image::VerifiedImage;
 
 /// Reports whether a solve failed because its files changed after they were scanned.
-pub(super) fn is_unsettled(fault: &Fault) -> bool {
+pub(super) fn is_context_change(fault: &Fault) -> bool {
     matches!(fault.code.as_str(), "context_changed" | "context_selection")
 }
 
 /// Placeholder fault for a build that was stopped: the verdict recorded earlier says how the build ends.
-pub(super) fn stopped() -> Fault {
-    Fault::new(Stage::Solve, "stopped", "the build was stopped").retryable()
+pub(super) fn stopped_fault() -> Fault {
+    Fault::new(FaultStage::Solve, "stopped", "the build was stopped").retryable()
 }
 
 pub(in crate::build) fn interrupted_fault(why: &str) -> Fault {
-    Fault::new(Stage::Solve, "interrupted", format!("the daemon ended while the build was not done, {why}"))
-        .hint("submit the build again")
-        .retryable()
+    Fault::new(
+        FaultStage::Solve,
+        "interrupted",
+        format!("the daemon ended while the build was not done, {why}"),
+    )
+    .hint("submit the build again")
+    .retryable()
 }
 
 pub(super) fn log_fault(error: &std::io::Error) -> Fault {
-    Fault::new(Stage::Solve, "log_unwritable", format!("the build's log cannot be written: {error}"))
+    Fault::new(FaultStage::Solve, "log_unwritable", format!("the build's log cannot be written: {error}"))
         .hint("free space in the state directory")
         .retryable()
 }
 
-pub(super) fn log_fault_of(error: &std::io::Error) -> Fault {
+pub(super) fn logged_log_fault(error: &std::io::Error) -> Fault {
     tracing::error!(%error, "failed to write a build log");
     log_fault(error)
 }
 
 /// Replaces the solver's own name of the Dockerfile by its path.
-pub(super) fn with_path(mut fault: Fault, path: &MountTarget) -> Fault {
+pub(super) fn with_dockerfile_path(mut fault: Fault, path: &MountTarget) -> Fault {
     if let Some(range) = &mut fault.dockerfile {
         range.path = path.clone();
     }

@@ -13,61 +13,65 @@ use futures::{StreamExt as _, stream};
 use hearth_pack::remote::full_name;
 use tokio::sync::mpsc;
 
-use super::super::dockerfile::{self, Download, Inputs, Named, NamedImage, NamedRepository, Place};
-use super::super::port::{ImageRequest, PinnedSource};
-use super::super::publisher::Publisher;
-use super::super::service::{Active, Shared};
-use super::faults::{log_fault_of, stopped};
-use crate::image::{SuppliedImage, SupplyOrigin, Transfer};
-use crate::model::build::{BuildRecord, BuildSource, EventKind, LogStream};
-use crate::model::fault::{DockerfileRange, Fault, Stage};
+use super::super::dockerfile::{
+    self, DockerfileExcerpt, DockerfileInputs, NamedDownload, NamedImage, NamedRepository, RemoteSources,
+};
+use super::super::port::{ImageRequest, PinnedImageSource};
+use super::super::publisher::EventPublisher;
+use super::super::service::{ActiveBuild, BuildRuntime};
+use super::faults::{logged_log_fault, stopped_fault};
+use crate::image::{SuppliedImage, SupplyOrigin, TransferProgress};
+use crate::model::build::{BuildEventKind, BuildRecord, BuildSource, LogStream};
+use crate::model::fault::{DockerfileRange, Fault, FaultStage};
 use crate::model::image::{ImageDefaults, Platform, is_cached_name};
 use crate::model::{MountTarget, Reference};
 
 /// Maximum number of images that are requested at the same time.
-const TOGETHER: usize = 4;
+const CONCURRENT_SUPPLIES: usize = 4;
 /// Maximum depth of images whose ONBUILD triggers name further images.
-const ROUNDS: usize = 16;
+const MAX_TRIGGER_ROUNDS: usize = 16;
 /// Interval between two progress events of a transfer.
-const TELL_EVERY: Duration = Duration::from_millis(500);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Images of a build. They stay in the room while this value exists.
 #[derive(Default)]
 pub(super) struct BuildImages {
-    pub(super) sources: Vec<PinnedSource>,
+    pub(super) sources: Vec<PinnedImageSource>,
     /// Sources that ADD fetches, determined once the variables of all images are known.
-    pub(super) downloads: Vec<Download>,
+    pub(super) downloads: Vec<NamedDownload>,
     pub(super) repositories: Vec<NamedRepository>,
     _supplied: Vec<SuppliedImage>,
 }
 
 impl BuildImages {
     /// Returns the images for the record of the build.
-    pub(super) fn named(&self) -> Vec<BuildSource> {
-        let named =
-            |source: &PinnedSource| BuildSource { name: source.name.clone(), digest: Some(source.digest) };
+    pub(super) fn recorded_sources(&self) -> Vec<BuildSource> {
+        let named = |source: &PinnedImageSource| BuildSource {
+            name: source.name.clone(),
+            digest: Some(source.digest),
+        };
         self.sources.iter().map(named).collect()
     }
 }
 
 /// One image name, with all platforms that it is used for.
-struct Wish {
+struct WantedImage {
     named: NamedImage,
     platforms: Vec<Platform>,
-    is_own: bool,
+    is_room_image: bool,
 }
 
-impl Shared {
-    pub(super) async fn images(
+impl BuildRuntime {
+    pub(super) async fn supply_images(
         &self,
-        active: &Active,
+        active: &ActiveBuild,
         record: &BuildRecord,
         text: &[u8],
         path: &MountTarget,
-        publisher: &mut Publisher,
+        publisher: &mut EventPublisher,
     ) -> Result<BuildImages, Fault> {
         let platform = record.spec.platform.clone().unwrap_or_else(Platform::host);
-        let inputs = Inputs {
+        let inputs = DockerfileInputs {
             build_args: &record.spec.build_args,
             platform: &platform,
             target: record.spec.target.as_deref(),
@@ -75,40 +79,41 @@ impl Shared {
         let mut known: BTreeMap<(String, String), ImageDefaults> = BTreeMap::new();
         let mut supplied: BTreeMap<String, (Vec<Platform>, SuppliedImage)> = BTreeMap::new();
         let mut steps = 0;
-        for _ in 0..ROUNDS {
-            let named = dockerfile::named(text, inputs, &|reference, platform| {
+        for _ in 0..MAX_TRIGGER_ROUNDS {
+            let named = dockerfile::remote_sources(text, inputs, &|reference, platform| {
                 known.get(&(reference.to_string(), platform.as_str().to_owned())).cloned()
             });
             if named.has_more {
                 let message = "the Dockerfile names more images than a build may use";
-                return Err(Fault::new(Stage::Context, "too_many_images", message));
+                return Err(Fault::new(FaultStage::Context, "too_many_images", message));
             }
-            let mut wishes = self.wishes(&named.images);
+            let mut wishes = self.wanted_images(&named.images);
             wishes.retain(|name, wish| {
                 supplied.get(name).is_none_or(|(platforms, _)| *platforms != wish.platforms)
             });
             if wishes.is_empty() {
-                let source = |(name, (_, image)): (&String, &(Vec<Platform>, SuppliedImage))| PinnedSource {
-                    name: name.clone(),
-                    repository: image.repository.clone(),
-                    digest: image.digest,
-                };
+                let source =
+                    |(name, (_, image)): (&String, &(Vec<Platform>, SuppliedImage))| PinnedImageSource {
+                        name: name.clone(),
+                        repository: image.repository.clone(),
+                        digest: image.digest,
+                    };
                 let sources = supplied.iter().map(source).collect();
                 let supplied = supplied.into_values().map(|(_, image)| image).collect();
-                let Named { downloads, repositories, .. } = named;
+                let RemoteSources { downloads, repositories, .. } = named;
                 return Ok(BuildImages { sources, downloads, repositories, _supplied: supplied });
             }
             for wish in wishes.values() {
-                if let Some(fault) = denied(record, wish, path) {
+                if let Some(fault) = pull_denied_fault(record, wish, path) {
                     return Err(fault);
                 }
             }
-            if steps == 0 && wishes.values().any(|wish| !wish.is_own) {
+            if steps == 0 && wishes.values().any(|wish| !wish.is_room_image) {
                 // The fetched images have steps of their own, before those of the builder.
-                publisher.begin_attempt().await.map_err(|error| log_fault_of(&error))?;
+                publisher.begin_attempt().await.map_err(|error| logged_log_fault(&error))?;
             }
             let (sender, mut events) = mpsc::channel(64);
-            let brought = self.bring(active, record, wishes, path, &mut steps, sender);
+            let brought = self.supply_all(active, record, wishes, path, &mut steps, sender);
             let forward = async {
                 let forwarded = publisher.forward(&mut events).await;
                 // Closing the channel unblocks a sender that would wait for a receiver.
@@ -116,7 +121,7 @@ impl Shared {
                 forwarded
             };
             let (brought, told) = tokio::join!(brought, forward);
-            told.map_err(|error| log_fault_of(&error))?;
+            told.map_err(|error| logged_log_fault(&error))?;
             for (name, wish, image) in brought? {
                 for (platform, defaults) in wish.platforms.iter().zip(&image.defaults) {
                     let key = (wish.named.reference.to_string(), platform.as_str().to_owned());
@@ -125,20 +130,25 @@ impl Shared {
                 supplied.insert(name, (wish.platforms, image));
             }
         }
-        let message =
-            format!("ONBUILD triggers of images name further images more than {ROUNDS} levels deep");
-        Err(Fault::new(Stage::Context, "too_many_images", message))
+        let message = format!(
+            "ONBUILD triggers of images name further images more than {MAX_TRIGGER_ROUNDS} levels deep"
+        );
+        Err(Fault::new(FaultStage::Context, "too_many_images", message))
     }
 
     /// Returns the images by their normalized name.
-    fn wishes(&self, named: &[NamedImage]) -> BTreeMap<String, Wish> {
-        let mut wishes: BTreeMap<String, Wish> = BTreeMap::new();
+    fn wanted_images(&self, named: &[NamedImage]) -> BTreeMap<String, WantedImage> {
+        let mut wishes: BTreeMap<String, WantedImage> = BTreeMap::new();
         for named in named {
             let platform = named.platform.clone();
-            let is_own = self.is_own(&named.reference);
-            let name = normal_name(&named.reference);
+            let is_own = self.is_room_image(&named.reference);
+            let name = normalized_name(&named.reference);
             let named = named.clone();
-            let wish = wishes.entry(name).or_insert(Wish { named, platforms: Vec::new(), is_own });
+            let wish = wishes.entry(name).or_insert(WantedImage {
+                named,
+                platforms: Vec::new(),
+                is_room_image: is_own,
+            });
             if !wish.platforms.contains(&platform) {
                 wish.platforms.push(platform);
             }
@@ -147,22 +157,22 @@ impl Shared {
     }
 
     /// Reports whether a reference names this room's registry, also by the address at which the builder reaches it.
-    fn is_own(&self, reference: &Reference) -> bool {
+    fn is_room_image(&self, reference: &Reference) -> bool {
         self.options.room_registries.owns_source(reference)
             || reference.registry.as_ref().is_some_and(|registry| registry.as_str() == self.options.registry)
     }
 
-    async fn bring(
+    async fn supply_all(
         &self,
-        active: &Active,
+        active: &ActiveBuild,
         record: &BuildRecord,
-        wishes: BTreeMap<String, Wish>,
+        wishes: BTreeMap<String, WantedImage>,
         path: &MountTarget,
         steps: &mut u32,
-        events: mpsc::Sender<EventKind>,
-    ) -> Result<Vec<(String, Wish, SuppliedImage)>, Fault> {
+        events: mpsc::Sender<BuildEventKind>,
+    ) -> Result<Vec<(String, WantedImage, SuppliedImage)>, Fault> {
         let numbered = wishes.into_iter().map(|(name, wish)| {
-            let step = (!wish.is_own).then(|| {
+            let step = (!wish.is_room_image).then(|| {
                 *steps += 1;
                 *steps
             });
@@ -172,28 +182,28 @@ impl Shared {
         let bring = numbered.into_iter().map(|(name, wish, step)| {
             let events = events.clone();
             async move {
-                let transfer = Arc::new(Transfer::default());
+                let transfer = Arc::new(TransferProgress::default());
                 let request = ImageRequest {
                     reference: wish.named.reference.clone(),
-                    is_own: wish.is_own,
+                    is_room_image: wish.is_room_image,
                     platforms: wish.platforms.clone(),
                     caller: record.submitted_by.clone(),
-                    given: active.secrets.credentials.clone(),
+                    credentials: active.secrets.credentials.clone(),
                     ask_registry: record.spec.pull,
                     transfer: Arc::clone(&transfer),
                 };
                 let supply = self.ports.images.supply(request);
                 let supplied = match step {
-                    Some(step) => told(step, &name, supply, &transfer, &events).await,
+                    Some(step) => report_supply(step, &name, supply, &transfer, &events).await,
                     None => supply.await,
                 };
                 match supplied {
                     Ok(image) => Ok((name, wish, image)),
-                    Err(fault) => Err(named_fault(fault, &wish, path)),
+                    Err(fault) => Err(image_fault(fault, &wish, path)),
                 }
             }
         });
-        let mut bring = stream::iter(bring).buffer_unordered(TOGETHER);
+        let mut bring = stream::iter(bring).buffer_unordered(CONCURRENT_SUPPLIES);
         let mut brought = Vec::new();
         loop {
             tokio::select! {
@@ -201,50 +211,56 @@ impl Shared {
                     Some(image) => brought.push(image?),
                     None => return Ok(brought),
                 },
-                () = active.stop.cancelled() => return Err(stopped()),
+                () = active.stop.cancelled() => return Err(stopped_fault()),
             }
         }
     }
 }
 
 /// Runs the supply of an image and reports its progress as a step of the build.
-async fn told(
+async fn report_supply(
     step: u32,
     name: &str,
     supply: impl Future<Output = Result<SuppliedImage, Fault>>,
-    transfer: &Transfer,
-    events: &mpsc::Sender<EventKind>,
+    transfer: &TransferProgress,
+    events: &mpsc::Sender<BuildEventKind>,
 ) -> Result<SuppliedImage, Fault> {
     // Sending fails only when the build ends.
-    let tell = async |kind: EventKind| drop(events.send(kind).await);
+    let tell = async |kind: BuildEventKind| drop(events.send(kind).await);
     let begun = Instant::now();
-    tell(EventKind::StepStarted { step, name: format!("[image] {name}") }).await;
+    tell(BuildEventKind::StepStarted { step, name: format!("[image] {name}") }).await;
     tokio::pin!(supply);
-    let mut tick = tokio::time::interval(TELL_EVERY);
+    let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
     let supplied = loop {
         tokio::select! {
             supplied = &mut supply => break supplied,
             _ = tick.tick() => {
-                let stand = transfer.stand();
+                let stand = transfer.snapshot();
                 if stand.total_bytes > 0 {
                     let (current, total) = (stand.bytes, stand.total_bytes);
-                    tell(EventKind::StepProgress { step, name: "fetching".to_owned(), current, total }).await;
+                    tell(BuildEventKind::StepProgress { step, name: "fetching".to_owned(), current, total }).await;
                 }
             }
         }
     };
-    let finished = |cached, error| EventKind::StepFinished { step, cached, duration: begun.elapsed(), error };
+    let finished =
+        |cached, error| BuildEventKind::StepFinished { step, cached, duration: begun.elapsed(), error };
     match &supplied {
         Err(fault) => tell(finished(false, Some(fault.message.clone()))).await,
         Ok(image) => {
             let line = format!("{}\n", image.digest);
-            tell(EventKind::StepLog { step, stream: LogStream::Stdout, data: line.into(), dropped_bytes: 0 })
-                .await;
+            tell(BuildEventKind::StepLog {
+                step,
+                stream: LogStream::Stdout,
+                data: line.into(),
+                dropped_bytes: 0,
+            })
+            .await;
             if let SupplyOrigin::Unchecked { reason } = &image.origin {
                 let message = format!(
                     "the registry of `{name}` could not be asked for the current image ({reason}); using the image in the room"
                 );
-                tell(EventKind::Warning { message, url: None, dockerfile: None }).await;
+                tell(BuildEventKind::Warning { message, url: None, dockerfile: None }).await;
             }
             tell(finished(!matches!(image.origin, SupplyOrigin::Fetched { .. }), None)).await;
         }
@@ -253,7 +269,7 @@ async fn told(
 }
 
 /// Returns the name as BuildKit normalizes it before it compares names.
-pub(super) fn normal_name(reference: &Reference) -> String {
+pub(super) fn normalized_name(reference: &Reference) -> String {
     let registry = match reference.registry.as_ref().map_or("docker.io", |registry| registry.as_str()) {
         "index.docker.io" => "docker.io",
         other => other,
@@ -270,30 +286,30 @@ pub(super) fn normal_name(reference: &Reference) -> String {
 }
 
 /// Returns the fault of an image that the build's token may not pull.
-fn denied(record: &BuildRecord, wish: &Wish, path: &MountTarget) -> Option<Fault> {
-    let NamedImage { reference, place, .. } = &wish.named;
-    let (allowed, name, grant) = if wish.is_own {
+fn pull_denied_fault(record: &BuildRecord, wish: &WantedImage, path: &MountTarget) -> Option<Fault> {
+    let NamedImage { reference, excerpt: place, .. } = &wish.named;
+    let (allowed, name, grant) = if wish.is_room_image {
         let repository = &reference.repository;
         let name = repository.as_str();
-        let allowed = record.may_pull.allow(name) && !is_cached_name(name);
-        (allowed, shown(reference), "containers.registry.pull")
+        let allowed = record.may_pull.allows(name) && !is_cached_name(name);
+        (allowed, display_name(reference), "containers.registry.pull")
     } else {
         let name = full_name(reference);
-        (record.may_pull_from.allow(&name), name, "containers.pull")
+        (record.may_pull_from.allows(&name), name, "containers.pull")
     };
     if allowed {
         return None;
     }
     let message = format!("line {}: the token of this build may not pull `{name}`", place.start_line);
-    let fault = Fault::new(Stage::Context, "image_denied", message)
+    let fault = Fault::new(FaultStage::Context, "image_denied", message)
         .hint(format!("use a token whose `{grant}` grant names the image"));
-    Some(at(fault, place, path))
+    Some(with_excerpt(fault, place, path))
 }
 
 /// Adds the line that names the image, and translates the code to the one that builds use.
-fn named_fault(mut fault: Fault, wish: &Wish, path: &MountTarget) -> Fault {
-    let NamedImage { reference, place, .. } = &wish.named;
-    if !wish.is_own {
+fn image_fault(mut fault: Fault, wish: &WantedImage, path: &MountTarget) -> Fault {
+    let NamedImage { reference, excerpt: place, .. } = &wish.named;
+    if !wish.is_room_image {
         let code = match fault.code.as_str() {
             "registry_denied" => "base_image_denied",
             "image_not_found" => "base_image_not_found",
@@ -302,21 +318,21 @@ fn named_fault(mut fault: Fault, wish: &Wish, path: &MountTarget) -> Fault {
         };
         fault.code = code.to_owned();
     }
-    fault.message = match (wish.is_own, fault.code.as_str()) {
+    fault.message = match (wish.is_room_image, fault.code.as_str()) {
         (true, "image_not_found") => {
-            format!("line {}: there is no image `{}` in this room", place.start_line, shown(reference))
+            format!("line {}: there is no image `{}` in this room", place.start_line, display_name(reference))
         }
-        _ => format!("line {}: image `{}`: {}", place.start_line, shown(reference), fault.message),
+        _ => format!("line {}: image `{}`: {}", place.start_line, display_name(reference), fault.message),
     };
-    at(fault, place, path)
+    with_excerpt(fault, place, path)
 }
 
-fn shown(reference: &Reference) -> String {
+fn display_name(reference: &Reference) -> String {
     let name = reference.to_string();
     name.strip_suffix(":latest").map_or_else(|| name.clone(), str::to_owned)
 }
 
-pub(super) fn at(mut fault: Fault, place: &Place, path: &MountTarget) -> Fault {
+pub(super) fn with_excerpt(mut fault: Fault, place: &DockerfileExcerpt, path: &MountTarget) -> Fault {
     fault.dockerfile = Some(DockerfileRange {
         path: path.clone(),
         start_line: place.start_line,
@@ -345,7 +361,7 @@ mod tests {
             (&format!("alpine@{sum}"), format!("docker.io/library/alpine@{sum}")),
             (&format!("ghcr.io/a/b:1@{sum}"), format!("ghcr.io/a/b:1@{sum}")),
         ] {
-            assert_eq!(normal_name(&given.parse().unwrap()), expected, "{given}");
+            assert_eq!(normalized_name(&given.parse().unwrap()), expected, "{given}");
         }
     }
 }

@@ -1,26 +1,27 @@
 //! Faults of Dockerfiles that ask for network access that their build does not have.
 
-use super::super::dockerfile::{self, NetworkAsked};
+use super::super::dockerfile::{self, NetworkRequest};
 use crate::model::MountTarget;
-use crate::model::build::{BuildSpec, Network};
-use crate::model::fault::{DockerfileRange, Fault, Stage};
+use crate::model::build::{BuildNetwork, BuildSpec};
+use crate::model::fault::{DockerfileRange, Fault, FaultStage};
 
 /// Returns the fault of a Dockerfile that asks for more network than the build allows.
 pub(super) fn network_fault(dockerfile: &[u8], spec: &BuildSpec, path: &MountTarget) -> Option<Fault> {
-    let offline = spec.network == Network::None;
-    let refused = dockerfile::network_refused(dockerfile, &spec.build_args, spec.target.as_deref(), offline)?;
+    let offline = spec.network == BuildNetwork::None;
+    let refused =
+        dockerfile::find_refused_network(dockerfile, &spec.build_args, spec.target.as_deref(), offline)?;
     let line = refused.start_line;
-    let mut fault = match &refused.asked {
-        NetworkAsked::Host => {
+    let mut fault = match &refused.request {
+        NetworkRequest::Host => {
             let message = format!("line {line}: `RUN --network=host`: no step has the machine's network");
-            Fault::new(Stage::Context, "host_network_refused", message)
+            Fault::new(FaultStage::Context, "host_network_refused", message)
                 .hint("leave out `--network=host`; a step reaches the world without it")
         }
-        NetworkAsked::Remote(url) => {
+        NetworkRequest::Remote(url) => {
             // The query may contain a signature or a password.
             let shown = url.split(['?', '#']).next().unwrap_or_default();
             let message = format!("line {line}: `ADD {shown}`: the build has no network");
-            Fault::new(Stage::Context, "network_none", message)
+            Fault::new(FaultStage::Context, "network_none", message)
                 .hint("put the file into the context, or build without `--network none`")
         }
     };

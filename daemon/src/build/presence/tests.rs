@@ -55,9 +55,9 @@ fn looked(paths: &[&'static str], own_ignore: Option<&str>, copied: &str) -> Opt
         watch: Arc::new(NoTransferWatch),
     };
     let dockerfile = format!("FROM x\nCOPY {copied} /y/\n");
-    let copied = dockerfile::sources(dockerfile.as_bytes(), &BTreeMap::new(), None);
+    let copied = dockerfile::context_copies(dockerfile.as_bytes(), &BTreeMap::new(), None);
     assert_eq!(copied.len(), 1, "{dockerfile}");
-    missing(&files, &copied, &"/context/Dockerfile".parse().unwrap())
+    missing_source_fault(&files, &copied, &"/context/Dockerfile".parse().unwrap())
 }
 
 const TREE: &[&str] = &[
@@ -113,7 +113,7 @@ fn what_is_missing_is_named_with_what_may_have_been_meant() {
         ),
     ] {
         let fault = looked(TREE, None, copied).unwrap_or_else(|| panic!("{copied} passes"));
-        assert_eq!((fault.code.as_str(), fault.stage), ("copy_source_missing", Stage::Context));
+        assert_eq!((fault.code.as_str(), fault.stage), ("copy_source_missing", FaultStage::Context));
         assert_eq!(fault.message, format!("line 2: \"/{path}\": not found in the build context"));
         assert_eq!(fault.hint.as_deref(), Some(hint), "{copied}");
         assert_eq!(fault.step, Some(format!("COPY {copied} /y/")));

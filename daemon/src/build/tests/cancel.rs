@@ -86,7 +86,7 @@ async fn a_build_that_publishes_is_not_cancelled_any_more() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn cancel_and_publish_racing_agree_on_the_end() {
     let mut room = Room::new(false);
-    room.options.limits = Limits { concurrency: 8, queue: 1000, per_caller: 1000 };
+    room.options.limits = AdmissionLimits { concurrency: 8, queue: 1000, per_caller: 1000 };
     let service = room.start().await;
     let handle = service.handle();
     let mut racers = Vec::new();

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::build::fake::Gate;
-use crate::model::{MountMode, MountSource, MountSpec};
+use crate::model::{MountAccess, MountSource, MountSpec};
 
 fn looks(room: &Room) -> usize {
     room.contexts.looks.load(Ordering::SeqCst)
@@ -63,7 +63,7 @@ async fn a_submission_that_is_not_accepted_brings_no_image_into_the_room() {
                 subpath: String::new(),
             },
             target: "/context".parse().unwrap(),
-            mode: MountMode::ReadOnly,
+            mode: MountAccess::ReadOnly,
         });
         SubmitBuild { idempotency_key: Some("key".to_owned()), ..request(spec) }
     };

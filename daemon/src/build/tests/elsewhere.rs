@@ -1,6 +1,6 @@
 use super::*;
 use crate::build::fake::Gate;
-use crate::model::fault::{Fault, Stage};
+use crate::model::fault::{Fault, FaultStage};
 
 fn spec_for(tags: &[&str]) -> BuildSpec {
     BuildSpec { tags: tags.iter().map(|tag| tag.parse().unwrap()).collect(), ..spec("x") }
@@ -24,7 +24,8 @@ async fn a_tag_elsewhere_gets_its_content_first_and_its_name_last() {
 #[tokio::test]
 async fn a_push_that_fails_names_nothing_and_says_how_to_push_again() {
     let room = Room::new(false);
-    let fault = Fault::new(Stage::Publish, "registry_denied", "401").hint("give credentials").retryable();
+    let fault =
+        Fault::new(FaultStage::Publish, "registry_denied", "401").hint("give credentials").retryable();
     *room.images.push_fault.lock() = Some(fault);
     let service = room.start().await;
     let handle = service.handle();
@@ -34,7 +35,7 @@ async fn a_push_that_fails_names_nothing_and_says_how_to_push_again() {
     let fault = record.fault.unwrap();
     assert_eq!(
         (fault.code.as_str(), fault.stage, fault.retryable),
-        ("registry_denied", Stage::Publish, true)
+        ("registry_denied", FaultStage::Publish, true)
     );
     let hint = fault.hint.unwrap();
     assert!(
@@ -48,7 +49,7 @@ async fn a_push_that_fails_names_nothing_and_says_how_to_push_again() {
 #[tokio::test]
 async fn a_name_that_a_registry_does_not_take_fails_the_build_and_names_nothing_here() {
     let room = Room::new(false);
-    let fault = Fault::new(Stage::Publish, "registry_denied", "403").hint("ask for the right to write");
+    let fault = Fault::new(FaultStage::Publish, "registry_denied", "403").hint("ask for the right to write");
     *room.images.name_fault.lock() = Some(fault);
     let service = room.start().await;
     let handle = service.handle();
@@ -56,7 +57,7 @@ async fn a_name_that_a_registry_does_not_take_fails_the_build_and_names_nothing_
     let record = ended(&handle, &id).await;
     assert_eq!((record.state, record.result.is_none()), (BuildState::Failed, true));
     let fault = record.fault.unwrap();
-    assert_eq!((fault.code.as_str(), fault.stage), ("registry_denied", Stage::Publish));
+    assert_eq!((fault.code.as_str(), fault.stage), ("registry_denied", FaultStage::Publish));
     let hint = fault.hint.unwrap();
     assert!(
         hint.starts_with("ask for the right to write; ") && hint.ends_with(" r.example/team/app:1"),

@@ -1,29 +1,29 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::build::admission::Deny;
+use crate::build::admission::AdmissionError;
 use crate::build::fake::{Gate, digest_of, log, started};
+use crate::build::log_text::BuildLogQuery;
 use crate::build::port::BuildQuery;
-use crate::build::retention::retention_one;
+use crate::build::retention::remove_old_builds;
 use crate::build::service::BuildError;
 use crate::build::submit::SubmitError;
-use crate::build::text::LogQuery;
-use crate::model::fault::{DockerfileRange, Fault, Stage};
+use crate::model::fault::{DockerfileRange, Fault, FaultStage};
 use crate::model::id::PackId;
-use crate::model::{Digest, MountMode, MountSource, MountSpec};
+use crate::model::{Digest, MountAccess, MountSource, MountSpec};
 use crate::task;
 
 fn with_pack(mut spec: BuildSpec, pack: &PackId) -> BuildSpec {
     spec.mounts.push(MountSpec {
         source: MountSource::Pack(pack.to_string()),
         target: "/context".parse().unwrap(),
-        mode: MountMode::ReadOnly,
+        mode: MountAccess::ReadOnly,
     });
     spec
 }
 
 fn progress(step: u32) -> Act {
-    Act::Emit(EventKind::StepFinished { step, cached: step == 1, duration: Duration::ZERO, error: None })
+    Act::Emit(BuildEventKind::StepFinished { step, cached: step == 1, duration: Duration::ZERO, error: None })
 }
 
 #[tokio::test]
@@ -45,7 +45,7 @@ async fn a_build_goes_from_its_spec_to_published_tags() {
         let all = events(&handle, &id, 1).await;
         assert_eq!(states(&all), [BuildState::Queued, BuildState::Running]);
         assert_eq!(handle.get(&id[..11]).await.unwrap().id.to_string(), id, "a prefix will do");
-        let text = handle.read_log(&id, LogQuery::default()).await.unwrap();
+        let text = handle.read_log(&id, BuildLogQuery::default()).await.unwrap();
         assert_eq!(text.lines, ["#2 | hello"]);
         assert_eq!(handle.list(BuildQuery { limit: 5, ..BuildQuery::default() }).await.unwrap().len(), 1);
         settled(&handle, 0).await;
@@ -112,7 +112,7 @@ async fn a_failed_build_tells_the_step_and_the_dockerfiles_real_path() {
     let room = Room::new(false);
     let service = room.start().await;
     let handle = service.handle();
-    let mut fault = Fault::new(Stage::Solve, "step_failed", "exit code 3: echo canary-value");
+    let mut fault = Fault::new(FaultStage::Solve, "step_failed", "exit code 3: echo canary-value");
     fault.exit_code = Some(3);
     fault.log_tail = vec!["the canary-value".to_owned()];
     fault.dockerfile = Some(DockerfileRange {
@@ -180,7 +180,7 @@ async fn a_missing_copy_source_fails_the_build_before_the_solver_hears_of_it() {
     missing.build_args.insert("F".to_owned(), "dir/file".to_owned());
     let id = submit(&handle, missing).await;
     let fault = ended(&handle, &id).await.fault.unwrap();
-    assert_eq!((fault.code.as_str(), fault.stage), ("copy_source_missing", Stage::Context));
+    assert_eq!((fault.code.as_str(), fault.stage), ("copy_source_missing", FaultStage::Context));
     assert_eq!(fault.message, "line 5: \"/dir/file\": not found in the build context");
     let range = fault.dockerfile.unwrap();
     assert_eq!((range.path.as_str(), range.text.as_str()), ("/context/docker/Dockerfile", "COPY $F /"));
@@ -221,12 +221,12 @@ async fn a_solver_that_dies_is_given_a_second_chance_and_no_third() {
     let id = submit(&handle, spec("a")).await;
     assert_eq!(ended(&handle, &id).await.state, BuildState::Succeeded);
     let all = events(&handle, &id, 1).await;
-    let warnings = all.iter().filter(|event| matches!(event.kind, EventKind::Warning { .. })).count();
+    let warnings = all.iter().filter(|event| matches!(event.kind, BuildEventKind::Warning { .. })).count();
     assert_eq!(warnings, 1);
     let steps: Vec<u32> = all
         .iter()
         .filter_map(
-            |event| if let EventKind::StepStarted { step, .. } = event.kind { Some(step) } else { None },
+            |event| if let BuildEventKind::StepStarted { step, .. } = event.kind { Some(step) } else { None },
         )
         .collect();
     assert_eq!(steps, [1, 2], "the second attempt's steps have numbers of their own");
@@ -245,7 +245,7 @@ async fn files_that_change_under_a_build_are_looked_at_again_and_not_for_ever() 
     let handle = service.handle();
     let changed = |code| {
         let message = "context file `f`: `/context/f` changed while it was read";
-        vec![started(1), Act::Fail(Box::new(Fault::new(Stage::Context, code, message).retryable()))]
+        vec![started(1), Act::Fail(Box::new(Fault::new(FaultStage::Context, code, message).retryable()))]
     };
     room.script(changed("context_changed"));
     room.script(changed("context_selection"));
@@ -254,7 +254,7 @@ async fn files_that_change_under_a_build_are_looked_at_again_and_not_for_ever() 
     assert_eq!(record.state, BuildState::Succeeded);
     assert!(record.context.is_some());
     let all = events(&handle, &id, 1).await;
-    let warnings = all.iter().filter(|event| matches!(event.kind, EventKind::Warning { .. })).count();
+    let warnings = all.iter().filter(|event| matches!(event.kind, BuildEventKind::Warning { .. })).count();
     assert_eq!(warnings, 2);
 
     for _ in 0..3 {
@@ -282,7 +282,7 @@ async fn a_solver_that_stays_away_fails_the_build_after_the_wait() {
 #[tokio::test]
 async fn a_build_over_its_time_fails_with_timeout_also_when_the_solver_does_not_listen() {
     let mut room = Room::new(false);
-    room.options.stop_limit = Duration::from_millis(100);
+    room.options.stop_timeout = Duration::from_millis(100);
     let service = room.start().await;
     let handle = service.handle();
     for act in [Act::Wait(Gate::closed()), Act::Stubborn(Duration::from_secs(30))] {
@@ -312,7 +312,7 @@ async fn a_task_that_panics_still_ends_its_build() {
 #[tokio::test]
 async fn slots_are_never_exceeded_and_callers_take_turns() {
     let mut room = Room::new(false);
-    room.options.limits = Limits { concurrency: 1, queue: 20, per_caller: 10 };
+    room.options.limits = AdmissionLimits { concurrency: 1, queue: 20, per_caller: 10 };
     let service = room.start().await;
     let handle = service.handle();
     let gate = Gate::closed();
@@ -324,7 +324,7 @@ async fn slots_are_never_exceeded_and_callers_take_turns() {
         ids.push(submitted.id);
     }
     gate.reached().await;
-    assert_eq!(handle.load(), (1, 3));
+    assert_eq!(handle.running_and_waiting(), (1, 3));
     gate.open();
     for id in &ids {
         ended(&handle, id.as_str()).await;
@@ -337,7 +337,7 @@ async fn slots_are_never_exceeded_and_callers_take_turns() {
 #[tokio::test]
 async fn refused_builds_say_why_and_leave_nothing() {
     let mut room = Room::new(true);
-    room.options.limits = Limits { concurrency: 1, queue: 1, per_caller: 2 };
+    room.options.limits = AdmissionLimits { concurrency: 1, queue: 1, per_caller: 2 };
     let service = room.start().await;
     let handle = service.handle();
     let gate = Gate::closed();
@@ -346,11 +346,12 @@ async fn refused_builds_say_why_and_leave_nothing() {
     gate.reached().await;
     submit(&handle, spec("b")).await;
     let refused = handle.submit(request(spec("c"))).await.unwrap_err();
-    assert!(matches!(refused, SubmitError::Denied(Deny::CallerLimit { .. })), "{refused}");
+    assert!(matches!(refused, SubmitError::Denied(AdmissionError::CallerLimit { .. })), "{refused}");
     let refused =
         handle.submit(SubmitBuild { caller: "bob".to_owned(), ..request(spec("c")) }).await.unwrap_err();
     assert!(
-        matches!(refused, SubmitError::Denied(Deny::QueueFull { .. })) && refused.retry_after().is_some()
+        matches!(refused, SubmitError::Denied(AdmissionError::QueueFull { .. }))
+            && refused.retry_after().is_some()
     );
     gate.open();
     let missing = with_pack(spec("c"), &PackId::random());
@@ -400,7 +401,7 @@ async fn packs_are_held_from_submit_to_the_end_whatever_it_is() {
     room.images.packs.lock().insert(pack.clone(), 0);
     let held = || room.images.packs.lock()[&pack];
     let gate = Gate::closed();
-    let fault = Box::new(Fault::new(Stage::Solve, "step_failed", "x"));
+    let fault = Box::new(Fault::new(FaultStage::Solve, "step_failed", "x"));
     room.script(vec![Act::Wait(gate.clone())]);
     room.script(vec![Act::Fail(fault)]);
     let first = submit(&handle, with_pack(spec("a"), &pack)).await;
@@ -453,11 +454,11 @@ async fn removed_and_old_builds_are_gone_with_their_logs() {
     }
     handle.remove(&ids[3]).await.unwrap();
     assert!(handle.get(&ids[3]).await.is_err());
-    assert_eq!(retention_one(&handle.shared, Timestamp::now()).await.unwrap(), 1);
+    assert_eq!(remove_old_builds(&handle.shared, Timestamp::now()).await.unwrap(), 1);
     assert!(handle.get(&ids[0]).await.is_err());
     assert!(handle.get(&ids[1]).await.is_ok());
     let later = Timestamp::now() + Duration::from_secs(86_401);
-    assert_eq!(retention_one(&handle.shared, later).await.unwrap(), 2);
+    assert_eq!(remove_old_builds(&handle.shared, later).await.unwrap(), 2);
     assert_eq!(std::fs::read_dir(&room.options.log_dir).unwrap().count(), 1, "only the running build's");
     gate.open();
     assert_eq!(ended(&handle, &running).await.state, BuildState::Succeeded);
@@ -494,6 +495,6 @@ async fn the_logs_of_one_owner_are_bounded_and_the_oldest_go_first() {
     }
     assert!(size(&ids[3]).is_ok() && size(&ids[4]).is_ok() && size(&quiet).is_ok());
     assert!(handle.get(&ids[0]).await.is_ok(), "the build itself stays");
-    assert!(handle.read_log(&ids[0], LogQuery::default()).await.unwrap().lines.is_empty());
+    assert!(handle.read_log(&ids[0], BuildLogQuery::default()).await.unwrap().lines.is_empty());
     assert_eq!(states(&events(&handle, &ids[0], 1).await), [], "its watchers get its end");
 }

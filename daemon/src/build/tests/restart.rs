@@ -1,8 +1,8 @@
 use super::*;
+use crate::build::event_log::EventLog;
 use crate::build::fake::{Gate, log, started};
-use crate::build::log::EventLog;
 use crate::model::id::PackId;
-use crate::model::{MountMode, MountSource, MountSpec};
+use crate::model::{MountAccess, MountSource, MountSpec};
 
 /// Stores a build as an earlier run of the daemon left it.
 async fn left_behind(room: &Room, state: BuildState, change: impl FnOnce(&mut BuildRecord)) -> String {
@@ -10,11 +10,11 @@ async fn left_behind(room: &Room, state: BuildState, change: impl FnOnce(&mut Bu
     change(&mut record);
     std::fs::create_dir_all(&room.options.log_dir).unwrap();
     let log = EventLog::create(&room.options.log_dir, &record.id).unwrap();
-    log.append(vec![EventKind::StateChanged { state: BuildState::Queued }]).unwrap();
+    log.append(vec![BuildEventKind::StateChanged { state: BuildState::Queued }]).unwrap();
     if state == BuildState::Running {
         log.append(vec![
-            EventKind::StateChanged { state },
-            EventKind::StepStarted { step: 1, name: "a".to_owned() },
+            BuildEventKind::StateChanged { state },
+            BuildEventKind::StepStarted { step: 1, name: "a".to_owned() },
         ])
         .unwrap();
         // The last line was cut short by the crash.
@@ -35,7 +35,7 @@ async fn after_a_crash_every_build_reaches_an_end() {
             record.spec.mounts.push(MountSpec {
                 source: MountSource::Pack(pack.to_string()),
                 target: "/context".parse().unwrap(),
-                mode: MountMode::ReadOnly,
+                mode: MountAccess::ReadOnly,
             });
         };
         let queued = left_behind(&room, BuildState::Queued, |_| {}).await;
@@ -73,7 +73,7 @@ async fn after_a_crash_every_build_reaches_an_end() {
         use BuildState::{Queued, Running};
         assert_eq!(states(&all), [Queued, Running, Queued, Running]);
         assert_eq!(handle.get(&once).await.unwrap().attempts, 2);
-        assert!(all.iter().any(|event| matches!(event.kind, EventKind::StepStarted { step: 2, .. })));
+        assert!(all.iter().any(|event| matches!(event.kind, BuildEventKind::StepStarted { step: 2, .. })));
         assert_eq!(room.solver.requests.lock().len(), 2);
         assert!(
             EventLog::open(&room.options.log_dir, &stray).unwrap().is_none(),
@@ -134,7 +134,7 @@ async fn draining_lets_builds_end_and_leaves_the_rest_to_the_next_run() {
     assert_eq!(handle.get(&waiting).await.unwrap().state, BuildState::Queued);
     assert_eq!(handle.get(&secret).await.unwrap().state, BuildState::Interrupted);
     let seen: Vec<_> = watcher.collect().await;
-    assert!(seen.into_iter().all(|event| !matches!(event.unwrap().kind, EventKind::Finished { .. })));
+    assert!(seen.into_iter().all(|event| !matches!(event.unwrap().kind, BuildEventKind::Finished { .. })));
     drop(service);
 
     let service = room.start().await;
@@ -143,7 +143,7 @@ async fn draining_lets_builds_end_and_leaves_the_rest_to_the_next_run() {
     }
     let idle = service.handle();
     idle.drain(Duration::from_secs(5)).await;
-    assert_eq!(idle.load(), (0, 0));
+    assert_eq!(idle.running_and_waiting(), (0, 0));
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::build::port::{BuildQuery, IdempotencyKey, Inserted};
+use crate::build::port::{BuildQuery, IdempotencyKey, InsertOutcome};
 use crate::model::Digest;
 
 fn key(caller: &str, key: &str, request: u8) -> Option<IdempotencyKey> {
@@ -22,7 +22,7 @@ async fn keeps_builds(store: &dyn BuildStore) {
     let states = [BuildState::Queued, BuildState::Running, BuildState::Failed];
     let mut records: Vec<BuildRecord> = states.iter().map(|state| record(state.as_str(), *state)).collect();
     for record in &records {
-        assert_eq!(store.insert(record.clone(), None).await.unwrap(), Inserted::New);
+        assert_eq!(store.insert(record.clone(), None).await.unwrap(), InsertOutcome::New);
     }
     records.reverse();
     let list = |query: BuildQuery| async { store.list(query).await.unwrap() };
@@ -49,25 +49,25 @@ async fn keeps_builds(store: &dyn BuildStore) {
     assert_eq!(store.ids_with_prefix("%", None, 2).await.unwrap(), []);
 
     let first = record("keyed", BuildState::Queued);
-    assert_eq!(store.insert(first.clone(), key("ann", "k", 1)).await.unwrap(), Inserted::New);
+    assert_eq!(store.insert(first.clone(), key("ann", "k", 1)).await.unwrap(), InsertOutcome::New);
     let again = record("keyed", BuildState::Queued);
     assert_eq!(
         store.insert(again.clone(), key("ann", "k", 1)).await.unwrap(),
-        Inserted::Existing(first.id.clone())
+        InsertOutcome::Existing(first.id.clone())
     );
     assert_eq!(
         store.insert(again.clone(), key("ann", "k", 2)).await.unwrap(),
-        Inserted::Conflict(first.id.clone())
+        InsertOutcome::Conflict(first.id.clone())
     );
     assert_eq!(store.get(&again.id).await.unwrap(), None, "nothing was stored");
-    assert_eq!(store.insert(again.clone(), key("bob", "k", 2)).await.unwrap(), Inserted::New);
+    assert_eq!(store.insert(again.clone(), key("bob", "k", 2)).await.unwrap(), InsertOutcome::New);
     assert_eq!(
-        store.find(&key("ann", "k", 1).unwrap()).await.unwrap(),
-        Some(Inserted::Existing(first.id.clone()))
+        store.find_by_key(&key("ann", "k", 1).unwrap()).await.unwrap(),
+        Some(InsertOutcome::Existing(first.id.clone()))
     );
     store.remove(&first.id).await.unwrap();
     assert_eq!(store.get(&first.id).await.unwrap(), None);
-    assert_eq!(store.find(&key("ann", "k", 1).unwrap()).await.unwrap(), None, "its key is free again");
+    assert_eq!(store.find_by_key(&key("ann", "k", 1).unwrap()).await.unwrap(), None, "its key is free again");
 }
 
 #[tokio::test]
@@ -75,7 +75,7 @@ async fn a_database_that_was_closed_gives_back_what_was_stored() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.db");
     let kept = record("kept", BuildState::Queued);
-    crate::store::Store::open(&path).unwrap().insert(kept.clone(), None).await.unwrap();
-    let store = crate::store::Store::open(&path).unwrap();
+    crate::store::StateStore::open(&path).unwrap().insert(kept.clone(), None).await.unwrap();
+    let store = crate::store::StateStore::open(&path).unwrap();
     assert_eq!(store.get(&kept.id).await.unwrap(), Some(kept));
 }

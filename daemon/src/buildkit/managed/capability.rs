@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use crate::capability::{self, Needed};
+use crate::capability::{self, NeededCapability};
 
 /// Capabilities that buildkitd or runc uses on every build: bit, name, reason.
-const NEEDED: [Needed; 11] = [
+const NEEDED: [NeededCapability; 11] = [
     (0, "CAP_CHOWN", "files of layers have owners"),
     (1, "CAP_DAC_OVERRIDE", "files of layers have modes"),
     (3, "CAP_FOWNER", "files of layers have modes"),
@@ -27,7 +27,7 @@ pub(super) fn check() -> Result<(), String> {
                 .to_owned(),
         );
     }
-    if let Some(missing) = capability::missing(&NEEDED)? {
+    if let Some(missing) = capability::missing_capabilities(&NEEDED)? {
         return Err(format!(
             "buildkitd cannot run here: missing {missing}; grant it (in a container: `--privileged`), or use a BuildKit \
              elsewhere with --buildkit"
@@ -52,7 +52,8 @@ mod tests {
     #[test]
     fn a_missing_capability_is_named() {
         // Capabilities of an unprivileged docker container.
-        let missing = |status| capability::missing_in(status, &NEEDED).copied().collect::<Vec<_>>();
+        let missing =
+            |status| capability::missing_capabilities_in(status, &NEEDED).copied().collect::<Vec<_>>();
         let plain = missing("Name:\tx\nCapEff:\t00000000a80425fb\n");
         assert_eq!(plain, [(21, "CAP_SYS_ADMIN", "layers and steps are mounted")]);
         assert!(missing("CapEff:\t000001ffffffffff\n").is_empty());

@@ -15,18 +15,18 @@ const STATES: &str = "/run/runc";
 const LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Deserialize)]
-struct State {
+struct RuncState {
     id: String,
-    config: Config,
+    config: RuncConfig,
 }
 
 #[derive(Deserialize)]
-struct Config {
+struct RuncConfig {
     rootfs: PathBuf,
 }
 
 /// Deletes every container whose root file system is below `dir`.
-pub(super) fn end_below(dir: &Path, runc: &Path) -> Result<(), String> {
+pub(super) fn delete_containers_below(dir: &Path, runc: &Path) -> Result<(), String> {
     let entries = match fs::read_dir(STATES) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -46,11 +46,11 @@ pub(super) fn end_below(dir: &Path, runc: &Path) -> Result<(), String> {
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
 }
 
-fn read(dir: &Path) -> Option<State> {
+fn read(dir: &Path) -> Option<RuncState> {
     serde_json::from_slice(&fs::read(dir.join("state.json")).ok()?).ok()
 }
 
-fn end(state: &State, runc: &Path) -> io::Result<()> {
+fn end(state: &RuncState, runc: &Path) -> io::Result<()> {
     // The processes of the container ended with buildkitd's pid namespace. `runc delete` removes its state and control
     // group, and kills remaining processes, identified by pid and start time.
     let mut command = Command::new(runc);

@@ -17,7 +17,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::git_proxy::GitAccess;
-use crate::supervise::program::find;
+use crate::supervise::program::find_executable;
 
 fn home(dir: &Path) -> PathBuf {
     dir.join("git")
@@ -46,7 +46,7 @@ pub(super) fn prepare(dir: &Path, access: Option<&GitAccess>) -> io::Result<()> 
     fs::create_dir_all(home(dir).join("bin"))?;
     let settings = home(dir).join(".gitconfig");
     write(&settings, 0o600, config(access).as_bytes())?;
-    match find(Path::new("git")) {
+    match find_executable(Path::new("git")) {
         Some(git) => write(&wrapper(dir), 0o700, &script(&git, dir, &settings)),
         None => match fs::remove_file(wrapper(dir)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

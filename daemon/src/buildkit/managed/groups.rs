@@ -19,11 +19,11 @@ use parking_lot::Mutex;
 use crate::control_group::{ControlGroup, MemoryWatch, machine_memory};
 
 /// Minimum memory limit of buildkitd itself in bytes, not counting the step output that it keeps.
-const LEAST_OWN_MEMORY: u64 = 2 << 30;
+const MIN_BUILDKITD_MEMORY: u64 = 2 << 30;
 
 /// Resource limits of a builder's steps. Sizes are in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bounds {
+pub struct StepBounds {
     /// Path of this builder's control group; without one there are no limits.
     pub group: Option<String>,
     /// Memory limit of all running steps together. Default: three quarters of the machine's memory.
@@ -38,13 +38,13 @@ pub struct Bounds {
 /// The control groups of one builder.
 #[derive(Debug)]
 pub struct BuilderGroups {
-    bounds: Bounds,
+    bounds: StepBounds,
     /// Memory events of the steps since the latest start.
     memory: Mutex<Option<MemoryWatch>>,
 }
 
 impl BuilderGroups {
-    pub(super) fn new(bounds: Bounds) -> Arc<Self> {
+    pub(super) fn new(bounds: StepBounds) -> Arc<Self> {
         Arc::new(Self { bounds, memory: Mutex::default() })
     }
 
@@ -78,7 +78,7 @@ impl BuilderGroups {
 
     /// Memory limit of buildkitd itself.
     fn own_memory(&self, machine: u64) -> u64 {
-        LEAST_OWN_MEMORY.max(machine / 4).saturating_add(self.bounds.step_output.unwrap_or(0))
+        MIN_BUILDKITD_MEMORY.max(machine / 4).saturating_add(self.bounds.step_output.unwrap_or(0))
     }
 
     /// Soft memory limit for the Go runtime, somewhat below the kernel's limit so that it collects garbage in time.
@@ -88,13 +88,13 @@ impl BuilderGroups {
     }
 
     /// Membership files to which buildkitd's pid is written so that it joins its group.
-    pub(super) fn members(&self) -> Vec<PathBuf> {
+    pub(super) fn membership_files(&self) -> Vec<PathBuf> {
         let group = self.bounds.group.as_ref().map(|group| ControlGroup::at(&format!("{group}/buildkitd")));
-        group.map(|group| group.members()).unwrap_or_default()
+        group.map(|group| group.member_files()).unwrap_or_default()
     }
 
     /// Path of the steps' group in the form that runc expects.
-    pub(super) fn steps(&self) -> Option<String> {
+    pub(super) fn steps_group(&self) -> Option<String> {
         self.bounds.group.as_ref().map(|group| format!("/{}/steps", group.trim_matches('/')))
     }
 

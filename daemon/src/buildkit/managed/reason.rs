@@ -19,7 +19,7 @@ pub(super) fn explain(log_tail: &str) -> Option<String> {
     // A stack trace follows the error line; a panic of the Go runtime has its own prefix.
     let says_why =
         |line: &str| ["buildkitd: ", "panic: ", "fatal error: "].iter().any(|start| line.starts_with(start));
-    program::explain(log_tail, says_why, &KNOWN)
+    program::explain_exit(log_tail, says_why, &KNOWN)
 }
 
 #[cfg(test)]

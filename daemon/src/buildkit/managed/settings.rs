@@ -13,7 +13,7 @@ const GB: u64 = 1_000_000_000;
 
 /// Size limits of the build cache, in bytes. BuildKit enforces them after builds, not during.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Quota {
+pub struct CacheQuota {
     /// Maximum size; above it the least recently used entries are removed first.
     pub max_used: u64,
     /// Free space to keep on the disk, as far as `reserved` allows.
@@ -22,51 +22,51 @@ pub struct Quota {
     pub reserved: u64,
 }
 
-impl Default for Quota {
+impl Default for CacheQuota {
     fn default() -> Self {
         Self { max_used: 50 * GB, min_free: 5 * GB, reserved: 2 * GB }
     }
 }
 
 #[derive(Serialize)]
-struct Settings<'a> {
+struct BuildkitdSettings<'a> {
     root: &'a Path,
     #[serde(rename = "insecure-entitlements")]
     insecure_entitlements: [&'static str; 0],
     #[serde(rename = "provenanceEnvDir")]
     provenance_env_dir: &'a Path,
-    grpc: Grpc,
-    otel: Otel<'a>,
-    dns: Dns,
-    cdi: Cdi,
-    history: History,
-    worker: Workers<'a>,
-    frontend: Frontends,
+    grpc: GrpcSettings,
+    otel: OtelSettings<'a>,
+    dns: DnsSettings,
+    cdi: CdiSettings,
+    history: HistorySettings,
+    worker: WorkerSettings<'a>,
+    frontend: FrontendSettings,
 }
 
 #[derive(Serialize)]
-struct Grpc {
+struct GrpcSettings {
     address: [String; 1],
 }
 
 #[derive(Serialize)]
-struct Otel<'a> {
+struct OtelSettings<'a> {
     #[serde(rename = "socketPath")]
     socket_path: &'a Path,
 }
 
 #[derive(Serialize)]
-struct Dns {
+struct DnsSettings {
     nameservers: [Ipv4Addr; 1],
 }
 
 #[derive(Serialize)]
-struct Cdi {
+struct CdiSettings {
     disabled: bool,
 }
 
 #[derive(Serialize)]
-struct History {
+struct HistorySettings {
     #[serde(rename = "maxAge")]
     max_age: u64,
     #[serde(rename = "maxEntries")]
@@ -74,18 +74,18 @@ struct History {
 }
 
 #[derive(Serialize)]
-struct Workers<'a> {
-    oci: Oci<'a>,
-    containerd: Disabled,
+struct WorkerSettings<'a> {
+    oci: OciWorkerSettings<'a>,
+    containerd: EnabledFlag,
 }
 
 #[derive(Serialize)]
-struct Disabled {
+struct EnabledFlag {
     enabled: bool,
 }
 
 #[derive(Serialize)]
-struct Oci<'a> {
+struct OciWorkerSettings<'a> {
     enabled: bool,
     snapshotter: &'static str,
     binary: &'a Path,
@@ -118,13 +118,13 @@ struct GcPolicy {
 }
 
 #[derive(Serialize)]
-struct Frontends {
+struct FrontendSettings {
     #[serde(rename = "gateway.v0")]
-    gateway: Disabled,
+    gateway: EnabledFlag,
 }
 
 /// Network settings of steps, in place of the host network.
-pub(super) struct StepWiring {
+pub(super) struct StepNetworkSettings {
     pub(super) config: PathBuf,
     pub(super) plugins: PathBuf,
     pub(super) resolver: Ipv4Addr,
@@ -133,8 +133,8 @@ pub(super) struct StepWiring {
 fn text(
     dir: &Path,
     runc: &Path,
-    quota: &Quota,
-    wiring: &StepWiring,
+    quota: &CacheQuota,
+    wiring: &StepNetworkSettings,
     control_group: Option<&str>,
 ) -> io::Result<String> {
     let policy = |all, filters, keep_duration| GcPolicy {
@@ -146,18 +146,18 @@ fn text(
         min_free_space: quota.min_free,
     };
     let socket = dir.join("buildkitd.sock");
-    let settings = Settings {
+    let settings = BuildkitdSettings {
         root: &dir.join("data"),
         insecure_entitlements: [],
         provenance_env_dir: &dir.join("provenance.d"),
-        grpc: Grpc { address: [format!("unix://{}", socket.display())] },
-        otel: Otel { socket_path: &otel_socket(dir) },
-        dns: Dns { nameservers: [wiring.resolver] },
-        cdi: Cdi { disabled: true },
+        grpc: GrpcSettings { address: [format!("unix://{}", socket.display())] },
+        otel: OtelSettings { socket_path: &otel_socket(dir) },
+        dns: DnsSettings { nameservers: [wiring.resolver] },
+        cdi: CdiSettings { disabled: true },
         // BuildKit does not record these builds (`internal`); this limits any other record.
-        history: History { max_age: 3600, max_entries: 1 },
-        worker: Workers {
-            oci: Oci {
+        history: HistorySettings { max_age: 3600, max_entries: 1 },
+        worker: WorkerSettings {
+            oci: OciWorkerSettings {
                 enabled: true,
                 snapshotter: "auto",
                 binary: runc,
@@ -175,10 +175,10 @@ fn text(
                     policy(true, Vec::new(), None),
                 ],
             },
-            containerd: Disabled { enabled: false },
+            containerd: EnabledFlag { enabled: false },
         },
         // External frontends are arbitrary images; the built-in frontend handles every Dockerfile.
-        frontend: Frontends { gateway: Disabled { enabled: false } },
+        frontend: FrontendSettings { gateway: EnabledFlag { enabled: false } },
     };
     toml::to_string(&settings).map_err(io::Error::other)
 }
@@ -190,8 +190,8 @@ pub(super) fn otel_socket(dir: &Path) -> PathBuf {
 pub(super) fn write(
     dir: &Path,
     runc: &Path,
-    quota: &Quota,
-    wiring: &StepWiring,
+    quota: &CacheQuota,
+    wiring: &StepNetworkSettings,
     control_group: Option<&str>,
 ) -> io::Result<()> {
     let new = dir.join("buildkitd.toml.new");
@@ -205,12 +205,12 @@ mod tests {
 
     fn table() -> toml::Table {
         let (dir, runc) = (Path::new("/s/bk"), Path::new("/usr/sbin/runc"));
-        let wiring = StepWiring {
+        let wiring = StepNetworkSettings {
             config: "/s/bk/cni/steps.conflist".into(),
             plugins: "/s/bk/cni/plugins".into(),
             resolver: Ipv4Addr::new(10, 1, 0, 2),
         };
-        text(dir, runc, &Quota::default(), &wiring, Some("/hearth/b/steps")).unwrap().parse().unwrap()
+        text(dir, runc, &CacheQuota::default(), &wiring, Some("/hearth/b/steps")).unwrap().parse().unwrap()
     }
 
     #[test]

@@ -9,12 +9,12 @@ use bollard_buildkit_proto::moby::filesync::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::build::port::Credentials;
+use crate::build::port::CredentialProvider;
 
-pub(super) struct Answers(pub(super) Arc<dyn Credentials>);
+pub(super) struct RegistryAuthService(pub(super) Arc<dyn CredentialProvider>);
 
 #[tonic::async_trait]
-impl Auth for Answers {
+impl Auth for RegistryAuthService {
     async fn credentials(
         &self,
         request: Request<CredentialsRequest>,

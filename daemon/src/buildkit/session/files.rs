@@ -23,12 +23,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{KeyAndValueRef, MetadataMap};
 use tonic::{Status, Streaming};
 
-use super::select::{self, Stats, Wanted};
-use super::wire::{FileSync, Packet, PacketKind};
+use super::select::{self, SelectionPatterns, StatBuilder};
+use super::wire::{FileSync, FsutilPacket, PacketKind};
 use crate::context::port::{FileTree, TransferWatch};
 
 /// Bytes of content in one packet.
-const CHUNK: usize = 256 << 10;
+const DATA_CHUNK: usize = 256 << 10;
 /// Number of files that are read at the same time.
 const READERS: usize = 4;
 /// Number of batches that wait for the receiver; with [`DATA_CHUNK`] it bounds the memory of one transfer.
@@ -37,13 +37,13 @@ const QUEUE: usize = 8;
 const STATS: usize = 256;
 /// Time limit for the receiver to read the error and to disconnect. A receiver that still requests files when the
 /// stream ends reports only `EOF`, and so would the build.
-const PARTING: Duration = Duration::from_secs(2);
+const ERROR_DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
-type Batch = Vec<Packet>;
+type PacketBatch = Vec<FsutilPacket>;
 
 /// A tree, and the observer that is notified when it was sent.
 #[derive(Clone)]
-pub(super) struct Source {
+pub(super) struct TreeSource {
     pub(super) tree: Arc<dyn FileTree>,
     pub(super) watch: Arc<dyn TransferWatch>,
 }
@@ -54,7 +54,7 @@ pub(super) struct Source {
 pub(super) struct ServedTree {
     /// Directory name by which BuildKit requests the tree.
     dir: &'static str,
-    source: Arc<parking_lot::Mutex<Option<Source>>>,
+    source: Arc<parking_lot::Mutex<Option<TreeSource>>>,
 }
 
 impl ServedTree {
@@ -63,24 +63,24 @@ impl ServedTree {
     }
 
     /// Replaces the tree to serve, and returns the previous one. Running transfers keep theirs.
-    pub(super) fn put(&self, source: Option<Source>) -> Option<Source> {
+    pub(super) fn replace(&self, source: Option<TreeSource>) -> Option<TreeSource> {
         std::mem::replace(&mut *self.source.lock(), source)
     }
 
-    fn source(&self) -> Option<Source> {
+    fn source(&self) -> Option<TreeSource> {
         self.source.lock().clone()
     }
 }
 
 impl FileSync for ServedTree {
-    type Packets = futures::stream::BoxStream<'static, Result<Packet, Status>>;
+    type Packets = futures::stream::BoxStream<'static, Result<FsutilPacket, Status>>;
 
     fn diff_copy(
         &self,
         metadata: &MetadataMap,
-        requests: Streaming<Packet>,
+        requests: Streaming<FsutilPacket>,
     ) -> Result<Self::Packets, Status> {
-        let (dir, wanted) = wanted(metadata);
+        let (dir, wanted) = requested_selection(metadata);
         if dir != self.dir.as_bytes() {
             return Err(Status::not_found("a directory that this session does not serve"));
         }
@@ -92,7 +92,7 @@ impl FileSync for ServedTree {
 
 /// Reads the directory name and the patterns from the headers, one header for each pattern. Values that are not ASCII
 /// are query-escaped, which the header `<key>-encoded: 1` signals.
-fn wanted(metadata: &MetadataMap) -> (Vec<u8>, Wanted) {
+fn requested_selection(metadata: &MetadataMap) -> (Vec<u8>, SelectionPatterns) {
     let list = |key: &str| -> Vec<Vec<u8>> {
         let encoded = metadata.get(format!("{key}-encoded")).is_some_and(|value| value.as_bytes() == b"1");
         let values = metadata.iter().filter_map(|item| match item {
@@ -102,7 +102,7 @@ fn wanted(metadata: &MetadataMap) -> (Vec<u8>, Wanted) {
         values.map(|value| if encoded { query_unescape(value) } else { value.to_vec() }).collect()
     };
     let dir = list("dir-name").into_iter().next().unwrap_or_default();
-    let wanted = Wanted {
+    let wanted = SelectionPatterns {
         includes: list("include-patterns"),
         excludes: list("exclude-patterns"),
         follow: list("followpaths"),
@@ -116,14 +116,14 @@ fn query_unescape(value: &[u8]) -> Vec<u8> {
 }
 
 fn transfer<S>(
-    source: Source,
-    wanted: Wanted,
+    source: TreeSource,
+    wanted: SelectionPatterns,
     mut requests: S,
-) -> impl Stream<Item = Result<Packet, Status>> + Send
+) -> impl Stream<Item = Result<FsutilPacket, Status>> + Send
 where
-    S: Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,
+    S: Stream<Item = Result<FsutilPacket, Status>> + Send + Unpin + 'static,
 {
-    let (packets, out) = mpsc::channel::<Result<Batch, Status>>(QUEUE);
+    let (packets, out) = mpsc::channel::<Result<PacketBatch, Status>>(QUEUE);
     crate::task::spawn("file-sync", async move {
         let watch = Arc::clone(&source.watch);
         let result = send(source, wanted, &mut requests, packets.clone()).await;
@@ -137,18 +137,18 @@ where
         if let Err(status) = result {
             let text = status.message().to_owned();
             // The receiver reports the text of an ERR packet; the status ends the stream.
-            let _ = packets.send(Ok(vec![Packet::error(text)])).await;
+            let _ = packets.send(Ok(vec![FsutilPacket::error(text)])).await;
             let goes = async { while let Some(Ok(_)) = requests.next().await {} };
             tokio::select! {
                 () = goes => {}
                 () = packets.closed() => {}
-                () = tokio::time::sleep(PARTING) => {}
+                () = tokio::time::sleep(ERROR_DRAIN_LIMIT) => {}
             }
             let _ = packets.send(Err(status)).await;
         }
     });
     ReceiverStream::new(out).flat_map(|batch| {
-        let items: Vec<Result<Packet, Status>> = match batch {
+        let items: Vec<Result<FsutilPacket, Status>> = match batch {
             Ok(packets) => packets.into_iter().map(Ok).collect(),
             Err(status) => vec![Err(status)],
         };
@@ -163,15 +163,15 @@ fn closed<E>(_: E) -> Status {
 /// Sends the selected entries. Returns true when there was more than the entry that BuildKit reads to decide what it
 /// needs.
 async fn send<S>(
-    source: Source,
-    wanted: Wanted,
+    source: TreeSource,
+    wanted: SelectionPatterns,
     requests: &mut S,
-    packets: mpsc::Sender<Result<Batch, Status>>,
+    packets: mpsc::Sender<Result<PacketBatch, Status>>,
 ) -> Result<bool, Status>
 where
-    S: Stream<Item = Result<Packet, Status>> + Send + Unpin,
+    S: Stream<Item = Result<FsutilPacket, Status>> + Send + Unpin,
 {
-    let Source { tree, watch } = source;
+    let TreeSource { tree, watch } = source;
     // Ids refer to the whole selection, so that a request may arrive while stats are still being sent.
     let chosen = {
         let tree = Arc::clone(&tree);
@@ -228,28 +228,28 @@ where
         Err(Status::cancelled("the receiver went away before the end"))
     };
     futures::try_join!(stats, readers, receive)?;
-    packets.send(Ok(vec![Packet::fin()])).await.map_err(closed)?;
+    packets.send(Ok(vec![FsutilPacket::fin()])).await.map_err(closed)?;
     Ok(shown.len() > 1)
 }
 
 async fn send_stats(
     tree: Arc<dyn FileTree>,
     shown: Arc<[usize]>,
-    packets: mpsc::Sender<Result<Batch, Status>>,
+    packets: mpsc::Sender<Result<PacketBatch, Status>>,
 ) -> Result<(), Status> {
-    let mut stats = Stats::default();
+    let mut stats = StatBuilder::default();
     for part in shown.chunks(STATS) {
-        let batch = part.iter().map(|index| Packet::stat(stats.of(&*tree, *index).0)).collect();
+        let batch = part.iter().map(|index| FsutilPacket::stat(stats.stat_of(&*tree, *index).0)).collect();
         packets.send(Ok(batch)).await.map_err(closed)?;
     }
-    packets.send(Ok(vec![Packet::end_of_stats()])).await.map_err(closed)
+    packets.send(Ok(vec![FsutilPacket::end_of_stats()])).await.map_err(closed)
 }
 
 /// Reads requested files until the requests end. Blocking.
 fn read_loop(
     tree: &dyn FileTree,
     asked: &Mutex<mpsc::UnboundedReceiver<(u32, usize)>>,
-    packets: &mpsc::Sender<Result<Batch, Status>>,
+    packets: &mpsc::Sender<Result<PacketBatch, Status>>,
 ) -> Result<(), Status> {
     loop {
         let next = asked.blocking_lock().blocking_recv();
@@ -262,7 +262,7 @@ fn send_file(
     tree: &dyn FileTree,
     id: u32,
     index: usize,
-    packets: &mpsc::Sender<Result<Batch, Status>>,
+    packets: &mpsc::Sender<Result<PacketBatch, Status>>,
 ) -> Result<(), Status> {
     use crate::context::port::EntryKind;
     let entry = tree.entry(index);
@@ -271,7 +271,7 @@ fn send_file(
         EntryKind::HardLink(file) => file,
         // A socket is shown as an empty file.
         EntryKind::Socket => {
-            return packets.blocking_send(Ok(vec![Packet::data(id, Bytes::new())])).map_err(closed);
+            return packets.blocking_send(Ok(vec![FsutilPacket::data(id, Bytes::new())])).map_err(closed);
         }
         _ => return Err(Status::invalid_argument(format!("file {id} has no content"))),
     };
@@ -282,9 +282,9 @@ fn send_file(
     let mut left = entry.size;
     let mut batch = Vec::with_capacity(2);
     while left > 0 {
-        let part = read_part(&mut *content, left.min(CHUNK as u64)).map_err(failed)?;
+        let part = read_part(&mut *content, left.min(DATA_CHUNK as u64)).map_err(failed)?;
         left -= part.len() as u64;
-        batch.push(Packet::data(id, part));
+        batch.push(FsutilPacket::data(id, part));
         if left > 0 {
             packets.blocking_send(Ok(std::mem::take(&mut batch))).map_err(closed)?;
         }
@@ -294,13 +294,13 @@ fn send_file(
     if content.read(&mut more).map_err(failed)? > 0 {
         return Err(failed(io::Error::other("it grew while it was read")));
     }
-    batch.push(Packet::data(id, Bytes::new()));
+    batch.push(FsutilPacket::data(id, Bytes::new()));
     packets.blocking_send(Ok(batch)).map_err(closed)
 }
 
 /// Reads exactly `length` bytes; a shorter file is an error.
 fn read_part(content: &mut dyn Read, length: u64) -> io::Result<Bytes> {
-    let length = usize::try_from(length).unwrap_or(CHUNK);
+    let length = usize::try_from(length).unwrap_or(DATA_CHUNK);
     let mut buffer = BytesMut::zeroed(length);
     content.read_exact(&mut buffer).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => io::Error::other("it shrank while it was read"),

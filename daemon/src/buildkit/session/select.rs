@@ -4,16 +4,16 @@
 //! the Dockerfile copies. A follow path may contain symbolic links: each link on the way, and its target, is shown.
 
 use bytes::Bytes;
-use hearth_pack::ignore::{Filter, IgnoreError, Visit};
+use hearth_pack::ignore::{IgnoreError, TreeFilter, VisitOutcome};
 use std::collections::HashMap;
 
-use super::follow;
-use super::wire::{Stat, StatXattr};
+use super::follow_paths;
+use super::wire::{FsutilStat, StatXattr};
 use crate::context::port::{EntryKind, FileTree, TreeEntry, Xattr};
 
 /// The three lists of one request.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct SelectionPatterns {
     pub(super) includes: Vec<Vec<u8>>,
     pub(super) excludes: Vec<Vec<u8>>,
     pub(super) follow: Vec<Vec<u8>>,
@@ -34,13 +34,13 @@ mod go {
 /// Returns the entries to show, as indexes in the order of sending. A directory comes before its content, also when it
 /// is shown only for that. The result also contains each unlisted directory that may hold something to show; it is not
 /// covered, so the transfer stops before anything is sent.
-pub(super) fn select(tree: &dyn FileTree, wanted: &Wanted) -> Result<Vec<usize>, IgnoreError> {
+pub(super) fn select(tree: &dyn FileTree, wanted: &SelectionPatterns) -> Result<Vec<usize>, IgnoreError> {
     let mut includes = wanted.includes.clone();
     if !wanted.follow.is_empty() {
         // `None` means the root itself, so the follow paths restrict nothing.
-        includes.extend(follow::targets(tree, &wanted.follow).into_iter().flatten());
+        includes.extend(follow_paths::included_targets(tree, &wanted.follow).into_iter().flatten());
     }
-    let filter = Filter::new(&includes, &wanted.excludes)?;
+    let filter = TreeFilter::new(&includes, &wanted.excludes)?;
     if filter.is_empty() {
         return Ok((0..tree.len()).collect());
     }
@@ -52,17 +52,17 @@ pub(super) fn select(tree: &dyn FileTree, wanted: &Wanted) -> Result<Vec<usize>,
             continue;
         }
         match walk.visit(entry.path, entry.kind == EntryKind::Directory, index) {
-            Visit::Keep { late } => {
+            VisitOutcome::Keep { late } => {
                 shown.extend(late);
                 shown.push(index);
             }
-            Visit::Hide => {
+            VisitOutcome::Hide => {
                 let is_open = entry.kind == EntryKind::Directory && !tree.is_listed(index);
                 if is_open && filter.may_show_below(entry.path) {
                     shown.push(index);
                 }
             }
-            Visit::Prune => pruned = Some(entry.path),
+            VisitOutcome::Prune => pruned = Some(entry.path),
         }
     }
     Ok(shown)
@@ -78,18 +78,22 @@ fn is_below(path: &[u8], dir: &[u8]) -> bool {
 /// an entry from an earlier transfer compares the two: when they differ it creates the entry again, and recreating a
 /// hard link in place leaves a file `.tmp.NUMBER` in the context permanently.
 #[derive(Default)]
-pub(super) struct Stats {
+pub(super) struct StatBuilder {
     /// First shown path of each file, by the index of the file in the tree.
     first_names: HashMap<usize, Bytes>,
 }
 
-impl Stats {
+impl StatBuilder {
     /// Returns the stat, and the index of the file whose content may be requested.
-    pub(super) fn of(&mut self, tree: &dyn FileTree, index: usize) -> (Stat, Option<usize>) {
+    pub(super) fn stat_of(&mut self, tree: &dyn FileTree, index: usize) -> (FsutilStat, Option<usize>) {
         let entry = tree.entry(index);
         let path = Bytes::copy_from_slice(entry.path);
-        let mut stat =
-            Stat { path: path.clone(), mode: go_mode(&entry), mtime: entry.mtime, ..Stat::default() };
+        let mut stat = FsutilStat {
+            path: path.clone(),
+            mode: go_mode(&entry),
+            mtime: entry.mtime,
+            ..FsutilStat::default()
+        };
         let xattr = |(name, value): &Xattr| StatXattr {
             name: Bytes::copy_from_slice(name),
             value: Bytes::copy_from_slice(value),

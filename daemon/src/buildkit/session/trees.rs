@@ -22,78 +22,81 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 use tonic::Status;
 
-use super::super::Address;
-use super::Session;
-use super::files::{ServedTree, Source};
+use super::super::BuildKitAddress;
+use super::BuildKitSession;
+use super::files::{ServedTree, TreeSource};
 use crate::context::port::{ContextFiles, NoTransferWatch, SessionName};
 
 /// Time for which an idle session stays open, so that the next build of the same tree finds it.
-const LINGER: Duration = Duration::from_secs(120);
+const IDLE_TIME: Duration = Duration::from_secs(120);
 /// Maximum number of idle sessions.
-const MOST_IDLE: usize = 16;
+const MAX_IDLE: usize = 16;
 /// Maximum time that BuildKit takes to unregister a session that the daemon closed.
-const REST: Duration = Duration::from_secs(2);
+const REOPEN_DELAY: Duration = Duration::from_secs(2);
 /// Maximum number of closed ids before those older than [`REOPEN_DELAY`] are dropped.
-const MOST_CLOSED: usize = 1000;
+const MAX_CLOSED: usize = 1000;
 
 /// The open tree sessions of one BuildKit.
 pub(in crate::buildkit) struct TreeSessions {
-    address: Address,
-    state: Mutex<State>,
+    address: BuildKitAddress,
+    state: Mutex<TreeSessionsState>,
 }
 
 #[derive(Default)]
-struct State {
-    slots: HashMap<String, Slot>,
+struct TreeSessionsState {
+    slots: HashMap<String, SessionSlot>,
     closed: HashMap<String, Instant>,
 }
 
-struct Slot {
-    open: Arc<tokio::sync::Mutex<Option<Session>>>,
+struct SessionSlot {
+    session: Arc<tokio::sync::Mutex<Option<BuildKitSession>>>,
     tree: ServedTree,
     leases: usize,
     idle_since: Instant,
 }
 
 /// The parts of a slot that opening its session needs.
-type Held = (Arc<tokio::sync::Mutex<Option<Session>>>, ServedTree);
+type SlotSession = (Arc<tokio::sync::Mutex<Option<BuildKitSession>>>, ServedTree);
 
 /// Lease on the sessions of one build's trees; they stay open while it exists.
-pub(in crate::buildkit) struct Lease {
+pub(in crate::buildkit) struct TreeLease {
     sessions: Arc<TreeSessions>,
     ids: Vec<String>,
 }
 
 impl TreeSessions {
-    pub(in crate::buildkit) fn new(address: Address) -> Self {
+    pub(in crate::buildkit) fn new(address: BuildKitAddress) -> Self {
         Self { address, state: Mutex::default() }
     }
 
     /// Leases the sessions that a build needs, and opens those that are not open yet.
-    pub(in crate::buildkit) async fn lease(self: &Arc<Self>, files: &ContextFiles) -> Result<Lease, Status> {
-        let context = Source { tree: Arc::clone(&files.context), watch: Arc::clone(&files.watch) };
-        let dockerfile = Source { tree: Arc::clone(&files.dockerfile), watch: Arc::new(NoTransferWatch) };
-        let mut lease = Lease { sessions: Arc::clone(self), ids: Vec::new() };
-        let context = lease.hold(&files.context_session, "context", context);
-        let dockerfile = lease.hold(&files.dockerfile_session, "dockerfile", dockerfile);
+    pub(in crate::buildkit) async fn lease(
+        self: &Arc<Self>,
+        files: &ContextFiles,
+    ) -> Result<TreeLease, Status> {
+        let context = TreeSource { tree: Arc::clone(&files.context), watch: Arc::clone(&files.watch) };
+        let dockerfile = TreeSource { tree: Arc::clone(&files.dockerfile), watch: Arc::new(NoTransferWatch) };
+        let mut lease = TreeLease { sessions: Arc::clone(self), ids: Vec::new() };
+        let context = lease.lease_slot(&files.context_session, "context", context);
+        let dockerfile = lease.lease_slot(&files.dockerfile_session, "dockerfile", dockerfile);
         futures::try_join!(
-            self.serve(context, &files.context_session),
-            self.serve(dockerfile, &files.dockerfile_session),
+            self.ensure_open(context, &files.context_session),
+            self.ensure_open(dockerfile, &files.dockerfile_session),
         )?;
         Ok(lease)
     }
 
-    async fn serve(&self, (slot, tree): Held, name: &SessionName) -> Result<(), Status> {
+    async fn ensure_open(&self, (slot, tree): SlotSession, name: &SessionName) -> Result<(), Status> {
         let mut open = slot.lock().await;
-        if open.as_ref().is_some_and(|session| !session.is_over()) {
+        if open.as_ref().is_some_and(|session| !session.is_closed()) {
             return Ok(());
         }
         *open = None;
         let closed = self.state.lock().closed.get(&name.id).copied();
         if let Some(closed) = closed {
-            sleep(REST.saturating_sub(closed.elapsed())).await;
+            sleep(REOPEN_DELAY.saturating_sub(closed.elapsed())).await;
         }
-        *open = Some(Session::tree(&self.address, name, tree).await?);
+        *open = Some(BuildKitSession::open_tree(&self.address, name, tree).await?);
         Ok(())
     }
 
@@ -109,28 +112,29 @@ impl TreeSessions {
         let mut idle: Vec<(Instant, String)> = idle.map(|(id, slot)| (slot.idle_since, id.clone())).collect();
         idle.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
         for (place, (since, id)) in idle.into_iter().enumerate() {
-            if place >= MOST_IDLE || since.elapsed() > LINGER {
+            if place >= MAX_IDLE || since.elapsed() > IDLE_TIME {
                 state.slots.remove(&id);
                 state.closed.insert(id, Instant::now());
             }
         }
-        if state.closed.len() > MOST_CLOSED {
-            state.closed.retain(|_, closed| closed.elapsed() < REST);
+        if state.closed.len() > MAX_CLOSED {
+            state.closed.retain(|_, closed| closed.elapsed() < REOPEN_DELAY);
         }
     }
 }
 
-impl Lease {
-    fn hold(&mut self, name: &SessionName, dir: &'static str, source: Source) -> Held {
+impl TreeLease {
+    fn lease_slot(&mut self, name: &SessionName, dir: &'static str, source: TreeSource) -> SlotSession {
         let mut state = self.sessions.state.lock();
-        let slot = state.slots.entry(name.id.clone()).or_insert_with(|| Slot {
-            open: Arc::default(),
+        let slot = state.slots.entry(name.id.clone()).or_insert_with(|| SessionSlot {
+            session: Arc::default(),
             tree: ServedTree::new(dir),
             leases: 0,
             idle_since: Instant::now(),
         });
         slot.leases += 1;
-        let (held, before) = ((Arc::clone(&slot.open), slot.tree.clone()), slot.tree.put(Some(source)));
+        let (held, before) =
+            ((Arc::clone(&slot.session), slot.tree.clone()), slot.tree.replace(Some(source)));
         drop(state);
         drop(before);
         self.ids.push(name.id.clone());
@@ -138,7 +142,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for TreeLease {
     fn drop(&mut self) {
         let mut unused = Vec::new();
         let mut state = self.sessions.state.lock();
@@ -147,7 +151,7 @@ impl Drop for Lease {
                 slot.leases -= 1;
                 slot.idle_since = Instant::now();
                 if slot.leases == 0 {
-                    unused.push(slot.tree.put(None));
+                    unused.push(slot.tree.replace(None));
                 }
             }
         }

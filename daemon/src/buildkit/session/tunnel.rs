@@ -24,18 +24,18 @@ where
     StreamReader::new(messages.map(|message| message.map(|m| Bytes::from(m.data)).map_err(io::Error::other)))
 }
 
-pub(super) fn writer() -> (Writer, mpsc::Receiver<BytesMessage>) {
+pub(super) fn writer() -> (SessionWriter, mpsc::Receiver<BytesMessage>) {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    (Writer { sender: PollSender::new(sender), pending: Vec::with_capacity(MESSAGE) }, receiver)
+    (SessionWriter { sender: PollSender::new(sender), pending: Vec::with_capacity(MESSAGE) }, receiver)
 }
 
 /// Collects small writes into one message, because HTTP/2 writes the head of each frame separately.
-pub(super) struct Writer {
+pub(super) struct SessionWriter {
     sender: PollSender<BytesMessage>,
     pending: Vec<u8>,
 }
 
-impl Writer {
+impl SessionWriter {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let closed = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         ready!(self.sender.poll_reserve(cx)).map_err(closed)?;
@@ -44,7 +44,7 @@ impl Writer {
     }
 }
 
-impl AsyncWrite for Writer {
+impl AsyncWrite for SessionWriter {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
     }

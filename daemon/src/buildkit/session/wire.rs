@@ -15,15 +15,15 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::super::MESSAGE_LIMIT;
-use super::Answer;
+use super::GrpcResponse;
 
 /// Message `fsutil.types.Packet`.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Packet {
+pub(super) struct FsutilPacket {
     #[prost(enumeration = "PacketKind", tag = "1")]
     pub(super) kind: i32,
     #[prost(message, optional, tag = "2")]
-    pub(super) stat: Option<Stat>,
+    pub(super) stat: Option<FsutilStat>,
     #[prost(uint32, tag = "3")]
     pub(super) id: u32,
     #[prost(bytes = "bytes", tag = "4")]
@@ -42,7 +42,7 @@ pub(super) enum PacketKind {
 
 /// Message `fsutil.types.Stat`; owner and group are left at 0.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Stat {
+pub(super) struct FsutilStat {
     #[prost(bytes = "bytes", tag = "1")]
     pub(super) path: Bytes,
     /// Go's `FileMode`.
@@ -72,12 +72,12 @@ pub(super) struct StatXattr {
     pub(super) value: Bytes,
 }
 
-impl Packet {
+impl FsutilPacket {
     fn of(kind: PacketKind) -> Self {
         Self { kind: kind.into(), ..Self::default() }
     }
 
-    pub(super) fn stat(stat: Stat) -> Self {
+    pub(super) fn stat(stat: FsutilStat) -> Self {
         Self { stat: Some(stat), ..Self::of(PacketKind::Stat) }
     }
 
@@ -102,10 +102,13 @@ impl Packet {
 
 /// Handler of file sync requests.
 pub(super) trait FileSync: Send + Sync + 'static {
-    type Packets: Stream<Item = Result<Packet, Status>> + Send + 'static;
+    type Packets: Stream<Item = Result<FsutilPacket, Status>> + Send + 'static;
 
-    fn diff_copy(&self, metadata: &MetadataMap, requests: Streaming<Packet>)
-    -> Result<Self::Packets, Status>;
+    fn diff_copy(
+        &self,
+        metadata: &MetadataMap,
+        requests: Streaming<FsutilPacket>,
+    ) -> Result<Self::Packets, Status>;
 }
 
 pub(super) struct FileSyncServer<T>(Arc<T>);
@@ -129,7 +132,7 @@ impl<T> tonic::server::NamedService for FileSyncServer<T> {
 impl<T: FileSync> tower::Service<http::Request<tonic::body::Body>> for FileSyncServer<T> {
     type Response = http::Response<tonic::body::Body>;
     type Error = std::convert::Infallible;
-    type Future = BoxFuture<'static, Answer>;
+    type Future = BoxFuture<'static, GrpcResponse>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         Poll::Ready(Ok(()))
@@ -142,19 +145,19 @@ impl<T: FileSync> tower::Service<http::Request<tonic::body::Body>> for FileSyncS
                 return Ok(Status::unimplemented("only DiffCopy is served").into_http());
             }
             let mut grpc = tonic::server::Grpc::new(PacketCodec).max_decoding_message_size(MESSAGE_LIMIT);
-            Ok(grpc.streaming(Method(inner), request).await)
+            Ok(grpc.streaming(DiffCopyMethod(inner), request).await)
         })
     }
 }
 
-struct Method<T>(Arc<T>);
+struct DiffCopyMethod<T>(Arc<T>);
 
-impl<T: FileSync> tonic::server::StreamingService<Packet> for Method<T> {
-    type Response = Packet;
+impl<T: FileSync> tonic::server::StreamingService<FsutilPacket> for DiffCopyMethod<T> {
+    type Response = FsutilPacket;
     type ResponseStream = T::Packets;
     type Future = BoxFuture<'static, Result<Response<Self::ResponseStream>, Status>>;
 
-    fn call(&mut self, request: Request<Streaming<Packet>>) -> Self::Future {
+    fn call(&mut self, request: Request<Streaming<FsutilPacket>>) -> Self::Future {
         let (metadata, _, requests) = request.into_parts();
         let answer = self.0.diff_copy(&metadata, requests).map(Response::new);
         Box::pin(std::future::ready(answer))
@@ -165,8 +168,8 @@ impl<T: FileSync> tonic::server::StreamingService<Packet> for Method<T> {
 struct PacketCodec;
 
 impl Codec for PacketCodec {
-    type Encode = Packet;
-    type Decode = Packet;
+    type Encode = FsutilPacket;
+    type Decode = FsutilPacket;
     type Encoder = Self;
     type Decoder = Self;
 
@@ -183,10 +186,10 @@ impl Codec for PacketCodec {
 const BATCH: usize = 128 << 10;
 
 impl Encoder for PacketCodec {
-    type Item = Packet;
+    type Item = FsutilPacket;
     type Error = Status;
 
-    fn encode(&mut self, packet: Packet, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+    fn encode(&mut self, packet: FsutilPacket, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         packet.encode(buffer).map_err(|error| Status::internal(error.to_string()))
     }
 
@@ -196,11 +199,11 @@ impl Encoder for PacketCodec {
 }
 
 impl Decoder for PacketCodec {
-    type Item = Packet;
+    type Item = FsutilPacket;
     type Error = Status;
 
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Packet>, Status> {
-        Packet::decode(buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<FsutilPacket>, Status> {
+        FsutilPacket::decode(buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 }
 
@@ -211,7 +214,7 @@ mod tests {
     #[test]
     fn packets_are_what_fsutil_reads() {
         use bollard_buildkit_proto::fsutil::types::Packet as Theirs;
-        let stat = Stat {
+        let stat = FsutilStat {
             path: Bytes::from_static(b"a/b"),
             mode: 0o644,
             size: 5,
@@ -221,14 +224,15 @@ mod tests {
             minor: 2,
             xattrs: vec![StatXattr { name: Bytes::from_static(b"user.a"), value: Bytes::from_static(b"1") }],
         };
-        let theirs = Theirs::decode(Packet::stat(stat).encode_to_vec().as_slice()).unwrap();
+        let theirs = Theirs::decode(FsutilPacket::stat(stat).encode_to_vec().as_slice()).unwrap();
         assert_eq!(theirs.r#type, 0);
         let stat = theirs.stat.unwrap();
         assert_eq!((stat.path.as_str(), stat.mode, stat.size, stat.mod_time), ("a/b", 0o644, 5, 7));
         assert_eq!((stat.linkname.as_str(), stat.devmajor, stat.devminor), ("c", 1, 2));
         assert_eq!(stat.xattrs["user.a"], b"1");
         let data =
-            Theirs::decode(Packet::data(9, Bytes::from_static(b"xy")).encode_to_vec().as_slice()).unwrap();
+            Theirs::decode(FsutilPacket::data(9, Bytes::from_static(b"xy")).encode_to_vec().as_slice())
+                .unwrap();
         assert_eq!((data.r#type, data.id, data.data), (2, 9, b"xy".to_vec()));
     }
 }

@@ -6,26 +6,26 @@ use bollard_buildkit_proto::moby::buildkit::v1 as api;
 
 use super::policy;
 use crate::build::port::SolveRequest;
-use crate::model::build::{Network, NoCache};
-use crate::model::fault::{Fault, Stage};
+use crate::model::build::{BuildNetwork, NoCache};
+use crate::model::fault::{Fault, FaultStage};
 
 /// Build arguments that BuildKit interprets as instructions to itself: they select another frontend, another build's
 /// cache mounts, or images to run beside the build.
 const RESERVED: [&str; 4] =
     ["BUILDKIT_SYNTAX", "BUILDKIT_CACHE_MOUNT_NS", "BUILDKIT_MULTI_PLATFORM", "BUILDKIT_ATTEST_"];
 
-pub(super) fn refused(request: &SolveRequest) -> Option<Fault> {
+pub(super) fn reserved_argument_fault(request: &SolveRequest) -> Option<Fault> {
     let name = request.build_args.keys().find(|name| RESERVED.iter().any(|word| name.starts_with(word)))?;
     let message =
         format!("build argument `{name}` is an instruction to the builder, which a build may not give");
     Some(
-        Fault::new(Stage::Request, "build_arg_reserved", message)
+        Fault::new(FaultStage::Request, "build_arg_reserved", message)
             .hint(format!("leave out `--build-arg {name}`")),
     )
 }
 
 /// Builds the solve request. `shared` marks a builder that is used by several trust domains.
-pub(super) fn solve(request: &SolveRequest, own: &str, shared: bool) -> api::SolveRequest {
+pub(super) fn solve_request(request: &SolveRequest, own: &str, shared: bool) -> api::SolveRequest {
     api::SolveRequest {
         r#ref: format!("hearth-{}-{:08x}", request.build, rand::random::<u32>()),
         session: own.to_owned(),
@@ -34,7 +34,7 @@ pub(super) fn solve(request: &SolveRequest, own: &str, shared: bool) -> api::Sol
         exporters: vec![exporter(request)],
         // Not recorded in BuildKit's history, which would contain build arguments: the daemon keeps its own history.
         internal: true,
-        source_policy: Some(policy::policy(request)),
+        source_policy: Some(policy::source_policy(request)),
         ..api::SolveRequest::default()
     }
 }
@@ -74,7 +74,7 @@ fn frontend(request: &SolveRequest, shared: bool) -> HashMap<String, String> {
             set("no-cache".into(), &stages.join(","));
         }
     }
-    if request.network == Network::None {
+    if request.network == BuildNetwork::None {
         set("force-network-mode".into(), "none");
     }
     attributes

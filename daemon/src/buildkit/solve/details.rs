@@ -8,23 +8,23 @@ use prost::Message as _;
 use serde::Deserialize;
 
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Details {
+pub(super) struct ErrorDetails {
     /// Digest of the failed step.
     pub(super) vertex: Option<String>,
     /// Exit code of the process of a failed `RUN`.
     pub(super) exit_code: Option<u32>,
     /// Innermost location in the Dockerfile.
-    pub(super) source: Option<Source>,
+    pub(super) source: Option<ErrorSource>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Source {
+pub(super) struct ErrorSource {
     pub(super) dockerfile: Vec<u8>,
     pub(super) lines: (u32, u32),
 }
 
 #[derive(Deserialize)]
-struct Vertex {
+struct VertexDetail {
     #[serde(default, alias = "Digest")]
     digest: String,
 }
@@ -39,7 +39,7 @@ struct ExitMessage {
 struct SourceDetail {
     info: Option<SourceText>,
     #[serde(default)]
-    ranges: Vec<Range>,
+    ranges: Vec<SourceRange>,
 }
 
 #[derive(Deserialize)]
@@ -50,25 +50,25 @@ struct SourceText {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Range {
-    start: Position,
-    end: Position,
+struct SourceRange {
+    start: SourcePosition,
+    end: SourcePosition,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Position {
+struct SourcePosition {
     line: u32,
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Details {
-    let mut details = Details::default();
+pub(super) fn decode(bytes: &[u8]) -> ErrorDetails {
+    let mut details = ErrorDetails::default();
     // Details that cannot be decoded are omitted; the message is still available.
     let Ok(status) = rpc::Status::decode(bytes) else { return details };
     for detail in status.details {
         match detail.type_url.rsplit('/').next() {
             Some("errdefs.Vertex+json") => {
-                let vertex = serde_json::from_slice::<Vertex>(&detail.value).ok();
+                let vertex = serde_json::from_slice::<VertexDetail>(&detail.value).ok();
                 details.vertex = details.vertex.or(vertex.map(|v| v.digest));
             }
             Some("gatewayapi.ExitMessage+json") => {
@@ -85,9 +85,9 @@ pub(super) fn decode(bytes: &[u8]) -> Details {
     details
 }
 
-fn source(detail: SourceDetail) -> Option<Source> {
+fn source(detail: SourceDetail) -> Option<ErrorSource> {
     let dockerfile = STANDARD.decode(detail.info?.data).ok()?;
     let start = detail.ranges.iter().map(|range| range.start.line).filter(|line| *line > 0).min()?;
     let end = detail.ranges.iter().map(|range| range.end.line).max()?;
-    Some(Source { dockerfile, lines: (start, end.max(start)) })
+    Some(ErrorSource { dockerfile, lines: (start, end.max(start)) })
 }

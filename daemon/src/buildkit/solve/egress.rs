@@ -16,20 +16,20 @@ use crate::model::fault::Fault;
 use crate::network::steps::{BuilderNetwork, RefusedConnection};
 
 /// Maximum number of hosts that a message names.
-const MOST_NAMED: usize = 5;
+const MAX_NAMED_HOSTS: usize = 5;
 /// Time limit for reading the refusals of a failed build.
 const LIMIT: Duration = Duration::from_secs(3);
 
 /// A network namespace that a running step uses, and its start time.
 #[derive(Debug, PartialEq, Eq)]
-struct Busy {
+struct NamespaceInUse {
     container: String,
     since: SystemTime,
 }
 
 /// Adds the refusals since the step began to its fault, which then has the code `egress_refused`. `shared` means that
 /// another step of the build ran at the same time.
-pub(super) async fn explain(
+pub(super) async fn explain_refused_connections(
     fault: &mut Fault,
     network: &BuilderNetwork,
     executor: Option<&Path>,
@@ -45,12 +45,19 @@ pub(super) async fn explain(
         Err(_) => return tracing::warn!("timed out reading the refused connections of a failed step"),
     };
     let executor = executor.map(Path::to_owned);
-    let looked = crate::task::blocking("bundles", move || executor.map(|dir| busy(&dir)).unwrap_or_default());
+    let looked = crate::task::blocking("bundles", move || {
+        executor.map(|dir| namespaces_in_use(&dir)).unwrap_or_default()
+    });
     let busy = looked.await.unwrap_or_default();
-    describe(fault, &refused, &busy, shared);
+    add_refusals_of_step(fault, &refused, &busy, shared);
 }
 
-fn describe(fault: &mut Fault, refused: &[RefusedConnection], busy: &[Busy], shared: bool) {
+fn add_refusals_of_step(
+    fault: &mut Fault,
+    refused: &[RefusedConnection],
+    busy: &[NamespaceInUse],
+    shared: bool,
+) {
     let of_step = |refused: &&RefusedConnection| {
         let Some(container) = &refused.container else {
             // A refusal of the builder itself, such as for a repository: only the message tells which step it belongs
@@ -71,13 +78,13 @@ fn describe(fault: &mut Fault, refused: &[RefusedConnection], busy: &[Busy], sha
         _ => ", or another step that ran at that time,",
     };
     let shown: Vec<_> = of_step.into_iter().map(|one| (shown(one), one.to.is_some())).collect();
-    name(fault, shown.into_iter(), or_another);
+    name_refused_hosts(fault, shown.into_iter(), or_another);
 }
 
 /// Does the same for a repository that git could not fetch, with the refusals of the proxy to this builder since the
 /// solve began. They may include refusals of a concurrent build of the same trust domain.
-pub(super) fn explain_git(fault: &mut Fault, refused: &[GitRefusal]) {
-    name(
+pub(super) fn explain_refused_git(fault: &mut Fault, refused: &[GitRefusal]) {
+    name_refused_hosts(
         fault,
         refused.iter().map(|GitRefusal { host, port, address, .. }| {
             let shown = match address {
@@ -93,7 +100,7 @@ pub(super) fn explain_git(fault: &mut Fault, refused: &[GitRefusal]) {
 
 /// Names the refused connections in the fault. Each item is the display text and whether the address was refused (not
 /// the name). `or_another` follows the step when the refusals may belong to another step.
-fn name(fault: &mut Fault, refused: impl Iterator<Item = (String, bool)>, or_another: &str) {
+fn name_refused_hosts(fault: &mut Fault, refused: impl Iterator<Item = (String, bool)>, or_another: &str) {
     let mut hosts: Vec<String> = Vec::new();
     let (mut by_name, mut by_address) = (false, false);
     for (shown, for_address) in refused {
@@ -106,8 +113,8 @@ fn name(fault: &mut Fault, refused: impl Iterator<Item = (String, bool)>, or_ano
     if hosts.is_empty() {
         return;
     }
-    let more = hosts.len().saturating_sub(MOST_NAMED);
-    hosts.truncate(MOST_NAMED);
+    let more = hosts.len().saturating_sub(MAX_NAMED_HOSTS);
+    hosts.truncate(MAX_NAMED_HOSTS);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let step = fault.step.as_deref().unwrap_or("this step");
     fault.message = format!(
@@ -138,30 +145,30 @@ fn shown(refused: &RefusedConnection) -> String {
 
 /// Returns the namespaces of all running steps. A bundle that cannot be read belongs to a step that has ended
 /// meanwhile.
-fn busy(executor: &Path) -> Vec<Busy> {
+fn namespaces_in_use(executor: &Path) -> Vec<NamespaceInUse> {
     let bundles = fs::read_dir(executor).into_iter().flatten().flatten();
     let namespace = |bundle: &fs::DirEntry| {
-        let config: Bundle =
+        let config: BundleConfig =
             serde_json::from_slice(&fs::read(bundle.path().join("config.json")).ok()?).ok()?;
         let path = config.linux.namespaces.into_iter().find(|one| one.kind == "network")?.path?;
         let container = Path::new(&path).file_name()?.to_str()?.to_owned();
-        Some(Busy { container, since: bundle.metadata().ok()?.modified().ok()? })
+        Some(NamespaceInUse { container, since: bundle.metadata().ok()?.modified().ok()? })
     };
     bundles.filter_map(|bundle| namespace(&bundle)).collect()
 }
 
 #[derive(Deserialize)]
-struct Bundle {
-    linux: Linux,
+struct BundleConfig {
+    linux: BundleLinux,
 }
 
 #[derive(Deserialize)]
-struct Linux {
-    namespaces: Vec<Namespace>,
+struct BundleLinux {
+    namespaces: Vec<BundleNamespace>,
 }
 
 #[derive(Deserialize)]
-struct Namespace {
+struct BundleNamespace {
     #[serde(rename = "type")]
     kind: String,
     path: Option<String>,
@@ -170,7 +177,7 @@ struct Namespace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::fault::Stage;
+    use crate::model::fault::FaultStage;
 
     fn refused(container: Option<&str>, host: &str, to: Option<([u8; 4], u16)>) -> RefusedConnection {
         RefusedConnection {
@@ -182,7 +189,7 @@ mod tests {
     }
 
     fn failed() -> Fault {
-        let mut fault = Fault::new(Stage::Solve, "step_failed", "exit code: 1");
+        let mut fault = Fault::new(FaultStage::Solve, "step_failed", "exit code: 1");
         fault.step = Some("[2/2] RUN wget x".to_owned());
         fault.exit_code = Some(1);
         fault
@@ -196,7 +203,7 @@ mod tests {
             refused(Some("a"), "10.0.0.6", Some(([10, 0, 0, 6], 80))),
         ];
         let mut fault = failed();
-        describe(&mut fault, &all, &[], false);
+        add_refusals_of_step(&mut fault, &all, &[], false);
         assert_eq!(fault.code, "egress_refused");
         assert_eq!(
             fault.message,
@@ -210,7 +217,7 @@ mod tests {
     fn a_refusal_that_may_be_another_steps_is_not_put_to_the_failed_one_alone() {
         let said = |all: &[RefusedConnection], shared| {
             let mut fault = failed();
-            describe(&mut fault, all, &[], shared);
+            add_refusals_of_step(&mut fault, all, &[], shared);
             fault.message
         };
         let one = refused(Some("a"), "evil.example", None);
@@ -226,11 +233,21 @@ mod tests {
         let all = [refused(Some("a"), "evil.example", None), refused(None, "git.example", None)];
         let long_ago = SystemTime::now() - Duration::from_secs(60);
         let mut fault = failed();
-        describe(&mut fault, &all, &[Busy { container: "a".to_owned(), since: long_ago }], false);
+        add_refusals_of_step(
+            &mut fault,
+            &all,
+            &[NamespaceInUse { container: "a".to_owned(), since: long_ago }],
+            false,
+        );
         assert_eq!(fault, failed());
         // The namespace was reused by the next step after the refusal.
         let later = SystemTime::now() + Duration::from_secs(60);
-        describe(&mut fault, &all, &[Busy { container: "a".to_owned(), since: later }], false);
+        add_refusals_of_step(
+            &mut fault,
+            &all,
+            &[NamespaceInUse { container: "a".to_owned(), since: later }],
+            false,
+        );
         assert!(fault.message.contains("evil.example") && !fault.message.contains("git.example"));
     }
 
@@ -242,12 +259,12 @@ mod tests {
             address: address.map(|address| address.parse().unwrap()),
             at: Instant::now(),
         };
-        let mut fault = Fault::new(Stage::Solve, "repository_not_fetched", "git stderr");
-        explain_git(&mut fault, &[]);
+        let mut fault = Fault::new(FaultStage::Solve, "repository_not_fetched", "git stderr");
+        explain_refused_git(&mut fault, &[]);
         assert_eq!(fault.code, "repository_not_fetched");
         let all =
             [refusal("a.example", None), refusal("b.example", Some("::1")), refusal("::1", Some("::1"))];
-        explain_git(&mut fault, &all);
+        explain_refused_git(&mut fault, &all);
         assert_eq!(fault.code, "egress_refused");
         assert!(fault.message.contains("to a.example, b.example (::1 port 443), ::1 port 443:"), "{fault:?}");
     }
@@ -260,7 +277,8 @@ mod tests {
         let config =
             r#"{"linux": {"namespaces": [{"type": "pid"}, {"type": "network", "path": "/s/net/cni/abc"}]}}"#;
         fs::write(dir.path().join("one/config.json"), config).unwrap();
-        let containers: Vec<_> = busy(dir.path()).into_iter().map(|busy| busy.container).collect();
+        let containers: Vec<_> =
+            namespaces_in_use(dir.path()).into_iter().map(|busy| busy.container).collect();
         assert_eq!(containers, ["abc"]);
     }
 }

@@ -7,39 +7,41 @@ use std::time::Instant;
 
 use tonic::{Code, Status};
 
-use super::details::{self, Details};
+use super::details::{self, ErrorDetails};
 use super::policy;
-use super::progress::Progress;
-use crate::model::fault::{Fault, Stage};
+use super::progress::SolveProgress;
+use crate::model::fault::{Fault, FaultStage};
 
 pub(super) fn no_digest() -> Fault {
-    Fault::new(Stage::Export, "no_digest", "BuildKit finished the build and named no image digest")
+    Fault::new(FaultStage::Export, "no_digest", "BuildKit finished the build and named no image digest")
         .hint("this is a fault of the builder; run the build again, and report it if it stays")
 }
 
 /// Fault code of a repository that git could not fetch.
-pub(super) const REPOSITORY: &str = "repository_not_fetched";
+pub(super) const REPOSITORY_NOT_FETCHED: &str = "repository_not_fetched";
 
 /// Returns the start time of the failed step.
-pub(super) fn began(status: &Status, progress: &Progress) -> Option<Instant> {
-    progress.began(details::decode(status.details()).vertex.as_deref()?)
+pub(super) fn failed_step_start(status: &Status, progress: &SolveProgress) -> Option<Instant> {
+    progress.started_at(details::decode(status.details()).vertex.as_deref()?)
 }
 
 /// Reports whether another step ran, or may have run, a command at the same time as the failed one.
-pub(super) fn ran_beside_another(status: &Status, progress: &Progress) -> bool {
+pub(super) fn ran_beside_another(status: &Status, progress: &SolveProgress) -> bool {
     let vertex = details::decode(status.details()).vertex;
     vertex.is_none_or(|vertex| progress.ran_beside_another(&vertex))
 }
 
 /// Returns the fault. `out_of_memory` tells whether steps of this builder ran out of memory while the build ran.
-pub(super) fn fault(status: &Status, progress: &Progress, out_of_memory: bool) -> Fault {
+pub(super) fn fault_of_status(status: &Status, progress: &SolveProgress, out_of_memory: bool) -> Fault {
     let details = details::decode(status.details());
     let message = message(status);
     let mut fault = classify(status.code(), &message, &details, out_of_memory);
     if let Some(source) = &details.source {
-        fault.dockerfile = progress.range(&source.dockerfile, source.lines);
+        fault.dockerfile = progress.dockerfile_range(&source.dockerfile, source.lines);
     }
-    if let Some((name, tail)) = details.vertex.as_deref().and_then(|vertex| progress.step(vertex)) {
+    if let Some((name, tail)) =
+        details.vertex.as_deref().and_then(|vertex| progress.step_name_and_tail(vertex))
+    {
         fault.step = Some(name);
         if fault.code == "step_failed" && tail.iter().any(|line| no_process(line)) {
             fault = fault.hint("the steps of a builder may have no more processes; let the step start fewer, or raise `step_processes` of the daemon");
@@ -60,15 +62,15 @@ fn message(status: &Status) -> String {
 }
 
 /// Fault for a source that the daemon did not find in the Dockerfile, and so did not fetch.
-fn not_resolved(source: &str) -> Fault {
+fn unresolved_source_fault(source: &str) -> Fault {
     let code = if source.contains("://") { "source_not_resolved" } else { "image_not_resolved" };
     let message =
         format!("`{source}` was not fetched for this build: how the Dockerfile names it is not understood");
-    Fault::new(Stage::Solve, code, message)
+    Fault::new(FaultStage::Solve, code, message)
         .hint("write the name out where it is used, without variables whose value only the builder knows")
 }
 
-fn classify(code: Code, message: &str, details: &Details, out_of_memory: bool) -> Fault {
+fn classify(code: Code, message: &str, details: &ErrorDetails, out_of_memory: bool) -> Fault {
     let has = |text: &str| message.contains(text);
     if let Some(exit) = details.exit_code {
         return step_failed(exit, message, out_of_memory);
@@ -77,43 +79,45 @@ fn classify(code: Code, message: &str, details: &Details, out_of_memory: bool) -
         return fault;
     }
     if let Some(source) = policy::denied_source(message) {
-        return not_resolved(source);
+        return unresolved_source_fault(source);
     }
     if code == Code::ResourceExhausted || has("no space left on device") {
-        return Fault::new(Stage::Solve, "no_space", message)
+        return Fault::new(FaultStage::Solve, "no_space", message)
             .hint("the builder's disk is full; free space or lower the cache quota")
             .retryable();
     }
     if has("dockerfile parse error") || has("unknown instruction") || has("file with no instructions") {
-        return Fault::new(Stage::Solve, "dockerfile_parse_error", message)
+        return Fault::new(FaultStage::Solve, "dockerfile_parse_error", message)
             .hint("correct the Dockerfile at the line shown");
     }
     if has("target stage") && has("could not be found") {
-        return Fault::new(Stage::Solve, "unknown_stage", message)
+        return Fault::new(FaultStage::Solve, "unknown_stage", message)
             .hint("name a stage that a `FROM ... AS name` of the Dockerfile declares");
     }
     if has("network.host is not allowed") {
         return Fault::new(
-            Stage::Solve,
+            FaultStage::Solve,
             "host_network_refused",
             "`RUN --network=host`: no step has the machine's network",
         )
         .hint("leave out `--network=host`; a step reaches the world without it");
     }
     if has("CNI setup error") {
-        return Fault::new(Stage::Solve, "step_network_unavailable", message)
+        return Fault::new(FaultStage::Solve, "step_network_unavailable", message)
             .hint("run the build again; if this repeats, see the daemon's log")
             .retryable();
     }
     if has("failed to calculate checksum") && has("not found") {
-        return Fault::new(Stage::Solve, "copy_source_missing", copy_source(message))
+        return Fault::new(FaultStage::Solve, "copy_source_missing", copy_source(message))
             .hint("check the path relative to the context, and whether .dockerignore excludes it");
     }
     if has("failed to push") || has("error from registry") && has("push") {
-        return Fault::new(Stage::Export, "push_failed", message).hint("run the build again").retryable();
+        return Fault::new(FaultStage::Export, "push_failed", message)
+            .hint("run the build again")
+            .retryable();
     }
     if has("git stderr:") {
-        let fault = Fault::new(Stage::Solve, REPOSITORY, message)
+        let fault = Fault::new(FaultStage::Solve, REPOSITORY_NOT_FETCHED, message)
             .hint("check the URL and the reference after `#`; ADD sends no credentials");
         // The daemon's git proxy answers 502 for a host that does not respond.
         let away = has("error: 502") || has("HTTP code 502");
@@ -126,13 +130,15 @@ fn classify(code: Code, message: &str, details: &Details, out_of_memory: bool) -
         return base_image(code, message);
     }
     if code == Code::DeadlineExceeded || has("no active session") {
-        return Fault::new(Stage::Solve, "builder_timeout", message).hint("run the build again").retryable();
+        return Fault::new(FaultStage::Solve, "builder_timeout", message)
+            .hint("run the build again")
+            .retryable();
     }
     if details.source.is_some() && details.vertex.is_none() {
-        return Fault::new(Stage::Solve, "dockerfile_error", message)
+        return Fault::new(FaultStage::Solve, "dockerfile_error", message)
             .hint("correct the Dockerfile at the line shown");
     }
-    Fault::new(Stage::Solve, "solve_failed", message)
+    Fault::new(FaultStage::Solve, "solve_failed", message)
 }
 
 /// Extracts an error of the daemon's own side of a transfer, which BuildKit returns inside its own message.
@@ -140,17 +146,19 @@ fn context_file(message: &str) -> Option<Fault> {
     let from = |mark: &str| message.find(mark).map(|at| &message[at..]);
     if let Some(text) = from("context selection: `") {
         return Some(
-            Fault::new(Stage::Context, "context_selection", text).hint("run the build again").retryable(),
+            Fault::new(FaultStage::Context, "context_selection", text)
+                .hint("run the build again")
+                .retryable(),
         );
     }
     let text = from("context file `")?;
     let changed = ["changed while it was read", "it shrank while", "it grew while"];
     Some(if changed.iter().any(|words| text.contains(words)) {
-        Fault::new(Stage::Context, "context_changed", text)
+        Fault::new(FaultStage::Context, "context_changed", text)
             .hint("build again when nothing writes to these files")
             .retryable()
     } else {
-        Fault::new(Stage::Context, "context_unreadable", text)
+        Fault::new(FaultStage::Context, "context_unreadable", text)
             .hint("make the file readable for the daemon, or leave it out with the ignore file")
     })
 }
@@ -165,7 +173,7 @@ fn step_failed(exit: u32, message: &str, out_of_memory: bool) -> Fault {
     // of the builder covers all of its steps, so a killed step is assumed to be one of the OOM kills.
     let told = message.contains("cannot allocate memory") || message.contains("out of memory");
     let mut fault = if told || (out_of_memory && exit == 137) {
-        Fault::new(Stage::Solve, "out_of_memory", message)
+        Fault::new(FaultStage::Solve, "out_of_memory", message)
             .hint("give the steps of builders more memory (`step_memory_bytes` of the daemon), or let the step use less")
     } else {
         let next = match exit {
@@ -177,7 +185,7 @@ fn step_failed(exit: u32, message: &str, out_of_memory: bool) -> Fault {
             }
             _ => "see the last lines of the step's log",
         };
-        Fault::new(Stage::Solve, "step_failed", message).hint(next)
+        Fault::new(FaultStage::Solve, "step_failed", message).hint(next)
     };
     fault.exit_code = i32::try_from(exit).ok();
     fault
@@ -203,14 +211,14 @@ fn base_image(code: Code, message: &str) -> Fault {
         "insufficient_scope",
     ];
     if denied.iter().any(|text| has(text)) || matches!(code, Code::PermissionDenied | Code::Unauthenticated) {
-        return Fault::new(Stage::Solve, "base_image_denied", message)
+        return Fault::new(FaultStage::Solve, "base_image_denied", message)
             .hint("the registry refuses this image: check its name, and give credentials with --cred");
     }
     if code == Code::NotFound || message.ends_with(": not found") {
-        return Fault::new(Stage::Solve, "base_image_not_found", message)
+        return Fault::new(FaultStage::Solve, "base_image_not_found", message)
             .hint("check the name and tag of the image in FROM or --from");
     }
-    Fault::new(Stage::Solve, "registry_unreachable", message)
+    Fault::new(FaultStage::Solve, "registry_unreachable", message)
         .hint("the registry of the image cannot be reached from the builder; check its name and the network")
         .retryable()
 }

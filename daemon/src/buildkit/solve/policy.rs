@@ -11,12 +11,12 @@ use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::{
     MatchType, Policy, PolicyAction, Rule, Selector, Update,
 };
 
-use crate::build::port::{PinnedSource, SolveRequest};
+use crate::build::port::{PinnedImageSource, SolveRequest};
 
 /// Text in BuildKit's errors about a source that a rule denies.
 const DENIED: &str = "denied by policy";
 
-pub(super) fn policy(request: &SolveRequest) -> Policy {
+pub(super) fn source_policy(request: &SolveRequest) -> Policy {
     let all = |action: PolicyAction, expression: &str| Rule {
         action: action.into(),
         selector: Some(Selector {
@@ -26,7 +26,7 @@ pub(super) fn policy(request: &SolveRequest) -> Policy {
         }),
         updates: None,
     };
-    let place = |image: &PinnedSource| {
+    let place = |image: &PinnedImageSource| {
         format!("docker-image://{}/{}@{}", request.registry, image.repository, image.digest)
     };
     // The regular expression matches every text.
@@ -42,10 +42,10 @@ pub(super) fn policy(request: &SolveRequest) -> Policy {
         // Any reference or subdirectory of the repository is allowed.
         rules.push(all(PolicyAction::Allow, &format!("^git://{}(#.*)?$", escaped(repository))));
     }
-    rules.extend(request.downloads.iter().map(|file| rule(PolicyAction::Allow, &file.place, None)));
+    rules.extend(request.downloads.iter().map(|file| rule(PolicyAction::Allow, &file.offer_url, None)));
     rules.extend(request.downloads.iter().map(|file| {
         let attrs = HashMap::from([("http.checksum".to_owned(), file.digest.to_string())]);
-        rule(PolicyAction::Convert, &file.url, Some(Update { identifier: file.place.clone(), attrs }))
+        rule(PolicyAction::Convert, &file.url, Some(Update { identifier: file.offer_url.clone(), attrs }))
     }));
     Policy { version: 1, rules }
 }

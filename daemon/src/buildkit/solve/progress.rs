@@ -14,9 +14,9 @@ use bollard_buildkit_proto::google::protobuf::Timestamp;
 use bollard_buildkit_proto::moby::buildkit::v1 as api;
 use bollard_buildkit_proto::pb;
 
-use super::tail::Tail;
+use super::tail::LogTail;
 use crate::model::MountTarget;
-use crate::model::build::{EventKind, LogStream};
+use crate::model::build::{BuildEventKind, LogStream};
 use crate::model::fault::DockerfileRange;
 
 /// Size of log data, in bytes, above which BuildKit splits a message between two logs.
@@ -25,50 +25,54 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// Maximum number of steps, and of progress lines of one step; no real Dockerfile has more.
 const STEP_LIMIT: usize = 10_000;
 
-pub(super) struct Progress {
+pub(super) struct SolveProgress {
     dockerfile: Option<MountTarget>,
-    steps: Vec<Step>,
+    steps: Vec<SolveStep>,
     by_vertex: HashMap<String, usize>,
-    held: Vec<EventKind>,
+    held_back: Vec<BuildEventKind>,
 }
 
 #[derive(Debug, Default)]
-struct Step {
+struct SolveStep {
     name: String,
     /// Start of its last run.
-    began: Option<Instant>,
+    started_at: Option<Instant>,
     running: bool,
     ended: bool,
     /// End of its last run; `None` for a step that came from the cache.
     ended_at: Option<Instant>,
-    tail: Tail,
+    tail: LogTail,
     /// Time at which each of its progress lines was last sent.
-    sent: HashMap<String, Instant>,
+    progress_sent: HashMap<String, Instant>,
 }
 
-impl Step {
+impl SolveStep {
     fn is_command(&self) -> bool {
         self.name.contains("] RUN ")
     }
 }
 
-impl Progress {
+impl SolveProgress {
     pub(super) fn new(dockerfile_name: &str) -> Self {
         Self {
             // Placeholder for the path of the Dockerfile in the build, which the driver knows.
             dockerfile: format!("/{dockerfile_name}").parse().ok(),
             steps: Vec::new(),
             by_vertex: HashMap::new(),
-            held: Vec::new(),
+            held_back: Vec::new(),
         }
     }
 
-    pub(super) fn take(&mut self, update: api::StatusResponse, now: Instant) -> Vec<EventKind> {
+    pub(super) fn process_update(
+        &mut self,
+        update: api::StatusResponse,
+        now: Instant,
+    ) -> Vec<BuildEventKind> {
         let mut events = Vec::new();
         let mut finished = Vec::new();
         let continues = update.vertexes.is_empty() && update.statuses.is_empty();
         if !continues {
-            events.append(&mut self.held);
+            events.append(&mut self.held_back);
         }
         for vertex in update.vertexes {
             self.vertex(vertex, &mut events, &mut finished);
@@ -83,21 +87,26 @@ impl Progress {
         for warning in update.warnings {
             events.push(self.warning(&warning));
         }
-        self.held.append(&mut finished);
+        self.held_back.append(&mut finished);
         if log_bytes < CUT {
-            events.append(&mut self.held);
+            events.append(&mut self.held_back);
         }
         events
     }
 
     /// Returns the events held back, after the last message.
-    pub(super) fn finish(&mut self) -> Vec<EventKind> {
-        std::mem::take(&mut self.held)
+    pub(super) fn finish(&mut self) -> Vec<BuildEventKind> {
+        std::mem::take(&mut self.held_back)
     }
 
-    fn vertex(&mut self, vertex: api::Vertex, events: &mut Vec<EventKind>, finished: &mut Vec<EventKind>) {
+    fn vertex(
+        &mut self,
+        vertex: api::Vertex,
+        events: &mut Vec<BuildEventKind>,
+        finished: &mut Vec<BuildEventKind>,
+    ) {
         let Some(started) = vertex.started else { return };
-        let Some(place) = self.place(&vertex.digest) else { return };
+        let Some(place) = self.step_index(&vertex.digest) else { return };
         let number = step_number(place);
         let step = &mut self.steps[place];
         if step.name.is_empty() {
@@ -106,15 +115,15 @@ impl Progress {
         let again = step.ended && vertex.completed.is_none();
         if again || !(step.running || step.ended) {
             (step.running, step.ended) = (true, false);
-            step.began = instant_of(&started);
-            events.push(EventKind::StepStarted { step: number, name: step.name.clone() });
+            step.started_at = instant_of(&started);
+            events.push(BuildEventKind::StepStarted { step: number, name: step.name.clone() });
         }
         if let Some(completed) = vertex.completed
             && step.running
         {
             (step.running, step.ended) = (false, true);
             step.ended_at = instant_of(&completed).filter(|_| !vertex.cached);
-            finished.push(EventKind::StepFinished {
+            finished.push(BuildEventKind::StepFinished {
                 step: number,
                 cached: vertex.cached,
                 duration: between(&started, &completed),
@@ -123,10 +132,10 @@ impl Progress {
         }
     }
 
-    fn status(&mut self, status: api::VertexStatus, now: Instant) -> Option<EventKind> {
-        let place = self.place(&status.vertex)?;
+    fn status(&mut self, status: api::VertexStatus, now: Instant) -> Option<BuildEventKind> {
+        let place = self.step_index(&status.vertex)?;
         let number = step_number(place);
-        let sent = &mut self.steps[place].sent;
+        let sent = &mut self.steps[place].progress_sent;
         let done = status.completed.is_some();
         let recent = sent.get(&status.id).is_some_and(|last| now.duration_since(*last) < PROGRESS_EVERY);
         if (recent && !done) || (sent.len() >= STEP_LIMIT && !sent.contains_key(&status.id)) {
@@ -135,7 +144,7 @@ impl Progress {
         sent.insert(status.id.clone(), now);
         let unsigned = |value: i64| u64::try_from(value).unwrap_or(0);
         let name = if status.name.is_empty() { status.id } else { status.name };
-        Some(EventKind::StepProgress {
+        Some(BuildEventKind::StepProgress {
             step: number,
             name,
             current: unsigned(status.current),
@@ -143,24 +152,28 @@ impl Progress {
         })
     }
 
-    fn log(&mut self, log: api::VertexLog) -> Option<EventKind> {
-        let place = self.place(&log.vertex)?;
+    fn log(&mut self, log: api::VertexLog) -> Option<BuildEventKind> {
+        let place = self.step_index(&log.vertex)?;
         self.steps[place].tail.push(&log.msg);
         let stream = if log.stream == 2 { LogStream::Stderr } else { LogStream::Stdout };
-        Some(EventKind::StepLog { step: step_number(place), stream, data: log.msg, dropped_bytes: 0 })
+        Some(BuildEventKind::StepLog { step: step_number(place), stream, data: log.msg, dropped_bytes: 0 })
     }
 
-    fn warning(&self, warning: &api::VertexWarning) -> EventKind {
+    fn warning(&self, warning: &api::VertexWarning) -> BuildEventKind {
         let info = warning.info.as_ref();
-        EventKind::Warning {
+        BuildEventKind::Warning {
             message: String::from_utf8_lossy(&warning.short).into_owned(),
             url: (!warning.url.is_empty()).then(|| warning.url.clone()),
-            dockerfile: info.and_then(|info| self.range(&info.data, lines_of(&warning.ranges)?)),
+            dockerfile: info.and_then(|info| self.dockerfile_range(&info.data, lines_of(&warning.ranges)?)),
         }
     }
 
     /// Returns lines of the Dockerfile, counted from 1, with their text.
-    pub(super) fn range(&self, dockerfile: &[u8], (start, end): (u32, u32)) -> Option<DockerfileRange> {
+    pub(super) fn dockerfile_range(
+        &self,
+        dockerfile: &[u8],
+        (start, end): (u32, u32),
+    ) -> Option<DockerfileRange> {
         let text = String::from_utf8_lossy(dockerfile);
         let count = usize::try_from(end.checked_sub(start)?).ok()? + 1;
         let lines: Vec<&str> =
@@ -174,20 +187,20 @@ impl Progress {
     }
 
     /// Returns the name and the last lines of a step.
-    pub(super) fn step(&self, vertex: &str) -> Option<(String, Vec<String>)> {
+    pub(super) fn step_name_and_tail(&self, vertex: &str) -> Option<(String, Vec<String>)> {
         let step = &self.steps[*self.by_vertex.get(vertex)?];
         Some((step.name.clone(), step.tail.lines()))
     }
 
     /// Returns the start time of a step.
-    pub(super) fn began(&self, vertex: &str) -> Option<Instant> {
-        self.steps[*self.by_vertex.get(vertex)?].began
+    pub(super) fn started_at(&self, vertex: &str) -> Option<Instant> {
+        self.steps[*self.by_vertex.get(vertex)?].started_at
     }
 
     /// Reports whether another step of the build ran, or may have run, a command at the same time as this one.
     pub(super) fn ran_beside_another(&self, vertex: &str) -> bool {
         let Some(place) = self.by_vertex.get(vertex) else { return true };
-        let Some(began) = self.steps[*place].began else { return true };
+        let Some(began) = self.steps[*place].started_at else { return true };
         self.steps.iter().enumerate().any(|(other, step)| {
             let overlaps = step.running || step.ended_at.is_some_and(|ended| ended >= began);
             other != *place && step.is_command() && overlaps
@@ -199,14 +212,14 @@ impl Progress {
         self.steps.iter().filter(|step| step.running && step.is_command()).count()
     }
 
-    fn place(&mut self, vertex: &str) -> Option<usize> {
+    fn step_index(&mut self, vertex: &str) -> Option<usize> {
         if let Some(place) = self.by_vertex.get(vertex) {
             return Some(*place);
         }
         if self.steps.len() >= STEP_LIMIT {
             return None;
         }
-        self.steps.push(Step::default());
+        self.steps.push(SolveStep::default());
         self.by_vertex.insert(vertex.to_owned(), self.steps.len() - 1);
         Some(self.steps.len() - 1)
     }

@@ -7,12 +7,12 @@ const LINE_BYTES: usize = 2048;
 
 /// The last lines of a step's log, bounded in number and length.
 #[derive(Debug, Default)]
-pub(super) struct Tail {
+pub(super) struct LogTail {
     lines: VecDeque<String>,
     open: Vec<u8>,
 }
 
-impl Tail {
+impl LogTail {
     pub(super) fn push(&mut self, bytes: &[u8]) {
         let mut parts = bytes.split(|b| *b == b'\n').peekable();
         while let Some(part) = parts.next() {
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn the_last_lines_are_kept_and_a_line_may_come_in_parts() {
-        let mut tail = Tail::default();
+        let mut tail = LogTail::default();
         for i in 0..60 {
             tail.push(format!("line {i}\n").as_bytes());
         }

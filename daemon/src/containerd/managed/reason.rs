@@ -16,7 +16,7 @@ pub(super) fn explain(log_tail: &str) -> Option<String> {
         ["containerd: ", "panic: ", "fatal error: "].iter().any(|start| line.starts_with(start))
             || line.contains("level=fatal")
     };
-    program::explain(log_tail, says_why, &KNOWN)
+    program::explain_exit(log_tail, says_why, &KNOWN)
 }
 
 #[cfg(test)]

@@ -23,22 +23,22 @@ const DISABLED: [&str; 12] = [
 ];
 
 #[derive(Serialize)]
-struct Settings {
+struct ContainerdSettings {
     version: u32,
     root: PathBuf,
     state: PathBuf,
     disabled_plugins: [&'static str; 12],
-    grpc: Grpc,
-    debug: Debug,
+    grpc: ContainerdGrpcSettings,
+    debug: ContainerdDebugSettings,
 }
 
 #[derive(Serialize)]
-struct Grpc {
+struct ContainerdGrpcSettings {
     address: PathBuf,
 }
 
 #[derive(Serialize)]
-struct Debug {
+struct ContainerdDebugSettings {
     level: &'static str,
 }
 
@@ -49,13 +49,13 @@ pub(super) fn write(dir: &Path) -> io::Result<()> {
 }
 
 fn text(dir: &Path) -> Result<String, toml::ser::Error> {
-    toml::to_string(&Settings {
+    toml::to_string(&ContainerdSettings {
         version: 2,
         root: dir.join("root"),
         state: dir.join("state"),
         disabled_plugins: DISABLED,
-        grpc: Grpc { address: dir.join("containerd.sock") },
-        debug: Debug { level: "warn" },
+        grpc: ContainerdGrpcSettings { address: dir.join("containerd.sock") },
+        debug: ContainerdDebugSettings { level: "warn" },
     })
 }
 

@@ -33,7 +33,7 @@ pub(super) fn fill(root: &OwnedFd, path: &str, empty: &Path) -> io::Result<()> {
         Err(errno) => return Err(errno.into()),
     };
     let to = rustix::fs::open(empty, directory_flags(), Mode::empty())?;
-    Copy { from, to, links: HashMap::new() }.all()
+    DirectoryCopy { from, to, links: HashMap::new() }.copy_all()
 }
 
 fn directory_flags() -> OFlags {
@@ -41,27 +41,27 @@ fn directory_flags() -> OFlags {
 }
 
 /// A recursive copy in progress.
-struct Copy {
+struct DirectoryCopy {
     from: OwnedFd,
     to: OwnedFd,
     /// First copied path of each file with several hard links, by device and inode.
     links: HashMap<(u64, u64), PathBuf>,
 }
 
-impl Copy {
-    fn all(mut self) -> io::Result<()> {
+impl DirectoryCopy {
+    fn copy_all(mut self) -> io::Result<()> {
         let mut waiting = vec![PathBuf::new()];
         let mut directories = Vec::new();
         while let Some(path) = waiting.pop() {
             let (from, to) = (below(&self.from, &path)?, below(&self.to, &path)?);
             let stat = rustix::fs::fstat(&from)?;
-            dress(&from, &to, &stat)?;
+            copy_attributes(&from, &to, &stat)?;
             for entry in Dir::read_from(&from)? {
                 let entry = entry?;
                 let name = entry.file_name();
                 if !matches!(name.to_bytes(), b"." | b"..") {
                     let inner = path.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
-                    if self.one(&from, &to, name, &inner)? {
+                    if self.copy_entry(&from, &to, name, &inner)? {
                         waiting.push(inner);
                     }
                 }
@@ -76,7 +76,7 @@ impl Copy {
     }
 
     /// Copies one entry of a directory. Returns true for a directory, which was created and is empty.
-    fn one(&mut self, from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &Path) -> io::Result<bool> {
+    fn copy_entry(&mut self, from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &Path) -> io::Result<bool> {
         let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
@@ -97,7 +97,7 @@ impl Copy {
                 let copy = rustix::fs::openat(to, name, made, Mode::RUSR | Mode::WUSR)?;
                 let (mut source, mut copy) = (File::from(source), File::from(copy));
                 io::copy(&mut source, &mut copy)?;
-                dress(&source, &copy, &stat)?;
+                copy_attributes(&source, &copy, &stat)?;
                 rustix::fs::futimens(&copy, &times(&stat))?;
                 if several {
                     self.links.insert((stat.st_dev, stat.st_ino), path.to_owned());
@@ -106,12 +106,12 @@ impl Copy {
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(from, name, Vec::new())?;
                 rustix::fs::symlinkat(&target, to, name)?;
-                own(to, name, &stat)?;
+                copy_owner(to, name, &stat)?;
                 rustix::fs::utimensat(to, name, &times(&stat), AtFlags::SYMLINK_NOFOLLOW)?;
             }
             FileType::Fifo => {
                 rustix::fs::mknodat(to, name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
-                own(to, name, &stat)?;
+                copy_owner(to, name, &stat)?;
                 let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
                 rustix::fs::chmodat(to, name, mode, AtFlags::empty())?;
             }
@@ -132,13 +132,13 @@ fn ids(stat: &Stat) -> (Option<Uid>, Option<Gid>) {
     (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
 }
 
-fn own(directory: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(), Errno> {
+fn copy_owner(directory: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(), Errno> {
     let (uid, gid) = ids(stat);
     rustix::fs::chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Copies owner, mode and extended attributes to a file or directory.
-fn dress(from: impl AsFd, to: impl AsFd, stat: &Stat) -> io::Result<()> {
+fn copy_attributes(from: impl AsFd, to: impl AsFd, stat: &Stat) -> io::Result<()> {
     let (uid, gid) = ids(stat);
     rustix::fs::fchown(&to, uid, gid)?;
     // Set after the owner, whose change clears setuid bits and capabilities.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::types::{Capabilities, Mount};
+use super::types::{CapabilitySets, MountEntry};
 use crate::model::confinement::AddedCapability;
 
 /// Docker's default capabilities without NET_RAW and MKNOD: services must not be able to forge packets or create
@@ -22,12 +22,12 @@ const CAPABILITIES: [&str; 12] = [
     "CAP_AUDIT_WRITE",
 ];
 
-pub fn capabilities(added: &BTreeSet<AddedCapability>) -> Capabilities {
+pub fn capabilities(added: &BTreeSet<AddedCapability>) -> CapabilitySets {
     let added = added.iter().map(|capability| match capability {
         AddedCapability::NetRaw => "CAP_NET_RAW",
         AddedCapability::Mknod => "CAP_MKNOD",
     });
-    Capabilities::same(&CAPABILITIES.into_iter().chain(added).collect::<Vec<_>>())
+    CapabilitySets::same(&CAPABILITIES.into_iter().chain(added).collect::<Vec<_>>())
 }
 
 pub const MASKED: [&str; 11] = [
@@ -62,8 +62,8 @@ const MOUNTS: [(&str, &str, &str, &[&str]); 7] = [
     ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
 ];
 
-pub fn mounts() -> Vec<Mount> {
-    let mount = |(destination, kind, source, options): (&str, &str, &str, &[&str])| Mount {
+pub fn mounts() -> Vec<MountEntry> {
+    let mount = |(destination, kind, source, options): (&str, &str, &str, &[&str])| MountEntry {
         destination: destination.to_owned(),
         kind: kind.to_owned(),
         source: source.to_owned(),

@@ -21,14 +21,14 @@ const SIGRTMIN: i32 = 34;
 const SIGRTMAX: i32 = 64;
 
 #[derive(Deserialize)]
-struct Json {
+struct ImageConfigFile {
     #[serde(default)]
-    config: Option<Config>,
+    config: Option<RunConfigFields>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Config {
+struct RunConfigFields {
     user: Option<String>,
     env: Option<Vec<String>>,
     entrypoint: Option<Vec<String>>,
@@ -39,7 +39,7 @@ struct Config {
 
 impl RunConfig {
     pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        let config = serde_json::from_slice::<Json>(bytes)?.config.unwrap_or_default();
+        let config = serde_json::from_slice::<ImageConfigFile>(bytes)?.config.unwrap_or_default();
         Ok(Self {
             user: config.user.unwrap_or_default(),
             env: config.env.unwrap_or_default(),
@@ -106,7 +106,7 @@ fn signal(text: &str) -> Option<i32> {
 }
 
 /// Returns the reason why an image of this platform does not run on the host, or `None` if it does.
-pub fn foreign(image: Option<&Platform>, host: &Platform) -> Option<String> {
+pub fn platform_mismatch(image: Option<&Platform>, host: &Platform) -> Option<String> {
     let image = image?;
     let same =
         image == host || image.as_str().strip_prefix(host.as_str()).is_some_and(|rest| rest.starts_with('/'));
@@ -149,9 +149,9 @@ mod tests {
         let platform = |text: &str| Platform::parse(text).unwrap();
         let host = platform("linux/arm64");
         for own in ["linux/arm64", "linux/arm64/v8"] {
-            assert_eq!(foreign(Some(&platform(own)), &host), None);
+            assert_eq!(platform_mismatch(Some(&platform(own)), &host), None);
         }
-        assert_eq!(foreign(None, &host), None);
-        assert!(foreign(Some(&platform("linux/amd64")), &host).unwrap().contains("linux/amd64"));
+        assert_eq!(platform_mismatch(None, &host), None);
+        assert!(platform_mismatch(Some(&platform("linux/amd64")), &host).unwrap().contains("linux/amd64"));
     }
 }

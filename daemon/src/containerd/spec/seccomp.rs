@@ -4,7 +4,7 @@
 //! refuses most dangerous calls. The list has the remaining calls that need no capability and reach deep into the
 //! kernel, and those that a capability in a user namespace would open.
 
-use super::types::{Argument, Seccomp, Syscalls};
+use super::types::{SeccompProfile, SyscallArgument, SyscallRule};
 
 const EPERM: i32 = 1;
 const ENOSYS: i32 = 38;
@@ -77,17 +77,21 @@ const REFUSED: [&str; 58] = [
     "vm86",
 ];
 
-pub(super) fn profile() -> Seccomp {
-    let refuse = |names: &[&'static str], errno_ret, args| Syscalls {
+pub(super) fn profile() -> SeccompProfile {
+    let refuse = |names: &[&'static str], errno_ret, args| SyscallRule {
         names: names.to_vec(),
         action: "SCMP_ACT_ERRNO",
         errno_ret,
         args,
     };
     // A new user namespace would restore every capability.
-    let new_user =
-        |index| Argument { index, value: CLONE_NEWUSER, value_two: CLONE_NEWUSER, op: "SCMP_CMP_MASKED_EQ" };
-    Seccomp {
+    let new_user = |index| SyscallArgument {
+        index,
+        value: CLONE_NEWUSER,
+        value_two: CLONE_NEWUSER,
+        op: "SCMP_CMP_MASKED_EQ",
+    };
+    SeccompProfile {
         default_action: "SCMP_ACT_ALLOW",
         architectures: if cfg!(target_arch = "x86_64") {
             vec!["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]

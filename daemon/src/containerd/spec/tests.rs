@@ -2,14 +2,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::image::RunConfig;
 use super::*;
-use crate::deploy::port::{Attached, InstanceImage};
+use crate::deploy::port::{InstanceImage, NetworkAttachment};
 use crate::model::Digest;
 use crate::model::confinement::AddedCapability;
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::secret::Secret;
 use crate::model::service::{InstanceLabel, ResourceLimits};
 
-const MACHINE: Machine = Machine { seccomp: true, swap_accounting: true, open_files: 1 << 20 };
+const MACHINE: HostFeatures = HostFeatures { seccomp: true, swap_accounting: true, open_files: 1 << 20 };
 
 fn instance() -> InstanceSpec {
     InstanceSpec {
@@ -28,7 +28,7 @@ fn instance() -> InstanceSpec {
         mounts: Vec::new(),
         limits: ResourceLimits::default(),
         capabilities: BTreeSet::new(),
-        network: Attached {
+        network: NetworkAttachment {
             address: [10, 0, 0, 2].into(),
             namespace: "/run/netns/x".into(),
             hostname: "web".to_owned(),
@@ -49,8 +49,8 @@ fn image() -> RunConfig {
     }
 }
 
-fn built(spec: &InstanceSpec, image: &RunConfig) -> Spec {
-    build(spec, image, &Resolved::default(), MACHINE, "/hearth-x").unwrap()
+fn built(spec: &InstanceSpec, image: &RunConfig) -> RuntimeSpec {
+    build(spec, image, &ResolvedUser::default(), MACHINE, "/hearth-x").unwrap()
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn a_command_takes_the_place_of_entrypoint_and_command_together() {
     spec.command = Some(vec!["sh".into(), "-c".into(), "x".into()]);
     assert_eq!(built(&spec, &image()).process.args, ["sh", "-c", "x"]);
     spec.command = Some(Vec::new());
-    let refused = build(&spec, &image(), &Resolved::default(), MACHINE, "/x");
+    let refused = build(&spec, &image(), &ResolvedUser::default(), MACHINE, "/x");
     assert_eq!(refused, Err(SpecFault::NoCommand));
 }
 
@@ -100,7 +100,7 @@ fn a_working_directory_is_the_services_or_the_images_or_the_root() {
     let in_app = RunConfig { workdir: "/app".into(), ..image() };
     assert_eq!(built(&spec, &in_app).process.cwd, "/app");
     let relative = RunConfig { workdir: "app".into(), ..image() };
-    let refused = build(&spec, &relative, &Resolved::default(), MACHINE, "/x");
+    let refused = build(&spec, &relative, &ResolvedUser::default(), MACHINE, "/x");
     assert_eq!(refused, Err(SpecFault::Workdir("app".into())));
     spec.workdir = Some("/srv".parse().unwrap());
     assert_eq!(built(&spec, &relative).process.cwd, "/srv");
@@ -125,9 +125,9 @@ fn a_mount_of_the_services_own_takes_the_place_of_the_hosts_file() {
 fn swap_is_limited_only_where_it_is_counted_and_seccomp_only_where_there_is_one() {
     let mut spec = instance();
     spec.limits.memory_bytes = Some(1 << 20);
-    let machine = Machine { seccomp: false, swap_accounting: false, open_files: 1 << 20 };
-    let linux = build(&spec, &image(), &Resolved::default(), machine, "/x").unwrap().linux;
-    assert_eq!(linux.resources.memory, Some(Memory { limit: 1 << 20, swap: None }));
+    let machine = HostFeatures { seccomp: false, swap_accounting: false, open_files: 1 << 20 };
+    let linux = build(&spec, &image(), &ResolvedUser::default(), machine, "/x").unwrap().linux;
+    assert_eq!(linux.resources.memory, Some(MemoryLimits { limit: 1 << 20, swap: None }));
     assert_eq!(linux.seccomp, None);
 }
 
@@ -155,7 +155,7 @@ fn what_the_runtime_keeps_lacks_confidential_values_alone() {
         spec.env.insert(name.to_owned(), Secret::new("a=b".to_owned()));
     }
     let whole = built(&spec, &image());
-    let kept = whole.without(&BTreeSet::from(["TOKEN".to_owned()]));
+    let kept = whole.without_variables(&BTreeSet::from(["TOKEN".to_owned()]));
     let gone: Vec<_> = whole.process.env.iter().filter(|entry| !kept.process.env.contains(entry)).collect();
     assert_eq!(gone, ["TOKEN=a=b"]);
     assert_eq!(kept.process.args, whole.process.args);

@@ -10,32 +10,32 @@ pub const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Spec {
+pub struct RuntimeSpec {
     pub oci_version: String,
-    pub process: Process,
-    pub root: Root,
+    pub process: ProcessSpec,
+    pub root: RootfsSpec,
     pub hostname: String,
-    pub mounts: Vec<Mount>,
-    pub linux: Linux,
+    pub mounts: Vec<MountEntry>,
+    pub linux: LinuxSpec,
 }
 
 /// A process; read back for additional processes of an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Process {
+pub struct ProcessSpec {
     #[serde(default)]
     pub terminal: bool,
     /// Initial size of the terminal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console_size: Option<ConsoleSize>,
-    pub user: User,
+    pub user: ProcessUser,
     pub args: Vec<String>,
     #[serde(default)]
     pub env: Vec<String>,
     pub cwd: String,
-    pub capabilities: Option<Capabilities>,
+    pub capabilities: Option<CapabilitySets>,
     #[serde(default)]
-    pub rlimits: Vec<Rlimit>,
+    pub rlimits: Vec<ProcessRlimit>,
     #[serde(default)]
     pub no_new_privileges: bool,
 }
@@ -48,13 +48,13 @@ pub struct ConsoleSize {
 
 /// The part of a container's stored specification that is read back.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Stored {
-    pub process: Process,
+pub struct StoredSpec {
+    pub process: ProcessSpec,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct User {
+pub struct ProcessUser {
     pub uid: u32,
     pub gid: u32,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -62,13 +62,13 @@ pub struct User {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Capabilities {
+pub struct CapabilitySets {
     pub bounding: Vec<String>,
     pub effective: Vec<String>,
     pub permitted: Vec<String>,
 }
 
-impl Capabilities {
+impl CapabilitySets {
     pub fn same(names: &[&str]) -> Self {
         let list = || names.iter().map(|name| (*name).to_owned()).collect();
         Self { bounding: list(), effective: list(), permitted: list() }
@@ -76,16 +76,16 @@ impl Capabilities {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rlimit {
+pub struct ProcessRlimit {
     #[serde(rename = "type")]
     pub kind: String,
     pub hard: u64,
     pub soft: u64,
 }
 
-impl Spec {
+impl RuntimeSpec {
     /// Returns a copy without these variables.
-    pub fn without(&self, variables: &BTreeSet<String>) -> Self {
+    pub fn without_variables(&self, variables: &BTreeSet<String>) -> Self {
         let mut spec = self.clone();
         spec.process.env.retain(|entry| entry.split('=').next().is_none_or(|name| !variables.contains(name)));
         spec
@@ -93,13 +93,13 @@ impl Spec {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Root {
+pub struct RootfsSpec {
     pub path: String,
     pub readonly: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Mount {
+pub struct MountEntry {
     pub destination: String,
     #[serde(rename = "type")]
     pub kind: String,
@@ -109,19 +109,19 @@ pub struct Mount {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Linux {
-    pub namespaces: Vec<Namespace>,
+pub struct LinuxSpec {
+    pub namespaces: Vec<NamespaceSpec>,
     pub cgroups_path: String,
-    pub resources: Resources,
+    pub resources: ResourceSpec,
     pub sysctl: BTreeMap<String, String>,
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub seccomp: Option<Seccomp>,
+    pub seccomp: Option<SeccompProfile>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Namespace {
+pub struct NamespaceSpec {
     #[serde(rename = "type")]
     pub kind: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,13 +129,13 @@ pub struct Namespace {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Resources {
+pub struct ResourceSpec {
     pub devices: Vec<DeviceAccess>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory: Option<Memory>,
+    pub memory: Option<MemoryLimits>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu: Option<Cpu>,
-    pub pids: Pids,
+    pub cpu: Option<CpuLimits>,
+    pub pids: PidsLimit,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -145,7 +145,7 @@ pub struct DeviceAccess {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Memory {
+pub struct MemoryLimits {
     pub limit: i64,
     /// Limit on memory and swap together.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,37 +153,37 @@ pub struct Memory {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Cpu {
+pub struct CpuLimits {
     pub quota: i64,
     pub period: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Pids {
+pub struct PidsLimit {
     pub limit: i64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Seccomp {
+pub struct SeccompProfile {
     pub default_action: &'static str,
     pub architectures: Vec<&'static str>,
-    pub syscalls: Vec<Syscalls>,
+    pub syscalls: Vec<SyscallRule>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Syscalls {
+pub struct SyscallRule {
     pub names: Vec<&'static str>,
     pub action: &'static str,
     pub errno_ret: i32,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub args: Vec<Argument>,
+    pub args: Vec<SyscallArgument>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Argument {
+pub struct SyscallArgument {
     pub index: u32,
     pub value: u64,
     pub value_two: u64,

@@ -10,7 +10,7 @@ pub struct UserSpec<'a> {
 
 /// Numeric ids of a user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resolved {
+pub struct ResolvedUser {
     pub uid: u32,
     pub gid: u32,
     /// Supplementary groups of the user.
@@ -44,7 +44,7 @@ impl<'a> UserSpec<'a> {
     }
 
     /// Resolves the user. A name must have an entry; a number need not.
-    pub fn resolve(&self, passwd: &str, group: &str) -> Result<Resolved, UserFault> {
+    pub fn resolve(&self, passwd: &str, group: &str) -> Result<ResolvedUser, UserFault> {
         let wanted = if self.user.is_empty() { "0" } else { self.user };
         let entry = fields(passwd).find(|entry| entry.first() == Some(&wanted));
         let number = wanted.parse::<u32>().ok();
@@ -58,7 +58,7 @@ impl<'a> UserSpec<'a> {
             let found = fields(group).find(|entry| entry.first() == Some(&wanted));
             let gid = found.and_then(|entry| id(&entry)).or_else(|| wanted.parse().ok());
             let gid = gid.ok_or_else(|| UserFault::Group(wanted.chars().take(100).collect()))?;
-            return Ok(Resolved { uid, gid, groups: Vec::new(), home });
+            return Ok(ResolvedUser { uid, gid, groups: Vec::new(), home });
         }
         let name = entry.as_ref().and_then(|entry| entry.first().copied());
         let member = |entry: &Vec<&str>| {
@@ -74,7 +74,7 @@ impl<'a> UserSpec<'a> {
         groups.sort_unstable();
         groups.dedup();
         groups.truncate(MOST_GROUPS);
-        Ok(Resolved { uid, gid: own_gid, groups, home })
+        Ok(ResolvedUser { uid, gid: own_gid, groups, home })
     }
 }
 

@@ -92,7 +92,7 @@ impl InvalidationWorker {
                 std::thread::sleep(BATCH_WINDOW);
             }
         };
-        task::thread("fuse-forget", forget)
+        task::spawn_thread("fuse-forget", forget)
     }
 }
 

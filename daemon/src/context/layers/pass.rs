@@ -382,7 +382,7 @@ fn check_size(limits: &LayerLimits, unpacked: u64, stored: u64) -> Result<(), La
     if unpacked > limits.layer_bytes {
         return Err(LayerError::TooLarge { limit: limits.layer_bytes });
     }
-    if limits.is_bomb(unpacked, stored) {
+    if limits.is_decompression_bomb(unpacked, stored) {
         return Err(LayerError::Bomb { ratio: limits.ratio });
     }
     Ok(())

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hearth_pack::ignore::Patterns;
+use hearth_pack::ignore::IgnorePatterns;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -52,7 +52,7 @@ pub(super) struct ScanScope<'s> {
     /// The ignore file, as it was found or supplied.
     pub ignore: &'s NamedEntry,
     /// Parsed patterns of the ignore file; `None` when it cannot be parsed.
-    pub patterns: Option<Patterns>,
+    pub patterns: Option<IgnorePatterns>,
 }
 
 impl ScanScope<'_> {

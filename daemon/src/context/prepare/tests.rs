@@ -9,8 +9,8 @@ use sha2::{Digest as _, Sha256};
 use super::*;
 use crate::context::port::EntryKind;
 use crate::context::storage::{StorageError, StorageRoot};
-use crate::model::access::PathLinks;
-use crate::model::{MountMode, Reference};
+use crate::model::access::SymlinkPolicy;
+use crate::model::{MountAccess, Reference};
 
 struct Daemon {
     directory: tempfile::TempDir,
@@ -62,10 +62,10 @@ fn target(path: &str) -> MountTarget {
 
 fn mount(source: MountSource, at: &str) -> ContextMount {
     ContextMount {
-        spec: MountSpec { source, target: target(at), mode: MountMode::ReadOnly },
+        spec: MountSpec { source, target: target(at), mode: MountAccess::ReadOnly },
         image: None,
         pack: None,
-        links: PathLinks::Followed,
+        links: SymlinkPolicy::Followed,
     }
 }
 

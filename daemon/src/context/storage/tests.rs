@@ -105,7 +105,7 @@ fn where_links_are_refused_none_on_the_way_is_followed() {
     symlink("../theirs", room.at("mine/to-theirs")).unwrap();
     symlink("../theirs/secret", room.at("mine/secret")).unwrap();
     symlink("file", room.at("mine/here")).unwrap();
-    room.root = room.root.with_links(PathLinks::Refused);
+    room.root = room.root.with_links(SymlinkPolicy::Refused);
     let is_link = |error: StorageError| matches!(error, StorageError::IsLink { .. });
     for path in ["mine/to-theirs/secret", "mine/secret", "mine/here"] {
         assert!(is_link(room.get(path).unwrap_err()), "{path}");

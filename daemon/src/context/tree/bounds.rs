@@ -5,7 +5,7 @@
 //! that is not read is still an entry, see
 //! [`is_listed`](crate::context::port::FileTree::is_listed).
 
-use hearth_pack::ignore::Patterns;
+use hearth_pack::ignore::IgnorePatterns;
 
 use super::below;
 use super::identify::CopySelection;
@@ -14,11 +14,11 @@ use super::identify::CopySelection;
 #[derive(Clone, Default)]
 pub struct ScanBounds<'a> {
     selection: Option<&'a CopySelection>,
-    ignore: Option<&'a Patterns>,
+    ignore: Option<&'a IgnorePatterns>,
 }
 
 impl<'a> ScanBounds<'a> {
-    pub fn new(selection: &'a CopySelection, ignore: Option<&'a Patterns>) -> Self {
+    pub fn new(selection: &'a CopySelection, ignore: Option<&'a IgnorePatterns>) -> Self {
         // An exception can include a path at any depth again, so such an ignore file prunes nothing.
         Self { selection: Some(selection), ignore: ignore.filter(|ignore| !ignore.has_negation()) }
     }
@@ -43,7 +43,7 @@ mod tests {
     fn directories_are_held_that_lead_to_what_is_copied_and_are_not_hidden_for_good() {
         let selection = CopySelection::of([b"src/app".to_vec(), b"lib".to_vec()]);
         let hold = |ignore: &str| {
-            let ignore = Patterns::parse_file(ignore.as_bytes()).unwrap();
+            let ignore = IgnorePatterns::parse_file(ignore.as_bytes()).unwrap();
             let bounds = ScanBounds::new(&selection, Some(&ignore));
             ["src", "src/app", "src/app/deep", "src/other", "lib", "lib/x", "libs"]
                 .into_iter()

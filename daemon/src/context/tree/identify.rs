@@ -19,8 +19,8 @@ use std::io::{self, Read as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hearth_pack::identity::{ContentHash, FileStamp, HashCache, Node, NodeKind, TreeDigest, TreeHasher};
-use hearth_pack::ignore::{Filter, Patterns, Visit};
+use hearth_pack::identity::{ContentHash, FileStamp, HashCache, NodeKind, TreeDigest, TreeHasher, TreeNode};
+use hearth_pack::ignore::{IgnorePatterns, TreeFilter, VisitOutcome};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -99,9 +99,9 @@ const UNREAD: ContentHash = ContentHash::from_bytes([0; 32]);
 
 impl TreeSnapshot {
     /// Returns the entries that a selection and an ignore file leave. `.dockerignore` is always covered.
-    pub fn covered(&self, selection: &CopySelection, ignore: Option<Patterns>) -> CoveredEntries {
+    pub fn covered(&self, selection: &CopySelection, ignore: Option<IgnorePatterns>) -> CoveredEntries {
         let roots = selection.roots.as_ref().filter(|_| self.is_link_free(selection));
-        let filter = Filter::from_patterns(None, ignore.filter(|ignore| !ignore.is_empty()));
+        let filter = TreeFilter::from_patterns(None, ignore.filter(|ignore| !ignore.is_empty()));
         let mut covered = vec![false; self.len()];
         let mut walk = filter.walk();
         let mut pruned: Option<&[u8]> = None;
@@ -124,11 +124,11 @@ impl TreeSnapshot {
                 continue;
             }
             match walk.visit(entry.path, entry.kind == EntryKind::Directory, index) {
-                Visit::Keep { late } => {
+                VisitOutcome::Keep { late } => {
                     late.into_iter().chain([index]).for_each(|index| covered[index] = true);
                 }
-                Visit::Hide => {}
-                Visit::Prune => pruned = Some(entry.path),
+                VisitOutcome::Hide => {}
+                VisitOutcome::Prune => pruned = Some(entry.path),
             }
         }
         CoveredEntries(covered.into())
@@ -354,7 +354,7 @@ impl TreeSnapshot {
 fn store_hashes(fresh: &mut Vec<(FileStamp, i64, ContentHash)>, hashes: &Mutex<HashCache>) {
     let mut hashes = hashes.lock();
     for (stamp, read_at, hash) in fresh.drain(..) {
-        hashes.put(&stamp, read_at, hash);
+        hashes.insert_hash(&stamp, read_at, hash);
     }
 }
 
@@ -393,7 +393,7 @@ impl TreeDigestBuilder {
             EntryKind::Device { character, major, minor } => NodeKind::Device { character, major, minor },
         };
         let path = &entry.path[skip..];
-        self.hasher.node(&Node { path, mode: entry.mode, kind, xattrs: snapshot.xattrs(index) });
+        self.hasher.node(&TreeNode { path, mode: entry.mode, kind, xattrs: snapshot.xattrs(index) });
     }
 }
 

@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use hearth_pack::ahead::{Ahead, Work};
+use hearth_pack::prefetch::{PrefetchQueue, PrefetchWork};
 
 use super::bounds::ScanBounds;
 use super::directory::child_path;
@@ -50,24 +50,24 @@ pub(super) struct DirectoryLister<'t> {
     pub bounds: &'t ScanBounds<'t>,
 }
 
-impl Work for DirectoryLister<'_> {
-    type Wish = ListingRequest;
-    type Done = Result<ListedDirectory, ContextError>;
+impl PrefetchWork for DirectoryLister<'_> {
+    type Request = ListingRequest;
+    type Output = Result<ListedDirectory, ContextError>;
 
-    fn work(&self, wish: &ListingRequest, ahead: &Ahead<'_, Self>) -> Self::Done {
+    fn run_request(&self, wish: &ListingRequest, ahead: &PrefetchQueue<'_, Self>) -> Self::Output {
         let DirectoryContent { children, xattrs, directory } = self.tree.list_for_scan(wish)?;
         let wishes = self.child_requests(wish, &children, directory.as_ref());
         let asked: Vec<bool> = wishes.iter().map(Option::is_some).collect();
-        let mut slots = ahead.ask_all(wishes.into_iter().flatten().collect()).into_iter();
+        let mut slots = ahead.request_all(wishes.into_iter().flatten().collect()).into_iter();
         let directories = asked.into_iter().map(|asked| if asked { slots.next() } else { None }).collect();
         Ok(ListedDirectory { children, directories, xattrs })
     }
 
-    fn weight(listed: &Self::Done) -> usize {
+    fn weight(listed: &Self::Output) -> usize {
         DIRECTORY_WEIGHT + listed.as_ref().map_or(0, |listed| listed.children.len())
     }
 
-    fn lost() -> Self::Done {
+    fn after_panic() -> Self::Output {
         Err(ContextError::ShuttingDown)
     }
 }

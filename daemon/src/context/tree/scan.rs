@@ -8,8 +8,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::vec::IntoIter;
 
-use hearth_pack::ahead::Ahead;
 use hearth_pack::identity::{is_settled, settles_in};
+use hearth_pack::prefetch::PrefetchQueue;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
@@ -54,7 +54,7 @@ struct ScanLevel {
 
 struct ScanWalk<'t> {
     tree: &'t ContextTree,
-    listings: &'t Ahead<'t, DirectoryLister<'t>>,
+    listings: &'t PrefetchQueue<'t, DirectoryLister<'t>>,
     /// Absolute path of the context directory, without the leading `/`.
     top: Vec<u8>,
     entries: ScannedEntries,
@@ -96,13 +96,13 @@ impl ContextTree {
         let (top, backed) = self.context_directory(context_path)?;
         let root = self.top_directory(&top);
         let listing = DirectoryLister { tree: self, top: &top, bounds };
-        let listings = Ahead::new(&listing, MAX_QUEUED_ENTRIES);
+        let listings = PrefetchQueue::new(&listing, MAX_QUEUED_ENTRIES);
         let walked = Mutex::new(Err(ContextError::ShuttingDown));
         task::in_parallel("context.scan", threads() - 1, |number| {
             if number > 0 {
-                return listings.help();
+                return listings.run_helper();
             }
-            let _end = listings.ends();
+            let _end = listings.stop_guard();
             let walk = ScanWalk {
                 tree: self,
                 listings: &listings,
@@ -160,7 +160,7 @@ impl ScanWalk<'_> {
     fn run(mut self, backed: bool) -> Result<ScannedEntries, ContextError> {
         let mut path = self.top.clone();
         let mounts = self.tree.mounts_below(&path);
-        let top = self.listings.ask(ListingRequest { path: path.clone(), backed, mounts, above: None });
+        let top = self.listings.request(ListingRequest { path: path.clone(), backed, mounts, above: None });
         let mut levels = vec![ScanLevel::new(path.len(), self.listings.take(top)?)];
         while let Some(level) = levels.last_mut() {
             path.truncate(level.path);

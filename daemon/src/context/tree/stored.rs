@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use hearth_pack::identity::{ContentHash, NodeKind};
-use hearth_pack::listing::Listed;
+use hearth_pack::listing::ListingEntry;
 
 use super::{DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry};
 use crate::context::port::{EntryKind, Xattr};
@@ -19,7 +19,7 @@ pub struct PackLayer {
 
 impl PackLayer {
     pub fn new(pack: Arc<PackTree>) -> Self {
-        let first = |entry: Listed<'_>| match entry.kind {
+        let first = |entry: ListingEntry<'_>| match entry.kind {
             NodeKind::HardLink { to } => pack.listing.find(to).and_then(|first| u32::try_from(first).ok()),
             _ => None,
         };
@@ -32,7 +32,7 @@ impl PackLayer {
         self.pack.listing.find(path).and_then(|entry| u32::try_from(entry).ok())
     }
 
-    fn entry(&self, entry: u32) -> Listed<'_> {
+    fn entry(&self, entry: u32) -> ListingEntry<'_> {
         self.pack.listing.entry(entry as usize)
     }
 

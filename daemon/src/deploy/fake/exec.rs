@@ -7,22 +7,22 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use crate::deploy::port::{Exec, ExecInput, ExecOutput, ExecSpec, RuntimeError};
-use crate::model::service::Exit;
+use crate::deploy::port::{ExecInput, ExecOutput, ExecSpec, ExecStreams, RuntimeError};
+use crate::model::service::ProcessExit;
 use crate::task;
 
 /// Additional processes in the instances.
 #[derive(Default)]
-pub struct Processes {
+pub struct FakeProcesses {
     pub running: AtomicUsize,
     /// Exit codes of the processes that have exited.
     pub ends: Mutex<Vec<i32>>,
 }
 
-pub fn start(processes: &Arc<Processes>, spec: &ExecSpec) -> Result<Exec, RuntimeError> {
+pub fn start(processes: &Arc<FakeProcesses>, spec: &ExecSpec) -> Result<ExecStreams, RuntimeError> {
     if spec.command[0] != "cat" {
         let message = format!("exec: {:?}: not found", spec.command[0]);
-        return Err(RuntimeError::Start { code: "command_not_found", message });
+        return Err(RuntimeError::StartFailed { code: "command_not_found", message });
     }
     let (input, mut inputs) = mpsc::channel(4);
     let (outputs, output) = mpsc::channel(4);
@@ -33,12 +33,12 @@ pub fn start(processes: &Arc<Processes>, spec: &ExecSpec) -> Result<Exec, Runtim
             code = cat(&mut inputs, &outputs) => code,
             () = outputs.closed() => 137,
         };
-        let exit = Exit { code: Some(code), out_of_memory: false, at: Timestamp::now() };
+        let exit = ProcessExit { code: Some(code), out_of_memory: false, at: Timestamp::now() };
         processes.ends.lock().push(code);
         processes.running.fetch_sub(1, Ordering::SeqCst);
         let _ = outputs.send(ExecOutput::Exited(exit)).await;
     });
-    Ok(Exec { input, output })
+    Ok(ExecStreams { input, output })
 }
 
 async fn cat(inputs: &mut mpsc::Receiver<ExecInput>, outputs: &mpsc::Sender<ExecOutput>) -> i32 {

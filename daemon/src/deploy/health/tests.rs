@@ -18,15 +18,15 @@ async fn app(answer: &'static [u8], holds: bool) -> SocketAddr {
     address
 }
 
-fn question(address: SocketAddr, path: Option<&str>) -> Question {
+fn question(address: SocketAddr, path: Option<&str>) -> HealthProbe {
     let mut spec = spec(address.port());
     spec.health.path = path.map(str::to_owned);
     spec.health.timeout = Duration::from_millis(500);
-    Question::of(&spec, "web", "127.0.0.1".parse().unwrap()).unwrap()
+    HealthProbe::for_service(&spec, "web", "127.0.0.1".parse().unwrap()).unwrap()
 }
 
 async fn ask(answer: &'static [u8], path: Option<&str>) -> ProbeResult {
-    question(app(answer, false).await, path).ask(&InstanceId::random()).await
+    question(app(answer, false).await, path).probe(&InstanceId::random()).await
 }
 
 #[tokio::test]
@@ -57,57 +57,57 @@ async fn with_a_path_status_location_and_body_decide_and_are_kept() {
 #[tokio::test]
 async fn an_app_that_keeps_the_connection_open_is_judged_by_its_status() {
     let address = app(b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nnot found", true).await;
-    let result = question(address, None).ask(&InstanceId::random()).await;
+    let result = question(address, None).probe(&InstanceId::random()).await;
     assert!(result.healthy, "{result}");
 }
 
 #[tokio::test]
 async fn silence_and_a_closed_port_are_told_apart() {
-    let silent = question(app(b"", true).await, None).ask(&InstanceId::random()).await;
+    let silent = question(app(b"", true).await, None).probe(&InstanceId::random()).await;
     assert_eq!((silent.healthy, silent.answer), (false, ProbeAnswer::Timeout));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let refused = question(address, None).ask(&InstanceId::random()).await;
+    let refused = question(address, None).probe(&InstanceId::random()).await;
     assert_eq!((refused.healthy, refused.answer), (false, ProbeAnswer::Refused));
 }
 
 #[test]
 fn the_published_port_is_asked_and_a_path_asks_an_http_port() {
     let mut spec = spec(80);
-    spec.ports.insert(0, Port { number: 9, kind: PortKind::Tcp, published: false });
-    assert_eq!(port_of(&spec).unwrap().number, 80);
+    spec.ports.insert(0, ServicePort { number: 9, kind: PortKind::Tcp, published: false });
+    assert_eq!(probed_port(&spec).unwrap().number, 80);
     spec.ports[1].published = false;
-    assert_eq!(port_of(&spec).unwrap().number, 9);
+    assert_eq!(probed_port(&spec).unwrap().number, 9);
     spec.health.path = Some("/".to_owned());
-    assert_eq!(port_of(&spec).unwrap().number, 80);
+    assert_eq!(probed_port(&spec).unwrap().number, 80);
     spec.ports.clear();
-    assert!(port_of(&spec).is_none());
+    assert!(probed_port(&spec).is_none());
 }
 
 #[test]
 fn only_failures_in_a_row_make_a_healthy_instance_unhealthy() {
     let check = HealthCheck::default();
-    let result = |healthy| ProbeResult { healthy, ..running(&InstanceId::random()) };
-    let mut judge = Judge::new(Health::Unproven { since: Timestamp::UNIX_EPOCH });
+    let result = |healthy| ProbeResult { healthy, ..running_process_result(&InstanceId::random()) };
+    let mut judge = HealthTracker::new(InstanceHealth::Unproven { since: Timestamp::UNIX_EPOCH });
     for _ in 0..10 {
-        judge.take(&result(false), &check);
+        judge.record(&result(false), &check);
     }
-    assert!(matches!(judge.health, Health::Unproven { .. }));
+    assert!(matches!(judge.health, InstanceHealth::Unproven { .. }));
     for healthy in [true, false, false, true, false, false] {
-        judge.take(&result(healthy), &check);
-        assert!(matches!(judge.health, Health::Healthy { .. }));
+        judge.record(&result(healthy), &check);
+        assert!(matches!(judge.health, InstanceHealth::Healthy { .. }));
     }
-    judge.take(&result(false), &check);
-    assert_eq!(judge.health, Health::Unhealthy);
-    judge.take(&result(true), &check);
-    assert!(matches!(judge.health, Health::Healthy { .. }));
+    judge.record(&result(false), &check);
+    assert_eq!(judge.health, InstanceHealth::Unhealthy);
+    judge.record(&result(true), &check);
+    assert!(matches!(judge.health, InstanceHealth::Healthy { .. }));
 }
 
 #[test]
 fn first_probes_come_after_10_20_40_ms_up_to_a_second() {
     let check = HealthCheck::default();
-    let judge = Judge::new(Health::Unproven { since: Timestamp::UNIX_EPOCH });
+    let judge = HealthTracker::new(InstanceHealth::Unproven { since: Timestamp::UNIX_EPOCH });
     let pauses: Vec<u128> = (0..9).map(|probes| judge.pause(probes, &check).as_millis()).collect();
     assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
 }

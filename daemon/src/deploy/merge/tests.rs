@@ -2,7 +2,7 @@ use super::*;
 use crate::deploy::tests::{service, spec};
 use crate::model::Digest;
 use crate::model::confinement::AddedCapability;
-use crate::model::fault::{Fault, Stage};
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::service::{EnvValue, RevisionOutcome};
 
 fn image(exposed: &[u16], volumes: &[&str]) -> ImageFacts {
@@ -25,19 +25,19 @@ fn plain(pairs: &[(&str, &str)]) -> std::collections::BTreeMap<String, EnvValue>
 }
 
 fn mount(source: MountSource, target: &str) -> MountSpec {
-    MountSpec { source, target: target.parse().unwrap(), mode: MountMode::ReadWrite }
+    MountSpec { source, target: target.parse().unwrap(), mode: MountAccess::ReadWrite }
 }
 
 fn merged(
-    existing: Option<&Service>,
+    existing: Option<&ServiceRecord>,
     request: &DeployRequest,
     image: &ImageFacts,
-) -> Result<Merged, MergeError> {
+) -> Result<MergedSpec, MergeError> {
     merge(existing, request, image, &BTreeMap::new())
 }
 
-fn http(number: u16) -> Port {
-    Port { number, kind: PortKind::Http, published: true }
+fn http(number: u16) -> ServicePort {
+    ServicePort { number, kind: PortKind::Http, published: true }
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn what_is_not_mentioned_is_kept() {
     kept.domains = vec!["a.test".parse().unwrap()];
     kept.public = true;
     kept.confinement =
-        Confinement { isolated: true, capabilities: BTreeSet::from([AddedCapability::NetRaw]) };
+        ServiceConfinement { isolated: true, capabilities: BTreeSet::from([AddedCapability::NetRaw]) };
     kept.mounts = vec![mount(MountSource::Room("a".to_owned()), "/a"), mount(MountSource::EmptyDir, "/tmp")];
     let existing = service(kept.clone());
     let mut request = request();
@@ -80,13 +80,13 @@ fn what_is_not_mentioned_is_kept() {
 fn isolation_and_capabilities_are_taken_back_when_that_is_said_and_by_a_manifest_that_is_silent() {
     let mut kept = spec(8000);
     kept.confinement =
-        Confinement { isolated: true, capabilities: BTreeSet::from([AddedCapability::NetRaw]) };
+        ServiceConfinement { isolated: true, capabilities: BTreeSet::from([AddedCapability::NetRaw]) };
     let existing = service(kept);
     let said = DeployRequest { isolated: Some(false), capabilities: Some(BTreeSet::new()), ..request() };
     let silent = DeployRequest { replace: true, ..request() };
     for request in [said, silent] {
         let spec = merged(Some(&existing), &request, &image(&[], &[])).unwrap().spec;
-        assert_eq!(spec.confinement, Confinement::default());
+        assert_eq!(spec.confinement, ServiceConfinement::default());
     }
 }
 
@@ -99,10 +99,10 @@ fn a_deploy_that_failed_leaves_nothing_to_the_next() {
     failed.number = 2;
     failed.spec.env = plain(&[("A", "2")]);
     failed.spec.mounts = vec![mount(MountSource::Room("no-such".to_owned()), "/data")];
-    failed.outcome = RevisionOutcome::Failed(Box::new(Fault::new(Stage::Deploy, "not_started", "gone")));
+    failed.outcome = RevisionOutcome::Failed(Box::new(Fault::new(FaultStage::Deploy, "not_started", "gone")));
     existing.revisions.push(failed.clone());
     existing.desired = 2;
-    let next = |existing: &Service| merged(Some(existing), &request(), &image(&[], &[])).unwrap().spec;
+    let next = |existing: &ServiceRecord| merged(Some(existing), &request(), &image(&[], &[])).unwrap().spec;
     assert_eq!((next(&existing).env, next(&existing).mounts), (kept.env, kept.mounts));
     // If no revision was ever live, settings are kept from the last attempt.
     existing.live = None;
@@ -163,7 +163,7 @@ fn a_whole_manifest_keeps_nothing_but_the_identity() {
 
 #[test]
 fn ports_are_those_given_else_kept_else_exposed() {
-    let ports = |existing: Option<&Service>, given: Option<Vec<Port>>| {
+    let ports = |existing: Option<&ServiceRecord>, given: Option<Vec<ServicePort>>| {
         let request = DeployRequest { ports: given, ..request() };
         merged(existing, &request, &image(&[80, 443], &[])).unwrap().spec.ports
     };
@@ -217,7 +217,7 @@ fn what_cannot_be_is_refused_by_its_flag() {
     ] {
         assert_eq!(error.flag(), flag, "{error}");
     }
-    let tcp = Port { kind: PortKind::Tcp, ..http(5432) };
+    let tcp = ServicePort { kind: PortKind::Tcp, ..http(5432) };
     let both = |request: &mut DeployRequest| {
         domain(request);
         request.ports = Some(vec![tcp.clone()]);
@@ -235,7 +235,7 @@ fn a_second_repository_of_one_name_is_refused_and_told_about_the_flag() {
 
 #[test]
 fn the_name_comes_from_the_repository_whatever_the_registry() {
-    let name = |text: &str| name_of(&DeployRequest::new(text.parse().unwrap())).map(String::from);
+    let name = |text: &str| service_name_of(&DeployRequest::new(text.parse().unwrap())).map(String::from);
     assert_eq!(name("room.meshagent.com/repo/web:1").unwrap(), "repo-web");
     assert_eq!(name("docker.io/library/nginx").unwrap(), "library-nginx");
     assert_eq!(name(&"a".repeat(64)).unwrap_err().flag(), "--name");

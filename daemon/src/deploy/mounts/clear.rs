@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use super::{EMPTY, FILES, STORAGE, UPPER, VIEWS, Views};
+use super::{EMPTY, FILES, InstanceViews, STORAGE, UPPER, VIEWS};
 use crate::context::mounts::mount_points_below;
 
 /// Maximum number of passes over the mount table: mounts are stacked only if somebody else put them there.
@@ -15,10 +15,10 @@ const ATTEMPTS: usize = 16;
 
 /// Removes the mounts and the directory of an instance. It can be called again after a failure, and does nothing if
 /// there is nothing. Blocking.
-pub(super) fn clear(directory: &Path, views: &mut Views) -> io::Result<()> {
+pub(super) fn clear(directory: &Path, views: &mut InstanceViews) -> io::Result<()> {
     unmount_below(directory)?;
     while let Some(view) = views.last() {
-        view.end()?;
+        view.wait_for_end()?;
         views.pop();
     }
     // Only after the unmounts, and only empty directories: a mount point that is still in use stays.

@@ -12,8 +12,8 @@ use crate::deploy::port::{MountFault, MountFaultKind};
 use crate::image::ImageError;
 use crate::model::MountTarget;
 
-pub(super) fn lasting(target: &impl Display, code: &'static str, reason: impl Into<String>) -> MountFault {
-    new(target, code, reason, MountFaultKind::Lasting)
+pub(super) fn permanent(target: &impl Display, code: &'static str, reason: impl Into<String>) -> MountFault {
+    new(target, code, reason, MountFaultKind::Permanent)
 }
 
 fn new(
@@ -27,7 +27,7 @@ fn new(
 
 /// Returns the fault for a daemon that is shutting down: the next start of the daemon retries.
 pub(super) fn ending() -> MountFault {
-    new(&"/", "draining", "the daemon is ending", MountFaultKind::Away)
+    new(&"/", "draining", "the daemon is ending", MountFaultKind::Unavailable)
 }
 
 pub(super) fn of_io(target: &impl Display, error: &io::Error) -> MountFault {
@@ -52,9 +52,9 @@ pub(super) fn of_storage(target: &MountTarget, storage: &str, error: &StorageErr
 pub(super) fn of_image(target: &MountTarget, error: &ImageError) -> MountFault {
     let kind = match error {
         ImageError::Read { source, .. } => kind_of_io(source),
-        ImageError::Catalog(_) => MountFaultKind::Passing,
-        ImageError::Ending => MountFaultKind::Away,
-        _ => MountFaultKind::Lasting,
+        ImageError::Catalog(_) => MountFaultKind::Transient,
+        ImageError::Ending => MountFaultKind::Unavailable,
+        _ => MountFaultKind::Permanent,
     };
     new(target, error.code(), error.to_string(), kind)
 }
@@ -71,9 +71,9 @@ pub(super) fn of_context(target: &MountTarget, error: &ContextError) -> MountFau
         ContextError::Layer { source: LayerError::Io(source), .. } | ContextError::Io { source, .. } => {
             kind_of_io(source)
         }
-        ContextError::Changed { .. } => MountFaultKind::Passing,
-        ContextError::ShuttingDown => MountFaultKind::Away,
-        _ => MountFaultKind::Lasting,
+        ContextError::Changed { .. } => MountFaultKind::Transient,
+        ContextError::ShuttingDown => MountFaultKind::Unavailable,
+        _ => MountFaultKind::Permanent,
     };
     new(target, code, reason, kind)
 }
@@ -81,8 +81,8 @@ pub(super) fn of_context(target: &MountTarget, error: &ContextError) -> MountFau
 fn kind_of_storage(error: &StorageError) -> MountFaultKind {
     match error {
         StorageError::Io { source, .. } => kind_of_io(source),
-        StorageError::Changed { .. } => MountFaultKind::Passing,
-        _ => MountFaultKind::Lasting,
+        StorageError::Changed { .. } => MountFaultKind::Transient,
+        _ => MountFaultKind::Permanent,
     }
 }
 
@@ -103,7 +103,7 @@ fn kind_of_io(error: &io::Error) -> MountFaultKind {
             | Errno::CONNABORTED
             | Errno::SHUTDOWN
             | Errno::REMOTEIO,
-        ) => MountFaultKind::Away,
+        ) => MountFaultKind::Unavailable,
         Some(
             Errno::IO
             | Errno::AGAIN
@@ -114,9 +114,9 @@ fn kind_of_io(error: &io::Error) -> MountFaultKind {
             | Errno::NFILE
             | Errno::NOBUFS
             | Errno::NOLCK,
-        ) => MountFaultKind::Passing,
-        None if error.kind() == io::ErrorKind::ResourceBusy => MountFaultKind::Passing,
-        _ => MountFaultKind::Lasting,
+        ) => MountFaultKind::Transient,
+        None if error.kind() == io::ErrorKind::ResourceBusy => MountFaultKind::Transient,
+        _ => MountFaultKind::Permanent,
     }
 }
 
@@ -128,13 +128,13 @@ mod tests {
     fn trouble_of_the_machine_is_tried_again_and_what_was_asked_for_is_not() {
         let io = |errno: Errno| io::Error::from(errno);
         for (errno, kind) in [
-            (Errno::IO, MountFaultKind::Passing),
-            (Errno::NFILE, MountFaultKind::Passing),
-            (Errno::STALE, MountFaultKind::Away),
-            (Errno::NOTCONN, MountFaultKind::Away),
-            (Errno::NOENT, MountFaultKind::Lasting),
-            (Errno::PERM, MountFaultKind::Lasting),
-            (Errno::NOSPC, MountFaultKind::Lasting),
+            (Errno::IO, MountFaultKind::Transient),
+            (Errno::NFILE, MountFaultKind::Transient),
+            (Errno::STALE, MountFaultKind::Unavailable),
+            (Errno::NOTCONN, MountFaultKind::Unavailable),
+            (Errno::NOENT, MountFaultKind::Permanent),
+            (Errno::PERM, MountFaultKind::Permanent),
+            (Errno::NOSPC, MountFaultKind::Permanent),
         ] {
             assert_eq!(of_io(&"/a", &io(errno)).kind, kind, "{errno}");
             let target: MountTarget = "/a".parse().unwrap();
@@ -149,9 +149,9 @@ mod tests {
                 ImageError::Read { digest: crate::model::Digest::from_sha256([1; 32]), source: io(errno) };
             assert_eq!(of_image(&target, &image).kind, kind, "{errno}");
         }
-        assert_eq!(of_io(&"/a", &io::ErrorKind::ResourceBusy.into()).kind, MountFaultKind::Passing);
-        assert_eq!(of_io(&"/a", &io::Error::other("x")).kind, MountFaultKind::Lasting);
-        assert_eq!(ending().kind, MountFaultKind::Away);
+        assert_eq!(of_io(&"/a", &io::ErrorKind::ResourceBusy.into()).kind, MountFaultKind::Transient);
+        assert_eq!(of_io(&"/a", &io::Error::other("x")).kind, MountFaultKind::Permanent);
+        assert_eq!(ending().kind, MountFaultKind::Unavailable);
     }
 
     #[test]
@@ -159,9 +159,9 @@ mod tests {
         let target: MountTarget = "/a".parse().unwrap();
         for error in [StorageError::NotFound { path: "a".into() }, StorageError::Escapes { path: "a".into() }]
         {
-            assert_eq!(of_storage(&target, "room", &error).kind, MountFaultKind::Lasting, "{error}");
+            assert_eq!(of_storage(&target, "room", &error).kind, MountFaultKind::Permanent, "{error}");
         }
         let error = StorageError::Changed { path: "a".into() };
-        assert_eq!(of_storage(&target, "room", &error).kind, MountFaultKind::Passing);
+        assert_eq!(of_storage(&target, "room", &error).kind, MountFaultKind::Transient);
     }
 }

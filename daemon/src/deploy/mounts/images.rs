@@ -5,8 +5,8 @@ use crate::context::layers::LayerBlob;
 use crate::context::tree::ContextTree;
 use crate::context::{ContextMount, ContextPreparer, OpenedImage};
 use crate::deploy::port::MountFault;
-use crate::image::{ImageError, Images, OpenLayer};
-use crate::model::access::PathLinks;
+use crate::image::{ImageError, ImageStore, OpenLayer};
+use crate::model::access::SymlinkPolicy;
 use crate::model::image::PinnedImage;
 use crate::model::{MountSource, MountSpec, MountTarget, Reference};
 
@@ -14,7 +14,7 @@ use crate::model::{MountSource, MountSpec, MountTarget, Reference};
 pub(super) const SOURCE: &str = "source";
 
 pub struct MountedImages {
-    pub images: Images,
+    pub images: ImageStore,
     pub contexts: ContextPreparer,
 }
 
@@ -28,15 +28,15 @@ impl MountedImages {
         let MountSource::Image { reference, .. } = &mount.source else { return Ok(None) };
         let Some(pinned) = pinned else {
             let reason = format!("the deploy did not record the digest of `{reference}`");
-            return Err(fault::lasting(&mount.target, "image_not_pinned", reason));
+            return Err(fault::permanent(&mount.target, "image_not_pinned", reason));
         };
         let image = self.image(pinned).await;
         let image = image.map_err(|error| fault::of_image(&mount.target, &error))?;
         let target: MountTarget = format!("/{SOURCE}")
             .parse()
-            .map_err(|_| fault::lasting(&mount.target, "internal", "the name of its place is no path"))?;
+            .map_err(|_| fault::permanent(&mount.target, "internal", "the name of its place is no path"))?;
         let spec = MountSpec { target, ..mount.clone() };
-        let opened = ContextMount { spec, image: Some(image), pack: None, links: PathLinks::Refused };
+        let opened = ContextMount { spec, image: Some(image), pack: None, links: SymlinkPolicy::Refused };
         let tree = self.contexts.open_tree(vec![opened]).await;
         tree.map(Some).map_err(|error| fault::of_context(&mount.target, &error))
     }

@@ -8,30 +8,30 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    EMPTY, FILES, STORAGE, Shared, UPPER, VIEWS, Views, clear, fault, images, make_directory, storage,
-    unpoisoned, view,
+    EMPTY, FILES, InstanceViews, MountContext, STORAGE, UPPER, VIEWS, clear, fault, images, locked,
+    make_directory, storage, view,
 };
 use crate::context::storage::StorageRoot;
 use crate::context::tree::ContextTree;
 use crate::deploy::port::{BindMount, MountFault};
 use crate::model::id::InstanceId;
-use crate::model::{MountMode, MountSource, MountSpec};
+use crate::model::{MountAccess, MountSource, MountSpec};
 
-impl Shared {
+impl MountContext {
     /// Creates all mounts of an instance, or removes the partial result and returns the fault. Blocking.
-    pub(super) fn make(
+    pub(super) fn make_mounts(
         &self,
         instance: &InstanceId,
         mounts: Vec<(MountSpec, Option<ContextTree>)>,
         given_up: &CancellationToken,
     ) -> Result<Vec<BindMount>, MountFault> {
         let views = self.views_of(instance);
-        let mut views = unpoisoned(&views);
+        let mut views = locked(&views);
         if given_up.is_cancelled() {
             return Err(fault::ending());
         }
         let directory = self.directory_of(instance);
-        let clear = |views: &mut Views| {
+        let clear = |views: &mut InstanceViews| {
             clear::clear(&directory, views).map_err(|error| fault::of_io(&directory.display(), &error))
         };
         // Remove the leftovers of an earlier attempt.
@@ -58,7 +58,7 @@ impl Shared {
         number: usize,
         mount: &MountSpec,
         tree: Option<ContextTree>,
-        views: &mut Views,
+        views: &mut InstanceViews,
     ) -> Result<BindMount, MountFault> {
         let target = &mount.target;
         let failed = |error: std::io::Error| fault::of_io(target, &error);
@@ -66,12 +66,12 @@ impl Shared {
             make_directory(&directory.join(kind), 0o700).map_err(failed)?;
             Ok::<_, MountFault>(directory.join(kind).join(number.to_string()))
         };
-        let read_only = mount.mode == MountMode::ReadOnly;
+        let read_only = mount.mode == MountAccess::ReadOnly;
         let bind = |root: &StorageRoot, name: &str, path: &str| {
             let held = root.open_mount_source(Path::new(path), !read_only);
             let (held, is_directory) = held.map_err(|error| fault::of_storage(target, name, &error))?;
             if !read_only {
-                unpoisoned(&self.shields).ensure(root).map_err(failed)?;
+                locked(&self.shields).ensure(root).map_err(failed)?;
             }
             let point = place(STORAGE)?;
             storage::bind(&held, is_directory, &point, read_only).map_err(failed)?;
@@ -98,10 +98,10 @@ impl Shared {
                 point.join(images::SOURCE)
             }
             (MountSource::Image { .. }, None) => {
-                return Err(fault::lasting(target, "internal", "its image was not opened"));
+                return Err(fault::permanent(target, "internal", "its image was not opened"));
             }
             (MountSource::Pack(_), _) => {
-                return Err(fault::lasting(target, "mount_unsupported", "a service cannot mount a pack"));
+                return Err(fault::permanent(target, "mount_unsupported", "a service cannot mount a pack"));
             }
         };
         let fill = mount.source == MountSource::EmptyDir;

@@ -28,26 +28,26 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The shields of this daemon, as stored in the record file.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
+struct ShieldRecord {
     /// Boot id: the shields do not survive a reboot.
     boot: String,
-    shields: Vec<Shield>,
+    shields: Vec<StorageShield>,
 }
 
 /// A storage directory that is mounted on itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Shield {
+struct StorageShield {
     path: PathBuf,
     mount: u64,
 }
 
 /// Creates and removes shields, and keeps their record file.
-pub(super) struct Shields {
+pub(super) struct StorageShields {
     record: PathBuf,
 }
 
-impl Shields {
-    pub(super) const fn recorded_in(record: PathBuf) -> Self {
+impl StorageShields {
+    pub(super) const fn with_record(record: PathBuf) -> Self {
         Self { record }
     }
 
@@ -73,7 +73,7 @@ impl Shields {
         let tree = rustix::mount::open_tree(&point, c"", flags)?;
         attributes::set(&tree, attributes::HARMLESS, None)?;
         let mut record = self.read()?;
-        record.shields.push(Shield { path: path.to_owned(), mount: mount_id(&tree)? });
+        record.shields.push(StorageShield { path: path.to_owned(), mount: mount_id(&tree)? });
         self.write(&record)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(&tree, c"", &point, c"", flags)?;
@@ -87,10 +87,10 @@ impl Shields {
         if record.shields.is_empty() {
             return Ok(());
         }
-        let mut left = Record { boot: record.boot, shields: Vec::new() };
+        let mut left = ShieldRecord { boot: record.boot, shields: Vec::new() };
         let mut first = Ok(());
         for shield in record.shields {
-            if let Err(error) = remove(&shield) {
+            if let Err(error) = unmount_shield(&shield) {
                 first = first
                     .and(Err(io::Error::new(error.kind(), format!("{}: {error}", shield.path.display()))));
                 left.shields.push(shield);
@@ -105,11 +105,11 @@ impl Shields {
     }
 
     /// Reads the record of this boot.
-    fn read(&self) -> io::Result<Record> {
+    fn read(&self) -> io::Result<ShieldRecord> {
         let boot = fs::read_to_string(BOOT_ID)?.trim().to_owned();
-        let none = Record { boot: boot.clone(), shields: Vec::new() };
+        let none = ShieldRecord { boot: boot.clone(), shields: Vec::new() };
         match fs::read(&self.record) {
-            Ok(text) => match serde_json::from_slice::<Record>(&text) {
+            Ok(text) => match serde_json::from_slice::<ShieldRecord>(&text) {
                 Ok(record) if record.boot == boot => Ok(record),
                 Ok(_) => Ok(none),
                 Err(error) => {
@@ -122,7 +122,7 @@ impl Shields {
         }
     }
 
-    fn write(&self, record: &Record) -> io::Result<()> {
+    fn write(&self, record: &ShieldRecord) -> io::Result<()> {
         let draft = self.record.with_extension("json.new");
         fs::write(&draft, serde_json::to_vec(record)?)?;
         fs::rename(&draft, &self.record)
@@ -140,7 +140,7 @@ fn mount_id(mount: &impl AsFd) -> io::Result<u64> {
 }
 
 /// Unmounts a shield. Does nothing if its path has another mount, or none.
-fn remove(shield: &Shield) -> io::Result<()> {
+fn unmount_shield(shield: &StorageShield) -> io::Result<()> {
     let point = match open(&shield.path) {
         Ok(point) => point,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -178,7 +178,7 @@ mod tests {
         fs::write(storage.join("file"), "kept").unwrap();
         rustix::mount::mount_bind(&storage, storage.join("below")).unwrap();
         let root = StorageRoot::open(&storage).unwrap();
-        let shields = Shields::recorded_in(dir.path().join("shields.json"));
+        let shields = StorageShields::with_record(dir.path().join("shields.json"));
         for _ in 0..2 {
             shields.ensure(&root).unwrap();
             assert!(is_harmless(&storage) && !is_harmless(&storage.join("below")));
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(shields.read().unwrap().shields.len(), 1);
         assert_eq!(fs::read_to_string(storage.join("below/file")).unwrap(), "kept");
         // The shield of a killed daemon is taken over by the next one.
-        let shields = Shields::recorded_in(dir.path().join("shields.json"));
+        let shields = StorageShields::with_record(dir.path().join("shields.json"));
         shields.ensure(&root).unwrap();
         shields.release().unwrap();
         assert!(!is_harmless(&storage) && !shields.record.exists());
@@ -201,13 +201,13 @@ mod tests {
         fs::create_dir(&storage).unwrap();
         let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
         rustix::mount::mount(c"tmpfs", &storage, c"tmpfs", flags, c"size=64k").unwrap();
-        let shields = Shields::recorded_in(dir.path().join("shields.json"));
+        let shields = StorageShields::with_record(dir.path().join("shields.json"));
         shields.ensure(&StorageRoot::open(&storage).unwrap()).unwrap();
         assert!(!shields.record.exists());
         // The record names a removed mount, and another mount has its path.
         let boot = fs::read_to_string(BOOT_ID).unwrap().trim().to_owned();
-        let shield = Shield { path: storage.clone(), mount: 1 };
-        shields.write(&Record { boot, shields: vec![shield] }).unwrap();
+        let shield = StorageShield { path: storage.clone(), mount: 1 };
+        shields.write(&ShieldRecord { boot, shields: vec![shield] }).unwrap();
         shields.release().unwrap();
         assert!(is_harmless(&storage) && !shields.record.exists());
         rustix::mount::unmount(&storage, UnmountFlags::DETACH).unwrap();

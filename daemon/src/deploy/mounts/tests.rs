@@ -10,28 +10,32 @@ use crate::context::mounts::mount_points_below;
 use crate::context::storage::StorageRoot;
 use crate::context::{ContextOptions, ContextPreparer};
 use crate::deploy::port::MountFaultKind;
-use crate::image::{Destination, Images};
+use crate::image::{ImageDestination, ImageStore};
 use crate::model::id::ServiceId;
-use crate::model::{MountMode, Reference, RoomRegistries};
+use crate::model::{MountAccess, Reference, RoomRegistries};
 use crate::registry::blobs::BlobStore;
-use crate::store::Store;
+use crate::store::StateStore;
 
-struct Room {
+struct MountTestRoom {
     directory: tempfile::TempDir,
-    images: Images,
+    images: ImageStore,
     contexts: ContextPreparer,
     mounts: InstanceMounts,
 }
 
-impl Room {
+impl MountTestRoom {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         let blobs = BlobStore::open(&path.join("registry")).unwrap();
-        let store = Store::open(&path.join("state.db")).unwrap();
+        let store = StateStore::open(&path.join("state.db")).unwrap();
         let inspection = LayerInspection::new(LayerLimits::default());
-        let images =
-            Images::new(RoomRegistries::default(), Arc::new(blobs), Arc::new(store), Arc::new(inspection));
+        let images = ImageStore::new(
+            RoomRegistries::default(),
+            Arc::new(blobs),
+            Arc::new(store),
+            Arc::new(inspection),
+        );
         let contexts = ContextPreparer::new(ContextOptions {
             room: "r".to_owned(),
             storage: storage(path),
@@ -64,7 +68,7 @@ impl Room {
         let packed = hearth_pack::pack(tree.path(), &options, &mut |_| {}).unwrap();
         let mut archive = Vec::new();
         packed.write_archive(&mut archive).unwrap();
-        let tag = Destination::Tag(Reference::parse_tag("assets:1").unwrap());
+        let tag = ImageDestination::Tag(Reference::parse_tag("assets:1").unwrap());
         self.images.load(io::Cursor::new(archive), tag, "ann").await.unwrap();
     }
 
@@ -95,7 +99,7 @@ impl Room {
 
     async fn refused(&self, mount: MountSpec) -> MountFault {
         // A valid mount comes first: all mounts are created, or none.
-        let good = room("", "/good", MountMode::ReadWrite);
+        let good = room("", "/good", MountAccess::ReadWrite);
         let mounts = [good, mount];
         let fault = self.mounts.open(&label(), &mounts, &self.pinned(&mounts).await).await.unwrap_err();
         self.is_clean();
@@ -104,14 +108,14 @@ impl Room {
 
     /// Asserts that no instance has mounts. The storage's own mount stays until the daemon has no service left.
     fn is_clean(&self) {
-        unpoisoned(&self.mounts.0.shields).release().unwrap();
+        locked(&self.mounts.0.shields).release().unwrap();
         let directory = self.directory.path().canonicalize().unwrap();
         assert_eq!(mount_points_below(&directory).unwrap(), Vec::<PathBuf>::new());
         assert_eq!(fs::read_dir(self.instances()).unwrap().count(), 0);
     }
 }
 
-impl Drop for Room {
+impl Drop for MountTestRoom {
     /// Removes the mounts of a failed test.
     fn drop(&mut self) {
         let Ok(directory) = self.directory.path().canonicalize() else { return };
@@ -126,7 +130,7 @@ fn storage(path: &Path) -> StorageRoots {
     StorageRoots { room: root("room"), project: root("project") }
 }
 
-fn open(path: &Path, images: &Images, contexts: &ContextPreparer) -> InstanceMounts {
+fn open(path: &Path, images: &ImageStore, contexts: &ContextPreparer) -> InstanceMounts {
     let options = Options { directory: path.join("instances"), storage: storage(path) };
     let images = MountedImages { images: images.clone(), contexts: contexts.clone() };
     InstanceMounts::open(options, images).unwrap()
@@ -142,28 +146,28 @@ fn label() -> InstanceLabel {
     }
 }
 
-fn mount(source: crate::model::MountSource, target: &str, mode: MountMode) -> MountSpec {
+fn mount(source: crate::model::MountSource, target: &str, mode: MountAccess) -> MountSpec {
     MountSpec { source, target: target.parse().unwrap(), mode }
 }
 
-fn room(path: &str, target: &str, mode: MountMode) -> MountSpec {
+fn room(path: &str, target: &str, mode: MountAccess) -> MountSpec {
     mount(crate::model::MountSource::Room(path.to_owned()), target, mode)
 }
 
-fn image(subpath: &str, target: &str, mode: MountMode) -> MountSpec {
+fn image(subpath: &str, target: &str, mode: MountAccess) -> MountSpec {
     let reference = "room.meshagent.com/assets:1".parse().unwrap();
     mount(crate::model::MountSource::Image { reference, subpath: subpath.to_owned() }, target, mode)
 }
 
 fn empty(target: &str) -> MountSpec {
-    mount(crate::model::MountSource::EmptyDir, target, MountMode::ReadWrite)
+    mount(crate::model::MountSource::EmptyDir, target, MountAccess::ReadWrite)
 }
 
-use MountMode::{ReadOnly, ReadWrite};
+use MountAccess::{ReadOnly, ReadWrite};
 
 #[tokio::test]
 async fn storage_is_seen_both_ways_and_stays_when_the_instance_goes() {
-    let at = Room::new().await;
+    let at = MountTestRoom::new().await;
     fs::create_dir(at.room_path("data")).unwrap();
     fs::write(at.room_path("data/file"), "from the room").unwrap();
     let mounts = [room("/data", "/data", ReadWrite), room("data/file", "/etc/file", ReadOnly)];
@@ -189,7 +193,7 @@ async fn storage_is_seen_both_ways_and_stays_when_the_instance_goes() {
 
 #[tokio::test]
 async fn a_file_has_its_text_and_each_instance_one_of_its_own() {
-    let at = Room::new().await;
+    let at = MountTestRoom::new().await;
     let file = |mode| mount(crate::model::MountSource::File("listen: 8000\n".to_owned()), "/etc/app", mode);
     for (mode, bits) in [(ReadOnly, 0o444), (ReadWrite, 0o666)] {
         let (id, opened) = at.open(&[file(mode)]).await;
@@ -207,7 +211,7 @@ async fn a_file_has_its_text_and_each_instance_one_of_its_own() {
 
 #[tokio::test]
 async fn project_storage_is_its_own() {
-    let at = Room::new().await;
+    let at = MountTestRoom::new().await;
     fs::write(at.directory.path().join("project/file"), "of the project").unwrap();
     let source = crate::model::MountSource::Project(String::new());
     let (id, opened) = at.open(&[mount(source, "/project", ReadOnly)]).await;
@@ -219,7 +223,7 @@ async fn project_storage_is_its_own() {
 
 #[tokio::test]
 async fn a_missing_directory_is_made_to_be_written_and_an_error_to_be_read() {
-    let at = Room::new().await;
+    let at = MountTestRoom::new().await;
     let fault = at.refused(room("a/b", "/data", ReadOnly)).await;
     assert_eq!((fault.code, fault.target.as_str()), ("mount_source_missing", "/data"));
     assert!(fault.reason.contains("room storage: `a/b`"), "{fault}");
@@ -232,7 +236,7 @@ async fn a_missing_directory_is_made_to_be_written_and_an_error_to_be_read() {
 
 #[tokio::test]
 async fn a_link_is_not_followed_wherever_it_leads() {
-    let at = Room::new().await;
+    let at = MountTestRoom::new().await;
     fs::create_dir(at.room_path("real")).unwrap();
     symlink("real", at.room_path("inside")).unwrap();
     symlink("/etc", at.room_path("absolute")).unwrap();
@@ -267,7 +271,7 @@ async fn a_link_is_not_followed_wherever_it_leads() {
 
 #[tokio::test]
 async fn an_image_is_read_and_its_copy_on_write_is_the_instances_own() {
-    let at = Room::new().await;
+    let at = MountTestRoom::new().await;
     let mounts = [image("", "/ro", ReadOnly), image("", "/rw", ReadWrite)];
     let (id, opened) = at.open(&mounts).await;
     let (read, written) = (opened[0].source.clone(), opened[1].source.clone());
@@ -295,7 +299,7 @@ async fn an_image_is_read_and_its_copy_on_write_is_the_instances_own() {
 
 #[tokio::test]
 async fn a_subpath_is_a_directory_or_a_file_of_the_image() {
-    let at = Room::new().await;
+    let at = MountTestRoom::new().await;
     let (id, opened) = at.open(&[image("inner", "/a", ReadOnly), image("inner/file", "/b", ReadWrite)]).await;
     let (directory, file) = (opened[0].source.clone(), opened[1].source.clone());
     let looked = task::blocking("test", move || {
@@ -314,7 +318,7 @@ async fn a_subpath_is_a_directory_or_a_file_of_the_image() {
 
 #[tokio::test]
 async fn an_image_is_what_it_was_when_it_was_pinned() {
-    let at = Room::new().await;
+    let at = MountTestRoom::new().await;
     let mounts = [image("", "/a", ReadOnly)];
     let images = at.pinned(&mounts).await;
     at.load_with("moved").await;
@@ -326,7 +330,7 @@ async fn an_image_is_what_it_was_when_it_was_pinned() {
     at.mounts.close(&label.instance).await.unwrap();
     at.is_clean();
     let none = at.mounts.open(&label, &mounts, &BTreeMap::new()).await.unwrap_err();
-    assert_eq!((none.code, none.kind), ("image_not_pinned", MountFaultKind::Lasting));
+    assert_eq!((none.code, none.kind), ("image_not_pinned", MountFaultKind::Permanent));
     let pinned = PinnedImage {
         digest: crate::model::Digest::from_sha256([1; 32]),
         ..images[&mounts[0].target].clone()
@@ -338,14 +342,14 @@ async fn an_image_is_what_it_was_when_it_was_pinned() {
 
 #[tokio::test]
 async fn any_user_of_the_container_reads_an_image() {
-    let at = Room::new().await;
+    let at = MountTestRoom::new().await;
     let (id, opened) = at.open(&[image("", "/a", ReadOnly)]).await;
     let source = opened[0].source.clone();
     let thread = task::blocking("test", move || {
         // Only the daemon has access to the instances' directory: a container gets its contents through mounts.
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY;
         let held = rustix::fs::open(&source, flags, rustix::fs::Mode::empty()).unwrap();
-        task::apart("nobody", move || {
+        task::on_own_thread("nobody", move || {
             let nobody = rustix::thread::Uid::from_raw(65534);
             rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
             let flags = rustix::fs::OFlags::RDONLY;
@@ -361,7 +365,7 @@ async fn any_user_of_the_container_reads_an_image() {
 
 #[tokio::test]
 async fn an_empty_directory_is_anybodys_and_goes_with_the_instance() {
-    let at = Room::new().await;
+    let at = MountTestRoom::new().await;
     let (id, opened) = at.open(&[empty("/tmp"), room("", "/data", ReadOnly)]).await;
     assert_eq!((opened[0].fill, opened[1].fill), (true, false));
     let made = fs::metadata(&opened[0].source).unwrap();
@@ -376,7 +380,7 @@ async fn an_empty_directory_is_anybodys_and_goes_with_the_instance() {
 
 #[tokio::test]
 async fn after_a_crash_lost_views_are_told_until_they_are_closed_and_strangers_go() {
-    let at = Room::new().await;
+    let at = MountTestRoom::new().await;
     fs::write(at.room_path("kept"), "").unwrap();
     let both = [image("", "/image", ReadWrite), room("", "/data", ReadWrite)];
     let (viewing, opened) = at.open(&both).await;
@@ -385,7 +389,7 @@ async fn after_a_crash_lost_views_are_told_until_they_are_closed_and_strangers_g
     fs::create_dir(at.instances().join("not-an-id")).unwrap();
     // The end of a daemon has this effect on the views that it served.
     let device = fs::metadata(&opened[0].source).unwrap().dev();
-    view::cut(rustix::fs::minor(device)).unwrap();
+    view::abort_connection(rustix::fs::minor(device)).unwrap();
     assert!(fs::read(opened[0].source.join("top")).is_err());
     let kept = BTreeSet::from([viewing.clone(), binding.clone(), InstanceId::random()]);
     for _ in 0..2 {
@@ -410,7 +414,7 @@ async fn after_a_crash_lost_views_are_told_until_they_are_closed_and_strangers_g
 
 #[tokio::test]
 async fn a_view_that_somebody_still_uses_is_cut_off() {
-    let at = Room::new().await;
+    let at = MountTestRoom::new().await;
     let (id, opened) = at.open(&[image("", "/image", ReadWrite)]).await;
     let source = opened[0].source.join("top");
     let held = task::blocking("test", move || fs::File::open(source).unwrap()).await.unwrap();
@@ -423,7 +427,7 @@ async fn a_view_that_somebody_still_uses_is_cut_off() {
 
 #[tokio::test]
 async fn a_try_that_was_cut_short_is_begun_again_and_one_given_up_makes_nothing() {
-    let at = Room::new().await;
+    let at = MountTestRoom::new().await;
     let label = label();
     let mounts = [room("", "/data", ReadWrite), image("", "/image", ReadWrite), empty("/tmp")];
     let images = at.pinned(&mounts).await;
@@ -439,7 +443,7 @@ async fn a_try_that_was_cut_short_is_begun_again_and_one_given_up_makes_nothing(
     given_up.cancel();
     let late = vec![(mounts[0].clone(), None)];
     let shared = Arc::clone(&at.mounts.0);
-    let fault = task::blocking("test", move || shared.make(&InstanceId::random(), late, &given_up));
+    let fault = task::blocking("test", move || shared.make_mounts(&InstanceId::random(), late, &given_up));
     assert_eq!(fault.await.unwrap().unwrap_err().code, "draining");
     at.is_clean();
 }

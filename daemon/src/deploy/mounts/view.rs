@@ -19,14 +19,19 @@ use crate::context::union::upper::UpperLayer;
 const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// A FUSE mount of an image, with its session.
-pub(super) struct View {
+pub(super) struct MountedImageView {
     session: FuseSession,
     /// Number of the connection in the kernel's list of FUSE connections.
     connection: u32,
 }
 
 /// Mounts a tree on a new directory. With `upper`, a directory for the changes, the tree is writable.
-pub(super) fn mount(tree: ContextTree, point: &Path, upper: Option<&Path>, name: &str) -> io::Result<View> {
+pub(super) fn mount(
+    tree: ContextTree,
+    point: &Path,
+    upper: Option<&Path>,
+    name: &str,
+) -> io::Result<MountedImageView> {
     let upper = match upper {
         Some(path) => {
             DirBuilder::new().mode(0o700).create(path)?;
@@ -40,29 +45,29 @@ pub(super) fn mount(tree: ContextTree, point: &Path, upper: Option<&Path>, name:
     let held = rustix::fs::open(point, flags, Mode::empty())?;
     let session = fuse::mount(Arc::new(union), &held, name)?;
     let device = rustix::fs::stat(point)?.st_dev;
-    Ok(View { session, connection: rustix::fs::minor(device) })
+    Ok(MountedImageView { session, connection: rustix::fs::minor(device) })
 }
 
-impl View {
+impl MountedImageView {
     pub fn has_ended(&self) -> bool {
         self.session.has_ended()
     }
 
     /// Waits for the session to end after its unmount, and aborts the connection if the mount is still in use
     /// elsewhere.
-    pub fn end(&self) -> io::Result<()> {
+    pub fn wait_for_end(&self) -> io::Result<()> {
         if self.session.wait(END_LIMIT) {
             return Ok(());
         }
         tracing::warn!(connection = self.connection, "image view is in use; aborting its connection");
-        cut(self.connection)?;
+        abort_connection(self.connection)?;
         if self.session.wait(END_LIMIT) { Ok(()) } else { Err(io::ErrorKind::ResourceBusy.into()) }
     }
 }
 
 /// Aborts a FUSE connection even if it is in use. The kernel's list of connections is mounted detached for this
 /// purpose, since not every machine has it in `/sys`.
-pub(super) fn cut(connection: u32) -> io::Result<()> {
+pub(super) fn abort_connection(connection: u32) -> io::Result<()> {
     let list = rustix::mount::fsopen(c"fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(&list)?;
     let list = rustix::mount::fsmount(&list, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;

@@ -69,14 +69,14 @@ async fn a_restart_that_an_earlier_daemon_began_is_told_live_when_it_is() {
     let world = world();
     let services = start(&world).await;
     live(&services.handle(), "1").await;
-    world.state().away = true;
+    world.state().runtime_unavailable = true;
     services.handle().restart("web", &ann()).await.unwrap();
     services.handle().drain(LIMIT).await;
     let services = start(&world).await;
     let handle = services.handle();
     let early = tokio::time::timeout(Duration::from_millis(200), outcome(&handle, 1)).await;
     assert!(early.is_err(), "{early:?}");
-    world.state().away = false;
+    world.state().runtime_unavailable = false;
     world.changed();
     assert!(matches!(outcome(&handle, 1).await, DeployEventKind::Live { .. }));
     let generations: Vec<u32> = world.running().iter().map(|label| label.generation).collect();
@@ -87,27 +87,27 @@ async fn a_restart_that_an_earlier_daemon_began_is_told_live_when_it_is() {
 #[tokio::test]
 async fn a_runtime_that_is_away_is_waited_for() {
     let world = world();
-    world.state().away = true;
+    world.state().runtime_unavailable = true;
     let services = start(&world).await;
     let handle = services.handle();
     let comes_back = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(!handle.ready().borrow().is_ok());
-        world.state().away = false;
+        world.state().runtime_unavailable = false;
     };
     tokio::join!(deploy(&handle, request("1")), comes_back);
     assert!(matches!(outcome(&handle, 1).await, DeployEventKind::Live { .. }));
-    world.state().away = true;
+    world.state().runtime_unavailable = true;
     deploy(&handle, request("2")).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    world.state().away = false;
+    world.state().runtime_unavailable = false;
     world.changed();
     assert!(matches!(outcome(&handle, 2).await, DeployEventKind::Live { .. }));
 }
 
 /// Runs `act` on a daemon that dies at its n-th call, then lets another run recover. Returns false if the daemon did
 /// not die.
-async fn dies_at(n: usize, strategy: Strategy, removes: bool) -> bool {
+async fn dies_at(n: usize, strategy: DeployStrategy, removes: bool) -> bool {
     let world = world();
     let services = start(&world).await;
     live(&services.handle(), "1").await;
@@ -152,13 +152,13 @@ async fn dies_at(n: usize, strategy: Strategy, removes: bool) -> bool {
             .await;
         }
     }
-    if strategy == Strategy::Recreate {
+    if strategy == DeployStrategy::Recreate {
         assert_eq!(world.state().peak, 1, "death at call {n}");
     }
     died
 }
 
-async fn dies_anywhere(strategy: Strategy, removes: bool, at_least: usize) {
+async fn dies_anywhere(strategy: DeployStrategy, removes: bool, at_least: usize) {
     // The runs are concurrent, since each waits for its own settle time.
     let runs = (1..=120).map(|n| dies_at(n, strategy, removes));
     let died = futures::future::join_all(runs).await.into_iter().filter(|died| *died).count();
@@ -167,15 +167,15 @@ async fn dies_anywhere(strategy: Strategy, removes: bool, at_least: usize) {
 
 #[tokio::test]
 async fn an_update_heals_from_the_death_of_the_daemon_at_any_call() {
-    dies_anywhere(Strategy::Rolling, false, 20).await;
+    dies_anywhere(DeployStrategy::Rolling, false, 20).await;
 }
 
 #[tokio::test]
 async fn an_update_that_may_not_run_twice_heals_from_a_death_at_any_call() {
-    dies_anywhere(Strategy::Recreate, false, 20).await;
+    dies_anywhere(DeployStrategy::Recreate, false, 20).await;
 }
 
 #[tokio::test]
 async fn a_removal_heals_from_a_death_at_any_call() {
-    dies_anywhere(Strategy::Rolling, true, 8).await;
+    dies_anywhere(DeployStrategy::Rolling, true, 8).await;
 }

@@ -52,14 +52,14 @@ async fn a_service_that_may_not_run_twice_never_does() {
     let services = start(&world).await;
     let handle = services.handle();
     live(&handle, "1").await;
-    let recreate = |tag| DeployRequest { strategy: Some(Strategy::Recreate), ..request(tag) };
+    let recreate = |tag| DeployRequest { strategy: Some(DeployStrategy::Recreate), ..request(tag) };
     deploy(&handle, recreate("2")).await;
     assert!(matches!(outcome(&handle, 2).await, DeployEventKind::Live { .. }));
     handle.restart("web", &ann()).await.unwrap();
     assert!(matches!(outcome(&handle, 2).await, DeployEventKind::Live { .. }));
     assert_eq!(world.state().peak, 1);
     // The new revision does not start: the previous one is started again.
-    world.app("bad", App::Exits(1));
+    world.app("bad", FakeApp::Exits(1));
     deploy(&handle, recreate("bad")).await;
     failed(outcome(&handle, 3).await);
     until("the one before runs again", || only_serves(&world, 2)).await;
@@ -73,10 +73,10 @@ async fn a_revision_that_fails_never_takes_traffic_and_says_why() {
     let handle = services.handle();
     live(&handle, "1").await;
     for (tag, app, code) in [
-        ("exits", App::Exits(3), "exited"),
-        ("hungry", App::Hungry, "out_of_memory"),
-        ("nope", App::NotFound, "command_not_found"),
-        ("silent", App::Silent, "port_not_listening"),
+        ("exits", FakeApp::Exits(3), "exited"),
+        ("hungry", FakeApp::Hungry, "out_of_memory"),
+        ("nope", FakeApp::NotFound, "command_not_found"),
+        ("silent", FakeApp::Silent, "port_not_listening"),
     ] {
         world.app(tag, app);
         let mut request = request(tag);
@@ -85,13 +85,13 @@ async fn a_revision_that_fails_never_takes_traffic_and_says_why() {
         let revision = deploy(&handle, request).await.revision;
         let fault = failed(outcome(&handle, revision).await);
         assert_eq!(fault.code, code, "{fault:?}");
-        if app == App::Exits(3) {
+        if app == FakeApp::Exits(3) {
             assert_eq!(fault.exit_code, Some(3));
         }
-        if app != App::NotFound {
+        if app != FakeApp::NotFound {
             assert_eq!(fault.log_tail.first().map(String::as_str), Some("begins"), "{fault:?}");
         }
-        if app == App::Silent {
+        if app == FakeApp::Silent {
             assert!(fault.message.contains("refused"), "{}", fault.message);
         }
         until("the old one serves alone", || only_serves(&world, 1)).await;
@@ -107,17 +107,17 @@ async fn a_mount_that_fails_for_a_while_is_tried_again_and_one_that_cannot_be_is
     let world = world();
     let services = start(&world).await;
     let handle = services.handle();
-    world.state().mount_faults = vec![MountFaultKind::Passing, MountFaultKind::Away];
+    world.state().mount_faults = vec![MountFaultKind::Transient, MountFaultKind::Unavailable];
     live(&handle, "1").await;
     let trouble = events(&handle, 1).await;
     let told = |event: &&DeployEvent| matches!(&event.kind, DeployEventKind::Trouble { message } if message.contains("mount at `/data`"));
     assert_eq!(trouble.iter().filter(told).count(), 2, "{trouble:?}");
-    world.state().mount_faults = vec![MountFaultKind::Lasting];
+    world.state().mount_faults = vec![MountFaultKind::Permanent];
     deploy(&handle, request("2")).await;
     let fault = failed(outcome(&handle, 2).await);
     assert_eq!((fault.code.as_str(), fault.retryable), ("mount_failed", false));
     // A fault that is reported as transient but persists ends the deploy all the same.
-    world.state().mount_faults = vec![MountFaultKind::Passing; 20];
+    world.state().mount_faults = vec![MountFaultKind::Transient; 20];
     deploy(&handle, request("3")).await;
     let fault = failed(outcome(&handle, 3).await);
     assert!(fault.retryable, "{fault:?}");
@@ -192,7 +192,7 @@ async fn a_restart_replaces_the_instance_with_a_fresh_token() {
     request.env.insert("MESHAGENT_TOKEN".to_owned(), token);
     deploy(&handle, request).await;
     assert!(matches!(outcome(&handle, 1).await, DeployEventKind::Live { .. }));
-    let env = |world: &World| {
+    let env = |world: &FakeWorld| {
         let instance = world.running().pop().unwrap().instance;
         world.state().env[&instance].clone()
     };
@@ -272,9 +272,9 @@ async fn an_instance_is_asked_to_end_also_where_the_runtime_was_away_for_a_momen
     let world = world();
     let services = start(&world).await;
     live(&services.handle(), "1").await;
-    world.state().away_at_stops = 2;
+    world.state().unavailable_stops = 2;
     live(&services.handle(), "2").await;
     until("the first is gone", || only_serves(&world, 2)).await;
-    assert_eq!(world.state().away_at_stops, 0);
+    assert_eq!(world.state().unavailable_stops, 0);
     assert!(world.state().journal.contains(&"stop 1".to_owned()), "{:?}", world.state().journal);
 }

@@ -2,11 +2,11 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::model::confinement::AddedCapability;
-use crate::model::deploy::{Action, LogQuery, LogSource};
+use crate::model::deploy::{DeployAction, LogSource, ServiceLogQuery};
 use crate::model::id::InstanceId;
 use crate::model::service::EnvValue;
-use crate::model::share_owner::ShareOwners;
-use crate::model::{MountMode, MountSource, MountSpec, MountTarget};
+use crate::model::share_owner::ShareOwnerResolver;
+use crate::model::{MountAccess, MountSource, MountSpec, MountTarget};
 
 #[tokio::test]
 async fn what_could_not_run_is_refused_before_anything_changes() {
@@ -74,15 +74,15 @@ async fn an_owner_has_a_limited_number_of_services_with_those_that_its_services_
     let world = world();
     let directory = world.directory.as_ref().unwrap().path().to_owned();
     let mut options = Options::new("den".to_owned(), "http://10.0.0.1:4327".to_owned(), directory);
-    (options.owners, options.max_per_owner) = (ShareOwners::default(), 2);
+    (options.owners, options.max_per_owner) = (ShareOwnerResolver::default(), 2);
     let owners = options.owners.clone();
     let services = start_as(&world, options).await;
     let handle = services.handle();
-    owners.ask_for_services(handle.creators());
+    owners.set_service_creators(handle.share_owner_lookup());
     let named =
         |name: &str| DeployRequest { name: Some(name.parse().unwrap()), domains: None, ..request("1") };
     let deploy_as = async |by: &str, name: &str| {
-        let by = By::new(by.to_owned(), AllPermits);
+        let by = Actor::new(by.to_owned(), AllPermits);
         handle.deploy(named(name), &by, &BTreeMap::new()).await
     };
     let first = deploy_as("ann", "one").await.unwrap().service;
@@ -111,7 +111,8 @@ async fn an_instance_has_the_memory_limit_of_the_room_unless_its_deploy_sets_one
         let request = DeployRequest { memory_bytes: asked, ..request("1") };
         deploy(&services.handle(), request).await;
         assert!(matches!(outcome(&services.handle(), revision).await, DeployEventKind::Live { .. }));
-        let of_revision = |container: &&crate::deploy::fake::Container| container.label.revision == revision;
+        let of_revision =
+            |container: &&crate::deploy::fake::FakeContainer| container.label.revision == revision;
         let limits = world.state().instances.values().find(of_revision).map(|container| container.limits);
         assert_eq!(limits.unwrap().memory_bytes, Some(given));
     }
@@ -125,7 +126,7 @@ async fn a_room_has_addresses_left_for_the_updates_of_its_services() {
     let handle = services.handle();
     let deploy_as = async |by: &str, name: &str| {
         let named = DeployRequest { name: Some(name.parse().unwrap()), domains: None, ..request("1") };
-        handle.deploy(named, &By::new(by.to_owned(), AllPermits), &BTreeMap::new()).await
+        handle.deploy(named, &Actor::new(by.to_owned(), AllPermits), &BTreeMap::new()).await
     };
     deploy_as("ann", "one").await.unwrap();
     deploy_as("bob", "two").await.unwrap();
@@ -137,7 +138,7 @@ fn image_mount(reference: &str, target: &str) -> MountSpec {
     MountSpec {
         source: MountSource::Image { reference: reference.parse().unwrap(), subpath: String::new() },
         target: target.parse().unwrap(),
-        mode: MountMode::ReadOnly,
+        mode: MountAccess::ReadOnly,
     }
 }
 
@@ -182,7 +183,7 @@ async fn a_dry_run_tells_the_plan_and_changes_nothing() {
         forecast.deployed.notes
     );
     assert!(
-        matches!(forecast.actions.first(), Some(Action::Start { revision: 1, .. })),
+        matches!(forecast.actions.first(), Some(DeployAction::Start { revision: 1, .. })),
         "{:?}",
         forecast.actions
     );
@@ -190,7 +191,7 @@ async fn a_dry_run_tells_the_plan_and_changes_nothing() {
     let before = world.state().services.clone();
     let forecast = handle.dry_run(request("2"), &ann(), &BTreeMap::new()).await.unwrap();
     assert!(
-        matches!(forecast.actions.last(), Some(Action::Retire { revision: 1, .. })),
+        matches!(forecast.actions.last(), Some(DeployAction::Retire { revision: 1, .. })),
         "{:?}",
         forecast.actions
     );
@@ -218,7 +219,7 @@ async fn a_route_goes_without_a_new_revision() {
 #[tokio::test]
 async fn revisions_beyond_ten_are_forgotten_but_never_the_live_one() {
     let world = world();
-    world.app("bad", App::NotFound);
+    world.app("bad", FakeApp::NotFound);
     let services = start(&world).await;
     let handle = services.handle();
     live(&handle, "1").await;
@@ -238,11 +239,11 @@ async fn the_log_is_that_of_the_instance_that_serves_and_outlives_it() {
     let handle = services.handle();
     live(&handle, "1").await;
     let instance = world.running().pop().unwrap().instance;
-    let lines = handle.logs("web", LogSource::Newest, LogQuery::default()).await.unwrap();
+    let lines = handle.logs("web", LogSource::Newest, ServiceLogQuery::default()).await.unwrap();
     let lines: Vec<String> = lines.map(|line| line.unwrap().text).collect().await;
     assert_eq!(lines, ["begins".to_owned(), format!("I am {instance}")]);
     // The log of a failed first deploy stays readable.
-    world.app("exits", App::Exits(1));
+    world.app("exits", FakeApp::Exits(1));
     let mut other = DeployRequest::new("web:exits".parse().unwrap());
     other.name = Some("other".parse().unwrap());
     deploy(&handle, other).await;
@@ -251,10 +252,10 @@ async fn the_log_is_that_of_the_instance_that_serves_and_outlives_it() {
         shown.status.as_str() == "failed" && shown.instances.is_empty()
     })
     .await;
-    let lines = handle.logs("other", LogSource::Newest, LogQuery::default()).await.unwrap();
+    let lines = handle.logs("other", LogSource::Newest, ServiceLogQuery::default()).await.unwrap();
     assert_eq!(lines.count().await, 2);
     assert_eq!(
-        handle.logs("nobody", LogSource::Newest, LogQuery::default()).await.err().unwrap().code(),
+        handle.logs("nobody", LogSource::Newest, ServiceLogQuery::default()).await.err().unwrap().code(),
         "service_not_found"
     );
 }
@@ -282,7 +283,7 @@ async fn who_follows_a_log_sees_that_of_the_next_instance_too() {
     let handle = services.handle();
     live(&handle, "1").await;
     let first = world.running().pop().unwrap().instance;
-    let query = LogQuery { follow: true, ..LogQuery::default() };
+    let query = ServiceLogQuery { follow: true, ..ServiceLogQuery::default() };
     let mut lines = handle.logs("web", LogSource::Newest, query).await.unwrap();
     let mut next = async || {
         let line = tokio::time::timeout(LIMIT, lines.next()).await.expect("no line comes");
@@ -302,7 +303,7 @@ async fn who_follows_a_log_misses_no_instance_that_ends_at_once() {
     let services = start(&world).await;
     let handle = services.handle();
     live(&handle, "1").await;
-    let query = LogQuery { follow: true, ..LogQuery::default() };
+    let query = ServiceLogQuery { follow: true, ..ServiceLogQuery::default() };
     let lines = handle.logs("web", LogSource::Newest, query).await.unwrap();
     let mut ran = vec![world.running().pop().unwrap().instance];
     for _ in 0..2 {
@@ -328,14 +329,14 @@ async fn the_log_of_a_revision_or_an_instance_is_read_after_it_is_gone() {
     live(&handle, "2").await;
     until("the first is gone", || only_serves(&world, 2)).await;
     let second = world.running().pop().unwrap().instance;
-    let follow = LogQuery { follow: true, ..LogQuery::default() };
+    let follow = ServiceLogQuery { follow: true, ..ServiceLogQuery::default() };
     for (source, instance) in [
         (LogSource::Revision(1), &first),
         (LogSource::Instance(first.clone()), &first),
         (LogSource::Revision(2), &second),
         (LogSource::Instance(second.clone()), &second),
     ] {
-        let lines = handle.logs("web", source.clone(), LogQuery::default()).await.unwrap();
+        let lines = handle.logs("web", source.clone(), ServiceLogQuery::default()).await.unwrap();
         let lines: Vec<String> = lines.map(|line| line.unwrap().text).collect().await;
         assert_eq!(lines.last().unwrap(), &format!("I am {instance}"), "{source:?}");
         if *instance == first {
@@ -345,7 +346,7 @@ async fn the_log_of_a_revision_or_an_instance_is_read_after_it_is_gone() {
         }
     }
     let refused = async |source| {
-        let refused = handle.logs("web", source, LogQuery::default()).await.err().unwrap();
+        let refused = handle.logs("web", source, ServiceLogQuery::default()).await.err().unwrap();
         refused.code().to_owned()
     };
     assert_eq!(refused(LogSource::Revision(9)).await, "revision_not_found");
@@ -358,7 +359,7 @@ async fn who_watches_or_follows_is_let_go_when_the_daemon_ends_or_the_service_is
     let services = start(&world).await;
     let handle = services.handle();
     live(&handle, "1").await;
-    let follow = LogQuery { follow: true, ..LogQuery::default() };
+    let follow = ServiceLogQuery { follow: true, ..ServiceLogQuery::default() };
     let log = handle.logs("web", LogSource::Newest, follow).await.unwrap();
     let silent = deploy(&handle, request("silent")).await;
     let watched = handle.watch("web", silent.revision, 1).unwrap();

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::port::cached::{CachedImage, ImageRight};
-use super::{ImageError, Images};
+use super::{ImageError, ImageStore};
 
 /// Divisor of the cache size: images that were fetched with one caller's credentials may take this part of the whole,
 /// because nobody else can use them.
-const PRIVATE_PART: u64 = 4;
+const PRIVATE_CACHE_DIVISOR: u64 = 4;
 
-impl Images {
+impl ImageStore {
     /// Sets the maximum total size of cached images, in bytes.
     pub fn limit_cache(&self, bytes: u64) {
         self.shared.cache_limit.store(bytes, std::sync::atomic::Ordering::Relaxed);
@@ -33,14 +33,15 @@ impl Images {
                 private.entry(self.owner_of(caller)).or_default().push(image);
             }
         }
-        let is_used = |image: &CachedImage| self.shared.used.holds(&image.repository, &image.manifest.digest);
+        let is_used =
+            |image: &CachedImage| self.shared.cached_in_use.holds(&image.repository, &image.manifest.digest);
         let mut gone = Vec::new();
         for of_one in private.values() {
-            gone.extend(beyond(of_one, limit / PRIVATE_PART, is_used));
+            gone.extend(images_to_evict(of_one, limit / PRIVATE_CACHE_DIVISOR, is_used));
         }
         let rest: Vec<_> =
             images.iter().filter(|image| !gone.iter().any(|gone| gone.key == image.key)).collect();
-        gone.extend(beyond(&rest, limit, is_used));
+        gone.extend(images_to_evict(&rest, limit, is_used));
         for image in &gone {
             self.shared.catalog.remove_cached(&image.key).await?;
             tracing::info!(image.name = image.key.name, "evicted a cached image: the cache is full");
@@ -52,7 +53,7 @@ impl Images {
 }
 
 /// Returns the images to evict, from the first on, so that the rest fits into `limit`; never one in use.
-fn beyond<'i>(
+fn images_to_evict<'i>(
     images: &[&'i CachedImage],
     limit: u64,
     is_used: impl Fn(&CachedImage) -> bool,

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::CatalogError;
-use crate::model::image::{CACHED_IMAGES, Descriptor, Platform};
+use crate::model::image::{CACHED_IMAGES_PREFIX, Descriptor, Platform};
 use crate::model::{Digest, Reference, Repository};
 
 /// Right by which an image was fetched, which decides who may use the copy without asking the registry.
@@ -50,19 +50,19 @@ impl ImageRight {
         };
         // A repository name contains no colon, and the host name of a registry no run of dashes.
         let name = full_name(reference).replace(':', "---");
-        format!("{CACHED_IMAGES}/{owner}/{name}").parse().ok()
+        format!("{CACHED_IMAGES_PREFIX}/{owner}/{name}").parse().ok()
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct CachedKey {
+pub struct CachedImageKey {
     /// Normalized name such as `docker.io/library/alpine:3`, or with a digest.
     pub name: String,
     pub platform: Platform,
     pub right: ImageRight,
 }
 
-impl CachedKey {
+impl CachedImageKey {
     /// Returns `registry/repository`, the name that grants use.
     pub fn registry_name(&self) -> &str {
         let name = self.name.split_once('@').map_or(self.name.as_str(), |(name, _)| name);
@@ -76,7 +76,7 @@ impl CachedKey {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CachedImage {
-    pub key: CachedKey,
+    pub key: CachedImageKey,
     pub repository: Repository,
     /// Manifest of the image for the platform.
     pub manifest: Descriptor,
@@ -90,13 +90,18 @@ pub struct CachedImage {
 
 /// Catalog of fetched images; changes are durable when a call returns. Recorded images stay in the registry.
 #[async_trait]
-pub trait CachedImages: Send + Sync + 'static {
-    async fn cached(&self, key: &CachedKey) -> Result<Option<CachedImage>, CatalogError>;
+pub trait CachedImageCatalog: Send + Sync + 'static {
+    async fn cached(&self, key: &CachedImageKey) -> Result<Option<CachedImage>, CatalogError>;
     /// Records an image, replacing the previous meaning of its name.
     async fn put_cached(&self, image: CachedImage) -> Result<(), CatalogError>;
     /// Records a use of an image, and whether its registry was asked.
-    async fn use_cached(&self, key: &CachedKey, at: Timestamp, checked: bool) -> Result<(), CatalogError>;
+    async fn record_use(
+        &self,
+        key: &CachedImageKey,
+        at: Timestamp,
+        checked: bool,
+    ) -> Result<(), CatalogError>;
     /// Returns all of them, the least recently used first.
     async fn all_cached(&self) -> Result<Vec<CachedImage>, CatalogError>;
-    async fn remove_cached(&self, key: &CachedKey) -> Result<(), CatalogError>;
+    async fn remove_cached(&self, key: &CachedImageKey) -> Result<(), CatalogError>;
 }

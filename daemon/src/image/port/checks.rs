@@ -7,7 +7,7 @@ use crate::model::image::Descriptor;
 
 /// Listener for content that arrives in the room, so that layers are inspected ahead of need. Its methods return at
 /// once.
-pub trait Arrivals: Send + Sync + 'static {
+pub trait ArrivalListener: Send + Sync + 'static {
     /// Called for a blob that may be a layer.
     fn blob_arrived(&self, digest: &Digest);
     /// Called for a manifest whose blobs are all present.
@@ -18,18 +18,18 @@ pub trait Arrivals: Send + Sync + 'static {
 #[async_trait]
 pub trait LayerCheck: Send + Sync + 'static {
     /// Checks that the layers of an image match its config.
-    async fn check(&self, image: &Descriptor) -> Result<(), UncheckedImage>;
+    async fn check(&self, image: &Descriptor) -> Result<(), RejectedImage>;
 }
 
 /// Image that must not be unpacked.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{reason}")]
-pub struct UncheckedImage {
+pub struct RejectedImage {
     /// Stable error code.
     pub code: &'static str,
     pub reason: String,
     /// True if the same image may be found sound later.
-    pub passing: bool,
+    pub transient: bool,
 }
 
 /// Mark on a manifest that no build, service or mount may use.

@@ -2,28 +2,28 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::time::Duration;
 
-use hearth_pack::remote::Mirrors;
+use hearth_pack::remote::MirrorList;
 use jiff::Timestamp;
 
 use super::*;
-use crate::image::cache::{name_of, repository_for};
-use crate::image::port::cached::{CachedImage, CachedKey, ImageRight};
+use crate::image::cache::{cached_repository, normalized_name};
+use crate::image::port::cached::{CachedImage, CachedImageKey, ImageRight};
 use crate::model::egress::EgressPolicy;
 use crate::model::image::Platform;
 
-fn key(name: &str) -> CachedKey {
-    CachedKey { name: name.to_owned(), platform: Platform::host(), right: ImageRight::Public }
+fn key(name: &str) -> CachedImageKey {
+    CachedImageKey { name: name.to_owned(), platform: Platform::host(), right: ImageRight::Public }
 }
 
 /// Puts an image into the cache, last used that many seconds ago.
-async fn cached(room: &Room, name: &str, content: &str, seconds_ago: i64) -> CachedImage {
+async fn cached(room: &ImageFixture, name: &str, content: &str, seconds_ago: i64) -> CachedImage {
     cached_by(room, key(name), content, seconds_ago).await
 }
 
-async fn cached_by(room: &Room, key: CachedKey, content: &str, seconds_ago: i64) -> CachedImage {
+async fn cached_by(room: &ImageFixture, key: CachedImageKey, content: &str, seconds_ago: i64) -> CachedImage {
     let name = key.name.clone();
-    let repository = repository_for(&name.parse().unwrap(), &key.right).unwrap();
-    let destination = Destination::Untagged(repository.clone());
+    let repository = cached_repository(&name.parse().unwrap(), &key.right).unwrap();
+    let destination = ImageDestination::Untagged(repository.clone());
     let loaded = room.images.load(Cursor::new(archive(content)), destination, "ann").await.unwrap();
     let used_at = Timestamp::now() - jiff::SignedDuration::from_secs(seconds_ago);
     let image = CachedImage {
@@ -39,27 +39,31 @@ async fn cached_by(room: &Room, key: CachedKey, content: &str, seconds_ago: i64)
     image
 }
 
-async fn names(room: &Room) -> Vec<String> {
+async fn names(room: &ImageFixture) -> Vec<String> {
     let images = room.images.cached_images().await.unwrap();
     images.into_iter().map(|image| image.key.name).collect()
 }
 
 /// Registry of these tests: configured by the operator, and unreachable.
-fn elsewhere() -> Elsewhere {
+fn elsewhere() -> RemoteRegistries {
     let itself = "127.0.0.1:1=http://127.0.0.1:1".parse().unwrap();
-    Elsewhere::new(Mirrors::new(vec![itself]), None, EgressPolicy::default())
+    RemoteRegistries::new(MirrorList::new(vec![itself]), None, EgressPolicy::default())
 }
 
-async fn supply(room: &Room, name: &str, platforms: &[Platform]) -> Result<SuppliedImage, ImageError> {
+async fn supply(
+    room: &ImageFixture,
+    name: &str,
+    platforms: &[Platform],
+) -> Result<SuppliedImage, ImageError> {
     let (reference, given) = (name.parse().unwrap(), BTreeMap::new());
-    let wanted = Wanted {
+    let wanted = SupplyRequest {
         reference: &reference,
         is_own: false,
         platforms,
         caller: "ann",
-        given: &given,
+        credentials: &given,
         ask_registry: false,
-        transfer: &Transfer::default(),
+        transfer: &TransferProgress::default(),
     };
     room.images.supply(wanted, &elsewhere()).await
 }
@@ -128,15 +132,15 @@ fn a_name_says_by_which_grant_it_is_pulled_and_where_it_lies() {
         ("localhost:5000/a", "localhost:5000/a", "cached.hearth/public/localhost---5000/a"),
     ] {
         let reference: Reference = name.parse().unwrap();
-        assert_eq!(key(&name_of(&reference)).registry_name(), registry_name);
-        assert_eq!(repository_for(&reference, &ImageRight::Public).unwrap().as_str(), repository);
+        assert_eq!(key(&normalized_name(&reference)).registry_name(), registry_name);
+        assert_eq!(cached_repository(&reference, &ImageRight::Public).unwrap().as_str(), repository);
     }
     let digest = format!("ghcr.io/a/b@sha256:{}", "0a".repeat(32));
     assert_eq!(key(&digest).registry_name(), "ghcr.io/a/b");
     let of = |name: &str| {
         let right = ImageRight::Caller(name.to_owned());
         assert_eq!(ImageRight::from_text(&right.to_text()), Some(right.clone()));
-        repository_for(&"ghcr.io/a/b".parse().unwrap(), &right).unwrap()
+        cached_repository(&"ghcr.io/a/b".parse().unwrap(), &right).unwrap()
     };
     assert_ne!(of("ann"), of("bob"));
 }
@@ -145,7 +149,7 @@ fn a_name_says_by_which_grant_it_is_pulled_and_where_it_lies() {
 async fn copies_that_one_caller_alone_uses_do_not_push_out_what_all_use() {
     let room = room();
     let shared = cached(&room, "127.0.0.1:1/base:1", "base", 1000).await;
-    let of = |caller: &str, n: i64| CachedKey {
+    let of = |caller: &str, n: i64| CachedImageKey {
         right: ImageRight::Caller(caller.to_owned()),
         ..key(&format!("127.0.0.1:1/{caller}/{n}:1"))
     };

@@ -33,7 +33,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-impl Room {
+impl ImageFixture {
     fn put(&self, media_type: &str, bytes: &[u8]) -> Descriptor {
         let digest = digest_of(bytes);
         self.blobs.put(&digest, &mut std::io::Cursor::new(bytes)).unwrap();
@@ -59,7 +59,7 @@ impl Room {
     }
 
     async fn check(&self, image: &Descriptor) -> Result<(), ImageError> {
-        self.images.check_layers(image, &Platforms::All, Some("ann")).await
+        self.images.check_layers(image, &PlatformSelection::All, Some("ann")).await
     }
 
     async fn refused(&self, image: &Descriptor) -> &'static str {
@@ -187,7 +187,7 @@ async fn every_image_of_an_index_that_could_be_used_is_looked_at_and_artifacts_a
     let mixed = index(&[(&honest, host.as_str()), (&wrong, "linux/s390x")]);
     assert_eq!(room.refused(&mixed).await, "layer_mismatch");
     // The image for this machine is sound.
-    room.images.check_layers(&mixed, &Platforms::One(host), Some("ann")).await.unwrap();
+    room.images.check_layers(&mixed, &PlatformSelection::One(host), Some("ann")).await.unwrap();
     let lying = index(&[(&honest, "linux/amd64"), (&lying, "unknown/unknown")]);
     assert_eq!(room.refused(&lying).await, "layer_mismatch");
 }
@@ -233,14 +233,14 @@ async fn what_holds_too_much_is_refused_also_when_it_is_one_layer_many_times_or_
 }
 
 /// Inspector that counts inspections and is slow.
-struct Slow {
+struct SlowInspector {
     passes: AtomicUsize,
     cancelled: AtomicUsize,
     limits: LayerLimits,
     real: LayerInspection,
 }
 
-impl LayerInspector for Slow {
+impl LayerInspector for SlowInspector {
     fn limits(&self) -> &LayerLimits {
         &self.limits
     }
@@ -262,8 +262,8 @@ impl LayerInspector for Slow {
     }
 }
 
-fn slow(limits: LayerLimits) -> Arc<Slow> {
-    Arc::new(Slow {
+fn slow(limits: LayerLimits) -> Arc<SlowInspector> {
+    Arc::new(SlowInspector {
         passes: AtomicUsize::new(0),
         cancelled: AtomicUsize::new(0),
         limits,
@@ -294,15 +294,17 @@ async fn one_pass_serves_all_who_wait_and_the_next_daemon_and_is_cancelled_when_
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    let again = |inspector: Arc<Slow>| {
+    let again = |inspector: Arc<SlowInspector>| {
         let (blobs, store) = (Arc::new(room.blobs.clone()), Arc::new(room.store.clone()));
-        Images::new(RoomRegistries::default(), blobs, store, inspector)
+        ImageStore::new(RoomRegistries::default(), blobs, store, inspector)
     };
-    again(Arc::clone(&inspector)).check_layers(&image, &Platforms::All, Some("ann")).await.unwrap();
+    again(Arc::clone(&inspector)).check_layers(&image, &PlatformSelection::All, Some("ann")).await.unwrap();
     assert_eq!(inspector.passes.load(Ordering::SeqCst), 2);
     // The verdict does not apply under other limits.
     let stricter = slow(LayerLimits { layer_bytes: 100, ..LayerLimits::default() });
-    let error =
-        again(Arc::clone(&stricter)).check_layers(&image, &Platforms::All, Some("ann")).await.unwrap_err();
+    let error = again(Arc::clone(&stricter))
+        .check_layers(&image, &PlatformSelection::All, Some("ann"))
+        .await
+        .unwrap_err();
     assert_eq!((error.code(), stricter.passes.load(Ordering::SeqCst)), ("layer_too_large", 1));
 }

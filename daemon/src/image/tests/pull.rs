@@ -3,8 +3,10 @@
 use axum::Router;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
-use hearth_pack::image::{CONFIG, Descriptor as OciDescriptor, MANIFEST, Manifest as OciManifest};
-use hearth_pack::remote::{Mirrors, Remote, Retry};
+use hearth_pack::image::{
+    Descriptor as OciDescriptor, Manifest as OciManifest, OCI_CONFIG_TYPE, OCI_MANIFEST_TYPE,
+};
+use hearth_pack::remote::{MirrorList, RegistryClient, RetryPolicy};
 use sha2::{Digest as _, Sha256};
 
 use super::*;
@@ -18,13 +20,15 @@ pub(super) fn digest_of(bytes: &[u8]) -> Digest {
 pub(super) async fn registry(
     layer: OciDescriptor,
     content: Option<Vec<u8>>,
-) -> (String, task_handle::Server) {
+) -> (String, task_handle::TestRegistryServer) {
     // The layer is not compressed, whatever its media type says.
     let rootfs = format!(r#"{{"type":"layers","diff_ids":["{}"]}}"#, layer.digest);
     let config = format!(r#"{{"os":"linux","architecture":"amd64","rootfs":{rootfs}}}"#).into_bytes();
     let wanted = layer.digest.to_string();
-    let manifest =
-        OciManifest::new(OciDescriptor::new(CONFIG, digest_of(&config), config.len() as u64), vec![layer]);
+    let manifest = OciManifest::new(
+        OciDescriptor::new(OCI_CONFIG_TYPE, digest_of(&config), config.len() as u64),
+        vec![layer],
+    );
     let manifest = serde_json::to_vec(&manifest).unwrap();
     let app = Router::new().fallback(move |uri: Uri| {
         let (config, manifest, wanted, content) =
@@ -32,7 +36,7 @@ pub(super) async fn registry(
         async move {
             let path = uri.path();
             let found: Option<Response> = if path.contains("/manifests/") {
-                Some(([("content-type", MANIFEST)], manifest).into_response())
+                Some(([("content-type", OCI_MANIFEST_TYPE)], manifest).into_response())
             } else if path.ends_with(&digest_of(&config).to_string()) {
                 Some(config.into_response())
             } else if path.ends_with(&wanted) {
@@ -48,34 +52,43 @@ pub(super) async fn registry(
     let server = task::spawn("registry", async move {
         axum::serve(listener, app).await.unwrap();
     });
-    (host, task_handle::Server(server))
+    (host, task_handle::TestRegistryServer(server))
 }
 
 pub(super) mod task_handle {
     /// Server task that ends with the test.
-    pub struct Server(pub(super) tokio::task::JoinHandle<()>);
+    pub struct TestRegistryServer(pub(super) tokio::task::JoinHandle<()>);
 
-    impl Drop for Server {
+    impl Drop for TestRegistryServer {
         fn drop(&mut self) {
             self.0.abort();
         }
     }
 }
 
-fn remote() -> Remote {
-    let retry = Retry { attempts: 2, first_pause: Duration::from_millis(2), ..Retry::default() };
-    Remote::new(Mirrors::default()).with_retry(retry)
+fn remote() -> RegistryClient {
+    let retry = RetryPolicy { attempts: 2, first_pause: Duration::from_millis(2), ..RetryPolicy::default() };
+    RegistryClient::new(MirrorList::default()).with_retry_policy(retry)
 }
 
-fn amd64() -> Platforms {
-    Platforms::One(Platform::parse("linux/amd64").unwrap())
+fn amd64() -> PlatformSelection {
+    PlatformSelection::One(Platform::parse("linux/amd64").unwrap())
 }
 
-pub(super) async fn pull(room: &Room, host: &str, destination: Destination) -> Result<Loaded, ImageError> {
+pub(super) async fn pull(
+    room: &ImageFixture,
+    host: &str,
+    destination: ImageDestination,
+) -> Result<LoadedImage, ImageError> {
     let reference = format!("{host}/theirs:1").parse().unwrap();
-    let pull =
-        Pull { remote: &remote(), reference: &reference, caller: "ann", platforms: amd64(), destination };
-    room.images.pull(pull, &Transfer::default()).await
+    let pull = ImagePull {
+        remote: &remote(),
+        reference: &reference,
+        caller: "ann",
+        platforms: amd64(),
+        destination,
+    };
+    room.images.pull(pull, &TransferProgress::default()).await
 }
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
@@ -87,8 +100,8 @@ async fn a_manifest_of_another_registry_opens_no_blob_of_the_room() {
     let layer = room.images.open_layers(&secret.manifest).await.unwrap().remove(0).layer;
     let layer = OciDescriptor::new(LAYER, layer.digest, layer.size);
     let (host, _server) = registry(layer, None).await;
-    let tag = Destination::Tag(Reference::parse_tag("mine:1").unwrap());
-    for destination in [tag, Destination::Pack { owner: "eve".to_owned() }] {
+    let tag = ImageDestination::Tag(Reference::parse_tag("mine:1").unwrap());
+    for destination in [tag, ImageDestination::Pack { owner: "eve".to_owned() }] {
         let error = pull(&room, &host, destination).await.unwrap_err();
         assert_eq!(error.code(), "registry_refused", "{error}");
     }
@@ -103,7 +116,7 @@ async fn what_a_mount_brought_is_reused_by_its_participant_and_by_nobody_else() 
     let content = layers::tar("file", &[7; 100_000]);
     let layer = OciDescriptor::new(LAYER, digest_of(&content), content.len() as u64);
     let reused = async |owner: &str, host: &str| {
-        let destination = Destination::Pack { owner: format!("image mounts of {owner}") };
+        let destination = ImageDestination::Pack { owner: format!("image mounts of {owner}") };
         pull(&room, host, destination).await.map(|loaded| loaded.reused_bytes >= 100_000)
     };
     let (full, _server) = registry(layer.clone(), Some(content)).await;
@@ -124,7 +137,7 @@ async fn content_that_is_not_what_it_says_leaves_nothing() {
     let room = room();
     let layer = OciDescriptor::new(LAYER, digest_of(b"declared"), 8);
     let (host, _server) = registry(layer, Some(b"decl4red".to_vec())).await;
-    let tag = Destination::Tag(Reference::parse_tag("mine:1").unwrap());
+    let tag = ImageDestination::Tag(Reference::parse_tag("mine:1").unwrap());
     let error = pull(&room, &host, tag).await.unwrap_err();
     assert_eq!(error.code(), "blob_mismatch", "{error}");
     assert!(room.images.resolve(&"mine:1".parse().unwrap()).await.is_err());

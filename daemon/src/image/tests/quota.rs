@@ -4,25 +4,29 @@ use hearth_pack::image::Descriptor as OciDescriptor;
 
 use super::pull::{digest_of, pull, registry};
 use super::*;
-use crate::disk::{DiskLimits, DiskShares};
-use crate::model::share_owner::ShareOwners;
+use crate::disk::{DiskLedger, DiskLimits};
+use crate::model::share_owner::ShareOwnerResolver;
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// Creates a room that counts what callers upload.
-fn counted(per_caller: u64) -> (Room, DiskShares) {
-    let Room { directory, blobs, store, .. } = room();
+fn room_with_quota(per_caller: u64) -> (ImageFixture, DiskLedger) {
+    let ImageFixture { directory, blobs, store, .. } = room();
     let limits = DiskLimits { per_caller, per_image: u64::MAX, min_free: 0 };
-    let disk = DiskShares::open(&directory.path().join("ledger"), limits).unwrap();
-    let blobs = blobs.counted(disk.clone());
+    let disk = DiskLedger::open(&directory.path().join("ledger"), limits).unwrap();
+    let blobs = blobs.with_disk_shares(disk.clone());
     let inspector = Arc::new(LayerInspection::new(LayerLimits::default()));
-    let images =
-        Images::new(RoomRegistries::default(), Arc::new(blobs.clone()), Arc::new(store.clone()), inspector);
-    (Room { directory, images, blobs, store }, disk)
+    let images = ImageStore::new(
+        RoomRegistries::default(),
+        Arc::new(blobs.clone()),
+        Arc::new(store.clone()),
+        inspector,
+    );
+    (ImageFixture { directory, images, blobs, store }, disk)
 }
 
-fn tag(name: &str) -> Destination {
-    Destination::Tag(Reference::parse_tag(name).unwrap())
+fn tag(name: &str) -> ImageDestination {
+    ImageDestination::Tag(Reference::parse_tag(name).unwrap())
 }
 
 #[tokio::test]
@@ -30,7 +34,7 @@ async fn what_is_fetched_for_a_caller_counts_for_its_owner() {
     let content = layers::tar("file", &[7; 100_000]);
     let layer = OciDescriptor::new(LAYER, digest_of(&content), content.len() as u64);
     let (host, _server) = registry(layer, Some(content)).await;
-    let (small, disk) = counted(50_000);
+    let (small, disk) = room_with_quota(50_000);
     let error = pull(&small, &host, tag("mine:1")).await.unwrap_err();
     assert_eq!(error.code(), "quota_exceeded", "{error}");
     // Concurrent transfers end on threads of their own.
@@ -41,11 +45,11 @@ async fn what_is_fetched_for_a_caller_counts_for_its_owner() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(disk.unfinished().is_empty(), "{:?}", disk.unfinished());
-    let (large, disk) = counted(500_000);
-    let owners = ShareOwners::default();
-    owners.ask_for_services(|_| None);
-    owners.ask_for_builds(|_| None);
-    large.images.share_by(owners);
+    let (large, disk) = room_with_quota(500_000);
+    let owners = ShareOwnerResolver::default();
+    owners.set_service_creators(|_| None);
+    owners.set_build_submitters(|_| None);
+    large.images.set_share_owners(owners);
     pull(&large, &host, tag("mine:1")).await.unwrap();
     assert!(disk.kept()["ann"].images > 100_000, "{:?}", disk.kept());
 }

@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::deploy::port::ServiceStore as _;
-use crate::image::Elsewhere;
+use crate::image::RemoteRegistries;
 use crate::model::egress::EgressPolicy;
 use crate::model::service::ServiceSpec;
 
-fn elsewhere() -> Elsewhere {
-    Elsewhere::new(hearth_pack::remote::Mirrors::default(), None, EgressPolicy::default())
+fn elsewhere() -> RemoteRegistries {
+    RemoteRegistries::new(hearth_pack::remote::MirrorList::default(), None, EgressPolicy::default())
 }
 
-async fn runnable(room: &Room, reference: &str) -> Result<crate::model::deploy::ImageFacts, ImageError> {
+async fn runnable(
+    room: &ImageFixture,
+    reference: &str,
+) -> Result<crate::model::deploy::ImageFacts, ImageError> {
     let platform = Platform::host();
-    let caller = RegistryCaller { name: "ann", given: &BTreeMap::new(), elsewhere: &elsewhere() };
+    let caller = RegistryCaller { name: "ann", credentials: &BTreeMap::new(), registries: &elsewhere() };
     room.images.runnable(&reference.parse().unwrap(), &platform, caller).await
 }
 
@@ -55,7 +58,7 @@ async fn an_image_to_be_mounted_is_pinned_whatever_machine_it_is_for() {
     let loaded = room.load(archive_with("x", &options(Some("s390x"))), "a/b:1").await.unwrap();
     let mountable = async |reference: &str| {
         let (reference, platform) = (reference.parse().unwrap(), Platform::host());
-        let caller = RegistryCaller { name: "ann", given: &BTreeMap::new(), elsewhere: &elsewhere() };
+        let caller = RegistryCaller { name: "ann", credentials: &BTreeMap::new(), registries: &elsewhere() };
         room.images.mountable(&reference, &platform, caller).await
     };
     let pinned = mountable("room.meshagent.com/a/b:1").await.unwrap();

@@ -1,7 +1,7 @@
 use super::*;
 
-fn client(trusted: bool) -> Client {
-    Client::new("192.0.2.7".parse().unwrap(), false, trusted)
+fn client(trusted: bool) -> ClientPeer {
+    ClientPeer::new("192.0.2.7".parse().unwrap(), false, trusted)
 }
 
 fn request(headers: &[(&str, &str)]) -> Request<()> {
@@ -101,7 +101,7 @@ fn a_coding_other_than_chunked_is_refused_and_a_body_without_length_is_chunked()
             .map(|_| request.headers()["transfer-encoding"].clone())
     };
     assert_eq!(coded("Chunked").unwrap(), "chunked");
-    assert!(matches!(coded("gzip, chunked"), Err(Refusal::TransferCoding)));
+    assert!(matches!(coded("gzip, chunked"), Err(IngressError::TransferCoding)));
     let mut bare = request(&[]);
     to_instance(&mut bare, &client(false), HeaderValue::from_static("a"), true).unwrap();
     assert_eq!(bare.headers()["transfer-encoding"], "chunked");

@@ -82,7 +82,7 @@ async fn within_tls_both_versions_are_offered_and_the_service_is_told_https() {
     let made = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
     std::fs::write(&files.certificate, made.cert.pem()).unwrap();
     std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
-    let tls = Tls::open(TlsSource::Files(vec![files.clone()])).unwrap();
+    let tls = TlsTerminator::open(TlsSource::Files(vec![files.clone()])).unwrap();
     let scene = Scene::with_tls(Options::default(), Some(Arc::new(tls))).await;
     let web = Instance::serving(echo).await;
     scene.route(Some(web.address));
@@ -111,7 +111,7 @@ async fn within_tls_both_versions_are_offered_and_the_service_is_told_https() {
 
 #[tokio::test]
 async fn a_client_without_tls_gets_nothing_where_tls_is_spoken() {
-    let tls = Tls::open(TlsSource::SelfSigned).unwrap();
+    let tls = TlsTerminator::open(TlsSource::SelfSigned).unwrap();
     let scene = Scene::with_tls(Options::default(), Some(Arc::new(tls))).await;
     let answer = scene.get("/").await;
     assert!(!answer.contains("HTTP"), "{answer}");

@@ -4,7 +4,11 @@ use super::*;
 use crate::connections::ConnectionLimits;
 
 fn short() -> Options {
-    Options { head: Duration::from_millis(300), first_byte: Duration::from_millis(300), ..Options::default() }
+    Options {
+        head_timeout: Duration::from_millis(300),
+        first_byte_timeout: Duration::from_millis(300),
+        ..Options::default()
+    }
 }
 
 #[tokio::test]

@@ -100,7 +100,7 @@ async fn the_daemons_end_tells_websockets_at_once() {
 
 #[tokio::test]
 async fn an_upgraded_connection_on_which_nothing_moves_is_closed() {
-    let options = Options { upgrade_idle: Duration::from_millis(200), ..Options::default() };
+    let options = Options { upgrade_idle_timeout: Duration::from_millis(200), ..Options::default() };
     let scene = Scene::new(options).await;
     let web = Instance::scripted(switches).await;
     scene.route(Some(web.address));

@@ -11,26 +11,26 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
 use serde::Deserialize;
 
-use crate::access::Access;
-use crate::ingress::page::Refusal;
+use crate::access::TokenAuthority;
+use crate::ingress::page::IngressError;
 
 /// Minimum length of a token of the room.
-const SHORTEST: usize = 90;
+const MIN_TOKEN_LENGTH: usize = 90;
 /// Length of `{"alg":"HS256"}` in base64url.
-const SHORTEST_HEAD: usize = 20;
+const MIN_HEADER_LENGTH: usize = 20;
 /// Maximum length of a token header.
-const LONGEST_HEAD: usize = 4096;
+const MAX_HEADER_LENGTH: usize = 4096;
 /// Lengths of signatures in base64url: HMAC with SHA-256, Ed25519, RSA with 2048, 3072 and 4096 bits.
-const HMAC: usize = 43;
-const EDWARDS: usize = 86;
-const RSA: [usize; 3] = [342, 512, 683];
+const HMAC_SIGNATURE_LENGTH: usize = 43;
+const ED25519_SIGNATURE_LENGTH: usize = 86;
+const RSA_SIGNATURE_LENGTHS: [usize; 3] = [342, 512, 683];
 /// Usual start of a token header: `{"` in base64url.
-const HEAD: &[u8] = b"eyJ";
+const HEADER_START: &[u8] = b"eyJ";
 /// The start of a header after a second base64 encoding, for each of the three possible alignments.
-const ENCODED_HEAD: [&[u8]; 3] = [b"ZXlK", b"V5S", b"leU"];
+const ENCODED_HEADER_START: [&[u8]; 3] = [b"ZXlK", b"V5S", b"leU"];
 /// Maximum numbers of headers that are parsed, and of signatures that are computed, for one request.
-const HEADS: u32 = 256;
-const SIGNATURES: u32 = 32;
+const MAX_HEADERS: u32 = 256;
+const MAX_SIGNATURES: u32 = 32;
 
 const STANDARD: GeneralPurpose = lenient(&alphabet::STANDARD);
 const URL_SAFE: GeneralPurpose = lenient(&alphabet::URL_SAFE);
@@ -44,24 +44,24 @@ const fn lenient(alphabet: &alphabet::Alphabet) -> GeneralPurpose {
 
 /// Search through the texts of one request.
 pub(super) struct TokenSearch<'a> {
-    access: &'a Access,
+    access: &'a TokenAuthority,
     heads: u32,
     signatures: u32,
 }
 
 #[derive(Deserialize)]
-struct Head {
+struct TokenHeader {
     alg: String,
 }
 
 impl<'a> TokenSearch<'a> {
-    pub(super) const fn new(access: &'a Access) -> Self {
-        Self { access, heads: HEADS, signatures: SIGNATURES }
+    pub(super) const fn new(access: &'a TokenAuthority) -> Self {
+        Self { access, heads: MAX_HEADERS, signatures: MAX_SIGNATURES }
     }
 
     /// Reports whether a text contains a token of the room.
-    pub(super) fn finds(&mut self, text: &[u8]) -> Result<bool, Refusal> {
-        if text.len() < SHORTEST {
+    pub(super) fn finds(&mut self, text: &[u8]) -> Result<bool, IngressError> {
+        if text.len() < MIN_TOKEN_LENGTH {
             return Ok(false);
         }
         if self.finds_unescaped(text)? {
@@ -74,13 +74,13 @@ impl<'a> TokenSearch<'a> {
         Ok(unescaped.len() < text.len() && self.finds_unescaped(&unescaped)?)
     }
 
-    fn finds_unescaped(&mut self, text: &[u8]) -> Result<bool, Refusal> {
+    fn finds_unescaped(&mut self, text: &[u8]) -> Result<bool, IngressError> {
         if self.finds_plain(text)? {
             return Ok(true);
         }
         for word in text.split(|b| !is_base64(*b)) {
-            let encoded = word.len() >= SHORTEST
-                && ENCODED_HEAD.iter().any(|head| word.windows(head.len()).any(|part| part == *head));
+            let encoded = word.len() >= MIN_TOKEN_LENGTH
+                && ENCODED_HEADER_START.iter().any(|head| word.windows(head.len()).any(|part| part == *head));
             if !encoded {
                 continue;
             }
@@ -96,12 +96,16 @@ impl<'a> TokenSearch<'a> {
     }
 
     /// Searches for three parts separated by dots, possibly among further parts.
-    fn finds_plain(&mut self, text: &[u8]) -> Result<bool, Refusal> {
-        for word in text.split(|b| !(is_base64url(*b) || *b == b'.')).filter(|word| word.len() >= SHORTEST) {
+    fn finds_plain(&mut self, text: &[u8]) -> Result<bool, IngressError> {
+        for word in
+            text.split(|b| !(is_base64url(*b) || *b == b'.')).filter(|word| word.len() >= MIN_TOKEN_LENGTH)
+        {
             let (mut head, mut claims, mut at) = (0..0, 0..0, 0);
             for part in word.split(|b| *b == b'.') {
                 let signature = at..at + part.len();
-                let plausible = head.len() >= SHORTEST_HEAD && !claims.is_empty() && signature.len() >= HMAC;
+                let plausible = head.len() >= MIN_HEADER_LENGTH
+                    && !claims.is_empty()
+                    && signature.len() >= HMAC_SIGNATURE_LENGTH;
                 if plausible && self.is_token(word, head, signature.clone())? {
                     return Ok(true);
                 }
@@ -118,27 +122,32 @@ impl<'a> TokenSearch<'a> {
         word: &[u8],
         head: std::ops::Range<usize>,
         signature: std::ops::Range<usize>,
-    ) -> Result<bool, Refusal> {
-        let first = head.start.max(head.end.saturating_sub(LONGEST_HEAD));
-        for start in first..=head.end - SHORTEST_HEAD {
+    ) -> Result<bool, IngressError> {
+        let first = head.start.max(head.end.saturating_sub(MAX_HEADER_LENGTH));
+        for start in first..=head.end - MIN_HEADER_LENGTH {
             let text = &word[start..head.end];
             // `{`, or white space before it.
-            let begins =
-                text.starts_with(HEAD) || start == head.start && matches!(text[0], b'e' | b'I' | b'C' | b'D');
+            let begins = text.starts_with(HEADER_START)
+                || start == head.start && matches!(text[0], b'e' | b'I' | b'C' | b'D');
             if !begins {
                 continue;
             }
             self.heads = spend(self.heads)?;
             let read = URL_SAFE_NO_PAD.decode(text).ok();
-            let Some(Head { alg }) = read.and_then(|text| serde_json::from_slice(&text).ok()) else {
+            let Some(TokenHeader { alg }) = read.and_then(|text| serde_json::from_slice(&text).ok()) else {
                 continue;
             };
-            let rsa = [RSA[0], RSA[1], RSA[2], signature.len()];
+            let rsa = [
+                RSA_SIGNATURE_LENGTHS[0],
+                RSA_SIGNATURE_LENGTHS[1],
+                RSA_SIGNATURE_LENGTHS[2],
+                signature.len(),
+            ];
             let lengths: &[usize] = match alg.as_str() {
-                "HS256" => &[HMAC],
-                "EdDSA" => &[EDWARDS],
+                "HS256" => &[HMAC_SIGNATURE_LENGTH],
+                "EdDSA" => &[ED25519_SIGNATURE_LENGTH],
                 "RS256" => {
-                    if RSA.contains(&signature.len()) {
+                    if RSA_SIGNATURE_LENGTHS.contains(&signature.len()) {
                         &rsa[..3]
                     } else {
                         &rsa
@@ -158,8 +167,8 @@ impl<'a> TokenSearch<'a> {
     }
 }
 
-fn spend(left: u32) -> Result<u32, Refusal> {
-    left.checked_sub(1).ok_or(Refusal::Malformed("the request has too many tokens"))
+fn spend(left: u32) -> Result<u32, IngressError> {
+    left.checked_sub(1).ok_or(IngressError::Malformed("the request has too many tokens"))
 }
 
 const fn is_base64url(b: u8) -> bool {

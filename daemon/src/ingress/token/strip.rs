@@ -6,15 +6,18 @@ use http::{Request, Uri};
 
 use super::search::TokenSearch;
 use super::{pairs, strip_cookie};
-use crate::access::Access;
-use crate::ingress::page::Refusal;
+use crate::access::TokenAuthority;
+use crate::ingress::page::IngressError;
 
 /// Removes every header, cookie and query parameter that contains a token of the room, and the token cookie. A
 /// part of the path cannot be removed: a request whose path contains a token is refused.
-pub(in crate::ingress) fn strip<B>(request: &mut Request<B>, access: &Access) -> Result<(), Refusal> {
+pub(in crate::ingress) fn strip<B>(
+    request: &mut Request<B>,
+    access: &TokenAuthority,
+) -> Result<(), IngressError> {
     let mut search = TokenSearch::new(access);
     strip_headers(request.headers_mut(), &mut search)?;
-    if let Some(target) = without_tokens(request.uri(), &mut search)? {
+    if let Some(target) = target_without_tokens(request.uri(), &mut search)? {
         *request.uri_mut() = target;
     }
     Ok(())
@@ -22,20 +25,24 @@ pub(in crate::ingress) fn strip<B>(request: &mut Request<B>, access: &Access) ->
 
 /// Removes tokens from the trailers of a request. The request has already been forwarded by then, so trailers
 /// that would cost too much to search are all dropped.
-pub(in crate::ingress) fn strip_trailers(trailers: &mut HeaderMap, access: &Access) {
+pub(in crate::ingress) fn strip_trailers(trailers: &mut HeaderMap, access: &TokenAuthority) {
     if strip_headers(trailers, &mut TokenSearch::new(access)).is_err() {
         trailers.clear();
     }
 }
 
-fn strip_headers(headers: &mut HeaderMap, search: &mut TokenSearch<'_>) -> Result<(), Refusal> {
+fn strip_headers(headers: &mut HeaderMap, search: &mut TokenSearch<'_>) -> Result<(), IngressError> {
     strip_cookie(headers);
     let mut changed: Vec<(HeaderName, Vec<HeaderValue>)> = Vec::new();
     for name in headers.keys() {
         // For each value: `None` if it has no token, otherwise what remains of it.
         let mut left = Vec::new();
         for value in headers.get_all(name) {
-            left.push(if search.finds(value.as_bytes())? { Some(rest(name, value, search)?) } else { None });
+            left.push(if search.finds(value.as_bytes())? {
+                Some(remaining_members(name, value, search)?)
+            } else {
+                None
+            });
         }
         if left.iter().any(Option::is_some) {
             let values = headers.get_all(name).iter().zip(left);
@@ -53,11 +60,11 @@ fn strip_headers(headers: &mut HeaderMap, search: &mut TokenSearch<'_>) -> Resul
 }
 
 /// Returns a header value without the cookies or WebSocket protocols that contain a token; `None` if nothing remains.
-fn rest(
+fn remaining_members(
     name: &HeaderName,
     value: &HeaderValue,
     search: &mut TokenSearch<'_>,
-) -> Result<Option<HeaderValue>, Refusal> {
+) -> Result<Option<HeaderValue>, IngressError> {
     let (members, between): (Vec<&[u8]>, &[u8]) = match *name {
         header::COOKIE => (pairs(value.as_bytes()).collect(), b"; "),
         header::SEC_WEBSOCKET_PROTOCOL => {
@@ -65,7 +72,7 @@ fn rest(
         }
         _ => return Ok(None),
     };
-    let kept = without(&members, search)?.join(between);
+    let kept = members_without_tokens(&members, search)?.join(between);
     // If a token spans several members, all of them are removed.
     if kept.is_empty() || search.finds(&kept)? {
         return Ok(None);
@@ -74,9 +81,9 @@ fn rest(
 }
 
 /// Returns the request target without the parameters that contain a token. `None` if there are none.
-fn without_tokens(target: &Uri, search: &mut TokenSearch<'_>) -> Result<Option<Uri>, Refusal> {
+fn target_without_tokens(target: &Uri, search: &mut TokenSearch<'_>) -> Result<Option<Uri>, IngressError> {
     if search.finds(target.path().as_bytes())? {
-        return Err(Refusal::Malformed(
+        return Err(IngressError::Malformed(
             "the path has a participant token, which no service is given: send it as a Bearer token",
         ));
     }
@@ -85,20 +92,23 @@ fn without_tokens(target: &Uri, search: &mut TokenSearch<'_>) -> Result<Option<U
         return Ok(None);
     }
     let parameters: Vec<&[u8]> = query.as_bytes().split(|b| *b == b'&').collect();
-    let kept = without(&parameters, search)?.join(&b"&"[..]);
+    let kept = members_without_tokens(&parameters, search)?.join(&b"&"[..]);
     let kept = if search.finds(&kept)? { Vec::new() } else { kept };
     let mut text = target.path().as_bytes().to_vec();
     if !kept.is_empty() {
         text.push(b'?');
         text.extend_from_slice(&kept);
     }
-    let malformed = || Refusal::Malformed("the request's target cannot be read");
+    let malformed = || IngressError::Malformed("the request's target cannot be read");
     let mut parts = target.clone().into_parts();
     parts.path_and_query = Some(PathAndQuery::try_from(text).map_err(|_| malformed())?);
     Uri::from_parts(parts).map(Some).map_err(|_| malformed())
 }
 
-fn without<'a>(members: &[&'a [u8]], search: &mut TokenSearch<'_>) -> Result<Vec<&'a [u8]>, Refusal> {
+fn members_without_tokens<'a>(
+    members: &[&'a [u8]],
+    search: &mut TokenSearch<'_>,
+) -> Result<Vec<&'a [u8]>, IngressError> {
     let mut kept = Vec::new();
     for member in members {
         if !search.finds(member)? {

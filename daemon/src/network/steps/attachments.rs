@@ -13,8 +13,8 @@ use ipnet::Ipv4Net;
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
-use super::call::{Wired, code};
-use crate::netlink::{Netlink, Request};
+use super::plugin_protocol::{StepInterface, code};
+use crate::netlink::{NetlinkRequest, NetlinkSocket};
 use crate::network::routed_pair::RoutedPair;
 use crate::network::{links, namespace, subnet};
 use crate::task;
@@ -34,19 +34,19 @@ pub(super) struct AttachError {
     pub(super) message: String,
 }
 
-struct Attachment {
+struct StepAttachment {
     builder: BuilderKey,
     container: String,
     pair: RoutedPair,
     namespace: OwnedFd,
 }
 
-pub(super) struct Attachments {
-    netlink: Netlink,
+pub(super) struct StepAttachments {
+    netlink: NetlinkSocket,
     /// Prefix of the names of all links.
     name: String,
     pub(super) subnet: Ipv4Net,
-    taken: BTreeMap<Ipv4Addr, Attachment>,
+    by_address: BTreeMap<Ipv4Addr, StepAttachment>,
     last: Option<Ipv4Addr>,
 }
 
@@ -56,10 +56,16 @@ pub(super) struct BuildersNamespace {
     pub(super) address: Ipv4Addr,
 }
 
-impl Attachments {
+impl StepAttachments {
     pub(super) fn new(name: String, subnet: Ipv4Net) -> io::Result<Self> {
-        let netlink = Netlink::open()?;
-        Ok(Self { netlink, name, subnet, taken: BTreeMap::new(), last: Some(address_of_builders(subnet)) })
+        let netlink = NetlinkSocket::open()?;
+        Ok(Self {
+            netlink,
+            name,
+            subnet,
+            by_address: BTreeMap::new(),
+            last: Some(address_of_builders(subnet)),
+        })
     }
 
     /// Creates the namespace of the builders. The host end of its pair has the gateway address and the route to the
@@ -75,13 +81,13 @@ impl Attachments {
             source: gateway,
             group: NO_GROUP,
         };
-        pair.make_links(&mut self.netlink, descriptor.as_fd())?;
+        pair.create_links(&mut self.netlink, descriptor.as_fd())?;
         let index = links::link(&mut self.netlink, &pair.outside)?
             .ok_or_else(|| io::Error::other(format!("link {} disappeared", pair.outside)))?
             .index;
         let message = links::address(index, gateway, self.subnet);
         let what = format!("address {gateway}");
-        self.netlink.run(vec![Request::replace(what, RouteNetlinkMessage::NewAddress(message))])?;
+        self.netlink.run(vec![NetlinkRequest::replace(what, RouteNetlinkMessage::NewAddress(message))])?;
         pair.set_up_outside(&mut self.netlink)?;
         pair.set_up_inside(&mut inside)?;
         pair.wait(&mut self.netlink)?;
@@ -95,22 +101,23 @@ impl Attachments {
         container: &str,
         interface: &str,
         namespace: OwnedFd,
-    ) -> Result<Wired, AttachError> {
+    ) -> Result<StepInterface, AttachError> {
         let failed = |error: io::Error| AttachError { code: code::WIRING, message: error.to_string() };
         if let Some(outside) = self.outside_of(builder, container) {
-            self.netlink.run(vec![links::delete(&outside)]).map_err(failed)?;
-            self.forget(builder, container);
+            self.netlink.run(vec![links::delete_link(&outside)]).map_err(failed)?;
+            self.release(builder, container);
         }
         let (gateway, builders) = (subnet::gateway(self.subnet), address_of_builders(self.subnet));
-        let address =
-            subnet::next_free(self.subnet, self.last, |one| one == builders || self.taken.contains_key(&one))
-                .ok_or_else(|| AttachError {
-                    code: code::NO_ADDRESS,
-                    message: format!(
-                        "no address of {} is free for another step; wait until others have ended",
-                        self.subnet
-                    ),
-                })?;
+        let address = subnet::next_free(self.subnet, self.last, |one| {
+            one == builders || self.by_address.contains_key(&one)
+        })
+        .ok_or_else(|| AttachError {
+            code: code::NO_ADDRESS,
+            message: format!(
+                "no address of {} is free for another step; wait until others have ended",
+                self.subnet
+            ),
+        })?;
         let pair = RoutedPair {
             outside: format!("{}{:04x}", self.name, u32::from(address) - u32::from(self.subnet.network())),
             inside: interface.to_owned(),
@@ -119,31 +126,32 @@ impl Attachments {
             source: gateway,
             group: NO_GROUP,
         };
-        let made = settle_inside(namespace.as_fd())
-            .and_then(|mut inside| pair.make(&mut self.netlink, namespace.as_fd(), &mut inside));
+        let made = configure_inside(namespace.as_fd())
+            .and_then(|mut inside| pair.create(&mut self.netlink, namespace.as_fd(), &mut inside));
         if let Err(error) = made {
             // The next step that gets this address uses the same link name, and replaces the link.
-            if let Err(left) = self.netlink.run(vec![links::delete(&pair.outside)]) {
+            if let Err(left) = self.netlink.run(vec![links::delete_link(&pair.outside)]) {
                 tracing::warn!(link = pair.outside, error = %left, "failed to remove an incomplete step link");
             }
             return Err(failed(error));
         }
         self.last = Some(address);
-        let wired = Wired { address, gateway, outside: pair.outside.clone() };
-        let attachment = Attachment { builder, container: container.to_owned(), pair, namespace };
-        self.taken.insert(address, attachment);
+        let wired = StepInterface { address, gateway, outside: pair.outside.clone() };
+        let attachment = StepAttachment { builder, container: container.to_owned(), pair, namespace };
+        self.by_address.insert(address, attachment);
         Ok(wired)
     }
 
     /// Checks that the container's namespace is in the state in which it was attached; an error names the difference.
     pub(super) fn check(&mut self, builder: BuilderKey, container: &str) -> Result<(), AttachError> {
-        let Some(one) = self.taken.values().find(|one| one.builder == builder && one.container == container)
+        let Some(one) =
+            self.by_address.values().find(|one| one.builder == builder && one.container == container)
         else {
             let message = format!("there is no container `{container}`");
             return Err(AttachError { code: code::UNKNOWN_CONTAINER, message });
         };
-        let whole = settle_inside(one.namespace.as_fd())
-            .and_then(|mut inside| one.pair.is_whole(&mut self.netlink, &mut inside));
+        let whole = configure_inside(one.namespace.as_fd())
+            .and_then(|mut inside| one.pair.is_intact(&mut self.netlink, &mut inside));
         let message = match whole {
             Ok(true) => return Ok(()),
             Ok(false) => format!("link `{}` is not as it was made", one.pair.outside),
@@ -154,40 +162,48 @@ impl Attachments {
 
     /// Returns the name of the host end of a container's pair.
     pub(super) fn outside_of(&self, builder: BuilderKey, container: &str) -> Option<String> {
-        let mut all = self.taken.values();
+        let mut all = self.by_address.values();
         all.find(|one| one.builder == builder && one.container == container)
             .map(|one| one.pair.outside.clone())
     }
 
     /// Returns the names of the host ends of all pairs of a builder.
     pub(super) fn outsides_of(&self, builder: BuilderKey) -> Vec<String> {
-        self.taken.values().filter(|one| one.builder == builder).map(|one| one.pair.outside.clone()).collect()
+        self.by_address
+            .values()
+            .filter(|one| one.builder == builder)
+            .map(|one| one.pair.outside.clone())
+            .collect()
     }
 
     pub(super) fn containers_of(&self, builder: BuilderKey) -> Vec<String> {
-        self.taken.values().filter(|one| one.builder == builder).map(|one| one.container.clone()).collect()
+        self.by_address
+            .values()
+            .filter(|one| one.builder == builder)
+            .map(|one| one.container.clone())
+            .collect()
     }
 
     /// Returns the builder and the container to which an address currently belongs.
     pub(super) fn owner_of(&self, address: Ipv4Addr) -> Option<(BuilderKey, &str)> {
-        self.taken.get(&address).map(|one| (one.builder, one.container.as_str()))
+        self.by_address.get(&address).map(|one| (one.builder, one.container.as_str()))
     }
 
     /// Releases the address of a container whose links are removed.
-    pub(super) fn forget(&mut self, builder: BuilderKey, container: &str) {
-        self.taken.retain(|_, one| one.builder != builder || one.container != container);
+    pub(super) fn release(&mut self, builder: BuilderKey, container: &str) {
+        self.by_address.retain(|_, one| one.builder != builder || one.container != container);
     }
 
-    pub(super) fn forget_all(&mut self, builder: BuilderKey) {
-        self.taken.retain(|_, one| one.builder != builder);
+    pub(super) fn release_builder(&mut self, builder: BuilderKey) {
+        self.by_address.retain(|_, one| one.builder != builder);
     }
 
     /// Removes all links of this daemon's steps, also those of earlier runs.
     pub(super) fn sweep(&mut self) -> io::Result<()> {
         let left = links::links(&mut self.netlink)?.into_iter();
         let ours = left.filter(|link| link.name.starts_with(&self.name));
-        let requests: Vec<_> = ours.map(|link| links::delete(&link.name)).collect();
-        self.taken.clear();
+        let requests: Vec<_> = ours.map(|link| links::delete_link(&link.name)).collect();
+        self.by_address.clear();
         if requests.is_empty() { Ok(()) } else { self.netlink.run(requests) }
     }
 }
@@ -196,25 +212,25 @@ fn address_of_builders(subnet: Ipv4Net) -> Ipv4Addr {
     (u32::from(subnet::gateway(subnet)) + 1).into()
 }
 
-fn new_namespace() -> io::Result<(OwnedFd, Netlink)> {
-    task::apart("netns", || {
+fn new_namespace() -> io::Result<(OwnedFd, NetlinkSocket)> {
+    task::on_own_thread("netns", || {
         // SAFETY: only the network namespace of this thread changes, which ends with this closure.
         #[expect(unsafe_code, reason = "rustix marks every unshare, for the sake of the file table")]
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
         namespace::configure()?;
-        Ok((File::open("/proc/thread-self/ns/net")?.into(), Netlink::open()?))
+        Ok((File::open("/proc/thread-self/ns/net")?.into(), NetlinkSocket::open()?))
     })?
 }
 
 /// Opens a socket in a namespace that another program created, and applies our settings to it, above all the absence of
 /// IPv6.
-fn settle_inside(namespace: BorrowedFd<'_>) -> io::Result<Netlink> {
-    within(namespace, || namespace::configure().and_then(|()| Netlink::open()))?
+fn configure_inside(namespace: BorrowedFd<'_>) -> io::Result<NetlinkSocket> {
+    within(namespace, || namespace::configure().and_then(|()| NetlinkSocket::open()))?
 }
 
 /// Runs `work` inside a namespace.
 pub(super) fn within<T: Send>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    task::apart("netns", || {
+    task::on_own_thread("netns", || {
         rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
         Ok(work())
     })?

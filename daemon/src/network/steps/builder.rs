@@ -23,22 +23,22 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::attachments::BuilderKey;
-use super::call::{self, Answer, Call, code};
 use super::plugin::{self, PluginConfig};
+use super::plugin_protocol::{self, PluginAnswer, PluginCall, code};
 use super::refusals::RefusedConnection;
-use super::{Shared, StepNetwork};
+use super::{StepNetwork, StepNetworkShared};
 use crate::task;
 
 const DIRECTORY: &str = "cni";
 /// Maximum number of concurrent calls; further ones wait in the socket's queue.
 const MAX_CALLS: usize = 16;
 /// Directory in which BuildKit's CNI library records each call until it is told to delete the record.
-const RESULTS: &str = "/var/lib/cni/results";
+const CNI_RESULTS_DIR: &str = "/var/lib/cni/results";
 
 /// Network of one builder's steps. The socket is served until the last clone is dropped.
 #[derive(Clone)]
 pub struct BuilderNetwork {
-    shared: Arc<Shared>,
+    shared: Arc<StepNetworkShared>,
     key: BuilderKey,
     directory: PathBuf,
     _serving: Arc<DropGuard>,
@@ -83,7 +83,7 @@ impl BuilderNetwork {
     pub fn prepare(&self) -> io::Result<()> {
         let plugins = self.plugins();
         fs::create_dir_all(&plugins)?;
-        for name in [plugin::STEP, plugin::LOOPBACK] {
+        for name in [plugin::STEP_PLUGIN, plugin::LOOPBACK_PLUGIN] {
             let link = plugins.join(name);
             if fs::read_link(&link).is_ok_and(|to| to == self.shared.plugin) {
                 continue;
@@ -96,7 +96,7 @@ impl BuilderNetwork {
         let config = PluginConfig {
             cni_version: String::new(),
             name: String::new(),
-            kind: plugin::STEP.to_owned(),
+            kind: plugin::STEP_PLUGIN.to_owned(),
             socket: Some(socket(&self.directory)),
         };
         let mut config = serde_json::to_value(config)?;
@@ -105,7 +105,7 @@ impl BuilderNetwork {
             keys.remove("cniVersion");
             keys.remove("name");
         }
-        let list = json!({ "cniVersion": plugin::VERSION, "name": "hearth", "plugins": [config] });
+        let list = json!({ "cniVersion": plugin::CNI_VERSION, "name": "hearth", "plugins": [config] });
         let new = self.directory.join("steps.conflist.new");
         fs::write(&new, serde_json::to_vec_pretty(&list)?)?;
         fs::rename(new, self.config())
@@ -126,7 +126,7 @@ fn socket(directory: &Path) -> PathBuf {
     directory.join("socket")
 }
 
-async fn serve(listener: UnixListener, shared: Arc<Shared>, key: BuilderKey) {
+async fn serve(listener: UnixListener, shared: Arc<StepNetworkShared>, key: BuilderKey) {
     let places = Arc::new(Semaphore::new(MAX_CALLS));
     loop {
         // The semaphore is never closed.
@@ -156,30 +156,30 @@ async fn serve(listener: UnixListener, shared: Arc<Shared>, key: BuilderKey) {
     }
 }
 
-fn serve_one(stream: &UnixStream, shared: &Shared, key: BuilderKey) -> io::Result<()> {
-    let answer = match call::take(stream) {
+fn serve_one(stream: &UnixStream, shared: &StepNetworkShared, key: BuilderKey) -> io::Result<()> {
+    let answer = match plugin_protocol::receive_call(stream) {
         Ok((call, namespace)) => {
             let container = call.container().to_owned();
             let begun = Instant::now();
             let outcome = match call {
-                Call::Add { interface, .. } => match namespace {
+                PluginCall::Add { interface, .. } => match namespace {
                     Some(namespace) => {
-                        shared.attach(key, &container, &interface, namespace).map(Answer::Wired)
+                        shared.attach(key, &container, &interface, namespace).map(PluginAnswer::Wired)
                     }
                     None => Err(call_error(code::INVALID_ENVIRONMENT, "no namespace came with the call")),
                 },
-                Call::Check { .. } => shared.check(key, &container).map(|()| Answer::Done),
-                Call::Del { .. } => shared.detach(key, &container).map(|()| Answer::Done),
+                PluginCall::Check { .. } => shared.check(key, &container).map(|()| PluginAnswer::Done),
+                PluginCall::Del { .. } => shared.detach(key, &container).map(|()| PluginAnswer::Done),
             };
             tracing::debug!(container, took = ?begun.elapsed(), ok = outcome.is_ok(), "step network call finished");
             outcome.unwrap_or_else(|error| {
                 tracing::warn!(container, error = error.message, "step network call failed");
-                Answer::Failed { code: error.code, message: error.message }
+                PluginAnswer::Failed { code: error.code, message: error.message }
             })
         }
-        Err(error) => Answer::Failed { code: code::DECODING, message: error.to_string() },
+        Err(error) => PluginAnswer::Failed { code: code::DECODING, message: error.to_string() },
     };
-    call::answer(stream, &answer)
+    plugin_protocol::send_answer(stream, &answer)
 }
 
 fn call_error(code: u32, message: &str) -> super::attachments::AttachError {
@@ -187,8 +187,8 @@ fn call_error(code: u32, message: &str) -> super::attachments::AttachError {
 }
 
 /// Removes the records that BuildKit's CNI library keeps of containers whose end it was never told.
-pub(super) fn forget_results(containers: &[String]) {
-    let Ok(entries) = fs::read_dir(RESULTS) else { return };
+pub(super) fn remove_cni_results(containers: &[String]) {
+    let Ok(entries) = fs::read_dir(CNI_RESULTS_DIR) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
         let of_ours = |container: &String| name.to_string_lossy().contains(&format!("-{container}-"));

@@ -20,7 +20,7 @@ const SERVER_FAILURE: u8 = 2;
 
 /// Query with one question.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Query {
+pub(super) struct DnsQuery {
     /// Name in lower case, without a trailing dot; bytes that are not printable are shown as `\DDD`.
     pub(super) name: String,
     kind: u16,
@@ -31,12 +31,12 @@ pub(super) struct Query {
 
 /// Address in an answer, and its time to live in seconds.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Record {
+pub(super) struct AddressRecord {
     pub(super) address: Ipv4Addr,
     pub(super) ttl: u32,
 }
 
-impl Query {
+impl DnsQuery {
     /// Parses a query. A message that is no plain query yields `None` and gets no answer.
     pub(super) fn parse(message: &[u8]) -> Option<Self> {
         let header = message.get(..HEADER)?;
@@ -76,16 +76,16 @@ impl Query {
     }
 
     /// Returns the answer that the name does not exist.
-    pub(super) fn denial(&self, query: &[u8]) -> Vec<u8> {
+    pub(super) fn no_such_name(&self, query: &[u8]) -> Vec<u8> {
         self.reply(query, NO_SUCH_NAME)
     }
 
     /// Returns the answer that the name has no records of this type.
-    pub(super) fn emptiness(&self, query: &[u8]) -> Vec<u8> {
+    pub(super) fn empty_answer(&self, query: &[u8]) -> Vec<u8> {
         self.reply(query, 0)
     }
 
-    pub(super) fn failure(&self, query: &[u8]) -> Vec<u8> {
+    pub(super) fn server_failure(&self, query: &[u8]) -> Vec<u8> {
         self.reply(query, SERVER_FAILURE)
     }
 
@@ -107,7 +107,7 @@ impl Query {
     }
 
     /// Returns the addresses in an answer to this question.
-    pub(super) fn addresses(&self, answer: &[u8]) -> Vec<Record> {
+    pub(super) fn addresses(&self, answer: &[u8]) -> Vec<AddressRecord> {
         let mut found = Vec::new();
         let mut at = self.end;
         for _ in 0..number(answer, 6).map_or(0, usize::from).min(MAX_RECORDS) {
@@ -120,7 +120,7 @@ impl Query {
 }
 
 /// Parses the record at an offset. Returns it if it is an address, and the offset of the next record.
-fn record(message: &[u8], at: usize) -> Option<(Option<Record>, usize)> {
+fn record(message: &[u8], at: usize) -> Option<(Option<AddressRecord>, usize)> {
     let mut at = at;
     loop {
         let length = *message.get(at)?;
@@ -139,7 +139,7 @@ fn record(message: &[u8], at: usize) -> Option<(Option<Record>, usize)> {
     let (begin, end) = (at + 10, at + 10 + usize::from(length));
     let content = message.get(begin..end)?;
     let address = <[u8; 4]>::try_from(content).ok().filter(|_| (kind, class) == (TYPE_A, CLASS_IN));
-    Some((address.map(|address| Record { address: address.into(), ttl }), end))
+    Some((address.map(|address| AddressRecord { address: address.into(), ttl }), end))
 }
 
 fn number(message: &[u8], at: usize) -> Option<u16> {
@@ -179,28 +179,28 @@ mod tests {
 
     #[test]
     fn a_question_is_read_in_lower_case_and_what_could_deceive_is_marked() {
-        let parsed = Query::parse(&query("PyPI.org", TYPE_A)).unwrap();
+        let parsed = DnsQuery::parse(&query("PyPI.org", TYPE_A)).unwrap();
         assert_eq!(parsed.name, "pypi.org");
-        assert!(!parsed.is_for_ipv6() && Query::parse(&query("a", TYPE_AAAA)).unwrap().is_for_ipv6());
+        assert!(!parsed.is_for_ipv6() && DnsQuery::parse(&query("a", TYPE_AAAA)).unwrap().is_for_ipv6());
         let mut dotted = query("xx.org", TYPE_A);
         dotted[14] = b'.';
-        assert_eq!(Query::parse(&dotted).unwrap().name, "x\\046.org");
+        assert_eq!(DnsQuery::parse(&dotted).unwrap().name, "x\\046.org");
         let mut response = query("a", TYPE_A);
         response[2] |= RESPONSE;
-        assert_eq!(Query::parse(&response), None);
+        assert_eq!(DnsQuery::parse(&response), None);
         let mut two = query("a", TYPE_A);
         two[5] = 2;
-        assert_eq!(Query::parse(&two), None);
+        assert_eq!(DnsQuery::parse(&two), None);
     }
 
     #[test]
     fn addresses_of_an_answer_are_found_behind_other_records() {
         let message = query("pypi.org", TYPE_A);
-        let parsed = Query::parse(&message).unwrap();
+        let parsed = DnsQuery::parse(&message).unwrap();
         let answer =
             with_answers(&message, &[(5, b"\x01a\x00"), (TYPE_A, &[192, 0, 2, 7]), (TYPE_A, &[1, 2])]);
         assert!(parsed.is_answered_by(&message, &answer));
-        let expected = Record { address: Ipv4Addr::new(192, 0, 2, 7), ttl: 300 };
+        let expected = AddressRecord { address: Ipv4Addr::new(192, 0, 2, 7), ttl: 300 };
         assert_eq!(parsed.addresses(&answer), [expected]);
         let mut other = answer.clone();
         other[0] ^= 1;
@@ -211,22 +211,22 @@ mod tests {
     #[test]
     fn a_denial_has_the_question_and_nothing_else() {
         let message = query("evil.example", TYPE_A);
-        let parsed = Query::parse(&message).unwrap();
-        let denial = parsed.denial(&message);
+        let parsed = DnsQuery::parse(&message).unwrap();
+        let denial = parsed.no_such_name(&message);
         assert_eq!((denial.len(), denial[3] & 0x0f), (message.len(), NO_SUCH_NAME));
         assert!(parsed.is_answered_by(&message, &denial) && parsed.addresses(&denial).is_empty());
-        assert_eq!(parsed.emptiness(&message)[3] & 0x0f, 0);
+        assert_eq!(parsed.empty_answer(&message)[3] & 0x0f, 0);
     }
 
     proptest! {
         #[test]
         fn no_bytes_are_read_past_their_end(mut bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            if let Some(parsed) = Query::parse(&bytes) {
-                parsed.denial(&bytes);
+            if let Some(parsed) = DnsQuery::parse(&bytes) {
+                parsed.no_such_name(&bytes);
                 parsed.addresses(&bytes);
             }
             let message = query("a.b", TYPE_A);
-            let parsed = Query::parse(&message).unwrap();
+            let parsed = DnsQuery::parse(&message).unwrap();
             let mut answer = message.clone();
             answer[7] = 9;
             answer.append(&mut bytes);

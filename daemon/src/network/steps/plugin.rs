@@ -13,14 +13,14 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::call::{Answer, Call, Wired, ask, code};
+use super::plugin_protocol::{PluginAnswer, PluginCall, StepInterface, code, send_call};
 
 /// Value of `type` for our plugin in BuildKit's CNI configuration, and name of the program in the plugin directory.
-pub(super) const STEP: &str = "hearth-step";
-pub(super) const LOOPBACK: &str = "loopback";
-pub(super) const VERSION: &str = "1.0.0";
+pub(super) const STEP_PLUGIN: &str = "hearth-step";
+pub(super) const LOOPBACK_PLUGIN: &str = "loopback";
+pub(super) const CNI_VERSION: &str = "1.0.0";
 /// Supported versions; their results differ in one field only.
-const SUPPORTED: [&str; 4] = ["0.3.0", "0.3.1", "0.4.0", VERSION];
+const SUPPORTED: [&str; 4] = ["0.3.0", "0.3.1", "0.4.0", CNI_VERSION];
 const MAX_CONFIG: u64 = 1 << 20;
 
 /// Network configuration that BuildKit passes on standard input: our own settings with the keys of CNI.
@@ -56,7 +56,7 @@ pub fn run_plugin() -> Option<ExitCode> {
     let command = std::env::var_os("CNI_COMMAND")?;
     let program = std::env::args_os().next()?;
     let name = Path::new(&program).file_name()?.to_str()?.to_owned();
-    if name != STEP && name != LOOPBACK {
+    if name != STEP_PLUGIN && name != LOOPBACK_PLUGIN {
         return None;
     }
     let mut stdin = Vec::new();
@@ -72,7 +72,7 @@ pub fn run_plugin() -> Option<ExitCode> {
             let version = serde_json::from_slice::<PluginConfig>(&stdin).map(|config| config.cni_version);
             let version = version.ok().filter(|version| !version.is_empty());
             let shown = json!({
-                "cniVersion": version.as_deref().unwrap_or(VERSION),
+                "cniVersion": version.as_deref().unwrap_or(CNI_VERSION),
                 "code": error.code,
                 "msg": error.message,
             });
@@ -91,7 +91,7 @@ fn run(
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<Value>, PluginError> {
     if command == "VERSION" {
-        return Ok(Some(json!({ "cniVersion": VERSION, "supportedVersions": SUPPORTED })));
+        return Ok(Some(json!({ "cniVersion": CNI_VERSION, "supportedVersions": SUPPORTED })));
     }
     let config: PluginConfig = serde_json::from_slice(stdin)
         .map_err(|error| PluginError::new(code::DECODING, format!("network configuration: {error}")))?;
@@ -111,7 +111,7 @@ fn run(
         let message = format!("CNI_COMMAND `{}` is not known", command.chars().take(50).collect::<String>());
         return Err(PluginError::new(code::INVALID_ENVIRONMENT, message));
     }
-    if name == LOOPBACK {
+    if name == LOOPBACK_PLUGIN {
         return Ok((command == "ADD").then(|| loopback(&config.cni_version)));
     }
     let socket = config.socket.as_deref().ok_or_else(|| {
@@ -123,19 +123,19 @@ fn run(
             let namespace = File::open(&path).map_err(|error| {
                 PluginError::new(code::IO, format!("network namespace `{path}`: {error}"))
             })?;
-            (Call::Add { container, interface: needed("CNI_IFNAME")? }, Some(namespace))
+            (PluginCall::Add { container, interface: needed("CNI_IFNAME")? }, Some(namespace))
         }
-        "CHECK" => (Call::Check { container }, None),
-        _ => (Call::Del { container }, None),
+        "CHECK" => (PluginCall::Check { container }, None),
+        _ => (PluginCall::Del { container }, None),
     };
-    let answer = ask(socket, &call, namespace.as_ref().map(|file| file.as_fd()));
+    let answer = send_call(socket, &call, namespace.as_ref().map(|file| file.as_fd()));
     match answer {
-        Ok(Answer::Wired(wired)) if command == "ADD" => {
+        Ok(PluginAnswer::Wired(wired)) if command == "ADD" => {
             let interface = needed("CNI_IFNAME")?;
             Ok(Some(result(&config.cni_version, &interface, &needed("CNI_NETNS")?, &wired)))
         }
-        Ok(Answer::Wired(_) | Answer::Done) => Ok(None),
-        Ok(Answer::Failed { code, message }) => Err(PluginError::new(code, message)),
+        Ok(PluginAnswer::Wired(_) | PluginAnswer::Done) => Ok(None),
+        Ok(PluginAnswer::Failed { code, message }) => Err(PluginError::new(code, message)),
         Err(error) => {
             let message = format!("hearthd at `{}` does not answer: {error}", socket.display());
             Err(PluginError::new(code::TRY_AGAIN, message))
@@ -143,13 +143,13 @@ fn run(
     }
 }
 
-fn result(version: &str, interface: &str, namespace: &str, wired: &Wired) -> Value {
+fn result(version: &str, interface: &str, namespace: &str, wired: &StepInterface) -> Value {
     let mut address = json!({
         "address": format!("{}/32", wired.address),
         "gateway": wired.gateway,
         "interface": 1,
     });
-    if version != VERSION {
+    if version != CNI_VERSION {
         address["version"] = json!("4");
     }
     json!({
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn every_call_that_cannot_be_answered_has_the_code_of_the_specification() {
         let code = |command, stdin: &str, environment: &[(&str, &str)]| {
-            outcome(STEP, command, stdin, environment).unwrap_err().code
+            outcome(STEP_PLUGIN, command, stdin, environment).unwrap_err().code
         };
         assert_eq!(code("ADD", "no json", &[CONTAINER]), code::DECODING);
         assert_eq!(code("ADD", r#"{"cniVersion":"9.0.0"}"#, &[CONTAINER]), code::INCOMPATIBLE_VERSION);
@@ -201,22 +201,22 @@ mod tests {
 
     #[test]
     fn versions_are_told_and_loopback_needs_no_daemon() {
-        let versions = outcome(STEP, "VERSION", "", &[]).unwrap().unwrap();
-        assert_eq!(versions["supportedVersions"][3], VERSION);
+        let versions = outcome(STEP_PLUGIN, "VERSION", "", &[]).unwrap().unwrap();
+        assert_eq!(versions["supportedVersions"][3], CNI_VERSION);
         let config = r#"{"cniVersion":"0.3.1","name":"cni-loopback","type":"loopback"}"#;
-        let added = outcome(LOOPBACK, "ADD", config, &[CONTAINER]).unwrap().unwrap();
+        let added = outcome(LOOPBACK_PLUGIN, "ADD", config, &[CONTAINER]).unwrap().unwrap();
         assert_eq!(added["cniVersion"], "0.3.1");
-        assert_eq!(outcome(LOOPBACK, "DEL", config, &[CONTAINER]).unwrap(), None);
+        assert_eq!(outcome(LOOPBACK_PLUGIN, "DEL", config, &[CONTAINER]).unwrap(), None);
     }
 
     #[test]
     fn a_result_has_the_address_on_the_inner_end() {
-        let wired = Wired {
+        let wired = StepInterface {
             address: "10.1.2.3".parse().unwrap(),
             gateway: "10.1.0.1".parse().unwrap(),
             outside: "hst1".to_owned(),
         };
-        let new = result(VERSION, "eth1", "/n", &wired);
+        let new = result(CNI_VERSION, "eth1", "/n", &wired);
         assert_eq!(new["interfaces"][new["ips"][0]["interface"].as_u64().unwrap() as usize]["name"], "eth1");
         assert_eq!(new["ips"][0]["address"], "10.1.2.3/32");
         assert!(new["ips"][0].get("version").is_none());

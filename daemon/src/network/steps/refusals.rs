@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::dns_message::Record;
+use super::dns_message::AddressRecord;
 use super::rules::REFUSED_SECONDS;
 
 /// Maximum number of refused names, and of names by resolved address; the oldest are removed first.
@@ -32,7 +32,7 @@ pub struct RefusedConnection {
 
 /// Refused connection by source address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct SourceRefusal {
     pub(super) from: Ipv4Addr,
     pub(super) host: String,
     pub(super) to: Option<(Ipv4Addr, u16)>,
@@ -40,33 +40,33 @@ pub(super) struct Refusal {
 }
 
 #[derive(Default)]
-pub(super) struct Refusals {
-    state: Mutex<State>,
+pub(super) struct StepRefusals {
+    state: Mutex<RefusalLog>,
 }
 
 #[derive(Default)]
-struct State {
-    names: VecDeque<Refusal>,
+struct RefusalLog {
+    names: VecDeque<SourceRefusal>,
     resolved: HashMap<Ipv4Addr, String>,
     order: VecDeque<Ipv4Addr>,
 }
 
-impl Refusals {
+impl StepRefusals {
     /// Records that the resolver refused a name.
-    pub(super) fn name(&self, from: Ipv4Addr, name: &str) {
+    pub(super) fn record_name(&self, from: Ipv4Addr, name: &str) {
         let mut state = self.state.lock();
         // Programs repeat their queries.
         state.names.retain(|known| known.from != from || known.host != name);
         if state.names.len() == MAX_NAMES {
             state.names.pop_front();
         }
-        state.names.push_back(Refusal { from, host: name.to_owned(), to: None, at: Instant::now() });
+        state.names.push_back(SourceRefusal { from, host: name.to_owned(), to: None, at: Instant::now() });
         drop(state);
         tracing::info!(%from, name, "refused a name to a build step");
     }
 
     /// Records the addresses with which the resolver answered.
-    pub(super) fn resolved(&self, name: &str, records: &[Record]) {
+    pub(super) fn record_addresses(&self, name: &str, records: &[AddressRecord]) {
         let mut state = self.state.lock();
         for record in records {
             if state.resolved.insert(record.address, name.to_owned()).is_none() {
@@ -81,8 +81,8 @@ impl Refusals {
     }
 
     /// Returns the refusals since a moment, including those that the firewall has listed (`nft list set`), each once.
-    pub(super) fn since(&self, moment: Instant, listed: &str) -> io::Result<Vec<Refusal>> {
-        let elements = in_listing(listed)?;
+    pub(super) fn since(&self, moment: Instant, listed: &str) -> io::Result<Vec<SourceRefusal>> {
+        let elements = parse_refused_set(listed)?;
         let state = self.state.lock();
         let mut found: Vec<_> = state.names.iter().filter(|refusal| refusal.at >= moment).cloned().collect();
         let within = moment.elapsed() + PRECISION;
@@ -90,20 +90,20 @@ impl Refusals {
             let name = state.resolved.get(&element.to).cloned();
             let host = name.unwrap_or_else(|| element.to.to_string());
             let at = Instant::now().checked_sub(element.age()).unwrap_or(moment);
-            found.push(Refusal { from: element.from, host, to: Some((element.to, element.port)), at });
+            found.push(SourceRefusal { from: element.from, host, to: Some((element.to, element.port)), at });
         }
         Ok(found)
     }
 }
 
-struct Element {
+struct RefusedElement {
     from: Ipv4Addr,
     to: Ipv4Addr,
     port: u16,
     left: Duration,
 }
 
-impl Element {
+impl RefusedElement {
     fn age(&self) -> Duration {
         Duration::from_secs(REFUSED_SECONDS).saturating_sub(self.left)
     }
@@ -142,13 +142,13 @@ fn duration(text: &str) -> Option<Duration> {
 }
 
 /// Parses the elements of a set, as nft prints it.
-fn in_listing(listing: &str) -> io::Result<Vec<Element>> {
+fn parse_refused_set(listing: &str) -> io::Result<Vec<RefusedElement>> {
     let Some((_, rest)) = listing.split_once("elements = {") else { return Ok(Vec::new()) };
     let elements = rest.split_once('}').map_or(rest, |(elements, _)| elements);
     let parsed = elements.split(',').map(|element| {
         let wrong =
             || io::Error::other(format!("nft printed an element in an unknown form: `{}`", element.trim()));
-        Element::parse(element).ok_or_else(wrong)
+        RefusedElement::parse(element).ok_or_else(wrong)
     });
     parsed.collect()
 }
@@ -162,13 +162,13 @@ mod tests {
 
     #[test]
     fn names_and_addresses_since_a_moment_are_told_with_the_names_that_led_there() {
-        let refusals = Refusals::default();
-        refusals.name(STEP, "old.example");
+        let refusals = StepRefusals::default();
+        refusals.record_name(STEP, "old.example");
         let moment = Instant::now();
-        refusals.name(STEP, "evil.example");
-        refusals.name(STEP, "evil.example");
+        refusals.record_name(STEP, "evil.example");
+        refusals.record_name(STEP, "evil.example");
         let inner = Ipv4Addr::new(10, 9, 9, 9);
-        refusals.resolved("internal.example", &[Record { address: inner, ttl: 1 }]);
+        refusals.record_addresses("internal.example", &[AddressRecord { address: inner, ttl: 1 }]);
         let listed = "table inet x {\n\tset refused {\n\t\ttimeout 10m\n\t\telements = { 10.1.0.3 . 10.9.9.9 . tcp . 443 \
                       expires 9m59s999ms,\n\t\t\t     10.1.0.3 . 10.9.9.8 . tcp . 80 expires 9m58s4ms }\n\t}\n}\n";
         let found = refusals.since(moment, listed).unwrap();
@@ -186,19 +186,19 @@ mod tests {
         for text in ["5", "s", "5d", "1m-2s"] {
             assert_eq!(duration(text), None, "{text}");
         }
-        assert!(in_listing("elements = { 10.0.0.1 . x }").is_err());
+        assert!(parse_refused_set("elements = { 10.0.0.1 . x }").is_err());
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let refusals = Refusals::default();
+        let refusals = StepRefusals::default();
         let begin = Instant::now();
         for n in 0..MAX_NAMES + 10 {
-            refusals.name(STEP, &n.to_string());
+            refusals.record_name(STEP, &n.to_string());
         }
         assert_eq!(refusals.since(begin, EMPTY).unwrap().len(), MAX_NAMES);
         for n in 0..MAX_RESOLVED as u32 + 10 {
-            refusals.resolved("a", &[Record { address: n.into(), ttl: 1 }]);
+            refusals.record_addresses("a", &[AddressRecord { address: n.into(), ttl: 1 }]);
         }
         assert_eq!(refusals.state.lock().resolved.len(), MAX_RESOLVED);
     }

@@ -23,10 +23,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::attachments::within;
-use super::dns_message::{Query, Record};
-use super::refusals::Refusals;
+use super::dns_message::{AddressRecord, DnsQuery};
+use super::refusals::StepRefusals;
+use crate::keyed_semaphore::KeyedSemaphore;
 use crate::model::egress::EgressPolicy;
-use crate::places::Places;
 use crate::task;
 
 const PORT: u16 = 53;
@@ -46,8 +46,8 @@ const MAX_DATAGRAM: usize = 4096;
 
 /// Opens the firewall for addresses, for a limited time.
 #[async_trait]
-pub(super) trait Gate: Send + Sync + 'static {
-    async fn allow(&self, records: Vec<Record>) -> io::Result<()>;
+pub(super) trait AddressGate: Send + Sync + 'static {
+    async fn allow(&self, records: Vec<AddressRecord>) -> io::Result<()>;
 }
 
 pub(super) struct ResolverOptions {
@@ -59,27 +59,27 @@ pub(super) struct ResolverOptions {
 }
 
 /// Bound sockets of a resolver that does not answer yet.
-pub(super) struct Resolver {
+pub(super) struct StepResolver {
     udp: UdpSocket,
     tcp: TcpListener,
-    shared: Arc<Shared>,
+    shared: Arc<ResolverShared>,
 }
 
-struct Shared {
+struct ResolverShared {
     options: ResolverOptions,
-    gate: Arc<dyn Gate>,
-    refusals: Arc<Refusals>,
-    queries: Arc<Places<IpAddr>>,
-    connections: Arc<Places<IpAddr>>,
+    gate: Arc<dyn AddressGate>,
+    refusals: Arc<StepRefusals>,
+    queries: Arc<KeyedSemaphore<IpAddr>>,
+    connections: Arc<KeyedSemaphore<IpAddr>>,
 }
 
-impl Resolver {
+impl StepResolver {
     /// Binds the sockets in a namespace, which must already have its address.
     pub(super) fn bind(
         namespace: BorrowedFd<'_>,
         options: ResolverOptions,
-        gate: Arc<dyn Gate>,
-        refusals: Arc<Refusals>,
+        gate: Arc<dyn AddressGate>,
+        refusals: Arc<StepRefusals>,
     ) -> io::Result<Self> {
         let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT);
         let (udp, tcp) = within(namespace, || {
@@ -89,12 +89,12 @@ impl Resolver {
             tcp.set_nonblocking(true)?;
             io::Result::Ok((udp, tcp))
         })??;
-        let shared = Shared {
+        let shared = ResolverShared {
             options,
             gate,
             refusals,
-            queries: Places::new(MAX_QUERIES, MAX_QUERIES_OF_ONE),
-            connections: Places::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE),
+            queries: KeyedSemaphore::new(MAX_QUERIES, MAX_QUERIES_OF_ONE),
+            connections: KeyedSemaphore::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE),
         };
         Ok(Self {
             udp: UdpSocket::from_std(udp)?,
@@ -116,7 +116,7 @@ impl Resolver {
     }
 }
 
-async fn serve_datagrams(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
+async fn serve_datagrams(socket: Arc<UdpSocket>, shared: Arc<ResolverShared>) {
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
         let (length, from) = match socket.recv_from(&mut buffer).await {
@@ -129,10 +129,10 @@ async fn serve_datagrams(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
         };
         let query = buffer[..length].to_vec();
         // A query beyond the limit is dropped; the program repeats it, as after any lost datagram.
-        let Some(work) = shared.queries.take(from.ip()) else { continue };
+        let Some(work) = shared.queries.try_acquire(from.ip()) else { continue };
         let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
         task::spawn("resolve", async move {
-            if let Some(answer) = shared.answer(&query, from.ip(), Transport::Datagram).await
+            if let Some(answer) = shared.answer(&query, from.ip(), DnsTransport::Datagram).await
                 && let Err(error) = socket.send_to(&answer, from).await
             {
                 tracing::debug!(%error, "failed to send a DNS answer to a step");
@@ -142,7 +142,7 @@ async fn serve_datagrams(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
     }
 }
 
-async fn serve_connections(listener: TcpListener, shared: Arc<Shared>) {
+async fn serve_connections(listener: TcpListener, shared: Arc<ResolverShared>) {
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -152,7 +152,7 @@ async fn serve_connections(listener: TcpListener, shared: Arc<Shared>) {
                 continue;
             }
         };
-        let Some(place) = shared.connections.take(from.ip()) else { continue };
+        let Some(place) = shared.connections.try_acquire(from.ip()) else { continue };
         let shared = Arc::clone(&shared);
         task::spawn("resolve-tcp", async move {
             if let Err(error) = shared.serve_connection(stream, from.ip()).await {
@@ -164,59 +164,64 @@ async fn serve_connections(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Transport {
+enum DnsTransport {
     Datagram,
     Stream,
 }
 
-impl Shared {
+impl ResolverShared {
     async fn serve_connection(self: &Arc<Self>, mut stream: TcpStream, from: IpAddr) -> io::Result<()> {
         loop {
             let Ok(query) = timeout(CONNECTION_IDLE, read_framed(&mut stream)).await else { return Ok(()) };
             let Some(query) = query? else { return Ok(()) };
-            let Some(work) = self.queries.take(from) else { return Ok(()) };
-            let Some(answer) = self.answer(&query, from, Transport::Stream).await else { return Ok(()) };
+            let Some(work) = self.queries.try_acquire(from) else { return Ok(()) };
+            let Some(answer) = self.answer(&query, from, DnsTransport::Stream).await else { return Ok(()) };
             drop(work);
             let written = timeout(CONNECTION_IDLE, write_framed(&mut stream, &answer)).await;
             written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
         }
     }
 
-    async fn answer(&self, message: &[u8], from: IpAddr, transport: Transport) -> Option<Vec<u8>> {
-        let query = Query::parse(message)?;
+    async fn answer(&self, message: &[u8], from: IpAddr, transport: DnsTransport) -> Option<Vec<u8>> {
+        let query = DnsQuery::parse(message)?;
         if !self.options.policy.allows_name(&query.name) {
             if let IpAddr::V4(from) = from {
-                self.refusals.name(from, &query.name);
+                self.refusals.record_name(from, &query.name);
             }
-            return Some(query.denial(message));
+            return Some(query.no_such_name(message));
         }
         if query.is_for_ipv6() {
-            return Some(query.emptiness(message));
+            return Some(query.empty_answer(message));
         }
         let Some(answer) = self.ask_upstreams(&query, message, transport).await else {
-            return Some(query.failure(message));
+            return Some(query.server_failure(message));
         };
         let records = query.addresses(&answer);
-        self.refusals.resolved(&query.name, &records);
+        self.refusals.record_addresses(&query.name, &records);
         if !self.options.policy.is_open()
             && !records.is_empty()
             && let Err(error) = self.gate.allow(records).await
         {
             tracing::error!(%error, name = query.name, "failed to open the addresses of an allowed name");
-            return Some(query.failure(message));
+            return Some(query.server_failure(message));
         }
         Some(answer)
     }
 
-    async fn ask_upstreams(&self, query: &Query, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
+    async fn ask_upstreams(
+        &self,
+        query: &DnsQuery,
+        message: &[u8],
+        transport: DnsTransport,
+    ) -> Option<Vec<u8>> {
         // The upstream query has an id of its own, so that a forged datagram has to guess it.
         let mut asked = message.to_vec();
         asked[..2].copy_from_slice(&rand::random::<[u8; 2]>());
         for upstream in self.upstreams().await {
             let exchange = async {
                 match transport {
-                    Transport::Datagram => ask_by_datagram(query, &asked, upstream).await,
-                    Transport::Stream => ask_by_stream(query, &asked, upstream).await,
+                    DnsTransport::Datagram => ask_by_datagram(query, &asked, upstream).await,
+                    DnsTransport::Stream => ask_by_stream(query, &asked, upstream).await,
                 }
             };
             match timeout(UPSTREAM_LIMIT, exchange).await {
@@ -261,7 +266,7 @@ fn servers(resolv_conf: &str) -> Vec<SocketAddr> {
         .collect()
 }
 
-async fn ask_by_datagram(query: &Query, message: &[u8], upstream: SocketAddr) -> io::Result<Vec<u8>> {
+async fn ask_by_datagram(query: &DnsQuery, message: &[u8], upstream: SocketAddr) -> io::Result<Vec<u8>> {
     let any: SocketAddr = match upstream {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -279,7 +284,7 @@ async fn ask_by_datagram(query: &Query, message: &[u8], upstream: SocketAddr) ->
     }
 }
 
-async fn ask_by_stream(query: &Query, message: &[u8], upstream: SocketAddr) -> io::Result<Vec<u8>> {
+async fn ask_by_stream(query: &DnsQuery, message: &[u8], upstream: SocketAddr) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(upstream).await?;
     write_framed(&mut stream, message).await?;
     match read_framed(&mut stream).await? {

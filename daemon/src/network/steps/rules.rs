@@ -11,20 +11,20 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use crate::model::egress::{CLOSED, EgressPolicy};
-use crate::network::PREFIX as SERVICE_PREFIX;
+use crate::model::egress::{EgressPolicy, NON_PUBLIC_BLOCKS};
+use crate::network::LINK_PREFIX as SERVICE_PREFIX;
 
 /// Name prefix of the step links of all daemons.
 pub(in crate::network) const STEP_PREFIX: &str = "hst";
-pub(super) const REFUSED: &str = "refused";
-pub(super) const ALLOWED: &str = "allowed";
+pub(super) const REFUSED_SET: &str = "refused";
+pub(super) const ALLOWED_SET: &str = "allowed";
 /// Time in seconds that a refused connection is kept.
 pub(super) const REFUSED_SECONDS: u64 = 600;
 /// Capacity of each set; a full set accepts no new entries.
 pub(super) const MAX_REFUSED: usize = 4096;
 pub(super) const MAX_ALLOWED: usize = 16384;
 /// Maximum number of connections of one step in the machine's connection tracking table, which all programs share.
-const MAX_CONNECTIONS: usize = 8192;
+const MAX_STEP_CONNECTIONS: usize = 8192;
 const MAX_SOURCES: usize = 4096;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,21 +45,21 @@ impl StepRules {
 
     pub(super) fn script(&self) -> String {
         let Self { name, subnet, resolver, policy } = self;
-        let closed = list(&CLOSED);
+        let closed = list(&NON_PUBLIC_BLOCKS);
         let private = accept(&policy.private_blocks());
         let world = if policy.is_open() {
             "accept".to_owned()
         } else {
-            format!("{}    ip daddr @{ALLOWED} accept\n    jump refuse", accept(&policy.world_blocks()))
+            format!("{}    ip daddr @{ALLOWED_SET} accept\n    jump refuse", accept(&policy.public_blocks()))
         };
         format!(
             "{removal}table inet {name} {{
-  set {ALLOWED} {{
+  set {ALLOWED_SET} {{
     type ipv4_addr
     flags timeout
     size {MAX_ALLOWED}
   }}
-  set {REFUSED} {{
+  set {REFUSED_SET} {{
     type ipv4_addr . ipv4_addr . inet_proto . inet_service
     flags dynamic,timeout
     timeout {REFUSED_SECONDS}s
@@ -80,7 +80,7 @@ impl StepRules {
     fib saddr . iif oif missing drop
   }}
   chain refuse {{
-    meta l4proto {{ tcp, udp }} update @{REFUSED} {{ ip saddr . ip daddr . meta l4proto . th dport }}
+    meta l4proto {{ tcp, udp }} update @{REFUSED_SET} {{ ip saddr . ip daddr . meta l4proto . th dport }}
     meta l4proto tcp reject with tcp reset
     reject with icmpx admin-prohibited
   }}
@@ -92,7 +92,7 @@ impl StepRules {
     iifname \"{name}*\" ip daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept
     oifname \"{STEP_PREFIX}*\" jump refuse
     oifname \"{SERVICE_PREFIX}*\" jump refuse
-    ct state new add @connections {{ ip saddr ct count over {MAX_CONNECTIONS} }} jump refuse
+    ct state new add @connections {{ ip saddr ct count over {MAX_STEP_CONNECTIONS} }} jump refuse
 {private}    ip daddr {closed} jump refuse
     {world}
   }}
@@ -115,7 +115,7 @@ impl StepRules {
         let Self { name, .. } = self;
         let mut script = String::new();
         for (address, seconds) in addresses {
-            let element = format!("element inet {name} {ALLOWED}");
+            let element = format!("element inet {name} {ALLOWED_SET}");
             // Writing to a string cannot fail. An existing element keeps its expiry unless it is deleted first.
             let _ = writeln!(script, "add {element} {{ {address} }}");
             let _ = writeln!(script, "delete {element} {{ {address} }}");

@@ -2,7 +2,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 
 use super::*;
-use crate::netlink::Request;
+use crate::netlink::NetlinkRequest;
 
 /// Many changes in a row, as when services start on a busy machine: no single dump of links is consistent meanwhile,
 /// but each returned list must be.
@@ -11,14 +11,15 @@ fn lists_of_links_are_whole_while_links_come() {
     const LINKS: usize = 400;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("netns");
-    let mut made = namespace::make(&file).unwrap();
+    let mut made = namespace::create(&file).unwrap();
     let mut listed = namespace::open(&file).unwrap();
     std::thread::scope(|scope| {
         let making = scope.spawn(move || {
             for number in 0..LINKS {
                 let mut message = links::named(&format!("one{number}"));
                 message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
-                made.run(vec![Request::create("link", RouteNetlinkMessage::NewLink(message))]).unwrap();
+                made.run(vec![NetlinkRequest::create("link", RouteNetlinkMessage::NewLink(message))])
+                    .unwrap();
             }
         });
         let mut last = 0;

@@ -4,21 +4,21 @@ use super::*;
 const KILLED: &str = "HEARTH_TEST_ATTACH_UNTIL_KILLED";
 
 /// Executes only the first steps of an attach.
-async fn attach_in_part(room: &Room, steps: usize) -> InstanceId {
+async fn attach_in_part(room: &TestNetwork, steps: usize) -> InstanceId {
     let id = InstanceId::random();
     let mut state = room.network.state.lock().await;
     let instance = state.wiring.lease(&id, &"web".parse().unwrap(), false).unwrap();
-    state.wiring.build(&instance, steps).unwrap();
+    state.wiring.run_steps(&instance, steps).unwrap();
     id
 }
 
 #[tokio::test]
 async fn a_daemon_that_was_killed_after_any_step_of_an_attach_leaves_nothing() {
-    let mut room = Room::open().await;
-    for steps in 0..=STEPS.len() {
+    let mut room = TestNetwork::open().await;
+    for steps in 0..=ATTACH_STEPS.len() {
         attach_in_part(&room, steps).await;
         assert_ne!(room.remains().await, Vec::<String>::new());
-        room.again().await;
+        room.reopen().await;
         room.network.reconcile(&BTreeSet::new()).await.unwrap();
         assert_eq!(room.remains().await, Vec::<String>::new(), "after {steps} steps");
     }
@@ -27,10 +27,10 @@ async fn a_daemon_that_was_killed_after_any_step_of_an_attach_leaves_nothing() {
 
 #[tokio::test]
 async fn an_attach_that_was_cut_short_is_finished_by_the_next() {
-    let mut room = Room::open().await;
-    for steps in 0..=STEPS.len() {
+    let mut room = TestNetwork::open().await;
+    for steps in 0..=ATTACH_STEPS.len() {
         let id = attach_in_part(&room, steps).await;
-        room.again().await;
+        room.reopen().await;
         let wanted = BTreeSet::from([id.clone()]);
         room.network.reconcile(&wanted).await.unwrap();
         let web = room.network.attach(&id, &"web".parse().unwrap(), false).await.unwrap();
@@ -42,7 +42,7 @@ async fn an_attach_that_was_cut_short_is_finished_by_the_next() {
 
 #[tokio::test]
 async fn whatever_is_taken_from_an_instance_is_mended_around_its_namespace() {
-    let mut room = Room::open().await;
+    let mut room = TestNetwork::open().await;
     let (id, web) = room.attach("web").await;
     let _web = listen(&web.namespace, 80);
     let namespace = fs::metadata(&web.namespace).unwrap().ino();
@@ -74,7 +74,7 @@ async fn whatever_is_taken_from_an_instance_is_mended_around_its_namespace() {
         assert!(Command::new("ip").args(["link", "set", "eth0", "down"]).status().unwrap().success());
     })
     .unwrap();
-    room.again().await;
+    room.reopen().await;
     room.network.reconcile(&BTreeSet::from([id.clone()])).await.unwrap();
     connect(super::at(&web, 80)).unwrap();
     assert_eq!(fs::metadata(&web.namespace).unwrap().ino(), namespace, "the service runs in this one");
@@ -84,7 +84,7 @@ async fn whatever_is_taken_from_an_instance_is_mended_around_its_namespace() {
 /// State that an earlier version left: pairs that are ports of one bridge.
 #[tokio::test]
 async fn an_instance_on_the_bridge_of_an_older_version_is_wired_anew_around_its_process() {
-    let mut room = Room::open().await;
+    let mut room = TestNetwork::open().await;
     let ((id, web), (other, db)) = (room.attach("web").await, room.attach("db").await);
     let name = room.network.name().to_owned();
     let _web = listen(&web.namespace, 80);
@@ -94,7 +94,7 @@ async fn an_instance_on_the_bridge_of_an_older_version_is_wired_anew_around_its_
             assert!(Command::new("ip").args(words.split(' ')).status().unwrap().success(), "{words}");
         }
     }
-    room.again().await;
+    room.reopen().await;
     // Once the new version runs, nothing shares the bridge.
     let shown = Command::new("ip").args(["-o", "link", "show", "master", &name]).output().unwrap();
     assert_eq!(String::from_utf8(shown.stdout).unwrap(), "");
@@ -106,11 +106,11 @@ async fn an_instance_on_the_bridge_of_an_older_version_is_wired_anew_around_its_
 
 #[tokio::test]
 async fn what_no_lease_names_is_taken_away_too() {
-    let mut room = Room::open().await;
+    let mut room = TestNetwork::open().await;
     room.attach("web").await;
     let leases = room.options.state_dir.join("network/leases.json");
     fs::remove_file(leases).unwrap();
-    room.again().await;
+    room.reopen().await;
     room.network.reconcile(&BTreeSet::new()).await.unwrap();
     // There are no leases, so only the subnet has been written.
     assert_eq!(room.remains().await, Vec::<String>::new());
@@ -119,17 +119,17 @@ async fn what_no_lease_names_is_taken_away_too() {
 
 #[tokio::test]
 async fn after_a_reboot_subnet_and_addresses_are_the_same() {
-    let mut room = Room::open().await;
+    let mut room = TestNetwork::open().await;
     let (id, web) = room.attach("web").await;
     let gateway = room.network.gateway();
     // Simulates a reboot: links, mounts and rules are gone, files are not.
-    let mut netlink = Netlink::open().unwrap();
-    netlink.run(vec![links::delete(&link_of(&id)), links::delete(room.network.name())]).unwrap();
+    let mut netlink = NetlinkSocket::open().unwrap();
+    netlink.run(vec![links::delete_link(&link_of(&id)), links::delete_link(room.network.name())]).unwrap();
     rustix::mount::unmount(&web.namespace, rustix::mount::UnmountFlags::DETACH).unwrap();
     let table = ["delete", "table", "inet", room.network.name()];
     assert!(Command::new("nft").args(table).status().unwrap().success());
 
-    room.again().await;
+    room.reopen().await;
     assert_eq!(room.network.gateway(), gateway);
     let again = room.network.attach(&id, &"web".parse().unwrap(), false).await.unwrap();
     assert_eq!(again, web);
@@ -140,7 +140,7 @@ async fn after_a_reboot_subnet_and_addresses_are_the_same() {
 
 #[tokio::test]
 async fn a_detach_can_be_repeated_and_one_of_an_unknown_instance_does_nothing() {
-    let room = Room::open().await;
+    let room = TestNetwork::open().await;
     let (id, _) = room.attach("web").await;
     room.network.detach(&id).await.unwrap();
     room.network.detach(&id).await.unwrap();
@@ -151,7 +151,7 @@ async fn a_detach_can_be_repeated_and_one_of_an_unknown_instance_does_nothing() 
 
 #[tokio::test]
 async fn a_daemon_killed_at_any_moment_leaves_nothing_that_the_next_does_not_take_away() {
-    let mut room = Room::open().await;
+    let mut room = TestNetwork::open().await;
     for round in 0..12u64 {
         let mut daemon = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "--ignored", "network::tests::healing::attaches_and_detaches_until_killed"])
@@ -169,7 +169,7 @@ async fn a_daemon_killed_at_any_moment_leaves_nothing_that_the_next_does_not_tak
         std::thread::sleep(Duration::from_micros(700 * round));
         daemon.kill().unwrap();
         daemon.wait().unwrap();
-        room.again().await;
+        room.reopen().await;
         room.network.reconcile(&BTreeSet::new()).await.unwrap();
         assert_eq!(room.remains().await, Vec::<String>::new(), "round {round}");
     }

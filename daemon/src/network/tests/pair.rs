@@ -6,14 +6,14 @@ use super::super::routed_pair::RoutedPair;
 use super::*;
 
 /// Namespace with its pair, and a link that has the host's address.
-struct Pair {
+struct TestPair {
     pair: RoutedPair,
     namespace: PathBuf,
-    inside: Netlink,
+    inside: NetlinkSocket,
     _dir: tempfile::TempDir,
 }
 
-impl Pair {
+impl TestPair {
     /// The first two addresses of `net` belong to the host and the gateway.
     fn make(net: Ipv4Net, number: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -26,7 +26,7 @@ impl Pair {
             source: nth(net, 1),
             group: 77,
         };
-        let inside = namespace::make(&namespace).unwrap();
+        let inside = namespace::create(&namespace).unwrap();
         let mut pair = Self { pair, namespace, inside, _dir: dir };
         pair.again();
         pair
@@ -34,35 +34,36 @@ impl Pair {
 
     fn again(&mut self) {
         let file = File::open(&self.namespace).unwrap();
-        self.pair.make(&mut Netlink::open().unwrap(), file.as_fd(), &mut self.inside).unwrap();
+        self.pair.create(&mut NetlinkSocket::open().unwrap(), file.as_fd(), &mut self.inside).unwrap();
     }
 
     fn is_whole(&mut self) -> bool {
-        self.pair.is_whole(&mut Netlink::open().unwrap(), &mut self.inside).unwrap()
+        self.pair.is_intact(&mut NetlinkSocket::open().unwrap(), &mut self.inside).unwrap()
     }
 }
 
-impl Drop for Pair {
+impl Drop for TestPair {
     fn drop(&mut self) {
-        let gone = Netlink::open().and_then(|mut host| host.run(vec![links::delete(&self.pair.outside)]));
+        let gone =
+            NetlinkSocket::open().and_then(|mut host| host.run(vec![links::delete_link(&self.pair.outside)]));
         gone.and_then(|()| namespace::remove(&self.namespace)).unwrap();
     }
 }
 
 /// Link that has the host's address while the pairs exist.
-struct Holder(String);
+struct AddressHolder(String);
 
-impl Holder {
+impl AddressHolder {
     fn make(net: Ipv4Net) -> Self {
         let holder = Self(format!("tst{:08x}h", rand::random::<u32>()));
-        links::ensure_gateway_link(&mut Netlink::open().unwrap(), &holder.0, net).unwrap();
+        links::ensure_gateway_link(&mut NetlinkSocket::open().unwrap(), &holder.0, net).unwrap();
         holder
     }
 }
 
-impl Drop for Holder {
+impl Drop for AddressHolder {
     fn drop(&mut self) {
-        Netlink::open().unwrap().run(vec![links::delete(&self.0)]).unwrap();
+        NetlinkSocket::open().unwrap().run(vec![links::delete_link(&self.0)]).unwrap();
     }
 }
 
@@ -84,9 +85,9 @@ fn run(namespace: &Path, words: &[&str]) -> String {
 #[test]
 fn a_pair_reaches_the_host_and_the_other_pair_through_it_at_once() {
     let net = some_net();
-    let _holder = Holder::make(net);
-    let (one, two) = (Pair::make(net, 3), Pair::make(net, 4));
-    forward().unwrap();
+    let _holder = AddressHolder::make(net);
+    let (one, two) = (TestPair::make(net, 3), TestPair::make(net, 4));
+    enable_forwarding().unwrap();
     let _listens = listen(&two.namespace, 80);
     let begun = Instant::now();
     let stream = connect((two.pair.address, 80)).unwrap();
@@ -101,15 +102,15 @@ fn a_pair_reaches_the_host_and_the_other_pair_through_it_at_once() {
 #[test]
 fn no_end_has_ipv6_or_answers_arp_and_the_inner_one_has_a_single_address() {
     let net = some_net();
-    let _holder = Holder::make(net);
-    let one = Pair::make(net, 3);
+    let _holder = AddressHolder::make(net);
+    let one = TestPair::make(net, 3);
     let shown = run(&one.namespace, &["ip", "-o", "address"]);
     let own: Vec<_> = shown.lines().filter(|line| !line.contains(": lo ")).collect();
     assert!(own.len() == 1 && own[0].contains(&format!("inet {}/32", one.pair.address)), "{shown}");
     assert!(!shown.contains("inet6"), "{shown}");
     let host = Command::new("ip").args(["-o", "address", "show", "dev", &one.pair.outside]).output().unwrap();
     assert_eq!(String::from_utf8(host.stdout).unwrap(), "");
-    let link = links::link(&mut Netlink::open().unwrap(), &one.pair.outside).unwrap().unwrap();
+    let link = links::link(&mut NetlinkSocket::open().unwrap(), &one.pair.outside).unwrap().unwrap();
     assert!(!link.arp && link.group == 77 && link.bridge.is_none());
     // A neighbour other than the gateway does not answer ARP: nothing but the host is on this link.
     run(&one.namespace, &["ip", "route", "add", "198.51.100.7/32", "dev", "eth1"]);
@@ -126,8 +127,8 @@ fn no_end_has_ipv6_or_answers_arp_and_the_inner_one_has_a_single_address() {
 #[test]
 fn a_pair_that_was_changed_is_seen_and_made_again() {
     let net = some_net();
-    let _holder = Holder::make(net);
-    let mut one = Pair::make(net, 3);
+    let _holder = AddressHolder::make(net);
+    let mut one = TestPair::make(net, 3);
     let _listens = listen(&one.namespace, 80);
     let (link, address) = (one.pair.outside.clone(), one.pair.address.to_string());
     assert!(one.is_whole());

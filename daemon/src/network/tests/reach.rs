@@ -2,14 +2,14 @@ use super::super::routed_pair::RoutedPair;
 use super::*;
 
 /// Network that does not belong to the daemon, with one machine in it, behind the host.
-pub(super) struct World {
+pub(super) struct OutsideNetwork {
     holder: String,
     pub(super) namespace: PathBuf,
     net: Ipv4Net,
     _dir: tempfile::TempDir,
 }
 
-impl World {
+impl OutsideNetwork {
     const MACHINE: u32 = 2;
 
     pub(super) fn make() -> Self {
@@ -20,17 +20,17 @@ impl World {
     pub(super) fn of(net: Ipv4Net) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let namespace = dir.path().join("world");
-        let mut netlink = Netlink::open().unwrap();
+        let mut netlink = NetlinkSocket::open().unwrap();
         let holder = format!("wld-{:08x}", rand::random::<u32>());
         // Created first, so that its drop cleans up even if a later step fails.
         let world = Self { holder, namespace, net, _dir: dir };
         links::ensure_gateway_link(&mut netlink, &world.holder, net).unwrap();
-        let mut inside = namespace::make(&world.namespace).unwrap();
+        let mut inside = namespace::create(&world.namespace).unwrap();
         let file = File::open(&world.namespace).unwrap();
         let (address, gateway) = (world.machine(), subnet::gateway(net));
         let (outside, inner) = (format!("{}x", world.holder), "eth0".to_owned());
         let pair = RoutedPair { outside, inside: inner, address, gateway, source: gateway, group: 0 };
-        pair.make(&mut netlink, file.as_fd(), &mut inside).unwrap();
+        pair.create(&mut netlink, file.as_fd(), &mut inside).unwrap();
         world
     }
 
@@ -39,15 +39,16 @@ impl World {
     }
 
     fn links(&self) -> Vec<String> {
-        let all = links::links(&mut Netlink::open().unwrap()).unwrap().into_iter();
+        let all = links::links(&mut NetlinkSocket::open().unwrap()).unwrap().into_iter();
         all.map(|link| link.name).filter(|name| name.starts_with(&self.holder)).collect()
     }
 }
 
-impl Drop for World {
+impl Drop for OutsideNetwork {
     fn drop(&mut self) {
-        let gone = Netlink::open().and_then(|mut netlink| {
-            netlink.run(vec![links::delete(&format!("{}x", self.holder)), links::delete(&self.holder)])
+        let gone = NetlinkSocket::open().and_then(|mut netlink| {
+            netlink
+                .run(vec![links::delete_link(&format!("{}x", self.holder)), links::delete_link(&self.holder)])
         });
         gone.and_then(|()| namespace::remove(&self.namespace)).unwrap();
     }
@@ -55,7 +56,7 @@ impl Drop for World {
 
 #[tokio::test]
 async fn instances_reach_each_other_and_one_port_of_the_gateway_and_nothing_else_of_the_host() {
-    let room = Room::open().await;
+    let room = TestNetwork::open().await;
     let ((_, web), (_, db)) = (room.attach("web").await, room.attach("db").await);
     let _web = listen(&web.namespace, 80);
     let _db = listen(&db.namespace, 5432);
@@ -73,7 +74,7 @@ async fn instances_reach_each_other_and_one_port_of_the_gateway_and_nothing_else
     connect_inside(&web.namespace, (gateway, port(&other))).unwrap_err();
 
     // Other addresses of the host are unreachable too: the port is allowed on the gateway only.
-    let addresses = links::addresses(&mut Netlink::open().unwrap()).unwrap();
+    let addresses = links::addresses(&mut NetlinkSocket::open().unwrap()).unwrap();
     let elsewhere =
         addresses.iter().find(|one| !one.address.is_loopback() && one.address != gateway).unwrap();
     connect((elsewhere.address, port(&ours))).unwrap();
@@ -85,12 +86,12 @@ async fn instances_reach_each_other_and_one_port_of_the_gateway_and_nothing_else
 
 #[tokio::test]
 async fn instances_reach_the_world_as_the_host_and_the_world_does_not_reach_them() {
-    let world = World::make();
-    let room = Room::open().await;
+    let world = OutsideNetwork::make();
+    let room = TestNetwork::open().await;
     let (_, web) = room.attach("web").await;
     let outside = listen(&world.namespace, 443);
     connect_inside(&web.namespace, (world.machine(), 443)).unwrap();
-    let addresses = links::addresses(&mut Netlink::open().unwrap()).unwrap();
+    let addresses = links::addresses(&mut NetlinkSocket::open().unwrap()).unwrap();
     let seen = outside.accept().unwrap().1.ip();
     assert!(addresses.iter().any(|one| one.address == seen), "{seen} is not the host's");
 
@@ -107,7 +108,7 @@ async fn instances_reach_the_world_as_the_host_and_the_world_does_not_reach_them
 
 #[tokio::test]
 async fn two_daemons_of_one_host_do_not_see_each_other() {
-    let (red, blue) = (Room::open().await, Room::open().await);
+    let (red, blue) = (TestNetwork::open().await, TestNetwork::open().await);
     assert_ne!(red.network.gateway(), blue.network.gateway());
     let ((_, one), (_, two)) = (red.attach("web").await, blue.attach("web").await);
     let _one = listen(&one.namespace, 80);
@@ -131,7 +132,7 @@ async fn two_daemons_of_one_host_do_not_see_each_other() {
 
 #[tokio::test]
 async fn an_instance_has_no_ipv6_and_may_listen_on_port_80_as_any_user() {
-    let room = Room::open().await;
+    let room = TestNetwork::open().await;
     let (_, web) = room.attach("web").await;
     let (ipv6, port) = namespace::within(&web.namespace, || {
         let first_port = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
@@ -148,7 +149,7 @@ async fn an_instance_has_no_ipv6_and_may_listen_on_port_80_as_any_user() {
 
 #[tokio::test]
 async fn an_address_that_is_used_again_at_once_answers_at_once() {
-    let room = Room::with(|options| options.subnet = Some(subnet_of_one_instance())).await;
+    let room = TestNetwork::with(|options| options.subnet = Some(subnet_of_one_instance())).await;
     let mut times = Vec::new();
     for _ in 0..10 {
         let (id, web) = room.attach("web").await;
@@ -174,7 +175,7 @@ fn subnet_of_one_instance() -> Ipv4Net {
 
 #[tokio::test]
 async fn two_hundred_instances_at_once_have_an_address_each() {
-    let room = Room::open().await;
+    let room = TestNetwork::open().await;
     let begun = Instant::now();
     let attaching = (0..200).map(|_| room.attach("web"));
     let attached = futures::future::join_all(attaching).await;
@@ -195,7 +196,7 @@ async fn two_hundred_instances_at_once_have_an_address_each() {
 
 #[tokio::test]
 async fn names_of_services_are_in_all_hosts_files_and_the_files_stay_the_same() {
-    let room = Room::open().await;
+    let room = TestNetwork::open().await;
     let ((_, web), (_, db)) = (room.attach("web").await, room.attach("db").await);
     let inode = fs::metadata(&web.hosts).unwrap().ino();
     let names =
@@ -216,7 +217,7 @@ async fn names_of_services_are_in_all_hosts_files_and_the_files_stay_the_same() 
 
 #[tokio::test]
 async fn a_subnet_that_the_host_reaches_otherwise_is_refused_and_never_chosen() {
-    let world = World::make();
+    let world = OutsideNetwork::make();
     let dir = tempfile::tempdir().unwrap();
     let mut options = Options::new(dir.path().to_owned());
     options.subnet = Some(world.net);

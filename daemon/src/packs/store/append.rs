@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use hearth_pack::identity::ContentHash;
 
-use super::index::{Frame, Index, Segment};
-use super::rows::{Kind, Place, Row};
-use super::segment::Writer;
-use super::table::Key;
-use super::{ContentStore, Inner, OwnerKey, Piece};
+use super::index::{ContentIndex, ContentSegment, FrameRecord};
+use super::rows::{FrameSlice, IndexRow, RowKind};
+use super::segment::ContentSegmentWriter;
+use super::table::ContentKey;
+use super::{ContentPiece, ContentStore, ContentStoreInner, OwnerKey};
 
 /// Disk space limits of the store.
 #[derive(Clone, Copy, Debug)]
@@ -47,22 +47,22 @@ impl From<io::Error> for AppendError {
 /// Contents that were sent together: a zstd frame, and the pieces in its decompressed data, in order and without
 /// gaps.
 #[derive(Debug)]
-pub struct Batch<'a> {
+pub struct ContentBatch<'a> {
     pub frame: &'a [u8],
-    pub pieces: &'a [Piece],
+    pub pieces: &'a [ContentPiece],
 }
 
 impl ContentStore {
     /// Stores verified contents. Contents that are already present are not stored again, and `owner` becomes an
     /// additional owner of them. The contents are durable after [`sync`](Self::sync).
-    pub fn append(&self, owner: &OwnerKey, batch: &Batch<'_>) -> Result<(), AppendError> {
+    pub fn append(&self, owner: &OwnerKey, batch: &ContentBatch<'_>) -> Result<(), AppendError> {
         let mut inside = 0;
         let mut rows = Vec::with_capacity(batch.pieces.len());
-        for &Piece { hash, size } in batch.pieces {
-            rows.push((hash, Place { frame: 0, length: 0, inside, size }));
+        for &ContentPiece { hash, size } in batch.pieces {
+            rows.push((hash, FrameSlice { frame: 0, length: 0, inside, size }));
             inside += size;
         }
-        self.0.store(owner, batch.frame, rows, Kind::Piece)
+        self.0.store(owner, batch.frame, rows, RowKind::Piece)
     }
 
     /// Stores the recipe of a large content. The caller has verified that the pieces add up to `hash`.
@@ -70,7 +70,7 @@ impl ContentStore {
         &self,
         owner: &OwnerKey,
         hash: &ContentHash,
-        pieces: &[Piece],
+        pieces: &[ContentPiece],
     ) -> Result<(), AppendError> {
         let list: Vec<u8> = pieces
             .iter()
@@ -78,8 +78,8 @@ impl ContentStore {
             .collect();
         let size = u32::try_from(list.len()).map_err(io::Error::other)?;
         let frame = zstd::bulk::compress(&list, 1)?;
-        let place = Place { frame: 0, length: 0, inside: 0, size };
-        self.0.store(owner, &frame, vec![(*hash, place)], Kind::Recipe)
+        let place = FrameSlice { frame: 0, length: 0, inside: 0, size };
+        self.0.store(owner, &frame, vec![(*hash, place)], RowKind::Recipe)
     }
 
     /// Makes `owner` an additional owner of these contents, after it has proven that it has them.
@@ -88,7 +88,7 @@ impl ContentStore {
         let writer = self.0.open_writer(&mut writer)?;
         let mut index = self.0.index();
         for hash in contents {
-            index.share(writer, hash, owner);
+            index.add_owner_row(writer, hash, owner);
         }
         Ok(())
     }
@@ -102,13 +102,13 @@ impl ContentStore {
     }
 }
 
-impl Inner {
+impl ContentStoreInner {
     fn store(
         &self,
         owner: &OwnerKey,
         frame: &[u8],
-        contents: Vec<(ContentHash, Place)>,
-        kind: Kind,
+        contents: Vec<(ContentHash, FrameSlice)>,
+        kind: RowKind,
     ) -> Result<(), AppendError> {
         let now = self.now();
         let mut held = self.writer();
@@ -117,37 +117,40 @@ impl Inner {
             let mut index = self.index();
             let mut anything_new = false;
             for (hash, _) in &contents {
-                match index.contents.get_mut(&Key::of(hash)) {
-                    Some(known) => known.touched = now,
+                match index.contents.get_mut(&ContentKey::of(hash)) {
+                    Some(known) => known.last_asked = now,
                     None => anything_new = true,
                 }
-                index.share(writer, hash, owner);
+                index.add_owner_row(writer, hash, owner);
             }
             if !anything_new {
                 return Ok(());
             }
             self.check_limits(&index, owner, frame.len() as u64)?;
         }
-        let start = writer.frame(frame)?;
+        let start = writer.append_frame(frame)?;
         let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
         let number = writer.number;
         let mut index = self.index();
-        let segment = Segment { content: Arc::clone(&writer.content), length: writer.end };
+        let segment = ContentSegment { content: Arc::clone(&writer.content), length: writer.next_offset };
         index.segments.insert(number, segment);
         *index.sent.entry(*owner).or_default() += u64::from(length);
-        let frame = index.add_frame(Frame { segment: number, start, length, owner: *owner });
+        let frame = index.add_frame(FrameRecord { segment: number, start, length, owner: *owner });
         for (hash, place) in contents {
-            if index.contents.get(&Key::of(&hash)).is_none() {
-                let place = Place { frame: start, length, ..place };
-                let row = Row { hash, owner: *owner, kind, place };
-                index.take(&row, frame, now);
-                writer.row(row);
+            if index.contents.get(&ContentKey::of(&hash)).is_none() {
+                let place = FrameSlice { frame: start, length, ..place };
+                let row = IndexRow { hash, owner: *owner, kind, place };
+                index.insert(&row, frame, now);
+                writer.queue_row(row);
             }
         }
         Ok(())
     }
 
-    pub(super) fn open_writer<'w>(&self, writer: &'w mut Option<Writer>) -> io::Result<&'w mut Writer> {
+    pub(super) fn open_writer<'w>(
+        &self,
+        writer: &'w mut Option<ContentSegmentWriter>,
+    ) -> io::Result<&'w mut ContentSegmentWriter> {
         if let Some(full) = writer.as_mut().filter(|writer| writer.is_full()) {
             full.sync()?;
             *writer = None;
@@ -157,20 +160,20 @@ impl Inner {
             None => {
                 let number = {
                     let mut index = self.index();
-                    index.next += 1;
-                    index.next - 1
+                    index.next_segment += 1;
+                    index.next_segment - 1
                 };
-                Ok(writer.insert(Writer::create(&self.directory, number)?))
+                Ok(writer.insert(ContentSegmentWriter::create(&self.directory, number)?))
             }
         }
     }
 
-    fn check_limits(&self, index: &Index, owner: &OwnerKey, more: u64) -> Result<(), AppendError> {
+    fn check_limits(&self, index: &ContentIndex, owner: &OwnerKey, more: u64) -> Result<(), AppendError> {
         let limits = &self.limits;
-        if index.used() + more > limits.total {
+        if index.used_bytes() + more > limits.total {
             return Err(AppendError::Quota { limit: limits.total });
         }
-        if index.sent_within_share(owner).saturating_add(more) > limits.per_owner {
+        if index.bytes_sent_within_share(owner).saturating_add(more) > limits.per_owner {
             return Err(AppendError::OwnerQuota { limit: limits.per_owner });
         }
         let disk = rustix::fs::statvfs(&self.directory).map_err(io::Error::from)?;
@@ -181,13 +184,18 @@ impl Inner {
     }
 }
 
-impl Index {
+impl ContentIndex {
     /// Makes `owner` an additional owner of a content if it is present.
-    fn share(&mut self, writer: &mut Writer, hash: &ContentHash, owner: &OwnerKey) {
-        let key = Key::of(hash);
+    fn add_owner_row(&mut self, writer: &mut ContentSegmentWriter, hash: &ContentHash, owner: &OwnerKey) {
+        let key = ContentKey::of(hash);
         let Some(known) = self.contents.get(&key) else { return };
-        if self.frame(known).owner != *owner && self.owners.insert((key, *owner)) {
-            writer.row(Row { hash: *hash, owner: *owner, kind: Kind::Owner, place: Place::default() });
+        if self.frame(known).owner != *owner && self.extra_owners.insert((key, *owner)) {
+            writer.queue_row(IndexRow {
+                hash: *hash,
+                owner: *owner,
+                kind: RowKind::Owner,
+                place: FrameSlice::default(),
+            });
         }
     }
 }

@@ -5,34 +5,34 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::OwnerKey;
-use super::rows::{Kind, Place, Row};
-use super::table::{Key, Known, Table};
+use super::rows::{FrameSlice, IndexRow, RowKind};
+use super::table::{ContentKey, ContentTable, IndexedContent};
 
 /// Number of owners with a shared quota above which those without stored content are dropped.
 const MAX_SHARES: usize = 4096;
 
 /// Index of contents, frames and segments.
 #[derive(Debug, Default)]
-pub(super) struct Index {
-    pub contents: Table,
+pub(super) struct ContentIndex {
+    pub contents: ContentTable,
     /// Frames by frame number: [`IndexedContent::frame`] is an index into this vector.
-    frames: Vec<Frame>,
+    frames: Vec<FrameRecord>,
     /// Frame numbers that are not in use.
-    free: Vec<u32>,
+    free_frames: Vec<u32>,
     /// Additional owners of contents; the first owner is in the frame.
-    pub owners: HashSet<(Key, OwnerKey)>,
-    pub segments: BTreeMap<u32, Segment>,
+    pub extra_owners: HashSet<(ContentKey, OwnerKey)>,
+    pub segments: BTreeMap<u32, ContentSegment>,
     /// Bytes of frames, by the owner who sent them.
     pub sent: HashMap<OwnerKey, u64>,
     /// Owner whose quota another owner's bytes count against. Owners with a quota of their own have no entry.
-    share_of: HashMap<OwnerKey, OwnerKey>,
+    quota_owner_of: HashMap<OwnerKey, OwnerKey>,
     /// Number of the next segment.
-    pub next: u32,
+    pub next_segment: u32,
 }
 
 /// Location and first owner of a zstd frame, which holds contents that were sent together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Frame {
+pub(super) struct FrameRecord {
     pub segment: u32,
     /// Offset in the segment.
     pub start: u32,
@@ -42,39 +42,39 @@ pub(super) struct Frame {
 
 /// Content file of a segment and its length in bytes.
 #[derive(Debug)]
-pub(super) struct Segment {
+pub(super) struct ContentSegment {
     pub content: Arc<File>,
     pub length: u32,
 }
 
 /// Location of a content: the file and the frame in it.
-pub(super) struct Lying {
+pub(super) struct ContentLocation {
     pub file: Arc<File>,
     pub segment: u32,
-    pub place: Place,
+    pub place: FrameSlice,
     pub recipe: bool,
 }
 
-impl Index {
-    pub(super) fn frame(&self, known: &Known) -> &Frame {
+impl ContentIndex {
+    pub(super) fn frame(&self, known: &IndexedContent) -> &FrameRecord {
         &self.frames[known.frame as usize]
     }
 
-    pub(super) fn is_own(&self, key: &Key, known: &Known, owner: &OwnerKey) -> bool {
-        self.frame(known).owner == *owner || self.owners.contains(&(*key, *owner))
+    pub(super) fn is_own(&self, key: &ContentKey, known: &IndexedContent, owner: &OwnerKey) -> bool {
+        self.frame(known).owner == *owner || self.extra_owners.contains(&(*key, *owner))
     }
 
-    pub(super) fn lying(&self, key: &Key) -> Option<Lying> {
+    pub(super) fn locate(&self, key: &ContentKey) -> Option<ContentLocation> {
         let known = self.contents.get(key)?;
-        let Frame { segment, start, length, .. } = *self.frame(known);
-        let place = Place { frame: start, length, inside: known.inside(), size: known.size };
+        let FrameRecord { segment, start, length, .. } = *self.frame(known);
+        let place = FrameSlice { frame: start, length, inside: known.inside(), size: known.size };
         let file = Arc::clone(&self.segments.get(&segment)?.content);
-        Some(Lying { file, segment, place, recipe: known.is_recipe() })
+        Some(ContentLocation { file, segment, place, recipe: known.is_recipe() })
     }
 
     /// Adds a frame and returns its number.
-    pub(super) fn add_frame(&mut self, frame: Frame) -> u32 {
-        match self.free.pop() {
+    pub(super) fn add_frame(&mut self, frame: FrameRecord) -> u32 {
+        match self.free_frames.pop() {
             Some(number) => {
                 self.frames[number as usize] = frame;
                 number
@@ -87,56 +87,57 @@ impl Index {
     }
 
     /// Adds the rows of a segment from an earlier run.
-    pub(super) fn reopen(&mut self, segment: u32, rows: &[Row]) {
+    pub(super) fn reopen(&mut self, segment: u32, rows: &[IndexRow]) {
         let mut numbers = HashMap::new();
         for row in rows {
-            let Row { hash, owner, kind, place: Place { frame: start, length, .. } } = *row;
-            if kind == Kind::Owner {
-                self.owners.insert((Key::of(&hash), owner));
+            let IndexRow { hash, owner, kind, place: FrameSlice { frame: start, length, .. } } = *row;
+            if kind == RowKind::Owner {
+                self.extra_owners.insert((ContentKey::of(&hash), owner));
                 continue;
             }
-            let frame = Frame { segment, start, length, owner };
+            let frame = FrameRecord { segment, start, length, owner };
             let number = *numbers.entry(start).or_insert_with(|| self.add_frame(frame));
-            self.take(row, number, 0);
+            self.insert(row, number, 0);
         }
     }
 
     /// Adds a content that is in the frame with this number.
-    pub(super) fn take(&mut self, row: &Row, frame: u32, touched: u32) {
-        let (key, Place { inside, size, .. }) = (Key::of(&row.hash), row.place);
-        let known = Known::new(frame, inside, size, row.kind == Kind::Recipe, touched);
+    pub(super) fn insert(&mut self, row: &IndexRow, frame: u32, touched: u32) {
+        let (key, FrameSlice { inside, size, .. }) = (ContentKey::of(&row.hash), row.place);
+        let known = IndexedContent::new(frame, inside, size, row.kind == RowKind::Recipe, touched);
         // A second location in a later segment means that the content was moved there.
         if let Some(before) = self.contents.insert(key, known) {
             let first = self.frame(&before).owner;
             if first != row.owner {
-                self.owners.insert((key, first));
+                self.extra_owners.insert((key, first));
             }
         }
     }
 
     /// Removes the contents for which `stays` returns false. Returns the number of removed contents.
-    pub(super) fn retain(&mut self, mut stays: impl FnMut(&Key, &Known) -> bool) -> u64 {
+    pub(super) fn retain(&mut self, mut stays: impl FnMut(&ContentKey, &IndexedContent) -> bool) -> u64 {
         let before = self.contents.len();
         self.contents.retain(|key, known| stays(key, known));
-        let Self { contents, owners, .. } = self;
+        let Self { contents, extra_owners: owners, .. } = self;
         owners.retain(|(key, _)| contents.get(key).is_some());
-        self.free_frames();
+        self.release_empty_frames();
         (before - self.contents.len()) as u64
     }
 
     /// Makes the numbers of empty frames available again.
-    fn free_frames(&mut self) {
+    fn release_empty_frames(&mut self) {
         let mut used = vec![false; self.frames.len()];
         self.contents.iter().for_each(|(_, known)| used[known.frame as usize] = true);
         let last = used.iter().rposition(|used| *used).map_or(0, |last| last + 1);
         self.frames.truncate(last);
         self.frames.shrink_to(last + last / 8);
-        self.free = (0..).zip(&used[..last]).filter_map(|(number, used)| (!used).then_some(number)).collect();
+        self.free_frames =
+            (0..).zip(&used[..last]).filter_map(|(number, used)| (!used).then_some(number)).collect();
     }
 
     /// Returns the frames that hold content, with their numbers.
-    pub(super) fn frames(&self) -> impl Iterator<Item = (u32, &Frame)> {
-        let free: HashSet<u32> = self.free.iter().copied().collect();
+    pub(super) fn frames(&self) -> impl Iterator<Item = (u32, &FrameRecord)> {
+        let free: HashSet<u32> = self.free_frames.iter().copied().collect();
         (0..).zip(&self.frames).filter(move |(number, _)| !free.contains(number))
     }
 
@@ -148,26 +149,26 @@ impl Index {
         }
     }
 
-    pub(super) fn used(&self) -> u64 {
+    pub(super) fn used_bytes(&self) -> u64 {
         self.segments.values().map(|segment| u64::from(segment.length)).sum()
     }
 
     /// Returns the stored bytes of all owners who share the quota of `owner`.
-    pub(super) fn sent_within_share(&self, owner: &OwnerKey) -> u64 {
-        let share = |owner: &OwnerKey| *self.share_of.get(owner).unwrap_or(owner);
+    pub(super) fn bytes_sent_within_share(&self, owner: &OwnerKey) -> u64 {
+        let share = |owner: &OwnerKey| *self.quota_owner_of.get(owner).unwrap_or(owner);
         let of = share(owner);
         self.sent.iter().filter(|(other, _)| share(other) == of).map(|(_, bytes)| bytes).sum()
     }
 
-    pub(super) fn count_as(&mut self, owner: OwnerKey, share: OwnerKey) {
-        if self.share_of.len() >= MAX_SHARES {
-            let Self { share_of, sent, .. } = self;
+    pub(super) fn set_share(&mut self, owner: OwnerKey, share: OwnerKey) {
+        if self.quota_owner_of.len() >= MAX_SHARES {
+            let Self { quota_owner_of: share_of, sent, .. } = self;
             share_of.retain(|owner, _| sent.contains_key(owner));
         }
-        self.share_of.insert(owner, share);
+        self.quota_owner_of.insert(owner, share);
     }
 
-    pub(super) fn count_sent(&mut self) {
+    pub(super) fn recount_sent(&mut self) {
         let mut sent: HashMap<OwnerKey, u64> = HashMap::new();
         for (_, frame) in self.frames() {
             *sent.entry(frame.owner).or_default() += u64::from(frame.length);

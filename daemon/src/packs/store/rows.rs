@@ -9,11 +9,11 @@ use hearth_pack::identity::ContentHash;
 
 use super::OwnerKey;
 
-pub(super) const ROW: usize = 76;
+pub(super) const ROW_SIZE: usize = 76;
 
 /// Location of a content: a byte range of the decompressed data of a zstd frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct FrameSlice {
     /// Offset of the frame in its segment; `length` is its compressed size. Both are in bytes.
     pub frame: u32,
     pub length: u32,
@@ -24,7 +24,7 @@ pub(super) struct Place {
 
 /// Meaning of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum RowKind {
     /// Location of a content that is one piece.
     Piece,
     /// Location of a recipe: the list of the pieces of a content, verified when it was stored.
@@ -35,23 +35,23 @@ pub(super) enum Kind {
 
 /// One row of the index file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Row {
+pub(super) struct IndexRow {
     pub hash: ContentHash,
     pub owner: OwnerKey,
-    pub kind: Kind,
-    pub place: Place,
+    pub kind: RowKind,
+    pub place: FrameSlice,
 }
 
-impl Row {
-    pub(super) fn encode(&self) -> [u8; ROW] {
-        let mut bytes = [0; ROW];
+impl IndexRow {
+    pub(super) fn encode(&self) -> [u8; ROW_SIZE] {
+        let mut bytes = [0; ROW_SIZE];
         bytes[..32].copy_from_slice(self.hash.as_bytes());
         bytes[32..48].copy_from_slice(&self.owner.0);
-        let Place { frame, length, inside, size } = self.place;
+        let FrameSlice { frame, length, inside, size } = self.place;
         let kind = match self.kind {
-            Kind::Piece => 1,
-            Kind::Recipe => 2,
-            Kind::Owner => 3,
+            RowKind::Piece => 1,
+            RowKind::Recipe => 2,
+            RowKind::Owner => 3,
         };
         for (place, number) in bytes[48..68].chunks_exact_mut(4).zip([frame, length, inside, size, kind]) {
             place.copy_from_slice(&number.to_le_bytes());
@@ -61,7 +61,7 @@ impl Row {
         bytes
     }
 
-    pub(super) fn decode(bytes: &[u8; ROW]) -> Option<Self> {
+    pub(super) fn decode(bytes: &[u8; ROW_SIZE]) -> Option<Self> {
         if bytes[68..] != blake3::hash(&bytes[..68]).as_bytes()[..8] {
             return None;
         }
@@ -74,12 +74,12 @@ impl Row {
         hash.copy_from_slice(&bytes[..32]);
         owner.copy_from_slice(&bytes[32..48]);
         let kind = match number(4) {
-            1 => Kind::Piece,
-            2 => Kind::Recipe,
-            3 => Kind::Owner,
+            1 => RowKind::Piece,
+            2 => RowKind::Recipe,
+            3 => RowKind::Owner,
             _ => return None,
         };
-        let place = Place { frame: number(0), length: number(1), inside: number(2), size: number(3) };
+        let place = FrameSlice { frame: number(0), length: number(1), inside: number(2), size: number(3) };
         Some(Self { hash: ContentHash::from_bytes(hash), owner: OwnerKey(owner), kind, place })
     }
 }
@@ -90,15 +90,15 @@ mod tests {
 
     #[test]
     fn a_row_comes_back_and_a_damaged_one_does_not() {
-        let place = Place { frame: 1, length: 2, inside: 3, size: 4 };
+        let place = FrameSlice { frame: 1, length: 2, inside: 3, size: 4 };
         let (hash, owner) = (ContentHash::of(b"x"), OwnerKey::of("someone"));
-        for kind in [Kind::Piece, Kind::Recipe, Kind::Owner] {
-            let row = Row { hash, owner, kind, place };
+        for kind in [RowKind::Piece, RowKind::Recipe, RowKind::Owner] {
+            let row = IndexRow { hash, owner, kind, place };
             let mut bytes = row.encode();
-            assert_eq!(Row::decode(&bytes), Some(row));
+            assert_eq!(IndexRow::decode(&bytes), Some(row));
             bytes[50] ^= 1;
-            assert_eq!(Row::decode(&bytes), None);
+            assert_eq!(IndexRow::decode(&bytes), None);
         }
-        assert_eq!(Row::decode(&[0; ROW]), None);
+        assert_eq!(IndexRow::decode(&[0; ROW_SIZE]), None);
     }
 }

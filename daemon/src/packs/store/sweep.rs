@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use hearth_pack::identity::ContentHash;
 
-use super::index::{Frame, Index, Segment};
-use super::rows::{Kind, Place, Row};
-use super::segment::Writer;
-use super::table::Key;
-use super::{ContentStore, Inner, OwnerKey, seconds_before, segment};
+use super::index::{ContentIndex, ContentSegment, FrameRecord};
+use super::rows::{FrameSlice, IndexRow, RowKind};
+use super::segment::ContentSegmentWriter;
+use super::table::ContentKey;
+use super::{ContentStore, ContentStoreInner, OwnerKey, seconds_before, segment};
 
 /// Result of a sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Swept {
+pub struct PackSweepResult {
     /// Number of removed contents.
     pub contents: u64,
     /// Number of freed bytes on disk.
@@ -34,16 +34,16 @@ impl ContentStore {
         live: &HashSet<ContentHash>,
         grace: Duration,
         ended: Option<&(OwnerKey, Vec<ContentHash>)>,
-    ) -> io::Result<Swept> {
+    ) -> io::Result<PackSweepResult> {
         let live = self.with_pieces(live)?;
-        let before = self.used();
+        let before = self.used_bytes();
         let oldest = seconds_before(self.0.now(), grace);
         let contents = {
             let mut index = self.0.index();
             let ended =
-                ended.map(|(owner, contents)| index.of_owner_alone(owner, contents)).unwrap_or_default();
+                ended.map(|(owner, contents)| index.owned_only_by(owner, contents)).unwrap_or_default();
             index.retain(|key, known| {
-                live.contains(key) || (known.touched >= oldest && !grace.is_zero() && !ended.contains(key))
+                live.contains(key) || (known.last_asked >= oldest && !grace.is_zero() && !ended.contains(key))
             })
         };
         if (grace.is_zero() || ended.is_some())
@@ -53,25 +53,27 @@ impl ContentStore {
         }
         self.0.compact()?;
         let mut index = self.0.index();
-        index.count_sent();
-        Ok(Swept { contents, bytes: before.saturating_sub(index.used()) })
+        index.recount_sent();
+        Ok(PackSweepResult { contents, bytes: before.saturating_sub(index.used_bytes()) })
     }
 
-    fn with_pieces(&self, live: &HashSet<ContentHash>) -> io::Result<HashSet<Key>> {
+    fn with_pieces(&self, live: &HashSet<ContentHash>) -> io::Result<HashSet<ContentKey>> {
         let is_recipe = |hash: &&ContentHash| {
             let index = self.0.index();
-            index.contents.get(&Key::of(hash)).is_some_and(|known| known.is_recipe())
+            index.contents.get(&ContentKey::of(hash)).is_some_and(|known| known.is_recipe())
         };
         let recipes: Vec<&ContentHash> = live.iter().filter(is_recipe).collect();
-        let mut all: HashSet<Key> = live.iter().map(Key::of).collect();
+        let mut all: HashSet<ContentKey> = live.iter().map(ContentKey::of).collect();
         for recipe in recipes {
-            all.extend(self.pieces(recipe)?.unwrap_or_default().iter().map(|piece| Key::of(&piece.hash)));
+            all.extend(
+                self.pieces(recipe)?.unwrap_or_default().iter().map(|piece| ContentKey::of(&piece.hash)),
+            );
         }
         Ok(all)
     }
 }
 
-impl Inner {
+impl ContentStoreInner {
     /// Removes empty segments, and moves the content of sparse ones. Rows that name additional owners may be lost
     /// with a removed segment; at worst such an owner is asked for a proof again.
     fn compact(&self) -> io::Result<()> {
@@ -91,10 +93,10 @@ impl Inner {
         let mut moved = HashMap::new();
         for (number, frames) in &frames {
             // The complete hashes are only in the rows: the index has half of each.
-            let mut rows: HashMap<u32, Vec<Row>> = HashMap::new();
-            for row in segment::rows(&self.directory, *number)? {
-                if row.kind != Kind::Owner && self.lies_at(&row, *number) {
-                    moved.insert(Key::of(&row.hash), row.hash);
+            let mut rows: HashMap<u32, Vec<IndexRow>> = HashMap::new();
+            for row in segment::read_rows(&self.directory, *number)? {
+                if row.kind != RowKind::Owner && self.is_located_at(&row, *number) {
+                    moved.insert(ContentKey::of(&row.hash), row.hash);
                     rows.entry(row.place.frame).or_default().push(row);
                 }
             }
@@ -105,9 +107,14 @@ impl Inner {
         }
         if let Some(writer) = held.as_mut() {
             let index = self.index();
-            for (key, owner) in &index.owners {
+            for (key, owner) in &index.extra_owners {
                 let Some(&hash) = moved.get(key) else { continue };
-                writer.row(Row { hash, owner: *owner, kind: Kind::Owner, place: Place::default() });
+                writer.queue_row(IndexRow {
+                    hash,
+                    owner: *owner,
+                    kind: RowKind::Owner,
+                    place: FrameSlice::default(),
+                });
             }
             drop(index);
             writer.sync()?;
@@ -116,9 +123,9 @@ impl Inner {
     }
 
     /// Reports whether a row gives the current location of its content.
-    fn lies_at(&self, row: &Row, segment: u32) -> bool {
+    fn is_located_at(&self, row: &IndexRow, segment: u32) -> bool {
         let index = self.index();
-        index.contents.get(&Key::of(&row.hash)).is_some_and(|known| {
+        index.contents.get(&ContentKey::of(&row.hash)).is_some_and(|known| {
             let frame = index.frame(known);
             (frame.segment, frame.start) == (segment, row.place.frame)
         })
@@ -127,35 +134,48 @@ impl Inner {
     fn remove_segments(&self, numbers: &[u32]) -> io::Result<()> {
         for number in numbers {
             self.index().segments.remove(number);
-            segment::remove(&self.directory, *number)?;
+            segment::remove_files(&self.directory, *number)?;
         }
         Ok(())
     }
 
-    fn move_frame(&self, writer: &mut Writer, number: u32, from: &Frame, rows: &[Row]) -> io::Result<()> {
+    fn move_frame(
+        &self,
+        writer: &mut ContentSegmentWriter,
+        number: u32,
+        from: &FrameRecord,
+        rows: &[IndexRow],
+    ) -> io::Result<()> {
         let file = self.index().segments.get(&from.segment).map(|segment| Arc::clone(&segment.content));
         let Some(file) = file else { return Ok(()) };
         let mut bytes = vec![0; from.length as usize];
         file.read_exact_at(&mut bytes, from.start.into())?;
-        let start = writer.frame(&bytes)?;
+        let start = writer.append_frame(&bytes)?;
         let mut index = self.index();
-        let segment = Segment { content: Arc::clone(&writer.content), length: writer.end };
+        let segment = ContentSegment { content: Arc::clone(&writer.content), length: writer.next_offset };
         index.segments.insert(writer.number, segment);
         index.move_frame(number, writer.number, start);
         for row in rows {
-            writer.row(Row { place: Place { frame: start, ..row.place }, owner: from.owner, ..*row });
+            writer.queue_row(IndexRow {
+                place: FrameSlice { frame: start, ..row.place },
+                owner: from.owner,
+                ..*row
+            });
         }
         Ok(())
     }
 }
 
-impl Index {
+impl ContentIndex {
     /// Returns the keys of those contents that are present and owned by `owner` only.
-    fn of_owner_alone(&self, owner: &OwnerKey, contents: &[ContentHash]) -> HashSet<Key> {
+    fn owned_only_by(&self, owner: &OwnerKey, contents: &[ContentHash]) -> HashSet<ContentKey> {
         let is_alone =
-            |key: &Key| self.contents.get(key).is_some_and(|known| self.frame(known).owner == *owner);
-        let mut alone: HashSet<Key> = contents.iter().map(Key::of).filter(is_alone).collect();
-        self.owners.iter().filter(|(_, other)| other != owner).for_each(|(key, _)| _ = alone.remove(key));
+            |key: &ContentKey| self.contents.get(key).is_some_and(|known| self.frame(known).owner == *owner);
+        let mut alone: HashSet<ContentKey> = contents.iter().map(ContentKey::of).filter(is_alone).collect();
+        self.extra_owners
+            .iter()
+            .filter(|(_, other)| other != owner)
+            .for_each(|(key, _)| _ = alone.remove(key));
         alone
     }
 
@@ -165,7 +185,7 @@ impl Index {
         for (_, frame) in self.frames() {
             *needed.entry(frame.segment).or_default() += u64::from(frame.length);
         }
-        let is_sparse = |(number, segment): (&u32, &Segment)| {
+        let is_sparse = |(number, segment): (&u32, &ContentSegment)| {
             let needed = needed.get(number).copied().unwrap_or_default();
             (Some(*number) != current && needed * 2 < u64::from(segment.length).max(1)).then_some(*number)
         };
@@ -173,8 +193,8 @@ impl Index {
     }
 
     /// Returns the needed frames of these segments, by segment.
-    fn frames_of(&self, segments: &HashSet<u32>) -> HashMap<u32, Vec<(u32, Frame)>> {
-        let mut frames: HashMap<u32, Vec<(u32, Frame)>> = HashMap::new();
+    fn frames_of(&self, segments: &HashSet<u32>) -> HashMap<u32, Vec<(u32, FrameRecord)>> {
+        let mut frames: HashMap<u32, Vec<(u32, FrameRecord)>> = HashMap::new();
         for (number, frame) in self.frames().filter(|(_, frame)| segments.contains(&frame.segment)) {
             frames.entry(frame.segment).or_default().push((number, *frame));
         }

@@ -31,17 +31,17 @@ impl Fixture {
 }
 
 fn put(store: &ContentStore, owner: &str, contents: &[&[u8]]) -> Result<(), AppendError> {
-    let pieces: Vec<Piece> = contents
+    let pieces: Vec<ContentPiece> = contents
         .iter()
-        .map(|content| Piece { hash: ContentHash::of(content), size: content.len() as u32 })
+        .map(|content| ContentPiece { hash: ContentHash::of(content), size: content.len() as u32 })
         .collect();
     let frame = zstd::bulk::compress(&contents.concat(), 1).unwrap();
-    store.append(&OwnerKey::of(owner), &Batch { frame: &frame, pieces: &pieces })
+    store.append(&OwnerKey::of(owner), &ContentBatch { frame: &frame, pieces: &pieces })
 }
 
-fn presence(store: &ContentStore, owner: &str, content: &[u8]) -> Presence {
+fn presence(store: &ContentStore, owner: &str, content: &[u8]) -> ContentPresence {
     let (hash, size) = (ContentHash::of(content), content.len() as u64);
-    store.look(&OwnerKey::of(owner), [(&hash, size)].into_iter()).unwrap()[0]
+    store.presence(&OwnerKey::of(owner), [(&hash, size)].into_iter()).unwrap()[0]
 }
 
 fn read(store: &ContentStore, content: &[u8]) -> Option<Bytes> {
@@ -63,9 +63,9 @@ fn content_comes_back_and_stays_through_a_restart() {
     for store in [fixture.store.clone(), fixture.reopened()] {
         for content in [&b"one"[..], b"", b"three"] {
             assert_eq!(read(&store, content).unwrap(), content);
-            assert_eq!(presence(&store, "ann", content), Presence::Own);
+            assert_eq!(presence(&store, "ann", content), ContentPresence::Own);
         }
-        assert_eq!(presence(&store, "ann", b"two"), Presence::Missing);
+        assert_eq!(presence(&store, "ann", b"two"), ContentPresence::Missing);
     }
 }
 
@@ -78,7 +78,10 @@ fn what_was_not_synced_when_the_daemon_was_killed_is_gone_and_what_was_is_whole(
     let again = fixture.reopened();
     assert_eq!(read(&again, b"durable").unwrap(), &b"durable"[..]);
     assert_eq!(read(&again, b"not yet"), None);
-    assert_eq!(again.used(), fs::metadata(fixture.directory.path().join("00000000.content")).unwrap().len());
+    assert_eq!(
+        again.used_bytes(),
+        fs::metadata(fixture.directory.path().join("00000000.content")).unwrap().len()
+    );
     // The content can be stored now.
     put(&again, "ann", &[b"not yet"]).unwrap();
     assert_eq!(read(&again, b"not yet").unwrap(), &b"not yet"[..]);
@@ -114,7 +117,7 @@ fn damaged_content_is_an_error_and_never_another_content() {
 fn content_of_others_is_foreign_until_it_was_sent_or_proven() {
     let fixture = Fixture::new(LIMITS);
     put(&fixture.store, "ann", &[b"a", b"b"]).unwrap();
-    assert_eq!(presence(&fixture.store, "bob", b"a"), Presence::Foreign);
+    assert_eq!(presence(&fixture.store, "bob", b"a"), ContentPresence::Foreign);
     put(&fixture.store, "bob", &[b"a"]).unwrap();
     fixture
         .store
@@ -123,10 +126,10 @@ fn content_of_others_is_foreign_until_it_was_sent_or_proven() {
     fixture.store.sync().unwrap();
     for store in [fixture.store.clone(), fixture.reopened()] {
         for (owner, content, expected) in [
-            ("bob", b"a", Presence::Own),
-            ("bob", b"b", Presence::Own),
-            ("ann", b"a", Presence::Own),
-            ("eve", b"a", Presence::Foreign),
+            ("bob", b"a", ContentPresence::Own),
+            ("bob", b"b", ContentPresence::Own),
+            ("ann", b"a", ContentPresence::Own),
+            ("eve", b"a", ContentPresence::Foreign),
         ] {
             assert_eq!(presence(&store, owner, content), expected);
         }
@@ -140,15 +143,15 @@ fn a_size_that_a_content_does_not_have_makes_it_missing() {
     put(&fixture.store, "ann", &[b"abc"]).unwrap();
     let owner = OwnerKey::of("ann");
     let whole = ContentHash::of(b"abcabc");
-    let piece = Piece { hash: ContentHash::of(b"abc"), size: 3 };
+    let piece = ContentPiece { hash: ContentHash::of(b"abc"), size: 3 };
     fixture.store.put_recipe(&owner, &whole, &[piece, piece]).unwrap();
     for (hash, size, expected) in [
-        (piece.hash, 3, Presence::Own),
-        (piece.hash, 4, Presence::Missing),
-        (whole, 6, Presence::Own),
-        (whole, 7, Presence::Missing),
+        (piece.hash, 3, ContentPresence::Own),
+        (piece.hash, 4, ContentPresence::Missing),
+        (whole, 6, ContentPresence::Own),
+        (whole, 7, ContentPresence::Missing),
     ] {
-        assert_eq!(fixture.store.look(&owner, [(&hash, size)].into_iter()).unwrap(), [expected]);
+        assert_eq!(fixture.store.presence(&owner, [(&hash, size)].into_iter()).unwrap(), [expected]);
     }
     assert_eq!(fixture.store.pieces(&whole).unwrap().unwrap(), [piece, piece]);
     assert_eq!(fixture.store.pieces(&piece.hash).unwrap().unwrap(), [piece]);
@@ -173,7 +176,7 @@ fn limits_are_kept_and_say_which() {
 fn the_sweep_leaves_what_a_tree_needs_and_what_was_asked_for_lately() {
     let fixture = Fixture::new(LIMITS);
     put(&fixture.store, "ann", &[b"live", b"dead", b"part"]).unwrap();
-    let piece = Piece { hash: ContentHash::of(b"part"), size: 4 };
+    let piece = ContentPiece { hash: ContentHash::of(b"part"), size: 4 };
     let whole = ContentHash::of(b"partpart");
     fixture.store.put_recipe(&OwnerKey::of("ann"), &whole, &[piece, piece]).unwrap();
     let live = HashSet::from([ContentHash::of(b"live"), whole]);
@@ -194,16 +197,16 @@ fn sparse_segments_are_moved_together_and_give_their_space_back() {
     put(&fixture.store, "bob", &[&large[3]]).unwrap();
     fixture.store.sync().unwrap();
     assert_eq!(fixture.store.0.index().segments.len(), 2);
-    let before = fixture.store.used();
+    let before = fixture.store.used_bytes();
     let live = HashSet::from([ContentHash::of(&large[3]), ContentHash::of(&large[19])]);
     let swept = fixture.store.sweep(&live, Duration::ZERO, None).unwrap();
     assert_eq!(swept.contents, 18);
-    assert!(fixture.store.used() < before / 2, "{} of {before}", fixture.store.used());
+    assert!(fixture.store.used_bytes() < before / 2, "{} of {before}", fixture.store.used_bytes());
     for store in [fixture.store.clone(), fixture.reopened()] {
         assert_eq!(read(&store, &large[3]).unwrap(), large[3]);
         assert_eq!(read(&store, &large[19]).unwrap(), large[19]);
-        assert_eq!(presence(&store, "bob", &large[3]), Presence::Own);
-        assert_eq!(presence(&store, "bob", &large[19]), Presence::Foreign);
+        assert_eq!(presence(&store, "bob", &large[3]), ContentPresence::Own);
+        assert_eq!(presence(&store, "bob", &large[19]), ContentPresence::Foreign);
     }
     assert!(!fixture.directory.path().join("00000000.content").exists());
 }
@@ -213,7 +216,7 @@ fn content_that_somebody_asked_for_or_sent_again_lately_outlives_the_sweep() {
     let mut fixture = Fixture::new(LIMITS);
     put(&fixture.store, "ann", &[b"asked for", b"sent again", b"forgotten"]).unwrap();
     fixture.wait(2 * HOUR);
-    assert_eq!(presence(&fixture.store, "bob", b"asked for"), Presence::Foreign);
+    assert_eq!(presence(&fixture.store, "bob", b"asked for"), ContentPresence::Foreign);
     put(&fixture.store, "bob", &[b"sent again", b"new"]).unwrap();
     assert_eq!(fixture.store.sweep(&HashSet::new(), HOUR, None).unwrap().contents, 1);
     for (content, is_there) in
@@ -255,11 +258,11 @@ fn who_reads_during_a_sweep_reads_on_wherever_the_content_goes() {
     let hash = ContentHash::of(&large[3]);
     let reader = fixture.store.reader();
     // The content is located before the sweep and read after it.
-    let lying = fixture.store.0.lying(&hash).unwrap();
+    let lying = fixture.store.0.locate(&hash).unwrap();
     assert_eq!(reader.piece(&hash).unwrap().unwrap(), large[3]);
     fixture.store.sweep(&HashSet::from([hash]), Duration::ZERO, None).unwrap();
-    assert_ne!(fixture.store.0.lying(&hash).unwrap().segment, lying.segment, "nothing was moved");
-    assert_eq!(part(&frames::read(&lying).unwrap(), &lying.place).unwrap(), large[3]);
+    assert_ne!(fixture.store.0.locate(&hash).unwrap().segment, lying.segment, "nothing was moved");
+    assert_eq!(slice_of_frame(&frames::read_frame(&lying).unwrap(), &lying.place).unwrap(), large[3]);
     assert_eq!(reader.piece(&hash).unwrap().unwrap(), large[3]);
     assert_eq!(reader.piece(&ContentHash::of(&large[4])).unwrap(), None);
 }

@@ -1,9 +1,9 @@
 use hearth_pack::image::ConfigFlags;
 use hearth_pack::layer::{Compression, LayerOptions};
 
-use super::super::ready::{Made, ReadyImage};
+use super::super::ready::{PackImageDigests, PreparedImage};
 use super::*;
-use crate::image::port::Catalog as _;
+use crate::image::port::ImageCatalog as _;
 use crate::model::image::TaggedImage;
 
 #[tokio::test]
@@ -37,22 +37,22 @@ async fn an_image_has_the_digest_of_a_pack_that_was_made_locally() {
     }
 }
 
-fn tagged(tag: &str) -> Destination {
+fn tagged(tag: &str) -> PackDestination {
     destination("ann", Some(tag))
 }
 
-async fn begin(room: &Room, local: &Local, to: Destination) -> Ready {
+async fn begin(room: &Room, local: &Local, to: PackDestination) -> PreparedPack {
     match room.packs.begin(local.hashed.digest, to).await.unwrap() {
-        Begun::Done(ready) => *ready,
-        Begun::Upload(_) => panic!("it asks for what it has"),
+        PackBeginOutcome::Done(ready) => *ready,
+        PackBeginOutcome::Upload(_) => panic!("it asks for what it has"),
     }
 }
 
-fn is_stored(ready: &Ready) -> bool {
-    matches!(ready.image, Some(ReadyImage::Stored(_)))
+fn is_stored(ready: &PreparedPack) -> bool {
+    matches!(ready.image, Some(PreparedImage::Stored(_)))
 }
 
-fn archive(ready: &Ready) -> Vec<u8> {
+fn archive(ready: &PreparedPack) -> Vec<u8> {
     let mut bytes = Vec::new();
     ready.image.as_ref().unwrap().write_archive(&mut bytes).unwrap();
     bytes
@@ -74,9 +74,9 @@ async fn an_image_that_was_made_before_only_gets_its_name() {
         let mut expected = Vec::new();
         packed.write_archive(&mut expected).unwrap();
         assert!(archive(&ready) == expected, "the archive for {tag}");
-        let again = room.packs.name(ready).await.unwrap();
+        let again = room.packs.publish(ready).await.unwrap();
         let made = again.made.unwrap();
-        assert_eq!(made, Made { archive_bytes: expected.len() as u64, ..first }, "{tag}");
+        assert_eq!(made, PackImageDigests { archive_bytes: expected.len() as u64, ..first }, "{tag}");
         let image = room.images.resolve(&Reference::parse_tag(tag).unwrap()).await.unwrap();
         assert_eq!(image.digest, first.digest);
         let image: TaggedImage = again.image.unwrap();
@@ -95,7 +95,7 @@ async fn an_image_of_which_something_is_gone_is_made_anew() {
     assert!(room.images.resolve(&Reference::parse_tag("x:1").unwrap()).await.is_err());
     let ready = begin(&room, &local, tagged("x:1")).await;
     assert!(!is_stored(&ready), "its manifest is forgotten");
-    room.packs.name(ready).await.unwrap();
+    room.packs.publish(ready).await.unwrap();
     assert!(is_stored(&begin(&room, &local, tagged("x:1")).await));
 
     let layer = room.images.open_layers(&image.manifest).await.unwrap().remove(0).layer;
@@ -110,7 +110,7 @@ async fn an_image_of_which_something_is_gone_is_made_anew() {
     }
     let ready = begin(&room, &local, tagged("x:1")).await;
     assert!(!is_stored(&ready), "its layer is lost");
-    let again = room.packs.name(ready).await.unwrap();
+    let again = room.packs.publish(ready).await.unwrap();
     assert_eq!(again.made.as_ref(), Some(&made));
     assert_eq!(room.images.open_layers(&image.manifest).await.unwrap()[0].layer, layer);
 }
@@ -120,7 +120,7 @@ async fn an_image_that_outlives_its_tree_is_still_the_answer() {
     let room = room();
     let local = sample();
     local.upload(&room.packs, tagged("x:1")).await.unwrap();
-    room.packs.sweep_now(EVERYTHING_OLD).await.unwrap();
+    room.packs.run_sweep(EVERYTHING_OLD).await.unwrap();
     assert!(room.packs.tree("ann", local.hashed.digest).await.is_err());
     assert!(is_stored(&begin(&room, &local, tagged("x:2")).await));
     // A pack for builds needs the tree.
@@ -136,12 +136,12 @@ async fn an_image_answers_only_who_made_it_and_only_in_its_own_way() {
     upload_id(bob);
     let ways = ways();
     for image in &ways {
-        let ready = begin(&room, &local, Destination { image: image.clone(), ..tagged("x:1") }).await;
+        let ready = begin(&room, &local, PackDestination { image: image.clone(), ..tagged("x:1") }).await;
         assert!(!is_stored(&ready), "{image:?}");
-        room.packs.name(ready).await.unwrap();
+        room.packs.publish(ready).await.unwrap();
     }
     for image in ways {
-        let ready = begin(&room, &local, Destination { image: image.clone(), ..tagged("x:1") }).await;
+        let ready = begin(&room, &local, PackDestination { image: image.clone(), ..tagged("x:1") }).await;
         assert!(is_stored(&ready), "{image:?}");
     }
 }

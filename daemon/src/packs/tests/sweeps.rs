@@ -63,7 +63,7 @@ async fn an_upload_that_is_open_keeps_what_it_was_told_to_be_there() {
     let list = local.list(&room.packs, "ann", &id).await;
     let sent = local.send(&room.packs, "ann", &id, &list.missing).await.unwrap();
     assert_eq!((list.missing.len(), sent), (1, (0, 0)), "the large file's pieces are there");
-    assert_eq!(room.packs.sweep_now(EVERYTHING_OLD).await.unwrap().contents, 0);
+    assert_eq!(room.packs.run_sweep(EVERYTHING_OLD).await.unwrap().contents, 0);
     room.packs.commit("ann", &id, None).await.unwrap();
     assert_eq!(content_of(&tree_of(&room.packs, "ann", &local).await, "large"), noise(1, 6_000_000));
 }
@@ -79,11 +79,11 @@ async fn a_pack_that_finds_no_room_takes_nothing_from_what_others_have_sent() {
     let open = upload_id(of_bob.begin(&room.packs, "bob").await);
     let list = of_bob.list(&room.packs, "bob", &open).await;
     of_bob.send(&room.packs, "bob", &open, &list.missing).await.unwrap();
-    let before = room.packs.0.store.used();
+    let before = room.packs.0.store.used_bytes();
 
     find_no_room(&room, "eve").await;
 
-    assert!(room.packs.0.store.used() <= before, "what came of the refused pack stays");
+    assert!(room.packs.0.store.used_bytes() <= before, "what came of the refused pack stays");
     room.packs.commit("bob", &open, None).await.unwrap();
     assert_eq!(content_of(&tree_of(&room.packs, "bob", &of_bob).await, "z"), b"3");
     let again = upload_id(of_ann.begin(&room.packs, "ann").await);
@@ -119,13 +119,13 @@ struct Held {
 
 impl Held {
     /// Starts a thread that stands for a sweep before `act`, or for a commit after its presence check.
-    fn new(packs: &Packs, is_sweep: bool, act: impl FnOnce(&Shared) + Send + 'static) -> Self {
+    fn new(packs: &PackStore, is_sweep: bool, act: impl FnOnce(&PackStoreInner) + Send + 'static) -> Self {
         let shared = Arc::clone(&packs.0);
         let ((held, is_held), (end, ends)) = (mpsc::channel(), mpsc::channel());
         let thread = std::thread::spawn(move || {
             let (sweep, commit) = match is_sweep {
-                true => (Some(shared.keeping.write()), None),
-                false => (None, Some(shared.keeping.read())),
+                true => (Some(shared.tree_lock.write()), None),
+                false => (None, Some(shared.tree_lock.read())),
             };
             held.send(()).unwrap();
             ends.recv().unwrap();
@@ -188,13 +188,13 @@ async fn an_upload_is_idle_only_while_nobody_speaks_to_it() {
     };
     let sit = |id: &str, time| {
         let uploads = room.packs.0.uploads();
-        *uploads[id].used.lock() = Instant::now() - time;
+        *uploads[id].last_used.lock() = Instant::now() - time;
     };
     let (idle, busy, recent) = (begin(1).await.unwrap(), begin(2).await.unwrap(), begin(3).await.unwrap());
-    let call = room.packs.lister("ann", &busy).unwrap();
-    sit(&idle, IDLE + Duration::from_secs(1));
-    sit(&busy, IDLE + Duration::from_secs(1));
-    sit(&recent, IDLE - Duration::from_secs(5));
+    let call = room.packs.listing_receiver("ann", &busy).unwrap();
+    sit(&idle, UPLOAD_IDLE_LIMIT + Duration::from_secs(1));
+    sit(&busy, UPLOAD_IDLE_LIMIT + Duration::from_secs(1));
+    sit(&recent, UPLOAD_IDLE_LIMIT - Duration::from_secs(5));
     room.packs.sweep().await.unwrap();
     let is_there = |id: &str| room.packs.0.uploads().contains_key(id);
     assert_eq!([&idle, &busy, &recent].map(|id| is_there(id)), [false, true, true]);
@@ -202,12 +202,12 @@ async fn an_upload_is_idle_only_while_nobody_speaks_to_it() {
 
     // A new upload replaces a stale one of the same participant, the longest idle first.
     sit(&recent, Duration::ZERO);
-    for number in 3..=MOST_UPLOADS {
+    for number in 3..=MAX_UPLOADS_PER_OWNER {
         begin(number as u8 + 1).await.unwrap();
     }
     assert!(matches!(begin(90).await, Err(PackError::TooManyUploads { .. })));
-    sit(&recent, STALE * 3);
-    sit(&busy, STALE * 2);
+    sit(&recent, UPLOAD_STALE_AFTER * 3);
+    sit(&busy, UPLOAD_STALE_AFTER * 2);
     begin(90).await.unwrap();
     assert_eq!([&busy, &recent].map(|id| is_there(id)), [true, false]);
 }

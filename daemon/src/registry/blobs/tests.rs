@@ -22,7 +22,7 @@ fn fixture() -> Fixture {
 }
 
 impl Fixture {
-    fn put(&self, content: &[u8]) -> Stored {
+    fn put(&self, content: &[u8]) -> StoredBlob {
         self.store.put(&digest_of(content), &mut Cursor::new(content)).unwrap()
     }
 
@@ -34,7 +34,7 @@ impl Fixture {
 #[test]
 fn content_comes_back_as_it_was_put_and_only_the_first_put_stores_it() {
     let fixture = fixture();
-    let content = vec![7u8; 3 * CHUNK + 5];
+    let content = vec![7u8; 3 * READ_CHUNK_BYTES + 5];
     let first = fixture.put(&content);
     assert!(first.fresh.is_some());
     assert_eq!(first.size, content.len() as u64);
@@ -82,7 +82,7 @@ fn the_sweep_spares_what_is_live_and_what_was_touched() {
     let before = SystemTime::now();
     fixture.store.touch(&touched).unwrap();
     let swept = fixture.store.sweep(&HashSet::from([live]), before).unwrap();
-    assert_eq!(swept, Swept { blobs: 1, bytes: 5 });
+    assert_eq!(swept, SweptBlobs { blobs: 1, bytes: 5 });
     assert!(fixture.store.size(&live).unwrap().is_some());
     assert!(fixture.store.size(&touched).unwrap().is_some());
     assert!(fixture.store.size(&stale).unwrap().is_none());
@@ -94,7 +94,7 @@ fn what_is_taken_back_goes_unless_someone_else_came_to_rely_on_it() {
     let [alone, shared] = [b"alone" as &[u8], b"shared"].map(|content| fixture.put(content));
     let known = fixture.put(b"shared");
     for stored in [alone, shared, known] {
-        fixture.store.take_back(&stored).unwrap();
+        fixture.store.undo_put(&stored).unwrap();
     }
     assert_eq!(fixture.store.size(&alone.digest).unwrap(), None);
     assert_eq!(fixture.store.size(&shared.digest).unwrap(), Some(6));

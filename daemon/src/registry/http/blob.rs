@@ -12,25 +12,25 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde_json::json;
 
-use super::range::{Wanted, wanted};
-use super::refusal::Refusal;
-use super::{DOCKER_CONTENT_DIGEST, Registry, empty, header_value};
-use crate::image::port::{Blobs as _, Removal};
+use super::error_response::RegistryErrorResponse;
+use super::range::{ByteRange, parse_range};
+use super::{DOCKER_CONTENT_DIGEST, RegistryApi, empty, header_value};
+use crate::image::port::{BlobStorage as _, RemovalOutcome};
 use crate::model::{Digest, Repository};
 use crate::task;
 
 /// Number of bytes that are read from the file at a time. Large, because each read is a task on a blocking thread.
 const CHUNK: u64 = 512 * 1024;
 
-impl Registry {
+impl RegistryApi {
     pub(super) async fn get_blob(
         &self,
         repository: &Repository,
         digest: &Digest,
         method: &Method,
         headers: &HeaderMap,
-    ) -> Result<Response, Refusal> {
-        let unknown = || Refusal::blob_unknown(repository, digest);
+    ) -> Result<Response, RegistryErrorResponse> {
+        let unknown = || RegistryErrorResponse::blob_unknown(repository, digest);
         if !self.catalog.has_blob(repository, digest).await? {
             return Err(unknown());
         }
@@ -47,17 +47,21 @@ impl Registry {
         let mut response = if header(IF_NONE_MATCH).is_some_and(|held| held == tag || held == "*") {
             empty(StatusCode::NOT_MODIFIED)
         } else {
-            let (first, count) = match wanted(range, size) {
-                Wanted::All => (0, size),
-                Wanted::Part { first, count } => (first, count),
-                Wanted::Unsatisfiable => {
+            let (first, count) = match parse_range(range, size) {
+                ByteRange::All => (0, size),
+                ByteRange::Part { first, count } => (first, count),
+                ByteRange::Unsatisfiable => {
                     let message = format!("the blob has {size} bytes");
-                    return Err(Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message)
-                        .detail(json!({"size": size}))
-                        .header(CONTENT_RANGE, &format!("bytes */{size}")));
+                    return Err(RegistryErrorResponse::new(
+                        StatusCode::RANGE_NOT_SATISFIABLE,
+                        "SIZE_INVALID",
+                        message,
+                    )
+                    .detail(json!({"size": size}))
+                    .header(CONTENT_RANGE, &format!("bytes */{size}")));
                 }
             };
-            let partial = range.is_some() && wanted(range, size) != Wanted::All;
+            let partial = range.is_some() && parse_range(range, size) != ByteRange::All;
             let body =
                 if *method == Method::HEAD { Body::empty() } else { content(file, first, count).await? };
             let mut response = Response::new(body);
@@ -81,16 +85,16 @@ impl Registry {
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Response, Refusal> {
+    ) -> Result<Response, RegistryErrorResponse> {
         match self.catalog.unlink_blob(repository, digest).await? {
-            Removal::Removed => Ok(empty(StatusCode::ACCEPTED)),
-            Removal::Unknown => Err(Refusal::blob_unknown(repository, digest)),
-            Removal::Deployed(service) => Err(Refusal::new(
+            RemovalOutcome::Removed => Ok(empty(StatusCode::ACCEPTED)),
+            RemovalOutcome::Unknown => Err(RegistryErrorResponse::blob_unknown(repository, digest)),
+            RemovalOutcome::Deployed(service) => Err(RegistryErrorResponse::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "UNSUPPORTED",
                 format!("service `{service}` runs an image that needs blob {digest}"),
             )),
-            Removal::NeededBy(manifest) => Err(Refusal::new(
+            RemovalOutcome::NeededBy(manifest) => Err(RegistryErrorResponse::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "UNSUPPORTED",
                 format!("blob {digest} is part of manifest {manifest}; delete that first"),
@@ -101,7 +105,7 @@ impl Registry {
 
 /// Streams a part of a file as a body. A file that is shorter than expected aborts the connection, so that no
 /// client takes the truncated content for complete.
-async fn content(mut file: File, first: u64, count: u64) -> Result<Body, Refusal> {
+async fn content(mut file: File, first: u64, count: u64) -> Result<Body, RegistryErrorResponse> {
     if first > 0 {
         file = task::blocking("blob", move || file.seek(SeekFrom::Start(first)).map(|_| file)).await??;
     }

@@ -7,8 +7,8 @@ use http::{HeaderName, HeaderValue};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
-use super::refusal::Refusal;
-use super::{Query, Registry, header_value, route};
+use super::error_response::RegistryErrorResponse;
+use super::{QueryParams, RegistryApi, header_value, route};
 use crate::access::policy::{CallerAction, decide};
 use crate::image::port::{ReferrerQuery, TagQuery};
 use crate::model::access::Caller;
@@ -21,16 +21,16 @@ const MAX_PAGE: usize = 1000;
 const MAX_REFERRERS: usize = 100;
 const MAX_REFERRER_BYTES: usize = 4 * 1024 * 1024;
 /// Number of repositories that are read from the catalog at a time to fill a page of those that the caller may list.
-const STEP: usize = 500;
+const CATALOG_BATCH: usize = 500;
 
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
-impl Registry {
+impl RegistryApi {
     pub(super) async fn list_tags(
         &self,
         repository: &Repository,
-        query: &Query,
-    ) -> Result<Response, Refusal> {
+        query: &QueryParams,
+    ) -> Result<Response, RegistryErrorResponse> {
         let limit = page_size(query)?;
         let after = match query.get("last").filter(|last| !last.is_empty()) {
             Some(last) => {
@@ -41,8 +41,11 @@ impl Registry {
         };
         let query = TagQuery { repository: Some(repository.clone()), after, limit: limit + 1 };
         let images = self.catalog.tags(query).await?;
-        if images.is_empty() && !self.catalog.knows(repository).await? {
-            return Err(Refusal::unknown("NAME_UNKNOWN", format!("there is no repository `{repository}`")));
+        if images.is_empty() && !self.catalog.has_manifests(repository).await? {
+            return Err(RegistryErrorResponse::unknown(
+                "NAME_UNKNOWN",
+                format!("there is no repository `{repository}`"),
+            ));
         }
         let tags: Vec<&str> = images.iter().take(limit).map(|image| image.tag.as_str()).collect();
         let next = tags.last().filter(|_| images.len() > limit);
@@ -53,8 +56,8 @@ impl Registry {
     pub(super) async fn list_repositories(
         &self,
         caller: &Caller,
-        query: &Query,
-    ) -> Result<Response, Refusal> {
+        query: &QueryParams,
+    ) -> Result<Response, RegistryErrorResponse> {
         let limit = page_size(query)?;
         let mut after: Option<Repository> = match query.get("last").filter(|last| !last.is_empty()) {
             Some(last) => Some(last.parse().map_err(|_| bad_last("repository"))?),
@@ -62,8 +65,8 @@ impl Registry {
         };
         let mut visible: Vec<Repository> = Vec::new();
         while visible.len() <= limit {
-            let names = self.catalog.repositories(after.clone(), STEP).await?;
-            let is_last = names.len() < STEP;
+            let names = self.catalog.repositories(after.clone(), CATALOG_BATCH).await?;
+            let is_last = names.len() < CATALOG_BATCH;
             after = names.last().cloned().or(after);
             let is_listed = |name: &Repository| decide(caller, &CallerAction::ListRepository(name)).is_ok();
             visible.extend(names.into_iter().filter(is_listed));
@@ -84,8 +87,8 @@ impl Registry {
         &self,
         repository: &Repository,
         subject: &Digest,
-        query: &Query,
-    ) -> Result<Response, Refusal> {
+        query: &QueryParams,
+    ) -> Result<Response, RegistryErrorResponse> {
         let artifact_type = query.get("artifactType").filter(|kind| !kind.is_empty()).map(str::to_owned);
         let after = query.get("last").filter(|last| !last.is_empty()).map(route::digest).transpose()?;
         let found = self
@@ -104,8 +107,8 @@ impl Registry {
         for descriptor in found.iter().take(MAX_REFERRERS) {
             let content = self.manifest_content(&descriptor.digest).await?;
             let about = Manifest::parse(&descriptor.media_type, &content)
-                .map_err(|error| Refusal::internal("reading a referrer", &error))?;
-            let about = about.about();
+                .map_err(|error| RegistryErrorResponse::internal("reading a referrer", &error))?;
+            let about = about.metadata();
             let mut entry = json!({
                 "mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size,
             });
@@ -138,21 +141,27 @@ impl Registry {
 }
 
 /// Parses `n`, which must consist of digits; larger values are reduced to [`MAX_PAGE`].
-fn page_size(query: &Query) -> Result<usize, Refusal> {
+fn page_size(query: &QueryParams) -> Result<usize, RegistryErrorResponse> {
     match query.get("n") {
         None => Ok(MAX_PAGE),
         Some(n) if !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()) => {
             Ok(n.parse().unwrap_or(MAX_PAGE).min(MAX_PAGE))
         }
-        Some(_) => Err(Refusal::bad("PAGINATION_NUMBER_INVALID", "`n` is not a number of entries")),
+        Some(_) => {
+            Err(RegistryErrorResponse::bad("PAGINATION_NUMBER_INVALID", "`n` is not a number of entries"))
+        }
     }
 }
 
-fn bad_last(what: &str) -> Refusal {
-    Refusal::bad("PAGINATION_NUMBER_INVALID", format!("`last` is not a {what}"))
+fn bad_last(what: &str) -> RegistryErrorResponse {
+    RegistryErrorResponse::bad("PAGINATION_NUMBER_INVALID", format!("`last` is not a {what}"))
 }
 
-fn page(content: &Value, media_type: &'static str, next: Option<String>) -> Result<Response, Refusal> {
+fn page(
+    content: &Value,
+    media_type: &'static str,
+    next: Option<String>,
+) -> Result<Response, RegistryErrorResponse> {
     let mut response = Response::new(Body::from(content.to_string()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     if let Some(next) = next {

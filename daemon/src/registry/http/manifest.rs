@@ -10,25 +10,25 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::refusal::Refusal;
+use super::error_response::RegistryErrorResponse;
 use super::route::ManifestName;
-use super::{DOCKER_CONTENT_DIGEST, Registry, empty, header_value};
-use crate::image::port::{Blobs as _, NewManifest, Removal};
+use super::{DOCKER_CONTENT_DIGEST, RegistryApi, empty, header_value};
+use crate::image::port::{BlobStorage as _, NewManifest, RemovalOutcome};
 use crate::model::image::Descriptor;
-use crate::model::manifest::{MAX_MANIFEST_BYTES, Manifest, Part, PartKind};
+use crate::model::manifest::{MAX_MANIFEST_BYTES, Manifest, ManifestPart, PartKind};
 use crate::model::{Digest, Repository};
 use crate::task;
 
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 
-impl Registry {
+impl RegistryApi {
     pub(super) async fn get_manifest(
         &self,
         repository: &Repository,
         name: &ManifestName,
         method: &Method,
         headers: &HeaderMap,
-    ) -> Result<Response, Refusal> {
+    ) -> Result<Response, RegistryErrorResponse> {
         let descriptor = self.find_manifest(repository, name).await?;
         let tag = format!("\"{}\"", descriptor.digest);
         let held = headers.get(IF_NONE_MATCH).and_then(|held| held.to_str().ok());
@@ -54,7 +54,7 @@ impl Registry {
         &self,
         repository: &Repository,
         name: &ManifestName,
-    ) -> Result<Descriptor, Refusal> {
+    ) -> Result<Descriptor, RegistryErrorResponse> {
         let found = match name {
             ManifestName::Tag(tag) => self.catalog.tag(repository, tag).await?.map(|image| image.manifest),
             ManifestName::Digest(digest) => self.catalog.manifest(repository, digest).await?,
@@ -62,7 +62,7 @@ impl Registry {
         found.ok_or_else(|| unknown(repository, name))
     }
 
-    pub(super) async fn manifest_content(&self, digest: &Digest) -> Result<Vec<u8>, Refusal> {
+    pub(super) async fn manifest_content(&self, digest: &Digest) -> Result<Vec<u8>, RegistryErrorResponse> {
         let (blobs, digest) = (self.blobs.clone(), *digest);
         let read = task::blocking("manifest", move || {
             let Some(file) = blobs.open(&digest)? else { return Err(std::io::ErrorKind::NotFound.into()) };
@@ -79,14 +79,14 @@ impl Registry {
         name: &ManifestName,
         headers: &HeaderMap,
         body: Body,
-    ) -> Result<Response, Refusal> {
+    ) -> Result<Response, RegistryErrorResponse> {
         let content = self.read_manifest(body).await?;
         metrics::counter!("hearth_registry_received_bytes_total").increment(content.len() as u64);
         let digest = Digest::from_sha256(Sha256::digest(&content).into());
         if let ManifestName::Digest(expected) = name
             && *expected != digest
         {
-            return Err(Refusal::bad(
+            return Err(RegistryErrorResponse::bad(
                 "DIGEST_INVALID",
                 format!("the manifest has digest {digest}, not {expected}"),
             )
@@ -95,7 +95,7 @@ impl Registry {
         let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default().trim();
         let manifest = Manifest::parse(media_type, &content)
-            .map_err(|error| Refusal::bad("MANIFEST_INVALID", error.to_string()))?;
+            .map_err(|error| RegistryErrorResponse::bad("MANIFEST_INVALID", error.to_string()))?;
         let parts = manifest.parts();
         self.check_size(&parts)?;
         self.check_parts(repository, parts.clone()).await?;
@@ -107,8 +107,8 @@ impl Registry {
         let new = NewManifest {
             manifest: descriptor.clone(),
             parts,
-            subject: manifest.about().subject,
-            artifact_type: manifest.about().artifact_type.clone(),
+            subject: manifest.metadata().subject,
+            artifact_type: manifest.metadata().artifact_type.clone(),
         };
         let tag = match name {
             ManifestName::Tag(tag) => Some(tag.clone()),
@@ -123,46 +123,52 @@ impl Registry {
         let headers = response.headers_mut();
         headers.insert(LOCATION, header_value(&format!("/v2/{repository}/manifests/{digest}"))?);
         headers.insert(DOCKER_CONTENT_DIGEST, header_value(&digest.to_string())?);
-        if let Some(subject) = manifest.about().subject {
+        if let Some(subject) = manifest.metadata().subject {
             headers.insert(OCI_SUBJECT, header_value(&subject.to_string())?);
         }
         Ok(response)
     }
 
-    fn check_size(&self, parts: &[Part]) -> Result<(), Refusal> {
-        let limit = self.uploads.limits.image_bytes;
+    fn check_size(&self, parts: &[ManifestPart]) -> Result<(), RegistryErrorResponse> {
+        let limit = self.uploads.limits.max_image_bytes;
         let blobs = parts.iter().filter(|part| part.kind == PartKind::Blob);
         let size = blobs.fold(0, |sum: u64, part| sum.saturating_add(part.size));
         if size <= limit {
             return Ok(());
         }
         let message = format!("the image has {size} bytes, and one image may have {limit} in this room");
-        Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", message)
+        Err(RegistryErrorResponse::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", message)
             .detail(json!({"reason": "image_too_large"})))
     }
 
-    async fn read_manifest(&self, body: Body) -> Result<Vec<u8>, Refusal> {
-        let stall = self.uploads.limits.stall;
+    async fn read_manifest(&self, body: Body) -> Result<Vec<u8>, RegistryErrorResponse> {
+        let stall = self.uploads.limits.stall_timeout;
         let collected = tokio::time::timeout(stall, Limited::new(body, MAX_MANIFEST_BYTES).collect()).await;
         match collected {
-            Err(_) => Err(Refusal::new(
+            Err(_) => Err(RegistryErrorResponse::new(
                 StatusCode::REQUEST_TIMEOUT,
                 "MANIFEST_INVALID",
                 format!("the manifest did not come within {} s", stall.as_secs()),
             )),
             Ok(Ok(collected)) => Ok(collected.to_bytes().into()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Refusal::new(
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(RegistryErrorResponse::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "SIZE_INVALID",
                 format!("a manifest may have {MAX_MANIFEST_BYTES} bytes"),
             )),
-            Ok(Err(error)) => Err(Refusal::bad("MANIFEST_INVALID", format!("the body was cut off: {error}"))),
+            Ok(Err(error)) => {
+                Err(RegistryErrorResponse::bad("MANIFEST_INVALID", format!("the body was cut off: {error}")))
+            }
         }
     }
 
     /// Checks that everything the manifest references is in the repository and has the stated size. Touching
     /// the blobs protects them from the sweep until the manifest is stored.
-    async fn check_parts(&self, repository: &Repository, parts: Vec<Part>) -> Result<(), Refusal> {
+    async fn check_parts(
+        &self,
+        repository: &Repository,
+        parts: Vec<ManifestPart>,
+    ) -> Result<(), RegistryErrorResponse> {
         let missing = self.catalog.missing(repository, parts.clone()).await?;
         if let Some(first) = missing.first() {
             return Err(part_unknown(repository, first, missing.len()));
@@ -180,7 +186,7 @@ impl Registry {
         match wrong.await?? {
             None => Ok(()),
             Some((part, None)) => Err(part_unknown(repository, &part, 1)),
-            Some((part, Some(size))) => Err(Refusal::bad(
+            Some((part, Some(size))) => Err(RegistryErrorResponse::bad(
                 "MANIFEST_INVALID",
                 format!("the manifest says that {} has {} bytes; it has {size}", part.digest, part.size),
             )
@@ -192,23 +198,25 @@ impl Registry {
         &self,
         repository: &Repository,
         name: &ManifestName,
-    ) -> Result<Response, Refusal> {
+    ) -> Result<Response, RegistryErrorResponse> {
         let removal = match name {
-            ManifestName::Tag(tag) if self.catalog.remove_tag(repository, tag).await? => Removal::Removed,
-            ManifestName::Tag(_) => Removal::Unknown,
+            ManifestName::Tag(tag) if self.catalog.remove_tag(repository, tag).await? => {
+                RemovalOutcome::Removed
+            }
+            ManifestName::Tag(_) => RemovalOutcome::Unknown,
             ManifestName::Digest(digest) => self.catalog.remove_manifest(repository, digest).await?,
         };
         match removal {
-            Removal::Removed => Ok(empty(StatusCode::ACCEPTED)),
-            Removal::Unknown => Err(unknown(repository, name)),
-            Removal::Deployed(service) => Err(Refusal::new(
+            RemovalOutcome::Removed => Ok(empty(StatusCode::ACCEPTED)),
+            RemovalOutcome::Unknown => Err(unknown(repository, name)),
+            RemovalOutcome::Deployed(service) => Err(RegistryErrorResponse::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "UNSUPPORTED",
                 format!(
                     "service `{service}` runs this image, or may go back to it; remove the service first"
                 ),
             )),
-            Removal::NeededBy(index) => Err(Refusal::new(
+            RemovalOutcome::NeededBy(index) => Err(RegistryErrorResponse::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "UNSUPPORTED",
                 format!("this manifest is part of index {index}; delete that first"),
@@ -217,15 +225,15 @@ impl Registry {
     }
 }
 
-fn unknown(repository: &Repository, name: &ManifestName) -> Refusal {
+fn unknown(repository: &Repository, name: &ManifestName) -> RegistryErrorResponse {
     let name = match name {
         ManifestName::Tag(tag) => format!("tag `{tag}`"),
         ManifestName::Digest(digest) => format!("manifest {digest}"),
     };
-    Refusal::unknown("MANIFEST_UNKNOWN", format!("repository `{repository}` has no {name}"))
+    RegistryErrorResponse::unknown("MANIFEST_UNKNOWN", format!("repository `{repository}` has no {name}"))
 }
 
-fn part_unknown(repository: &Repository, part: &Part, count: usize) -> Refusal {
+fn part_unknown(repository: &Repository, part: &ManifestPart, count: usize) -> RegistryErrorResponse {
     let what = match part.kind {
         PartKind::Blob => "blob",
         PartKind::Manifest => "manifest",
@@ -235,5 +243,5 @@ fn part_unknown(repository: &Repository, part: &Part, count: usize) -> Refusal {
         "the manifest names {what} {}{more}, which repository `{repository}` does not have",
         part.digest
     );
-    Refusal::bad("MANIFEST_BLOB_UNKNOWN", message).detail(json!({"digest": part.digest}))
+    RegistryErrorResponse::bad("MANIFEST_BLOB_UNKNOWN", message).detail(json!({"digest": part.digest}))
 }

@@ -8,48 +8,52 @@ use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::BodyExt as _;
 
-use super::refusal::Refusal;
+use super::error_response::RegistryErrorResponse;
 use crate::image::port::BlobError;
-use crate::registry::uploads::Turn;
+use crate::registry::uploads::BlobUploadGuard;
 use crate::task;
 
 /// Number of bytes that are read from the connection before they are written.
-const BATCH: usize = 1024 * 1024;
+const BATCH_BYTES: usize = 1024 * 1024;
 /// Time without further data after which a partial batch is written, because received data uses memory that
 /// others need.
-const PAUSE: Duration = Duration::from_millis(100);
+const BATCH_TIMEOUT: Duration = Duration::from_millis(100);
 
-struct Batch {
+struct BodyBatch {
     chunks: Vec<Bytes>,
-    end: End,
+    end: BodyEnd,
 }
 
-enum End {
+enum BodyEnd {
     MoreToCome,
-    Whole,
-    Cut(Refusal),
+    Complete,
+    Aborted(RegistryErrorResponse),
 }
 
 /// Appends a body to an upload. After a connection error, the data received before it stays in the upload;
 /// after a disk error, the upload is removed.
-pub(super) async fn receive(mut body: Body, mut turn: Turn, stall: Duration) -> Result<Turn, Refusal> {
-    let mut batch = next(&mut body, stall).await;
+pub(super) async fn receive(
+    mut body: Body,
+    mut turn: BlobUploadGuard,
+    stall: Duration,
+) -> Result<BlobUploadGuard, RegistryErrorResponse> {
+    let mut batch = next_batch(&mut body, stall).await;
     loop {
         if batch.chunks.is_empty() {
             return match batch.end {
-                End::Cut(refusal) => Err(refusal),
-                End::Whole | End::MoreToCome => Ok(turn),
+                BodyEnd::Aborted(refusal) => Err(refusal),
+                BodyEnd::Complete | BodyEnd::MoreToCome => Ok(turn),
             };
         }
         let write = task::blocking("upload", move || write(turn, &batch.chunks));
         match batch.end {
-            End::MoreToCome => {
-                let (written, following) = tokio::join!(write, next(&mut body, stall));
+            BodyEnd::MoreToCome => {
+                let (written, following) = tokio::join!(write, next_batch(&mut body, stall));
                 turn = written??;
                 batch = following;
             }
-            End::Whole => return Ok(write.await??),
-            End::Cut(refusal) => {
+            BodyEnd::Complete => return Ok(write.await??),
+            BodyEnd::Aborted(refusal) => {
                 write.await??;
                 return Err(refusal);
             }
@@ -57,7 +61,7 @@ pub(super) async fn receive(mut body: Body, mut turn: Turn, stall: Duration) -> 
     }
 }
 
-fn write(mut turn: Turn, chunks: &[Bytes]) -> Result<Turn, BlobError> {
+fn write(mut turn: BlobUploadGuard, chunks: &[Bytes]) -> Result<BlobUploadGuard, BlobError> {
     let mut bytes = 0;
     for chunk in chunks {
         bytes += chunk.len() as u64;
@@ -71,23 +75,27 @@ fn write(mut turn: Turn, chunks: &[Bytes]) -> Result<Turn, BlobError> {
     Ok(turn)
 }
 
-async fn next(body: &mut Body, stall: Duration) -> Batch {
+async fn next_batch(body: &mut Body, stall: Duration) -> BodyBatch {
     let mut chunks = Vec::new();
     let mut size = 0;
     let end = loop {
-        if size >= BATCH {
-            break End::MoreToCome;
+        if size >= BATCH_BYTES {
+            break BodyEnd::MoreToCome;
         }
-        let limit = if chunks.is_empty() { stall } else { PAUSE.min(stall) };
+        let limit = if chunks.is_empty() { stall } else { BATCH_TIMEOUT.min(stall) };
         match tokio::time::timeout(limit, body.frame()).await {
-            Err(_) if !chunks.is_empty() => break End::MoreToCome,
+            Err(_) if !chunks.is_empty() => break BodyEnd::MoreToCome,
             Err(_) => {
                 let message = format!("nothing of the body came for {} s", stall.as_secs());
-                break End::Cut(Refusal::new(StatusCode::REQUEST_TIMEOUT, "BLOB_UPLOAD_INVALID", message));
+                break BodyEnd::Aborted(RegistryErrorResponse::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "BLOB_UPLOAD_INVALID",
+                    message,
+                ));
             }
-            Ok(None) => break End::Whole,
+            Ok(None) => break BodyEnd::Complete,
             Ok(Some(Err(error))) => {
-                break End::Cut(Refusal::bad(
+                break BodyEnd::Aborted(RegistryErrorResponse::bad(
                     "BLOB_UPLOAD_INVALID",
                     format!("the body was cut off: {error}"),
                 ));
@@ -102,5 +110,5 @@ async fn next(body: &mut Body, stall: Duration) -> Batch {
             }
         }
     };
-    Batch { chunks, end }
+    BodyBatch { chunks, end }
 }

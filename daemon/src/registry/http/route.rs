@@ -3,19 +3,19 @@
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-use super::refusal::Refusal;
-use crate::access::policy::{CallerAction, Rule};
+use super::error_response::RegistryErrorResponse;
+use crate::access::policy::{CallerAction, PolicyRule};
 use crate::model::{Digest, Repository, Tag};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Route {
+pub(super) enum RegistryRoute {
     Base,
     Catalog,
     Tags(Repository),
     Referrers(Repository, Digest),
     Manifest(Repository, ManifestName),
     /// A reference that is not a valid tag.
-    BadTag(Repository, String),
+    InvalidTag(Repository, String),
     Uploads(Repository),
     Upload(Repository, String),
     Blob(Repository, Digest),
@@ -27,9 +27,10 @@ pub(super) enum ManifestName {
     Digest(Digest),
 }
 
-impl Route {
-    pub(super) fn parse(path: &str) -> Result<Self, Refusal> {
-        let nothing_here = || Refusal::unknown("NAME_UNKNOWN", "there is no such path in the registry's API");
+impl RegistryRoute {
+    pub(super) fn parse(path: &str) -> Result<Self, RegistryErrorResponse> {
+        let nothing_here =
+            || RegistryErrorResponse::unknown("NAME_UNKNOWN", "there is no such path in the registry's API");
         let path = percent_decode_str(path).decode_utf8().map_err(|_| nothing_here())?;
         let rest = path.strip_prefix("/v2").ok_or_else(nothing_here)?;
         let rest = match rest.strip_prefix('/') {
@@ -55,7 +56,7 @@ impl Route {
             } else if let Ok(tag) = last.parse() {
                 Ok(Self::Manifest(name, ManifestName::Tag(tag)))
             } else {
-                Ok(Self::BadTag(name, last.chars().take(200).collect()))
+                Ok(Self::InvalidTag(name, last.chars().take(200).collect()))
             };
         }
         if let Some(name) = front.strip_suffix("/blobs/uploads") {
@@ -76,7 +77,7 @@ impl Route {
             Self::Catalog => RouteKind::Catalog,
             Self::Tags(_) => RouteKind::Tags,
             Self::Referrers(..) => RouteKind::Referrers,
-            Self::Manifest(..) | Self::BadTag(..) => RouteKind::Manifest,
+            Self::Manifest(..) | Self::InvalidTag(..) => RouteKind::Manifest,
             Self::Uploads(_) => RouteKind::Uploads,
             Self::Upload(..) => RouteKind::Upload,
             Self::Blob(..) => RouteKind::Blob,
@@ -89,7 +90,7 @@ impl Route {
             Self::Tags(name)
             | Self::Referrers(name, _)
             | Self::Manifest(name, _)
-            | Self::BadTag(name, _)
+            | Self::InvalidTag(name, _)
             | Self::Uploads(name)
             | Self::Upload(name, _)
             | Self::Blob(name, _) => Some(name),
@@ -97,12 +98,12 @@ impl Route {
     }
 
     /// Returns the action that a request performs. `None` if any token of the room is enough.
-    pub(super) fn action(&self, verb: Verb) -> Option<CallerAction<'_>> {
+    pub(super) fn action(&self, verb: RouteMethod) -> Option<CallerAction<'_>> {
         let name = self.repository()?;
         Some(match self.kind().rule(verb)? {
-            Rule::ListRepository => CallerAction::ListRepository(name),
-            Rule::PullRepository => CallerAction::PullRepository(name),
-            Rule::ProbeRepository => CallerAction::ProbeRepository(name),
+            PolicyRule::ListRepository => CallerAction::ListRepository(name),
+            PolicyRule::PullRepository => CallerAction::PullRepository(name),
+            PolicyRule::ProbeRepository => CallerAction::ProbeRepository(name),
             _ => CallerAction::WriteRepository(name),
         })
     }
@@ -110,7 +111,7 @@ impl Route {
 
 /// HTTP methods that the API supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
+pub enum RouteMethod {
     Get,
     Head,
     Post,
@@ -119,7 +120,7 @@ pub enum Verb {
     Delete,
 }
 
-impl Verb {
+impl RouteMethod {
     pub fn of(method: &Method) -> Option<Self> {
         Some(match *method {
             Method::GET => Self::Get,
@@ -184,25 +185,37 @@ impl RouteKind {
     }
 
     /// Allowed methods; any other method is answered with 405.
-    pub const fn verbs(self) -> &'static [Verb] {
+    pub const fn methods(self) -> &'static [RouteMethod] {
         match self {
-            Self::Base | Self::Catalog | Self::Tags | Self::Referrers => &[Verb::Get, Verb::Head],
-            Self::Manifest => &[Verb::Get, Verb::Head, Verb::Put, Verb::Delete],
-            Self::Blob => &[Verb::Get, Verb::Head, Verb::Delete],
-            Self::Uploads => &[Verb::Post],
-            Self::Upload => &[Verb::Get, Verb::Head, Verb::Patch, Verb::Put, Verb::Delete],
+            Self::Base | Self::Catalog | Self::Tags | Self::Referrers => {
+                &[RouteMethod::Get, RouteMethod::Head]
+            }
+            Self::Manifest => &[RouteMethod::Get, RouteMethod::Head, RouteMethod::Put, RouteMethod::Delete],
+            Self::Blob => &[RouteMethod::Get, RouteMethod::Head, RouteMethod::Delete],
+            Self::Uploads => &[RouteMethod::Post],
+            Self::Upload => &[
+                RouteMethod::Get,
+                RouteMethod::Head,
+                RouteMethod::Patch,
+                RouteMethod::Put,
+                RouteMethod::Delete,
+            ],
         }
     }
 
-    /// Rule that is checked before anything is looked up. `None` if any token of the room is enough.
-    pub const fn rule(self, verb: Verb) -> Option<Rule> {
+    /// Policy rule that is checked before anything is looked up. `None` if any token of the room is enough.
+    pub const fn rule(self, verb: RouteMethod) -> Option<PolicyRule> {
         match (self, verb) {
             // The list contains only the repositories that the caller may list.
             (Self::Base | Self::Catalog, _) => None,
-            (Self::Tags, _) => Some(Rule::ListRepository),
-            (Self::Referrers, _) | (Self::Manifest | Self::Blob, Verb::Get) => Some(Rule::PullRepository),
-            (Self::Manifest | Self::Blob, Verb::Head) => Some(Rule::ProbeRepository),
-            (Self::Manifest | Self::Blob | Self::Uploads | Self::Upload, _) => Some(Rule::WriteRepository),
+            (Self::Tags, _) => Some(PolicyRule::ListRepository),
+            (Self::Referrers, _) | (Self::Manifest | Self::Blob, RouteMethod::Get) => {
+                Some(PolicyRule::PullRepository)
+            }
+            (Self::Manifest | Self::Blob, RouteMethod::Head) => Some(PolicyRule::ProbeRepository),
+            (Self::Manifest | Self::Blob | Self::Uploads | Self::Upload, _) => {
+                Some(PolicyRule::WriteRepository)
+            }
         }
     }
 
@@ -220,16 +233,17 @@ impl RouteKind {
     }
 }
 
-fn repository(name: &str) -> Result<Repository, Refusal> {
+fn repository(name: &str) -> Result<Repository, RegistryErrorResponse> {
     name.parse().map_err(|_| {
         let name: String = name.chars().take(300).collect();
-        Refusal::bad("NAME_INVALID", format!("`{name}` cannot be the name of a repository"))
+        RegistryErrorResponse::bad("NAME_INVALID", format!("`{name}` cannot be the name of a repository"))
     })
 }
 
-pub(super) fn digest(text: &str) -> Result<Digest, Refusal> {
-    text.parse()
-        .map_err(|error: hearth_proto::value::DigestError| Refusal::bad("DIGEST_INVALID", error.to_string()))
+pub(super) fn digest(text: &str) -> Result<Digest, RegistryErrorResponse> {
+    text.parse().map_err(|error: hearth_proto::value::DigestError| {
+        RegistryErrorResponse::bad("DIGEST_INVALID", error.to_string())
+    })
 }
 
 #[cfg(test)]
@@ -245,33 +259,39 @@ mod tests {
         let sum = format!("sha256:{}", "0a".repeat(32));
         let digest: Digest = sum.parse().unwrap();
         for (path, route) in [
-            ("/v2", Route::Base),
-            ("/v2/", Route::Base),
-            ("/v2/_catalog", Route::Catalog),
-            ("/v2/a/tags/list", Route::Tags(name("a"))),
-            ("/v2/tags/list/tags/list", Route::Tags(name("tags/list"))),
-            ("/v2/a/b/c/blobs/uploads/", Route::Uploads(name("a/b/c"))),
-            ("/v2/a/blobs/uploads", Route::Uploads(name("a"))),
-            ("/v2/blobs/uploads/blobs/uploads/", Route::Uploads(name("blobs/uploads"))),
-            ("/v2/a/blobs/uploads/01ab", Route::Upload(name("a"), "01ab".to_owned())),
+            ("/v2", RegistryRoute::Base),
+            ("/v2/", RegistryRoute::Base),
+            ("/v2/_catalog", RegistryRoute::Catalog),
+            ("/v2/a/tags/list", RegistryRoute::Tags(name("a"))),
+            ("/v2/tags/list/tags/list", RegistryRoute::Tags(name("tags/list"))),
+            ("/v2/a/b/c/blobs/uploads/", RegistryRoute::Uploads(name("a/b/c"))),
+            ("/v2/a/blobs/uploads", RegistryRoute::Uploads(name("a"))),
+            ("/v2/blobs/uploads/blobs/uploads/", RegistryRoute::Uploads(name("blobs/uploads"))),
+            ("/v2/a/blobs/uploads/01ab", RegistryRoute::Upload(name("a"), "01ab".to_owned())),
             (
                 "/v2/manifests/manifests/x",
-                Route::Manifest(name("manifests"), ManifestName::Tag("x".parse().unwrap())),
+                RegistryRoute::Manifest(name("manifests"), ManifestName::Tag("x".parse().unwrap())),
             ),
-            ("/v2/a/manifests/.x", Route::BadTag(name("a"), ".x".to_owned())),
+            ("/v2/a/manifests/.x", RegistryRoute::InvalidTag(name("a"), ".x".to_owned())),
         ] {
-            assert_eq!(Route::parse(path).unwrap(), route, "{path}");
+            assert_eq!(RegistryRoute::parse(path).unwrap(), route, "{path}");
         }
-        assert_eq!(Route::parse(&format!("/v2/a/blobs/{sum}")).unwrap(), Route::Blob(name("a"), digest));
-        let encoded = sum.replace(':', "%3A");
-        assert_eq!(Route::parse(&format!("/v2/a/blobs/{encoded}")).unwrap(), Route::Blob(name("a"), digest));
         assert_eq!(
-            Route::parse(&format!("/v2/a/b/manifests/{sum}")).unwrap(),
-            Route::Manifest(name("a/b"), ManifestName::Digest(digest))
+            RegistryRoute::parse(&format!("/v2/a/blobs/{sum}")).unwrap(),
+            RegistryRoute::Blob(name("a"), digest)
+        );
+        let encoded = sum.replace(':', "%3A");
+        assert_eq!(
+            RegistryRoute::parse(&format!("/v2/a/blobs/{encoded}")).unwrap(),
+            RegistryRoute::Blob(name("a"), digest)
         );
         assert_eq!(
-            Route::parse(&format!("/v2/a/referrers/{sum}")).unwrap(),
-            Route::Referrers(name("a"), digest)
+            RegistryRoute::parse(&format!("/v2/a/b/manifests/{sum}")).unwrap(),
+            RegistryRoute::Manifest(name("a/b"), ManifestName::Digest(digest))
+        );
+        assert_eq!(
+            RegistryRoute::parse(&format!("/v2/a/referrers/{sum}")).unwrap(),
+            RegistryRoute::Referrers(name("a"), digest)
         );
     }
 
@@ -291,7 +311,7 @@ mod tests {
             "/v2/%ff/tags/list",
             "/v2/a%2f..%2fb/tags/list",
         ] {
-            assert!(Route::parse(path).is_err(), "{path}");
+            assert!(RegistryRoute::parse(path).is_err(), "{path}");
         }
     }
 }

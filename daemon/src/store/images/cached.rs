@@ -8,29 +8,29 @@ use rusqlite::{OptionalExtension as _, Row, Transaction};
 use super::manifests::descriptor;
 use super::{parsed, signed, size_column};
 use crate::image::port::CatalogError;
-use crate::image::port::cached::{CachedImage, CachedImages, CachedKey, ImageRight};
+use crate::image::port::cached::{CachedImage, CachedImageCatalog, CachedImageKey, ImageRight};
 use crate::model::image::Platform;
-use crate::store::{Store, StoreError};
+use crate::store::{StateStore, StateStoreError};
 
 const COLUMNS: &str =
     "SELECT name, platform, owner, repository, media_type, digest, size, upstream, size_bytes,
      checked_at, used_at FROM cached_images";
 
-fn malformed(column: usize, what: &'static str) -> rusqlite::Error {
+fn conversion_error(column: usize, what: &'static str) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, what.into())
 }
 
 fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
-    Timestamp::from_millisecond(row.get(column)?).map_err(|_| malformed(column, "not a time"))
+    Timestamp::from_millisecond(row.get(column)?).map_err(|_| conversion_error(column, "not a time"))
 }
 
-fn image(row: &Row<'_>) -> rusqlite::Result<CachedImage> {
+fn cached_image(row: &Row<'_>) -> rusqlite::Result<CachedImage> {
     let platform =
-        Platform::parse(row.get_ref(1)?.as_str()?).ok_or_else(|| malformed(1, "not a platform"))?;
+        Platform::parse(row.get_ref(1)?.as_str()?).ok_or_else(|| conversion_error(1, "not a platform"))?;
     let right =
-        ImageRight::from_text(row.get_ref(2)?.as_str()?).ok_or_else(|| malformed(2, "not a right"))?;
+        ImageRight::from_text(row.get_ref(2)?.as_str()?).ok_or_else(|| conversion_error(2, "not a right"))?;
     Ok(CachedImage {
-        key: CachedKey { name: row.get(0)?, platform, right },
+        key: CachedImageKey { name: row.get(0)?, platform, right },
         repository: parsed(row, 3)?,
         manifest: descriptor(row, 4)?,
         upstream: parsed(row, 7)?,
@@ -40,7 +40,7 @@ fn image(row: &Row<'_>) -> rusqlite::Result<CachedImage> {
     })
 }
 
-fn put(transaction: &Transaction<'_>, image: &CachedImage) -> Result<(), StoreError> {
+fn put(transaction: &Transaction<'_>, image: &CachedImage) -> Result<(), StateStoreError> {
     transaction
         .prepare_cached(
             "INSERT OR REPLACE INTO cached_images (name, platform, owner, repository, media_type, digest, size,
@@ -63,13 +63,13 @@ fn put(transaction: &Transaction<'_>, image: &CachedImage) -> Result<(), StoreEr
 }
 
 #[async_trait]
-impl CachedImages for Store {
-    async fn cached(&self, key: &CachedKey) -> Result<Option<CachedImage>, CatalogError> {
+impl CachedImageCatalog for StateStore {
+    async fn cached(&self, key: &CachedImageKey) -> Result<Option<CachedImage>, CatalogError> {
         let key = key.clone();
         let found = self.transaction(move |transaction| {
             Ok(transaction
                 .prepare_cached(&format!("{COLUMNS} WHERE name = ?1 AND platform = ?2 AND owner = ?3"))?
-                .query_row((&key.name, key.platform.as_str(), key.right.to_text()), image)
+                .query_row((&key.name, key.platform.as_str(), key.right.to_text()), cached_image)
                 .optional()?)
         });
         Ok(found.await?)
@@ -79,7 +79,12 @@ impl CachedImages for Store {
         Ok(self.transaction(move |transaction| put(transaction, &image)).await?)
     }
 
-    async fn use_cached(&self, key: &CachedKey, at: Timestamp, checked: bool) -> Result<(), CatalogError> {
+    async fn record_use(
+        &self,
+        key: &CachedImageKey,
+        at: Timestamp,
+        checked: bool,
+    ) -> Result<(), CatalogError> {
         let key = key.clone();
         let noted = self.transaction(move |transaction| {
             transaction
@@ -103,13 +108,13 @@ impl CachedImages for Store {
         let all = self.transaction(|transaction| {
             let mut statement =
                 transaction.prepare_cached(&format!("{COLUMNS} ORDER BY used_at, name, platform, owner"))?;
-            let rows = statement.query_map([], image)?;
+            let rows = statement.query_map([], cached_image)?;
             Ok(rows.collect::<Result<_, _>>()?)
         });
         Ok(all.await?)
     }
 
-    async fn remove_cached(&self, key: &CachedKey) -> Result<(), CatalogError> {
+    async fn remove_cached(&self, key: &CachedImageKey) -> Result<(), CatalogError> {
         let key = key.clone();
         let removed = self.transaction(move |transaction| {
             transaction

@@ -9,11 +9,14 @@ use std::collections::HashSet;
 use rusqlite::Transaction;
 
 use super::parsed;
-use crate::image::port::Forgotten;
+use crate::image::port::ForgottenRecords;
 use crate::model::Digest;
-use crate::store::StoreError;
+use crate::store::StateStoreError;
 
-pub(super) fn forget(transaction: &Transaction<'_>, before_ms: i64) -> Result<Forgotten, StoreError> {
+pub(super) fn forget(
+    transaction: &Transaction<'_>,
+    before_ms: i64,
+) -> Result<ForgottenRecords, StateStoreError> {
     let manifests = transaction
         .prepare_cached(
             "WITH RECURSIVE staying (repository, digest) AS (
@@ -40,10 +43,10 @@ pub(super) fn forget(transaction: &Transaction<'_>, before_ms: i64) -> Result<Fo
              )",
         )?
         .execute([before_ms])?;
-    Ok(Forgotten { manifests: manifests as u64, links: links as u64 })
+    Ok(ForgottenRecords { manifests: manifests as u64, links: links as u64 })
 }
 
-pub(super) fn live(transaction: &Transaction<'_>) -> Result<HashSet<Digest>, StoreError> {
+pub(super) fn live_digests(transaction: &Transaction<'_>) -> Result<HashSet<Digest>, StateStoreError> {
     // Includes required content: the blobs of a manifest live as long as the manifest, even if their links are removed.
     let mut statement = transaction.prepare_cached(
         "SELECT digest FROM manifests UNION ALL SELECT digest FROM repository_blobs

@@ -7,13 +7,13 @@ use rusqlite::{OptionalExtension as _, Transaction};
 use super::parsed;
 use crate::image::port::{ImageMark, LayerVerdict};
 use crate::model::Digest;
-use crate::store::StoreError;
+use crate::store::StateStoreError;
 
 pub(super) fn get(
     transaction: &Transaction<'_>,
     layers: Vec<Digest>,
     limits: &str,
-) -> Result<HashMap<Digest, LayerVerdict>, StoreError> {
+) -> Result<HashMap<Digest, LayerVerdict>, StateStoreError> {
     let mut statement =
         transaction.prepare_cached("SELECT verdict FROM layer_verdicts WHERE digest = ?1 AND limits = ?2")?;
     let mut found = HashMap::with_capacity(layers.len());
@@ -31,7 +31,7 @@ pub(super) fn put(
     transaction: &Transaction<'_>,
     verdicts: &[(Digest, LayerVerdict)],
     limits: &str,
-) -> Result<(), StoreError> {
+) -> Result<(), StateStoreError> {
     let mut statement = transaction.prepare_cached(
         "INSERT INTO layer_verdicts (digest, limits, verdict) VALUES (?1, ?2, ?3)
          ON CONFLICT DO UPDATE SET limits = ?2, verdict = ?3",
@@ -43,7 +43,11 @@ pub(super) fn put(
 }
 
 /// Records that a manifest was found invalid.
-pub(super) fn mark(transaction: &Transaction<'_>, mark: &ImageMark, limits: &str) -> Result<(), StoreError> {
+pub(super) fn put_mark(
+    transaction: &Transaction<'_>,
+    mark: &ImageMark,
+    limits: &str,
+) -> Result<(), StateStoreError> {
     transaction
         .prepare_cached(
             "INSERT INTO image_marks (digest, limits, code, reason) VALUES (?1, ?2, ?3, ?4)
@@ -57,7 +61,7 @@ pub(super) fn marks(
     transaction: &Transaction<'_>,
     manifests: Vec<Digest>,
     limits: &str,
-) -> Result<Vec<ImageMark>, StoreError> {
+) -> Result<Vec<ImageMark>, StateStoreError> {
     let mut statement = transaction
         .prepare_cached("SELECT code, reason FROM image_marks WHERE digest = ?1 AND limits = ?2")?;
     let mut found = Vec::new();
@@ -73,7 +77,7 @@ pub(super) fn marks(
 }
 
 /// Removes the rows whose content is not in `live`.
-pub(super) fn forget(transaction: &Transaction<'_>, live: &HashSet<Digest>) -> Result<(), StoreError> {
+pub(super) fn forget(transaction: &Transaction<'_>, live: &HashSet<Digest>) -> Result<(), StateStoreError> {
     for table in ["layer_verdicts", "image_marks"] {
         let known: Vec<Digest> = transaction
             .prepare_cached(&format!("SELECT digest FROM {table}"))?

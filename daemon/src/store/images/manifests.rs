@@ -2,18 +2,18 @@
 
 use rusqlite::{OptionalExtension as _, Row, Transaction};
 
-use super::{look_up, now_ms, parsed, signed, size_column};
-use crate::image::port::{NewManifest, ReferrerQuery, Removal};
+use super::{now_ms, parsed, signed, size_column, touch_if_present};
+use crate::image::port::{NewManifest, ReferrerQuery, RemovalOutcome};
 use crate::model::image::Descriptor;
-use crate::model::manifest::{Part, PartKind};
+use crate::model::manifest::{ManifestPart, PartKind};
 use crate::model::{Digest, Repository};
-use crate::store::StoreError;
+use crate::store::StateStoreError;
 
 pub(super) fn put(
     transaction: &Transaction<'_>,
     repository: &Repository,
     new: &NewManifest,
-) -> Result<(), StoreError> {
+) -> Result<(), StateStoreError> {
     let repository = repository.as_str();
     let digest = new.manifest.digest.to_string();
     transaction
@@ -69,8 +69,8 @@ pub(super) fn get(
     transaction: &Transaction<'_>,
     repository: &Repository,
     digest: &Digest,
-) -> Result<Option<Descriptor>, StoreError> {
-    if !look_up(transaction, "manifests", repository.as_str(), &digest.to_string())? {
+) -> Result<Option<Descriptor>, StateStoreError> {
+    if !touch_if_present(transaction, "manifests", repository.as_str(), &digest.to_string())? {
         return Ok(None);
     }
     Ok(transaction
@@ -94,24 +94,24 @@ pub(super) fn remove(
     transaction: &Transaction<'_>,
     repository: &Repository,
     digest: &Digest,
-) -> Result<Removal, StoreError> {
+) -> Result<RemovalOutcome, StateStoreError> {
     if let Some(index) = needed_by(transaction, repository, digest)? {
-        return Ok(Removal::NeededBy(index));
+        return Ok(RemovalOutcome::NeededBy(index));
     }
     if let Some(service) = deployed_by(transaction, repository, digest)? {
-        return Ok(Removal::Deployed(service));
+        return Ok(RemovalOutcome::Deployed(service));
     }
     let removed = transaction
         .prepare_cached("DELETE FROM manifests WHERE repository = ?1 AND digest = ?2")?
         .execute((repository.as_str(), digest.to_string()))?;
-    Ok(if removed > 0 { Removal::Removed } else { Removal::Unknown })
+    Ok(if removed > 0 { RemovalOutcome::Removed } else { RemovalOutcome::Unknown })
 }
 
 fn needed_by(
     transaction: &Transaction<'_>,
     repository: &Repository,
     digest: &Digest,
-) -> Result<Option<Digest>, StoreError> {
+) -> Result<Option<Digest>, StateStoreError> {
     Ok(transaction
         .prepare_cached("SELECT manifest FROM manifest_parts WHERE repository = ?1 AND digest = ?2 LIMIT 1")?
         .query_row((repository.as_str(), digest.to_string()), |row| parsed(row, 0))
@@ -122,7 +122,7 @@ fn deployed_by(
     transaction: &Transaction<'_>,
     repository: &Repository,
     digest: &Digest,
-) -> Result<Option<String>, StoreError> {
+) -> Result<Option<String>, StateStoreError> {
     Ok(transaction
         .prepare_cached(
             "SELECT services.name FROM service_images JOIN services ON services.id = service_images.service
@@ -135,7 +135,7 @@ fn deployed_by(
 pub(super) fn referrers(
     transaction: &Transaction<'_>,
     query: &ReferrerQuery,
-) -> Result<Vec<Descriptor>, StoreError> {
+) -> Result<Vec<Descriptor>, StateStoreError> {
     let mut statement = transaction.prepare_cached(
         "SELECT media_type, digest, size FROM manifests
          WHERE repository = ?1 AND subject = ?2 AND (?3 IS NULL OR artifact_type = ?3) AND digest > ?4
@@ -157,22 +157,26 @@ pub(super) fn referrers(
 pub(super) fn missing(
     transaction: &Transaction<'_>,
     repository: &Repository,
-    parts: Vec<Part>,
-) -> Result<Vec<Part>, StoreError> {
+    parts: Vec<ManifestPart>,
+) -> Result<Vec<ManifestPart>, StateStoreError> {
     let mut missing = Vec::new();
     for part in parts {
         let table = match part.kind {
             PartKind::Blob => "repository_blobs",
             PartKind::Manifest => "manifests",
         };
-        if !look_up(transaction, table, repository.as_str(), &part.digest.to_string())? {
+        if !touch_if_present(transaction, table, repository.as_str(), &part.digest.to_string())? {
             missing.push(part);
         }
     }
     Ok(missing)
 }
 
-pub(super) fn link(transaction: &Transaction<'_>, repository: &str, digest: &str) -> Result<(), StoreError> {
+pub(super) fn link(
+    transaction: &Transaction<'_>,
+    repository: &str,
+    digest: &str,
+) -> Result<(), StateStoreError> {
     transaction
         .prepare_cached(
             "INSERT INTO repository_blobs (repository, digest, touched_at) VALUES (?1, ?2, ?3)
@@ -186,17 +190,20 @@ pub(super) fn unlink(
     transaction: &Transaction<'_>,
     repository: &Repository,
     digest: &Digest,
-) -> Result<Removal, StoreError> {
+) -> Result<RemovalOutcome, StateStoreError> {
     if let Some(manifest) = needed_by(transaction, repository, digest)? {
-        return Ok(Removal::NeededBy(manifest));
+        return Ok(RemovalOutcome::NeededBy(manifest));
     }
     let removed = transaction
         .prepare_cached("DELETE FROM repository_blobs WHERE repository = ?1 AND digest = ?2")?
         .execute((repository.as_str(), digest.to_string()))?;
-    Ok(if removed > 0 { Removal::Removed } else { Removal::Unknown })
+    Ok(if removed > 0 { RemovalOutcome::Removed } else { RemovalOutcome::Unknown })
 }
 
-pub(super) fn knows(transaction: &Transaction<'_>, repository: &Repository) -> Result<bool, StoreError> {
+pub(super) fn has_manifests(
+    transaction: &Transaction<'_>,
+    repository: &Repository,
+) -> Result<bool, StateStoreError> {
     Ok(transaction
         .prepare_cached("SELECT 1 FROM manifests WHERE repository = ?1 LIMIT 1")?
         .exists([repository.as_str()])?)
@@ -206,7 +213,7 @@ pub(super) fn repositories(
     transaction: &Transaction<'_>,
     after: Option<&Repository>,
     limit: usize,
-) -> Result<Vec<Repository>, StoreError> {
+) -> Result<Vec<Repository>, StateStoreError> {
     // Steps from name to name in the primary key, so that a repository with many manifests costs one step.
     let mut next =
         transaction.prepare_cached("SELECT min(repository) FROM manifests WHERE repository > ?1")?;

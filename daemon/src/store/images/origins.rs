@@ -3,17 +3,17 @@
 use rusqlite::Transaction;
 
 use super::parsed;
-use crate::image::port::Origin;
+use crate::image::port::ImageOrigin;
 use crate::model::{Digest, Repository};
-use crate::store::StoreError;
+use crate::store::StateStoreError;
 
 pub(super) fn put(
     transaction: &Transaction<'_>,
     repository: &Repository,
     manifest: &Digest,
-    origin: &Origin,
-) -> Result<(), StoreError> {
-    let Origin { owner, tree, way } = origin;
+    origin: &ImageOrigin,
+) -> Result<(), StateStoreError> {
+    let ImageOrigin { owner, tree, recipe: way } = origin;
     transaction
         .prepare_cached(
             "INSERT INTO image_origins (repository, manifest, owner, tree, way)
@@ -26,9 +26,9 @@ pub(super) fn put(
 
 pub(super) fn find(
     transaction: &Transaction<'_>,
-    origin: &Origin,
-) -> Result<Vec<(Repository, Digest)>, StoreError> {
-    let Origin { owner, tree, way } = origin;
+    origin: &ImageOrigin,
+) -> Result<Vec<(Repository, Digest)>, StateStoreError> {
+    let ImageOrigin { owner, tree, recipe: way } = origin;
     let mut statement = transaction.prepare_cached(
         "SELECT repository, manifest FROM image_origins WHERE tree = ?1 AND way = ?2 AND owner = ?3
          ORDER BY repository, manifest",

@@ -4,15 +4,15 @@ use rusqlite::{OptionalExtension as _, Row, Transaction};
 
 use super::manifests::descriptor;
 use super::{parsed, signed};
-use crate::image::port::{Pack, PackContent};
+use crate::image::port::{PackContent, PackRecord};
 use crate::model::id::PackId;
-use crate::store::StoreError;
+use crate::store::StateStoreError;
 
 const IMAGES: &str = "SELECT id, media_type, digest, size, owner, created_at FROM packs";
 const TREES: &str = "SELECT id, tree, lineage, owner, created_at FROM tree_packs";
 
-fn image(row: &Row<'_>) -> rusqlite::Result<Pack> {
-    Ok(Pack {
+fn image(row: &Row<'_>) -> rusqlite::Result<PackRecord> {
+    Ok(PackRecord {
         id: parsed(row, 0)?,
         content: PackContent::Image(descriptor(row, 1)?),
         owner: row.get(4)?,
@@ -20,8 +20,8 @@ fn image(row: &Row<'_>) -> rusqlite::Result<Pack> {
     })
 }
 
-fn tree(row: &Row<'_>) -> rusqlite::Result<Pack> {
-    Ok(Pack {
+fn tree(row: &Row<'_>) -> rusqlite::Result<PackRecord> {
+    Ok(PackRecord {
         id: parsed(row, 0)?,
         content: PackContent::Tree { tree: parsed(row, 1)?, lineage: row.get(2)? },
         owner: row.get(3)?,
@@ -29,7 +29,7 @@ fn tree(row: &Row<'_>) -> rusqlite::Result<Pack> {
     })
 }
 
-pub(super) fn put(transaction: &Transaction<'_>, pack: &Pack) -> Result<(), StoreError> {
+pub(super) fn put(transaction: &Transaction<'_>, pack: &PackRecord) -> Result<(), StateStoreError> {
     let (id, owner, created_at) = (pack.id.as_str(), &pack.owner, pack.created_at.to_string());
     match &pack.content {
         PackContent::Image(manifest) => transaction
@@ -53,7 +53,7 @@ pub(super) fn put(transaction: &Transaction<'_>, pack: &Pack) -> Result<(), Stor
     Ok(())
 }
 
-pub(super) fn get(transaction: &Transaction<'_>, id: &PackId) -> Result<Option<Pack>, StoreError> {
+pub(super) fn get(transaction: &Transaction<'_>, id: &PackId) -> Result<Option<PackRecord>, StateStoreError> {
     let found = transaction
         .prepare_cached(&format!("{IMAGES} WHERE id = ?1"))?
         .query_row([id.as_str()], image)
@@ -67,9 +67,9 @@ pub(super) fn get(transaction: &Transaction<'_>, id: &PackId) -> Result<Option<P
         .optional()?)
 }
 
-pub(super) fn all(transaction: &Transaction<'_>) -> Result<Vec<Pack>, StoreError> {
+pub(super) fn all(transaction: &Transaction<'_>) -> Result<Vec<PackRecord>, StateStoreError> {
     let mut statement = transaction.prepare_cached(IMAGES)?;
-    let mut packs: Vec<Pack> = statement.query_map([], image)?.collect::<Result<_, _>>()?;
+    let mut packs: Vec<PackRecord> = statement.query_map([], image)?.collect::<Result<_, _>>()?;
     let mut statement = transaction.prepare_cached(TREES)?;
     for pack in statement.query_map([], tree)? {
         packs.push(pack?);
@@ -78,7 +78,7 @@ pub(super) fn all(transaction: &Transaction<'_>) -> Result<Vec<Pack>, StoreError
     Ok(packs)
 }
 
-pub(super) fn remove(transaction: &Transaction<'_>, id: &PackId) -> Result<(), StoreError> {
+pub(super) fn remove(transaction: &Transaction<'_>, id: &PackId) -> Result<(), StateStoreError> {
     for table in ["packs", "tree_packs"] {
         transaction.prepare_cached(&format!("DELETE FROM {table} WHERE id = ?1"))?.execute([id.as_str()])?;
     }

@@ -4,11 +4,11 @@ use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, Row, Transaction};
 
 use super::manifests::descriptor;
-use super::{look_up, now_ms, parsed, signed, size_column};
+use super::{now_ms, parsed, signed, size_column, touch_if_present};
 use crate::image::port::TagQuery;
 use crate::model::image::TaggedImage;
 use crate::model::{Digest, Repository, Tag};
-use crate::store::StoreError;
+use crate::store::StateStoreError;
 
 const COLUMNS: &str =
     "SELECT tags.repository, tag, media_type, manifests.digest, size, content_size, updated_at
@@ -28,19 +28,22 @@ pub(super) fn get(
     transaction: &Transaction<'_>,
     repository: &Repository,
     tag: &Tag,
-) -> Result<Option<TaggedImage>, StoreError> {
+) -> Result<Option<TaggedImage>, StateStoreError> {
     let image = transaction
         .prepare_cached(&format!("{COLUMNS} WHERE tags.repository = ?1 AND tag = ?2"))?
         .query_row((repository.as_str(), tag.as_str()), tagged)
         .optional()?;
     if let Some(image) = &image {
         // The tag may move while the caller still works with the manifest that it names now.
-        look_up(transaction, "manifests", repository.as_str(), &image.manifest.digest.to_string())?;
+        touch_if_present(transaction, "manifests", repository.as_str(), &image.manifest.digest.to_string())?;
     }
     Ok(image)
 }
 
-pub(super) fn list(transaction: &Transaction<'_>, query: &TagQuery) -> Result<Vec<TaggedImage>, StoreError> {
+pub(super) fn list(
+    transaction: &Transaction<'_>,
+    query: &TagQuery,
+) -> Result<Vec<TaggedImage>, StateStoreError> {
     let limit = signed(query.limit as u64);
     let after = query.after.as_ref();
     let images = match &query.repository {
@@ -71,7 +74,7 @@ pub(super) fn remove(
     transaction: &Transaction<'_>,
     repository: &Repository,
     tag: &Tag,
-) -> Result<bool, StoreError> {
+) -> Result<bool, StateStoreError> {
     let removed = transaction
         .prepare_cached("DELETE FROM tags WHERE repository = ?1 AND tag = ?2")?
         .execute((repository.as_str(), tag.as_str()))?;
@@ -83,7 +86,7 @@ pub(super) fn set(
     repository: &Repository,
     tag: &Tag,
     manifest: &Digest,
-) -> Result<(), StoreError> {
+) -> Result<(), StateStoreError> {
     transaction
         .prepare_cached(
             "INSERT INTO tags (repository, tag, digest, updated_at) VALUES (?1, ?2, ?3, ?4)
@@ -98,14 +101,14 @@ pub(super) fn publish(
     from: &Repository,
     manifest: &Digest,
     tags: &[(Repository, Tag)],
-) -> Result<Option<Vec<TaggedImage>>, StoreError> {
-    if !look_up(transaction, "manifests", from.as_str(), &manifest.to_string())? {
+) -> Result<Option<Vec<TaggedImage>>, StateStoreError> {
+    if !touch_if_present(transaction, "manifests", from.as_str(), &manifest.to_string())? {
         return Ok(None);
     }
     let mut images = Vec::with_capacity(tags.len());
     for (repository, tag) in tags {
         if repository != from {
-            copy(transaction, from, manifest, repository)?;
+            copy_manifest(transaction, from, manifest, repository)?;
         }
         set(transaction, repository, tag, manifest)?;
         images.extend(get(transaction, repository, tag)?);
@@ -114,12 +117,12 @@ pub(super) fn publish(
 }
 
 /// Copies the records of a manifest, and of everything below it, to another repository.
-pub(in crate::store) fn copy(
+pub(in crate::store) fn copy_manifest(
     transaction: &Transaction<'_>,
     from: &Repository,
     manifest: &Digest,
     to: &Repository,
-) -> Result<(), StoreError> {
+) -> Result<(), StateStoreError> {
     const BELOW: &str = "WITH RECURSIVE below (digest) AS (
              VALUES (?2)
              UNION SELECT part.digest FROM below

@@ -6,14 +6,17 @@ use super::*;
 use crate::image::port::PackContent;
 use crate::model::manifest::{OCI_INDEX, OCI_MANIFEST, PartKind};
 
-struct Fixture {
-    store: Store,
+struct StoreFixture {
+    store: StateStore,
     _directory: tempfile::TempDir,
 }
 
-fn fixture() -> Fixture {
+fn fixture() -> StoreFixture {
     let directory = tempfile::tempdir().unwrap();
-    Fixture { store: Store::open(&directory.path().join("state.db")).unwrap(), _directory: directory }
+    StoreFixture {
+        store: StateStore::open(&directory.path().join("state.db")).unwrap(),
+        _directory: directory,
+    }
 }
 
 fn digest(byte: u8) -> Digest {
@@ -30,7 +33,8 @@ fn tag(text: &str) -> Tag {
 
 /// Returns image `byte` with blobs whose size in bytes is their own number.
 fn image(byte: u8, blobs: &[u8]) -> NewManifest {
-    let part = |blob: &u8| Part { digest: digest(*blob), size: u64::from(*blob), kind: PartKind::Blob };
+    let part =
+        |blob: &u8| ManifestPart { digest: digest(*blob), size: u64::from(*blob), kind: PartKind::Blob };
     NewManifest {
         manifest: Descriptor { media_type: OCI_MANIFEST.to_owned(), digest: digest(byte), size: 500 },
         parts: blobs.iter().map(part).collect(),
@@ -40,12 +44,12 @@ fn image(byte: u8, blobs: &[u8]) -> NewManifest {
 }
 
 fn index(byte: u8, manifests: &[u8]) -> NewManifest {
-    let part = |child: &u8| Part { digest: digest(*child), size: 500, kind: PartKind::Manifest };
+    let part = |child: &u8| ManifestPart { digest: digest(*child), size: 500, kind: PartKind::Manifest };
     let manifest = Descriptor { media_type: OCI_INDEX.to_owned(), digest: digest(byte), size: 600 };
     NewManifest { manifest, parts: manifests.iter().map(part).collect(), ..image(byte, &[]) }
 }
 
-impl Fixture {
+impl StoreFixture {
     async fn put(&self, repository: &str, manifests: Vec<NewManifest>, tagged: Option<&str>) {
         self.store.put_manifests(&name(repository), manifests, tagged.map(tag)).await.unwrap();
     }
@@ -69,7 +73,7 @@ impl Fixture {
 
     async fn live(&self) -> Vec<u8> {
         let mut live: Vec<u8> =
-            self.store.live().await.unwrap().iter().map(|digest| digest.as_bytes()[0]).collect();
+            self.store.live_digests().await.unwrap().iter().map(|digest| digest.as_bytes()[0]).collect();
         live.sort_unstable();
         live
     }
@@ -127,7 +131,7 @@ async fn what_was_looked_up_lately_is_not_forgotten() {
     room.store.link_blob(&name("a"), &digest(5)).await.unwrap();
     room.age().await;
     assert!(room.store.manifest(&name("a"), &digest(101)).await.unwrap().is_some());
-    let asked = Part { digest: digest(102), size: 500, kind: PartKind::Manifest };
+    let asked = ManifestPart { digest: digest(102), size: 500, kind: PartKind::Manifest };
     assert_eq!(room.store.missing(&name("a"), vec![asked]).await.unwrap(), []);
     assert!(room.store.has_blob(&name("a"), &digest(4)).await.unwrap());
     assert_eq!(room.forget().await, (1, 2));
@@ -166,7 +170,7 @@ async fn packs_come_back_as_they_were_put() {
         PackContent::Tree { tree, lineage: "from here".to_owned() },
     ] {
         let (id, created_at) = (PackId::random(), Timestamp::now());
-        let pack = Pack { id, content, owner: "ann".to_owned(), created_at };
+        let pack = PackRecord { id, content, owner: "ann".to_owned(), created_at };
         room.store.put_pack(pack.clone()).await.unwrap();
         assert_eq!(room.store.pack(&pack.id).await.unwrap(), Some(pack.clone()));
         assert_eq!(room.store.packs().await.unwrap(), std::slice::from_ref(&pack));
@@ -178,12 +182,12 @@ async fn packs_come_back_as_they_were_put() {
 #[tokio::test]
 async fn what_an_image_was_made_of_is_known_for_as_long_as_the_image() {
     let room = fixture();
-    let origin = |owner: &str, tree: u8, way: u8| Origin {
+    let origin = |owner: &str, tree: u8, way: u8| ImageOrigin {
         owner: owner.to_owned(),
         tree: TreeDigest::from_bytes([tree; 32]),
-        way: ContentHash::from_bytes([way; 32]),
+        recipe: ContentHash::from_bytes([way; 32]),
     };
-    let made_of = async |origin: Origin| room.store.made_of(origin).await.unwrap();
+    let made_of = async |origin: ImageOrigin| room.store.find_by_origin(origin).await.unwrap();
     room.store.put_origin(&name("x"), &digest(101), origin("ann", 1, 1)).await.unwrap();
     assert_eq!(made_of(origin("ann", 1, 1)).await, [], "of an image that is not there, nothing is noted");
     room.put("x", vec![image(101, &[1])], Some("1")).await;

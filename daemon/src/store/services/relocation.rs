@@ -6,24 +6,24 @@ use std::collections::BTreeSet;
 
 use rusqlite::Transaction;
 
-use super::{Put, Store, StoreError, put};
+use super::{PutOutcome, StateStore, StateStoreError, put};
 use crate::image::port::cached::ImageRight;
 use crate::model::image::is_cached_name;
-use crate::model::service::{Revision, Service};
+use crate::model::service::{ServiceRecord, ServiceRevision};
 use crate::model::{Digest, MountSource, Reference, Repository};
-use crate::store::images::{look_up, tags};
+use crate::store::images::{tags, touch_if_present};
 
 /// Manifest in an ordinary repository.
-type Place = (Repository, Digest);
+type OrdinaryManifest = (Repository, Digest);
 
-impl Store {
+impl StateStore {
     /// Moves all of them in one transaction. Returns the number of moved images, which is 0 after the first run.
-    pub async fn relocate_service_images(&self) -> Result<usize, StoreError> {
+    pub async fn relocate_service_images(&self) -> Result<usize, StateStoreError> {
         self.transaction(|transaction| {
-            let services: Vec<Service> = {
+            let services: Vec<ServiceRecord> = {
                 let mut statement = transaction.prepare("SELECT record FROM services")?;
                 let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
-                rows.map(|text| Ok(serde_json::from_str(&text?)?)).collect::<Result<_, StoreError>>()?
+                rows.map(|text| Ok(serde_json::from_str(&text?)?)).collect::<Result<_, StateStoreError>>()?
             };
             let mut moved = BTreeSet::new();
             for mut service in services {
@@ -32,7 +32,8 @@ impl Store {
                     relocate(transaction, revision, &mut moved)?;
                 }
                 if moved.len() > before
-                    && let Put::NameTaken(_) | Put::DomainTaken(..) = put(transaction, &service)?
+                    && let PutOutcome::NameTaken(_) | PutOutcome::DomainTaken(..) =
+                        put(transaction, &service)?
                 {
                     tracing::warn!(service.name = %service.name, "failed to migrate a service's images");
                 }
@@ -48,9 +49,9 @@ impl Store {
 
 fn relocate(
     transaction: &Transaction<'_>,
-    revision: &mut Revision,
-    moved: &mut BTreeSet<Place>,
-) -> Result<(), StoreError> {
+    revision: &mut ServiceRevision,
+    moved: &mut BTreeSet<OrdinaryManifest>,
+) -> Result<(), StateStoreError> {
     let right = ImageRight::Caller(revision.created_by.clone());
     let mut relocated = |image: &Reference, from: &Repository, digest: Digest| {
         // An image of the room is stored in the repository of its reference.
@@ -58,12 +59,12 @@ fn relocate(
             return Ok(None);
         }
         let Some(place) = right.repository_of(image) else { return Ok(None) };
-        if !look_up(transaction, "manifests", from.as_str(), &digest.to_string())? {
+        if !touch_if_present(transaction, "manifests", from.as_str(), &digest.to_string())? {
             return Ok(None);
         }
-        tags::copy(transaction, from, &digest, &place)?;
+        tags::copy_manifest(transaction, from, &digest, &place)?;
         moved.insert((from.clone(), digest));
-        Ok::<_, StoreError>(Some(place))
+        Ok::<_, StateStoreError>(Some(place))
     };
     let spec = &mut revision.spec;
     if spec.kept_in.is_none() {
@@ -85,7 +86,7 @@ fn release(
     transaction: &Transaction<'_>,
     repository: &Repository,
     digest: &Digest,
-) -> Result<(), StoreError> {
+) -> Result<(), StateStoreError> {
     let of = (repository.as_str(), digest.to_string());
     let released = transaction
         .prepare_cached(

@@ -1,22 +1,22 @@
 use jiff::Timestamp;
 
 use super::*;
-use crate::deploy::port::StoreError as PortError;
-use crate::image::port::{Catalog as _, NewManifest, Removal};
+use crate::deploy::port::ServiceStoreError as PortError;
+use crate::image::port::{ImageCatalog as _, NewManifest, RemovalOutcome};
 use crate::model::image::{Descriptor, PinnedImage};
-use crate::model::manifest::{Part, PartKind};
-use crate::model::service::{Revision, RevisionOutcome, ServiceSpec};
-use crate::model::{Digest, MountMode, MountSource, MountSpec, Repository};
+use crate::model::manifest::{ManifestPart, PartKind};
+use crate::model::service::{RevisionOutcome, ServiceRevision, ServiceSpec};
+use crate::model::{Digest, MountAccess, MountSource, MountSpec, Repository};
 
 fn digest(byte: u8) -> Digest {
     Digest::from_sha256([byte; 32])
 }
 
-fn store() -> Store {
-    Store::prepare(rusqlite::Connection::open_in_memory().unwrap()).unwrap()
+fn store() -> StateStore {
+    StateStore::prepare(rusqlite::Connection::open_in_memory().unwrap()).unwrap()
 }
 
-fn revision(number: u32, domains: &[&str]) -> Revision {
+fn revision(number: u32, domains: &[&str]) -> ServiceRevision {
     let byte = u8::try_from(number).unwrap();
     let spec = ServiceSpec {
         digest: digest(byte),
@@ -24,7 +24,7 @@ fn revision(number: u32, domains: &[&str]) -> Revision {
         domains: domains.iter().map(|domain| domain.parse().unwrap()).collect(),
         ..crate::deploy::tests::spec(80)
     };
-    Revision {
+    ServiceRevision {
         number,
         spec,
         created_at: Timestamp::UNIX_EPOCH,
@@ -34,8 +34,8 @@ fn revision(number: u32, domains: &[&str]) -> Revision {
     }
 }
 
-fn service(name: &str, revisions: Vec<Revision>) -> Service {
-    Service {
+fn service(name: &str, revisions: Vec<ServiceRevision>) -> ServiceRecord {
+    ServiceRecord {
         id: crate::model::id::ServiceId::random(),
         name: name.parse().unwrap(),
         repository: "web".parse().unwrap(),
@@ -112,12 +112,12 @@ async fn an_image_that_a_kept_revision_runs_or_mounts_is_neither_forgotten_nor_r
     let later = Timestamp::now().checked_add(jiff::SignedDuration::from_hours(10)).unwrap();
     assert_eq!(store.forget(later).await.unwrap().manifests, 2);
     let removal = store.remove_manifest(&repository, &digest(1)).await.unwrap();
-    assert_eq!(removal, Removal::Deployed("one".to_owned()));
+    assert_eq!(removal, RemovalOutcome::Deployed("one".to_owned()));
     let removal = store.remove_manifest(&assets, &digest(3)).await.unwrap();
-    assert_eq!(removal, Removal::Deployed("one".to_owned()), "it is mounted");
+    assert_eq!(removal, RemovalOutcome::Deployed("one".to_owned()), "it is mounted");
     store.remove(&one).await.unwrap();
-    assert_eq!(store.remove_manifest(&repository, &digest(1)).await.unwrap(), Removal::Removed);
-    assert_eq!(store.remove_manifest(&assets, &digest(3)).await.unwrap(), Removal::Removed);
+    assert_eq!(store.remove_manifest(&repository, &digest(1)).await.unwrap(), RemovalOutcome::Removed);
+    assert_eq!(store.remove_manifest(&assets, &digest(3)).await.unwrap(), RemovalOutcome::Removed);
 }
 
 #[tokio::test]
@@ -125,7 +125,7 @@ async fn images_of_other_registries_that_lie_in_ordinary_repositories_are_moved_
     let store = store();
     let (ordinary, tagged): (Repository, Repository) =
         ("ghcr.io/team/app".parse().unwrap(), "ghcr.io/team/files".parse().unwrap());
-    let blob = |byte| Part { digest: digest(byte), size: 1, kind: PartKind::Blob };
+    let blob = |byte| ManifestPart { digest: digest(byte), size: 1, kind: PartKind::Blob };
     let manifest = |byte, layer| NewManifest {
         manifest: Descriptor { media_type: "m".to_owned(), digest: digest(byte), size: 1 },
         parts: vec![blob(layer)],
@@ -142,7 +142,7 @@ async fn images_of_other_registries_that_lie_in_ordinary_repositories_are_moved_
     first.spec.mounts = vec![MountSpec {
         source: MountSource::Image { reference, subpath: String::new() },
         target: "/files".parse().unwrap(),
-        mode: MountMode::ReadOnly,
+        mode: MountAccess::ReadOnly,
     }];
     let pinned = PinnedImage { repository: tagged.clone(), digest: digest(2) };
     first.spec.mounted = std::collections::BTreeMap::from([("/files".parse().unwrap(), pinned)]);

@@ -9,9 +9,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn down(handle: &Handle, why: &str) -> String {
     let mut status = handle.status();
-    let is_it = |status: &Status| matches!(status, Status::Down { reason } if reason.contains(why));
+    let is_it = |status: &ChildStatus| matches!(status, ChildStatus::Down { reason } if reason.contains(why));
     match timeout(PATIENCE, status.wait_for(is_it)).await.unwrap().unwrap().clone() {
-        Status::Down { reason } => reason,
+        ChildStatus::Down { reason } => reason,
         _ => unreachable!(),
     }
 }

@@ -5,7 +5,7 @@ use std::process::{Child as Running, Command, Stdio};
 use std::time::Instant;
 
 use super::*;
-use crate::supervise::leftover::{self, Mark};
+use crate::supervise::leftover::{self, ProcessMarker};
 
 /// Copies the shell, so that it can be replaced.
 fn program(dir: &Path) -> PathBuf {
@@ -55,7 +55,7 @@ async fn a_program_that_was_replaced_while_it_ran_is_ended_and_what_lasts_is_not
     let dir = tempfile::tempdir().unwrap();
     let (program, root) = (program(dir.path()), dir.path().join("root"));
     std::fs::create_dir(&root).unwrap();
-    let mark = Mark::of("script", &root).unwrap();
+    let mark = ProcessMarker::of("script", &root).unwrap();
     let (variable, value) = mark.variable();
     let marked = |program: &Path, args: &[&str]| {
         Stray::start(Command::new(program).args(args).env(variable, value).stdin(Stdio::piped()))
@@ -64,7 +64,7 @@ async fn a_program_that_was_replaced_while_it_ran_is_ended_and_what_lasts_is_not
     let mut instance = marked(Path::new("sleep"), &["600"]);
     replace(&program);
     let mut child = child(dir.path(), "mkfifo ../fifo; echo $$ > $PID_FILE; read line < ../fifo");
-    (child.program, child.offspring) = (program, Offspring::Lasting);
+    (child.program, child.descendants) = (program, DescendantPolicy::Surviving);
     let handle = super::super::start(child).unwrap();
     ready(&handle).await;
     assert!(earlier.ends(), "the program of before the update runs on beside the new one");
@@ -91,7 +91,7 @@ fn only_the_program_itself_with_these_words_together_is_ended() {
         start(Path::new("/bin/sh"), &["--root", root]),
     ];
     replace(&program);
-    assert_eq!(leftover::end_started_with(&program, &["--root", root]).unwrap(), 1);
+    assert_eq!(leftover::kill_started_with(&program, &["--root", root]).unwrap(), 1);
     assert!(wanted.ends());
     for other in &mut others {
         assert!(other.0.try_wait().unwrap().is_none());

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use hearth_pack::identity::{ContentHash, Node, NodeKind, TreeHasher};
+use hearth_pack::identity::{ContentHash, NodeKind, TreeHasher, TreeNode};
 use hearth_proto::v1::list_pack_request::Part;
 use hearth_proto::v1::{
     BeginPackRequest, CommitPackRequest, ListPackRequest, ListPackResponse, Mount, PackEntries, PackEntry,
@@ -47,7 +47,7 @@ fn digest(entries: &[PackEntry]) -> String {
                 NodeKind::File { size: entry.size, content }
             }
         };
-        sum.node(&Node { path: &entry.path, mode: entry.mode, kind, xattrs: &[] });
+        sum.node(&TreeNode { path: &entry.path, mode: entry.mode, kind, xattrs: &[] });
     }
     sum.finish().to_string()
 }
@@ -308,7 +308,7 @@ pub fn a_list_of_a_million_entries_takes_bounded_memory() {
         let name = |number: u32| format!("some-file-{number:07}");
         for number in 0..1_000_000 {
             let kind = NodeKind::File { size: 1, content: one };
-            sum.node(&Node { path: name(number).as_bytes(), mode: 0o644, kind, xattrs: &[] });
+            sum.node(&TreeNode { path: name(number).as_bytes(), mode: 0o644, kind, xattrs: &[] });
         }
         let id = upload(&api, &sum.finish().to_string()).await;
         let parts = (0..1000u32).map(move |part| {

@@ -8,12 +8,12 @@ const RANGE: &str = "a range in `[...]` runs backwards, or names an unknown clas
 
 /// A set of characters.
 #[derive(Debug, Clone)]
-pub(super) struct Class {
+pub(super) struct CharClass {
     negated: bool,
     ranges: Vec<(char, char)>,
 }
 
-impl Class {
+impl CharClass {
     pub(super) fn one(c: char) -> Self {
         Self { negated: false, ranges: vec![(c, c)] }
     }
@@ -61,12 +61,12 @@ impl Class {
 }
 
 /// Parses the characters after a `\` outside of a class as a set of characters.
-pub(super) fn escaped(rest: &mut Peekable<Chars<'_>>) -> Result<Class, &'static str> {
+pub(super) fn escaped(rest: &mut Peekable<Chars<'_>>) -> Result<CharClass, &'static str> {
     if let Some(ranges) = rest.peek().copied().and_then(perl) {
         rest.next();
-        return Ok(Class { negated: false, ranges });
+        return Ok(CharClass { negated: false, ranges });
     }
-    escaped_char(rest).map(Class::one)
+    escaped_char(rest).map(CharClass::one)
 }
 
 fn class_char(rest: &mut Peekable<Chars<'_>>) -> Result<char, &'static str> {

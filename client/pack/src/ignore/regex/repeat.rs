@@ -3,10 +3,10 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
-use super::{Step, TOO_LONG};
+use super::{RegexStep, TOO_LONG};
 
 /// Maximum count of a repeat, the same as in Go.
-const MOST: u32 = 1000;
+const MAX_REPEAT: u32 = 1000;
 
 /// Parses the bounds after a `{`. Returns `None` if it is no repeat and the `{` is literal.
 pub(super) fn bounds(rest: &mut Peekable<Chars<'_>>) -> Result<Option<(u32, Option<u32>)>, &'static str> {
@@ -26,7 +26,7 @@ pub(super) fn bounds(rest: &mut Peekable<Chars<'_>>) -> Result<Option<(u32, Opti
         return Ok(None);
     }
     *rest = ahead;
-    if least > MOST || most.is_some_and(|most| most > MOST || most < least) {
+    if least > MAX_REPEAT || most.is_some_and(|most| most > MAX_REPEAT || most < least) {
         return Err(TOO_LONG);
     }
     Ok(Some((least, most)))
@@ -47,17 +47,21 @@ fn number(rest: &mut Peekable<Chars<'_>>) -> Option<u32> {
 }
 
 /// Repeats the last of `steps`.
-pub(super) fn last(steps: &mut Vec<Step>, least: u32, most: Option<u32>) -> Result<(), &'static str> {
+pub(super) fn repeat_last(
+    steps: &mut Vec<RegexStep>,
+    least: u32,
+    most: Option<u32>,
+) -> Result<(), &'static str> {
     let step = steps.pop().ok_or("a repeat has nothing to repeat")?;
-    let Step::One(class) = step else {
+    let RegexStep::One(class) = step else {
         // Any other step here consumes no character: once is the same as many times.
         steps.extend((least > 0).then_some(step));
         return Ok(());
     };
-    steps.extend((0..least).map(|_| Step::One(class.clone())));
+    steps.extend((0..least).map(|_| RegexStep::One(class.clone())));
     match most {
-        Some(most) => steps.extend((least..most).map(|_| Step::Maybe(class.clone()))),
-        None => steps.push(Step::Many(class)),
+        Some(most) => steps.extend((least..most).map(|_| RegexStep::Maybe(class.clone()))),
+        None => steps.push(RegexStep::Many(class)),
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ fn results_come_in_order_and_none_is_lost() {
                 number * 2
             }
         };
-        ordered(threads, 0..500, worker, |result| {
+        run_ordered(threads, 0..500, worker, |result| {
             taken.push(result);
             Ok::<_, ()>(())
         })
@@ -26,10 +26,10 @@ fn results_come_in_order_and_none_is_lost() {
 fn no_work_runs_further_ahead_than_the_window() {
     let (begun, mut taken) = (AtomicU64::new(0), 0);
     let worker = || |number: u64| begun.fetch_max(number, Ordering::SeqCst);
-    ordered(2, 0..100, worker, |_| {
+    run_ordered(2, 0..100, worker, |_| {
         std::thread::sleep(Duration::from_millis(1));
         taken += 1;
-        assert!(begun.load(Ordering::SeqCst) <= taken + 4 + SLACK as u64);
+        assert!(begun.load(Ordering::SeqCst) <= taken + 4 + EXTRA_RESULTS as u64);
         Ok::<_, ()>(())
     })
     .unwrap();
@@ -44,14 +44,14 @@ fn the_first_failure_in_order_ends_the_work() {
             if number.is_multiple_of(10) && number > 0 { Err(number) } else { Ok(()) }
         }
     };
-    assert_eq!(ordered(4, 0..1_000_000, worker, |result| result), Err(10));
+    assert_eq!(run_ordered(4, 0..1_000_000, worker, |result| result), Err(10));
     assert!(begun.load(Ordering::SeqCst) < 40);
 }
 
 #[test]
 fn a_worker_that_panics_hangs_nobody() {
     let ended = std::panic::catch_unwind(|| {
-        ordered(3, 0..100, || |number: u64| assert_ne!(number, 50), |()| Ok::<_, ()>(()))
+        run_ordered(3, 0..100, || |number: u64| assert_ne!(number, 50), |()| Ok::<_, ()>(()))
     });
     assert!(ended.is_err());
 }

@@ -7,7 +7,7 @@ use hearth_proto::v1::{
 };
 
 use super::*;
-use crate::client::scripted::{Script, event, live, lost, remark, with_client};
+use crate::client::scripted::{DaemonScript, event, live, lost, remark, with_client};
 use crate::exit;
 
 fn answer() -> DeployResponse {
@@ -29,7 +29,7 @@ fn answer() -> DeployResponse {
 
 #[test]
 fn people_and_scripts_read_name_revision_digest_and_addresses() {
-    let text = DeployView::new(&answer(), None).for_people();
+    let text = DeployView::new(&answer(), None).to_text();
     assert_eq!(text, "web 3 sha256:9b2c\nhttp://www.example.com:4380/");
 }
 
@@ -51,7 +51,7 @@ fn programs_read_a_typed_result_and_a_typed_plan() {
         ..DeployAction::default()
     };
     let answer = answer();
-    let view = DeployView { plan: Some(vec![action(&route)]), ..DeployView::new(&answer, None) };
+    let view = DeployView { plan: Some(vec![action_json(&route)]), ..DeployView::new(&answer, None) };
     let value = serde_json::to_value(view).unwrap();
     assert_eq!(value["plan"][0]["action"], "route");
     assert_eq!((&value["live"], &value["took_seconds"]), (&Value::Null, &Value::Null));
@@ -61,13 +61,13 @@ fn programs_read_a_typed_result_and_a_typed_plan() {
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Result of waiting for a scripted deploy.
-async fn waited(script: Script, progress: ProgressMode) -> Result<(), Failure> {
+async fn waited(script: DaemonScript, progress: ProgressMode) -> Result<(), Failure> {
     interrupted(script, progress, pending()).await
 }
 
 /// Result of waiting for a scripted deploy, with Ctrl-C when `interrupt` completes.
 async fn interrupted(
-    script: Script,
+    script: DaemonScript,
     progress: ProgressMode,
     interrupt: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
@@ -76,7 +76,7 @@ async fn interrupted(
     let outcome = RefCell::new(Ok(()));
     let ended = &outcome;
     with_client(&script, |client| async move {
-        let mut interrupts = Interrupts::listen().unwrap();
+        let mut interrupts = InterruptListener::listen().unwrap();
         let waiting = WaitArgs { progress, ..WaitArgs::default() };
         let (answer, interrupting) = (answer(), async {
             interrupt.await;
@@ -93,8 +93,8 @@ async fn interrupted(
     outcome.into_inner()
 }
 
-fn script(events: Vec<Result<hearth_proto::v1::DeployEvent, tonic::Status>>) -> Script {
-    let script = Script::default();
+fn script(events: Vec<Result<hearth_proto::v1::DeployEvent, tonic::Status>>) -> DaemonScript {
+    let script = DaemonScript::default();
     script.watches.lock().push_back(events);
     script
 }
@@ -119,23 +119,23 @@ async fn a_failed_deploy_says_why_and_ends_with_one() {
     };
     let failed = || script(vec![event(1, 10, Event::Failed(detail.clone()))]);
     let failure = waited(failed(), ProgressMode::Tty).await.unwrap_err();
-    assert_eq!(exit::code(&failure), 1);
-    let shown = exit::for_people(&failure);
+    assert_eq!(exit::exit_code(&failure), 1);
+    let shown = exit::error_text(&failure);
     for part in ["the app ended with exit code 3", "        | boom", "hint: see its log", "web, revision 3"] {
         assert!(shown.contains(part), "{shown}");
     }
-    let value = serde_json::to_value(exit::for_programs(&failure)).unwrap();
+    let value = serde_json::to_value(exit::error_document(&failure)).unwrap();
     assert_eq!((&value["error"]["service"], &value["error"]["revision"]), (&"web".into(), &3.into()));
     // The last lines may not have been shown before, so the failure carries them in any case.
     let failure = waited(failed(), ProgressMode::Plain).await.unwrap_err();
-    assert!(exit::for_people(&failure).contains("boom"));
+    assert!(exit::error_text(&failure).contains("boom"));
 }
 
 #[tokio::test]
 async fn a_superseded_deploy_says_by_what() {
     let superseded = Event::Superseded(DeploySuperseded { by: 4 });
     let failure = waited(script(vec![event(1, 10, superseded)]), ProgressMode::Json).await.unwrap_err();
-    assert_eq!((failure.detail.code.as_str(), exit::code(&failure)), ("superseded", 1));
+    assert_eq!((failure.detail.code.as_str(), exit::exit_code(&failure)), ("superseded", 1));
     assert!(failure.detail.message.contains("superseded by revision 4"), "{}", failure.detail.message);
 }
 
@@ -145,7 +145,7 @@ async fn an_interrupt_leaves_the_deploy_running_and_says_so() {
     script.stays = true;
     let while_it_runs = tokio::time::sleep(std::time::Duration::from_millis(200));
     let failure = interrupted(script, ProgressMode::Plain, while_it_runs).await.unwrap_err();
-    assert_eq!((failure.kind, exit::code(&failure)), (FailureKind::Interrupted, 130));
+    assert_eq!((failure.kind, exit::exit_code(&failure)), (FailureKind::Interrupted, 130));
     assert!(failure.detail.message.contains("hearth services show web"), "{}", failure.detail.message);
 }
 
@@ -154,9 +154,15 @@ fn what_serves_after_a_failed_deploy_is_told() {
     let instance = |revision, routed| Instance { revision, routed, ..Instance::default() };
     let service = |instances| Service { live_revision: Some(2), instances, ..Service::default() };
     let serving = service(vec![instance(3, false), instance(2, true)]);
-    assert_eq!(what_serves(&serving, &answer()), "revision 2 of web keeps serving");
+    assert_eq!(serving_revision_text(&serving, &answer()), "revision 2 of web keeps serving");
     // A failed restart leaves the old instance of the same revision in place.
-    assert_eq!(what_serves(&service(vec![instance(3, true)]), &answer()), "revision 3 of web keeps serving");
-    assert_eq!(what_serves(&service(vec![instance(2, false)]), &answer()), "no revision of web serves");
-    assert_eq!(what_serves(&Service::default(), &answer()), "no revision of web serves");
+    assert_eq!(
+        serving_revision_text(&service(vec![instance(3, true)]), &answer()),
+        "revision 3 of web keeps serving"
+    );
+    assert_eq!(
+        serving_revision_text(&service(vec![instance(2, false)]), &answer()),
+        "no revision of web serves"
+    );
+    assert_eq!(serving_revision_text(&Service::default(), &answer()), "no revision of web serves");
 }

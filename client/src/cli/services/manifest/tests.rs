@@ -145,13 +145,13 @@ isolated: true
 
 #[test]
 fn what_show_prints_says_all_that_runs() {
-    let written = write(&Manifest::of("repo-web", &full())).unwrap();
+    let written = write(&ServiceManifest::from_spec("repo-web", &full())).unwrap();
     assert_eq!(written, FULL);
 }
 
 #[test]
 fn what_show_prints_apply_takes_as_yaml_and_as_json() {
-    let manifest = Manifest::of("repo-web", &full());
+    let manifest = ServiceManifest::from_spec("repo-web", &full());
     let json = serde_json::to_string_pretty(&manifest).unwrap();
     for text in [FULL, &json] {
         assert_eq!(read("web.yaml", text).unwrap(), manifest);
@@ -222,8 +222,10 @@ fn text_that_looks_like_something_else_comes_back_as_it_was() {
     ] {
         let value = EnvValue { value: Some(env_value::Value::Plain(text.into())) };
         let env = [("A".to_owned(), value)].into();
-        let manifest =
-            Manifest::of("web", &ServiceSpec { image: "web".into(), env, ..ServiceSpec::default() });
+        let manifest = ServiceManifest::from_spec(
+            "web",
+            &ServiceSpec { image: "web".into(), env, ..ServiceSpec::default() },
+        );
         let written = write(&manifest).unwrap();
         let read =
             read("m", &written).unwrap_or_else(|failure| panic!("{written}: {}", failure.detail.message));
@@ -239,10 +241,13 @@ fn a_small_manifest_is_enough_and_keeps_nothing() {
     assert_eq!((asked.image.as_str(), asked.name.as_deref(), asked.replace), ("web:1", Some("web"), true));
     assert_eq!((asked.ports, asked.public, asked.command), (None, Some(false), None));
     let minimal = ServiceSpec { image: "web:1".into(), ..ServiceSpec::default() };
-    assert_eq!(write(&Manifest::of("web", &minimal)).unwrap(), SMALL);
+    assert_eq!(write(&ServiceManifest::from_spec("web", &minimal)).unwrap(), SMALL);
     // The manifest has the tag, even when a built image was deployed by its digest.
     let digest = format!("web:1@sha256:{}", "0".repeat(64));
-    assert_eq!(Manifest::of("web", &ServiceSpec { image: digest, ..minimal }), read("m", SMALL).unwrap());
+    assert_eq!(
+        ServiceManifest::from_spec("web", &ServiceSpec { image: digest, ..minimal }),
+        read("m", SMALL).unwrap()
+    );
 }
 
 fn with(more: &str) -> String {

@@ -8,58 +8,58 @@ use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::Manifest;
+use super::ServiceManifest;
 use crate::cli::token::check_scope;
 use crate::error::Failure;
 
 /// Reads a manifest. `name` is the file name in errors. JSON is accepted too, because it is a subset of
 /// YAML.
-pub(in crate::cli::services) fn read(name: &str, text: &str) -> Result<Manifest, Failure> {
+pub(in crate::cli::services) fn read(name: &str, text: &str) -> Result<ServiceManifest, Failure> {
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_str_with_options(text, options)
         .map_err(|error| Failure::usage(format!("{name}: {error}")))
 }
 
-pub(in crate::cli::services) fn write(manifest: &Manifest) -> Result<String, Failure> {
+pub(in crate::cli::services) fn write(manifest: &ServiceManifest) -> Result<String, Failure> {
     serde_saphyr::to_string(manifest)
         .map_err(|error| Failure::failed("internal", format!("the manifest cannot be written: {error}")))
 }
 
 /// A list of words, or a text that is split into words.
 #[derive(Debug, PartialEq, Serialize)]
-pub(super) struct Command(pub(super) Vec<String>);
+pub(super) struct ManifestCommand(pub(super) Vec<String>);
 
-impl<'de> Deserialize<'de> for Command {
+impl<'de> Deserialize<'de> for ManifestCommand {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Words;
-        impl<'de> Visitor<'de> for Words {
-            type Value = Command;
+        struct CommandVisitor;
+        impl<'de> Visitor<'de> for CommandVisitor {
+            type Value = ManifestCommand;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a command, or a list of its words")
             }
 
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Command, E> {
-                parse_command(text).map(Command).map_err(E::custom)
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<ManifestCommand, E> {
+                parse_command(text).map(ManifestCommand).map_err(E::custom)
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut words: A) -> Result<Command, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut words: A) -> Result<ManifestCommand, A::Error> {
                 let mut all = Vec::new();
                 while let Some(word) = words.next_element()? {
                     all.push(word);
                 }
-                Ok(Command(all))
+                Ok(ManifestCommand(all))
             }
         }
-        deserializer.deserialize_any(Words)
+        deserializer.deserialize_any(CommandVisitor)
     }
 }
 
 /// Scope of a token: a named scope or the `api` grant itself, stored in the notation of `--env-token`.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Scope(pub(super) String);
+pub(super) struct TokenScope(pub(super) String);
 
-impl Serialize for Scope {
+impl Serialize for TokenScope {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match serde_json::from_str::<Value>(&self.0) {
             Ok(grant @ Value::Object(_)) => grant.serialize(serializer),
@@ -68,26 +68,26 @@ impl Serialize for Scope {
     }
 }
 
-impl<'de> Deserialize<'de> for Scope {
+impl<'de> Deserialize<'de> for TokenScope {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NamedOrGrant;
-        impl<'de> Visitor<'de> for NamedOrGrant {
-            type Value = Scope;
+        struct ScopeVisitor;
+        impl<'de> Visitor<'de> for ScopeVisitor {
+            type Value = TokenScope;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("`userDefault`, `agentDefault`, `full`, or the grants themselves")
             }
 
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Scope, E> {
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<TokenScope, E> {
                 check_scope(text).map_err(E::custom)?;
-                Ok(Scope(text.to_owned()))
+                Ok(TokenScope(text.to_owned()))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Scope, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<TokenScope, A::Error> {
                 let grant = Value::deserialize(MapAccessDeserializer::new(map))?;
-                serde_json::to_string(&grant).map(Scope).map_err(A::Error::custom)
+                serde_json::to_string(&grant).map(TokenScope).map_err(A::Error::custom)
             }
         }
-        deserializer.deserialize_any(NamedOrGrant)
+        deserializer.deserialize_any(ScopeVisitor)
     }
 }

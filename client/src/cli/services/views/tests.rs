@@ -91,7 +91,7 @@ fn a_row_says_how_a_service_is_and_why() {
 #[test]
 fn a_page_has_what_there_is_and_no_empty_lines() {
     assert_eq!(
-        for_people(&service(), now()),
+        service_text(&service(), now()),
         "service      web (7f3k9wq2m7xh)\n\
          status       crash_loop, 4 restarts\n\
          reason       revision 3: the app ended\n\

@@ -4,10 +4,10 @@ use hearth_proto::v1::{Exit, Instance, PortKind, Revision, Service, ServicePort}
 use serde::Serialize;
 use serde_json::Value;
 
-use super::super::manifest::Manifest;
+use super::super::manifest::ServiceManifest;
 use super::{phase, state, status};
 use crate::error::{Failure, FailureKind};
-use crate::progress::deploy::probe;
+use crate::progress::deploy::probe_json;
 use crate::{exit, output};
 
 #[derive(Serialize)]
@@ -67,7 +67,7 @@ struct RevisionView {
     state: String,
     superseded_by: Option<u32>,
     digest: Option<String>,
-    manifest: Option<Manifest>,
+    manifest: Option<ServiceManifest>,
     created_at: Option<String>,
     created_by: String,
     live_at: Option<String>,
@@ -133,7 +133,7 @@ impl From<&Instance> for InstanceView {
             address: present(&instance.address),
             phase: phase(instance.phase()),
             routed: instance.routed,
-            last_probe: instance.last_probe.as_ref().map(probe),
+            last_probe: instance.last_probe.as_ref().map(probe_json),
         }
     }
 }
@@ -142,14 +142,14 @@ impl RevisionView {
     fn new(name: &str, revision: &Revision) -> Self {
         let error = revision.error.as_ref().and_then(|detail| {
             let failure = Failure::from_detail(FailureKind::Failed, Box::new(detail.clone()));
-            serde_json::to_value(exit::for_programs(&failure)).ok()?.get("error").cloned()
+            serde_json::to_value(exit::error_document(&failure)).ok()?.get("error").cloned()
         });
         Self {
             number: revision.number,
             state: state(revision.state()),
             superseded_by: revision.superseded_by,
             digest: revision.spec.as_ref().map(|spec| spec.digest.clone()),
-            manifest: revision.spec.as_ref().map(|spec| Manifest::of(name, spec)),
+            manifest: revision.spec.as_ref().map(|spec| ServiceManifest::from_spec(name, spec)),
             created_at: time(revision.created_at.as_ref()),
             created_by: revision.created_by.clone(),
             live_at: time(revision.live_at.as_ref()),

@@ -1,7 +1,7 @@
 use super::*;
-use crate::model::{MountMode, MountSource};
+use crate::model::{MountAccess, MountSource};
 
-type Checked = Result<(DeployRequest, BTreeMap<String, Credential>), Refusal>;
+type Checked = Result<(DeployRequest, BTreeMap<String, RegistryCredential>), ApiError>;
 
 fn check(change: impl FnOnce(&mut v1::DeploySpec)) -> Checked {
     let mut wire = v1::DeploySpec { image: "web:1".to_owned(), ..v1::DeploySpec::default() };
@@ -85,22 +85,22 @@ fn everything_that_is_said_arrives() {
     let token = EnvValue::Token { scope: "full".to_owned() };
     let secret = EnvValue::Secret { name: "db.password".to_owned() };
     assert_eq!(values, [&EnvValue::Plain("1=2".to_owned()), &token, &secret]);
-    let modes: Vec<MountMode> = request.mounts.iter().map(|mount| mount.mode).collect();
+    let modes: Vec<MountAccess> = request.mounts.iter().map(|mount| mount.mode).collect();
     assert_eq!(
         modes,
-        [MountMode::ReadWrite, MountMode::ReadWrite, MountMode::ReadOnly, MountMode::ReadWrite]
+        [MountAccess::ReadWrite, MountAccess::ReadWrite, MountAccess::ReadOnly, MountAccess::ReadWrite]
     );
     assert_eq!(request.mounts[0].source, MountSource::Room(String::new()));
     assert_eq!(request.mounts[3].source, MountSource::EmptyDir);
     let ports = request.ports.clone().unwrap();
-    assert_eq!(ports[0], Port { number: 8080, kind: PortKind::Http, published: true });
-    assert_eq!(ports[1], Port { number: 5432, kind: PortKind::Tcp, published: false });
+    assert_eq!(ports[0], ServicePort { number: 8080, kind: PortKind::Http, published: true });
+    assert_eq!(ports[1], ServicePort { number: 5432, kind: PortKind::Tcp, published: false });
     assert_eq!(request.command.as_ref().unwrap().len(), 2);
     assert_eq!(request.workdir.as_ref().unwrap().as_str(), "/srv");
     assert_eq!((request.memory_bytes, request.cpu_millis), (Some(64 << 20), Some(1500)));
     assert_eq!(
         (request.start_limit, request.strategy),
-        (Some(Duration::from_secs(5)), Some(Strategy::Recreate))
+        (Some(Duration::from_secs(5)), Some(DeployStrategy::Recreate))
     );
     assert_eq!(request.domains.as_ref().unwrap()[0].as_str(), "www.example.com");
     assert!(request.replace && request.liveness.as_deref() == Some("/healthz"));

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::model::build::LogStream;
-use crate::model::fault::{Fault, Stage};
+use crate::model::fault::{Fault, FaultStage};
 
 fn told(kind: DeployEventKind) -> v1::deploy_event::Event {
     let wire = deploy_event(DeployEvent { sequence: 4, at: Timestamp::UNIX_EPOCH, kind });
@@ -18,18 +18,18 @@ fn every_action_has_a_kind_of_its_own_and_says_whom_it_is_about() {
     let (instance, revision, until) = (InstanceId::random(), 3, Timestamp::UNIX_EPOCH);
     let of = || instance.clone();
     let actions = [
-        Action::Start { revision, generation: 2 },
-        Action::Abort { instance: of(), revision },
-        Action::AwaitHealthy { instance: of(), revision },
-        Action::Settle { instance: of(), revision, until },
-        Action::Route { instance: of(), revision },
-        Action::Unroute,
-        Action::Retire { instance: of(), revision },
-        Action::Remove { instance: of(), revision },
-        Action::MarkLive { revision },
-        Action::MarkFailed { revision, cause: FailCause::Ended { instance: of() } },
-        Action::Backoff { until },
-        Action::Forget,
+        DeployAction::Start { revision, generation: 2 },
+        DeployAction::Abort { instance: of(), revision },
+        DeployAction::AwaitHealthy { instance: of(), revision },
+        DeployAction::Settle { instance: of(), revision, until },
+        DeployAction::Route { instance: of(), revision },
+        DeployAction::Unroute,
+        DeployAction::Retire { instance: of(), revision },
+        DeployAction::Remove { instance: of(), revision },
+        DeployAction::MarkLive { revision },
+        DeployAction::MarkFailed { revision, cause: FailCause::Ended { instance: of() } },
+        DeployAction::Backoff { until },
+        DeployAction::Forget,
     ];
     let wire: Vec<v1::DeployAction> = actions.iter().map(action).collect();
     let kinds: BTreeSet<i32> = wire.iter().map(|action| action.kind).collect();
@@ -87,9 +87,9 @@ fn every_event_arrives_as_what_it_is() {
     use v1::deploy_event::Event;
     let took = Duration::from_millis(7);
     let wire_took = Some(prost_types::Duration { seconds: 0, nanos: 7_000_000 });
-    let unroute = action(&Action::Unroute);
-    assert_eq!(told(DeployEventKind::Started(Action::Unroute)), Event::ActionStarted(unroute.clone()));
-    let ended = DeployEventKind::Ended { action: Action::Unroute, took, error: Some("no".to_owned()) };
+    let unroute = action(&DeployAction::Unroute);
+    assert_eq!(told(DeployEventKind::Started(DeployAction::Unroute)), Event::ActionStarted(unroute.clone()));
+    let ended = DeployEventKind::Ended { action: DeployAction::Unroute, took, error: Some("no".to_owned()) };
     let (action, error) = (Some(unroute), "no".to_owned());
     assert_eq!(told(ended), Event::ActionEnded(v1::ActionEnded { action, took: wire_took, error }));
     let name = "network".to_owned();
@@ -114,7 +114,7 @@ fn every_event_arrives_as_what_it_is() {
     assert_eq!(told(DeployEventKind::Live { took }), Event::Live(v1::DeployLive { took: wire_took }));
     let superseded = told(DeployEventKind::Superseded { by: 2 });
     assert_eq!(superseded, Event::Superseded(v1::DeploySuperseded { by: 2 }));
-    let fault = Fault::new(Stage::Deploy, "never_healthy", "it never was").hint("look");
+    let fault = Fault::new(FaultStage::Deploy, "never_healthy", "it never was").hint("look");
     let Event::Failed(detail) = told(DeployEventKind::Failed(Box::new(fault))) else { panic!("no fault") };
     assert_eq!((detail.code.as_str(), detail.hint.as_str()), ("never_healthy", "look"));
 }

@@ -4,10 +4,10 @@ use super::super::deploy_spec;
 use super::*;
 use crate::deploy::tests;
 use crate::model::confinement::AddedCapability;
-use crate::model::fault::{Fault, Stage};
-use crate::model::{MountMode, MountSource, MountSpec, RoomRegistries};
+use crate::model::fault::{Fault, FaultStage};
+use crate::model::{MountAccess, MountSource, MountSpec, RoomRegistries};
 
-const ENTRANCE: Entrance = Entrance { tls: false, port: 4380 };
+const ENTRANCE: IngressAddress = IngressAddress { tls: false, port: 4380 };
 
 fn full_spec() -> ServiceSpec {
     let mut spec = tests::spec(8080);
@@ -20,14 +20,14 @@ fn full_spec() -> ServiceSpec {
     let mount = |source, target: &str, mode| MountSpec { source, target: target.parse().unwrap(), mode };
     let image = MountSource::Image { reference: "a:1".parse().unwrap(), subpath: "usr".to_owned() };
     spec.mounts = vec![
-        mount(MountSource::Room("r".to_owned()), "/r", MountMode::ReadOnly),
-        mount(MountSource::Project(String::new()), "/p", MountMode::ReadWrite),
-        mount(image, "/i", MountMode::ReadWrite),
-        mount(MountSource::EmptyDir, "/e", MountMode::ReadWrite),
+        mount(MountSource::Room("r".to_owned()), "/r", MountAccess::ReadOnly),
+        mount(MountSource::Project(String::new()), "/p", MountAccess::ReadWrite),
+        mount(image, "/i", MountAccess::ReadWrite),
+        mount(MountSource::EmptyDir, "/e", MountAccess::ReadWrite),
     ];
     let pinned = crate::model::image::PinnedImage { repository: "a".parse().unwrap(), digest: spec.digest };
     spec.mounted = [("/i".parse().unwrap(), pinned)].into();
-    spec.ports.push(Port { number: 5432, kind: PortKind::Tcp, published: false });
+    spec.ports.push(ServicePort { number: 5432, kind: PortKind::Tcp, published: false });
     spec.command = Some(vec!["run".to_owned(), "it".to_owned()]);
     spec.workdir = Some("/srv".parse().unwrap());
     spec.identity = Some("agent".to_owned());
@@ -36,7 +36,7 @@ fn full_spec() -> ServiceSpec {
     spec.confinement.isolated = true;
     spec.confinement.capabilities.insert(AddedCapability::NetRaw);
     spec.health.path = Some("/up".to_owned());
-    spec.strategy = Strategy::Recreate;
+    spec.strategy = DeployStrategy::Recreate;
     spec.domains = vec!["www.example.com".parse().unwrap(), "*.example.com".parse().unwrap()];
     spec.public = true;
     spec.description = "d".to_owned();
@@ -119,7 +119,7 @@ fn a_revision_shows_how_it_came_out() {
     assert_eq!((live.state(), live.live_at.is_some()), (v1::RevisionState::Live, true));
     let superseded = shown(RevisionOutcome::Superseded { by: 7 });
     assert_eq!((superseded.state(), superseded.superseded_by), (v1::RevisionState::Superseded, Some(7)));
-    let mut fault = Fault::new(Stage::Deploy, "exited", "it ended");
+    let mut fault = Fault::new(FaultStage::Deploy, "exited", "it ended");
     (fault.exit_code, fault.log_tail) = (Some(3), vec!["oh".to_owned()]);
     let failed = shown(RevisionOutcome::Failed(Box::new(fault)));
     let error = failed.error.clone().unwrap();
@@ -137,6 +137,6 @@ fn an_address_leaves_out_the_port_that_everybody_knows() {
         (false, 443, "http://a.b:443/"),
         (true, 8443, "https://a.b:8443/"),
     ] {
-        assert_eq!(Entrance { tls, port }.url(&domain).as_deref(), Some(url));
+        assert_eq!(IngressAddress { tls, port }.url(&domain).as_deref(), Some(url));
     }
 }

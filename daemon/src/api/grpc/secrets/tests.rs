@@ -5,24 +5,24 @@ use hearth_proto::status::error_detail;
 use v1::secrets_server::Secrets as _;
 
 use super::*;
-use crate::deploy::fake::World;
+use crate::deploy::fake::FakeWorld;
 use crate::deploy::{Options, Service as Deploys};
 use crate::model::access::{ApiScope, Caller};
 use crate::model::deploy::DeployRequest;
-use crate::store::Store;
+use crate::store::StateStore;
 
 struct Room {
     _directory: tempfile::TempDir,
-    world: Arc<World>,
+    world: Arc<FakeWorld>,
     deploys: Deploys,
     service: SecretsService,
 }
 
 async fn room() -> Room {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(&directory.path().join("state.db")).unwrap();
-    let secrets = Secrets::open(&directory.path().join("secrets.key"), Arc::new(store));
-    let world = World::new();
+    let store = StateStore::open(&directory.path().join("state.db")).unwrap();
+    let secrets = RoomSecrets::open(&directory.path().join("secrets.key"), Arc::new(store));
+    let world = FakeWorld::new();
     let logs = world.directory.as_ref().unwrap().path().to_owned();
     let options = Options::new("den".to_owned(), "http://10.0.0.1:4327".to_owned(), logs);
     let deploys = Deploys::start(options, world.ports()).await.unwrap();
@@ -63,7 +63,7 @@ async fn a_secret_is_set_listed_and_removed_and_never_shown() {
 #[tokio::test]
 async fn whoever_removes_a_secret_is_told_which_services_use_it() {
     let room = room().await;
-    room.world.app("1", crate::deploy::fake::App::Silent);
+    room.world.app("1", crate::deploy::fake::FakeApp::Silent);
     room.world.state().secrets.insert("db".to_owned(), "x".to_owned());
     let mut request = DeployRequest::new("web:1".parse().unwrap());
     request.env.insert("DB".to_owned(), EnvValue::Secret { name: "db".to_owned() });
@@ -71,7 +71,7 @@ async fn whoever_removes_a_secret_is_told_which_services_use_it() {
         .handle()
         .deploy(
             request,
-            &crate::deploy::By::new("ann".to_owned(), crate::deploy::fake::AllPermits),
+            &crate::deploy::Actor::new("ann".to_owned(), crate::deploy::fake::AllPermits),
             &Default::default(),
         )
         .await

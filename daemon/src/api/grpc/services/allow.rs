@@ -3,40 +3,44 @@
 
 use tonic::Status;
 
-use super::super::super::error::Refusal;
-use crate::access::policy::{self, Denied};
-use crate::deploy::{By, Permits};
+use super::super::super::error::ApiError;
+use crate::access::policy::{self, AccessDenied};
+use crate::deploy::{Actor, CallerPermissions};
 use crate::model::access::Caller;
 use crate::model::deploy::DeployRequest;
-use crate::model::service::{Service, ServiceSpec};
+use crate::model::service::{ServiceRecord, ServiceSpec};
 use crate::model::{MountSource, RoomRegistries};
 
 /// Checks the images of a deploy before they are resolved, which may take a pull.
-pub(super) fn images(caller: &Caller, request: &DeployRequest, rooms: &RoomRegistries) -> Result<(), Status> {
+pub(super) fn check_images(
+    caller: &Caller,
+    request: &DeployRequest,
+    rooms: &RoomRegistries,
+) -> Result<(), Status> {
     let mounted = || {
         let images = request.mounts.iter().filter(|mount| matches!(mount.source, MountSource::Image { .. }));
         images.into_iter().try_for_each(|image| policy::may_mount_in_service(caller, image, rooms))
     };
     let allowed = policy::may_run_image(caller, &request.image, rooms).and_then(|()| mounted());
-    allowed.map_err(|denied| Refusal::from(denied).into())
+    allowed.map_err(|denied| ApiError::from(denied).into())
 }
 
 /// Returns the caller as an actor, with its rights on services.
-pub(super) fn by(caller: Caller, rooms: &RoomRegistries) -> By {
-    By::new(caller.name.clone(), Grants { caller, rooms: rooms.clone() })
+pub(super) fn actor(caller: Caller, rooms: &RoomRegistries) -> Actor {
+    Actor::new(caller.name.clone(), ServicePermissions { caller, rooms: rooms.clone() })
 }
 
-struct Grants {
+struct ServicePermissions {
     caller: Caller,
     rooms: RoomRegistries,
 }
 
-impl Permits for Grants {
-    fn run(&self, spec: &ServiceSpec) -> Result<(), Denied> {
+impl CallerPermissions for ServicePermissions {
+    fn check_run(&self, spec: &ServiceSpec) -> Result<(), AccessDenied> {
         policy::may_run(&self.caller, spec, &self.rooms)
     }
 
-    fn change(&self, service: &Service, what: &str) -> Result<(), Denied> {
+    fn check_change(&self, service: &ServiceRecord, what: &str) -> Result<(), AccessDenied> {
         policy::may_change(&self.caller, service, what, &self.rooms)
     }
 }

@@ -18,10 +18,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Status, Streaming};
 
 use super::super::super::convert;
-use super::super::super::error::Refusal;
-use super::super::answers::Answers;
+use super::super::super::error::ApiError;
+use super::super::response_stream::ResponseStream;
 use super::super::upload::begin_missing;
-use crate::deploy::port::{Exec, ExecInput, ExecOutput, ExecSpec, TerminalSize};
+use crate::deploy::port::{ExecInput, ExecOutput, ExecSpec, ExecStreams, TerminalSize};
 use crate::task;
 
 /// Time limit for the first message of a client.
@@ -44,7 +44,7 @@ pub(super) async fn begin(messages: &mut Streaming<v1::ExecRequest>) -> Result<(
     Ok((begin.service.clone(), spec(begin)?))
 }
 
-fn spec(begin: v1::ExecBegin) -> Result<ExecSpec, Refusal> {
+fn spec(begin: v1::ExecBegin) -> Result<ExecSpec, ApiError> {
     Ok(ExecSpec {
         command: convert::arguments("begin.command", begin.command)?,
         env: convert::pairs("begin.env", begin.env)?,
@@ -54,30 +54,30 @@ fn spec(begin: v1::ExecBegin) -> Result<ExecSpec, Refusal> {
             "" => None,
             path => Some(path.parse().map_err(|error| {
                 let message = format!("working directory: {error}");
-                Refusal::invalid("begin.working_dir", "invalid_working_dir", message)
+                ApiError::invalid("begin.working_dir", "invalid_working_dir", message)
             })?),
         },
         terminal: begin.terminal.map(|size| terminal("begin.terminal", size)).transpose()?,
     })
 }
 
-fn terminal(field: &str, size: v1::TerminalSize) -> Result<TerminalSize, Refusal> {
+fn terminal(field: &str, size: v1::TerminalSize) -> Result<TerminalSize, ApiError> {
     let count = |count: u32| u16::try_from(count).ok().filter(|count| *count > 0);
     match (count(size.columns), count(size.rows)) {
         (Some(columns), Some(rows)) => Ok(TerminalSize { columns, rows }),
         _ => {
             let message = "a terminal has 1 to 65535 columns and rows";
-            Err(Refusal::invalid(field, "invalid_terminal", message))
+            Err(ApiError::invalid(field, "invalid_terminal", message))
         }
     }
 }
 
-fn input(message: Option<v1::exec_request::Message>) -> Result<ExecInput, Refusal> {
+fn input(message: Option<v1::exec_request::Message>) -> Result<ExecInput, ApiError> {
     use v1::exec_request::Message;
     Ok(match message {
         Some(Message::Stdin(bytes)) if bytes.len() > MAX_STDIN => {
             let message = format!("a piece of input is at most {MAX_STDIN} bytes");
-            return Err(Refusal::invalid("stdin", "chunk_too_large", message));
+            return Err(ApiError::invalid("stdin", "chunk_too_large", message));
         }
         Some(Message::Stdin(bytes)) => ExecInput::Stdin(bytes),
         Some(Message::StdinEnd(_)) => ExecInput::StdinEnd,
@@ -85,21 +85,25 @@ fn input(message: Option<v1::exec_request::Message>) -> Result<ExecInput, Refusa
         Some(Message::Signal(signal)) if (1..=MAX_SIGNAL).contains(&signal) => ExecInput::Signal(signal),
         Some(Message::Signal(signal)) => {
             let message = format!("{signal} is not a signal: 1 to {MAX_SIGNAL}");
-            return Err(Refusal::invalid("signal", "invalid_signal", message));
+            return Err(ApiError::invalid("signal", "invalid_signal", message));
         }
         Some(Message::Begin(_)) | None => {
             let message = "after `begin` come input, sizes and signals";
-            return Err(Refusal::invalid("message", "invalid_message", message));
+            return Err(ApiError::invalid("message", "invalid_message", message));
         }
     })
 }
 
 /// Connects a running process to its client.
-pub(super) fn answers(exec: Exec, messages: Streaming<v1::ExecRequest>) -> Answers<v1::ExecResponse> {
-    let Exec { input, output } = exec;
+pub(super) fn answers(
+    exec: ExecStreams,
+    messages: Streaming<v1::ExecRequest>,
+) -> ResponseStream<v1::ExecResponse> {
+    let ExecStreams { input, output } = exec;
     let (refuse, refused) = oneshot::channel();
     let over = CancellationToken::new();
-    let session = Session { output, refused: Some(refused), done: false, _over: over.clone().drop_guard() };
+    let session =
+        ExecSession { output, refused: Some(refused), done: false, _over: over.clone().drop_guard() };
     task::spawn("exec-input", async move {
         tokio::select! {
             fed = feed(messages, &input) => match fed {
@@ -137,7 +141,7 @@ async fn feed(
     Ok(())
 }
 
-struct Session {
+struct ExecSession {
     output: mpsc::Receiver<ExecOutput>,
     refused: Option<oneshot::Receiver<Status>>,
     done: bool,
@@ -145,7 +149,7 @@ struct Session {
     _over: DropGuard,
 }
 
-impl Session {
+impl ExecSession {
     async fn next(&mut self) -> Option<Result<v1::ExecResponse, Status>> {
         use v1::exec_response::Message;
         if self.done {
@@ -174,12 +178,12 @@ impl Session {
             Some(ExecOutput::Lost(reason)) => {
                 self.done = true;
                 let message = format!("the process was lost: {reason}");
-                return Some(Err(Refusal::new(Code::Aborted, "process_lost", message).into()));
+                return Some(Err(ApiError::new(Code::Aborted, "process_lost", message).into()));
             }
             None => {
                 self.done = true;
                 let cause = "its output ended without an exit";
-                return Some(Err(Refusal::internal("the process was lost", cause).into()));
+                return Some(Err(ApiError::internal("the process was lost", cause).into()));
             }
         };
         Some(Ok(v1::ExecResponse { message: Some(message) }))

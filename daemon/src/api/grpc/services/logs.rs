@@ -5,10 +5,10 @@ use hearth_proto::v1;
 use tonic::Status;
 
 use super::super::super::convert;
-use super::super::super::error::Refusal;
-use super::super::answers::Answers;
+use super::super::super::error::ApiError;
+use super::super::response_stream::ResponseStream;
 use crate::deploy::port::{LogError, LogLines};
-use crate::model::deploy::{LogLine, LogQuery, LogSource};
+use crate::model::deploy::{LogLine, LogSource, ServiceLogQuery};
 
 /// Number of lines if the request gives no bounds: an amount that an agent can read.
 const DEFAULT_TAIL: usize = 200;
@@ -18,19 +18,21 @@ const MAX_LINES: usize = 256;
 const MAX_BYTES: usize = 1 << 20;
 const MAX_CONTAINS: usize = 4096;
 
-pub(super) fn question(request: &v1::ReadServiceLogsRequest) -> Result<(LogSource, LogQuery), Refusal> {
+pub(super) fn parse_log_request(
+    request: &v1::ReadServiceLogsRequest,
+) -> Result<(LogSource, ServiceLogQuery), ApiError> {
     use v1::read_service_logs_request::Source;
     let source =
         match &request.source {
             None | Some(Source::Revision(0)) => LogSource::Newest,
             Some(Source::Revision(revision)) => LogSource::Revision(*revision),
             Some(Source::InstanceId(id)) => LogSource::Instance(id.parse().map_err(|error| {
-                Refusal::invalid("instance_id", "invalid_instance_id", format!("{error}"))
+                ApiError::invalid("instance_id", "invalid_instance_id", format!("{error}"))
             })?),
         };
     if request.contains.len() > MAX_CONTAINS {
         let message = format!("the text to look for has at most {MAX_CONTAINS} bytes");
-        return Err(Refusal::invalid("contains", "too_long", message));
+        return Err(ApiError::invalid("contains", "too_long", message));
     }
     let since = convert::time("since", request.since)?;
     let tail = match request.tail {
@@ -39,11 +41,11 @@ pub(super) fn question(request: &v1::ReadServiceLogsRequest) -> Result<(LogSourc
         None => Some(DEFAULT_TAIL),
     };
     let grep = Some(request.contains.clone()).filter(|text| !text.is_empty());
-    Ok((source, LogQuery { tail, since, grep, follow: request.follow }))
+    Ok((source, ServiceLogQuery { tail, since, grep, follow: request.follow }))
 }
 
 /// Groups the lines that are available; no line waits for another.
-pub(super) fn batches(lines: LogLines) -> Answers<v1::ServiceLogLines> {
+pub(super) fn batches(lines: LogLines) -> ResponseStream<v1::ServiceLogLines> {
     lines.ready_chunks(MAX_LINES).flat_map(|lines| stream::iter(messages(lines))).boxed()
 }
 
@@ -69,7 +71,7 @@ fn messages(lines: Vec<Result<LogLine, LogError>>) -> Vec<Result<v1::ServiceLogL
                 open.push(convert::log_line(line));
             }
             Err(error) => {
-                failed = Some(Refusal::internal("the log could not be read", error).into());
+                failed = Some(ApiError::internal("the log could not be read", error).into());
                 break;
             }
         }
@@ -90,10 +92,12 @@ mod tests {
         Ok(LogLine { at: Timestamp::UNIX_EPOCH, stream: LogStream::Stdout, text, dropped_bytes: 0 })
     }
 
-    fn asked(change: impl FnOnce(&mut v1::ReadServiceLogsRequest)) -> Result<(LogSource, LogQuery), Refusal> {
+    fn asked(
+        change: impl FnOnce(&mut v1::ReadServiceLogsRequest),
+    ) -> Result<(LogSource, ServiceLogQuery), ApiError> {
         let mut request = v1::ReadServiceLogsRequest::default();
         change(&mut request);
-        question(&request)
+        parse_log_request(&request)
     }
 
     #[test]

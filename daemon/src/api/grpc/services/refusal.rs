@@ -2,12 +2,12 @@
 
 use tonic::Code;
 
-use super::super::super::error::{Refusal, fault_detail};
+use super::super::super::error::{ApiError, fault_detail};
 use crate::deploy::port::RuntimeError;
 use crate::deploy::{DeployError, MergeError};
 use crate::model::fault::Fault;
 
-impl From<DeployError> for Refusal {
+impl From<DeployError> for ApiError {
     fn from(error: DeployError) -> Self {
         let (code, message, hint) = (error.code().to_owned(), error.to_string(), error.hint());
         let new = |status| Self::new(status, &code, message.clone());
@@ -17,11 +17,11 @@ impl From<DeployError> for Refusal {
             | DeployError::NoRevision { .. }
             | DeployError::NoInstance { .. }
             | DeployError::NoRoute(_) => new(Code::NotFound),
-            DeployError::NothingBefore { .. }
+            DeployError::NoEarlierRevision { .. }
             | DeployError::Removing { .. }
             | DeployError::NotReady(_)
             | DeployError::NotRunning { .. }
-            | DeployError::Runtime(RuntimeError::NotRunning(_) | RuntimeError::Start { .. }) => {
+            | DeployError::Runtime(RuntimeError::NotRunning(_) | RuntimeError::StartFailed { .. }) => {
                 new(Code::FailedPrecondition)
             }
             DeployError::Denied(denied) => return Self::from(denied),
@@ -33,7 +33,7 @@ impl From<DeployError> for Refusal {
             DeployError::Capability(_) => new(Code::FailedPrecondition).field("spec.capabilities"),
             DeployError::DomainTaken { .. } => new(Code::AlreadyExists).field("spec.domains"),
             DeployError::PublicSuffix { .. } => Self::invalid("spec.domains", &code, message),
-            DeployError::Scope { variable, .. } => {
+            DeployError::InvalidScope { variable, .. } => {
                 Self::invalid(format!("spec.env.{variable}"), &code, message)
             }
             DeployError::UnknownSecret { variable, .. } => {
@@ -47,7 +47,7 @@ impl From<DeployError> for Refusal {
                 let status = image_status(&fault);
                 return Self::with_detail(status, fault_detail(*fault)).field("spec.mounts");
             }
-            DeployError::Runtime(RuntimeError::Unavailable(_)) | DeployError::Ending => {
+            DeployError::Runtime(RuntimeError::Unavailable(_)) | DeployError::ShuttingDown => {
                 new(Code::Unavailable)
             }
             DeployError::Secret { .. }

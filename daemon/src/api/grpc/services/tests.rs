@@ -19,9 +19,9 @@ use v1::services_server::ServicesServer;
 use super::*;
 use crate::access::parse_scope;
 use crate::api::auth::admit;
-use crate::api::serve::{Served, serve};
-use crate::connections::{ConnectionLimits, Connections};
-use crate::deploy::fake::{App, World};
+use crate::api::serve::{ServeOptions, serve};
+use crate::connections::{ConnectionLimiter, ConnectionLimits};
+use crate::deploy::fake::{FakeApp, FakeWorld};
 use crate::deploy::{Options, Service as Deploys};
 use crate::model::access::Caller;
 
@@ -29,7 +29,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 const FULL: &str = "full";
 
 struct Room {
-    world: Arc<World>,
+    world: Arc<FakeWorld>,
     deploys: Deploys,
     address: SocketAddr,
     client: ServicesClient<Channel>,
@@ -60,9 +60,9 @@ fn of<T>(name: &str, scope: &str, message: T) -> Request<T> {
 }
 
 async fn room() -> Room {
-    let world = World::new();
+    let world = FakeWorld::new();
     for tag in ["1", "2", "3"] {
-        world.app(tag, App::Serves(200));
+        world.app(tag, FakeApp::Serves(200));
     }
     let directory = world.directory.as_ref().unwrap().path().to_owned();
     let mut options = Options::new("den".to_owned(), "http://10.0.0.1:4327".to_owned(), directory);
@@ -72,14 +72,14 @@ async fn room() -> Room {
     let service = ServicesService {
         deploys: deploys.handle(),
         rooms: RoomRegistries::default(),
-        entrance: Entrance { tls: false, port: 4380 },
+        ingress_address: IngressAddress { tls: false, port: 4380 },
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let router = Routes::new(ServicesServer::new(service)).into_axum_router().layer(from_fn(as_caller));
-    let limits = ConnectionLimits { total: 10, per_peer: 10, unknown: LIMIT, idle: LIMIT };
-    let (connections, stop) = (Connections::new(limits), CancellationToken::new());
-    task::spawn("server", serve(listener, Served { router, connections, stop, grace: LIMIT }));
+    let limits = ConnectionLimits { total: 10, per_peer: 10, unadmitted_timeout: LIMIT, idle_timeout: LIMIT };
+    let (connections, stop) = (ConnectionLimiter::new(limits), CancellationToken::new());
+    task::spawn("server", serve(listener, ServeOptions { router, connections, stop, grace: LIMIT }));
     let client = ServicesClient::connect(format!("http://{address}")).await.unwrap();
     Room { world, deploys, address, client }
 }

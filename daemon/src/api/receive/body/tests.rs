@@ -28,7 +28,7 @@ fn silent_after(parts: Vec<Vec<u8>>) -> Body {
     Body::from_stream(parts.chain(stream::pending()))
 }
 
-fn received(body: Body, framing: Framing, share: RequestShare) -> ReceivedBody {
+fn received(body: Body, framing: MessageFraming, share: RequestShare) -> ReceivedBody {
     ReceivedBody::new(body, Some(framing), Some(STALL), Some(Arc::new(share)))
 }
 
@@ -47,7 +47,7 @@ async fn a_message_beyond_the_limit_is_refused_by_its_prefix() {
     let share = shares(1 << 20).begin("a").unwrap();
     // The prefix is sufficient, however it is split.
     let parts = message(2000)[..5].iter().map(|byte| vec![*byte]).collect();
-    let mut body = received(silent_after(parts), Framing::new(1000, false), share);
+    let mut body = received(silent_after(parts), MessageFraming::new(1000, false), share);
     let refused = loop {
         match next(&mut body).await {
             Ok(_) => {}
@@ -63,7 +63,7 @@ async fn messages_of_any_cut_within_the_limit_pass() {
     for cut in [1, 3, 6, 700, 5000] {
         let parts = all.chunks(cut).map(<[u8]>::to_vec).collect();
         let share = shares(1 << 20).begin("a").unwrap();
-        let body = received(body_of(parts), Framing::new(1000, true), share);
+        let body = received(body_of(parts), MessageFraming::new(1000, true), share);
         assert!(body.collect().await.unwrap().to_bytes() == all, "{cut}");
     }
 }
@@ -71,7 +71,7 @@ async fn messages_of_any_cut_within_the_limit_pass() {
 #[tokio::test]
 async fn a_sender_that_is_silent_is_ended() {
     let share = shares(1 << 20).begin("a").unwrap();
-    let mut body = received(silent_after(vec![message(10)]), Framing::new(1000, true), share);
+    let mut body = received(silent_after(vec![message(10)]), MessageFraming::new(1000, true), share);
     next(&mut body).await.unwrap();
     assert_eq!(code(&next(&mut body).await.unwrap_err()), "upload_stalled");
 }
@@ -82,7 +82,7 @@ async fn what_a_stream_was_sent_is_free_when_the_next_message_is_asked_for() {
     let share = shares.begin("a").unwrap();
     // Each request takes most of the share of one caller.
     let parts = (0..20).map(|_| message(900)).collect();
-    let body = received(body_of(parts), Framing::new(1000, true), share);
+    let body = received(body_of(parts), MessageFraming::new(1000, true), share);
     assert_eq!(body.collect().await.unwrap().to_bytes().len(), 20 * 905);
     assert!(shares.begin("a").unwrap().grow(1000), "nothing is held any more");
 }
@@ -90,7 +90,7 @@ async fn what_a_stream_was_sent_is_free_when_the_next_message_is_asked_for() {
 #[tokio::test]
 async fn open_messages_hold_memory_and_others_wait_for_it_but_not_for_ever() {
     let shares = shares(2000);
-    let framing = || Framing::new(1000, false);
+    let framing = || MessageFraming::new(1000, false);
     let half = || message(1000)[..600].to_vec();
     let mut first = received(silent_after(vec![half()]), framing(), shares.begin("a").unwrap());
     next(&mut first).await.unwrap();

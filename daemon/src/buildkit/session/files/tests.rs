@@ -45,12 +45,12 @@ impl FileTree for Contents {
     }
 }
 
-fn request(kind: PacketKind, id: u32) -> Result<Packet, Status> {
-    Ok(Packet { kind: kind.into(), id, ..Packet::default() })
+fn request(kind: PacketKind, id: u32) -> Result<FsutilPacket, Status> {
+    Ok(FsutilPacket { kind: kind.into(), id, ..FsutilPacket::default() })
 }
 
 /// Requests the given ids, then ends. Returns all packets that were sent.
-async fn exchange(tree: Contents, ids: &[u32]) -> Vec<Result<Packet, Status>> {
+async fn exchange(tree: Contents, ids: &[u32]) -> Vec<Result<FsutilPacket, Status>> {
     let mut requests: Vec<_> = ids.iter().map(|id| request(PacketKind::Req, *id)).collect();
     requests.push(request(PacketKind::Fin, 0));
     watched(tree, requests, Arc::new(Watched::default())).await
@@ -74,21 +74,22 @@ impl TransferWatch for Watched {
 
 async fn watched(
     tree: Contents,
-    requests: Vec<Result<Packet, Status>>,
+    requests: Vec<Result<FsutilPacket, Status>>,
     watch: Arc<Watched>,
-) -> Vec<Result<Packet, Status>> {
+) -> Vec<Result<FsutilPacket, Status>> {
     let requests = futures::stream::iter(requests);
-    let sent = transfer(Source { tree: Arc::new(tree), watch }, Wanted::default(), requests).collect();
+    let sent = transfer(TreeSource { tree: Arc::new(tree), watch }, SelectionPatterns::default(), requests)
+        .collect();
     timeout(Duration::from_secs(10), sent).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_asked_for_is_sent_whole_and_once() {
-    let big = vec![3; 3 * CHUNK + 5];
+    let big = vec![3; 3 * DATA_CHUNK + 5];
     let sent =
         exchange(Contents::of(&[("a", b"one"), ("b", &big), ("c", b""), ("d", b"not asked")]), &[1, 2, 0])
             .await;
-    let packets: Vec<Packet> = sent.into_iter().map(Result::unwrap).collect();
+    let packets: Vec<FsutilPacket> = sent.into_iter().map(Result::unwrap).collect();
     let mut stats = 0;
     let mut files: BTreeMap<u32, (Vec<u8>, bool)> = BTreeMap::new();
     for packet in &packets {
@@ -106,7 +107,7 @@ async fn what_is_asked_for_is_sent_whole_and_once() {
     assert_eq!(stats, 4);
     let whole = |content: &[u8]| (content.to_vec(), true);
     assert_eq!(files, BTreeMap::from([(0, whole(b"one")), (1, whole(&big)), (2, whole(b""))]));
-    assert_eq!(packets.last().unwrap(), &Packet::fin());
+    assert_eq!(packets.last().unwrap(), &FsutilPacket::fin());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +139,7 @@ fn lists_come_from_headers_escaped_or_not() {
     metadata.append("exclude-patterns", "!c+d".parse().unwrap());
     metadata.insert("followpaths", "n%C3%BC+x".parse().unwrap());
     metadata.insert("followpaths-encoded", "1".parse().unwrap());
-    let (dir, wanted) = wanted(&metadata);
+    let (dir, wanted) = requested_selection(&metadata);
     assert_eq!(dir, b"context");
     assert_eq!(wanted.excludes, [b"a b".to_vec(), b"!c+d".to_vec()]);
     assert_eq!(wanted.follow, ["n\u{fc} x".as_bytes().to_vec()]);
@@ -150,8 +151,8 @@ async fn the_stream_ends_when_the_receiver_of_an_error_has_gone() {
     tree.contents[0] = b"shorter".to_vec();
     let (ask, asked) = mpsc::channel(4);
     ask.send(request(PacketKind::Req, 0)).await.unwrap();
-    let source = Source { tree: Arc::new(tree), watch: Arc::new(Watched::default()) };
-    let mut sent = transfer(source, Wanted::default(), ReceiverStream::new(asked)).boxed();
+    let source = TreeSource { tree: Arc::new(tree), watch: Arc::new(Watched::default()) };
+    let mut sent = transfer(source, SelectionPatterns::default(), ReceiverStream::new(asked)).boxed();
     let limit = Duration::from_secs(10);
     loop {
         let packet = timeout(limit, sent.next()).await.unwrap().unwrap().unwrap();
@@ -186,7 +187,7 @@ async fn the_tree_is_looked_at_again_after_its_transfer() {
     let sent =
         watched(tree, vec![request(PacketKind::Req, 0), request(PacketKind::Fin, 0)], Arc::clone(&watch))
             .await;
-    assert_eq!(sent.last().unwrap().as_ref().unwrap(), &Packet::fin());
+    assert_eq!(sent.last().unwrap().as_ref().unwrap(), &FsutilPacket::fin());
     let end = std::time::Instant::now() + Duration::from_secs(10);
     while watch.sent.load(Ordering::SeqCst) == 0 && std::time::Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -28,7 +28,7 @@ impl FileTree for Listed {
 }
 
 pub(in super::super) fn tree(mut entries: Vec<TreeEntry<'static>>) -> Listed {
-    entries.sort_by(|a, b| follow::order(a.path, b.path));
+    entries.sort_by(|a, b| follow_paths::sync_order(a.path, b.path));
     Listed(entries)
 }
 
@@ -50,7 +50,8 @@ pub(in super::super) fn link(path: &'static str, target: &'static str) -> TreeEn
 
 fn shown(tree: &Listed, includes: &[&str], excludes: &[&str], follow: &[&str]) -> Vec<String> {
     let bytes = |list: &[&str]| list.iter().map(|p| p.as_bytes().to_vec()).collect();
-    let wanted = Wanted { includes: bytes(includes), excludes: bytes(excludes), follow: bytes(follow) };
+    let wanted =
+        SelectionPatterns { includes: bytes(includes), excludes: bytes(excludes), follow: bytes(follow) };
     let indexes = select(tree, &wanted).unwrap();
     indexes.iter().map(|i| String::from_utf8_lossy(tree.0[*i].path).into_owned()).collect()
 }
@@ -96,23 +97,23 @@ fn a_hard_link_names_the_first_shown_name_of_its_file() {
     second.size = 5;
     let third = TreeEntry { path: b"c", ..second.clone() };
     let tree = tree(vec![first, second, third]);
-    let mut stats = Stats::default();
-    let (stat, content) = stats.of(&tree, 0);
+    let mut stats = StatBuilder::default();
+    let (stat, content) = stats.stat_of(&tree, 0);
     assert_eq!((stat.link.as_ref(), stat.size, content), (b"".as_slice(), 5, Some(0)));
-    let (stat, _) = stats.of(&tree, 1);
+    let (stat, _) = stats.stat_of(&tree, 1);
     assert_eq!((stat.link.as_ref(), stat.size), (b"a".as_slice(), 5), "the size that a receiver finds");
     // When the first name is not shown, the second one becomes the file.
-    let mut stats = Stats::default();
-    let (stat, content) = stats.of(&tree, 1);
+    let mut stats = StatBuilder::default();
+    let (stat, content) = stats.stat_of(&tree, 1);
     assert_eq!((stat.link.as_ref(), stat.size, content), (b"".as_slice(), 5, Some(0)));
-    let (stat, _) = stats.of(&tree, 2);
+    let (stat, _) = stats.stat_of(&tree, 2);
     assert_eq!(stat.link.as_ref(), b"b");
 }
 
 #[test]
 fn a_link_is_as_large_as_its_target_is_long() {
     let tree = tree(vec![link("l", "some/where")]);
-    let (stat, content) = Stats::default().of(&tree, 0);
+    let (stat, content) = StatBuilder::default().stat_of(&tree, 0);
     assert_eq!((stat.link.as_ref(), stat.size, content), (b"some/where".as_slice(), 10, None));
 }
 
@@ -123,8 +124,8 @@ fn what_is_large_or_odd_crosses_the_wire_as_it_is() {
     huge.size = 9 << 30;
     let odd = TreeEntry { path: b"a\nb\xff", ..file("x") };
     let tree = Listed(vec![odd, huge, file(long)]);
-    let mut stats = Stats::default();
-    let mut stat = |index| stats.of(&tree, index).0;
+    let mut stats = StatBuilder::default();
+    let mut stat = |index| stats.stat_of(&tree, index).0;
     assert_eq!(stat(0).path.as_ref(), b"a\nb\xff");
     let huge = stat(1);
     assert_eq!((huge.size, huge.xattrs.len()), (9 << 30, 1));

@@ -19,7 +19,7 @@ fn status(code: Code, message: &str, details: &[(&str, String)]) -> Status {
 }
 
 fn decoded(status: &Status) -> Fault {
-    fault(status, &Progress::new("Dockerfile"), false)
+    fault_of_status(status, &SolveProgress::new("Dockerfile"), false)
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn an_end_for_lack_of_memory_has_its_own_code() {
 }
 
 fn fault_of_builder(status: &Status) -> Fault {
-    fault(status, &Progress::new("Dockerfile"), true)
+    fault_of_status(status, &SolveProgress::new("Dockerfile"), true)
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_repository_that_git_did_not_fetch_is_no_registry() {
     let words = "failed to load cache key: failed to fetch remote http://e.example/a.git: git stderr:\nfatal: unable to \
                  access 'http://e.example/a.git/': The requested URL returned error:";
     let fault = at(&format!("{words} 403\n: exit status 128"));
-    assert_eq!((fault.code.as_str(), fault.retryable), (REPOSITORY, false));
+    assert_eq!((fault.code.as_str(), fault.retryable), (REPOSITORY_NOT_FETCHED, false));
     assert!(at(&format!("{words} 502\n: exit status 128")).retryable);
 }
 

@@ -22,12 +22,12 @@ fn message(vertexes: Vec<api::Vertex>, logs: Vec<api::VertexLog>) -> api::Status
     api::StatusResponse { vertexes, logs, ..api::StatusResponse::default() }
 }
 
-fn words(events: &[EventKind]) -> Vec<String> {
-    let word = |event: &EventKind| match event {
-        EventKind::StepStarted { step, .. } => format!("start {step}"),
-        EventKind::StepFinished { step, duration, .. } => format!("end {step} {}s", duration.as_secs()),
-        EventKind::StepLog { step, stream, data, .. } => format!("log {step} {stream:?} {}", data.len()),
-        EventKind::StepProgress { step, current, .. } => format!("progress {step} {current}"),
+fn words(events: &[BuildEventKind]) -> Vec<String> {
+    let word = |event: &BuildEventKind| match event {
+        BuildEventKind::StepStarted { step, .. } => format!("start {step}"),
+        BuildEventKind::StepFinished { step, duration, .. } => format!("end {step} {}s", duration.as_secs()),
+        BuildEventKind::StepLog { step, stream, data, .. } => format!("log {step} {stream:?} {}", data.len()),
+        BuildEventKind::StepProgress { step, current, .. } => format!("progress {step} {current}"),
         other => format!("{other:?}"),
     };
     events.iter().map(word).collect()
@@ -35,37 +35,38 @@ fn words(events: &[EventKind]) -> Vec<String> {
 
 #[test]
 fn steps_are_numbered_as_first_seen_and_end_after_their_log() {
-    let mut progress = Progress::new("Dockerfile");
+    let mut progress = SolveProgress::new("Dockerfile");
     let now = Instant::now();
     let update = message(
         vec![vertex("waiting", None, None), vertex("a", Some(10), Some(13)), vertex("b", Some(11), None)],
         vec![log("a", b"out", 1), log("b", b"error", 2)],
     );
-    let events = progress.take(update, now);
+    let events = progress.process_update(update, now);
     assert_eq!(words(&events), ["start 1", "start 2", "log 1 Stdout 3", "log 2 Stderr 5", "end 1 3s"]);
     assert_eq!(progress.running_commands(), 1);
     // A repeated message causes no event.
-    assert!(progress.take(message(vec![vertex("a", Some(10), Some(13))], vec![]), now).is_empty());
+    assert!(progress.process_update(message(vec![vertex("a", Some(10), Some(13))], vec![]), now).is_empty());
     // A step that starts again keeps its number.
-    let events = progress.take(message(vec![vertex("a", Some(20), None)], vec![]), now);
+    let events = progress.process_update(message(vec![vertex("a", Some(20), None)], vec![]), now);
     assert_eq!(words(&events), ["start 1"]);
 }
 
 #[test]
 fn the_end_of_a_step_waits_for_a_log_that_was_cut() {
-    let mut progress = Progress::new("Dockerfile");
+    let mut progress = SolveProgress::new("Dockerfile");
     let now = Instant::now();
     let big = vec![b'x'; CUT + 1];
-    let events = progress.take(message(vec![vertex("a", Some(1), Some(2))], vec![log("a", &big, 1)]), now);
+    let events =
+        progress.process_update(message(vec![vertex("a", Some(1), Some(2))], vec![log("a", &big, 1)]), now);
     assert_eq!(words(&events), ["start 1".to_owned(), format!("log 1 Stdout {}", CUT + 1)]);
-    let events = progress.take(message(vec![], vec![log("a", b"rest", 1)]), now);
+    let events = progress.process_update(message(vec![], vec![log("a", b"rest", 1)]), now);
     assert_eq!(words(&events), ["log 1 Stdout 4", "end 1 1s"]);
     assert!(progress.finish().is_empty());
 }
 
 #[test]
 fn progress_lines_are_thinned_and_the_last_one_is_kept() {
-    let mut progress = Progress::new("Dockerfile");
+    let mut progress = SolveProgress::new("Dockerfile");
     let now = Instant::now();
     let mut status = |current: i64, completed: bool, after: u64| {
         let status = api::VertexStatus {
@@ -76,7 +77,7 @@ fn progress_lines_are_thinned_and_the_last_one_is_kept() {
             ..api::VertexStatus::default()
         };
         let update = api::StatusResponse { statuses: vec![status], ..api::StatusResponse::default() };
-        words(&progress.take(update, now + Duration::from_millis(after)))
+        words(&progress.process_update(update, now + Duration::from_millis(after)))
     };
     assert_eq!(status(1, false, 0), ["progress 1 1"]);
     assert!(status(2, false, 100).is_empty());
@@ -86,7 +87,7 @@ fn progress_lines_are_thinned_and_the_last_one_is_kept() {
 
 #[test]
 fn a_warning_shows_the_lines_it_is_about() {
-    let mut progress = Progress::new("sub/Dockerfile");
+    let mut progress = SolveProgress::new("sub/Dockerfile");
     let position = |line| Some(pb::Position { line, character: 0 });
     let warning = api::VertexWarning {
         short: b"MaintainerDeprecated".to_vec(),
@@ -99,8 +100,8 @@ fn a_warning_shows_the_lines_it_is_about() {
         ..api::VertexWarning::default()
     };
     let update = api::StatusResponse { warnings: vec![warning], ..api::StatusResponse::default() };
-    let events = progress.take(update, Instant::now());
-    let [EventKind::Warning { message, dockerfile: Some(range), .. }] = events.as_slice() else {
+    let events = progress.process_update(update, Instant::now());
+    let [BuildEventKind::Warning { message, dockerfile: Some(range), .. }] = events.as_slice() else {
         panic!("{events:?}")
     };
     assert_eq!(message, "MaintainerDeprecated");
@@ -113,14 +114,14 @@ fn a_warning_shows_the_lines_it_is_about() {
 
 #[test]
 fn steps_that_run_at_the_same_time_are_told_from_those_that_follow_one_another() {
-    let mut progress = Progress::new("Dockerfile");
+    let mut progress = SolveProgress::new("Dockerfile");
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let ago = |seconds: u64| Some(i64::try_from(now - seconds).unwrap());
     let cached = api::Vertex { cached: true, ..vertex("cached", ago(10), ago(10)) };
     let update =
         message(vec![vertex("first", ago(90), ago(60)), vertex("second", ago(50), ago(10)), cached], vec![]);
-    progress.take(update, Instant::now());
+    progress.process_update(update, Instant::now());
     assert!(!progress.ran_beside_another("second"));
-    progress.take(message(vec![vertex("beside", ago(20), None)], vec![]), Instant::now());
+    progress.process_update(message(vec![vertex("beside", ago(20), None)], vec![]), Instant::now());
     assert!(progress.ran_beside_another("second"));
 }

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use hearth_pack::identity::{ContentHash, Node, NodeKind};
+use hearth_pack::identity::{ContentHash, NodeKind, TreeNode};
 use hearth_pack::listing::{ListingLimits, ListingWriter};
 
 use super::*;
 use crate::context::beneath::coarse_clock::freeze_change_time;
-use crate::packs::port::{Contents, Piece};
+use crate::packs::port::{ContentPiece, PackContentSource};
 
 /// Ids of a build's two sessions, and their shared keys.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,9 +81,9 @@ async fn the_same_files_in_two_places_have_sessions_of_their_own() {
 
 struct OneFile(Bytes);
 
-impl Contents for OneFile {
-    fn pieces(&self, content: &ContentHash) -> std::io::Result<Option<Vec<Piece>>> {
-        Ok(Some(vec![Piece { hash: *content, size: self.0.len() as u32 }]))
+impl PackContentSource for OneFile {
+    fn pieces(&self, content: &ContentHash) -> std::io::Result<Option<Vec<ContentPiece>>> {
+        Ok(Some(vec![ContentPiece { hash: *content, size: self.0.len() as u32 }]))
     }
 
     fn piece(&self, _: &ContentHash) -> std::io::Result<Option<Bytes>> {
@@ -96,7 +96,7 @@ fn tree_pack(lineage: &str) -> ContextRequest {
     let content = Bytes::from_static(b"FROM x");
     let mut writer = ListingWriter::new(ListingLimits::default());
     let kind = NodeKind::File { size: content.len() as u64, content: ContentHash::of(&content) };
-    writer.push(&Node { path: b"Dockerfile", mode: 0o644, kind, xattrs: &[] }).unwrap();
+    writer.push(&TreeNode { path: b"Dockerfile", mode: 0o644, kind, xattrs: &[] }).unwrap();
     let tree = PackTree::new(writer.finish().unwrap(), Arc::new(OneFile(content)));
     let pack = Some(OpenedPack { tree: Arc::new(tree), lineage: lineage.to_owned() });
     let source = MountSource::Pack("0123456789ab".to_owned());

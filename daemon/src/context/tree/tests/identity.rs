@@ -1,7 +1,7 @@
 use std::time::{Duration, SystemTime};
 
 use hearth_pack::identity::{HashCache, TreeDigest};
-use hearth_pack::ignore::Patterns;
+use hearth_pack::ignore::IgnorePatterns;
 use parking_lot::Mutex;
 
 use super::*;
@@ -22,7 +22,7 @@ fn covered(
     ignore: &str,
 ) -> TreeIdentity {
     let mut snapshot = tree.scan(&target("/context"), &ScanBounds::default()).unwrap();
-    let covered = snapshot.covered(selection, Some(Patterns::parse_file(ignore.as_bytes()).unwrap()));
+    let covered = snapshot.covered(selection, Some(IgnorePatterns::parse_file(ignore.as_bytes()).unwrap()));
     snapshot.identify(covered, hashes, &tokio_util::sync::CancellationToken::new()).unwrap().identity
 }
 
@@ -151,7 +151,7 @@ fn only_what_is_covered_may_be_sent() {
     room.file("src/keep", "1").file("src/no/deep", "2").file("src/no/back", "3").file("x", "4");
     let mut snapshot =
         room.tree(&[("", "/context")]).scan(&target("/context"), &ScanBounds::default()).unwrap();
-    let ignore = Patterns::parse_file(b"src/no\n!src/no/back\n").unwrap();
+    let ignore = IgnorePatterns::parse_file(b"src/no\n!src/no/back\n").unwrap();
     let covered = snapshot.covered(&CopySelection::of([b"src".to_vec()]), Some(ignore));
     assert!(snapshot.is_covered(snapshot.find(b"x").unwrap()), "before anything is known");
     snapshot.identify(covered, &Mutex::default(), &tokio_util::sync::CancellationToken::new()).unwrap();
@@ -178,7 +178,7 @@ fn a_scan_within_bounds_finds_the_same_as_a_whole_one() {
                 None => CopySelection::default(),
                 Some(roots) => CopySelection::of(roots.iter().map(|root| root.as_bytes().to_vec())),
             };
-            let patterns = Patterns::parse_file(ignore.as_bytes()).unwrap();
+            let patterns = IgnorePatterns::parse_file(ignore.as_bytes()).unwrap();
             let look = |bounds: &ScanBounds<'_>| {
                 let mut snapshot = tree.scan(&target("/context"), bounds).unwrap();
                 let covered = snapshot.covered(&selection, Some(patterns.clone()));

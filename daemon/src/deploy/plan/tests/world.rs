@@ -5,18 +5,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::deploy::plan::{
-    ActualInstance, ActualService, DesiredService, Health, InstanceStage, Target, after, plan,
+    ActualInstance, ActualService, DesiredService, InstanceHealth, InstanceStage, RevisionTarget, after, plan,
 };
-use crate::model::deploy::Action;
+use crate::model::deploy::DeployAction;
 use crate::model::id::InstanceId;
-use crate::model::service::Strategy;
+use crate::model::service::DeployStrategy;
 
 const SETTLE: Duration = Duration::from_secs(2);
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Behaviour of a revision's instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quality {
+pub enum RevisionQuality {
     Good,
     NeverHealthy,
     /// Exits on its own before it is healthy.
@@ -27,8 +27,8 @@ pub enum Quality {
 }
 
 #[derive(Clone, Debug)]
-pub enum Event {
-    Deploy(Quality, Strategy),
+pub enum SimulatedEvent {
+    Deploy(RevisionQuality, DeployStrategy),
     Restart,
     /// An external cause kills the n-th instance.
     Kill(usize),
@@ -46,24 +46,24 @@ pub enum Event {
     Remove,
 }
 
-pub struct Revision {
-    pub quality: Quality,
-    pub strategy: Strategy,
+pub struct SimulatedRevision {
+    pub quality: RevisionQuality,
+    pub strategy: DeployStrategy,
     pub generation: u32,
-    pub outcome: Outcome,
+    pub outcome: SimulatedOutcome,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum SimulatedOutcome {
     Pending,
     Live,
     Failed,
     Superseded,
 }
 
-pub struct World {
+pub struct SimulatedWorld {
     /// Revisions, numbered from 1.
-    pub revisions: Vec<Revision>,
+    pub revisions: Vec<SimulatedRevision>,
     pub live: Option<u32>,
     pub removing: bool,
     pub gone: bool,
@@ -79,7 +79,7 @@ fn id(number: u64) -> InstanceId {
     text.parse().unwrap()
 }
 
-impl World {
+impl SimulatedWorld {
     pub fn new() -> Self {
         Self {
             revisions: Vec::new(),
@@ -92,7 +92,7 @@ impl World {
         }
     }
 
-    pub fn revision(&self, number: u32) -> &Revision {
+    pub fn revision(&self, number: u32) -> &SimulatedRevision {
         &self.revisions[number as usize - 1]
     }
 
@@ -100,13 +100,13 @@ impl World {
         let last = u32::try_from(self.revisions.len()).unwrap();
         let wanted = match self.revisions.last().map(|revision| revision.outcome) {
             None => None,
-            Some(Outcome::Failed) => self.live,
+            Some(SimulatedOutcome::Failed) => self.live,
             Some(_) => Some(last),
         };
-        let target = |number: u32| Target {
+        let target = |number: u32| RevisionTarget {
             revision: number,
             generation: self.revision(number).generation,
-            pending: self.revision(number).outcome == Outcome::Pending,
+            pending: self.revision(number).outcome == SimulatedOutcome::Pending,
             strategy: self.revision(number).strategy,
             settle: SETTLE,
             start_limit: START_LIMIT,
@@ -130,13 +130,13 @@ impl World {
     }
 
     /// Records the exit of an instance.
-    fn count_end(&mut self, of: (u32, u32), outside: bool) {
+    fn count_exit(&mut self, of: (u32, u32), outside: bool) {
         let pause = Some(after(self.now, Duration::from_millis(100)));
         let desired = self.desired();
-        let is = |target: &Target| (target.revision, target.generation) == of;
+        let is = |target: &RevisionTarget| (target.revision, target.generation) == of;
         if desired.want.as_ref().is_some_and(is) {
             self.actual.not_before = pause;
-            self.actual.outside_ends += u32::from(outside);
+            self.actual.external_exits += u32::from(outside);
         }
         if desired.serving.as_ref().is_some_and(is) {
             self.actual.serving_not_before = pause;
@@ -148,81 +148,82 @@ impl World {
         self.actual = ActualService { instances, routed, ..ActualService::default() };
     }
 
-    pub fn happen(&mut self, event: &Event) {
+    pub fn happen(&mut self, event: &SimulatedEvent) {
         match *event {
-            Event::Deploy(quality, strategy) if !self.removing => {
-                if let Some(last) = self.revisions.last_mut().filter(|last| last.outcome == Outcome::Pending)
+            SimulatedEvent::Deploy(quality, strategy) if !self.removing => {
+                if let Some(last) =
+                    self.revisions.last_mut().filter(|last| last.outcome == SimulatedOutcome::Pending)
                 {
-                    last.outcome = Outcome::Superseded;
+                    last.outcome = SimulatedOutcome::Superseded;
                 }
-                let outcome = Outcome::Pending;
-                self.revisions.push(Revision { quality, strategy, generation: 0, outcome });
+                let outcome = SimulatedOutcome::Pending;
+                self.revisions.push(SimulatedRevision { quality, strategy, generation: 0, outcome });
                 self.forget_attempts();
             }
-            Event::Restart => {
+            SimulatedEvent::Restart => {
                 if let Some(want) = self.desired().want {
                     self.revisions[want.revision as usize - 1].generation += 1;
                     self.forget_attempts();
                 }
             }
-            Event::Kill(n) | Event::End(n) => {
-                let outside = matches!(event, Event::Kill(_));
+            SimulatedEvent::Kill(n) | SimulatedEvent::End(n) => {
+                let outside = matches!(event, SimulatedEvent::Kill(_));
                 let Some(instance) = self.nth_running(n) else { return };
-                instance.stage = InstanceStage::Ended { outside };
+                instance.stage = InstanceStage::Exited { external: outside };
                 let of = (instance.revision, instance.generation);
-                self.count_end(of, outside);
+                self.count_exit(of, outside);
             }
-            Event::Vanish(n) => {
+            SimulatedEvent::Vanish(n) => {
                 let Some(instance) = self.nth_running(n) else { return };
-                instance.stage = InstanceStage::Ended { outside: true };
+                instance.stage = InstanceStage::Exited { external: true };
                 let of = (instance.revision, instance.generation);
-                self.count_end(of, true);
+                self.count_exit(of, true);
             }
-            Event::Sicken(n) => {
-                if let Some(instance) = self.nth_running(n).filter(|instance| instance.serves()) {
-                    instance.stage = InstanceStage::Running(Health::Unhealthy);
+            SimulatedEvent::Sicken(n) => {
+                if let Some(instance) = self.nth_running(n).filter(|instance| instance.is_ready()) {
+                    instance.stage = InstanceStage::Running(InstanceHealth::Unhealthy);
                 }
             }
-            Event::Tick(ms) => self.tick(Duration::from_millis(u64::from(ms) * 10)),
-            Event::Daemon(chance) => self.restart_daemon(chance),
-            Event::Steps(count) => self.steps(count),
-            Event::Remove => self.removing = !self.revisions.is_empty(),
-            Event::Deploy(..) => {}
+            SimulatedEvent::Tick(ms) => self.tick(Duration::from_millis(u64::from(ms) * 10)),
+            SimulatedEvent::Daemon(chance) => self.restart_daemon(chance),
+            SimulatedEvent::Steps(count) => self.steps(count),
+            SimulatedEvent::Remove => self.removing = !self.revisions.is_empty(),
+            SimulatedEvent::Deploy(..) => {}
         }
     }
 
     fn tick(&mut self, time: Duration) {
         self.now = after(self.now, time);
         let now = self.now;
-        self.actual.instances.retain(|instance| instance.stage != InstanceStage::Going);
+        self.actual.instances.retain(|instance| instance.stage != InstanceStage::Stopping);
         let (mut failed, mut ended) = (Vec::new(), Vec::new());
         for instance in &mut self.actual.instances {
             let revision = &self.revisions[instance.revision as usize - 1];
-            let live = revision.outcome == Outcome::Live;
+            let live = revision.outcome == SimulatedOutcome::Live;
             match instance.stage {
-                InstanceStage::Starting if revision.quality == Quality::CannotStart => {
+                InstanceStage::Starting if revision.quality == RevisionQuality::CannotStart => {
                     failed.push((instance.id.clone(), (instance.revision, instance.generation)));
                 }
                 InstanceStage::Starting => {
-                    instance.stage = InstanceStage::Running(Health::Unproven { since: now });
+                    instance.stage = InstanceStage::Running(InstanceHealth::Unproven { since: now });
                 }
-                InstanceStage::Running(Health::Unproven { .. }) => match revision.quality {
-                    Quality::NeverHealthy | Quality::CannotStart => {}
-                    Quality::Ends => {
-                        instance.stage = InstanceStage::Ended { outside: false };
+                InstanceStage::Running(InstanceHealth::Unproven { .. }) => match revision.quality {
+                    RevisionQuality::NeverHealthy | RevisionQuality::CannotStart => {}
+                    RevisionQuality::Ends => {
+                        instance.stage = InstanceStage::Exited { external: false };
                         ended.push((instance.revision, instance.generation));
                     }
-                    Quality::Good | Quality::Wavers => {
-                        instance.stage = InstanceStage::Running(Health::Healthy { since: now });
+                    RevisionQuality::Good | RevisionQuality::Wavers => {
+                        instance.stage = InstanceStage::Running(InstanceHealth::Healthy { since: now });
                     }
                 },
-                InstanceStage::Running(Health::Healthy { .. })
-                    if revision.quality == Quality::Wavers && !live =>
+                InstanceStage::Running(InstanceHealth::Healthy { .. })
+                    if revision.quality == RevisionQuality::Wavers && !live =>
                 {
-                    instance.stage = InstanceStage::Running(Health::Unhealthy);
+                    instance.stage = InstanceStage::Running(InstanceHealth::Unhealthy);
                 }
-                InstanceStage::Running(Health::Presumed) => {
-                    instance.stage = InstanceStage::Running(Health::Healthy { since: now });
+                InstanceStage::Running(InstanceHealth::Presumed) => {
+                    instance.stage = InstanceStage::Running(InstanceHealth::Healthy { since: now });
                 }
                 _ => {}
             }
@@ -233,7 +234,7 @@ impl World {
             self.actual.start_failed |= want.is_some_and(|want| (want.revision, want.generation) == of);
         }
         for of in ended {
-            self.count_end(of, false);
+            self.count_exit(of, false);
         }
     }
 
@@ -244,9 +245,11 @@ impl World {
             let chance = (usize::from(chance) + n) % 3;
             instance.stage = match (instance.stage, chance) {
                 (InstanceStage::Starting | InstanceStage::Incomplete, 0 | 1) => InstanceStage::Incomplete,
-                (InstanceStage::Going, 0) => InstanceStage::Ended { outside: true },
-                (InstanceStage::Ended { outside }, _) => InstanceStage::Ended { outside },
-                _ => InstanceStage::Running(Health::Unproven { since: now }),
+                (InstanceStage::Stopping, 0) => InstanceStage::Exited { external: true },
+                (InstanceStage::Exited { external: outside }, _) => {
+                    InstanceStage::Exited { external: outside }
+                }
+                _ => InstanceStage::Running(InstanceHealth::Unproven { since: now }),
             };
         }
         self.forget_attempts();
@@ -255,7 +258,7 @@ impl World {
         let running = self.actual.instances.iter_mut().filter(|instance| instance.health().is_some());
         let live = running.filter(|instance| Some(instance.revision) == live);
         if let Some(serving) = live.min_by_key(|instance| instance.generation).filter(|_| !removing) {
-            serving.stage = InstanceStage::Running(Health::Presumed);
+            serving.stage = InstanceStage::Running(InstanceHealth::Presumed);
             self.actual.routed = Some(serving.id.clone());
         }
     }
@@ -267,12 +270,13 @@ impl World {
         }
     }
 
-    fn take(&mut self, action: &Action) {
+    fn take(&mut self, action: &DeployAction) {
         let want = self.desired().want;
-        let gentle = !self.removing && want.as_ref().is_some_and(|want| want.strategy == Strategy::Rolling);
+        let gentle =
+            !self.removing && want.as_ref().is_some_and(|want| want.strategy == DeployStrategy::Rolling);
         match action {
-            Action::Start { revision, generation } => {
-                let recreate = want.as_ref().is_some_and(|want| want.strategy == Strategy::Recreate);
+            DeployAction::Start { revision, generation } => {
+                let recreate = want.as_ref().is_some_and(|want| want.strategy == DeployStrategy::Recreate);
                 assert!(
                     !recreate || self.actual.instances.is_empty(),
                     "a second instance of a service that may not run twice: {:?}",
@@ -282,64 +286,66 @@ impl World {
                 self.next_id += 1;
                 let (revision, generation) = (*revision, *generation);
                 let mut others = self.actual.instances.iter().filter(|instance| {
-                    instance.revision == revision && instance.generation == generation && instance.serves()
+                    instance.revision == revision && instance.generation == generation && instance.is_ready()
                 });
                 assert!(others.next().is_none(), "a start beside one that serves: {:?}", self.actual);
                 let stage = InstanceStage::Starting;
                 self.actual.instances.push(ActualInstance { id, revision, generation, stage });
             }
-            Action::Route { instance, revision } => {
+            DeployAction::Route { instance, revision } => {
                 let found = self.instance(instance).clone();
-                assert!(found.serves(), "traffic goes to an instance that is not healthy: {found:?}");
+                assert!(found.is_ready(), "traffic goes to an instance that is not healthy: {found:?}");
                 let outcome = self.revision(*revision).outcome;
-                assert_ne!(outcome, Outcome::Failed, "a failed revision takes traffic");
+                assert_ne!(outcome, SimulatedOutcome::Failed, "a failed revision takes traffic");
                 self.actual.routed = Some(instance.clone());
             }
-            Action::Unroute => {
+            DeployAction::Unroute => {
                 let serving = self.live;
                 let old =
-                    self.actual.instances.iter().find(|old| old.serves() && Some(old.revision) == serving);
+                    self.actual.instances.iter().find(|old| old.is_ready() && Some(old.revision) == serving);
                 assert!(!gentle || old.is_none(), "traffic goes nowhere while {old:?} is healthy");
                 self.actual.routed = None;
             }
-            Action::Retire { instance, .. }
-            | Action::Remove { instance, .. }
-            | Action::Abort { instance, .. } => {
+            DeployAction::Retire { instance, .. }
+            | DeployAction::Remove { instance, .. }
+            | DeployAction::Abort { instance, .. } => {
                 let routed = self.actual.routed.as_ref() == Some(instance);
                 let found = self.instance(instance);
-                assert!(found.stage != InstanceStage::Going, "ended twice: {found:?}");
+                assert!(found.stage != InstanceStage::Stopping, "ended twice: {found:?}");
                 assert!(
                     !(gentle && routed && found.health().is_some()),
                     "the instance with the traffic is taken away: {found:?}"
                 );
-                found.stage = InstanceStage::Going;
+                found.stage = InstanceStage::Stopping;
             }
-            Action::MarkLive { revision } => {
+            DeployAction::MarkLive { revision } => {
                 let routed = self.actual.routed.clone().expect("live without traffic");
                 assert_eq!(self.instance(&routed).revision, *revision);
-                self.revisions[*revision as usize - 1].outcome = Outcome::Live;
+                self.revisions[*revision as usize - 1].outcome = SimulatedOutcome::Live;
                 self.live = Some(*revision);
             }
-            Action::MarkFailed { revision, .. } => {
+            DeployAction::MarkFailed { revision, .. } => {
                 let routed = self.actual.routed.clone();
                 let found =
                     self.actual.instances.iter().find(|instance| Some(&instance.id) == routed.as_ref());
                 assert!(
-                    found.is_none_or(|found| found.revision != *revision || !found.serves()),
+                    found.is_none_or(|found| found.revision != *revision || !found.is_ready()),
                     "a revision that serves fails"
                 );
                 let revision = &mut self.revisions[*revision as usize - 1];
-                assert_eq!(revision.outcome, Outcome::Pending);
-                revision.outcome = Outcome::Failed;
+                assert_eq!(revision.outcome, SimulatedOutcome::Pending);
+                revision.outcome = SimulatedOutcome::Failed;
                 let not_before = self.actual.serving_not_before;
                 self.forget_attempts();
                 (self.actual.not_before, self.actual.serving_not_before) = (not_before, not_before);
             }
-            Action::Forget => {
+            DeployAction::Forget => {
                 assert!(self.actual.instances.is_empty() && self.actual.routed.is_none());
                 self.gone = true;
             }
-            Action::AwaitHealthy { .. } | Action::Settle { .. } | Action::Backoff { .. } => {}
+            DeployAction::AwaitHealthy { .. }
+            | DeployAction::Settle { .. }
+            | DeployAction::Backoff { .. } => {}
         }
     }
 
@@ -350,11 +356,10 @@ impl World {
             if self.gone {
                 return;
             }
-            let rests =
-                actions.is_empty()
-                    && !self.actual.instances.iter().any(|instance| {
-                        matches!(instance.stage, InstanceStage::Going | InstanceStage::Starting)
-                    });
+            let rests = actions.is_empty()
+                && !self.actual.instances.iter().any(|instance| {
+                    matches!(instance.stage, InstanceStage::Stopping | InstanceStage::Starting)
+                });
             if rests {
                 return;
             }
@@ -371,7 +376,7 @@ impl World {
     pub fn check_cover(&mut self) {
         let desired = self.desired();
         let (Some(want), Some(serving)) = (&desired.want, &desired.serving) else { return };
-        if self.removing || want.strategy == Strategy::Recreate || want.revision == serving.revision {
+        if self.removing || want.strategy == DeployStrategy::Recreate || want.revision == serving.revision {
             return;
         }
         self.steps(usize::MAX);
@@ -380,8 +385,10 @@ impl World {
             return;
         }
         let lives = |instance: &&ActualInstance| match instance.stage {
-            InstanceStage::Running(Health::Unproven { since }) => self.now < after(since, START_LIMIT),
-            InstanceStage::Running(health) => health.serves(),
+            InstanceStage::Running(InstanceHealth::Unproven { since }) => {
+                self.now < after(since, START_LIMIT)
+            }
+            InstanceStage::Running(health) => health.is_ready(),
             InstanceStage::Starting => true,
             _ => false,
         };
@@ -391,7 +398,7 @@ impl World {
             .actual
             .instances
             .iter()
-            .any(|instance| self.actual.routed.as_ref() == Some(&instance.id) && instance.serves());
+            .any(|instance| self.actual.routed.as_ref() == Some(&instance.id) && instance.is_ready());
         let count = self.actual.instances.iter().filter(lives).filter(|instance| covers(instance)).count();
         assert!(routed || count > 0 || pauses, "nobody serves, nor will: {desired:?} {:?}", self.actual);
         assert!(count <= 3, "they pile up: {:?}", self.actual);
@@ -411,7 +418,7 @@ impl World {
             panic!("not one instance: {:?}", self.actual);
         };
         assert_eq!((only.revision, only.generation), (want.revision, want.generation));
-        assert!(only.serves() && !want.pending, "{only:?}");
+        assert!(only.is_ready() && !want.pending, "{only:?}");
         assert_eq!(self.actual.routed.as_ref(), Some(&only.id));
     }
 }

@@ -5,13 +5,13 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
 use super::*;
 
-fn access() -> (tempfile::TempDir, Access) {
+fn access() -> (tempfile::TempDir, TokenAuthority) {
     let directory = tempfile::tempdir().unwrap();
-    let access = Access::open("r", &directory.path().join("secret")).unwrap();
+    let access = TokenAuthority::open("r", &directory.path().join("secret")).unwrap();
     (directory, access)
 }
 
-fn token(access: &Access) -> String {
+fn token(access: &TokenAuthority) -> String {
     access.mint("ann", "full", Duration::from_secs(60)).unwrap().0
 }
 
@@ -92,7 +92,10 @@ fn parameters_with_a_token_are_taken_out_of_the_query_and_no_path_has_one() {
     for target in
         [format!("/x/{token}/y"), format!("/x.{token}"), format!("/a/{}", token.replace('.', "%2e"))]
     {
-        assert!(matches!(strip(&mut request(&target, &[]), &access), Err(Refusal::Malformed(_))), "{target}");
+        assert!(
+            matches!(strip(&mut request(&target, &[]), &access), Err(IngressError::Malformed(_))),
+            "{target}"
+        );
     }
 }
 

@@ -5,17 +5,18 @@ use std::collections::BTreeSet;
 use hearth_proto::v1::{EmptyDirSource, FileSource, ImageSource, Mount, MountMode, mount::Source};
 use hearth_proto::value::{MountTarget, Reference, storage_path};
 
-use super::super::{EmptyDir, File, ImageMount, Storage, StorageMount};
-use super::{Wrong, wrong};
+use super::super::{EmptyDirMount, ImageMount, InlineFile, ManifestStorage, StorageMount};
+use super::{FieldError, field_error};
 
-pub(super) fn mounts(storage: Storage) -> Result<Vec<Mount>, Wrong> {
+pub(super) fn mounts(storage: ManifestStorage) -> Result<Vec<Mount>, FieldError> {
     const FIELD: &str = "container.storage";
     let mut seen = BTreeSet::new();
     let mut mounts = Vec::new();
     let mut add = |kind: &str, path: &str, read_only: Option<bool>, source| {
-        let target = path.parse::<MountTarget>().map_err(|error| wrong(format!("{FIELD}.{kind}"), &error))?;
+        let target =
+            path.parse::<MountTarget>().map_err(|error| field_error(format!("{FIELD}.{kind}"), &error))?;
         if !seen.insert(target.clone()) {
-            return Err(wrong(
+            return Err(field_error(
                 format!("{FIELD}.{kind}"),
                 &format!("`{target}` is used twice; each target can be mounted once"),
             ));
@@ -29,7 +30,8 @@ pub(super) fn mounts(storage: Storage) -> Result<Vec<Mount>, Wrong> {
         Ok(())
     };
     let below = |kind: &str, subpath: Option<String>| {
-        storage_path(&subpath.unwrap_or_default()).map_err(|error| wrong(format!("{FIELD}.{kind}"), &error))
+        storage_path(&subpath.unwrap_or_default())
+            .map_err(|error| field_error(format!("{FIELD}.{kind}"), &error))
     };
     for StorageMount { path, subpath, read_only } in storage.room {
         add("room", &path, read_only, Source::RoomPath(below("room", subpath)?))?;
@@ -39,21 +41,21 @@ pub(super) fn mounts(storage: Storage) -> Result<Vec<Mount>, Wrong> {
     }
     for ImageMount { image, path, subpath, read_only } in storage.images {
         let reference =
-            image.parse::<Reference>().map_err(|error| wrong(format!("{FIELD}.images"), &error))?;
+            image.parse::<Reference>().map_err(|error| field_error(format!("{FIELD}.images"), &error))?;
         let source = ImageSource { reference: reference.to_string(), subpath: below("images", subpath)? };
         add("images", &path, read_only, Source::Image(source))?;
     }
-    for File { path, text, read_only } in storage.files {
+    for InlineFile { path, text, read_only } in storage.files {
         add("files", &path, read_only, Source::File(FileSource { text }))?;
     }
-    for EmptyDir { path, read_only } in storage.empty_dirs {
+    for EmptyDirMount { path, read_only } in storage.empty_dirs {
         add("empty_dirs", &path, read_only, Source::EmptyDir(EmptyDirSource {}))?;
     }
     Ok(mounts)
 }
 
-pub(super) fn storage(mounts: &[Mount]) -> Storage {
-    let mut storage = Storage::default();
+pub(super) fn storage(mounts: &[Mount]) -> ManifestStorage {
+    let mut storage = ManifestStorage::default();
     for mount in mounts {
         let path = mount.target.clone();
         let read_only = match mount.mode() {
@@ -74,9 +76,9 @@ pub(super) fn storage(mounts: &[Mount]) -> Storage {
                 storage.images.push(ImageMount { image, path, subpath: part(subpath), read_only });
             }
             Some(Source::File(FileSource { text })) => {
-                storage.files.push(File { path, text: text.clone(), read_only });
+                storage.files.push(InlineFile { path, text: text.clone(), read_only });
             }
-            Some(Source::EmptyDir(_)) => storage.empty_dirs.push(EmptyDir { path, read_only }),
+            Some(Source::EmptyDir(_)) => storage.empty_dirs.push(EmptyDirMount { path, read_only }),
             // Services have no pack mounts.
             Some(Source::PackId(_)) | None => {}
         }

@@ -3,11 +3,11 @@
 
 use hearth_proto::v1::{PortKind, ServicePort, ServiceSpec};
 
-use super::super::{Port, PortType};
-use super::{Wrong, wrong};
+use super::super::{ManifestPort, PortType};
+use super::{FieldError, field_error};
 use crate::cli::deploy::network;
 
-pub(super) struct Traffic {
+pub(super) struct TrafficSettings {
     pub ports: Vec<ServicePort>,
     pub liveness: Option<String>,
     pub public: bool,
@@ -15,14 +15,14 @@ pub(super) struct Traffic {
 
 /// Returns the port that the health check uses: the first published http port, otherwise the first http
 /// port.
-fn probed(ports: &[Port]) -> Option<u32> {
+fn probed_port(ports: &[ManifestPort]) -> Option<u32> {
     let mut http = ports.iter().filter(|port| port.kind == PortType::Http);
     let published = http.clone().find(|port| port.published != Some(false));
     published.or_else(|| http.next()).map(|port| port.num)
 }
 
-pub(super) fn traffic(ports: Vec<Port>) -> Result<Traffic, Wrong> {
-    let probed = probed(&ports);
+pub(super) fn traffic(ports: Vec<ManifestPort>) -> Result<TrafficSettings, FieldError> {
+    let probed = probed_port(&ports);
     let mut liveness = None;
     let mut public: Option<bool> = None;
     let mut wire = Vec::new();
@@ -32,30 +32,31 @@ pub(super) fn traffic(ports: Vec<Port>) -> Result<Traffic, Wrong> {
             PortType::Http => "http",
             PortType::Tcp => "tcp",
         };
-        let parsed = network::port(&format!("{}/{kind}", port.num)).map_err(|why| wrong("ports", &why))?;
+        let parsed =
+            network::port(&format!("{}/{kind}", port.num)).map_err(|why| field_error("ports", &why))?;
         if let Some(path) = port.liveness {
             if probed != Some(port.num) {
                 let why = "the health check uses the first published http port: set liveness there";
-                return Err(wrong(field, &why));
+                return Err(field_error(field, &why));
             }
-            liveness = Some(network::liveness(&path).map_err(|why| wrong(&field, &why))?);
+            liveness = Some(network::liveness(&path).map_err(|why| field_error(&field, &why))?);
         }
         if port.published != Some(false) {
             let given = port.public.unwrap_or(false);
             if *public.get_or_insert(given) != given {
-                return Err(wrong(field, "`public` is the same for all published ports of a service"));
+                return Err(field_error(field, "`public` is the same for all published ports of a service"));
             }
         }
         wire.push(ServicePort { published: port.published, ..parsed });
     }
-    network::check_ports(&wire).map_err(|why| wrong("ports", &why))?;
-    Ok(Traffic { ports: wire, liveness, public: public.unwrap_or(false) })
+    network::check_ports(&wire).map_err(|why| field_error("ports", &why))?;
+    Ok(TrafficSettings { ports: wire, liveness, public: public.unwrap_or(false) })
 }
 
-pub(super) fn ports(spec: &ServiceSpec) -> Vec<Port> {
+pub(super) fn ports(spec: &ServiceSpec) -> Vec<ManifestPort> {
     let port = |port: &ServicePort| {
         let published = port.published.unwrap_or(true);
-        Port {
+        ManifestPort {
             num: port.number,
             kind: if port.kind() == PortKind::Tcp { PortType::Tcp } else { PortType::Http },
             liveness: None,
@@ -63,9 +64,9 @@ pub(super) fn ports(spec: &ServiceSpec) -> Vec<Port> {
             public: published.then_some(spec.public),
         }
     };
-    let mut ports: Vec<Port> = spec.ports.iter().map(port).collect();
+    let mut ports: Vec<ManifestPort> = spec.ports.iter().map(port).collect();
     let path = spec.health.as_ref().map(|health| &health.path).filter(|path| !path.is_empty());
-    let probed = probed(&ports);
+    let probed = probed_port(&ports);
     if let Some(port) = ports.iter_mut().find(|port| Some(port.num) == probed) {
         port.liveness = path.cloned();
     }

@@ -120,7 +120,7 @@ async fn a_process_that_cannot_be_started_says_why() {
         error_detail(&refused).unwrap().code
     };
     assert_eq!(code(&mut room, begin("cat")).await, "service_not_found");
-    room.world.app("silent", App::Silent);
+    room.world.app("silent", FakeApp::Silent);
     room.live(spec("1")).await;
     assert_eq!(code(&mut room, begin("nope")).await, "command_not_found");
     assert_eq!(code(&mut room, Message::Signal(2)).await, "begin_missing");

@@ -1,0 +1,353 @@
+//! Remote sources of a build: images, downloads and repositories that its Dockerfile names.
+//!
+//! The scan covers the stages that the target can need, in BuildKit's order of lookups: a name in `--from` refers to a
+//! stage first, then to an image. The ONBUILD triggers of a base image count for the stage that begins with it and are
+//! known only after that image was resolved, so [`remote_sources`] runs again with the resolved images until it finds
+//! nothing new. A superfluous source costs a fetch; a missing one fails the build, since the source policy of the
+//! solve denies unlisted sources.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::arguments::GlobalArguments;
+use super::downloads::{self, NamedDownload, NamedRepository};
+use super::lines::{self, Instruction};
+use super::variables::StageVariables;
+use crate::model::Reference;
+use crate::model::image::{ImageDefaults, Platform};
+
+/// Maximum number of images; no real Dockerfile names more.
+const MAX_IMAGES: usize = 256;
+
+/// Build parameters that, besides the Dockerfile, decide which sources it names.
+#[derive(Clone, Copy)]
+pub struct DockerfileInputs<'a> {
+    pub build_args: &'a BTreeMap<String, String>,
+    pub platform: &'a Platform,
+    pub target: Option<&'a str>,
+}
+
+/// Lines of the Dockerfile, counted from 1, with their text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DockerfileExcerpt {
+    pub start_line: u32,
+    pub end_line: u32,
+    pub text: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedImage {
+    pub reference: Reference,
+    pub platform: Platform,
+    /// First instruction that names the image.
+    pub excerpt: DockerfileExcerpt,
+}
+
+#[derive(Debug, Default)]
+pub struct RemoteSources {
+    /// Images, each name once for each platform.
+    pub images: Vec<NamedImage>,
+    pub downloads: Vec<NamedDownload>,
+    pub repositories: Vec<NamedRepository>,
+    /// The Dockerfile names more images than the scan covers.
+    pub has_more: bool,
+}
+
+/// Looks up the defaults of an image found by an earlier scan; returns `None` for one that is not resolved yet.
+pub type ImageDefaultsLookup<'a> = &'a dyn Fn(&Reference, &Platform) -> Option<ImageDefaults>;
+
+pub fn remote_sources(
+    dockerfile: &[u8],
+    inputs: DockerfileInputs<'_>,
+    known: ImageDefaultsLookup<'_>,
+) -> RemoteSources {
+    let text = String::from_utf8_lossy(dockerfile);
+    let (instructions, escape) = lines::instructions(&text);
+    let arguments = GlobalArguments::new(inputs.build_args, inputs.platform, inputs.target);
+    let mut reader = RemoteSourceScanner::new(&text, &instructions, escape, arguments, inputs, known);
+    let last = reader.stages.len().checked_sub(1);
+    let target = match inputs.target {
+        Some(target) => reader.stage_named(target),
+        None => last,
+    };
+    reader.scan(target);
+    reader.found
+}
+
+struct ScannedStage<'i> {
+    /// Name in lower case.
+    name: Option<String>,
+    base: ScannedBase,
+    platform: Platform,
+    excerpt: DockerfileExcerpt,
+    instructions: &'i [Instruction],
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum ScannedBase {
+    /// Index of an earlier stage.
+    Stage(usize),
+    Scratch,
+    Image(Reference),
+    /// Base that BuildKit fails on.
+    Unreadable,
+}
+
+struct RemoteSourceScanner<'a> {
+    text: &'a str,
+    escape: char,
+    inputs: DockerfileInputs<'a>,
+    known: ImageDefaultsLookup<'a>,
+    /// Variables of the instructions above all stages.
+    global: StageVariables,
+    stages: Vec<ScannedStage<'a>>,
+    /// ONBUILD triggers of the base, for each stage that is needed.
+    triggers: BTreeMap<usize, Vec<Instruction>>,
+    seen: BTreeSet<(String, String)>,
+    found: RemoteSources,
+}
+
+impl<'a> RemoteSourceScanner<'a> {
+    fn new(
+        text: &'a str,
+        instructions: &'a [Instruction],
+        escape: char,
+        mut arguments: GlobalArguments<'a>,
+        inputs: DockerfileInputs<'a>,
+        known: ImageDefaultsLookup<'a>,
+    ) -> Self {
+        let mut global = StageVariables::with_predefined(arguments.values.clone());
+        let froms: Vec<usize> =
+            (0..instructions.len()).filter(|&at| instructions[at].keyword == "from").collect();
+        let head = &instructions[..froms.first().copied().unwrap_or(instructions.len())];
+        for instruction in head.iter().filter(|instruction| instruction.keyword == "arg") {
+            arguments.declare(&instruction.rest, escape);
+            global.apply_arg(&instruction.rest, inputs.build_args, None, escape);
+        }
+        let mut stages: Vec<ScannedStage<'a>> = Vec::with_capacity(froms.len());
+        for (number, &from) in froms.iter().enumerate() {
+            let end = froms.get(number + 1).copied().unwrap_or(instructions.len());
+            let from = &instructions[from];
+            let mut words = lines::blank_separated(&from.rest);
+            let base = words.next().and_then(|word| arguments.expand(word, escape));
+            let name = match (words.next(), words.next()) {
+                (Some(by), Some(name)) if by.eq_ignore_ascii_case("as") => Some(name.to_lowercase()),
+                _ => None,
+            };
+            let base = match base {
+                None => ScannedBase::Unreadable,
+                Some(base) => match position(&stages, &base) {
+                    Some(stage) => ScannedBase::Stage(stage),
+                    None if base == "scratch" => ScannedBase::Scratch,
+                    None => base.parse().map_or(ScannedBase::Unreadable, ScannedBase::Image),
+                },
+            };
+            let platform = from.flag_values("platform").last();
+            let platform =
+                platform.and_then(|flag| Platform::parse_loosely(&arguments.expand(flag, escape)?));
+            stages.push(ScannedStage {
+                name,
+                base,
+                platform: platform.unwrap_or_else(|| inputs.platform.clone()),
+                excerpt: place(text, from),
+                instructions: &instructions[froms[number] + 1..end],
+            });
+        }
+        Self {
+            text,
+            escape,
+            inputs,
+            known,
+            global,
+            stages,
+            triggers: BTreeMap::new(),
+            seen: BTreeSet::new(),
+            found: RemoteSources::default(),
+        }
+    }
+
+    fn stage_named(&self, name: &str) -> Option<usize> {
+        position(&self.stages, name)
+    }
+
+    /// Collects the sources of the stages in `first` and of all stages that they need.
+    fn scan(&mut self, first: impl IntoIterator<Item = usize>) {
+        let mut pending: Vec<usize> = first.into_iter().collect();
+        while let Some(at) = pending.pop() {
+            if self.triggers.contains_key(&at) {
+                continue;
+            }
+            let (base, platform, from) = (
+                self.stages[at].base.clone(),
+                self.stages[at].platform.clone(),
+                self.stages[at].excerpt.clone(),
+            );
+            let mut triggers = Vec::new();
+            match base {
+                ScannedBase::Stage(base) => {
+                    pending.push(base);
+                    let left = self.stages[base].instructions.iter();
+                    let left = left.filter(|instruction| instruction.keyword == "onbuild");
+                    triggers.extend(left.flat_map(|trigger| lines::instructions(&trigger.rest).0));
+                }
+                ScannedBase::Image(reference) => triggers = self.note_image(reference, platform, &from),
+                ScannedBase::Scratch | ScannedBase::Unreadable => {}
+            }
+            for trigger in &triggers {
+                self.note_sources_of(trigger, &from, &mut pending);
+            }
+            let instructions = self.stages[at].instructions;
+            for instruction in instructions {
+                if matches!(instruction.keyword.as_str(), "copy" | "run") {
+                    self.note_sources_of(instruction, &place(self.text, instruction), &mut pending);
+                }
+            }
+            self.triggers.insert(at, triggers);
+        }
+        self.found.images.sort_by_key(|image| image.excerpt.start_line);
+        self.collect_downloads();
+    }
+
+    /// Adds an image and returns its ONBUILD triggers.
+    fn note_image(
+        &mut self,
+        reference: Reference,
+        platform: Platform,
+        at: &DockerfileExcerpt,
+    ) -> Vec<Instruction> {
+        if !self.seen.insert((reference.to_string(), platform.as_str().to_owned())) {
+            self.name_again(&reference, &platform, at);
+            return self.triggers_of(&reference, &platform);
+        }
+        if self.found.images.len() >= MAX_IMAGES {
+            self.found.has_more = true;
+            return Vec::new();
+        }
+        let triggers = self.triggers_of(&reference, &platform);
+        self.found.images.push(NamedImage { reference, platform, excerpt: at.clone() });
+        triggers
+    }
+
+    /// Moves the excerpt of a known image to `at` if that is an earlier line: stages are not read in line order.
+    fn name_again(&mut self, reference: &Reference, platform: &Platform, at: &DockerfileExcerpt) {
+        let same = |image: &&mut NamedImage| image.reference == *reference && image.platform == *platform;
+        if let Some(image) = self.found.images.iter_mut().find(same)
+            && at.start_line < image.excerpt.start_line
+        {
+            image.excerpt = at.clone();
+        }
+    }
+
+    fn triggers_of(&self, reference: &Reference, platform: &Platform) -> Vec<Instruction> {
+        let known = (self.known)(reference, platform).unwrap_or_default();
+        known.triggers.iter().flat_map(|trigger| lines::instructions(trigger).0).collect()
+    }
+
+    /// Collects the sources that one instruction copies or mounts from. The triggers of an image that is only copied
+    /// from count too, because BuildKit resolves what they name.
+    fn note_sources_of(
+        &mut self,
+        instruction: &Instruction,
+        at: &DockerfileExcerpt,
+        pending: &mut Vec<usize>,
+    ) {
+        let mut names = from_names(instruction);
+        let mut depth = 0;
+        while !names.is_empty() && depth < MAX_IMAGES {
+            depth += 1;
+            let mut more = Vec::new();
+            for name in names {
+                if let Some(stage) = self.stage_named(&name) {
+                    pending.push(stage);
+                    continue;
+                }
+                if let Ok(number) = name.parse::<usize>() {
+                    pending.extend((number < self.stages.len()).then_some(number));
+                    continue;
+                }
+                let Ok(reference) = name.parse::<Reference>() else { continue };
+                if name == "scratch" {
+                    continue;
+                }
+                let platform = self.inputs.platform.clone();
+                if self.is_noted(&reference) {
+                    self.name_again(&reference, &platform, at);
+                    continue;
+                }
+                more.extend(self.note_image(reference, platform, at).iter().flat_map(from_names));
+            }
+            names = more;
+        }
+    }
+
+    fn is_noted(&self, reference: &Reference) -> bool {
+        self.seen.contains(&(reference.to_string(), self.inputs.platform.as_str().to_owned()))
+    }
+
+    /// Collects the sources that ADD fetches in the needed stages.
+    fn collect_downloads(&mut self) {
+        let platforms =
+            || StageVariables::with_predefined(self.global.predefined().cloned().unwrap_or_default());
+        let mut ends: BTreeMap<usize, StageVariables> = BTreeMap::new();
+        let (mut downloads, mut repositories) = (Vec::new(), Vec::new());
+        for (&at, triggers) in &self.triggers {
+            let stage = &self.stages[at];
+            let mut variables = match &stage.base {
+                // Earlier stages have smaller numbers, so the variables of the base are known.
+                ScannedBase::Stage(base) => {
+                    ends.get(base).map_or_else(StageVariables::default, StageVariables::inherited)
+                }
+                ScannedBase::Scratch => platforms(),
+                ScannedBase::Image(reference) => match (self.known)(reference, &stage.platform) {
+                    Some(known) => platforms().with_environment(&known.environment),
+                    None => StageVariables::default(),
+                },
+                ScannedBase::Unreadable => StageVariables::default(),
+            };
+            let triggers = triggers.iter().map(|trigger| (trigger, stage.excerpt.clone()));
+            let own = stage.instructions.iter().map(|own| (own, place(self.text, own)));
+            for (instruction, place) in triggers.chain(own) {
+                match instruction.keyword.as_str() {
+                    "env" => variables.apply_env(&instruction.rest, self.escape),
+                    "arg" => variables.apply_arg(
+                        &instruction.rest,
+                        self.inputs.build_args,
+                        Some(&self.global),
+                        self.escape,
+                    ),
+                    "add" => {
+                        let fetched =
+                            downloads::remote_sources_of_add(instruction, &variables, self.escape, &place);
+                        downloads.extend(fetched.0);
+                        repositories.extend(fetched.1);
+                    }
+                    _ => {}
+                }
+            }
+            ends.insert(at, variables);
+        }
+        self.found.downloads = downloads;
+        self.found.repositories = repositories;
+    }
+}
+
+fn position(stages: &[ScannedStage<'_>], name: &str) -> Option<usize> {
+    let name = name.to_lowercase();
+    stages.iter().position(|stage| stage.name.as_ref() == Some(&name))
+}
+
+/// Returns the names in `--from` and in `from=` of mounts.
+fn from_names(instruction: &Instruction) -> Vec<String> {
+    match instruction.keyword.as_str() {
+        "copy" => instruction.flag_values("from").map(str::to_owned).collect(),
+        "run" => instruction.flag_values("mount").filter_map(lines::mount_source).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn place(text: &str, instruction: &Instruction) -> DockerfileExcerpt {
+    let (start_line, end_line) = (instruction.start_line, instruction.end_line);
+    DockerfileExcerpt { start_line, end_line, text: lines::text_of(text, start_line, end_line) }
+}
+
+#[cfg(test)]
+mod tests;
