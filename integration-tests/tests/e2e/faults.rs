@@ -1,4 +1,4 @@
-//! Things break: the daemon or buildkitd is killed, the disk is full. Nothing is lost or left behind.
+//! Faults: the daemon or buildkitd is killed, the disk is full. Nothing is lost or left behind.
 
 use std::fs;
 
@@ -31,7 +31,7 @@ pub fn group() -> Group {
     Group::new("faults", cases).in_sequence()
 }
 
-/// Every tag's manifest, config and layers can be read, whole.
+/// Asserts that every tag's manifest, config and layers can be read and are complete.
 #[track_caller]
 fn every_tag_is_whole(daemon: &Daemon) {
     let list = daemon.hearth_ok(&["images", "list", "--json"]).json();
@@ -43,7 +43,7 @@ fn every_tag_is_whole(daemon: &Daemon) {
     }
 }
 
-/// `repository` and `tag` of each object in the listing, whatever is around them.
+/// Collects `repository` and `tag` of each object in the listing, at any depth.
 fn collect_references(value: &Value, names: &mut Vec<(String, String)>) {
     match value {
         Value::Array(items) => items.iter().for_each(|item| collect_references(item, names)),
@@ -74,7 +74,7 @@ fn submit(daemon: &Daemon, tag: &str, path: &str) -> String {
     block_on(seconds(30), async { Api::of(daemon).await.submit(spec(tag, path)).await.unwrap() })
 }
 
-/// Waits for the end of a build, and answers with the state it came to.
+/// Waits for the end of a build, and returns its final state.
 #[track_caller]
 fn end_of(daemon: &Daemon, id: &str) -> BuildState {
     let found = wait::poll(seconds(90), || {
@@ -262,7 +262,7 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     assert_eq!(daemon.tag_digest("large", "1"), None);
     fs::remove_file(&large).unwrap();
 
-    // The half of each was given back, and the daemon goes on as before.
+    // The partial data of each build is removed, and the daemon works as before.
     wait::until(seconds(20), "the space is free again", || {
         let free = rustix::fs::statvfs(daemon.state()).unwrap();
         free.f_bavail * free.f_frsize > 20_000_000
@@ -278,7 +278,7 @@ fn a_daemon_uses_the_buildkitd_that_it_is_told() {
     let socket = owner.buildkit_socket().expect("the socket of the managed buildkitd");
     let address = format!("unix://{}", socket.display());
     let guest = Options::room("bk-guest").arguments(&["--buildkit", &address]);
-    // A minute by default; what is asserted is what comes after the wait.
+    // The default is one minute; the test asserts what happens after the wait.
     let guest = Daemon::start(guest.config("[builds]\nbuilder_wait_seconds = 3\n"));
     assert!(guest.buildkitd().is_none(), "it starts none of its own");
     guest.put("x", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "guest"));

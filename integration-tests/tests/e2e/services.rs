@@ -57,7 +57,7 @@ fn a_deploy_returns_when_people_reach_the_service(daemon: &Daemon) {
     assert_eq!(get(daemon, "nobody.test", "/").status, 404);
 }
 
-/// The way of the page that the product is built from.
+/// Follows the workflow of the web page that the product is designed from.
 fn files_of_the_room_become_a_service_that_people_reach(daemon: &Daemon) {
     let base = daemon.base_image();
     let dockerfile = format!(
@@ -111,7 +111,7 @@ fn a_directory_is_built_and_deployed_by_one_command(daemon: &Daemon) {
     let told_json: serde_json::Value = serde_json::from_slice(&fs::read(&told).unwrap()).unwrap();
     assert_eq!(told_json["digest"].as_str(), Some(&*digest), "{told_json}");
 
-    // What cannot be built is not deployed, and leaves the files of the last one.
+    // A failed build is not deployed, and leaves the files of the last one.
     fs::write(work.join("Dockerfile"), dockerfile.replace("COPY more", "COPY nothing")).unwrap();
     let failed = deploy("two", "sent/app:two");
     assert_ne!(failed.code, 0, "{failed}");
@@ -120,7 +120,7 @@ fn a_directory_is_built_and_deployed_by_one_command(daemon: &Daemon) {
     assert_eq!((fs::read_to_string(&id).unwrap(), daemon.tag_digest("sent/app", "two")), (digest, None));
 }
 
-/// What a command says inside of a service.
+/// Runs a command inside of a service; returns its output.
 #[track_caller]
 fn inside(daemon: &Daemon, service: &str, command: &str) -> String {
     daemon.hearth_ok(&["services", "exec", service, "--", "sh", "-c", command]).stdout
@@ -381,7 +381,7 @@ fn a_manifest_can_be_shown_and_applied(daemon: &Daemon) {
     assert!(inside(daemon, "manifest", "env").contains("A=2\n"), "{yaml}");
     assert_eq!(page(daemon, "manifest.test"), "manifest\n");
 
-    // A file with its text, shown and taken as it was given.
+    // An inline file is shown with the text with which it was given.
     let text = "# of the manifest\nlisten: 8000\n";
     let storage = format!(
         "  storage: {{files: [{{path: /etc/app/conf, text: {}}}, {{path: /etc/own, text: mine, read_only: false}}]}}\n",
@@ -413,7 +413,7 @@ fn a_dry_run_changes_nothing(daemon: &Daemon) {
 }
 
 fn memory_that_runs_out_is_named(daemon: &Daemon) {
-    // tail keeps all of a line that does not end.
+    // tail keeps a line without an end in memory.
     let app = App::script("tail -n 1 /dev/zero").with(&["--expose", PORT]);
     app.pack(daemon, "hungry:1");
     let output = daemon.hearth(&["deploy", "--tag", "hungry:1", "--memory", "32m"]);
