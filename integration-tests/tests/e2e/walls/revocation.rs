@@ -1,4 +1,4 @@
-//! A revocation ends what runs: calls under way, and what the services of the one who was revoked may do.
+//! A revocation ends what is running: calls in progress, and the access of the services of the revoked participant.
 
 use integration_tests::daemon::Daemon;
 use integration_tests::http::Request;
