@@ -16,7 +16,7 @@ pub fn ignore(bytes: &[u8]) {
     let patterns = match Patterns::parse_file(bytes) {
         Ok(patterns) => patterns,
         Err(error) => {
-            assert!(error.line.is_some(), "an error names its line: {error}");
+            assert!(error.line.is_some(), "the error names its line: {error}");
             return;
         }
     };
@@ -26,7 +26,7 @@ pub fn ignore(bytes: &[u8]) {
         [b"a/b/c", b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", b"\xff/\xfe", b"x\ny", &long];
     for path in own.chain(nasty).filter(|path| !path.is_empty()) {
         let alone = patterns.matches(path);
-        assert_eq!(alone, patterns.matches(path), "an answer stays the same");
+        assert_eq!(alone, patterns.matches(path), "a repeated match has the same result");
         let mut parent = hearth_pack::ignore::ParentMatch::default();
         for end in
             path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()])
@@ -62,7 +62,7 @@ pub fn mount(bytes: &[u8]) {
                             assert!(path.split('/').all(|part| part != ".."), "{path:?}");
                         }
                         MountSource::Pack(_) | MountSource::EmptyDir => {}
-                        MountSource::File(text) => panic!("no flag gives a text: {text:?}"),
+                        MountSource::File(text) => panic!("a flag cannot have inline text: {text:?}"),
                     }
                 }
                 Err(error) => assert!(!error.to_string().is_empty()),
@@ -130,11 +130,11 @@ pub fn archive(bytes: &[u8]) {
             }
             let mut all = Vec::new();
             let count = content.read_to_end(&mut all)? as u64;
-            assert_eq!(count, size, "a blob that was read to its end is whole");
+            assert_eq!(count, size, "a blob that was read to its end is complete");
             assert_eq!(
                 Digest::from_sha256(Sha256::digest(&all).into()),
                 *digest,
-                "and is what its name says"
+                "the content of a blob matches its digest"
             );
             self.bytes += count;
             Ok(())

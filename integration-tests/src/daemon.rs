@@ -163,7 +163,7 @@ impl Daemon {
     #[track_caller]
     fn launch(&self, ready: bool) {
         let mut live = self.live();
-        assert!(live.child.is_none(), "the daemon runs already");
+        assert!(live.child.is_none(), "the daemon is already running");
         // The addresses that an earlier start wrote must not be taken for those of this one.
         let _ = fs::remove_file(self.addresses_file());
         live.child = Some(self.spawn(&live.options));
@@ -383,7 +383,7 @@ impl Daemon {
         let output = self.build(tag, path, more);
         assert_eq!(output.code, 0, "build of {path} as {tag}\n{output}");
         let digest = output.line();
-        assert!(digest.starts_with("sha256:") && digest.len() == 71, "stdout is no digest\n{output}");
+        assert!(digest.starts_with("sha256:") && digest.len() == 71, "stdout is not a digest\n{output}");
         digest.to_owned()
     }
 

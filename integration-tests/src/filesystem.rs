@@ -66,7 +66,7 @@ impl FileSystem {
     fn of_image(digest: &str, blob: impl Fn(&str) -> Vec<u8>) -> Self {
         let blob = |digest: &str| {
             let content = blob(digest);
-            assert_eq!(sha256(&content), digest, "a blob is not what its name says");
+            assert_eq!(sha256(&content), digest, "the content of a blob does not match its digest");
             content
         };
         let manifest = parse(&blob(digest));

@@ -28,7 +28,7 @@ use crate::daemon::Daemon;
 pub fn block_on<T>(limit: Duration, future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let done = runtime.block_on(async { tokio::time::timeout(limit, future).await });
-    done.unwrap_or_else(|_| panic!("not done within {limit:?}"))
+    done.unwrap_or_else(|_| panic!("not finished within {limit:?}"))
 }
 
 /// Interceptor that adds a bearer token to each call, if there is one.

@@ -100,7 +100,7 @@ impl Image {
     #[track_caller]
     fn read(index: &[u8], blobs: BTreeMap<String, Vec<u8>>) -> Self {
         for (digest, content) in &blobs {
-            assert_eq!(&sha256(content), digest, "a blob is not what its name says");
+            assert_eq!(&sha256(content), digest, "the content of a blob does not match its digest");
         }
         let index = parse(index);
         let manifests = index["manifests"].as_array().expect("manifests");
@@ -165,7 +165,7 @@ pub(crate) fn parse(json: &[u8]) -> Value {
 
 #[track_caller]
 pub(crate) fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned()
+    value.as_str().unwrap_or_else(|| panic!("not a string: {value}")).to_owned()
 }
 
 #[track_caller]

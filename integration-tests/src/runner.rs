@@ -218,7 +218,7 @@ fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &mut 
         match start_limited(&name, panics, move || Daemon::start(options)).recv_timeout(CASE_LIMIT) {
             Ok(Ok(started)) => daemon = Some(Arc::new(started)),
             Ok(Err(reason)) => return tally.add(&name, Err(reason), start.elapsed()),
-            Err(_) => return tally.add(&name, Err("it hangs".to_owned()), start.elapsed()),
+            Err(_) => return tally.add(&name, Err("timed out".to_owned()), start.elapsed()),
         }
     }
 
@@ -245,7 +245,7 @@ fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &mut 
                 Err(mpsc::TryRecvError::Disconnected) => Err("its thread ended without a result".to_owned()),
                 Err(mpsc::TryRecvError::Empty) if since.elapsed() > CASE_LIMIT => {
                     hung = true;
-                    Err(format!("it hangs: not done within {CASE_LIMIT:?}"))
+                    Err(format!("timed out: not finished within {CASE_LIMIT:?}"))
                 }
                 Err(mpsc::TryRecvError::Empty) => return true,
             };
@@ -264,7 +264,7 @@ fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &mut 
         let left = match Arc::try_unwrap(daemon) {
             Ok(daemon) => daemon.retire(),
             // A hanging case still holds the daemon: the sweep of the whole run ends it by force.
-            Err(_) if hung => vec!["a case that hangs still uses the daemon".to_owned()],
+            Err(_) if hung => vec!["a hanging case still uses the daemon".to_owned()],
             Err(_) => vec!["the daemon is still used after the last case".to_owned()],
         };
         let outcome = if left.is_empty() { Ok(()) } else { Err(left.join("\n")) };

@@ -66,7 +66,7 @@ impl Terminal {
     /// Presses these keys; `\r` is enter, `\x03` is Ctrl-C.
     #[track_caller]
     pub fn press(&mut self, keys: &str) {
-        let keyboard = self.keyboard.as_mut().expect("it runs");
+        let keyboard = self.keyboard.as_mut().expect("the terminal runs");
         keyboard.write_all(keys.as_bytes()).and_then(|()| keyboard.flush()).expect("keys");
     }
 
@@ -74,7 +74,7 @@ impl Terminal {
     #[track_caller]
     pub fn end(mut self) -> (i32, String) {
         let status = wait::poll(LIMIT, || self.child.try_wait().expect("wait"));
-        let Some(status) = status else { panic!("it goes on: {:?}", self.screen()) };
+        let Some(status) = status else { panic!("the command is still running: {:?}", self.screen()) };
         self.keyboard = None;
         self.reader.take().expect("a reader").join().expect("no panic");
         (status.code().unwrap_or(-1), self.screen())

@@ -26,7 +26,7 @@ pub fn poll_within<T>(longest: Duration, limit: Duration, mut ask: impl FnMut() 
 /// Calls `ask` until it returns `true`, and panics with `what` when that takes longer than `limit`.
 #[track_caller]
 pub fn until(limit: Duration, what: &str, mut ask: impl FnMut() -> bool) {
-    assert!(poll(limit, || ask().then_some(())).is_some(), "not within {limit:?}: {what}");
+    assert!(poll(limit, || ask().then_some(())).is_some(), "not true within {limit:?}: {what}");
 }
 
 pub const fn seconds(count: u64) -> Duration {

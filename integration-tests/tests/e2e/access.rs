@@ -57,7 +57,10 @@ fn api_code(daemon: &Daemon, token: Option<&str>) -> Code {
 fn the_registry_asks_for_a_token(daemon: &Daemon) {
     let answer = Request::new("GET", "/v2/").send(&daemon.listen());
     assert_eq!(answer.expect(401).registry_code(), "UNAUTHORIZED");
-    assert!(answer.header("www-authenticate").is_some(), "clients need to be told how: {answer:?}");
+    assert!(
+        answer.header("www-authenticate").is_some(),
+        "the response has an authentication challenge: {answer:?}"
+    );
     assert_eq!(v2(daemon, Some(daemon.token())), 200);
     Request::new("GET", "/v2/").bearer(daemon.token()).send(&daemon.listen()).expect(200);
     for path in ["/v2/a/tags/list", "/v2/a/blobs/uploads/", "/v2/_catalog"] {

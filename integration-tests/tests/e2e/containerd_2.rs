@@ -53,7 +53,7 @@ fn a_service_is_deployed_updated_and_removed() {
     let shim = std::fs::read_link(format!("/proc/{}/exe", shims(&daemon)[0].pid)).unwrap();
     assert!(
         shim.starts_with("/usr/local/lib/hearth-tests"),
-        "the shim of the same release: {}",
+        "the shim is of the same release: {}",
         shim.display()
     );
     daemon.hearth_ok(&["deploy", "--tag", "web:2"]);

@@ -430,7 +430,7 @@ fn a_build_whose_tag_is_elsewhere_is_pushed_there() {
     assert_eq!(pair.other.tag_digest("team/app", "1"), Some(digest.clone()));
     assert_eq!(pair.other.image("team/app:1").file("proof"), "built\n");
     assert_eq!(pair.room.tag_digest("here", "1"), Some(digest.clone()));
-    assert_eq!(pair.room.tag_digest("team/app", "1"), None, "the tag is elsewhere, not here");
+    assert_eq!(pair.room.tag_digest("team/app", "1"), None, "the tag is in the other registry only");
 
     // A failed push leaves the image, and the error says how to push it again.
     let other = pair.there("team/app:2");

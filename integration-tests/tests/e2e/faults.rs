@@ -140,7 +140,7 @@ fn a_build_with_secrets_is_interrupted_by_a_restart() {
     assert_eq!(
         end_of(&daemon, &id),
         BuildState::Interrupted,
-        "its secret is gone, so it cannot be run again"
+        "the secret is gone, so the build cannot run again"
     );
     assert_eq!(daemon.tag_digest("secret", "1"), None);
     wait::until(seconds(20), "its step has ended", || !running("30.4902"));
@@ -280,7 +280,7 @@ fn a_daemon_uses_the_buildkitd_that_it_is_told() {
     let guest = Options::room("bk-guest").arguments(&["--buildkit", &address]);
     // The default is one minute; the test asserts what happens after the wait.
     let guest = Daemon::start(guest.config("[builds]\nbuilder_wait_seconds = 3\n"));
-    assert!(guest.buildkitd().is_none(), "it starts none of its own");
+    assert!(guest.buildkitd().is_none(), "the daemon starts no buildkitd of its own");
     guest.put("x", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "guest"));
     guest.build_ok("x:1", "x", &[]);
     assert_eq!(guest.image("x:1").file("a"), "guest");
@@ -299,7 +299,7 @@ fn a_second_daemon_on_the_same_state_is_refused() {
     let output = process::run(&mut command, seconds(30));
     assert_ne!(output.code, 0, "{output}");
     let said = format!("{}{}", output.stdout, output.stderr);
-    assert!(said.contains("state"), "it says what is in use\n{output}");
+    assert!(said.contains("state"), "the error names what is in use\n{output}");
     assert_eq!(daemon.status_of("/readyz"), Some(200), "the first one is unharmed");
     daemon.hearth_ok(&["images", "list"]);
 }

@@ -170,7 +170,7 @@ fn a_file_that_changes_while_it_is_sent_is_never_torn(daemon: &Daemon) {
                 let files = image_of(daemon, "torn", output);
                 let entry = &files.0[&b"all/changing"[..]];
                 assert_eq!(entry.size, SIZE as u64);
-                assert!(whole.contains(&entry.content), "a torn file was taken for good");
+                assert!(whole.contains(&entry.content), "a torn file was accepted");
             } else {
                 output.says(&["changing"]);
             }
@@ -343,7 +343,7 @@ fn a_daemon_killed_in_the_middle_of_a_transfer_loses_nothing() {
         let state = block_on(seconds(20), async { Api::of(&daemon).await.state(&id).await });
         (!matches!(state, BuildState::Queued | BuildState::Running)).then_some(state)
     });
-    match ended.expect("the build has an end") {
+    match ended.expect("the build ends") {
         BuildState::Succeeded => assert!(daemon.tag_digest("large", "1").is_some()),
         BuildState::Failed | BuildState::Interrupted => assert_eq!(daemon.tag_digest("large", "1"), None),
         other => panic!("it ended as {other:?}"),

@@ -101,7 +101,7 @@ fn keys_and_the_size_of_the_window_reach_the_process(daemon: &Daemon) {
     terminal.shows("in");
     assert_ne!(shells(), "0\n");
     drop(terminal);
-    wait::until(seconds(20), "it ends with its terminal", || shells() == "0\n");
+    wait::until(seconds(20), "the shell ends with its terminal", || shells() == "0\n");
 }
 
 fn a_terminal_without_a_keyboard_is_refused_or_shown(daemon: &Daemon) {

@@ -66,7 +66,7 @@ fn a_service_lives_through_the_death_of_its_daemon() {
     daemon.kill9();
     std::thread::sleep(seconds(1));
     daemon.restart();
-    assert_eq!(page(&daemon, "web.test"), "one\n", "ready means that it is reached");
+    assert_eq!(page(&daemon, "web.test"), "one\n", "a ready daemon routes to the service");
     let after = apps(&daemon);
     assert_eq!(after.iter().map(|app| app.pid).collect::<Vec<_>>(), [before[0].pid], "the same process");
     // The service can be changed as before.
@@ -78,7 +78,7 @@ fn a_graceful_end_leaves_services_running_and_takes_them_back() {
     let daemon = with_web("paused");
     let before = apps(&daemon);
     assert!(daemon.terminate().success());
-    assert_eq!(apps(&daemon).len(), 1, "it runs on");
+    assert_eq!(apps(&daemon).len(), 1, "the app keeps running");
     daemon.restart();
     assert_eq!(page(&daemon, "web.test"), "one\n");
     assert_eq!(apps(&daemon)[0].pid, before[0].pid);
@@ -106,7 +106,7 @@ fn a_service_lives_through_the_death_of_containerd() {
     let containerd = process::tree_of(daemon.pid()).into_iter().find(|process| process.name == "containerd");
     process::signal(containerd.expect("a containerd").pid, Signal::KILL);
     for _ in 0..20 {
-        assert_eq!(page(&daemon, "web.test"), "one\n", "it serves meanwhile");
+        assert_eq!(page(&daemon, "web.test"), "one\n", "the service answers meanwhile");
         std::thread::sleep(Duration::from_millis(20));
     }
     wait::until(seconds(20), "containerd is back", || daemon.status_of("/readyz") == Some(200));
@@ -136,7 +136,7 @@ fn an_app_a_shim_and_an_instance_that_are_killed_come_back() {
     App::script("echo it hurts; sleep 0.3; exit 5").pack(&daemon, "sick:1");
     // Without a port, the app counts as live as soon as it runs, unless it has failed by then.
     daemon.hearth(&["deploy", "--tag", "sick:1"]);
-    wait::until(seconds(30), "how it ended is told", || {
+    wait::until(seconds(30), "the exit of the app is reported", || {
         daemon.hearth_ok(&["services", "show", "sick"]).stdout.contains("exit code 5")
     });
 }

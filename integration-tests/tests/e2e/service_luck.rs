@@ -86,7 +86,11 @@ fn an_app_that_takes_no_notice_of_its_stop_signal_is_killed(daemon: &Daemon) {
     let begun = Instant::now();
     daemon.hearth_ok(&["services", "rm", "deaf", "--grace", "1s"]);
     assert!(begun.elapsed() < seconds(8), "{:?}", begun.elapsed());
-    assert!(begun.elapsed() >= Duration::from_millis(900), "it had its second: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() >= Duration::from_millis(900),
+        "the app had its second to stop: {:?}",
+        begun.elapsed()
+    );
 }
 
 fn requests_wait_while_an_app_comes_back(daemon: &Daemon) {
@@ -115,7 +119,7 @@ fn a_crash_loop_waits_longer_and_says_why(daemon: &Daemon) {
     deploy(daemon, &["--tag", "loop:1", "--room-mount", "loop:/data"]);
     daemon.put("loop", &Tree::new().file("sick", ""));
     daemon.hearth(&["services", "exec", "loop", "--", "sh", "-c", "kill -9 $(pidof httpd)"]);
-    wait::until(seconds(30), "a crash loop is told, with how the app ended", || {
+    wait::until(seconds(30), "the crash loop is reported, with the app's exit", || {
         let shown = daemon.hearth_ok(&["services", "show", "loop"]).stdout;
         shown.contains("crash_loop") && shown.contains("exit code 6")
     });
@@ -134,7 +138,7 @@ fn a_followed_log_goes_on_over_an_update_and_ends_with_the_service(daemon: &Daem
     deploy(daemon, &["--tag", "follow:2"]);
     std::thread::sleep(seconds(1));
     daemon.hearth_ok(&["services", "rm", "follow"]);
-    let output = follow.finish(seconds(20)).expect("it ends with the service");
+    let output = follow.finish(seconds(20)).expect("the app ends with the service");
     assert!(output.stdout.contains("hello-one") && output.stdout.contains("hello-two"), "{output}");
 }
 
@@ -221,7 +225,7 @@ pub fn uses_where_it_is_told(program: &str, room: &str) {
     let socket = directory.path().join("socket");
     let daemon = Daemon::start(Options::room(room).arguments(&["--containerd", socket.to_str().unwrap()]));
     let own = process::tree_of(daemon.pid()).into_iter().any(|process| process.name == "containerd");
-    assert!(!own, "it starts none of its own");
+    assert!(!own, "the daemon starts no containerd of its own");
     App::page("guest\n").pack(&daemon, "guest:1");
     daemon.hearth_ok(&["deploy", "--tag", "guest:1", "--domain", "guest.test", "--public"]);
     assert_eq!(page(&daemon, "guest.test"), "guest\n");

@@ -71,7 +71,10 @@ fn a_moved_tag_of_a_mounted_image_changes_nothing_until_the_mount_is_given_again
     daemon.hearth_ok(&["deploy", "--tag", "web:2"]);
     assert_eq!((page(&daemon, "web.test").as_str(), font(&daemon, "/assets").as_str()), ("two\n", "first\n"));
     let yaml = daemon.hearth_ok(&["services", "show", "web", "-o", "yaml"]).stdout;
-    assert!(yaml.contains("assets:1") && !yaml.contains("assets:1@"), "shown as it was asked for: {yaml}");
+    assert!(
+        yaml.contains("assets:1") && !yaml.contains("assets:1@"),
+        "the mount is shown as it was given: {yaml}"
+    );
     daemon.hearth_ok(&["deploy", "--tag", "web:2", "--image-mount", "assets:1=/assets"]);
     assert_eq!(font(&daemon, "/assets"), "moved\n");
     // A rollback restores all settings of the revision.
@@ -105,7 +108,7 @@ fn after_the_death_of_the_daemon_a_service_is_replaced_and_reads_its_mounted_ima
     assets(&daemon, "moved\n");
     daemon.kill9();
     daemon.restart();
-    assert_eq!(page(&daemon, "web.test"), "one\n", "it serves until another does");
+    assert_eq!(page(&daemon, "web.test"), "one\n", "the old instance serves until another does");
     let reads = || {
         let seen = daemon.hearth(&[
             "services",

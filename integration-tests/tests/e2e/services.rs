@@ -172,7 +172,7 @@ fn a_revision_that_fails_takes_no_traffic_and_says_why(daemon: &Daemon) {
         let output = daemon.hearth(&[&["deploy", "--tag", tag], more].concat());
         assert_ne!(output.code, 0, "{tag}\n{output}");
         output.says(says);
-        assert_eq!(page(daemon, "steady.test"), "good\n", "the one before serves on");
+        assert_eq!(page(daemon, "steady.test"), "good\n", "the previous revision continues to serve");
     };
     let exits = App::script("echo about to fail; echo the reason >&2; exit 3");
     fails("steady:exits", exits, &[], &["3", "the reason"]);
@@ -284,7 +284,7 @@ fn the_name_in_the_tokens_is_given_once_and_kept(daemon: &Daemon) {
     daemon.hearth_ok(&["services", "restart", "named"]);
     assert_eq!(name(), "front-desk");
     daemon.hearth_ok(&["services", "rollback", "named", "1"]);
-    assert_eq!(name(), "named", "what revision 1 had");
+    assert_eq!(name(), "named", "the settings of revision 1");
     let output = daemon.hearth(&["deploy", "--tag", "named:1", "--identity", ""]);
     output.expect_code(2).says(&["identity"]);
 }
@@ -457,7 +457,7 @@ fn a_service_that_may_not_run_twice_is_recreated(daemon: &Daemon) {
     deploy(daemon, &["--tag", "alone:1", "--env", "AGAIN=1"]);
     assert_eq!(page(daemon, "alone.test"), "script\n");
     daemon.hearth_ok(&["services", "rm", "alone"]);
-    assert!(!daemon.room_files().join("alone/lock/held").exists(), "it had its stop signal");
+    assert!(!daemon.room_files().join("alone/lock/held").exists(), "the app received its stop signal");
 }
 
 fn an_app_in_tcp_is_live_when_it_takes_connections(daemon: &Daemon) {
@@ -475,5 +475,7 @@ fn a_deploy_that_nobody_waits_for_becomes_live_by_itself(daemon: &Daemon) {
     let output =
         daemon.hearth_ok(&["deploy", "--tag", "left:1", "--domain", "left.test", "--public", "--no-wait"]);
     assert!(!output.stdout.is_empty(), "{output}");
-    wait::until(seconds(30), "it becomes live by itself", || get(daemon, "left.test", "/").status == 200);
+    wait::until(seconds(30), "the service becomes live by itself", || {
+        get(daemon, "left.test", "/").status == 200
+    });
 }

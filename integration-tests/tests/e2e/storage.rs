@@ -111,7 +111,7 @@ fn a_write_that_breaks_off_leaves_the_old_file(daemon: &Daemon) {
     std::thread::sleep(std::time::Duration::from_millis(500));
     let directory = daemon.room_files().join("broken");
     assert_eq!(fs::read_to_string(directory.join("file")).unwrap(), "old");
-    assert_eq!(fs::read_dir(directory).unwrap().count(), 1, "nothing is left of the half write");
+    assert_eq!(fs::read_dir(directory).unwrap().count(), 1, "nothing is left of the interrupted write");
 }
 
 fn a_write_of_another_size_than_declared_is_refused(daemon: &Daemon) {

@@ -107,7 +107,7 @@ fn an_image_of_the_room_has_the_digest_of_a_local_pack(daemon: &Daemon) {
             assert_eq!(in_room["digest"], local.as_str(), "{flags:?}");
             assert_eq!(daemon.tag_digest("same", "1"), Some(local));
             let kept = fs::read(daemon.room_files().join("packs/same.tar")).unwrap();
-            assert!(kept == fs::read(&file).unwrap(), "the archive in room storage is another: {flags:?}");
+            assert!(kept == fs::read(&file).unwrap(), "the archive in room storage differs: {flags:?}");
         }
     }
     // A base is sent with the image, as one archive.
@@ -250,7 +250,7 @@ fn named_again(daemon: &Daemon) {
         assert_eq!(daemon.image("again:2").file("index.html"), "<h1>hi</h1>\n");
         daemon.hearth_ok(&["pack", text(&tree), "--tag", "again:2", "-o", text(&local)]);
         let (stored, local) = (fs::read(daemon.room_files().join("packs/again.tar")), fs::read(&local));
-        assert!(stored.unwrap() == local.unwrap(), "the archive is another");
+        assert!(stored.unwrap() == local.unwrap(), "the archive differs");
         first = second;
         daemon.kill9();
         daemon.restart();

@@ -49,7 +49,8 @@ impl Backend {
     pub fn direct(&self, bench: &Bench) -> Target {
         let shown = bench.hearth(&["services", "show", &self.name, "--json"]).json();
         let instances = shown["instances"].as_array().expect("instances");
-        let routed = instances.iter().find(|instance| instance["routed"] == true).expect("one that serves");
+        let routed =
+            instances.iter().find(|instance| instance["routed"] == true).expect("an instance with traffic");
         let address = routed["address"].as_str().expect("its address");
         Target { address: format!("{address}:{PORT}"), host: self.host() }
     }

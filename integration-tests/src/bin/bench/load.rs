@@ -124,7 +124,10 @@ impl Load {
             }
             let length = read_answer(&mut stream, &mut buffer).await?;
             if length != self.answer {
-                return Err(io::Error::other(format!("{length} bytes instead of {}", self.answer)));
+                return Err(io::Error::other(format!(
+                    "the body has {length} bytes instead of {}",
+                    self.answer
+                )));
             }
             times.push(begun.elapsed());
         }

@@ -53,7 +53,7 @@ fn packs(bench: &Bench, tree: &SourceTree) -> Vec<Figure> {
         },
     );
     for file in [&ours, &theirs] {
-        fs::remove_file(file).expect("what was packed");
+        fs::remove_file(file).expect("the packed file");
     }
     let shown = tree.shown();
     vec![

@@ -86,7 +86,7 @@ async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<O
             return Ok(Some((Asked { get, path, length: content_length(&text)? }, end)));
         }
         if buffer.len() > MAX_HEAD {
-            return Err(io::Error::other("the head of a request is too long"));
+            return Err(io::Error::other("the request head is too long"));
         }
         if stream.read_buf(buffer).await? == 0 {
             return Ok(None);
@@ -123,7 +123,7 @@ pub fn content_length(head: &str) -> io::Result<u64> {
             .find_map(|(given, value)| given.eq_ignore_ascii_case(name).then(|| value.trim()))
     };
     if value("transfer-encoding").is_some() {
-        return Err(io::Error::other("a body in chunks"));
+        return Err(io::Error::other("chunked bodies are not supported"));
     }
     value("content-length").map_or(Ok(0), |length| length.parse().map_err(io::Error::other))
 }

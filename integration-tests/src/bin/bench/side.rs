@@ -99,7 +99,7 @@ impl Bench {
 
     pub fn hearth_build_fails(&self, tag: &str, path: &str) {
         let output = process::run(&mut self.hearth_command(tag, path), LIMIT);
-        assert_ne!(output.code, 0, "it was to fail\n{output}");
+        assert_ne!(output.code, 0, "the command succeeded but should fail\n{output}");
     }
 
     fn buildctl_command(&self, tag: &str, directory: &Path) -> Command {

@@ -92,7 +92,7 @@ impl World {
             let killed = update.kill(victim, moment);
             update.consequences(victim, moment, &killed);
             update.go_on();
-            let output = deploy.finish(seconds(90)).expect("the deploy comes to its end");
+            let output = deploy.finish(seconds(90)).expect("the deploy ends");
             assert_eq!(output.code, 0, "{victim:?} at {moment:?}: {output}\n{}", self.daemon.log_tail(40));
             update.is_live(update.new);
         });
@@ -105,7 +105,11 @@ impl World {
         if let Some(slow) = slow.map(|slow| slow.join().expect("no panic"))
             && victim == Victim::Containerd
         {
-            assert_eq!(slow.expect("an answer"), (200, "done\n".to_owned()), "it was seen out");
+            assert_eq!(
+                slow.expect("an answer"),
+                (200, "done\n".to_owned()),
+                "the pending request was finished"
+            );
         }
         self.shown = update.new;
         self.still.come_back(&self.daemon);
@@ -122,7 +126,7 @@ impl World {
                 process::signal(update.app_of_new(&update.old_shim).expect("an app").pid, Signal::KILL);
                 last = instance;
             }
-            let output = deploy.finish(seconds(60)).expect("the deploy comes to its end");
+            let output = deploy.finish(seconds(60)).expect("the deploy ends");
             output.expect_code(1).says(&["revision", "keeps serving"]);
             update.go_on();
             update.is_live(update.old);
@@ -143,7 +147,7 @@ impl World {
         update.shows(update.old);
         update.waited_for("");
         update.go_on();
-        deploy.finish(seconds(60)).expect("the deploy comes to its end").expect_code(0);
+        deploy.finish(seconds(60)).expect("the deploy ends").expect_code(0);
         update.is_live(update.new);
         self.shown = update.new;
         self.still.come_back(&self.daemon);
@@ -233,7 +237,7 @@ impl<'a> Update<'a> {
             }
             Victim::App => self.app_of_new(&self.old_shim),
         };
-        let pid = victim.expect("what is to be killed is there").pid;
+        let pid = victim.expect("the process to kill exists").pid;
         process::signal(pid, Signal::KILL);
         Killed { pid, instance }
     }
@@ -298,7 +302,7 @@ impl<'a> Update<'a> {
         }
         match (victim, moment) {
             (Victim::Containerd, Moment::HealthWait) => {
-                assert_eq!(self.waited_for(""), killed.instance, "it lives on");
+                assert_eq!(self.waited_for(""), killed.instance, "the instance keeps running");
                 self.shows(self.old);
             }
             (_, Moment::HealthWait) => {

@@ -117,7 +117,7 @@ fn cache_mounts_of_one_caller_are_not_seen_by_another(daemon: &Daemon) {
     bob.build_ok("cache-bob:1", &look, &[]);
     assert_eq!(daemon.image("cache-bob:1").file("count").trim(), "0", "the other caller's file is there");
     ann.build_ok("cache-ann:2", &look, &[]);
-    assert_eq!(daemon.image("cache-ann:2").file("seen").trim(), "module", "one's own is kept");
+    assert_eq!(daemon.image("cache-ann:2").file("seen").trim(), "module", "the caller's own file is kept");
 }
 
 fn a_step_that_mounted_a_secret_is_not_answered_to_a_caller_without_it(daemon: &Daemon) {
@@ -187,8 +187,8 @@ fn an_idle_builder_is_stopped_and_its_cache_is_warm_when_it_starts_again() {
     let first = ann.build_ok("x:1", step, &[]);
     bob.build_ok("y:1", "RUN true", &[]);
     wait::until(seconds(30), "idle builders are stopped", || daemon.buildkitds().len() == 1);
-    assert!(buildkitd(&daemon, "caller:bob").is_some(), "the one that was used last runs on");
-    wait::until(seconds(20), "it is told as stopped, with the size of its cache", || {
+    assert!(buildkitd(&daemon, "caller:bob").is_some(), "the builder that was used last keeps running");
+    wait::until(seconds(20), "the builder is shown as stopped, with its cache size", || {
         builder(&daemon, "caller:ann")
             .is_some_and(|one| one["state"] == "stopped" && one["disk_bytes"].as_u64() > Some(0))
     });
@@ -235,8 +235,8 @@ fn the_cache_that_was_used_least_pays_for_the_others() {
         size("caller:ann") + size("caller:bob") <= 60_000_000
     });
     let ann_now = size("caller:ann");
-    assert!(ann_now < 20_000_000, "the one that was used first has paid: {ann_now}");
-    assert_eq!(bob.build_ok("y:2", step, &[]), second, "the one that was used last has not");
+    assert!(ann_now < 20_000_000, "the least recently used cache is pruned: {ann_now}");
+    assert_eq!(bob.build_ok("y:2", step, &[]), second, "the most recently used cache is kept");
     assert_ne!(ann.build_ok("x:2", step, &[]), first);
 }
 
@@ -261,7 +261,7 @@ fn steps_that_use_up_memory_or_processes_end_and_harm_nobody() {
     assert_eq!(
         buildkitd(&daemon, "caller:ann").map(|process| process.pid),
         Some(builder_of_ann),
-        "the builder itself is not hit"
+        "the builder itself is not killed"
     );
     ann.build_ok("after:1", "RUN echo fine > /fine", &[]);
 

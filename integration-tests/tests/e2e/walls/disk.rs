@@ -163,7 +163,7 @@ fn what_a_service_filled_is_removed_through_the_api() {
     exec(
         "dd if=/dev/zero of=/m/one bs=1M count=200; cp /m/one /m/two; dd if=/dev/zero of=/m/big bs=1M count=3000",
     );
-    wait::until(AGAIN, "/readyz tells of the disk", || readyz(daemon).0 == 503);
+    wait::until(AGAIN, "/readyz reports the full disk", || readyz(daemon).0 == 503);
     assert!(readyz(daemon).1.contains("disk: not ready"));
     // Each of these commands works on the full disk.
     daemon.hearth_ok(&["builds", "list"]);
@@ -200,7 +200,7 @@ fn output_of_steps_leaves_the_floor_of_free_space() {
     assert!(free(daemon) > FLOOR / 2, "{} bytes are free", free(daemon));
     let log = mallory.hearth(&["builds", "logs", &id]);
     log.expect_code(0);
-    assert!(log.stdout.contains("left out"), "what was left out is told");
+    assert!(log.stdout.contains("left out"), "the omitted part of the log is reported");
     mallory.hearth(&["builds", "rm", &id]).expect_code(0);
     alice.build("alice:1", "small", &[]).expect_code(0);
 }

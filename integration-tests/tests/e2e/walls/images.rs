@@ -408,7 +408,7 @@ fn builds_go_on_while_the_registry_is_away() {
     assert_eq!(registry.asked().len(), asked);
     build(&room, &admin, "third", &dockerfile, &["--pull"]).expect_code(0);
     let again: Vec<String> = registry.asked()[asked..].iter().map(|asked| asked.method.clone()).collect();
-    assert_eq!(again, ["HEAD"], "what is here is not fetched again");
+    assert_eq!(again, ["HEAD"], "an image in the cache is not fetched again");
 
     registry.end();
     room.terminate();

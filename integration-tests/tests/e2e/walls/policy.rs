@@ -387,7 +387,7 @@ fn changes_and_denials_are_in_the_audit_trail(daemon: &Daemon) {
     let flood = found("", "GET /v2/", "denied").len();
     assert!((1..=20).contains(&flood), "{flood} records of a flood");
     for secret in ["canary-in-no-trail", &ann, &bob] {
-        assert!(!trail.stdout.contains(secret), "a secret is in the trail");
+        assert!(!trail.stdout.contains(secret), "a secret is in the audit trail");
     }
     let of_bob =
         daemon.hearth_ok(&["audit", "--json", "--caller", "audited-bob", "--action", "images."]).json();

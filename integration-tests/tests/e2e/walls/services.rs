@@ -95,7 +95,11 @@ fn a_neighbour_with_raw_sockets_gets_none_of_the_requests(daemon: &Daemon) {
     deploy(daemon, "victim", &["--domain", "victim.test", "--public"]);
     deploy(daemon, "client", &[]);
     deploy(daemon, "thief", &["--cap-add", "NET_RAW"]);
-    assert_ne!(effective_capabilities(daemon, "thief") & NET_RAW, 0, "it has what the attack needs");
+    assert_ne!(
+        effective_capabilities(daemon, "thief") & NET_RAW,
+        0,
+        "the thief has the capabilities for the attack"
+    );
     let (victim, _) = instance(daemon, "victim");
     let (_, namespace) = instance(daemon, "thief");
     let routes = inside(daemon, "thief", "ip route").stdout;
@@ -161,9 +165,9 @@ fn an_isolated_service_reaches_no_other_and_none_reaches_it(daemon: &Daemon) {
     assert_eq!(asks("open", "alone"), None);
     assert_eq!(asks("alone", &open), None);
     assert_eq!(asks("alone", "open"), None);
-    assert_eq!(page(daemon, "alone.test"), "alone\n", "the ingress reaches it");
+    assert_eq!(page(daemon, "alone.test"), "alone\n", "the ingress reaches the service");
     let api = inside(daemon, "alone", "wget -q -O - $HEARTH_ADDR/healthz");
-    assert_eq!(api.stdout, "ok\n", "it reaches the daemon: {api}");
+    assert_eq!(api.stdout, "ok\n", "the service reaches the daemon: {api}");
 
     // An update keeps the isolation, and it can be turned off again.
     daemon.hearth_ok(&["deploy", "--tag", "alone:1", "--env", "A=1"]);
@@ -196,7 +200,7 @@ fn set_id_bits_and_devices_in_storage_mean_nothing_on_the_host(daemon: &Daemon) 
     let made = inside(daemon, "planter", "chown 0:0 /data/id && chmod 6755 /data/id && ls -l /data/id");
     assert!(made.stdout.starts_with("-rwsr-sr-x"), "{made}");
     let ran = as_nobody(&planted.join("id"));
-    assert_eq!(ran.stdout, "65534\n", "the host ran it as another: {ran}");
+    assert_eq!(ran.stdout, "65534\n", "the host ran the program as another user: {ran}");
     let device = inside(daemon, "planter", "mknod /data/null c 1 3 2>&1");
     assert!(device.stdout.contains("not permitted"), "{device}");
     // A device node that was created in another way cannot be opened either: no mount of the storage allows it.
@@ -222,7 +226,7 @@ fn the_runtime_keeps_no_secret_and_no_token_of_a_service_that_runs(daemon: &Daem
     let token =
         |text: &str| text.lines().find_map(|line| line.strip_prefix("MESHAGENT_TOKEN=").map(str::to_owned));
     let own = inside(daemon, "keeper", "tr '\\0' '\\n' < /proc/1/environ").stdout;
-    assert!(own.contains(&format!("VAULT={CANARY}\n")), "the app has it: {own}");
+    assert!(own.contains(&format!("VAULT={CANARY}\n")), "the app has the secret: {own}");
     let own_token = token(&own).expect("a token");
 
     let (_, namespace) = instance(daemon, "keeper");

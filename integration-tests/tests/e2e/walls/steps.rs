@@ -252,7 +252,7 @@ fn a_step_cannot_use_another_source_address() {
     let out = place.step("spoofs", &script);
     assert!(out.matches("sent").count() >= 3, "the step may send: {out}");
     let text = heard.finish(seconds(20)).expect("the listener ends").stdout;
-    assert_eq!(text, "honest\n", "only what has the step's own address goes out");
+    assert_eq!(text, "honest\n", "only packets with the step's own address leave");
 }
 
 fn a_step_has_no_ipv6_and_no_sockets_of_others() {

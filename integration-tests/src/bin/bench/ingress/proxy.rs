@@ -72,7 +72,7 @@ impl Proxy {
             "--host",
             &to.host,
         ]);
-        wait::until(seconds(20), "kamal-proxy takes the instance", || {
+        wait::until(seconds(20), "kamal-proxy accepts the instance", || {
             process::run(&mut deploy, seconds(40)).code == 0
         });
         Some(Self::leading("kamal-proxy", process, port, to))
@@ -84,7 +84,7 @@ impl Proxy {
 
     fn leading(name: &str, process: Running, port: u16, to: &Target) -> Self {
         let target = Target { address: format!("127.0.0.1:{port}"), host: to.host.clone() };
-        wait::until(seconds(20), &format!("{name} leads to the instance"), || {
+        wait::until(seconds(20), &format!("{name} forwards to the instance"), || {
             let asked = Request::new("GET", "/").host(&target.host).try_send(&target.address);
             asked.is_ok_and(|answer| answer.status == 200)
         });

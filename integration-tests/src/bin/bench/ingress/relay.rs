@@ -21,7 +21,7 @@ pub fn start(to: &Target) -> Target {
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
             if let Ok(app) = TcpStream::connect(&app) {
-                join(client, app).expect("a connection is two");
+                join(client, app).expect("both halves of a connection");
             }
         }
     });

@@ -68,7 +68,7 @@ fn one_owner_cannot_fill_the_queue_not_through_its_services_either(daemon: &Daem
         let (theirs, refused) = fill(daemon, &second).await;
         assert_eq!((theirs.len(), refused.as_str()), (2, "queue_share"));
         let (last, _) = fill(daemon, &third).await;
-        assert_eq!(last.len(), 1, "there is a place for a third one");
+        assert_eq!(last.len(), 1, "a third build is accepted");
         let api = Api::of(daemon).await;
         // The running build is the last to be cancelled, so that no other begins.
         for build_id in last.into_iter().chain(theirs).chain(own.into_iter().rev()) {
