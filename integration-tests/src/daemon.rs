@@ -3,7 +3,7 @@
 //! ```text
 //! /tmp/hearth-XXXXXX/     one per run of the tests
 //!   NAME/                 one per daemon
-//!     home/ log           HOME of commands; standard output and error of hearthd, all starts of it
+//!     home/ log           HOME of commands; standard output and error of hearthd, of all its starts
 //!     state/              --state-dir; state/storage/room is room storage
 //!     hearth.sock
 //! ```

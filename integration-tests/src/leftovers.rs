@@ -1,4 +1,4 @@
-//! What must not outlive a test: processes, mounts and directories below the test's own directory.
+//! Leftovers that must not outlive a test: processes, mounts and directories below the test's own directory.
 //!
 //! Each check also cleans up, so that one failure does not spoil the cases after it.
 

@@ -80,7 +80,7 @@ impl Remains {
             let more: Vec<_> = more
                 .map(|(kind, names)| format!("{kind}: {:#?} before, {names:#?} now", self.0.get(kind)))
                 .collect();
-            panic!("more objects than before after {LIMIT:?}\n{}", more.join("\n"));
+            panic!("object counts still differ after {LIMIT:?}\n{}", more.join("\n"));
         }
     }
 

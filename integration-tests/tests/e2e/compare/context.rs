@@ -37,7 +37,7 @@ pub struct Context {
     /// Options as buildctl takes them: `build-arg:K=V`, `target=S`.
     options: Vec<&'static str>,
     pub packs: Packs,
-    /// Times in the image that are not the context's, such as those in a tar that ADD unpacks.
+    /// The image has times that are not the context's, such as those in a tar that ADD unpacks.
     pub has_times_of_its_own: bool,
     /// Both sides refuse to build the context.
     pub refused: bool,
