@@ -1,6 +1,6 @@
-//! What is run with hostile bytes: by cargo-fuzz on nightly, and by daemon/tests/hostile.rs on stable.
+//! Fuzz bodies that read hostile bytes: cargo-fuzz runs them on nightly, and daemon/tests/hostile.rs on stable.
 //!
-//! A body panics when something is wrong. An error of the reader is no fault; taking a second over a few KiB is.
+//! A body panics when something is wrong. An error from the reader is fine; taking a second for a few KiB is not.
 
 use std::io::{self, Read};
 
@@ -11,12 +11,12 @@ use hearthd::context::layers::{ImageNodeKind, ImageTree, LayerBlob, LayerCache, 
 use hearthd::model::manifest::{self, ImageConfig, Manifest};
 use sha2::{Digest as _, Sha256};
 
-/// An ignore file, asked about paths that are in it and about some that are nasty by themselves.
+/// Parses an ignore file, and matches it against the paths in it and against some hostile paths.
 pub fn ignore(bytes: &[u8]) {
     let patterns = match IgnorePatterns::parse_file(bytes) {
         Ok(patterns) => patterns,
         Err(error) => {
-            assert!(error.line.is_some(), "an error names its line: {error}");
+            assert!(error.line.is_some(), "the error names its line: {error}");
             return;
         }
     };
@@ -26,7 +26,7 @@ pub fn ignore(bytes: &[u8]) {
         [b"a/b/c", b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", b"\xff/\xfe", b"x\ny", &long];
     for path in own.chain(nasty).filter(|path| !path.is_empty()) {
         let alone = patterns.matches(path);
-        assert_eq!(alone, patterns.matches(path), "an answer stays the same");
+        assert_eq!(alone, patterns.matches(path), "a repeated match has the same result");
         let mut parent = hearth_pack::ignore::ParentMatch::default();
         for end in
             path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()])
@@ -34,14 +34,14 @@ pub fn ignore(bytes: &[u8]) {
             (_, parent) = patterns.matches_under(&path[..end], &parent);
         }
         if !patterns.has_negation() {
-            // Without exceptions, what is below something that matches, matches.
+            // Without exceptions, everything below a matching path matches as well.
             let below = [path, b"/below"].concat();
             assert!(!alone || patterns.matches(&below), "{:?}", String::from_utf8_lossy(path));
         }
     }
 }
 
-/// A mount flag, for builds and for services.
+/// Parses a mount flag, for builds and for services.
 pub fn mount(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     for kind in [MountKind::Room, MountKind::Project, MountKind::Image, MountKind::EmptyDir, MountKind::Pack]
@@ -62,7 +62,7 @@ pub fn mount(bytes: &[u8]) {
                             assert!(path.split('/').all(|part| part != ".."), "{path:?}");
                         }
                         MountSource::Pack(_) | MountSource::EmptyDir => {}
-                        MountSource::File(text) => panic!("no flag gives a text: {text:?}"),
+                        MountSource::File(text) => panic!("a flag cannot have inline text: {text:?}"),
                     }
                 }
                 Err(error) => assert!(!error.to_string().is_empty()),
@@ -71,7 +71,7 @@ pub fn mount(bytes: &[u8]) {
     }
 }
 
-/// A reference; one that is taken reads the same when it is written.
+/// Parses a reference; an accepted reference must be the same after it is written and parsed again.
 pub fn reference(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(reference) = text.parse::<Reference>() {
@@ -88,7 +88,7 @@ pub fn reference(bytes: &[u8]) {
     }
 }
 
-/// JSON of a registry: an image manifest, an index, an image config.
+/// Parses JSON of a registry: an image manifest, an index, an image config.
 pub fn image_json(bytes: &[u8]) {
     for media_type in [
         manifest::OCI_MANIFEST,
@@ -99,7 +99,7 @@ pub fn image_json(bytes: &[u8]) {
     ] {
         if let Ok(manifest) = Manifest::parse(media_type, bytes) {
             let parts = manifest.parts();
-            // Each part is named in the bytes, so there cannot be more of them than the bytes have room for.
+            // Each part is named in the bytes, so the length of the bytes limits the number of parts.
             assert!(parts.len() * "sha256:".len() <= bytes.len(), "{} parts", parts.len());
             let _ = manifest.metadata();
             if let Manifest::Index(index) = &manifest {
@@ -115,9 +115,9 @@ pub fn image_json(bytes: &[u8]) {
     let _ = serde_json::from_slice::<hearth_pack::image::ImageConfig>(bytes);
 }
 
-/// An OCI archive as a client sends one.
+/// Reads an OCI archive as a client sends one.
 pub fn archive(bytes: &[u8]) {
-    /// Takes some of a blob, as one does that has it already.
+    /// Skips some of the blobs, like a receiver that already has them.
     struct Taken {
         bytes: u64,
         blobs: u64,
@@ -130,11 +130,11 @@ pub fn archive(bytes: &[u8]) {
             }
             let mut all = Vec::new();
             let count = content.read_to_end(&mut all)? as u64;
-            assert_eq!(count, size, "a blob that was read to its end is whole");
+            assert_eq!(count, size, "a blob that was read to its end is complete");
             assert_eq!(
                 Digest::from_sha256(Sha256::digest(&all).into()),
                 *digest,
-                "and is what its name says"
+                "the content of a blob matches its digest"
             );
             self.bytes += count;
             Ok(())
@@ -147,7 +147,7 @@ pub fn archive(bytes: &[u8]) {
     }
 }
 
-/// A layer of an image that becomes part of a context. Read as it lies, and compressed where it is a stream.
+/// Reads a layer of an image that becomes part of a context: directly, and as a compressed stream where it is one.
 pub fn layer(bytes: &[u8]) {
     let gzip = bytes.starts_with(b"\x1f\x8b");
     let zstd = bytes.starts_with(b"\x28\xb5\x2f\xfd");
@@ -170,7 +170,7 @@ pub fn layer(bytes: &[u8]) {
     }
 }
 
-/// Walks a tree: names are names, and what is a file can be read or says why not.
+/// Walks a tree: names must be valid, and each file must be readable or return an error.
 fn look(tree: &ImageTree, node: u32, depth: usize, budget: &mut usize) {
     for (name, child) in tree.children(node) {
         *budget = budget.checked_sub(1).expect("more names than the limit of entries");
@@ -183,7 +183,7 @@ fn look(tree: &ImageTree, node: u32, depth: usize, budget: &mut usize) {
             ImageNodeKind::File { .. } => {
                 let Some(content) = tree.open(child) else { continue };
                 let mut taken = Vec::new();
-                // A sparse file may say that it has terabytes.
+                // A sparse file may claim to have terabytes.
                 if content.take(1 << 16).read_to_end(&mut taken).is_ok() {
                     assert_eq!(taken.len() as u64, stat.size.min(1 << 16));
                 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs the fuzz targets for so many minutes in all, the same time for each: `make fuzz MINUTES=10`.
+# Runs the fuzz targets for this many minutes in total, the same time for each: `make fuzz MINUTES=10`.
 #
-# With coverage where a nightly toolchain and cargo-fuzz are installed; else the same bodies on stable, over seeds that
-# are changed at random. The time to build is not counted. An input that fails is kept in artifacts/TARGET, and the end
-# of this says how it becomes a seed. Exits with 1 if there is one.
+# Where a nightly toolchain and cargo-fuzz are installed, the targets run with coverage; otherwise the same bodies run
+# on stable with randomly changed seeds. Build time is not counted. A failing input is kept in artifacts/TARGET, and the
+# script prints how to make it a seed. Exits with 1 if there is one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -24,7 +24,7 @@ mkdir -p artifacts
 
 failed=()
 if cargo +nightly fuzz --version >/dev/null 2>&1; then
-    # The readers have no unsafe code of their own, so a sanitizer would find little, and halves the speed.
+    # The readers have no unsafe code of their own: a sanitizer would find little and halve the speed.
     cargo +nightly fuzz build --fuzz-dir . --sanitizer none
     for target in "${targets[@]}"; do
         echo "fuzz: $target with coverage for $seconds s"
@@ -47,8 +47,8 @@ if [[ -z $found && ${#failed[@]} -eq 0 ]]; then
     exit 0
 fi
 echo "fuzz: inputs that fail, in integration-tests/fuzz:"
-echo "${found:-none was kept; see the messages above}"
-echo 'fuzz: when the reader is mended, keep each as a seed under a name that says what it is; every test run tries it:'
+echo "${found:-no input was kept; see the messages above}"
+echo 'fuzz: after the fix, keep each input as a seed under a name that describes it; every test run reads it:'
 for path in $found; do
     target=$(basename "$(dirname "$path")")
     echo "    mv $path seeds/$target/NAME"

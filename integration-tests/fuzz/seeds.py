@@ -1,4 +1,4 @@
-"""Writes the seeds that are tars: `python3 seeds.py`. The others in seeds/ are written by hand."""
+"""Writes the seeds that are tar archives: `python3 seeds.py`. The others in seeds/ are written by hand."""
 
 import gzip
 import hashlib

@@ -2,9 +2,9 @@
 //
 //	go run . < cases.json > expected.jsonl
 //
-// Every ignore file is asked about every path. The answer lists the paths that match alone, and
-// those that match in a walk which hands each directory's result to its children. For a file that is
-// refused it has the line.
+// Every path is matched against every ignore file. The answer lists the paths that match by themselves,
+// and those that match in a walk that passes each directory's result to its children. For a rejected
+// ignore file it has the line of the error.
 package main
 
 import (
@@ -49,7 +49,7 @@ func main() {
 	}
 }
 
-// The line, from 1, with which a file becomes one that is refused: the matcher's errors do not say.
+// Finds the line, from 1, at which a file is rejected: the matcher's errors do not contain it.
 func firstBadLine(file string, paths []string) int {
 	lines := strings.SplitAfter(file, "\n")
 	for count := range lines {

@@ -1,5 +1,5 @@
-//! The binaries under test: those beside this test's own executable, built first when they are
-//! missing or older than their sources, so that `cargo test` alone is enough.
+//! Finds the binaries under test (`hearthd`, `hearth`) beside this test's own executable, and builds them first when
+//! they are missing or older than their sources, so that `cargo test` alone is enough.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ fn newest(paths: &[PathBuf]) -> SystemTime {
     while let Some(path) = pending.pop() {
         let Ok(meta) = fs::symlink_metadata(&path) else { continue };
         if meta.is_dir() {
-            // Tests beside the code are no part of the binaries.
+            // Tests beside the code are not part of the binaries.
             if !path.ends_with("tests") {
                 pending.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
             }

@@ -1,4 +1,4 @@
-//! `buildctl`, BuildKit's own client: the other side of comparisons, on the same buildkitd.
+//! `buildctl`, BuildKit's own client, on the same buildkitd: the other side of comparisons.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,14 +12,14 @@ use crate::process::{self, Output};
 use crate::wait::seconds;
 
 pub struct Buildctl {
-    /// `unix:///path` of buildkitd.
+    /// Address of buildkitd: `unix:///path`.
     address: String,
-    /// With credentials for the room's registry.
+    /// HOME of buildctl, with credentials for the room's registry.
     home: PathBuf,
 }
 
 impl Buildctl {
-    /// Uses the buildkitd that the daemon owns, and may pull from the daemon's registry.
+    /// Returns a client of the buildkitd that the daemon owns; it may pull from the daemon's registry.
     #[track_caller]
     pub fn of(daemon: &Daemon) -> Self {
         let socket = daemon.buildkit_socket().expect("the managed buildkitd's socket");
@@ -31,7 +31,7 @@ impl Buildctl {
         Self { address: format!("unix://{}", socket.display()), home }
     }
 
-    /// Builds with the Dockerfile frontend. `options` are `--opt` values; `output` is that of `--output`.
+    /// Builds with the Dockerfile frontend. `options` are values of `--opt`; `output` is the value of `--output`.
     #[track_caller]
     pub fn build(&self, context: &Path, dockerfile: &Path, options: &[String], output: &str) -> Output {
         let mut command = self.command();
@@ -42,8 +42,8 @@ impl Buildctl {
         process::run(command.args(["--output", output]), seconds(120))
     }
 
-    /// Makes BuildKit forget what it received of contexts, as far as no build uses it. All contexts of buildctl are one
-    /// to it: without this, the next transfer only brings the last context's copy up to date.
+    /// Removes the contexts that BuildKit has received and that no build uses. BuildKit treats all contexts of buildctl
+    /// as one: without this, the next transfer only updates its copy of the last context.
     #[track_caller]
     pub fn forget_contexts(&self) {
         process::run(self.command().args(["prune", "--filter", "type==source.local"]), seconds(60))

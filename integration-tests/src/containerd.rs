@@ -1,4 +1,4 @@
-//! A containerd of the test's own, with `ctr` as its client: nothing of the machine's own is touched.
+//! A containerd that belongs to the test, with `ctr` as its client; the machine's own containerd is not touched.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,17 +11,17 @@ use crate::leftovers;
 use crate::process::{self, Output, Running};
 use crate::wait::{self, seconds};
 
-/// A containerd 2.x, with its shim beside it; the one on the path is Debian's 1.6.
+/// Path of a containerd 2.x with its shim beside it; the one on PATH is Debian's 1.6.
 pub const SECOND: &str = "/usr/local/lib/hearth-tests/containerd-2/containerd";
 
-/// Runs until it is dropped.
+/// A running containerd; dropping it stops the process.
 pub struct Containerd {
     directory: PathBuf,
     running: Option<Running>,
 }
 
 impl Containerd {
-    /// Starts one with root, state and socket below `directory`.
+    /// Starts containerd with root, state and socket below `directory`.
     #[track_caller]
     pub fn start(directory: &Path) -> Self {
         Self::start_program("containerd", directory)
@@ -31,7 +31,7 @@ impl Containerd {
     pub fn start_program(program: &str, directory: &Path) -> Self {
         let at = |name: &str| directory.join(name);
         fs::create_dir_all(directory).expect("directory");
-        // Neither Kubernetes nor a place outside the directory.
+        // Disables the Kubernetes plugin and the one that uses a path outside of the directory.
         let config = format!(
             "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
              root = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n",
@@ -42,7 +42,7 @@ impl Containerd {
         fs::write(at("config.toml"), config).expect("config");
         let mut command = Command::new(program);
         if let Some(beside) = Path::new(program).parent().filter(|beside| beside.is_absolute()) {
-            // Else it would take the first shim of the path.
+            // Without this, containerd would take the first shim on PATH.
             let path = std::env::var("PATH").unwrap_or_default();
             command.env("PATH", format!("{}:{path}", beside.display()));
         }
@@ -58,7 +58,7 @@ impl Containerd {
         process::run(command.args(arguments), seconds(90))
     }
 
-    /// Runs `ctr`, which must succeed.
+    /// Runs `ctr` and panics when it fails.
     #[track_caller]
     pub fn ctr(&self, arguments: &[&str]) -> Output {
         let output = self.try_ctr(arguments);
@@ -70,12 +70,12 @@ impl Containerd {
 impl Drop for Containerd {
     fn drop(&mut self) {
         for point in leftovers::mounts(&self.directory).into_iter().rev() {
-            // What stays mounted is found by the sweep of the test's directory.
+            // The sweep of the test's directory reports what stays mounted.
             let _ = rustix::mount::unmount(&point, UnmountFlags::DETACH);
         }
         if let Some(running) = self.running.take() {
             process::signal(running.pid().as_raw_nonzero().get(), Signal::TERM);
-            // Past the limit it is killed.
+            // Kills containerd when it does not stop within the limit.
             let _ = running.finish(seconds(20));
         }
     }

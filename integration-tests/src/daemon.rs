@@ -1,15 +1,15 @@
-//! A real daemon: its own directory, free ports, a managed buildkitd, and an end that is checked.
+//! A real daemon: its own directory, free ports, a managed buildkitd, and a checked shutdown.
 //!
 //! ```text
 //! /tmp/hearth-XXXXXX/     one per run of the tests
 //!   NAME/                 one per daemon
-//!     home/ log           HOME of commands; standard output and error of hearthd, all starts of it
+//!     home/ log           HOME of commands; standard output and error of hearthd, of all its starts
 //!     state/              --state-dir; state/storage/room is room storage
 //!     hearth.sock
 //! ```
 //!
-//! State: started -> (killed | stopped -> started again)* -> retired. `retire` (or `Drop`) drains with
-//! SIGTERM, then looks for processes and mounts that are left, and removes the directory.
+//! States: started -> (killed | stopped -> started again)* -> retired. `retire` (or `Drop`) drains with SIGTERM, then
+//! checks for processes and mounts that are left, and removes the directory.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::CommandExt;
@@ -29,10 +29,10 @@ use crate::sources::{Tree, base_tree};
 use crate::wait::{self, seconds};
 use crate::{http, leftovers, network, skopeo, step_network};
 
-/// The base image of builds in tests: busybox, with no registry needed to get it.
+/// Base image of the builds in tests: busybox, made without access to a registry.
 pub const BASE: &str = "room.meshagent.com/busybox:test";
 
-/// Longest that a command of the client may take.
+/// Time limit for one command of the client.
 const COMMAND_LIMIT: Duration = seconds(150);
 const START_LIMIT: Duration = seconds(60);
 const STOP_LIMIT: Duration = seconds(40);
@@ -41,14 +41,14 @@ const STOP_LIMIT: Duration = seconds(40);
 pub struct Options {
     /// Name of the room, and of the daemon's directory.
     pub room: String,
-    /// More arguments of hearthd.
+    /// Additional arguments of hearthd.
     pub arguments: Vec<String>,
     pub environment: Vec<(String, String)>,
-    /// Put the state directory on a tmpfs of this size, such as `64m`.
+    /// Size of a tmpfs for the state directory, such as `64m`; `None` for no tmpfs.
     pub state_size: Option<String>,
     /// Content of a configuration file.
     pub config: String,
-    /// Capabilities that hearthd and its children go without, such as `dac_override`.
+    /// Capabilities that hearthd and its children run without, such as `dac_override`.
     pub dropped: Vec<String>,
 }
 
@@ -69,7 +69,7 @@ impl Options {
         self
     }
 
-    /// Registries that the operator says may be anywhere, and speak plain HTTP.
+    /// Passes `--registry-mirror` for these registries, so that they may be at any address and speak plain HTTP.
     pub fn registries(mut self, hosts: &[&str]) -> Self {
         for host in hosts {
             self.arguments.extend(["--registry-mirror".to_owned(), format!("{host}=http://{host}")]);
@@ -99,7 +99,7 @@ impl Options {
 }
 
 impl Options {
-    /// Writes the configuration file, where there is one, and gives the flags that name it.
+    /// Writes the configuration file, if there is one, and returns the flags that name it.
     fn config_file(&self, directory: &Path) -> Vec<String> {
         if self.config.is_empty() {
             return Vec::new();
@@ -121,11 +121,11 @@ pub struct Daemon {
 struct Live {
     options: Options,
     child: Option<Child>,
-    /// `host:port` of gRPC and `/v2/`.
+    /// Address of gRPC and `/v2/`: `host:port`.
     listen: String,
-    /// `host:port` where services are reached.
+    /// Address at which services are reached: `host:port`.
     ingress: String,
-    /// Mounts that the test made.
+    /// Mount points that the test itself made.
     own_mounts: Vec<PathBuf>,
 }
 
@@ -163,8 +163,8 @@ impl Daemon {
     #[track_caller]
     fn launch(&self, ready: bool) {
         let mut live = self.live();
-        assert!(live.child.is_none(), "the daemon runs already");
-        // What a predecessor wrote must not be taken for this one's addresses.
+        assert!(live.child.is_none(), "the daemon is already running");
+        // The addresses that an earlier start wrote must not be taken for those of this one.
         let _ = fs::remove_file(self.addresses_file());
         live.child = Some(self.spawn(&live.options));
         let served = wait::poll(START_LIMIT, || {
@@ -188,7 +188,7 @@ impl Daemon {
         let log = OpenOptions::new().create(true).append(true).open(self.log_file()).expect("log");
         let mut command = match options.dropped.as_slice() {
             [] => Command::new(&binaries().hearthd),
-            // setpriv becomes hearthd, so that the child is hearthd in both cases.
+            // setpriv replaces itself with hearthd, so that the child is hearthd in both cases.
             dropped => {
                 let dropped: Vec<String> = dropped.iter().map(|name| format!("-{name}")).collect();
                 let mut command = Command::new("setpriv");
@@ -218,7 +218,7 @@ impl Daemon {
         command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
     }
 
-    // --- where things are ---
+    // --- paths, addresses and processes ---
 
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -228,7 +228,7 @@ impl Daemon {
         self.directory.join("state")
     }
 
-    /// Room storage, as the room's own programs see it.
+    /// Directory of room storage, as the room's own programs see it.
     pub fn room_files(&self) -> PathBuf {
         self.state().join("storage/room")
     }
@@ -249,12 +249,12 @@ impl Daemon {
         self.state().join("addresses.json")
     }
 
-    /// `host:port` of gRPC, `/v2/`, health and metrics.
+    /// Address of gRPC, `/v2/`, health and metrics: `host:port`.
     pub fn listen(&self) -> String {
         self.live().listen.clone()
     }
 
-    /// `host:port` where services of the room are reached.
+    /// Address at which services of the room are reached: `host:port`.
     pub fn ingress(&self) -> String {
         self.live().ingress.clone()
     }
@@ -263,19 +263,19 @@ impl Daemon {
         self.live().child.as_ref().expect("the daemon runs").id() as i32
     }
 
-    /// The buildkitds that this daemon owns: one for each trust domain in use.
+    /// Returns the buildkitds that this daemon owns: one for each trust domain in use.
     pub fn buildkitds(&self) -> Vec<Process> {
         let mut tree = process::tree_of(self.pid());
         tree.retain(|process| process.name == "buildkitd");
         tree
     }
 
-    /// The only buildkitd of a daemon that serves one trust domain.
+    /// Returns the only buildkitd of a daemon that serves one trust domain.
     pub fn buildkitd(&self) -> Option<Process> {
         self.buildkitds().into_iter().next()
     }
 
-    /// The directory of the builder of a trust domain.
+    /// Returns the directory of the builder of a trust domain.
     pub fn builder_directory(&self, domain: &str) -> Option<PathBuf> {
         let is_of = |directory: &PathBuf| {
             let record = fs::read(directory.join("builder.json")).unwrap_or_default();
@@ -285,7 +285,7 @@ impl Daemon {
         all.map(|entry| entry.path()).find(is_of)
     }
 
-    /// The socket of the builder that root on the socket uses.
+    /// Returns the socket of the builder that serves root on the unix socket.
     pub fn buildkit_socket(&self) -> Option<PathBuf> {
         let directory = self.builder_directory("local")?;
         Some(directory.join("buildkitd.sock")).filter(|path| path.exists())
@@ -303,7 +303,8 @@ impl Daemon {
 
     // --- the client ---
 
-    /// The client with a clean environment, HOME in the daemon's directory, and this daemon's socket.
+    /// Returns a command of the client with a clean environment, HOME in the daemon's directory, and this daemon's
+    /// socket.
     pub fn client(&self) -> Command {
         let mut command = Command::new(&binaries().hearth);
         command
@@ -322,7 +323,7 @@ impl Daemon {
         process::run(self.client().args(arguments), COMMAND_LIMIT)
     }
 
-    /// The same, and it must succeed.
+    /// Runs the client like [`Self::hearth`], and panics when the command fails.
     #[track_caller]
     pub fn hearth_ok(&self, arguments: &[&str]) -> Output {
         let output = self.hearth(arguments);
@@ -330,7 +331,7 @@ impl Daemon {
         output
     }
 
-    /// A token that may do everything.
+    /// Returns a token with every grant.
     #[track_caller]
     pub fn token(&self) -> &str {
         self.token.get_or_init(|| self.mint(&["--name", "tests", "--scope", "full"]))
@@ -349,7 +350,7 @@ impl Daemon {
         tree.write(&self.room_files().join(path));
     }
 
-    /// Packs the base image into the room, once.
+    /// Packs the base image into the room, once per daemon; returns its name.
     #[track_caller]
     pub fn base_image(&self) -> &'static str {
         self.base.get_or_init(|| {
@@ -361,7 +362,7 @@ impl Daemon {
         BASE
     }
 
-    /// The arguments of a build of a directory of room storage, mounted at `/context`.
+    /// Returns the arguments of a build of a directory of room storage, mounted at `/context`.
     pub fn build_arguments<'a>(&self, tag: &'a str, mount: &'a str, more: &[&'a str]) -> Vec<&'a str> {
         let mut arguments =
             vec!["build", "--tag", tag, "--mount-room-path", mount, "--context-path", "/context"];
@@ -369,30 +370,30 @@ impl Daemon {
         arguments
     }
 
-    /// Builds `room storage/path` as `tag`, whatever comes of it.
+    /// Builds `room storage/path` as `tag`; returns the output whether or not the build succeeds.
     #[track_caller]
     pub fn build(&self, tag: &str, path: &str, more: &[&str]) -> Output {
         let mount = format!("{path}:/context:ro");
         self.hearth(&self.build_arguments(tag, &mount, more))
     }
 
-    /// The same, and it must succeed; answers with the digest that stdout carries.
+    /// Builds like [`Self::build`], panics when the build fails, and returns the digest from standard output.
     #[track_caller]
     pub fn build_ok(&self, tag: &str, path: &str, more: &[&str]) -> String {
         let output = self.build(tag, path, more);
         assert_eq!(output.code, 0, "build of {path} as {tag}\n{output}");
         let digest = output.line();
-        assert!(digest.starts_with("sha256:") && digest.len() == 71, "stdout is no digest\n{output}");
+        assert!(digest.starts_with("sha256:") && digest.len() == 71, "stdout is not a digest\n{output}");
         digest.to_owned()
     }
 
-    /// Pulls `repository:tag` as any client would, and reads it.
+    /// Pulls `repository:tag` as any registry client would, and reads it.
     #[track_caller]
     pub fn image(&self, name: &str) -> Image {
         skopeo::pull(&self.listen(), self.token(), name)
     }
 
-    /// What the tag names now; `None` when there is no such tag.
+    /// Returns the digest that the tag names now; `None` when there is no such tag.
     #[track_caller]
     pub fn tag_digest(&self, repository: &str, tag: &str) -> Option<String> {
         let answer = http::Request::new("HEAD", &format!("/v2/{repository}/manifests/{tag}"))
@@ -410,9 +411,9 @@ impl Daemon {
         Some(http::Request::new("GET", path).try_send(&self.listen()).ok()?.status)
     }
 
-    // --- life and death ---
+    // --- kill, stop, restart ---
 
-    /// SIGKILL, and nothing else is ended: what the daemon owned must go by itself.
+    /// Kills hearthd alone with SIGKILL: the processes that it owned must end by themselves.
     #[track_caller]
     pub fn kill9(&self) {
         let mut child = self.live().child.take().expect("the daemon runs");
@@ -420,7 +421,7 @@ impl Daemon {
         child.wait().expect("wait");
     }
 
-    /// SIGTERM, and the exit status of the drain.
+    /// Stops hearthd with SIGTERM and returns the exit status of the drain.
     #[track_caller]
     pub fn terminate(&self) -> ExitStatus {
         let mut child = self.live().child.take().expect("the daemon runs");
@@ -434,26 +435,26 @@ impl Daemon {
         }
     }
 
-    /// Starts again on the same state, ready when this returns. Ports may be others than before.
+    /// Starts the daemon again on the same state and waits until it is ready. The ports may differ from before.
     #[track_caller]
     pub fn restart(&self) {
         self.launch(true);
     }
 
-    /// The same, where `/readyz` may say for now that something is wrong.
+    /// Restarts like [`Self::restart`], but lets `/readyz` still report a fault.
     #[track_caller]
     pub fn restart_unready(&self) {
         self.launch(false);
     }
 
-    /// The same, with other options; the directory stays.
+    /// Restarts like [`Self::restart`] with other options; the directory stays.
     #[track_caller]
     pub fn restart_with(&self, options: Options) {
         self.live().options = options;
         self.launch(true);
     }
 
-    /// Drains, checks that nothing is left, removes the directory; answers with what was wrong.
+    /// Drains the daemon, checks that nothing is left and removes the directory; returns what was wrong.
     pub fn retire(mut self) -> Vec<String> {
         self.clear_away()
     }
@@ -479,9 +480,9 @@ impl Daemon {
                 }
             }
         }
-        // A child that was killed with its parent takes a moment to go.
+        // A child that is killed with its parent takes a moment to end.
         wait::poll(seconds(5), || leftovers::processes(&self.directory).is_empty().then_some(()));
-        // One that was killed had no chance to take its network away.
+        // A killed daemon could not remove its network: the remains are removed, but not reported.
         let mut network = network::sweep(&self.state());
         network.extend(step_network::sweep(&self.state()));
         report.extend(network.into_iter().filter(|_| drained));
@@ -491,12 +492,13 @@ impl Daemon {
         report
     }
 
-    /// Services outlive their daemon: a test's must not. What cannot be removed shows up as left behind.
+    /// Removes all services: they outlive their daemon, and those of a test must not. A service that cannot be removed
+    /// is reported as left behind.
     fn remove_services(&self) {
         if self.live().child.is_none() {
             return;
         }
-        // A directory of logs for each, by its id.
+        // Each service has a directory of logs, named by its id.
         let logs = fs::read_dir(self.state().join("service-logs"));
         for service in logs.into_iter().flatten().flatten() {
             self.hearth(&["services", "rm", "--now", &service.file_name().to_string_lossy()]);
@@ -528,21 +530,21 @@ impl Drop for Daemon {
     }
 }
 
-/// PATH of this process, and where Debian and deploy/setup.sh put what is run here.
+/// PATH of this process, and the directories in which Debian and deploy/setup.sh put the programs that the tests run.
 fn path_variable() -> String {
     format!("{}:/usr/local/bin:/usr/sbin:/sbin:/usr/bin:/bin", std::env::var("PATH").unwrap_or_default())
 }
 
 static SCRATCH: OnceLock<PathBuf> = OnceLock::new();
 
-/// The directory of this run. Short, since paths of sockets have 107 bytes at most.
+/// Directory of this run. Its path is short, because the path of a socket has at most 107 bytes.
 pub fn scratch() -> &'static Path {
     SCRATCH.get_or_init(|| {
         tempfile::Builder::new().prefix("hearth-").tempdir().expect("a temporary directory").keep()
     })
 }
 
-/// Removes the directory of this run; answers with what was still there.
+/// Removes the directory of this run; returns what was still there.
 pub fn sweep_scratch() -> Vec<String> {
     SCRATCH.get().map(|directory| leftovers::sweep(directory, &[])).unwrap_or_default()
 }

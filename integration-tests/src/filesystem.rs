@@ -1,6 +1,6 @@
 //! The file system of an image, entry by entry and byte-exact, and how two of them differ.
 //!
-//! [`Image`](crate::image::Image) is for asking after single files. This keeps what a comparison needs: names as
+//! [`Image`](crate::image::Image) gives access to single files. [`FileSystem`] keeps what a comparison needs: names as
 //! bytes, hard-link groups, extended attributes, owners and times; contents as hashes.
 
 use std::collections::BTreeMap;
@@ -13,24 +13,24 @@ use crate::http::{ANY_MANIFEST, Request};
 use crate::image::{inflate, parse, text};
 use crate::sources::sha256;
 
-/// Entries by path, without a slash at either end.
+/// Entries of a file system by path, without a slash at either end.
 #[derive(Clone, Debug, Default)]
 pub struct FileSystem(pub BTreeMap<Vec<u8>, Entry>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// As in tar: `0` file, `2` symbolic link, `3` and `4` devices, `5` directory, `6` fifo.
+    /// Type as in tar: `0` file, `2` symbolic link, `3` and `4` devices, `5` directory, `6` fifo.
     pub kind: u8,
     /// Permission bits with setuid, setgid and sticky.
     pub mode: u32,
     pub owner: (u64, u64),
     pub size: u64,
-    /// Hash of a file's content; target of a link; numbers of a device.
+    /// Hash of a file's content, target of a link, or numbers of a device.
     pub content: Vec<u8>,
-    /// Seconds since the epoch.
+    /// Modification time in seconds since the epoch.
     pub time: i64,
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Equal for all names of one file, and for no other.
+    /// Number that is equal for all names of one file, and for no other file.
     pub inode: u64,
 }
 
@@ -66,7 +66,7 @@ impl FileSystem {
     fn of_image(digest: &str, blob: impl Fn(&str) -> Vec<u8>) -> Self {
         let blob = |digest: &str| {
             let content = blob(digest);
-            assert_eq!(sha256(&content), digest, "a blob is not what its name says");
+            assert_eq!(sha256(&content), digest, "the content of a blob does not match its digest");
             content
         };
         let manifest = parse(&blob(digest));
@@ -78,7 +78,7 @@ impl FileSystem {
         files
     }
 
-    /// Lays one layer over what lies below (OCI image spec, "Applying Changesets").
+    /// Applies one layer to the layers below it (OCI image spec, "Applying Changesets").
     #[track_caller]
     pub fn apply(&mut self, layer: &[u8]) {
         let mut inode = self.0.values().map(|entry| entry.inode).max().unwrap_or_default();
@@ -167,12 +167,12 @@ impl FileSystem {
         if path.is_empty() {
             return self.0.clear();
         }
-        // `0` follows `/`.
+        // `0` is the byte after `/`.
         self.0.extract_if([path, b"/"].concat()..[path, b"0"].concat(), |_, _| true).for_each(drop);
     }
 
-    /// Every way in which `other` is not the same as this, a line for each. `time` says what an
-    /// entry's time is taken for.
+    /// Returns every difference between this file system and `other`, a line for each. `time` maps an entry's time to
+    /// the value that is compared.
     pub fn differences(&self, other: &Self, time: impl Fn(i64) -> i64, names: (&str, &str)) -> Vec<String> {
         let (ours, theirs) = (self.shown(&time), other.shown(&time));
         let mut lines = Vec::new();
@@ -189,9 +189,9 @@ impl FileSystem {
         lines
     }
 
-    /// A line for each entry that says all that is compared.
+    /// Returns a line for each entry, with everything that is compared.
     fn shown(&self, time: &impl Fn(i64) -> i64) -> BTreeMap<&[u8], String> {
-        // A group of hard links is known by its first name, as numbers say nothing.
+        // The first name identifies a group of hard links, since inode numbers differ between the two sides.
         let mut groups: BTreeMap<u64, Vec<&[u8]>> = BTreeMap::new();
         for (path, entry) in &self.0 {
             groups.entry(entry.inode).or_default().push(path);

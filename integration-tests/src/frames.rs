@@ -1,4 +1,4 @@
-//! HTTP/2 frame by frame, on a blocking socket: what a well-behaved client library cannot be made to send.
+//! HTTP/2 frame by frame, on a blocking socket, to send what a well-behaved client library cannot send.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
@@ -33,7 +33,7 @@ pub fn connect_from(source: [u8; 4], address: &str) -> io::Result<TcpStream> {
     Ok(TcpStream::from(socket))
 }
 
-/// A client's connection. It follows the server's windows, and nothing else that a client owes.
+/// A client's connection. It respects the server's flow-control windows, and no other obligation of a client.
 pub struct Http2 {
     stream: TcpStream,
     initial: i64,
@@ -60,7 +60,7 @@ impl Http2 {
         Ok(client)
     }
 
-    /// How long the server may be silent before that is an error.
+    /// Sets how long the server may be silent before a read fails.
     pub fn patience(&mut self, limit: Duration) -> io::Result<()> {
         self.stream.set_read_timeout(Some(limit))
     }
@@ -69,12 +69,12 @@ impl Http2 {
         self.stream.write_all(&encode(kind, flags, stream, payload))
     }
 
-    /// Many frames in one write.
+    /// Writes several frames at once.
     pub fn write(&mut self, frames: &[u8]) -> io::Result<()> {
         self.stream.write_all(frames)
     }
 
-    /// Opens a stream with a request of gRPC, whose body is to follow.
+    /// Opens a stream with a gRPC request whose body follows.
     pub fn call(&mut self, stream: u32, path: &str, token: Option<&str>) -> io::Result<()> {
         let bearer = token.map(|token| format!("Bearer {token}"));
         let mut fields = vec![
@@ -89,7 +89,7 @@ impl Http2 {
         self.frame(HEADERS, END_HEADERS, stream, &block(&fields))
     }
 
-    /// Sends as much of these bytes as the server takes before it ends the stream; whether that was all.
+    /// Sends as many of these bytes as the server accepts before it ends the stream; reports whether that was all.
     pub fn send(&mut self, stream: u32, mut bytes: &[u8]) -> io::Result<bool> {
         while !bytes.is_empty() {
             if self.ended.contains(&stream) || self.goaway {
@@ -110,7 +110,7 @@ impl Http2 {
         Ok(true)
     }
 
-    /// Takes in one frame of the server.
+    /// Reads and handles one frame of the server.
     pub fn read_frame(&mut self) -> io::Result<()> {
         let mut head = [0; 9];
         self.stream.read_exact(&mut head)?;
@@ -141,7 +141,7 @@ impl Http2 {
         Ok(())
     }
 
-    /// Takes in what the server sends until it closes the connection or has been quiet for a while.
+    /// Reads frames until the server closes the connection or sends nothing for `quiet`.
     pub fn read_to_quiet(&mut self, quiet: Duration) -> io::Result<()> {
         self.stream.set_read_timeout(Some(quiet))?;
         loop {
@@ -164,7 +164,7 @@ pub fn encode(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Header fields as literals that no table keeps (RFC 7541, 6.2.2).
+/// Encodes header fields as literals without indexing (RFC 7541, 6.2.2).
 pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in fields {
@@ -177,7 +177,7 @@ pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// With a prefix of seven bits (RFC 7541, 5.1).
+/// Encodes an integer with a prefix of seven bits (RFC 7541, 5.1).
 fn integer(block: &mut Vec<u8>, number: usize) {
     const PREFIX: usize = 127;
     if number < PREFIX {

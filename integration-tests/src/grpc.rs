@@ -1,4 +1,4 @@
-//! The daemon's gRPC API over TCP, with the generated types of `hearth.v1` and nothing else of ours.
+//! Client of the daemon's gRPC API over TCP: the generated types of `hearth.v1` and no other code of Hearth.
 
 use std::time::Duration;
 
@@ -23,15 +23,15 @@ use tonic::{Request, Status};
 
 use crate::daemon::Daemon;
 
-/// Runs what is asynchronous to its end, for at most `limit`.
+/// Runs a future to completion; panics when that takes longer than `limit`.
 #[track_caller]
 pub fn block_on<T>(limit: Duration, future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let done = runtime.block_on(async { tokio::time::timeout(limit, future).await });
-    done.unwrap_or_else(|_| panic!("not done within {limit:?}"))
+    done.unwrap_or_else(|_| panic!("not finished within {limit:?}"))
 }
 
-/// Adds a bearer token to each call, when there is one.
+/// Interceptor that adds a bearer token to each call, if there is one.
 #[derive(Clone)]
 pub struct Bearer(Option<String>);
 
@@ -57,7 +57,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// Connects with the all-powerful token of the tests.
+    /// Connects with the token of the tests, which has every grant.
     pub async fn of(daemon: &Daemon) -> Self {
         let token = daemon.token().to_owned();
         Self::connect(&daemon.listen(), Some(token)).await
@@ -93,18 +93,18 @@ impl Api {
         SystemClient::with_interceptor(self.channel.clone(), self.bearer.clone())
     }
 
-    /// Submits a build and answers with its id.
+    /// Submits a build and returns its id.
     pub async fn submit(&self, spec: BuildSpec) -> Result<String, Status> {
         let request = SubmitBuildRequest { spec: Some(spec), idempotency_key: String::new() };
         Ok(self.builds().submit(request).await?.into_inner().build_id)
     }
 
-    /// Events of a build from `from` to its last one.
+    /// Returns the events of a build from number `from` to its last one; waits for the end of the build.
     pub async fn watch(&self, build_id: &str, from: u64) -> Result<Vec<BuildEvent>, Status> {
         self.events(build_id, from, false).await
     }
 
-    /// Events of a build from `from` to the newest one there is now.
+    /// Returns the events of a build from number `from` to the newest one that exists now.
     pub async fn events_so_far(&self, build_id: &str, from: u64) -> Result<Vec<BuildEvent>, Status> {
         self.events(build_id, from, true).await
     }
@@ -125,8 +125,7 @@ impl Api {
     }
 }
 
-/// Calls a method by its path with one message that has nothing in it, and gives the first message of the answer, as
-/// bytes.
+/// Calls a method by its path with one empty message; returns the first message of the response as bytes.
 pub async fn call_empty(address: &str, token: Option<&str>, path: &str) -> Result<Vec<u8>, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("address");
     let channel = endpoint.connect().await.expect("connection");
@@ -140,7 +139,7 @@ pub async fn call_empty(address: &str, token: Option<&str>, path: &str) -> Resul
     Ok(answer.into_inner().message().await?.unwrap_or_default())
 }
 
-/// Messages as they are on the wire.
+/// Codec that passes messages as the bytes on the wire.
 #[derive(Clone, Copy, Default)]
 struct Plain;
 
@@ -180,7 +179,7 @@ impl Decoder for Plain {
     }
 }
 
-/// A build of a directory of room storage, mounted read-only at `/context`.
+/// Returns the spec of a build of a directory of room storage, mounted read-only at `/context`.
 pub fn spec(tag: &str, room_path: &str) -> BuildSpec {
     BuildSpec { tag: tag.to_owned(), mounts: vec![room_mount(room_path, "/context")], ..Default::default() }
 }
@@ -193,7 +192,7 @@ pub fn room_mount(room_path: &str, target: &str) -> Mount {
     }
 }
 
-/// The `ErrorDetail` that every error of the API carries.
+/// Returns the `ErrorDetail` that every error of the API carries.
 #[track_caller]
 pub fn detail(status: &Status) -> ErrorDetail {
     let envelope = RpcStatus::decode(status.details()).expect("google.rpc.Status in the details");
@@ -205,7 +204,7 @@ pub fn detail(status: &Status) -> ErrorDetail {
     ErrorDetail::decode(any.value.as_slice()).expect("an ErrorDetail")
 }
 
-/// google.rpc.Status, as gRPC puts it into `grpc-status-details-bin`.
+/// Message google.rpc.Status, as gRPC puts it into `grpc-status-details-bin`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct RpcStatus {
     #[prost(int32, tag = "1")]

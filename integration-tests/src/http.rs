@@ -1,5 +1,5 @@
-//! A small HTTP/1.1 client over plain sockets: one request, one connection. It can send what a
-//! well-behaved client library refuses to: half a body, a wrong length.
+//! A small HTTP/1.1 client over plain sockets, with one request for each connection. It can send what a well-behaved
+//! client library refuses to send: half a body, a wrong length.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -15,11 +15,11 @@ pub const ANY_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json, appl
 pub struct Request {
     method: String,
     path: String,
-    /// Instead of the address.
+    /// Value of the `host` header; `None` for the address.
     host: Option<String>,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
-    /// Length to declare when it is not that of the body.
+    /// Length to declare when it differs from that of the body.
     declared: Option<usize>,
 }
 
@@ -31,7 +31,7 @@ pub struct Answer {
 }
 
 impl Request {
-    /// `path` may also be a whole URL, as in a `Location`: then its path and query count.
+    /// Creates a request. `path` may also be a whole URL, as in a `Location`: then its path and query are used.
     pub fn new(method: &str, path: &str) -> Self {
         let path = match path.split_once("://") {
             Some((_, rest)) => rest.find('/').map_or("/", |at| &rest[at..]),
@@ -70,7 +70,7 @@ impl Request {
         self
     }
 
-    /// Declares more than is sent; the connection is then closed in the middle.
+    /// Declares a longer body than is sent; the connection is then closed in the middle of it.
     pub fn declare_length(mut self, length: usize) -> Self {
         self.declared = Some(length);
         self
@@ -98,7 +98,7 @@ impl Request {
         }
         head.push_str("\r\n");
         stream.write_all(head.as_bytes())?;
-        // A server may refuse in the middle of a body and close; its answer is then still to be read.
+        // A server may refuse and close in the middle of a body; its response can still be read.
         let sent = stream.write_all(&self.body);
         if length > self.body.len() {
             stream.shutdown(std::net::Shutdown::Write)?;
@@ -125,7 +125,7 @@ pub(crate) fn read_answer(from: &mut impl BufRead, head_only: bool) -> io::Resul
             let (name, value) = text.split_once(':').ok_or_else(|| invalid("header"))?;
             headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
-        // 100 Continue and the like come before the answer itself.
+        // Informational responses, such as 100 Continue, come before the final response.
         if (100..200).contains(&status) {
             continue;
         }
@@ -182,7 +182,7 @@ impl Answer {
 
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no JSON: {error}: {self:?}"))
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("not JSON: {error}: {self:?}"))
     }
 
     #[track_caller]
@@ -191,7 +191,7 @@ impl Answer {
         self
     }
 
-    /// The first error code of a registry's answer (OCI distribution spec, "Error codes").
+    /// Returns the first error code of a registry's response (OCI distribution spec, "Error codes").
     #[track_caller]
     pub fn registry_code(&self) -> String {
         let body = self.json();

@@ -1,5 +1,5 @@
-//! Reads an OCI image layout (a directory or an archive), without any code of ours: what is in an
-//! image is seen as another program would see it. Digests and sizes are checked on the way.
+//! Reads an OCI image layout (a directory or an archive) without any code of Hearth, so that the test sees an image as
+//! another program would. Checks digests and sizes while reading.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ pub struct Image {
     pub digest: String,
     pub manifest: Value,
     pub config: Value,
-    /// What a container would see: layers merged, whiteouts applied. Paths without a leading slash.
+    /// Files as a container would see them: layers merged, whiteouts applied. Paths have no leading slash.
     pub files: BTreeMap<String, Node>,
     /// All blobs by digest.
     pub blobs: BTreeMap<String, Vec<u8>>,
@@ -29,7 +29,7 @@ pub struct Node {
     /// Permission bits, with setuid and the like.
     pub mode: u32,
     pub owner: (u64, u64),
-    /// Seconds since the epoch.
+    /// Modification time in seconds since the epoch.
     pub time: u64,
 }
 
@@ -73,7 +73,7 @@ impl Image {
         Self::read(&index, blobs)
     }
 
-    /// Reads a layout in a tar.
+    /// Reads a layout in a tar archive.
     #[track_caller]
     pub fn from_archive(path: &Path) -> Self {
         let mut archive = tar::Archive::new(fs::File::open(path).expect("archive"));
@@ -100,14 +100,14 @@ impl Image {
     #[track_caller]
     fn read(index: &[u8], blobs: BTreeMap<String, Vec<u8>>) -> Self {
         for (digest, content) in &blobs {
-            assert_eq!(&sha256(content), digest, "a blob is not what its name says");
+            assert_eq!(&sha256(content), digest, "the content of a blob does not match its digest");
         }
         let index = parse(index);
         let manifests = index["manifests"].as_array().expect("manifests");
         assert_eq!(manifests.len(), 1, "one manifest in {index}");
         let mut digest = text(&manifests[0]["digest"]);
         let mut manifest = parse(blob(&blobs, &manifests[0]));
-        // An index in between, as BuildKit writes with attestations: the first image counts.
+        // A nested index, as BuildKit writes with attestations: the first image is used.
         if let Some(inner) = manifest["manifests"].as_array() {
             let first = inner[0].clone();
             digest = text(&first["digest"]);
@@ -126,7 +126,7 @@ impl Image {
         Self { index, digest, manifest, config, files, blobs }
     }
 
-    /// Content of a file.
+    /// Returns the content of a file.
     #[track_caller]
     pub fn file(&self, path: &str) -> String {
         match self.files.get(path) {
@@ -152,7 +152,7 @@ impl Image {
         self.files.contains_key(path)
     }
 
-    /// Paths below a prefix, at most 200 of them.
+    /// Returns the paths below a prefix, at most 200 of them.
     pub fn names(&self, prefix: &str) -> Vec<&str> {
         self.files.keys().map(String::as_str).filter(|name| name.starts_with(prefix)).take(200).collect()
     }
@@ -165,7 +165,7 @@ pub(crate) fn parse(json: &[u8]) -> Value {
 
 #[track_caller]
 pub(crate) fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned()
+    value.as_str().unwrap_or_else(|| panic!("not a string: {value}")).to_owned()
 }
 
 #[track_caller]
@@ -188,7 +188,7 @@ pub(crate) fn inflate(media_type: &str, bytes: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// Lays one layer over what lies below (OCI image spec, "Applying Changesets").
+/// Applies one layer to the layers below it (OCI image spec, "Applying Changesets").
 fn apply(tar: &[u8], files: &mut BTreeMap<String, Node>) {
     for entry in tar::Archive::new(tar).entries().expect("layer") {
         let mut entry = entry.expect("entry");
@@ -252,7 +252,7 @@ fn remove_below(files: &mut BTreeMap<String, Node>, path: &str) {
     if path.is_empty() {
         return files.clear();
     }
-    // `0` follows `/`.
+    // `0` is the byte after `/`.
     files.extract_if(format!("{path}/")..format!("{path}0"), |_, _| true).for_each(drop);
 }
 

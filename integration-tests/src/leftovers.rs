@@ -1,4 +1,4 @@
-//! What must not outlive a test: processes, mounts and directories below the test's own directory.
+//! Leftovers that must not outlive a test: processes, mounts and directories below the test's own directory.
 //!
 //! Each check also cleans up, so that one failure does not spoil the cases after it.
 
@@ -11,8 +11,8 @@ use rustix::process::Signal;
 
 use crate::process::{self, Process};
 
-/// Processes that belong to the directory: their command line names it, or their root file system
-/// is an overlay of it, as that of a build step is.
+/// Returns the processes that belong to the directory: their command line names it, or their root file system is an
+/// overlay of it, like that of a build step.
 pub fn processes(directory: &Path) -> Vec<Process> {
     let text = directory.to_str().expect("test directories are UTF-8");
     let own = std::process::id();
@@ -23,7 +23,7 @@ pub fn processes(directory: &Path) -> Vec<Process> {
     found
 }
 
-/// Whether a word of the command line has the path or something below it; `/t/a` is not in `/t/ab`.
+/// Reports whether a word of the command line has the path or a path below it; `/t/a` is not in `/t/ab`.
 fn names(command: &str, directory: &str) -> bool {
     command.match_indices(directory).any(|(at, _)| {
         matches!(
@@ -38,7 +38,7 @@ fn root_is_below(pid: i32, directory: &str) -> bool {
     mounts.lines().any(|line| line.split(' ').nth(4) == Some("/") && names(line, directory))
 }
 
-/// Mount points of this mount namespace below the directory, deepest last.
+/// Returns the mount points of this mount namespace below the directory, deepest last.
 pub fn mounts(directory: &Path) -> Vec<PathBuf> {
     let Ok(table) = fs::read("/proc/self/mountinfo") else { return Vec::new() };
     let mut found: Vec<PathBuf> = table
@@ -51,7 +51,7 @@ pub fn mounts(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// mountinfo writes blanks and the like as `\040`.
+/// Decodes the escapes of mountinfo, which writes blanks and the like as `\040`.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut at = 0;
@@ -71,8 +71,8 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Ends and unmounts whatever is left below the directory, removes it, and says what there was.
-/// `expected` are mount points that the test itself made.
+/// Kills and unmounts whatever is left below the directory, removes it, and reports what was left. `expected` are mount
+/// points that the test itself made.
 pub fn sweep(directory: &Path, expected: &[PathBuf]) -> Vec<String> {
     let mut report = Vec::new();
     for process in processes(directory) {
@@ -87,7 +87,7 @@ pub fn sweep(directory: &Path, expected: &[PathBuf]) -> Vec<String> {
             report.push(format!("cannot unmount {}: {error}", point.display()));
         }
     }
-    // Never walk into what could not be unmounted.
+    // Never descend into a mount that could not be unmounted.
     if mounts(directory).is_empty()
         && let Err(error) = fs::remove_dir_all(directory)
         && error.kind() != std::io::ErrorKind::NotFound

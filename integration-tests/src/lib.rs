@@ -1,18 +1,20 @@
-//! What the end-to-end tests and the benchmarks stand on.
+//! Harness of the end-to-end tests and the benchmarks.
 //!
 //! - [`binaries`]: finds `hearthd` and `hearth`, and builds them when they are missing or old.
-//! - [`daemon`]: a real daemon in a directory of its own, with everything it leaves behind checked.
-//! - [`runner`]: runs groups of cases that share a daemon, with a limit for each.
-//! - [`sources`], [`image`], [`filesystem`]: trees that go into builds, and what came out, read without code of ours.
-//! - [`http`], [`grpc`], [`skopeo`], [`buildctl`]: the other side of ports.
-//! - [`containerd`], [`terminal`]: a containerd and a terminal of the test's own.
-//! - [`scripted`], [`small_image`]: servers that misbehave as told, and a registry of images made by hand.
+//! - [`daemon`]: a real daemon in a directory of its own, with a check for everything that it leaves behind.
+//! - [`runner`]: runs groups of cases that share a daemon, with a time limit for each.
+//! - [`sources`], [`image`], [`filesystem`]: trees that go into builds, and readers of the results without code of
+//!   Hearth.
+//! - [`http`], [`grpc`], [`skopeo`], [`buildctl`]: clients of the daemon and of its buildkitd.
+//! - [`containerd`], [`terminal`]: a containerd and a terminal that belong to the test.
+//! - [`scripted`], [`small_image`]: servers with scripted misbehaviour, and a registry of hand-made images.
 //! - [`service`], [`traffic`]: images that services are started from, and requests to them.
-//! - [`process`], [`leftovers`], [`network`], [`step_network`]: commands with a time limit, and what must not outlive a test.
-//! - [`world`]: machines that a build's steps may or may not reach.
-//! - [`remains`]: what there is of a daemon's instances, everywhere.
+//! - [`process`], [`leftovers`], [`network`], [`step_network`]: commands with a time limit, and checks for what must
+//!   not outlive a test.
+//! - [`world`]: hosts that a build's steps may or may not reach.
+//! - [`remains`]: inventory of everything that exists for a daemon's instances.
 //!
-//! Everything here panics on failure, with what was expected and what came: it runs in tests only.
+//! Every function here panics on failure, with the expected and the actual result: it runs in tests only.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

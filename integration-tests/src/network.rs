@@ -1,4 +1,4 @@
-//! What a daemon's network leaves in the kernel, which no directory holds: links, the table, control groups.
+//! Remains of a daemon's network in the kernel, outside of any directory: links, the nftables table, control groups.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::process;
 use crate::wait::seconds;
 
-/// Everything of the network of the daemon with this state directory; taken away as it is found.
+/// Removes everything of the network of the daemon with this state directory; returns what was found.
 pub fn sweep(state: &Path) -> Vec<String> {
     let mut report = Vec::new();
     if let Some(seed) = seed_of(state) {
@@ -23,19 +23,19 @@ pub fn sweep(state: &Path) -> Vec<String> {
         }
     }
     for group in control_groups(state) {
-        // One with processes stays; those are told as processes.
+        // A group with processes stays; those are reported as processes.
         let _ = fs::remove_dir(&group);
         report.push(format!("control group {}", group.display()));
     }
     report
 }
 
-/// The links of the daemon with this state directory: the one of its gateway, and an end for each instance.
+/// Returns the links of the daemon with this state directory: that of its gateway, and one for each instance.
 pub fn links(state: &Path) -> Vec<String> {
     seed_of(state).map(links_of).unwrap_or_default()
 }
 
-/// Names and groups come from the network's directory.
+/// Returns the number that names and link groups derive from; it comes from the identity of the network's directory.
 fn seed_of(state: &Path) -> Option<u32> {
     let stat = fs::metadata(state.join("network")).ok()?;
     let mut hasher = blake3::Hasher::new();
@@ -44,12 +44,12 @@ fn seed_of(state: &Path) -> Option<u32> {
     Some(u32::from_be_bytes([a, b, c, d]))
 }
 
-/// Of the gateway's link and the table.
+/// Returns the name of the gateway's link and of the table.
 fn name_of(seed: u32) -> String {
     format!("hth-{seed:08x}")
 }
 
-/// The instances' ends in both link groups, and the gateway's link behind them.
+/// Returns the instances' links in both link groups, followed by the gateway's link.
 fn links_of(seed: u32) -> Vec<String> {
     let of = |what: &[&str]| {
         let shown = process::run(Command::new("ip").args(["-o", "link", "show"]).args(what), seconds(10));
@@ -61,7 +61,7 @@ fn links_of(seed: u32) -> Vec<String> {
     [of(&["group", &open]), of(&["group", &isolated]), of(&["dev", &name_of(seed)])].concat()
 }
 
-/// containerd's namespace of a state directory.
+/// Returns containerd's namespace for a state directory.
 pub fn namespace_of(state: &Path) -> Option<String> {
     use sha2::Digest as _;
     let path = state.canonicalize().ok()?;
@@ -69,7 +69,7 @@ pub fn namespace_of(state: &Path) -> Option<String> {
     Some(format!("hearth-{}", hex::encode(&hash[..6])))
 }
 
-/// That namespace begins the names of its instances' groups.
+/// Returns the control groups of the instances, whose names begin with containerd's namespace.
 pub fn control_groups(state: &Path) -> Vec<PathBuf> {
     let Some(prefix) = namespace_of(state) else { return Vec::new() };
     let root = PathBuf::from("/sys/fs/cgroup");

@@ -1,4 +1,4 @@
-//! Commands with a time limit, and a look at `/proc`.
+//! Commands with a time limit, and the processes in `/proc`.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,10 +12,10 @@ use rustix::process::{Pid, Signal};
 
 use crate::wait;
 
-/// What a command came to.
+/// Result of a command that has ended.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// Exit code; 128 + n when signal n ended it.
+    /// Exit code; 128 + n when signal n ended the command.
     pub code: i32,
     pub stdout: String,
     pub stderr: String,
@@ -28,7 +28,7 @@ impl Output {
         self
     }
 
-    /// The one line of standard output.
+    /// Returns the only line of standard output.
     #[track_caller]
     pub fn line(&self) -> &str {
         let text = self.stdout.trim_end_matches('\n');
@@ -39,10 +39,10 @@ impl Output {
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.stdout)
-            .unwrap_or_else(|error| panic!("stdout is no JSON: {error}\n{self}"))
+            .unwrap_or_else(|error| panic!("stdout is not JSON: {error}\n{self}"))
     }
 
-    /// Standard error has each of these, in any letter case.
+    /// Asserts that standard error has each of these words, in any letter case.
     #[track_caller]
     pub fn says(&self, words: &[&str]) -> &Self {
         let stderr = self.stderr.to_lowercase();
@@ -65,7 +65,7 @@ impl std::fmt::Display for Output {
     }
 }
 
-/// Runs a command to its end. Past the limit its process group is killed, and the test fails.
+/// Runs a command to its end. Past the limit, kills its process group and fails the test.
 #[track_caller]
 pub fn run(command: &mut Command, limit: Duration) -> Output {
     run_with_input(command, &[], limit)
@@ -80,7 +80,7 @@ pub fn run_with_input(command: &mut Command, input: &[u8], limit: Duration) -> O
         .unwrap_or_else(|| panic!("still running after {limit:?}: {shown}"))
 }
 
-/// A command under way, with its output collected. Dropping it kills its process group.
+/// A running command whose output is collected. Dropping it kills its process group.
 pub struct Running {
     child: Child,
     stdout: Option<thread::JoinHandle<Vec<u8>>>,
@@ -104,7 +104,7 @@ pub fn start(command: &mut Command) -> Running {
 fn collect(mut from: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        // A pipe that breaks ends the output; what came before it is kept.
+        // A broken pipe ends the output; the bytes before it are kept.
         let _ = from.read_to_end(&mut bytes);
         bytes
     })
@@ -123,7 +123,7 @@ impl Running {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Waits for the end; `None` past the limit, after killing it.
+    /// Waits for the end of the command; past the limit, kills it and returns `None`.
     pub fn finish(self, limit: Duration) -> Option<Output> {
         self.finish_with_input(&[], limit)
     }
@@ -131,10 +131,10 @@ impl Running {
     fn finish_with_input(mut self, input: &[u8], limit: Duration) -> Option<Output> {
         let feeder = self.child.stdin.take().map(|mut stdin| {
             let input = input.to_vec();
-            // The command may end without reading all of it.
+            // The command may end without reading all of its input.
             thread::spawn(move || drop(stdin.write_all(&input)))
         });
-        // Benchmarks time commands through this.
+        // Polls often, because benchmarks time commands through this function.
         let often = Duration::from_millis(1);
         let status = wait::poll_within(often, limit, || self.child.try_wait().expect("wait"))?;
         self.ended = true;
@@ -167,11 +167,11 @@ pub struct Process {
     pub pid: i32,
     pub parent: i32,
     pub name: String,
-    /// The command line, with blanks between its words.
+    /// Command line, with blanks between its words.
     pub command: String,
 }
 
-/// All processes of the machine that this one can see, without zombies.
+/// Returns all processes of the machine that this one can see, without zombies.
 pub fn all() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(one).collect()
@@ -191,14 +191,14 @@ fn one(pid: i32) -> Option<Process> {
     (state != "Z").then_some(Process { pid, parent, name, command })
 }
 
-/// Processes with this text in their command line.
+/// Returns the processes with this text in their command line.
 pub fn with_command(text: &str) -> Vec<Process> {
     let mut found = all();
     found.retain(|process| process.command.contains(text));
     found
 }
 
-/// The process and its children and theirs.
+/// Returns the process and all its descendants.
 pub fn tree_of(pid: i32) -> Vec<Process> {
     let everything = all();
     let mut found: Vec<Process> = everything.iter().filter(|process| process.pid == pid).cloned().collect();
@@ -211,7 +211,7 @@ pub fn tree_of(pid: i32) -> Vec<Process> {
     found
 }
 
-/// Sends a signal to a process that a test has started; one that is gone by now is no error.
+/// Sends a signal to a process that a test has started; a process that has already ended is no error.
 pub fn signal(pid: i32, signal: Signal) {
     let pid = Pid::from_raw(pid).expect("a pid is above zero");
     match rustix::process::kill_process(pid, signal) {

@@ -1,7 +1,7 @@
-//! What there is of a daemon's instances: in its own containerd, in the kernel, in the state directory.
+//! Inventory of what exists for a daemon's instances: in its own containerd, in the kernel, in the state directory.
 //!
-//! Each instance has the same of everything, whatever it runs. So two moments with as many instances have as much of
-//! each kind, and what is more was left by one that is gone.
+//! Each instance has the same number of objects of each kind, whatever it runs. So two moments with equally many
+//! instances have equally many objects of each kind, and a surplus was left by an instance that no longer exists.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,15 +14,15 @@ use crate::process::{self, Output};
 use crate::wait::{self, seconds};
 use crate::{leftovers, network};
 
-/// containerd collects what nobody holds some time after that.
+/// Time limit for containerd's garbage collection, which removes unreferenced objects with a delay.
 const LIMIT: Duration = seconds(30);
 
-/// Names of what there is, by kind.
+/// Names of the existing objects, by kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remains(BTreeMap<&'static str, Vec<String>>);
 
 impl Remains {
-    /// Of the daemon's own containerd, which must run.
+    /// Lists the objects of the daemon's instances; the daemon's own containerd must run.
     #[track_caller]
     pub fn of(daemon: &Daemon) -> Self {
         Self::look(daemon).expect("containerd answers")
@@ -43,7 +43,7 @@ impl Remains {
         Some(Self(BTreeMap::from([
             ("containers", listed(&["containers", "list", "--quiet"])?),
             ("tasks", listed(&["tasks", "list", "--quiet"])?),
-            // The first line is a heading, and the first word of each line the name.
+            // The first line is a heading; the first word of each other line is the name.
             ("snapshots", listed(&["snapshots", "list"])?),
             ("leases of containerd", listed(&["leases", "list", "--quiet"])?),
             ("blobs of containerd", listed(&["content", "list", "--quiet"])?),
@@ -65,7 +65,7 @@ impl Remains {
         ])))
     }
 
-    /// Waits until there is as much of each kind again.
+    /// Waits until there are as many objects of each kind as in `self` again.
     #[track_caller]
     pub fn come_back(&self, daemon: &Daemon) {
         let mut now = None;
@@ -80,7 +80,7 @@ impl Remains {
             let more: Vec<_> = more
                 .map(|(kind, names)| format!("{kind}: {:#?} before, {names:#?} now", self.0.get(kind)))
                 .collect();
-            panic!("not as before within {LIMIT:?}\n{}", more.join("\n"));
+            panic!("object counts still differ after {LIMIT:?}\n{}", more.join("\n"));
         }
     }
 
@@ -89,7 +89,7 @@ impl Remains {
     }
 }
 
-/// The shims of this daemon: containerd starts them with the path of its socket.
+/// Returns the shims of this daemon: containerd starts them with the path of its socket.
 pub fn shims(daemon: &Daemon) -> Vec<process::Process> {
     let state = daemon.state().display().to_string();
     let mut all = process::all();

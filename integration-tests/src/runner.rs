@@ -1,7 +1,7 @@
-//! Runs groups of cases. The cases of a group share one daemon, started for the first of them and
-//! retired after the last; that nothing is left of it is a case of its own, `GROUP::leaves_nothing_behind`.
+//! Runs groups of cases. The cases of a group share one daemon, which is started for the first of them and retired
+//! after the last; the check that nothing is left of it is a case of its own, `GROUP::leaves_nothing_behind`.
 //!
-//! Command line as libtest's, as far as people use it: `[--exact] [--skip TEXT]... [--list] [--nocapture]
+//! The command line is that part of libtest's that people use: `[--exact] [--skip TEXT]... [--list] [--nocapture]
 //! [--test-threads N] [TEXT]...`. The last line is libtest's `test result:`.
 
 use std::collections::BTreeMap;
@@ -15,13 +15,13 @@ use parking_lot::Mutex;
 
 use crate::daemon::{Daemon, Options};
 
-/// Longest that one case may take; one that needs more hangs.
+/// Time limit for one case; a case that takes longer counts as hanging.
 const CASE_LIMIT: Duration = Duration::from_secs(240);
 
 pub struct Group {
     name: &'static str,
     options: Options,
-    /// Cases that run at the same time.
+    /// Number of cases that run at the same time.
     width: usize,
     cases: Vec<Case>,
 }
@@ -39,12 +39,12 @@ enum Body {
 }
 
 impl Case {
-    /// A case that uses the group's daemon, beside others.
+    /// Creates a case that uses the group's daemon at the same time as others.
     pub const fn shared(name: &'static str, body: fn(&Daemon)) -> Self {
         Self { name, body: Body::Shared(body) }
     }
 
-    /// A case that starts what it needs itself.
+    /// Creates a case that starts what it needs itself.
     pub const fn alone(name: &'static str, body: fn()) -> Self {
         Self { name, body: Body::Alone(body) }
     }
@@ -55,13 +55,13 @@ impl Group {
         Self { name, options: Options::room(name), width: 3, cases }
     }
 
-    /// Options of the shared daemon.
+    /// Sets the options of the shared daemon.
     pub fn options(mut self, options: Options) -> Self {
         self.options = options;
         self
     }
 
-    /// One case after the other, for cases that would be in each other's way.
+    /// Runs one case after the other, for cases that would disturb each other.
     pub const fn in_sequence(mut self) -> Self {
         self.width = 1;
         self
@@ -80,7 +80,7 @@ macro_rules! lone_cases {
     ($($case:ident),* $(,)?) => { vec![$($crate::runner::Case::alone(stringify!($case), $case)),*] };
 }
 
-/// A figure that a case has measured, for who reads its output.
+/// Prints a figure that a case has measured, for the reader of its output.
 pub fn note(text: &str) {
     println!("    {text}");
 }
@@ -115,7 +115,7 @@ impl Arguments {
                     parsed.threads =
                         Some(value()?.parse().map_err(|_| "--test-threads needs a number".to_owned())?);
                 }
-                // Nothing is ignored here, and there is one format.
+                // No case is ever ignored here, and there is one output format.
                 "--include-ignored" | "--quiet" | "-q" => {}
                 "--format" | "--color" | "-Z" => drop(value()?),
                 flag if flag.starts_with('-') => return Err(format!("unknown argument {flag}")),
@@ -149,7 +149,7 @@ impl Tally {
     }
 }
 
-/// Runs what the command line selects; `finally` runs after everything, and what it reports is a failure.
+/// Runs the cases that the command line selects, then `finally`; each line that it returns is a failure.
 pub fn main(groups: &[Group], finally: fn() -> Vec<String>) -> ExitCode {
     let arguments = match Arguments::parse(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
@@ -194,7 +194,7 @@ pub fn main(groups: &[Group], finally: fn() -> Vec<String>) -> ExitCode {
         tally.filtered,
         start.elapsed().as_secs_f64()
     );
-    // Threads of cases that hung would keep the process alive.
+    // Threads of hanging cases would keep the process alive.
     std::process::exit(code)
 }
 
@@ -218,7 +218,7 @@ fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &mut 
         match start_limited(&name, panics, move || Daemon::start(options)).recv_timeout(CASE_LIMIT) {
             Ok(Ok(started)) => daemon = Some(Arc::new(started)),
             Ok(Err(reason)) => return tally.add(&name, Err(reason), start.elapsed()),
-            Err(_) => return tally.add(&name, Err("it hangs".to_owned()), start.elapsed()),
+            Err(_) => return tally.add(&name, Err("timed out".to_owned()), start.elapsed()),
         }
     }
 
@@ -245,7 +245,7 @@ fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &mut 
                 Err(mpsc::TryRecvError::Disconnected) => Err("its thread ended without a result".to_owned()),
                 Err(mpsc::TryRecvError::Empty) if since.elapsed() > CASE_LIMIT => {
                     hung = true;
-                    Err(format!("it hangs: not done within {CASE_LIMIT:?}"))
+                    Err(format!("timed out: not finished within {CASE_LIMIT:?}"))
                 }
                 Err(mpsc::TryRecvError::Empty) => return true,
             };
@@ -263,8 +263,8 @@ fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &mut 
         let start = Instant::now();
         let left = match Arc::try_unwrap(daemon) {
             Ok(daemon) => daemon.retire(),
-            // A case that hangs still holds it: the sweep of the whole run ends it by force.
-            Err(_) if hung => vec!["a case that hangs still uses the daemon".to_owned()],
+            // A hanging case still holds the daemon: the sweep of the whole run ends it by force.
+            Err(_) if hung => vec!["a hanging case still uses the daemon".to_owned()],
             Err(_) => vec!["the daemon is still used after the last case".to_owned()],
         };
         let outcome = if left.is_empty() { Ok(()) } else { Err(left.join("\n")) };
@@ -272,7 +272,7 @@ fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &mut 
     }
 }
 
-/// Runs `work` in a thread of its own; the result is its value, or the message of its panic.
+/// Runs `work` in a thread of its own; the outcome is its value, or the message of its panic.
 fn start_limited<T: Send + 'static>(
     name: &str,
     panics: &Panics,
@@ -284,14 +284,14 @@ fn start_limited<T: Send + 'static>(
         .name(thread_name.clone())
         .spawn(move || {
             let outcome = panic::catch_unwind(AssertUnwindSafe(work)).map_err(|_| panics.take(&thread_name));
-            // After a time-out nobody waits any more.
+            // After a timeout nobody receives the outcome.
             let _ = sender.send(outcome);
         })
         .expect("thread");
     receiver
 }
 
-/// Where the outcome of a case comes from.
+/// Receiver of the outcome of a case.
 type Outcome = mpsc::Receiver<Result<(), String>>;
 
 /// The message of the first panic of each thread, kept for the report.

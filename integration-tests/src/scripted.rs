@@ -1,5 +1,5 @@
-//! An HTTP server on an address of this machine that answers by a script and remembers what it was asked: a registry
-//! or a web server that misbehaves as told. One request for each connection.
+//! An HTTP server on an address of this machine that answers by a script and records its requests: a registry or a web
+//! server with scripted misbehaviour. One request for each connection.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-/// Longest that a client may take for its request.
+/// Time limit for a client to send its request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub method: String,
-    /// With its query.
+    /// Path with the query.
     pub path: String,
     headers: Vec<(String, String)>,
 }
@@ -77,14 +77,14 @@ impl Scripted {
                 let Ok(connection) = connection else { continue };
                 count.fetch_add(1, Ordering::SeqCst);
                 let (remember, script) = (Arc::clone(&remember), Arc::clone(&script));
-                // A client that hangs up is no fault of the script.
+                // A client that closes the connection is no fault of the script.
                 std::thread::spawn(move || drop(answer(&connection, &remember, &*script)));
             }
         });
         Ok(Self { address, asked, connections, stop, server: Some(server) })
     }
 
-    /// `host:port`.
+    /// Address of the server: `host:port`.
     pub fn host(&self) -> String {
         self.address.to_string()
     }
@@ -93,12 +93,12 @@ impl Scripted {
         self.asked.lock().clone()
     }
 
-    /// Connections that were made, also such as asked nothing that could be read.
+    /// Number of connections so far, including those without a readable request.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 
-    /// Serves nothing any more, and frees its port.
+    /// Stops the server and frees its port.
     pub fn end(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         let _ = TcpStream::connect(self.address);

@@ -1,13 +1,14 @@
-//! Images that services are started from, made in a moment: busybox, some files, a command.
+//! Quickly made images that services are started from: busybox, some files, a command.
 
 use crate::daemon::Daemon;
 use crate::http::{Answer, Request};
 use crate::sources::Tree;
 
-/// Where apps of tests listen.
+/// Port on which the apps of tests listen.
 pub const PORT: &str = "8000";
 
-/// busybox's own server takes no notice of SIGTERM as the first process of a container.
+/// Shell command that serves `/site`. It handles SIGTERM, which busybox's httpd ignores as the first process of a
+/// container.
 const SERVE: &str = "trap 'exit 0' TERM; httpd -f -p 8000 -h /site & wait";
 
 /// A small app, as the image that `hearth pack` makes of it.
@@ -18,7 +19,7 @@ pub struct App {
 }
 
 impl App {
-    /// Answers with this text at `/`, and at `/cgi-bin/headers` with what it was asked with.
+    /// Creates an app that answers with this text at `/`, and at `/cgi-bin/headers` with the request as it received it.
     pub fn page(text: &str) -> Self {
         let headers = "#!/bin/sh\necho 'content-type: text/plain'\necho\nenv\n";
         let tree =
@@ -28,7 +29,8 @@ impl App {
             .command(&["sh", "-c", SERVE])
     }
 
-    /// Runs this shell script, and exposes nothing. `exec httpd -f -p 8000 -h /site` makes it answer.
+    /// Creates an app that runs this shell script and exposes no port. `exec httpd -f -p 8000 -h /site` makes it
+    /// answer.
     pub fn script(script: &str) -> Self {
         let tree = Tree::new().file("site/index.html", "script\n");
         Self { tree, command: Vec::new(), more: Vec::new() }.command(&["sh", "-c", script])
@@ -49,13 +51,13 @@ impl App {
         self
     }
 
-    /// More flags of `hearth pack`.
+    /// Adds flags for `hearth pack`.
     pub fn with(mut self, flags: &[&str]) -> Self {
         self.more.extend(flags.iter().map(|flag| (*flag).to_owned()));
         self
     }
 
-    /// Makes it the image `tag` of the room.
+    /// Packs the app as the image `tag` of the room.
     #[track_caller]
     pub fn pack(self, daemon: &Daemon, tag: &str) {
         let base = daemon.base_image();
@@ -69,13 +71,13 @@ impl App {
     }
 }
 
-/// Asks the ingress for a path of a host.
+/// Requests a path of a host from the ingress.
 #[track_caller]
 pub fn get(daemon: &Daemon, host: &str, path: &str) -> Answer {
     Request::new("GET", path).host(host).send(&daemon.ingress())
 }
 
-/// The page that a host shows at the moment.
+/// Returns the page that a host shows at the moment.
 #[track_caller]
 pub fn page(daemon: &Daemon, host: &str) -> String {
     get(daemon, host, "/").expect(200).text()

@@ -1,4 +1,4 @@
-//! Images of a few bytes, made by hand, and a registry that serves them.
+//! Hand-made images of a few bytes, and a registry that serves them.
 
 use std::collections::BTreeMap;
 
@@ -10,17 +10,17 @@ use crate::sources::sha256;
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-/// What a registry has: blobs and manifests by digest, and what its tags name.
+/// Content of a registry: blobs and manifests by digest, and the digests that its tags name.
 #[derive(Clone, Debug, Default)]
 pub struct SmallRegistry {
     blobs: BTreeMap<String, Vec<u8>>,
     manifests: BTreeMap<String, (&'static str, Vec<u8>)>,
-    /// `repository:tag`.
+    /// Digests by `repository:tag`.
     tags: BTreeMap<String, String>,
 }
 
 impl SmallRegistry {
-    /// Adds an image with one file, and gives its digest. `config` is what it says of how it runs.
+    /// Adds an image with one file, and returns its digest. `config` is the runtime part of the image config.
     pub fn image(&mut self, architecture: &str, file: (&str, &str), config: &Value) -> String {
         let mut layer = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_ustar();
@@ -46,7 +46,7 @@ impl SmallRegistry {
         self.manifest(MANIFEST, &manifest)
     }
 
-    /// Adds an index of images by architecture.
+    /// Adds an index of images by architecture, and returns its digest.
     pub fn index(&mut self, images: &[(&str, &str)]) -> String {
         let children: Vec<Value> = images
             .iter()
@@ -65,12 +65,12 @@ impl SmallRegistry {
         digest
     }
 
-    /// Names an image `repository:tag`.
+    /// Tags an image as `repository:tag`.
     pub fn tag(&mut self, name: &str, digest: &str) {
         self.tags.insert(name.to_owned(), digest.to_owned());
     }
 
-    /// Answers as a registry does that asks for nothing.
+    /// Answers like a registry that requires no authentication.
     pub fn answer(&self, asked: &Asked) -> Reply {
         let path = asked.path.split('?').next().unwrap_or_default();
         let path = path.strip_prefix("/v2/").unwrap_or_default();

@@ -12,11 +12,11 @@ use crate::daemon::scratch;
 use crate::process;
 use crate::wait::seconds;
 
-/// A directory to be written. Parents of entries are made by themselves.
+/// A directory to be written. Missing parents of entries are created.
 #[derive(Clone, Debug, Default)]
 pub struct Tree {
     entries: Vec<(String, Entry)>,
-    /// Seconds since the epoch that every file and directory gets.
+    /// Modification time of every file and directory, in seconds since the epoch.
     time: Option<u64>,
 }
 
@@ -56,7 +56,7 @@ impl Tree {
         self.with(path, Entry::Directory { mode })
     }
 
-    /// All files and directories get this modification time.
+    /// Sets the modification time of all files and directories.
     pub fn at(mut self, time: u64) -> Self {
         self.time = Some(time);
         self
@@ -67,7 +67,7 @@ impl Tree {
         self
     }
 
-    /// Writes the tree to a directory, which is made when it is missing.
+    /// Writes the tree to a directory, which is created when it is missing.
     #[track_caller]
     pub fn write(&self, directory: &Path) {
         fs::create_dir_all(directory).expect("directory");
@@ -90,7 +90,7 @@ impl Tree {
             }
         }
         if let Some(time) = self.time {
-            // Directories after what lies in them.
+            // Directories come after their entries.
             for path in written.iter().rev() {
                 set_time(path, time);
             }
@@ -105,7 +105,7 @@ pub fn set_time(path: &Path, time: u64) {
     fs::File::open(path).and_then(|file| file.set_modified(time)).expect("modification time");
 }
 
-/// Path, kind, mode, size, modification time and content of all entries: equal only when nothing changed.
+/// Returns path, kind, mode, size, modification time and content of all entries: equal only when nothing changed.
 pub fn fingerprint(directory: &Path) -> Vec<String> {
     use std::os::unix::fs::MetadataExt;
     let mut lines = Vec::new();
@@ -127,13 +127,13 @@ pub fn fingerprint(directory: &Path) -> Vec<String> {
     lines
 }
 
-/// `sha256:...` of the bytes.
+/// Returns the digest of the bytes: `sha256:...`.
 pub fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest as _;
     format!("sha256:{}", hex::encode(sha2::Sha256::digest(bytes)))
 }
 
-/// Bytes that do not compress, the same for the same seed.
+/// Returns bytes that do not compress, the same for the same seed.
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
@@ -147,7 +147,7 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// The root file system of the base image, made once in a run by deploy/base-image.sh.
+/// Returns the root file system of the base image, which deploy/base-image.sh makes once in a run.
 pub fn base_tree() -> &'static Path {
     static TREE: OnceLock<PathBuf> = OnceLock::new();
     TREE.get_or_init(|| {

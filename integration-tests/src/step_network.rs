@@ -1,4 +1,4 @@
-//! What the network of a daemon's build steps leaves in the kernel: links and a table.
+//! Remains of the network of a daemon's build steps in the kernel: links and an nftables table.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::process;
 use crate::wait::seconds;
 
-/// Everything of it; taken away as it is found.
+/// Removes everything of the step network; returns what was found.
 pub fn sweep(state: &Path) -> Vec<String> {
     let mut report = Vec::new();
     for link in links(state) {
@@ -23,7 +23,7 @@ pub fn sweep(state: &Path) -> Vec<String> {
     report
 }
 
-/// The host's ends of the pairs of steps, and of the builders' namespace.
+/// Returns the host's ends of the link pairs of steps and of the builders' namespace.
 pub fn links(state: &Path) -> Vec<String> {
     let Some(name) = name_of(state) else { return Vec::new() };
     let shown = process::run(Command::new("ip").args(["-o", "link", "show"]), seconds(10));
@@ -31,7 +31,8 @@ pub fn links(state: &Path) -> Vec<String> {
     shown.stdout.lines().filter_map(link).filter(|link| link.starts_with(&name)).collect()
 }
 
-/// What links begin with, and the name of the table: it comes from the state directory's identity.
+/// Returns the name of the table, which is also the prefix of the links' names. It derives from the identity of the
+/// state directory.
 pub fn name_of(state: &Path) -> Option<String> {
     let stat = fs::metadata(state).ok()?;
     let mut hasher = blake3::Hasher::new();

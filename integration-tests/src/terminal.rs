@@ -1,4 +1,4 @@
-//! A terminal with a screen that can be read and keys that can be pressed: `script` holds the other end of it.
+//! A terminal whose screen can be read and whose keys can be pressed: `script` holds the other end of it.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -12,10 +12,10 @@ use rustix::process::{Pid, Signal};
 use crate::daemon::Daemon;
 use crate::wait::{self, seconds};
 
-/// For something to be shown, and for the end.
+/// Time limit for a text to be shown, and for the command to end.
 const LIMIT: std::time::Duration = seconds(30);
 
-/// Dropping it kills what runs in it.
+/// A command in a terminal. Dropping it kills what runs in the terminal.
 pub struct Terminal {
     child: Child,
     keyboard: Option<ChildStdin>,
@@ -29,7 +29,7 @@ impl Terminal {
     pub fn run(daemon: &Daemon, shell: &str) -> Self {
         let client = daemon.client();
         let mut command = Command::new("script");
-        // Quietly, with the command's own exit code, and with no file.
+        // Quiet, with the command's own exit code, and without a typescript file.
         command.args(["-q", "-e", "-c", shell, "/dev/null"]).env_clear().env("HEARTH", client.get_program());
         for (name, value) in client.get_envs() {
             command.env(name, value.unwrap_or_default());
@@ -56,7 +56,7 @@ impl Terminal {
         String::from_utf8_lossy(&lock(&self.screen)).into_owned()
     }
 
-    /// Waits until this is shown.
+    /// Waits until this text is shown.
     #[track_caller]
     pub fn shows(&self, text: &str) {
         let shown = wait::poll(LIMIT, || self.screen().contains(text).then_some(()));
@@ -66,15 +66,15 @@ impl Terminal {
     /// Presses these keys; `\r` is enter, `\x03` is Ctrl-C.
     #[track_caller]
     pub fn press(&mut self, keys: &str) {
-        let keyboard = self.keyboard.as_mut().expect("it runs");
+        let keyboard = self.keyboard.as_mut().expect("the terminal runs");
         keyboard.write_all(keys.as_bytes()).and_then(|()| keyboard.flush()).expect("keys");
     }
 
-    /// Waits for the end: the exit code, and all that was shown.
+    /// Waits for the end of the command; returns its exit code and everything that was shown.
     #[track_caller]
     pub fn end(mut self) -> (i32, String) {
         let status = wait::poll(LIMIT, || self.child.try_wait().expect("wait"));
-        let Some(status) = status else { panic!("it goes on: {:?}", self.screen()) };
+        let Some(status) = status else { panic!("the command is still running: {:?}", self.screen()) };
         self.keyboard = None;
         self.reader.take().expect("a reader").join().expect("no panic");
         (status.code().unwrap_or(-1), self.screen())

@@ -1,8 +1,8 @@
-//! Two hundred requests a second for one host of the ingress, half of them on kept connections, while something is
-//! done to its service.
+//! Steady traffic: two hundred requests a second for one host of the ingress, half of them on kept connections, while a
+//! test changes the service.
 //!
-//! Each client asks at times that were fixed at the start, so that one answer that comes late does not make the
-//! requests after it fewer.
+//! Each client sends requests at times that are fixed at the start, so that one late response does not reduce the
+//! number of requests after it.
 
 use std::io::{self, BufReader, Write as _};
 use std::net::TcpStream;
@@ -16,29 +16,29 @@ use crate::http::{Request, read_answer};
 use crate::wait::seconds;
 
 const CLIENTS: u32 = 8;
-/// Between two requests of one client.
+/// Time between two requests of one client.
 const PAUSE: Duration = Duration::from_millis(40);
 const LIMIT: Duration = seconds(30);
-/// Of what failed; the others are counted.
+/// Maximum number of failures that are kept as text; the others are only counted.
 const TOLD: usize = 50;
 
-/// What the clients saw.
+/// Results that the clients recorded.
 #[derive(Debug, Default)]
 pub struct Seen {
     pub answers: usize,
     pub failures: usize,
-    /// The first of them, in words.
+    /// Texts of the first failures.
     pub failed: Vec<String>,
-    /// For one answer, from the time at which it was to be asked for.
+    /// Longest time to a response, counted from the time at which its request was due.
     pub longest: Duration,
-    /// Between two good answers in a row, whoever got them.
+    /// Longest time between two successive good responses, whichever client got them.
     pub gap: Duration,
     last_good: Option<Instant>,
 }
 
 impl Seen {
     fn add(&mut self, due: Instant, answer: Result<(), String>) {
-        // Under the lock, so that the times are in order.
+        // The time is taken under the lock, so that the times are in order.
         let now = Instant::now();
         self.answers += 1;
         self.longest = self.longest.max(now.saturating_duration_since(due));
@@ -58,7 +58,7 @@ impl Seen {
     }
 }
 
-/// Asks for `/` of a host while `work` is done. Good is 200 with one of these texts.
+/// Requests `/` of a host while `work` runs. A response is good when it is 200 with one of these texts.
 pub fn during(address: &str, host: &str, texts: &[&str], work: impl FnOnce()) -> Seen {
     let (seen, over) = (Mutex::default(), AtomicBool::new(false));
     let begin = Instant::now();
@@ -68,7 +68,7 @@ pub fn during(address: &str, host: &str, texts: &[&str], work: impl FnOnce()) ->
             let (seen, over) = (&seen, &over);
             scope.spawn(move || client.ask_on(begin + PAUSE * number / CLIENTS, over, seen));
         }
-        // Also when the work panics: the scope waits for its threads.
+        // The drop guard ends the clients also when the work panics: the scope waits for its threads.
         let _over = Over(&over);
         work();
     });
@@ -101,7 +101,7 @@ impl Client<'_> {
                 Err(error) => Err(error.to_string()),
             };
             seen.lock().add(due, answer);
-            // What could not be asked for in time is left out: a flood after a stop would be no steady traffic.
+            // Overdue requests are skipped: a burst after a pause would be no steady traffic.
             due = (due + PAUSE).max(Instant::now());
         }
     }
@@ -139,7 +139,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers each request with the next of these, and closes the connection where it is empty.
+    /// Answers each request with the next of these responses, and closes the connection at an empty one.
     fn scripted(answers: &'static [&'static str]) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();

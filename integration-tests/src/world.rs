@@ -1,8 +1,9 @@
-//! A world for daemons of tests: a network namespace behind a routed pair of links, with web servers at addresses that
-//! the machine reaches by a route, and a name server on the machine's loopback that knows them by name.
+//! The network outside of the daemons under test: a network namespace behind a routed pair of links, with web servers
+//! at addresses that the machine reaches by a route, and a name server on the machine's loopback that resolves their
+//! names.
 //!
-//! It has no route to anything but the machine's end of the pair: who reaches it from behind the machine has to come by
-//! NAT. All of it goes with this value.
+//! The namespace has no route to anything but the machine's end of the pair: traffic from behind the machine has to
+//! come through NAT. Dropping the value removes everything.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,11 +19,11 @@ use crate::process::{self, Output};
 use crate::wait::{self, seconds};
 
 pub struct World {
-    /// Of the namespace, and of the machine's end of the pair.
+    /// Name of the namespace, and of the machine's end of the pair.
     name: String,
     /// The machine's own address on the pair.
     pub host: Ipv4Addr,
-    /// Two machines of the world, and one with an address of a private network.
+    /// Two hosts of the world, and one with an address of a private network.
     pub one: Ipv4Addr,
     pub two: Ipv4Addr,
     pub private: Ipv4Addr,
@@ -32,7 +33,7 @@ pub struct World {
 }
 
 impl World {
-    /// `one` serves its address, the client's and a file named `page`; so do the others.
+    /// Creates the world. `one` serves its own address, the client's address and a file named `page`; so do the others.
     pub fn make(directory: &Path) -> Self {
         let directory = directory.join("world");
         let site = directory.join("site/cgi-bin");
@@ -43,8 +44,7 @@ impl World {
             .expect("script");
         process::run(Command::new("chmod").args(["0755"]).arg(&script), seconds(5)).expect_code(0);
         let number: u32 = std::process::id() % 0x400 * 4 + next() % 4;
-        // A part of a block of public addresses that is for experiments of radio amateurs (44.44.0.0/16), and one of a
-        // private network.
+        // Addresses from a public block for experiments of radio amateurs (44.44.0.0/16), and from a private network.
         let net = 0x2c2c_0000 + number * 8;
         let private: Ipv4Addr = (0xac1f_0000 + number % 0x2000 * 8 + 2).into();
         let (host, one, two): (Ipv4Addr, Ipv4Addr, Ipv4Addr) =
@@ -111,7 +111,7 @@ impl World {
         }
     }
 
-    /// Runs a command in the world.
+    /// Returns a command that runs in the world's namespace.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).args(words);
@@ -122,7 +122,7 @@ impl World {
         process::run(&mut self.command(words), seconds(30))
     }
 
-    /// `host:port` of the name server.
+    /// Address of the name server: `host:port`.
     pub fn resolver(&self) -> String {
         self.names.address.to_string()
     }
@@ -149,7 +149,7 @@ fn next() -> u32 {
     COUNT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A name server that knows a few names, and says of all others that they do not exist.
+/// A name server that knows a few names, and answers that all others do not exist.
 struct Names {
     address: SocketAddr,
     stop: Arc<AtomicBool>,

@@ -1,8 +1,8 @@
-//! End-to-end tests: real daemons, a real buildkitd each; skopeo, umoci, containerd and Python as clients
-//! that are not ours.
+//! End-to-end tests: real daemons, with a real buildkitd for each; skopeo, umoci, containerd and Python as clients that
+//! are independent of Hearth.
 //!
-//! `cargo test -p integration-tests --test e2e [TEXT]`. A missing component (buildkitd, runc, skopeo,
-//! umoci, containerd, the Python environment) is a failure that says so, never a skip: `deploy/setup.sh --tests` installs them.
+//! `cargo test -p integration-tests --test e2e [TEXT]`. A missing component (buildkitd, runc, skopeo, umoci,
+//! containerd, the Python environment) is a failure that says so, never a skip: `deploy/setup.sh --tests` installs them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

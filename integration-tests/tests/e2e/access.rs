@@ -1,4 +1,4 @@
-//! Who is let in: participant tokens on TCP, the peer's uid on the unix socket, and nothing without either.
+//! Authentication: participant tokens on TCP, the peer's uid on the unix socket, and no access without either.
 
 use std::process::Command;
 
@@ -57,7 +57,10 @@ fn api_code(daemon: &Daemon, token: Option<&str>) -> Code {
 fn the_registry_asks_for_a_token(daemon: &Daemon) {
     let answer = Request::new("GET", "/v2/").send(&daemon.listen());
     assert_eq!(answer.expect(401).registry_code(), "UNAUTHORIZED");
-    assert!(answer.header("www-authenticate").is_some(), "clients need to be told how: {answer:?}");
+    assert!(
+        answer.header("www-authenticate").is_some(),
+        "the response has an authentication challenge: {answer:?}"
+    );
     assert_eq!(v2(daemon, Some(daemon.token())), 200);
     Request::new("GET", "/v2/").bearer(daemon.token()).send(&daemon.listen()).expect(200);
     for path in ["/v2/a/tags/list", "/v2/a/blobs/uploads/", "/v2/_catalog"] {
@@ -114,7 +117,7 @@ fn a_token_without_a_grant_is_refused_each_verb(daemon: &Daemon) {
         let status = api.submit(spec("denied:1", "denied")).await.unwrap_err();
         assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
         let list = hearth_proto::v1::ListFilesRequest::default();
-        // A streamed answer may fail at the call or with its first message.
+        // A streaming call may fail at once or with its first message.
         let code = match api.storage().list(list).await {
             Ok(mut stream) => stream.get_mut().message().await.unwrap_err().code(),
             Err(status) => status.code(),
@@ -174,7 +177,7 @@ fn no_link_leads_out_of_the_part_of_storage_that_a_token_is_for(daemon: &Daemon)
     assert!(!daemon.room_files().join("theirs/new.tar").exists());
     assert_eq!(std::fs::read(daemon.room_files().join("theirs/secret")).unwrap(), b"canary");
     by(&["build", "--tag", "linked:1", "--mount-room-path", "mine"]).expect_code(0);
-    // Who may use all of it has links followed inside the storage.
+    // Links are followed inside the storage for a caller that may use all of it.
     daemon.build_ok("linked:2", "mine/link", &[]);
 }
 
@@ -194,7 +197,7 @@ fn only_admins_mint_tokens(daemon: &Daemon) {
     assert_eq!(code(daemon.token()), Code::Ok);
 }
 
-/// The client as a user elsewhere has it: an address and a token.
+/// Runs the client as a remote user does: with an address and a token.
 fn tcp_client(daemon: &Daemon, token: &str, arguments: &[&str]) -> process::Output {
     let mut command = daemon.client();
     command
@@ -262,13 +265,13 @@ fn a_token_of_another_room_is_refused_and_so_is_one_with_another_rooms_grant() {
     let token = theirs.token().to_owned();
     assert_eq!((v2(&theirs, Some(&token)), v2(&ours, Some(&token))), (200, 401), "another room's secret");
     assert_eq!(api_code(&ours, Some(&token)), Code::Unauthenticated);
-    // The same secret, but the grant names a room that this no longer is.
+    // The secret is the same, but the grant names the room by its old name.
     let token = ours.token().to_owned();
     ours.terminate();
     ours.restart_with(Options::room("renamed"));
     assert!(matches!(v2(&ours, Some(&token)), 401 | 403), "another room's grant");
     assert!(matches!(api_code(&ours, Some(&token)), Code::Unauthenticated | Code::PermissionDenied));
-    // Over the socket, which asks for none, the daemon says what it is now.
+    // Over the socket, which requires no token, the daemon reports its current room name.
     let room = block_on(seconds(20), async {
         let fresh = ours.mint(&["--scope", "full"]);
         let api = Api::connect(&ours.listen(), Some(fresh)).await;

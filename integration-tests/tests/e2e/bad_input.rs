@@ -46,7 +46,7 @@ pub fn group() -> Group {
     )
 }
 
-/// Runs a build command line that must be refused as wrong usage.
+/// Runs a build command line that must be refused as a usage error.
 #[track_caller]
 fn usage(daemon: &Daemon, arguments: &[&str], words: &[&str]) {
     let output = daemon.hearth(arguments);
@@ -96,7 +96,7 @@ fn a_tag_elsewhere_needs_the_rooms_registry_for_packs(daemon: &Daemon) {
 }
 
 fn no_room_and_an_unknown_room_are_told(daemon: &Daemon) {
-    // No address, no room, and a home in which no room is known. The default socket of this machine may exist.
+    // No address, no room, and a home directory without known rooms. The default socket of this machine may exist.
     let bare = |arguments: &[&str]| {
         let mut command = Command::new(&binaries().hearth);
         command.env_clear().env("HOME", "/nonexistent").env("PATH", "/usr/bin:/bin").args(arguments);
@@ -118,7 +118,7 @@ fn no_room_and_an_unknown_room_are_told(daemon: &Daemon) {
         assert!(matches!(missing.code, 2 | 4), "{missing}");
         missing.says(&["room"]);
     }
-    // A room that is known is found by its name, also as the current one.
+    // A known room is found by its name, also as the current room.
     daemon.hearth_ok(&["room", "add", "here", "--addr", &format!("unix://{}", daemon.socket().display())]);
     let mut command = daemon.client();
     process::run(command.env_remove("HEARTH_ADDR").args(["--room", "here", "images", "list"]), seconds(60))
@@ -189,7 +189,7 @@ fn the_api_refuses_what_the_client_would(daemon: &Daemon) {
     });
 }
 
-/// Builds and expects a failure that is not one of usage and names these words.
+/// Builds and expects a failure that is not a usage error and names these words.
 #[track_caller]
 fn fails(daemon: &Daemon, path: &str, more: &[&str], words: &[&str]) {
     let output = daemon.build("bad:1", path, more);
@@ -264,7 +264,7 @@ fn a_dockerfile_that_is_no_plain_file_inside_the_context_is_refused(daemon: &Dae
     let fifo = daemon.room_files().join("df-fifo/Dockerfile");
     process::run(Command::new("mkfifo").arg(fifo), seconds(5)).expect_code(0);
     fails(daemon, "df-fifo", &[], &["Dockerfile"]);
-    // The ignore file is read by the same rules.
+    // The ignore file is read under the same rules.
     daemon.put("ignore-fifo", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", ""));
     let fifo = daemon.room_files().join("ignore-fifo/.dockerignore");
     process::run(Command::new("mkfifo").arg(fifo), seconds(5)).expect_code(0);
@@ -350,7 +350,7 @@ fn an_unreadable_file_in_a_pack_is_an_error(daemon: &Daemon) {
     let work = tempfile::tempdir_in(daemon.directory()).unwrap();
     let tree = work.path().join("tree");
     Tree::new().file("open", "").file_with_mode("closed/secret", "s", 0o600).write(&tree);
-    // root reads everything, so another user packs.
+    // Root can read everything, so another user packs.
     for path in [daemon.directory().parent().unwrap(), daemon.directory(), work.path()] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
@@ -391,7 +391,7 @@ fn archive(daemon: &Daemon) -> Vec<u8> {
     fs::read(out).unwrap()
 }
 
-/// Sends an archive; `hold` keeps the stream open without its end.
+/// Sends an archive in pieces.
 fn load(daemon: &Daemon, archive: &[u8], destination: Destination) -> Result<(), tonic::Status> {
     let begin = LoadBegin { destination: Some(destination), room_path: "loaded/pack.tar".to_owned() };
     let mut messages = vec![LoadImageRequest { message: Some(Message::Begin(begin)) }];

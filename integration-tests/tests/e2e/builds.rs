@@ -1,4 +1,4 @@
-//! The life of a build: submitted, watched by anyone at any time, ended exactly once.
+//! The life of a build: submitted, watched by any caller at any time, ended exactly once.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,7 +46,7 @@ pub fn group() -> Group {
     )
 }
 
-/// A step that runs until it is killed, and can be found in /proc by its argument.
+/// Prepares a build whose step runs until it is killed, and can be found in /proc by its argument.
 fn sleeper(daemon: &Daemon, path: &str, argument: &str) {
     daemon.base_image();
     // The step's shell must not be found by the same argument.
@@ -107,7 +107,7 @@ fn events_are_numbered_without_a_gap_and_the_same_for_every_watcher(daemon: &Dae
     block_on(seconds(90), async {
         let api = Api::of(daemon).await;
         let id = api.submit(spec("numbered:1", "numbered")).await.unwrap();
-        // Two that watch while it runs, one after the end.
+        // Two callers watch while it runs, one after its end.
         let (one, two) = tokio::join!(api.watch(&id, 0), api.watch(&id, 1));
         let (one, two, after) = (one.unwrap(), two.unwrap(), api.watch(&id, 0).await.unwrap());
         assert_eq!(
@@ -173,7 +173,7 @@ fn cancel_ends_the_processes_and_publishes_nothing(daemon: &Daemon) {
     let id = daemon.build_ok_detached("cancelled:1", "cancelled");
     wait_for_sleep("4802.25");
     daemon.hearth_ok(&["builds", "cancel", &id]);
-    // Cancel answers when the processes have ended: no waiting here.
+    // Cancel returns after the processes have ended: no waiting here.
     assert!(sleeps("4802.25").is_empty(), "{:?}", sleeps("4802.25"));
     assert_eq!(daemon.tag_digest("cancelled", "1"), None);
     let shown = daemon.hearth_ok(&["builds", "show", &id]);
@@ -245,7 +245,7 @@ fn builds_are_listed_shown_read_and_removed(daemon: &Daemon) {
     });
 }
 
-/// Id of the newest build of a tag of the room.
+/// Returns the id of the newest build of a tag of the room.
 fn id_of(daemon: &Daemon, tag: &str) -> String {
     block_on(seconds(20), async {
         let request = ListBuildsRequest { tag: format!("room.meshagent.com/{tag}"), ..Default::default() };
@@ -309,8 +309,8 @@ fn the_same_idempotency_key_is_the_same_build(daemon: &Daemon) {
 fn concurrent_builds_have_whole_logs(daemon: &Daemon) {
     const LINES: usize = 20_000;
     daemon.base_image();
-    // Two of the same content, at the same time: BuildKit runs their step once, and both logs are whole. The
-    // pause lets the second one begin before the step ends; later it would come from the cache, without a log.
+    // Two builds of the same content at the same time: BuildKit runs their step once, and both logs are complete. The
+    // pause lets the second build begin before the step ends; later it would come from the cache, without a log.
     let names = ["whole-a", "whole-a", "whole-b"];
     for name in ["whole-a", "whole-b"] {
         let script =

@@ -1,5 +1,5 @@
-//! The same context, built by `buildctl` and through each source of hearth, on one buildkitd: the images' file
-//! systems are equal, entry by entry.
+//! Builds the same context with `buildctl` and through each source of hearth, on one buildkitd: the file systems of the
+//! images are equal, entry by entry.
 //!
 //! ```text
 //! tree in room storage --+-- buildctl, its own file sync --> OCI archive ------.
@@ -8,13 +8,13 @@
 //!                        '-- pack, then --mount-image ------------------+--'   (blobs of the room's registry)
 //! ```
 //!
-//! Compared: path, kind, mode, owner, size, content, link target, hard-link groups, extended attributes, time.
-//! Times are compared as they are where files come from a mount. In a pack every time is 0 by contract, so there an
-//! entry of the context must have 0. What the build itself makes has the build's time, which is equal to nothing: any
-//! time after the start of the case counts as one and the same. Trees are older than that.
+//! Compared: path, kind, mode, owner, size, content, link target, hard-link groups, extended attributes, time. Times of
+//! files from a mount are compared as they are. In a pack every time is 0 by contract, so there an entry of the context
+//! must have 0. An entry that the build itself creates has the time of the build, which differs between builds: all
+//! times after the start of the case count as equal. The trees are older than that.
 //!
-//! No COPY or ADD comes from the cache (`--no-cache`, and that is checked): they are cached by content, and would hand
-//! one side's result to the other.
+//! No COPY or ADD comes from the cache (`--no-cache`, and the test checks that): cache entries are keyed by content,
+//! and would return one side's result to the other.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,7 +48,7 @@ use context::{Context, Packs};
 const ROOM: &str = "compare";
 
 pub fn group() -> Group {
-    // One directory is both storages, so that each tree is written once.
+    // One directory serves as both storages, so that each tree is written once.
     let storage = scratch().join(ROOM).join("state/storage/room");
     let cases = shared_cases![
         trees_are_equal,
@@ -88,7 +88,7 @@ fn layouts_are_equal(daemon: &Daemon) {
     compare_all(daemon, &layouts::contexts());
 }
 
-/// The second transfer of a context brings BuildKit's copy of it up to date, instead of filling an empty directory.
+/// The second transfer of a context updates BuildKit's copy of it instead of filling an empty directory.
 fn a_second_transfer_gives_the_same_as_a_first(daemon: &Daemon) {
     let mut told = Vec::new();
     let _alone = FIRST_TRANSFERS.lock();
@@ -96,11 +96,11 @@ fn a_second_transfer_gives_the_same_as_a_first(daemon: &Daemon) {
         let comparison = Comparison::new(daemon, &context);
         context.write(&daemon.room_files());
         comparison.build(Source::Room).expect_code(0);
-        // So that there is something to bring up to date.
+        // The second transfer needs something to update.
         fs::write(daemon.room_files().join(context.name).join("added"), "added").unwrap();
         let files = comparison.files(&comparison.build(Source::Room));
         let expected = comparison.buildctl().expect("buildctl builds it");
-        // BuildKit leaves its own time on a directory in which it changed something.
+        // BuildKit sets a time of its own on a directory in which it changed something.
         let no_times = |_| 0;
         told.extend(expected.differences(&files, no_times, ("a first transfer", "a second one")));
     }
@@ -118,11 +118,11 @@ fn forty_contexts_are_compared(_: &Daemon) {
     assert!(count >= 40, "{count}");
 }
 
-/// Held while buildctl makes BuildKit forget contexts and builds: another transfer in between would be what the next
-/// one starts from.
+/// Held while buildctl prunes BuildKit's contexts and builds: the next transfer would start from the result of another
+/// one in between.
 static FIRST_TRANSFERS: Mutex<()> = Mutex::new(());
 
-/// A way to hand a context to hearth.
+/// Source through which hearth gets a context.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Source {
     Room,
@@ -141,7 +141,7 @@ fn compare_all(daemon: &Daemon, contexts: &[Context]) {
             scope.spawn(|| {
                 while let Some(context) = contexts.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let comparison = Comparison::new(daemon, context);
-                    // The message of a panic in a thread without a name would be lost.
+                    // The message of a panic in an unnamed thread would be lost.
                     let lines = catch_unwind(AssertUnwindSafe(|| comparison.run()));
                     let lines = lines.unwrap_or_else(|panic| {
                         let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
@@ -159,7 +159,7 @@ fn compare_all(daemon: &Daemon, contexts: &[Context]) {
 struct Comparison<'a> {
     daemon: &'a Daemon,
     context: &'a Context,
-    /// The first second at which something can have been made by a build.
+    /// Start of the case in seconds since the epoch: entries that a build created are not older.
     began: i64,
 }
 
@@ -169,7 +169,7 @@ impl<'a> Comparison<'a> {
         Self { daemon, context, began: i64::try_from(now).unwrap() - 1 }
     }
 
-    /// Every difference, one line each.
+    /// Returns every difference, one line each.
     fn run(&self) -> Vec<String> {
         self.context.write(&self.daemon.room_files());
         let expected = {
@@ -196,7 +196,7 @@ impl<'a> Comparison<'a> {
         lines
     }
 
-    /// What buildctl makes of it; an error text when it refuses.
+    /// Builds the context with buildctl; returns its error text when it refuses.
     fn buildctl(&self) -> Result<FileSystem, String> {
         let (context, dockerfile) = self.context.for_buildctl(&self.daemon.room_files());
         let archive = self.daemon.directory().join(format!("{}.oci.tar", self.context.name));
@@ -234,10 +234,10 @@ impl<'a> Comparison<'a> {
         process::run(self.daemon.client().args(self.arguments(source)), seconds(120))
     }
 
-    /// The files of what hearth built.
+    /// Returns the files of the image that hearth built.
     fn files(&self, output: &Output) -> FileSystem {
         let result = output.expect_code(0).json();
-        // "#7 [stage-0 2/2] COPY a b" names a step, "#7 CACHED" says that it was not run.
+        // "#7 [stage-0 2/2] COPY a b" names a step, "#7 CACHED" reports that it did not run.
         let copies = output.stderr.lines().filter(|line| line.contains("] COPY ") || line.contains("] ADD "));
         for number in copies.filter_map(|line| line.split(' ').next()) {
             let cached = output.stderr.lines().any(|line| line == format!("{number} CACHED"));
@@ -247,7 +247,7 @@ impl<'a> Comparison<'a> {
         FileSystem::of_registry(&self.daemon.listen(), self.daemon.token(), &self.repository(), digest)
     }
 
-    /// What a time is compared as.
+    /// Returns a function that maps a time to the value that is compared.
     fn time(&self, source: Source) -> impl Fn(i64) -> i64 {
         let (began, packed) = (self.began, matches!(source, Source::Pack | Source::Image));
         move |time| match time {
@@ -257,9 +257,9 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// Entries that came from a pack and have another time than 0.
+    /// Returns the entries that came from a pack and have a time other than 0.
     fn wrong_pack_times(&self, source: Source, files: &FileSystem) -> Vec<String> {
-        // A pack's further mounts are of the room.
+        // The additional mounts of a build with a pack are mounts of the room.
         let all_packed = source == Source::Image || source == Source::Pack && self.context.mounts.is_empty();
         if !all_packed || self.context.has_times_of_its_own {
             return Vec::new();
@@ -299,7 +299,7 @@ impl<'a> Comparison<'a> {
         self.daemon.room_files().join(path)
     }
 
-    /// Packs a directory into the room; answers with the image's name.
+    /// Packs a directory into the room; returns the image's name.
     fn packed(&self, path: &str) -> String {
         let tag = format!("packs/{}:1", path.replace('_', "-").to_lowercase());
         let mut pack = self.daemon.client();
@@ -309,7 +309,7 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// Copies a directory with all that `stat` shows.
+/// Copies a directory with all attributes that `stat` shows.
 fn copy_exactly(from: &Path, to: &Path) {
     let mut cp = Command::new("cp");
     process::run(cp.args(["-a", "--"]).arg(from).arg(to), seconds(30)).expect_code(0);

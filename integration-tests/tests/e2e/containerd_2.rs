@@ -1,5 +1,5 @@
-//! The same services on containerd 2.x, which forgets tasks that ended while it was away and has another settings
-//! format of its own. deploy/setup.sh --tests builds it, since Debian's is 1.6.
+//! The same services on containerd 2.x, which forgets tasks that ended while it was down, and has a different settings
+//! format. deploy/setup.sh --tests builds it, since Debian's is 1.6.
 
 use std::process::Command;
 
@@ -29,7 +29,7 @@ pub fn group() -> Group {
     Group::new("containerd-2", cases).in_sequence()
 }
 
-/// A daemon that supervises a containerd 2.x.
+/// Returns the options of a daemon that supervises a containerd 2.x.
 fn options(room: &str) -> Options {
     Options::room(room).config(&format!("[services]\ncontainerd_program = {SECOND:?}\n"))
 }
@@ -53,7 +53,7 @@ fn a_service_is_deployed_updated_and_removed() {
     let shim = std::fs::read_link(format!("/proc/{}/exe", shims(&daemon)[0].pid)).unwrap();
     assert!(
         shim.starts_with("/usr/local/lib/hearth-tests"),
-        "the shim of the same release: {}",
+        "the shim is of the same release: {}",
         shim.display()
     );
     daemon.hearth_ok(&["deploy", "--tag", "web:2"]);
@@ -62,7 +62,7 @@ fn a_service_is_deployed_updated_and_removed() {
     assert_eq!((inside.code, inside.stdout.as_str()), (7, "web\n"), "{inside}");
     let missing = daemon.hearth(&["services", "exec", "web", "--", "/no/such/program"]);
     missing.expect_code(127).says(&["/no/such/program"]);
-    // How an app ended, and why one cannot be started, is known as well.
+    // The exit of an app, and the reason why one cannot be started, are reported as well.
     App::script("echo the reason; exit 3").pack(&daemon, "web:sick");
     daemon.hearth(&["deploy", "--tag", "web:sick"]).expect_code(1).says(&["exit code 3", "the reason"]);
     App::script("").command(&["/no/such/app"]).pack(&daemon, "web:missing");
@@ -82,7 +82,7 @@ fn an_end_that_containerd_does_not_see_is_healed() {
     let still = Remains::of(&daemon);
     let tree = process::tree_of(daemon.pid());
     let containerd = tree.iter().find(|process| process.name == "containerd").expect("a containerd");
-    // It cannot see what happens until it is killed.
+    // The stopped containerd receives no events until it is killed.
     process::signal(containerd.pid, Signal::STOP);
     let shim = shims(&daemon).pop().expect("a shim");
     for process in process::tree_of(shim.pid) {

@@ -1,4 +1,4 @@
-//! The context that a build sees: exactly the room's files, never others, never changed by building.
+//! The context that a build sees: exactly the room's files, never others, never changed by a build.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -82,7 +82,7 @@ fn the_deeper_mount_wins(daemon: &Daemon) {
         "build",
         "--tag",
         "nest:1",
-        // Order on the command line plays no part.
+        // The order on the command line has no effect.
         "--mount-room-path",
         "nest/deep:/context/made/up/deep",
         "--mount-room-path",
@@ -117,7 +117,7 @@ fn mounts_beside_the_context_path_stay_out(daemon: &Daemon) {
     assert!(image.has("all/a") && !image.has("all/b"), "{:?}", image.names(""));
 }
 
-/// File sync compares path, mode, size and modification time only, so these two look the same to it.
+/// File sync compares only path, mode, size and modification time, so it cannot tell these two directories apart.
 fn directories_that_look_alike_by_stat_never_mix(daemon: &Daemon) {
     let twin = |content: &str| {
         Tree::new().dockerfile(COPY_ALL).file("value", content).file("same", "s").at(1_700_000_000)
@@ -195,7 +195,7 @@ fn links_that_leave_the_tree_are_passed_as_links_and_never_followed(daemon: &Dae
             assert!(!String::from_utf8_lossy(content).contains(canary), "the canary is in {path}");
         }
     }
-    // COPY of what a link names: the link is resolved inside the context, where nothing is.
+    // COPY of the target of a link: the link is resolved inside the context, where its target does not exist.
     for source in ["abs", "abs-dir/canary", "rel-dir/canary", "magic/etc/passwd"] {
         let name = format!("links-{}", source.replace('/', "-"));
         daemon.put(&name, &Tree::new().dockerfile(&format!("FROM scratch\nCOPY {source} /out\n")));
@@ -282,8 +282,8 @@ fn hard_links_and_large_files_survive(daemon: &Daemon) {
     assert_eq!((image.file("all/one"), image.file("all/two")), ("linked".to_owned(), "linked".to_owned()));
 }
 
-/// BuildKit asks for every file as soon as it hears of it. More small requests than HTTP/2 lets wait unread
-/// once ended the connection.
+/// BuildKit requests every file as soon as it is announced. A larger number of small requests than HTTP/2 lets wait
+/// unread once ended the connection.
 fn as_many_files_as_are_asked_for_at_once_are_sent(daemon: &Daemon) {
     const FILES: usize = 40_000;
     daemon.put("many", &Tree::new().dockerfile("FROM scratch\nCOPY files /files/\n"));
@@ -328,7 +328,7 @@ fn an_unchanged_context_takes_every_step_from_the_cache(daemon: &Daemon) {
         &Tree::new().dockerfile(&format!("FROM {base}\nCOPY . /all\nRUN head -c 9 /dev/urandom > /r\n")),
     );
     let first = daemon.build_ok("cached:1", "cached", &[]);
-    // Another time is no other content: COPY's cache key holds none.
+    // A different time is not different content: COPY's cache key contains no time.
     set_time(&daemon.room_files().join("cached/Dockerfile"), 1_500_000_000);
     let again = daemon.build_ok("cached:1", "cached", &[]);
     let layer = |digest: &str| {

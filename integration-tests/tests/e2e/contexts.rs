@@ -1,4 +1,4 @@
-//! `hearth context`: the files of a build without a build, looked at and mounted.
+//! `hearth context`: the files of a build are shown and mounted without a build.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -35,7 +35,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// An empty directory to mount on; the daemon's sweep unmounts what a failed case leaves.
+/// Creates an empty directory to mount on; the daemon's sweep unmounts what a failed case leaves.
 fn point(daemon: &Daemon, name: &str) -> PathBuf {
     let path = daemon.directory().join("points").join(name);
     fs::create_dir_all(&path).unwrap();
@@ -46,7 +46,7 @@ fn is_mounted(point: &Path) -> bool {
     leftovers::mounts(point.parent().unwrap()).iter().any(|mounted| mounted == point)
 }
 
-/// The client over TCP with a token, as from another machine.
+/// Runs the client over TCP with a token, as from another machine.
 fn remote(daemon: &Daemon, token: &str, arguments: &[&str]) -> Output {
     let mut command = daemon.client();
     command.env("HEARTH_ADDR", format!("http://{}", daemon.listen())).env("HEARTH_TOKEN", token);
@@ -209,7 +209,7 @@ fn an_image_is_mounted_and_written_over(daemon: &Daemon) {
     assert_eq!(daemon.hearth_ok(&["context", "diff", text(&at)]).stdout, "D l\nM sub/one\nM two\n");
     daemon.hearth_ok(&["pack", text(&work.path().join("tree/sub")), "--tag", "mounted/image:1"]);
     daemon.hearth_ok(&["context", "unmount", text(&at)]);
-    // The tag means another image now: the changes are not put over that one.
+    // The tag names another image now: the changes are not applied to that one.
     let mount = ["context", "mount", text(&at), "--rw", "--mount-image", "mounted/image:1"];
     daemon.hearth(&mount).expect_code(1).says(&["--discard"]);
     daemon.hearth_ok(&["context", "unmount", "--discard", text(&at)]);
@@ -253,7 +253,7 @@ fn mounting_over_the_network_is_denied(daemon: &Daemon) {
     assert!(!is_mounted(&at));
 }
 
-/// A writer renames two files over each other and appends, all the time; the daemon is killed meanwhile.
+/// A writer continuously renames two files over each other and appends; the daemon is killed meanwhile.
 fn a_mount_survives_the_daemons_death() {
     let daemon = Daemon::start(Options::room("mountkill"));
     let content = noise(9, 300_000);
@@ -276,7 +276,7 @@ fn a_mount_survives_the_daemons_death() {
         daemon.restart();
         assert!(!is_mounted(&at), "the stale mount is taken away");
         daemon.hearth_ok(&mount).says(&["earlier mount"]);
-        // Each rename has happened, or has not.
+        // Each rename has happened completely or not at all.
         let names = |names: [&str; 2]| {
             names
                 .into_iter()
@@ -290,7 +290,7 @@ fn a_mount_survives_the_daemons_death() {
         assert_eq!(fs::read_to_string(directories[0].join("g")).unwrap(), "g");
         let lines = fs::read_to_string(at.join("steps")).unwrap();
         assert!(lines.lines().count() > 20 * (round + 1), "what was written is there");
-        // As the next round begins.
+        // Restores the names for the next round.
         if files[0].ends_with("h") {
             fs::rename(at.join("h"), at.join("f")).unwrap();
         }

@@ -1,4 +1,4 @@
-//! Other registries. A second daemon is one: a real registry that asks for tokens. skopeo looks at both.
+//! Other registries. A second daemon serves as one: a real registry that requires tokens. skopeo reads both.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -37,24 +37,24 @@ pub fn group() -> Group {
     .in_sequence()
 }
 
-/// Nobody listens there.
+/// Address at which nothing listens.
 const AWAY: &str = "127.0.0.1:1";
 
-/// A room, and the registry that is another one to it.
+/// A room, and a second daemon that is a remote registry to it.
 struct Pair {
     room: Daemon,
     other: Daemon,
 }
 
 impl Pair {
-    /// The room's operator says that the registry may be at a loopback address, and nothing else of it.
+    /// Starts a pair whose room allows the registry at a loopback address, and has no other settings for it.
     fn start(name: &str) -> Self {
         let other = Daemon::start(Options::room(&format!("{name}-o")));
         let room = Daemon::start(Options::room(name).registries(&[&other.listen(), AWAY]));
         Self { room, other }
     }
 
-    /// The registry stands for Docker Hub, and the daemon has credentials for it.
+    /// Starts a pair whose registry mirrors Docker Hub, with the daemon's own credentials for it.
     fn mirrored(name: &str) -> Self {
         let other = Daemon::start(Options::room(&format!("{name}-o")));
         let file = scratch().join(format!("{name}-credentials.toml"));
@@ -72,7 +72,7 @@ impl Pair {
         Self { room, other }
     }
 
-    /// A name in the other registry.
+    /// Returns a name in the other registry.
     fn there(&self, name: &str) -> String {
         format!("{}/{name}", self.other.listen())
     }
@@ -81,7 +81,7 @@ impl Pair {
         format!("any,{}", self.other.token())
     }
 
-    /// The same with the registry's name, as builds take it.
+    /// Returns the credential with the registry's name, as builds take it.
     fn named_cred(&self) -> String {
         format!("{},any,{}", self.other.listen(), self.other.token())
     }
@@ -126,7 +126,7 @@ fn an_image_goes_to_another_registry_and_comes_back() {
     assert_eq!(again.json()["sent_bytes"], 0, "{again}");
     assert!(!pair.room.log().contains(pair.other.token()));
 
-    // Without a target, the image's name is that of the target.
+    // Without a target, the image's name is the target.
     pair.room.hearth_ok(&["images", "push", &pair.there("team/app:1"), "--cred", &pair.cred()]);
     assert_eq!(pair.other.tag_digest("team/app", "1"), Some(digest.clone()));
 
@@ -170,7 +170,7 @@ fn a_saved_image_loads_to_the_same_digest() {
     skopeo(&["inspect", &format!("oci-archive:{}", file("app.tar").display())]).expect_code(0);
     skopeo(&["inspect", "--raw", &format!("oci-archive:{}", file("both.tar").display())]).expect_code(0);
 
-    // An index goes and comes whole, too.
+    // An index is also pushed and pulled whole.
     pair.room.hearth_ok(&["images", "push", "both:1", &pair.there("both:1"), "--cred", &pair.cred()]);
     assert_eq!(pair.other.tag_digest("both", "1"), Some(index.clone()));
     let one = [
@@ -204,7 +204,7 @@ fn a_saved_image_loads_to_the_same_digest() {
     assert!(!file("none.tar").exists());
 }
 
-/// Puts an index of images of the room into a repository that gets them, and gives its digest.
+/// Puts an index of images of the room into a repository, together with the images, and returns its digest.
 fn index_of(daemon: &Daemon, repository: &str, images: &[(&str, &str, &str)]) -> String {
     let mut manifests = Vec::new();
     for (architecture, from, digest) in images {
@@ -260,12 +260,12 @@ fn a_pack_stands_on_an_image_of_the_room_of_a_registry_and_of_a_mirror() {
         output.line().to_owned()
     };
 
-    // Over the unix socket, with no token.
+    // Packs over the unix socket, with no token.
     let of_room = check(&packed(&["--base", "room.meshagent.com/base:1"], &[]));
     let of_registry = check(&packed(&["--base", &pair.there("team/base:1"), "--cred", &pair.cred()], &[]));
     assert_eq!(of_room, of_registry, "the same base gives the same image, wherever it lies");
 
-    // Docker's own configuration opens the mirror that stands for Docker Hub.
+    // Docker's own configuration has the credentials for the mirror of Docker Hub.
     let config = tempfile::tempdir_in(pair.room.directory()).unwrap();
     let auth = STANDARD.encode(format!("any:{}", pair.other.token()));
     let auths = json!({"auths": {pair.other.listen(): {"auth": auth}}}).to_string();
@@ -274,7 +274,7 @@ fn a_pack_stands_on_an_image_of_the_room_of_a_registry_and_of_a_mirror() {
     let environment = [("DOCKER_CONFIG", text(config.path())), ("HEARTH_REGISTRY_MIRROR", &mirror)];
     assert_eq!(check(&packed(&["--base", "python:3.13"], &environment)), of_registry);
 
-    // The same with a helper that the configuration names.
+    // The same with a credential helper that the configuration names.
     let helpers = tempfile::tempdir_in(pair.room.directory()).unwrap();
     let helper = helpers.path().join("docker-credential-of-the-test");
     let secret = json!({"ServerURL": pair.other.listen(), "Username": "any", "Secret": pair.other.token()});
@@ -287,7 +287,7 @@ fn a_pack_stands_on_an_image_of_the_room_of_a_registry_and_of_a_mirror() {
     let with_helper = [("DOCKER_CONFIG", text(helpers.path())), ("PATH", &*path)];
     assert_eq!(check(&packed(&["--base", &pair.there("team/base:1")], &with_helper)), of_registry);
 
-    // What was fetched once is not fetched again, and what lies damaged is not used.
+    // A cached blob is not fetched again, and a damaged one is not used.
     let cache = pair.room.directory().join("home/.cache/hearth/blobs/sha256");
     let largest = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
     let largest = largest.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
@@ -335,7 +335,7 @@ fn an_archive_and_a_room_get_the_same_bytes() {
     let (local, saved) = (Image::from_archive(&archive), Image::from_archive(&saved));
     assert!(local.blobs == saved.blobs);
 
-    // A copy that cannot be made says why, and no tag is set.
+    // A failed copy reports why, and no tag is set.
     fs::write(room.room_files().join("taken"), "a file").unwrap();
     let failed = room.hearth(&["pack", text(tree.path()), "--tag", "none:1", "--room-path", "taken/app.tar"]);
     failed.expect_code(1).says(&["taken"]);
@@ -363,7 +363,7 @@ fn a_build_mounts_an_image_of_another_registry() {
         arguments.extend(more);
         pair.room.hearth(&arguments)
     };
-    // The daemon's own credentials serve, and so do those of the build.
+    // The daemon's own credentials are used, and so are those of the build.
     build("own:1", &[]).expect_code(0);
     assert_eq!(pair.room.image("own:1").file("logo"), "logo");
     build("given:1", &["--cred", &pair.named_cred()]).expect_code(0);
@@ -372,7 +372,7 @@ fn a_build_mounts_an_image_of_another_registry() {
     assert_ne!(wrong.code, 0);
     wrong.says(&["/context/assets", "401"]);
     assert!(!wrong.stderr.contains("hunter2"), "{wrong}");
-    // It has no name in the room.
+    // The image that was fetched has no name in the room.
     let listed = pair.room.hearth_ok(&["images", "list", "--json"]).stdout;
     assert!(!listed.contains("assets"), "{listed}");
 }
@@ -395,7 +395,7 @@ fn an_image_of_another_registry_becomes_a_service() {
 
     deploy("team/web:1", &["--cred", &pair.cred()]).expect_code(0);
     assert_eq!(page(&pair.room, "web.test"), "one\n");
-    // Without them nothing new can be had, and what runs goes on and can be started again.
+    // Without credentials no new image can be fetched; the running service continues and can be restarted.
     deploy("team/web:2", &[]).expect_code(3);
     pair.room.hearth_ok(&["services", "restart", "team-web"]);
     assert_eq!(page(&pair.room, "web.test"), "one\n");
@@ -414,7 +414,7 @@ fn from_goes_through_the_mirror() {
     pair.room.put("app", &Tree::new().dockerfile("FROM python:3.13\nRUN echo mirrored > /proof\n"));
     pair.room.build_ok("app:1", "app", &[]);
     assert_eq!(pair.room.image("app:1").file("proof"), "mirrored\n");
-    // Pulls and mounts ask it too.
+    // Pulls and mounts use the mirror, too.
     let pulled = pair.room.hearth_ok(&["images", "pull", "python:3.13"]);
     assert_eq!(Some(pulled.line().to_owned()), pair.other.tag_digest("library/python", "3.13"));
     assert!(pair.room.image("python:3.13").has("bin/busybox"));
@@ -430,9 +430,9 @@ fn a_build_whose_tag_is_elsewhere_is_pushed_there() {
     assert_eq!(pair.other.tag_digest("team/app", "1"), Some(digest.clone()));
     assert_eq!(pair.other.image("team/app:1").file("proof"), "built\n");
     assert_eq!(pair.room.tag_digest("here", "1"), Some(digest.clone()));
-    assert_eq!(pair.room.tag_digest("team/app", "1"), None, "the tag is elsewhere, not here");
+    assert_eq!(pair.room.tag_digest("team/app", "1"), None, "the tag is in the other registry only");
 
-    // A push that fails leaves the image, and the error says how to push it again.
+    // A failed push leaves the image, and the error says how to push it again.
     let other = pair.there("team/app:2");
     let failed = pair.room.build(&other, "app", &["--json"]);
     assert_ne!(failed.code, 0, "{failed}");

@@ -1,4 +1,4 @@
-//! Things break: the daemon or buildkitd is killed, the disk is full. Nothing is lost or left behind.
+//! Faults: the daemon or buildkitd is killed, the disk is full. Nothing is lost or left behind.
 
 use std::fs;
 
@@ -31,7 +31,7 @@ pub fn group() -> Group {
     Group::new("faults", cases).in_sequence()
 }
 
-/// Every tag's manifest, config and layers can be read, whole.
+/// Asserts that every tag's manifest, config and layers can be read and are complete.
 #[track_caller]
 fn every_tag_is_whole(daemon: &Daemon) {
     let list = daemon.hearth_ok(&["images", "list", "--json"]).json();
@@ -43,7 +43,7 @@ fn every_tag_is_whole(daemon: &Daemon) {
     }
 }
 
-/// `repository` and `tag` of each object in the listing, whatever is around them.
+/// Collects `repository` and `tag` of each object in the listing, at any depth.
 fn collect_references(value: &Value, names: &mut Vec<(String, String)>) {
     match value {
         Value::Array(items) => items.iter().for_each(|item| collect_references(item, names)),
@@ -74,7 +74,7 @@ fn submit(daemon: &Daemon, tag: &str, path: &str) -> String {
     block_on(seconds(30), async { Api::of(daemon).await.submit(spec(tag, path)).await.unwrap() })
 }
 
-/// Waits for the end of a build, and answers with the state it came to.
+/// Waits for the end of a build, and returns its final state.
 #[track_caller]
 fn end_of(daemon: &Daemon, id: &str) -> BuildState {
     let found = wait::poll(seconds(90), || {
@@ -140,7 +140,7 @@ fn a_build_with_secrets_is_interrupted_by_a_restart() {
     assert_eq!(
         end_of(&daemon, &id),
         BuildState::Interrupted,
-        "its secret is gone, so it cannot be run again"
+        "the secret is gone, so the build cannot run again"
     );
     assert_eq!(daemon.tag_digest("secret", "1"), None);
     wait::until(seconds(20), "its step has ended", || !running("30.4902"));
@@ -262,7 +262,7 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     assert_eq!(daemon.tag_digest("large", "1"), None);
     fs::remove_file(&large).unwrap();
 
-    // The half of each was given back, and the daemon goes on as before.
+    // The partial data of each build is removed, and the daemon works as before.
     wait::until(seconds(20), "the space is free again", || {
         let free = rustix::fs::statvfs(daemon.state()).unwrap();
         free.f_bavail * free.f_frsize > 20_000_000
@@ -278,9 +278,9 @@ fn a_daemon_uses_the_buildkitd_that_it_is_told() {
     let socket = owner.buildkit_socket().expect("the socket of the managed buildkitd");
     let address = format!("unix://{}", socket.display());
     let guest = Options::room("bk-guest").arguments(&["--buildkit", &address]);
-    // A minute by default; what is asserted is what comes after the wait.
+    // The default is one minute; the test asserts what happens after the wait.
     let guest = Daemon::start(guest.config("[builds]\nbuilder_wait_seconds = 3\n"));
-    assert!(guest.buildkitd().is_none(), "it starts none of its own");
+    assert!(guest.buildkitd().is_none(), "the daemon starts no buildkitd of its own");
     guest.put("x", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "guest"));
     guest.build_ok("x:1", "x", &[]);
     assert_eq!(guest.image("x:1").file("a"), "guest");
@@ -299,7 +299,7 @@ fn a_second_daemon_on_the_same_state_is_refused() {
     let output = process::run(&mut command, seconds(30));
     assert_ne!(output.code, 0, "{output}");
     let said = format!("{}{}", output.stdout, output.stderr);
-    assert!(said.contains("state"), "it says what is in use\n{output}");
+    assert!(said.contains("state"), "the error names what is in use\n{output}");
     assert_eq!(daemon.status_of("/readyz"), Some(200), "the first one is unharmed");
     daemon.hearth_ok(&["images", "list"]);
 }

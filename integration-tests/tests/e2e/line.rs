@@ -1,4 +1,4 @@
-//! The straight line: files of a room become an image in the room's registry.
+//! The basic workflow: files of a room become an image in the room's registry.
 
 use integration_tests::daemon::{BASE, Daemon};
 use integration_tests::runner::Group;

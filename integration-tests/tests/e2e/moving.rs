@@ -1,5 +1,5 @@
-//! Files of a room that change, vanish or refuse to be read while builds run: each build is consistent, or fails with
-//! an error that names the file. Nothing outside storage is ever read.
+//! Files of a room that change, vanish or cannot be read while builds run: each build is consistent, or fails with an
+//! error that names the file. Nothing outside storage is ever read.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -40,10 +40,10 @@ pub fn group() -> Group {
     Group::new("moving", cases)
 }
 
-/// Runs `work` over and over in a thread, with the number of the round, while `meanwhile` runs.
+/// Runs `work` repeatedly in a thread, with the number of the round, while `meanwhile` runs.
 fn disturbed<T>(work: impl Fn(u32) + Sync, meanwhile: impl FnOnce() -> T) -> (T, u32) {
     let (stop, rounds) = (AtomicBool::new(false), AtomicU32::new(0));
-    // Also when `meanwhile` panics: the scope would wait for the thread for ever.
+    // Stops the thread also when `meanwhile` panics: otherwise the scope would wait for it forever.
     struct Stop<'a>(&'a AtomicBool);
     impl Drop for Stop<'_> {
         fn drop(&mut self) {
@@ -62,7 +62,7 @@ fn disturbed<T>(work: impl Fn(u32) + Sync, meanwhile: impl FnOnce() -> T) -> (T,
     })
 }
 
-/// Builds again and again, at most `count` times and within `limit`; what each came to goes to `look`.
+/// Builds repeatedly, at most `count` times and within `limit`; passes the result of each build to `look`.
 fn builds(
     daemon: &Daemon,
     name: &str,
@@ -101,7 +101,7 @@ fn links_swapped_with_directories_never_lead_out(daemon: &Daemon) {
             .file("f", "inside"),
     );
     let tree = daemon.room_files().join("swapped");
-    // What stands outside of the context for a moment lies beside it, in storage.
+    // Entries that are outside of the context for a moment lie beside it, in storage.
     let aside = daemon.room_files().join("swapped-aside");
     fs::create_dir(&aside).unwrap();
     symlink(&outside, aside.join("d")).unwrap();
@@ -111,7 +111,7 @@ fn links_swapped_with_directories_never_lead_out(daemon: &Daemon) {
         for name in ["d", "f"] {
             exchange(&tree.join(name), &aside.join(name));
         }
-        // Only while `d` is the real directory, so that nothing outside is touched.
+        // Runs only while `d` is the real directory, so that nothing outside is touched.
         if round % 2 == 1 && !tree.join("d").is_symlink() {
             exchange(&tree.join("d/deep"), &aside.join("deep"));
         }
@@ -159,7 +159,7 @@ fn a_file_that_changes_while_it_is_sent_is_never_torn(daemon: &Daemon) {
     let file = File::options().write(true).open(&path).unwrap();
     let write = |round: u32| {
         file.write_all_at(&content(round), 0).unwrap();
-        // From "always under way" to "now and then": a scan must meet both.
+        // The pauses vary, so that a scan meets both continuous and occasional changes.
         thread::sleep(Duration::from_millis(u64::from(round % 40) * 3));
     };
     let mut built = 0;
@@ -170,14 +170,14 @@ fn a_file_that_changes_while_it_is_sent_is_never_torn(daemon: &Daemon) {
                 let files = image_of(daemon, "torn", output);
                 let entry = &files.0[&b"all/changing"[..]];
                 assert_eq!(entry.size, SIZE as u64);
-                assert!(whole.contains(&entry.content), "a torn file was taken for good");
+                assert!(whole.contains(&entry.content), "a torn file was accepted");
             } else {
                 output.says(&["changing"]);
             }
         })
     });
     assert!(count > 1 && rounds > 3, "{count} builds, {rounds} writes");
-    // Left alone, it is built as it is.
+    // Without changes, the file is built as it is.
     let output = daemon.build("torn:1", "torn", &[]);
     let last = sha256(&fs::read(&path).unwrap()).into_bytes();
     assert_eq!(image_of(daemon, "torn", output.expect_code(0)).0[&b"all/changing"[..]].content, last);
@@ -194,7 +194,7 @@ fn a_file_that_comes_and_goes_is_whole_or_named(daemon: &Daemon) {
     let work = |round: u32| {
         let _ = fs::remove_file(&path);
         thread::sleep(Duration::from_millis(u64::from(round % 7) * 4));
-        // Under another name first: a half-written file is no part of this.
+        // Writes under another name first: a half-written file is not part of this test.
         let aside = daemon.room_files().join("vanishing-aside");
         fs::write(&aside, &content).unwrap();
         fs::rename(&aside, &path).unwrap();
@@ -216,8 +216,8 @@ fn a_file_that_comes_and_goes_is_whole_or_named(daemon: &Daemon) {
     assert!(count > 1 && rounds > 3, "{count} builds, {rounds} rounds");
 }
 
-/// Two trees whose files look alike are exchanged again and again. An image has files of one of them or of both,
-/// as the trees were exchanged between two looks; but what it says is in `a` is never cut or mixed within a file.
+/// Two trees whose files have equal metadata are exchanged repeatedly. An image has files of one of them or of both,
+/// depending on when the trees were exchanged; but the content of a file is never cut or mixed.
 fn a_tree_that_is_replaced_under_a_build_is_one_of_the_two(daemon: &Daemon) {
     let tree = |byte: u8| {
         let tree = Tree::new().dockerfile(COPY_ALL).at(1_650_000_000);
@@ -244,7 +244,7 @@ fn a_tree_that_is_replaced_under_a_build_is_one_of_the_two(daemon: &Daemon) {
         })
     });
     assert!(count > 1);
-    // Quiet again: what is there now is what is built, although path, size and time were the same all along.
+    // After the exchanges, the current content is built, although path, size and time were the same all along.
     let output = daemon.build("replaced:1", "replaced", &[]);
     let now = sha256(&fs::read(one.join("7")).unwrap()).into_bytes();
     let files = image_of(daemon, "replaced", output.expect_code(0));
@@ -256,7 +256,7 @@ fn special_files_are_never_opened(daemon: &Daemon) {
         let path = daemon.room_files().join(path);
         process::run(Command::new("mkfifo").arg(path), seconds(5)).expect_code(0);
     };
-    // A reader of a fifo would wait for a writer for ever, and the build with it.
+    // A reader of a fifo would wait for a writer forever, and the build with it.
     daemon.put("special", &Tree::new().dockerfile("FROM scratch\nCOPY d /d/\n").file("d/a", "a"));
     fifo("special/d/pipe");
     daemon.build("special:1", "special", &["--timeout", "30s"]).expect_code(0);
@@ -268,7 +268,7 @@ fn special_files_are_never_opened(daemon: &Daemon) {
     fifo("special-linked/pipe");
     let output = daemon.build("special:3", "special-linked", &["--timeout", "30s"]);
     output.expect_code(1).says(&["Dockerfile"]);
-    // A fifo as the one file that a pack would read.
+    // A fifo as the only file that a pack would read.
     let output =
         daemon.hearth(&["pack", daemon.room_files().join("special").to_str().unwrap(), "--tag", "special:4"]);
     output.expect_code(1).says(&["d/pipe"]);
@@ -289,7 +289,7 @@ fn loops_of_links_are_told(daemon: &Daemon) {
     daemon.build("loop:4", "loop-source/in/up", &[]).expect_code(1).says(&["loop-source/in/up"]);
 }
 
-/// Root reads everything, so the daemon runs without the capability to; its builds run in another one's buildkitd.
+/// Root can read everything, so the daemon runs without that capability; its builds run in another daemon's buildkitd.
 fn what_the_daemon_may_not_read_is_named() {
     let owner = Daemon::start(Options::room("moving-owner"));
     let socket = owner.buildkit_socket().expect("the socket of the managed buildkitd");
@@ -312,7 +312,7 @@ fn what_the_daemon_may_not_read_is_named() {
     closed("dockerfile/Dockerfile");
     daemon.build("closed:1", "dockerfile", &[]).expect_code(1).says(&["/context/Dockerfile", "permission"]);
     assert_eq!(daemon.tag_digest("closed", "1"), None);
-    // What is not asked for need not be readable.
+    // Files that the build does not use need not be readable.
     let dockerfile = "FROM scratch\nCOPY a /\n";
     daemon.put("beside", &Tree::new().dockerfile(dockerfile).file("closed", "c").file("a", "a"));
     closed("beside/closed");
@@ -343,13 +343,13 @@ fn a_daemon_killed_in_the_middle_of_a_transfer_loses_nothing() {
         let state = block_on(seconds(20), async { Api::of(&daemon).await.state(&id).await });
         (!matches!(state, BuildState::Queued | BuildState::Running)).then_some(state)
     });
-    match ended.expect("the build has an end") {
+    match ended.expect("the build ends") {
         BuildState::Succeeded => assert!(daemon.tag_digest("large", "1").is_some()),
         BuildState::Failed | BuildState::Interrupted => assert_eq!(daemon.tag_digest("large", "1"), None),
         other => panic!("it ended as {other:?}"),
     }
     assert_eq!(daemon.tag_digest("small", "1"), Some(before), "what was published before is there");
-    // The half that buildkitd had is no hindrance, and nothing of it is taken for the whole.
+    // The partial transfer in buildkitd does not prevent the build, and is not taken for the whole.
     let output = daemon.build("large:2", "large", &[]);
     let files = image_of(&daemon, "large", output.expect_code(0));
     assert_eq!(files.0[&b"f7"[..]].content, sha256(&noise(507, 1_500_000)).into_bytes());

@@ -1,4 +1,4 @@
-//! What operators and tools see: health, readiness, metrics, reflection.
+//! Interfaces for operators and tools: health, readiness, metrics, reflection.
 
 use integration_tests::daemon::{Daemon, Options};
 use integration_tests::grpc::{Api, block_on};
@@ -40,12 +40,12 @@ fn health_and_readiness_answer_without_a_token(daemon: &Daemon) {
 }
 
 fn metrics(daemon: &Daemon) -> String {
-    // Where it is guarded, a token opens it.
+    // Where access is restricted, a token grants it.
     let answer = Request::new("GET", "/metrics").bearer(daemon.token()).send(&daemon.listen());
     answer.expect(200).text()
 }
 
-/// Sum of all series of a metric whose labels have the text.
+/// Returns the sum of all series of a metric whose labels contain the text.
 fn value(metrics: &str, name: &str, label: &str) -> f64 {
     metrics
         .lines()
@@ -60,7 +60,7 @@ fn metrics_count_builds_bytes_and_registry_requests(daemon: &Daemon) {
     daemon.build_ok("counted:1", "counted", &[]);
     daemon.build("counted:1", "counted", &["--target", "nope"]).expect_code(1);
     let total = |metrics: &str, label: &str| value(metrics, "hearth_builds_total", label);
-    // A build is counted a moment after its watchers have seen its end.
+    // A build is counted a moment after its watchers have received its end.
     wait::poll(seconds(5), || (total(&metrics(daemon), "failed") > total(&before, "failed")).then_some(()));
     let after = metrics(daemon);
     for label in ["succeeded", "failed"] {

@@ -258,7 +258,7 @@ fn a_path_alone_is_a_pack(daemon: &Daemon) {
 }
 
 fn the_pack_of_a_build_is_dropped_when_it_ends(daemon: &Daemon) {
-    // What was sent is kept for the next pack of the directory, below `packs`; the pack itself goes.
+    // Content that was sent is kept for the next pack of the directory, below `packs`; the pack itself is removed.
     let before = blobs(daemon);
     for (dockerfile, code) in [("FROM scratch\nCOPY small /\n", 0), ("FROM scratch\nCOPY not-there /\n", 1)] {
         let work = tempfile::tempdir_in(daemon.directory()).unwrap();
@@ -274,7 +274,7 @@ fn the_pack_of_a_build_is_dropped_when_it_ends(daemon: &Daemon) {
     });
 }
 
-/// Files of a registry below the state directory, with their sizes, buildkitd's own ones aside.
+/// Returns the files of a registry below the state directory with their sizes, except buildkitd's own ones.
 fn blobs(daemon: &Daemon) -> Vec<(String, u64)> {
     let mut command = Command::new("find");
     command.arg(daemon.state()).args([
@@ -331,7 +331,7 @@ fn a_failed_pack_leaves_no_file(daemon: &Daemon) {
     let failed = daemon.hearth(&["pack", text(&tree), "-o", text(&output.join("x.tar"))]);
     failed.expect_code(1).says(&["zz-fifo"]);
     assert_eq!(fs::read_dir(&output).unwrap().count(), 0, "nothing is left of the archive");
-    // What was there before stays as it was.
+    // An existing file stays as it was.
     fs::write(output.join("x.tar"), "before").unwrap();
     daemon.hearth(&["pack", text(&tree), "-o", text(&output.join("x.tar"))]).expect_code(1);
     assert_eq!(fs::read_to_string(output.join("x.tar")).unwrap(), "before");

@@ -1,4 +1,4 @@
-//! Packs that cannot succeed: each says why, and leaves nothing behind.
+//! Packs that cannot succeed: each reports why, and leaves nothing behind.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -38,7 +38,7 @@ fn names(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
-/// A small file system, unmounted at the end.
+/// A small file system; dropping it unmounts.
 struct Small(PathBuf);
 
 impl Small {
@@ -69,13 +69,13 @@ fn a_full_disk_leaves_no_file(daemon: &Daemon) {
     daemon.hearth(&["pack", text(&tree), "-o", text(&small.0.join("x.tar"))]).expect_code(1);
     assert_eq!(fs::read_to_string(small.0.join("x.tar")).unwrap(), "before");
 
-    // A cache without room costs the next pack time, and this one nothing.
+    // A cache without free space makes the next pack slower, but does not affect this one.
     let mut command = daemon.client();
     command.env("XDG_CACHE_HOME", &small.0).args(["pack", text(&tree), "-o"]);
     process::run(command.arg(work.path().join("y.tar")), seconds(60)).expect_code(0);
 }
 
-/// A pack that takes long without filling the disk: a file that is almost nothing but a hole.
+/// Starts a pack that takes long without filling the disk: its file is almost entirely a hole.
 fn long_pack(daemon: &Daemon, work: &Path) -> process::Running {
     let (tree, output) = (work.join("tree"), work.join("out"));
     fs::create_dir(&tree).unwrap();
@@ -111,7 +111,7 @@ fn a_killed_pack_leaves_no_file(daemon: &Daemon) {
     assert!(names(&work.path().join("out")).is_empty());
 }
 
-/// Makes a special file.
+/// Function that makes a special file at a path.
 type Make<'a> = &'a dyn Fn(&Path);
 
 fn what_an_image_cannot_hold_is_named(daemon: &Daemon) {
@@ -137,7 +137,7 @@ fn what_an_image_cannot_hold_is_named(daemon: &Daemon) {
     }
 }
 
-/// Runs a pack as root without the right to read everything.
+/// Runs a pack as root without the capability to read everything.
 fn pack_without_privilege(daemon: &Daemon, tree: &Path, output: &Path) -> Output {
     let client = daemon.client();
     let mut command = Command::new("setpriv");

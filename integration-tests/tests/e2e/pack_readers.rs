@@ -1,5 +1,5 @@
-//! Packed archives in the hands of programs that are not ours: each unpacks one, and what comes out is
-//! compared entry by entry with what went in.
+//! Packed archives in programs that are independent of Hearth: each unpacks one, and the result is compared with the
+//! source entry by entry.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -32,7 +32,7 @@ pub fn group() -> Group {
     )
 }
 
-/// One of everything that a pack keeps.
+/// Writes one of every kind of entry that a pack keeps.
 fn write_tree(dir: &Path) {
     let at = |name: &[u8]| dir.join(OsStr::from_bytes(name));
     let deep = "d".repeat(120);
@@ -70,12 +70,12 @@ fn write_tree(dir: &Path) {
 struct Seen {
     mode: u32,
     content: Vec<u8>,
-    /// The first name of the same file.
+    /// First name of the same file.
     same_as: PathBuf,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-/// Everything below a directory that a pack promises to keep.
+/// Returns everything below a directory that a pack promises to keep.
 fn seen(root: &Path, with_xattrs: bool) -> BTreeMap<PathBuf, Seen> {
     let mut found = BTreeMap::new();
     let mut first_names = BTreeMap::new();
@@ -141,7 +141,7 @@ impl Work {
         self.at(name).to_str().unwrap().to_owned()
     }
 
-    /// Packs the tree; answers with the archive and the image's digest.
+    /// Packs the tree; returns the archive and the image's digest.
     fn pack(&self, daemon: &Daemon, compression: &str) -> (String, String) {
         let archive = self.text(&format!("{compression}.tar"));
         let (tree, options) = (self.text("tree"), ["--tag", TAG, "--compression", compression]);
@@ -149,7 +149,7 @@ impl Work {
         (archive, output.line().to_owned())
     }
 
-    /// The archive as an image layout in a directory.
+    /// Unpacks the archive as an image layout; returns the directory.
     fn layout(&self, archive: &str) -> PathBuf {
         let layout = PathBuf::from(format!("{archive}.layout"));
         fs::create_dir(&layout).unwrap();
@@ -161,7 +161,7 @@ impl Work {
 
 fn umoci_unpacks_what_was_packed(daemon: &Daemon) {
     let work = Work::new(daemon);
-    // umoci knows zstd from its 0.5 on; Debian 12 has 0.4.
+    // umoci supports zstd from version 0.5 on; Debian 12 has 0.4.
     for compression in ["gzip", "none"] {
         let (archive, _) = work.pack(daemon, compression);
         let layout = work.text(&format!("layout-{compression}"));

@@ -1,4 +1,4 @@
-//! COPY and ADD of what is not in the context: told before anything is sent, wherever BuildKit would fail, and
+//! COPY and ADD of what is not in the context: reported before anything is sent, wherever BuildKit would fail, and
 //! nowhere else.
 
 use std::fs;
@@ -19,23 +19,24 @@ pub fn group() -> Group {
         a_pattern_that_leaves_a_source_out_is_told,
         a_build_after_one_of_a_missing_source_reads_only_the_change,
     ];
-    // One of them counts what the daemon reads.
+    // One of the cases counts the bytes that the daemon reads.
     Group::new("presence", cases).in_sequence()
 }
 
-/// What becomes of a build.
+/// Expected end of a build.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     Built,
-    /// The daemon names this path, and BuildKit would fail for it.
+    /// The daemon reports this path, and BuildKit would fail on it.
     Missing(&'static str),
-    /// The daemon leaves it to BuildKit, which fails.
+    /// The daemon leaves the check to BuildKit, which fails.
     Failed,
 }
 
 use End::{Built, Failed, Missing};
 
-/// A Dockerfile, below `FROM scratch` where it has no FROM of its own. A first line that begins with `--` is options.
+/// A Dockerfile and its expected end. One without a FROM is placed below `FROM scratch`; a first line that begins with
+/// `--` is options.
 type Case = (&'static str, End);
 
 fn context() -> Tree {
@@ -234,7 +235,7 @@ fn buildkit_fails_wherever_the_daemon_does_and_builds_where_it_should(daemon: &D
     assert!(wrong.is_empty(), "{} of them:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// Stage, code and message of an error.
+/// Returns stage, code and message of a failed build.
 fn ours(output: &Output) -> Result<(), (String, String, String)> {
     if output.code == 0 {
         return Ok(());
@@ -244,7 +245,7 @@ fn ours(output: &Output) -> Result<(), (String, String, String)> {
     Err((text("stage"), text("code"), text("message")))
 }
 
-/// What BuildKit itself makes of the same files.
+/// Builds the same files with BuildKit's own client.
 fn buildkits(daemon: &Daemon, options: &[&str]) -> Result<(), String> {
     let directory = daemon.room_files().join("presence/cases");
     let image = format!("{}/presence/with-env:1", daemon.listen());
@@ -283,7 +284,7 @@ fn a_pattern_that_leaves_a_source_out_is_told(daemon: &Daemon) {
 fn a_build_after_one_of_a_missing_source_reads_only_the_change(daemon: &Daemon) {
     const FILES: usize = 300;
     const SIZE: usize = 100_000;
-    // What is pushed is small: the daemon reads that as well.
+    // The pushed image is small, because the daemon reads that as well.
     let good = "FROM scratch AS all\nCOPY . /all/\nFROM scratch\nCOPY --from=all /all/small /\n";
     let mut tree = Tree::new().dockerfile(good).file("small", "small");
     for number in 0..FILES {
@@ -292,7 +293,7 @@ fn a_build_after_one_of_a_missing_source_reads_only_the_change(daemon: &Daemon) 
     daemon.put("presence/large", &tree);
     let dockerfile = daemon.room_files().join("presence/large/Dockerfile");
     daemon.build_ok("presence/large:1", "presence/large", &[]);
-    // A file that was changed a moment ago is read again, as its times tell nothing yet.
+    // A recently changed file is read again, because its times cannot be relied on yet.
     std::thread::sleep(std::time::Duration::from_secs(1));
     daemon.build_ok("presence/large:1", "presence/large", &[]);
     for round in 0..3 {
@@ -307,7 +308,7 @@ fn a_build_after_one_of_a_missing_source_reads_only_the_change(daemon: &Daemon) 
     }
 }
 
-/// Bytes that the daemon has read, of files and of sockets.
+/// Returns the bytes that the daemon has read, from files and sockets.
 fn bytes_read(daemon: &Daemon) -> usize {
     let text = fs::read_to_string(format!("/proc/{}/io", daemon.pid())).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("rchar:")).unwrap();

@@ -1,4 +1,4 @@
-//! A client in another language, with no code of ours: gRPC and reflection are enough to build.
+//! A client in another language, with no code of Hearth: gRPC and reflection are enough to build.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +12,7 @@ use integration_tests::shared_cases;
 use integration_tests::sources::Tree;
 use integration_tests::wait::seconds;
 
-/// Made by `deploy/setup.sh --tests`.
+/// Interpreter that `deploy/setup.sh --tests` installs.
 const PYTHON: &str = "/var/cache/hearth-tests/venv/bin/python";
 
 pub fn group() -> Group {
@@ -63,7 +63,7 @@ fn a_python_client_without_a_token_is_refused(daemon: &Daemon) {
 }
 
 fn a_python_client_runs_a_service_and_follows_its_start(daemon: &Daemon) {
-    // The start is over when the app answers: what it wrote in that very moment may not have been told by then.
+    // The start ends when the app answers: output from that very moment may not have been reported by then.
     let script = "trap 'exit 0' TERM; echo started by $BY; sleep 1; httpd -f -p 8000 -h /site & wait";
     App::script(script).with(&["--expose", PORT]).pack(daemon, "snakes/nest:1");
     let output = self::script("deploy.py", daemon.token(), &[&daemon.listen(), "snakes/nest:1"]);

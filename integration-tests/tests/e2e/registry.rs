@@ -1,4 +1,4 @@
-//! `/v2/`: what the OCI distribution spec asks for, seen by skopeo and by plain HTTP.
+//! `/v2/`: the requirements of the OCI distribution spec, checked with skopeo and with plain HTTP.
 
 use integration_tests::daemon::Daemon;
 use integration_tests::http::{ANY_MANIFEST, Answer, Request};
@@ -32,7 +32,7 @@ pub fn group() -> Group {
     )
 }
 
-/// One repository of the daemon's registry, with the powerful token.
+/// One repository of the daemon's registry, with the token that has every grant.
 struct Repository<'a> {
     address: String,
     token: &'a str,
@@ -56,7 +56,7 @@ impl<'a> Repository<'a> {
         Request::new(method, location).bearer(self.token)
     }
 
-    /// Opens an upload; answers with its location.
+    /// Opens an upload; returns its location.
     #[track_caller]
     fn open(&self) -> String {
         let answer = self.send(&self.request("POST", "blobs/uploads/"));
@@ -88,7 +88,7 @@ impl<'a> Repository<'a> {
         self.send(&request.header("content-type", media_type).body(manifest.to_string()))
     }
 
-    /// A manifest with one layer whose blobs are there.
+    /// Uploads a config and a layer; returns a manifest of them.
     fn manifest(&self) -> serde_json::Value {
         let config = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
         let layer = noise(31, 1000);
@@ -125,7 +125,7 @@ fn skopeo_pushes_and_pulls_with_a_basic_token(daemon: &Daemon) {
         assert_eq!(push.code, 0, "push {round}\n{push}");
     }
     assert_eq!(daemon.image("pushed/by-skopeo:1").file("pushed"), "by skopeo");
-    // Inside the room it is an image like any other.
+    // Inside the room, the pushed image is like any other.
     daemon.put(
         "on-pushed",
         &Tree::new().dockerfile("FROM room.meshagent.com/pushed/by-skopeo:1\nCOPY x /\n").file("x", ""),
@@ -163,7 +163,7 @@ fn a_blob_in_one_piece_in_chunks_and_in_a_single_post(daemon: &Daemon) {
     let post = repository.request("POST", &format!("blobs/uploads/?digest={digest}"));
     let answer =
         repository.send(&post.header("content-type", "application/octet-stream").body(content.clone()));
-    // A registry may decline the short cut with 202; then the upload goes on as usual.
+    // A registry may decline the single-request upload with 202; then the upload continues as usual.
     if answer.status == 202 {
         repository.finish(answer.header("location").unwrap(), &content, &digest).expect(201);
     } else {
@@ -236,7 +236,7 @@ fn a_blob_is_mounted_from_another_repository(daemon: &Daemon) {
     let answer = to.send(&to.request("POST", &format!("blobs/uploads/?mount={digest}&from=mounted/from")));
     assert_eq!(answer.expect(201).header("docker-content-digest"), Some(digest.as_str()));
     assert_eq!(to.head_blob(&digest), 200);
-    // Of what the other repository does not have, an upload is opened.
+    // A blob that the other repository does not have opens an upload.
     let unknown = sha256(b"unknown");
     let answer = to.send(&to.request("POST", &format!("blobs/uploads/?mount={unknown}&from=mounted/from")));
     assert!(answer.expect(202).header("location").is_some());

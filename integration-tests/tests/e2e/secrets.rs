@@ -1,4 +1,4 @@
-//! What is secret is found nowhere: no output, database, log or blob.
+//! Secrets appear nowhere: not in output, database, log or blob.
 
 use std::path::Path;
 use std::process::Command;
@@ -23,18 +23,18 @@ pub fn group() -> Group {
     Group::new("secrets", cases)
 }
 
-/// Files below a directory that have the text, plain.
+/// Returns the files below a directory that contain the text in plain.
 fn files_with(directory: &Path, text: &str) -> String {
     let mut grep = Command::new("grep");
     grep.args(["-rlaF", "--", text]).arg(directory);
     let output = process::run(&mut grep, seconds(60));
-    // What other builds leave vanishes meanwhile; nothing else may keep a file from being read.
+    // Files of other builds may vanish meanwhile; no other read error is allowed.
     let vanished = |line: &str| line.ends_with(": No such file or directory");
     assert!(output.code <= 1 || output.stderr.lines().all(vanished), "{output}");
     output.stdout
 }
 
-/// The text is in no file of the state directory and the log, and in no file of an image as pulled.
+/// Asserts that the text is in no file of the state directory, in no log, and in no file of an image as pulled.
 #[track_caller]
 fn nowhere(daemon: &Daemon, text: &str, images: &[&str]) {
     assert_eq!(files_with(&daemon.state(), text), "", "found below the state directory");
@@ -126,7 +126,7 @@ fn tokens_are_in_no_log() {
         assert!(!daemon.log().contains(part), "a token is in the log");
         assert_eq!(files_with(&daemon.state(), part), "");
     }
-    // skopeo sends it as the password of a Basic header.
+    // skopeo sends the token as the password of a Basic header.
     use base64::Engine as _;
     let basic = base64::engine::general_purpose::STANDARD.encode(format!("any:{token}"));
     assert!(!daemon.log().contains(&basic[..60]), "a Basic header is in the log");
@@ -142,7 +142,7 @@ fn a_secret_is_typed_unseen_and_never_cut(daemon: &Daemon) {
     let (code, screen) = typed("typed", "canary-typed-71c2f0");
     assert_eq!(code, 0, "{screen}");
     assert!(!screen.contains("canary"), "{screen}");
-    // The kernel drops what is beyond its buffer, and a secret that was cut would be found at its first use.
+    // The kernel drops input beyond its buffer, and a truncated secret would be noticed only at its first use.
     let (code, screen) = typed("long", &"x".repeat(5_000));
     assert_eq!(code, 2, "{screen}");
     assert!(screen.contains("4095 bytes") && screen.contains("--from-file"), "{screen}");

@@ -1,4 +1,5 @@
-//! Deploys that cannot be: each is refused before anything changes, with what is wrong and what to do.
+//! Deploys that cannot succeed: each is refused before anything changes, and the error says what is wrong and what to
+//! do.
 
 use std::fs;
 use std::os::unix::fs::symlink;

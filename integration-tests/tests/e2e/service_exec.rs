@@ -1,4 +1,4 @@
-//! One more process in a service: its input and output, its terminal, how it ends, and why it cannot begin.
+//! An additional process in a service: its input and output, its terminal, its exit, and why it cannot start.
 
 use integration_tests::daemon::Daemon;
 use integration_tests::process::{self, Output};
@@ -70,7 +70,7 @@ fn a_terminal_is_one_inside_and_is_as_it_was_afterwards(daemon: &Daemon) {
     terminal.press("a line\r");
     let (code, screen) = terminal.end();
     assert_eq!(code, 5, "{screen:?}");
-    // `a line` comes back from the terminal inside, once.
+    // The terminal inside echoes `a line` once.
     let shown: Vec<&str> = screen.lines().map(|line| line.trim_end_matches('\r')).collect();
     assert_eq!(shown, ["all xterm", "33 99", "ready", "a line", "got a line", "as before"], "{screen:?}");
 }
@@ -90,18 +90,18 @@ fn keys_and_the_size_of_the_window_reach_the_process(daemon: &Daemon) {
     terminal.shows("44 111");
     terminal.press("\x03");
     terminal.shows("caught");
-    // The second one is not caught.
+    // The second Ctrl-C is not caught.
     terminal.press("\x03");
     let (code, screen) = terminal.end();
     assert_eq!(code, 130, "{screen:?}");
-    // A shell that its user goes away from is not left behind.
+    // A shell is not left behind when its user disconnects.
     let shells = || exec(daemon, "keys", &["sh", "-c", "ps | grep -c [s]leep.987"]).stdout;
     let terminal =
         Terminal::run(daemon, "exec \"$HEARTH\" services exec -it keys -- sh -c 'echo in; sleep 987'");
     terminal.shows("in");
     assert_ne!(shells(), "0\n");
     drop(terminal);
-    wait::until(seconds(20), "it ends with its terminal", || shells() == "0\n");
+    wait::until(seconds(20), "the shell ends with its terminal", || shells() == "0\n");
 }
 
 fn a_terminal_without_a_keyboard_is_refused_or_shown(daemon: &Daemon) {

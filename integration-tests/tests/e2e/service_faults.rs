@@ -1,5 +1,5 @@
-//! Things break under services: the daemon, containerd, a shim or the app is killed, everything at once, the disk is
-//! full. After that the right revision serves, and nothing of another is left.
+//! Faults under services: the daemon, containerd, a shim or the app is killed, everything at once, or the disk is full.
+//! Afterwards the right revision serves, and nothing of another one is left.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub fn group() -> Group {
     Group::new("service-faults", cases).in_sequence()
 }
 
-/// A daemon with the service `web` at `web.test`, which shows `one`.
+/// Starts a daemon with the service `web` at `web.test`, which shows `one`.
 fn with_web(name: &str) -> Daemon {
     let daemon = Daemon::start(Options::room(name));
     App::page("one\n").pack(&daemon, "web:1");
@@ -38,8 +38,8 @@ fn with_web(name: &str) -> Daemon {
     daemon
 }
 
-/// The apps of services of this daemon: each is `httpd`, in a tree of a shim that names the state directory. What `httpd`
-/// forks for a request, such as a probe's, is not one.
+/// Returns the apps of this daemon's services: each is `httpd`, in a tree of a shim that names the state directory.
+/// Processes that `httpd` forks for a request, such as a probe's, are not included.
 fn apps(daemon: &Daemon) -> Vec<Process> {
     let tree: Vec<Process> = shims(daemon).iter().flat_map(|shim| process::tree_of(shim.pid)).collect();
     let is_httpd = |process: &&Process| process.command.starts_with("httpd");
@@ -47,7 +47,7 @@ fn apps(daemon: &Daemon) -> Vec<Process> {
     tree.iter().filter(is_httpd).filter(|process| !servers.contains(&process.parent)).cloned().collect()
 }
 
-/// One instance runs, and the page is this one.
+/// Waits until one instance runs and the page has this text.
 #[track_caller]
 fn settles_on(daemon: &Daemon, text: &str) {
     let shown = || {
@@ -66,10 +66,10 @@ fn a_service_lives_through_the_death_of_its_daemon() {
     daemon.kill9();
     std::thread::sleep(seconds(1));
     daemon.restart();
-    assert_eq!(page(&daemon, "web.test"), "one\n", "ready means that it is reached");
+    assert_eq!(page(&daemon, "web.test"), "one\n", "a ready daemon routes to the service");
     let after = apps(&daemon);
     assert_eq!(after.iter().map(|app| app.pid).collect::<Vec<_>>(), [before[0].pid], "the same process");
-    // It can be changed as before.
+    // The service can be changed as before.
     daemon.hearth_ok(&["deploy", "--tag", "web:2"]);
     settles_on(&daemon, "two\n");
 }
@@ -78,7 +78,7 @@ fn a_graceful_end_leaves_services_running_and_takes_them_back() {
     let daemon = with_web("paused");
     let before = apps(&daemon);
     assert!(daemon.terminate().success());
-    assert_eq!(apps(&daemon).len(), 1, "it runs on");
+    assert_eq!(apps(&daemon).len(), 1, "the app keeps running");
     daemon.restart();
     assert_eq!(page(&daemon, "web.test"), "one\n");
     assert_eq!(apps(&daemon)[0].pid, before[0].pid);
@@ -87,7 +87,7 @@ fn a_graceful_end_leaves_services_running_and_takes_them_back() {
 fn a_daemon_killed_at_any_step_of_an_update_brings_it_to_its_end() {
     let daemon = with_web("stepwise");
     let mut next = 2;
-    // An update takes some two seconds and a half: a start, the look at it, the switch, the end of the old one.
+    // An update takes about two and a half seconds: start, health check, switch, end of the old instance.
     for after in [0, 30, 80, 150, 400, 1200, 2150, 2300, 2500] {
         let tag = format!("web:{next}");
         let output = daemon.hearth_ok(&["deploy", "--tag", &tag, "--no-wait"]);
@@ -106,7 +106,7 @@ fn a_service_lives_through_the_death_of_containerd() {
     let containerd = process::tree_of(daemon.pid()).into_iter().find(|process| process.name == "containerd");
     process::signal(containerd.expect("a containerd").pid, Signal::KILL);
     for _ in 0..20 {
-        assert_eq!(page(&daemon, "web.test"), "one\n", "it serves meanwhile");
+        assert_eq!(page(&daemon, "web.test"), "one\n", "the service answers meanwhile");
         std::thread::sleep(Duration::from_millis(20));
     }
     wait::until(seconds(20), "containerd is back", || daemon.status_of("/readyz") == Some(200));
@@ -125,18 +125,18 @@ fn an_app_a_shim_and_an_instance_that_are_killed_come_back() {
     settles_on(&daemon, "one\n");
     process::signal(shims(&daemon)[0].pid, Signal::KILL);
     settles_on(&daemon, "one\n");
-    // Both at once, and while nobody looks.
+    // Kills both at once, while the daemon is down.
     daemon.kill9();
     for process in apps(&daemon).iter().chain(&shims(&daemon)) {
         process::signal(process.pid, Signal::KILL);
     }
     daemon.restart();
     settles_on(&daemon, "one\n");
-    // One that ends again and again waits longer and longer, and says why.
+    // An app that exits repeatedly waits longer each time, and the service reports why.
     App::script("echo it hurts; sleep 0.3; exit 5").pack(&daemon, "sick:1");
-    // Without a port it is live as soon as it runs, or has failed by then.
+    // Without a port, the app counts as live as soon as it runs, unless it has failed by then.
     daemon.hearth(&["deploy", "--tag", "sick:1"]);
-    wait::until(seconds(30), "how it ended is told", || {
+    wait::until(seconds(30), "the exit of the app is reported", || {
         daemon.hearth_ok(&["services", "show", "sick"]).stdout.contains("exit code 5")
     });
 }
@@ -144,7 +144,7 @@ fn an_app_a_shim_and_an_instance_that_are_killed_come_back() {
 fn after_a_reboot_services_come_back() {
     let daemon = with_web("reborn");
     daemon.kill9();
-    // As a power cut: every process, mount and link is gone, the state directory is there.
+    // Simulates a power cut: every process, mount and link is gone, the state directory is there.
     for process in apps(&daemon).iter().chain(&shims(&daemon)) {
         process::signal(process.pid, Signal::KILL);
     }
@@ -181,7 +181,7 @@ fn a_full_disk_is_named_and_the_old_revision_serves_on() {
     );
     App::page("one\n").pack(&daemon, "web:1");
     daemon.hearth_ok(&["deploy", "--tag", "web:1", "--domain", "web.test", "--public"]);
-    // Small as a layer, too large unpacked.
+    // The image is small as a layer and too large unpacked.
     let zeros = "0".repeat(200 << 20);
     App::page("large\n").file("zeros", &zeros).pack(&daemon, "web:large");
     let output = daemon.hearth(&["deploy", "--tag", "web:large"]);

@@ -1,12 +1,12 @@
-//! containerd, a shim or an app is killed at each step of an update of a service that people reach.
+//! Kills containerd, a shim or an app at each step of an update of a service under traffic.
 //!
 //! | killed | the new one's shim or app | the old one's, in its drain | containerd |
 //! |---|---|---|---|
-//! | serves meanwhile | the old one until the switch | the new one | whoever served |
-//! | serves in the end | the new one: an instance that something else ended is started again | the new one | the new one |
+//! | serves meanwhile | the old one until the switch | the new one | the one that served before |
+//! | serves in the end | the new one: an instance ended from outside is started again | the new one | the new one |
 //!
-//! An old one that ends before the switch is started again beside the new one. What is killed again and again before
-//! it serves fails, and the old one serves on.
+//! An old instance that ends before the switch is started again beside the new one. A new instance that is killed
+//! repeatedly before it serves fails, and the old one continues to serve.
 
 use integration_tests::daemon::Options;
 use integration_tests::lone_cases;
@@ -55,7 +55,7 @@ fn a_revision_that_is_killed_whenever_it_starts_fails_and_the_old_one_serves_on(
 
 fn a_service_whose_old_instance_ends_in_an_update_is_served_by_another_of_it() {
     let mut world = World::start(Options::room("kill-old"));
-    // By itself, and by another's hand.
+    // The app exits by itself on SIGTERM, or is killed.
     for signal in [Signal::TERM, Signal::KILL] {
         world.update_whose_old_app_ends(signal);
     }

@@ -1,4 +1,5 @@
-//! Apps as they are met: that listen too late or for themselves alone, redirect, die young, hang on, or come back.
+//! Apps with common faults: they listen too late or on loopback only, redirect, exit early, hang at the end, or
+//! recover.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -63,7 +64,7 @@ fn a_login_at_the_health_path_is_shown_and_a_redirect_is_healthy(daemon: &Daemon
     let flags = ["--liveness", "/cgi-bin/health", "--timeout", "2s"];
     fails(daemon, &[&["--tag", "login:1"], &flags[..]].concat(), &["401", "the body says more"]);
     app("301 Moved Permanently\\r\\nLocation: https://elsewhere.test/").pack(daemon, "moved:1");
-    // 200 to 399 are healthy.
+    // Status codes from 200 to 399 are healthy.
     deploy(daemon, &[&["--tag", "moved:1"], &flags[..]].concat());
     let shown = daemon.hearth_ok(&["services", "show", "moved"]).stdout;
     assert!(shown.contains("answered 301"), "{shown}");
@@ -85,11 +86,15 @@ fn an_app_that_takes_no_notice_of_its_stop_signal_is_killed(daemon: &Daemon) {
     let begun = Instant::now();
     daemon.hearth_ok(&["services", "rm", "deaf", "--grace", "1s"]);
     assert!(begun.elapsed() < seconds(8), "{:?}", begun.elapsed());
-    assert!(begun.elapsed() >= Duration::from_millis(900), "it had its second: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() >= Duration::from_millis(900),
+        "the app had its second to stop: {:?}",
+        begun.elapsed()
+    );
 }
 
 fn requests_wait_while_an_app_comes_back(daemon: &Daemon) {
-    // Ends when it is asked for this page, and is started again.
+    // Exits when this page is requested, and is started again.
     let end = "#!/bin/sh\nkill -9 $(cat /tmp/pid)\n";
     let script = "mkdir -p /site/cgi-bin; cp /end /site/cgi-bin/end; chmod 755 /site/cgi-bin/end; \
                   httpd -f -p 8000 -h /site & echo $! > /tmp/pid; wait";
@@ -106,7 +111,7 @@ fn requests_wait_while_an_app_comes_back(daemon: &Daemon) {
 }
 
 fn a_crash_loop_waits_longer_and_says_why(daemon: &Daemon) {
-    // Live for as long as it takes to be trusted, and then again and again not.
+    // The app runs long enough to become live, and then fails repeatedly.
     let script =
         "httpd -f -p 8000 -h /site & if [ -e /data/sick ]; then sleep 0.2; echo sick; exit 6; fi; wait";
     App::script(script).with(&["--expose", PORT]).pack(daemon, "loop:1");
@@ -114,7 +119,7 @@ fn a_crash_loop_waits_longer_and_says_why(daemon: &Daemon) {
     deploy(daemon, &["--tag", "loop:1", "--room-mount", "loop:/data"]);
     daemon.put("loop", &Tree::new().file("sick", ""));
     daemon.hearth(&["services", "exec", "loop", "--", "sh", "-c", "kill -9 $(pidof httpd)"]);
-    wait::until(seconds(30), "a crash loop is told, with how the app ended", || {
+    wait::until(seconds(30), "the crash loop is reported, with the app's exit", || {
         let shown = daemon.hearth_ok(&["services", "show", "loop"]).stdout;
         shown.contains("crash_loop") && shown.contains("exit code 6")
     });
@@ -133,7 +138,7 @@ fn a_followed_log_goes_on_over_an_update_and_ends_with_the_service(daemon: &Daem
     deploy(daemon, &["--tag", "follow:2"]);
     std::thread::sleep(seconds(1));
     daemon.hearth_ok(&["services", "rm", "follow"]);
-    let output = follow.finish(seconds(20)).expect("it ends with the service");
+    let output = follow.finish(seconds(20)).expect("the app ends with the service");
     assert!(output.stdout.contains("hello-one") && output.stdout.contains("hello-two"), "{output}");
 }
 
@@ -213,14 +218,14 @@ fn a_daemon_uses_the_containerd_that_it_is_told() {
     uses_where_it_is_told("containerd", "guest");
 }
 
-/// A daemon of this room runs a service on a containerd that is not its own.
+/// Asserts that a daemon of this room runs a service on a containerd that it did not start.
 pub fn uses_where_it_is_told(program: &str, room: &str) {
     let directory = tempfile::tempdir().unwrap();
     let containerd = Containerd::start_program(program, directory.path());
     let socket = directory.path().join("socket");
     let daemon = Daemon::start(Options::room(room).arguments(&["--containerd", socket.to_str().unwrap()]));
     let own = process::tree_of(daemon.pid()).into_iter().any(|process| process.name == "containerd");
-    assert!(!own, "it starts none of its own");
+    assert!(!own, "the daemon starts no containerd of its own");
     App::page("guest\n").pack(&daemon, "guest:1");
     daemon.hearth_ok(&["deploy", "--tag", "guest:1", "--domain", "guest.test", "--public"]);
     assert_eq!(page(&daemon, "guest.test"), "guest\n");

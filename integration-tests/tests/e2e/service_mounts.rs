@@ -1,5 +1,5 @@
-//! Images that services mount: which image it is, is settled when the mount is given, and the image stays as long as
-//! it is needed. Tags move and go, the daemon dies, and the service reads what it read before.
+//! Images that services mount: the image is resolved when the mount is given, and is kept as long as it is needed. Tags
+//! move and disappear, the daemon is killed, and the service reads the same content as before.
 
 use integration_tests::daemon::{Daemon, Options};
 use integration_tests::http::Request;
@@ -20,7 +20,7 @@ pub fn group() -> Group {
     Group::new("service-mounts", cases).in_sequence()
 }
 
-/// Makes `assets:1` say this.
+/// Packs an image with this text as `assets:1`.
 #[track_caller]
 fn assets(daemon: &Daemon, text: &str) {
     pack(daemon, "assets:1", text);
@@ -33,7 +33,7 @@ fn pack(daemon: &Daemon, tag: &str, text: &str) {
     daemon.hearth_ok(&["pack", directory.path().to_str().unwrap(), "--tag", tag]);
 }
 
-/// A service `web` at `web.test` with `assets:1` at `/assets`.
+/// Starts a daemon with a service `web` at `web.test` that mounts `assets:1` at `/assets`.
 fn with_assets(name: &str, more: &[&str]) -> Daemon {
     with_assets_in(Options::room(name), more)
 }
@@ -54,7 +54,7 @@ fn font(daemon: &Daemon, target: &str) -> String {
     inside(daemon, &format!("cat {target}/share/font"))
 }
 
-/// What a command says inside of the service.
+/// Runs a command inside of the service; returns its output.
 #[track_caller]
 fn inside(daemon: &Daemon, command: &str) -> String {
     daemon.hearth_ok(&["services", "exec", "web", "--", "sh", "-c", command]).stdout
@@ -67,14 +67,17 @@ fn a_moved_tag_of_a_mounted_image_changes_nothing_until_the_mount_is_given_again
     daemon.hearth_ok(&["services", "restart", "web"]);
     assert_ne!(inside(&daemon, "hostname -i"), before, "another instance");
     assert_eq!(font(&daemon, "/assets"), "first\n");
-    // What is not mentioned is kept as it is.
+    // Settings that the deploy does not mention are kept.
     daemon.hearth_ok(&["deploy", "--tag", "web:2"]);
     assert_eq!((page(&daemon, "web.test").as_str(), font(&daemon, "/assets").as_str()), ("two\n", "first\n"));
     let yaml = daemon.hearth_ok(&["services", "show", "web", "-o", "yaml"]).stdout;
-    assert!(yaml.contains("assets:1") && !yaml.contains("assets:1@"), "shown as it was asked for: {yaml}");
+    assert!(
+        yaml.contains("assets:1") && !yaml.contains("assets:1@"),
+        "the mount is shown as it was given: {yaml}"
+    );
     daemon.hearth_ok(&["deploy", "--tag", "web:2", "--image-mount", "assets:1=/assets"]);
     assert_eq!(font(&daemon, "/assets"), "moved\n");
-    // A revision is all that it was.
+    // A rollback restores all settings of the revision.
     daemon.hearth_ok(&["services", "rollback", "web", "1"]);
     assert_eq!((page(&daemon, "web.test").as_str(), font(&daemon, "/assets").as_str()), ("one\n", "first\n"));
 }
@@ -92,7 +95,7 @@ fn a_mounted_image_outlives_its_tag_and_cannot_be_deleted() {
     assert!((400..500).contains(&refused.status) && refused.text().contains("web"), "{refused:?}");
     daemon.hearth_ok(&["services", "restart", "web"]);
     assert_eq!(font(&daemon, "/assets"), "first\n");
-    // Nobody needs it any more.
+    // Nothing needs the image any more.
     daemon.hearth_ok(&["services", "rm", "web"]);
     assert_eq!(delete().status, 202);
 }
@@ -101,11 +104,11 @@ fn after_the_death_of_the_daemon_a_service_is_replaced_and_reads_its_mounted_ima
     let daemon = with_assets("widowed", &["--image-mount", "assets:1=/copy:rw"]);
     let written = "echo mine > /copy/share/font && cat /copy/share/font";
     assert_eq!(inside(&daemon, written), "mine\n");
-    // Whatever becomes of the tag meanwhile.
+    // Changes of the tag meanwhile have no effect.
     assets(&daemon, "moved\n");
     daemon.kill9();
     daemon.restart();
-    assert_eq!(page(&daemon, "web.test"), "one\n", "it serves until another does");
+    assert_eq!(page(&daemon, "web.test"), "one\n", "the old instance serves until another does");
     let reads = || {
         let seen = daemon.hearth(&[
             "services",

@@ -57,7 +57,7 @@ fn a_deploy_returns_when_people_reach_the_service(daemon: &Daemon) {
     assert_eq!(get(daemon, "nobody.test", "/").status, 404);
 }
 
-/// The way of the page that the product is built from.
+/// Follows the workflow of the web page that the product is designed from.
 fn files_of_the_room_become_a_service_that_people_reach(daemon: &Daemon) {
     let base = daemon.base_image();
     let dockerfile = format!(
@@ -111,7 +111,7 @@ fn a_directory_is_built_and_deployed_by_one_command(daemon: &Daemon) {
     let told_json: serde_json::Value = serde_json::from_slice(&fs::read(&told).unwrap()).unwrap();
     assert_eq!(told_json["digest"].as_str(), Some(&*digest), "{told_json}");
 
-    // What cannot be built is not deployed, and leaves the files of the last one.
+    // A failed build is not deployed, and leaves the files of the last one.
     fs::write(work.join("Dockerfile"), dockerfile.replace("COPY more", "COPY nothing")).unwrap();
     let failed = deploy("two", "sent/app:two");
     assert_ne!(failed.code, 0, "{failed}");
@@ -120,7 +120,7 @@ fn a_directory_is_built_and_deployed_by_one_command(daemon: &Daemon) {
     assert_eq!((fs::read_to_string(&id).unwrap(), daemon.tag_digest("sent/app", "two")), (digest, None));
 }
 
-/// What a command says inside of a service.
+/// Runs a command inside of a service; returns its output.
 #[track_caller]
 fn inside(daemon: &Daemon, service: &str, command: &str) -> String {
     daemon.hearth_ok(&["services", "exec", service, "--", "sh", "-c", command]).stdout
@@ -172,7 +172,7 @@ fn a_revision_that_fails_takes_no_traffic_and_says_why(daemon: &Daemon) {
         let output = daemon.hearth(&[&["deploy", "--tag", tag], more].concat());
         assert_ne!(output.code, 0, "{tag}\n{output}");
         output.says(says);
-        assert_eq!(page(daemon, "steady.test"), "good\n", "the one before serves on");
+        assert_eq!(page(daemon, "steady.test"), "good\n", "the previous revision continues to serve");
     };
     let exits = App::script("echo about to fail; echo the reason >&2; exit 3");
     fails("steady:exits", exits, &[], &["3", "the reason"]);
@@ -284,7 +284,7 @@ fn the_name_in_the_tokens_is_given_once_and_kept(daemon: &Daemon) {
     daemon.hearth_ok(&["services", "restart", "named"]);
     assert_eq!(name(), "front-desk");
     daemon.hearth_ok(&["services", "rollback", "named", "1"]);
-    assert_eq!(name(), "named", "what revision 1 had");
+    assert_eq!(name(), "named", "the settings of revision 1");
     let output = daemon.hearth(&["deploy", "--tag", "named:1", "--identity", ""]);
     output.expect_code(2).says(&["identity"]);
 }
@@ -381,7 +381,7 @@ fn a_manifest_can_be_shown_and_applied(daemon: &Daemon) {
     assert!(inside(daemon, "manifest", "env").contains("A=2\n"), "{yaml}");
     assert_eq!(page(daemon, "manifest.test"), "manifest\n");
 
-    // A file with its text, shown and taken as it was given.
+    // An inline file is shown with the text with which it was given.
     let text = "# of the manifest\nlisten: 8000\n";
     let storage = format!(
         "  storage: {{files: [{{path: /etc/app/conf, text: {}}}, {{path: /etc/own, text: mine, read_only: false}}]}}\n",
@@ -413,7 +413,7 @@ fn a_dry_run_changes_nothing(daemon: &Daemon) {
 }
 
 fn memory_that_runs_out_is_named(daemon: &Daemon) {
-    // tail keeps all of a line that does not end.
+    // tail keeps a line without an end in memory.
     let app = App::script("tail -n 1 /dev/zero").with(&["--expose", PORT]);
     app.pack(daemon, "hungry:1");
     let output = daemon.hearth(&["deploy", "--tag", "hungry:1", "--memory", "32m"]);
@@ -457,7 +457,7 @@ fn a_service_that_may_not_run_twice_is_recreated(daemon: &Daemon) {
     deploy(daemon, &["--tag", "alone:1", "--env", "AGAIN=1"]);
     assert_eq!(page(daemon, "alone.test"), "script\n");
     daemon.hearth_ok(&["services", "rm", "alone"]);
-    assert!(!daemon.room_files().join("alone/lock/held").exists(), "it had its stop signal");
+    assert!(!daemon.room_files().join("alone/lock/held").exists(), "the app received its stop signal");
 }
 
 fn an_app_in_tcp_is_live_when_it_takes_connections(daemon: &Daemon) {
@@ -475,5 +475,7 @@ fn a_deploy_that_nobody_waits_for_becomes_live_by_itself(daemon: &Daemon) {
     let output =
         daemon.hearth_ok(&["deploy", "--tag", "left:1", "--domain", "left.test", "--public", "--no-wait"]);
     assert!(!output.stdout.is_empty(), "{output}");
-    wait::until(seconds(30), "it becomes live by itself", || get(daemon, "left.test", "/").status == 200);
+    wait::until(seconds(30), "the service becomes live by itself", || {
+        get(daemon, "left.test", "/").status == 200
+    });
 }

@@ -66,7 +66,7 @@ fn a_put_replaces_a_file_as_a_whole(daemon: &Daemon) {
     fs::write(&from, "a long first version").unwrap();
     daemon.hearth_ok(&["storage", "put", text(&from), "replaced/file"]);
     let stored = daemon.room_files().join("replaced/file");
-    // A reader that has the old file open keeps it whole.
+    // A reader that has the old file open still reads all of it.
     let mut old = fs::File::open(&stored).unwrap();
     fs::write(&from, "second").unwrap();
     daemon.hearth_ok(&["storage", "put", text(&from), "replaced/file"]);
@@ -102,7 +102,7 @@ fn a_write_that_breaks_off_leaves_the_old_file(daemon: &Daemon) {
             sender.send(chunk(&noise(5, 500_000))).await.unwrap();
             tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         };
-        // Dropping the call in the middle resets its stream, as a client that dies does.
+        // Dropping the call in the middle resets its stream, like the death of a client.
         tokio::select! {
             () = feed => {}
             answer = write => panic!("answered in the middle: {answer:?}"),
@@ -111,7 +111,7 @@ fn a_write_that_breaks_off_leaves_the_old_file(daemon: &Daemon) {
     std::thread::sleep(std::time::Duration::from_millis(500));
     let directory = daemon.room_files().join("broken");
     assert_eq!(fs::read_to_string(directory.join("file")).unwrap(), "old");
-    assert_eq!(fs::read_dir(directory).unwrap().count(), 1, "nothing is left of the half write");
+    assert_eq!(fs::read_dir(directory).unwrap().count(), 1, "nothing is left of the interrupted write");
 }
 
 fn a_write_of_another_size_than_declared_is_refused(daemon: &Daemon) {

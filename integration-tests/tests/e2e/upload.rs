@@ -1,4 +1,4 @@
-//! Packs sent by content: what the room has stays where it is, and nobody gets what is not his.
+//! Packs sent by content: content that the room has is not sent again, and nobody gets the content of another caller.
 
 #[path = "upload/wire.rs"]
 mod wire;
@@ -64,7 +64,7 @@ fn sample() -> Tree {
         .file("large", noise(31, 3_000_000))
 }
 
-/// Packs a directory into the room; gives `--json`.
+/// Packs a directory into the room; returns the output of `--json`.
 #[track_caller]
 fn pack(daemon: &Daemon, tree: &Path, tag: &str, more: &[&str]) -> Value {
     daemon.hearth_ok(&[&["pack", text(tree), "--tag", tag, "--json"], more].concat()).json()
@@ -107,7 +107,7 @@ fn an_image_of_the_room_has_the_digest_of_a_local_pack(daemon: &Daemon) {
             assert_eq!(in_room["digest"], local.as_str(), "{flags:?}");
             assert_eq!(daemon.tag_digest("same", "1"), Some(local));
             let kept = fs::read(daemon.room_files().join("packs/same.tar")).unwrap();
-            assert!(kept == fs::read(&file).unwrap(), "the archive in room storage is another: {flags:?}");
+            assert!(kept == fs::read(&file).unwrap(), "the archive in room storage differs: {flags:?}");
         }
     }
     // A base is sent with the image, as one archive.
@@ -124,10 +124,10 @@ fn an_image_of_the_room_has_the_digest_of_a_local_pack(daemon: &Daemon) {
 
 fn a_pack_and_room_storage_give_the_same_layers(daemon: &Daemon) {
     let work = tempfile::tempdir_in(daemon.directory()).unwrap();
-    // Into the root: a directory that COPY makes has the time of its making.
+    // Copies into the root, because a directory that COPY creates has the time of its creation.
     sample().dockerfile("FROM scratch\nCOPY . /\n").write(work.path());
     fs::hard_link(work.path().join("index.html"), work.path().join("z")).unwrap();
-    // A pack has no times, and its root no mode of its own.
+    // A pack has no times, and its root has no mode of its own.
     let stored = daemon.room_files().join("as-pack");
     process::run(Command::new("cp").arg("-a").arg(work.path()).arg(&stored), seconds(30)).expect_code(0);
     fs::set_permissions(&stored, fs::Permissions::from_mode(0o755)).unwrap();
@@ -158,7 +158,7 @@ fn a_change_that_keeps_size_and_times_reaches_the_image(daemon: &Daemon) {
 
 fn a_client_killed_while_it_sends_goes_on_where_it_was() {
     let daemon = Daemon::start(Options::room("upload-client"));
-    // In a block of its own: what is below the daemon's directory goes before it.
+    // A function of its own, so that everything below the daemon's directory is dropped before the daemon retires.
     killed_and_again(&daemon);
     assert_eq!(daemon.retire(), Vec::<String>::new());
 }
@@ -173,12 +173,12 @@ fn killed_and_again(daemon: &Daemon) {
     let mut command = daemon.client();
     command.args(["pack", text(work.path()), "--tag", "killed:1"]);
     let running = process::start(&mut command);
-    // Some of it has come when the client dies.
+    // The client is killed after a part of the content has arrived.
     wait::until(seconds(60), "content arrives", || arrived() > before + 3_000_000);
     running.signal(Signal::KILL);
     running.finish(seconds(10));
     assert_eq!(daemon.tag_digest("killed", "1"), None);
-    // What was on its way when the stream broke is made durable first.
+    // Content that was in transit when the stream broke is made durable first.
     wait::until(seconds(20), "the daemon is done with the first", || {
         let one = arrived();
         std::thread::sleep(seconds(1));
@@ -234,7 +234,7 @@ fn named_again(daemon: &Daemon) {
     let (tree, local) = (work.path().join("tree"), work.path().join("local.tar"));
     sample().write(&tree);
     let mut first = pack(daemon, &tree, "again:1", &[]);
-    // From here on nothing can be read of what was sent.
+    // From here on, the content that was sent cannot be read.
     for entry in fs::read_dir(daemon.state().join("packs/content")).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "content") {
@@ -250,12 +250,12 @@ fn named_again(daemon: &Daemon) {
         assert_eq!(daemon.image("again:2").file("index.html"), "<h1>hi</h1>\n");
         daemon.hearth_ok(&["pack", text(&tree), "--tag", "again:2", "-o", text(&local)]);
         let (stored, local) = (fs::read(daemon.room_files().join("packs/again.tar")), fs::read(&local));
-        assert!(stored.unwrap() == local.unwrap(), "the archive is another");
+        assert!(stored.unwrap() == local.unwrap(), "the archive differs");
         first = second;
         daemon.kill9();
         daemon.restart();
     }
-    // With another config, or when its layer is lost, it would have to be made.
+    // With another config, or when its layer is lost, the image would have to be made again.
     let refused = daemon.hearth(&["pack", text(&tree), "--tag", "again:3", "--label", "a=b"]);
     refused.expect_code(1);
     assert_eq!(daemon.tag_digest("again", "3"), None);

@@ -1,6 +1,7 @@
-//! Attacks of one caller on another, on the machine or on the room: each must fail, and what honest callers do must not.
+//! Attacks of one caller on another, on the machine or on the room: each must fail, and the work of honest callers must
+//! not.
 //!
-//! One file for each wall in `walls/`, each with a `group()` or several.
+//! Each boundary has one file in `walls/`, with a `group()` or several.
 
 use integration_tests::runner::Group;
 

@@ -1,4 +1,4 @@
-//! This very program in its mode `--serve`, as a service of the room.
+//! This program in its mode `--serve`, as a service of the room.
 
 use std::path::Path;
 use std::process::Command;
@@ -45,11 +45,12 @@ impl Backend {
         Target { address: bench.daemon.ingress(), host: self.host() }
     }
 
-    /// The instance itself.
+    /// Returns the address of the instance itself, without the ingress.
     pub fn direct(&self, bench: &Bench) -> Target {
         let shown = bench.hearth(&["services", "show", &self.name, "--json"]).json();
         let instances = shown["instances"].as_array().expect("instances");
-        let routed = instances.iter().find(|instance| instance["routed"] == true).expect("one that serves");
+        let routed =
+            instances.iter().find(|instance| instance["routed"] == true).expect("an instance with traffic");
         let address = routed["address"].as_str().expect("its address");
         Target { address: format!("{address}:{PORT}"), host: self.host() }
     }
@@ -59,7 +60,7 @@ impl Backend {
     }
 }
 
-/// The program and the shared libraries that it asks for, on the base image.
+/// Packs the program and its shared libraries onto the base image.
 fn pack(bench: &Bench) {
     let own = env::current_exe().expect("own executable");
     let command = format!("trap 'exit 0' TERM; /{PROGRAM} --serve {PORT} & wait");
@@ -72,7 +73,7 @@ fn pack(bench: &Bench) {
     app.pack(&bench.daemon, IMAGE);
 }
 
-/// Each at the path where the program looks for it. A static program has none.
+/// Returns the paths where the program looks for its shared libraries. A static program has none.
 fn libraries(program: &Path) -> Vec<String> {
     let output = process::run(Command::new("ldd").arg(program), seconds(10));
     output.stdout.split_whitespace().filter(|word| word.starts_with('/')).map(ToOwned::to_owned).collect()

@@ -1,6 +1,6 @@
-//! Large contexts from room mounts, beside `buildctl`'s own file sync on the same buildkitd.
+//! Large contexts from room mounts, compared with `buildctl`'s own file sync on the same buildkitd.
 //!
-//! All of the context is sent and copied; the image that is pushed is small, so that the time is the context's.
+//! All of the context is sent and copied; the image that is pushed is small, so that the time is that of the context.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use super::turns::{alone, in_turns, in_turns_by};
 
 const DOCKERFILE: &str =
     "FROM scratch AS all\nCOPY . /all/\nFROM scratch\nCOPY --from=all /all/unique /all/part/changed /\n";
-/// The step with which the context's own part is over.
+/// Step that begins when the context has been sent.
 const FIRST_COPY: &str = "COPY . /all/";
 const SMALL_PART: &str = "FROM scratch\nCOPY part /part/\n";
 const FAILS: &str = "FROM scratch AS all\nCOPY . /all/\nFROM scratch\nCOPY not-there /\n";
@@ -26,7 +26,7 @@ pub fn small(bench: &Bench) -> Vec<Figure> {
     Contexts { bench, tree: bench.small() }.all()
 }
 
-/// Takes twenty minutes.
+/// Measures the large tree, which takes twenty minutes.
 pub fn large(bench: &Bench) -> Vec<Figure> {
     let mut figures = Contexts { bench, tree: bench.large() }.all();
     figures.extend(scan(bench, bench.large()));
@@ -51,8 +51,8 @@ impl Contexts<'_> {
         self.bench.work.join(format!("contexts/{}-{round}", self.tree.name))
     }
 
-    /// A tree that no build has met: at a path of its own, with times of its own. That of the last round, where
-    /// there is one, since to copy tens of thousands of files takes longer than all that is measured.
+    /// Prepares a tree that no build has seen: at a path of its own, with times of its own. Reuses the tree of the last
+    /// round if there is one, because copying tens of thousands of files takes longer than the whole measurement.
     fn fresh(&self, last: Option<&Path>, to: &Path) {
         match last {
             Some(last) => {
@@ -64,18 +64,18 @@ impl Contexts<'_> {
             None => trees::copy(&self.tree.path, to),
         }
         fs::write(to.join("Dockerfile"), DOCKERFILE).expect("Dockerfile");
-        // Without it the second copy's COPY would come from the cache.
+        // Without this file, COPY of the second copy would come from the cache.
         fs::write(to.join("unique"), to.display().to_string()).expect("unique");
         fs::write(to.join("part/changed"), "0").expect("changed");
         let _ = fs::remove_file(to.join(".dockerignore"));
-        // Dirty pages that are written back meanwhile would hit whoever runs next.
+        // Writing back dirty pages would slow the next measurement.
         rustix::fs::sync();
     }
 
     fn all(&self) -> Vec<Figure> {
         let (bench, shown) = (self.bench, self.tree.shown());
         let mut memory = Vec::new();
-        // One at a time on the disk; the last one stays, and everything below uses it.
+        // Only one tree is on the disk at a time; the last one stays, and everything below uses it.
         let first = in_turns(
             |round| {
                 let last = round.checked_sub(1).map(|last| self.room(last));
@@ -92,8 +92,8 @@ impl Contexts<'_> {
             },
         );
         memory.push(bench.idle_memory());
-        // Each round brought another tree, of which the daemon remembers what BuildKit has. What the first one
-        // started for the first time belongs to no tree.
+        // Each round brought another tree, and the daemon keeps a record of what BuildKit has of each. The first round
+        // is excluded, because it also started components for the first time.
         let grown = (memory[memory.len() - 1] - memory[1]).max(0.0) / (memory.len() - 2) as f64;
         let per_file = grown / self.tree.files as f64;
         let last = super::figures::ROUNDS - 1;
@@ -119,7 +119,7 @@ impl Contexts<'_> {
                     }
                 },
                 |_| {
-                    // Another file's content than the other side's, so that no step is shared.
+                    // The content differs from that of the other side's file, so that no step is shared.
                     fs::write(plain.join("part/changed"), format!("theirs {}", plain.display()))
                         .expect("write");
                     fs::write(plain.join("unique"), format!("{:?}", std::time::Instant::now()))
@@ -152,7 +152,7 @@ impl Contexts<'_> {
         figures
     }
 
-    /// COPY uses a small directory of a large tree.
+    /// Measures a COPY of a small directory of a large tree.
     fn small_part(&self, room: &Path, plain: &Path, path: &str) -> Figure {
         for directory in [room, plain] {
             fs::write(directory.join("Dockerfile"), SMALL_PART).expect("Dockerfile");
@@ -179,7 +179,7 @@ impl Contexts<'_> {
         )
     }
 
-    /// A build fails on a COPY of what is not there; the next one, with that put right, sends nothing again.
+    /// Measures the build after one that failed on a COPY of a missing path; the corrected build sends nothing again.
     fn after_a_failure(&self, room: &Path, path: &str) -> Vec<Figure> {
         let what = "context bytes that hearthd reads for a build after a failed one, of all";
         fs::write(room.join("Dockerfile"), DOCKERFILE).expect("Dockerfile");
@@ -193,7 +193,7 @@ impl Contexts<'_> {
         vec![Figure::amount(what, percent, "%", 2.0)]
     }
 
-    /// Two builds of one context that nobody has built, started together, beside one.
+    /// Measures two simultaneous builds of one context that nobody has built, compared with a single one.
     fn two_at_once(&self, round: usize) -> Figure {
         let path = self.room_path(round);
         let room = self.room(round);
@@ -228,7 +228,7 @@ impl Contexts<'_> {
     }
 }
 
-/// A scan of what was scanned before.
+/// Measures a scan of a tree that was scanned before.
 fn scan(bench: &Bench, tree: &SourceTree) -> Vec<Figure> {
     let what = format!("scan of {} that did not change", tree.shown());
     if !bench.has_verb(&["context", "digest"]) {
@@ -240,7 +240,7 @@ fn scan(bench: &Bench, tree: &SourceTree) -> Vec<Figure> {
         bench.hearth(&["context", "digest", "--mount-room-path", "contexts/scan:/context:ro"]);
     };
     digest();
-    // The first one hashes what was written a moment ago; from here on nothing is young.
+    // The first scan hashes files that were written a moment ago; after this pause none counts as recently changed.
     std::thread::sleep(Duration::from_secs(1));
     digest();
     let times = alone(|_| digest);

@@ -1,5 +1,5 @@
-//! From `hearth deploy` to the first page that people see, beside `docker run` where an engine answers; and what they
-//! see of an update.
+//! Time from `hearth deploy` to the first page that people see, compared with `docker run` where an engine answers; and
+//! what people see of an update.
 
 mod docker;
 
@@ -20,7 +20,8 @@ use super::turns::{in_turns, in_turns_by, time};
 
 const IMAGE: &str = "bench-page:1";
 const PAGE: &str = "bench\n";
-/// What `docker run -d -p` took to its first 200 where it was measured, and the share of it that we may take.
+/// Time that `docker run -d -p` took to its first 200 response in a reference measurement, and the share of it that a
+/// deploy may take.
 const DOCKER_RUN: Duration = Duration::from_millis(311);
 const SHARE: f64 = 0.4;
 const UPDATES: usize = 5;
@@ -29,7 +30,7 @@ const UNDISTURBED: Duration = seconds(10);
 
 pub fn chapter(bench: &Bench) -> Vec<Figure> {
     App::page(PAGE).pack(&bench.daemon, IMAGE);
-    // Before any other: nothing of the image has been unpacked.
+    // Measured before any other deploy: nothing of the image has been unpacked.
     let first = deploy(bench, IMAGE, "page-first").took;
     remove(bench, "page-first");
     let mut figures = against_docker(bench);
@@ -42,9 +43,9 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
     figures
 }
 
-/// A deploy that has ended.
+/// A finished deploy.
 struct Deployed {
-    /// From the start of the command to the first 200 through the ingress.
+    /// Time from the start of the command to the first 200 response through the ingress.
     took: Duration,
     events: Vec<Value>,
 }
@@ -65,7 +66,7 @@ fn deploy(bench: &Bench, image: &str, name: &str) -> Deployed {
     Deployed { took, events }
 }
 
-/// Asks until the answer is 200.
+/// Requests `/` until the response is 200.
 fn first_page(address: &str, host: &str) {
     let asked = || {
         let answer = Request::new("GET", "/").host(host).try_send(address).ok()?;
@@ -79,7 +80,7 @@ fn remove(bench: &Bench, name: &str) {
     bench.hearth(&["services", "rm", "--now", name]);
 }
 
-/// Deploys of new services from an image that is there, and their removal.
+/// Measures deploys of new services from an image that is already unpacked, and their removal.
 fn against_docker(bench: &Bench) -> Vec<Figure> {
     let name = |round: usize| format!("page-{round}");
     let told = RefCell::new(Vec::new());
@@ -156,23 +157,24 @@ fn probing(events: &[Value]) -> Duration {
     let started = time_of(find(events, "action_ended", "action", "start"));
     let healthy = events.iter().find(|event| event["event"] == "probed" && event["healthy"] == true);
     let healthy = time_of(healthy.expect("a healthy probe"));
-    // Midnight may lie between them.
+    // Midnight may lie between the two times.
     Duration::from_secs_f64((healthy - started).rem_euclid(86_400.0))
 }
 
-/// Seconds of the day of an event's time, such as `2026-11-24T09:00:00.25Z`.
+/// Returns the seconds of the day of an event's time, such as `2026-11-24T09:00:00.25Z`.
 fn time_of(event: &Value) -> f64 {
     let time = event["time"].as_str().and_then(|time| time.split_once('T')).expect("a time").1;
     let parts = time.trim_end_matches('Z').split(':').map(|part| part.parse::<f64>().expect("a number"));
     parts.fold(0.0, |all, part| all * 60.0 + part)
 }
 
-/// Five updates under 200 requests a second, half on kept connections; the app keeps the ingress's connections.
+/// Measures five updates under 200 requests a second, half on kept connections; the app keeps the ingress's
+/// connections.
 fn updates(bench: &Bench) -> Vec<Figure> {
     let backend = Backend::start(bench, "updated");
     let target = backend.through_ingress(bench);
     let watch = |work: &dyn Fn()| traffic::during(&target.address, &target.host, &[serve::TINY], work);
-    // What the machine does to such traffic by itself.
+    // Baseline: such traffic on this machine without an update.
     let undisturbed = watch(&|| std::thread::sleep(UNDISTURBED));
     let seen = watch(&|| {
         for update in 0..UPDATES {

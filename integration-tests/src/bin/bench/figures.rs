@@ -1,9 +1,9 @@
-//! One row of the report: what was measured, on both sides, and whether it is good enough. It is told as soon as it
-//! is known: a whole run takes its time.
+//! One row of the report: what was measured, on both sides, and whether it meets its bound. Each row is printed as soon
+//! as it is known, because a whole run takes long.
 
 use std::time::Duration;
 
-/// Timed runs of each side.
+/// Number of timed runs of each side.
 pub const ROUNDS: usize = 5;
 
 pub struct Figure {
@@ -25,7 +25,8 @@ enum Met {
 }
 
 impl Figure {
-    /// Two sides timed in turns; good when the ratio of their medians is at most `bound`.
+    /// Compares two sides that were timed in turns; the bound is met when the ratio of their medians is at most
+    /// `bound`.
     pub fn ratio(
         what: impl Into<String>,
         (ours, theirs): (Vec<Duration>, Vec<Duration>),
@@ -35,8 +36,8 @@ impl Figure {
         Self::of_ratio(what.into(), (&ours, &theirs), beside, bound, spread)
     }
 
-    /// The same, shown as how much of `amount` is done in a second. The ratio and its bound are still those of the
-    /// times: less is better.
+    /// Compares like [`Self::ratio`], and shows how much of `amount` is done in a second. The ratio and its bound are
+    /// still those of the times: less is better.
     pub fn rate(
         what: impl Into<String>,
         (ours, theirs): (Vec<Duration>, Vec<Duration>),
@@ -77,13 +78,13 @@ impl Figure {
         .told()
     }
 
-    /// Times of one side, whose median has a bound of its own.
+    /// Reports times of one side, whose median has a bound of its own.
     pub fn time(what: impl Into<String>, ours: &[Duration], bound: Duration) -> Self {
         let met = if median(ours) <= bound { Met::Yes } else { Met::No };
         Self::of_times(what.into(), ours, format!("{} ms", bound.as_millis()), met)
     }
 
-    /// The same without a bound.
+    /// Reports times of one side without a bound.
     pub fn shown(what: impl Into<String>, ours: &[Duration]) -> Self {
         Self::of_times(what.into(), ours, "-".to_owned(), Met::Open)
     }
@@ -92,7 +93,7 @@ impl Figure {
         Self { what, ours: spread(ours), beside: "-".to_owned(), ratio: None, bound, met }.told()
     }
 
-    /// A number that is no time, such as bytes.
+    /// Reports a number that is not a time, such as bytes.
     pub fn amount(what: impl Into<String>, ours: f64, unit: &str, bound: f64) -> Self {
         let shown = |value: f64| {
             let digits = if value < 100.0 && value.fract() != 0.0 { 1 } else { 0 };
@@ -109,7 +110,7 @@ impl Figure {
         .told()
     }
 
-    /// What could not be measured, and why. It counts neither as met nor as missed.
+    /// Reports that something could not be measured, and why. It counts neither as met nor as missed.
     pub fn not_measured(what: impl Into<String>, why: impl Into<String>) -> Self {
         let none = || "-".to_owned();
         let met = Met::NotMeasured(why.into());
@@ -147,7 +148,7 @@ pub fn median(times: &[Duration]) -> Duration {
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
-/// Short ones with the digits that tell them apart.
+/// Formats the median and the range of times; short times get enough digits to differ.
 fn spread(times: &[Duration]) -> String {
     let middle = median(times);
     let (scale, unit, digits) = match middle.as_micros() {

@@ -1,4 +1,4 @@
-//! The FUSE face of a context, beside the file system that it shows and beside a kernel overlay.
+//! The FUSE mount of a context, compared with the file system that it shows and with a kernel overlay.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -73,10 +73,10 @@ fn read_all(directory: &Path) {
     assert_eq!(total, FILE_BYTES);
 }
 
-/// A mount that is gone with the value.
+/// A mount; dropping it unmounts.
 struct Mounted {
     point: PathBuf,
-    /// For a mount of the daemon: how it is told to take it down.
+    /// Command that asks the daemon to unmount; only for a mount of the daemon.
     unmount: Option<Command>,
 }
 
@@ -100,7 +100,7 @@ impl Mounted {
         Self { point, unmount: None }
     }
 
-    /// `None` where it is not installed. Its process ends with the mount.
+    /// Mounts with fuse-overlayfs; `None` when it is not installed. Its process ends with the mount.
     fn fuse_overlayfs(bench: &Bench, lower: &Path) -> Option<Self> {
         let program = installed("fuse-overlayfs")?;
         let (point, options) = Self::union(bench, lower);
@@ -108,7 +108,7 @@ impl Mounted {
         Some(Self { point, unmount: None })
     }
 
-    /// A mount point, and options that unite a directory with an empty one.
+    /// Returns a mount point, and options that unite a directory with an empty one.
     fn union(bench: &Bench, lower: &Path) -> (PathBuf, String) {
         let point = bench.work.join("overlay-mount");
         let empty = bench.work.join("overlay-empty");
@@ -123,7 +123,7 @@ impl Drop for Mounted {
         if let Some(unmount) = &mut self.unmount {
             let _ = unmount.output();
         }
-        // A kernel mount, and one that the daemon did not take down.
+        // Unmounts a kernel mount, or one that the daemon failed to unmount.
         let _ = rustix::mount::unmount(&self.point, UnmountFlags::DETACH);
     }
 }

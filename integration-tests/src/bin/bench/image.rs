@@ -1,4 +1,4 @@
-//! An image of 1 GB as a mount: used at once, not unpacked first.
+//! An image of 1 GB as a mount: usable at once, without being unpacked first.
 
 use std::fs;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
     bench.daemon.put("image-user", &Tree::new().dockerfile("FROM scratch\nCOPY assets/small /\n"));
     let state = bench.daemon.state();
     let mut grown = Vec::new();
-    // A new image for each round: what is remembered of one that was mounted before would be no first time.
+    // A new image for each round: the cache entry of an image that was mounted before would make it no first mount.
     let times = alone(|round| {
         for file in 0..FILES {
             fs::write(tree.join(format!("f{file}")), noise(file * 7 + round as u64, FILE_BYTES))

@@ -1,4 +1,5 @@
-//! Requests through the ingress, beside other proxies in front of the same instance, and beside the instance itself.
+//! Requests through the ingress, compared with other proxies in front of the same instance, and with the instance
+//! itself.
 
 mod proxy;
 mod relay;
@@ -15,19 +16,19 @@ use super::side::Bench;
 use super::turns::in_turns_by;
 use proxy::Proxy;
 
-/// Kept connections, and requests of one round on all of them.
+/// Number of kept connections, and number of requests of one round on all of them.
 const TINY_LOADS: [(usize, usize); 2] = [(1, 4_000), (32, 20_000)];
 const LARGE: u64 = 10_000_000;
 const LARGE_CONNECTIONS: usize = 4;
 const LARGE_REQUESTS: usize = 40;
 const HUGE: u64 = 100_000_000;
-/// Of hearthd's memory, for one body.
+/// Maximum growth of hearthd's memory for one body, in megabytes.
 const GROWTH_BOUND_MB: f64 = 16.0;
-/// 0.8 of the requests per second.
+/// Maximum ratio of times to nginx: 0.8 of its requests per second.
 const OF_NGINX: f64 = 1.25;
-/// Twice the requests per second of caddy or of kamal-proxy.
+/// Maximum ratio of times to caddy or kamal-proxy: twice their requests per second.
 const OF_A_GO_PROXY: f64 = 0.5;
-/// 0.9 of the bytes per second.
+/// Maximum ratio of times to direct requests: 0.9 of their bytes per second.
 const OF_DIRECT: f64 = 1.11;
 
 pub fn chapter(bench: &Bench) -> Vec<Figure> {
@@ -57,7 +58,7 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
         let what = format!("{what}, beside no proxy at all");
         figures.push(Figure::rate(what, rates, requests as f64, "/s", "the instance itself", None));
     }
-    // First, while no other body has made hearthd's memory larger.
+    // Measured first, before other bodies have enlarged hearthd's memory.
     figures.extend(huge_bodies(bench, &ours));
     figures.extend(large_bodies(&ours, &direct, &[nginx, caddy, kamal]));
     backend.remove(bench);
@@ -77,13 +78,13 @@ type Sides = (Vec<Duration>, Vec<Duration>);
 
 struct Peer {
     name: &'static str,
-    /// How it comes onto a machine.
+    /// Instructions to install the proxy.
     how: &'static str,
-    /// Where it is installed.
+    /// The running proxy; `None` when it is not installed.
     proxy: Option<Proxy>,
 }
 
-/// Whole times and 99th percentiles of both sides. Each has answered once before.
+/// Measures total times and 99th percentiles of both sides, after a warm-up of each.
 fn measure(load: &Load, ours: &Target, theirs: &Target) -> (Sides, Sides) {
     let p99 = RefCell::new((Vec::new(), Vec::new()));
     let warm = Load { requests: load.requests.div_ceil(10).max(load.connections), ..*load };
@@ -104,7 +105,7 @@ fn measure(load: &Load, ours: &Target, theirs: &Target) -> (Sides, Sides) {
     (whole, p99.into_inner())
 }
 
-/// Requests per second, which have a bound of their own, and the 99th percentile, which is to be no worse.
+/// Compares requests per second, which have a bound of their own, and the 99th percentile, which must not be worse.
 fn beside(what: &str, load: &Load, ours: &Target, peer: &Peer, bound: f64) -> [Figure; 2] {
     let of_p99 = format!("{what}, p99");
     let Peer { name, how, proxy } = peer;
@@ -119,7 +120,7 @@ fn beside(what: &str, load: &Load, ours: &Target, peer: &Peer, bound: f64) -> [F
     ]
 }
 
-/// Proxies that are not there are left out: no bound is theirs.
+/// Compares large bodies. Proxies that are not installed are omitted: they have no bound.
 fn large_bodies(ours: &Target, direct: &Target, proxies: &[Peer]) -> Vec<Figure> {
     let counted = format!("{LARGE}\n").len() as u64;
     let megabytes = LARGE as f64 * LARGE_REQUESTS as f64 / 1e6;
@@ -150,8 +151,8 @@ fn large_bodies(ours: &Target, direct: &Target, proxies: &[Peer]) -> Vec<Figure>
     ways.map(figures).into_iter().flatten().collect()
 }
 
-/// Memory of hearthd while a body of 100 MB passes. Its reader leaves it alone at first: what would be gathered is
-/// gathered then.
+/// Measures the memory of hearthd while a body of 100 MB passes. The reader waits before it reads: a proxy that buffers
+/// the body does so meanwhile.
 fn huge_bodies(bench: &Bench, ours: &Target) -> Vec<Figure> {
     let counted = format!("{HUGE}\n").len() as u64;
     let ways = [

@@ -1,5 +1,5 @@
-//! A client that asks as fast as it is answered: a fixed number of requests on a fixed number of kept connections,
-//! the time of each kept. One thread, so that it takes little from what it measures.
+//! A load generator that sends each request as soon as the last one is answered: a fixed number of requests on a fixed
+//! number of kept connections, with the time of each. It has one thread, so that it takes little from what it measures.
 
 use std::io;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use super::serve::{content_length, head_end};
 const LIMIT: Duration = seconds(300);
 const CHUNK: usize = 256 << 10;
 
-/// What is asked for, and of whom.
+/// Address of the server, and host of the requests.
 #[derive(Clone)]
 pub struct Target {
-    /// `host:port`
+    /// Address of the server: `host:port`.
     pub address: String,
     pub host: String,
 }
@@ -26,24 +26,24 @@ pub struct Target {
 #[derive(Clone, Copy)]
 pub enum Ask {
     Get(&'static str),
-    /// With a body of so many bytes.
+    /// Path, and number of bytes of the body.
     Post(&'static str, u64),
 }
 
 #[derive(Clone, Copy)]
 pub struct Load {
     pub ask: Ask,
-    /// Bytes that each answer has as its body.
+    /// Expected length of the body of each response, in bytes.
     pub answer: u64,
     pub connections: usize,
     pub requests: usize,
-    /// How long a client leaves an answer alone before it reads it.
+    /// Time that a client waits before it reads a response.
     pub late: Duration,
 }
 
 pub struct Times {
     pub whole: Duration,
-    /// In order.
+    /// Time of each request, in ascending order.
     each: Vec<Duration>,
 }
 
@@ -54,7 +54,7 @@ impl Times {
 }
 
 impl Load {
-    /// Stops at the first answer that is not 200, or not as long as it is to be.
+    /// Runs the load. Stops at the first response that is not 200 or does not have the expected length.
     #[track_caller]
     pub fn run(&self, target: &Target) -> Times {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -66,7 +66,7 @@ impl Load {
     }
 
     async fn ask_all(&self, target: &Target) -> io::Result<Times> {
-        // Connected before the time begins: connections are kept in what is measured.
+        // Connects before the time begins: the measurement is of kept connections.
         let mut connections = Vec::new();
         for number in 0..self.connections {
             let stream = TcpStream::connect(&target.address).await?;
@@ -124,7 +124,10 @@ impl Load {
             }
             let length = read_answer(&mut stream, &mut buffer).await?;
             if length != self.answer {
-                return Err(io::Error::other(format!("{length} bytes instead of {}", self.answer)));
+                return Err(io::Error::other(format!(
+                    "the body has {length} bytes instead of {}",
+                    self.answer
+                )));
             }
             times.push(begun.elapsed());
         }
@@ -132,7 +135,7 @@ impl Load {
     }
 }
 
-/// The length of the body, which is thrown away.
+/// Reads a response and returns the length of the body, which is discarded.
 async fn read_answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<u64> {
     buffer.clear();
     let end = loop {

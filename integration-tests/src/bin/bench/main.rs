@@ -1,9 +1,10 @@
-//! `make bench`: how fast Hearth is, as ratios beside `buildctl` on the same buildkitd, beside `tar | zstd`, beside
-//! kernel mounts, and beside `docker` and nginx where they are there, in one run. Uses the binaries as a user would, and writes docs/benchmarks.md.
+//! `make bench`: how fast Hearth is, as ratios to `buildctl` on the same buildkitd, to `tar | zstd`, to kernel mounts,
+//! and to `docker` and nginx where they are installed, in one run. Uses the binaries as a user would, and writes
+//! docs/benchmarks.md.
 //!
-//! `make bench CHAPTER=pack` runs one chapter and only prints it. Chapters: tiny, context,
-//! context-large, pack, upload, image, fuse, deploy, ingress.
-//! What is not there yet is shown as not measured. Exit code 1 when a bound is missed.
+//! `make bench CHAPTER=pack` runs one chapter and only prints it. Chapters: tiny, context, context-large, pack, upload,
+//! image, fuse, deploy, ingress. A missing feature or program is reported as not measured. Exit code 1 when a bound is
+//! missed.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -39,7 +40,7 @@ use integration_tests::daemon::sweep_scratch;
 use side::Bench;
 
 const REPORT: &str = "docs/benchmarks.md";
-/// Of hearthd alone, without its children.
+/// Maximum memory of hearthd without its children when idle, in megabytes.
 const IDLE_BOUND_MB: f64 = 40.0;
 
 type Chapter = (&'static str, fn(&Bench) -> Vec<Figure>);

@@ -1,4 +1,4 @@
-//! `hearth pack` into a file, beside `tar | zstd`.
+//! `hearth pack` into a file, compared with `tar | zstd`.
 
 use std::fs;
 use std::path::Path;
@@ -35,7 +35,7 @@ fn packs(bench: &Bench, tree: &SourceTree) -> Vec<Figure> {
         fs::create_dir_all(&home).expect("home");
         home
     };
-    // Both have read the tree once; each of our rounds begins without what an earlier one remembered.
+    // Both sides have read the tree once; each round of `hearth pack` starts without the cache of an earlier one.
     pack(&home(99));
     tar();
     let first = in_turns(
@@ -53,7 +53,7 @@ fn packs(bench: &Bench, tree: &SourceTree) -> Vec<Figure> {
         },
     );
     for file in [&ours, &theirs] {
-        fs::remove_file(file).expect("what was packed");
+        fs::remove_file(file).expect("the packed file");
     }
     let shown = tree.shown();
     vec![

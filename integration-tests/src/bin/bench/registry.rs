@@ -1,5 +1,5 @@
-//! A plain registry in memory, for `buildctl` to push to: no authentication, no disk, no fsync, so
-//! that the other side of the comparison pays for nothing but BuildKit's own work.
+//! A plain registry in memory, for `buildctl` to push to: no authentication, no disk, no fsync, so that the other side
+//! of the comparison pays only for BuildKit's own work.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -12,10 +12,10 @@ use parking_lot::Mutex;
 
 #[derive(Default)]
 struct Content {
-    /// Open uploads; their number is their name.
+    /// Open uploads; the index is the name of the upload.
     uploads: Vec<Vec<u8>>,
     blobs: HashMap<String, Vec<u8>>,
-    /// By `repository/reference`: media type and bytes.
+    /// Media type and bytes by `repository/reference`.
     manifests: HashMap<String, (String, Vec<u8>)>,
 }
 
@@ -33,7 +33,7 @@ struct Answer {
     body: Vec<u8>,
 }
 
-/// Serves on a free port of the loopback address for as long as the process lives.
+/// Serves on a free port of the loopback address until the process ends.
 pub fn serve() -> io::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
@@ -41,7 +41,7 @@ pub fn serve() -> io::Result<SocketAddr> {
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let content = content.clone();
-            // A connection that breaks ends its thread; the client opens another one.
+            // A broken connection ends its thread; the client opens another one.
             thread::spawn(move || drop(connection(&stream, &content)));
         }
     });

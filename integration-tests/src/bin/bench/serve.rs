@@ -1,7 +1,7 @@
-//! `bench --serve PORT`: the app behind the ingress in benchmarks, quick enough not to be what is measured.
+//! `bench --serve PORT`: the app behind the ingress in benchmarks, fast enough not to limit the measurement.
 //!
-//! HTTP/1.1 on kept connections: `GET /` is a tiny answer, `GET /bytes/N` a body of N bytes, and what is sent to
-//! `/sink` is read and counted; `/sink/late` first waits for [`LATE`].
+//! HTTP/1.1 on kept connections: `GET /` returns a tiny response, `GET /bytes/N` a body of N bytes, and a body that is
+//! sent to `/sink` is read and counted; `/sink/late` first waits for [`LATE`].
 
 use std::io;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 pub const TINY: &str = "hello\n";
-/// How long a reader leaves a body alone that is to be held back meanwhile.
+/// Time that a reader waits before it reads a body that is to be held back meanwhile.
 pub const LATE: Duration = Duration::from_millis(300);
 const MAX_HEAD: usize = 16 << 10;
 const CHUNK: usize = 256 << 10;
@@ -23,7 +23,7 @@ pub fn run(port: u16) -> io::Result<()> {
         let mut connections = JoinSet::new();
         loop {
             let (stream, _) = listener.accept().await?;
-            // A connection that breaks ends its task; the client opens another one.
+            // A broken connection ends its task; the client opens another one.
             connections.spawn(async move { drop(connection(stream).await) });
             while connections.try_join_next().is_some() {}
         }
@@ -75,7 +75,7 @@ async fn reply(stream: &mut TcpStream, status: &str, body: &str) -> io::Result<(
     stream.write_all((head_of(status, body.len() as u64) + body).as_bytes()).await
 }
 
-/// The next request and the length of its head; `None` at the end of the connection.
+/// Returns the next request and the length of its head; `None` at the end of the connection.
 async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<(Asked, usize)>> {
     loop {
         if let Some(end) = head_end(buffer) {
@@ -86,7 +86,7 @@ async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<O
             return Ok(Some((Asked { get, path, length: content_length(&text)? }, end)));
         }
         if buffer.len() > MAX_HEAD {
-            return Err(io::Error::other("the head of a request is too long"));
+            return Err(io::Error::other("the request head is too long"));
         }
         if stream.read_buf(buffer).await? == 0 {
             return Ok(None);
@@ -109,12 +109,13 @@ async fn skip_body(stream: &mut TcpStream, buffer: &mut Vec<u8>, length: u64) ->
     }
 }
 
-/// Where the head ends, with the empty line.
+/// Returns the length of the head with its empty line.
 pub fn head_end(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
 
-/// Zero where there is none. Chunks are not understood: the ingress keeps a length that it was given.
+/// Returns the declared length of the body, or zero. Chunked bodies are not supported: the ingress keeps a declared
+/// length.
 pub fn content_length(head: &str) -> io::Result<u64> {
     let value = |name: &str| {
         head.lines()
@@ -122,7 +123,7 @@ pub fn content_length(head: &str) -> io::Result<u64> {
             .find_map(|(given, value)| given.eq_ignore_ascii_case(name).then(|| value.trim()))
     };
     if value("transfer-encoding").is_some() {
-        return Err(io::Error::other("a body in chunks"));
+        return Err(io::Error::other("chunked bodies are not supported"));
     }
     value("content-length").map_or(Ok(0), |length| length.parse().map_err(io::Error::other))
 }

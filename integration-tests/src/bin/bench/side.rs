@@ -18,14 +18,14 @@ use super::registry;
 use super::trees::{self, SourceTree};
 
 const LIMIT: Duration = seconds(300);
-/// Of the progress of a command that failed.
+/// Number of last lines shown of the progress of a failed command.
 const LAST_LINES: usize = 30;
 
 pub struct Bench {
     pub daemon: Daemon,
-    /// The managed buildkitd's address, which buildctl uses too.
+    /// Address of the managed buildkitd, which buildctl uses too.
     buildkit: String,
-    /// Where buildctl pushes to.
+    /// Address of the registry that buildctl pushes to.
     pub registry: SocketAddr,
     pub work: PathBuf,
     small: OnceLock<SourceTree>,
@@ -58,12 +58,12 @@ impl Bench {
         self.large.get_or_init(|| trees::large(&self.work))
     }
 
-    /// Trees that were used so far, for the report.
+    /// Returns the trees that were used so far, for the report.
     pub fn used_trees(&self) -> Vec<&SourceTree> {
         [self.small.get(), self.large.get()].into_iter().flatten().collect()
     }
 
-    /// The same base image on both sides.
+    /// Prepares the same base image on both sides.
     fn base_images(&self) {
         let base = self.daemon.base_image();
         let name = base.rsplit('/').next().expect("a name");
@@ -75,7 +75,7 @@ impl Bench {
         skopeo(&[&flags[..], &[&source, &target]].concat()).expect_code(0);
     }
 
-    /// Whether the client has a verb; a benchmark of one that is not there yet says so.
+    /// Reports whether the client has a verb; a benchmark of a missing one is reported as not measured.
     pub fn has_verb(&self, verb: &[&str]) -> bool {
         process::run(self.daemon.client().args(verb).arg("--help"), seconds(10)).code == 0
     }
@@ -99,7 +99,7 @@ impl Bench {
 
     pub fn hearth_build_fails(&self, tag: &str, path: &str) {
         let output = process::run(&mut self.hearth_command(tag, path), LIMIT);
-        assert_ne!(output.code, 0, "it was to fail\n{output}");
+        assert_ne!(output.code, 0, "the command succeeded but should fail\n{output}");
     }
 
     fn buildctl_command(&self, tag: &str, directory: &Path) -> Command {
@@ -118,7 +118,7 @@ impl Bench {
         process::run(&mut self.buildctl_command(tag, directory), LIMIT).expect_code(0);
     }
 
-    /// The part of a build until a step begins: for the first `COPY`, that is what the context takes.
+    /// Measures the part of a build before a step begins: for the first `COPY`, that is the time of the context.
     pub fn hearth_until(&self, tag: &str, path: &str, step: &str) -> Duration {
         until(self.hearth_command(tag, path).args(["--progress", "plain"]), step)
     }
@@ -127,7 +127,7 @@ impl Bench {
         until(&mut self.buildctl_command(tag, directory), step)
     }
 
-    /// Resident memory of hearthd alone, in bytes, after it has been left alone for a while.
+    /// Returns the resident memory of hearthd without its children, in bytes, after an idle pause.
     pub fn idle_memory(&self) -> f64 {
         std::thread::sleep(seconds(8));
         self.memory()
@@ -137,16 +137,16 @@ impl Bench {
         self.proc_number("status", "VmRSS:") * 1024.0
     }
 
-    /// By how much resident memory of hearthd was above that before, at most, while something is done; in bytes.
+    /// Returns the maximum growth of hearthd's resident memory while `work` runs, in bytes.
     pub fn memory_growth(&self, work: impl FnOnce()) -> f64 {
-        // proc(5): this sets the peak to what is resident now.
+        // proc(5): this resets the peak to the current resident size.
         fs::write(format!("/proc/{}/clear_refs", self.daemon.pid()), "5").expect("/proc");
         let before = self.memory();
         work();
         (self.proc_number("status", "VmHWM:") * 1024.0 - before).max(0.0)
     }
 
-    /// Bytes that hearthd has read by now, from files and sockets.
+    /// Returns the bytes that hearthd has read so far, from files and sockets.
     pub fn bytes_read(&self) -> f64 {
         self.proc_number("io", "rchar:")
     }
@@ -158,8 +158,8 @@ impl Bench {
     }
 }
 
-/// Time from the start of a command to the first line of its progress that has this text. The command then goes on
-/// to its end, which must be a good one.
+/// Returns the time from the start of a command to the first line of its progress with this text. The command then runs
+/// to its end and must succeed.
 fn until(command: &mut Command, text: &str) -> Duration {
     let start = Instant::now();
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a command");
@@ -180,13 +180,13 @@ fn until(command: &mut Command, text: &str) -> Duration {
     found.unwrap_or_else(|| panic!("no `{text}` in the progress of {command:?}"))
 }
 
-/// A port that is free at the moment, for a program that cannot be told to choose one.
+/// Returns a port that is free at the moment, for a program that cannot choose one itself.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("its address").port()
 }
 
-/// On PATH, or where Debian puts what only root runs.
+/// Finds a program on PATH, or where Debian puts the programs of root.
 pub fn installed(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/bin".into()]);

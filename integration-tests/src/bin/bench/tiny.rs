@@ -1,4 +1,4 @@
-//! Builds so small that only the way to them counts.
+//! Builds so small that only the overhead counts.
 
 use std::fs;
 use std::path::Path;
@@ -65,7 +65,7 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
     ]
 }
 
-/// Each build is by another caller, whose builder has never run.
+/// Measures builds by different callers, whose builders have never run.
 fn fresh_domains(tree: &dyn Fn(&str) -> Tree) -> Vec<Duration> {
     let daemon = Daemon::start(Options::room("bench-domains").config("[builder]\nidle_seconds = 1\n"));
     daemon.put("tiny", &tree(daemon.base_image()));

@@ -1,4 +1,4 @@
-//! The trees that are measured with: the sources of Go modules, which every machine can get in the same form.
+//! Source trees of the benchmarks: the sources of Go modules, which every machine can get in the same form.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -17,26 +17,26 @@ pub struct SourceTree {
 }
 
 impl SourceTree {
-    /// Such as "58,012 files / 611 MB".
+    /// Returns the size as text, such as "58,012 files / 611 MB".
     pub fn shown(&self) -> String {
         let thousands = format!("{},{:03}", self.files / 1000, self.files % 1000);
         format!("{thousands} files / {} MB", self.bytes / 1_000_000)
     }
 }
 
-/// As many files as a large project has.
+/// Makes a tree with as many files as a large project has.
 pub fn small(work: &Path) -> SourceTree {
-    // A few modules are generated code by the hundred megabytes.
+    // Excludes the few modules that are hundreds of megabytes of generated code.
     make(work, "small", 7_500, 20_000_000)
 }
 
-/// As many as a monorepository has.
+/// Makes a tree with as many files as a monorepository has.
 pub fn large(work: &Path) -> SourceTree {
     make(work, "large", 58_000, 120_000_000)
 }
 
-/// BuildKit's own source and that of the modules that it needs, in the order that `go list` gives, round after round
-/// until there are enough files. From the second round on, each file gets a line of its own, so that no two are equal.
+/// Copies BuildKit's own source and that of its modules, in the order of `go list`, round after round until there are
+/// enough files. From the second round on, each file gets an additional line of its own, so that no two are equal.
 fn make(work: &Path, name: &'static str, files: u64, largest_module: u64) -> SourceTree {
     let module = repository().join("deploy/buildkit");
     let go = |arguments: &[&str]| {
@@ -75,15 +75,16 @@ fn make(work: &Path, name: &'static str, files: u64, largest_module: u64) -> Sou
             break;
         }
     }
-    // What `COPY` of a small part reads, and an ignore file of a module would hide files from one side only.
+    // The small part that a `COPY` reads. The benchmarks remove an ignore file of a module, because it would hide files
+    // from one side only.
     fs::create_dir(path.join("part")).expect("directory");
     (0..20).for_each(|n| fs::write(path.join(format!("part/{n}.txt")), format!("{n}\n")).expect("file"));
     let (files, bytes) = count(&path);
     SourceTree { name, path, files, bytes }
 }
 
-/// Copies a tree so that it can be written to, and waits until it is on the disk: pages that are written back
-/// meanwhile would hit whoever runs next.
+/// Copies a tree so that it can be written to, and waits until it is on the disk: writing back dirty pages would slow
+/// the next measurement.
 pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to.parent().expect("a parent")).expect("directory");
     let mut cp = Command::new("cp");
@@ -105,7 +106,7 @@ fn append_to_all(directory: &Path, line: &[u8]) {
     }
 }
 
-/// Files below a directory, and their bytes.
+/// Returns the number of files below a directory, and their bytes.
 pub fn count(directory: &Path) -> (u64, u64) {
     let (mut files, mut bytes) = (0, 0);
     let mut pending = vec![directory.to_owned()];

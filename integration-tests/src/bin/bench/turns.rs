@@ -1,11 +1,11 @@
-//! Two ways to do the same, timed in turns, so that whatever else the machine does meets both.
+//! Times two alternatives in turns, so that other activity of the machine affects both.
 
 use std::time::{Duration, Instant};
 
 use super::figures::ROUNDS;
 
-/// Times `ours` and `theirs` in turns. Each gets the number of the round, and prepares outside the
-/// time: it answers with what is then timed.
+/// Times `ours` and `theirs` in turns. Each gets the number of the round and prepares outside of the measured time; it
+/// returns the closure that is timed.
 pub fn in_turns<A: FnOnce(), B: FnOnce()>(
     mut ours: impl FnMut(usize) -> A,
     mut theirs: impl FnMut(usize) -> B,
@@ -13,14 +13,14 @@ pub fn in_turns<A: FnOnce(), B: FnOnce()>(
     in_turns_by(|round| time(ours(round)), |round| time(theirs(round)))
 }
 
-/// The same where each side takes its own time.
+/// Runs both sides in turns, where each side measures its own time.
 pub fn in_turns_by(
     mut ours: impl FnMut(usize) -> Duration,
     mut theirs: impl FnMut(usize) -> Duration,
 ) -> (Vec<Duration>, Vec<Duration>) {
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        // Who goes first changes, too.
+        // The side that runs first alternates, too.
         if round % 2 == 0 {
             first.push(ours(round));
             second.push(theirs(round));
@@ -32,7 +32,7 @@ pub fn in_turns_by(
     (first, second)
 }
 
-/// Times one side; each round prepares outside the time.
+/// Times one side; each round prepares outside of the measured time.
 pub fn alone<A: FnOnce()>(mut ours: impl FnMut(usize) -> A) -> Vec<Duration> {
     (0..ROUNDS).map(|round| time(ours(round))).collect()
 }

@@ -1,8 +1,7 @@
-//! A directory of a client as a build's context, and as an image of the room: what crosses the wire, and how long it
-//! takes.
+//! A directory of a client as a build's context, and as an image of the room: bytes on the wire, and time.
 //!
-//! What has bounds is the pack for a build, which the daemon keeps as it comes, as it does the one file that is sent
-//! beside it. Of a pack with a tag it makes an image too: those rows are shown.
+//! The rows with bounds are those of a pack for a build, which the daemon stores as it arrives, like the single file
+//! that is sent for comparison. For a pack with a tag, the daemon also makes an image: those rows have no bound.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -23,21 +22,21 @@ use super::side::Bench;
 use super::trees;
 use super::turns::{alone, in_turns, time};
 
-/// As [`super::pack::TAR`], then sent over the same connection: what one would do without `hearth pack`.
+/// Archives like [`super::pack::TAR`] and sends the result over the same connection: the alternative to `hearth pack`.
 const TAR_AND_SEND: &str = "set -o pipefail; tar -C \"$0\" -cf - . | zstd -3 -T2 -q -f -o \"$1\" && \"$2\" storage put \"$1\" sent.tar.zst";
 
-/// The build itself is to be small: its time counts.
+/// Dockerfile of a small build, because the time of the build itself counts.
 const DOCKERFILE: &str = "FROM scratch\nCOPY part/changed /\n";
 
 pub fn chapter(bench: &Bench) -> Vec<Figure> {
     let tree = bench.large();
     let source = bench.work.join("upload-source");
     trees::copy(&tree.path, &source);
-    // One that hides files here would hide none from tar.
+    // An ignore file that hides files here would not hide them from tar.
     let _ = fs::remove_file(source.join(".dockerignore"));
     let upload = Upload { bench, wire: Wire::before(bench), source };
     let archive = bench.work.join("sent.tar.zst");
-    // Each first upload is of content that the room has not met: every file is another than before.
+    // Each first upload is of content that the room does not have: every file differs from before.
     let (first, beside) = in_turns(
         |round| {
             upload.change_all(&format!("build {round}"));
@@ -61,7 +60,7 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
         || upload.build()
     });
     let percent = (upload.wire.sent() - sent) as f64 / tree.bytes as f64 * 100.0;
-    // Once: every content that the room has met costs it some memory, which is measured in the end.
+    // Measured once: all content that is new to the room costs it some memory, which is measured at the end.
     upload.change_all("tag");
     let tagged_first = time(|| upload.tag());
     let tagged_unchanged = alone(|_| || upload.tag());
@@ -108,7 +107,7 @@ impl Upload<'_> {
         process::run(&mut command, seconds(300)).expect_code(0);
     }
 
-    /// Gives every file other content than before.
+    /// Gives every file new content.
     fn change_all(&self, mark: &str) {
         let mut find = Command::new("find");
         let script = format!("for file; do echo '// {mark}' >> \"$file\"; done");
@@ -116,7 +115,7 @@ impl Upload<'_> {
         process::run(&mut find, seconds(120)).expect_code(0);
         fs::write(self.source.join("Dockerfile"), DOCKERFILE).expect("Dockerfile");
         self.change_one(mark);
-        // Pages that are written back meanwhile would hit whoever runs next.
+        // Writing back dirty pages would slow the next measurement.
         rustix::fs::sync();
     }
 
@@ -125,7 +124,7 @@ impl Upload<'_> {
     }
 }
 
-/// A socket in front of the daemon's that counts what clients send.
+/// A socket in front of the daemon's that counts the bytes that clients send.
 struct Wire {
     path: PathBuf,
     sent: Arc<AtomicU64>,
@@ -173,6 +172,6 @@ fn relay(mut from: UnixStream, mut to: UnixStream, count: &AtomicU64) {
             to.write_all(&buffer[..length])?;
         }
     })();
-    // Either end may be gone by now.
+    // Either end may be closed already.
     let _ = to.shutdown(std::net::Shutdown::Write);
 }

@@ -1,4 +1,4 @@
-//! One context of the comparison: what is written, and how each side is told to build it.
+//! One context of the comparison: its files, and the build options for each side.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -11,13 +11,13 @@ pub type Plant = fn(&Path);
 
 pub const COPY_ALL: &str = "FROM scratch\nCOPY . /all/\n";
 
-/// Which sources that go through a pack can carry a context.
+/// Sources with a pack that can carry a context.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Packs {
     All,
-    /// `hearth build --pack` knows which Dockerfile is meant, a pack made before the build does not.
+    /// `hearth build --pack` knows which Dockerfile is meant; a pack made before the build does not.
     SentOnly,
-    /// What a pack refuses by contract.
+    /// The content is refused by every pack, by contract.
     None,
 }
 
@@ -26,20 +26,20 @@ pub struct Context {
     pub name: &'static str,
     pub plant: Plant,
     pub dockerfile: &'static str,
-    /// Where the Dockerfile is written, below the context directory.
+    /// Path at which the Dockerfile is written, below the context directory.
     dockerfile_path: &'static str,
-    /// `--dockerfile-path` when the default would not find it.
+    /// Value of `--dockerfile-path`, when the default would not find the Dockerfile.
     told: Option<&'static str>,
-    /// `--context-path`.
+    /// Value of `--context-path`.
     pub path: &'static str,
-    /// More mounts: absolute target and files.
+    /// Additional mounts: absolute target and files.
     pub mounts: Vec<(&'static str, Plant)>,
-    /// `build-arg:K=V`, `target=S`, as buildctl takes them.
+    /// Options as buildctl takes them: `build-arg:K=V`, `target=S`.
     options: Vec<&'static str>,
     pub packs: Packs,
-    /// Times in the image that are not the context's, such as those in a tar that ADD unpacks.
+    /// The image has times that are not the context's, such as those in a tar that ADD unpacks.
     pub has_times_of_its_own: bool,
-    /// Neither side builds it.
+    /// Both sides refuse to build the context.
     pub refused: bool,
 }
 
@@ -60,13 +60,13 @@ pub fn context(name: &'static str, dockerfile: &'static str, plant: Plant) -> Co
 }
 
 impl Context {
-    /// The Dockerfile is written there; hearth finds it by itself.
+    /// Writes the Dockerfile at this path, where hearth finds it without an option.
     pub fn found_at(mut self, path: &'static str) -> Self {
         self.dockerfile_path = path;
         self
     }
 
-    /// The Dockerfile is written there, and hearth is told this absolute path.
+    /// Writes the Dockerfile at this path, and passes the absolute path to hearth.
     pub fn told(mut self, path: &'static str, absolute: &'static str) -> Self {
         (self.dockerfile_path, self.told) = (path, Some(absolute));
         self
@@ -102,7 +102,7 @@ impl Context {
         self
     }
 
-    /// Directory of a further mount, in room storage.
+    /// Returns the directory of an additional mount, in room storage.
     pub fn mounted(&self, target: &str) -> String {
         format!("{}{}", self.name, target.replace('/', "-"))
     }
@@ -127,7 +127,7 @@ impl Context {
         age(&main);
     }
 
-    /// The context directory and the Dockerfile's for buildctl, which knows of no mounts: it gets them merged.
+    /// Returns the context directory and the Dockerfile's directory for buildctl, which has no mounts: they are merged.
     pub fn for_buildctl(&self, storage: &Path) -> (PathBuf, PathBuf) {
         let mut top = storage.join(self.name);
         if !self.mounts.is_empty() {
@@ -176,8 +176,8 @@ impl Context {
     }
 }
 
-/// Puts a tree at a path of another as a mount does: what is there is hidden, missing parents are made with mode
-/// 0755 and time 0, and parents keep their times.
+/// Puts a tree at a path of another tree as a mount does: existing content is hidden, missing parents are created with
+/// mode 0755 and time 0, and existing parents keep their times.
 fn lay_over(top: &Path, below: &str, tree: &Path) {
     let target = top.join(below);
     let mut parent = top.to_owned();

@@ -6,7 +6,7 @@ use integration_tests::sources::Tree;
 
 use super::context::{COPY_ALL, Context, Packs, context};
 
-/// Some of everything that the ignore files below speak of.
+/// Returns a tree with an example of everything that the ignore files below mention.
 fn sample() -> Tree {
     Tree::new()
         .file("a.txt", "a")
@@ -39,7 +39,7 @@ macro_rules! ignored {
 }
 
 pub fn contexts() -> Vec<Context> {
-    // A pack that is made before the build is a tree like any other: rules that leave the Dockerfile out leave it out.
+    // A pack that is made before the build is an ordinary tree: rules that exclude the Dockerfile exclude it.
     let sent = Packs::SentOnly;
     vec![
         ignored!("ignore_plain", "# a comment\n\n*.log\nnode_modules\n.git\nempty\n"),
@@ -69,7 +69,7 @@ pub fn contexts() -> Vec<Context> {
             sample().file("rules", "*.log\ndocs\n").link(".dockerignore", "rules").write(at);
         })
         .packs(Packs::None),
-        // The Dockerfile's own file replaces the other one.
+        // The ignore file of the Dockerfile replaces the general one.
         context("ignore_of_the_dockerfile", COPY_ALL, |at| {
             sample()
                 .file(".dockerignore", "*.md\n")

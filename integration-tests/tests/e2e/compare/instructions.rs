@@ -1,4 +1,4 @@
-//! What a Dockerfile may do with its context.
+//! Instructions of a Dockerfile that use its context.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -23,7 +23,7 @@ fn sample(at: &Path) {
         .write(at);
 }
 
-/// A tar with owners, a link and a hard link, as ADD unpacks it.
+/// Writes a tar with owners, a link and a hard link, for ADD to unpack.
 fn with_tars(at: &Path) {
     sample(at);
     let entry = |kind, path: &str, mode, owner, content: &[u8]| {

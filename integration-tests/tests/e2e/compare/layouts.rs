@@ -1,4 +1,4 @@
-//! Where the context and its Dockerfile lie: below a mount, in several mounts, under other names.
+//! Layouts of the context and its Dockerfile: below a mount, in several mounts, under other names.
 
 use std::fs;
 use std::path::Path;
@@ -65,7 +65,7 @@ pub fn contexts() -> Vec<Context> {
             fs::write(at.join(".dockerignore"), "lib/bin\n**/again\n!lib/bin/tool\n").unwrap();
         })
         .mount("/context/lib", library)
-        // The rules of a pack's directory are asked about that directory alone.
+        // The rules in a pack's directory are matched against that directory alone.
         .packs(Packs::SentOnly),
         context(
             "copy_from_a_nested_mount_only",

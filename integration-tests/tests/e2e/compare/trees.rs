@@ -1,4 +1,4 @@
-//! Trees that are copied whole: what may lie in a directory, how it may link, what it may be called.
+//! Trees that are copied whole: kinds of entries, links and names.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -90,7 +90,7 @@ pub fn plain() -> Vec<Context> {
                 rustix::fs::setxattr(at.join(path), "user.note", b"kept?", flags).unwrap();
             }
         }),
-        // By contract a pack refuses these; a context from a mount carries what BuildKit takes.
+        // A pack refuses these by contract; a context from a mount carries what BuildKit accepts.
         all("fifo", |at| {
             fs::write(at.join("file"), "f").unwrap();
             process::run(Command::new("mkfifo").arg(at.join("pipe")), seconds(5)).expect_code(0);
@@ -98,7 +98,7 @@ pub fn plain() -> Vec<Context> {
         .packs(Packs::None),
         all("socket", |at| {
             fs::write(at.join("file"), "f").unwrap();
-            // Paths of sockets are short: bound where it is short, then moved.
+            // The path of a socket must be short: it is bound at a short path, then moved.
             let short = at.join("../s");
             drop(UnixListener::bind(&short).unwrap());
             fs::rename(short, at.join("socket")).unwrap();
@@ -107,7 +107,7 @@ pub fn plain() -> Vec<Context> {
     ]
 }
 
-/// Contexts of which all can go wrong when they are sent a second time.
+/// Returns contexts that are likely to go wrong when they are sent a second time.
 pub fn twice() -> Vec<Context> {
     vec![
         all("twice_links", |at| {
@@ -164,7 +164,7 @@ pub fn links() -> Vec<Context> {
             fs::hard_link(at.join("a"), at.join("b")).unwrap();
             fs::hard_link(at.join("empty"), at.join("empty-too")).unwrap();
         }),
-        // The first name is not copied, so that the second one must be a file of its own.
+        // The first name is not copied, so the second one must become a file of its own.
         context("hard_link_whose_first_name_stays_out", "FROM scratch\nCOPY b /b/\nCOPY c /c/\n", |at| {
             Tree::new().file("a/first", "linked").directory("b").directory("c").write(at);
             for name in ["b/second", "b/third", "c/fourth"] {

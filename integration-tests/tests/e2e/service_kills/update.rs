@@ -1,8 +1,8 @@
-//! An update that stands still where a test wants it, and what is killed there.
+//! An update that pauses where a test needs it, and the kills at that point.
 //!
-//! Apps look into a directory of room storage: while it has `hold-N` those of text N do not listen, and while it has
-//! `busy` an answer of `/cgi-bin/slow` does not end. So each step lasts until it was seen, and what was killed in it
-//! has its consequences before it ends.
+//! Apps read a directory of room storage: while it has `hold-N`, those of text N do not listen, and while it has
+//! `busy`, a response of `/cgi-bin/slow` does not end. So each step lasts until the test has seen it, and a kill in
+//! that step has its consequences before the step ends.
 
 use std::fs;
 use std::io;
@@ -22,9 +22,9 @@ use serde_json::Value;
 
 const HOST: &str = "web.test";
 const TEXTS: [&str; 2] = ["one\n", "two\n"];
-/// For a step to be reached.
+/// Time limit for a step to be reached.
 const STEP: Duration = seconds(30);
-/// Requests that a kill can meet on their way: as many as there are clients.
+/// Maximum number of requests that a kill can interrupt: the number of clients.
 const IN_FLIGHT: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +38,13 @@ pub enum Victim {
 pub enum Moment {
     /// The new instance has a shim, and its app does not run yet.
     Start,
-    /// The new app runs, was asked, and does not listen.
+    /// The new app runs, has been probed, and does not listen.
     HealthWait,
-    /// The new app is healthy, and is looked at a little longer before it gets the traffic.
+    /// The new app is healthy, and is observed a little longer before it gets the traffic.
     Settle,
-    /// The first answer of the new app was seen.
+    /// The first response of the new app was seen.
     Switch,
-    /// The new one has the traffic, and a last request keeps the old one.
+    /// The new instance has the traffic, and a last request keeps the old one.
     Drain,
 }
 
@@ -52,7 +52,7 @@ impl Moment {
     pub const ALL: [Self; 5] = [Self::Start, Self::HealthWait, Self::Settle, Self::Switch, Self::Drain];
 }
 
-/// A daemon with the service `web`, and what there is of it while nothing happens.
+/// A daemon with the service `web`, and the inventory of its objects while nothing happens.
 pub struct World {
     daemon: Daemon,
     still: Remains,
@@ -76,14 +76,14 @@ impl World {
         }
         let common = ["--domain", HOST, "--public", "--room-mount", "gate:/gate:ro"];
         daemon.hearth_ok(&[&["deploy", "--tag", "web:0"], &common[..]].concat());
-        // Both images are unpacked, as they are from now on.
+        // Unpacks both images, as they are from now on.
         daemon.hearth_ok(&["deploy", "--tag", "web:1"]);
         wait::until(STEP, "one instance is left", || instances(&show(&daemon)).len() == 1);
         let still = Remains::of(&daemon);
         Self { daemon, still, shown: 1 }
     }
 
-    /// Updates the service, kills the victim in that moment, and sees the update come to its right end.
+    /// Updates the service, kills the victim at that moment, and checks that the update ends as expected.
     pub fn update_with_a_kill(&mut self, victim: Victim, moment: Moment) {
         let mut update = Update::prepare(self, moment);
         let slow = update.slow.take();
@@ -92,12 +92,12 @@ impl World {
             let killed = update.kill(victim, moment);
             update.consequences(victim, moment, &killed);
             update.go_on();
-            let output = deploy.finish(seconds(90)).expect("the deploy comes to its end");
+            let output = deploy.finish(seconds(90)).expect("the deploy ends");
             assert_eq!(output.code, 0, "{victim:?} at {moment:?}: {output}\n{}", self.daemon.log_tail(40));
             update.is_live(update.new);
         });
         let may_fail = match (victim, moment) {
-            // Who had the traffic was killed.
+            // The killed process had the traffic.
             (Victim::App | Victim::Shim, Moment::Switch) => IN_FLIGHT,
             _ => 0,
         };
@@ -105,7 +105,11 @@ impl World {
         if let Some(slow) = slow.map(|slow| slow.join().expect("no panic"))
             && victim == Victim::Containerd
         {
-            assert_eq!(slow.expect("an answer"), (200, "done\n".to_owned()), "it was seen out");
+            assert_eq!(
+                slow.expect("an answer"),
+                (200, "done\n".to_owned()),
+                "the pending request was finished"
+            );
         }
         self.shown = update.new;
         self.still.come_back(&self.daemon);
@@ -122,7 +126,7 @@ impl World {
                 process::signal(update.app_of_new(&update.old_shim).expect("an app").pid, Signal::KILL);
                 last = instance;
             }
-            let output = deploy.finish(seconds(60)).expect("the deploy comes to its end");
+            let output = deploy.finish(seconds(60)).expect("the deploy ends");
             output.expect_code(1).says(&["revision", "keeps serving"]);
             update.go_on();
             update.is_live(update.old);
@@ -131,7 +135,7 @@ impl World {
         self.still.come_back(&self.daemon);
     }
 
-    /// Ends the old app while the new one does not serve yet.
+    /// Ends the old app before the new one serves.
     pub fn update_whose_old_app_ends(&mut self, signal: Signal) {
         let update = Update::prepare(self, Moment::HealthWait);
         let deploy = update.begin();
@@ -139,11 +143,11 @@ impl World {
         let old = app_of(&update.old_shim).expect("the old app").pid;
         process::signal(old, signal);
         wait::until(STEP, "the old app is gone", || process::tree_of(old).is_empty());
-        // The request is held until another of the old revision has the traffic.
+        // The request is held until another instance of the old revision has the traffic.
         update.shows(update.old);
         update.waited_for("");
         update.go_on();
-        deploy.finish(seconds(60)).expect("the deploy comes to its end").expect_code(0);
+        deploy.finish(seconds(60)).expect("the deploy ends").expect_code(0);
         update.is_live(update.new);
         self.shown = update.new;
         self.still.come_back(&self.daemon);
@@ -164,20 +168,20 @@ fn failed_at_most(seen: &Seen, count: usize, when: &str) {
 
 struct Update<'a> {
     daemon: &'a Daemon,
-    /// Indexes of the texts.
+    /// Indexes of the old and the new text.
     old: usize,
     new: usize,
     old_shim: Process,
-    /// Number of the revision that it makes.
+    /// Number of the revision that the update creates.
     revision: u64,
-    /// The answer that keeps the old app.
+    /// Pending response that keeps the old app.
     slow: Option<JoinHandle<io::Result<(u16, String)>>>,
 }
 
-/// What was killed, and when.
+/// A killed process, and the state at the time of the kill.
 struct Killed {
     pid: i32,
-    /// The new instance in that moment.
+    /// The new instance at that moment.
     instance: String,
 }
 
@@ -210,7 +214,7 @@ impl<'a> Update<'a> {
         process::start(self.daemon.client().args(["deploy", "--tag", &format!("web:{}", self.new)]))
     }
 
-    /// What waits goes on.
+    /// Releases everything that the test holds back.
     fn go_on(&self) {
         for file in [&format!("hold-{}", self.new), "busy"] {
             match fs::remove_file(self.daemon.room_files().join("gate").join(file)) {
@@ -227,18 +231,18 @@ impl<'a> Update<'a> {
             Victim::Shim if moment == Moment::Drain => Some(self.old_shim.clone()),
             Victim::App if moment == Moment::Drain => app_of(&self.old_shim),
             Victim::Shim => self.new_shim(),
-            // In the start, whatever is to become the app.
+            // During the start, kills the process that becomes the app.
             Victim::App if moment == Moment::Start => {
                 wait::poll_within(Duration::ZERO, STEP, || init_of(&self.new_shim()?))
             }
             Victim::App => self.app_of_new(&self.old_shim),
         };
-        let pid = victim.expect("what is to be killed is there").pid;
+        let pid = victim.expect("the process to kill exists").pid;
         process::signal(pid, Signal::KILL);
         Killed { pid, instance }
     }
 
-    /// Returns when the moment is there, with the new instance where that is known.
+    /// Waits until the moment is reached; returns the new instance where that is known.
     fn reach(&self, moment: Moment) -> String {
         let seen = || match moment {
             Moment::Start => self.new_shim().map(|_| String::new()),
@@ -258,14 +262,14 @@ impl<'a> Update<'a> {
             .unwrap_or_else(|| panic!("not reached: {moment:?}\n{}", self.daemon.log_tail(40)))
     }
 
-    /// The name of an instance of the new revision that is like this.
+    /// Returns the name of an instance of the new revision that satisfies `is_like`.
     fn instance(&self, is_like: impl Fn(&Value) -> bool) -> Option<String> {
         let instances = instances(&show(self.daemon));
         let found = instances.iter().find(|one| one["revision"] == self.revision && is_like(one));
         found.and_then(|one| one["instance"].as_str()).map(str::to_owned)
     }
 
-    /// An instance that is waited for, and another than this one.
+    /// Returns an instance that the update waits for, other than `last`.
     fn waited_for(&self, last: &str) -> String {
         let waits = || {
             self.instance(|one| {
@@ -288,7 +292,7 @@ impl<'a> Update<'a> {
         shims.iter().find_map(app_of)
     }
 
-    /// What follows from the kill alone, while everything that can be held is held.
+    /// Checks the consequences of the kill alone, while everything that can be held is held.
     fn consequences(&self, victim: Victim, moment: Moment, killed: &Killed) {
         if victim == Victim::Containerd {
             wait::until(STEP, "containerd is back", || {
@@ -298,7 +302,7 @@ impl<'a> Update<'a> {
         }
         match (victim, moment) {
             (Victim::Containerd, Moment::HealthWait) => {
-                assert_eq!(self.waited_for(""), killed.instance, "it lives on");
+                assert_eq!(self.waited_for(""), killed.instance, "the instance keeps running");
                 self.shows(self.old);
             }
             (_, Moment::HealthWait) => {
@@ -315,7 +319,7 @@ impl<'a> Update<'a> {
         assert_eq!(integration_tests::service::page(self.daemon, HOST), TEXTS[index]);
     }
 
-    /// It alone is there and serves.
+    /// Asserts that the app with this text is the only one, and serves.
     #[track_caller]
     fn is_live(&self, index: usize) {
         let revision = if index == self.new { self.revision } else { self.revision - 1 };
@@ -341,18 +345,18 @@ fn containerd(daemon: &Daemon) -> Option<Process> {
     process::tree_of(daemon.pid()).into_iter().find(|process| process.name == "containerd")
 }
 
-/// Not the one that starts it, or takes away what it left.
+/// Reports whether the shim serves an instance; other shims start one or clean up after it.
 fn is_server(shim: &Process) -> bool {
     !shim.command.ends_with(" start") && !shim.command.ends_with(" delete")
 }
 
-/// The first process of the instance.
+/// Returns the first process of the instance.
 fn app_of(shim: &Process) -> Option<Process> {
     let own = |process: &Process| process.parent == shim.pid && process.command.starts_with("sh -c ");
     process::tree_of(shim.pid).into_iter().find(own)
 }
 
-/// runc's process that becomes the app.
+/// Returns runc's process that becomes the app.
 fn init_of(shim: &Process) -> Option<Process> {
     process::tree_of(shim.pid).into_iter().find(|process| process.name.starts_with("runc:[2"))
 }

@@ -1,4 +1,4 @@
-//! Uploads by hand: what a client of ours would not send.
+//! Hand-made uploads: messages that Hearth's own client would not send.
 
 use std::fs;
 
@@ -34,7 +34,7 @@ fn other(path: &str, kind: PackEntryKind, target: &str) -> PackEntry {
     entry
 }
 
-/// The digest of a list, whether or not it is one that a walk can give.
+/// Returns the digest of a list, whether or not a walk could produce the list.
 fn digest(entries: &[PackEntry]) -> String {
     let mut sum = TreeHasher::default();
     for entry in entries {
@@ -85,7 +85,7 @@ async fn commit(api: &Api, upload_id: &str, proof: &[u8]) -> Result<PackResult, 
     Ok(api.packs().commit(request).await?.into_inner().result.expect("a result"))
 }
 
-/// Sends a list and its one content, whole.
+/// Sends a list and its one content, both complete.
 async fn send_all(api: &Api, entries: Vec<PackEntry>, content: &[u8]) -> PackResult {
     let id = upload(api, &digest(&entries)).await;
     let needs = list(api, &id, entries).await.expect("list");
@@ -116,11 +116,11 @@ pub fn a_pack_of_another_participant_cannot_be_built_from(daemon: &Daemon) {
         let id = ann.submit(build("own:1")).await.expect("ann's own");
         ann.watch(&id, 0).await.expect("events");
         assert_eq!(daemon.image("own:1").file("Dockerfile").as_bytes(), dockerfile);
-        // Dropped with its last build.
+        // The pack is removed with its last build.
         let gone = ann.submit(build("own:2")).await.unwrap_err();
         assert_eq!(detail(&gone).code, "pack_not_found");
 
-        // The list alone, with the hash of what bob does not have.
+        // Sends the list alone, with the hash of content that bob does not have.
         let entries = vec![file("Dockerfile", dockerfile)];
         let id = upload(&bob, &digest(&entries)).await;
         let needs = list(&bob, &id, entries).await.expect("list");
@@ -165,7 +165,7 @@ pub fn whoever_commits_a_pack_may_write_its_archive(daemon: &Daemon) {
         }
         assert_eq!(commit(&part, &id, b"").await.unwrap_err().code(), Code::PermissionDenied);
         assert!(!archive.exists());
-        // Nothing is lost: the room has the files, and who may write the archive gets it.
+        // Nothing is lost: the room has the files, and a caller that may write the archive gets it.
         match begin(&all).await.expect("begin again") {
             Answer::Done(_) => {}
             Answer::UploadId(id) => {
@@ -202,14 +202,14 @@ pub fn a_list_that_no_walk_can_give_is_refused(daemon: &Daemon) {
         let mut api = participant(daemon, "lister-0").await;
         for (number, entries) in lists.into_iter().enumerate() {
             if number % 8 == 7 {
-                // Uploads of one participant are counted.
+                // The number of uploads of one participant is limited.
                 api = participant(daemon, &format!("lister-{number}")).await;
             }
             let id = upload(&api, &format!("blake3:{number:064x}")).await;
             let refused = list(&api, &id, entries.clone()).await.unwrap_err();
             assert_eq!(refused.code(), Code::InvalidArgument, "{entries:?}: {refused:?}");
             assert!(matches!(detail(&refused).code.as_str(), "invalid_list" | "invalid_hash"), "{refused:?}");
-            // Nobody's list, and so nothing to commit.
+            // No list was sent, so there is nothing to commit.
             assert_eq!(detail(&commit(&api, &id, b"").await.unwrap_err()).code, "wrong_order");
             list(&api, &id, Vec::new()).await.unwrap_err();
         }
@@ -235,7 +235,7 @@ pub fn a_lie_about_content_or_tree_leaves_nothing(daemon: &Daemon) {
         assert_eq!(detail(&refused).code, "content_mismatch");
         assert!(refused.message().contains("`f`"), "{refused:?}");
         assert_eq!(detail(&commit(&api, &id, b"").await.unwrap_err()).code, "upload_incomplete");
-        // Nothing of it is there the next time.
+        // Nothing of the failed upload is kept for the next one.
         let id = upload(&api, &digest(&entries)).await;
         assert_eq!(list(&api, &id, entries).await.expect("list").missing, [0]);
     });
@@ -276,7 +276,7 @@ pub fn a_daemon_killed_between_upload_and_commit_has_what_arrived() {
         send(&api, &id, 1, b"small").await.expect("send");
         commit(&api, &id, b"").await.expect("commit")
     });
-    // A pack that was acknowledged outlives a kill, too.
+    // A pack that was acknowledged survives a kill, too.
     daemon.kill9();
     daemon.restart();
     block_on(seconds(60), async {
@@ -285,7 +285,7 @@ pub fn a_daemon_killed_between_upload_and_commit_has_what_arrived() {
         let mut spec = spec("survivor:1", "");
         let source = Some(Source::PackId(pack.pack_id));
         spec.mounts = vec![Mount { source, target: "/context".to_owned(), ..Mount::default() }];
-        // It has no Dockerfile, which the build says after it has looked into the pack.
+        // The pack has no Dockerfile, which the build reports after it has read the pack.
         let id = api.submit(spec).await.expect("submit");
         let events = api.watch(&id, 0).await.expect("events");
         assert!(format!("{events:?}").contains("dockerfile_not_found"), "{events:?}");

@@ -1,7 +1,7 @@
-/* What a step with CAP_NET_RAW can try. Linked statically and put into the build's context.
+/* Attacks that a step with CAP_NET_RAW can try. Linked statically and put into the build's context.
  *
- *   attack sniff SECONDS NEEDLE    reads all that passes on every link of its namespace; prints `packets N` and
- *                                  `found` where one of them has the needle
+ *   attack sniff SECONDS NEEDLE    reads all packets on every link of its namespace; prints `packets N` and
+ *                                  `found` when one of them has the needle
  *   attack spoof SOURCE TO PORT    sends one UDP datagram `spoofed` with that source address
  *   attack say TO PORT             sends one UDP datagram `honest`
  *   attack listen PORT SECONDS     prints the UDP datagrams that come, a line each

@@ -1,5 +1,5 @@
-//! Builders by trust domain: what a build leaves behind reaches nobody of another domain, and no build harms another's
-//! builder.
+//! Builders by trust domain: nothing that a build leaves behind reaches another domain, and no build harms the builder
+//! of another one.
 
 use std::fs;
 
@@ -34,7 +34,7 @@ pub fn groups() -> Vec<Group> {
     vec![Group::new("walls-builders", shared), Group::new("walls-builders-alone", alone).in_sequence()]
 }
 
-/// A participant, who calls with a token of its own.
+/// A participant who calls with a token of their own.
 struct Caller<'a> {
     daemon: &'a Daemon,
     token: String,
@@ -66,7 +66,7 @@ impl<'a> Caller<'a> {
         self.build(tag, lines, more).expect_code(0).line().to_owned()
     }
 
-    /// The same, while the test goes on.
+    /// Starts the build without waiting for its end.
     fn start(&self, tag: &str, lines: &str) -> Running {
         let arguments = self.prepare(tag, lines, &[]);
         process::start(self.daemon.client().env("HEARTH_TOKEN", &self.token).args(arguments))
@@ -82,7 +82,7 @@ impl<'a> Caller<'a> {
     }
 }
 
-/// The builders that `hearth doctor` shows to whoever has the token.
+/// Returns the builders that `hearth doctor` shows to the holder of the token.
 #[track_caller]
 fn builders(daemon: &Daemon, token: Option<&str>) -> Vec<Value> {
     let mut command = daemon.client();
@@ -97,7 +97,7 @@ fn builder(daemon: &Daemon, domain: &str) -> Option<Value> {
     builders(daemon, None).into_iter().find(|builder| builder["domain"] == domain)
 }
 
-/// The buildkitd of a domain.
+/// Returns the buildkitd of a domain.
 fn buildkitd(daemon: &Daemon, domain: &str) -> Option<Process> {
     let directory = daemon.builder_directory(domain)?;
     let mut all = daemon.buildkitds();
@@ -117,7 +117,7 @@ fn cache_mounts_of_one_caller_are_not_seen_by_another(daemon: &Daemon) {
     bob.build_ok("cache-bob:1", &look, &[]);
     assert_eq!(daemon.image("cache-bob:1").file("count").trim(), "0", "the other caller's file is there");
     ann.build_ok("cache-ann:2", &look, &[]);
-    assert_eq!(daemon.image("cache-ann:2").file("seen").trim(), "module", "one's own is kept");
+    assert_eq!(daemon.image("cache-ann:2").file("seen").trim(), "module", "the caller's own file is kept");
 }
 
 fn a_step_that_mounted_a_secret_is_not_answered_to_a_caller_without_it(daemon: &Daemon) {
@@ -187,14 +187,14 @@ fn an_idle_builder_is_stopped_and_its_cache_is_warm_when_it_starts_again() {
     let first = ann.build_ok("x:1", step, &[]);
     bob.build_ok("y:1", "RUN true", &[]);
     wait::until(seconds(30), "idle builders are stopped", || daemon.buildkitds().len() == 1);
-    assert!(buildkitd(&daemon, "caller:bob").is_some(), "the one that was used last runs on");
-    wait::until(seconds(20), "it is told as stopped, with the size of its cache", || {
+    assert!(buildkitd(&daemon, "caller:bob").is_some(), "the builder that was used last keeps running");
+    wait::until(seconds(20), "the builder is shown as stopped, with its cache size", || {
         builder(&daemon, "caller:ann")
             .is_some_and(|one| one["state"] == "stopped" && one["disk_bytes"].as_u64() > Some(0))
     });
     assert_eq!(daemon.status_of("/readyz"), Some(200));
     assert_eq!(ann.build_ok("x:2", step, &[]), first, "the cache is warm");
-    // The same after a restart of the daemon, which starts the builder that was used last.
+    // The same holds after a restart of the daemon, which starts the builder that was used last.
     wait::until(seconds(30), "idle builders are stopped", || daemon.buildkitds().len() == 1);
     daemon.terminate();
     daemon.restart();
@@ -223,7 +223,7 @@ fn the_cache_that_was_used_least_pays_for_the_others() {
     let quota = "[builder]\nmax_used_bytes = 60000000\n";
     let daemon = Daemon::start(Options::room("quota").config(quota));
     let (ann, bob) = (Caller::new(&daemon, "ann"), Caller::new(&daemon, "bob"));
-    // Kept twice: as a snapshot, and as a blob that does not compress.
+    // The content is kept twice: as a snapshot, and as a blob that does not compress.
     let step = "RUN head -c 20000000 /dev/urandom > /large";
     let first = ann.build_ok("x:1", step, &[]);
     let size =
@@ -235,8 +235,8 @@ fn the_cache_that_was_used_least_pays_for_the_others() {
         size("caller:ann") + size("caller:bob") <= 60_000_000
     });
     let ann_now = size("caller:ann");
-    assert!(ann_now < 20_000_000, "the one that was used first has paid: {ann_now}");
-    assert_eq!(bob.build_ok("y:2", step, &[]), second, "the one that was used last has not");
+    assert!(ann_now < 20_000_000, "the least recently used cache is pruned: {ann_now}");
+    assert_eq!(bob.build_ok("y:2", step, &[]), second, "the most recently used cache is kept");
     assert_ne!(ann.build_ok("x:2", step, &[]), first);
 }
 
@@ -249,7 +249,7 @@ fn steps_that_use_up_memory_or_processes_end_and_harm_nobody() {
 
     let hog = ann.build("hog:1", "RUN awk 'BEGIN { s = \"0123456789\"; while (1) s = s s }'", &[]);
     assert_ne!(hog.code, 0, "{hog}");
-    // The hint of the fault `out_of_memory`, and the step.
+    // The output contains the hint of the fault `out_of_memory`, and the step.
     hog.says(&["step_memory_bytes", "/2] RUN awk"]);
     let builder_of_ann = buildkitd(&daemon, "caller:ann").expect("ann's builder").pid;
 
@@ -261,7 +261,7 @@ fn steps_that_use_up_memory_or_processes_end_and_harm_nobody() {
     assert_eq!(
         buildkitd(&daemon, "caller:ann").map(|process| process.pid),
         Some(builder_of_ann),
-        "the builder itself is not hit"
+        "the builder itself is not killed"
     );
     ann.build_ok("after:1", "RUN echo fine > /fine", &[]);
 
@@ -276,7 +276,7 @@ fn steps_that_use_up_memory_or_processes_end_and_harm_nobody() {
     daemon.restart();
 }
 
-/// Resident memory of a process, in bytes.
+/// Returns the resident memory of a process, in bytes.
 fn resident(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
@@ -322,7 +322,7 @@ fn the_cache_of_an_earlier_version_is_taken_over() {
     let first = daemon.build_ok("x:1", "x", &[]);
     assert_eq!(daemon.buildkitds().len(), 1, "root alone has one builder");
     daemon.terminate();
-    // As versions before trust domains kept it.
+    // Restores the layout of versions before trust domains.
     let directory = daemon.builder_directory("local").expect("the builder of root");
     fs::remove_file(directory.join("builder.json")).unwrap();
     fs::rename(directory, daemon.state().join("buildkit")).unwrap();

@@ -1,7 +1,7 @@
-//! Images whose config names layers that they do not have, and layers that hold more than anybody can store.
+//! Images whose config names layers that they do not have, and layers that expand to more than any disk can store.
 //!
-//! Whoever may push to a repository of his own wrote the DiffIDs of another's image into his config: BuildKit and
-//! containerd then gave him that image's files, or took his for its.
+//! A caller who may push to their own repository wrote the DiffIDs of another caller's image into their config:
+//! BuildKit and containerd then gave them that image's files, or used their files for that image.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -18,7 +18,7 @@ use integration_tests::sources::{Tree, base_tree, sha256};
 use integration_tests::wait::{self, seconds};
 use serde_json::{Value, json};
 
-/// What of the limits an operator sets, small enough to be reached within a test.
+/// Operator limits that are small enough to be reached within a test.
 const LIMITS: &str = "[layers]\nany_ratio_bytes = 67108864\nmax_entries = 20000\n";
 
 pub fn group() -> Group {
@@ -37,7 +37,7 @@ pub fn group() -> Group {
 
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// Somebody with a token for his own repositories, and for `base/*` to read.
+/// A participant with a token for their own repositories, and for reading `base/*`.
 struct Participant<'a> {
     daemon: &'a Daemon,
     name: &'static str,
@@ -93,7 +93,7 @@ impl<'a> Participant<'a> {
         json!({"digest": digest, "size": content.len()})
     }
 
-    /// Pushes an image with any layers under any config, as a registry takes it.
+    /// Pushes an image with any layers under any config, as a registry accepts it.
     #[track_caller]
     fn push(&self, name: &str, layers: &[(&str, &[u8])], diff_ids: &[String], command: &[&str]) {
         let (repository, _) = name.split_once(':').expect("a tag");
@@ -128,7 +128,7 @@ impl<'a> Participant<'a> {
     }
 }
 
-/// A command that was refused, and said all this in its JSON.
+/// Asserts that a command was refused, with all these words in its JSON.
 #[track_caller]
 fn refused(output: &process::Output, words: &[&str]) {
     assert_ne!(output.code, 0, "{output}");
@@ -154,7 +154,7 @@ fn add(builder: &mut tar::Builder<Vec<u8>>, files: &[(&str, &str)]) {
     }
 }
 
-/// busybox, and these files over it.
+/// Returns a layer of busybox with these files.
 fn rootfs(files: &[(&str, &str)]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     builder.follow_symlinks(false);
@@ -173,7 +173,7 @@ fn gzip_with(effort: Compression, bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// What hearthd's children keep on disk for images, in bytes.
+/// Returns how many bytes hearthd's children keep on disk for images.
 fn unpacked(daemon: &Daemon) -> u64 {
     let used = |directory: &Path| -> u64 {
         let output = process::run(Command::new("du").arg("-sxb").arg(directory), seconds(60));
@@ -190,7 +190,7 @@ fn files_of_another_image_are_not_read_through_its_diff_ids(daemon: &Daemon) {
     ann.push("ann/private:1", &[(GZIP, &gzip(&theirs))], &[sha256(&theirs)], &["sleep", "1000"]);
     ann.build("used:1", "FROM room.meshagent.com/ann/private:1\nRUN test -s /secret\n").expect_code(0);
     ann.hearth(&["deploy", "--tag", "ann/private:1", "--name", "anns"]).expect_code(0);
-    // Eve is refused her layers, and has read of their DiffIDs somewhere.
+    // Eve may not read the layers, but has seen their DiffIDs somewhere.
     let digest = sha256(&gzip(&theirs));
     let read = Request::new("GET", &format!("/v2/ann/private/blobs/{digest}")).bearer(&eve.token);
     read.send(&daemon.listen()).expect(403);
@@ -223,7 +223,7 @@ fn files_of_another_image_are_not_read_as_layers_that_lie_elsewhere(daemon: &Dae
     let theirs = rootfs(&[("hidden", secret)]);
     let layer = gzip(&theirs);
     ann.push("ann/hidden:1", &[(GZIP, &layer)], &[sha256(&theirs)], &["sh"]);
-    // Eve's repository does not have the layer, and her manifest says that it lies somewhere else.
+    // Eve's repository does not have the layer, and her manifest claims that it is stored elsewhere.
     let media_type = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
     let elsewhere = json!({"mediaType": media_type, "digest": sha256(&layer), "size": layer.len(),
         "urls": ["http://127.0.0.1:9/"]});
@@ -269,7 +269,7 @@ fn a_base_that_others_use_is_not_replaced(daemon: &Daemon) {
     operator.push("base/os:1", &[(GZIP, &gzip(&base))], &[sha256(&base)], &["sh"]);
     let planted = gzip(&rootfs(&[("etc/motd", "planted by eve\n")]));
     eve.push("eve/poison:1", &[(GZIP, &planted)], &[sha256(&base)], &["sh"]);
-    // Eve is first.
+    // Eve's image is used first.
     let output = eve.build("poison-out:1", "FROM room.meshagent.com/eve/poison:1\nRUN cat /etc/motd\n");
     refused(&output, &["layer_mismatch"]);
     let output = eve.hearth(&["deploy", "--json", "--tag", "eve/poison:1", "--name", "poison"]);
@@ -288,7 +288,7 @@ fn a_bomb_is_refused_and_takes_no_disk(daemon: &Daemon) {
     header.set_size((MEMBER * MEMBERS) as u64);
     header.set_mode(0o644);
     header.set_cksum();
-    // Members of gzip follow each other: half a gibibyte is made out of one.
+    // gzip members can be concatenated: repeating one makes half a gibibyte.
     let zeros = gzip_with(Compression::best(), &vec![0; MEMBER]);
     let bomb = [gzip(header.as_bytes()), zeros.repeat(MEMBERS), gzip(&[0; 1024])].concat();
     assert!(bomb.len() < 4 << 20, "{}", bomb.len());
@@ -363,7 +363,7 @@ fn a_wrong_image_is_shown_as_unusable(daemon: &Daemon) {
         let images = list.as_array().expect("a list");
         images.iter().find(|image| image["repository"] == name).cloned().unwrap_or_default()
     };
-    // Nobody has used it: it is looked at since it was pushed.
+    // Nobody has used the image: it was checked because it was pushed.
     let marked = wait::poll(seconds(30), || {
         let image = of(&list(), "eve/marked");
         (image["unusable"]["code"] == "layer_mismatch").then_some(image)
@@ -380,7 +380,7 @@ fn a_wrong_image_is_shown_as_unusable(daemon: &Daemon) {
     assert!(shown.stdout.contains("unusable  layer_mismatch: image"), "{shown}");
     let inspected = eve.hearth(&["images", "inspect", "eve/marked:1", "--json"]).json();
     assert_eq!(inspected["image"]["unusable"]["code"], "layer_mismatch", "{inspected}");
-    // A new tag of it changes nothing, and a right image under its name is used.
+    // A new tag of it changes nothing, and a correct image under its name is used.
     eve.hearth(&["images", "tag", "eve/marked:1", "eve/renamed:1"]).expect_code(0);
     let output = eve.build("renamed-out:1", "FROM room.meshagent.com/eve/renamed:1\nCOPY Dockerfile /\n");
     refused(&output, &["layer_mismatch"]);

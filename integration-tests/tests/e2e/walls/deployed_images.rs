@@ -1,4 +1,5 @@
-//! What one participant's deploy fetched with a credential of theirs: their service runs it, and nobody else reads it.
+//! Images that a participant's deploy fetched with a credential of their own: their service runs them, and nobody else
+//! can read them.
 
 use std::process::Command;
 
@@ -23,7 +24,7 @@ fn by(daemon: &Daemon, token: &str, arguments: &[&str]) -> Output {
 }
 
 fn what_a_deploy_fetched_is_read_by_nobody_else() {
-    // A real registry that asks for a password.
+    // A real registry that requires a password.
     let other = Daemon::start(Options::room("wd-o"));
     let room = Daemon::start(Options::room("wd").registries(&[&other.listen()]));
     App::page("one\n").pack(&other, "team/web:1");
@@ -44,7 +45,7 @@ fn what_a_deploy_fetched_is_read_by_nobody_else() {
     assert!(!shown.to_string().contains("cached.hearth"), "{shown}");
     assert!(shown.to_string().contains(&there("team/web:1")), "the name that was typed: {shown}");
 
-    // Whatever bob may read in the room, the images are not among it, by tag or by digest.
+    // The images are not among those that bob may read in the room, by tag or by digest.
     let catalog = Request::new("GET", "/v2/_catalog").bearer(&bob).send(&room.listen()).text();
     assert!(!catalog.contains("team"), "{catalog}");
     let host = other.listen().replace(':', "---");
@@ -80,7 +81,7 @@ fn what_a_deploy_fetched_is_read_by_nobody_else() {
                 assert_ne!(output.code, 0, "{arguments:?}: {output}");
             }
         }
-        // By its own name, bob's deploys, mounts and builds ask the registry with what bob has.
+        // By the registry's own name, bob's deploys, mounts and builds authenticate with bob's own credentials.
         let image = there(&format!("{name}:1"));
         room.put("from", &Tree::new().dockerfile(&format!("FROM {image}\n")));
         for arguments in [
@@ -96,7 +97,7 @@ fn what_a_deploy_fetched_is_read_by_nobody_else() {
     }
     room.hearth(&["services", "show", "stolen"]).expect_code(1);
 
-    // Its owner goes on with it, and so does the service.
+    // The owner can still use the image, and the service continues.
     deploy(&ann, "team/web:2", &["--cred", &cred]).expect_code(0);
     assert_eq!(page(&room, "web.test"), "two\n");
     by(&room, &ann, &["services", "rollback", "team-web"]).expect_code(0);
@@ -107,7 +108,7 @@ fn what_a_deploy_fetched_is_read_by_nobody_else() {
     assert_eq!(page(&room, "web.test"), "one\n");
     let files = by(&room, &ann, &["services", "exec", "team-web", "--", "cat", "/files/site/index.html"]);
     assert_eq!(files.stdout, "files\n", "{files}");
-    // A credential of bob's own opens the same image for bob, and the service is known by the same name.
+    // A credential of bob's own opens the same image for bob, and the service has the same name.
     deploy(&bob, "team/web:2", &["--cred", &cred]).expect_code(0);
     assert_eq!(page(&room, "web.test"), "two\n");
     room.hearth_ok(&["services", "rm", "--now", "team-web"]);

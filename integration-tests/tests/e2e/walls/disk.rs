@@ -1,5 +1,5 @@
-//! One caller fills the disk of the state directory: the others work again within seconds, the daemon starts, and what
-//! fills the disk can be removed.
+//! One caller fills the disk of the state directory: the others can work again within seconds, the daemon starts, and
+//! what fills the disk can be removed.
 
 use std::fs;
 use std::io::Write as _;
@@ -30,7 +30,7 @@ pub fn group() -> Group {
 
 const MIB: u64 = 1 << 20;
 const FLOOR: u64 = 64 * MIB;
-/// For whoever is not to blame.
+/// Time limit for callers who are not to blame to work again.
 const AGAIN: Duration = seconds(15);
 
 fn start(room: &str) -> Daemon {
@@ -110,7 +110,7 @@ fn a_step_that_fills_the_disk_is_ended_and_others_build_again() {
         ended.says(&["used up the disk"]);
     });
     wait::until(AGAIN, "/readyz follows the disk", || readyz(daemon).0 == 200);
-    // Whoever did it goes on too.
+    // The caller who filled the disk can work again, too.
     mallory.build("mallory:2", "small", &["--no-cache"]).expect_code(0);
     alice.hearth(&["builds", "list"]).expect_code(0);
 }
@@ -163,9 +163,9 @@ fn what_a_service_filled_is_removed_through_the_api() {
     exec(
         "dd if=/dev/zero of=/m/one bs=1M count=200; cp /m/one /m/two; dd if=/dev/zero of=/m/big bs=1M count=3000",
     );
-    wait::until(AGAIN, "/readyz tells of the disk", || readyz(daemon).0 == 503);
+    wait::until(AGAIN, "/readyz reports the full disk", || readyz(daemon).0 == 503);
     assert!(readyz(daemon).1.contains("disk: not ready"));
-    // Each of these works on the full disk.
+    // Each of these commands works on the full disk.
     daemon.hearth_ok(&["builds", "list"]);
     let builds = daemon.hearth_ok(&["builds", "list"]).stdout;
     let build =
@@ -184,7 +184,7 @@ fn what_a_service_filled_is_removed_through_the_api() {
 fn output_of_steps_leaves_the_floor_of_free_space() {
     let daemon = &start("disk_logs");
     let (alice, mallory) = (Caller::new(daemon, "alice"), Caller::new(daemon, "mallory"));
-    // Some 900 MB of lines.
+    // The log has about 900 MB of lines.
     let line = "x".repeat(3000);
     let noisy = format!(
         "FROM {BASE}\nRUN yes {line} | head -c 300000000\nRUN yes {line} | head -c 300000001\n\
@@ -200,7 +200,7 @@ fn output_of_steps_leaves_the_floor_of_free_space() {
     assert!(free(daemon) > FLOOR / 2, "{} bytes are free", free(daemon));
     let log = mallory.hearth(&["builds", "logs", &id]);
     log.expect_code(0);
-    assert!(log.stdout.contains("left out"), "what was left out is told");
+    assert!(log.stdout.contains("left out"), "the omitted part of the log is reported");
     mallory.hearth(&["builds", "rm", &id]).expect_code(0);
     alice.build("alice:1", "small", &[]).expect_code(0);
 }

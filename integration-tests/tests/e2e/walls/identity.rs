@@ -1,4 +1,4 @@
-//! Who is who: nobody passes for somebody else, and tokens end.
+//! Identity: nobody can act as another caller, and tokens end.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ pub fn group() -> Group {
     Group::new("walls-identity", cases)
 }
 
-/// The client of somebody elsewhere: an address and a token.
+/// Runs the client of a remote user: with an address and a token.
 pub fn as_bearer(daemon: &Daemon, token: &str, arguments: &[&str]) -> Output {
     let mut command = daemon.client();
     command
@@ -46,7 +46,7 @@ pub fn as_bearer(daemon: &Daemon, token: &str, arguments: &[&str]) -> Output {
     process::run(&mut command, seconds(100))
 }
 
-/// What `/v2/` says to a token.
+/// Returns the status with which `/v2/` answers a token.
 fn v2(daemon: &Daemon, token: &str) -> u16 {
     Request::new("GET", "/v2/").bearer(token).send(&daemon.listen()).status
 }
@@ -87,12 +87,12 @@ fn services_of_one_chosen_name_are_two_callers_and_neither_is_that_participant(d
             assert_ne!(output.code, 0, "{verb}: {output}");
             output.says(&["there is no build"]);
         }
-        // Nor by the beginning of its id, which looks like that of no build at all.
+        // A prefix of the id does not help either: the answer is the same as for an unknown build.
         as_bearer(daemon, token, &["builds", "show", &build[..4]])
             .expect_code(1)
             .says(&["there is no build"]);
     }
-    // A beginning is looked up among one's own builds.
+    // A prefix is looked up among the caller's own builds.
     as_bearer(daemon, &one, &["builds", "show", &of_one[0][..1]]).expect_code(0);
 }
 
@@ -101,7 +101,7 @@ fn no_token_is_minted_for_the_name_of_a_service_or_a_user(daemon: &Daemon) {
         let output = daemon.hearth(&["token", "mint", "--name", name]);
         assert_ne!(output.code, 0, "{output}");
         output.says(&["no participant has this name"]);
-        // Whoever has the secret cannot have the daemon take one either.
+        // The daemon does not accept such a token either when a holder of the secret signs it.
         let token = signed_for(daemon, &json!({"alg": "HS256"}), |claims| claims["name"] = name.into());
         assert_eq!(v2(daemon, &token), 401, "{name}");
     }
@@ -121,7 +121,7 @@ fn unsigned(header: &Value, claims: &Value) -> String {
     format!("{}.{}", part(header), part(claims))
 }
 
-/// HMAC (RFC 2104) with SHA-256.
+/// Computes HMAC (RFC 2104) with SHA-256.
 fn hmac(key: &[u8], text: &[u8]) -> Vec<u8> {
     let mut block = [0u8; 64];
     match key.len() {
@@ -147,7 +147,7 @@ fn room_of(daemon: &Daemon) -> String {
     daemon.hearth_ok(&["doctor", "--json"]).json()["room"].as_str().unwrap().to_owned()
 }
 
-/// A token with the room's own secret, changed.
+/// Returns a token with changed claims, signed with the room's own secret.
 fn signed_for(daemon: &Daemon, header: &Value, change: impl FnOnce(&mut Value)) -> String {
     let secret = fs::read_to_string(daemon.state().join("room.secret")).unwrap();
     let mut claims = claims(&room_of(daemon));
@@ -175,7 +175,7 @@ fn a_token_is_good_between_its_times_only(daemon: &Daemon) {
         assert_eq!(v2(daemon, &token), 401, "{what}");
         as_bearer(daemon, &token, &["builds", "list"]).expect_code(3);
     }
-    // One that has expired says whose it was, and when that was.
+    // The error for an expired token says whose it was, and when it expired.
     let expired = signed_for(daemon, &header(), |claims| claims["exp"] = 1_700_000_000.into());
     as_bearer(daemon, &expired, &["builds", "list"]).expect_code(3).says(&["`ann` expired at 2023-11-14"]);
 }
@@ -189,13 +189,13 @@ fn a_token_of_the_environment_that_is_of_no_use_leaves_root_its_own_right(daemon
     for token in [expired.as_str(), "nonsense", "not\u{e4}scii"] {
         on_socket(token, &["token", "mint"]).expect_code(0);
     }
-    // One that holds is used, and one that was given for this call counts, whatever it is.
+    // A valid token is used, and a token that is given for this call takes precedence, whatever its grants.
     let poor = daemon.mint(&["--name", "poor", "--scope", "{}"]);
     on_socket(&poor, &["token", "mint"]).expect_code(3);
     let file = daemon.directory().join("expired.token");
     fs::write(&file, &expired).unwrap();
     daemon.hearth(&["--token-file", file.to_str().unwrap(), "token", "mint"]).expect_code(3);
-    // Nobody else gets anything by it.
+    // Nobody else gains anything by it.
     as_bearer(daemon, &expired, &["token", "mint"]).expect_code(3);
 }
 
@@ -203,7 +203,7 @@ fn openssl(arguments: &[&str]) {
     process::run(Command::new("openssl").args(arguments), seconds(60)).expect_code(0);
 }
 
-/// A pair of keys, as files.
+/// A key pair, as files.
 struct Pair {
     private: PathBuf,
     public: PathBuf,
@@ -254,13 +254,13 @@ fn tokens_of_configured_keys_are_taken_and_no_key_is_used_for_another_algorithm(
         let mut late = claims(room);
         late["exp"] = (now() - 5).into();
         assert_eq!(v2(&daemon, &pair.sign(algorithm, &late)), 401, "{algorithm}");
-        // Its owner vouches for participants, and for nothing that the room itself vouches for.
+        // The owner of the key vouches for participants, and for nothing that the room itself vouches for.
         for grant in ["service", "build"] {
             let mut marked = claims(room);
             marked["grants"].as_array_mut().unwrap().push(json!({"name": grant, "scope": "4f8e7k2m9x1c"}));
             assert_eq!(v2(&daemon, &pair.sign(algorithm, &marked)), 401, "{algorithm} {grant}");
         }
-        // Nor does it put them into the domain of root or of another caller.
+        // The key does not put them into the domain of root or of another caller either.
         for (domain, status) in
             [("local", 401), ("caller:ann", 401), ("ci", if algorithm == "EdDSA" { 200 } else { 401 })]
         {
@@ -268,7 +268,7 @@ fn tokens_of_configured_keys_are_taken_and_no_key_is_used_for_another_algorithm(
             claimed["grants"].as_array_mut().unwrap().push(json!({"name": "domain", "scope": domain}));
             assert_eq!(v2(&daemon, &pair.sign(algorithm, &claimed)), status, "{algorithm} {domain}");
         }
-        // The public key is known to everybody, and is no secret that a token could be signed with.
+        // The public key is known to everybody, and is no secret that can sign a token.
         let public = fs::read(&pair.public).unwrap();
         for alg in ["HS256", "RS256", "EdDSA"] {
             let forged = signed_with(&public, &json!({"alg": alg}), &claims(room));
@@ -277,7 +277,7 @@ fn tokens_of_configured_keys_are_taken_and_no_key_is_used_for_another_algorithm(
     }
     assert_eq!(v2(&daemon, &strange.sign("EdDSA", &claims(room))), 401);
     assert_eq!(v2(&daemon, &edwards.sign("RS256X", &claims(room))), 401);
-    // The room's own tokens go on.
+    // The room's own tokens remain valid.
     assert_eq!(v2(&daemon, daemon.token()), 200);
     let report = daemon.retire();
     assert!(report.is_empty(), "{report:?}");
@@ -326,7 +326,7 @@ fn a_replaced_secret_has_its_grace_time_and_revoked_names_stay_revoked() {
     let of_ann = listed.as_array().unwrap().iter().find(|one| one["name"] == "ann").expect("Ann");
     assert_eq!(of_ann["revoked_by"], "uid:0", "{listed}");
 
-    // All of it is in the audit trail, and no token is.
+    // The audit trail contains all of it, and no token.
     let trail = daemon.hearth_ok(&["audit", "--json", "--action", "system."]);
     let records = trail.json();
     let of = |action: &str| {

@@ -1,4 +1,5 @@
-//! One door for images: what a build names is checked, fetched and kept by the daemon, and the builder fetches nothing.
+//! One path for images: the daemon checks, fetches and keeps every image that a build names, and the builder fetches
+//! nothing.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -39,7 +40,7 @@ pub fn group() -> Group {
     .in_sequence()
 }
 
-/// A registry that has `base:1`, which has one file.
+/// Returns a registry that has `base:1`, an image with one file.
 fn registry_of(files: &[(&str, &str, Value)]) -> SmallRegistry {
     let mut registry = SmallRegistry::default();
     for (name, content, config) in files {
@@ -54,14 +55,14 @@ fn serve(registry: &SmallRegistry) -> Scripted {
     Scripted::start(move |asked| registry.answer(asked))
 }
 
-/// What a participant does, over TCP.
+/// Runs the client as a participant, over TCP.
 fn by(daemon: &Daemon, token: &str, arguments: &[&str]) -> Output {
     let mut command: Command = daemon.client();
     command.env("HEARTH_ADDR", format!("http://{}", daemon.listen())).env("HEARTH_TOKEN", token);
     process::run(command.args(arguments), seconds(120))
 }
 
-/// A token for builds with these grants for images.
+/// Returns a token for builds with these grants for images.
 fn builder(daemon: &Daemon, name: &str, pull_from: &[&str], pull: &[&str], write: &[&str]) -> String {
     let registry = json!({"list": ["*"], "pull": pull, "run": ["*"], "write": write});
     let containers = json!({"use_containers": true, "logs": true, "pull": pull_from, "registry": registry});
@@ -69,7 +70,7 @@ fn builder(daemon: &Daemon, name: &str, pull_from: &[&str], pull: &[&str], write
     daemon.mint(&["--name", name, "--scope", &scope.to_string()])
 }
 
-/// Builds a Dockerfile as a participant, and gives what came of it.
+/// Builds a Dockerfile as a participant; returns the output.
 fn build(daemon: &Daemon, token: &str, name: &str, dockerfile: &str, more: &[&str]) -> Output {
     daemon.put(name, &Tree::new().dockerfile(dockerfile));
     let (tag, mount) = (format!("{name}:1"), format!("{name}:/context:ro"));
@@ -80,7 +81,7 @@ fn build(daemon: &Daemon, token: &str, name: &str, dockerfile: &str, more: &[&st
     by(daemon, token, &arguments)
 }
 
-/// The code of a failed build's error.
+/// Returns the error code of a failed build.
 #[track_caller]
 fn code(output: &Output) -> String {
     assert_ne!(output.code, 0, "{output}");
@@ -91,7 +92,7 @@ fn an_image_that_the_token_may_not_pull_is_not_asked_for_by_any_name() {
     let registry = serve(&registry_of(&[("team/base:1", "theirs", json!({}))]));
     let room = Daemon::start(Options::room("wi-grant").registries(&[&registry.host()]));
     let name = format!("{}/team/base:1", registry.host());
-    // A base of the room, for what stands in its triggers.
+    // An image of the room whose ONBUILD trigger names the image.
     let admin = room.token().to_owned();
     let base = room.base_image();
     let triggers = format!("FROM {base}\nONBUILD COPY --from={name} /proof /proof\n");
@@ -114,7 +115,7 @@ fn an_image_that_the_token_may_not_pull_is_not_asked_for_by_any_name() {
         output.says(&["team/base"]);
     }
     assert!(registry.asked().is_empty(), "{:?}", registry.asked());
-    // Whoever may pull it builds from it, in each of these ways.
+    // A caller that may pull the image builds from it in each of these ways.
     let token = builder(&room, "wide", &[&format!("{}/team/*", registry.host())], &["*"], &["*"]);
     for (at, dockerfile) in [
         format!("FROM {name}\n"),
@@ -147,7 +148,7 @@ fn the_rooms_registry_by_its_address_asks_for_the_same_grant() {
     .iter()
     .enumerate()
     {
-        // Into the same repository: its build has a token that may push there.
+        // The target is the same repository: the build has a token that may push there.
         for (tag, line) in [
             ("theirs/app", format!("FROM {name}\n")),
             ("mine/a", format!("FROM scratch\nCOPY --from={name} / /\n")),
@@ -157,7 +158,7 @@ fn the_rooms_registry_by_its_address_asks_for_the_same_grant() {
             assert!(matches!(code.as_str(), "image_denied" | "registry_address_refused"), "{name}: {output}");
         }
     }
-    // With the grant it is an image of the room, by whatever name.
+    // With the grant, it is an image of the room under each of its names.
     let token = builder(&room, "reader", &[], &["theirs/*"], &["*"]);
     let name = format!("{}/theirs/app:1", room.listen());
     build(&room, &token, "mine/b", &format!("FROM {name}\n"), &[]).expect_code(0);
@@ -167,7 +168,7 @@ fn the_rooms_registry_by_its_address_asks_for_the_same_grant() {
 fn a_name_that_is_overlooked_is_denied_and_asked_for_nowhere() {
     let room = Daemon::start(Options::room("wi-overlooked"));
     let admin = room.token().to_owned();
-    // BuildKit takes an address in brackets for a registry; references of the room have none such.
+    // BuildKit accepts an address in brackets as a registry; references of the room do not.
     let small = registry_of(&[("base:1", "theirs", json!({}))]);
     let registry = Scripted::start_at("[::1]:0", move |asked| small.answer(asked)).ok();
     let host = registry.as_ref().map_or_else(|| "[::1]:5000".to_owned(), Scripted::host);
@@ -191,7 +192,7 @@ fn a_registry_gets_its_password_for_itself_and_from_the_daemon_only() {
         Arc::new(Scripted::start_at("127.0.0.2:0", |_| Reply::new(200, r#"{"token": "x"}"#)).unwrap());
     let realm = format!("Bearer realm=\"http://{}/token\",service=\"s\"", thief.host());
     let hostile = Scripted::start(move |_| Reply::new(401, "{}").header("www-authenticate", &realm));
-    // One that asks for the password itself gets it from the daemon, and the builder never asks.
+    // A registry that requires the password itself gets it from the daemon, and the builder never sends a request.
     let small = registry_of(&[("base:1", "theirs", json!({}))]);
     let wanted = format!("Basic {}", STANDARD.encode("ann:hunter2"));
     let honest = Scripted::start(move |asked: &Asked| match asked.header("authorization") {
@@ -224,7 +225,7 @@ fn a_registry_at_an_internal_address_is_connected_to_by_nothing() {
     let _link = PrivateAddress::make("hwi-reg0", "10.231.78.1/32");
     let loopback = serve(&registry_of(&[("base:1", "inner", json!({}))]));
     let port = loopback.host().rsplit_once(':').unwrap().1.to_owned();
-    // TLS is spoken to that one.
+    // The daemon speaks TLS to that registry.
     let private = Scripted::start_at(&format!("{PRIVATE}:0"), |_| Reply::new(404, "")).unwrap();
     let room = Daemon::start(Options::room("wi-registry"));
     let admin = room.token().to_owned();
@@ -273,7 +274,7 @@ fn a_registry_at_an_internal_address_is_connected_to_by_nothing() {
             assert_eq!(code(&output), "registry_address_refused", "{arguments:?}: {output}");
         }
     }
-    // What goes out goes there no more than what comes in.
+    // A push may not go there either.
     build(&room, &admin, "mine", "FROM scratch\nCOPY Dockerfile /\n", &[]).expect_code(0);
     let pushed = room.hearth(&["images", "push", "mine:1", &format!("{}/x:1", loopback.host()), "--json"]);
     assert_eq!(code(&pushed), "registry_address_refused", "{pushed}");
@@ -298,7 +299,7 @@ fn a_registry_does_not_lead_the_daemon_to_an_internal_address() {
         })
     };
     let port = inner.host().rsplit_once(':').unwrap().1.to_owned();
-    // The registry itself may be at a loopback address, since the operator has credentials for it.
+    // The registry itself may be at a loopback address, because the operator has credentials for it.
     let file = scratch().join("wi-redirect-credentials.toml");
     let know = |host: &str| {
         fs::write(&file, format!("['{host}']\nusername = 'any'\npassword = 'any'\n")).unwrap();
@@ -328,7 +329,7 @@ fn a_registry_does_not_lead_the_daemon_to_an_internal_address() {
         assert_eq!(pulled.json()["error"]["code"], "registry_redirect_refused", "{to}: {pulled}");
     }
     assert!(inner.asked().is_empty(), "{:?}", inner.asked());
-    // A registry that the operator names may.
+    // A registry that the operator names may redirect there.
     let registry = leading(format!("http://{}", inner.host()));
     room.terminate();
     room.restart_with(Options::room("wi-redirect").registries(&[&registry.host()]));
@@ -357,7 +358,7 @@ fn what_one_participant_brought_is_not_anothers() {
         let output = build(&room, &bob, &format!("bob-{at}"), &dockerfile, more);
         assert_eq!(code(&output), "base_image_denied", "{output}");
     }
-    // Where the content lies is no secret, and opens nothing.
+    // The location of the content is not secret, and grants no access.
     let listed = room.hearth_ok(&["images", "list", "--cached", "--json"]).json();
     let cached = &listed.as_array().unwrap_or_else(|| panic!("{listed}"))[0];
     let (repository, digest) = (cached["repository"].as_str().unwrap(), cached["digest"].as_str().unwrap());
@@ -386,7 +387,7 @@ fn what_one_participant_brought_is_not_anothers() {
     }
     let shown = by(&room, &bob, &["images", "list", "--cached", "--json"]).json();
     assert_eq!(shown, json!([]), "another's private image is not shown");
-    // While the registry is away, its owner builds on, and nobody else begins to.
+    // While the registry is down, its owner can continue to build, and nobody else can begin to.
     registry.end();
     build(&room, &ann, "ann-2", &dockerfile, &["--cred", &cred]).expect_code(0);
     for more in [&[][..], &["--cred", cred.as_str()]] {
@@ -402,19 +403,19 @@ fn builds_go_on_while_the_registry_is_away() {
     let dockerfile = format!("FROM {}/base:1\n", registry.host());
     build(&room, &admin, "first", &dockerfile, &[]).expect_code(0);
     let asked = registry.asked().len();
-    // What was asked a moment ago is not asked again, unless the build wants that.
+    // A name that was resolved a moment ago is not requested again, unless the build asks for that.
     build(&room, &admin, "second", &dockerfile, &[]).expect_code(0);
     assert_eq!(registry.asked().len(), asked);
     build(&room, &admin, "third", &dockerfile, &["--pull"]).expect_code(0);
     let again: Vec<String> = registry.asked()[asked..].iter().map(|asked| asked.method.clone()).collect();
-    assert_eq!(again, ["HEAD"], "what is here is not fetched again");
+    assert_eq!(again, ["HEAD"], "an image in the cache is not fetched again");
 
     registry.end();
     room.terminate();
     room.restart();
     let output = build(&room, &admin, "pulled", &dockerfile, &["--pull"]);
     assert_eq!(code(&output), "registry_unreachable", "{output}");
-    // The minute in which it would not be asked is over.
+    // Waits for the end of the minute in which the name would not be requested again.
     std::thread::sleep(seconds(61));
     room.put("away", &Tree::new().dockerfile(&dockerfile));
     let output = room.build("away:1", "away", &[]);
@@ -458,7 +459,7 @@ fn every_spelling_and_platform_of_a_name_is_the_image() {
             "{name}"
         );
     }
-    // Two platforms of one name in one build.
+    // Two platforms of one name, in one build.
     let dockerfile = "FROM --platform=linux/arm64 alpine:3 AS arm\nFROM --platform=$BUILDPLATFORM alpine:3\nCOPY --from=arm /proof /arm\n";
     build(&room, &admin, "both", dockerfile, &[]).expect_code(0);
     let image = room.image("both:1");
@@ -484,7 +485,7 @@ fn a_mirror_that_fails_is_told_with_what_it_answered() {
     }
 }
 
-/// An address of a private network that is this machine's for as long as this is kept.
+/// An address of a private network that this machine has until the value is dropped.
 pub(super) struct PrivateAddress(String);
 
 impl PrivateAddress {
@@ -538,7 +539,7 @@ fn a_file_by_url_comes_from_no_internal_address() {
             assert_eq!(code(&output), "egress_denied", "{dockerfile}: {output}");
         }
     }
-    // What cannot be told here is denied by the builder itself.
+    // An address that the daemon cannot see in the Dockerfile is denied by the builder itself.
     let base = room.base_image();
     let hidden =
         format!("FROM {base}\nADD http://{}/$(echo metrics) http://{0}/metrics?a=[b /x\n", room.listen());
@@ -581,13 +582,13 @@ fn a_file_by_url_comes_from_an_allowed_host_once_and_as_it_is() {
             .iter()
             .all(|asked| asked.header("user-agent").is_some_and(|agent| agent.starts_with("hearth/")))
     );
-    // Once more: nothing is sent again, and every step is cached.
+    // A second build: nothing is sent again, and every step is cached.
     let asked = web.asked().len();
     let again = build(&room, &admin, "added", &dockerfile, &[]);
     again.expect_code(0);
     assert_eq!(again.json()["cached_steps"], 2, "{again}");
     assert!(web.asked()[asked..].iter().filter(|asked| asked.path == "/files/a.txt").count() >= 1);
-    // What was used is in the record of the build.
+    // The record of the build lists what was used.
     let shown =
         room.hearth_ok(&["builds", "show", again.json()["build_id"].as_str().unwrap(), "--json"]).json();
     let digest = integration_tests::sources::sha256(b"the file\n");

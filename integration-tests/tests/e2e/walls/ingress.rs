@@ -1,5 +1,5 @@
-//! What passes the ingress: no token of the room to a service, and nothing that a service could turn against its
-//! visitors.
+//! Requests through the ingress: no token of the room reaches a service, and nothing that a service could turn against
+//! its visitors.
 
 use integration_tests::daemon::Daemon;
 use integration_tests::http::{Answer, Request};
@@ -23,7 +23,7 @@ pub fn group() -> Group {
 const COOKIES: &str = "#!/bin/sh\nprintf 'content-type: text/plain\\r\\nset-cookie: a=1\\r\\n'\n\
     printf 'set-cookie: hearth_token=planted; path=/\\r\\nset-cookie: =hearth_token=planted\\r\\n\\r\\n'\n";
 
-/// A service that says what it was asked with.
+/// Deploys a service that returns the request as it received it.
 fn mirror(daemon: &Daemon, name: &str, public: bool) -> String {
     let (tag, domain) = (format!("{name}:1"), format!("{name}.test"));
     let mut app = App::page("page\n");
@@ -73,18 +73,18 @@ fn no_service_sees_a_token_of_the_room_wherever_a_client_puts_it(daemon: &Daemon
     for (name, value) in places {
         let seen = ask(daemon, &public, "/cgi-bin/headers", &[(name, value)]).expect(200).text();
         assert!(!seen.contains(&token) && !seen.contains(&basic[6..]), "public, {name}: {seen}");
-        // A second header beside the one that opened the door.
+        // A second header beside the one that granted access.
         let seen = ask(daemon, &private, "/cgi-bin/headers", &[("authorization", &bearer), (name, value)]);
         let seen = seen.expect(200).text();
         assert!(!seen.contains(&token) && !seen.contains(&basic[6..]), "private, {name}: {seen}");
     }
-    // Parameters of the query likewise; a path cannot do without one of its parts.
+    // A token is removed from the query as well; a path with a token is refused, because no part of it can be removed.
     let path = format!("/cgi-bin/headers?a=1&access_token={token}&b=2");
     let seen = ask(daemon, &public, &path, &[]).expect(200).text();
     assert!(seen.contains("a=1&b=2") && !seen.contains(&token), "{seen}");
     let refused = ask(daemon, &public, &format!("/cgi-bin/headers/{token}"), &[]).expect(400).text();
     assert!(refused.contains("participant token") && !refused.contains(&token), "{refused}");
-    // What is not the room's stays, cookies beside the token as well.
+    // Tokens and cookies of others stay, also cookies beside the token.
     let seen = ask(daemon, &public, "/cgi-bin/headers", &[("cookie", &session)]).text();
     assert!(seen.contains("kept=1") && seen.contains("also=2") && !seen.contains("session="), "{seen}");
     let foreign = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJzb21lYm9keSBlbHNlJ3MgdG9rZW4ifQ.\
@@ -119,7 +119,7 @@ fn a_page_of_another_origin_opens_no_websocket_with_the_cookies_of_its_visitors(
     for origin in ["http://evil.test", "null", "http://sockets.test.evil.test", "https://sockets.test:444"] {
         assert_eq!(socket(&[("origin", origin), ("cookie", &cookie)]), 403, "{origin}");
     }
-    // The service answers all others, if only with its page.
+    // The service answers all other requests, even if only with its page.
     assert_eq!(socket(&[("origin", &own), ("cookie", &cookie)]), 200);
     assert_eq!(socket(&[("cookie", &cookie)]), 200);
     assert_eq!(socket(&[("origin", "http://evil.test"), ("authorization", &bearer)]), 200);

@@ -1,4 +1,4 @@
-//! Nobody without a token costs more than a connection; nobody with one costs more than a share.
+//! Resource limits: a caller without a token costs at most a connection, and a caller with one at most their share.
 
 #[path = "limits/connections.rs"]
 mod connections;
@@ -21,7 +21,7 @@ use integration_tests::http::Request;
 use integration_tests::runner::{self, Case, Group};
 use integration_tests::wait::seconds;
 
-/// Limits that an attack of a test can reach.
+/// Configuration with limits that an attack in a test can reach.
 const SMALL: &str = "[connections]
 api = 300
 api_per_peer = 100
@@ -34,7 +34,8 @@ requests_per_caller = 40
 stall_seconds = 4
 ";
 
-/// A quota that a test can reach, and uploads that end soon. What stands still for less is still held by the tests.
+/// Configuration with a quota that a test can reach, and a short limit for idle uploads. Tests hold streams that stall
+/// for less than `stall_seconds`.
 const SMALL_QUOTA: &str = "[connections]
 stall_seconds = 20
 [uploads]
@@ -59,7 +60,7 @@ pub fn groups() -> Vec<Group> {
 
 const MIB: u64 = 1 << 20;
 
-/// Memory of hearthd's own that is in use, in bytes.
+/// Returns the resident memory of hearthd without its children, in bytes.
 fn memory(daemon: &Daemon) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -73,7 +74,7 @@ fn grew_less_than(limit: u64, daemon: &Daemon, before: u64) {
     assert!(grown < limit, "hearthd grew by {} MiB; at most {} MiB", grown / MIB, limit / MIB);
 }
 
-/// Somebody else's requests are answered: on the API, on the ingress and on the unix socket.
+/// Asserts that requests of other callers are answered: on the API, on the ingress and on the unix socket.
 #[track_caller]
 fn others_are_answered(daemon: &Daemon) {
     let begun = Instant::now();
@@ -87,7 +88,7 @@ fn others_are_answered(daemon: &Daemon) {
     assert!(took < seconds(15), "{took:?}");
 }
 
-/// Asks until what is asked gives `true`, for a short time.
+/// Polls until `ask` returns `true`, for at most `limit`; reports whether it did.
 fn soon(limit: Duration, ask: impl FnMut() -> bool) -> bool {
     let mut ask = ask;
     integration_tests::wait::poll(limit, || ask().then_some(())).is_some()

@@ -1,4 +1,4 @@
-//! The daemon fetches nothing for a build from its own machine, also where that has a public address.
+//! The daemon fetches nothing for a build from its own machine, even when the machine has a public address.
 
 use integration_tests::daemon::{Daemon, Options};
 use integration_tests::lone_cases;
@@ -52,7 +52,7 @@ fn a_public_address_of_this_machine_is_as_closed_as_loopback() {
     assert!(outer.connections() >= 2, "{:?}", outer.asked());
     assert_eq!(private_service.connections(), 0, "{:?}", private_service.asked());
 
-    // A block around the address does not open it, the address itself does.
+    // A block around the address does not allow it, the address itself does.
     room.terminate();
     room.restart_with(Options::room("wi-own").config(&allow(", \"44.45.0.0/16\"")));
     let output = build(&room, "block", &format!("FROM scratch\nADD http://{host}/x /\n"));

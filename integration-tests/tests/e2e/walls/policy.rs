@@ -1,4 +1,4 @@
-//! Who may do what: every method with every grant, and what is one caller's from another's hands.
+//! Authorization: every method with every grant, and the protection of one caller's resources from another.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,7 +35,7 @@ pub fn group() -> Group {
     Group::new("walls-policy", cases)
 }
 
-/// The methods that reflection serves, from the same descriptors.
+/// Returns the methods that reflection serves, from the same descriptors.
 fn methods() -> Vec<String> {
     let set = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
     let mut methods = Vec::new();
@@ -49,7 +49,8 @@ fn methods() -> Vec<String> {
     methods
 }
 
-/// The grants of a method as `docs/access.md` has them: any of these. None where any token of the room will do.
+/// Returns the grants of each method as `docs/access.md` lists them; one of them suffices. An empty list means that any
+/// token of the room suffices.
 fn documented() -> BTreeMap<String, Vec<String>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/access.md");
     let text = fs::read_to_string(path).unwrap();
@@ -71,8 +72,8 @@ const GRANTS: [(&str, &str); 6] = [
     ("nothing", "{}"),
 ];
 
-/// Each method is called with nothing in its request, by callers with one grant each: who has none of the method's
-/// grants is denied and told one of them, and who has one is told what is wrong with the request.
+/// Calls each method with an empty request, as callers with one grant each: a caller with none of the method's grants
+/// is denied and told one of them, and a caller with one is told what is wrong with the request.
 fn every_method_asks_for_its_grant() {
     let daemon = Daemon::start(Options::room("grants"));
     let documented = documented();
@@ -98,7 +99,7 @@ fn every_method_asks_for_its_grant() {
     }
 }
 
-/// Somebody who may do everything with `NAME/*` and nothing with what is another's.
+/// Returns a token of a participant who may do everything with `NAME/*`, and nothing with the resources of others.
 fn participant(daemon: &Daemon, name: &str) -> String {
     let own = format!(r#"["{name}/*"]"#);
     let scope = format!(
@@ -114,7 +115,7 @@ fn denied(daemon: &Daemon, token: &str, arguments: &[&str], says: &str) {
     as_bearer(daemon, token, arguments).expect_code(3).says(&["this token may not", says]);
 }
 
-/// Ann's image, from her storage.
+/// Builds Ann's image from her storage; returns the id of the build.
 fn built(daemon: &Daemon, ann: &str, tag: &str) -> String {
     daemon.put("ann", &Tree::new().dockerfile("FROM scratch\nCOPY file /\n").file("file", "ann's"));
     let build = ["build", "--mount-room-path", "ann", "--json", "--tag", tag];
@@ -136,7 +137,7 @@ fn builds_of_another_are_not_there(daemon: &Daemon) {
     assert!(listed.as_array().unwrap().iter().all(|one| one["build_id"] != build.as_str()), "{listed}");
     as_bearer(daemon, &ann, &["builds", "show", &build]).expect_code(0);
     daemon.hearth_ok(&["builds", "show", &build]);
-    // Bob's own tag, of Ann's storage; Ann's tag; a tag elsewhere that he may not write.
+    // Bob's own tag, from Ann's storage; Ann's tag; a tag in a remote registry that he may not write.
     let mount = |path: &'static str| ["build", "--mount-room-path", path, "--tag"];
     denied(daemon, &bob, &[&mount("ann")[..], &["bob/x:1"]].concat(), "`/ann` in storage");
     daemon.put("bob", &Tree::new().dockerfile("FROM scratch\nCOPY f /\n").file("f", "f"));
@@ -195,7 +196,7 @@ fn images_of_another_are_read_and_changed_only_with_a_grant(daemon: &Daemon) {
     );
     let listed = as_bearer(daemon, &bob, &["images", "list"]);
     assert!(!listed.stdout.contains("ann/image") && listed.stdout.contains("bob/image"), "{listed}");
-    // Who may not build sends no packs for builds.
+    // A caller that may not build cannot send packs for builds.
     let poor =
         daemon.mint(&["--name", "poor", "--scope", r#"{"containers": {"registry": {"write": ["bob/*"]}}}"#]);
     denied(daemon, &poor, &["build", directory, "--tag", "bob/p:1"], "send packs for builds");
@@ -235,7 +236,7 @@ fn mounted_contexts_of_another_are_theirs(daemon: &Daemon) {
     let place = daemon.directory().join("mounted");
     fs::create_dir_all(&place).unwrap();
     let place = place.to_str().unwrap();
-    // Both are root on the socket, and go by their tokens there.
+    // Both are root on the socket, and are identified by their tokens there.
     let file = |name: &str| {
         let path = daemon.directory().join(format!("{name}.token"));
         fs::write(&path, participant(daemon, name)).unwrap();
@@ -291,10 +292,10 @@ fn services_of_another_are_changed_only_by_who_may_run_them(daemon: &Daemon) {
     }
     denied(daemon, &bob, &["deploy", "--tag", "ann/web:1", "--name", "anns"], "run `ann/web`");
     assert_eq!(page(daemon, "anns.test"), "ann's\n");
-    // Without `services` nothing at all.
+    // Without the grant `services`, every call is denied.
     let poor = daemon.mint(&["--name", "poor", "--scope", r#"{"containers": {"run": ["*"]}}"#]);
     denied(daemon, &poor, &["services", "rm", "anns"], "takes the grant `services`");
-    // Its owner, and who may run its image, may.
+    // The owner has access, and so has a caller that may run the image.
     as_bearer(daemon, &ann, &["services", "logs", "anns"]).expect_code(0);
     let runs =
         daemon.mint(&["--name", "ops", "--scope", r#"{"services": {}, "containers": {"run": ["ann/*"]}}"#]);
@@ -346,7 +347,8 @@ fn domains_that_overlap_and_public_suffixes_are_refused(daemon: &Daemon) {
 }
 
 fn changes_and_denials_are_in_the_audit_trail(daemon: &Daemon) {
-    // A caller of its own: of many denials in a minute, those of other cases, only the first few are written.
+    // A caller of its own: only the first few of many denials in a minute are recorded, and other cases cause denials
+    // too.
     let (ann, bob) = (participant(daemon, "ann"), participant(daemon, "audited-bob"));
     let build = built(daemon, &ann, "ann/audited:1");
     as_bearer(daemon, &bob, &["builds", "rm", &build]).expect_code(1);
@@ -369,7 +371,7 @@ fn changes_and_denials_are_in_the_audit_trail(daemon: &Daemon) {
         records.map(|record| record["object"].as_str().unwrap().to_owned()).collect()
     };
     assert!(found("ann", "Builds.Submit", "done").iter().any(|tag| tag.contains("ann/audited:1")), "{trail}");
-    // The answer says that there is no such build, the trail what was tried.
+    // The answer says that there is no such build; the audit trail says what was tried.
     let tried =
         [found("audited-bob", "Builds.Get", "denied"), found("audited-bob", "Builds.Remove", "denied")]
             .concat();
@@ -381,11 +383,11 @@ fn changes_and_denials_are_in_the_audit_trail(daemon: &Daemon) {
     assert!(found("uid:0", "Secrets.Set", "done").iter().any(|name| name == "audited"), "{trail}");
     let manifest = "PUT /v2/<repository>/manifests/<tag or digest>";
     assert_eq!(found("audited-bob", manifest, "denied"), ["/v2/ann/audited/manifests/2"]);
-    // Of a flood from one address only the first few are written.
+    // Only the first few denials of a flood from one address are recorded.
     let flood = found("", "GET /v2/", "denied").len();
     assert!((1..=20).contains(&flood), "{flood} records of a flood");
     for secret in ["canary-in-no-trail", &ann, &bob] {
-        assert!(!trail.stdout.contains(secret), "a secret is in the trail");
+        assert!(!trail.stdout.contains(secret), "a secret is in the audit trail");
     }
     let of_bob =
         daemon.hearth_ok(&["audit", "--json", "--caller", "audited-bob", "--action", "images."]).json();

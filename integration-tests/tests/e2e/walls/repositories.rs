@@ -1,4 +1,5 @@
-//! Repositories: git of a builder reaches what builds may reach and nothing else, wherever a repository leads it.
+//! Git repositories: git of a builder reaches what builds may reach and nothing else, wherever a repository redirects
+//! it.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -45,7 +46,7 @@ fn git(directory: &Path, arguments: &[&str]) -> String {
     output.stdout.trim().to_owned()
 }
 
-/// Makes `<root>/<name>.git`, as a web server has it, with one file and perhaps a submodule at a URL.
+/// Creates `<root>/<name>.git` as a web server has it, with one file and optionally a submodule at a URL.
 fn repository(root: &Path, name: &str, submodule: Option<(&str, &str)>) -> String {
     let work = root.join(format!("{name}-work"));
     fs::create_dir_all(&work).unwrap();
@@ -67,7 +68,7 @@ fn repository(root: &Path, name: &str, submodule: Option<(&str, &str)>) -> Strin
     git(&work, &["rev-parse", "HEAD"])
 }
 
-/// Serves repositories as files, and redirects what is below `/away/`.
+/// Serves repositories as files, and redirects paths below `/away/`.
 fn serve(address: &str, root: &Path, away: &str) -> Scripted {
     let (root, away) = (root.to_owned(), away.to_owned());
     let script = move |asked: &Asked| {
@@ -93,7 +94,7 @@ fn a_repository_leads_git_to_no_internal_address() {
     let _link = PrivateAddress::make("hwi-git0", "10.231.79.1/32");
     let files = tempfile::tempdir().unwrap();
     let root = files.path();
-    // Whatever is asked there would be an honest repository.
+    // Any request to the inner server would find an honest repository.
     let commit = repository(root, "honest", None);
     let inner = serve("127.0.0.1", root, "");
     let port = inner.host().rsplit_once(':').unwrap().1.to_owned();
@@ -159,7 +160,7 @@ fn a_repository_is_fetched_by_http_and_https_alone() {
     assert_eq!(inner.connections(), 0);
 }
 
-/// Sends a request to the proxy, and what follows in its tunnel.
+/// Sends a request to the proxy, followed by the content for its tunnel; returns the response.
 fn raw(proxy: &str, request: &str, then: &str) -> String {
     let mut stream = TcpStream::connect(proxy).unwrap();
     stream.set_read_timeout(Some(seconds(10))).unwrap();
@@ -189,7 +190,7 @@ fn the_proxy_of_git_serves_its_builder_only() {
     let url = format!("http://{}/honest.git", outer.host());
     room.put("steps", &Tree::new().dockerfile(&format!("FROM {base}\nADD {url} /\nRUN env > /env\n")));
     room.build_ok("steps:1", "steps", &[]);
-    // Steps know of no proxy.
+    // Steps have no proxy settings.
     let environment = room.image("steps:1").file("env").to_lowercase();
     assert!(!environment.contains("proxy") && !environment.contains("/git/"), "{environment}");
 
@@ -204,7 +205,7 @@ fn the_proxy_of_git_serves_its_builder_only() {
     let asked = outer.connections();
     assert!(raw(proxy, &connect(""), "").starts_with("HTTP/1.1 407"));
     assert_eq!(outer.connections(), asked);
-    // What https is: a tunnel.
+    // https uses a tunnel.
     let through = raw(proxy, &connect(&known), "GET /honest.git/HEAD HTTP/1.1\r\nHost: x\r\n\r\n");
     assert!(through.starts_with("HTTP/1.1 200") && through.contains("refs/heads/main"), "{through}");
     assert!(!room.log().contains(password.split_once(':').unwrap().1));

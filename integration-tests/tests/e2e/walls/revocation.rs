@@ -1,4 +1,4 @@
-//! A revocation ends what runs: calls under way, and what the services of the one who was revoked may do.
+//! A revocation ends what is running: calls in progress, and the access of the services of the revoked participant.
 
 use integration_tests::daemon::Daemon;
 use integration_tests::http::Request;
@@ -52,7 +52,7 @@ fn a_revocation_ends_processes_and_followed_logs_of_the_caller(daemon: &Daemon) 
     let (of_eve, of_ann) = (count("/tmp/eve"), count("/tmp/ann"));
     std::thread::sleep(seconds(1));
     assert_eq!(count("/tmp/eve"), of_eve, "its process is gone");
-    assert!(count("/tmp/ann") > of_ann, "that of another caller runs on");
+    assert!(count("/tmp/ann") > of_ann, "the process of another caller keeps running");
     drop(other);
     let refused = daemon.hearth(&["token", "revoke", "service:"]);
     assert_ne!(refused.code, 0, "{refused}");
@@ -71,7 +71,7 @@ fn a_service_of_a_revoked_participant_has_no_rights_until_it_is_deployed_again(d
     daemon.hearth_ok(&["token", "revoke", "mallory"]);
     assert_eq!(status(), 401);
     daemon.hearth_ok(&["services", "restart", "bot"]);
-    assert_eq!(status(), 401, "an instance that starts again gets no right back");
+    assert_eq!(status(), 401, "a restarted instance does not regain access");
     std::thread::sleep(seconds(2));
     as_bearer(daemon, &mint(), &[&deploy[..], &["--env", "NEW=1"]].concat()).expect_code(0);
     assert_eq!(status(), 200);

@@ -1,4 +1,5 @@
-//! Services of one room, each of which may be hostile: none gets what is another's, or leaves what hurts the host.
+//! Services of one room, each of which may be hostile: none gets what belongs to another, or leaves anything that harms
+//! the host.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,8 +24,9 @@ pub fn group() -> Group {
     Group::new("walls-services", cases).options(Options::room("walls-services").config(config)).in_sequence()
 }
 
-/// Says by ARP, in every way that there is, that the victim's address is the thief's, and sends as if it were the
-/// victim, so that whatever learns hardware addresses learns a wrong one. Prints how many packets for the victim came.
+/// Claims by ARP, in every possible way, that the victim's address is the thief's, and sends packets as if from the
+/// victim, so that anything that learns hardware addresses learns a wrong one. Prints how many packets for the victim
+/// arrived.
 const THIEF: &str = r#"
 import socket, struct, sys, time
 victim, gateway, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
@@ -63,12 +65,12 @@ fn deploy(daemon: &Daemon, name: &str, more: &[&str]) {
     daemon.hearth_ok(&[&["deploy", "--tag", &format!("{name}:1")], more].concat());
 }
 
-/// What a command says inside of a service, whatever comes of it.
+/// Runs a command inside of a service; returns the output whether or not the command succeeds.
 fn inside(daemon: &Daemon, service: &str, command: &str) -> Output {
     daemon.hearth(&["services", "exec", service, "--", "sh", "-c", command])
 }
 
-/// Address and network namespace of the instance that has a service's traffic, or else of the first.
+/// Returns address and network namespace of the instance that has a service's traffic, or else of the first one.
 #[track_caller]
 fn instance(daemon: &Daemon, service: &str) -> (String, PathBuf) {
     let show = daemon.hearth_ok(&["services", "show", service, "--json"]).json();
@@ -88,12 +90,16 @@ fn effective_capabilities(daemon: &Daemon, service: &str) -> u64 {
 const NET_RAW: u64 = 1 << 13;
 const MKNOD: u64 = 1 << 27;
 
-/// On a bridge that learns, six of six requests came to the thief.
+/// On a bridge that learns addresses, six of six requests reached the thief.
 fn a_neighbour_with_raw_sockets_gets_none_of_the_requests(daemon: &Daemon) {
     deploy(daemon, "victim", &["--domain", "victim.test", "--public"]);
     deploy(daemon, "client", &[]);
     deploy(daemon, "thief", &["--cap-add", "NET_RAW"]);
-    assert_ne!(effective_capabilities(daemon, "thief") & NET_RAW, 0, "it has what the attack needs");
+    assert_ne!(
+        effective_capabilities(daemon, "thief") & NET_RAW,
+        0,
+        "the thief has the capabilities for the attack"
+    );
     let (victim, _) = instance(daemon, "victim");
     let (_, namespace) = instance(daemon, "thief");
     let routes = inside(daemon, "thief", "ip route").stdout;
@@ -121,7 +127,7 @@ fn raw_sockets_and_device_nodes_are_for_those_that_the_operator_allows(daemon: &
         "{}",
         raw(daemon)
     );
-    // Programs that ping by a socket of that kind need none.
+    // Programs that ping through an ICMP datagram socket need no capability.
     let range = inside(daemon, "plain", "cat /proc/sys/net/ipv4/ping_group_range").stdout;
     assert_eq!(range.split_whitespace().collect::<Vec<_>>(), ["0", "2147483647"]);
     for path in ["/tmp-device", "/dev/device"] {
@@ -159,11 +165,11 @@ fn an_isolated_service_reaches_no_other_and_none_reaches_it(daemon: &Daemon) {
     assert_eq!(asks("open", "alone"), None);
     assert_eq!(asks("alone", &open), None);
     assert_eq!(asks("alone", "open"), None);
-    assert_eq!(page(daemon, "alone.test"), "alone\n", "the ingress reaches it");
+    assert_eq!(page(daemon, "alone.test"), "alone\n", "the ingress reaches the service");
     let api = inside(daemon, "alone", "wget -q -O - $HEARTH_ADDR/healthz");
-    assert_eq!(api.stdout, "ok\n", "it reaches the daemon: {api}");
+    assert_eq!(api.stdout, "ok\n", "the service reaches the daemon: {api}");
 
-    // An update keeps it, and it can be taken back.
+    // An update keeps the isolation, and it can be turned off again.
     daemon.hearth_ok(&["deploy", "--tag", "alone:1", "--env", "A=1"]);
     assert_eq!(asks("alone", &open), None);
     assert!(daemon.hearth_ok(&["services", "show", "alone", "-o", "yaml"]).stdout.contains("isolated: true"));
@@ -174,7 +180,7 @@ fn an_isolated_service_reaches_no_other_and_none_reaches_it(daemon: &Daemon) {
     assert_eq!(asks("open", "alone").as_deref(), Some("alone\n"));
 }
 
-/// Who is not root runs a program of the host's room storage.
+/// Runs a program of the host's room storage as a user that is not root.
 fn as_nobody(program: &Path) -> Output {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(program).arg("-u");
@@ -185,7 +191,7 @@ fn set_id_bits_and_devices_in_storage_mean_nothing_on_the_host(daemon: &Daemon) 
     let planted = daemon.room_files().join("planted");
     fs::create_dir_all(&planted).unwrap();
     fs::copy("/usr/bin/id", planted.join("id")).unwrap();
-    // That the host's user gets so far is no part of this.
+    // Opens the directories, because their protection from the host's user is not part of this test.
     for directory in daemon.room_files().ancestors().take_while(|dir| dir.starts_with(daemon.directory())) {
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(directory, open).unwrap();
@@ -194,10 +200,10 @@ fn set_id_bits_and_devices_in_storage_mean_nothing_on_the_host(daemon: &Daemon) 
     let made = inside(daemon, "planter", "chown 0:0 /data/id && chmod 6755 /data/id && ls -l /data/id");
     assert!(made.stdout.starts_with("-rwsr-sr-x"), "{made}");
     let ran = as_nobody(&planted.join("id"));
-    assert_eq!(ran.stdout, "65534\n", "the host ran it as another: {ran}");
+    assert_eq!(ran.stdout, "65534\n", "the host ran the program as another user: {ran}");
     let device = inside(daemon, "planter", "mknod /data/null c 1 3 2>&1");
     assert!(device.stdout.contains("not permitted"), "{device}");
-    // One that came there otherwise is not opened either: through no mount of it.
+    // A device node that was created in another way cannot be opened either: no mount of the storage allows it.
     process::run(Command::new("mknod").arg(planted.join("null")).args(["c", "1", "3"]), seconds(5))
         .expect_code(0);
     let opened = fs::write(planted.join("null"), "x");
@@ -220,7 +226,7 @@ fn the_runtime_keeps_no_secret_and_no_token_of_a_service_that_runs(daemon: &Daem
     let token =
         |text: &str| text.lines().find_map(|line| line.strip_prefix("MESHAGENT_TOKEN=").map(str::to_owned));
     let own = inside(daemon, "keeper", "tr '\\0' '\\n' < /proc/1/environ").stdout;
-    assert!(own.contains(&format!("VAULT={CANARY}\n")), "the app has it: {own}");
+    assert!(own.contains(&format!("VAULT={CANARY}\n")), "the app has the secret: {own}");
     let own_token = token(&own).expect("a token");
 
     let (_, namespace) = instance(daemon, "keeper");
@@ -237,7 +243,7 @@ fn the_runtime_keeps_no_secret_and_no_token_of_a_service_that_runs(daemon: &Daem
         assert!(!kept.contains(CANARY) && !kept.contains(&own_token), "{kept}");
     }
 
-    // One more process has all that the app has.
+    // An additional process has everything that the app has.
     let seen = inside(daemon, "keeper", "env").stdout;
     assert!(seen.contains(&format!("VAULT={CANARY}\n")) && seen.contains("A=shown\n"), "{seen}");
     assert!(token(&seen).is_some_and(|token| token.split('.').count() == 3), "{seen}");

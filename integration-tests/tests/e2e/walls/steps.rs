@@ -1,4 +1,4 @@
-//! A RUN step has a network of its own: what it reached when it had the host's, it does not reach.
+//! A RUN step has a network of its own: it cannot reach what it reached with the host's network.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -51,7 +51,7 @@ impl Place {
         Self::with(name, "")
     }
 
-    /// With these lines in `[builds.egress]`.
+    /// Starts a daemon with these lines in `[builds.egress]`.
     fn with(name: &str, egress: &str) -> Self {
         let world = World::make(&scratch().join(format!("{name}-world")));
         let config = format!("[builds.egress]\nresolvers = ['{}']\n{egress}\n", world.resolver());
@@ -60,7 +60,7 @@ impl Place {
         Self { daemon, world }
     }
 
-    /// Builds one step that runs this script, and gives what it wrote to `/out`.
+    /// Builds one step that runs this script; returns what the script wrote to `/out`.
     #[track_caller]
     fn step(&self, name: &str, script: &str) -> String {
         self.put(name, script);
@@ -78,7 +78,7 @@ impl Place {
         self.daemon.put(name, &tree);
     }
 
-    /// Builds one step whose script fails, and gives the error.
+    /// Builds one step whose script fails; returns the error.
     #[track_caller]
     fn refused(&self, name: &str, script: &str) -> serde_json::Value {
         self.put(name, script);
@@ -86,14 +86,14 @@ impl Place {
     }
 }
 
-/// The typed error of a build that failed.
+/// Returns the typed error of a failed build.
 #[track_caller]
 fn error_of(output: &Output) -> serde_json::Value {
     assert_ne!(output.code, 0, "{output}");
     output.json()["error"].clone()
 }
 
-/// The program of `attack.c`.
+/// Compiles `attack.c`, once; returns the program.
 fn attack() -> PathBuf {
     let program = scratch().join("attack");
     if !program.exists() {
@@ -105,10 +105,10 @@ fn attack() -> PathBuf {
     program
 }
 
-/// Tries to connect; prints the place where that works.
+/// Shell function that tries to connect, and prints the address when that works.
 const TRY: &str = "try() { nc -w 2 \"$1\" \"$2\" </dev/null >/dev/null 2>&1 && echo \"reached $1 $2\"; }\n";
 
-/// All IPv4 addresses of this machine.
+/// Returns all IPv4 addresses of this machine.
 fn own_addresses() -> Vec<String> {
     let shown = process::run(Command::new("ip").args(["-4", "-o", "address", "show"]), seconds(10));
     let address = |line: &str| Some(line.split_whitespace().nth(3)?.split('/').next()?.to_owned());
@@ -121,13 +121,13 @@ fn a_step_reaches_the_world_by_nat_and_by_name() {
     let script = format!(
         "wget -q -O - http://{one}/page; wget -q -O - http://one.test/page; wget -q -O - http://one.test/cgi-bin/who\n"
     );
-    // The world has no route to the step's address: it sees the machine's.
+    // The world has no route to the step's address: it sees that of the machine.
     assert_eq!(place.step("world", &script), format!("the world\nthe world\n{host}\n"));
 }
 
 fn a_step_reaches_no_port_of_this_machine_on_any_address() {
     let place = Place::start("sm");
-    // Stands for every program of this machine that listens everywhere.
+    // Stands for every program of this machine that listens on all addresses.
     let everywhere = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
     everywhere.set_nonblocking(true).unwrap();
     let port = everywhere.local_addr().unwrap().port();
@@ -159,7 +159,7 @@ fn a_step_reaches_no_private_network_and_no_link_local_address() {
     let begun = Instant::now();
     assert_eq!(place.step("private", &script), "end\n");
     assert!(begun.elapsed() < seconds(30), "a refusal comes at once");
-    // The operator may open it, without losing the world.
+    // The operator may allow it, without losing access to the world.
     let options = format!(
         "[builds.egress]\nresolvers = ['{}']\nallow = ['0.0.0.0/0', '{private}/32']\n",
         place.world.resolver()
@@ -197,7 +197,7 @@ fn a_step_reaches_no_other_step() {
     let mut client = place.daemon.client();
     client.args(place.daemon.build_arguments("listens:1", "listens:/context:ro", &["--no-cache"]));
     let listener = process::start(&mut client);
-    // Every address that a step of this daemon has now, or has next.
+    // Every address that a step of this daemon has now, or will have next.
     let name = step_network::name_of(&place.daemon.state()).unwrap();
     wait::until(seconds(20), "namespaces are ready", || step_network::links(&place.daemon.state()).len() > 3);
     let routes = process::run(Command::new("ip").args(["-4", "route", "show"]), seconds(10));
@@ -210,7 +210,7 @@ fn a_step_reaches_no_other_step() {
     let script = format!("{TRY}sleep 3; for a in {}; do try $a 9000; done; echo end\n", addresses.join(" "));
     assert!(addresses.len() > 3, "{routes}");
     let own = place.step("tries", &script);
-    // A refused port of its own answers as well: only a connection counts.
+    // A refused port of the step itself answers as well: only a connection counts.
     assert_eq!(own, "end\n", "{addresses:?}");
     let ended = listener.finish(seconds(90)).expect("the step that listens ends");
     assert!(ended.code == 0 && ended.stderr.contains("address 1"), "{ended}");
@@ -252,7 +252,7 @@ fn a_step_cannot_use_another_source_address() {
     let out = place.step("spoofs", &script);
     assert!(out.matches("sent").count() >= 3, "the step may send: {out}");
     let text = heard.finish(seconds(20)).expect("the listener ends").stdout;
-    assert_eq!(text, "honest\n", "only what has the step's own address goes out");
+    assert_eq!(text, "honest\n", "only packets with the step's own address leave");
 }
 
 fn a_step_has_no_ipv6_and_no_sockets_of_others() {
@@ -260,7 +260,7 @@ fn a_step_has_no_ipv6_and_no_sockets_of_others() {
     let script = "cat /proc/net/if_inet6; grep -c @ /proc/net/unix; ls /dev/otel-grpc.sock /run/buildkit \
                   /run/containerd 2>/dev/null; find / -xdev -type s; ip -6 route\n";
     assert_eq!(place.step("ipv6", script), "0\n");
-    // Nor has the host's end of a pair an address that a frame made by hand could be sent to.
+    // The host's end of a pair has no address either to which a hand-made frame could be sent.
     for link in step_network::links(&place.daemon.state()) {
         let shown =
             process::run(Command::new("ip").args(["-6", "-o", "address", "show", "dev", &link]), seconds(10));
@@ -274,7 +274,7 @@ fn a_killed_daemon_leaves_no_network_to_the_next() {
     place.step("before", "true\n");
     let table = step_network::name_of(&state).unwrap();
     place.daemon.kill9();
-    // Namespaces end with the builder, and their links with them; the table outlives the kill.
+    // Namespaces end with the builder, and their links with them; the table survives the kill.
     let tables = || process::run(Command::new("nft").args(["list", "tables"]), seconds(10)).stdout;
     assert!(tables().contains(&table));
     place.daemon.restart();
@@ -287,7 +287,7 @@ fn a_killed_daemon_leaves_no_network_to_the_next() {
 fn a_list_of_egress_lets_through_what_it_names_and_tells_what_it_refused() {
     let place = Place::with("se", "allow = ['*.one.test', 'metadata.test']");
     let World { one, two, .. } = place.world;
-    // By its address alone nothing is reached, before a name has opened it.
+    // An address alone cannot be reached before a name lookup has opened it.
     let script =
         format!("{TRY}try {one} 80; try {two} 80; try one.test 80; try metadata.test 80; echo end\n");
     assert_eq!(place.step("raw", &script), "end\n");
@@ -306,7 +306,7 @@ fn a_list_of_egress_lets_through_what_it_names_and_tells_what_it_refused() {
     assert!(error["message"].as_str().unwrap().contains(&format!("{two} port 80")), "{error}");
     assert_eq!(error["exit_code"], 1, "{error}");
 
-    // A step that fails by itself is none that was refused.
+    // A step that fails by itself is not reported as refused.
     let error = place.refused("own", "exit 7\n");
     assert_eq!(
         (error["code"].as_str(), error["exit_code"].as_i64()),

@@ -1,4 +1,4 @@
-//! `docker`, where there is one with an engine behind it.
+//! `docker`, on machines that have it and an engine behind it.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ const LIMIT: Duration = seconds(120);
 pub struct Docker(());
 
 impl Docker {
-    /// `None` where no engine answers, or there is no such command.
+    /// Finds the engine; `None` when no engine answers or the command does not exist.
     pub fn find() -> Option<Self> {
         let asked =
             Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]).output().ok()?;
@@ -28,7 +28,7 @@ impl Docker {
         output
     }
 
-    /// The room's image of this name, in the engine; answers with its name there.
+    /// Loads the room's image of this name into the engine; returns its name there.
     pub fn load(&self, bench: &Bench, image: &str) -> String {
         let here = format!("hearth-bench/{image}");
         let directory = tempfile::tempdir_in(&bench.work).expect("a directory");
@@ -36,7 +36,8 @@ impl Docker {
         let (files, archive) = (format!("dir:{shown}/image"), format!("{shown}/docker.tar"));
         let credentials = format!("any:{}", bench.daemon.token());
         let source = format!("docker://{}/{image}", bench.daemon.listen());
-        // In two steps: what an engine loads has no layers in zstd, and skopeo refuses to turn them into others at once.
+        // Two steps: an archive for the engine cannot have zstd layers, and skopeo refuses to convert them in the same
+        // copy.
         let flags = ["copy", "--dest-decompress", "--src-tls-verify=false", "--src-creds", &credentials];
         skopeo(&[&flags[..], &[&source, &files]].concat()).expect_code(0);
         skopeo(&["copy", &files, &format!("docker-archive:{archive}:{here}")]).expect_code(0);
@@ -44,7 +45,7 @@ impl Docker {
         here
     }
 
-    /// From the start of the command to the first 200.
+    /// Measures the time from the start of the command to the first 200 response.
     pub fn run(&self, image: &str, name: &str) -> Duration {
         let port = free_port();
         let publish = format!("127.0.0.1:{port}:{PORT}");

@@ -1,4 +1,4 @@
-//! Other proxies in front of the same instance, each a process of its own that is gone with the value.
+//! Other proxies in front of the same instance, each a process of its own that ends when its value is dropped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// `None` where it is not installed.
+    /// Starts nginx; `None` when it is not installed.
     pub fn nginx(work: &Path, to: &Target) -> Option<Self> {
         let program = installed("nginx")?;
         let directory = directory(work, "nginx");
@@ -30,7 +30,7 @@ impl Proxy {
         Some(Self::start("nginx", &mut command, port, to))
     }
 
-    /// `None` where it is not installed.
+    /// Starts caddy; `None` when it is not installed.
     pub fn caddy(work: &Path, to: &Target) -> Option<Self> {
         let program = installed("caddy")?;
         let directory = directory(work, "caddy");
@@ -47,7 +47,7 @@ impl Proxy {
         Some(Self::start("caddy", &mut command, port, to))
     }
 
-    /// `None` where it is not installed. Its log of requests, which cannot be turned off, goes to nowhere.
+    /// Starts kamal-proxy; `None` when it is not installed. Its request log, which cannot be turned off, is discarded.
     pub fn kamal(work: &Path, to: &Target) -> Option<Self> {
         let program = installed("kamal-proxy")?;
         let directory = directory(work, "kamal-proxy");
@@ -72,7 +72,7 @@ impl Proxy {
             "--host",
             &to.host,
         ]);
-        wait::until(seconds(20), "kamal-proxy takes the instance", || {
+        wait::until(seconds(20), "kamal-proxy accepts the instance", || {
             process::run(&mut deploy, seconds(40)).code == 0
         });
         Some(Self::leading("kamal-proxy", process, port, to))
@@ -84,7 +84,7 @@ impl Proxy {
 
     fn leading(name: &str, process: Running, port: u16, to: &Target) -> Self {
         let target = Target { address: format!("127.0.0.1:{port}"), host: to.host.clone() };
-        wait::until(seconds(20), &format!("{name} leads to the instance"), || {
+        wait::until(seconds(20), &format!("{name} forwards to the instance"), || {
             let asked = Request::new("GET", "/").host(&target.host).try_send(&target.address);
             asked.is_ok_and(|answer| answer.status == 200)
         });
@@ -92,8 +92,8 @@ impl Proxy {
     }
 }
 
-/// As nginx is set up for speed: kept connections on both sides, no log of requests. It tells the app who asks, as
-/// the ingress does.
+/// Returns a configuration of nginx for speed: kept connections on both sides, no request log. It forwards the client's
+/// address to the app, as the ingress does.
 fn nginx_config(directory: &Path, port: u16, to: &Target) -> String {
     let (directory, app) = (directory.display(), &to.address);
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]

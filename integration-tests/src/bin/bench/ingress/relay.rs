@@ -1,5 +1,5 @@
-//! The least that anything between a client and an instance can do: connections, whose bytes the kernel moves from one
-//! to the other (`splice`), read by nobody. What it takes is this machine's floor.
+//! The minimum that anything between a client and an instance can do: connections whose bytes the kernel moves from one
+//! to the other (`splice`) without inspection. Its time is the lower bound for this machine.
 
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -10,10 +10,10 @@ use rustix::pipe::{SpliceFlags, fcntl_setpipe_size, pipe, splice};
 
 use super::super::load::Target;
 
-/// Of the pipe between two connections, and of one move.
+/// Size of the pipe between two connections, and of one move, in bytes.
 const PIECE: usize = 1 << 20;
 
-/// Lives as long as the process; a connection, as long as both of its sides.
+/// Starts the relay, which runs until the process ends; each connection runs until both of its sides end.
 pub fn start(to: &Target) -> Target {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
@@ -21,7 +21,7 @@ pub fn start(to: &Target) -> Target {
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
             if let Ok(app) = TcpStream::connect(&app) {
-                join(client, app).expect("a connection is two");
+                join(client, app).expect("both halves of a connection");
             }
         }
     });
@@ -36,7 +36,7 @@ fn join(client: TcpStream, app: TcpStream) -> io::Result<()> {
         let (outlet, inlet) = pipe()?;
         fcntl_setpipe_size(&inlet, PIECE)?;
         thread::spawn(move || {
-            // An end like any other: the client of the measurement says what is missing.
+            // An error ends the connection like a normal end: the measuring client reports what is missing.
             let _ = relay(&from, &to, &outlet, &inlet);
             let _ = to.shutdown(Shutdown::Write);
         });

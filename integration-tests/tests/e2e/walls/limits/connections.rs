@@ -1,4 +1,4 @@
-//! Connections that say nothing, or next to nothing.
+//! Connections that send nothing, or next to nothing.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -29,7 +29,7 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// Silent connections from one address. What the daemon closes stays in the list.
+/// Opens silent connections from one address. Those that the daemon closes stay in the list.
 fn silent(address: &str, source: [u8; 4], count: usize) -> Vec<TcpStream> {
     // A refusal may be a reset.
     (0..count).filter_map(|_| connect_from(source, address).ok()).collect()
@@ -49,7 +49,7 @@ fn one_peer_cannot_take_the_connections_of_others(daemon: &Daemon) {
     for address in [daemon.listen(), daemon.ingress()] {
         let held = silent(&address, [127, 0, 0, 2], 350);
         others_are_answered(daemon);
-        // Those that were told to make room take a moment.
+        // Connections that are closed to make room take a moment to end.
         assert!(soon(seconds(3), || open(&held) <= 100), "{} are open", open(&held));
     }
 }
@@ -110,7 +110,7 @@ fn heads_that_come_byte_by_byte_end(daemon: &Daemon) {
     }
 }
 
-/// Uploads that begin and go no further, each on a connection of its own. They are in use.
+/// Starts uploads that do not continue, each on a connection of its own. The connections are in use.
 fn uploads(daemon: &Daemon, count: usize, token: &str, path: &str) -> Vec<Http2> {
     let begin = hearth_proto::v1::WriteBegin { path: path.to_owned(), ..Default::default() };
     let message = hearth_proto::v1::write_file_request::Message::Begin(begin);
@@ -134,7 +134,7 @@ fn a_connection_too_many_is_told_so_in_its_own_protocol() {
     let token = daemon.mint(&["--name", "busy", "--scope", "full"]);
     let mut held = uploads(daemon, 15, &token, "x/y");
     let told = soon(seconds(30), || {
-        // One whose token the daemon has not seen yet makes room for the next.
+        // A connection whose token the daemon has not seen yet is closed to make room for the next.
         held.extend(uploads(daemon, 1, &token, "x/y"));
         std::thread::sleep(Duration::from_millis(100));
         let answer = Request::new("GET", "/healthz").try_send(&daemon.listen());
@@ -153,7 +153,7 @@ fn a_connection_too_many_is_told_so_in_its_own_protocol() {
     let detail = detail(&refused);
     assert_eq!((detail.code.as_str(), detail.retryable), ("too_many_connections", true), "{refused:?}");
     assert!(detail.retry_after_ms.is_some());
-    // Other addresses, and the socket, are served meanwhile.
+    // Other addresses and the socket are served meanwhile.
     let mut other = connect_from([127, 0, 0, 9], &daemon.listen()).unwrap();
     other.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -193,7 +193,7 @@ fn thousands_of_silent_connections_are_borne_with_the_defaults() {
     }
     runner::note(&format!("{} of {} are open", open(&held), held.len()));
     grew_less_than(400 * MIB, &daemon, before);
-    // They end by themselves.
+    // The connections end by themselves.
     assert!(soon(seconds(60), || open(&held) == 0), "{} are open", open(&held));
     others_are_answered(&daemon);
 }

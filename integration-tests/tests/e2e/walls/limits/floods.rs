@@ -1,4 +1,4 @@
-//! Frames of HTTP/2 that cost their sender little: against the API and against the ingress.
+//! HTTP/2 frames that cost their sender little, against the API and against the ingress.
 
 use std::io;
 
@@ -25,7 +25,7 @@ fn request(path: &str) -> Vec<u8> {
     block(&[(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "nobody.example")])
 }
 
-/// Runs an attack on both ports, and looks whether anybody else notices.
+/// Runs an attack on both ports, and checks that other callers are not affected.
 fn on_both_ports(daemon: &Daemon, attack: impl Fn(&mut Http2) -> io::Result<()> + Copy + Send + Sync) {
     for address in [daemon.listen(), daemon.ingress()] {
         let before = memory(daemon);
@@ -88,7 +88,7 @@ fn continuations_without_an_end_are_not_gathered(daemon: &Daemon) {
 }
 
 fn settings_and_pings_are_not_gathered(daemon: &Daemon) {
-    // Nothing of what the server answers is read.
+    // The client reads none of the server's responses.
     on_both_ports(daemon, |client| {
         let many = encode(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100]).repeat(1000);
         (0..200).try_for_each(|_| client.write(&many))

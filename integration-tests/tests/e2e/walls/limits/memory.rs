@@ -1,4 +1,4 @@
-//! Messages that are sent and never finished: each held up to the limit of a message.
+//! Messages that are sent and never finished: each is held up to the size limit of a message.
 
 use integration_tests::frames::Http2;
 use integration_tests::runner::Case;
@@ -15,18 +15,18 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// The prefix of a message, and most of it.
+/// Returns the prefix of a message and most of its content.
 fn unfinished(size: usize) -> Vec<u8> {
     let prefix = u32::try_from(size).unwrap().to_be_bytes();
     [&[0], prefix.as_slice(), &vec![0; size - 1]].concat()
 }
 
-/// Opens streams, sends on each what may be sent, and holds them.
+/// Opens streams, sends the message on each as far as permitted, and holds them.
 fn hold(daemon: &Daemon, count: u32, path: &str, token: Option<&str>, message: &[u8]) -> Http2 {
     let mut client = Http2::connect(&daemon.listen()).unwrap();
     client.patience(seconds(1)).unwrap();
     for stream in (0..count).map(|index| 2 * index + 1) {
-        // The daemon may refuse, or take no more: then what was sent so far is held.
+        // The daemon may refuse or stop reading: then the bytes sent so far are held.
         if client.call(stream, path, token).is_err() || client.send(stream, message).is_err() {
             break;
         }
@@ -58,7 +58,7 @@ fn streams_with_an_empty_token_are_not_gathered(daemon: &Daemon) {
     ] {
         held.push(hold(daemon, 25, path, Some(&nothing), &unfinished(size)));
     }
-    // Half of the memory for what is being received, and what the connections themselves have.
+    // Half of the memory limit for incoming messages, and the memory of the connections themselves.
     grew_less_than(128 * MIB + 96 * MIB, daemon, before);
     others_are_answered(daemon);
 }
@@ -79,7 +79,7 @@ fn requests_without_a_valid_token_are_refused_before_their_body(daemon: &Daemon)
     for (index, token) in [None, Some("not.a.token")].into_iter().enumerate() {
         let stream = 2 * index as u32 + 1;
         client.call(stream, "/hearth.v1.Storage/Write", token).unwrap();
-        // Not a byte of the body has been sent.
+        // No byte of the body has been sent.
         assert!(soon(seconds(10), || {
             client.ended.contains(&stream) || client.read_frame().is_ok() && client.ended.contains(&stream)
         }));

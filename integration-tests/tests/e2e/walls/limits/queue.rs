@@ -11,14 +11,14 @@ use integration_tests::sources::Tree;
 
 use super::*;
 
-/// One build runs, eight may wait.
+/// Configuration in which one build runs and eight may wait.
 pub const CONFIG: &str = "[builds]\nconcurrency = 1\nqueue_length = 8\nper_caller = 100\n";
 
 pub fn cases() -> Vec<Case> {
     shared_cases![one_owner_cannot_fill_the_queue_not_through_its_services_either]
 }
 
-/// Submits until a build is refused; the ids of those that were accepted, and the code of the refusal.
+/// Submits builds until one is refused; returns the ids of the accepted ones, and the code of the refusal.
 async fn fill(daemon: &Daemon, token: &str) -> (Vec<String>, String) {
     let api = Api::connect(&daemon.listen(), Some(token.to_owned())).await;
     let mut accepted = Vec::new();
@@ -68,9 +68,9 @@ fn one_owner_cannot_fill_the_queue_not_through_its_services_either(daemon: &Daem
         let (theirs, refused) = fill(daemon, &second).await;
         assert_eq!((theirs.len(), refused.as_str()), (2, "queue_share"));
         let (last, _) = fill(daemon, &third).await;
-        assert_eq!(last.len(), 1, "there is a place for a third one");
+        assert_eq!(last.len(), 1, "a third build is accepted");
         let api = Api::of(daemon).await;
-        // The one that runs is the last to be cancelled, so that no other begins.
+        // The running build is the last to be cancelled, so that no other begins.
         for build_id in last.into_iter().chain(theirs).chain(own.into_iter().rev()) {
             api.builds().cancel(CancelBuildRequest { build_id }).await.unwrap();
         }

@@ -1,4 +1,4 @@
-//! Uploads that stand still, that take the disk, or that are one caller's too many.
+//! Uploads that stall, that fill the disk, or that exceed one caller's limit.
 
 use std::fs;
 
@@ -48,7 +48,7 @@ fn begin(path: &str) -> WriteFileRequest {
     WriteFileRequest { message: Some(Message::Begin(begin)) }
 }
 
-/// Streams that send their first message and no more, some of them on each connection.
+/// Opens streams that send their first message and no more, several on each connection.
 fn silent(
     daemon: &Daemon,
     token: &str,
@@ -69,7 +69,7 @@ fn silent(
         .collect()
 }
 
-/// What needs threads and the database goes on for others: storage, blobs, a build.
+/// Asserts that operations that need threads and the database work for other callers: storage, blobs, a build.
 #[track_caller]
 fn work_goes_on(daemon: &Daemon, name: &str) {
     let begun = Instant::now();
@@ -90,7 +90,7 @@ fn work_goes_on(daemon: &Daemon, name: &str) {
 }
 
 fn silent_writes_hold_no_thread(daemon: &Daemon) {
-    // Nobody has 600 requests under way: three callers hold what each may.
+    // Nobody may have 600 requests at a time: three callers hold as many as each may.
     let held: Vec<_> = (0..3)
         .flat_map(|number| {
             let token = daemon.mint(&["--name", &format!("silent-{number}"), "--scope", STORAGE]);
@@ -127,7 +127,7 @@ fn readers_that_do_not_read_hold_no_thread(daemon: &Daemon) {
         .flat_map(|number| {
             let token = daemon.mint(&["--name", &format!("reader-{number}"), "--scope", STORAGE]);
             let mut clients = silent(daemon, &token, "/hearth.v1.Storage/Read", &framed(&read), 2, 100);
-            // Their requests are whole: the daemon begins to answer, and nobody reads.
+            // The requests are complete: the daemon begins to answer, and nobody reads.
             for client in &mut clients {
                 (0..100).for_each(|index| client.frame(DATA, END_STREAM, 2 * index + 1, &[]).unwrap());
             }
@@ -160,7 +160,7 @@ fn a_caller_holds_its_quota_and_another_has_its_own(daemon: &Daemon) {
         write(&other, "quota/theirs", &noise(3, 5_000_000)).await.unwrap();
     });
     assert!(!daemon.room_files().join("quota/second").exists());
-    // The registry counts in the same ledger.
+    // Pushes to the registry count against the same quota.
     let push = |token: &str, content: &[u8]| {
         let begun = Request::new("POST", "/v2/quota/blobs/uploads/").bearer(token).send(&daemon.listen());
         if begun.status != 202 {
@@ -177,7 +177,7 @@ fn a_caller_holds_its_quota_and_another_has_its_own(daemon: &Daemon) {
     let refused = push(&greedy, &content);
     assert!(refused.status == 403 && refused.text().contains("quota_exceeded"), "{}", refused.text());
     assert_eq!(push(&modest, &noise(5, 1_000_000)).status, 201);
-    // What is removed counts no more.
+    // Removed content no longer counts.
     daemon.hearth_ok(&["storage", "rm", "quota/first"]);
     assert_eq!(push(&greedy, &content).status, 201);
     let usage = daemon.hearth_ok(&["system", "df", "--json"]).json();
@@ -193,7 +193,7 @@ fn a_caller_holds_its_quota_and_another_has_its_own(daemon: &Daemon) {
         (of("modest")["image_bytes"].as_u64(), of("modest")["file_bytes"].as_u64()),
         (Some(1_000_000), Some(5_000_000))
     );
-    // Whoever is no administrator sees itself.
+    // A caller that is not an administrator sees its own usage.
     let mut client = daemon.client();
     let own = process::run(client.env("HEARTH_TOKEN", &modest).args(["system", "df", "--json"]), seconds(60))
         .json();
@@ -277,7 +277,7 @@ fn unfinished_uploads_are_listed_and_end(daemon: &Daemon) {
         listed.iter().any(|one| one["kind"] == kind && one["name"] == name && one["bytes"] == bytes)
     };
     assert!(shown("blob", "idle", 300_000) && shown("file", "idle/x", 0), "{listed:?}");
-    // Both limits are of seconds here.
+    // Both limits are a few seconds here.
     assert!(soon(seconds(40), || uploads().is_empty()), "{:?}", uploads());
     assert_eq!(Request::new("GET", &location).bearer(&idle).send(&daemon.listen()).status, 404);
     assert_eq!(fs::read_dir(daemon.state().join("registry/uploads")).unwrap().count(), 0);
@@ -285,7 +285,7 @@ fn unfinished_uploads_are_listed_and_end(daemon: &Daemon) {
 }
 
 fn uploads_leave_the_floor_of_free_space() {
-    // Half of the state's disk is to stay free.
+    // Half of the state's disk must stay free.
     let config =
         "[uploads]\nmin_free_bytes = 60000000\n[builds]\nmin_free_bytes = 0\n[packs]\nmin_free_bytes = 0\n";
     let daemon = Daemon::start(Options::room("walls_floor").config(config).state_size("100m"));
