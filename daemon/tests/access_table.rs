@@ -1,5 +1,5 @@
-//! `docs/access.md` is generated from the tables that decide about access, and lists every method and every route. To
-//! regenerate it: `HEARTH_REGENERATE=1 cargo test -p hearthd --test access_table`.
+//! `docs/reference/access.md` is generated from the tables that decide about access, and lists every method and every
+//! route. To regenerate it: `HEARTH_REGENERATE=1 cargo test -p hearthd --test access_table`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
@@ -132,13 +132,13 @@ fn table() -> String {
 
 #[test]
 fn the_documentation_is_what_the_tables_say() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/access.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/access.md");
     if std::env::var_os("HEARTH_REGENERATE").is_some() {
         std::fs::write(&path, table()).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         kept == table(),
-        "docs/access.md is stale: run HEARTH_REGENERATE=1 cargo test -p hearthd --test access_table"
+        "docs/reference/access.md is stale: run HEARTH_REGENERATE=1 cargo test -p hearthd --test access_table"
     );
 }

@@ -1,4 +1,4 @@
-//! All gRPC methods with the grants that they require. `docs/access.md` is generated from this table; a test
+//! All gRPC methods with the grants that they require. `docs/reference/access.md` is generated from this table; a test
 //! compares the table with the descriptors that reflection serves, so that no method lacks a row.
 
 /// Requirement that a caller must meet before a method's handler runs.

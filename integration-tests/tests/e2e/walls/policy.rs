@@ -49,10 +49,10 @@ fn methods() -> Vec<String> {
     methods
 }
 
-/// Returns the grants of each method as `docs/access.md` lists them; one of them suffices. An empty list means that any
-/// token of the room suffices.
+/// Returns the grants of each method as `docs/reference/access.md` lists them; one of them suffices. An empty list
+/// means that any token of the room suffices.
 fn documented() -> BTreeMap<String, Vec<String>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/access.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/access.md");
     let text = fs::read_to_string(path).unwrap();
     let rows = text.lines().filter_map(|line| {
         let mut cells = line.strip_prefix("| `/hearth.v1.")?.split(" | ");
@@ -81,8 +81,9 @@ fn every_method_asks_for_its_grant() {
     for (grant, scope) in GRANTS {
         let token = daemon.mint(&["--name", "bob", "--scope", scope]);
         for method in methods() {
-            let wanted =
-                documented.get(&method).unwrap_or_else(|| panic!("{method} is not in docs/access.md"));
+            let wanted = documented
+                .get(&method)
+                .unwrap_or_else(|| panic!("{method} is not in docs/reference/access.md"));
             let answer = block_on(seconds(30), call_empty(&listen, Some(&token), &method));
             let denied = answer.as_ref().is_err_and(|status| {
                 let named =
