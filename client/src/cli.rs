@@ -22,6 +22,7 @@ mod views;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -190,42 +191,39 @@ pub fn start_tracing(verbose: bool) {
 pub async fn run(arguments: CliArguments) -> Result<(), Failure> {
     let CliArguments { globals, command } = arguments;
     let mut interrupts = InterruptListener::listen()?;
-    let command = match command {
-        CliCommand::Image(ImageCommand::Pack(args)) => CliCommand::Pack(args),
-        CliCommand::Image(ImageCommand::Build(args)) => CliCommand::Build(args),
-        CliCommand::Image(ImageCommand::Deploy(args)) => CliCommand::Deploy(args),
-        CliCommand::Image(ImageCommand::Images(command)) => CliCommand::Images(command),
-        command => command,
+    // Ctrl-C has a different effect at each stage of the commands that return here, so they handle it themselves. It
+    // cancels all others at any point.
+    let work: Pin<Box<dyn Future<Output = Result<(), Failure>> + '_>> = match command {
+        CliCommand::Build(args) | CliCommand::Image(ImageCommand::Build(args)) => {
+            return Box::pin(build::run(*args, &globals, &mut interrupts)).await;
+        }
+        CliCommand::Deploy(args) | CliCommand::Image(ImageCommand::Deploy(args)) => {
+            return Box::pin(deploy::run(*args, &globals, &mut interrupts)).await;
+        }
+        CliCommand::Services(command) => {
+            return Box::pin(services::run(*command, &globals, &mut interrupts)).await;
+        }
+        CliCommand::Pack(args) | CliCommand::Image(ImageCommand::Pack(args)) => {
+            Box::pin(pack::run(*args, &globals))
+        }
+        CliCommand::Images(command) | CliCommand::Image(ImageCommand::Images(command)) => {
+            Box::pin(images::run(command, &globals))
+        }
+        CliCommand::Builds(command) => Box::pin(builds::run(command, &globals)),
+        CliCommand::Routes(command) => Box::pin(routes::run(command, &globals)),
+        CliCommand::Secrets(command) => Box::pin(secrets::run(command, &globals)),
+        CliCommand::Context(command) => Box::pin(context::run(command, &globals)),
+        CliCommand::Storage(command) => Box::pin(storage::run(command, &globals)),
+        CliCommand::Room(command) => Box::pin(room::run(command, &globals)),
+        CliCommand::Token(command) => Box::pin(token::run(command, &globals)),
+        CliCommand::Audit(args) => Box::pin(audit::run(args, &globals)),
+        CliCommand::Doctor | CliCommand::System { command: None } => Box::pin(system::run(&globals)),
+        CliCommand::System { command: Some(command) } => Box::pin(system::run_command(command, &globals)),
+        CliCommand::Completions(args) => {
+            Box::pin(async move { completions::run(&args, &mut CliArguments::command()) })
+        }
     };
-    match command {
-        // Ctrl-C has a different effect at each stage of a build or a deploy, so these commands handle it
-        // themselves.
-        CliCommand::Build(args) => Box::pin(build::run(*args, &globals, &mut interrupts)).await,
-        CliCommand::Deploy(args) => Box::pin(deploy::run(*args, &globals, &mut interrupts)).await,
-        CliCommand::Services(command) => Box::pin(services::run(*command, &globals, &mut interrupts)).await,
-        CliCommand::Pack(args) => Box::pin(pack::run(*args, &globals, &mut interrupts)).await,
-        command => interrupts.run_interruptible(Box::pin(run_interruptible_command(command, &globals))).await,
-    }
-}
-
-/// Runs a command that Ctrl-C may cancel at any point.
-async fn run_interruptible_command(command: CliCommand, globals: &GlobalArgs) -> Result<(), Failure> {
-    match command {
-        CliCommand::Builds(command) => builds::run(command, globals).await,
-        CliCommand::Images(command) => images::run(command, globals).await,
-        CliCommand::Routes(command) => routes::run(command, globals).await,
-        CliCommand::Secrets(command) => secrets::run(command, globals).await,
-        CliCommand::Context(command) => context::run(command, globals).await,
-        CliCommand::Storage(command) => storage::run(command, globals).await,
-        CliCommand::Room(command) => room::run(command, globals).await,
-        CliCommand::Token(command) => token::run(command, globals).await,
-        CliCommand::Audit(args) => audit::run(args, globals).await,
-        CliCommand::Doctor | CliCommand::System { command: None } => system::run(globals).await,
-        CliCommand::System { command: Some(command) } => system::run_command(command, globals).await,
-        CliCommand::Completions(args) => completions::run(&args, &mut CliArguments::command()),
-        CliCommand::Build(_) | CliCommand::Pack(_) | CliCommand::Image(_) => Ok(()),
-        CliCommand::Deploy(_) | CliCommand::Services(_) => Ok(()),
-    }
+    interrupts.run_interruptible(work).await
 }
 
 /// Connects to the room that the options select, and verifies that the daemon belongs to that room.

@@ -23,7 +23,6 @@ use super::registry::RegistryArgs;
 use super::{GlobalArgs, base, connect};
 use crate::client::{ArchiveDestination, ArchiveSource, Client};
 use crate::error::Failure;
-use crate::interrupt::InterruptListener;
 use crate::{output, task};
 
 /// Turn a directory into an image: an OCI archive, or an image of the room
@@ -96,15 +95,7 @@ enum CompressionArg {
     None,
 }
 
-pub(super) async fn run(
-    args: PackArgs,
-    globals: &GlobalArgs,
-    interrupts: &mut InterruptListener,
-) -> Result<(), Failure> {
-    interrupts.run_interruptible(Box::pin(pack_and_send(args, globals))).await
-}
-
-async fn pack_and_send(args: PackArgs, globals: &GlobalArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: PackArgs, globals: &GlobalArgs) -> Result<(), Failure> {
     let to_room = args.output.is_none() || globals.room.is_some() || globals.addr.is_some();
     let tag = match &args.tag {
         Some(text) => {
