@@ -1,27 +1,28 @@
 //! `hearth pack`
 
+mod destination;
 mod meter;
 mod report;
 pub(super) mod send;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use hearth_pack::cache::PackCache;
-use hearth_pack::image::{ConfigFlags, Platform, RunConfig, parse_command};
+use hearth_pack::image::{ConfigFlags, Platform, parse_command};
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_pack::{PackError, PackOptions, PackedImage};
-use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::value::{Reference, RoomRegistries};
 
+use destination::PackDestination;
 use meter::ProgressMeter;
-use report::PackView;
 pub(super) use report::print_summary;
 
 use super::registry::RegistryArgs;
-use super::{GlobalArgs, base, connect};
-use crate::client::{ArchiveDestination, ArchiveSource, Client};
+use super::{GlobalArgs, base};
+use crate::client::Client;
 use crate::error::Failure;
 use crate::{output, task};
 
@@ -96,126 +97,59 @@ enum CompressionArg {
 }
 
 pub(super) async fn run(args: PackArgs, globals: &GlobalArgs) -> Result<(), Failure> {
-    let to_room = args.output.is_none() || globals.room.is_some() || globals.addr.is_some();
-    let tag = match &args.tag {
-        Some(text) => {
-            Some(Reference::parse_tag(text).map_err(|error| Failure::usage(format!("--tag: {error}")))?)
-        }
-        None if to_room => {
-            return Err(Failure::usage("--tag is needed: an image of the room has a name")
-                .hint("or write an archive to a file with -o FILE, which needs no room"));
-        }
-        None => None,
-    };
-    if args.room_path.is_some() && !to_room {
-        return Err(Failure::usage("--room-path needs a room: give --room too"));
-    }
+    let tag = args.tag.as_deref().map(Reference::parse_tag).transpose();
+    let tag = tag.map_err(|error| Failure::usage(format!("--tag: {error}")))?;
+    let destination = PackDestination::from_args(&args, tag.as_ref(), globals)?;
     let started = Instant::now();
-    let mut options = options(&args, tag.clone())?;
-    // Check this before the work starts, not afterwards.
-    check_directory(&args.path)?;
-    let client = match (&tag, to_room) {
-        (Some(tag), true) => {
-            let client = connect(globals).await?;
-            check_room_tag(&client, "--tag", tag).await?;
-            Some(client)
-        }
-        _ => None,
-    };
-    if let Some(text) = &args.base {
-        let opening = base::open(text, &options.platform, &args.registries, client.as_ref(), globals);
-        options.base = Some(Box::pin(opening).await?);
-    }
-    // The layers of a base are local files, so an image with a base is sent as one archive.
-    if let (Some(client), Some(tag)) = (&client, &tag)
-        && options.base.is_none()
-        && args.output.is_none()
-    {
-        return pack_in_room(client, tag, args, &options, globals, started).await;
-    }
-    let by_content = options.base.is_none().then(|| options.clone());
-    let packed = pack(args.path.clone(), options).await?;
-    print_summary(&packed.summary);
-    if let Some(file) = args.output.clone() {
-        let (writing, path) = (std::sync::Arc::clone(&packed), file.clone());
-        task::blocking("archive", move || writing.write_to_file(&path))
-            .await?
-            .map_err(|error| failure(&error))?;
-        output::note(&format!("wrote {} ({})", file.display(), output::size(packed.archive_size())));
-    }
-    let mut view = PackView::new(&packed, args.output.as_deref());
-    if let (Some(client), Some(tag), Some(options)) = (&client, &tag, by_content) {
-        let scanned = send::scan(args.path.clone(), options.walk.clone()).await?;
-        let destination = Destination::Tag(tag.to_string());
-        let sent = send::send(client, &scanned, destination, Some(&options), args.room_path).await?;
-        if sent.result.digest != view.digest {
-            return Err(Failure::failed(
-                "pack_changed",
-                "the directory changed between the file and the room",
-            )
-            .hint("pack again when nothing writes to it"));
-        }
-        view.set_upload_result(sent);
-    } else if let (Some(client), Some(tag)) = (client, tag) {
-        let destination = ArchiveDestination { tag: Some(tag.to_string()), room_path: args.room_path };
-        let loaded = send(&client, &packed, destination).await?;
-        output::note(&format!(
-            "sent {} ({} of it already in the room)",
-            output::size(loaded.size_bytes),
-            output::size(loaded.reused_bytes)
-        ));
-        view.set_archive_result(loaded);
-    }
+    let plan = PackPlan::from_args(args, tag)?;
+    let mut view = match destination {
+        PackDestination::File(file) => destination::write_to_file(plan, &file, globals).await,
+        PackDestination::RoomContent(room) => destination::send_content(plan, room, globals).await,
+        PackDestination::RoomArchive(room) => destination::send_archive(plan, room, globals).await,
+    }?;
     view.finish(started.elapsed());
     if globals.json { output::json(&view) } else { output::line(&view.digest) }
 }
 
-/// Sends the content that the room lacks; the room assembles the image.
-async fn pack_in_room(
-    client: &Client,
-    tag: &Reference,
-    args: PackArgs,
-    options: &PackOptions,
-    globals: &GlobalArgs,
-    started: Instant,
-) -> Result<(), Failure> {
-    // Check the config flags before anything is read, as a local pack does.
-    options
-        .config
-        .apply(&mut RunConfig::default())
-        .map_err(|error| Failure::failed("pack_failed", error.to_string()))?;
-    let scanned = send::scan(args.path, options.walk.clone()).await?;
-    print_summary(&scanned.summary);
-    let destination = Destination::Tag(tag.to_string());
-    let sent = send::send(client, &scanned, destination, Some(options), args.room_path).await?;
-    let mut view = PackView::from_room(&scanned.summary, &sent.result);
-    view.set_upload_result(sent);
-    view.finish(started.elapsed());
-    if globals.json { output::json(&view) } else { output::line(&view.digest) }
+/// Content of a pack, whatever its destination: a directory and the options of the image.
+struct PackPlan {
+    path: PathBuf,
+    /// Options without the base, which [`PackPlan::open_base`] adds.
+    options: PackOptions,
+    base: Option<String>,
+    registries: RegistryArgs,
 }
 
-/// Packs a directory on a blocking thread.
-async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<PackedImage>, Failure> {
-    let work = move || {
-        let mut meter = ProgressMeter::new();
-        hearth_pack::pack(&path, &options, &mut |at| meter.show(at))
-    };
-    let packed = task::blocking("pack", work).await?.map_err(|error| failure(&error))?;
-    if let Some(trouble) = &packed.cache_trouble {
-        tracing::debug!(%trouble, "failed to cache the pack");
+impl PackPlan {
+    /// Checks the arguments and the directory, before any work starts.
+    fn from_args(args: PackArgs, tag: Option<Reference>) -> Result<Self, Failure> {
+        let options = options(&args, tag)?;
+        check_directory(&args.path)?;
+        Ok(Self { path: args.path, options, base: args.base, registries: args.registries })
     }
-    Ok(std::sync::Arc::new(packed))
-}
 
-/// Sends a pack to the room as one archive stream.
-async fn send(
-    client: &Client,
-    packed: &std::sync::Arc<PackedImage>,
-    destination: ArchiveDestination,
-) -> Result<hearth_proto::v1::LoadImageResponse, Failure> {
-    let packed = std::sync::Arc::clone(packed);
-    let source: ArchiveSource = Box::new(move |mut out| packed.write_archive(&mut out));
-    Ok(client.load_image(destination, source).await?)
+    async fn open_base(&mut self, room: Option<&Client>, globals: &GlobalArgs) -> Result<(), Failure> {
+        if let Some(text) = &self.base {
+            let opening = base::open(text, &self.options.platform, &self.registries, room, globals);
+            self.options.base = Some(Box::pin(opening).await?);
+        }
+        Ok(())
+    }
+
+    /// Packs the directory on a blocking thread and prints the summary.
+    async fn pack(&self) -> Result<Arc<PackedImage>, Failure> {
+        let (path, options) = (self.path.clone(), self.options.clone());
+        let work = move || {
+            let mut meter = ProgressMeter::new();
+            hearth_pack::pack(&path, &options, &mut |at| meter.show(at))
+        };
+        let packed = task::blocking("pack", work).await?.map_err(|error| failure(&error))?;
+        if let Some(trouble) = &packed.cache_trouble {
+            tracing::debug!(%trouble, "failed to cache the pack");
+        }
+        print_summary(&packed.summary);
+        Ok(Arc::new(packed))
+    }
 }
 
 /// Checks that `path` is a directory. A missing or wrong path is a usage error; errors inside the
