@@ -13,7 +13,7 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hearth_pack::remote::{MirrorError, MirrorList, RegistryMirror};
+use hearth_registry::{MirrorError, MirrorList, RegistryMirror};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 

@@ -73,7 +73,7 @@ const CLIENT: Crate = Crate {
     foreign: &[("clap", &["cli", "progress", "rooms"])],
 };
 
-/// The packing crate: it speaks no protocol except that of registries, and has no command line.
+/// The packing crate: it speaks no protocol and has no command line.
 const PACK: Crate = Crate {
     sources: "client/pack/src",
     roots: &[""],
@@ -96,13 +96,38 @@ const PACK: Crate = Crate {
             ],
         ),
         ("pieces", &["identity", "layer", "walk", "workers"]),
-        ("remote", &["archive", "image"]),
         ("sorted_map", &[]),
         ("summary", &["walk"]),
         ("walk", &["prefetch", "identity", "ignore", "workers"]),
         ("workers", &[]),
     ],
-    foreign: &[("clap", &[]), ("tonic", &[]), ("hearth_proto::v1", &[])],
+    foreign: &[
+        ("clap", &[]),
+        ("hearth_proto::v1", &[]),
+        ("hearth_registry", &[]),
+        ("reqwest", &[]),
+        ("tokio", &[]),
+        ("tonic", &[]),
+    ],
+};
+
+/// The client of other registries: it takes values of the packing crate, and packs nothing.
+const REGISTRY: Crate = Crate {
+    sources: "client/registry/src",
+    roots: &[""],
+    rows: &[
+        ("auth", &["credentials", "error", "host", "transport", "RegistryClient"]),
+        ("blob", &["error", "host", "resolve", "transport", "RegistryClient"]),
+        ("credentials", &["host"]),
+        ("error", &["host", "retry"]),
+        ("guard", &["host"]),
+        ("host", &["credentials"]),
+        ("push", &["error", "host", "transport", "RegistryClient", "RetryPolicy"]),
+        ("resolve", &["error", "host", "transport", "RegistryClient"]),
+        ("retry", &[]),
+        ("transport", &["auth", "error", "guard", "host", "push", "RegistryClient"]),
+    ],
+    foreign: &[("clap", &[]), ("hearth_pack::pack", &[]), ("hearth_proto::v1", &[]), ("tonic", &[])],
 };
 
 const DAEMON_ROWS: &[Row] = &[
@@ -280,6 +305,11 @@ fn packing_has_no_arrow_that_it_must_not_have() {
 }
 
 #[test]
+fn the_registry_client_has_no_arrow_that_it_must_not_have() {
+    check(&REGISTRY);
+}
+
+#[test]
 fn each_form_of_a_wrong_arrow_is_told_with_rule_file_and_line() {
     let wrong = [
         (&DAEMON, "ingress/serve.rs", "use super::super::build::Handle;"),
@@ -297,8 +327,10 @@ fn each_form_of_a_wrong_arrow_is_told_with_rule_file_and_line() {
         (&DAEMON, "brand_new.rs", "fn f() {}"),
         (&CLIENT, "error.rs", "use super::cli::Command;"),
         (&CLIENT, "error.rs", "use clap::Parser;"),
-        (&PACK, "walk.rs", "use crate::remote::Remote;"),
+        (&PACK, "walk.rs", "use crate::pack::PackOptions;"),
+        (&PACK, "base.rs", "use hearth_registry::RegistryClient;"),
         (&PACK, "pack.rs", "use tonic::Status;"),
+        (&REGISTRY, "retry.rs", "use crate::push::PushTarget;"),
     ];
     for (rules, file, source) in wrong {
         let told = rules.wrong(Path::new(file), &format!("//! A module.\n\n{source}\n"));

@@ -13,11 +13,10 @@
 //! - [`archive`]: the OCI image layout in a tar, written and read.
 //! - [`base`]: the base image of a pack.
 //! - [`pack()`]: all of this in one call.
-//! - [`remote`]: a client of other registries.
 //! - [`cache`]: results of earlier packs.
 //! - [`prefetch`]: lists the directories of a walk in advance.
 //!
-//! Everything but [`remote`] blocks; an async caller runs it on a thread.
+//! Everything blocks; an async caller runs it on a thread.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads where they need them"))]
 
@@ -33,7 +32,6 @@ mod new_file;
 mod pack;
 pub mod pieces;
 pub mod prefetch;
-pub mod remote;
 pub mod sorted_map;
 mod summary;
 pub mod walk;

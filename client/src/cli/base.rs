@@ -12,9 +12,9 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hearth_pack::archive::sha256;
 use hearth_pack::image::{Descriptor, Manifest, OciIndex, Platform};
-use hearth_pack::remote::{BlobReader, CHUNK_BUFFER};
 use hearth_pack::{BaseError, BaseImage, BlobCache};
 use hearth_proto::value::{Digest, Reference, RoomRegistries};
+use hearth_registry::{BlobReader, CHUNK_BUFFER};
 use tokio::sync::mpsc;
 
 use super::registry::{self, RegistryArgs};

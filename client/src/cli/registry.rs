@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use clap::Args;
-use hearth_pack::remote::{
+use hearth_proto::v1::RegistryCredential;
+use hearth_proto::value::Reference;
+use hearth_registry::{
     HostCredential, HostCredentials, MirrorList, RegistryClient, RegistryMirror, RemoteError,
     docker_login_credential,
 };
-use hearth_proto::v1::RegistryCredential;
-use hearth_proto::value::Reference;
 
 use crate::error::{Failure, FailureKind};
 use crate::{output, task};

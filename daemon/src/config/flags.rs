@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
-use hearth_pack::remote::RegistryMirror;
+use hearth_registry::RegistryMirror;
 use toml::{Table, Value};
 
 use super::LogFormat;

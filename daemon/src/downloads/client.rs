@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use hearth_pack::remote::{AddressGuard, refused_address};
+use hearth_registry::{AddressGuard, refused_address};
 use reqwest::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION};
 use reqwest::{Client, Response, StatusCode, redirect};
 use url::{Host, Url};

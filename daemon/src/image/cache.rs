@@ -26,7 +26,7 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hearth_pack::remote::{RegistryClient, RetryPolicy};
+use hearth_registry::{RegistryClient, RetryPolicy};
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
@@ -303,7 +303,7 @@ fn is_fresh(image: &CachedImage, now: Timestamp) -> bool {
 
 /// Returns the normalized name, such as `docker.io/library/alpine:3`.
 pub(super) fn normalized_name(reference: &Reference) -> String {
-    let name = hearth_pack::remote::full_name(reference);
+    let name = hearth_registry::full_name(reference);
     match (&reference.digest, reference.tag_or_latest()) {
         (Some(digest), _) => format!("{name}@{digest}"),
         (None, Some(tag)) => format!("{name}:{tag}"),

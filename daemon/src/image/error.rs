@@ -1,7 +1,7 @@
 //! Errors of image operations, with their stable codes and hints.
 
 use hearth_pack::archive::ArchiveError;
-use hearth_pack::remote::RemoteError;
+use hearth_registry::RemoteError;
 
 use super::remote_registries::CredentialsFileError;
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hearth_pack::image as oci;
-use hearth_pack::remote::{CHUNK_BUFFER, PullSource, RegistryClient, RemoteError, full_name};
+use hearth_registry::{CHUNK_BUFFER, PullSource, RegistryClient, RemoteError, full_name};
 use tokio::sync::mpsc;
 
 use super::contents::ImageContents;

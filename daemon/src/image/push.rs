@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hearth_pack::image as oci;
-use hearth_pack::remote::{OpenContent, PushOutcome, RegistryClient};
+use hearth_registry::{OpenContent, PushOutcome, RegistryClient};
 
 use super::contents::{self, ImageContents};
 use super::{ImageError, ImageStore, TransferProgress};

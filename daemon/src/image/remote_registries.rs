@@ -15,8 +15,8 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use hearth_pack::remote::{
-    self, AddressGuard, AddressGuards, HostCredentials, MirrorList, RegistryClient, registry_key,
+use hearth_registry::{
+    AddressGuard, AddressGuards, HostCredential, HostCredentials, MirrorList, RegistryClient, registry_key,
 };
 use serde::Deserialize;
 
@@ -96,7 +96,7 @@ impl RemoteRegistries {
     ) -> Result<RegistryClient, CredentialsFileError> {
         let all = |from: &BTreeMap<String, RegistryCredential>| {
             from.iter().fold(HostCredentials::default(), |all, (registry, credential)| {
-                let credential = remote::HostCredential::Password {
+                let credential = HostCredential::Password {
                     username: credential.username.clone(),
                     password: credential.password.reveal().clone(),
                 };

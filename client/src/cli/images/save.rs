@@ -9,8 +9,8 @@ use std::path::Path;
 use bytes::Bytes;
 use hearth_pack::archive::ArchiveLayout;
 use hearth_pack::image::{Descriptor, Manifest, OciIndex};
-use hearth_pack::remote::{BlobReader, CHUNK_BUFFER};
 use hearth_proto::value::{Digest, Reference};
+use hearth_registry::{BlobReader, CHUNK_BUFFER};
 use tokio::sync::mpsc;
 
 use super::super::base::read_small_blob;

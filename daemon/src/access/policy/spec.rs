@@ -1,7 +1,7 @@
 //! Splits builds and services into actions of the policy. A service never gets more rights than its deployer
 //! has: settings that are kept from an earlier revision are checked again like those in the request.
 
-use hearth_pack::remote::full_name;
+use hearth_registry::full_name;
 
 use super::{AccessDenied, CallerAction, decide};
 use crate::access::parse_scope;

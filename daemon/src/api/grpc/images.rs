@@ -1,7 +1,7 @@
 use std::io::{Seek as _, SeekFrom};
 
-use hearth_pack::remote::RemoteError;
 use hearth_proto::v1;
+use hearth_registry::RemoteError;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::audit;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, stream};
-use hearth_pack::remote::full_name;
+use hearth_registry::full_name;
 use tokio::sync::mpsc;
 
 use super::super::dockerfile::{

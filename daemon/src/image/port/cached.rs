@@ -1,7 +1,7 @@
 //! Records of images that builds and deploys fetched from other registries.
 
 use async_trait::async_trait;
-use hearth_pack::remote::full_name;
+use hearth_registry::full_name;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 

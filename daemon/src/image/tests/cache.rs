@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::time::Duration;
 
-use hearth_pack::remote::MirrorList;
+use hearth_registry::MirrorList;
 use jiff::Timestamp;
 
 use super::*;

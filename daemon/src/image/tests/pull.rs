@@ -6,7 +6,7 @@ use axum::response::{IntoResponse as _, Response};
 use hearth_pack::image::{
     Descriptor as OciDescriptor, Manifest as OciManifest, OCI_CONFIG_TYPE, OCI_MANIFEST_TYPE,
 };
-use hearth_pack::remote::{MirrorList, RegistryClient, RetryPolicy};
+use hearth_registry::{MirrorList, RegistryClient, RetryPolicy};
 use sha2::{Digest as _, Sha256};
 
 use super::*;

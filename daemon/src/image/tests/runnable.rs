@@ -9,7 +9,7 @@ use crate::model::egress::EgressPolicy;
 use crate::model::service::ServiceSpec;
 
 fn elsewhere() -> RemoteRegistries {
-    RemoteRegistries::new(hearth_pack::remote::MirrorList::default(), None, EgressPolicy::default())
+    RemoteRegistries::new(hearth_registry::MirrorList::default(), None, EgressPolicy::default())
 }
 
 async fn runnable(

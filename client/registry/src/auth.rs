@@ -296,7 +296,7 @@ fn same_owner(registry: &str, realm: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::remote::MirrorList;
+    use crate::MirrorList;
 
     fn trust(registry: &str, realm: &str) -> RealmTrust {
         let host = MirrorList::default().registry_host(&format!("{registry}/x").parse().unwrap());

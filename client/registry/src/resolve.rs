@@ -12,8 +12,8 @@ use super::RegistryClient;
 use super::error::{MirrorFailure, RemoteError};
 use super::host::{RegistryHost, redacted_url, repository};
 use super::transport::{RegistryRequest, answer_bytes};
-use crate::archive::{JSON_LIMIT, sha256};
-use crate::image::{
+use hearth_pack::archive::{JSON_LIMIT, sha256};
+use hearth_pack::image::{
     DOCKER_INDEX_TYPE, DOCKER_MANIFEST_TYPE, Descriptor, Manifest, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE,
     OciIndex, Platform,
 };

@@ -17,8 +17,8 @@ use super::error::RemoteError;
 use super::host::{RegistryHost, redacted_url};
 use super::resolve::{PullSource, not_found};
 use super::transport::{RegistryRequest, next_chunk};
-use crate::archive::JSON_LIMIT;
-use crate::image::Descriptor;
+use hearth_pack::archive::JSON_LIMIT;
+use hearth_pack::image::Descriptor;
 
 /// Number of chunks that are buffered between the connection and the receiver.
 pub const CHUNK_BUFFER: usize = 16;

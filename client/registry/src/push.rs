@@ -21,7 +21,7 @@ use super::RegistryClient;
 use super::error::RemoteError;
 use super::host::{RegistryHost, redacted_url, repository};
 use super::transport::{RegistryRequest, check_redirect};
-use crate::image::Descriptor;
+use hearth_pack::image::Descriptor;
 
 /// Opens a blob's content at its start, once for each attempt.
 #[derive(Clone)]

@@ -1,8 +1,7 @@
 //! Client of other registries: resolves, fetches and pushes images by the OCI distribution spec 1.1.
 //!
-//! Unlike the rest of this crate, this module is async, because it waits for networks. It is in this crate because
-//! both the client (`pack --base`) and the daemon (mounts, pull, push) use it. It spawns no tasks: the caller polls
-//! its futures, and dropping a future cancels the request.
+//! Both the client (`pack --base`) and the daemon (mounts, pull, push) use it. It spawns no tasks: the caller polls its
+//! futures, and dropping a future cancels the request.
 //!
 //! ```text
 //! Reference -> hosts: mirrors first, then the registry itself      host
@@ -18,6 +17,8 @@
 //! Answers of a registry are not trusted. The size of JSON is limited, content is verified by digest *and* size, and
 //! credentials are sent only to their registry and to a token service of the same owner (see module `auth`). Plain
 //! HTTP is used only for loopback addresses and for hosts that are configured as their own `http://` mirror.
+
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads where they need them"))]
 
 mod auth;
 mod blob;

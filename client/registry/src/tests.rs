@@ -9,8 +9,8 @@ use hearth_proto::value::{Digest, Reference};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::archive::sha256;
-use crate::image::{
+use hearth_pack::archive::sha256;
+use hearth_pack::image::{
     Descriptor, Manifest, OCI_CONFIG_TYPE, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, OciIndex, Platform,
 };
 
