@@ -294,28 +294,20 @@ impl BuildRuntime {
             access,
             Arc::clone(&self.options.registry_credential),
         ));
-        let request = || {
-            let spec = &record.spec;
-            let mut build_args = spec.build_args.clone();
-            build_args.remove(FRONTEND_ARGUMENT);
-            SolveRequest {
-                build: record.id.clone(),
-                domain: record.trust_domain(),
-                files: context.files.clone(),
-                build_args,
-                target: spec.target.clone(),
-                platform: spec.platform.clone(),
-                labels: spec.labels.clone(),
-                no_cache: spec.no_cache.clone(),
-                network: spec.network,
-                secrets: active.secrets.values.clone(),
-                images: images.sources.clone(),
-                downloads: downloads.files.clone(),
-                repositories: downloads.repositories.clone(),
-                registry: self.options.registry.clone(),
-                repository: tag.repository.clone(),
-                credentials: Arc::clone(&credentials) as Arc<dyn super::port::CredentialProvider>,
-            }
+        let mut spec = record.spec.clone();
+        spec.build_args.remove(FRONTEND_ARGUMENT);
+        let request = || SolveRequest {
+            build: record.id.clone(),
+            domain: record.trust_domain(),
+            spec: spec.clone(),
+            files: context.files.clone(),
+            secrets: active.secrets.values.clone(),
+            images: images.sources.clone(),
+            downloads: downloads.files.clone(),
+            repositories: downloads.repositories.clone(),
+            registry: self.options.registry.clone(),
+            repository: tag.repository.clone(),
+            credentials: Arc::clone(&credentials) as Arc<dyn super::port::CredentialProvider>,
         };
         // A solver that died takes a moment to restart, so the solve is retried. Only a second death in the middle of
         // the build fails it.

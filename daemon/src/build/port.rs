@@ -9,9 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::port::ContextFiles;
 use crate::image::{SuppliedImage, TransferProgress};
-use crate::model::build::{
-    BuildEventKind, BuildNetwork, BuildRecord, BuildSpec, BuildState, ContextIdentity, NoCache,
-};
+use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, BuildState, ContextIdentity};
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{Platform, VerifiedImage};
@@ -39,13 +37,9 @@ pub struct SolveRequest {
     pub build: BuildId,
     /// Trust domain whose builder runs the build: nothing of the build reaches another domain.
     pub domain: TrustDomain,
+    /// Spec of the build, without a build argument that selects the frontend.
+    pub spec: BuildSpec,
     pub files: ContextFiles,
-    pub build_args: BTreeMap<String, String>,
-    pub target: Option<String>,
-    pub platform: Option<Platform>,
-    pub labels: BTreeMap<String, String>,
-    pub no_cache: NoCache,
-    pub network: BuildNetwork,
     pub secrets: BTreeMap<String, Secret<Vec<u8>>>,
     /// Images that the build may use, files that ADD may fetch, and repositories (`host/path`). All other sources are
     /// denied.

@@ -289,7 +289,7 @@ async fn builds_that_start_together_share_one_transfer() {
         for n in 0..3 {
             let (files, traffic) = room.files("app", "Dockerfile", &["."]).await;
             let mut request = kit.of(files);
-            request.labels.insert("n".to_owned(), n.to_string());
+            request.spec.labels.insert("n".to_owned(), n.to_string());
             builds.push((request, traffic));
         }
         let traffics: Vec<Arc<Traffic>> = builds.iter().map(|(_, traffic)| Arc::clone(traffic)).collect();
@@ -454,7 +454,7 @@ async fn a_new_time_alone_reaches_a_copy_that_runs_and_keeps_one_that_is_cached(
         assert!(cached.count() > 0);
         let (files, traffic) = room.files("app", "Dockerfile", &["f"]).await;
         let mut request = kit.of(files);
-        request.no_cache = NoCache::Everything;
+        request.spec.no_cache = NoCache::Everything;
         let third = kit.solve(request).await.0.unwrap();
         assert!(traffic.is_silent(), "BuildKit was given the new time before");
         assert_eq!((kit.time_of(&first, "f"), kit.time_of(&third, "f")), (1_000_000_000, 1_100_000_000));

@@ -22,7 +22,8 @@ use hearthd::build::port::{
 };
 use hearthd::buildkit::{BuildKitClient, managed};
 use hearthd::context::port::{ContextFiles, EntryKind, NoTransferWatch, SessionName};
-use hearthd::model::build::{BuildEventKind, BuildNetwork, LogStream, NoCache};
+use hearthd::model::access::SymlinkPolicy;
+use hearthd::model::build::{BuildEventKind, BuildNetwork, BuildSpec, DockerfilePath, LogStream, NoCache};
 use hearthd::model::fault::Fault;
 use hearthd::model::id::BuildId;
 use hearthd::model::secret::{RegistryCredential, Secret};
@@ -83,12 +84,22 @@ impl Fixture {
             },
             build,
             domain: TrustDomain::local(),
-            build_args: BTreeMap::new(),
-            target: None,
-            platform: None,
-            labels: BTreeMap::new(),
-            no_cache: NoCache::Nothing,
-            network: BuildNetwork::Default,
+            spec: BuildSpec {
+                tags: vec!["test/app:latest".parse().unwrap()],
+                mounts: Vec::new(),
+                path_links: SymlinkPolicy::default(),
+                context_path: "/context".parse().unwrap(),
+                dockerfile: DockerfilePath::Search,
+                build_args: BTreeMap::new(),
+                target: None,
+                platform: None,
+                labels: BTreeMap::new(),
+                no_cache: NoCache::Nothing,
+                pull: false,
+                network: BuildNetwork::Default,
+                timeout: None,
+                secret_ids: Vec::new(),
+            },
             secrets: BTreeMap::new(),
             images: Vec::new(),
             downloads: Vec::new(),
@@ -370,7 +381,7 @@ async fn failures_name_what_was_wrong() {
         assert_eq!(fault.code, "dockerfile_parse_error", "COPY with one argument");
 
         let mut request = kit.request("FROM scratch\nCOPY busybox /\n", tree());
-        request.target = Some("nope".to_owned());
+        request.spec.target = Some("nope".to_owned());
         assert_eq!(kit.fault(request).await.code, "unknown_stage");
 
         let from = |registry: &str| {
@@ -419,7 +430,7 @@ async fn failures_name_what_was_wrong() {
         assert_eq!(kit.fault(request).await.code, "push_failed");
 
         let mut request = kit.request("FROM scratch\nCOPY busybox /\n", tree());
-        request.build_args.insert("BUILDKIT_SYNTAX".to_owned(), "evil/frontend".to_owned());
+        request.spec.build_args.insert("BUILDKIT_SYNTAX".to_owned(), "evil/frontend".to_owned());
         assert_eq!(kit.fault(request).await.code, "build_arg_reserved");
 
         // A frontend image is never fetched.

@@ -207,7 +207,7 @@ async fn no_frontend_but_the_built_in_one_runs() {
     assert_eq!(fault.dockerfile.unwrap().text, "# syntax=evil/frontend");
     let requests = room.solver.requests.lock();
     assert_eq!(requests.len(), 1);
-    assert!(requests[0].build_args.is_empty());
+    assert!(requests[0].spec.build_args.is_empty());
 }
 
 #[tokio::test]

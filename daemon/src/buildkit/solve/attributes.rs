@@ -15,7 +15,8 @@ const RESERVED: [&str; 4] =
     ["BUILDKIT_SYNTAX", "BUILDKIT_CACHE_MOUNT_NS", "BUILDKIT_MULTI_PLATFORM", "BUILDKIT_ATTEST_"];
 
 pub(super) fn reserved_argument_fault(request: &SolveRequest) -> Option<Fault> {
-    let name = request.build_args.keys().find(|name| RESERVED.iter().any(|word| name.starts_with(word)))?;
+    let name =
+        request.spec.build_args.keys().find(|name| RESERVED.iter().any(|word| name.starts_with(word)))?;
     let message =
         format!("build argument `{name}` is an instruction to the builder, which a build may not give");
     Some(
@@ -48,22 +49,22 @@ fn frontend(request: &SolveRequest, shared: bool) -> HashMap<String, String> {
     set("cmdline".into(), "dockerfile.v0");
     set("local-sessionid:context".into(), &request.files.context_session.id);
     set("local-sessionid:dockerfile".into(), &request.files.dockerfile_session.id);
-    for (name, value) in &request.build_args {
+    for (name, value) in &request.spec.build_args {
         set(format!("build-arg:{name}"), value);
     }
     if shared {
         set("build-arg:BUILDKIT_CACHE_MOUNT_NS".into(), request.domain.as_str());
     }
-    for (name, value) in &request.labels {
+    for (name, value) in &request.spec.labels {
         set(format!("label:{name}"), value);
     }
-    if let Some(target) = &request.target {
+    if let Some(target) = &request.spec.target {
         set("target".into(), target);
     }
-    if let Some(platform) = &request.platform {
+    if let Some(platform) = &request.spec.platform {
         set("platform".into(), platform.as_str());
     }
-    match &request.no_cache {
+    match &request.spec.no_cache {
         NoCache::Nothing => {}
         NoCache::Everything => {
             set("no-cache".into(), "");
@@ -74,7 +75,7 @@ fn frontend(request: &SolveRequest, shared: bool) -> HashMap<String, String> {
             set("no-cache".into(), &stages.join(","));
         }
     }
-    if request.network == BuildNetwork::None {
+    if request.spec.network == BuildNetwork::None {
         set("force-network-mode".into(), "none");
     }
     attributes
