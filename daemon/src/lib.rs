@@ -29,7 +29,6 @@ pub mod image;
 pub mod ingress;
 pub mod instance_log;
 pub mod keyed_semaphore;
-pub mod model;
 pub mod netlink;
 pub mod network;
 pub mod packs;
@@ -38,5 +37,7 @@ pub mod secrets;
 pub mod shutdown;
 pub mod store;
 pub mod supervise;
-pub mod task;
 pub mod telemetry;
+
+pub use hearth_model as model;
+pub use hearth_task as task;

@@ -130,12 +130,11 @@ const REGISTRY: Crate = Crate {
     foreign: &[("clap", &[]), ("hearth_pack::pack", &[]), ("hearth_proto::v1", &[]), ("tonic", &[])],
 };
 
+/// `model` and `task` are crates below the daemon, which it re-exports.
 const DAEMON_ROWS: &[Row] = &[
     ("allocator", &[]),
     ("netlink", &[]),
     ("fetch_policy", &["model", "netlink"]),
-    ("model", &[]),
-    ("task", &[]),
     ("telemetry", &["config"]),
     ("shutdown", &["task"]),
     ("config", &["model"]),

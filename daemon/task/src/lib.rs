@@ -1,5 +1,7 @@
 //! The only module that spawns tasks and threads: every one has a name, a span and an owner.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads where they need them"))]
+
 pub mod sequential;
 
 use std::future::Future;
