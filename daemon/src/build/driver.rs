@@ -2,13 +2,13 @@
 //! before.
 //!
 //! ```text
-//! BuildSpec --prepare--> BuildContext --images--> BuildImages --solve--> SolveOutcome --verify--> VerifiedImage
-//!               ^                                      |  ^                                             |
-//!               |                                      |  |                                          publish
-//!               |                                      |  |                                             v
-//!               |                                      |  |                                        BuildOutcome
-//!               |                                      '--'  once more when the solver became unavailable
-//!               '--------------------------------------'     again when files changed during the build
+//! BuildSpec --prepare--> PreparedContext --images--> BuildImages --solve--> SolveOutcome --verify--> VerifiedImage
+//!               ^                                         |  ^                                             |
+//!               |                                         |  |                                          publish
+//!               |                                         |  |                                             v
+//!               |                                         |  |                                        BuildOutcome
+//!               |                                         '--'  once more when the solver became unavailable
+//!               '-----------------------------------------'     again when files changed during the build
 //!
 //! cancel, time limit, shutdown:  the verdict is decided, then the stop token cancelled; the solve ends, then the build
 //! publish:                       the verdict is decided first; nothing is published after another verdict
@@ -33,7 +33,7 @@ use tracing::Instrument as _;
 
 use super::credentials::{BuildCredentials, RegistryAccess};
 use super::mask::SecretMask;
-use super::port::{SolveError, SolveOutcome, SolveRequest};
+use super::port::{PreparedContext, SolveError, SolveOutcome, SolveRequest};
 use super::publisher::EventPublisher;
 use super::service::{ActiveBuild, BuildRuntime};
 use super::verdict::BuildVerdict;
@@ -43,7 +43,7 @@ use crate::model::image::VerifiedImage;
 use crate::model::{Reference, Repository};
 use crate::task;
 
-use context::{BuildContext, FRONTEND_ARGUMENT};
+use context::FRONTEND_ARGUMENT;
 use downloads::BuildDownloads;
 use faults::{
     is_context_change, log_fault, logged_log_fault, push_fault, stopped_fault, with_dockerfile_path,
@@ -55,7 +55,7 @@ pub(super) use prefetch::ContextPrefetch;
 
 /// The inputs of one solve.
 struct SolveInputs<'a> {
-    context: &'a BuildContext,
+    context: &'a PreparedContext,
     images: &'a BuildImages,
     downloads: &'a BuildDownloads,
 }
@@ -256,11 +256,12 @@ impl BuildRuntime {
             };
             record.context = Some(context.identity.clone());
             let images = self
-                .supply_images(active, record, &context.dockerfile_text, &context.dockerfile, publisher)
+                .supply_images(active, record, &context.dockerfile, &context.dockerfile_path, publisher)
                 .await?;
             let (files, repositories) = (images.downloads.clone(), images.repositories.clone());
-            let downloads =
-                self.fetch_downloads(active, files, repositories, &context.dockerfile, publisher).await?;
+            let downloads = self
+                .fetch_downloads(active, files, repositories, &context.dockerfile_path, publisher)
+                .await?;
             record.sources =
                 images.recorded_sources().into_iter().chain(downloads.recorded_sources()).collect();
             let given = SolveInputs { context: &context, images: &images, downloads: &downloads };
@@ -319,8 +320,8 @@ impl BuildRuntime {
                 Ok(outcome) => return Ok(outcome),
                 Err(SolveError::Cancelled) => return Err(stopped_fault()),
                 Err(SolveError::Failed(fault)) => {
-                    let fault = downloads.with_line(*fault, &context.dockerfile);
-                    return Err(with_dockerfile_path(fault, &context.dockerfile));
+                    let fault = downloads.with_line(*fault, &context.dockerfile_path);
+                    return Err(with_dockerfile_path(fault, &context.dockerfile_path));
                 }
                 Err(SolveError::Unavailable(reason)) => reason,
             };

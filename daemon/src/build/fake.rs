@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::dockerfile::Dockerfile;
 use super::port::{
     BuildQuery, BuildStore, ContextSource, DownloadRequest, Downloader, IdempotencyKey, ImageRequest,
     InsertOutcome, OfferedDownload, PreparedContext, RoomImages, SolveError, SolveOutcome, SolveRequest,
@@ -23,7 +24,7 @@ use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{Descriptor, ImageDefaults, VerifiedImage};
 use crate::model::secret::RegistryCredential;
-use crate::model::{Digest, MountTarget, Reference, Repository};
+use crate::model::{Digest, Reference, Repository};
 
 /// A point at which a task waits until the test opens it.
 #[derive(Clone)]
@@ -175,36 +176,6 @@ impl FileTree for Empty {
     }
 }
 
-struct Prepared {
-    path: MountTarget,
-    dockerfile: Vec<u8>,
-}
-
-impl PreparedContext for Prepared {
-    fn dockerfile_path(&self) -> &MountTarget {
-        &self.path
-    }
-
-    fn dockerfile(&self) -> &[u8] {
-        &self.dockerfile
-    }
-
-    fn into_files(self: Box<Self>, dockerfile: Vec<u8>) -> ContextFiles {
-        ContextFiles {
-            context: Arc::new(Empty),
-            dockerfile: Arc::new(Empty),
-            dockerfile_name: String::from_utf8(dockerfile).unwrap(),
-            context_session: SessionName { id: "c".to_owned(), shared_key: "k".to_owned() },
-            dockerfile_session: SessionName { id: "d".to_owned(), shared_key: "k".to_owned() },
-            watch: Arc::new(NoTransferWatch),
-        }
-    }
-
-    fn identity(&self) -> ContextIdentity {
-        ContextIdentity { digest: TreeHasher::default().finish(), mounts: Vec::new() }
-    }
-}
-
 #[async_trait]
 impl ContextSource for FakeContexts {
     async fn prepare(
@@ -212,14 +183,27 @@ impl ContextSource for FakeContexts {
         _spec: &BuildSpec,
         _caller: &str,
         _given: &BTreeMap<String, RegistryCredential>,
-    ) -> Result<Box<dyn PreparedContext>, Fault> {
+    ) -> Result<PreparedContext, Fault> {
         self.looks.fetch_add(1, Ordering::SeqCst);
         let gate = self.gate.lock().clone();
         if let Some(gate) = gate {
             gate.pass().await;
         }
-        let dockerfile = self.dockerfile.lock().clone().into_bytes();
-        Ok(Box::new(Prepared { path: "/context/docker/Dockerfile".parse().unwrap(), dockerfile }))
+        let dockerfile = Dockerfile::parse(self.dockerfile.lock().clone().into_bytes());
+        let files = ContextFiles {
+            context: Arc::new(Empty),
+            dockerfile: Arc::new(Empty),
+            dockerfile_name: String::from_utf8(dockerfile.bytes().to_vec()).unwrap(),
+            context_session: SessionName { id: "c".to_owned(), shared_key: "k".to_owned() },
+            dockerfile_session: SessionName { id: "d".to_owned(), shared_key: "k".to_owned() },
+            watch: Arc::new(NoTransferWatch),
+        };
+        Ok(PreparedContext {
+            files,
+            identity: ContextIdentity { digest: TreeHasher::default().finish(), mounts: Vec::new() },
+            dockerfile_path: "/context/docker/Dockerfile".parse().unwrap(),
+            dockerfile: Arc::new(dockerfile),
+        })
     }
 }
 

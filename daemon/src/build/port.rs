@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::dockerfile::Dockerfile;
 use crate::context::port::ContextFiles;
 use crate::image::{SuppliedImage, TransferProgress};
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, BuildState, ContextIdentity};
@@ -120,18 +121,18 @@ pub trait ContextSource: Send + Sync + 'static {
         spec: &BuildSpec,
         caller: &str,
         given: &BTreeMap<String, RegistryCredential>,
-    ) -> Result<Box<dyn PreparedContext>, Fault>;
+    ) -> Result<PreparedContext, Fault>;
 }
 
-/// A context whose Dockerfile has been read and whose trees are not yet fixed.
-pub trait PreparedContext: Send {
-    /// Path of the Dockerfile among the mounts.
-    fn dockerfile_path(&self) -> &MountTarget;
-    fn dockerfile(&self) -> &[u8];
+/// The files of a build, and its Dockerfile.
+pub struct PreparedContext {
+    /// Files for BuildKit, with [`Dockerfile::bytes`] as the Dockerfile.
+    pub files: ContextFiles,
     /// Content identity of the files.
-    fn identity(&self) -> ContextIdentity;
-    /// Returns the files for BuildKit, with `dockerfile` in place of the Dockerfile that was read.
-    fn into_files(self: Box<Self>, dockerfile: Vec<u8>) -> ContextFiles;
+    pub identity: ContextIdentity,
+    /// Path of the Dockerfile among the mounts.
+    pub dockerfile_path: MountTarget,
+    pub dockerfile: Arc<Dockerfile>,
 }
 
 /// Images of the room, as builds use them. The implementation is the image module.

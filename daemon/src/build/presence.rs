@@ -13,7 +13,7 @@ use super::dockerfile::{ContextCopy, CopySource};
 use crate::context::MAX_DOCKERFILE;
 use crate::context::port::{ContextFiles, EntryKind, FileTree};
 use crate::model::MountTarget;
-use crate::model::fault::{DockerfileRange, Fault, FaultStage};
+use crate::model::fault::{Fault, FaultStage};
 
 /// Maximum number of names in a hint.
 const MAX_SIMILAR_NAMES: usize = 3;
@@ -40,16 +40,11 @@ pub(super) fn missing_source_fault(
             };
             let message = format!(
                 "line {}: \"/{}\": not found in the build context",
-                instruction.start_line, source.path
+                instruction.excerpt.start_line, source.path
             );
             let mut fault = Fault::new(FaultStage::Context, "copy_source_missing", message).hint(hint);
             fault.step = Some(instruction.step.clone());
-            fault.dockerfile = Some(DockerfileRange {
-                path: dockerfile.clone(),
-                start_line: instruction.start_line,
-                end_line: instruction.end_line,
-                text: instruction.text.clone(),
-            });
+            fault.dockerfile = Some(instruction.excerpt.range(dockerfile));
             return Some(fault);
         }
     }

@@ -4,15 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use hearth_pack::identity::TreeDigest;
 
-use super::dockerfile;
+use super::dockerfile::Dockerfile;
 use super::port::{ContextSource, ImageRequest, PreparedContext, RoomImages};
 use crate::context::layers::LayerBlob;
-use crate::context::port::ContextFiles;
-use crate::context::{
-    ContextMount, ContextPreparer, ContextRequest, OpenedImage, OpenedPack, ScannedContext,
-};
+use crate::context::tree::TreeIdentity;
+use crate::context::{ContextMount, ContextPreparer, ContextRequest, OpenedImage, OpenedPack};
 use crate::image::port::PackContent;
 use crate::image::{
     ImageError, ImageStore, RemoteRegistries, SuppliedImage, SupplyRequest, TransferProgress,
@@ -23,7 +20,7 @@ use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, VerifiedImage};
 use crate::model::secret::RegistryCredential;
-use crate::model::{Digest, MountSource, MountSpec, MountTarget, Reference, Repository};
+use crate::model::{Digest, MountSource, MountSpec, Reference, Repository};
 use crate::packs::{PackError, PackStore};
 
 /// Combines the files of the room and the images among the mounts into one tree.
@@ -114,19 +111,27 @@ impl ContextSource for RoomContexts {
         spec: &BuildSpec,
         caller: &str,
         given: &BTreeMap<String, RegistryCredential>,
-    ) -> Result<Box<dyn PreparedContext>, Fault> {
+    ) -> Result<PreparedContext, Fault> {
         let mounts = self.open_mounts(&spec.mounts, spec.path_links, caller, given).await?;
         let request = ContextRequest {
             mounts,
             context_path: spec.context_path.clone(),
             dockerfile: spec.dockerfile.clone(),
             target: spec.target.clone(),
-            selection: Box::new(dockerfile::context_selection),
+            parse: Box::new(|bytes| {
+                let dockerfile = Arc::new(Dockerfile::parse(bytes));
+                let selection = dockerfile.context_selection();
+                (dockerfile, selection)
+            }),
         };
-        match self.contexts.prepare(request).await {
-            Ok(prepared) => Ok(Box::new(prepared)),
-            Err(error) => Err(error.fault()),
-        }
+        let scanned = self.contexts.prepare(request).await.map_err(|error| error.fault())?;
+        let dockerfile = Arc::clone(&scanned.dockerfile);
+        Ok(PreparedContext {
+            identity: recorded_identity(scanned.identity.clone()),
+            dockerfile_path: scanned.dockerfile_path.clone(),
+            files: scanned.into_files(dockerfile.bytes().to_vec()),
+            dockerfile,
+        })
     }
 }
 
@@ -205,27 +210,9 @@ impl RoomContexts {
     }
 }
 
-impl PreparedContext for ScannedContext {
-    fn dockerfile_path(&self) -> &MountTarget {
-        &self.dockerfile_path
-    }
-
-    fn dockerfile(&self) -> &[u8] {
-        &self.dockerfile
-    }
-
-    fn identity(&self) -> ContextIdentity {
-        let mount = |(target, digest): &(MountTarget, TreeDigest)| MountIdentity {
-            target: target.clone(),
-            digest: *digest,
-        };
-        let identity = &self.identity;
-        ContextIdentity { digest: identity.digest, mounts: identity.mounts.iter().map(mount).collect() }
-    }
-
-    fn into_files(self: Box<Self>, dockerfile: Vec<u8>) -> ContextFiles {
-        Self::into_files(*self, dockerfile)
-    }
+fn recorded_identity(identity: TreeIdentity) -> ContextIdentity {
+    let mount = |(target, digest)| MountIdentity { target, digest };
+    ContextIdentity { digest: identity.digest, mounts: identity.mounts.into_iter().map(mount).collect() }
 }
 
 /// Lineage key shared only by the packs of one directory of one participant. Empty for a pack without a lineage.

@@ -1,7 +1,7 @@
 //! Preparation of the files of one build: opens the mounts, scans the tree, reads the Dockerfile.
 //!
-//! [`ContextPreparer::prepare`] returns a [`ScannedContext`], whose Dockerfile the caller may inspect and
-//! change; [`ScannedContext::into_files`] turns it into the inputs of a solve.
+//! [`ContextPreparer::prepare`] returns a [`ScannedContext`] with the Dockerfile as the caller parsed it;
+//! [`ScannedContext::into_files`] turns it into the inputs of a solve.
 //!
 //! ```text
 //! scan -> paths that the Dockerfile may copy -> content hashes -> digest, times -> session id   (session_ids)
@@ -72,19 +72,18 @@ struct PreparerState {
     records: ContextRecords,
 }
 
-/// Computes from the bytes of a Dockerfile what it copies from its context.
-pub type DockerfileSelector = Box<dyn FnOnce(&[u8]) -> CopySelection + Send>;
+/// Parses the bytes of a Dockerfile, and tells what it copies from its context. If it tells too little, the
+/// build fails with an error, and the next attempt covers everything.
+pub type DockerfileParser<D> = Box<dyn FnOnce(Vec<u8>) -> (D, CopySelection) + Send>;
 
-/// The inputs that determine the files of a build.
-pub struct ContextRequest {
+/// The inputs that determine the files of a build, whose Dockerfile is parsed into a `D`.
+pub struct ContextRequest<D> {
     pub mounts: Vec<ContextMount>,
     pub context_path: MountTarget,
     pub dockerfile: DockerfilePath,
     /// Target stage. Builds of different stages have separate lineages.
     pub target: Option<String>,
-    /// Returns what a Dockerfile with these bytes copies from its context. If it returns too little, the
-    /// build fails with an error, and the next attempt covers everything.
-    pub selection: DockerfileSelector,
+    pub parse: DockerfileParser<D>,
 }
 
 /// A mount, with its image if its source is one. The caller's permission to use it was checked before.
@@ -108,11 +107,11 @@ pub struct OpenedImage {
 }
 
 /// A scanned and identified context with its Dockerfile.
-pub struct ScannedContext {
+pub struct ScannedContext<D> {
     pub context: Arc<TreeSnapshot>,
     /// Path of the Dockerfile; symbolic links in it were followed to read the bytes.
     pub dockerfile_path: MountTarget,
-    pub dockerfile: Vec<u8>,
+    pub dockerfile: D,
     /// Content of `<Dockerfile>.dockerignore`, which takes precedence over `.dockerignore` of the context.
     pub ignore: Option<Vec<u8>>,
     /// Identity of the context.
@@ -154,7 +153,10 @@ impl ContextPreparer {
     }
 
     /// Opens the mounts, scans the context and reads the Dockerfile.
-    pub async fn prepare(&self, request: ContextRequest) -> Result<ScannedContext, ContextError> {
+    pub async fn prepare<D: Send + 'static>(
+        &self,
+        request: ContextRequest<D>,
+    ) -> Result<ScannedContext<D>, ContextError> {
         let shared = Arc::clone(&self.0);
         // Cancelling the build drops the guard, which stops the reading of files.
         let stop = CancellationToken::new();
@@ -212,12 +214,12 @@ impl ContextPreparer {
 }
 
 impl PreparerState {
-    fn prepare(
+    fn prepare<D>(
         self: Arc<Self>,
-        request: ContextRequest,
+        request: ContextRequest<D>,
         stop: &CancellationToken,
-    ) -> Result<ScannedContext, ContextError> {
-        let ContextRequest { mounts, context_path, dockerfile, target, selection } = request;
+    ) -> Result<ScannedContext<D>, ContextError> {
+        let ContextRequest { mounts, context_path, dockerfile, target, parse } = request;
         let mut name = LineageIdBuilder::default().part(&self.room).part(context_path.as_str());
         let mut mounted = Vec::with_capacity(mounts.len());
         for mount in mounts {
@@ -229,11 +231,10 @@ impl PreparerState {
         let ignore = dockerfile::read_ignore(&tree, &dockerfile_path)?;
         let name = name.part(dockerfile_path.as_str()).part(target.unwrap_or_default());
         let origin = name.clone().id();
-        let selection = if self.records.needs_full_coverage(&origin) {
-            CopySelection::default()
-        } else {
-            selection(&dockerfile)
-        };
+        let (dockerfile, mut selection) = parse(dockerfile);
+        if self.records.needs_full_coverage(&origin) {
+            selection = CopySelection::default();
+        }
         let view = ContextView { tree, context_path, own_ignore: ignore.clone(), selection };
         let (context, identified) = view.scan_and_identify(&self.records, stop)?;
         let lineage = name.part(view.selection.canonical_bytes()).id();
@@ -405,7 +406,7 @@ fn source_name(mount: &ContextMount) -> String {
     }
 }
 
-impl ScannedContext {
+impl<D> ScannedContext<D> {
     /// Returns the files for a solve, with the given bytes as the Dockerfile: the original ones, or ones that
     /// the caller changed.
     pub fn into_files(self, dockerfile: Vec<u8>) -> ContextFiles {

@@ -152,7 +152,7 @@ impl Room {
             context_path: "/context".parse().unwrap(),
             dockerfile: DockerfilePath::At(format!("/context/{dockerfile}").parse().unwrap()),
             target: None,
-            selection: Box::new(|_| selection),
+            parse: Box::new(|text| (text, selection)),
         });
         let prepared = prepared.await.unwrap();
         let text = prepared.dockerfile.clone();

@@ -5,28 +5,28 @@
 
 use crate::context::tree::CopySelection;
 
-use super::lines::{self, Instruction};
-use super::words;
+use super::lines::Instruction;
+use super::{Dockerfile, words};
 
-/// Returns the paths that instructions copy or mount from the context.
-pub fn context_selection(dockerfile: &[u8]) -> CopySelection {
-    let text = String::from_utf8_lossy(dockerfile);
-    let (instructions, escape) = lines::instructions(&text);
-    let mut paths = Vec::new();
-    for instruction in &instructions {
-        let taken = match instruction.keyword.as_str() {
-            "copy" | "add" if instruction.flag_values("from").next().is_none() => {
-                copied_paths(instruction, escape)
+impl Dockerfile {
+    /// Returns the paths that instructions copy or mount from the context.
+    pub fn context_selection(&self) -> CopySelection {
+        let mut paths = Vec::new();
+        for instruction in &self.instructions {
+            let taken = match instruction.keyword.as_str() {
+                "copy" | "add" if instruction.flag_values("from").next().is_none() => {
+                    copied_paths(instruction, self.escape)
+                }
+                "run" => mounted(instruction),
+                _ => Some(Vec::new()),
+            };
+            match taken {
+                Some(taken) => paths.extend(taken),
+                None => return CopySelection::default(),
             }
-            "run" => mounted(instruction),
-            _ => Some(Vec::new()),
-        };
-        match taken {
-            Some(taken) => paths.extend(taken),
-            None => return CopySelection::default(),
         }
+        CopySelection::of(paths)
     }
-    CopySelection::of(paths)
 }
 
 /// Returns the source paths of a COPY or ADD, or `None` when they cannot be determined.
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     fn roots(dockerfile: &str) -> Option<Vec<String>> {
-        let roots = context_selection(dockerfile.as_bytes()).roots?;
+        let roots = Dockerfile::parse(dockerfile.into()).context_selection().roots?;
         Some(roots.into_iter().map(|root| String::from_utf8(root).unwrap()).collect())
     }
 

@@ -2,8 +2,8 @@
 //!
 //! The distinction is that of BuildKit's `dfgitutil`: an HTTP URL is a repository only when its path ends with `.git`.
 
+use super::DockerfileExcerpt;
 use super::lines::{self, Instruction};
-use super::remote_sources::DockerfileExcerpt;
 use super::variables::StageVariables;
 
 /// A file that ADD fetches by its URL.

@@ -71,12 +71,6 @@ pub(super) fn instructions(text: &str) -> (Vec<Instruction>, char) {
     (found, escape)
 }
 
-/// Returns the lines `start..=end` unchanged, without the final line end.
-pub(super) fn text_of(text: &str, start: u32, end: u32) -> String {
-    let count = (end.saturating_sub(start) + 1) as usize;
-    text.lines().skip(start.saturating_sub(1) as usize).take(count).collect::<Vec<_>>().join("\n")
-}
-
 /// Splits text at blanks like the frontend does for FROM, COPY and ADD, which ignores quotes and escapes.
 pub(super) fn blank_separated(text: &str) -> impl Iterator<Item = &str> {
     text.split(['\t', '\u{b}', '\u{c}', '\r', ' ']).filter(|word| !word.is_empty())

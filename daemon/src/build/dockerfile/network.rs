@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::lines::{self, Instruction};
 use super::stages::{self, StageBase};
 use super::variables::StageVariables;
+use super::{Dockerfile, DockerfileExcerpt};
 
 /// Prefixes by which ADD recognizes the address of a file or a repository.
 const REMOTE: [&str; 5] = ["http://", "https://", "git://", "ssh://", "git@"];
@@ -21,58 +22,54 @@ pub enum NetworkRequest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedNetwork {
     pub request: NetworkRequest,
-    /// Counted from 1.
-    pub start_line: u32,
-    pub end_line: u32,
-    /// The text of those lines.
-    pub text: String,
+    pub excerpt: DockerfileExcerpt,
 }
 
-/// Returns the first such instruction. `offline` is a build with `--network none`. Where this reader cannot interpret
-/// the Dockerfile, it returns `None` and BuildKit refuses the instruction.
-pub fn find_refused_network(
-    dockerfile: &[u8],
-    build_args: &BTreeMap<String, String>,
-    target: Option<&str>,
-    offline: bool,
-) -> Option<RefusedNetwork> {
-    let text = String::from_utf8_lossy(dockerfile);
-    let (instructions, escape) = lines::instructions(&text);
-    let (stages, global) = stages::stages(&instructions, build_args, escape)?;
-    let needed = stages::needed_stages(&stages, target)?;
-    let mut ends: Vec<StageVariables> = Vec::with_capacity(stages.len());
-    for (stage, needed) in stages.iter().zip(needed) {
-        let mut variables = match stage.base {
-            StageBase::Stage(base) => ends[base].inherited(),
-            StageBase::Scratch => StageVariables::for_scratch(),
-            StageBase::Image => StageVariables::default(),
-        };
-        for instruction in stage.instructions {
-            let asked = match instruction.keyword.as_str() {
-                "env" => {
-                    variables.apply_env(&instruction.rest, escape);
-                    None
-                }
-                "arg" => {
-                    variables.apply_arg(&instruction.rest, build_args, Some(&global), escape);
-                    None
-                }
-                "run" => instruction
-                    .flag_values("network")
-                    .any(|mode| mode == "host")
-                    .then_some(NetworkRequest::Host),
-                "add" if offline => remote(instruction, &variables, escape).map(NetworkRequest::Remote),
-                _ => None,
+impl Dockerfile {
+    /// Returns the first instruction that asks for network access that the build does not get. `offline` is a build
+    /// with `--network none`. Where this reader cannot interpret the Dockerfile, it returns `None` and BuildKit refuses
+    /// the instruction.
+    pub fn find_refused_network(
+        &self,
+        build_args: &BTreeMap<String, String>,
+        target: Option<&str>,
+        offline: bool,
+    ) -> Option<RefusedNetwork> {
+        let escape = self.escape;
+        let (stages, global) = stages::stages(&self.instructions, build_args, escape)?;
+        let needed = stages::needed_stages(&stages, target)?;
+        let mut ends: Vec<StageVariables> = Vec::with_capacity(stages.len());
+        for (stage, needed) in stages.iter().zip(needed) {
+            let mut variables = match stage.base {
+                StageBase::Stage(base) => ends[base].inherited(),
+                StageBase::Scratch => StageVariables::for_scratch(),
+                StageBase::Image => StageVariables::default(),
             };
-            if let Some(asked) = asked.filter(|_| needed) {
-                let (start_line, end_line) = (instruction.start_line, instruction.end_line);
-                let text = lines::text_of(&text, start_line, end_line);
-                return Some(RefusedNetwork { request: asked, start_line, end_line, text });
+            for instruction in stage.instructions {
+                let asked = match instruction.keyword.as_str() {
+                    "env" => {
+                        variables.apply_env(&instruction.rest, escape);
+                        None
+                    }
+                    "arg" => {
+                        variables.apply_arg(&instruction.rest, build_args, Some(&global), escape);
+                        None
+                    }
+                    "run" => instruction
+                        .flag_values("network")
+                        .any(|mode| mode == "host")
+                        .then_some(NetworkRequest::Host),
+                    "add" if offline => remote(instruction, &variables, escape).map(NetworkRequest::Remote),
+                    _ => None,
+                };
+                if let Some(asked) = asked.filter(|_| needed) {
+                    return Some(RefusedNetwork { request: asked, excerpt: self.excerpt_of(instruction) });
+                }
             }
+            ends.push(variables);
         }
-        ends.push(variables);
+        None
     }
-    None
 }
 
 fn remote(instruction: &Instruction, variables: &StageVariables, escape: char) -> Option<String> {
@@ -94,8 +91,9 @@ mod tests {
     use super::*;
 
     fn asked(dockerfile: &str, offline: bool) -> Option<(NetworkRequest, u32)> {
-        let found = find_refused_network(dockerfile.as_bytes(), &BTreeMap::new(), None, offline)?;
-        Some((found.request, found.start_line))
+        let found =
+            Dockerfile::parse(dockerfile.into()).find_refused_network(&BTreeMap::new(), None, offline)?;
+        Some((found.request, found.excerpt.start_line))
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The scan covers the stages that the target can need, in BuildKit's order of lookups: a name in `--from` refers to a
 //! stage first, then to an image. The ONBUILD triggers of a base image count for the stage that begins with it and are
-//! known only after that image was resolved, so [`remote_sources`] runs again with the resolved images until it finds
+//! known only after that image was resolved, so [`Dockerfile::remote_sources`] runs again with the resolved images until it finds
 //! nothing new. A superfluous source costs a fetch; a missing one fails the build, since the source policy of the
 //! solve denies unlisted sources.
 
@@ -12,6 +12,7 @@ use super::arguments::GlobalArguments;
 use super::downloads::{self, NamedDownload, NamedRepository};
 use super::lines::{self, Instruction};
 use super::variables::StageVariables;
+use super::{Dockerfile, DockerfileExcerpt};
 use crate::model::Reference;
 use crate::model::image::{ImageDefaults, Platform};
 
@@ -24,14 +25,6 @@ pub struct DockerfileInputs<'a> {
     pub build_args: &'a BTreeMap<String, String>,
     pub platform: &'a Platform,
     pub target: Option<&'a str>,
-}
-
-/// Lines of the Dockerfile, counted from 1, with their text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DockerfileExcerpt {
-    pub start_line: u32,
-    pub end_line: u32,
-    pub text: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,22 +48,22 @@ pub struct RemoteSources {
 /// Looks up the defaults of an image found by an earlier scan; returns `None` for one that is not resolved yet.
 pub type ImageDefaultsLookup<'a> = &'a dyn Fn(&Reference, &Platform) -> Option<ImageDefaults>;
 
-pub fn remote_sources(
-    dockerfile: &[u8],
-    inputs: DockerfileInputs<'_>,
-    known: ImageDefaultsLookup<'_>,
-) -> RemoteSources {
-    let text = String::from_utf8_lossy(dockerfile);
-    let (instructions, escape) = lines::instructions(&text);
-    let arguments = GlobalArguments::new(inputs.build_args, inputs.platform, inputs.target);
-    let mut reader = RemoteSourceScanner::new(&text, &instructions, escape, arguments, inputs, known);
-    let last = reader.stages.len().checked_sub(1);
-    let target = match inputs.target {
-        Some(target) => reader.stage_named(target),
-        None => last,
-    };
-    reader.scan(target);
-    reader.found
+impl Dockerfile {
+    pub fn remote_sources(
+        &self,
+        inputs: DockerfileInputs<'_>,
+        known: ImageDefaultsLookup<'_>,
+    ) -> RemoteSources {
+        let arguments = GlobalArguments::new(inputs.build_args, inputs.platform, inputs.target);
+        let mut reader = RemoteSourceScanner::new(self, arguments, inputs, known);
+        let last = reader.stages.len().checked_sub(1);
+        let target = match inputs.target {
+            Some(target) => reader.stage_named(target),
+            None => last,
+        };
+        reader.scan(target);
+        reader.found
+    }
 }
 
 struct ScannedStage<'i> {
@@ -93,8 +86,7 @@ enum ScannedBase {
 }
 
 struct RemoteSourceScanner<'a> {
-    text: &'a str,
-    escape: char,
+    dockerfile: &'a Dockerfile,
     inputs: DockerfileInputs<'a>,
     known: ImageDefaultsLookup<'a>,
     /// Variables of the instructions above all stages.
@@ -108,13 +100,13 @@ struct RemoteSourceScanner<'a> {
 
 impl<'a> RemoteSourceScanner<'a> {
     fn new(
-        text: &'a str,
-        instructions: &'a [Instruction],
-        escape: char,
+        dockerfile: &'a Dockerfile,
         mut arguments: GlobalArguments<'a>,
         inputs: DockerfileInputs<'a>,
         known: ImageDefaultsLookup<'a>,
     ) -> Self {
+        let Dockerfile { instructions, escape, .. } = dockerfile;
+        let escape = *escape;
         let mut global = StageVariables::with_predefined(arguments.values.clone());
         let froms: Vec<usize> =
             (0..instructions.len()).filter(|&at| instructions[at].keyword == "from").collect();
@@ -148,13 +140,12 @@ impl<'a> RemoteSourceScanner<'a> {
                 name,
                 base,
                 platform: platform.unwrap_or_else(|| inputs.platform.clone()),
-                excerpt: place(text, from),
+                excerpt: dockerfile.excerpt_of(from),
                 instructions: &instructions[froms[number] + 1..end],
             });
         }
         Self {
-            text,
-            escape,
+            dockerfile,
             inputs,
             known,
             global,
@@ -198,7 +189,7 @@ impl<'a> RemoteSourceScanner<'a> {
             let instructions = self.stages[at].instructions;
             for instruction in instructions {
                 if matches!(instruction.keyword.as_str(), "copy" | "run") {
-                    self.note_sources_of(instruction, &place(self.text, instruction), &mut pending);
+                    self.note_sources_of(instruction, &self.dockerfile.excerpt_of(instruction), &mut pending);
                 }
             }
             self.triggers.insert(at, triggers);
@@ -304,19 +295,23 @@ impl<'a> RemoteSourceScanner<'a> {
                 ScannedBase::Unreadable => StageVariables::default(),
             };
             let triggers = triggers.iter().map(|trigger| (trigger, stage.excerpt.clone()));
-            let own = stage.instructions.iter().map(|own| (own, place(self.text, own)));
+            let own = stage.instructions.iter().map(|own| (own, self.dockerfile.excerpt_of(own)));
             for (instruction, place) in triggers.chain(own) {
                 match instruction.keyword.as_str() {
-                    "env" => variables.apply_env(&instruction.rest, self.escape),
+                    "env" => variables.apply_env(&instruction.rest, self.dockerfile.escape),
                     "arg" => variables.apply_arg(
                         &instruction.rest,
                         self.inputs.build_args,
                         Some(&self.global),
-                        self.escape,
+                        self.dockerfile.escape,
                     ),
                     "add" => {
-                        let fetched =
-                            downloads::remote_sources_of_add(instruction, &variables, self.escape, &place);
+                        let fetched = downloads::remote_sources_of_add(
+                            instruction,
+                            &variables,
+                            self.dockerfile.escape,
+                            &place,
+                        );
                         downloads.extend(fetched.0);
                         repositories.extend(fetched.1);
                     }
@@ -342,11 +337,6 @@ fn from_names(instruction: &Instruction) -> Vec<String> {
         "run" => instruction.flag_values("mount").filter_map(lines::mount_source).collect(),
         _ => Vec::new(),
     }
-}
-
-fn place(text: &str, instruction: &Instruction) -> DockerfileExcerpt {
-    let (start_line, end_line) = (instruction.start_line, instruction.end_line);
-    DockerfileExcerpt { start_line, end_line, text: lines::text_of(text, start_line, end_line) }
 }
 
 #[cfg(test)]

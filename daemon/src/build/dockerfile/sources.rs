@@ -11,6 +11,7 @@ use hearth_pack::ignore::clean;
 use super::lines::{self, Instruction};
 use super::stages::{self, DockerfileStage, StageBase};
 use super::variables::StageVariables;
+use super::{Dockerfile, DockerfileExcerpt};
 
 /// A COPY or ADD that takes files from the context.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,11 +19,7 @@ pub struct ContextCopy {
     pub sources: Vec<CopySource>,
     /// The instruction without its flags.
     pub step: String,
-    /// Counted from 1.
-    pub start_line: u32,
-    pub end_line: u32,
-    /// The text of those lines.
-    pub text: String,
+    pub excerpt: DockerfileExcerpt,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,47 +30,48 @@ pub struct CopySource {
     pub written: String,
 }
 
-/// Returns the instructions whose sources must exist, in the order of the Dockerfile.
-pub fn context_copies(
-    dockerfile: &[u8],
-    build_args: &BTreeMap<String, String>,
-    target: Option<&str>,
-) -> Vec<ContextCopy> {
-    let text = String::from_utf8_lossy(dockerfile);
-    let (instructions, escape) = lines::instructions(&text);
-    let Some((stages, global)) = stages::stages(&instructions, build_args, escape) else { return Vec::new() };
-    let Some(needed) = stages::needed_stages(&stages, target) else { return Vec::new() };
-    let mut copied = Vec::new();
-    let mut ends: Vec<StageVariables> = Vec::with_capacity(stages.len());
-    for (stage, needed) in stages.iter().zip(needed) {
-        let mut variables = match stage.base {
-            StageBase::Stage(base) if has_triggers(&stages[base]) => StageVariables::default(),
-            StageBase::Stage(base) => ends[base].inherited(),
-            StageBase::Scratch => StageVariables::for_scratch(),
-            StageBase::Image => StageVariables::default(),
+impl Dockerfile {
+    /// Returns the instructions whose sources must exist, in the order of the Dockerfile.
+    pub fn context_copies(
+        &self,
+        build_args: &BTreeMap<String, String>,
+        target: Option<&str>,
+    ) -> Vec<ContextCopy> {
+        let escape = self.escape;
+        let Some((stages, global)) = stages::stages(&self.instructions, build_args, escape) else {
+            return Vec::new();
         };
-        for instruction in stage.instructions {
-            match instruction.keyword.as_str() {
-                "env" => variables.apply_env(&instruction.rest, escape),
-                "arg" => variables.apply_arg(&instruction.rest, build_args, Some(&global), escape),
-                "copy" | "add" if needed => {
-                    let sources = sources_of(instruction, &variables, escape);
-                    if !sources.is_empty() {
-                        copied.push(ContextCopy {
-                            sources,
-                            step: format!("{} {}", instruction.keyword.to_uppercase(), instruction.rest),
-                            start_line: instruction.start_line,
-                            end_line: instruction.end_line,
-                            text: lines::text_of(&text, instruction.start_line, instruction.end_line),
-                        });
+        let Some(needed) = stages::needed_stages(&stages, target) else { return Vec::new() };
+        let mut copied = Vec::new();
+        let mut ends: Vec<StageVariables> = Vec::with_capacity(stages.len());
+        for (stage, needed) in stages.iter().zip(needed) {
+            let mut variables = match stage.base {
+                StageBase::Stage(base) if has_triggers(&stages[base]) => StageVariables::default(),
+                StageBase::Stage(base) => ends[base].inherited(),
+                StageBase::Scratch => StageVariables::for_scratch(),
+                StageBase::Image => StageVariables::default(),
+            };
+            for instruction in stage.instructions {
+                match instruction.keyword.as_str() {
+                    "env" => variables.apply_env(&instruction.rest, escape),
+                    "arg" => variables.apply_arg(&instruction.rest, build_args, Some(&global), escape),
+                    "copy" | "add" if needed => {
+                        let sources = sources_of(instruction, &variables, escape);
+                        if !sources.is_empty() {
+                            copied.push(ContextCopy {
+                                sources,
+                                step: format!("{} {}", instruction.keyword.to_uppercase(), instruction.rest),
+                                excerpt: self.excerpt_of(instruction),
+                            });
+                        }
                     }
+                    _ => {}
                 }
-                _ => {}
             }
+            ends.push(variables);
         }
-        ends.push(variables);
+        copied
     }
-    copied
 }
 
 /// Reports whether a stage has ONBUILD instructions, which may set variables in the stages that begin with it.

@@ -18,31 +18,15 @@ struct ParserDirective<'a> {
     value: &'a str,
 }
 
-/// Returns the Dockerfile without its `syntax` directive; the other lines keep their numbers.
-pub fn settle_frontend(dockerfile: Vec<u8>) -> Result<Vec<u8>, FrontendRefused> {
-    let Ok(text) = std::str::from_utf8(&dockerfile) else {
-        // BuildKit searches any bytes for directives, so this search does the same. The text is converted lossily only
-        // if a directive is found.
-        let text = String::from_utf8_lossy(&dockerfile).into_owned();
-        return match settle(&text)? {
-            Some(settled) => Ok(settled.into_bytes()),
-            None => Ok(dockerfile),
-        };
-    };
-    match settle(text)? {
-        Some(settled) => Ok(settled.into_bytes()),
-        None => Ok(dockerfile),
-    }
-}
-
 /// Checks `BUILDKIT_SYNTAX` of the build arguments, which overrides the directive: `Ok` means that it can be left out.
 pub fn settle_frontend_argument(value: &str) -> Result<(), FrontendRefused> {
     let image = value.trim().split(' ').next().unwrap_or_default();
     if is_built_in(image) { Ok(()) } else { Err(FrontendRefused { image: image.to_owned(), line: 0 }) }
 }
 
-/// Returns `None` when the text asks for no frontend.
-fn settle(text: &str) -> Result<Option<String>, FrontendRefused> {
+/// Returns the Dockerfile without its `syntax` directive; the other lines keep their numbers. `None` when the text asks
+/// for no frontend. BuildKit searches any bytes for directives, so a text that is not UTF-8 is searched too.
+pub(super) fn settle_frontend(text: &str) -> Result<Option<String>, FrontendRefused> {
     let (mark, body) = match text.strip_prefix('\u{feff}') {
         Some(body) => ("\u{feff}", body),
         None => ("", text),

@@ -2,6 +2,15 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Returns the bytes that the builder receives for a Dockerfile.
+fn settle_frontend(bytes: Vec<u8>) -> Result<Vec<u8>, FrontendRefused> {
+    let dockerfile = Dockerfile::parse(bytes);
+    match dockerfile.refused_frontend() {
+        None => Ok(dockerfile.bytes().to_vec()),
+        Some(refused) => Err(refused.clone()),
+    }
+}
+
 #[test]
 fn the_built_in_frontend_serves_its_own_names_and_the_line_is_neutral() {
     for (given, expected) in [

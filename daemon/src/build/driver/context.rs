@@ -2,28 +2,22 @@
 //!
 //! Errors found here fail the build before anything is sent to BuildKit.
 
-use super::super::dockerfile;
+use super::super::dockerfile::{ContextCopy, Dockerfile, FrontendRefused, settle_frontend_argument};
+use super::super::port::PreparedContext;
 use super::super::presence;
 use super::super::service::BuildRuntime;
 use super::ContextPrefetch;
 use super::network::network_fault;
 use crate::context::port::ContextFiles;
 use crate::model::MountTarget;
-use crate::model::build::{BuildRecord, ContextIdentity};
-use crate::model::fault::{DockerfileRange, Fault, FaultStage};
+use crate::model::build::BuildRecord;
+use crate::model::fault::{Fault, FaultStage};
 use crate::task;
 
 /// Build argument that overrides a `# syntax=` line.
 pub(super) const FRONTEND_ARGUMENT: &str = "BUILDKIT_SYNTAX";
-
-/// Files of a build, and the results of the analysis of its Dockerfile.
-pub(super) struct BuildContext {
-    pub(super) files: ContextFiles,
-    pub(super) identity: ContextIdentity,
-    pub(super) dockerfile: MountTarget,
-    /// Dockerfile as sent to the builder.
-    pub(super) dockerfile_text: Vec<u8>,
-}
+/// Maximum number of characters of a line in a fault about the frontend.
+const MAX_SHOWN_CHARS: usize = 500;
 
 impl BuildRuntime {
     /// Waits for the context prefetch and checks its result.
@@ -31,33 +25,31 @@ impl BuildRuntime {
         &self,
         early: ContextPrefetch,
         record: &BuildRecord,
-    ) -> Result<BuildContext, Fault> {
+    ) -> Result<PreparedContext, Fault> {
         let spec = &record.spec;
         let prepared = early.prepared().await?;
-        let path = prepared.dockerfile_path().clone();
-        let refused =
-            |refused: dockerfile::FrontendRefused| frontend_fault(&refused, &path, prepared.dockerfile());
-        let settled = dockerfile::settle_frontend(prepared.dockerfile().to_vec()).map_err(refused)?;
+        let PreparedContext { files, dockerfile, dockerfile_path: path, .. } = &prepared;
+        if let Some(refused) = dockerfile.refused_frontend() {
+            return Err(frontend_fault(refused, path, dockerfile));
+        }
         if let Some(image) = spec.build_args.get(FRONTEND_ARGUMENT) {
-            dockerfile::settle_frontend_argument(image).map_err(refused)?;
+            settle_frontend_argument(image).map_err(|refused| frontend_fault(&refused, path, dockerfile))?;
         }
-        if let Some(fault) = network_fault(&settled, spec, &path) {
+        if let Some(fault) = network_fault(dockerfile, spec, path) {
             return Err(fault);
         }
-        let identity = prepared.identity();
-        let copied = dockerfile::context_copies(&settled, &spec.build_args, spec.target.as_deref());
-        let files = prepared.into_files(settled.clone());
-        if let Some(fault) = find_missing_source(&files, copied, &path).await {
-            return Err(fault);
+        let copied = dockerfile.context_copies(&spec.build_args, spec.target.as_deref());
+        match find_missing_source(files, copied, path).await {
+            Some(fault) => Err(fault),
+            None => Ok(prepared),
         }
-        Ok(BuildContext { files, identity, dockerfile: path, dockerfile_text: settled })
     }
 }
 
 /// Checks that the files that COPY and ADD name exist among the files that will be sent.
 async fn find_missing_source(
     files: &ContextFiles,
-    copied: Vec<dockerfile::ContextCopy>,
+    copied: Vec<ContextCopy>,
     path: &MountTarget,
 ) -> Option<Fault> {
     if copied.is_empty() {
@@ -72,18 +64,13 @@ async fn find_missing_source(
     })
 }
 
-fn frontend_fault(refused: &dockerfile::FrontendRefused, path: &MountTarget, dockerfile: &[u8]) -> Fault {
+fn frontend_fault(refused: &FrontendRefused, path: &MountTarget, dockerfile: &Dockerfile) -> Fault {
     let mut fault = Fault::new(FaultStage::Context, "frontend_not_allowed", refused.to_string())
         .hint("leave the `# syntax=` line out, or write `# syntax=docker/dockerfile:1`");
     if refused.line > 0 {
-        let text = String::from_utf8_lossy(dockerfile);
-        let line = text.lines().nth(refused.line as usize - 1).unwrap_or_default();
-        fault.dockerfile = Some(DockerfileRange {
-            path: path.clone(),
-            start_line: refused.line,
-            end_line: refused.line,
-            text: line.chars().take(500).collect(),
-        });
+        let mut range = dockerfile.excerpt(refused.line, refused.line).range(path);
+        range.text = range.text.chars().take(MAX_SHOWN_CHARS).collect();
+        fault.dockerfile = Some(range);
     }
     fault
 }

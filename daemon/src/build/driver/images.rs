@@ -2,7 +2,7 @@
 //! the builder by digest.
 //!
 //! The source policy of the solve denies every image that is not listed here. The images that ONBUILD triggers name
-//! are known only after the base image was fetched, so the Dockerfile is read again after each round, until it names
+//! are known only after the base image was fetched, so the Dockerfile is asked again after each round, until it names
 //! nothing new.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,8 @@ use hearth_registry::full_name;
 use tokio::sync::mpsc;
 
 use super::super::dockerfile::{
-    self, DockerfileExcerpt, DockerfileInputs, NamedDownload, NamedImage, NamedRepository, RemoteSources,
+    Dockerfile, DockerfileExcerpt, DockerfileInputs, NamedDownload, NamedImage, NamedRepository,
+    RemoteSources,
 };
 use super::super::port::{ImageRequest, PinnedImageSource};
 use super::super::publisher::EventPublisher;
@@ -22,7 +23,7 @@ use super::super::service::{ActiveBuild, BuildRuntime};
 use super::faults::{logged_log_fault, stopped_fault};
 use crate::image::{SuppliedImage, SupplyOrigin, TransferProgress};
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSource, LogStream};
-use crate::model::fault::{DockerfileRange, Fault, FaultStage};
+use crate::model::fault::{Fault, FaultStage};
 use crate::model::image::{ImageDefaults, Platform, is_cached_name};
 use crate::model::{MountTarget, Reference};
 
@@ -66,7 +67,7 @@ impl BuildRuntime {
         &self,
         active: &ActiveBuild,
         record: &BuildRecord,
-        text: &[u8],
+        dockerfile: &Dockerfile,
         path: &MountTarget,
         publisher: &mut EventPublisher,
     ) -> Result<BuildImages, Fault> {
@@ -80,7 +81,7 @@ impl BuildRuntime {
         let mut supplied: BTreeMap<String, (Vec<Platform>, SuppliedImage)> = BTreeMap::new();
         let mut steps = 0;
         for _ in 0..MAX_TRIGGER_ROUNDS {
-            let named = dockerfile::remote_sources(text, inputs, &|reference, platform| {
+            let named = dockerfile.remote_sources(inputs, &|reference, platform| {
                 known.get(&(reference.to_string(), platform.as_str().to_owned())).cloned()
             });
             if named.has_more {
@@ -333,12 +334,7 @@ fn display_name(reference: &Reference) -> String {
 }
 
 pub(super) fn with_excerpt(mut fault: Fault, place: &DockerfileExcerpt, path: &MountTarget) -> Fault {
-    fault.dockerfile = Some(DockerfileRange {
-        path: path.clone(),
-        start_line: place.start_line,
-        end_line: place.end_line,
-        text: place.text.clone(),
-    });
+    fault.dockerfile = Some(place.range(path));
     fault
 }
 

@@ -1,16 +1,15 @@
 //! Faults of Dockerfiles that ask for network access that their build does not have.
 
-use super::super::dockerfile::{self, NetworkRequest};
+use super::super::dockerfile::{Dockerfile, NetworkRequest};
 use crate::model::MountTarget;
 use crate::model::build::{BuildNetwork, BuildSpec};
-use crate::model::fault::{DockerfileRange, Fault, FaultStage};
+use crate::model::fault::{Fault, FaultStage};
 
 /// Returns the fault of a Dockerfile that asks for more network than the build allows.
-pub(super) fn network_fault(dockerfile: &[u8], spec: &BuildSpec, path: &MountTarget) -> Option<Fault> {
+pub(super) fn network_fault(dockerfile: &Dockerfile, spec: &BuildSpec, path: &MountTarget) -> Option<Fault> {
     let offline = spec.network == BuildNetwork::None;
-    let refused =
-        dockerfile::find_refused_network(dockerfile, &spec.build_args, spec.target.as_deref(), offline)?;
-    let line = refused.start_line;
+    let refused = dockerfile.find_refused_network(&spec.build_args, spec.target.as_deref(), offline)?;
+    let line = refused.excerpt.start_line;
     let mut fault = match &refused.request {
         NetworkRequest::Host => {
             let message = format!("line {line}: `RUN --network=host`: no step has the machine's network");
@@ -25,11 +24,6 @@ pub(super) fn network_fault(dockerfile: &[u8], spec: &BuildSpec, path: &MountTar
                 .hint("put the file into the context, or build without `--network none`")
         }
     };
-    fault.dockerfile = Some(DockerfileRange {
-        path: path.clone(),
-        start_line: refused.start_line,
-        end_line: refused.end_line,
-        text: refused.text,
-    });
+    fault.dockerfile = Some(refused.excerpt.range(path));
     Some(fault)
 }

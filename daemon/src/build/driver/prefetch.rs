@@ -28,7 +28,7 @@ const MAX_PREFETCH_AGE: Duration = Duration::from_secs(1);
 /// A running context preparation. Dropping the prefetch cancels it.
 pub(in crate::build) struct ContextPrefetch {
     started_at: Instant,
-    task: JoinHandle<Result<Box<dyn PreparedContext>, Fault>>,
+    task: JoinHandle<Result<PreparedContext, Fault>>,
 }
 
 impl ContextPrefetch {
@@ -56,7 +56,7 @@ impl ContextPrefetch {
         self.started_at.elapsed() < MAX_PREFETCH_AGE
     }
 
-    pub(super) async fn prepared(mut self) -> Result<Box<dyn PreparedContext>, Fault> {
+    pub(super) async fn prepared(mut self) -> Result<PreparedContext, Fault> {
         match (&mut self.task).await {
             Ok(looked) => looked,
             Err(error) => {

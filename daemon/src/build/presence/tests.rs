@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
 use std::sync::Arc;
 
-use super::super::dockerfile;
+use super::super::dockerfile::Dockerfile;
 use super::*;
 use crate::context::MemoryTree;
 use crate::context::port::{NoTransferWatch, SessionName, TreeEntry};
@@ -55,7 +55,7 @@ fn looked(paths: &[&'static str], own_ignore: Option<&str>, copied: &str) -> Opt
         watch: Arc::new(NoTransferWatch),
     };
     let dockerfile = format!("FROM x\nCOPY {copied} /y/\n");
-    let copied = dockerfile::context_copies(dockerfile.as_bytes(), &BTreeMap::new(), None);
+    let copied = Dockerfile::parse(dockerfile.clone().into()).context_copies(&BTreeMap::new(), None);
     assert_eq!(copied.len(), 1, "{dockerfile}");
     missing_source_fault(&files, &copied, &"/context/Dockerfile".parse().unwrap())
 }

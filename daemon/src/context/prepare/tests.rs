@@ -51,7 +51,10 @@ impl Daemon {
         rustix::fs::mknodat(rustix::fs::CWD, self.at(path), rustix::fs::FileType::Fifo, mode, 0).unwrap();
     }
 
-    async fn prepare(&self, request: ContextRequest) -> Result<ScannedContext, ContextError> {
+    async fn prepare(
+        &self,
+        request: ContextRequest<Vec<u8>>,
+    ) -> Result<ScannedContext<Vec<u8>>, ContextError> {
         self.contexts.prepare(request).await
     }
 }
@@ -73,21 +76,21 @@ fn room(path: &str, at: &str) -> ContextMount {
     mount(MountSource::Room(path.to_owned()), at)
 }
 
-fn request(mounts: Vec<ContextMount>) -> ContextRequest {
+fn request(mounts: Vec<ContextMount>) -> ContextRequest<Vec<u8>> {
     ContextRequest {
         mounts,
         context_path: target("/context"),
         dockerfile: DockerfilePath::Search,
         target: None,
-        selection: Box::new(|_| CopySelection::default()),
+        parse: Box::new(|text| (text, CopySelection::default())),
     }
 }
 
-fn app() -> ContextRequest {
+fn app() -> ContextRequest<Vec<u8>> {
     request(vec![room("app", "/context")])
 }
 
-fn at(path: &str, request: ContextRequest) -> ContextRequest {
+fn at(path: &str, request: ContextRequest<Vec<u8>>) -> ContextRequest<Vec<u8>> {
     ContextRequest { dockerfile: DockerfilePath::At(target(path)), ..request }
 }
 
@@ -380,7 +383,7 @@ async fn the_id_of_a_context_is_that_of_what_can_be_copied() {
     daemon.file("app/.dockerignore", ".git\n");
     let id = async |roots: Option<&[u8]>| {
         let selection = roots.map_or_else(CopySelection::default, |root| CopySelection::of([root.to_vec()]));
-        let request = ContextRequest { selection: Box::new(move |_| selection), ..app() };
+        let request = ContextRequest { parse: Box::new(move |text| (text, selection)), ..app() };
         daemon.prepare(request).await.unwrap().session.id
     };
     let (all, src) = (id(None).await, id(Some(b"src")).await);
@@ -396,7 +399,10 @@ async fn the_id_of_a_context_is_that_of_what_can_be_copied() {
 
 /// Waits until a later write certainly gets another time stamp, then prepares until the scan cache has a
 /// result.
-async fn looked_at_until_known(daemon: &Daemon, request: impl Fn() -> ContextRequest) -> ScannedContext {
+async fn looked_at_until_known(
+    daemon: &Daemon,
+    request: impl Fn() -> ContextRequest<Vec<u8>>,
+) -> ScannedContext<Vec<u8>> {
     tokio::time::sleep(std::time::Duration::from_millis(60)).await;
     daemon.prepare(request()).await.unwrap();
     daemon.prepare(request()).await.unwrap();
@@ -417,7 +423,7 @@ async fn a_tree_that_is_known_again_is_the_same_and_any_change_is_seen() {
     let scanned = daemon.prepare(app()).await.unwrap();
     let known = looked_at_until_known(&daemon, app).await;
     assert_eq!((&known.identity, &known.session), (&scanned.identity, &scanned.session));
-    let covered = |prepared: &ScannedContext| {
+    let covered = |prepared: &ScannedContext<Vec<u8>>| {
         let tree = &prepared.context;
         (0..tree.len()).map(|index| tree.is_covered(index)).collect::<Vec<_>>()
     };
@@ -471,8 +477,8 @@ async fn the_same_files_with_another_selection_or_mount_are_not_the_known_ones()
     daemon.file("app/Dockerfile", "FROM a").file("app/lib/one", "1").file("app/src/two", "2");
     let selected = |path: &'static str| {
         move || {
-            let selection = Box::new(move |_: &[u8]| CopySelection::of([path.as_bytes().to_vec()]));
-            ContextRequest { selection, ..app() }
+            let selection = CopySelection::of([path.as_bytes().to_vec()]);
+            ContextRequest { parse: Box::new(move |text| (text, selection)), ..app() }
         }
     };
     let lib = looked_at_until_known(&daemon, selected("lib")).await;

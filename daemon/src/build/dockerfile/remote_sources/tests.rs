@@ -22,11 +22,10 @@ fn found(dockerfile: &str, given: &str) -> Vec<String> {
     let platform = Platform::parse("linux/arm64/v8").unwrap();
     let rooms =
         RoomRegistries::new(vec!["room.meshagent.com".parse().unwrap(), "room.test".parse().unwrap()]);
-    let (instructions, escape) = lines::instructions(dockerfile);
+    let dockerfile = Dockerfile::parse(dockerfile.into());
     let inputs = inputs(&given, &platform, None);
     let globals = GlobalArguments::new(&given, &platform, None);
-    let mut reader =
-        RemoteSourceScanner::new(dockerfile, &instructions, escape, globals, inputs, &|_, _| None);
+    let mut reader = RemoteSourceScanner::new(&dockerfile, globals, inputs, &|_, _| None);
     reader.scan(0..reader.stages.len());
     let images = reader.found.images.into_iter().filter(|image| rooms.owns_source(&image.reference));
     let mut names: Vec<String> = Vec::new();
@@ -179,7 +178,8 @@ fn references_to_the_room_are_found_wherever_buildkit_looks_images_up() {
 #[test]
 fn the_text_of_a_reference_is_that_of_its_lines() {
     let text = b"FROM debian\nCOPY \\\n --from=room.meshagent.com/a / /\nRUN x\n";
-    let found = remote_sources(text, inputs(&BTreeMap::new(), &Platform::host(), None), &|_, _| None);
+    let found = Dockerfile::parse(text.to_vec())
+        .remote_sources(inputs(&BTreeMap::new(), &Platform::host(), None), &|_, _| None);
     assert_eq!(found.images[1].excerpt.text, "COPY \\\n --from=room.meshagent.com/a / /");
 }
 
@@ -192,7 +192,8 @@ fn needs(dockerfile: &str, target: Option<&str>, known: &[(&str, &[&str], &[&str
         let own = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
         Some(ImageDefaults { environment: own(found.1), triggers: own(found.2) })
     };
-    let named = remote_sources(dockerfile.as_bytes(), inputs(&given, &platform, target), &known);
+    let named =
+        Dockerfile::parse(dockerfile.into()).remote_sources(inputs(&given, &platform, target), &known);
     let images = named.images.iter();
     let images = images.map(|image| format!("{} {}", image.reference, image.platform.as_str()));
     let downloads = named.downloads.iter().map(|download| download.url.clone());

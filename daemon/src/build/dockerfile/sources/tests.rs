@@ -7,9 +7,9 @@ fn found(dockerfile: &str, arguments: &str, target: Option<&str>) -> Vec<String>
         .filter_map(|pair| pair.split_once('='))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-    let copied = context_copies(dockerfile.as_bytes(), &arguments, target);
+    let copied = Dockerfile::parse(dockerfile.into()).context_copies(&arguments, target);
     let paths = copied.iter().flat_map(|copied| copied.sources.iter().map(move |source| (source, copied)));
-    paths.map(|(source, copied)| format!("{}@{}", source.path, copied.start_line)).collect()
+    paths.map(|(source, copied)| format!("{}@{}", source.path, copied.excerpt.start_line)).collect()
 }
 
 /// Returns the paths that instructions need in a stage based on `scratch`.
@@ -173,9 +173,11 @@ fn a_variable_counts_where_its_value_is_certain() {
 
 #[test]
 fn the_step_and_its_lines_are_told() {
-    let copied = context_copies(b"FROM x\ncopy --link \\\n  a b\nRUN y\n", &BTreeMap::new(), None);
+    let dockerfile = Dockerfile::parse(b"FROM x\ncopy --link \\\n  a b\nRUN y\n".to_vec());
+    let copied = dockerfile.context_copies(&BTreeMap::new(), None);
     let [only] = copied.as_slice() else { panic!("{copied:?}") };
-    assert_eq!((only.start_line, only.end_line, only.text.as_str()), (2, 3, "copy --link \\\n  a b"));
+    let place = &only.excerpt;
+    assert_eq!((place.start_line, place.end_line, place.text.as_str()), (2, 3, "copy --link \\\n  a b"));
     assert_eq!(only.step, "COPY a b");
     assert_eq!(only.sources, [CopySource { path: "a".to_owned(), written: "a".to_owned() }]);
 }

@@ -19,7 +19,7 @@ struct Names {
     dockerfile: (String, String),
 }
 
-async fn names(daemon: &Daemon, request: ContextRequest) -> (Names, TreeIdentity) {
+async fn names(daemon: &Daemon, request: ContextRequest<Vec<u8>>) -> (Names, TreeIdentity) {
     let prepared = daemon.prepare(request).await.unwrap();
     let (identity, dockerfile) = (prepared.identity.clone(), prepared.dockerfile.clone());
     let files = prepared.into_files(dockerfile);
@@ -28,7 +28,7 @@ async fn names(daemon: &Daemon, request: ContextRequest) -> (Names, TreeIdentity
 }
 
 /// Asserts that no two requests have an id or a key in common, though all of them have the same files.
-async fn all_differ(daemon: &Daemon, requests: Vec<(&str, ContextRequest)>) {
+async fn all_differ(daemon: &Daemon, requests: Vec<(&str, ContextRequest<Vec<u8>>)>) {
     let (mut all, mut count) = (BTreeSet::new(), 0);
     let mut identities = Vec::new();
     for (what, request) in requests {
@@ -92,7 +92,7 @@ impl PackContentSource for OneFile {
 }
 
 /// Creates a pack of a tree with one file.
-fn tree_pack(lineage: &str) -> ContextRequest {
+fn tree_pack(lineage: &str) -> ContextRequest<Vec<u8>> {
     let content = Bytes::from_static(b"FROM x");
     let mut writer = ListingWriter::new(ListingLimits::default());
     let kind = NodeKind::File { size: content.len() as u64, content: ContentHash::of(&content) };
