@@ -34,7 +34,6 @@ use hearth_pack::identity::{ContentHash, TreeDigest, TreeNode};
 use hearth_pack::listing::{ListingLimits, ListingWriter, TreeListing};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
-use self::image::ImageOptions;
 use crate::image::ImageStore;
 use crate::image::port::{ImageOrigin, PackContent};
 use crate::model::Reference;
@@ -51,7 +50,7 @@ use trees::TreeStore;
 use upload::{ContentRef, PackUpload, UploadGuard};
 
 pub use error::PackError;
-pub use image::ImageOptions as PackImageOptions;
+pub use image::PackImageOptions;
 pub use ready::{CommittedPack, PreparedPack};
 pub use receive::{PieceData, PieceReceiver, SentPiece};
 pub use upload::{UnfinishedPack, UploadPlan};
@@ -117,7 +116,7 @@ pub struct PackDestination {
     /// Path in room storage for the OCI archive, if one is wanted. The caller writes it: see
     /// [`PreparedPack::archive`].
     pub archive: Option<String>,
-    pub image: ImageOptions,
+    pub image: PackImageOptions,
     /// Lineage of the pack, see [`PackContent::Tree`].
     pub lineage: String,
 }

@@ -17,10 +17,8 @@ mod sealed;
 use std::cmp::Ordering;
 
 use crate::identity::{ContentHash, NodeKind, TreeDigest, TreeHasher, TreeNode};
+use crate::walk::EntryXattrs;
 use check::ListingChecker;
-
-/// Names and values of extended attributes, sorted by name.
-pub type XattrList = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Size limits of a list.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +65,7 @@ pub struct ListingEntry<'a> {
     pub path: &'a [u8],
     pub mode: u32,
     pub kind: NodeKind<'a>,
-    pub xattrs: XattrList,
+    pub xattrs: EntryXattrs,
 }
 
 /// A validated list of a tree's entries.

@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName};
 
 use crate::access::policy::{CallerAction, GrpcMethod, decide};
@@ -18,6 +18,7 @@ use crate::access::running::RunningCall;
 use crate::access::{AccessError, TokenAuthority};
 use crate::api::audit::AuditedCall;
 use crate::api::error::ApiError;
+use crate::api::http::is_grpc;
 use crate::api::revocable_body::{RevocationForm, revocable_answer, revocable_request};
 use crate::api::serve::PeerIdentity;
 use crate::audit::AuditTrail;
@@ -66,7 +67,7 @@ pub async fn require_caller(
         Err(error) => {
             metrics::counter!("hearth_requests_refused_total").increment(1);
             tracing::debug!(?peer, action = call.action(), %error, "request refused");
-            let refused = refuse(is_grpc(&request), error);
+            let refused = refuse(is_grpc(request.headers()), error);
             call.recorded(&gate.trail, "", std::future::ready(refused)).await
         }
     }
@@ -75,7 +76,7 @@ pub async fn require_caller(
 /// Handles a request as [`admit`] does, and ends the call with its request and response bodies when the caller's token
 /// becomes invalid.
 async fn admit_while_valid(running: RunningCall, caller: Caller, request: Request, next: Next) -> Response {
-    let (running, grpc) = (Arc::new(running), is_grpc(&request));
+    let (running, grpc) = (Arc::new(running), is_grpc(request.headers()));
     let request = request.map(|body| revocable_request(body, &running));
     let answer = tokio::select! {
         biased;
@@ -84,11 +85,6 @@ async fn admit_while_valid(running: RunningCall, caller: Caller, request: Reques
     };
     let form = if grpc { RevocationForm::Trailers } else { RevocationForm::Error };
     answer.map(|body| revocable_answer(body, running, form))
-}
-
-fn is_grpc(request: &Request) -> bool {
-    let content = request.headers().get(CONTENT_TYPE);
-    content.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 fn refuse(grpc: bool, error: AccessError) -> Response {

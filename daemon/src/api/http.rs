@@ -7,7 +7,8 @@ use axum::Router;
 use axum::extract::State;
 use axum::response::IntoResponse as _;
 use axum::routing::get;
-use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, StatusCode};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::model::component::ComponentStatus;
@@ -41,10 +42,14 @@ async fn readyz(State(readiness): State<ReadinessCheck>) -> (StatusCode, String)
     (status, components.iter().map(line).collect())
 }
 
+/// Reports whether a request is a gRPC call, which is answered with a gRPC status.
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
 /// Answers requests to unknown paths, in the protocol of the request.
 pub async fn unknown_path(request: axum::extract::Request) -> axum::response::Response {
-    let what = request.headers().get(http::header::CONTENT_TYPE);
-    if what.is_some_and(|what| what.as_bytes().starts_with(b"application/grpc")) {
+    if is_grpc(request.headers()) {
         return tonic::Status::unimplemented("this daemon has no such method").into_http();
     }
     (StatusCode::NOT_FOUND, "not found\n").into_response()

@@ -16,12 +16,12 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::HeaderMap;
-use http::header::CONTENT_TYPE;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Status};
 
 use super::error::ApiError;
 use super::guarded::guarded;
+use super::http::is_grpc;
 use super::shares::{CallerShares, RequestShare, TooManyRequests};
 use crate::model::access::Caller;
 use crate::model::share_owner::ShareOwnerResolver;
@@ -133,10 +133,6 @@ fn limit_body(
         BodyKind::Bytes => None,
     };
     request.map(|body| Body::new(ReceivedBody::new(body, framing, stall, share)))
-}
-
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Converts an error into an answer in the protocol of the request.

@@ -85,7 +85,10 @@ async fn trim_logs(shared: &BuildRuntime, ended: &[EndedBuild]) -> Result<(), Bu
         }
         Ok(())
     });
-    trimmed.await.unwrap_or(Ok(()))
+    trimmed.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "task that removes old build logs panicked");
+        Ok(())
+    })
 }
 
 struct EndedBuild {

@@ -13,7 +13,7 @@ use crate::model::manifest::{
 };
 
 /// Maximum number of manifests in one index.
-const MAX_INDEX_ENTRIES: usize = 256;
+pub(super) const MAX_INDEX_ENTRIES: usize = 256;
 
 /// Manifest, the manifests below it, and the blobs that they require; all of them were present when read.
 #[derive(Debug)]

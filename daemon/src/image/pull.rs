@@ -18,7 +18,7 @@ use hearth_pack::image as oci;
 use hearth_registry::{CHUNK_BUFFER, PullSource, RegistryClient, RemoteError, full_name};
 use tokio::sync::mpsc;
 
-use super::contents::ImageContents;
+use super::contents::{ImageContents, MAX_INDEX_ENTRIES};
 use super::load::MAX_BLOBS;
 use super::port::{BlobError, IncomingBlob, StoredBlob};
 use super::{ImageDestination, ImageError, ImageStore, LoadedImage, TransferProgress};
@@ -31,8 +31,6 @@ use crate::task::sequential::{SequentialError, SequentialWork};
 
 /// Maximum number of concurrent blob transfers.
 const MAX_CONCURRENT_PULLS: usize = 3;
-/// Maximum number of manifests in one index.
-const MAX_CHILDREN: usize = 256;
 
 /// Selection of images from an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -284,8 +282,11 @@ async fn plan_pull(
                         reason: error.to_string(),
                     })
                 })?;
-                if index.manifests.len() > MAX_CHILDREN {
-                    return Err(ImageError::TooDeep { digest: found.descriptor.digest, limit: MAX_CHILDREN });
+                if index.manifests.len() > MAX_INDEX_ENTRIES {
+                    return Err(ImageError::TooDeep {
+                        digest: found.descriptor.digest,
+                        limit: MAX_INDEX_ENTRIES,
+                    });
                 }
                 for child in &index.manifests {
                     let bytes = remote.fetch_child_manifest(&outline.source, child).await?;

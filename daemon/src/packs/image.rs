@@ -18,14 +18,14 @@ use crate::image::ImageError;
 
 /// Options for building an image from a tree.
 #[derive(Clone, Debug, Default)]
-pub struct ImageOptions {
+pub struct PackImageOptions {
     pub layer: LayerOptions,
     pub config: ConfigFlags,
     pub platform: Platform,
     pub docker: bool,
 }
 
-impl ImageOptions {
+impl PackImageOptions {
     /// Returns a hash over all options that affect the image: equal trees and equal hashes give equal images. Options
     /// that affect only the archive are not included.
     pub(super) fn options_hash(&self) -> ContentHash {
@@ -53,7 +53,7 @@ pub(super) fn assemble(
     destination: &PackDestination,
     directory: &Path,
 ) -> Result<PackedImage, PackError> {
-    let ImageOptions { layer, config, platform, docker } = destination.image.clone();
+    let PackImageOptions { layer, config, platform, docker } = destination.image.clone();
     let options = PackOptions {
         layer,
         config,

@@ -190,7 +190,7 @@ fn destination(owner: &str, tag: Option<&str>) -> PackDestination {
         owner: owner.to_owned(),
         tag: tag.map(|tag| Reference::parse_tag(tag).unwrap()),
         archive: None,
-        image: ImageOptions::default(),
+        image: PackImageOptions::default(),
         lineage: String::new(),
     }
 }

@@ -81,7 +81,14 @@ impl OpenUploads {
 
     /// Checks that one more upload may begin. Called before its file is created; `begin` decides.
     pub(super) fn check(&self, owner: &str) -> Result<(), TooManyUploads> {
-        let open = self.open();
+        self.check_among(&self.open(), owner)
+    }
+
+    fn check_among(
+        &self,
+        open: &HashMap<String, Arc<BlobUpload>>,
+        owner: &str,
+    ) -> Result<(), TooManyUploads> {
         let own = open.values().filter(|upload| upload.owner == owner).count();
         if open.len() < self.limits.total && own < self.limits.per_caller {
             Ok(())
@@ -96,7 +103,6 @@ impl OpenUploads {
         owner: &str,
         spool: BlobSpool,
     ) -> Result<Arc<BlobUpload>, TooManyUploads> {
-        self.check(owner)?;
         let upload = Arc::new(BlobUpload {
             id: format!("{:032x}", rand::random::<u128>()),
             repository: repository.clone(),
@@ -104,10 +110,9 @@ impl OpenUploads {
             used_at: Mutex::new(Instant::now()),
             spool: Arc::new(tokio::sync::Mutex::new(Some(spool))),
         });
+        // The check and the insertion share one lock, so that parallel calls cannot exceed a limit.
         let mut open = self.open();
-        if open.len() >= self.limits.total {
-            return Err(TooManyUploads);
-        }
+        self.check_among(&open, owner)?;
         open.insert(upload.id.clone(), Arc::clone(&upload));
         Ok(upload)
     }
@@ -148,5 +153,35 @@ impl BlobUpload {
     /// Waits until no other chunk is being received. `None` if that takes longer than `limit`.
     pub(super) async fn lock(&self, limit: Duration) -> Option<BlobUploadGuard> {
         tokio::time::timeout(limit, Arc::clone(&self.spool).lock_owned()).await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::super::blobs::BlobStore;
+    use super::*;
+
+    #[test]
+    fn parallel_begins_do_not_exceed_the_limit_of_a_caller() {
+        const CALLS: usize = 16;
+        let root = tempfile::tempdir().unwrap();
+        let store = BlobStore::open(root.path()).unwrap();
+        let uploads = OpenUploads::new(UploadLimits { per_caller: 3, total: 8, ..UploadLimits::default() });
+        let repository: Repository = "a/b".parse().unwrap();
+        let barrier = Barrier::new(CALLS);
+        let begin = |owner: &str| {
+            let spool = store.spool().unwrap();
+            barrier.wait();
+            uploads.begin(&repository, owner, spool).is_ok()
+        };
+        for (owner, expected) in [("ann", 3), ("bob", 3), ("eve", 2)] {
+            let begun = std::thread::scope(|scope| {
+                let calls: Vec<_> = (0..CALLS).map(|_| scope.spawn(|| begin(owner))).collect();
+                calls.into_iter().map(|call| call.join().unwrap()).filter(|&begun| begun).count()
+            });
+            assert_eq!(begun, expected, "{owner}");
+        }
     }
 }

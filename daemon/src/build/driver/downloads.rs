@@ -1,7 +1,7 @@
 //! Remote sources of ADD: the daemon fetches the files itself, and lets the builder fetch repositories from hosts that
 //! builds may reach. The source policy of the solve denies every other URL.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::super::dockerfile::{DockerfileExcerpt, NamedDownload, NamedRepository};
@@ -83,9 +83,9 @@ impl BuildRuntime {
         }
         publisher.begin_attempt().await.map_err(|error| logged_log_fault(&error))?;
         let mut step = 0;
-        let mut known: BTreeMap<String, ()> = BTreeMap::new();
+        let mut known = BTreeSet::new();
         for file in files {
-            if known.insert(file.url.clone(), ()).is_some() {
+            if !known.insert(file.url.clone()) {
                 continue;
             }
             step += 1;

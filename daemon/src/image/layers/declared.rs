@@ -1,14 +1,12 @@
 //! Declarations of an image about its layers.
 
+use super::super::contents::MAX_INDEX_ENTRIES;
 use super::super::contents::{platform_manifest, read_json};
 use super::super::port::BlobStorage;
 use super::super::{ImageError, PlatformSelection, parse};
 use crate::model::Digest;
 use crate::model::image::Descriptor;
 use crate::model::manifest::{ImageConfig, ImageManifest, Manifest};
-
-/// Maximum number of manifests in one index.
-const MAX_CHILDREN: usize = 256;
 
 /// Image of one platform, as its manifest and config declare it.
 #[derive(Clone, Debug)]
@@ -76,12 +74,12 @@ pub(super) fn images_of(
         let (digest, image) = platform_manifest(blobs, top, platform)?;
         return Ok(vec![declared_image(blobs, digest, image)?]);
     }
-    let too_deep = || ImageError::TooDeep { digest: top.digest, limit: MAX_CHILDREN };
+    let too_deep = || ImageError::TooDeep { digest: top.digest, limit: MAX_INDEX_ENTRIES };
     let index = match parse(top, &read_json(blobs, top)?)? {
         Manifest::Image(image) => return Ok(vec![declared_image(blobs, top.digest, image)?]),
         Manifest::Index(index) => index,
     };
-    if index.manifests.len() > MAX_CHILDREN {
+    if index.manifests.len() > MAX_INDEX_ENTRIES {
         return Err(too_deep());
     }
     let mut images = Vec::with_capacity(index.manifests.len());

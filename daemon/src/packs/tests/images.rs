@@ -27,7 +27,7 @@ async fn an_image_has_the_digest_of_a_pack_that_was_made_locally() {
             };
             let expected = hearth_pack::pack(local.directory.path(), &options, &mut |_| {}).unwrap();
             let mut to = destination("ann", Some("x/y:1"));
-            to.image = ImageOptions { layer, config, ..Default::default() };
+            to.image = PackImageOptions { layer, config, ..Default::default() };
             let (committed, _) = local.upload(&room.packs, to).await.unwrap();
             assert_eq!(committed.made.map(|made| made.digest), Some(expected.digest()), "{compression:?}");
             let image = committed.image.unwrap();
@@ -147,14 +147,14 @@ async fn an_image_answers_only_who_made_it_and_only_in_its_own_way() {
 }
 
 /// Returns image options that differ from the default and from each other.
-fn ways() -> Vec<ImageOptions> {
-    let config = |config: ConfigFlags| ImageOptions { config, ..Default::default() };
-    let layer = |compression, mtime| ImageOptions {
+fn ways() -> Vec<PackImageOptions> {
+    let config = |config: ConfigFlags| PackImageOptions { config, ..Default::default() };
+    let layer = |compression, mtime| PackImageOptions {
         layer: LayerOptions { compression, mtime, workers: None },
         ..Default::default()
     };
     let word = || "/a".to_owned();
-    let platform = |arch: &str| ImageOptions { platform: arch.parse().unwrap(), ..Default::default() };
+    let platform = |arch: &str| PackImageOptions { platform: arch.parse().unwrap(), ..Default::default() };
     vec![
         layer(Compression::Gzip, 0),
         layer(Compression::None, 0),
