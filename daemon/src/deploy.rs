@@ -49,6 +49,7 @@ mod startup;
 mod steps;
 mod submit;
 mod tokens;
+mod tracked_instance;
 mod view;
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! In-memory state of one service beside its stored record: its instances and the operations in progress.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -12,16 +11,15 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::RestartBackoff;
-use super::plan::{ActualInstance, ActualService, InstanceHealth, InstanceStage};
+use super::plan::{ActualInstance, ActualService};
 use super::port::{ServiceStore, ServiceStoreError};
 use super::progress::DeployProgress;
-use crate::model::deploy::{DeployAction, ProbeResult};
+use super::tracked_instance::TrackedInstance;
+use crate::model::deploy::DeployAction;
 use crate::model::fault::Fault;
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{InstanceLabel, ProcessExit, RevisionOutcome, ServiceRecord, ServiceRevision};
 
-/// Maximum number of probe results kept per instance.
-const KEPT_PROBES: usize = 10;
 /// Maximum number of recently removed instance ids kept per service.
 const KEPT_GONE: usize = 64;
 /// Maximum number of revisions whose deploy events are kept for replay.
@@ -68,53 +66,6 @@ pub(super) struct StartAttempts {
     pub(super) start_failed: Option<Fault>,
     /// Number of instances that were ended by an external cause.
     pub(super) external_exits: u32,
-}
-
-/// An instance as the daemon tracks it.
-pub(super) struct TrackedInstance {
-    pub(super) label: InstanceLabel,
-    pub(super) stage: InstanceStage,
-    pub(super) address: Option<Ipv4Addr>,
-    pub(super) pid: Option<u32>,
-    pub(super) exit: Option<ProcessExit>,
-    pub(super) probes: VecDeque<ProbeResult>,
-    /// Cancels the health monitor, or the start in progress.
-    pub(super) stop: CancellationToken,
-}
-
-impl TrackedInstance {
-    pub(super) fn new(label: InstanceLabel, stage: InstanceStage) -> Self {
-        Self {
-            label,
-            stage,
-            address: None,
-            pid: None,
-            exit: None,
-            probes: VecDeque::new(),
-            stop: CancellationToken::new(),
-        }
-    }
-
-    pub(super) const fn health(&self) -> Option<InstanceHealth> {
-        match self.stage {
-            InstanceStage::Running(health) => Some(health),
-            _ => None,
-        }
-    }
-
-    pub(super) const fn healthy_since(&self) -> Option<Timestamp> {
-        match self.stage {
-            InstanceStage::Running(InstanceHealth::Healthy { since }) => Some(since),
-            _ => None,
-        }
-    }
-
-    pub(super) fn record_probe(&mut self, result: ProbeResult) {
-        if self.probes.len() == KEPT_PROBES {
-            self.probes.pop_front();
-        }
-        self.probes.push_back(result);
-    }
 }
 
 impl ServiceEntry {
@@ -180,7 +131,7 @@ impl ServiceEntryState {
             id: id.clone(),
             revision: known.label.revision,
             generation: known.label.generation,
-            stage: known.stage,
+            stage: known.stage(),
         };
         let wanted = self.attempts_of(self.service.target_revision());
         let serving = self.attempts_of(self.service.live_revision());

@@ -176,11 +176,11 @@ impl DeployContext {
             let spec = state.service.revision(known.label.revision)?.spec.clone();
             let findings = InstanceFindings {
                 spec,
-                exit: known.exit,
-                probes: known.probes.clone(),
+                exit: known.exit(),
+                probes: known.probes().clone(),
                 listeners: BTreeSet::new(),
             };
-            (findings, known.pid.filter(|_| known.health().is_some()))
+            (findings, known.pid().filter(|_| known.is_running()))
         };
         if let Some(pid) = pid {
             let read = task::blocking("listeners", move || listening::listening_sockets(pid)).await;

@@ -19,8 +19,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::entry::ServiceEntry;
-use super::plan::{InstanceHealth, InstanceStage, after};
+use super::plan::{InstanceHealth, after};
 use super::service::DeployContext;
+use super::tracked_instance::TrackedInstance;
 use crate::model::deploy::{DeployEventKind, ProbeAnswer, ProbeResult};
 use crate::model::id::InstanceId;
 use crate::model::service::{HealthCheck, PortKind, ServicePort, ServiceSpec};
@@ -241,7 +242,7 @@ pub(super) async fn monitor(shared: Arc<DeployContext>, entry: Arc<ServiceEntry>
         let state = entry.state();
         let Some(known) = state.instances.get(&instance) else { return };
         let Some(health) = known.health() else { return };
-        (known.stop.clone(), health, known.label.revision)
+        (known.stop_token(), health, known.label.revision)
     };
     let watch = watch(&shared, &entry, &instance, revision, health);
     tokio::select! {
@@ -265,7 +266,10 @@ async fn watch(
             let Some(spec) = state.service.revision(revision).map(|revision| &revision.spec) else { return };
             let Some(known) = state.instances.get(instance) else { return };
             let name = state.service.name.as_str();
-            (known.address.map(|address| HealthProbe::for_service(spec, name, address)), spec.health.clone())
+            (
+                known.address().map(|address| HealthProbe::for_service(spec, name, address)),
+                spec.health.clone(),
+            )
         };
         let pause = match &question {
             Some(None) => PORTLESS_DELAY,
@@ -286,15 +290,11 @@ async fn watch(
             let progress = state.progress(revision);
             let Some(known) = state.instances.get_mut(instance) else { return };
             known.record_probe(result.clone());
-            if !matches!(known.stage, InstanceStage::Running(_)) {
-                return;
-            }
             let (label, since) = (known.label.clone(), known.healthy_since());
-            // The monitor may have been cancelled while a probe was in progress.
-            if known.stop.is_cancelled() {
+            // The instance may have exited or been stopped while the probe was in progress.
+            if !update_health(known, before, judge.health) {
                 return;
             }
-            known.stage = InstanceStage::Running(judge.health);
             if judge.health == InstanceHealth::Unhealthy && before != judge.health && state.shall_run(&label)
             {
                 state.count_exit(&label, since, false);
@@ -314,6 +314,17 @@ async fn watch(
             );
             entry.wake.notify_one();
         }
+    }
+}
+
+/// Applies a change of health to a running instance. Returns false if the instance is not running any more.
+fn update_health(known: &mut TrackedInstance, before: InstanceHealth, now: InstanceHealth) -> bool {
+    match now {
+        unchanged if unchanged == before => known.is_running(),
+        InstanceHealth::Healthy { since } => known.became_healthy(since),
+        InstanceHealth::Unhealthy => known.became_unhealthy(),
+        // No probe leads to these.
+        InstanceHealth::Unproven { .. } | InstanceHealth::Presumed => false,
     }
 }
 

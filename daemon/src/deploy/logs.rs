@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 
-use super::entry::{ServiceEntry, ServiceEntryState, TrackedInstance};
+use super::entry::{ServiceEntry, ServiceEntryState};
 use super::plan::InstanceStage;
 use super::port::{LogError, LogLines};
 use super::service::{DeployContext, DeployError, Handle};
+use super::tracked_instance::TrackedInstance;
 use crate::model::deploy::{LogLine, LogSource, ServiceLogQuery};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::InstanceLabel;
@@ -85,7 +86,7 @@ impl ServiceLogFollower {
             }
             let state = self.entry.state();
             let known = self.current.as_ref().and_then(|instance| state.instances.get(instance));
-            let writes = known.is_some_and(|known| !matches!(known.stage, InstanceStage::Exited { .. }));
+            let writes = known.is_some_and(|known| !matches!(known.stage(), InstanceStage::Exited { .. }));
             quiet = if writes { 0 } else { quiet + 1 };
         }
         None

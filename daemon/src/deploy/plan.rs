@@ -105,7 +105,8 @@ pub enum InstanceHealth {
 }
 
 impl InstanceHealth {
-    const fn is_ready(self) -> bool {
+    /// Reports whether an instance of this health may receive the traffic.
+    pub const fn is_ready(self) -> bool {
         matches!(self, Self::Healthy { .. } | Self::Presumed)
     }
 }

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::entry::{ServiceEntry, TrackedInstance};
+use super::entry::ServiceEntry;
 use super::plan::{DesiredService, InstanceHealth, InstanceStage, after, plan};
 use super::port::{InstanceState, NetworkError, ObservedInstance, RuntimeError, ServiceStoreError};
 use super::service::DeployContext;
 use super::steps::StopOptions;
+use super::tracked_instance::{TrackedInstance, is_external_exit};
 use crate::model::deploy::{DeployAction, DeployEventKind, FailCause};
 use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::InstanceId;
@@ -141,10 +142,9 @@ pub(super) async fn reconcile_one(
 
 /// Updates the tracked instances from the runtime's listing.
 async fn observe(shared: &Arc<DeployContext>, entry: &Arc<ServiceEntry>) -> Result<(), PassError> {
-    let runs = |known: &TrackedInstance| known.health().is_some();
     let expected: BTreeSet<InstanceId> = {
         let state = entry.state();
-        state.instances.iter().filter(|(_, known)| runs(known)).map(|(id, _)| id.clone()).collect()
+        state.instances.iter().filter(|(_, known)| known.is_running()).map(|(id, _)| id.clone()).collect()
     };
     let listed = shared.list_instances().await?;
     let listed: Vec<&ObservedInstance> =
@@ -160,8 +160,8 @@ async fn observe(shared: &Arc<DeployContext>, entry: &Arc<ServiceEntry>) -> Resu
                 }
                 continue;
             };
-            match (known.stage, now) {
-                (InstanceStage::Running(_), InstanceState::Running { pid }) => known.pid = Some(pid),
+            match (known.stage(), now) {
+                (InstanceStage::Running(_), InstanceState::Running { pid }) => known.set_pid(pid),
                 (InstanceStage::Running(_), InstanceState::Exited(exit)) => {
                     ended.push((label.instance, Some(exit)));
                 }
@@ -177,9 +177,8 @@ async fn observe(shared: &Arc<DeployContext>, entry: &Arc<ServiceEntry>) -> Resu
         }
         let there: BTreeSet<&InstanceId> = listed.iter().map(|observed| &observed.label.instance).collect();
         let vanished = expected.iter().filter(|id| !there.contains(id));
-        ended.extend(
-            vanished.filter(|id| state.instances.get(id).is_some_and(runs)).map(|id| (id.clone(), None)),
-        );
+        let running = |id: &InstanceId| state.instances.get(id).is_some_and(TrackedInstance::is_running);
+        ended.extend(vanished.filter(|id| running(id)).map(|id| (id.clone(), None)));
     }
     for stranger in strangers {
         let instance = stranger.label.instance.clone();
@@ -222,33 +221,25 @@ pub(super) async fn adopt_instance(
 ) -> bool {
     let ObservedInstance { label, state } = observed;
     let instance = label.instance.clone();
-    let mut known = TrackedInstance::new(label, InstanceStage::Incomplete);
-    match state {
-        InstanceState::Incomplete => {}
-        InstanceState::Exited(exit) => {
-            known.exit = Some(exit);
-            known.stage = InstanceStage::Exited { external: is_external_exit(Some(exit)) };
-        }
+    let known = match state {
+        InstanceState::Incomplete => TrackedInstance::found_incomplete(label),
+        InstanceState::Exited(exit) => TrackedInstance::found_exited(label, exit),
         InstanceState::Running { pid } => {
             let limit = shared.options.call_limit;
-            let isolated = is_isolated(entry, known.label.revision);
-            let attach = shared.ports.network.attach(&instance, &known.label.name, isolated);
+            let isolated = is_isolated(entry, label.revision);
+            let attach = shared.ports.network.attach(&instance, &label.name, isolated);
             match tokio::time::timeout(limit, attach).await {
-                Ok(Ok(attached)) => {
-                    known.pid = Some(pid);
-                    known.address = Some(attached.address);
-                    known.stage = InstanceStage::Running(health);
-                }
+                Ok(Ok(attached)) => TrackedInstance::found_running(label, pid, attached.address, health),
                 // The instance is unreachable and is replaced.
                 Ok(Err(error)) => {
                     tracing::warn!(%error, instance.id = %instance, "failed to repair the network of an instance");
-                    known.stage = InstanceStage::Exited { external: true };
+                    TrackedInstance::found_unreachable(label)
                 }
-                Err(_) => known.stage = InstanceStage::Exited { external: true },
+                Err(_) => TrackedInstance::found_unreachable(label),
             }
         }
-    }
-    let runs = known.health().is_some();
+    };
+    let runs = known.is_running();
     entry.state().instances.insert(instance, known);
     runs
 }
@@ -257,12 +248,6 @@ pub(super) async fn adopt_instance(
 fn is_isolated(entry: &ServiceEntry, revision: u32) -> bool {
     let state = entry.state();
     state.service.revision(revision).is_none_or(|revision| revision.spec.confinement.isolated)
-}
-
-/// Reports whether an external cause ended an instance, as far as can be determined: the exit was not seen, or the
-/// process was killed for another reason than lack of memory.
-pub(super) fn is_external_exit(exit: Option<ProcessExit>) -> bool {
-    exit.is_none_or(|exit| exit.code.is_none_or(|code| code == 128 + 9 && !exit.out_of_memory))
 }
 
 /// Records the exit of a running instance.
@@ -277,9 +262,9 @@ async fn instance_exited(
         let mut state = entry.state();
         let Some(known) = state.instances.get_mut(instance) else { return };
         let since = known.healthy_since();
-        known.stage = InstanceStage::Exited { external: outside };
-        known.exit = exit;
-        known.stop.cancel();
+        if !known.exited(exit) {
+            return;
+        }
         let label = known.label.clone();
         let is_wanted = state.is_wanted(&label);
         let shall_run = state.shall_run(&label);
@@ -332,9 +317,9 @@ async fn apply(
     match action {
         DeployAction::Start { revision, generation } => shared.begin_start(entry, revision, generation),
         DeployAction::Abort { instance, .. } => {
+            // After a start that has completed meanwhile, the next plan stops the instance.
             if let Some(known) = entry.state().instances.get_mut(&instance) {
-                known.stage = InstanceStage::Stopping;
-                known.stop.cancel();
+                known.abort();
             }
         }
         DeployAction::Route { instance, revision } => {

@@ -47,7 +47,7 @@ impl DeployContext {
     ) -> Option<SocketAddr> {
         let state = entry.state();
         let known = state.instances.get(instance)?;
-        backend(state.service.revision(known.label.revision)?, known.address)
+        backend(state.service.revision(known.label.revision)?, known.address())
     }
 
     pub(super) fn service_name(&self, entry: &ServiceEntry) -> ServiceName {
@@ -57,7 +57,7 @@ impl DeployContext {
 
 fn name_record(state: &ServiceEntryState) -> Option<(ServiceName, Ipv4Addr)> {
     let known = state.instances.get(state.routed.as_ref()?)?;
-    Some((state.service.name.clone(), known.address?))
+    Some((state.service.name.clone(), known.address()?))
 }
 
 /// Returns the routes of the revision that receives the traffic. While there is none, the service's domains have routes
@@ -72,7 +72,7 @@ fn routes_of(state: &ServiceEntryState) -> Vec<DomainRoute> {
         None => state.service.live_revision().or_else(|| state.service.target_revision()),
     };
     let Some(revision) = revision else { return Vec::new() };
-    let backend = routed.and_then(|known| backend(revision, known.address));
+    let backend = routed.and_then(|known| backend(revision, known.address()));
     let route = |domain: &crate::model::service::ServiceDomain| DomainRoute {
         domain: domain.clone(),
         service: state.service.name.clone(),

@@ -11,12 +11,13 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::entry::{ServiceEntry, TrackedInstance};
+use super::entry::ServiceEntry;
 use super::failure::{StartFault, StartFaultKind};
-use super::plan::{InstanceHealth, InstanceStage, MAX_EXTERNAL_EXITS, after};
+use super::plan::{MAX_EXTERNAL_EXITS, after};
 use super::port::{InstanceImage, InstanceSpec, RuntimeError};
 use super::progress::DeployProgress;
 use super::service::DeployContext;
+use super::tracked_instance::TrackedInstance;
 use super::{health, logs};
 use crate::model::deploy::{DeployAction, DeployEventKind, ServiceLogQuery};
 use crate::model::fault::Fault;
@@ -51,15 +52,14 @@ impl DeployContext {
                 revision,
                 generation,
             };
-            let known = TrackedInstance::new(label.clone(), InstanceStage::Starting);
-            let stop = known.stop.clone();
+            let known = TrackedInstance::starting(label.clone());
+            let stop = known.stop_token();
             state.instances.insert(label.instance.clone(), known);
             (label, found, stop, state.progress(revision))
         };
         let (shared, entry) = (Arc::clone(self), Arc::clone(entry));
         self.spawn("start instance", async move {
             shared.start(&entry, label, &revision, &stop, progress).await;
-            entry.wake.notify_one();
         });
     }
 
@@ -83,23 +83,24 @@ impl DeployContext {
         };
         publish(progress, DeployEventKind::Ended { action, took: begun.elapsed(), error });
         match started {
-            Some(Ok(address)) => self.on_started(entry, &label.instance, address),
-            failed => {
-                if let Some(Err(fault)) = failed {
-                    tracing::warn!(
-                        service.name = %label.name, revision = label.revision, error = %fault.fault.message,
-                        "failed to start an instance"
-                    );
-                    self.on_start_failed(entry, &label, fault);
-                    entry.wake.notify_one();
-                }
-                if let Some(known) = entry.state().instances.get_mut(&label.instance) {
-                    known.stage = InstanceStage::Stopping;
-                }
-                self.remove_instance(&label.instance).await;
-                entry.state().forget_instance(&label.instance);
+            Some(Ok(address)) if self.on_started(entry, &label.instance, address) => {
+                return entry.wake.notify_one();
             }
+            Some(Err(fault)) => {
+                tracing::warn!(
+                    service.name = %label.name, revision = label.revision, error = %fault.fault.message,
+                    "failed to start an instance"
+                );
+                self.on_start_failed(entry, &label, fault);
+                if let Some(known) = entry.state().instances.get_mut(&label.instance) {
+                    known.abort();
+                }
+                entry.wake.notify_one();
+            }
+            // Aborted, at the latest while the process was being started.
+            None | Some(Ok(_)) => {}
         }
+        self.finish_stop(entry, &label.instance).await;
     }
 
     /// Returns `None` when the start was cancelled.
@@ -173,18 +174,19 @@ impl DeployContext {
         })
     }
 
-    fn on_started(self: &Arc<Self>, entry: &Arc<ServiceEntry>, instance: &InstanceId, address: Ipv4Addr) {
+    /// Returns false if the start was aborted at this very moment.
+    fn on_started(
+        self: &Arc<Self>,
+        entry: &Arc<ServiceEntry>,
+        instance: &InstanceId,
+        address: Ipv4Addr,
+    ) -> bool {
         let progress = {
             let mut state = entry.state();
-            let Some(known) = state.instances.get_mut(instance) else { return };
-            // The start may have been cancelled at this very moment.
-            if known.stage != InstanceStage::Starting {
-                known.address = Some(address);
-                drop(state);
-                return self.begin_stop(entry, instance, StopOptions { drain: false, grace: Duration::ZERO });
+            let Some(known) = state.instances.get_mut(instance) else { return false };
+            if !known.started(address, Timestamp::now()) {
+                return false;
             }
-            known.stage = InstanceStage::Running(InstanceHealth::Unproven { since: Timestamp::now() });
-            known.address = Some(address);
             let revision = known.label.revision;
             state.progress(revision)
         };
@@ -192,6 +194,7 @@ impl DeployContext {
         if let Some(progress) = progress.filter(|progress| !progress.is_ended()) {
             self.publish_log(entry, instance, progress);
         }
+        true
     }
 
     /// Spawns the health monitor of an instance.
@@ -268,9 +271,10 @@ impl DeployContext {
         let runs = {
             let mut state = entry.state();
             let Some(known) = state.instances.get_mut(instance) else { return };
-            let runs = known.health().is_some();
-            known.stage = InstanceStage::Stopping;
-            known.stop.cancel();
+            let runs = known.is_running();
+            if !known.stop() {
+                return;
+            }
             runs
         };
         let backend = self.backend_of(entry, instance).filter(|_| end.drain && runs);
@@ -286,15 +290,20 @@ impl DeployContext {
             if runs && !end.grace.is_zero() {
                 shared.stop_gracefully(&instance, end.grace).await;
             }
-            shared.remove_instance(&instance).await;
-            let left = {
-                let mut state = entry.state();
-                state.forget_instance(&instance);
-                state.instances.keys().cloned().collect()
-            };
-            entry.wake.notify_one();
-            shared.prune_logs(&entry.id, left, false).await;
+            shared.finish_stop(&entry, &instance).await;
         });
+    }
+
+    /// Removes an instance in the stage `Stopping`, and forgets it.
+    async fn finish_stop(&self, entry: &ServiceEntry, instance: &InstanceId) {
+        self.remove_instance(instance).await;
+        let left = {
+            let mut state = entry.state();
+            state.forget_instance(instance);
+            state.instances.keys().cloned().collect()
+        };
+        entry.wake.notify_one();
+        self.prune_logs(&entry.id, left, false).await;
     }
 
     /// Requests the stop of an instance and waits for it. The request is retried while the runtime is unavailable; the

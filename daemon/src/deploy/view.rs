@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::entry::{ServiceEntry, ServiceEntryState, TrackedInstance};
+use super::entry::{ServiceEntry, ServiceEntryState};
 use super::plan::{InstanceHealth, InstanceStage};
 use super::port::{ExecSpec, ExecStreams};
 use super::service::{Actor, DeployError, Handle};
+use super::tracked_instance::TrackedInstance;
 use crate::model::deploy::{InstancePhase, InstanceView, RouteView, ServiceState, ServiceStatus};
 use crate::model::id::InstanceId;
 use crate::model::service::{RevisionOutcome, ServiceRecord};
@@ -83,7 +84,7 @@ impl Handle {
 
 /// Returns the routed instance, or else the newest running one.
 fn serving_instance(state: &ServiceEntryState) -> Option<InstanceId> {
-    let running = state.instances.iter().filter(|(_, known)| known.health().is_some());
+    let running = state.instances.iter().filter(|(_, known)| known.is_running());
     let rank = |(id, known): &(&InstanceId, &TrackedInstance)| {
         (state.routed.as_ref() == Some(*id), known.label.revision, known.label.generation)
     };
@@ -94,10 +95,10 @@ pub(super) fn view(state: &ServiceEntryState) -> ServiceState {
     let instances = state.instances.iter().map(|(id, known)| InstanceView {
         id: id.clone(),
         revision: known.label.revision,
-        address: known.address,
-        phase: phase(known.stage),
+        address: known.address(),
+        phase: phase(known.stage()),
         routed: state.routed.as_ref() == Some(id),
-        last_probe: known.probes.back().cloned(),
+        last_probe: known.probes().back().cloned(),
     });
     let status = status(state);
     let fault = state.last_fault.as_ref().map(|fault| fault.message.clone());
@@ -107,7 +108,7 @@ pub(super) fn view(state: &ServiceEntryState) -> ServiceState {
     });
     let probe = || {
         let routed = state.instances.get(state.routed.as_ref()?)?;
-        routed.probes.back().map(ToString::to_string)
+        routed.probes().back().map(ToString::to_string)
     };
     let reason = match status {
         ServiceStatus::Failed | ServiceStatus::Live => failed,
