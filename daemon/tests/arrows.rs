@@ -103,7 +103,7 @@ const PACK: Crate = Crate {
     ],
     foreign: &[
         ("clap", &[]),
-        ("hearth_proto::v1", &[]),
+        ("hearth_proto", &[]),
         ("hearth_registry", &[]),
         ("reqwest", &[]),
         ("tokio", &[]),
@@ -127,7 +127,7 @@ const REGISTRY: Crate = Crate {
         ("retry", &[]),
         ("transport", &["auth", "error", "guard", "host", "push", "RegistryClient"]),
     ],
-    foreign: &[("clap", &[]), ("hearth_pack::pack", &[]), ("hearth_proto::v1", &[]), ("tonic", &[])],
+    foreign: &[("clap", &[]), ("hearth_pack::pack", &[]), ("hearth_proto", &[]), ("tonic", &[])],
 };
 
 /// `model` and `task` are crates below the daemon, which it re-exports.

@@ -2,11 +2,11 @@
 //!
 //! - [`v1`]: the generated `hearth.v1` messages, clients and servers.
 //! - [`status`]: encoding of an API error in a gRPC status.
-//! - [`value`]: values that cross the wire as text and are parsed once, where they enter: references,
-//!   digests, mounts. Code behind that point only sees valid ones.
+//! - [`value`]: values that cross the wire as text (references, digests, mounts), from their own crate.
 
 pub mod status;
-pub mod value;
+
+pub use hearth_value as value;
 
 /// Generated from `hearth/v1/*.proto`; see `tests/generated.rs` for the command that refreshes it.
 #[allow(clippy::all, clippy::allow_attributes_without_reason, rust_2018_idioms, reason = "generated code")]

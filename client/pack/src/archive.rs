@@ -10,7 +10,7 @@ pub(crate) mod raw;
 mod read;
 mod write;
 
-use hearth_proto::value::Digest;
+use hearth_value::Digest;
 
 pub use atomic_file::write_atomically;
 pub(crate) use image_file::FileRange;

@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use hearth_proto::value::Digest;
+use hearth_value::Digest;
 
 use crate::archive::{ArchiveError, BlobSource, FileRange, ImageFile};
 use crate::image::{Descriptor, ImageConfig, Platform};

@@ -227,7 +227,7 @@ pub(crate) fn copy_layer(kept: &CachedLayer, out: &mut dyn Write) -> io::Result<
                 // At the end nobody receives the buffer any more.
                 let _ = give_back.send(piece);
             }
-            hearth_proto::value::Digest::from_sha256(sum.finalize().into())
+            hearth_value::Digest::from_sha256(sum.finalize().into())
         })?;
         let mut from = FileRange { file, position: *position, left: layer.size };
         loop {

@@ -7,7 +7,7 @@ mod platform;
 
 use std::collections::BTreeMap;
 
-use hearth_proto::value::Digest;
+use hearth_value::Digest;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use command::{CommandError, parse_command};

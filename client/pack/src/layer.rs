@@ -16,7 +16,7 @@ mod source;
 
 use std::io::Write;
 
-use hearth_proto::value::Digest;
+use hearth_value::Digest;
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use hearth_proto::value::{Digest, Reference};
+use hearth_value::{Digest, Reference};
 
 use crate::archive::OpenBlob;
 use crate::base::BaseImage;

@@ -6,7 +6,7 @@
 use std::io::{self, Read};
 
 use bytes::{Buf as _, Bytes};
-use hearth_proto::value::Digest;
+use hearth_value::Digest;
 use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
 use reqwest::{Response, StatusCode};
 use sha2::{Digest as _, Sha256};

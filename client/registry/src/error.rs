@@ -1,6 +1,6 @@
 //! Errors of the registry client, with their stable codes and hints.
 
-use hearth_proto::value::Digest;
+use hearth_value::Digest;
 
 /// Error of a request to another registry. URLs are shown without queries and user names, which may contain
 /// signatures and passwords.

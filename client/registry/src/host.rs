@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use hearth_proto::value::Reference;
+use hearth_value::Reference;
 use url::Url;
 
 use super::credentials::registry_key;

@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hearth_proto::value::{Digest, Reference};
+use hearth_value::{Digest, Reference};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode};
 use url::Url;

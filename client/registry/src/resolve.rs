@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use hearth_proto::value::{Digest, Reference};
+use hearth_value::{Digest, Reference};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
 

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use base64::Engine as _;
-use hearth_proto::value::{Digest, Reference};
+use hearth_value::{Digest, Reference};
 use tokio::sync::mpsc;
 
 use super::*;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use hearth_proto::value::Digest;
+use hearth_value::Digest;
 use serde::Deserialize;
 
 use super::raw::RawTar;

@@ -1,6 +1,6 @@
 use std::io::{self, Read};
 
-use hearth_proto::value::Digest;
+use hearth_value::Digest;
 use tar::{EntryType, Header};
 
 use super::write::sha256;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
 
-use hearth_proto::value::Digest;
+use hearth_value::Digest;
 use tar::EntryType;
 
 use super::read::VerifyingReader;

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use hearth_proto::value::Digest;
+use hearth_value::Digest;
 use sha2::{Digest as _, Sha256};
 
 use crate::image::Descriptor;

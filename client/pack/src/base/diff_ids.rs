@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use hearth_proto::value::Digest;
+use hearth_value::Digest;
 use sha2::{Digest as _, Sha256};
 
 use super::{BaseError, BlobCache};

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use hearth_proto::value::Digest;
+use hearth_value::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::layer::{Compression, PackedLayer};

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use hearth_proto::value::Digest;
+use hearth_value::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 

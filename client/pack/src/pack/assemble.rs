@@ -1,6 +1,6 @@
 //! Assembles an image around its layer: config, manifest, and the layout of the archive.
 
-use hearth_proto::value::{Digest, Reference};
+use hearth_value::{Digest, Reference};
 
 use super::{PackError, PackOptions};
 use crate::archive::{ArchiveLayout, sha256};

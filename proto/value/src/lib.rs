@@ -1,4 +1,5 @@
-//! Values of the wire, which are parsed once where they enter.
+//! Values that cross the wire as text and are parsed once, where they enter. Code behind that point only sees valid
+//! ones. This crate knows no protocol, so that packing an image needs no network.
 
 mod digest;
 mod mount;
