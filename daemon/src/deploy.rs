@@ -26,6 +26,8 @@
 //! | `HEARTH_REVISION` | the revision's number |
 
 mod backoff;
+mod context;
+mod entries;
 mod entry;
 mod env;
 mod failure;
@@ -37,6 +39,7 @@ mod log_files;
 mod logs;
 mod merge;
 pub mod mounts;
+mod options;
 mod plan;
 pub mod port;
 mod progress;
@@ -44,6 +47,7 @@ mod reconcile;
 mod routes;
 mod secrets;
 mod service;
+mod service_logs;
 mod share;
 mod startup;
 mod steps;
@@ -60,7 +64,6 @@ pub(crate) mod tests;
 pub use images::RoomServiceImages;
 pub use log_files::LogFiles;
 pub use merge::MergeError;
+pub use options::{DeployDependencies, Options};
 pub use progress::DeployEvents;
-pub use service::{
-    Actor, CallerPermissions, DeployDependencies, DeployError, DeployStartError, Handle, Options, Service,
-};
+pub use service::{Actor, CallerPermissions, DeployError, DeployStartError, Handle, Service};

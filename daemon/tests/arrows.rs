@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "arrows/circles.rs"]
+mod circles;
 #[path = "arrows/paths.rs"]
 mod paths;
 

@@ -18,7 +18,9 @@ use super::tracked_instance::TrackedInstance;
 use crate::model::deploy::DeployAction;
 use crate::model::fault::Fault;
 use crate::model::id::{InstanceId, ServiceId};
-use crate::model::service::{InstanceLabel, ProcessExit, RevisionOutcome, ServiceRecord, ServiceRevision};
+use crate::model::service::{
+    InstanceLabel, ProcessExit, RevisionOutcome, ServiceName, ServiceRecord, ServiceRevision,
+};
 
 /// Maximum number of recently removed instance ids kept per service.
 const KEPT_GONE: usize = 64;
@@ -102,6 +104,10 @@ impl ServiceEntry {
             loop_started: AtomicBool::new(false),
             state: Mutex::new(state),
         }
+    }
+
+    pub(super) fn name(&self) -> ServiceName {
+        self.state().service.name.clone()
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, ServiceEntryState> {

@@ -2,26 +2,36 @@
 //! that the daemon adds (see [`super`]).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::service::DeployContext;
+use super::port::{SecretReader, TokenMinter};
 use crate::model::fault::{Fault, FaultStage};
 use crate::model::secret::Secret;
 use crate::model::service::{EnvValue, InstanceLabel, ServiceRevision};
 
-impl DeployContext {
+/// Source of the environment variables of all instances.
+pub(super) struct InstanceEnvironment {
+    /// Name of the room.
+    pub(super) room: String,
+    /// Address of the daemon for instances.
+    pub(super) address: String,
+    pub(super) tokens: Arc<dyn TokenMinter>,
+    pub(super) secrets: Arc<dyn SecretReader>,
+}
+
+impl InstanceEnvironment {
     /// Builds the environment for one start: tokens are freshly minted, secrets have their current values.
-    pub(super) async fn environment(
+    pub(super) async fn variables(
         &self,
         label: &InstanceLabel,
         revision: &ServiceRevision,
     ) -> Result<BTreeMap<String, Secret<String>>, Fault> {
-        let (options, name) = (&self.options, &label.name);
         let mut env: BTreeMap<String, Secret<String>> = [
-            ("HEARTH_ADDR", options.address.clone()),
-            ("MESHAGENT_API_URL", options.address.clone()),
-            ("HEARTH_ROOM", options.room.clone()),
-            ("MESHAGENT_ROOM", options.room.clone()),
-            ("HEARTH_SERVICE", name.to_string()),
+            ("HEARTH_ADDR", self.address.clone()),
+            ("MESHAGENT_API_URL", self.address.clone()),
+            ("HEARTH_ROOM", self.room.clone()),
+            ("MESHAGENT_ROOM", self.room.clone()),
+            ("HEARTH_SERVICE", label.name.to_string()),
             ("HEARTH_REVISION", revision.number.to_string()),
         ]
         .into_iter()
@@ -36,7 +46,7 @@ impl DeployContext {
     /// Returns the tokens and secrets for an additional process of an instance: tokens are freshly minted, secrets have
     /// their current values. A variable that cannot be resolved is left out, since people look into instances that have
     /// trouble.
-    pub(super) async fn confidential_env(
+    pub(super) async fn confidential_variables(
         &self,
         label: &InstanceLabel,
         revision: &ServiceRevision,
@@ -65,7 +75,7 @@ impl DeployContext {
             EnvValue::Plain(text) => Ok(Secret::new(text.clone())),
             EnvValue::Token { scope } => {
                 let identity = revision.spec.identity.as_deref().unwrap_or(label.name.as_str());
-                self.ports.tokens.mint(&label.service, identity, scope).map_err(|reason| {
+                self.tokens.mint(&label.service, identity, scope).map_err(|reason| {
                     let message = format!("variable `{variable}`: its token cannot be made: {reason}");
                     Fault::new(FaultStage::Deploy, "token_not_made", message)
                 })
@@ -75,7 +85,7 @@ impl DeployContext {
     }
 
     async fn resolve_secret(&self, variable: &str, name: &str) -> Result<Secret<String>, Fault> {
-        match self.ports.secrets.reveal(name).await {
+        match self.secrets.reveal(name).await {
             Ok(Some(value)) => Ok(value),
             Ok(None) => {
                 let message = format!("variable `{variable}`: the room has no secret `{name}`");

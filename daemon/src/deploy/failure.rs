@@ -8,8 +8,8 @@ use futures::StreamExt as _;
 
 use super::entry::ServiceEntry;
 use super::listening::{self, ListeningSocket};
-use super::port::{MountFault, MountFaultKind, NetworkError, RuntimeError, UNKNOWN_START};
-use super::service::DeployContext;
+use super::port::{LogError, MountFault, MountFaultKind, NetworkError, RuntimeError, UNKNOWN_START};
+use super::service_logs::ServiceLogs;
 use crate::model::deploy::{ProbeAnswer, ProbeResult, ServiceLogQuery};
 use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::InstanceId;
@@ -148,88 +148,85 @@ struct InstanceFindings {
     listeners: BTreeSet<ListeningSocket>,
 }
 
-impl DeployContext {
-    /// Returns the report about an instance that exited.
-    pub(super) async fn report_exit(&self, entry: &ServiceEntry, instance: &InstanceId) -> Fault {
-        let findings = self.findings(entry, instance).await;
-        let fault = findings.as_ref().map_or_else(gone_fault, exit_fault);
-        self.add_details(entry, instance, fault, findings).await
-    }
+/// Returns the report about an instance that exited.
+pub(super) async fn report_exit(logs: &ServiceLogs, entry: &ServiceEntry, instance: &InstanceId) -> Fault {
+    let findings = gather_findings(entry, instance).await;
+    let fault = findings.as_ref().map_or_else(gone_fault, exit_fault);
+    add_details(logs, entry, instance, fault, findings).await
+}
 
-    /// Returns the report about a running instance that is not healthy. `never` is set if it has not been healthy since
-    /// its start.
-    pub(super) async fn report_unhealthy(
-        &self,
-        entry: &ServiceEntry,
-        instance: &InstanceId,
-        never: bool,
-    ) -> Fault {
-        let findings = self.findings(entry, instance).await;
-        let fault = findings.as_ref().map_or_else(gone_fault, |findings| unhealthy_fault(findings, never));
-        self.add_details(entry, instance, fault, findings).await
-    }
+/// Returns the report about a running instance that is not healthy. `never` is set if it has not been healthy since
+/// its start.
+pub(super) async fn report_unhealthy(
+    logs: &ServiceLogs,
+    entry: &ServiceEntry,
+    instance: &InstanceId,
+    never: bool,
+) -> Fault {
+    let findings = gather_findings(entry, instance).await;
+    let fault = findings.as_ref().map_or_else(gone_fault, |findings| unhealthy_fault(findings, never));
+    add_details(logs, entry, instance, fault, findings).await
+}
 
-    async fn findings(&self, entry: &ServiceEntry, instance: &InstanceId) -> Option<InstanceFindings> {
-        let (mut findings, pid) = {
-            let state = entry.state();
-            let known = state.instances.get(instance)?;
-            let spec = state.service.revision(known.label.revision)?.spec.clone();
-            let findings = InstanceFindings {
-                spec,
-                exit: known.exit(),
-                probes: known.probes().clone(),
-                listeners: BTreeSet::new(),
-            };
-            (findings, known.pid().filter(|_| known.is_running()))
+async fn gather_findings(entry: &ServiceEntry, instance: &InstanceId) -> Option<InstanceFindings> {
+    let (mut findings, pid) = {
+        let state = entry.state();
+        let known = state.instances.get(instance)?;
+        let spec = state.service.revision(known.label.revision)?.spec.clone();
+        let findings = InstanceFindings {
+            spec,
+            exit: known.exit(),
+            probes: known.probes().clone(),
+            listeners: BTreeSet::new(),
         };
-        if let Some(pid) = pid {
-            let read = task::blocking("listeners", move || listening::listening_sockets(pid)).await;
-            findings.listeners = read.unwrap_or_default();
-        }
-        Some(findings)
+        (findings, known.pid().filter(|_| known.is_running()))
+    };
+    if let Some(pid) = pid {
+        let read = task::blocking("listeners", move || listening::listening_sockets(pid)).await;
+        findings.listeners = read.unwrap_or_default();
     }
+    Some(findings)
+}
 
-    async fn add_details(
-        &self,
-        entry: &ServiceEntry,
-        instance: &InstanceId,
-        mut fault: Fault,
-        findings: Option<InstanceFindings>,
-    ) -> Fault {
-        fault.log_tail = self.log_tail(entry, instance).await;
-        if let Some(findings) = findings {
-            fault.exit_code = findings.exit.and_then(|exit| exit.code);
-            let skipped = findings.probes.len().saturating_sub(SHOWN_PROBES);
-            let probes: Vec<String> = findings.probes.iter().skip(skipped).map(ToString::to_string).collect();
-            if !probes.is_empty() {
-                fault.message = format!("{}; last probes: {}", fault.message, probes.join("; "));
-            }
+async fn add_details(
+    logs: &ServiceLogs,
+    entry: &ServiceEntry,
+    instance: &InstanceId,
+    mut fault: Fault,
+    findings: Option<InstanceFindings>,
+) -> Fault {
+    fault.log_tail = log_tail(logs, entry, instance).await;
+    if let Some(findings) = findings {
+        fault.exit_code = findings.exit.and_then(|exit| exit.code);
+        let skipped = findings.probes.len().saturating_sub(SHOWN_PROBES);
+        let probes: Vec<String> = findings.probes.iter().skip(skipped).map(ToString::to_string).collect();
+        if !probes.is_empty() {
+            fault.message = format!("{}; last probes: {}", fault.message, probes.join("; "));
         }
-        fault
     }
+    fault
+}
 
-    async fn log_tail(&self, entry: &ServiceEntry, instance: &InstanceId) -> Vec<String> {
-        let directory = self.log_directory(&entry.id, instance);
-        let read = async {
-            let query = ServiceLogQuery { tail: Some(TAIL), ..ServiceLogQuery::default() };
-            let lines = self.ports.logs.read(&directory, query).await?;
-            Ok::<_, super::port::LogError>(
-                lines
-                    .take(TAIL)
-                    .filter_map(|line| async { Some(line.ok()?.text.chars().take(MAX_LINE).collect()) })
-                    .collect::<Vec<String>>()
-                    .await,
-            )
-        };
-        tokio::time::sleep(LOG_PAUSE).await;
-        match tokio::time::timeout(LOG_LIMIT, read).await {
-            Ok(Ok(lines)) => lines,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, instance.id = %instance, "failed to read the log tail for a failure report");
-                Vec::new()
-            }
-            Err(_) => Vec::new(),
+async fn log_tail(logs: &ServiceLogs, entry: &ServiceEntry, instance: &InstanceId) -> Vec<String> {
+    let read = async {
+        let query = ServiceLogQuery { tail: Some(TAIL), ..ServiceLogQuery::default() };
+        let lines = logs.read(&entry.id, instance, query).await?;
+        Ok::<_, LogError>(
+            lines
+                .take(TAIL)
+                .filter_map(|line| async { Some(line.ok()?.text.chars().take(MAX_LINE).collect()) })
+                .collect::<Vec<String>>()
+                .await,
+        )
+    };
+    tokio::time::sleep(LOG_PAUSE).await;
+    match tokio::time::timeout(LOG_LIMIT, read).await {
+        Ok(Ok(lines)) => lines,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, instance.id = %instance, "failed to read the log tail for a failure report");
+            Vec::new()
         }
+        Err(_) => Vec::new(),
     }
 }
 

@@ -18,13 +18,13 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::options::DeployDependencies;
 use super::port::{
     BindMount, ContainerRuntime, DomainRoute, ExecSpec, ExecStreams, InstanceImage, InstanceLogs,
     InstanceMounter, InstanceNetwork, InstanceSpec, InstanceState, LogError, LogLines, MountFault,
     MountFaultKind, NetworkAttachment, NetworkError, ObservedInstance, RuntimeError, SecretReader,
     ServiceImages, ServiceStore, ServiceStoreError, TokenMinter, TrafficRouter,
 };
-use super::service::DeployDependencies;
 use crate::access::policy::AccessDenied;
 use crate::model::build::LogStream;
 use crate::model::deploy::{ImageFacts, LogLine, ServiceLogQuery};

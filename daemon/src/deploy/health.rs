@@ -20,7 +20,6 @@ use tokio::net::TcpStream;
 
 use super::entry::ServiceEntry;
 use super::plan::{InstanceHealth, after};
-use super::service::DeployContext;
 use super::tracked_instance::TrackedInstance;
 use crate::model::deploy::{DeployEventKind, ProbeAnswer, ProbeResult};
 use crate::model::id::InstanceId;
@@ -237,27 +236,21 @@ impl HealthTracker {
 }
 
 /// Probes a running instance until it stops, and wakes its service loop when its health changes.
-pub(super) async fn monitor(shared: Arc<DeployContext>, entry: Arc<ServiceEntry>, instance: InstanceId) {
+pub(super) async fn monitor(entry: Arc<ServiceEntry>, instance: InstanceId) {
     let (stop, health, revision) = {
         let state = entry.state();
         let Some(known) = state.instances.get(&instance) else { return };
         let Some(health) = known.health() else { return };
         (known.stop_token(), health, known.label.revision)
     };
-    let watch = watch(&shared, &entry, &instance, revision, health);
+    let watch = watch(&entry, &instance, revision, health);
     tokio::select! {
         () = watch => {}
         () = stop.cancelled() => {}
     }
 }
 
-async fn watch(
-    shared: &DeployContext,
-    entry: &ServiceEntry,
-    instance: &InstanceId,
-    revision: u32,
-    health: InstanceHealth,
-) {
+async fn watch(entry: &ServiceEntry, instance: &InstanceId, revision: u32, health: InstanceHealth) {
     let mut judge = HealthTracker::new(health);
     let mut probes = 0;
     loop {
@@ -306,7 +299,7 @@ async fn watch(
         }
         if before != judge.health {
             tracing::info!(
-                service.name = %shared.service_name(entry),
+                service.name = %entry.name(),
                 instance.id = %instance,
                 health = ?judge.health,
                 probe = %result,

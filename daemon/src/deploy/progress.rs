@@ -9,7 +9,6 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::service::{DeployError, Handle};
 use crate::model::deploy::{DeployEvent, DeployEventKind, LogLine};
 use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::InstanceId;
@@ -54,6 +53,29 @@ impl DeployProgress {
             newest: watch::Sender::new(0),
             ended: CancellationToken::new(),
         }
+    }
+
+    /// Progress of a deploy that ended before this run of the daemon: only its final event.
+    pub(super) fn ended_earlier(outcome: RevisionOutcome) -> Self {
+        let progress = Self::new(Timestamp::now());
+        progress.publish(final_event(outcome));
+        progress
+    }
+
+    /// Returns the events from number `from` to the last one. The stream ends early when the service is `gone` or the
+    /// service loops `stop`.
+    pub(super) fn follow(
+        self: Arc<Self>,
+        from: u64,
+        gone: CancellationToken,
+        stop: CancellationToken,
+    ) -> DeployEvents {
+        let newest = self.newest.subscribe();
+        let watcher = DeployWatcher { progress: self, newest, gone, stop, next: from.max(1), done: false };
+        Box::pin(stream::unfold(watcher, |mut watcher| async move {
+            let event = watcher.next().await?;
+            Some((event, watcher))
+        }))
     }
 
     /// Progress of a restart that an earlier run of the daemon began and may have completed; not counted in the
@@ -151,42 +173,6 @@ impl DeployEventLog {
         let sequence = self.events.len() as u64 + 1;
         self.events.push(DeployEvent { sequence, at: Timestamp::now(), kind });
         sequence
-    }
-}
-
-impl Handle {
-    /// Returns the events of a revision's deploy or restart, starting with number `from`, to its end. For a deploy that
-    /// ended before this run of the daemon, only the final event is returned.
-    pub fn watch(&self, service: &str, revision: u32, from: u64) -> Result<DeployEvents, DeployError> {
-        let entry = self.shared.find_entry(service)?;
-        let (progress, outcome) = {
-            let state = entry.state();
-            let name = &state.service.name;
-            let kept = || state.service.revisions.iter().map(|revision| revision.number).collect();
-            let found = state.service.revision(revision).ok_or_else(|| DeployError::NoRevision {
-                name: name.clone(),
-                revision,
-                kept: kept(),
-            })?;
-            (state.progress(revision), found.outcome.clone())
-        };
-        let progress = progress.unwrap_or_else(|| {
-            let progress = DeployProgress::new(Timestamp::now());
-            progress.publish(final_event(outcome));
-            Arc::new(progress)
-        });
-        let watcher = DeployWatcher {
-            newest: progress.newest.subscribe(),
-            gone: entry.removed.clone(),
-            stop: self.shared.stop.clone(),
-            next: from.max(1),
-            done: false,
-            progress,
-        };
-        Ok(Box::pin(stream::unfold(watcher, |mut watcher| async move {
-            let event = watcher.next().await?;
-            Some((event, watcher))
-        })))
     }
 }
 

@@ -7,14 +7,16 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::context::DeployContext;
 use super::entry::ServiceEntry;
+use super::failure::{report_exit, report_unhealthy};
 use super::plan::{DesiredService, InstanceHealth, InstanceStage, after, plan};
 use super::port::{InstanceState, NetworkError, ObservedInstance, RuntimeError, ServiceStoreError};
-use super::service::DeployContext;
 use super::steps::StopOptions;
 use super::tracked_instance::{TrackedInstance, is_external_exit};
 use crate::model::deploy::{DeployAction, DeployEventKind, FailCause};
@@ -53,7 +55,14 @@ pub(super) enum PassError {
     EndlessPlan,
 }
 
-pub(super) async fn service_loop(shared: Arc<DeployContext>, entry: Arc<ServiceEntry>) {
+/// Starts the loop of a reconciled or new service, at most once.
+pub(super) fn start_loop(shared: &Arc<DeployContext>, entry: Arc<ServiceEntry>) {
+    if !entry.loop_started.swap(true, Ordering::AcqRel) {
+        shared.spawn("service", service_loop(Arc::clone(shared), entry));
+    }
+}
+
+async fn service_loop(shared: Arc<DeployContext>, entry: Arc<ServiceEntry>) {
     let mut changes = shared.ports.runtime.changes();
     let mut last_error = String::new();
     loop {
@@ -67,7 +76,7 @@ pub(super) async fn service_loop(shared: Arc<DeployContext>, entry: Arc<ServiceE
             Err(error) => {
                 let error = error.to_string();
                 if error != last_error {
-                    tracing::warn!(service.name = %shared.service_name(&entry), error, "failed to reconcile a service");
+                    tracing::warn!(service.name = %entry.name(), error, "failed to reconcile a service");
                     let state = entry.state();
                     let wanted = state.service.target_revision().map(|revision| revision.number);
                     if let Some(progress) = wanted.and_then(|revision| state.progress(revision)) {
@@ -287,7 +296,7 @@ async fn instance_exited(
         progress.publish(DeployEventKind::Trouble { message });
     }
     if is_wanted && is_live(entry, label.revision) {
-        let fault = shared.report_exit(entry, instance).await;
+        let fault = report_exit(&shared.logs, entry, instance).await;
         report_lost_instance(entry, label.revision, fault);
     }
 }
@@ -313,7 +322,7 @@ async fn apply(
     entry: &Arc<ServiceEntry>,
     action: DeployAction,
 ) -> Result<(), PassError> {
-    tracing::debug!(service.name = %shared.service_name(entry), %action, "executing action");
+    tracing::debug!(service.name = %entry.name(), %action, "executing action");
     match action {
         DeployAction::Start { revision, generation } => shared.begin_start(entry, revision, generation),
         DeployAction::Abort { instance, .. } => {
@@ -385,7 +394,7 @@ async fn begin_remove(shared: &Arc<DeployContext>, entry: &Arc<ServiceEntry>, in
         (grace, too_late.map(|known| known.label.clone()))
     };
     if let Some(label) = too_late.filter(|label| is_live(entry, label.revision)) {
-        let fault = shared.report_unhealthy(entry, instance, true).await;
+        let fault = report_unhealthy(&shared.logs, entry, instance, true).await;
         entry.state().count_exit(&label, None, false);
         report_lost_instance(entry, label.revision, fault);
     }
@@ -414,7 +423,7 @@ async fn mark_live(
             state.last_fault = None;
             state.progress(revision)
         };
-        tracing::info!(service.name = %shared.service_name(entry), revision, "revision is live");
+        tracing::info!(service.name = %entry.name(), revision, "revision is live");
         if let Some(progress) = progress {
             progress.complete();
         }
@@ -438,9 +447,9 @@ async fn mark_failed(
                 Fault::new(FaultStage::Deploy, "not_started", "the instance could not be started")
             })
         }
-        FailCause::Ended { instance } => shared.report_exit(entry, &instance).await,
-        FailCause::NeverHealthy { instance } => shared.report_unhealthy(entry, &instance, true).await,
-        FailCause::Unhealthy { instance } => shared.report_unhealthy(entry, &instance, false).await,
+        FailCause::Ended { instance } => report_exit(&shared.logs, entry, &instance).await,
+        FailCause::NeverHealthy { instance } => report_unhealthy(&shared.logs, entry, &instance, true).await,
+        FailCause::Unhealthy { instance } => report_unhealthy(&shared.logs, entry, &instance, false).await,
     };
     let stored = fault.clone();
     let marked = entry.change(&*shared.ports.store, |service| {
@@ -454,7 +463,7 @@ async fn mark_failed(
     if marked.await?.is_none() {
         return Ok(());
     }
-    tracing::warn!(service.name = %shared.service_name(entry), revision, error.code = fault.code, "revision failed");
+    tracing::warn!(service.name = %entry.name(), revision, error.code = fault.code, "revision failed");
     let progress = entry.state().progress(revision);
     if let Some(progress) = progress {
         progress.fail(fault);
@@ -467,9 +476,9 @@ async fn mark_failed(
 async fn forget_service(shared: &Arc<DeployContext>, entry: &Arc<ServiceEntry>) -> Result<(), PassError> {
     let service = entry.state().service.clone();
     shared.ports.store.remove(&service).await?;
-    shared.forget_entry(&entry.id);
+    shared.entries.remove(&entry.id);
     shared.publish_routes().await;
-    shared.prune_logs(&entry.id, BTreeSet::new(), true).await;
+    shared.logs.prune(&entry.id, BTreeSet::new(), true).await;
     tracing::info!(service.name = %service.name, "service removed");
     entry.removed.cancel();
     Ok(())

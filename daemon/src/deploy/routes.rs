@@ -3,28 +3,50 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use super::entry::{ServiceEntry, ServiceEntryState};
-use super::port::DomainRoute;
-use super::service::DeployContext;
-use crate::model::service::{ServiceName, ServiceRevision};
+use super::entries::ServiceEntries;
+use super::entry::ServiceEntryState;
+use super::port::{DomainRoute, InstanceNetwork, TrafficRouter};
+use crate::model::id::InstanceId;
+use crate::model::service::{ServiceDomain, ServiceName, ServiceRevision};
 
-impl DeployContext {
+/// Publishes the routes and name records of all services.
+pub(super) struct RoutePublisher {
+    router: Arc<dyn TrafficRouter>,
+    network: Arc<dyn InstanceNetwork>,
+    /// Time limit for writing the name records.
+    limit: Duration,
+    /// Serializes updates, so that the last one published is the newest.
+    update_lock: tokio::sync::Mutex<()>,
+    /// Set while the last update of the name records has failed.
+    names_stale: AtomicBool,
+}
+
+impl RoutePublisher {
+    pub(super) fn new(
+        router: Arc<dyn TrafficRouter>,
+        network: Arc<dyn InstanceNetwork>,
+        limit: Duration,
+    ) -> Self {
+        let (update_lock, names_stale) = (tokio::sync::Mutex::default(), AtomicBool::new(false));
+        Self { router, network, limit, update_lock, names_stale }
+    }
+
     /// Publishes the routes of all entries. The router has them on return. If the name records could not be written,
-    /// the housekeeping loop retries.
-    pub(super) async fn publish_routes(&self) {
-        let _routing = self.route_lock.lock().await;
+    /// they are stale until the next update.
+    pub(super) async fn publish(&self, entries: &ServiceEntries) {
+        let _updating = self.update_lock.lock().await;
         let mut routes = Vec::new();
         let mut names = BTreeMap::new();
-        for entry in self.all_entries() {
+        for entry in entries.all() {
             let state = entry.state();
             routes.extend(routes_of(&state));
             names.extend(name_record(&state));
         }
-        self.ports.router.set_routes(routes);
-        let limit = self.options.call_limit;
-        let named = tokio::time::timeout(limit, self.ports.network.set_names(names)).await;
+        self.router.set_routes(routes);
+        let named = tokio::time::timeout(self.limit, self.network.set_names(names)).await;
         let stale = match named {
             Ok(Ok(())) => false,
             Ok(Err(error)) => {
@@ -39,20 +61,16 @@ impl DeployContext {
         self.names_stale.store(stale, Ordering::Relaxed);
     }
 
-    /// Returns the address of an instance's published port, for the router.
-    pub(super) fn backend_of(
-        &self,
-        entry: &Arc<ServiceEntry>,
-        instance: &crate::model::id::InstanceId,
-    ) -> Option<SocketAddr> {
-        let state = entry.state();
-        let known = state.instances.get(instance)?;
-        backend(state.service.revision(known.label.revision)?, known.address())
+    /// Reports whether the last update of the name records has failed.
+    pub(super) fn has_stale_names(&self) -> bool {
+        self.names_stale.load(Ordering::Relaxed)
     }
+}
 
-    pub(super) fn service_name(&self, entry: &ServiceEntry) -> ServiceName {
-        entry.state().service.name.clone()
-    }
+/// Returns the address of an instance's published port, for the router.
+pub(super) fn backend_of(state: &ServiceEntryState, instance: &InstanceId) -> Option<SocketAddr> {
+    let known = state.instances.get(instance)?;
+    backend(state.service.revision(known.label.revision)?, known.address())
 }
 
 fn name_record(state: &ServiceEntryState) -> Option<(ServiceName, Ipv4Addr)> {
@@ -73,7 +91,7 @@ fn routes_of(state: &ServiceEntryState) -> Vec<DomainRoute> {
     };
     let Some(revision) = revision else { return Vec::new() };
     let backend = routed.and_then(|known| backend(revision, known.address()));
-    let route = |domain: &crate::model::service::ServiceDomain| DomainRoute {
+    let route = |domain: &ServiceDomain| DomainRoute {
         domain: domain.clone(),
         service: state.service.name.clone(),
         revision: revision.number,

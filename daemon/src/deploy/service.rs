@@ -10,120 +10,26 @@
 //! the runtime knows the actual state; the entry holds what must not outlive the daemon: health, backoff, and steps in
 //! progress.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use super::context::DeployContext;
 use super::entry::ServiceEntry;
 use super::merge::MergeError;
-use super::port::{
-    ContainerRuntime, InstanceLogs, InstanceMounter, InstanceNetwork, LogError, ObservedInstance,
-    RuntimeError, SecretReader, ServiceImages, ServiceStore, ServiceStoreError, TokenMinter, TrafficRouter,
-};
+use super::options::{CapabilityNotAllowed, DeployDependencies, Options};
+use super::port::{LogError, RuntimeError, ServiceStoreError};
 use super::share::ServiceLimit;
-use super::{reconcile, startup};
+use super::startup;
 use crate::access::policy::AccessDenied;
-use crate::model::confinement::AddedCapability;
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::Fault;
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{self, ServiceDomain, ServiceName, ServiceOrigin, ServiceSpec};
-use crate::model::share_owner::ShareOwnerResolver;
 
 /// Maximum time that a deploy waits for the first reconciliation after the start of the daemon.
 const READY_LIMIT: Duration = Duration::from_secs(20);
-
-#[derive(Clone, Debug)]
-pub struct Options {
-    pub room: String,
-    /// Address of this daemon for instances: `http://address:port`, with the address of [`InstanceNetwork::gateway`].
-    pub address: String,
-    /// Root directory of the logs: one directory per service with one subdirectory per instance. Created if missing.
-    pub log_dir: PathBuf,
-    /// Time between the stop signal of an instance and SIGKILL.
-    pub stop_grace: Duration,
-    /// Time limit for requests in flight before an instance is stopped.
-    pub drain_limit: Duration,
-    /// Time limit for [`ContainerRuntime::prepare`].
-    pub prepare_limit: Duration,
-    /// Time limit for every other call to the runtime, the network or the mounter.
-    pub call_limit: Duration,
-    /// Mapping from callers to the owners whose share a service counts against.
-    pub owners: ShareOwnerResolver,
-    /// Maximum number of services per owner.
-    pub max_per_owner: usize,
-    /// Memory limit in bytes for an instance whose deploy asks for none; `None` means no limit.
-    pub default_memory: Option<u64>,
-    /// Capabilities that a service may be given.
-    pub allowed_capabilities: BTreeSet<AddedCapability>,
-}
-
-impl Options {
-    pub fn new(room: String, address: String, log_dir: PathBuf) -> Self {
-        Self {
-            room,
-            address,
-            log_dir,
-            stop_grace: Duration::from_secs(10),
-            drain_limit: Duration::from_secs(30),
-            prepare_limit: Duration::from_secs(1800),
-            call_limit: Duration::from_secs(60),
-            owners: ShareOwnerResolver::default(),
-            max_per_owner: 64,
-            default_memory: None,
-            allowed_capabilities: BTreeSet::new(),
-        }
-    }
-
-    pub(super) fn check_capabilities(&self, spec: &ServiceSpec) -> Result<(), CapabilityNotAllowed> {
-        let asked = &spec.confinement.capabilities;
-        match asked.difference(&self.allowed_capabilities).next() {
-            Some(capability) => Err(CapabilityNotAllowed(*capability)),
-            None => Ok(()),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the operator of this room allows no service the capability {0}")]
-pub struct CapabilityNotAllowed(AddedCapability);
-
-impl CapabilityNotAllowed {
-    pub(super) const CODE: &str = "capability_not_allowed";
-
-    pub(super) fn hint(self) -> String {
-        format!(
-            "deploy it with --cap-add none, or allow the capability with allow_capabilities = [\"{}\"] in [services] of hearthd's configuration",
-            self.0
-        )
-    }
-}
-
-impl From<CapabilityNotAllowed> for Fault {
-    fn from(refused: CapabilityNotAllowed) -> Self {
-        Self::new(FaultStage::Deploy, CapabilityNotAllowed::CODE, refused.to_string()).hint(refused.hint())
-    }
-}
-
-/// The parts of the daemon that deploys depend on.
-#[derive(Clone)]
-pub struct DeployDependencies {
-    pub runtime: Arc<dyn ContainerRuntime>,
-    pub network: Arc<dyn InstanceNetwork>,
-    pub router: Arc<dyn TrafficRouter>,
-    pub mounts: Arc<dyn InstanceMounter>,
-    pub store: Arc<dyn ServiceStore>,
-    pub images: Arc<dyn ServiceImages>,
-    pub logs: Arc<dyn InstanceLogs>,
-    pub tokens: Arc<dyn TokenMinter>,
-    pub secrets: Arc<dyn SecretReader>,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum DeployStartError {
@@ -315,27 +221,6 @@ pub struct Handle {
     pub(super) shared: Arc<DeployContext>,
 }
 
-/// State shared by all service loops and requests.
-pub(super) struct DeployContext {
-    pub(super) options: Options,
-    pub(super) ports: DeployDependencies,
-    entries: Mutex<BTreeMap<ServiceId, Arc<ServiceEntry>>>,
-    /// Serializes requests that take a service name or a domain.
-    pub(super) submit_lock: tokio::sync::Mutex<()>,
-    /// Serializes route updates, so that the last one published is the newest.
-    pub(super) route_lock: tokio::sync::Mutex<()>,
-    /// The last listing of the runtime, with the time at which it was requested.
-    pub(super) last_listing: tokio::sync::Mutex<Option<(Instant, Arc<Vec<ObservedInstance>>)>>,
-    /// Held for reading from the preparation of an image until an instance uses its files.
-    pub(super) image_lock: tokio::sync::RwLock<()>,
-    /// Set while the last update of the service name records has failed.
-    pub(super) names_stale: AtomicBool,
-    /// `Ok` once the running instances have been reconciled with the stored services, otherwise the reason why not yet.
-    pub(super) reconciled: watch::Sender<Result<(), String>>,
-    pub(super) stop: CancellationToken,
-    pub(super) tasks: TaskTracker,
-}
-
 impl Service {
     /// Reads the stored services. The first reconciliation runs in the background and is retried while the runtime is
     /// unavailable; requests are accepted meanwhile.
@@ -358,21 +243,9 @@ impl Service {
             "Instances that exited while they should run."
         );
         let services = ports.store.services().await?;
-        let shared = Arc::new(DeployContext {
-            options,
-            ports,
-            entries: Mutex::default(),
-            submit_lock: tokio::sync::Mutex::default(),
-            route_lock: tokio::sync::Mutex::default(),
-            last_listing: tokio::sync::Mutex::default(),
-            image_lock: tokio::sync::RwLock::default(),
-            names_stale: AtomicBool::new(false),
-            reconciled: watch::Sender::new(Err("running instances are being reconciled".to_owned())),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-        });
+        let shared = Arc::new(DeployContext::new(options, ports));
         for service in services {
-            shared.add_entry(Arc::new(ServiceEntry::new(service)));
+            shared.entries.add(Arc::new(ServiceEntry::new(service)));
         }
         shared.spawn("reconcile services", startup::startup_loop(Arc::clone(&shared)));
         Ok(Self { handle: Handle { shared } })
@@ -402,7 +275,7 @@ impl Handle {
         let shared = Arc::downgrade(&self.shared);
         move |id| {
             let id = id.parse::<ServiceId>().ok()?;
-            let entry = shared.upgrade()?.entries().get(&id).cloned()?;
+            let entry = shared.upgrade()?.entries.get(&id)?;
             Some(entry.state().service.origin())
         }
     }
@@ -413,10 +286,16 @@ impl Handle {
         let shared = Arc::downgrade(&self.shared);
         move |service| {
             let id = service.parse::<ServiceId>().ok()?;
-            let entry = shared.upgrade()?.entries().get(&id).cloned()?;
+            let entry = shared.upgrade()?.entries.get(&id)?;
             let owner = entry.state().service.share_owner().to_owned();
             Some(owner)
         }
+    }
+
+    /// Finds a service by its name or its id.
+    pub(super) fn find_entry(&self, given: &str) -> Result<Arc<ServiceEntry>, DeployError> {
+        let found = self.shared.entries.find(given);
+        found.ok_or_else(|| DeployError::NotFound { given: given.chars().take(100).collect() })
     }
 
     /// Waits for the first reconciliation, at most [`READY_LIMIT`].
@@ -438,67 +317,6 @@ impl Handle {
         self.shared.tasks.close();
         if tokio::time::timeout(limit, self.shared.tasks.wait()).await.is_err() {
             tracing::warn!("deploy steps interrupted by the shutdown; the next start recovers them");
-        }
-    }
-}
-
-impl DeployContext {
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<ServiceId, Arc<ServiceEntry>>> {
-        // No code under this lock leaves the map half changed.
-        self.entries.lock()
-    }
-
-    pub(super) fn all_entries(&self) -> Vec<Arc<ServiceEntry>> {
-        self.entries().values().cloned().collect()
-    }
-
-    pub(super) fn add_entry(&self, entry: Arc<ServiceEntry>) {
-        self.entries().insert(entry.id.clone(), entry);
-    }
-
-    pub(super) fn forget_entry(&self, id: &ServiceId) {
-        self.entries().remove(id);
-    }
-
-    pub(super) fn has_entry(&self, id: &ServiceId) -> bool {
-        self.entries().contains_key(id)
-    }
-
-    pub(super) fn entry_by_name(&self, name: &ServiceName) -> Option<Arc<ServiceEntry>> {
-        self.entries().values().find(|entry| entry.state().service.name == *name).cloned()
-    }
-
-    /// Finds a service by its name or its id.
-    pub(super) fn find_entry(&self, given: &str) -> Result<Arc<ServiceEntry>, DeployError> {
-        let found = {
-            let entries = self.entries();
-            let by_id = given.parse::<ServiceId>().ok().and_then(|id| entries.get(&id).cloned());
-            by_id.or_else(|| {
-                entries.values().find(|entry| entry.state().service.name.as_str() == given).cloned()
-            })
-        };
-        found.ok_or_else(|| DeployError::NotFound { given: given.chars().take(100).collect() })
-    }
-
-    /// Spawns a task that is cancelled when the service loops stop.
-    pub(super) fn spawn<F>(&self, name: &'static str, work: F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let stop = self.stop.clone();
-        let work = self.tasks.track_future(async move {
-            tokio::select! {
-                () = work => {}
-                () = stop.cancelled() => {}
-            }
-        });
-        drop(crate::task::spawn(name, work));
-    }
-
-    /// Starts the loop of a reconciled or new service, at most once.
-    pub(super) fn start_loop(self: &Arc<Self>, entry: Arc<ServiceEntry>) {
-        if !entry.loop_started.swap(true, Ordering::AcqRel) {
-            self.spawn("service", reconcile::service_loop(Arc::clone(self), entry));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Limits on the number of services: per owner, and in the room.
 
-use super::service::DeployContext;
-use crate::model::share_owner::ShareOwner;
+use super::entries::ServiceEntries;
+use crate::model::share_owner::{ShareOwner, ShareOwnerResolver};
 
 /// Addresses reserved per service: it needs two while one instance takes over from another.
 const ADDRESSES_PER_SERVICE: usize = 2;
@@ -36,19 +36,27 @@ impl ServiceLimit {
     }
 }
 
-impl DeployContext {
-    /// Checks that `caller` may create another service, and returns the owner whose share it counts against. Two
-    /// addresses are reserved per service, so that every service can start its next instance.
-    pub(super) fn admit_service(&self, caller: &str) -> Result<ShareOwner, ServiceLimit> {
-        let owner = self.options.owners.owner_of(caller);
+/// Bounds on the number of services.
+pub(super) struct ServiceBounds<'a> {
+    pub(super) owners: &'a ShareOwnerResolver,
+    pub(super) max_per_owner: usize,
+    /// Number of instance addresses in the room's network.
+    pub(super) addresses: usize,
+}
+
+impl ServiceBounds<'_> {
+    /// Checks that `caller` may create another service beside `entries`, and returns the owner whose share it counts
+    /// against. Two addresses are reserved per service, so that every service can start its next instance.
+    pub(super) fn admit(&self, entries: &ServiceEntries, caller: &str) -> Result<ShareOwner, ServiceLimit> {
+        let owner = self.owners.owner_of(caller);
         let owners: Vec<String> =
-            self.all_entries().iter().map(|entry| entry.state().service.share_owner().to_owned()).collect();
-        let room = self.ports.network.max_addresses() / ADDRESSES_PER_SERVICE;
+            entries.all().iter().map(|entry| entry.state().service.share_owner().to_owned()).collect();
+        let room = self.addresses / ADDRESSES_PER_SERVICE;
         if owners.len() >= room {
             return Err(ServiceLimit::Room { limit: room });
         }
-        let limit = self.options.max_per_owner;
-        if owners.iter().filter(|of| self.options.owners.owner_of(of) == owner).count() >= limit {
+        let limit = self.max_per_owner;
+        if owners.iter().filter(|of| self.owners.owner_of(of) == owner).count() >= limit {
             return Err(ServiceLimit::Owner { owner: owner.0, limit });
         }
         Ok(owner)

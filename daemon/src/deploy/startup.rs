@@ -6,16 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::context::DeployContext;
 use super::entry::ServiceEntry;
 use super::plan::InstanceHealth;
 use super::port::{InstanceState, ObservedInstance};
-use super::reconcile::adopt_instance;
-use super::service::DeployContext;
+use super::reconcile::{adopt_instance, start_loop};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::ProcessExit;
 
@@ -32,7 +31,8 @@ const KEEP_IMAGES_INTERVAL: Duration = Duration::from_secs(600);
 pub(super) async fn startup_loop(shared: Arc<DeployContext>) {
     let mut pause = FIRST_PAUSE;
     let mut last_error = String::new();
-    shared.remove_orphaned_logs().await;
+    let known = shared.entries.all().iter().map(|entry| entry.id.to_string()).collect();
+    shared.logs.remove_orphaned(known).await;
     let begun = Instant::now();
     while let Err(error) = reconcile_all(&shared).await {
         shared.reconciled.send_modify(|now| *now = Err(error.clone()));
@@ -46,12 +46,12 @@ pub(super) async fn startup_loop(shared: Arc<DeployContext>) {
     }
     shared.publish_routes().await;
     shared.reconciled.send_modify(|now| *now = Ok(()));
-    for entry in shared.all_entries() {
-        shared.start_loop(entry);
+    for entry in shared.entries.all() {
+        start_loop(&shared, entry);
     }
     let mut images: Option<Instant> = None;
     loop {
-        if shared.names_stale.load(Ordering::Relaxed) {
+        if shared.routes.has_stale_names() {
             shared.publish_routes().await;
         }
         if images.is_none_or(|at| at.elapsed() >= KEEP_IMAGES_INTERVAL) {
@@ -69,7 +69,7 @@ async fn reconcile_all(shared: &Arc<DeployContext>) -> Result<(), String> {
     let listed = listed.map_err(late)?.map_err(|error| error.to_string())?;
     let mut of_services: BTreeMap<ServiceId, Vec<ObservedInstance>> = BTreeMap::new();
     for observed in listed {
-        if shared.has_entry(&observed.label.service) {
+        if shared.entries.get(&observed.label.service).is_some() {
             of_services.entry(observed.label.service.clone()).or_default().push(observed);
         } else {
             tracing::info!(instance.id = %observed.label.instance, "removing an instance that belongs to no service");
@@ -85,7 +85,7 @@ async fn reconcile_all(shared: &Arc<DeployContext>) -> Result<(), String> {
     mended.map_err(late)?.map_err(|error| error.to_string())?;
     let broken = tokio::time::timeout(limit, shared.ports.mounts.reconcile(&kept)).await;
     let broken = broken.map_err(late)?.map_err(|error| error.to_string())?;
-    for entry in shared.all_entries() {
+    for entry in shared.entries.all() {
         let observed = of_services.remove(&entry.id).unwrap_or_default();
         adopt_service_instances(shared, &entry, observed, &broken).await;
     }
@@ -156,7 +156,7 @@ impl DeployContext {
             let state = entry.state();
             state.service.revisions.iter().map(|revision| revision.spec.manifest).collect::<Vec<_>>()
         };
-        let wanted = self.all_entries().iter().flat_map(of).collect();
+        let wanted = self.entries.all().iter().flat_map(of).collect();
         let kept =
             tokio::time::timeout(self.options.call_limit, self.ports.runtime.keep_images(&wanted)).await;
         match kept {

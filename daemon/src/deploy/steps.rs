@@ -11,14 +11,15 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use super::context::DeployContext;
 use super::entry::ServiceEntry;
 use super::failure::{StartFault, StartFaultKind};
 use super::plan::{MAX_EXTERNAL_EXITS, after};
 use super::port::{InstanceImage, InstanceSpec, RuntimeError};
 use super::progress::DeployProgress;
-use super::service::DeployContext;
+use super::routes::backend_of;
 use super::tracked_instance::TrackedInstance;
-use super::{health, logs};
+use super::{health, service_logs};
 use crate::model::deploy::{DeployAction, DeployEventKind, ServiceLogQuery};
 use crate::model::fault::Fault;
 use crate::model::id::InstanceId;
@@ -119,7 +120,7 @@ impl DeployContext {
             Err(fault) => return Some(Err(fault)),
         };
         let (address, log) = (spec.network.address, spec.log.clone());
-        if let Err(error) = logs::create_log_directory(&log, revision.number).await {
+        if let Err(error) = service_logs::create_log_directory(&log, revision.number).await {
             let error = RuntimeError::Other(format!("log directory: {error}"));
             return Some(Err(error.into()));
         }
@@ -129,7 +130,7 @@ impl DeployContext {
         let started = with_limit("starting the process", self.options.call_limit, call).await;
         clock.lap("start");
         if started.is_err() {
-            logs::remove_unused_log(&log).await;
+            service_logs::remove_unused_log(&log).await;
         }
         Some(started.map(|()| address))
     }
@@ -146,7 +147,7 @@ impl DeployContext {
         let image = InstanceImage { repository: spec.repository.clone(), manifest: spec.manifest };
         // The operator may have removed a capability from the allowed ones since the deploy.
         self.options.check_capabilities(spec).map_err(Fault::from)?;
-        let env = self.environment(label, revision).await?;
+        let env = self.environment.variables(label, revision).await?;
         let prepare_limit = self.options.prepare_limit;
         with_limit("bringing the image's files", prepare_limit, self.ports.runtime.prepare(&image)).await?;
         clock.lap("image");
@@ -170,7 +171,7 @@ impl DeployContext {
             },
             capabilities: spec.confinement.capabilities.clone(),
             network,
-            log: self.log_directory(&label.service, &label.instance),
+            log: self.logs.instance_directory(&label.service, &label.instance),
         })
     }
 
@@ -199,7 +200,7 @@ impl DeployContext {
 
     /// Spawns the health monitor of an instance.
     pub(super) fn start_monitor(self: &Arc<Self>, entry: &Arc<ServiceEntry>, instance: &InstanceId) {
-        let monitor = health::monitor(Arc::clone(self), Arc::clone(entry), instance.clone());
+        let monitor = health::monitor(Arc::clone(entry), instance.clone());
         self.spawn("health", monitor);
     }
 
@@ -210,12 +211,11 @@ impl DeployContext {
         instance: &InstanceId,
         progress: Arc<DeployProgress>,
     ) {
-        let directory = self.log_directory(&entry.id, instance);
-        let (shared, instance) = (Arc::clone(self), instance.clone());
+        let (logs, service, instance) = (Arc::clone(&self.logs), entry.id.clone(), instance.clone());
         self.spawn("deploy log", async move {
             let query = ServiceLogQuery { follow: true, ..ServiceLogQuery::default() };
             let tell = async {
-                let mut lines = match shared.ports.logs.read(&directory, query).await {
+                let mut lines = match logs.read(&service, &instance, query).await {
                     Ok(lines) => lines,
                     Err(error) => return tracing::warn!(%error, "failed to read the log of a new instance"),
                 };
@@ -277,7 +277,7 @@ impl DeployContext {
             }
             runs
         };
-        let backend = self.backend_of(entry, instance).filter(|_| end.drain && runs);
+        let backend = backend_of(&entry.state(), instance).filter(|_| end.drain && runs);
         let (shared, entry, instance) = (Arc::clone(self), Arc::clone(entry), instance.clone());
         self.spawn("end instance", async move {
             if let Some(backend) = backend {
@@ -303,7 +303,7 @@ impl DeployContext {
             state.instances.keys().cloned().collect()
         };
         entry.wake.notify_one();
-        self.prune_logs(&entry.id, left, false).await;
+        self.logs.prune(&entry.id, left, false).await;
     }
 
     /// Requests the stop of an instance and waits for it. The request is retried while the runtime is unavailable; the

@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::context::DeployContext;
 use super::entry::ServiceEntry;
 use super::forecast::forecast;
 use super::merge::{self, MergedSpec};
 use super::plan::{ActualService, DesiredService};
-use super::service::{Actor, DeployContext, DeployError, Handle};
+use super::reconcile::start_loop;
+use super::service::{Actor, DeployError, Handle};
+use super::share::ServiceBounds;
 use crate::access::policy::AccessDenied;
 use crate::model::deploy::{AcceptedDeploy, DeployPreview, DeployRequest};
 use crate::model::id::ServiceId;
@@ -40,8 +43,8 @@ impl Handle {
         let Some(entry) = entry else {
             self.shared.ports.store.put(&service).await?;
             let entry = Arc::new(ServiceEntry::new(service.clone()));
-            self.shared.add_entry(Arc::clone(&entry));
-            self.shared.start_loop(entry);
+            self.shared.entries.add(Arc::clone(&entry));
+            start_loop(&self.shared, entry);
             return Ok(AcceptedDeploy { revision: service.desired, service, created: true, notes });
         };
         let next = service.revisions.pop();
@@ -111,7 +114,7 @@ impl Handle {
         service: &str,
         permit: impl Fn(&ServiceSpec) -> Result<(), AccessDenied>,
     ) -> Result<AcceptedDeploy, DeployError> {
-        let entry = self.shared.find_entry(service)?;
+        let entry = self.find_entry(service)?;
         let mut permitted = Ok(());
         let changed = entry.change(&*self.shared.ports.store, |stored| {
             // A failed revision is retried if there is no other.
@@ -145,7 +148,7 @@ impl Handle {
         revision: Option<u32>,
         by: &Actor,
     ) -> Result<AcceptedDeploy, DeployError> {
-        let entry = self.shared.find_entry(service)?;
+        let entry = self.find_entry(service)?;
         let _submitting = self.shared.submit_lock.lock().await;
         let current = entry.state().service.clone();
         let earlier = match revision {
@@ -182,7 +185,7 @@ impl Handle {
         limit: Duration,
         by: &Actor,
     ) -> Result<ServiceRecord, DeployError> {
-        let entry = self.shared.find_entry(service)?;
+        let entry = self.find_entry(service)?;
         let mut permitted = Ok(());
         let changed = entry.change(&*self.shared.ports.store, |stored| {
             permitted = by.may_change(stored, "remove");
@@ -205,7 +208,7 @@ impl Handle {
     pub async fn remove_route(&self, domain: &ServiceDomain, by: &Actor) -> Result<ServiceName, DeployError> {
         let _submitting = self.shared.submit_lock.lock().await;
         let holds = |entry: &Arc<ServiceEntry>| entry.state().service.domains().contains(domain);
-        let entry = self.shared.all_entries().into_iter().find(holds);
+        let entry = self.shared.entries.all().into_iter().find(holds);
         let entry = entry.ok_or_else(|| DeployError::NoRoute(domain.clone()))?;
         by.may_change(&entry.state().service, &format!("take domain `{domain}` from"))?;
         let changed = entry.change(&*self.shared.ports.store, |stored| {
@@ -247,12 +250,14 @@ impl Handle {
         let image = shared.ports.images.resolve(&request.image, &by.name, given).await;
         let image = image.map_err(|fault| DeployError::Image(Box::new(fault)))?;
         let mounted = shared.pin_mounts(&request.mounts, &by.name, given).await?;
-        if let Some(entry) = shared.entry_by_name(&name).filter(|entry| entry.state().service.removing) {
+        if let Some(entry) =
+            shared.entries.by_name(name.as_str()).filter(|entry| entry.state().service.removing)
+        {
             let gone = tokio::time::timeout(REMOVAL_LIMIT, entry.removed.cancelled()).await;
             gone.map_err(|_| DeployError::Removing { name: name.clone() })?;
         }
         let submitting = shared.submit_lock.lock().await;
-        let entry = shared.entry_by_name(&name);
+        let entry = shared.entries.by_name(name.as_str());
         let existing = entry.as_ref().map(|entry| entry.state().service.clone());
         let MergedSpec { spec, notes } = merge::merge(existing.as_ref(), request, &image, &mounted)?;
         by.may_run(&spec)?;
@@ -265,7 +270,9 @@ impl Handle {
                 push_revision(&mut service, next);
                 service
             }
-            None => new_service(name, spec, &by.name, shared.admit_service(&by.name)?),
+            None => {
+                new_service(name, spec, &by.name, shared.service_bounds().admit(&shared.entries, &by.name)?)
+            }
         };
         Ok(PreparedDeploy { entry, service, notes, _submitting: submitting })
     }
@@ -280,6 +287,14 @@ struct PreparedDeploy<'a> {
 }
 
 impl DeployContext {
+    fn service_bounds(&self) -> ServiceBounds<'_> {
+        ServiceBounds {
+            owners: &self.options.owners,
+            max_per_owner: self.options.max_per_owner,
+            addresses: self.ports.network.max_addresses(),
+        }
+    }
+
     /// Resolves the images among the mounts of a request, by target. An image that is mounted twice resolves to the
     /// same digest in both places.
     async fn pin_mounts(
@@ -336,7 +351,7 @@ impl DeployContext {
 
     fn check_domains(&self, name: &ServiceName, spec: &ServiceSpec) -> Result<(), DeployError> {
         let mut new: Vec<&ServiceDomain> = spec.domains.iter().collect();
-        for entry in self.all_entries() {
+        for entry in self.entries.all() {
             let state = entry.state();
             if state.service.name == *name {
                 let own = state.service.domains();

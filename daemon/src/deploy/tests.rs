@@ -81,7 +81,8 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 
 use super::fake::{AllPermits, FakeApp, FakeWorld};
-use super::service::{Actor, Handle, Options, Service as Services};
+use super::options::Options;
+use super::service::{Actor, Handle, Service as Services};
 use crate::model::deploy::{AcceptedDeploy, DeployEvent, DeployEventKind, DeployRequest};
 use crate::model::service::ServiceName;
 

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::entry::{ServiceEntry, ServiceEntryState};
 use super::plan::{InstanceHealth, InstanceStage};
 use super::port::{ExecSpec, ExecStreams};
+use super::progress::{DeployEvents, DeployProgress};
 use super::service::{Actor, DeployError, Handle};
 use super::tracked_instance::TrackedInstance;
 use crate::model::deploy::{InstancePhase, InstanceView, RouteView, ServiceState, ServiceStatus};
@@ -17,19 +18,19 @@ impl Handle {
     /// Returns all services, ordered by name.
     pub fn list(&self) -> Vec<ServiceState> {
         let mut services: Vec<ServiceState> =
-            self.shared.all_entries().iter().map(|entry| view(&entry.state())).collect();
+            self.shared.entries.all().iter().map(|entry| view(&entry.state())).collect();
         services.sort_by(|a, b| a.service.name.cmp(&b.service.name));
         services
     }
 
     /// Returns one service, by its name or id.
     pub fn get(&self, service: &str) -> Result<ServiceState, DeployError> {
-        Ok(view(&self.shared.find_entry(service)?.state()))
+        Ok(view(&self.find_entry(service)?.state()))
     }
 
     /// Returns a service that the caller may change or read the log of; `verb` names the operation.
     pub fn changeable(&self, service: &str, verb: &str, by: &Actor) -> Result<ServiceRecord, DeployError> {
-        let service = self.shared.find_entry(service)?.state().service.clone();
+        let service = self.find_entry(service)?.state().service.clone();
         by.may_change(&service, verb)?;
         Ok(service)
     }
@@ -53,9 +54,26 @@ impl Handle {
                 })
                 .collect::<Vec<_>>()
         };
-        let mut routes: Vec<RouteView> = self.shared.all_entries().iter().flat_map(of).collect();
+        let mut routes: Vec<RouteView> = self.shared.entries.all().iter().flat_map(of).collect();
         routes.sort_by(|a, b| a.domain.cmp(&b.domain));
         routes
+    }
+
+    /// Returns the events of a revision's deploy or restart, starting with number `from`, to its end. For a deploy that
+    /// ended before this run of the daemon, only the final event is returned.
+    pub fn watch(&self, service: &str, revision: u32, from: u64) -> Result<DeployEvents, DeployError> {
+        let entry = self.find_entry(service)?;
+        let (progress, outcome) = {
+            let state = entry.state();
+            let found = state.service.revision(revision).ok_or_else(|| DeployError::NoRevision {
+                name: state.service.name.clone(),
+                revision,
+                kept: state.service.revisions.iter().map(|revision| revision.number).collect(),
+            })?;
+            (state.progress(revision), found.outcome.clone())
+        };
+        let progress = progress.unwrap_or_else(|| Arc::new(DeployProgress::ended_earlier(outcome)));
+        Ok(progress.follow(from, entry.removed.clone(), self.shared.stop.clone()))
     }
 
     /// Runs an additional process in the instance that receives the traffic, or else in the newest running one.
@@ -65,7 +83,7 @@ impl Handle {
         mut exec: ExecSpec,
         by: &Actor,
     ) -> Result<ExecStreams, DeployError> {
-        let entry = self.shared.find_entry(service)?;
+        let entry = self.find_entry(service)?;
         let (label, revision) = {
             let state = entry.state();
             let not_running = || DeployError::NotRunning { name: state.service.name.clone() };
@@ -77,7 +95,7 @@ impl Handle {
             by.may_run(&revision.spec)?;
             (label, revision)
         };
-        exec.confidential = self.shared.confidential_env(&label, &revision).await;
+        exec.confidential = self.shared.environment.confidential_variables(&label, &revision).await;
         Ok(self.shared.ports.runtime.exec(&label.instance, exec).await?)
     }
 }
