@@ -33,6 +33,7 @@ use crate::exit;
 use crate::interrupt::InterruptListener;
 use crate::output;
 use crate::rooms::{self, RoomEnvironment, RoomError, RoomFlags, RoomSelection, RoomsFile};
+use hearth_proto::error_code::ErrorCode;
 
 /// Packs directories into images, builds images inside a room, and runs them there as services.
 ///
@@ -273,7 +274,7 @@ async fn connect_to(selection: &RoomSelection, rooms: &RoomsFile) -> Result<Clie
     }
     Err(Failure::new(
         FailureKind::Usage,
-        "wrong_room",
+        ErrorCode::WrongRoom,
         format!("the daemon at {address} is room `{found}`, not `{name}`"),
     )
     .hint(format!("use --room {found}, or leave --room, HEARTH_ROOM and MESHAGENT_ROOM out")))

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::ErrorDetail;
 
 use crate::client::ClientError;
@@ -41,8 +42,15 @@ pub enum FailureKind {
 }
 
 impl Failure {
-    pub fn new(kind: FailureKind, code: &str, message: impl Into<String>) -> Self {
-        let detail = ErrorDetail { code: code.to_owned(), message: message.into(), ..Default::default() };
+    /// Creates a failure with the default hint and the retryability of its code.
+    pub fn new(kind: FailureKind, code: ErrorCode, message: impl Into<String>) -> Self {
+        let detail = ErrorDetail {
+            code: code.as_str().to_owned(),
+            message: message.into(),
+            hint: code.entry().hint.unwrap_or_default().to_owned(),
+            retryable: code.is_retryable(),
+            ..Default::default()
+        };
         Self::from_detail(kind, Box::new(detail))
     }
 
@@ -51,24 +59,24 @@ impl Failure {
     }
 
     pub fn usage(message: impl Into<String>) -> Self {
-        Self::new(FailureKind::Usage, "usage", message)
+        Self::new(FailureKind::Usage, ErrorCode::Usage, message)
     }
 
-    pub fn failed(code: &str, message: impl Into<String>) -> Self {
+    pub fn failed(code: ErrorCode, message: impl Into<String>) -> Self {
         Self::new(FailureKind::Failed, code, message)
     }
 
     pub fn interrupted(message: impl Into<String>) -> Self {
-        Self::new(FailureKind::Interrupted, "interrupted", message)
+        Self::new(FailureKind::Interrupted, ErrorCode::Interrupted, message)
     }
 
     pub fn program_exited(code: u8) -> Self {
-        Self::new(FailureKind::ProgramExited(code), "ended", "the program ended")
+        Self::new(FailureKind::ProgramExited(code), ErrorCode::Ended, "the program ended")
     }
 
     /// A local file could not be read or written.
     pub fn local(action: &str, path: &std::path::Path, error: &io::Error) -> Self {
-        Self::failed("local_file", format!("cannot {action} `{}`: {error}", path.display()))
+        Self::failed(ErrorCode::LocalFile, format!("cannot {action} `{}`: {error}", path.display()))
     }
 
     #[must_use]
@@ -95,10 +103,7 @@ impl From<ClientError> for Failure {
         let message = error.to_string();
         match error {
             ClientError::Unreachable { .. } => {
-                let mut failure = Self::new(FailureKind::Unreachable, "unreachable", message)
-                    .hint("check that hearthd runs and that the address is right (`hearth room list`)");
-                failure.detail.retryable = true;
-                failure
+                Self::new(FailureKind::Unreachable, ErrorCode::Unreachable, message)
             }
             ClientError::Denied(detail) => {
                 let mut failure = Self::from_detail(FailureKind::Denied, detail);
@@ -110,9 +115,10 @@ impl From<ClientError> for Failure {
             }
             ClientError::Invalid(detail) => Self::from_detail(FailureKind::Usage, detail),
             ClientError::Failed(detail) => Self::from_detail(FailureKind::Failed, detail),
-            ClientError::Address(_) | ClientError::Token(_) => Self::new(FailureKind::Usage, "usage", message),
-            ClientError::Protocol(_) => Self::failed("protocol", message)
-                .hint("client and daemon may be of different versions; compare `hearth --version` and `hearth doctor`"),
+            ClientError::Address(_) | ClientError::Token(_) => {
+                Self::new(FailureKind::Usage, ErrorCode::Usage, message)
+            }
+            ClientError::Protocol(_) => Self::failed(ErrorCode::Protocol, message),
         }
     }
 }
@@ -121,16 +127,16 @@ impl From<ClientError> for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            Self::new(FailureKind::OutputClosed, "output_closed", "standard output was closed")
+            Self::new(FailureKind::OutputClosed, ErrorCode::OutputClosed, "standard output was closed")
         } else {
-            Self::failed("local_io", error.to_string())
+            Self::failed(ErrorCode::LocalIo, error.to_string())
         }
     }
 }
 
 impl From<tokio::task::JoinError> for Failure {
     fn from(error: tokio::task::JoinError) -> Self {
-        Self::failed("internal", format!("a worker thread ended early: {error}"))
+        Self::failed(ErrorCode::Internal, format!("a worker thread ended early: {error}"))
     }
 }
 
@@ -138,7 +144,9 @@ impl From<crate::client::UploadError> for Failure {
     fn from(error: crate::client::UploadError) -> Self {
         match error {
             crate::client::UploadError::Client(error) => error.into(),
-            error @ crate::client::UploadError::Source(_) => Self::failed("local_file", error.to_string()),
+            error @ crate::client::UploadError::Source(_) => {
+                Self::failed(ErrorCode::LocalFile, error.to_string())
+            }
         }
     }
 }

@@ -165,11 +165,14 @@ impl From<&DockerfileRange> for DockerfileRangeView {
 
 #[cfg(test)]
 mod tests {
+    use hearth_proto::error_code::ErrorCode;
+
     use super::*;
     use crate::client::ClientError;
 
     fn failed_step(exit_code: i32) -> Failure {
-        let mut failure = Failure::failed("step_failed", "the step failed with exit code 7").build("abc");
+        let mut failure =
+            Failure::failed(ErrorCode::StepFailed, "the step failed with exit code 7").build("abc");
         failure.detail.exit_code = Some(exit_code);
         failure.detail.stage = "solve".into();
         failure.detail.step = "[2/3] RUN make".into();
@@ -189,7 +192,7 @@ mod tests {
         for (kind, expected) in
             [(Failed, 1), (Usage, 2), (Denied, 3), (Unreachable, 4), (Interrupted, 130), (OutputClosed, 0)]
         {
-            assert_eq!(exit_code(&Failure::new(kind, "x", "m")), expected);
+            assert_eq!(exit_code(&Failure::new(kind, ErrorCode::Internal, "m")), expected);
         }
     }
 
@@ -202,7 +205,8 @@ mod tests {
 
     #[test]
     fn the_exit_code_of_a_service_is_not_that_of_its_deploy() {
-        let mut failure = Failure::failed("exited", "the app ended with exit code 3").service("web", 2);
+        let mut failure =
+            Failure::failed(ErrorCode::Exited, "the app ended with exit code 3").service("web", 2);
         (failure.detail.exit_code, failure.detail.stage) = (Some(3), "deploy".into());
         assert_eq!(exit_code(&failure), 1);
         assert!(

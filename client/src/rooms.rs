@@ -20,6 +20,7 @@ mod select;
 use std::path::PathBuf;
 
 use crate::error::{Failure, FailureKind};
+use hearth_proto::error_code::ErrorCode;
 
 pub use file::{RoomEntry, RoomsFile};
 pub use select::{RoomEnvironment, RoomFlags, RoomSelection, TokenSource, read_token, select_room};
@@ -46,26 +47,19 @@ pub enum RoomError {
 
 impl From<RoomError> for Failure {
     fn from(error: RoomError) -> Self {
-        let (kind, code, hint) = match &error {
-            RoomError::Unknown { .. } => (
-                FailureKind::Usage,
-                "unknown_room",
-                "`hearth room add NAME --addr http://HOST:PORT --token-file FILE` makes a room known",
-            ),
-            RoomError::NoRoom { .. } => (
-                FailureKind::Usage,
-                "no_room",
-                "start hearthd here, or choose a room with --room, --addr or HEARTH_ROOM; `hearth room list` shows the known ones",
-            ),
+        let (kind, code) = match &error {
+            RoomError::Unknown { .. } => (FailureKind::Usage, ErrorCode::UnknownRoom),
+            RoomError::NoRoom { .. } => (FailureKind::Usage, ErrorCode::NoRoom),
             RoomError::Malformed { .. } => {
-                (FailureKind::Usage, "rooms_file", "repair it, or remove it and add the rooms again")
+                return Self::new(FailureKind::Usage, ErrorCode::RoomsFile, error.to_string())
+                    .hint("repair it, or remove it and add the rooms again");
             }
-            RoomError::File { .. } | RoomError::NoHome => (FailureKind::Failed, "rooms_file", ""),
-            RoomError::Address { .. } | RoomError::InvalidName { .. } => (FailureKind::Usage, "usage", ""),
-            RoomError::EmptyToken { .. } => {
-                (FailureKind::Usage, "empty_token", "`hearth token mint` on the daemon's machine prints one")
+            RoomError::File { .. } | RoomError::NoHome => (FailureKind::Failed, ErrorCode::RoomsFile),
+            RoomError::Address { .. } | RoomError::InvalidName { .. } => {
+                (FailureKind::Usage, ErrorCode::Usage)
             }
+            RoomError::EmptyToken { .. } => (FailureKind::Usage, ErrorCode::EmptyToken),
         };
-        Self::new(kind, code, error.to_string()).hint(hint)
+        Self::new(kind, code, error.to_string())
     }
 }

@@ -22,7 +22,7 @@ use crate::build::port::{SolveError, SolveOutcome, SolveRequest, Solver};
 use crate::buildkit::{BuildKitAddress, BuildKitClient, ReadinessStatus};
 use crate::model::build::BuildEventKind;
 use crate::model::builder::BuilderStatus;
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
 mod directory;
 mod external;
@@ -150,7 +150,7 @@ async fn solve_until_out_of_space(
 fn no_space_fault() -> Fault {
     let message = "the build was ended because it, or another build of its trust domain, used up the disk of the room \
                    down to the space that must stay free";
-    Fault::new(FaultStage::Solve, "no_space", message)
+    Fault::new(FaultStage::Solve, ErrorCode::NoSpace, message)
         .hint("write less in the steps of the build, or ask the operator for a larger disk")
         .retryable()
 }

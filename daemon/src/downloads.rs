@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use crate::build::port::{DownloadRequest, Downloader, OfferedDownload};
 use crate::model::Digest;
 use crate::model::egress::EgressPolicy;
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::task;
 
 use client::{FetchClient, FetchOutcome};
@@ -164,48 +164,27 @@ impl Downloader for DownloadCache {
 }
 
 fn fault(error: &DownloadError) -> Fault {
-    let (code, hint, again) = match error {
-        DownloadError::Url { .. } => ("invalid_url", Some("correct the URL in ADD"), false),
-        DownloadError::Host { .. } | DownloadError::Address { .. } => (
-            "egress_denied",
-            Some(
-                "the operator's `[builds.egress] allow` decides what builds reach; put the file into the context, or have it allowed",
-            ),
-            false,
-        ),
-        DownloadError::Status { status: 404 | 410, .. } => {
-            ("download_not_found", Some("correct the URL in ADD"), false)
-        }
-        DownloadError::Status { status: 401 | 403, .. } => (
-            "download_denied",
-            Some(
-                "ADD sends no credentials; put the file into the context, or fetch it in a RUN step with a secret",
-            ),
-            false,
-        ),
-        DownloadError::Status { status, .. } => ("download_failed", None, *status >= 500 || *status == 429),
-        DownloadError::Redirects { .. } => ("download_failed", None, false),
-        DownloadError::Unreachable { .. } | DownloadError::Slow { .. } => {
-            ("download_unreachable", Some("check the URL and the network of the daemon"), true)
-        }
-        DownloadError::TooLarge { .. } => {
-            ("download_too_large", Some("put the file into the context"), false)
-        }
-        DownloadError::Checksum { .. } => {
-            ("checksum_mismatch", Some("correct --checksum, or mistrust the file"), false)
-        }
-        DownloadError::Algorithm { .. } => ("invalid_checksum", Some("write --checksum=sha256:..."), false),
-        DownloadError::Store(error) if error.kind() == std::io::ErrorKind::StorageFull => {
-            ("no_space", Some("free space in the state directory"), true)
-        }
-        DownloadError::NoSpace { .. } => ("no_space", Some("free space in the state directory"), true),
-        DownloadError::Store(_) | DownloadError::Ending => ("internal", None, true),
+    let code = match error {
+        DownloadError::Url { .. } => ErrorCode::InvalidUrl,
+        DownloadError::Host { .. } | DownloadError::Address { .. } => ErrorCode::EgressDenied,
+        DownloadError::Status { status: 404 | 410, .. } => ErrorCode::DownloadNotFound,
+        DownloadError::Status { status: 401 | 403, .. } => ErrorCode::DownloadDenied,
+        DownloadError::Status { .. } | DownloadError::Redirects { .. } => ErrorCode::DownloadFailed,
+        DownloadError::Unreachable { .. } | DownloadError::Slow { .. } => ErrorCode::DownloadUnreachable,
+        DownloadError::TooLarge { .. } => ErrorCode::DownloadTooLarge,
+        DownloadError::Checksum { .. } => ErrorCode::ChecksumMismatch,
+        DownloadError::Algorithm { .. } => ErrorCode::InvalidChecksum,
+        DownloadError::NoSpace { .. } => ErrorCode::NoSpace,
+        DownloadError::Store(error) if error.kind() == std::io::ErrorKind::StorageFull => ErrorCode::NoSpace,
+        DownloadError::Store(_) | DownloadError::Ending => ErrorCode::Internal,
     };
-    let mut fault = Fault::new(FaultStage::Context, code, error.to_string());
-    fault.retryable = again;
-    match hint {
-        Some(hint) => fault.hint(hint),
-        None => fault,
+    let fault = Fault::new(FaultStage::Context, code, error.to_string());
+    match (code, error) {
+        (ErrorCode::NoSpace, _) => fault.hint("free space in the state directory").retryable(),
+        (ErrorCode::Internal, _) | (_, DownloadError::Status { status: 429 | 500.., .. }) => {
+            fault.retryable()
+        }
+        _ => fault,
     }
 }
 

@@ -1,12 +1,13 @@
 //! The wire format of Hearth.
 //!
 //! - [`v1`]: the generated `hearth.v1` messages, clients and servers.
+//! - [`error_code`]: the catalogue of error codes.
 //! - [`status`]: encoding of an API error in a gRPC status.
 //! - [`value`]: values that cross the wire as text (references, digests, mounts), from their own crate.
 
 pub mod status;
 
-pub use hearth_value as value;
+pub use hearth_value::{self as value, error_code};
 
 /// Generated from `hearth/v1/*.proto`; see `tests/generated.rs` for the command that refreshes it.
 #[allow(clippy::all, clippy::allow_attributes_without_reason, rust_2018_idioms, reason = "generated code")]

@@ -4,6 +4,7 @@
 use prost::Message as _;
 use tonic::{Code, Status};
 
+use crate::error_code::ErrorCode;
 use crate::v1::ErrorDetail;
 
 /// Type URL of the detail. A reader ignores everything before the last `/`.
@@ -19,6 +20,11 @@ pub struct RpcStatus {
     pub message: String,
     #[prost(message, repeated, tag = "3")]
     pub details: Vec<prost_types::Any>,
+}
+
+/// Returns the status that the catalogue gives to an error code.
+pub const fn catalogue_status(code: ErrorCode) -> Code {
+    Code::from_i32(code.entry().grpc_status as i32)
 }
 
 /// Builds a status that carries the detail.

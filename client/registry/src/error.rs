@@ -1,6 +1,7 @@
 //! Errors of the registry client, with their stable codes and hints.
 
 use hearth_value::Digest;
+use hearth_value::error_code::ErrorCode;
 
 /// Error of a request to another registry. URLs are shown without queries and user names, which may contain
 /// signatures and passwords.
@@ -83,24 +84,24 @@ impl RemoteError {
     }
 
     /// Returns the stable error code.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self.registry_error() {
-            Self::Refused { status: 401 | 403, .. } => "registry_denied",
-            Self::Refused { status: 429, .. } => "registry_busy",
-            Self::Refused { .. } => "registry_refused",
-            Self::NotFound { .. } => "image_not_found",
-            Self::Unreachable { .. } | Self::TimedOut { .. } => "registry_unreachable",
-            Self::Untrusted { .. } => "registry_untrusted",
-            Self::Realm { .. } | Self::Challenge { .. } => "registry_auth_refused",
-            Self::Redirect { .. } | Self::InternalAddress { .. } => "registry_redirect_refused",
-            Self::InternalRegistry { .. } => "registry_address_refused",
-            Self::TooLarge { .. } | Self::Answer { .. } => "registry_answer_invalid",
-            Self::MediaType { .. } => "media_type_unsupported",
-            Self::NoPlatform { .. } => "platform_missing",
-            Self::Mismatch { .. } | Self::Size { .. } => "blob_mismatch",
+            Self::Refused { status: 401 | 403, .. } => ErrorCode::RegistryDenied,
+            Self::Refused { status: 429, .. } => ErrorCode::RegistryBusy,
+            Self::Refused { .. } => ErrorCode::RegistryRefused,
+            Self::NotFound { .. } => ErrorCode::ImageNotFound,
+            Self::Unreachable { .. } | Self::TimedOut { .. } => ErrorCode::RegistryUnreachable,
+            Self::Untrusted { .. } => ErrorCode::RegistryUntrusted,
+            Self::Realm { .. } | Self::Challenge { .. } => ErrorCode::RegistryAuthRefused,
+            Self::Redirect { .. } | Self::InternalAddress { .. } => ErrorCode::RegistryRedirectRefused,
+            Self::InternalRegistry { .. } => ErrorCode::RegistryAddressRefused,
+            Self::TooLarge { .. } | Self::Answer { .. } => ErrorCode::RegistryAnswerInvalid,
+            Self::MediaType { .. } => ErrorCode::MediaTypeUnsupported,
+            Self::NoPlatform { .. } => ErrorCode::PlatformMissing,
+            Self::Mismatch { .. } | Self::Size { .. } => ErrorCode::BlobMismatch,
             // `of_registry` never returns `Mirrored`.
             Self::Mirrored { .. } | Self::Content { .. } | Self::Tls(_) | Self::ReceiverStopped { .. } => {
-                "internal"
+                ErrorCode::Internal
             }
         }
     }

@@ -179,7 +179,11 @@ async fn a_token_that_expired_is_refreshed_once_and_one_that_never_opens_is_deni
     remote.resolve_image(&reference(&registry), &amd64()).await.unwrap();
     let closed: Reference = format!("{}/closed:1", registry.host()).parse().unwrap();
     let error = remote.resolve_image(&closed, &amd64()).await.unwrap_err();
-    assert_eq!((error.code(), error.spec_code()), ("registry_denied", Some("UNAUTHORIZED")), "{error}");
+    assert_eq!(
+        (error.code().as_str(), error.spec_code()),
+        ("registry_denied", Some("UNAUTHORIZED")),
+        "{error}"
+    );
     let tries = registry.log().iter().filter(|line| line.contains("/closed/")).count();
     assert_eq!(tries, 2, "{:?}", registry.log());
 }

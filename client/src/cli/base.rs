@@ -13,6 +13,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hearth_pack::archive::sha256;
 use hearth_pack::image::{Descriptor, Manifest, OciIndex, Platform};
 use hearth_pack::{BaseError, BaseImage, BlobCache};
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::value::{Digest, Reference, RoomRegistries};
 use hearth_registry::{BlobReader, CHUNK_BUFFER};
 use tokio::sync::mpsc;
@@ -124,7 +125,7 @@ async fn from_room(
         let index: OciIndex = parse(&what, &json)?;
         let child = index.for_platform(platform).map_err(|found| {
             Failure::failed(
-                "platform_missing",
+                ErrorCode::PlatformMissing,
                 format!("{what}: it has no image for {platform}; it has {found}"),
             )
             .hint("name another platform, such as --arch arm64")
@@ -136,7 +137,7 @@ async fn from_room(
     let declared: Platform = parse(&what, &config)?;
     if !declared.satisfies(platform) {
         let message = format!("{what}: it is for {declared}, not for {platform}");
-        return Err(Failure::failed("platform_missing", message)
+        return Err(Failure::failed(ErrorCode::PlatformMissing, message)
             .hint(format!("add --arch {}", declared.architecture)));
     }
     output::note(&format!("base {reference} ({digest})"));
@@ -211,7 +212,7 @@ async fn cached_layer(cache: &BlobCache, layer: &Descriptor) -> Result<Option<Fi
     let (cache, layer) = (cache.clone(), layer.clone());
     let known = task::blocking("cache", move || cache.get(&layer)).await?;
     known.map_err(|error| {
-        Failure::failed("local_io", format!("cannot read the cache of base images: {error}"))
+        Failure::failed(ErrorCode::LocalIo, format!("cannot read the cache of base images: {error}"))
     })
 }
 
@@ -228,9 +229,9 @@ async fn fetch_layer<F: Future<Output = Result<(), Failure>>>(
     // A failed write ends the fetch, and an incomplete fetch cannot be cached: report the cause.
     match (fetched, written) {
         (Ok(()), Ok(file)) => Ok(file),
-        (Err(failure), _) if failure.detail.code != "internal" => Err(failure),
+        (Err(failure), _) if failure.detail.code.parse() != Ok(ErrorCode::Internal) => Err(failure),
         (_, Err(error)) => {
-            Err(Failure::failed("local_io", format!("cannot keep a base image's layer: {error}")))
+            Err(Failure::failed(ErrorCode::LocalIo, format!("cannot keep a base image's layer: {error}")))
         }
         (Err(failure), Ok(_)) => Err(failure),
     }
@@ -249,9 +250,10 @@ async fn assemble(
 }
 
 fn parse<T: for<'de> serde::Deserialize<'de>>(what: &str, json: &[u8]) -> Result<T, Failure> {
-    serde_json::from_slice(json).map_err(|error| Failure::failed("invalid_base", format!("{what}: {error}")))
+    serde_json::from_slice(json)
+        .map_err(|error| Failure::failed(ErrorCode::InvalidBase, format!("{what}: {error}")))
 }
 
 fn invalid_base(what: &str, error: &BaseError) -> Failure {
-    Failure::failed("invalid_base", format!("{what}: {error}"))
+    Failure::failed(ErrorCode::InvalidBase, format!("{what}: {error}"))
 }

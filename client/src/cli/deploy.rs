@@ -10,6 +10,7 @@ pub(super) mod quantity;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::{DeployRequest, ServicePort};
 use hearth_proto::value::Reference;
 
@@ -138,7 +139,8 @@ pub(super) async fn run(
 }
 
 fn pinned(image: &str, digest: &str) -> Result<String, Failure> {
-    let not_understood = |error: &dyn std::fmt::Display| Failure::failed("protocol", error.to_string());
+    let not_understood =
+        |error: &dyn std::fmt::Display| Failure::failed(ErrorCode::Protocol, error.to_string());
     let mut image: Reference = image.parse().map_err(|error| not_understood(&error))?;
     image.digest = Some(digest.parse().map_err(|error| not_understood(&error))?);
     Ok(image.to_string())

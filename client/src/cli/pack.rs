@@ -14,6 +14,7 @@ use hearth_pack::cache::PackCache;
 use hearth_pack::image::{ConfigFlags, Platform, parse_command};
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_pack::{PackError, PackOptions, PackedImage};
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::value::{Reference, RoomRegistries};
 
 use destination::PackDestination;
@@ -225,5 +226,5 @@ fn layer_options(compression: CompressionArg) -> Result<LayerOptions, Failure> {
 }
 
 fn failure(error: &PackError) -> Failure {
-    Failure::failed("pack_failed", error.to_string())
+    Failure::failed(ErrorCode::PackFailed, error.to_string())
 }

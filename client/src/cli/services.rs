@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::{DeployRequest, Revision, Service};
 use jiff::Timestamp;
 
@@ -191,7 +192,7 @@ async fn show(
         Some(format) => {
             let spec = find_revision(&service, revision)?.spec.as_ref();
             let spec = spec.ok_or_else(|| {
-                Failure::failed("protocol", "the daemon sent the revision without its spec")
+                Failure::failed(ErrorCode::Protocol, "the daemon sent the revision without its spec")
             })?;
             let manifest = ServiceManifest::from_spec(&service.name, spec);
             match format {
@@ -208,8 +209,11 @@ fn find_revision(service: &Service, revision: Option<u32>) -> Result<&Revision, 
     service.revisions.iter().find(|revision| revision.number == number).ok_or_else(|| {
         let kept: Vec<String> =
             service.revisions.iter().map(|revision| revision.number.to_string()).collect();
-        Failure::failed("revision_not_found", format!("service {} has no revision {number}", service.name))
-            .hint(format!("there are {}", kept.join(", ")))
+        Failure::failed(
+            ErrorCode::RevisionNotFound,
+            format!("service {} has no revision {number}", service.name),
+        )
+        .hint(format!("there are {}", kept.join(", ")))
     })
 }
 

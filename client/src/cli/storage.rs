@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::{FileEntry, FileKind, StorageArea, WriteBegin};
 
 use super::views::FileView;
@@ -244,7 +245,7 @@ async fn get(
             }
             FileKind::Symlink | FileKind::Other | FileKind::Unspecified => {
                 return Err(Failure::failed(
-                    "not_a_file",
+                    ErrorCode::NotAFile,
                     format!("`{}` is a link or a special file", entry.path),
                 )
                 .hint("get the files beside it one by one"));
@@ -262,8 +263,12 @@ fn path_below(root: &str, path: &str) -> Result<PathBuf, Failure> {
     let relative = relative
         .map(Path::new)
         .filter(|relative| relative.components().all(|component| matches!(component, Component::Normal(_))));
-    let wrong =
-        || Failure::failed("protocol", format!("the daemon listed `{path}`, which is not below `{root}`"));
+    let wrong = || {
+        Failure::failed(
+            ErrorCode::Protocol,
+            format!("the daemon listed `{path}`, which is not below `{root}`"),
+        )
+    };
     Ok(relative.ok_or_else(wrong)?.to_owned())
 }
 
@@ -284,7 +289,7 @@ fn complete(path: &str, left: u64) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::failed(
-        "cut_off",
+        ErrorCode::CutOff,
         format!("`{path}` became shorter while it was read; {left} bytes are missing"),
     ))
 }

@@ -3,6 +3,7 @@
 mod usage;
 
 use clap::Subcommand;
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::{Builder, BuilderState};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -128,5 +129,8 @@ pub(super) async fn run(globals: &GlobalArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let missing: Vec<&str> = components.iter().filter(|c| !c.1).map(|c| c.0.as_str()).collect();
-    Err(Failure::failed("not_ready", format!("room {} is not ready: {}", info.room, missing.join(", "))))
+    Err(Failure::failed(
+        ErrorCode::NotReady,
+        format!("room {} is not ready: {}", info.room, missing.join(", ")),
+    ))
 }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::ErrorDetail;
 use tonic::{Code, Status};
 
@@ -70,20 +71,20 @@ fn error_detail(status: &Status) -> Option<ErrorDetail> {
 /// Derives a detail from a bare status, which an intermediary created.
 fn detail_from_status(status: &Status) -> ErrorDetail {
     let code = match status.code() {
-        Code::Unauthenticated => "unauthenticated",
-        Code::PermissionDenied => "permission_denied",
-        Code::InvalidArgument => "invalid_argument",
-        Code::NotFound => "not_found",
-        Code::AlreadyExists => "already_exists",
-        Code::ResourceExhausted => "resource_exhausted",
-        Code::FailedPrecondition => "failed_precondition",
-        Code::DeadlineExceeded => "deadline_exceeded",
-        Code::Unimplemented => "unimplemented",
-        _ => "internal",
+        Code::Unauthenticated => ErrorCode::Unauthenticated,
+        Code::PermissionDenied => ErrorCode::PermissionDenied,
+        Code::InvalidArgument => ErrorCode::InvalidArgument,
+        Code::NotFound => ErrorCode::NotFound,
+        Code::AlreadyExists => ErrorCode::AlreadyExists,
+        Code::ResourceExhausted => ErrorCode::ResourceExhausted,
+        Code::FailedPrecondition => ErrorCode::FailedPrecondition,
+        Code::DeadlineExceeded => ErrorCode::DeadlineExceeded,
+        Code::Unimplemented => ErrorCode::Unimplemented,
+        _ => ErrorCode::Internal,
     };
     let message = if status.message().is_empty() { status.code().description() } else { status.message() };
     ErrorDetail {
-        code: code.to_owned(),
+        code: code.as_str().to_owned(),
         message: message.to_owned(),
         retryable: matches!(status.code(), Code::ResourceExhausted | Code::DeadlineExceeded | Code::Aborted),
         ..Default::default()

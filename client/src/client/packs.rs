@@ -10,6 +10,7 @@ use hearth_pack::identity::{ContentHash, HashedEntry, HashedTree};
 use hearth_pack::layer::LayerSource as _;
 use hearth_pack::pieces::{self, CompressionEffort, FilePiece, LARGE_FILE, PieceBatch, PieceError};
 use hearth_pack::walk::{EntryKind, WalkEntry, WalkedTree};
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::packs_client::PacksClient;
 use hearth_proto::v1::{
     BeginPackRequest, ChunkPackRequest, ChunkedContent, CommitPackRequest, ListPackRequest, ListPackResponse,
@@ -91,7 +92,7 @@ impl Client {
             // The daemon restarted or expired the upload; the content that arrived is kept, so a second attempt
             // resumes.
             Err(PackUploadError::Client(ClientError::Failed(detail)))
-                if matches!(detail.code.as_str(), "upload_not_found" | "content_gone") =>
+                if matches!(detail.code.parse(), Ok(ErrorCode::UploadNotFound | ErrorCode::ContentGone)) =>
             {
                 self.try_pack(begin, &offer, &sent).await
             }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::{LogLine, ReadServiceLogsRequest, ServiceLogLines};
 use tonic::{Request, Streaming};
 
@@ -96,7 +97,9 @@ impl ServiceLogs {
                     address: self.client.address.clone(),
                     reason: "the log stream ended although the service still exists".to_owned(),
                 }),
-                Err(ClientError::Failed(detail)) if detail.code == "service_not_found" => Ok(false),
+                Err(ClientError::Failed(detail)) if detail.code.parse() == Ok(ErrorCode::ServiceNotFound) => {
+                    Ok(false)
+                }
                 Err(error) => Err(error),
             },
         }

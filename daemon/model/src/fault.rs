@@ -3,11 +3,13 @@
 use hearth_proto::value::MountTarget;
 use serde::{Deserialize, Serialize};
 
+pub use hearth_proto::error_code::{ErrorCode, RecordedErrorCode};
+
 /// Reason of a failure, in the form that is stored and shown; `ErrorDetail` on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// Stable identifier of the cause, such as `step_failed`.
-    pub code: String,
+    pub code: RecordedErrorCode,
     pub message: String,
     pub stage: FaultStage,
     /// Suggested next action.
@@ -63,13 +65,14 @@ pub struct DockerfileRange {
 }
 
 impl Fault {
-    pub fn new(stage: FaultStage, code: &str, message: impl Into<String>) -> Self {
+    /// Creates a fault with the default hint of its code. It is retryable if every error with the code is.
+    pub fn new(stage: FaultStage, code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
-            code: code.to_owned(),
+            code: code.into(),
             message: message.into(),
             stage,
-            hint: None,
-            retryable: false,
+            hint: code.entry().hint.map(str::to_owned),
+            retryable: code.is_retryable(),
             step: None,
             dockerfile: None,
             exit_code: None,
@@ -80,6 +83,14 @@ impl Fault {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// Replaces the hint of the code if there is a more specific one.
+    pub fn maybe_hint(self, hint: Option<impl Into<String>>) -> Self {
+        match hint {
+            Some(hint) => self.hint(hint),
+            None => self,
+        }
     }
 
     pub const fn retryable(mut self) -> Self {

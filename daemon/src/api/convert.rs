@@ -26,7 +26,7 @@ use crate::image::port::cached::CachedImage;
 use crate::model::build::{
     BuildEvent, BuildEventKind, BuildRecord, BuildSource, BuildState, LogStream, MountIdentity,
 };
-use crate::model::fault::DockerfileRange;
+use crate::model::fault::{DockerfileRange, ErrorCode};
 use crate::model::image::TaggedImage;
 use crate::model::secret::{RegistryCredential, Secret};
 use crate::model::{Reference, RoomRegistries};
@@ -44,7 +44,7 @@ pub fn page_size(asked: u32, default: usize, max: usize) -> usize {
 /// Parses a tag.
 pub fn tag(field: &str, text: &str) -> Result<Reference, ApiError> {
     Reference::parse_tag(text)
-        .map_err(|error| ApiError::invalid(field, "invalid_tag", format!("tag {error}")))
+        .map_err(|error| ApiError::invalid(field, ErrorCode::InvalidTag, format!("tag {error}")))
 }
 
 pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
@@ -56,7 +56,7 @@ pub fn time(field: &str, value: Option<prost_types::Timestamp>) -> Result<Option
     value
         .map(|value| {
             Timestamp::new(value.seconds, value.nanos).map_err(|_| {
-                ApiError::invalid(field, "invalid_time", format!("{field}: the time is out of range"))
+                ApiError::invalid(field, ErrorCode::InvalidTime, format!("{field}: the time is out of range"))
             })
         })
         .transpose()
@@ -72,7 +72,7 @@ pub fn duration(
             std::time::Duration::try_from(value).map_err(|_| {
                 ApiError::invalid(
                     field,
-                    "invalid_duration",
+                    ErrorCode::InvalidDuration,
                     format!("{field}: the duration is negative or out of range"),
                 )
             })
@@ -108,7 +108,7 @@ pub fn registry_credentials(
 ) -> Result<BTreeMap<String, RegistryCredential>, ApiError> {
     if wire.len() > MAX_CREDENTIALS {
         let message = format!("at most {MAX_CREDENTIALS} credentials");
-        return Err(ApiError::invalid(field, "too_many", message));
+        return Err(ApiError::invalid(field, ErrorCode::TooMany, message));
     }
     let credential = |credential: v1::RegistryCredential| {
         let password = Secret::new(credential.password);
@@ -251,7 +251,7 @@ pub fn add_marks(images: &mut [v1::Image], marks: &[ImageMark]) {
         marks.iter().map(|mark| (mark.manifest.to_string(), mark)).collect();
     for image in images {
         if let Some(mark) = marks.get(&image.digest) {
-            image.unusable.clone_from(&mark.code);
+            mark.code.as_str().clone_into(&mut image.unusable);
             image.unusable_reason.clone_from(&mark.reason);
         }
     }

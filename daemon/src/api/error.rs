@@ -1,15 +1,24 @@
-//! Mapping of errors to gRPC statuses.
+//! Mapping of errors to gRPC statuses. The modules below convert the errors of the domains, so that each conversion to a
+//! status is here, and no other module has one.
 //!
 //! A handler returns an [`ApiError`]; it becomes a gRPC status whose details contain a `hearth.v1.ErrorDetail`,
 //! in the envelope of `google.rpc.Status`.
 
-use hearth_proto::status::status_with_detail;
+mod access;
+mod build;
+mod context;
+mod image;
+mod pack;
+mod secret;
+mod service;
+mod storage;
+mod transport;
+
+use hearth_proto::status::{catalogue_status, status_with_detail};
 use hearth_proto::v1::ErrorDetail;
 use tonic::{Code, Status};
 
-use crate::access::policy::AccessDenied;
-use crate::access::{AccessError, MintError};
-use crate::model::fault::Fault;
+use crate::model::fault::{ErrorCode, Fault};
 
 /// A refused or failed request, with the details that the caller needs to correct it.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,19 +28,34 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    pub fn new(status: Code, code: &str, message: impl Into<String>) -> Self {
-        let detail = ErrorDetail { code: code.to_owned(), message: message.into(), ..ErrorDetail::default() };
-        Self::with_detail(status, detail)
+    /// Creates an error with the status, the default hint and the retryability of its code.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        let entry = code.entry();
+        let detail = ErrorDetail {
+            code: entry.text.to_owned(),
+            message: message.into(),
+            hint: entry.hint.unwrap_or_default().to_owned(),
+            retryable: code.is_retryable(),
+            ..ErrorDetail::default()
+        };
+        Self { status: catalogue_status(code), detail: Box::new(detail) }
     }
 
-    /// Creates an error from an existing detail.
-    pub fn with_detail(status: Code, detail: ErrorDetail) -> Self {
-        Self { status, detail: Box::new(detail) }
+    /// Creates an error from a fault. The code of another version has the status of an unmet condition.
+    pub fn from_fault(fault: Fault) -> Self {
+        let status = fault.code.known().map_or(Code::FailedPrecondition, catalogue_status);
+        Self { status, detail: Box::new(fault_detail(fault)) }
+    }
+
+    /// Sets a status other than the one of the code.
+    pub const fn status(mut self, status: Code) -> Self {
+        self.status = status;
+        self
     }
 
     /// Creates an error about an invalid field of the request.
-    pub fn invalid(field: impl Into<String>, code: &str, message: impl Into<String>) -> Self {
-        let mut refusal = Self::new(Code::InvalidArgument, code, message);
+    pub fn invalid(field: impl Into<String>, code: ErrorCode, message: impl Into<String>) -> Self {
+        let mut refusal = Self::new(code, message);
         refusal.detail.field = field.into();
         "request".clone_into(&mut refusal.detail.stage);
         refusal
@@ -40,7 +64,7 @@ impl ApiError {
     /// Creates an error about an internal failure: the caller gets a short text, the log gets the cause.
     pub fn internal(context: &str, cause: impl std::fmt::Display) -> Self {
         tracing::error!(%cause, "{context}");
-        Self::new(Code::Internal, "internal", format!("{context}; the daemon's log has the cause"))
+        Self::new(ErrorCode::Internal, format!("{context}; the daemon's log has the cause"))
     }
 
     pub fn detail(&self) -> &ErrorDetail {
@@ -58,6 +82,14 @@ impl ApiError {
         self
     }
 
+    /// Replaces the hint of the code if there is a more specific one.
+    pub fn maybe_hint(self, hint: Option<impl Into<String>>) -> Self {
+        match hint {
+            Some(hint) => self.hint(hint),
+            None => self,
+        }
+    }
+
     pub fn retryable(mut self, after: Option<std::time::Duration>) -> Self {
         self.detail.retryable = true;
         self.detail.retry_after_ms = after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
@@ -71,47 +103,10 @@ impl From<ApiError> for Status {
     }
 }
 
-impl From<AccessError> for ApiError {
-    fn from(error: AccessError) -> Self {
-        let code = match &error {
-            AccessError::Missing => "token_missing",
-            AccessError::Invalid(_) => "token_invalid",
-            AccessError::Expired { .. } => "token_expired",
-            AccessError::Revoked { .. } | AccessError::CreatorRevoked { .. } => "token_revoked",
-            AccessError::OtherRoom { .. } => "token_other_room",
-            AccessError::ForeignName { .. } => "token_foreign_name",
-            AccessError::ForeignDomain { .. } => "token_foreign_domain",
-        };
-        Self::new(Code::Unauthenticated, code, error.to_string())
-            .hint("make a token on the daemon's machine: hearth token mint")
-    }
-}
-
-/// A missing grant.
-impl From<AccessDenied> for ApiError {
-    fn from(denied: AccessDenied) -> Self {
-        Self::new(Code::PermissionDenied, "denied", format!("this token may not {denied}"))
-            .hint("ask for a token whose `api` grant allows it: hearth token mint --scope ...")
-    }
-}
-
-impl From<MintError> for ApiError {
-    fn from(error: MintError) -> Self {
-        let (field, code) = match &error {
-            MintError::Scope { .. } => ("scope", "invalid_scope"),
-            MintError::Ttl => ("ttl", "invalid_ttl"),
-            MintError::Name | MintError::ReservedName => ("name", "invalid_name"),
-            MintError::Domain(_) => ("domain", "invalid_domain"),
-            MintError::Sign(cause) => return Self::internal("the token cannot be signed", cause),
-        };
-        Self::invalid(field, code, error.to_string())
-    }
-}
-
 /// Converts the fault of a failed build.
 pub fn fault_detail(fault: Fault) -> ErrorDetail {
     ErrorDetail {
-        code: fault.code,
+        code: fault.code.into(),
         message: fault.message,
         field: String::new(),
         hint: fault.hint.unwrap_or_default(),
@@ -134,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_refusal_carries_its_detail_in_the_standard_envelope() {
-        let refusal = ApiError::invalid("spec.tag", "invalid_tag", "no").hint("do");
+        let refusal = ApiError::invalid("spec.tag", ErrorCode::InvalidTag, "no").hint("do");
         let status = Status::from(refusal.clone());
         assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "no"));
         let envelope = RpcStatus::decode(status.details()).unwrap();

@@ -23,6 +23,7 @@ use crate::access::policy::{CallerAction, decide};
 use crate::context::storage::StorageRoot;
 use crate::image::ImageStore;
 use crate::model::access::{Caller, StorageVerb};
+use crate::model::fault::ErrorCode;
 use crate::model::id::PackId;
 use crate::model::share_owner::ShareOwner;
 use crate::model::{MountSource, MountSpec};
@@ -38,6 +39,8 @@ pub use services::ServicesService;
 pub use storage::StorageService;
 pub use system::{BuilderList, SystemService};
 pub use usage::DiskUsage;
+
+pub(super) use upload::FileError;
 
 /// Returns the caller that [`super::auth`] put into the extensions. A request without one fails.
 fn caller(extensions: &Extensions) -> Result<Caller, Status> {
@@ -83,7 +86,7 @@ fn authorized_storage_path(
     path: &str,
 ) -> Result<(StorageRoot, PathBuf), Status> {
     let path = hearth_proto::value::storage_path(path)
-        .map_err(|error| ApiError::invalid(field, "invalid_path", error.to_string()))?;
+        .map_err(|error| ApiError::invalid(field, ErrorCode::InvalidPath, error.to_string()))?;
     match verb {
         StorageVerb::Read => check_access(caller, &CallerAction::ReadStorage(&path))?,
         StorageVerb::Write => check_access(caller, &CallerAction::WriteStorage(&path))?,

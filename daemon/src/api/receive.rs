@@ -17,7 +17,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use http::HeaderMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::error::ApiError;
 use super::guarded::guarded;
@@ -26,6 +26,7 @@ use super::shares::{CallerShares, RequestShare, TooManyRequests};
 use crate::model::access::Caller;
 use crate::model::share_owner::ShareOwnerResolver;
 use crate::registry;
+pub(super) use body::MessageTooLarge;
 use body::{MessageFraming, ReceivedBody};
 
 /// Maximum number of concurrent requests without a token on one connection.
@@ -33,7 +34,7 @@ const PUBLIC_REQUESTS: usize = 8;
 /// Time limit for data of the body of such a request.
 const PUBLIC_WAIT: Duration = Duration::from_secs(10);
 /// Delay after which a caller that exceeds a limit should try again.
-const RETRY: Duration = Duration::from_secs(2);
+pub(super) const RETRY: Duration = Duration::from_secs(2);
 
 /// Limits on the requests of callers.
 #[derive(Clone)]
@@ -141,12 +142,4 @@ pub(super) fn error_answer(headers: &HeaderMap, refusal: ApiError) -> Response {
         return Status::from(refusal).into_http();
     }
     registry::too_many_requests(&refusal.detail().message)
-}
-
-impl From<TooManyRequests> for ApiError {
-    fn from(error: TooManyRequests) -> Self {
-        Self::new(Code::ResourceExhausted, "too_many_requests", error.to_string())
-            .hint("wait for some of them to end")
-            .retryable(Some(RETRY))
-    }
 }

@@ -19,10 +19,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tonic::Code;
 use tower::ServiceExt as _;
 
-use super::error::ApiError;
 use super::guarded::guarded;
 use super::receive::{PublicRequests, error_answer};
 use crate::connections::{ConnectionLimitReached, ConnectionLimiter, ConnectionPeer, ConnectionPermit};
@@ -51,8 +49,6 @@ const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
 const REFUSAL_WINDOW: u32 = 64 * 1024;
 /// Time limit for closing a connection that was asked to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
-/// Delay after which a client without a connection should try again.
-const RETRY: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, which is usually caused by "too many open files".
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -217,16 +213,6 @@ where
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     // The connection is closed whether or not the refusal was sent.
     let _ = tokio::time::timeout(REFUSAL_LIMIT, connection).await;
-}
-
-impl From<ConnectionLimitReached> for ApiError {
-    fn from(crowded: ConnectionLimitReached) -> Self {
-        Self::new(Code::ResourceExhausted, "too_many_connections", crowded.to_string())
-            .hint(
-                "close connections that are not needed, or raise [connections] in the daemon's configuration",
-            )
-            .retryable(Some(RETRY))
-    }
 }
 
 fn connection_builder() -> auto::Builder<TokioExecutor> {

@@ -38,7 +38,7 @@ use super::publisher::EventPublisher;
 use super::service::{ActiveBuild, BuildRuntime};
 use super::verdict::BuildVerdict;
 use crate::model::build::{BuildEventKind, BuildOutcome, BuildRecord, BuildResult, BuildState};
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::image::VerifiedImage;
 use crate::model::{Reference, Repository};
 use crate::task;
@@ -88,7 +88,7 @@ pub(super) async fn run(shared: Arc<BuildRuntime>, active: Arc<ActiveBuild>) {
     };
     let fault = Fault::new(
         FaultStage::Solve,
-        "internal",
+        ErrorCode::Internal,
         "the daemon failed while it ran this build; its log has the cause",
     );
     let publisher = EventPublisher::new(Arc::clone(&active.log), SecretMask::default(), 0);
@@ -121,7 +121,7 @@ impl BuildRuntime {
         let begun = match (log_fault, self.ports.store.update(record.clone()).await) {
             (Some(fault), _) => Err(fault),
             (None, Err(error)) => {
-                Err(Fault::new(FaultStage::Request, "state_unavailable", error.to_string()).retryable())
+                Err(Fault::new(FaultStage::Request, ErrorCode::StateUnavailable, error.to_string()))
             }
             (None, Ok(())) => {
                 let running = BuildEventKind::StateChanged { state: BuildState::Running };
@@ -155,7 +155,7 @@ impl BuildRuntime {
         let seconds = self.time_limit(record).as_secs_f64();
         Fault::new(
             FaultStage::Solve,
-            "timeout",
+            ErrorCode::Timeout,
             format!("the build took longer than its limit of {seconds} s"),
         )
         .hint("allow more time with the build's timeout, or make its slow step faster")
@@ -185,7 +185,7 @@ impl BuildRuntime {
             result = self.run_stages(active, record, early, publisher) => result,
             () = guard => {
                 tracing::error!("build did not stop when told to; abandoned it");
-                Err(Fault::new(FaultStage::Solve, "stuck", "the build did not stop when it was told to").retryable())
+                Err(Fault::new(FaultStage::Solve, ErrorCode::Stuck, "the build did not stop when it was told to"))
             }
         }
     }
@@ -199,7 +199,7 @@ impl BuildRuntime {
     ) -> Result<BuildResult, Fault> {
         let begun = Instant::now();
         let Some(tag) = record.spec.tags.first().cloned() else {
-            return Err(Fault::new(FaultStage::Request, "invalid_tag", "the build has no tag"));
+            return Err(Fault::new(FaultStage::Request, ErrorCode::InvalidTag, "the build has no tag"));
         };
         let outcome = self.solve_until_stable(active, record, early, &tag, publisher).await?;
         let image = self.verify(&tag, outcome).await?;
@@ -335,11 +335,9 @@ impl BuildRuntime {
             if deaths > 1 || since.elapsed() >= self.options.solver_wait {
                 return Err(Fault::new(
                     FaultStage::Solve,
-                    "builder_unavailable",
+                    ErrorCode::BuilderUnavailable,
                     format!("the builder went away: {reason}"),
-                )
-                .hint("run the build again; if this repeats, see the log of buildkitd in the state directory")
-                .retryable());
+                ));
             }
             if events > 0 {
                 // The duration of the attempt itself is not waiting time.
@@ -421,7 +419,7 @@ impl BuildRuntime {
         let started = record.started_at;
         tracing::info!(
             state = state.as_str(),
-            fault = record.fault.as_ref().map(|fault| &*fault.code),
+            fault = record.fault.as_ref().map(|fault| fault.code.as_str()),
             "build ended"
         );
         // The next start of the daemon repairs either half without the other: a log that is shorter than its record

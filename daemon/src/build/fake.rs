@@ -20,7 +20,7 @@ use super::port::{
 use crate::context::port::{ContextFiles, FileTree, NoTransferWatch, SessionName, TreeEntry};
 use crate::image::{SuppliedImage, SupplyOrigin};
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, ContextIdentity, LogStream};
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{Descriptor, ImageDefaults, VerifiedImage};
 use crate::model::secret::RegistryCredential;
@@ -230,8 +230,8 @@ impl RoomImages for FakeImages {
     async fn supply(&self, request: ImageRequest) -> Result<SuppliedImage, Fault> {
         let name = request.reference.to_string();
         let known = self.known.lock().get(&name).copied();
-        let digest =
-            known.ok_or_else(|| Fault::new(FaultStage::Context, "image_not_found", format!("no {name}")))?;
+        let digest = known
+            .ok_or_else(|| Fault::new(FaultStage::Context, ErrorCode::ImageNotFound, format!("no {name}")))?;
         self.supplied.lock().push(name);
         let defaults = request.platforms.iter().map(|_| ImageDefaults::default()).collect();
         let origin = if request.is_room_image { SupplyOrigin::Room } else { SupplyOrigin::Cached };
@@ -297,7 +297,7 @@ impl RoomImages for FakeImages {
                 *count += 1;
                 Ok(())
             }
-            None => Err(Fault::new(FaultStage::Request, "pack_not_found", format!("no pack {id}"))),
+            None => Err(Fault::new(FaultStage::Request, ErrorCode::PackNotFound, format!("no pack {id}"))),
         }
     }
 
@@ -312,11 +312,11 @@ pub struct NoDownloads;
 #[async_trait]
 impl Downloader for NoDownloads {
     async fn download(&self, request: DownloadRequest) -> Result<OfferedDownload, Fault> {
-        Err(Fault::new(FaultStage::Context, "download_unreachable", request.url))
+        Err(Fault::new(FaultStage::Context, ErrorCode::DownloadUnreachable, request.url))
     }
 
     async fn allows_repository(&self, host: &str) -> Result<(), Fault> {
-        Err(Fault::new(FaultStage::Context, "egress_denied", host))
+        Err(Fault::new(FaultStage::Context, ErrorCode::EgressDenied, host))
     }
 }
 

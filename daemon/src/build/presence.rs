@@ -13,7 +13,7 @@ use super::dockerfile::{ContextCopy, CopySource};
 use crate::context::MAX_DOCKERFILE;
 use crate::context::port::{ContextFiles, EntryKind, FileTree};
 use crate::model::MountTarget;
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
 /// Maximum number of names in a hint.
 const MAX_SIMILAR_NAMES: usize = 3;
@@ -42,7 +42,7 @@ pub(super) fn missing_source_fault(
                 "line {}: \"/{}\": not found in the build context",
                 instruction.excerpt.start_line, source.path
             );
-            let mut fault = Fault::new(FaultStage::Context, "copy_source_missing", message).hint(hint);
+            let mut fault = Fault::new(FaultStage::Context, ErrorCode::CopySourceMissing, message).hint(hint);
             fault.step = Some(instruction.step.clone());
             fault.dockerfile = Some(instruction.excerpt.range(dockerfile));
             return Some(fault);

@@ -278,6 +278,7 @@ fn highest_step(log: &EventLog) -> io::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::fault::ErrorCode;
     use crate::model::id::BuildId;
     use std::time::Duration;
 
@@ -369,7 +370,7 @@ mod tests {
         publisher.publish(finished(1)).await.unwrap();
         assert_eq!(text_of(&bench.log).0, "value=other***; cana");
         let mut fault =
-            Fault::new(crate::model::fault::FaultStage::Solve, "step_failed", "echo canary-secret");
+            Fault::new(crate::model::fault::FaultStage::Solve, ErrorCode::StepFailed, "echo canary-secret");
         fault.log_tail = vec!["x canary-secret".to_owned()];
         let fault = publisher.mask_fault(fault);
         assert_eq!((fault.message.as_str(), fault.log_tail[0].as_str()), ("echo ***", "x ***"));

@@ -222,20 +222,13 @@ fn pack_lineage(owner: &str, lineage: &str) -> String {
 }
 
 fn pack_fault(error: &PackError) -> Fault {
-    let fault = Fault::new(FaultStage::Context, error.code(), error.to_string());
-    match error.hint() {
-        Some(hint) => fault.hint(hint),
-        None => fault,
-    }
+    Fault::new(FaultStage::Context, error.code(), error.to_string()).maybe_hint(error.hint())
 }
 
 fn image_fault(stage: FaultStage, error: &ImageError) -> Fault {
-    let mut fault = Fault::new(stage, error.code(), error.to_string());
+    let mut fault = Fault::new(stage, error.code(), error.to_string()).maybe_hint(error.hint());
     fault.retryable = error.retryable();
-    match error.hint() {
-        Some(hint) => fault.hint(hint),
-        None => fault,
-    }
+    fault
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use super::{BuildKitClient, channel};
 use crate::build::port::{SolveError, SolveOutcome, SolveRequest, Solver};
 use crate::model::Digest;
 use crate::model::build::BuildEventKind;
-use crate::model::fault::Fault;
+use crate::model::fault::{ErrorCode, Fault};
 
 mod attributes;
 mod details;
@@ -180,7 +180,7 @@ impl SolveRun<'_> {
             egress::explain_refused_connections(&mut fault, network, executor, begun, shared).await;
         }
         if let Some(git) = &self.client.git
-            && fault.code == failure::REPOSITORY_NOT_FETCHED
+            && fault.code == ErrorCode::RepositoryNotFetched
         {
             egress::explain_refused_git(&mut fault, &git.refused_since(self.started_at));
         }

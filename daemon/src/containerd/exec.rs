@@ -32,6 +32,7 @@ use super::failure::ContainerdFault;
 use super::spec::types::{ConsoleSize, PROCESS_URL, ProcessSpec, StoredSpec};
 use super::{ContainerdContext, labels, observe};
 use crate::deploy::port::{ExecInput, ExecOutput, ExecSpec, ExecStreams, RuntimeError};
+use crate::model::fault::ErrorCode;
 use crate::model::id::InstanceId;
 
 /// Maximum number of queued messages in each direction.
@@ -145,7 +146,7 @@ async fn process(
     process.console_size = spec.terminal.map(|size| ConsoleSize { height: size.rows, width: size.columns });
     if process.args.is_empty() {
         let message = "there is no command to run".to_owned();
-        return Err(RuntimeError::StartFailed { code: "no_command", message });
+        return Err(RuntimeError::StartFailed { code: ErrorCode::NoCommand, message });
     }
     if let Some(workdir) = &spec.workdir {
         process.cwd = workdir.to_string();

@@ -1,8 +1,10 @@
-//! Interpretation of error messages of containerd and runc.
+//! Interpretation of error messages of containerd and runc. Their texts are matched here and nowhere else, since shims and
+//! runc give no codes; behind this border only types and error codes decide.
 
 use hearth_proto::status::root_cause_message;
 
-use crate::deploy::port::{RuntimeError, UNKNOWN_START};
+use crate::deploy::port::RuntimeError;
+use crate::model::fault::ErrorCode;
 use crate::model::id::InstanceId;
 
 /// Reason of a failed call.
@@ -90,20 +92,28 @@ pub(super) fn unless_missing<T>(result: Result<T, ContainerdFault>) -> Result<Op
 }
 
 /// Texts of runc with their error code and meaning; the first match counts.
-const KNOWN: [(&str, &str, &str); 12] = [
-    ("executable file not found in $PATH", "command_not_found", "the image has no such program in its PATH"),
-    ("is a directory", "not_executable", "the program is a directory"),
-    ("exec format error", "exec_format", "the program is for another kind of machine, or is no program"),
-    ("chdir to cwd", "workdir_invalid", "the working directory cannot be entered"),
-    ("error mounting", "mount_failed", "a mount cannot be made"),
-    ("unable to start unit", "cgroup", "a control group cannot be made"),
-    ("cgroup configuration", "cgroup", "a control group cannot be made"),
+const KNOWN: [(&str, ErrorCode, &str); 12] = [
+    (
+        "executable file not found in $PATH",
+        ErrorCode::CommandNotFound,
+        "the image has no such program in its PATH",
+    ),
+    ("is a directory", ErrorCode::NotExecutable, "the program is a directory"),
+    (
+        "exec format error",
+        ErrorCode::ExecFormat,
+        "the program is for another kind of machine, or is no program",
+    ),
+    ("chdir to cwd", ErrorCode::WorkdirInvalid, "the working directory cannot be entered"),
+    ("error mounting", ErrorCode::MountFailed, "a mount cannot be made"),
+    ("unable to start unit", ErrorCode::Cgroup, "a control group cannot be made"),
+    ("cgroup configuration", ErrorCode::Cgroup, "a control group cannot be made"),
     // Other causes of a failed mkdir match an earlier entry.
-    ("mkdir /", "workdir_invalid", "the working directory cannot be made"),
-    ("memory.limit_in_bytes", "memory_limit", "the memory limit is too small to start in"),
-    ("container init was OOM-killed", "memory_limit", "the memory limit is too small to start in"),
-    ("permission denied", "not_executable", "the program is not executable"),
-    ("no such file or directory", "command_not_found", "the image has no such program"),
+    ("mkdir /", ErrorCode::WorkdirInvalid, "the working directory cannot be made"),
+    ("memory.limit_in_bytes", ErrorCode::MemoryLimit, "the memory limit is too small to start in"),
+    ("container init was OOM-killed", ErrorCode::MemoryLimit, "the memory limit is too small to start in"),
+    ("permission denied", ErrorCode::NotExecutable, "the program is not executable"),
+    ("no such file or directory", ErrorCode::CommandNotFound, "the image has no such program"),
 ];
 
 /// Texts of runc for a process that was killed before it could execute the program. (Lack of memory has its own texts.)
@@ -129,8 +139,10 @@ fn start_error(text: &str) -> RuntimeError {
     }
     let known = KNOWN.iter().find(|(words, ..)| text.contains(words));
     match known {
-        Some((_, code, meaning)) => RuntimeError::StartFailed { code, message: format!("{meaning}: {said}") },
-        None => RuntimeError::StartFailed { code: UNKNOWN_START, message: said },
+        Some((_, code, meaning)) => {
+            RuntimeError::StartFailed { code: *code, message: format!("{meaning}: {said}") }
+        }
+        None => RuntimeError::StartFailed { code: ErrorCode::StartFailed, message: said },
     }
 }
 

@@ -27,6 +27,7 @@ use super::spec::{self, HostFeatures};
 use super::{ContainerdContext, cgroup, labels, rootfs};
 use crate::deploy::port::{InstanceSpec, RuntimeError};
 use crate::instance_log::KEEPER_ARGUMENT;
+use crate::model::fault::ErrorCode;
 
 const SHIM: &str = "io.containerd.runc.v2";
 const OPTIONS_URL: &str = "containerd.runc.v1.Options";
@@ -67,8 +68,9 @@ impl ContainerdContext {
         let user = resolve_user(&stored, &mounts).await?;
         fill_volumes(spec, &mounts).await?;
         let cgroup = cgroup::path(&self.namespace, id);
-        let oci = spec::build(spec, &stored.config, &user, host_features(), &cgroup)
-            .map_err(|fault| RuntimeError::StartFailed { code: "no_command", message: fault.to_string() })?;
+        let oci = spec::build(spec, &stored.config, &user, host_features(), &cgroup).map_err(|fault| {
+            RuntimeError::StartFailed { code: ErrorCode::NoCommand, message: fault.to_string() }
+        })?;
         let json = |oci: &RuntimeSpec| {
             serde_json::to_vec(oci).map_err(|error| RuntimeError::Other(error.to_string()))
         };
@@ -204,9 +206,10 @@ async fn resolve_user(stored: &SnapshotImage, mounts: &[Mount]) -> Result<Resolv
     let read = read.map_err(std::io::Error::other).and_then(|read| read);
     let (passwd, group) =
         read.map_err(|error| RuntimeError::Other(format!("the image's users cannot be read: {error}")))?;
-    UserSpec::parse(&text)
-        .resolve(&passwd, &group)
-        .map_err(|fault| RuntimeError::StartFailed { code: "user_not_found", message: fault.to_string() })
+    UserSpec::parse(&text).resolve(&passwd, &group).map_err(|fault| RuntimeError::StartFailed {
+        code: ErrorCode::UserNotFound,
+        message: fault.to_string(),
+    })
 }
 
 /// Fills the empty directories with the image's content at their targets.

@@ -3,7 +3,7 @@ use std::io;
 use rustix::io::Errno;
 
 use super::storage::StorageError;
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::{Digest, MountTarget};
 
 /// Error while the files of a build are prepared. Paths are paths of the build, such as `/context/a`.
@@ -74,66 +74,50 @@ impl ContextError {
     }
 
     /// Returns the stable error code.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Source { source: StorageError::NotFound { .. }, .. } => "source_not_found",
+            Self::Source { source: StorageError::NotFound { .. }, .. } => ErrorCode::SourceNotFound,
             Self::Source { source: StorageError::Escapes { .. } | StorageError::LinkLoop { .. }, .. } => {
-                "source_outside_storage"
+                ErrorCode::SourceOutsideStorage
             }
-            Self::Source { .. } => "source_unusable",
-            Self::SubpathNotFound { .. } => "source_not_found",
-            Self::ImageNotOpened { .. } | Self::ShuttingDown => "internal",
-            Self::DuplicateTarget { .. } => "duplicate_mount_target",
-            Self::ContextPathNotFound { .. } => "context_path_not_found",
-            Self::ContextNotADirectory { .. } => "context_path_not_a_directory",
-            Self::DockerfileNotFound { .. } => "dockerfile_not_found",
-            Self::LinkOutOfTree { .. } => "link_out_of_context",
-            Self::DanglingLink { .. } => "dangling_link",
-            Self::LinkLoop { .. } => "link_loop",
-            Self::NotAFile { .. } => "not_a_file",
-            Self::TooLarge { .. } => "file_too_large",
-            Self::Changed { .. } => "context_changed",
-            Self::Cancelled => "cancelled",
-            Self::Denied { .. } => "permission_denied",
-            Self::PathTooLong { .. } => "path_too_long",
-            Self::TooManyFiles { .. } => "too_many_files",
+            Self::Source { .. } => ErrorCode::SourceUnusable,
+            Self::SubpathNotFound { .. } => ErrorCode::SourceNotFound,
+            Self::ImageNotOpened { .. } | Self::ShuttingDown => ErrorCode::Internal,
+            Self::DuplicateTarget { .. } => ErrorCode::DuplicateMountTarget,
+            Self::ContextPathNotFound { .. } => ErrorCode::ContextPathNotFound,
+            Self::ContextNotADirectory { .. } => ErrorCode::ContextPathNotADirectory,
+            Self::DockerfileNotFound { .. } => ErrorCode::DockerfileNotFound,
+            Self::LinkOutOfTree { .. } => ErrorCode::LinkOutOfContext,
+            Self::DanglingLink { .. } => ErrorCode::DanglingLink,
+            Self::LinkLoop { .. } => ErrorCode::LinkLoop,
+            Self::NotAFile { .. } => ErrorCode::NotAFile,
+            Self::TooLarge { .. } => ErrorCode::FileTooLarge,
+            Self::Changed { .. } => ErrorCode::ContextChanged,
+            Self::Cancelled => ErrorCode::Cancelled,
+            Self::Denied { .. } => ErrorCode::PermissionDenied,
+            Self::PathTooLong { .. } => ErrorCode::PathTooLong,
+            Self::TooManyFiles { .. } => ErrorCode::TooManyFiles,
             Self::Layer { source, .. } => source.code(),
-            Self::Io { .. } => "context_unreadable",
+            Self::Io { .. } => ErrorCode::ContextUnreadable,
         }
     }
 
-    fn hint(&self) -> Option<&'static str> {
-        Some(match self {
+    /// Returns a hint that is more specific than the one of the code.
+    const fn hint(&self) -> Option<&'static str> {
+        match self {
             Self::Source { source: StorageError::NotFound { .. }, .. } => {
-                "`hearth storage ls` shows what is there"
+                Some("`hearth storage ls` shows what is there")
             }
             Self::Source { source: StorageError::Escapes { .. }, .. } => {
-                "mount a path inside the storage; links in it must stay inside"
+                Some("mount a path inside the storage; links in it must stay inside")
             }
-            Self::ContextPathNotFound { .. } | Self::ContextNotADirectory { .. } => {
-                "give `--context-path` a directory at or below a mount target"
-            }
-            Self::DockerfileNotFound { .. } => {
-                "name it with `--dockerfile-path`, or mount the directory that has it"
-            }
-            Self::LinkOutOfTree { .. } | Self::DanglingLink { .. } => {
-                "put the file itself there, or mount what the link points to"
-            }
-            Self::Changed { .. } => "build again when nothing writes to these files",
-            Self::TooManyFiles { .. } => "mount a smaller directory",
-            _ => return None,
-        })
+            _ => None,
+        }
     }
 
     /// Returns the error in the form in which a build reports it.
     pub fn fault(&self) -> Fault {
-        let mut fault = Fault::new(FaultStage::Context, self.code(), self.to_string());
-        if let Some(hint) = self.hint() {
-            fault = fault.hint(hint);
-        }
-        if matches!(self, Self::Changed { .. } | Self::ShuttingDown) {
-            fault = fault.retryable();
-        }
-        fault
+        let fault = Fault::new(FaultStage::Context, self.code(), self.to_string()).maybe_hint(self.hint());
+        if matches!(self, Self::ShuttingDown) { fault.retryable() } else { fault }
     }
 }

@@ -36,6 +36,7 @@ use std::io;
 
 use crate::model::Digest;
 pub use crate::model::LayerLimits;
+use crate::model::fault::ErrorCode;
 
 pub use cache::LayerCache;
 pub use inspect::LayerInspection;
@@ -106,12 +107,12 @@ impl LayerError {
     }
 
     /// Returns the stable error code.
-    pub const fn code(&self) -> &'static str {
+    pub const fn code(&self) -> ErrorCode {
         match self {
-            Self::DiffId { .. } => "layer_mismatch",
-            Self::NoSpace => "no_space",
-            error if error.is_over_limit() => "layer_too_large",
-            _ => "invalid_layer",
+            Self::DiffId { .. } => ErrorCode::LayerMismatch,
+            Self::NoSpace => ErrorCode::NoSpace,
+            error if error.is_over_limit() => ErrorCode::LayerTooLarge,
+            _ => ErrorCode::InvalidLayer,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::port::{SecretReader, TokenMinter};
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::secret::Secret;
 use crate::model::service::{EnvValue, InstanceLabel, ServiceRevision};
 
@@ -77,7 +77,7 @@ impl InstanceEnvironment {
                 let identity = revision.spec.identity.as_deref().unwrap_or(label.name.as_str());
                 self.tokens.mint(&label.service, identity, scope).map_err(|reason| {
                     let message = format!("variable `{variable}`: its token cannot be made: {reason}");
-                    Fault::new(FaultStage::Deploy, "token_not_made", message)
+                    Fault::new(FaultStage::Deploy, ErrorCode::TokenNotMade, message)
                 })
             }
             EnvValue::Secret { name } => self.resolve_secret(variable, name).await,
@@ -90,11 +90,11 @@ impl InstanceEnvironment {
             Ok(None) => {
                 let message = format!("variable `{variable}`: the room has no secret `{name}`");
                 let hint = format!("set it with: hearth secrets set {name}");
-                Err(Fault::new(FaultStage::Deploy, "secret_not_found", message).hint(hint))
+                Err(Fault::new(FaultStage::Deploy, ErrorCode::SecretNotFound, message).hint(hint))
             }
             Err(reason) => {
                 let message = format!("variable `{variable}`: secret `{name}`: {reason}");
-                Err(Fault::new(FaultStage::Deploy, "secret_unreadable", message))
+                Err(Fault::new(FaultStage::Deploy, ErrorCode::SecretUnreadable, message))
             }
         }
     }

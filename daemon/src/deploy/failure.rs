@@ -8,10 +8,10 @@ use futures::StreamExt as _;
 
 use super::entry::ServiceEntry;
 use super::listening::{self, ListeningSocket};
-use super::port::{LogError, MountFault, MountFaultKind, NetworkError, RuntimeError, UNKNOWN_START};
+use super::port::{LogError, MountFault, MountFaultKind, NetworkError, RuntimeError};
 use super::service_logs::ServiceLogs;
 use crate::model::deploy::{ProbeAnswer, ProbeResult, ServiceLogQuery};
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::InstanceId;
 use crate::model::service::{ProcessExit, ServiceSpec};
 use crate::task;
@@ -51,7 +51,10 @@ impl StartFault {
 
     pub(super) fn timeout(what: &str, limit: Duration) -> Self {
         let message = format!("{what} took longer than {} s", limit.as_secs());
-        Self::new(Fault::new(FaultStage::Deploy, "timeout", message).retryable(), StartFaultKind::Transient)
+        Self::new(
+            Fault::new(FaultStage::Deploy, ErrorCode::Timeout, message).retryable(),
+            StartFaultKind::Transient,
+        )
     }
 }
 
@@ -66,60 +69,41 @@ impl From<RuntimeError> for StartFault {
         let message = error.to_string();
         match error {
             RuntimeError::Unavailable(_) => {
-                let fault = Fault::new(FaultStage::Deploy, "runtime_unavailable", message).retryable();
+                let fault = Fault::new(FaultStage::Deploy, ErrorCode::RuntimeUnavailable, message);
                 Self::new(fault, StartFaultKind::Unavailable)
             }
-            RuntimeError::StartFailed { code: code @ UNKNOWN_START, .. } => {
+            RuntimeError::StartFailed { code: code @ ErrorCode::StartFailed, .. } => {
                 Self::new(Fault::new(FaultStage::Deploy, code, message), StartFaultKind::Transient)
             }
+            RuntimeError::StartFailed { code: code @ ErrorCode::CommandNotFound, .. } => {
+                Self::from(Fault::new(FaultStage::Deploy, code, message).hint(
+                    "see the image's entry point with `hearth images inspect`, or give one with --command",
+                ))
+            }
             RuntimeError::StartFailed { code, .. } => {
-                Self::from(with_hint(Fault::new(FaultStage::Deploy, code, message)))
+                Self::from(Fault::new(FaultStage::Deploy, code, message))
             }
             RuntimeError::CorruptImage { code, .. } => {
                 Self::from(Fault::new(FaultStage::Deploy, code, message))
             }
             RuntimeError::UnusableImage(_) => {
-                Self::from(Fault::new(FaultStage::Deploy, "image_unusable", message))
+                Self::from(Fault::new(FaultStage::Deploy, ErrorCode::ImageUnusable, message))
             }
             RuntimeError::DiskFull => {
-                let fault = Fault::new(FaultStage::Deploy, "no_space", message)
-                    .hint("remove images that are not needed, or give the state directory more space")
-                    .retryable();
+                let fault = Fault::new(FaultStage::Deploy, ErrorCode::NoSpace, message).retryable();
                 Self::new(fault, StartFaultKind::Permanent)
             }
-            RuntimeError::NotFound(_) | RuntimeError::NotRunning(_) | RuntimeError::Other(_) => {
-                Self::new(Fault::new(FaultStage::Deploy, "not_started", message), StartFaultKind::Transient)
-            }
+            RuntimeError::NotFound(_) | RuntimeError::NotRunning(_) | RuntimeError::Other(_) => Self::new(
+                Fault::new(FaultStage::Deploy, ErrorCode::NotStarted, message),
+                StartFaultKind::Transient,
+            ),
         }
     }
 }
 
-/// Adds a suggestion for a process that could not be started, or a mount that could not be created.
-fn with_hint(fault: Fault) -> Fault {
-    let hint = match fault.code.as_str() {
-        "command_not_found" => {
-            "see the image's entry point with `hearth images inspect`, or give one with --command"
-        }
-        "not_executable" => {
-            "set the executable bit of the file in the image, and see that it is for this platform"
-        }
-        "exec_format" => "build the image for this machine's platform, or begin the script with a #! line",
-        "memory_limit" => "give it more with --memory",
-        "user_not_found" => "add the user to the image's /etc/passwd, or name one by number",
-        "mount_source_missing" => {
-            "`hearth storage ls` shows what is there; a directory that is mounted with :rw is made where it is missing"
-        }
-        "image_not_pinned" => "deploy it again with all its --image-mount flags",
-        "mount_source_outside_storage" => "mount a path inside the storage; links in it must stay inside",
-        "workdir_invalid" => "make the directory in the image, or name another with --workdir",
-        _ => return fault,
-    };
-    fault.hint(hint)
-}
-
 impl From<NetworkError> for StartFault {
     fn from(error: NetworkError) -> Self {
-        let fault = Fault::new(FaultStage::Deploy, "network", error.to_string());
+        let fault = Fault::new(FaultStage::Deploy, ErrorCode::Network, error.to_string());
         match error {
             NetworkError::Exhausted { .. } => Self::from(
                 fault.hint("remove services that are not needed, or give the daemon a larger subnet"),
@@ -131,7 +115,7 @@ impl From<NetworkError> for StartFault {
 
 impl From<MountFault> for StartFault {
     fn from(error: MountFault) -> Self {
-        let fault = with_hint(Fault::new(FaultStage::Deploy, error.code, error.to_string()));
+        let fault = Fault::new(FaultStage::Deploy, error.code, error.to_string());
         match error.kind {
             MountFaultKind::Permanent => Self::from(fault),
             MountFaultKind::Transient => Self::new(fault.retryable(), StartFaultKind::Transient),
@@ -231,49 +215,52 @@ async fn log_tail(logs: &ServiceLogs, entry: &ServiceEntry, instance: &InstanceI
 }
 
 fn gone_fault() -> Fault {
-    Fault::new(FaultStage::Deploy, "instance_gone", "the instance is gone")
+    Fault::new(FaultStage::Deploy, ErrorCode::InstanceGone, "the instance is gone")
 }
 
 fn exit_fault(findings: &InstanceFindings) -> Fault {
-    let fault = |code: &str, message: String| Fault::new(FaultStage::Deploy, code, message);
+    let fault = |code: ErrorCode, message: String| Fault::new(FaultStage::Deploy, code, message);
     let Some(exit) = findings.exit else {
-        return fault("instance_gone", "the instance was removed by something else".to_owned()).retryable();
+        return fault(ErrorCode::InstanceGone, "the instance was removed by something else".to_owned())
+            .retryable();
     };
     if exit.out_of_memory {
         return match findings.spec.limits.memory_bytes {
             Some(limit) => fault(
-                "out_of_memory",
+                ErrorCode::OutOfMemory,
                 format!("the app needs more memory than its limit of {}", format_bytes(limit)),
             )
             .hint("give it more with --memory"),
-            None => fault("out_of_memory", "the machine had no memory left for the app".to_owned())
+            None => fault(ErrorCode::OutOfMemory, "the machine had no memory left for the app".to_owned())
                 .hint("free memory on the machine, or set a limit with --memory"),
         };
     }
     match exit.code {
         None => fault(
-            "exit_unseen",
+            ErrorCode::ExitUnseen,
             "the app ended while the runtime was down; its exit code is unknown".to_owned(),
         ),
-        Some(0) => fault("exited", "the app ended with exit code 0 instead of serving".to_owned())
+        Some(0) => fault(ErrorCode::Exited, "the app ended with exit code 0 instead of serving".to_owned())
             .hint("let its command stay in the foreground"),
-        Some(127) => {
-            fault("exited", "the app ended with exit code 127: its shell found no such command".to_owned())
-                .hint("see the command in the last lines of the log")
-        }
-        Some(126) => {
-            fault("exited", "the app ended with exit code 126: its command is not executable".to_owned())
-                .hint("see the command in the last lines of the log")
-        }
+        Some(127) => fault(
+            ErrorCode::Exited,
+            "the app ended with exit code 127: its shell found no such command".to_owned(),
+        )
+        .hint("see the command in the last lines of the log"),
+        Some(126) => fault(
+            ErrorCode::Exited,
+            "the app ended with exit code 126: its command is not executable".to_owned(),
+        )
+        .hint("see the command in the last lines of the log"),
         Some(code) if code > 128 => {
-            fault("exited", format!("the app was ended by signal {} (exit code {code})", code - 128))
+            fault(ErrorCode::Exited, format!("the app was ended by signal {} (exit code {code})", code - 128))
         }
-        Some(code) => fault("exited", format!("the app ended with exit code {code}")),
+        Some(code) => fault(ErrorCode::Exited, format!("the app ended with exit code {code}")),
     }
 }
 
 fn unhealthy_fault(findings: &InstanceFindings, never: bool) -> Fault {
-    let fault = |code: &str, message: String| Fault::new(FaultStage::Deploy, code, message);
+    let fault = |code: ErrorCode, message: String| Fault::new(FaultStage::Deploy, code, message);
     let health = &findings.spec.health;
     let asked = probed_port_number(&findings.spec);
     let refused = matches!(findings.probes.back().map(|probe| &probe.answer), Some(ProbeAnswer::Refused));
@@ -284,26 +271,30 @@ fn unhealthy_fault(findings: &InstanceFindings, never: bool) -> Fault {
                 "the app listens on {}:{port} only, where nothing outside reaches it",
                 listener.address
             );
-            return fault("listens_locally", message).hint("let it listen on 0.0.0.0");
+            return fault(ErrorCode::ListensLocally, message).hint("let it listen on 0.0.0.0");
         }
         let open: Vec<u16> =
             findings.listeners.iter().filter(|listener| !listener.is_local()).map(|l| l.port).collect();
         return match open.as_slice() {
-            [] => fault("port_not_listening", format!("nothing in the app listens on port {port}"))
+            [] => fault(ErrorCode::PortNotListening, format!("nothing in the app listens on port {port}"))
                 .hint("see its log for why; a slow start gets more time with --timeout"),
             ports => {
                 let list: Vec<String> = ports.iter().map(u16::to_string).collect();
                 let message = format!("the app listens on port {}, not on {port}", list.join(", "));
-                fault("port_not_listening", message).hint(format!("deploy it with --port {}", ports[0]))
+                fault(ErrorCode::PortNotListening, message)
+                    .hint(format!("deploy it with --port {}", ports[0]))
             }
         };
     }
     let path = health.path.as_deref();
     if !never {
-        return fault("became_unhealthy", "the app was healthy, and then it was not any more".to_owned());
+        return fault(
+            ErrorCode::BecameUnhealthy,
+            "the app was healthy, and then it was not any more".to_owned(),
+        );
     }
     let message = format!("the app was not healthy within {} s", health.start_limit.as_secs());
-    let fault = fault("never_healthy", message);
+    let fault = fault(ErrorCode::NeverHealthy, message);
     match findings.probes.back().map(|probe| &probe.answer) {
         Some(ProbeAnswer::Http { status: 301..=308, location, .. }) => fault.hint(match location {
             Some(location) => {

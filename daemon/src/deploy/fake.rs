@@ -28,7 +28,7 @@ use super::port::{
 use crate::access::policy::AccessDenied;
 use crate::model::build::LogStream;
 use crate::model::deploy::{ImageFacts, LogLine, ServiceLogQuery};
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::image::PinnedImage;
 use crate::model::secret::{RegistryCredential, Secret};
@@ -252,7 +252,7 @@ impl ContainerRuntime for FakeWorld {
         let app = self.state().by_digest[&spec.image.manifest];
         if app == FakeApp::NotFound {
             let message = "exec: \"nope\": not found".to_owned();
-            return Err(RuntimeError::StartFailed { code: "command_not_found", message });
+            return Err(RuntimeError::StartFailed { code: ErrorCode::CommandNotFound, message });
         }
         {
             let mut state = self.state();
@@ -435,7 +435,7 @@ impl InstanceMounter for FakeWorld {
             let mut state = self.state();
             if let Some(kind) = state.mount_faults.pop() {
                 let (target, reason) = ("/data".to_owned(), "trouble".to_owned());
-                return Err(MountFault { target, code: "mount_failed", reason, kind });
+                return Err(MountFault { target, code: ErrorCode::MountFailed, reason, kind });
             }
             state.mounts.insert(label.instance.clone());
             state.mounted.insert(label.instance.clone(), images.clone());
@@ -494,7 +494,7 @@ impl ServiceImages for FakeWorld {
         let Some(app) = state.apps.get(&tag).copied() else {
             return Err(Fault::new(
                 FaultStage::Deploy,
-                "image_not_found",
+                ErrorCode::ImageNotFound,
                 format!("there is no image `{reference}`"),
             ));
         };

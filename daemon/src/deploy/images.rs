@@ -44,8 +44,7 @@ impl ServiceImages for RoomServiceImages {
 }
 
 fn fault(error: &ImageError) -> Fault {
-    let mut fault = Fault::new(FaultStage::Deploy, error.code(), error.to_string());
+    let mut fault = Fault::new(FaultStage::Deploy, error.code(), error.to_string()).maybe_hint(error.hint());
     fault.retryable = error.retryable();
-    fault.hint = error.hint().map(str::to_owned);
     fault
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::confinement::ServiceConfinement;
 use crate::model::deploy::{DeployRequest, ImageFacts};
+use crate::model::fault::ErrorCode;
 use crate::model::image::PinnedImage;
 use crate::model::service::{
     DeployStrategy, HealthCheck, PortKind, RESERVED_PORT, ResourceLimits, ServiceDomain, ServiceName,
@@ -86,13 +87,13 @@ impl MergeError {
         }
     }
 
-    pub const fn code(&self) -> &'static str {
+    pub const fn code(&self) -> ErrorCode {
         match self {
-            Self::Name(_) | Self::OwnHostName(_) => "invalid_name",
-            Self::OtherRepository { .. } => "name_taken",
-            Self::ReservedPort => "reserved_port",
-            Self::DomainPorts { .. } | Self::DomainTcp(_) => "domain_port",
-            _ => "invalid_request",
+            Self::Name(_) | Self::OwnHostName(_) => ErrorCode::InvalidName,
+            Self::OtherRepository { .. } => ErrorCode::NameTaken,
+            Self::ReservedPort => ErrorCode::ReservedPort,
+            Self::DomainPorts { .. } | Self::DomainTcp(_) => ErrorCode::DomainPort,
+            _ => ErrorCode::InvalidRequest,
         }
     }
 

@@ -10,7 +10,7 @@ use super::port::{
     ServiceStore, TokenMinter, TrafficRouter,
 };
 use crate::model::confinement::AddedCapability;
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::service::ServiceSpec;
 use crate::model::share_owner::ShareOwnerResolver;
 
@@ -70,7 +70,7 @@ impl Options {
 pub struct CapabilityNotAllowed(AddedCapability);
 
 impl CapabilityNotAllowed {
-    pub(super) const CODE: &str = "capability_not_allowed";
+    pub(super) const CODE: ErrorCode = ErrorCode::CapabilityNotAllowed;
 
     pub(super) fn hint(self) -> String {
         format!(

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::model::confinement::AddedCapability;
 use crate::model::deploy::{ImageFacts, LogLine, ServiceLogQuery};
-use crate::model::fault::Fault;
+use crate::model::fault::{ErrorCode, Fault};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::image::PinnedImage;
 use crate::model::secret::{RegistryCredential, Secret};
@@ -158,9 +158,6 @@ pub enum ExecOutput {
     Lost(String),
 }
 
-/// Error code of a failed start whose reason the runtime does not know; another start may succeed.
-pub const UNKNOWN_START: &str = "start_failed";
-
 /// Reason of a failed call to the container runtime.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -175,10 +172,11 @@ pub enum RuntimeError {
     UnusableImage(String),
     /// The image's content contradicts its digests or metadata; the image is never used.
     #[error("the image is not usable: {reason}")]
-    CorruptImage { code: &'static str, reason: String },
-    /// The process cannot be started, for example because the program, user or directory does not exist.
+    CorruptImage { code: ErrorCode, reason: String },
+    /// The process cannot be started, for example because the program, user or directory does not exist. The code
+    /// `StartFailed` stands for a reason that is not known; another start may succeed.
     #[error("{message}")]
-    StartFailed { code: &'static str, message: String },
+    StartFailed { code: ErrorCode, message: String },
     #[error("no space is left for the image's files")]
     DiskFull,
     #[error("{0}")]
@@ -282,7 +280,7 @@ pub trait InstanceMounter: Send + Sync + 'static {
 #[error("mount at `{target}`: {reason}")]
 pub struct MountFault {
     pub target: String,
-    pub code: &'static str,
+    pub code: ErrorCode,
     pub reason: String,
     pub kind: MountFaultKind,
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::deploy::{DeployEvent, DeployEventKind, LogLine};
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::InstanceId;
 use crate::model::service::RevisionOutcome;
 
@@ -219,7 +219,7 @@ fn final_event(outcome: RevisionOutcome) -> DeployEventKind {
         // The wanted revision has its own progress; any other pending revision never becomes live.
         RevisionOutcome::Pending => DeployEventKind::Failed(Box::new(Fault::new(
             FaultStage::Deploy,
-            "interrupted",
+            ErrorCode::Interrupted,
             "the deploy was interrupted before it was live",
         ))),
     }
@@ -243,7 +243,7 @@ mod tests {
             progress.publish_log_line(InstanceId::random(), line);
         }
         progress.complete();
-        progress.fail(Fault::new(FaultStage::Deploy, "late", "after the end"));
+        progress.fail(Fault::new(FaultStage::Deploy, ErrorCode::Internal, "after the end"));
         let last = MAX_LINES as u64 + 2;
         assert_eq!(progress.event(last - 1).unwrap().kind, DeployEventKind::Skipped { lines: 7 });
         assert!(matches!(progress.event(last).unwrap().kind, DeployEventKind::Live { .. }));

@@ -20,7 +20,7 @@ use super::port::{InstanceState, NetworkError, ObservedInstance, RuntimeError, S
 use super::steps::StopOptions;
 use super::tracked_instance::{TrackedInstance, is_external_exit};
 use crate::model::deploy::{DeployAction, DeployEventKind, FailCause};
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::InstanceId;
 use crate::model::service::{ProcessExit, RevisionOutcome};
 
@@ -444,7 +444,7 @@ async fn mark_failed(
             let state = entry.state();
             let failed = state.attempts().and_then(|attempts| attempts.start_failed.clone());
             failed.unwrap_or_else(|| {
-                Fault::new(FaultStage::Deploy, "not_started", "the instance could not be started")
+                Fault::new(FaultStage::Deploy, ErrorCode::NotStarted, "the instance could not be started")
             })
         }
         FailCause::Ended { instance } => report_exit(&shared.logs, entry, &instance).await,
@@ -463,7 +463,7 @@ async fn mark_failed(
     if marked.await?.is_none() {
         return Ok(());
     }
-    tracing::warn!(service.name = %entry.name(), revision, error.code = fault.code, "revision failed");
+    tracing::warn!(service.name = %entry.name(), revision, error.code = fault.code.as_str(), "revision failed");
     let progress = entry.state().progress(revision);
     if let Some(progress) = progress {
         progress.fail(fault);

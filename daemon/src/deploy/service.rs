@@ -24,7 +24,7 @@ use super::port::{LogError, RuntimeError, ServiceStoreError};
 use super::share::ServiceLimit;
 use super::startup;
 use crate::access::policy::AccessDenied;
-use crate::model::fault::Fault;
+use crate::model::fault::{ErrorCode, Fault};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{self, ServiceDomain, ServiceName, ServiceOrigin, ServiceSpec};
 
@@ -147,27 +147,29 @@ impl From<ServiceStoreError> for DeployError {
 
 impl DeployError {
     /// Returns the stable error code.
-    pub fn code(&self) -> &str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::NotFound { .. } => "service_not_found",
-            Self::NoRevision { .. } | Self::NoEarlierRevision { .. } => "revision_not_found",
-            Self::NoRoute(_) => "route_not_found",
-            Self::Removing { .. } => "service_removing",
-            Self::NoInstance { .. } => "instance_not_found",
-            Self::NotRunning { .. } | Self::Runtime(RuntimeError::NotRunning(_)) => "not_running",
-            Self::Runtime(RuntimeError::StartFailed { code, .. }) => code,
-            Self::Denied(_) => "denied",
+            Self::NotFound { .. } => ErrorCode::ServiceNotFound,
+            Self::NoRevision { .. } | Self::NoEarlierRevision { .. } => ErrorCode::RevisionNotFound,
+            Self::NoRoute(_) => ErrorCode::RouteNotFound,
+            Self::Removing { .. } => ErrorCode::ServiceRemoving,
+            Self::NoInstance { .. } => ErrorCode::InstanceNotFound,
+            Self::NotRunning { .. } | Self::Runtime(RuntimeError::NotRunning(_)) => ErrorCode::NotRunning,
+            Self::Runtime(RuntimeError::StartFailed { code, .. }) => *code,
+            Self::Denied(_) => ErrorCode::Denied,
             Self::Merge(error) => error.code(),
             Self::Limit(limit) => limit.code(),
             Self::Capability(_) => CapabilityNotAllowed::CODE,
-            Self::DomainTaken { .. } => "domain_taken",
-            Self::PublicSuffix { .. } => "public_suffix",
-            Self::InvalidScope { .. } => "invalid_scope",
-            Self::UnknownSecret { .. } => "secret_not_found",
-            Self::Image(fault) | Self::MountedImage(fault) => &fault.code,
-            Self::Runtime(RuntimeError::Unavailable(_)) => "runtime_unavailable",
-            Self::NotReady(_) | Self::ShuttingDown => "unavailable",
-            Self::Secret { .. } | Self::Store(_) | Self::Runtime(_) | Self::Log(_) => "internal",
+            Self::DomainTaken { .. } => ErrorCode::DomainTaken,
+            Self::PublicSuffix { .. } => ErrorCode::PublicSuffix,
+            Self::InvalidScope { .. } => ErrorCode::InvalidScope,
+            Self::UnknownSecret { .. } => ErrorCode::SecretNotFound,
+            Self::Image(fault) | Self::MountedImage(fault) => {
+                fault.code.known().unwrap_or(ErrorCode::Internal)
+            }
+            Self::Runtime(RuntimeError::Unavailable(_)) => ErrorCode::RuntimeUnavailable,
+            Self::NotReady(_) | Self::ShuttingDown => ErrorCode::Unavailable,
+            Self::Secret { .. } | Self::Store(_) | Self::Runtime(_) | Self::Log(_) => ErrorCode::Internal,
         }
     }
 

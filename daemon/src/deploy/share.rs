@@ -1,6 +1,7 @@
 //! Limits on the number of services: per owner, and in the room.
 
 use super::entries::ServiceEntries;
+use crate::model::fault::ErrorCode;
 use crate::model::share_owner::{ShareOwner, ShareOwnerResolver};
 
 /// Addresses reserved per service: it needs two while one instance takes over from another.
@@ -18,10 +19,10 @@ pub enum ServiceLimit {
 }
 
 impl ServiceLimit {
-    pub(super) const fn code(&self) -> &'static str {
+    pub(super) const fn code(&self) -> ErrorCode {
         match self {
-            Self::Owner { .. } => "service_limit",
-            Self::Room { .. } => "room_full",
+            Self::Owner { .. } => ErrorCode::ServiceLimit,
+            Self::Room { .. } => ErrorCode::RoomFull,
         }
     }
 

@@ -9,7 +9,7 @@ fn downloads(directory: &tempfile::TempDir, allow: &[&str]) -> DownloadCache {
 
 async fn code(downloads: &DownloadCache, url: &str, checksum: Option<&str>) -> String {
     let request = DownloadRequest { url: url.to_owned(), checksum: checksum.map(str::to_owned) };
-    downloads.download(request).await.map(|_| String::new()).unwrap_or_else(|fault| fault.code)
+    downloads.download(request).await.map(|_| String::new()).unwrap_or_else(|fault| fault.code.into())
 }
 
 #[tokio::test]

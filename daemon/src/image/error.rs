@@ -7,6 +7,7 @@ use super::remote_registries::CredentialsFileError;
 
 use super::port::{CatalogError, LayerRefusal};
 use crate::model::Digest;
+use crate::model::fault::ErrorCode;
 use crate::model::id::PackId;
 use crate::model::manifest::ManifestError;
 
@@ -102,36 +103,40 @@ impl ImageError {
     }
 
     /// Returns the stable error code.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::NotFound { .. } => "image_not_found",
-            Self::Foreign { .. } => "foreign_registry",
-            Self::TagNeeded { .. } => "tag_needed",
-            Self::BlobMissing { .. } => "blob_missing",
-            Self::Manifest { .. } | Self::TooLarge { .. } | Self::TooDeep { .. } => "invalid_manifest",
-            Self::NoPlatform { .. } => "platform_missing",
-            Self::OtherPlatform { .. } => "platform_mismatch",
-            Self::Config { .. } => "invalid_config",
-            Self::LayerMismatch(_) | Self::LayerCount { .. } | Self::LayerForm { .. } => "layer_mismatch",
+            Self::NotFound { .. } => ErrorCode::ImageNotFound,
+            Self::Foreign { .. } => ErrorCode::ForeignRegistry,
+            Self::TagNeeded { .. } => ErrorCode::TagNeeded,
+            Self::BlobMissing { .. } => ErrorCode::BlobMissing,
+            Self::Manifest { .. } | Self::TooLarge { .. } | Self::TooDeep { .. } => {
+                ErrorCode::InvalidManifest
+            }
+            Self::NoPlatform { .. } => ErrorCode::PlatformMissing,
+            Self::OtherPlatform { .. } => ErrorCode::PlatformMismatch,
+            Self::Config { .. } => ErrorCode::InvalidConfig,
+            Self::LayerMismatch(_) | Self::LayerCount { .. } | Self::LayerForm { .. } => {
+                ErrorCode::LayerMismatch
+            }
             Self::LayerRefused { refusal: LayerRefusal::TooLarge, .. } | Self::ImageTooLarge { .. } => {
-                "layer_too_large"
+                ErrorCode::LayerTooLarge
             }
             Self::LayerElsewhere { .. } | Self::LayerRefused { refusal: LayerRefusal::Invalid, .. } => {
-                "invalid_layer"
+                ErrorCode::InvalidLayer
             }
-            Self::ImageCount { .. } => "invalid_archive",
-            Self::Archive(ArchiveError::Truncated) => "archive_truncated",
-            Self::Archive(ArchiveError::Mismatch { .. }) => "blob_mismatch",
-            Self::Archive(_) => "invalid_archive",
-            Self::PackNotFound { .. } => "pack_not_found",
-            Self::NoSpace => "no_space",
-            Self::Quota(_) => "quota_exceeded",
-            Self::Oversize { .. } => "image_too_large",
+            Self::ImageCount { .. } => ErrorCode::InvalidArchive,
+            Self::Archive(ArchiveError::Truncated) => ErrorCode::ArchiveTruncated,
+            Self::Archive(ArchiveError::Mismatch { .. }) => ErrorCode::BlobMismatch,
+            Self::Archive(_) => ErrorCode::InvalidArchive,
+            Self::PackNotFound { .. } => ErrorCode::PackNotFound,
+            Self::NoSpace => ErrorCode::NoSpace,
+            Self::Quota(_) => ErrorCode::QuotaExceeded,
+            Self::Oversize { .. } => ErrorCode::ImageTooLarge,
             Self::Remote(error) => error.code(),
-            Self::Credentials(_) => "registry_credentials",
-            Self::TooManyBlobs { .. } => "invalid_manifest",
+            Self::Credentials(_) => ErrorCode::RegistryCredentials,
+            Self::TooManyBlobs { .. } => ErrorCode::InvalidManifest,
             Self::Catalog(_) | Self::Read { .. } | Self::Sweep(_) | Self::Scratch(_) | Self::Ending => {
-                "internal"
+                ErrorCode::Internal
             }
         }
     }
@@ -159,28 +164,14 @@ impl ImageError {
         }
     }
 
-    /// Returns the suggested next action.
+    /// Returns a hint that is more specific than the one of the code.
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NotFound { .. } => Some("see `hearth images list`, or build or load the image first"),
-            Self::Foreign { .. } => Some("pack or load the image into the room first"),
-            Self::Archive(ArchiveError::Truncated) => Some("send it again; nothing of it was kept"),
-            Self::Remote(error) => error.hint(),
-            Self::OtherPlatform { .. } | Self::NoPlatform { .. } => {
+            Self::NoPlatform { .. } => {
                 Some("build or pull it for this machine's platform, such as with --platform")
             }
-            Self::LayerMismatch(_) | Self::LayerCount { .. } | Self::LayerForm { .. } => Some(
-                "whoever made this image wrote a config that does not belong to its layers; build or pull it again, and do not use it",
-            ),
-            Self::Quota(_) => Some(
-                "`hearth system df` shows what is held; remove files and images, or raise [uploads] in the daemon's configuration",
-            ),
-            Self::Oversize { .. } => Some(
-                "make the image smaller, or raise max_bytes_per_image of [uploads] in the daemon's configuration",
-            ),
-            Self::NoSpace => {
-                Some("remove images that are not needed, or give the state directory more space")
-            }
+            Self::Remote(error) => error.hint(),
             _ => None,
         }
     }

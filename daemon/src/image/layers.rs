@@ -129,7 +129,7 @@ impl ImageStore {
             return;
         }
         tracing::warn!(image.digest = %manifest, %error, "image is invalid and is not used");
-        let mark = ImageMark { manifest, code: error.code().to_owned(), reason: error.to_string() };
+        let mark = ImageMark { manifest, code: error.code().into(), reason: error.to_string() };
         if let Err(error) = self.shared.catalog.mark_image(mark, self.shared.inspections.limits_key()).await {
             tracing::warn!(%error, image.digest = %manifest, "failed to mark an invalid image; it is still refused");
         }

@@ -2,6 +2,7 @@ use hearth_pack::listing::ListingError;
 
 use super::store::AppendError;
 use crate::image::ImageError;
+use crate::model::fault::ErrorCode;
 
 /// Error of an upload or of a pack.
 #[derive(Debug, thiserror::Error)]
@@ -65,59 +66,49 @@ impl PackError {
     }
 
     /// Returns the stable error code.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::NoUpload { .. } => "upload_not_found",
-            Self::TooManyUploads { .. } => "too_many_uploads",
-            Self::Busy => "busy",
-            Self::SecondList | Self::NoList => "wrong_order",
-            Self::List(ListingError::TooMany { .. } | ListingError::TooLarge { .. }) => "list_too_large",
-            Self::List(_) => "invalid_list",
-            Self::TreeMismatch { .. } => "tree_mismatch",
-            Self::NotAskedFor { .. } => "not_asked_for",
-            Self::Chunks { .. } => "invalid_chunks",
-            Self::Piece { .. } | Self::Data(_) => "invalid_piece",
-            Self::ContentMismatch { .. } => "content_mismatch",
-            Self::Incomplete { .. } => "upload_incomplete",
-            Self::Proof => "proof_failed",
-            Self::ContentGone { .. } => "content_gone",
-            Self::TreeGone { .. } => "pack_not_found",
-            Self::Assemble(_) => "pack_failed",
-            Self::Store(AppendError::Quota { .. } | AppendError::OwnerQuota { .. }) => "quota_exceeded",
-            Self::Store(AppendError::NoSpace) => "no_space",
+            Self::NoUpload { .. } => ErrorCode::UploadNotFound,
+            Self::TooManyUploads { .. } => ErrorCode::TooManyUploads,
+            Self::Busy => ErrorCode::Busy,
+            Self::SecondList | Self::NoList => ErrorCode::WrongOrder,
+            Self::List(ListingError::TooMany { .. } | ListingError::TooLarge { .. }) => {
+                ErrorCode::ListTooLarge
+            }
+            Self::List(_) => ErrorCode::InvalidList,
+            Self::TreeMismatch { .. } => ErrorCode::TreeMismatch,
+            Self::NotAskedFor { .. } => ErrorCode::NotAskedFor,
+            Self::Chunks { .. } => ErrorCode::InvalidChunks,
+            Self::Piece { .. } | Self::Data(_) => ErrorCode::InvalidPiece,
+            Self::ContentMismatch { .. } => ErrorCode::ContentMismatch,
+            Self::Incomplete { .. } => ErrorCode::UploadIncomplete,
+            Self::Proof => ErrorCode::ProofFailed,
+            Self::ContentGone { .. } => ErrorCode::ContentGone,
+            Self::TreeGone { .. } => ErrorCode::PackNotFound,
+            Self::Assemble(_) => ErrorCode::PackFailed,
+            Self::Store(AppendError::Quota { .. } | AppendError::OwnerQuota { .. }) => {
+                ErrorCode::QuotaExceeded
+            }
+            Self::Store(AppendError::NoSpace) => ErrorCode::NoSpace,
             Self::Image(error) => error.code(),
-            Self::Store(AppendError::Io(_)) | Self::Io(_) | Self::Ending => "internal",
+            Self::Store(AppendError::Io(_)) | Self::Io(_) | Self::Ending => ErrorCode::Internal,
         }
     }
 
-    /// Returns a hint for the caller's next step.
+    /// Returns a hint that is more specific than the one of the code.
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::NoUpload { .. } | Self::ContentGone { .. } | Self::Incomplete { .. } => {
-                Some("begin again; what has arrived need not be sent again")
-            }
-            Self::TooManyUploads { .. } | Self::Busy => Some("try again when other uploads have ended"),
+            Self::Busy => Some("try again when other uploads have ended"),
             Self::Store(AppendError::Quota { .. } | AppendError::OwnerQuota { .. }) => {
                 Some("leave files out with .dockerignore, or raise [packs] in the daemon's configuration")
             }
-            Self::Store(AppendError::NoSpace) => {
-                Some("remove images that are not needed, or give the state directory more space")
-            }
-            Self::ContentMismatch { .. } => Some("send again when nothing writes to the files"),
             Self::Image(error) => error.hint(),
             _ => None,
         }
     }
 
     /// Reports whether the same upload may succeed later.
-    pub const fn retryable(&self) -> bool {
-        matches!(
-            self,
-            Self::NoUpload { .. }
-                | Self::TooManyUploads { .. }
-                | Self::Busy
-                | Self::ContentGone { .. }
-                | Self::Ending
-        )
+    pub fn retryable(&self) -> bool {
+        self.code().is_retryable() || matches!(self, Self::Ending)
     }
 }

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use super::port::SecretStoreError;
 use super::{MAX_SECRETS, MAX_VALUE_BYTES};
 use crate::access::SecretFileError;
+use crate::model::fault::ErrorCode;
 use crate::model::secret::SecretName;
 
 /// Failure to set, remove or read a secret.
@@ -34,31 +35,26 @@ pub enum SecretsError {
 
 impl SecretsError {
     /// Stable error code.
-    pub const fn code(&self) -> &'static str {
+    pub const fn code(&self) -> ErrorCode {
         match self {
-            Self::NotFound { .. } => "secret_not_found",
-            Self::TooLarge { .. } => "secret_too_large",
-            Self::Nul { .. } => "invalid_secret_value",
-            Self::TooMany => "too_many_secrets",
-            Self::KeyMissing { .. } => "secret_key_missing",
-            Self::OtherKey { .. } => "secret_key_replaced",
-            Self::Damaged { .. } => "secret_damaged",
-            Self::KeyFile(_) | Self::Key => "secret_key_unusable",
-            Self::Store(_) => "internal",
-            Self::Ending => "draining",
+            Self::NotFound { .. } => ErrorCode::SecretNotFound,
+            Self::TooLarge { .. } => ErrorCode::SecretTooLarge,
+            Self::Nul { .. } => ErrorCode::InvalidSecretValue,
+            Self::TooMany => ErrorCode::TooManySecrets,
+            Self::KeyMissing { .. } => ErrorCode::SecretKeyMissing,
+            Self::OtherKey { .. } => ErrorCode::SecretKeyReplaced,
+            Self::Damaged { .. } => ErrorCode::SecretDamaged,
+            Self::KeyFile(_) | Self::Key => ErrorCode::SecretKeyUnusable,
+            Self::Store(_) => ErrorCode::Internal,
+            Self::Ending => ErrorCode::Draining,
         }
     }
 
-    pub const fn hint(&self) -> Option<&'static str> {
-        Some(match self {
-            Self::NotFound { .. } => "`hearth secrets ls` shows those that there are",
-            Self::TooLarge { .. } => "put it into a file of room storage, and mount that",
-            Self::TooMany => "remove what is not needed: hearth secrets rm NAME",
-            Self::KeyMissing { .. } | Self::OtherKey { .. } => {
-                "put the earlier key file back, or remove these secrets with `hearth secrets rm` and set them again"
-            }
-            Self::Damaged { .. } => "set it again: hearth secrets set NAME",
-            Self::Nul { .. } | Self::KeyFile(_) | Self::Key | Self::Store(_) | Self::Ending => return None,
-        })
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NotFound { .. } => Some("`hearth secrets ls` shows those that there are"),
+            Self::TooMany => Some("remove what is not needed: hearth secrets rm NAME"),
+            other => other.code().entry().hint,
+        }
     }
 }

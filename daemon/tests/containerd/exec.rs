@@ -7,6 +7,7 @@ use bytes::Bytes;
 use hearthd::deploy::port::{
     ContainerRuntime as _, ExecInput, ExecOutput, ExecSpec, ExecStreams, RuntimeError, TerminalSize,
 };
+use hearthd::model::fault::ErrorCode;
 use hearthd::model::id::InstanceId;
 use tokio::time::timeout;
 
@@ -69,7 +70,7 @@ async fn output_input_and_exit_code_of_a_process_are_its_own() {
         assert_eq!(finish(signalled).await.2, Some(143));
         assert!(matches!(
             exec(spec(&["/nope"])).await.map(|_| ()),
-            Err(RuntimeError::StartFailed { code: "command_not_found", .. })
+            Err(RuntimeError::StartFailed { code: ErrorCode::CommandNotFound, .. })
         ),);
     })
     .await;

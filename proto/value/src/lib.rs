@@ -2,6 +2,7 @@
 //! ones. This crate knows no protocol, so that packing an image needs no network.
 
 mod digest;
+pub mod error_code;
 mod mount;
 mod reference;
 

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal as _;
 
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::build_event::Event;
 use hearth_proto::v1::{Build, BuildResult, BuildState};
 
@@ -143,7 +144,7 @@ fn failed(ended: &EndedBuild) -> Failure {
         (BuildState::Cancelled, _) => Failure::interrupted("the build was cancelled; nothing was published"),
         (_, Some(detail)) => Failure::from_detail(FailureKind::Failed, Box::new(detail.clone())),
         (_, None) => Failure::failed(
-            "build_failed",
+            ErrorCode::BuildFailed,
             format!("the build is {} and reported no error", state_name(build.state)),
         ),
     };

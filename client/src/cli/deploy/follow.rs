@@ -1,6 +1,7 @@
 //! Follows a deploy, a restart or a rollback until the revision is live, and reports its result.
 
 use clap::Args;
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::deploy_event::Event;
 use hearth_proto::v1::{DeployResponse, Service};
 use serde::Serialize;
@@ -89,7 +90,7 @@ async fn wait_until_live(
             }
             None => {
                 return Err(about(Failure::failed(
-                    "protocol",
+                    ErrorCode::Protocol,
                     "the event stream of the deploy ended without a final event",
                 )));
             }
@@ -113,7 +114,7 @@ async fn wait_until_live(
                 let message = format!(
                     "revision {revision} of {name} was superseded by revision {by} before it was live"
                 );
-                return Err(about(Failure::failed("superseded", message)));
+                return Err(about(Failure::failed(ErrorCode::Superseded, message)));
             }
             _ => {}
         }

@@ -9,6 +9,7 @@ use std::path::Path;
 use bytes::Bytes;
 use hearth_pack::archive::ArchiveLayout;
 use hearth_pack::image::{Descriptor, Manifest, OciIndex};
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::value::{Digest, Reference};
 use hearth_registry::{BlobReader, CHUNK_BUFFER};
 use tokio::sync::mpsc;
@@ -39,7 +40,7 @@ pub(super) async fn run(image: &Reference, file: &Path, globals: &GlobalArgs) ->
     let pinned =
         Reference { registry: None, tag: None, digest: Some(digest), repository: image.repository.clone() };
     let layout = ArchiveLayout::of_stored(top, &blobs, tag.as_deref())
-        .map_err(|error| Failure::failed("internal", error.to_string()))?;
+        .map_err(|error| Failure::failed(ErrorCode::Internal, error.to_string()))?;
     let size = layout.size();
     let (send, wanted) = mpsc::channel(1);
     let to = file.to_owned();
@@ -101,7 +102,7 @@ fn stored_blobs(manifest: Manifest) -> impl Iterator<Item = Descriptor> {
 
 fn parse<T: for<'de> serde::Deserialize<'de>>(image: &Reference, json: &[u8]) -> Result<T, Failure> {
     serde_json::from_slice(json)
-        .map_err(|error| Failure::failed("invalid_manifest", format!("{image}: {error}")))
+        .map_err(|error| Failure::failed(ErrorCode::InvalidManifest, format!("{image}: {error}")))
 }
 
 /// Streams the blobs that the writer requests, one after the other.

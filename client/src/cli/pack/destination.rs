@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hearth_pack::PackedImage;
 use hearth_pack::image::RunConfig;
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::value::Reference;
 
@@ -87,7 +88,7 @@ pub(super) async fn send_content(
         None => {
             // Check the config flags before anything is read, as a local pack does.
             let checked = plan.options.config.apply(&mut RunConfig::default());
-            checked.map_err(|error| Failure::failed("pack_failed", error.to_string()))?;
+            checked.map_err(|error| Failure::failed(ErrorCode::PackFailed, error.to_string()))?;
             None
         }
     };
@@ -100,7 +101,9 @@ pub(super) async fn send_content(
     let mut view = match written {
         Some(view) if view.digest != sent.result.digest => {
             let message = "the directory changed between the file and the room";
-            return Err(Failure::failed("pack_changed", message).hint("pack again when nothing writes to it"));
+            return Err(
+                Failure::failed(ErrorCode::PackChanged, message).hint("pack again when nothing writes to it")
+            );
         }
         Some(view) => view,
         None => PackView::from_room(&scanned.summary, &sent.result),

@@ -9,6 +9,7 @@ use hearth_pack::image::{ConfigFlags, Platform};
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_pack::walk::{WalkOptions, walk};
 use hearth_pack::{PackOptions, PackSummary};
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::{
     BeginPackRequest, PackCommand, PackConfig, PackImage, begin_pack_request::Destination,
 };
@@ -27,7 +28,8 @@ pub(in crate::cli) struct ScannedDirectory {
 /// Scans a directory on a blocking thread.
 pub(in crate::cli) async fn scan(path: PathBuf, options: WalkOptions) -> Result<ScannedDirectory, Failure> {
     let scan = move || {
-        let failed = |error: &dyn std::fmt::Display| Failure::failed("pack_failed", error.to_string());
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::failed(ErrorCode::PackFailed, error.to_string());
         let lineage = lineage::of(&path);
         let tree = walk(&path, &options).map_err(|error| failed(&error))?;
         let summary = PackSummary::of(&tree);
@@ -117,7 +119,7 @@ impl From<PackUploadError> for Failure {
         match error {
             PackUploadError::Client(error) => error.into(),
             PackUploadError::Content(_) | PackUploadError::Work(_) => {
-                Self::failed("pack_failed", error.to_string())
+                Self::failed(ErrorCode::PackFailed, error.to_string())
             }
         }
     }

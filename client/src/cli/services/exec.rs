@@ -10,6 +10,7 @@ use std::future::pending;
 use std::io::IsTerminal as _;
 
 use clap::Args;
+use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::exec_request::Message;
 use hearth_proto::v1::exec_response::Message as Answer;
 use hearth_proto::v1::{ExecBegin, ExecStdinEnd, Exit, TerminalSize};
@@ -225,9 +226,9 @@ impl ExecOutbox {
 /// Converts an error of starting the process. A missing or unusable program gets a shell's exit code.
 fn start_failure(error: ClientError) -> Failure {
     let mut failure = Failure::from(error);
-    let code = match failure.detail.code.as_str() {
-        "command_not_found" => 127,
-        "not_executable" | "exec_format" => 126,
+    let code = match failure.detail.code.parse() {
+        Ok(ErrorCode::CommandNotFound) => 127,
+        Ok(ErrorCode::NotExecutable | ErrorCode::ExecFormat) => 126,
         _ => return failure,
     };
     failure.kind = FailureKind::ProgramNotStarted(code);
@@ -242,7 +243,9 @@ fn exit_outcome(exit: &Exit) -> Result<(), Failure> {
         Some(0) => Ok(()),
         // A code that does not fit an exit code of this process becomes 255.
         Some(code) => Err(Failure::program_exited(u8::try_from(code).unwrap_or(u8::MAX))),
-        None => Err(Failure::failed("exit_unseen", "the process ended, and its exit was not observed")),
+        None => {
+            Err(Failure::failed(ErrorCode::ExitUnseen, "the process ended, and its exit was not observed"))
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use hearth_proto::v1;
 
 use super::super::error::ApiError;
 use super::mounts::{MountUse, mounts};
+use crate::model::fault::ErrorCode;
 use crate::model::{MountSpec, MountTarget};
 
 /// Maximum length of a path in system calls, in bytes.
@@ -26,7 +27,7 @@ pub fn context(
     let root = root.parse().map_err(|error| {
         ApiError::invalid(
             format!("{field}.context_path"),
-            "invalid_context_path",
+            ErrorCode::InvalidContextPath,
             format!("context path: {error}"),
         )
     })?;
@@ -35,7 +36,7 @@ pub fn context(
 
 /// Converts a path in a context to a path from the root of all mounts. A relative path starts at the context's root.
 pub fn path_in(root: &MountTarget, path: &[u8]) -> Result<Vec<u8>, ApiError> {
-    let invalid = |message: &str| ApiError::invalid("path", "invalid_path", message.to_owned());
+    let invalid = |message: &str| ApiError::invalid("path", ErrorCode::InvalidPath, message.to_owned());
     if path.contains(&0) {
         return Err(invalid("the path has a NUL byte"));
     }

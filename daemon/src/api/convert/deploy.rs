@@ -11,6 +11,7 @@ use super::spec::pairs;
 use super::{duration, registry_credentials};
 use crate::model::confinement::AddedCapability;
 use crate::model::deploy::DeployRequest;
+use crate::model::fault::ErrorCode;
 use crate::model::secret::{RegistryCredential, SecretName};
 use crate::model::service::{DeployStrategy, EnvValue, PortKind, ServiceDomain, ServicePort};
 use crate::model::{Reference, RoomRegistries};
@@ -39,7 +40,7 @@ pub fn deploy_spec(
         name: match wire.name {
             None => None,
             Some(name) => Some(name.parse().map_err(|error| {
-                ApiError::invalid("spec.name", "invalid_name", format!("{error}"))
+                ApiError::invalid("spec.name", ErrorCode::InvalidName, format!("{error}"))
                     .hint("give the service a name of its own with --name")
             })?),
         },
@@ -52,7 +53,7 @@ pub fn deploy_spec(
             Some(path) => Some(path.parse().map_err(|error| {
                 ApiError::invalid(
                     "spec.working_dir",
-                    "invalid_working_dir",
+                    ErrorCode::InvalidWorkingDir,
                     format!("working directory: {error}"),
                 )
             })?),
@@ -79,12 +80,16 @@ pub fn deploy_spec(
 
 fn capabilities(names: &[String]) -> Result<BTreeSet<AddedCapability>, ApiError> {
     let parsed = names.iter().map(|name| name.parse::<AddedCapability>()).collect::<Result<_, _>>();
-    parsed.map_err(|error| ApiError::invalid("spec.capabilities", "invalid_capability", error.to_string()))
+    parsed.map_err(|error| {
+        ApiError::invalid("spec.capabilities", ErrorCode::InvalidCapability, error.to_string())
+    })
 }
 
 fn image(text: &str, rooms: &RoomRegistries) -> Result<Reference, ApiError> {
     let parsed = text.parse().map(|reference| rooms.qualify(reference));
-    parsed.map_err(|error| ApiError::invalid("spec.image", "invalid_reference", format!("image {error}")))
+    parsed.map_err(|error| {
+        ApiError::invalid("spec.image", ErrorCode::InvalidReference, format!("image {error}"))
+    })
 }
 
 fn env(wire: BTreeMap<String, v1::EnvValue>) -> Result<BTreeMap<String, EnvValue>, ApiError> {
@@ -93,18 +98,19 @@ fn env(wire: BTreeMap<String, v1::EnvValue>) -> Result<BTreeMap<String, EnvValue
     if let Some(name) = wire.keys().find(|name| name.len() > MAX_ENV_NAME) {
         let begins: String = name.chars().take(50).collect();
         let message = format!("the name of variable `{begins}...` has more than {MAX_ENV_NAME} bytes");
-        return Err(ApiError::invalid("spec.env", "too_long", message));
+        return Err(ApiError::invalid("spec.env", ErrorCode::TooLong, message));
     }
     let value = |(name, value): (String, v1::EnvValue)| {
         let invalid =
-            |code: &str, message: String| ApiError::invalid(format!("spec.env.{name}"), code, message);
+            |code: ErrorCode, message: String| ApiError::invalid(format!("spec.env.{name}"), code, message);
         let value = match value.value {
-            None => return Err(invalid("invalid_env", format!("variable `{name}` has no value"))),
+            None => return Err(invalid(ErrorCode::InvalidEnv, format!("variable `{name}` has no value"))),
             Some(Value::Plain(text)) => EnvValue::Plain(text),
             Some(Value::TokenScope(scope)) => EnvValue::Token { scope },
             Some(Value::Secret(secret)) => {
                 let parsed = secret.parse::<SecretName>();
-                let secret = parsed.map_err(|error| invalid("invalid_secret_name", error.to_string()))?;
+                let secret =
+                    parsed.map_err(|error| invalid(ErrorCode::InvalidSecretName, error.to_string()))?;
                 EnvValue::Secret { name: secret.to_string() }
             }
         };
@@ -117,7 +123,7 @@ fn ports(wire: &[v1::ServicePort]) -> Result<Vec<ServicePort>, ApiError> {
     at_most("spec.ports", "ports", wire.len(), MAX_PORTS)?;
     let port = |(i, port): (usize, &v1::ServicePort)| {
         let invalid = |part: &str, message: String| {
-            ApiError::invalid(format!("spec.ports.ports[{i}].{part}"), "invalid_port", message)
+            ApiError::invalid(format!("spec.ports.ports[{i}].{part}"), ErrorCode::InvalidPort, message)
         };
         let number = u16::try_from(port.number).ok().filter(|number| *number > 0);
         Ok(ServicePort {
@@ -136,7 +142,7 @@ fn ports(wire: &[v1::ServicePort]) -> Result<Vec<ServicePort>, ApiError> {
 
 /// Validates a command line: a program with its arguments.
 pub fn arguments(field: &str, arguments: Vec<String>) -> Result<Vec<String>, ApiError> {
-    let invalid = |message: String| Err(ApiError::invalid(field, "invalid_command", message));
+    let invalid = |message: String| Err(ApiError::invalid(field, ErrorCode::InvalidCommand, message));
     if arguments.first().is_none_or(String::is_empty) {
         return invalid("the command is empty".to_owned());
     }
@@ -152,7 +158,7 @@ pub fn arguments(field: &str, arguments: Vec<String>) -> Result<Vec<String>, Api
 fn identity(text: String) -> Result<String, ApiError> {
     if text.is_empty() || text.len() > MAX_IDENTITY {
         let message = format!("an identity has 1 to {MAX_IDENTITY} bytes");
-        return Err(ApiError::invalid("spec.identity", "invalid_identity", message));
+        return Err(ApiError::invalid("spec.identity", ErrorCode::InvalidIdentity, message));
     }
     Ok(text)
 }
@@ -162,7 +168,7 @@ fn start_limit(wire: Option<prost_types::Duration>) -> Result<Option<Duration>, 
     if limit.is_some_and(|limit| limit.is_zero() || limit > MAX_START_LIMIT) {
         let hours = MAX_START_LIMIT.as_secs() / 3600;
         let message = format!("the limit for a start must be above 0 and at most {hours} hours");
-        return Err(ApiError::invalid("spec.start_limit", "invalid_timeout", message));
+        return Err(ApiError::invalid("spec.start_limit", ErrorCode::InvalidTimeout, message));
     }
     Ok(limit)
 }
@@ -172,7 +178,7 @@ fn strategy(wire: i32) -> Result<Option<DeployStrategy>, ApiError> {
         Ok(v1::DeployStrategy::Unspecified) => Ok(None),
         Ok(v1::DeployStrategy::Rolling) => Ok(Some(DeployStrategy::Rolling)),
         Ok(v1::DeployStrategy::Recreate) => Ok(Some(DeployStrategy::Recreate)),
-        Err(_) => Err(ApiError::invalid("spec.strategy", "invalid_strategy", "unknown strategy")),
+        Err(_) => Err(ApiError::invalid("spec.strategy", ErrorCode::InvalidStrategy, "unknown strategy")),
     }
 }
 
@@ -183,13 +189,13 @@ fn domains(wire: &[String]) -> Result<Vec<ServiceDomain>, ApiError> {
 }
 
 pub fn domain(field: &str, text: &str) -> Result<ServiceDomain, ApiError> {
-    text.parse().map_err(|error| ApiError::invalid(field, "invalid_domain", format!("{error}")))
+    text.parse().map_err(|error| ApiError::invalid(field, ErrorCode::InvalidDomain, format!("{error}")))
 }
 
 fn bounded(field: &str, text: Option<String>, max: usize) -> Result<Option<String>, ApiError> {
     match text {
         Some(text) if text.len() > max => {
-            Err(ApiError::invalid(field, "too_long", format!("{field} has more than {max} bytes")))
+            Err(ApiError::invalid(field, ErrorCode::TooLong, format!("{field} has more than {max} bytes")))
         }
         text => Ok(text),
     }
@@ -199,7 +205,7 @@ fn at_most(field: &str, what: &str, count: usize, max: usize) -> Result<(), ApiE
     if count <= max {
         return Ok(());
     }
-    Err(ApiError::invalid(field, "too_many", format!("at most {max} {what}")))
+    Err(ApiError::invalid(field, ErrorCode::TooMany, format!("at most {max} {what}")))
 }
 
 #[cfg(test)]

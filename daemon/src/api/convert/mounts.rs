@@ -6,6 +6,7 @@ use hearth_proto::v1;
 use hearth_proto::value::{DEFAULT_TARGET, storage_path};
 
 use super::super::error::ApiError;
+use crate::model::fault::ErrorCode;
 use crate::model::id::PackId;
 use crate::model::{MountAccess, MountSource, MountSpec};
 
@@ -30,11 +31,10 @@ pub(super) fn mounts(wire: Vec<v1::Mount>, field: &str, used: MountUse) -> Resul
     if let MountUse::Build { needs } = used
         && wire.is_empty()
     {
-        return Err(ApiError::invalid(field, "no_mounts", needs)
-            .hint("name files of the room (--mount-room-path apps/my-app) or send some (--pack ./my-app)"));
+        return Err(ApiError::invalid(field, ErrorCode::NoMounts, needs));
     }
     if wire.len() > MAX_MOUNTS {
-        return Err(ApiError::invalid(field, "too_many", format!("at most {MAX_MOUNTS} mounts")));
+        return Err(ApiError::invalid(field, ErrorCode::TooMany, format!("at most {MAX_MOUNTS} mounts")));
     }
     let mut targets = BTreeSet::new();
     let mut mounts = Vec::with_capacity(wire.len());
@@ -43,7 +43,7 @@ pub(super) fn mounts(wire: Vec<v1::Mount>, field: &str, used: MountUse) -> Resul
         if !targets.insert(mount.target.clone()) {
             return Err(ApiError::invalid(
                 format!("{field}[{i}].target"),
-                "duplicate_target",
+                ErrorCode::DuplicateTarget,
                 format!("mount target `{}` is used twice; each target can be mounted once", mount.target),
             ));
         }
@@ -52,7 +52,7 @@ pub(super) fn mounts(wire: Vec<v1::Mount>, field: &str, used: MountUse) -> Resul
     let texts: usize = mounts.iter().map(|mount| text_of(&mount.source).map_or(0, str::len)).sum();
     if texts > MAX_TEXTS {
         let message = format!("the texts of files have {texts} bytes; at most {MAX_TEXTS} together");
-        return Err(ApiError::invalid(field, "too_large", message).hint(FILES_HINT));
+        return Err(ApiError::invalid(field, ErrorCode::TooLarge, message).hint(FILES_HINT));
     }
     Ok(mounts)
 }
@@ -68,8 +68,9 @@ fn text_of(source: &MountSource) -> Option<&str> {
 
 fn mount(wire: v1::Mount, field: &str, used: MountUse) -> Result<MountSpec, ApiError> {
     use v1::mount::Source;
-    let invalid =
-        |part: &str, message: String| ApiError::invalid(format!("{field}{part}"), "invalid_mount", message);
+    let invalid = |part: &str, message: String| {
+        ApiError::invalid(format!("{field}{part}"), ErrorCode::InvalidMount, message)
+    };
     let path = |text: &str, part: &str| {
         storage_path(text).map_err(|error| invalid(part, format!("mount source {error}")))
     };
@@ -102,9 +103,8 @@ fn mount(wire: v1::Mount, field: &str, used: MountUse) -> Result<MountSpec, ApiE
         }
         Some(Source::File(v1::FileSource { text })) if text.len() > MAX_TEXT => {
             let message = format!("the text of a file has {} bytes; at most {MAX_TEXT}", text.len());
-            return Err(
-                ApiError::invalid(format!("{field}.file.text"), "too_large", message).hint(FILES_HINT)
-            );
+            return Err(ApiError::invalid(format!("{field}.file.text"), ErrorCode::TooLarge, message)
+                .hint(FILES_HINT));
         }
         Some(Source::File(v1::FileSource { text })) => MountSource::File(text),
     };

@@ -10,6 +10,7 @@ use super::duration;
 use super::mounts::{MountUse, mount_to_wire, mounts};
 use crate::model::access::SymlinkPolicy;
 use crate::model::build::{BuildNetwork, BuildSecrets, BuildSpec, DockerfilePath, NoCache};
+use crate::model::fault::ErrorCode;
 use crate::model::image::Platform;
 use crate::model::secret::{RegistryCredential, Secret};
 use crate::model::{MountSpec, MountTarget, Reference, RoomRegistries};
@@ -45,7 +46,7 @@ pub fn build_spec(
         let max = context.max_timeout.as_secs();
         return Err(ApiError::invalid(
             "spec.timeout",
-            "invalid_timeout",
+            ErrorCode::InvalidTimeout,
             format!("timeout must be between 1 s and {max} s"),
         ));
     }
@@ -54,7 +55,7 @@ pub fn build_spec(
         text => Some(Platform::parse(text).ok_or_else(|| {
             ApiError::invalid(
                 "spec.platform",
-                "invalid_platform",
+                ErrorCode::InvalidPlatform,
                 format!("platform `{text}`: expected `os/arch[/variant]`, such as `linux/arm64`"),
             )
         })?),
@@ -85,7 +86,11 @@ pub fn build_spec(
 
 fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, ApiError> {
     if wire.also_tags.len() >= MAX_TAGS {
-        return Err(ApiError::invalid("spec.also_tags", "too_many", format!("at most {MAX_TAGS} tags")));
+        return Err(ApiError::invalid(
+            "spec.also_tags",
+            ErrorCode::TooMany,
+            format!("at most {MAX_TAGS} tags"),
+        ));
     }
     let more = wire.also_tags.iter().enumerate().map(|(i, tag)| (format!("spec.also_tags[{i}]"), tag));
     let mut seen = BTreeSet::new();
@@ -103,17 +108,20 @@ fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, 
 fn context_path(text: &str, mounts: &[MountSpec]) -> Result<MountTarget, ApiError> {
     if !text.is_empty() {
         return text.parse().map_err(|error| {
-            ApiError::invalid("spec.context_path", "invalid_context_path", format!("context path: {error}"))
+            ApiError::invalid(
+                "spec.context_path",
+                ErrorCode::InvalidContextPath,
+                format!("context path: {error}"),
+            )
         });
     }
     match mounts {
         [mount] => Ok(mount.target.clone()),
         _ => Err(ApiError::invalid(
             "spec.context_path",
-            "context_path_missing",
+            ErrorCode::ContextPathMissing,
             format!("with {} mounts the context path must be given", mounts.len()),
-        )
-        .hint("--context-path PATH, such as one of the mount targets")),
+        )),
     }
 }
 
@@ -125,7 +133,7 @@ fn dockerfile(text: &str, context_path: &MountTarget) -> Result<DockerfilePath, 
     path.map(DockerfilePath::At).map_err(|error| {
         ApiError::invalid(
             "spec.dockerfile_path",
-            "invalid_dockerfile_path",
+            ErrorCode::InvalidDockerfilePath,
             format!("Dockerfile path: {error}"),
         )
     })
@@ -137,14 +145,14 @@ pub fn pairs(field: &str, pairs: BTreeMap<String, String>) -> Result<BTreeMap<St
     {
         return Err(ApiError::invalid(
             field,
-            "too_many",
+            ErrorCode::TooMany,
             format!("at most {MAX_PAIRS} pairs and {MAX_TEXT} bytes"),
         ));
     }
     match pairs.keys().find(|key| key.is_empty() || key.contains(['=', '\0'])) {
         Some(key) => {
             let key: String = key.chars().take(100).collect();
-            Err(ApiError::invalid(field, "invalid_key", format!("`{key}` cannot be a key")))
+            Err(ApiError::invalid(field, ErrorCode::InvalidKey, format!("`{key}` cannot be a key")))
         }
         None => Ok(pairs),
     }
@@ -154,7 +162,7 @@ fn no_cache_stages(stages: Vec<String>) -> Result<Vec<String>, ApiError> {
     match stages.iter().find(|stage| stage.is_empty() || stage.contains([',', ' '])) {
         Some(stage) => Err(ApiError::invalid(
             "spec.no_cache_stages",
-            "invalid_stage",
+            ErrorCode::InvalidStage,
             format!("`{stage}` is not the name of a stage"),
         )),
         None => Ok(stages),
@@ -167,7 +175,7 @@ fn network(text: &str) -> Result<BuildNetwork, ApiError> {
         "none" => Ok(BuildNetwork::None),
         _ => Err(ApiError::invalid(
             "spec.network",
-            "invalid_network",
+            ErrorCode::InvalidNetwork,
             format!("network `{text}`: expected `default` or `none`"),
         )),
     }
@@ -180,14 +188,15 @@ fn secrets(
     if secrets.len() > MAX_SECRETS || credentials.len() > MAX_SECRETS {
         return Err(ApiError::invalid(
             "spec.secrets",
-            "too_many",
+            ErrorCode::TooMany,
             format!("at most {MAX_SECRETS} secrets and credentials"),
         ));
     }
     let mut checked = BuildSecrets::default();
     for (i, secret) in secrets.into_iter().enumerate() {
-        let invalid =
-            |message: String| ApiError::invalid(format!("spec.secrets[{i}]"), "invalid_secret", message);
+        let invalid = |message: String| {
+            ApiError::invalid(format!("spec.secrets[{i}]"), ErrorCode::InvalidSecret, message)
+        };
         if secret.id.is_empty() || secret.id.len() > 256 {
             return Err(invalid("a secret's id is 1 to 256 characters".to_owned()));
         }

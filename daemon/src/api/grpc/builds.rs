@@ -3,19 +3,20 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use hearth_proto::v1;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::super::audit;
 use super::super::convert::{self, SpecContext, build_spec, page_size};
-use super::super::error::{ApiError, fault_detail};
+use super::super::error::ApiError;
 use super::{caller, check_packs};
 use crate::access::policy::{self, CallerAction, decide};
 use crate::build::port::BuildQuery;
-use crate::build::{AdmissionError, BuildError, BuildLogQuery, Handle, SubmitBuild, SubmitError};
+use crate::build::{BuildError, BuildLogQuery, Handle, SubmitBuild};
 use crate::image::ImageStore;
 use crate::model::RoomRegistries;
 use crate::model::access::{Caller, NamePatterns, StorageVerb};
 use crate::model::build::{BuildEventKind, BuildRecord};
+use crate::model::fault::ErrorCode;
 
 const MAX_KEY: usize = 256;
 
@@ -39,7 +40,7 @@ impl v1::builds_server::Builds for BuildsService {
         let request = request.into_inner();
         if request.idempotency_key.len() > MAX_KEY {
             let message = format!("a key has at most {MAX_KEY} bytes");
-            return Err(ApiError::invalid("idempotency_key", "invalid_key", message).into());
+            return Err(ApiError::invalid("idempotency_key", ErrorCode::InvalidKey, message).into());
         }
         let context = SpecContext {
             rooms: &self.rooms,
@@ -83,7 +84,7 @@ impl v1::builds_server::Builds for BuildsService {
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(token.parse().map_err(|_| {
-                ApiError::invalid("page_token", "invalid_page_token", "not a page token of this call")
+                ApiError::invalid("page_token", ErrorCode::InvalidPageToken, "not a page token of this call")
             })?),
         };
         let tag = match request.tag.as_str() {
@@ -185,53 +186,4 @@ fn pull_grant(caller: &Caller) -> NamePatterns {
 
 fn pull_from_grant(caller: &Caller) -> NamePatterns {
     caller.scope.containers.as_ref().map(|grant| grant.pull.clone()).unwrap_or_default()
-}
-
-impl From<SubmitError> for ApiError {
-    fn from(error: SubmitError) -> Self {
-        let after = error.retry_after();
-        let message = error.to_string();
-        match error {
-            SubmitError::Denied(AdmissionError::QueueFull { .. }) => {
-                Self::new(Code::ResourceExhausted, "queue_full", message).retryable(after)
-            }
-            SubmitError::Denied(AdmissionError::CallerLimit { .. }) => {
-                Self::new(Code::ResourceExhausted, "caller_limit", message).retryable(after)
-            }
-            SubmitError::Denied(AdmissionError::QueueShare { .. }) => {
-                Self::new(Code::ResourceExhausted, "queue_share", message).retryable(after)
-            }
-            SubmitError::Denied(AdmissionError::Draining) | SubmitError::Ending => {
-                Self::new(Code::Unavailable, "draining", message).retryable(None)
-            }
-            SubmitError::DiskLow { .. } => Self::new(Code::ResourceExhausted, "disk_low", message),
-            SubmitError::KeyReused { .. } => {
-                Self::new(Code::AlreadyExists, "idempotency_key_reused", message)
-            }
-            SubmitError::Refused(fault) => {
-                let status =
-                    if fault.code == "pack_not_found" { Code::NotFound } else { Code::FailedPrecondition };
-                Self::with_detail(status, fault_detail(*fault))
-            }
-            SubmitError::Store(_) | SubmitError::Log(_) => {
-                Self::internal("the build could not be stored", message)
-            }
-        }
-    }
-}
-
-impl From<BuildError> for ApiError {
-    fn from(error: BuildError) -> Self {
-        let message = error.to_string();
-        match error {
-            BuildError::NotFound { .. } => {
-                Self::new(Code::NotFound, "build_not_found", message).hint("see `hearth builds list`")
-            }
-            BuildError::Ambiguous { .. } => Self::invalid("build_id", "ambiguous_build_id", message),
-            BuildError::NotEnded { .. } => Self::new(Code::FailedPrecondition, "build_not_ended", message),
-            BuildError::Store(_) | BuildError::Log { .. } => {
-                Self::internal("the build could not be read", message)
-            }
-        }
-    }
 }

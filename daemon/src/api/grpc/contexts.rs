@@ -3,11 +3,11 @@ use std::path::{Path, PathBuf};
 
 use axum::extract::connect_info::ConnectInfo;
 use hearth_proto::v1;
-use tonic::{Code, Extensions, Request, Response, Status};
+use tonic::{Extensions, Request, Response, Status};
 
 use super::super::audit;
 use super::super::convert;
-use super::super::error::{ApiError, fault_detail};
+use super::super::error::ApiError;
 use super::super::serve::PeerIdentity;
 use super::response_stream::{CHUNK, ResponseStream, WalkSender, WalkThreads, stream_batches};
 use super::{caller, check_access, check_packs, share_owner};
@@ -15,10 +15,11 @@ use crate::access::policy::{self, CallerAction};
 use crate::build::RoomContexts;
 use crate::context::ContextError;
 use crate::context::compare::{self, TreeDifference};
-use crate::context::mounts::{MountError, MountRequest, MountState, MountedContexts};
+use crate::context::mounts::{MountRequest, MountState, MountedContexts};
 use crate::context::tree::{ContextTree, EntryStat, FileReader, LocatedEntry, WalkedEntry};
 use crate::image::ImageStore;
 use crate::model::access::{Caller, StorageVerb};
+use crate::model::fault::ErrorCode;
 use crate::model::share_owner::ShareOwner;
 use crate::model::{Digest, MountSpec, MountTarget, RoomRegistries};
 use crate::task;
@@ -107,7 +108,7 @@ impl v1::contexts_server::Contexts for ContextsService {
         let left = match request.left {
             None => {
                 let message = "what is to be compared is missing";
-                return Err(ApiError::invalid("left", "nothing_to_compare", message).into());
+                return Err(ApiError::invalid("left", ErrorCode::NothingToCompare, message).into());
             }
             Some(Left::Mounted(directory)) => {
                 let directory = PathBuf::from(directory);
@@ -194,13 +195,7 @@ impl ContextsService {
         check_packs(&self.images, caller, &mounts).await?;
         let links = caller.symlink_policy(StorageVerb::Read);
         let opened = self.contexts.open_mounts(&mounts, links, &caller.name, &BTreeMap::new()).await;
-        let opened = opened.map_err(|fault| {
-            let status = match fault.code.as_str() {
-                "pack_not_found" | "image_not_found" => Code::NotFound,
-                _ => Code::FailedPrecondition,
-            };
-            ApiError::with_detail(status, fault_detail(fault))
-        })?;
+        let opened = opened.map_err(ApiError::from_mount_fault)?;
         let manifests =
             opened.iter().filter_map(|mount| mount.image.as_ref().map(|image| image.manifest)).collect();
         let tree = self.contexts.contexts.open_tree(opened).await.map_err(ApiError::from)?;
@@ -250,9 +245,7 @@ fn require_local_admin(local: bool, what: &str) -> Result<(), Status> {
         return Ok(());
     }
     let message = format!("only root and the daemon's own user may {what}, on the daemon's machine");
-    Err(ApiError::new(Code::PermissionDenied, "not_on_this_machine", message)
-        .hint("run it there, through the daemon's unix socket: hearth --addr unix:///run/hearth/hearth.sock ...")
-        .into())
+    Err(ApiError::new(ErrorCode::NotOnThisMachine, message).into())
 }
 
 async fn blocking<T: Send + 'static>(
@@ -272,7 +265,7 @@ async fn find(tree: ContextTree, path: Vec<u8>) -> Result<(ContextTree, LocatedE
         Some(found) => Ok((tree, found)),
         None => {
             let message = format!("there is no `/{}` in the context", shown.trim_start_matches('/'));
-            Err(ApiError::new(Code::NotFound, "not_found", message)
+            Err(ApiError::new(ErrorCode::NotFound, message)
                 .hint("`hearth context ls` shows what is there")
                 .into())
         }
@@ -357,47 +350,5 @@ fn mount_to_wire(state: MountState) -> v1::ContextMount {
         resumed,
         since: Some(convert::timestamp(record.since)),
         mounted_by: record.caller,
-    }
-}
-
-impl From<ContextError> for ApiError {
-    fn from(error: ContextError) -> Self {
-        let fault = error.fault();
-        let status = match &error {
-            ContextError::Changed { .. } => Code::Aborted,
-            ContextError::ShuttingDown => Code::Unavailable,
-            ContextError::Cancelled => Code::Cancelled,
-            ContextError::ContextPathNotFound { .. } | ContextError::SubpathNotFound { .. } => Code::NotFound,
-            ContextError::Io { .. } | ContextError::Layer { .. } => Code::Internal,
-            _ => Code::FailedPrecondition,
-        };
-        Self::with_detail(status, fault_detail(fault))
-    }
-}
-
-impl From<MountError> for ApiError {
-    fn from(error: MountError) -> Self {
-        let (code, hint) = (error.code(), error.hint());
-        let message = error.to_string();
-        let refusal = match error {
-            MountError::Context(error) => return error.into(),
-            MountError::Relative { .. } => Self::invalid("directory", code, message),
-            MountError::NotFound { .. } | MountError::NotMounted { .. } => {
-                Self::new(Code::NotFound, code, message)
-            }
-            MountError::AlreadyMounted { .. } => Self::new(Code::AlreadyExists, code, message),
-            MountError::ShuttingDown => Self::new(Code::Unavailable, code, message).retryable(None),
-            MountError::Io { .. } => Self::new(Code::Internal, code, message),
-            MountError::NotADirectory { .. }
-            | MountError::NotEmpty { .. }
-            | MountError::Reserved { .. }
-            | MountError::Busy { .. }
-            | MountError::StillUsed { .. }
-            | MountError::OtherImages { .. } => Self::new(Code::FailedPrecondition, code, message),
-        };
-        match hint {
-            Some(hint) => refusal.hint(hint),
-            None => refusal,
-        }
     }
 }

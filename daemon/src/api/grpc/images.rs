@@ -1,8 +1,7 @@
 use std::io::{Seek as _, SeekFrom};
 
 use hearth_proto::v1;
-use hearth_registry::RemoteError;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::super::audit;
 use super::super::convert::{self, page_size};
@@ -14,7 +13,8 @@ use crate::context::storage::StorageRoots;
 use crate::disk::DiskLedger;
 use crate::image::port::TagQuery;
 use crate::image::port::cached::ImageRight;
-use crate::image::{ImageError, ImageStore, InspectedImage, OpenBlob, RemoteRegistries};
+use crate::image::{ImageStore, InspectedImage, OpenBlob, RemoteRegistries};
+use crate::model::fault::ErrorCode;
 use crate::model::{Digest, Reference, Repository, Tag};
 
 pub struct ImagesService {
@@ -37,13 +37,12 @@ impl v1::images_server::Images for ImagesService {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
         let size = page_size(request.page_size, 100, 1000);
-        let repository =
-            match request.repository.as_str() {
-                "" => None,
-                text => Some(text.parse::<Repository>().map_err(|error| {
-                    ApiError::invalid("repository", "invalid_repository", error.to_string())
-                })?),
-            };
+        let repository = match request.repository.as_str() {
+            "" => None,
+            text => Some(text.parse::<Repository>().map_err(|error| {
+                ApiError::invalid("repository", ErrorCode::InvalidRepository, error.to_string())
+            })?),
+        };
         let mut query = TagQuery { repository, after: page(&request.page_token)?, limit: size };
         let mut images = Vec::new();
         // Images that the caller may not list do not count towards the page size.
@@ -162,13 +161,13 @@ impl v1::images_server::Images for ImagesService {
         let request = request.into_inner();
         let reference = reference("reference", &request.reference)?;
         check_access(&caller, &CallerAction::PullRepository(&reference.repository))?;
-        let digest = match request.digest.as_str() {
-            "" => None,
-            text => Some(
-                text.parse::<Digest>()
-                    .map_err(|error| ApiError::invalid("digest", "invalid_digest", error.to_string()))?,
-            ),
-        };
+        let digest =
+            match request.digest.as_str() {
+                "" => None,
+                text => Some(text.parse::<Digest>().map_err(|error| {
+                    ApiError::invalid("digest", ErrorCode::InvalidDigest, error.to_string())
+                })?),
+            };
         let OpenBlob { blob, file } =
             self.images.open_blob(&reference, digest).await.map_err(ApiError::from)?;
         let head = v1::BlobHead {
@@ -218,7 +217,7 @@ impl ImagesService {
 
 pub(super) fn reference(field: &str, text: &str) -> Result<Reference, ApiError> {
     text.parse::<Reference>()
-        .map_err(|error| ApiError::invalid(field, "invalid_reference", error.to_string()))
+        .map_err(|error| ApiError::invalid(field, ErrorCode::InvalidReference, error.to_string()))
 }
 
 /// Parses a page token: `repository:tag` of the last image of the page before.
@@ -226,60 +225,8 @@ fn page(token: &str) -> Result<Option<(Repository, Tag)>, ApiError> {
     if token.is_empty() {
         return Ok(None);
     }
-    let invalid = || ApiError::invalid("page_token", "invalid_page_token", "not a page token of this call");
+    let invalid =
+        || ApiError::invalid("page_token", ErrorCode::InvalidPageToken, "not a page token of this call");
     let (repository, tag) = token.rsplit_once(':').ok_or_else(invalid)?;
     Ok(Some((repository.parse().map_err(|_| invalid())?, tag.parse().map_err(|_| invalid())?)))
-}
-
-impl From<ImageError> for ApiError {
-    fn from(error: ImageError) -> Self {
-        let status = match &error {
-            ImageError::NotFound { .. } | ImageError::PackNotFound { .. } => Code::NotFound,
-            ImageError::Foreign { .. }
-            | ImageError::TagNeeded { .. }
-            | ImageError::Manifest { .. }
-            | ImageError::TooLarge { .. }
-            | ImageError::TooDeep { .. }
-            | ImageError::Config { .. }
-            | ImageError::ImageCount { .. }
-            | ImageError::Archive(_) => Code::InvalidArgument,
-            ImageError::BlobMissing { .. }
-            | ImageError::NoPlatform { .. }
-            | ImageError::LayerMismatch(_)
-            | ImageError::LayerCount { .. }
-            | ImageError::LayerForm { .. }
-            | ImageError::LayerElsewhere { .. }
-            | ImageError::LayerRefused { .. }
-            | ImageError::ImageTooLarge { .. }
-            | ImageError::OtherPlatform { .. } => Code::FailedPrecondition,
-            ImageError::NoSpace | ImageError::Quota(_) | ImageError::Oversize { .. } => {
-                Code::ResourceExhausted
-            }
-            ImageError::TooManyBlobs { .. } => Code::InvalidArgument,
-            ImageError::Remote(error) => match error.registry_error() {
-                RemoteError::Refused { status: 401 | 403, .. } => Code::PermissionDenied,
-                RemoteError::NotFound { .. } => Code::NotFound,
-                error if error.retryable() => Code::Unavailable,
-                _ => Code::FailedPrecondition,
-            },
-            ImageError::Credentials(error) => {
-                return Self::internal("the daemon's registry credentials cannot be used", error);
-            }
-            ImageError::Catalog(_)
-            | ImageError::Read { .. }
-            | ImageError::Scratch(_)
-            | ImageError::Sweep(_) => {
-                return Self::internal("the room's images could not be used", &error);
-            }
-            ImageError::Ending => Code::Unavailable,
-        };
-        let mut refusal = Self::new(status, error.code(), error.to_string());
-        if error.retryable() {
-            refusal = refusal.retryable(None);
-        }
-        match error.hint() {
-            Some(hint) => refusal.hint(hint),
-            None => refusal,
-        }
-    }
 }

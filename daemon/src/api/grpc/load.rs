@@ -25,6 +25,7 @@ use crate::disk::{DiskClaim, KeptContent, UploadKind};
 use crate::image::{ImageDestination, ImageError};
 use crate::model::RoomRegistries;
 use crate::model::access::{Caller, StorageVerb};
+use crate::model::fault::ErrorCode;
 use crate::model::share_owner::ShareOwner;
 use crate::task::sequential::{SequentialError, SequentialWork};
 
@@ -122,7 +123,7 @@ fn destination(
         }
         Some(v1::load_begin::Destination::Temporary(false)) | None => Err(ApiError::invalid(
             "begin.tag",
-            "destination_missing",
+            ErrorCode::DestinationMissing,
             "give a tag, or `temporary` for a pack",
         )
         .into()),

@@ -7,7 +7,7 @@ use hearth_pack::image::{ConfigFlags, Platform};
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_proto::v1;
 use prost::Message as _;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::super::audit;
 use super::super::convert;
@@ -19,8 +19,9 @@ use crate::context::storage::{StorageError, StorageRoot, StorageRoots, WriteOpti
 use crate::disk::DiskLedger;
 use crate::model::Reference;
 use crate::model::access::{Caller, StorageVerb};
+use crate::model::fault::ErrorCode;
 use crate::model::share_owner::ShareOwner;
-use crate::packs::store::{AppendError, ContentPiece, MAX_PIECE_SIZE};
+use crate::packs::store::{ContentPiece, MAX_PIECE_SIZE};
 use crate::packs::{
     CommittedPack, ListingReceiver, PackBeginOutcome, PackDestination, PackError, PackImageOptions,
     PackStore, PreparedPack, UploadPlan,
@@ -50,7 +51,7 @@ impl v1::packs_server::Packs for PacksService {
         let request = request.into_inner();
         let tree: TreeDigest =
             request.tree.parse().map_err(|error: hearth_pack::identity::InvalidHash| {
-                ApiError::invalid("tree", "invalid_tree", error.to_string())
+                ApiError::invalid("tree", ErrorCode::InvalidTree, error.to_string())
             })?;
         let destination = destination(&caller, &self.storage.room, request)?;
         let begun = Box::pin(self.packs.begin(tree, destination)).await.map_err(ApiError::from)?;
@@ -148,7 +149,7 @@ impl v1::packs_server::Packs for PacksService {
         let proof = match request.proof.len() {
             0 => None,
             _ => Some(<[u8; 32]>::try_from(request.proof.as_ref()).map_err(|_| {
-                ApiError::invalid("proof", "invalid_proof", "a proof is a BLAKE3 hash: 32 bytes")
+                ApiError::invalid("proof", ErrorCode::InvalidProof, "a proof is a BLAKE3 hash: 32 bytes")
             })?),
         };
         let ready = Box::pin(self.packs.commit(&upload_owner, &request.upload_id, proof)).await;
@@ -245,14 +246,14 @@ impl PacksService {
 }
 
 fn upload_missing(field: &str) -> Status {
-    ApiError::invalid(field, "upload_missing", "the first message names the upload").into()
+    ApiError::invalid(field, ErrorCode::UploadMissing, "the first message names the upload").into()
 }
 
 fn unpacked(frame: &[u8]) -> Result<v1::PackEntries, ApiError> {
     let invalid = |what: &str| {
         ApiError::invalid(
             "entries_zstd",
-            "invalid_list",
+            ErrorCode::InvalidList,
             format!("{what} of a serialized PackEntries of 8 MiB at most"),
         )
     };
@@ -262,7 +263,7 @@ fn unpacked(frame: &[u8]) -> Result<v1::PackEntries, ApiError> {
 
 fn hash(field: &str, bytes: &[u8]) -> Result<ContentHash, ApiError> {
     let bytes = <[u8; 32]>::try_from(bytes).map_err(|_| {
-        ApiError::invalid(field, "invalid_hash", "a content is named by its BLAKE3 hash: 32 bytes")
+        ApiError::invalid(field, ErrorCode::InvalidHash, "a content is named by its BLAKE3 hash: 32 bytes")
     })?;
     Ok(ContentHash::from_bytes(bytes))
 }
@@ -276,7 +277,11 @@ fn push(lister: &mut ListingReceiver, entry: &v1::PackEntry) -> Result<(), ApiEr
         Kind::Hardlink => NodeKind::HardLink { to: &entry.target },
         Kind::Unspecified => {
             let path = String::from_utf8_lossy(&entry.path).into_owned();
-            return Err(ApiError::invalid("entries.kind", "invalid_list", format!("`{path}` has no kind")));
+            return Err(ApiError::invalid(
+                "entries.kind",
+                ErrorCode::InvalidList,
+                format!("`{path}` has no kind"),
+            ));
         }
     };
     let xattrs: Cow<'_, [(Vec<u8>, Vec<u8>)]> = if entry.xattrs.is_empty() {
@@ -299,7 +304,7 @@ fn destination(
         Some(Wire::Temporary(true)) => None,
         Some(Wire::Temporary(false)) | None => {
             let what = "give a tag, or `temporary` for a pack";
-            return Err(ApiError::invalid("tag", "destination_missing", what).into());
+            return Err(ApiError::invalid("tag", ErrorCode::DestinationMissing, what).into());
         }
     };
     match &tag {
@@ -317,7 +322,7 @@ fn destination(
     }
     if request.lineage.len() > MAX_LINEAGE {
         let what = "a lineage has at most 128 bytes";
-        return Err(ApiError::invalid("lineage", "invalid_lineage", what).into());
+        return Err(ApiError::invalid("lineage", ErrorCode::InvalidLineage, what).into());
     }
     let image = image(request.image.unwrap_or_default())?;
     Ok(PackDestination { owner: caller.name.clone(), tag, archive, image, lineage: request.lineage })
@@ -330,13 +335,13 @@ fn image(image: v1::PackImage) -> Result<PackImageOptions, ApiError> {
         "none" => Compression::None,
         _ => {
             let known = "a compression is zstd, gzip or none";
-            return Err(ApiError::invalid("image.compression", "invalid_compression", known));
+            return Err(ApiError::invalid("image.compression", ErrorCode::InvalidCompression, known));
         }
     };
     let platform = match image.arch.as_str() {
         "" => Platform::default(),
         arch => arch.parse().map_err(|error: hearth_pack::image::PlatformError| {
-            ApiError::invalid("image.arch", "invalid_arch", error.to_string())
+            ApiError::invalid("image.arch", ErrorCode::InvalidArch, error.to_string())
         })?,
     };
     let config = image.config.unwrap_or_default();
@@ -354,7 +359,7 @@ fn image(image: v1::PackImage) -> Result<PackImageOptions, ApiError> {
     // Checked before the upload, so that an error is not reported only after it.
     config
         .apply(&mut hearth_pack::image::RunConfig::default())
-        .map_err(|error| ApiError::invalid("image.config", "invalid_config", error.to_string()))?;
+        .map_err(|error| ApiError::invalid("image.config", ErrorCode::InvalidConfig, error.to_string()))?;
     let layer = LayerOptions { compression, mtime: image.mtime, workers: None };
     Ok(PackImageOptions { layer, config, platform, docker: image.docker })
 }
@@ -378,42 +383,6 @@ impl std::io::Write for ArchiveSink<'_> {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
-    }
-}
-
-impl From<PackError> for ApiError {
-    fn from(error: PackError) -> Self {
-        let status = match &error {
-            PackError::NoUpload { .. } | PackError::TreeGone { .. } => Code::NotFound,
-            PackError::TooManyUploads { .. } | PackError::Busy => Code::ResourceExhausted,
-            PackError::Store(AppendError::Io(_)) | PackError::Io(_) => {
-                return Self::internal("the room's packs could not be used", &error);
-            }
-            PackError::Store(_) => Code::ResourceExhausted,
-            PackError::SecondList
-            | PackError::NoList
-            | PackError::Incomplete { .. }
-            | PackError::Assemble(_) => Code::FailedPrecondition,
-            PackError::Proof => Code::PermissionDenied,
-            PackError::ContentGone { .. } => Code::Aborted,
-            PackError::Ending => Code::Unavailable,
-            PackError::Image(_) => {
-                let PackError::Image(error) = error else { return Self::internal("packs", &error) };
-                return Self::from(error);
-            }
-            PackError::List(_)
-            | PackError::TreeMismatch { .. }
-            | PackError::NotAskedFor { .. }
-            | PackError::Chunks { .. }
-            | PackError::Piece { .. }
-            | PackError::ContentMismatch { .. }
-            | PackError::Data(_) => Code::InvalidArgument,
-        };
-        let mut refusal = Self::new(status, error.code(), error.to_string());
-        if let Some(hint) = error.hint() {
-            refusal = refusal.hint(hint);
-        }
-        if error.retryable() { refusal.retryable(None) } else { refusal }
     }
 }
 

@@ -11,10 +11,11 @@ use futures::{Stream, StreamExt as _, stream};
 use tokio::runtime;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::super::error::ApiError;
 use crate::keyed_semaphore::{KeyedPermit, KeyedSemaphore};
+use crate::model::fault::ErrorCode;
 use crate::model::share_owner::ShareOwner;
 use crate::task;
 
@@ -114,7 +115,7 @@ impl WalkThreads {
             let message = format!(
                 "{MAX_WALKS_PER_CALLER} listings of one caller and {MAX_WALKS} of all may be read at a time"
             );
-            let refusal = ApiError::new(Code::ResourceExhausted, "too_many_requests", message);
+            let refusal = ApiError::new(ErrorCode::TooManyRequests, message);
             refusal.hint("read those that were asked for").retryable(Some(READ_TIMEOUT))
         })
     }
@@ -185,7 +186,10 @@ mod tests {
             panic!("a test");
         });
         let all: Vec<_> = told.unwrap().collect().await;
-        assert!(matches!(&all[..], [Ok(1), Err(status)] if status.code() == Code::Internal), "{all:?}");
+        assert!(
+            matches!(&all[..], [Ok(1), Err(status)] if status.code() == tonic::Code::Internal),
+            "{all:?}"
+        );
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
 use hearth_proto::v1;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::super::audit;
 use super::super::convert::timestamp;
@@ -7,9 +7,10 @@ use super::super::error::ApiError;
 use super::caller;
 use crate::access::policy::{CallerAction, decide};
 use crate::deploy::Handle;
+use crate::model::fault::ErrorCode;
 use crate::model::secret::{Secret, SecretName, SecretView};
 use crate::model::service::{EnvValue, ServiceRecord};
-use crate::secrets::{RoomSecrets, SecretsError};
+use crate::secrets::RoomSecrets;
 
 pub struct SecretsService {
     pub secrets: RoomSecrets,
@@ -29,7 +30,7 @@ impl v1::secrets_server::Secrets for SecretsService {
         audit::record_object(&name);
         let value = String::from_utf8(value.into()).map_err(|_| {
             let message = format!("the value of secret `{name}` is not UTF-8 text");
-            ApiError::invalid("value", "invalid_secret_value", message)
+            ApiError::invalid("value", ErrorCode::InvalidSecretValue, message)
         })?;
         let set = self.secrets.set(&name, Secret::new(value)).await.map_err(ApiError::from)?;
         tracing::info!(secret.name = %name, by = caller.name, "secret set");
@@ -77,7 +78,7 @@ impl SecretsService {
 }
 
 fn name(text: &str) -> Result<SecretName, ApiError> {
-    text.parse().map_err(|error| ApiError::invalid("name", "invalid_secret_name", format!("{error}")))
+    text.parse().map_err(|error| ApiError::invalid("name", ErrorCode::InvalidSecretName, format!("{error}")))
 }
 
 fn shown(secret: &SecretView) -> v1::Secret {
@@ -85,29 +86,6 @@ fn shown(secret: &SecretView) -> v1::Secret {
         name: secret.name.to_string(),
         created_at: Some(timestamp(secret.created_at)),
         changed_at: Some(timestamp(secret.changed_at)),
-    }
-}
-
-impl From<SecretsError> for ApiError {
-    fn from(error: SecretsError) -> Self {
-        let (code, message, hint) = (error.code(), error.to_string(), error.hint());
-        let refusal = match error {
-            SecretsError::NotFound { .. } => Self::new(Code::NotFound, code, message),
-            SecretsError::TooLarge { .. } | SecretsError::Nul { .. } => Self::invalid("value", code, message),
-            SecretsError::TooMany => Self::new(Code::ResourceExhausted, code, message),
-            SecretsError::KeyMissing { .. }
-            | SecretsError::OtherKey { .. }
-            | SecretsError::Damaged { .. }
-            | SecretsError::KeyFile(_) => Self::new(Code::FailedPrecondition, code, message),
-            SecretsError::Ending => Self::new(Code::Unavailable, code, message).retryable(None),
-            SecretsError::Key | SecretsError::Store(_) => {
-                return Self::internal("the room's secrets could not be used", message);
-            }
-        };
-        match hint {
-            Some(hint) => refusal.hint(hint),
-            None => refusal,
-        }
     }
 }
 

@@ -5,7 +5,6 @@
 mod allow;
 mod exec;
 mod logs;
-mod refusal;
 
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use super::response_stream::ResponseStream;
 use crate::deploy::{DeployError, Handle};
 use crate::model::RoomRegistries;
 use crate::model::deploy::{AcceptedDeploy, DeployAction};
+use crate::model::fault::ErrorCode;
 use crate::model::service::ServiceName;
 use crate::task;
 
@@ -98,7 +98,7 @@ impl v1::services_server::Services for ServicesService {
         let after: Option<ServiceName> = match request.page_token.as_str() {
             "" => None,
             token => Some(token.parse().map_err(|_| {
-                ApiError::invalid("page_token", "invalid_page_token", "not a page token of this call")
+                ApiError::invalid("page_token", ErrorCode::InvalidPageToken, "not a page token of this call")
             })?),
         };
         let mut states = self.deploys.list();
@@ -167,7 +167,7 @@ impl v1::services_server::Services for ServicesService {
         let grace = duration("grace", grace)?.unwrap_or(REMOVE_GRACE);
         if grace > MAX_REMOVE_GRACE {
             let message = format!("the grace is at most {} s", MAX_REMOVE_GRACE.as_secs());
-            return Err(ApiError::invalid("grace", "invalid_grace", message).into());
+            return Err(ApiError::invalid("grace", ErrorCode::InvalidGrace, message).into());
         }
         let (deploys, name) = (self.deploys.clone(), caller.name.clone());
         let by = allow::actor(caller, &self.rooms);

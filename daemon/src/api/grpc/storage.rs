@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use hearth_proto::v1;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::super::audit;
 use super::super::error::ApiError;
@@ -12,6 +12,7 @@ use crate::access::policy::CallerAction;
 use crate::context::storage::{FileKind, FileStat, StorageError, StorageRoot, StorageRoots, WriteOptions};
 use crate::disk::DiskLedger;
 use crate::model::access::{Caller, StorageVerb};
+use crate::model::fault::ErrorCode;
 use crate::task;
 
 /// Maximum number of directory entries that are read for one batch of a listing.
@@ -132,7 +133,7 @@ fn area(wire: i32) -> Result<StorageArea, ApiError> {
     match v1::StorageArea::try_from(wire) {
         Ok(v1::StorageArea::Unspecified | v1::StorageArea::Room) => Ok(StorageArea::Room),
         Ok(v1::StorageArea::Project) => Ok(StorageArea::Project),
-        Err(_) => Err(ApiError::invalid("area", "invalid_area", "unknown storage area")),
+        Err(_) => Err(ApiError::invalid("area", ErrorCode::InvalidArea, "unknown storage area")),
     }
 }
 
@@ -162,40 +163,5 @@ fn file_entry(stat: &FileStat) -> v1::FileEntry {
             nanos: stat.modified.rem_euclid(1_000_000_000) as i32,
         }),
         link_target,
-    }
-}
-
-impl From<StorageError> for ApiError {
-    fn from(error: StorageError) -> Self {
-        let message = error.to_string();
-        let (status, code) = match &error {
-            StorageError::NotFound { .. } => (Code::NotFound, "not_found"),
-            StorageError::Escapes { .. } => (Code::InvalidArgument, "path_escapes"),
-            StorageError::IsLink { .. } => (Code::FailedPrecondition, "is_a_link"),
-            StorageError::LinkLoop { .. } => (Code::InvalidArgument, "link_loop"),
-            StorageError::NotADirectory { .. } => (Code::FailedPrecondition, "not_a_directory"),
-            StorageError::IsADirectory { .. } => (Code::FailedPrecondition, "is_a_directory"),
-            StorageError::IsTheRoot { .. } => (Code::InvalidArgument, "is_the_root"),
-            StorageError::NotAFile { .. } => (Code::FailedPrecondition, "not_a_file"),
-            StorageError::AlreadyExists { .. } => (Code::AlreadyExists, "already_exists"),
-            StorageError::BadPath { .. } => (Code::InvalidArgument, "invalid_path"),
-            StorageError::Denied { .. } => (Code::PermissionDenied, "denied"),
-            StorageError::NoSpace { .. } => (Code::ResourceExhausted, "no_space"),
-            StorageError::SizeMismatch { .. } => (Code::DataLoss, "size_mismatch"),
-            StorageError::Changed { .. } => {
-                return Self::new(Code::Aborted, "changed", message).retryable(None);
-            }
-            StorageError::Unsupported { .. } | StorageError::Io { .. } => {
-                return Self::internal("the storage could not be used", message);
-            }
-        };
-        let refusal = Self::new(status, code, message);
-        match error {
-            StorageError::IsADirectory { .. } => {
-                refusal.hint("add --recursive to remove a directory with all below it")
-            }
-            StorageError::NoSpace { .. } => refusal.hint("free some space in the storage and try again"),
-            _ => refusal,
-        }
     }
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use hearth_proto::v1;
 use jiff::Timestamp;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::super::audit;
 use super::super::convert::{duration, timestamp};
@@ -17,6 +17,7 @@ use crate::deploy::Handle;
 use crate::model::RoomRegistries;
 use crate::model::access::{SERVICE_NAME, USER_NAME};
 use crate::model::builder::{BuilderState, BuilderStatus};
+use crate::model::fault::ErrorCode;
 use crate::model::image::Platform;
 use crate::task;
 
@@ -162,8 +163,9 @@ impl v1::system_server::System for SystemService {
         caller(request.extensions())?;
         let v1::ListAuditRecordsRequest { since, caller, action, denied_only, limit } = request.into_inner();
         let since = since.map(|time| {
-            Timestamp::new(time.seconds, time.nanos)
-                .map_err(|_| ApiError::invalid("since", "invalid_time", "not a time that there can be"))
+            Timestamp::new(time.seconds, time.nanos).map_err(|_| {
+                ApiError::invalid("since", ErrorCode::InvalidTime, "not a time that there can be")
+            })
         });
         let limit = if limit == 0 { DEFAULT_RECORDS } else { limit as usize };
         let query = AuditQuery { since: since.transpose()?, caller, action, denied_only, limit };
@@ -263,21 +265,5 @@ fn record_to_wire(record: AuditRecord) -> v1::AuditRecord {
         detail: record.detail,
         source: record.source,
         more: record.more,
-    }
-}
-
-impl From<KeyChangeError> for ApiError {
-    fn from(error: KeyChangeError) -> Self {
-        let message = error.to_string();
-        match error {
-            KeyChangeError::Grace => Self::invalid("grace", "invalid_grace", message),
-            KeyChangeError::Name => Self::invalid("name", "invalid_name", message),
-            KeyChangeError::TooManySecrets => Self::new(Code::ResourceExhausted, "too_many_secrets", message),
-            KeyChangeError::TooManyRevocations => {
-                Self::new(Code::ResourceExhausted, "too_many_revocations", message)
-                    .hint("hearth token rotate --grace 0s ends all tokens at once")
-            }
-            KeyChangeError::File(_) => Self::internal("tokens could not be changed", message),
-        }
     }
 }

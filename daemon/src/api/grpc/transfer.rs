@@ -22,6 +22,7 @@ use super::response_stream::ResponseStream;
 use crate::access::policy::CallerAction;
 use crate::image::{ImageDestination, ImagePull, PlatformSelection, TransferProgress};
 use crate::model::access::Caller;
+use crate::model::fault::ErrorCode;
 use crate::model::image::Platform;
 use crate::model::{Reference, RoomRegistries};
 use crate::task;
@@ -41,7 +42,7 @@ impl ImagesService {
         let tag = match request.tag.as_str() {
             "" if source.tag.is_none() && source.digest.is_some() => {
                 let message = "an image that is named by its digest needs a tag in the room";
-                return Err(ApiError::invalid("tag", "tag_needed", message).into());
+                return Err(ApiError::invalid("tag", ErrorCode::TagNeeded, message).into());
             }
             "" => {
                 let tag = source.tag_or_latest();
@@ -59,7 +60,7 @@ impl ImagesService {
             (false, text) => PlatformSelection::One(Platform::parse(text).ok_or_else(|| {
                 let message =
                     format!("platform `{text}`: expected `os/arch[/variant]`, such as `linux/arm64`");
-                ApiError::invalid("platform", "invalid_platform", message)
+                ApiError::invalid("platform", ErrorCode::InvalidPlatform, message)
             })?),
         };
         let remote = self
@@ -121,8 +122,7 @@ fn require_remote(field: &str, reference: &Reference, rooms: &RoomRegistries) ->
         return Ok(());
     }
     let message = format!("`{reference}` is in this room's registry, not in another");
-    Err(ApiError::invalid(field, "room_registry", message)
-        .hint("`hearth images tag` names an image of the room anew"))
+    Err(ApiError::invalid(field, ErrorCode::RoomRegistry, message))
 }
 
 /// Streams the progress of a transfer, and then its result.

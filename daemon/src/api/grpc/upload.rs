@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::super::error::ApiError;
 use crate::context::storage::{FileStat, StorageError, StorageRoot, StorageWriter, WriteOptions};
 use crate::disk::{DiskClaim, DiskError, DiskLedger, KeptContent, UploadKind};
+use crate::model::fault::ErrorCode;
 use crate::model::share_owner::ShareOwner;
 use crate::task;
 use crate::task::sequential::{SequentialError, SequentialWork};
@@ -44,7 +45,7 @@ pub(super) struct QuotaWriter {
 
 /// Failure to write a file.
 #[derive(Debug)]
-pub(super) enum FileError {
+pub(in crate::api) enum FileError {
     Storage(StorageError),
     Disk(DiskError),
 }
@@ -115,44 +116,21 @@ fn not_written(cause: &dyn std::fmt::Display) -> Status {
     ApiError::internal("the file was not written", cause).into()
 }
 
-impl From<FileError> for ApiError {
-    fn from(error: FileError) -> Self {
-        match error {
-            FileError::Storage(error) => error.into(),
-            FileError::Disk(error) => error.into(),
-        }
-    }
-}
-
-impl From<DiskError> for ApiError {
-    fn from(error: DiskError) -> Self {
-        let message = error.to_string();
-        match error {
-            DiskError::Quota { .. } => Self::new(Code::ResourceExhausted, "quota_exceeded", message)
-                .hint("`hearth system df` shows what is held; remove files and images, or raise [uploads] in the daemon's configuration"),
-            DiskError::ImageTooLarge { .. } => Self::new(Code::ResourceExhausted, "image_too_large", message)
-                .hint("make the image smaller, or raise max_bytes_per_image of [uploads] in the daemon's configuration"),
-            DiskError::NoSpace { .. } => Self::new(Code::ResourceExhausted, "no_space", message)
-                .hint("remove images and files that are not needed, or make the disk larger"),
-            DiskError::Io(cause) => Self::internal("the disk could not be looked at", cause),
-        }
-    }
-}
-
 /// Refuses a chunk that exceeds the maximum size.
 pub(super) fn checked(chunk: Bytes) -> Result<Bytes, Status> {
     if chunk.len() <= MAX_CHUNK {
         return Ok(chunk);
     }
-    Err(ApiError::invalid("chunk", "chunk_too_large", format!("a chunk is at most {MAX_CHUNK} bytes")).into())
+    Err(ApiError::invalid("chunk", ErrorCode::ChunkTooLarge, format!("a chunk is at most {MAX_CHUNK} bytes"))
+        .into())
 }
 
 /// Error about an upload without `begin` as its first message.
 pub(super) fn begin_missing() -> Status {
-    ApiError::invalid("begin", "begin_missing", "the first message must be `begin`").into()
+    ApiError::invalid("begin", ErrorCode::BeginMissing, "the first message must be `begin`").into()
 }
 
 /// Error about an upload with a message other than a chunk after `begin`.
 pub(super) fn chunk_missing() -> Status {
-    ApiError::invalid("chunk", "chunk_missing", "after `begin` come only chunks").into()
+    ApiError::invalid("chunk", ErrorCode::ChunkMissing, "after `begin` come only chunks").into()
 }

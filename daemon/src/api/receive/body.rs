@@ -9,10 +9,11 @@ use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::super::error::ApiError;
 use super::super::shares::RequestShare;
+use crate::model::fault::ErrorCode;
 
 /// Time limit for waiting until memory is free.
 const ROOM_WAIT: Duration = if cfg!(test) { Duration::from_millis(400) } else { Duration::from_secs(10) };
@@ -32,9 +33,10 @@ pub(super) struct MessageFraming {
     come: u64,
 }
 
-struct MessageTooLarge {
-    size: u64,
-    limit: u64,
+/// A message that is larger than its method accepts.
+pub(in crate::api) struct MessageTooLarge {
+    pub size: u64,
+    pub limit: u64,
 }
 
 pub(super) struct ReceivedBody {
@@ -178,7 +180,7 @@ impl HttpBody for ReceivedBody {
         if let Some(framing) = &mut this.framing
             && let Err(error) = framing.follow(&data)
         {
-            return Poll::Ready(Some(Err(error.into())));
+            return Poll::Ready(Some(Err(ApiError::from(error).into())));
         }
         if let Some(share) = &this.share {
             let size = data.len() as u64;
@@ -226,23 +228,12 @@ impl Drop for CountedBytes {
 
 fn stalled(stall: Duration) -> ApiError {
     let message = format!("nothing of the request came for {} s", stall.as_secs());
-    ApiError::new(Code::DeadlineExceeded, "upload_stalled", message)
-        .hint("send again; what has arrived of a pack need not be sent once more")
-        .retryable(None)
+    ApiError::new(ErrorCode::UploadStalled, message)
 }
 
 fn no_room() -> ApiError {
     let message = "this caller's requests take the memory that there is for what is being received";
-    ApiError::new(Code::ResourceExhausted, "busy", message)
-        .hint("send less at the same time")
-        .retryable(Some(super::RETRY))
-}
-
-impl From<MessageTooLarge> for Status {
-    fn from(MessageTooLarge { size, limit }: MessageTooLarge) -> Self {
-        let message = format!("a message of this method has at most {limit} bytes, and this one has {size}");
-        ApiError::new(Code::ResourceExhausted, "message_too_large", message).into()
-    }
+    ApiError::new(ErrorCode::Busy, message).hint("send less at the same time").retryable(Some(super::RETRY))
 }
 
 #[cfg(test)]

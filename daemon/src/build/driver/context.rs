@@ -11,7 +11,7 @@ use super::network::network_fault;
 use crate::context::port::ContextFiles;
 use crate::model::MountTarget;
 use crate::model::build::BuildRecord;
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::task;
 
 /// Build argument that overrides a `# syntax=` line.
@@ -65,8 +65,7 @@ async fn find_missing_source(
 }
 
 fn frontend_fault(refused: &FrontendRefused, path: &MountTarget, dockerfile: &Dockerfile) -> Fault {
-    let mut fault = Fault::new(FaultStage::Context, "frontend_not_allowed", refused.to_string())
-        .hint("leave the `# syntax=` line out, or write `# syntax=docker/dockerfile:1`");
+    let mut fault = Fault::new(FaultStage::Context, ErrorCode::FrontendNotAllowed, refused.to_string());
     if refused.line > 0 {
         let mut range = dockerfile.excerpt(refused.line, refused.line).range(path);
         range.text = range.text.chars().take(MAX_SHOWN_CHARS).collect();

@@ -12,7 +12,7 @@ use super::faults::{logged_log_fault, stopped_fault};
 use super::images::with_excerpt;
 use crate::model::MountTarget;
 use crate::model::build::{BuildEventKind, BuildSource, LogStream};
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
 /// Maximum number of files and repositories of one build; no real Dockerfile has more.
 const MAX_DOWNLOADS: usize = 256;
@@ -69,7 +69,7 @@ impl BuildRuntime {
         }
         if files.len() + repositories.len() > MAX_DOWNLOADS {
             let message = "the Dockerfile fetches more files and repositories than a build may use";
-            return Err(Fault::new(FaultStage::Context, "too_many_downloads", message));
+            return Err(Fault::new(FaultStage::Context, ErrorCode::TooManyDownloads, message));
         }
         for repository in repositories {
             let Some((host, name)) = repository_location(&repository.url) else {
@@ -141,8 +141,7 @@ fn transport_fault(repository: &NamedRepository) -> Fault {
     let url: String = url.chars().filter(|c| !c.is_control()).take(200).collect();
     let message =
         format!("line {line}: repository `{url}`: builds fetch repositories by https and http only");
-    Fault::new(FaultStage::Context, "git_transport_refused", message)
-        .hint("write https://HOST/PATH.git, or put the files into the context")
+    Fault::new(FaultStage::Context, ErrorCode::GitTransportRefused, message)
 }
 
 /// Returns the host of a repository, and `host[:port]/path` as BuildKit names it. `None` for transports other than

@@ -2,23 +2,23 @@
 
 use crate::model::MountTarget;
 use crate::model::Reference;
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::image::VerifiedImage;
 
 /// Reports whether a solve failed because its files changed after they were scanned.
 pub(super) fn is_context_change(fault: &Fault) -> bool {
-    matches!(fault.code.as_str(), "context_changed" | "context_selection")
+    matches!(fault.code.known(), Some(ErrorCode::ContextChanged | ErrorCode::ContextSelection))
 }
 
 /// Placeholder fault for a build that was stopped: the verdict recorded earlier says how the build ends.
 pub(super) fn stopped_fault() -> Fault {
-    Fault::new(FaultStage::Solve, "stopped", "the build was stopped").retryable()
+    Fault::new(FaultStage::Solve, ErrorCode::Stopped, "the build was stopped")
 }
 
 pub(in crate::build) fn interrupted_fault(why: &str) -> Fault {
     Fault::new(
         FaultStage::Solve,
-        "interrupted",
+        ErrorCode::Interrupted,
         format!("the daemon ended while the build was not done, {why}"),
     )
     .hint("submit the build again")
@@ -26,9 +26,11 @@ pub(in crate::build) fn interrupted_fault(why: &str) -> Fault {
 }
 
 pub(super) fn log_fault(error: &std::io::Error) -> Fault {
-    Fault::new(FaultStage::Solve, "log_unwritable", format!("the build's log cannot be written: {error}"))
-        .hint("free space in the state directory")
-        .retryable()
+    Fault::new(
+        FaultStage::Solve,
+        ErrorCode::LogUnwritable,
+        format!("the build's log cannot be written: {error}"),
+    )
 }
 
 pub(super) fn logged_log_fault(error: &std::io::Error) -> Fault {

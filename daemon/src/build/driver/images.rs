@@ -23,7 +23,7 @@ use super::super::service::{ActiveBuild, BuildRuntime};
 use super::faults::{logged_log_fault, stopped_fault};
 use crate::image::{SuppliedImage, SupplyOrigin, TransferProgress};
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSource, LogStream};
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::image::{ImageDefaults, Platform, is_cached_name};
 use crate::model::{MountTarget, Reference};
 
@@ -86,7 +86,7 @@ impl BuildRuntime {
             });
             if named.has_more {
                 let message = "the Dockerfile names more images than a build may use";
-                return Err(Fault::new(FaultStage::Context, "too_many_images", message));
+                return Err(Fault::new(FaultStage::Context, ErrorCode::TooManyImages, message));
             }
             let mut wishes = self.wanted_images(&named.images);
             wishes.retain(|name, wish| {
@@ -134,7 +134,7 @@ impl BuildRuntime {
         let message = format!(
             "ONBUILD triggers of images name further images more than {MAX_TRIGGER_ROUNDS} levels deep"
         );
-        Err(Fault::new(FaultStage::Context, "too_many_images", message))
+        Err(Fault::new(FaultStage::Context, ErrorCode::TooManyImages, message))
     }
 
     /// Returns the images by their normalized name.
@@ -302,7 +302,7 @@ fn pull_denied_fault(record: &BuildRecord, wish: &WantedImage, path: &MountTarge
         return None;
     }
     let message = format!("line {}: the token of this build may not pull `{name}`", place.start_line);
-    let fault = Fault::new(FaultStage::Context, "image_denied", message)
+    let fault = Fault::new(FaultStage::Context, ErrorCode::ImageDenied, message)
         .hint(format!("use a token whose `{grant}` grant names the image"));
     Some(with_excerpt(fault, place, path))
 }
@@ -311,16 +311,15 @@ fn pull_denied_fault(record: &BuildRecord, wish: &WantedImage, path: &MountTarge
 fn image_fault(mut fault: Fault, wish: &WantedImage, path: &MountTarget) -> Fault {
     let NamedImage { reference, excerpt: place, .. } = &wish.named;
     if !wish.is_room_image {
-        let code = match fault.code.as_str() {
-            "registry_denied" => "base_image_denied",
-            "image_not_found" => "base_image_not_found",
-            "platform_missing" => "platform_mismatch",
-            other => other,
+        fault.code = match fault.code.known() {
+            Some(ErrorCode::RegistryDenied) => ErrorCode::BaseImageDenied.into(),
+            Some(ErrorCode::ImageNotFound) => ErrorCode::BaseImageNotFound.into(),
+            Some(ErrorCode::PlatformMissing) => ErrorCode::PlatformMismatch.into(),
+            _ => fault.code,
         };
-        fault.code = code.to_owned();
     }
-    fault.message = match (wish.is_room_image, fault.code.as_str()) {
-        (true, "image_not_found") => {
+    fault.message = match (wish.is_room_image, fault.code.known()) {
+        (true, Some(ErrorCode::ImageNotFound)) => {
             format!("line {}: there is no image `{}` in this room", place.start_line, display_name(reference))
         }
         _ => format!("line {}: image `{}`: {}", place.start_line, display_name(reference), fault.message),

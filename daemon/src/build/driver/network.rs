@@ -3,7 +3,7 @@
 use super::super::dockerfile::{Dockerfile, NetworkRequest};
 use crate::model::MountTarget;
 use crate::model::build::{BuildNetwork, BuildSpec};
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
 /// Returns the fault of a Dockerfile that asks for more network than the build allows.
 pub(super) fn network_fault(dockerfile: &Dockerfile, spec: &BuildSpec, path: &MountTarget) -> Option<Fault> {
@@ -13,15 +13,13 @@ pub(super) fn network_fault(dockerfile: &Dockerfile, spec: &BuildSpec, path: &Mo
     let mut fault = match &refused.request {
         NetworkRequest::Host => {
             let message = format!("line {line}: `RUN --network=host`: no step has the machine's network");
-            Fault::new(FaultStage::Context, "host_network_refused", message)
-                .hint("leave out `--network=host`; a step reaches the world without it")
+            Fault::new(FaultStage::Context, ErrorCode::HostNetworkRefused, message)
         }
         NetworkRequest::Remote(url) => {
             // The query may contain a signature or a password.
             let shown = url.split(['?', '#']).next().unwrap_or_default();
             let message = format!("line {line}: `ADD {shown}`: the build has no network");
-            Fault::new(FaultStage::Context, "network_none", message)
-                .hint("put the file into the context, or build without `--network none`")
+            Fault::new(FaultStage::Context, ErrorCode::NetworkNone, message)
         }
     };
     fault.dockerfile = Some(refused.excerpt.range(path));

@@ -18,7 +18,7 @@ use super::super::port::{ContextSource, PreparedContext};
 use super::super::service::{ActiveBuild, BuildRuntime};
 use crate::model::MountSource;
 use crate::model::build::{BuildRecord, BuildSpec};
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::secret::RegistryCredential;
 use crate::task;
 
@@ -62,7 +62,7 @@ impl ContextPrefetch {
             Err(error) => {
                 tracing::error!(%error, "context preparation task panicked");
                 let message = "the daemon failed while it prepared the context; its log has the cause";
-                Err(Fault::new(FaultStage::Context, "internal", message))
+                Err(Fault::new(FaultStage::Context, ErrorCode::Internal, message))
             }
         }
     }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::build::fake::Gate;
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
 fn spec_for(tags: &[&str]) -> BuildSpec {
     BuildSpec { tags: tags.iter().map(|tag| tag.parse().unwrap()).collect(), ..spec("x") }
@@ -24,8 +24,9 @@ async fn a_tag_elsewhere_gets_its_content_first_and_its_name_last() {
 #[tokio::test]
 async fn a_push_that_fails_names_nothing_and_says_how_to_push_again() {
     let room = Room::new(false);
-    let fault =
-        Fault::new(FaultStage::Publish, "registry_denied", "401").hint("give credentials").retryable();
+    let fault = Fault::new(FaultStage::Publish, ErrorCode::RegistryDenied, "401")
+        .hint("give credentials")
+        .retryable();
     *room.images.push_fault.lock() = Some(fault);
     let service = room.start().await;
     let handle = service.handle();
@@ -49,7 +50,8 @@ async fn a_push_that_fails_names_nothing_and_says_how_to_push_again() {
 #[tokio::test]
 async fn a_name_that_a_registry_does_not_take_fails_the_build_and_names_nothing_here() {
     let room = Room::new(false);
-    let fault = Fault::new(FaultStage::Publish, "registry_denied", "403").hint("ask for the right to write");
+    let fault =
+        Fault::new(FaultStage::Publish, ErrorCode::RegistryDenied, "403").hint("ask for the right to write");
     *room.images.name_fault.lock() = Some(fault);
     let service = room.start().await;
     let handle = service.handle();

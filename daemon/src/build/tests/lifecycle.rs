@@ -8,7 +8,7 @@ use crate::build::port::BuildQuery;
 use crate::build::retention::remove_old_builds;
 use crate::build::service::BuildError;
 use crate::build::submit::SubmitError;
-use crate::model::fault::{DockerfileRange, Fault, FaultStage};
+use crate::model::fault::{DockerfileRange, ErrorCode, Fault, FaultStage};
 use crate::model::id::PackId;
 use crate::model::{Digest, MountAccess, MountSource, MountSpec};
 use crate::task;
@@ -112,7 +112,7 @@ async fn a_failed_build_tells_the_step_and_the_dockerfiles_real_path() {
     let room = Room::new(false);
     let service = room.start().await;
     let handle = service.handle();
-    let mut fault = Fault::new(FaultStage::Solve, "step_failed", "exit code 3: echo canary-value");
+    let mut fault = Fault::new(FaultStage::Solve, ErrorCode::StepFailed, "exit code 3: echo canary-value");
     fault.exit_code = Some(3);
     fault.log_tail = vec!["the canary-value".to_owned()];
     fault.dockerfile = Some(DockerfileRange {
@@ -247,8 +247,8 @@ async fn files_that_change_under_a_build_are_looked_at_again_and_not_for_ever() 
         let message = "context file `f`: `/context/f` changed while it was read";
         vec![started(1), Act::Fail(Box::new(Fault::new(FaultStage::Context, code, message).retryable()))]
     };
-    room.script(changed("context_changed"));
-    room.script(changed("context_selection"));
+    room.script(changed(ErrorCode::ContextChanged));
+    room.script(changed(ErrorCode::ContextSelection));
     let id = submit(&handle, spec("a")).await;
     let record = ended(&handle, &id).await;
     assert_eq!(record.state, BuildState::Succeeded);
@@ -258,7 +258,7 @@ async fn files_that_change_under_a_build_are_looked_at_again_and_not_for_ever() 
     assert_eq!(warnings, 2);
 
     for _ in 0..3 {
-        room.script(changed("context_changed"));
+        room.script(changed(ErrorCode::ContextChanged));
     }
     let id = submit(&handle, spec("a")).await;
     let fault = ended(&handle, &id).await.fault.unwrap();
@@ -401,7 +401,7 @@ async fn packs_are_held_from_submit_to_the_end_whatever_it_is() {
     room.images.packs.lock().insert(pack.clone(), 0);
     let held = || room.images.packs.lock()[&pack];
     let gate = Gate::closed();
-    let fault = Box::new(Fault::new(FaultStage::Solve, "step_failed", "x"));
+    let fault = Box::new(Fault::new(FaultStage::Solve, ErrorCode::StepFailed, "x"));
     room.script(vec![Act::Wait(gate.clone())]);
     room.script(vec![Act::Fail(fault)]);
     let first = submit(&handle, with_pack(spec("a"), &pack)).await;

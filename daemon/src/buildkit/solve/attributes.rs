@@ -7,7 +7,7 @@ use bollard_buildkit_proto::moby::buildkit::v1 as api;
 use super::policy;
 use crate::build::port::SolveRequest;
 use crate::model::build::{BuildNetwork, NoCache};
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
 /// Build arguments that BuildKit interprets as instructions to itself: they select another frontend, another build's
 /// cache mounts, or images to run beside the build.
@@ -20,7 +20,7 @@ pub(super) fn reserved_argument_fault(request: &SolveRequest) -> Option<Fault> {
     let message =
         format!("build argument `{name}` is an instruction to the builder, which a build may not give");
     Some(
-        Fault::new(FaultStage::Request, "build_arg_reserved", message)
+        Fault::new(FaultStage::Request, ErrorCode::BuildArgReserved, message)
             .hint(format!("leave out `--build-arg {name}`")),
     )
 }

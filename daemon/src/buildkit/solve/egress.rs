@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Deserialize;
 
 use crate::git_proxy::GitRefusal;
-use crate::model::fault::Fault;
+use crate::model::fault::{ErrorCode, Fault};
 use crate::network::steps::{BuilderNetwork, RefusedConnection};
 
 /// Maximum number of hosts that a message names.
@@ -122,7 +122,7 @@ fn name_refused_hosts(fault: &mut Fault, refused: impl Iterator<Item = (String, 
         hosts.join(", "),
         fault.message
     );
-    fault.code = "egress_refused".to_owned();
+    fault.code = ErrorCode::EgressRefused.into();
     fault.hint = Some(match (by_name, by_address) {
         (true, false) => {
             "the daemon's operator lists in `[builds.egress] allow` which hosts builds reach, and this is none of them"
@@ -189,7 +189,7 @@ mod tests {
     }
 
     fn failed() -> Fault {
-        let mut fault = Fault::new(FaultStage::Solve, "step_failed", "exit code: 1");
+        let mut fault = Fault::new(FaultStage::Solve, ErrorCode::StepFailed, "exit code: 1");
         fault.step = Some("[2/2] RUN wget x".to_owned());
         fault.exit_code = Some(1);
         fault
@@ -259,7 +259,7 @@ mod tests {
             address: address.map(|address| address.parse().unwrap()),
             at: Instant::now(),
         };
-        let mut fault = Fault::new(FaultStage::Solve, "repository_not_fetched", "git stderr");
+        let mut fault = Fault::new(FaultStage::Solve, ErrorCode::RepositoryNotFetched, "git stderr");
         explain_refused_git(&mut fault, &[]);
         assert_eq!(fault.code, "repository_not_fetched");
         let all =

@@ -10,15 +10,15 @@ use tonic::{Code, Status};
 use super::details::{self, ErrorDetails};
 use super::policy;
 use super::progress::SolveProgress;
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
 pub(super) fn no_digest() -> Fault {
-    Fault::new(FaultStage::Export, "no_digest", "BuildKit finished the build and named no image digest")
-        .hint("this is a fault of the builder; run the build again, and report it if it stays")
+    Fault::new(
+        FaultStage::Export,
+        ErrorCode::NoDigest,
+        "BuildKit finished the build and named no image digest",
+    )
 }
-
-/// Fault code of a repository that git could not fetch.
-pub(super) const REPOSITORY_NOT_FETCHED: &str = "repository_not_fetched";
 
 /// Returns the start time of the failed step.
 pub(super) fn failed_step_start(status: &Status, progress: &SolveProgress) -> Option<Instant> {
@@ -43,7 +43,7 @@ pub(super) fn fault_of_status(status: &Status, progress: &SolveProgress, out_of_
         details.vertex.as_deref().and_then(|vertex| progress.step_name_and_tail(vertex))
     {
         fault.step = Some(name);
-        if fault.code == "step_failed" && tail.iter().any(|line| no_process(line)) {
+        if fault.code == ErrorCode::StepFailed && tail.iter().any(|line| no_process(line)) {
             fault = fault.hint("the steps of a builder may have no more processes; let the step start fewer, or raise `step_processes` of the daemon");
         }
         fault.log_tail = tail;
@@ -63,7 +63,8 @@ fn message(status: &Status) -> String {
 
 /// Fault for a source that the daemon did not find in the Dockerfile, and so did not fetch.
 fn unresolved_source_fault(source: &str) -> Fault {
-    let code = if source.contains("://") { "source_not_resolved" } else { "image_not_resolved" };
+    let code =
+        if source.contains("://") { ErrorCode::SourceNotResolved } else { ErrorCode::ImageNotResolved };
     let message =
         format!("`{source}` was not fetched for this build: how the Dockerfile names it is not understood");
     Fault::new(FaultStage::Solve, code, message)
@@ -82,43 +83,34 @@ fn classify(code: Code, message: &str, details: &ErrorDetails, out_of_memory: bo
         return unresolved_source_fault(source);
     }
     if code == Code::ResourceExhausted || has("no space left on device") {
-        return Fault::new(FaultStage::Solve, "no_space", message)
+        return Fault::new(FaultStage::Solve, ErrorCode::NoSpace, message)
             .hint("the builder's disk is full; free space or lower the cache quota")
             .retryable();
     }
     if has("dockerfile parse error") || has("unknown instruction") || has("file with no instructions") {
-        return Fault::new(FaultStage::Solve, "dockerfile_parse_error", message)
-            .hint("correct the Dockerfile at the line shown");
+        return Fault::new(FaultStage::Solve, ErrorCode::DockerfileParseError, message);
     }
     if has("target stage") && has("could not be found") {
-        return Fault::new(FaultStage::Solve, "unknown_stage", message)
-            .hint("name a stage that a `FROM ... AS name` of the Dockerfile declares");
+        return Fault::new(FaultStage::Solve, ErrorCode::UnknownStage, message);
     }
     if has("network.host is not allowed") {
         return Fault::new(
             FaultStage::Solve,
-            "host_network_refused",
+            ErrorCode::HostNetworkRefused,
             "`RUN --network=host`: no step has the machine's network",
-        )
-        .hint("leave out `--network=host`; a step reaches the world without it");
+        );
     }
     if has("CNI setup error") {
-        return Fault::new(FaultStage::Solve, "step_network_unavailable", message)
-            .hint("run the build again; if this repeats, see the daemon's log")
-            .retryable();
+        return Fault::new(FaultStage::Solve, ErrorCode::StepNetworkUnavailable, message);
     }
     if has("failed to calculate checksum") && has("not found") {
-        return Fault::new(FaultStage::Solve, "copy_source_missing", copy_source(message))
-            .hint("check the path relative to the context, and whether .dockerignore excludes it");
+        return Fault::new(FaultStage::Solve, ErrorCode::CopySourceMissing, copy_source(message));
     }
     if has("failed to push") || has("error from registry") && has("push") {
-        return Fault::new(FaultStage::Export, "push_failed", message)
-            .hint("run the build again")
-            .retryable();
+        return Fault::new(FaultStage::Export, ErrorCode::PushFailed, message).retryable();
     }
     if has("git stderr:") {
-        let fault = Fault::new(FaultStage::Solve, REPOSITORY_NOT_FETCHED, message)
-            .hint("check the URL and the reference after `#`; ADD sends no credentials");
+        let fault = Fault::new(FaultStage::Solve, ErrorCode::RepositoryNotFetched, message);
         // The daemon's git proxy answers 502 for a host that does not respond.
         let away = has("error: 502") || has("HTTP code 502");
         return if away { fault.retryable() } else { fault };
@@ -130,35 +122,26 @@ fn classify(code: Code, message: &str, details: &ErrorDetails, out_of_memory: bo
         return base_image(code, message);
     }
     if code == Code::DeadlineExceeded || has("no active session") {
-        return Fault::new(FaultStage::Solve, "builder_timeout", message)
-            .hint("run the build again")
-            .retryable();
+        return Fault::new(FaultStage::Solve, ErrorCode::BuilderTimeout, message);
     }
     if details.source.is_some() && details.vertex.is_none() {
-        return Fault::new(FaultStage::Solve, "dockerfile_error", message)
-            .hint("correct the Dockerfile at the line shown");
+        return Fault::new(FaultStage::Solve, ErrorCode::DockerfileError, message);
     }
-    Fault::new(FaultStage::Solve, "solve_failed", message)
+    Fault::new(FaultStage::Solve, ErrorCode::SolveFailed, message)
 }
 
 /// Extracts an error of the daemon's own side of a transfer, which BuildKit returns inside its own message.
 fn context_file(message: &str) -> Option<Fault> {
     let from = |mark: &str| message.find(mark).map(|at| &message[at..]);
     if let Some(text) = from("context selection: `") {
-        return Some(
-            Fault::new(FaultStage::Context, "context_selection", text)
-                .hint("run the build again")
-                .retryable(),
-        );
+        return Some(Fault::new(FaultStage::Context, ErrorCode::ContextSelection, text));
     }
     let text = from("context file `")?;
     let changed = ["changed while it was read", "it shrank while", "it grew while"];
     Some(if changed.iter().any(|words| text.contains(words)) {
-        Fault::new(FaultStage::Context, "context_changed", text)
-            .hint("build again when nothing writes to these files")
-            .retryable()
+        Fault::new(FaultStage::Context, ErrorCode::ContextChanged, text)
     } else {
-        Fault::new(FaultStage::Context, "context_unreadable", text)
+        Fault::new(FaultStage::Context, ErrorCode::ContextUnreadable, text)
             .hint("make the file readable for the daemon, or leave it out with the ignore file")
     })
 }
@@ -173,7 +156,7 @@ fn step_failed(exit: u32, message: &str, out_of_memory: bool) -> Fault {
     // of the builder covers all of its steps, so a killed step is assumed to be one of the OOM kills.
     let told = message.contains("cannot allocate memory") || message.contains("out of memory");
     let mut fault = if told || (out_of_memory && exit == 137) {
-        Fault::new(FaultStage::Solve, "out_of_memory", message)
+        Fault::new(FaultStage::Solve, ErrorCode::OutOfMemory, message)
             .hint("give the steps of builders more memory (`step_memory_bytes` of the daemon), or let the step use less")
     } else {
         let next = match exit {
@@ -185,7 +168,7 @@ fn step_failed(exit: u32, message: &str, out_of_memory: bool) -> Fault {
             }
             _ => "see the last lines of the step's log",
         };
-        Fault::new(FaultStage::Solve, "step_failed", message).hint(next)
+        Fault::new(FaultStage::Solve, ErrorCode::StepFailed, message).hint(next)
     };
     fault.exit_code = i32::try_from(exit).ok();
     fault
@@ -211,14 +194,12 @@ fn base_image(code: Code, message: &str) -> Fault {
         "insufficient_scope",
     ];
     if denied.iter().any(|text| has(text)) || matches!(code, Code::PermissionDenied | Code::Unauthenticated) {
-        return Fault::new(FaultStage::Solve, "base_image_denied", message)
-            .hint("the registry refuses this image: check its name, and give credentials with --cred");
+        return Fault::new(FaultStage::Solve, ErrorCode::BaseImageDenied, message);
     }
     if code == Code::NotFound || message.ends_with(": not found") {
-        return Fault::new(FaultStage::Solve, "base_image_not_found", message)
-            .hint("check the name and tag of the image in FROM or --from");
+        return Fault::new(FaultStage::Solve, ErrorCode::BaseImageNotFound, message);
     }
-    Fault::new(FaultStage::Solve, "registry_unreachable", message)
+    Fault::new(FaultStage::Solve, ErrorCode::RegistryUnreachable, message)
         .hint("the registry of the image cannot be reached from the builder; check its name and the network")
         .retryable()
 }

@@ -2,6 +2,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::context::ContextError;
+use crate::model::fault::ErrorCode;
 
 /// Error of mounting or unmounting a context.
 #[derive(Debug, thiserror::Error)]
@@ -36,38 +37,34 @@ pub enum MountError {
 
 impl MountError {
     /// Returns the stable error code.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Relative { .. } => "invalid_directory",
-            Self::NotFound { .. } => "directory_not_found",
-            Self::NotADirectory { .. } => "not_a_directory",
-            Self::NotEmpty { .. } => "directory_not_empty",
-            Self::Reserved { .. } => "directory_reserved",
-            Self::AlreadyMounted { .. } => "already_mounted",
-            Self::NotMounted { .. } => "not_mounted",
-            Self::Busy { .. } | Self::StillUsed { .. } => "mount_busy",
-            Self::OtherImages { .. } => "changes_of_other_images",
+            Self::Relative { .. } => ErrorCode::InvalidDirectory,
+            Self::NotFound { .. } => ErrorCode::DirectoryNotFound,
+            Self::NotADirectory { .. } => ErrorCode::NotADirectory,
+            Self::NotEmpty { .. } => ErrorCode::DirectoryNotEmpty,
+            Self::Reserved { .. } => ErrorCode::DirectoryReserved,
+            Self::AlreadyMounted { .. } => ErrorCode::AlreadyMounted,
+            Self::NotMounted { .. } => ErrorCode::NotMounted,
+            Self::Busy { .. } | Self::StillUsed { .. } => ErrorCode::MountBusy,
+            Self::OtherImages { .. } => ErrorCode::ChangesOfOtherImages,
             Self::Context(error) => error.code(),
-            Self::Io { .. } => "mount_failed",
-            Self::ShuttingDown => "draining",
+            Self::Io { .. } => ErrorCode::MountFailed,
+            Self::ShuttingDown => ErrorCode::Draining,
         }
     }
 
-    pub fn hint(&self) -> Option<&'static str> {
-        Some(match self {
-            Self::Relative { .. } | Self::NotFound { .. } | Self::NotADirectory { .. } => {
-                "name an empty directory of the daemon's machine, such as /mnt/my-app"
+    /// Returns a hint that is more specific than the one of the code.
+    pub const fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NotADirectory { .. } => {
+                Some("name an empty directory of the daemon's machine, such as /mnt/my-app")
             }
-            Self::NotEmpty { .. } | Self::Reserved { .. } => "make a new directory for it elsewhere",
-            Self::AlreadyMounted { .. } => "`hearth context mounts` lists them; unmount it first",
             Self::NotMounted { kept: true, .. } => {
-                "changes are kept for it: `hearth context unmount --discard` throws them away"
+                Some("changes are kept for it: `hearth context unmount --discard` throws them away")
             }
-            Self::NotMounted { .. } => "`hearth context mounts` lists what is mounted",
-            Self::Busy { .. } => "close the files and shells that are in it, or add --lazy",
-            Self::StillUsed { .. } => "try `hearth context unmount --discard` again later",
-            Self::OtherImages { .. } => "`hearth context unmount --discard` throws the changes away",
-            Self::Context(_) | Self::Io { .. } | Self::ShuttingDown => return None,
-        })
+            Self::StillUsed { .. } => Some("try `hearth context unmount --discard` again later"),
+            _ => None,
+        }
     }
 }

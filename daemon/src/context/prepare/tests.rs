@@ -178,7 +178,7 @@ async fn without_a_dockerfile_the_error_lists_what_was_looked_for() {
         error.to_string(),
         "no Dockerfile: looked for `/context/Containerfile`, `/context/Dockerfile`"
     );
-    assert_eq!((error.code(), error.fault().retryable), ("dockerfile_not_found", false));
+    assert_eq!((error.code().as_str(), error.fault().retryable), ("dockerfile_not_found", false));
     let error = daemon.prepare(at("/context/x", app())).await.map(|_| ()).unwrap_err();
     assert_eq!(error.to_string(), "no Dockerfile: looked for `/context/x`");
 }

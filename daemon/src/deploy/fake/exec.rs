@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::deploy::port::{ExecInput, ExecOutput, ExecSpec, ExecStreams, RuntimeError};
+use crate::model::fault::ErrorCode;
 use crate::model::service::ProcessExit;
 use crate::task;
 
@@ -22,7 +23,7 @@ pub struct FakeProcesses {
 pub fn start(processes: &Arc<FakeProcesses>, spec: &ExecSpec) -> Result<ExecStreams, RuntimeError> {
     if spec.command[0] != "cat" {
         let message = format!("exec: {:?}: not found", spec.command[0]);
-        return Err(RuntimeError::StartFailed { code: "command_not_found", message });
+        return Err(RuntimeError::StartFailed { code: ErrorCode::CommandNotFound, message });
     }
     let (input, mut inputs) = mpsc::channel(4);
     let (outputs, output) = mpsc::channel(4);

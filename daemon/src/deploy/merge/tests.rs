@@ -99,7 +99,8 @@ fn a_deploy_that_failed_leaves_nothing_to_the_next() {
     failed.number = 2;
     failed.spec.env = plain(&[("A", "2")]);
     failed.spec.mounts = vec![mount(MountSource::Room("no-such".to_owned()), "/data")];
-    failed.outcome = RevisionOutcome::Failed(Box::new(Fault::new(FaultStage::Deploy, "not_started", "gone")));
+    failed.outcome =
+        RevisionOutcome::Failed(Box::new(Fault::new(FaultStage::Deploy, ErrorCode::NotStarted, "gone")));
     existing.revisions.push(failed.clone());
     existing.desired = 2;
     let next = |existing: &ServiceRecord| merged(Some(existing), &request(), &image(&[], &[])).unwrap().spec;
@@ -229,7 +230,7 @@ fn what_cannot_be_is_refused_by_its_flag() {
 fn a_second_repository_of_one_name_is_refused_and_told_about_the_flag() {
     let other = ImageFacts { repository: "we/b".parse().unwrap(), ..image(&[80], &[]) };
     let error = merged(Some(&service(spec(80))), &request(), &other).unwrap_err();
-    assert_eq!((error.code(), error.flag()), ("name_taken", "--name"));
+    assert_eq!((error.code().as_str(), error.flag()), ("name_taken", "--name"));
     assert!(error.hint().unwrap().contains("--name"));
 }
 

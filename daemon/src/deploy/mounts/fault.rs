@@ -11,14 +11,15 @@ use crate::context::storage::StorageError;
 use crate::deploy::port::{MountFault, MountFaultKind};
 use crate::image::ImageError;
 use crate::model::MountTarget;
+use crate::model::fault::ErrorCode;
 
-pub(super) fn permanent(target: &impl Display, code: &'static str, reason: impl Into<String>) -> MountFault {
+pub(super) fn permanent(target: &impl Display, code: ErrorCode, reason: impl Into<String>) -> MountFault {
     new(target, code, reason, MountFaultKind::Permanent)
 }
 
 fn new(
     target: &impl Display,
-    code: &'static str,
+    code: ErrorCode,
     reason: impl Into<String>,
     kind: MountFaultKind,
 ) -> MountFault {
@@ -27,24 +28,24 @@ fn new(
 
 /// Returns the fault for a daemon that is shutting down: the next start of the daemon retries.
 pub(super) fn ending() -> MountFault {
-    new(&"/", "draining", "the daemon is ending", MountFaultKind::Unavailable)
+    new(&"/", ErrorCode::Draining, "the daemon is ending", MountFaultKind::Unavailable)
 }
 
 pub(super) fn of_io(target: &impl Display, error: &io::Error) -> MountFault {
     let code = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "no_space",
-        _ => "mount_failed",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::NoSpace,
+        _ => ErrorCode::MountFailed,
     };
     new(target, code, error.to_string(), kind_of_io(error))
 }
 
 pub(super) fn of_storage(target: &MountTarget, storage: &str, error: &StorageError) -> MountFault {
     let code = match error {
-        StorageError::NotFound { .. } => "mount_source_missing",
-        StorageError::Escapes { .. } | StorageError::LinkLoop { .. } => "mount_source_outside_storage",
-        StorageError::IsLink { .. } => "mount_source_is_link",
-        StorageError::NoSpace { .. } => "no_space",
-        _ => "mount_source_unusable",
+        StorageError::NotFound { .. } => ErrorCode::MountSourceMissing,
+        StorageError::Escapes { .. } | StorageError::LinkLoop { .. } => ErrorCode::MountSourceOutsideStorage,
+        StorageError::IsLink { .. } => ErrorCode::MountSourceIsLink,
+        StorageError::NoSpace { .. } => ErrorCode::NoSpace,
+        _ => ErrorCode::MountSourceUnusable,
     };
     new(target, code, format!("{storage} storage: {error}"), kind_of_storage(error))
 }
@@ -62,7 +63,7 @@ pub(super) fn of_image(target: &MountTarget, error: &ImageError) -> MountFault {
 pub(super) fn of_context(target: &MountTarget, error: &ContextError) -> MountFault {
     let (code, reason) = match error {
         ContextError::SubpathNotFound { subpath, .. } => {
-            ("mount_source_missing", format!("`{subpath}` is not in the image"))
+            (ErrorCode::MountSourceMissing, format!("`{subpath}` is not in the image"))
         }
         error => (error.code(), error.to_string()),
     };

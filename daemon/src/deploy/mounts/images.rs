@@ -7,6 +7,7 @@ use crate::context::{ContextMount, ContextPreparer, OpenedImage};
 use crate::deploy::port::MountFault;
 use crate::image::{ImageError, ImageStore, OpenLayer};
 use crate::model::access::SymlinkPolicy;
+use crate::model::fault::ErrorCode;
 use crate::model::image::PinnedImage;
 use crate::model::{MountSource, MountSpec, MountTarget, Reference};
 
@@ -28,13 +29,13 @@ impl MountedImages {
         let MountSource::Image { reference, .. } = &mount.source else { return Ok(None) };
         let Some(pinned) = pinned else {
             let reason = format!("the deploy did not record the digest of `{reference}`");
-            return Err(fault::permanent(&mount.target, "image_not_pinned", reason));
+            return Err(fault::permanent(&mount.target, ErrorCode::ImageNotPinned, reason));
         };
         let image = self.image(pinned).await;
         let image = image.map_err(|error| fault::of_image(&mount.target, &error))?;
-        let target: MountTarget = format!("/{SOURCE}")
-            .parse()
-            .map_err(|_| fault::permanent(&mount.target, "internal", "the name of its place is no path"))?;
+        let target: MountTarget = format!("/{SOURCE}").parse().map_err(|_| {
+            fault::permanent(&mount.target, ErrorCode::Internal, "the name of its place is no path")
+        })?;
         let spec = MountSpec { target, ..mount.clone() };
         let opened = ContextMount { spec, image: Some(image), pack: None, links: SymlinkPolicy::Refused };
         let tree = self.contexts.open_tree(vec![opened]).await;

@@ -14,6 +14,7 @@ use super::{
 use crate::context::storage::StorageRoot;
 use crate::context::tree::ContextTree;
 use crate::deploy::port::{BindMount, MountFault};
+use crate::model::fault::ErrorCode;
 use crate::model::id::InstanceId;
 use crate::model::{MountAccess, MountSource, MountSpec};
 
@@ -98,10 +99,14 @@ impl MountContext {
                 point.join(images::SOURCE)
             }
             (MountSource::Image { .. }, None) => {
-                return Err(fault::permanent(target, "internal", "its image was not opened"));
+                return Err(fault::permanent(target, ErrorCode::Internal, "its image was not opened"));
             }
             (MountSource::Pack(_), _) => {
-                return Err(fault::permanent(target, "mount_unsupported", "a service cannot mount a pack"));
+                return Err(fault::permanent(
+                    target,
+                    ErrorCode::MountUnsupported,
+                    "a service cannot mount a pack",
+                ));
             }
         };
         let fill = mount.source == MountSource::EmptyDir;

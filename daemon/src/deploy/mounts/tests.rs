@@ -225,7 +225,7 @@ async fn project_storage_is_its_own() {
 async fn a_missing_directory_is_made_to_be_written_and_an_error_to_be_read() {
     let at = MountTestRoom::new().await;
     let fault = at.refused(room("a/b", "/data", ReadOnly)).await;
-    assert_eq!((fault.code, fault.target.as_str()), ("mount_source_missing", "/data"));
+    assert_eq!((fault.code.as_str(), fault.target.as_str()), ("mount_source_missing", "/data"));
     assert!(fault.reason.contains("room storage: `a/b`"), "{fault}");
     let (id, opened) = at.open(&[room("a/b", "/data", ReadWrite)]).await;
     fs::write(opened[0].source.join("file"), "x").unwrap();
@@ -311,7 +311,10 @@ async fn a_subpath_is_a_directory_or_a_file_of_the_image() {
     looked.await.unwrap();
     at.mounts.close(&id).await.unwrap();
     let fault = at.refused(image("nope", "/a", ReadOnly)).await;
-    assert_eq!((fault.code, fault.reason.as_str()), ("mount_source_missing", "`nope` is not in the image"));
+    assert_eq!(
+        (fault.code.as_str(), fault.reason.as_str()),
+        ("mount_source_missing", "`nope` is not in the image")
+    );
     let pack = crate::model::MountSource::Pack("x".to_owned());
     assert_eq!(at.refused(mount(pack, "/a", ReadOnly)).await.code, "mount_unsupported");
 }
@@ -330,7 +333,7 @@ async fn an_image_is_what_it_was_when_it_was_pinned() {
     at.mounts.close(&label.instance).await.unwrap();
     at.is_clean();
     let none = at.mounts.open(&label, &mounts, &BTreeMap::new()).await.unwrap_err();
-    assert_eq!((none.code, none.kind), ("image_not_pinned", MountFaultKind::Permanent));
+    assert_eq!((none.code.as_str(), none.kind), ("image_not_pinned", MountFaultKind::Permanent));
     let pinned = PinnedImage {
         digest: crate::model::Digest::from_sha256([1; 32]),
         ..images[&mounts[0].target].clone()

@@ -48,7 +48,7 @@ async fn a_capability_needs_the_operator_at_the_deploy_and_at_every_start() {
     let raw = DeployRequest { capabilities: Some(BTreeSet::from([AddedCapability::NetRaw])), ..request("1") };
     let services = start_with(&world, &[AddedCapability::Mknod]).await;
     let refused = services.handle().deploy(raw.clone(), &ann(), &BTreeMap::new()).await.unwrap_err();
-    assert_eq!((refused.code(), world.running().len()), ("capability_not_allowed", 0));
+    assert_eq!((refused.code().as_str(), world.running().len()), ("capability_not_allowed", 0));
     services.handle().drain(LIMIT).await;
 
     let services = start_with(&world, &[AddedCapability::NetRaw]).await;
@@ -61,7 +61,7 @@ async fn a_capability_needs_the_operator_at_the_deploy_and_at_every_start() {
     until("compared", || services.handle().ready().borrow().is_ok()).await;
     assert_eq!(world.running().len(), 1);
     let refused = services.handle().deploy(request("2"), &ann(), &BTreeMap::new()).await.unwrap_err();
-    assert_eq!(refused.code(), "capability_not_allowed", "it is kept, and not allowed any more");
+    assert_eq!(refused.code().as_str(), "capability_not_allowed", "it is kept, and not allowed any more");
     let restarted = services.handle().restart("web", &ann()).await.unwrap();
     match outcome(&services.handle(), restarted.revision).await {
         DeployEventKind::Failed(fault) => assert_eq!(fault.code, "capability_not_allowed"),
@@ -90,7 +90,11 @@ async fn an_owner_has_a_limited_number_of_services_with_those_that_its_services_
     deploy_as(&as_service, "two").await.unwrap();
     for by in ["ann", &as_service] {
         let refused = deploy_as(by, "three").await.unwrap_err();
-        assert_eq!((refused.code(), refused.hint().is_some()), ("service_limit", true), "{by}: {refused}");
+        assert_eq!(
+            (refused.code().as_str(), refused.hint().is_some()),
+            ("service_limit", true),
+            "{by}: {refused}"
+        );
     }
     assert!(!deploy_as("ann", "one").await.unwrap().created, "an update is no new service");
     deploy_as("bob", "three").await.unwrap();

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use crate::model::Digest;
+use crate::model::fault::{ErrorCode, RecordedErrorCode};
 use crate::model::image::Descriptor;
 
 /// Listener for content that arrives in the room, so that layers are inspected ahead of need. Its methods return at
@@ -26,7 +27,7 @@ pub trait LayerCheck: Send + Sync + 'static {
 #[error("{reason}")]
 pub struct RejectedImage {
     /// Stable error code.
-    pub code: &'static str,
+    pub code: ErrorCode,
     pub reason: String,
     /// True if the same image may be found sound later.
     pub transient: bool,
@@ -37,6 +38,6 @@ pub struct RejectedImage {
 pub struct ImageMark {
     pub manifest: Digest,
     /// Stable error code.
-    pub code: String,
+    pub code: RecordedErrorCode,
     pub reason: String,
 }

@@ -53,7 +53,7 @@ pub(super) fn put_mark(
             "INSERT INTO image_marks (digest, limits, code, reason) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT DO UPDATE SET limits = ?2, code = ?3, reason = ?4",
         )?
-        .execute((mark.manifest.to_string(), limits, &mark.code, &mark.reason))?;
+        .execute((mark.manifest.to_string(), limits, &mark.code.as_str(), &mark.reason))?;
     Ok(())
 }
 
@@ -68,7 +68,7 @@ pub(super) fn marks(
     for manifest in manifests {
         let mark = statement
             .query_row((manifest.to_string(), limits), |row| {
-                Ok(ImageMark { manifest, code: row.get(0)?, reason: row.get(1)? })
+                Ok(ImageMark { manifest, code: row.get::<_, String>(0)?.into(), reason: row.get(1)? })
             })
             .optional()?;
         found.extend(mark);

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::ServiceManifest;
 use crate::cli::token::check_scope;
 use crate::error::Failure;
+use hearth_proto::error_code::ErrorCode;
 
 /// Reads a manifest. `name` is the file name in errors. JSON is accepted too, because it is a subset of
 /// YAML.
@@ -21,8 +22,9 @@ pub(in crate::cli::services) fn read(name: &str, text: &str) -> Result<ServiceMa
 }
 
 pub(in crate::cli::services) fn write(manifest: &ServiceManifest) -> Result<String, Failure> {
-    serde_saphyr::to_string(manifest)
-        .map_err(|error| Failure::failed("internal", format!("the manifest cannot be written: {error}")))
+    serde_saphyr::to_string(manifest).map_err(|error| {
+        Failure::failed(ErrorCode::Internal, format!("the manifest cannot be written: {error}"))
+    })
 }
 
 /// A list of words, or a text that is split into words.

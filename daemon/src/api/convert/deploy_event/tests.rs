@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::model::build::LogStream;
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
 fn told(kind: DeployEventKind) -> v1::deploy_event::Event {
     let wire = deploy_event(DeployEvent { sequence: 4, at: Timestamp::UNIX_EPOCH, kind });
@@ -114,7 +114,7 @@ fn every_event_arrives_as_what_it_is() {
     assert_eq!(told(DeployEventKind::Live { took }), Event::Live(v1::DeployLive { took: wire_took }));
     let superseded = told(DeployEventKind::Superseded { by: 2 });
     assert_eq!(superseded, Event::Superseded(v1::DeploySuperseded { by: 2 }));
-    let fault = Fault::new(FaultStage::Deploy, "never_healthy", "it never was").hint("look");
+    let fault = Fault::new(FaultStage::Deploy, ErrorCode::NeverHealthy, "it never was").hint("look");
     let Event::Failed(detail) = told(DeployEventKind::Failed(Box::new(fault))) else { panic!("no fault") };
     assert_eq!((detail.code.as_str(), detail.hint.as_str()), ("never_healthy", "look"));
 }

@@ -4,7 +4,7 @@ use super::super::deploy_spec;
 use super::*;
 use crate::deploy::tests;
 use crate::model::confinement::AddedCapability;
-use crate::model::fault::{Fault, FaultStage};
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::{MountAccess, MountSource, MountSpec, RoomRegistries};
 
 const ENTRANCE: IngressAddress = IngressAddress { tls: false, port: 4380 };
@@ -119,7 +119,7 @@ fn a_revision_shows_how_it_came_out() {
     assert_eq!((live.state(), live.live_at.is_some()), (v1::RevisionState::Live, true));
     let superseded = shown(RevisionOutcome::Superseded { by: 7 });
     assert_eq!((superseded.state(), superseded.superseded_by), (v1::RevisionState::Superseded, Some(7)));
-    let mut fault = Fault::new(FaultStage::Deploy, "exited", "it ended");
+    let mut fault = Fault::new(FaultStage::Deploy, ErrorCode::Exited, "it ended");
     (fault.exit_code, fault.log_tail) = (Some(3), vec!["oh".to_owned()]);
     let failed = shown(RevisionOutcome::Failed(Box::new(fault)));
     let error = failed.error.clone().unwrap();

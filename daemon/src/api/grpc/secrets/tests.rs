@@ -56,7 +56,7 @@ async fn a_secret_is_set_listed_and_removed_and_never_shown() {
     assert!(removed.used_by.is_empty());
     let gone = room.service.remove(by(agent(), remove())).await.unwrap_err();
     let detail = error_detail(&gone).unwrap();
-    assert_eq!((gone.code(), detail.code.as_str()), (Code::NotFound, "secret_not_found"));
+    assert_eq!((gone.code(), detail.code.as_str()), (tonic::Code::NotFound, "secret_not_found"));
     assert!(!detail.hint.is_empty());
 }
 
@@ -97,7 +97,7 @@ async fn a_value_that_no_variable_can_have_and_a_name_that_is_none_are_refused()
         ("value", set("db", &vec![b'x'; 70 << 10])),
     ] {
         let refused = room.service.set(by(ApiScope::full(), request)).await.unwrap_err();
-        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
         assert_eq!(error_detail(&refused).unwrap().field, field);
         assert!(!format!("{refused:?}").contains("canary"));
     }

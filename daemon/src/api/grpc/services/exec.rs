@@ -15,13 +15,14 @@ use futures::{StreamExt as _, stream};
 use hearth_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::super::super::convert;
 use super::super::super::error::ApiError;
 use super::super::response_stream::ResponseStream;
 use super::super::upload::begin_missing;
 use crate::deploy::port::{ExecInput, ExecOutput, ExecSpec, ExecStreams, TerminalSize};
+use crate::model::fault::ErrorCode;
 use crate::task;
 
 /// Time limit for the first message of a client.
@@ -54,7 +55,7 @@ fn spec(begin: v1::ExecBegin) -> Result<ExecSpec, ApiError> {
             "" => None,
             path => Some(path.parse().map_err(|error| {
                 let message = format!("working directory: {error}");
-                ApiError::invalid("begin.working_dir", "invalid_working_dir", message)
+                ApiError::invalid("begin.working_dir", ErrorCode::InvalidWorkingDir, message)
             })?),
         },
         terminal: begin.terminal.map(|size| terminal("begin.terminal", size)).transpose()?,
@@ -67,7 +68,7 @@ fn terminal(field: &str, size: v1::TerminalSize) -> Result<TerminalSize, ApiErro
         (Some(columns), Some(rows)) => Ok(TerminalSize { columns, rows }),
         _ => {
             let message = "a terminal has 1 to 65535 columns and rows";
-            Err(ApiError::invalid(field, "invalid_terminal", message))
+            Err(ApiError::invalid(field, ErrorCode::InvalidTerminal, message))
         }
     }
 }
@@ -77,7 +78,7 @@ fn input(message: Option<v1::exec_request::Message>) -> Result<ExecInput, ApiErr
     Ok(match message {
         Some(Message::Stdin(bytes)) if bytes.len() > MAX_STDIN => {
             let message = format!("a piece of input is at most {MAX_STDIN} bytes");
-            return Err(ApiError::invalid("stdin", "chunk_too_large", message));
+            return Err(ApiError::invalid("stdin", ErrorCode::ChunkTooLarge, message));
         }
         Some(Message::Stdin(bytes)) => ExecInput::Stdin(bytes),
         Some(Message::StdinEnd(_)) => ExecInput::StdinEnd,
@@ -85,11 +86,11 @@ fn input(message: Option<v1::exec_request::Message>) -> Result<ExecInput, ApiErr
         Some(Message::Signal(signal)) if (1..=MAX_SIGNAL).contains(&signal) => ExecInput::Signal(signal),
         Some(Message::Signal(signal)) => {
             let message = format!("{signal} is not a signal: 1 to {MAX_SIGNAL}");
-            return Err(ApiError::invalid("signal", "invalid_signal", message));
+            return Err(ApiError::invalid("signal", ErrorCode::InvalidSignal, message));
         }
         Some(Message::Begin(_)) | None => {
             let message = "after `begin` come input, sizes and signals";
-            return Err(ApiError::invalid("message", "invalid_message", message));
+            return Err(ApiError::invalid("message", ErrorCode::InvalidMessage, message));
         }
     })
 }
@@ -178,7 +179,7 @@ impl ExecSession {
             Some(ExecOutput::Lost(reason)) => {
                 self.done = true;
                 let message = format!("the process was lost: {reason}");
-                return Some(Err(ApiError::new(Code::Aborted, "process_lost", message).into()));
+                return Some(Err(ApiError::new(ErrorCode::ProcessLost, message).into()));
             }
             None => {
                 self.done = true;

@@ -9,6 +9,7 @@ use super::super::super::error::ApiError;
 use super::super::response_stream::ResponseStream;
 use crate::deploy::port::{LogError, LogLines};
 use crate::model::deploy::{LogLine, LogSource, ServiceLogQuery};
+use crate::model::fault::ErrorCode;
 
 /// Number of lines if the request gives no bounds: an amount that an agent can read.
 const DEFAULT_TAIL: usize = 200;
@@ -22,17 +23,16 @@ pub(super) fn parse_log_request(
     request: &v1::ReadServiceLogsRequest,
 ) -> Result<(LogSource, ServiceLogQuery), ApiError> {
     use v1::read_service_logs_request::Source;
-    let source =
-        match &request.source {
-            None | Some(Source::Revision(0)) => LogSource::Newest,
-            Some(Source::Revision(revision)) => LogSource::Revision(*revision),
-            Some(Source::InstanceId(id)) => LogSource::Instance(id.parse().map_err(|error| {
-                ApiError::invalid("instance_id", "invalid_instance_id", format!("{error}"))
-            })?),
-        };
+    let source = match &request.source {
+        None | Some(Source::Revision(0)) => LogSource::Newest,
+        Some(Source::Revision(revision)) => LogSource::Revision(*revision),
+        Some(Source::InstanceId(id)) => LogSource::Instance(id.parse().map_err(|error| {
+            ApiError::invalid("instance_id", ErrorCode::InvalidInstanceId, format!("{error}"))
+        })?),
+    };
     if request.contains.len() > MAX_CONTAINS {
         let message = format!("the text to look for has at most {MAX_CONTAINS} bytes");
-        return Err(ApiError::invalid("contains", "too_long", message));
+        return Err(ApiError::invalid("contains", ErrorCode::TooLong, message));
     }
     let since = convert::time("since", request.since)?;
     let tail = match request.tail {

@@ -76,7 +76,7 @@ fn a_repository_that_git_did_not_fetch_is_no_registry() {
     let words = "failed to load cache key: failed to fetch remote http://e.example/a.git: git stderr:\nfatal: unable to \
                  access 'http://e.example/a.git/': The requested URL returned error:";
     let fault = at(&format!("{words} 403\n: exit status 128"));
-    assert_eq!((fault.code.as_str(), fault.retryable), (REPOSITORY_NOT_FETCHED, false));
+    assert_eq!((fault.code.known(), fault.retryable), (Some(ErrorCode::RepositoryNotFetched), false));
     assert!(at(&format!("{words} 502\n: exit status 128")).retryable);
 }
 
