@@ -17,7 +17,6 @@ pub mod capability;
 pub mod config;
 pub mod connections;
 pub mod containerd;
-pub mod context;
 pub mod control_group;
 pub mod daemon;
 pub mod deploy;
@@ -39,5 +38,6 @@ pub mod store;
 pub mod supervise;
 pub mod telemetry;
 
+pub use hearth_context as context;
 pub use hearth_model as model;
 pub use hearth_task as task;

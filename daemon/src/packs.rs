@@ -18,7 +18,6 @@ mod commit;
 mod error;
 mod image;
 mod memory;
-pub mod port;
 mod ready;
 mod receive;
 pub mod store;
@@ -34,6 +33,7 @@ use hearth_pack::identity::{ContentHash, TreeDigest, TreeNode};
 use hearth_pack::listing::{ListingLimits, ListingWriter, TreeListing};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
+use crate::context::pack::{ContentPiece, PackTree};
 use crate::image::ImageStore;
 use crate::image::port::{ImageOrigin, PackContent};
 use crate::model::Reference;
@@ -42,10 +42,7 @@ use crate::model::id::ServiceId;
 use crate::model::share_owner::{ShareOwner, ShareOwnerResolver};
 use crate::task;
 use memory::{ListingMemory, MemoryReservation};
-use port::PackTree;
-use store::{
-    AppendError, ContentPiece, ContentPresence, ContentStore, OwnerKey, PackSweepResult, StoreLimits,
-};
+use store::{AppendError, ContentPresence, ContentStore, OwnerKey, PackSweepResult, StoreLimits};
 use trees::TreeStore;
 use upload::{ContentRef, PackUpload, UploadGuard};
 

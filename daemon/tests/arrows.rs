@@ -132,7 +132,7 @@ const REGISTRY: Crate = Crate {
     foreign: &[("clap", &[]), ("hearth_pack::pack", &[]), ("hearth_proto", &[]), ("tonic", &[])],
 };
 
-/// `model` and `task` are crates below the daemon, which it re-exports.
+/// `context`, `model` and `task` are crates below the daemon, which it re-exports.
 const DAEMON_ROWS: &[Row] = &[
     ("allocator", &[]),
     ("netlink", &[]),
@@ -147,9 +147,8 @@ const DAEMON_ROWS: &[Row] = &[
     ("disk", &["model", "task"]),
     ("ingress", &["model", "task", "access", "audit", "connections", "deploy::port"]),
     ("supervise", &["model", "task"]),
-    ("context", &["model", "task", "image::port", "packs::port"]),
-    ("image", &["model", "task", "fetch_policy"]),
-    ("packs", &["model", "task", "image"]),
+    ("image", &["model", "task", "context::layers", "fetch_policy"]),
+    ("packs", &["model", "task", "context::pack", "image"]),
     ("keyed_semaphore", &[]),
     ("build", &["model", "task", "context", "disk", "image", "packs"]),
     ("downloads", &["model", "task", "disk", "build::port", "fetch_policy"]),

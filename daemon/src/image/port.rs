@@ -10,7 +10,6 @@
 
 pub mod cached;
 mod checks;
-mod layers;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -27,8 +26,10 @@ use crate::model::image::{Descriptor, TaggedImage};
 use crate::model::manifest::ManifestPart;
 use crate::model::{Digest, Repository, Tag};
 
+pub use crate::context::layers::{
+    LayerCompression, LayerFacts, LayerFault, LayerInspector, LayerRefusal, LayerVerdict,
+};
 pub use checks::{ArrivalListener, ImageMark, LayerCheck, RejectedImage};
-pub use layers::{LayerCompression, LayerFacts, LayerFault, LayerInspector, LayerRefusal, LayerVerdict};
 
 /// Content by digest. Blocking: call from a blocking thread.
 pub trait BlobStorage: Send + Sync + 'static {

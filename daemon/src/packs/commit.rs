@@ -7,11 +7,11 @@ use bytes::Bytes;
 use hearth_pack::identity::{ContentHash, TreeDigest};
 use hearth_pack::listing::TreeListing;
 
-use super::port::PackContentSource;
 use super::ready::{CommittedPack, PreparedImage, PreparedPack, StoredImage};
-use super::store::{ContentPiece, ContentPresence, ContentStoreReader, OwnerKey};
+use super::store::{ContentPresence, ContentStoreReader, OwnerKey};
 use super::upload::{ChunkedFile, PackUpload, UploadPlan, display_path};
 use super::{PackDestination, PackError, PackStore, PackStoreInner, image};
+use crate::context::pack::{ContentPiece, PackContentSource};
 use crate::task;
 
 impl PackStore {

@@ -11,9 +11,9 @@ use hearth_pack::listing::TreeListing;
 use hearth_pack::walk::{ContentError, EntryKind, EntryXattrs, WalkEntry};
 use hearth_pack::{PackOptions, PackSummary, PackedImage, pack_source};
 
-use super::port::{PackContentReader, PackTree};
 use super::store::ContentStore;
 use super::{PackDestination, PackError};
+use crate::context::pack::{PackContentReader, PackTree};
 use crate::image::ImageError;
 
 /// Options for building an image from a tree.

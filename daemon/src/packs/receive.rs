@@ -5,9 +5,10 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use hearth_pack::identity::ContentHash;
 
-use super::store::{AppendError, ContentBatch, ContentPiece, MAX_PIECE_SIZE};
+use super::store::{AppendError, ContentBatch, MAX_PIECE_SIZE};
 use super::upload::{UploadGuard, display_path};
 use super::{PackError, PackStore};
+use crate::context::pack::ContentPiece;
 use crate::task;
 
 /// Zstd level for content that arrives uncompressed.

@@ -35,6 +35,7 @@ use bytes::Bytes;
 use hearth_pack::identity::ContentHash;
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::context::pack::ContentPiece;
 use frames::FrameCache;
 use index::{ContentIndex, ContentLocation, ContentSegment};
 use rows::FrameSlice;
@@ -61,13 +62,6 @@ impl OwnerKey {
     pub fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
-}
-
-/// Hash and size of one piece of a file. A small file is its own only piece.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ContentPiece {
-    pub hash: ContentHash,
-    pub size: u32,
 }
 
 /// Presence of a content in the store from one participant's view.

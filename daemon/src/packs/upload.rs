@@ -16,8 +16,9 @@ use hearth_pack::identity::{ContentHash, TreeDigest};
 use hearth_pack::listing::TreeListing;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::store::{ContentPiece, ContentPresence, MAX_PIECE_SIZE, OwnerKey};
+use super::store::{ContentPresence, MAX_PIECE_SIZE, OwnerKey};
 use super::{PackDestination, PackError};
+use crate::context::pack::ContentPiece;
 
 /// Maximum number of chunks in all files of one upload: 72 MB of memory.
 const MAX_CHUNKS: usize = 2_000_000;

@@ -15,13 +15,14 @@ use super::super::error::ApiError;
 use super::upload::{FileError, NewFile, QuotaWriter, StorageArea};
 use super::{authorized_storage_path, caller, check_access, share_owner};
 use crate::access::policy::{CallerAction, decide};
+use crate::context::pack::ContentPiece;
 use crate::context::storage::{StorageError, StorageRoot, StorageRoots, WriteOptions};
 use crate::disk::DiskLedger;
 use crate::model::Reference;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::fault::ErrorCode;
 use crate::model::share_owner::ShareOwner;
-use crate::packs::store::{ContentPiece, MAX_PIECE_SIZE};
+use crate::packs::store::MAX_PIECE_SIZE;
 use crate::packs::{
     CommittedPack, ListingReceiver, PackBeginOutcome, PackDestination, PackError, PackImageOptions,
     PackStore, PreparedPack, UploadPlan,

@@ -1,0 +1,35 @@
+use std::fs::File;
+use std::path::Path;
+
+use hearth_overlay::beneath;
+use rustix::fs::FileType;
+
+use super::{FileStat, StorageError, StorageRoot, normalized};
+
+impl StorageRoot {
+    /// Opens a regular file at its start. Symbolic links are followed inside the storage. A FIFO, socket or
+    /// device is never opened.
+    pub fn read(&self, path: &Path) -> Result<(FileStat, File), StorageError> {
+        let path = normalized(path)?;
+        let fail = |errno| StorageError::at(&path, errno);
+        let (held, stat) = self.open_path(&path)?;
+        match stat.kind {
+            FileType::RegularFile => {}
+            FileType::Directory => return Err(StorageError::IsADirectory { path }),
+            _ => return Err(StorageError::NotAFile { path }),
+        }
+        let file = beneath::reopen(&held).map_err(fail)?;
+        let stat = FileStat::new(path.clone(), &stat, || Ok(Box::default())).map_err(fail)?;
+        Ok((stat, file))
+    }
+
+    /// Returns the stat of a path. A symbolic link at its end is not followed.
+    pub fn stat(&self, path: &Path) -> Result<FileStat, StorageError> {
+        let path = normalized(path)?;
+        let fail = |errno| StorageError::at(&path, errno);
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW;
+        let held = self.open_inside(&path, flags, rustix::fs::Mode::empty())?;
+        let stat = beneath::stat(&held).map_err(fail)?;
+        FileStat::new(path.clone(), &stat, || beneath::link_target(&held, c"")).map_err(fail)
+    }
+}

@@ -1,0 +1,116 @@
+//! A pack that was uploaded by content, as a layer: a list of entries whose content hashes are known.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use hearth_pack::identity::{ContentHash, NodeKind};
+use hearth_pack::listing::ListingEntry;
+
+use super::{DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry};
+use crate::pack::PackTree;
+use crate::port::{EntryKind, Xattr};
+
+pub struct PackLayer {
+    pack: Arc<PackTree>,
+    /// Entries of files with several hard links.
+    linked: HashSet<u32>,
+}
+
+impl PackLayer {
+    pub fn new(pack: Arc<PackTree>) -> Self {
+        let first = |entry: ListingEntry<'_>| match entry.kind {
+            NodeKind::HardLink { to } => pack.listing.find(to).and_then(|first| u32::try_from(first).ok()),
+            _ => None,
+        };
+        let linked = pack.listing.entries().filter_map(first).collect();
+        Self { pack, linked }
+    }
+
+    /// Returns the index of the entry at `path`, relative to the root.
+    fn find(&self, path: &[u8]) -> Option<u32> {
+        self.pack.listing.find(path).and_then(|entry| u32::try_from(entry).ok())
+    }
+
+    fn entry(&self, entry: u32) -> ListingEntry<'_> {
+        self.pack.listing.entry(entry as usize)
+    }
+
+    /// Returns the first name for a hard link, and the entry itself for every other kind.
+    fn first_name(&self, entry: u32) -> u32 {
+        match self.entry(entry).kind {
+            NodeKind::HardLink { to } => self.find(to).unwrap_or(entry),
+            _ => entry,
+        }
+    }
+
+    fn layer_entry(&self, mount: u32, entry: u32) -> LayerEntry {
+        let first = self.first_name(entry);
+        let listed = self.entry(first);
+        let (kind, size) = match listed.kind {
+            NodeKind::File { size, .. } => (EntryKind::File, size),
+            NodeKind::Symlink { target } => (EntryKind::Symlink(target.into()), 0),
+            // A listing contains only files, symbolic links and directories.
+            _ => (EntryKind::Directory, 0),
+        };
+        // The hard links of one file have one origin. All times of a pack are 0.
+        let origin = EntryOrigin::Pack { mount, entry: first };
+        LayerEntry { kind, mode: listed.mode, size, mtime: 0, links: 1, origin }
+    }
+
+    pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Option<LayerEntry> {
+        if path.is_empty() {
+            // The root is not in the listing; it has the mode of a synthetic directory.
+            let origin = EntryOrigin::Pack { mount, entry: u32::MAX };
+            return Some(LayerEntry { origin, ..LayerEntry::synthetic_directory() });
+        }
+        self.find(path).map(|entry| self.layer_entry(mount, entry))
+    }
+
+    pub(super) fn children(&self, mount: u32, path: &[u8]) -> DirectoryContent {
+        let listing = &self.pack.listing;
+        let mut xattrs = Vec::new();
+        let (mut at, end, skip) = if path.is_empty() {
+            (0, listing.len(), 0)
+        } else {
+            let Some(directory) = listing.find(path) else { return DirectoryContent::default() };
+            xattrs = listing.entry(directory).xattrs;
+            (directory + 1, listing.end_of(directory), path.len() + 1)
+        };
+        let mut children = Vec::new();
+        while at < end {
+            let name = listing.path(at).get(skip..).unwrap_or_default().into();
+            let found = self.layer_entry(mount, u32::try_from(at).unwrap_or(u32::MAX));
+            at = if found.kind == EntryKind::Directory { listing.end_of(at) } else { at + 1 };
+            children.push(DirectoryChild { name, found });
+        }
+        DirectoryContent { children, xattrs, directory: None }
+    }
+
+    /// Returns the number that the hard links of one file share.
+    pub(super) fn link_group(&self, entry: u32) -> Option<u64> {
+        self.linked.contains(&entry).then_some(entry.into())
+    }
+
+    /// Returns the hash of a file's content, and its extended attributes.
+    pub(super) fn content(&self, entry: u32) -> Option<(ContentHash, Vec<Xattr>)> {
+        let listed = self.entry(entry);
+        let (hash, _) = listed.content()?;
+        Some((hash, listed.xattrs))
+    }
+
+    /// Returns the extended attributes of an entry; the root has none.
+    pub(super) fn xattrs(&self, entry: u32) -> Vec<Xattr> {
+        if entry == u32::MAX { Vec::new() } else { self.entry(entry).xattrs }
+    }
+
+    pub(super) fn open(&self, entry: u32) -> io::Result<Box<dyn Read + Send>> {
+        self.open_at(entry, 0)
+    }
+
+    /// Opens the content from `offset` on.
+    pub(super) fn open_at(&self, entry: u32, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        let (content, size) = self.entry(entry).content().ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Box::new(self.pack.open_at(&content, size, offset)?))
+    }
+}

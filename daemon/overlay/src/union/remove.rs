@@ -1,0 +1,124 @@
+//! Removal of names.
+
+use rustix::fs::{FileType, RenameFlags};
+use rustix::io::Errno;
+
+use super::lookup::MergedDirectory;
+use super::nodes::{LookupResult, NodeLocation};
+use super::upper::{self, LinkKey, UpperLayer};
+use super::{OverlayFs, Result, checked_name};
+use crate::lower::child_path;
+
+impl OverlayFs {
+    pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<()> {
+        let name = checked_name(name)?;
+        let upper = self.upper()?;
+        let _changing = self.changing_names();
+        let directory = self.directory(parent)?;
+        let sight = self.lookup_entry(&directory, name)?.ok_or(Errno::NOENT)?;
+        if sight.attr.kind == FileType::Directory {
+            return Err(Errno::ISDIR);
+        }
+        let covers = self.lookup_lower(&directory, name)?.is_some();
+        let hidden = self.hidden_link_key(&directory, name)?;
+        self.copy_up_directories(parent)?;
+        let held = upper.open_path(self.directory(parent)?.upper.as_deref().ok_or(Errno::STALE)?)?;
+        let known = self.nodes().inode_of(&sight.key);
+        if upper::stat(&held, name)?.is_none() {
+            upper::make_whiteout(&held, name)?;
+        } else if let Some(inode) = known.filter(|inode| self.is_last_known_name(*inode, &sight)) {
+            let orphan = upper.work_name();
+            let flags = if covers { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
+            upper::rename(&held, name, upper.work_directory(), &orphan, flags)?;
+            self.nodes().get_mut(inode)?.orphan = Some(orphan);
+        } else if covers {
+            let whiteout = upper.make_work_whiteout()?;
+            upper::rename(upper.work_directory(), &whiteout, &held, name, RenameFlags::empty())?;
+        } else {
+            upper::unlink(&held, name)?;
+        }
+        if let Some(inode) = known {
+            self.nodes().remove_name(inode, parent, name);
+        }
+        self.count_hidden_name(upper, hidden)
+    }
+
+    /// Reports whether removing one name of an upper file would make it unreachable.
+    pub(super) fn is_last_known_name(&self, inode: u64, sight: &LookupResult) -> bool {
+        let nodes = self.nodes();
+        let node = nodes.get(inode);
+        sight.location == NodeLocation::Upper
+            && node.is_ok_and(|node| node.orphan.is_none() && node.names.len() <= 1)
+    }
+
+    /// Returns the key of the lower file whose name the first upper entry with this name would hide.
+    pub(super) fn hidden_link_key(
+        &self,
+        directory: &MergedDirectory,
+        name: &[u8],
+    ) -> Result<Option<LinkKey>> {
+        if let Some(path) = &directory.upper
+            && upper::stat(self.upper()?.open_path(path)?, name)?.is_some()
+        {
+            return Ok(None);
+        }
+        let Some(lower) = &directory.lower else { return Ok(None) };
+        let seen = self.lower.stat(&child_path(lower, name)?)?;
+        Ok(seen.and_then(|seen| self.link_key(&seen)))
+    }
+
+    #[expect(clippy::unused_self, reason = "reads as a step of the others")]
+    pub(super) fn count_hidden_name(&self, upper: &UpperLayer, hidden: Option<LinkKey>) -> Result<()> {
+        hidden.map_or(Ok(()), |key| upper.count_removed_name(&key))
+    }
+
+    pub fn remove_directory(&self, parent: u64, name: &[u8]) -> Result<()> {
+        let name = checked_name(name)?;
+        let upper = self.upper()?;
+        let _changing = self.changing_names();
+        let directory = self.directory(parent)?;
+        let sight = self.lookup_entry(&directory, name)?.ok_or(Errno::NOENT)?;
+        if sight.attr.kind != FileType::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        if !self.is_empty(&directory, name, &sight)? {
+            return Err(Errno::NOTEMPTY);
+        }
+        let covers = self.lookup_lower(&directory, name)?.is_some();
+        self.copy_up_directories(parent)?;
+        let held = upper.open_path(self.directory(parent)?.upper.as_deref().ok_or(Errno::STALE)?)?;
+        if upper::stat(&held, name)?.is_none() {
+            upper::make_whiteout(&held, name)?;
+        } else {
+            // The directory may still contain whiteouts.
+            let old = upper.work_name();
+            let flags = if covers { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
+            upper::rename(&held, name, upper.work_directory(), &old, flags)?;
+            upper.remove_work(&old);
+        }
+        self.detach_directory(&sight, parent, name);
+        Ok(())
+    }
+
+    pub(super) fn detach_directory(&self, sight: &LookupResult, parent: u64, name: &[u8]) {
+        let mut nodes = self.nodes();
+        if let Some(inode) = nodes.inode_of(&sight.key) {
+            nodes.remove_name(inode, parent, name);
+            nodes.detach(inode);
+        }
+    }
+
+    pub(super) fn is_empty(
+        &self,
+        directory: &MergedDirectory,
+        name: &[u8],
+        sight: &LookupResult,
+    ) -> Result<bool> {
+        let upper = match (&sight.location, &directory.upper) {
+            (NodeLocation::Upper, Some(path)) => Some(child_path(path, name)?.into_vec()),
+            _ => None,
+        };
+        let inside = MergedDirectory { upper, lower: sight.lower.clone() };
+        Ok(self.entries(&inside)?.is_empty())
+    }
+}
