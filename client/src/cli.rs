@@ -8,6 +8,7 @@ mod builds;
 mod completions;
 mod context;
 mod deploy;
+mod explain;
 mod images;
 mod pack;
 mod registry;
@@ -130,6 +131,7 @@ enum CliCommand {
         #[command(subcommand)]
         command: Option<system::SystemCommand>,
     },
+    Explain(explain::ExplainArgs),
     Completions(completions::CompletionsArgs),
 }
 
@@ -220,6 +222,10 @@ pub async fn run(arguments: CliArguments) -> Result<(), Failure> {
         CliCommand::Audit(args) => Box::pin(audit::run(args, &globals)),
         CliCommand::Doctor | CliCommand::System { command: None } => Box::pin(system::run(&globals)),
         CliCommand::System { command: Some(command) } => Box::pin(system::run_command(command, &globals)),
+        CliCommand::Explain(args) => {
+            let globals = &globals;
+            Box::pin(async move { explain::run(&args, globals) })
+        }
         CliCommand::Completions(args) => {
             Box::pin(async move { completions::run(&args, &mut CliArguments::command()) })
         }

@@ -142,6 +142,10 @@ fn help_and_completions_are_there(daemon: &Daemon) {
     for shell in ["bash", "zsh", "fish"] {
         assert!(daemon.hearth_ok(&["completions", shell]).stdout.contains("hearth"), "{shell}");
     }
+    assert!(daemon.hearth_ok(&["explain", "step_failed"]).stdout.contains("retry: does not help"));
+    let unknown = daemon.hearth(&["explain", "step_faild"]);
+    unknown.expect_code(2);
+    assert!(unknown.stderr.contains("step_failed"), "{unknown}");
     assert!(daemon.hearth_ok(&["--version"]).stdout.contains("hearth"));
 }
 
