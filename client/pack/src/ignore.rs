@@ -1,7 +1,7 @@
 //! Ignore rules of Docker, as BuildKit applies them.
 //!
 //! This module follows the behaviour of BuildKit (moby/patternmatcher 0.6 under fsutil's filter) where the
-//! documentation of `.dockerignore` differs: a pattern is turned into a regular expression, and some of that syntax
+//! documentation of `.dockerignore` differs: a pattern is turned into a regular expression, and some of Go's syntax
 //! works in patterns (`\d`, `^`, `[[:alpha:]]`).
 //!
 //! Paths are bytes: relative, separated by `/`, cleaned, and not always UTF-8.
@@ -38,12 +38,19 @@ pub struct IgnoreError {
 /// grows with the steps, and a few hundred bytes of repeats could otherwise make a walk take hours.
 const MAX_EXPANSION: usize = 5_000;
 
+/// Maximum size of the expressions of a list: the sum of their steps, and [`EXPRESSION_COST`] for each. A step takes a
+/// few hundred bytes of memory.
+const MAX_EXPRESSION_SIZE: usize = 200_000;
+/// Fixed part of the size of an expression, in steps.
+const EXPRESSION_COST: usize = 16;
+
 /// An ordered list of patterns. A pattern that starts with `!` includes again what earlier ones excluded.
 #[derive(Debug, Clone, Default)]
 pub struct IgnorePatterns {
     list: Vec<IgnorePattern>,
     negated: bool,
     expansion: usize,
+    expression_size: usize,
 }
 
 /// Matches of a directory, one for each pattern, passed to its children. The default means "no parent known".
@@ -80,6 +87,12 @@ impl IgnorePatterns {
             self.expansion += pattern.expansion();
             if self.expansion > MAX_EXPANSION {
                 return Err("it repeats too much, together with the patterns before it");
+            }
+            if let Some(steps) = pattern.steps() {
+                self.expression_size += EXPRESSION_COST + steps;
+            }
+            if self.expression_size > MAX_EXPRESSION_SIZE {
+                return Err("there are too many patterns with wildcards");
             }
             self.negated |= pattern.negated();
             self.list.push(pattern);

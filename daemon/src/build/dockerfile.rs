@@ -9,7 +9,8 @@
 //! - remote sources (module `remote_sources`): the daemon fetches them, and BuildKit gets them from the daemon;
 //! - the frontend of a `# syntax=` line (module `syntax`): the built-in one replaces `docker/dockerfile:1` and its
 //!   variants, no other frontend runs, and none is fetched;
-//! - the files that the context must contain ([`Dockerfile::context_copies`]): when one is missing, nothing is sent to BuildKit.
+//! - the files that the context must contain ([`Dockerfile::context_copies`]): when one is missing, nothing is sent to
+//!   BuildKit.
 //!
 //! The reading rules (directives, continuations, comments, heredocs, flags) are those of BuildKit's
 //! `frontend/dockerfile/parser`; variable expansion follows its `shell` package.

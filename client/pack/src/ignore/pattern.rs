@@ -50,9 +50,14 @@ impl IgnorePattern {
 
     /// Returns the number of steps that repeats such as `a{1000}` add beyond the length of the text.
     pub(super) fn expansion(&self) -> usize {
+        self.steps().map_or(0, |steps| steps.saturating_sub(self.text.len() + 2))
+    }
+
+    /// Returns the number of steps of the pattern's expression, if it has one.
+    pub(super) fn steps(&self) -> Option<usize> {
         match &self.form {
-            PatternForm::Regex(regex) => regex.steps().saturating_sub(self.text.len() + 2),
-            PatternForm::Exact | PatternForm::Prefix | PatternForm::Suffix => 0,
+            PatternForm::Regex(regex) => Some(regex.steps()),
+            PatternForm::Exact | PatternForm::Prefix | PatternForm::Suffix => None,
         }
     }
 

@@ -165,6 +165,14 @@ fn repeats_of_many_patterns_together_are_bounded() {
 }
 
 #[test]
+fn the_memory_for_all_expressions_of_a_list_is_bounded() {
+    let line = format!("*{}\n", "a".repeat(4_900));
+    assert!(IgnorePatterns::parse_file(line.repeat(40).as_bytes()).is_ok());
+    let error = IgnorePatterns::parse_file(line.repeat(50).as_bytes()).unwrap_err();
+    assert_eq!((error.line, error.reason), (Some(41), "there are too many patterns with wildcards"));
+}
+
+#[test]
 fn the_pattern_that_hides_a_path_is_the_last_one_that_does() {
     let patterns = IgnorePatterns::parse_file(b"*\n!src\nsrc/*.o\n  ./src//gen/\n!src/keep.o\n").unwrap();
     for (path, by) in [

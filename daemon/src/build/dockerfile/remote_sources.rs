@@ -2,9 +2,9 @@
 //!
 //! The scan covers the stages that the target can need, in BuildKit's order of lookups: a name in `--from` refers to a
 //! stage first, then to an image. The ONBUILD triggers of a base image count for the stage that begins with it and are
-//! known only after that image was resolved, so [`Dockerfile::remote_sources`] runs again with the resolved images until it finds
-//! nothing new. A superfluous source costs a fetch; a missing one fails the build, since the source policy of the
-//! solve denies unlisted sources.
+//! known only after that image was resolved, so [`Dockerfile::remote_sources`] runs again with the resolved images until
+//! it finds nothing new. A superfluous source costs a fetch; a missing one fails the build, since the source policy of
+//! the solve denies unlisted sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,72 +1,59 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
-use super::BAD_ESCAPE;
+use super::{BAD_ESCAPE, push_literal};
 
 const OPEN: &str = "a `[` is not closed";
 const RANGE: &str = "a range in `[...]` runs backwards, or names an unknown class";
 
-/// A set of characters.
-#[derive(Debug, Clone)]
-pub(super) struct CharClass {
-    negated: bool,
-    ranges: Vec<(char, char)>,
-}
+/// Named classes, which are the same in both syntaxes.
+const NAMES: [&str; 14] = [
+    "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space",
+    "upper", "word", "xdigit",
+];
 
-impl CharClass {
-    pub(super) fn one(c: char) -> Self {
-        Self { negated: false, ranges: vec![(c, c)] }
-    }
-
-    pub(super) fn not(c: char) -> Self {
-        Self { negated: true, ranges: vec![(c, c)] }
-    }
-
-    pub(super) fn has(&self, c: char) -> bool {
-        self.ranges.iter().any(|&(low, high)| (low..=high).contains(&c)) != self.negated
-    }
-
-    /// Parses the characters after a `[`.
-    pub(super) fn parse(rest: &mut Peekable<Chars<'_>>) -> Result<Self, &'static str> {
-        let negated = rest.next_if_eq(&'^').is_some();
-        let mut ranges = Vec::new();
-        let mut first = true;
-        loop {
-            if !first && rest.next_if_eq(&']').is_some() {
-                return Ok(Self { negated, ranges });
-            }
-            first = false;
-            if let Some(named) = named(rest)? {
-                ranges.extend(named);
-                continue;
-            }
-            if let Some(perl) = perl_ahead(rest) {
-                ranges.extend(perl);
-                continue;
-            }
-            let low = class_char(rest)?;
-            let mut ahead = rest.clone();
-            let high = if ahead.next() == Some('-') && ahead.next() != Some(']') {
-                rest.next();
-                class_char(rest)?
-            } else {
-                low
-            };
+/// Translates the characters after a `[`.
+pub(super) fn translate(rest: &mut Peekable<Chars<'_>>, text: &mut String) -> Result<(), &'static str> {
+    text.push('[');
+    text.extend(rest.next_if_eq(&'^'));
+    let mut first = true;
+    loop {
+        if !first && rest.next_if_eq(&']').is_some() {
+            text.push(']');
+            return Ok(());
+        }
+        first = false;
+        if named(rest, text)? || perl_ahead(rest, text) {
+            continue;
+        }
+        let low = class_char(rest)?;
+        push_literal(text, low);
+        let mut ahead = rest.clone();
+        if ahead.next() == Some('-') && ahead.next() != Some(']') {
+            rest.next();
+            let high = class_char(rest)?;
             if high < low {
                 return Err(RANGE);
             }
-            ranges.push((low, high));
+            text.push('-');
+            push_literal(text, high);
         }
     }
 }
 
-/// Parses the characters after a `\` outside of a class as a set of characters.
-pub(super) fn escaped(rest: &mut Peekable<Chars<'_>>) -> Result<CharClass, &'static str> {
-    if let Some(ranges) = rest.peek().copied().and_then(perl) {
-        rest.next();
-        return Ok(CharClass { negated: false, ranges });
+/// Translates the characters after a `\` outside of a class that stand for one character of a set.
+pub(super) fn translate_escaped(
+    rest: &mut Peekable<Chars<'_>>,
+    text: &mut String,
+) -> Result<(), &'static str> {
+    match rest.peek().copied().and_then(perl) {
+        Some(class) => {
+            rest.next();
+            text.push_str(class);
+        }
+        None => push_literal(text, escaped_char(rest)?),
     }
-    escaped_char(rest).map(CharClass::one)
+    Ok(())
 }
 
 fn class_char(rest: &mut Peekable<Chars<'_>>) -> Result<char, &'static str> {
@@ -119,67 +106,41 @@ fn escaped_char(rest: &mut Peekable<Chars<'_>>) -> Result<char, &'static str> {
     char::from_u32(code).ok_or(BAD_ESCAPE)
 }
 
-fn perl_ahead(rest: &mut Peekable<Chars<'_>>) -> Option<Vec<(char, char)>> {
+fn perl_ahead(rest: &mut Peekable<Chars<'_>>, text: &mut String) -> bool {
     let mut ahead = rest.clone();
-    ahead.next_if_eq(&'\\')?;
-    let ranges = perl(ahead.next()?)?;
-    *rest = ahead;
-    Some(ranges)
+    let class = ahead.next_if_eq(&'\\').and_then(|_| perl(ahead.next()?));
+    if let Some(class) = class {
+        *rest = ahead;
+        text.push_str(class);
+    }
+    class.is_some()
 }
 
-fn perl(letter: char) -> Option<Vec<(char, char)>> {
-    let positive: &[(char, char)] = match letter.to_ascii_lowercase() {
-        'd' => &[('0', '9')],
-        's' => &[('\t', '\n'), ('\x0c', '\r'), (' ', ' ')],
-        'w' => &[('0', '9'), ('A', 'Z'), ('_', '_'), ('a', 'z')],
+/// Returns the class of `\d`, `\s`, `\w` or its complement. They are ASCII in Go.
+fn perl(letter: char) -> Option<&'static str> {
+    Some(match letter {
+        'd' => "[0-9]",
+        'D' => "[^0-9]",
+        's' => r"[\t\n\f\r\x20]",
+        'S' => r"[^\t\n\f\r\x20]",
+        'w' => "[0-9A-Z_a-z]",
+        'W' => "[^0-9A-Z_a-z]",
         _ => return None,
-    };
-    Some(if letter.is_ascii_uppercase() { complement(positive) } else { positive.to_vec() })
+    })
 }
 
-/// Parses a named class such as `[:alpha:]`, or its complement such as `[:^alpha:]`. Returns `None` if no named class
-/// comes next.
-fn named(rest: &mut Peekable<Chars<'_>>) -> Result<Option<Vec<(char, char)>>, &'static str> {
+/// Translates a named class such as `[:alpha:]`, or its complement such as `[:^alpha:]`. Returns false if no named
+/// class comes next.
+fn named(rest: &mut Peekable<Chars<'_>>, text: &mut String) -> Result<bool, &'static str> {
     let ahead: String = rest.clone().collect();
     let Some(end) = ahead.strip_prefix("[:").and_then(|after| after.find(":]")) else {
-        return Ok(None);
+        return Ok(false);
     };
     let name = &ahead[2..2 + end];
-    rest.by_ref().take(name.chars().count() + 4).for_each(drop);
-    let (negated, name) = name.strip_prefix('^').map_or((false, name), |name| (true, name));
-    let positive: &[(char, char)] = match name {
-        "alnum" => &[('0', '9'), ('A', 'Z'), ('a', 'z')],
-        "alpha" => &[('A', 'Z'), ('a', 'z')],
-        "ascii" => &[('\0', '\x7f')],
-        "blank" => &[('\t', '\t'), (' ', ' ')],
-        "cntrl" => &[('\0', '\x1f'), ('\x7f', '\x7f')],
-        "digit" => &[('0', '9')],
-        "graph" => &[('!', '~')],
-        "lower" => &[('a', 'z')],
-        "print" => &[(' ', '~')],
-        "punct" => &[('!', '/'), (':', '@'), ('[', '`'), ('{', '~')],
-        "space" => &[('\t', '\r'), (' ', ' ')],
-        "upper" => &[('A', 'Z')],
-        "word" => &[('0', '9'), ('A', 'Z'), ('_', '_'), ('a', 'z')],
-        "xdigit" => &[('0', '9'), ('A', 'F'), ('a', 'f')],
-        _ => return Err(RANGE),
-    };
-    Ok(Some(if negated { complement(positive) } else { positive.to_vec() }))
-}
-
-/// Returns all characters outside of `ranges`, which are sorted and ASCII only.
-fn complement(ranges: &[(char, char)]) -> Vec<(char, char)> {
-    let beside = |c: char, step: i32| char::from_u32((c as u32).wrapping_add_signed(step));
-    let mut from = Some('\0');
-    let mut gaps = Vec::new();
-    for &(low, high) in ranges {
-        if let (Some(start), Some(end)) = (from, beside(low, -1))
-            && start <= end
-        {
-            gaps.push((start, end));
-        }
-        from = beside(high, 1);
+    if !NAMES.contains(&name.strip_prefix('^').unwrap_or(name)) {
+        return Err(RANGE);
     }
-    gaps.extend(from.map(|start| (start, char::MAX)));
-    gaps
+    rest.by_ref().take(name.len() + 4).for_each(drop);
+    text.push_str(&ahead[..end + 4]);
+    Ok(true)
 }

@@ -1,15 +1,38 @@
 //! Counted repeats: `x{2}`, `x{2,}`, `x{2,5}`.
 
+use std::fmt;
 use std::iter::Peekable;
 use std::str::Chars;
 
-use super::{RegexStep, TOO_LONG};
+use super::TOO_LONG;
 
 /// Maximum count of a repeat, the same as in Go.
 const MAX_REPEAT: u32 = 1000;
 
+/// Bounds of a repeat; `most` is `None` if there is no upper one.
+pub(super) struct RepeatBounds {
+    least: u32,
+    most: Option<u32>,
+}
+
+impl RepeatBounds {
+    /// Returns the number of steps that the repeat adds to the one of its element.
+    pub(super) fn added_steps(&self) -> usize {
+        self.most.unwrap_or(self.least + 1).saturating_sub(1) as usize
+    }
+}
+
+impl fmt::Display for RepeatBounds {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.most {
+            Some(most) => write!(formatter, "{{{},{most}}}", self.least),
+            None => write!(formatter, "{{{},}}", self.least),
+        }
+    }
+}
+
 /// Parses the bounds after a `{`. Returns `None` if it is no repeat and the `{` is literal.
-pub(super) fn bounds(rest: &mut Peekable<Chars<'_>>) -> Result<Option<(u32, Option<u32>)>, &'static str> {
+pub(super) fn bounds(rest: &mut Peekable<Chars<'_>>) -> Result<Option<RepeatBounds>, &'static str> {
     let mut ahead = rest.clone();
     let Some(least) = number(&mut ahead) else { return Ok(None) };
     let most = if ahead.next_if_eq(&',').is_none() {
@@ -29,7 +52,7 @@ pub(super) fn bounds(rest: &mut Peekable<Chars<'_>>) -> Result<Option<(u32, Opti
     if least > MAX_REPEAT || most.is_some_and(|most| most > MAX_REPEAT || most < least) {
         return Err(TOO_LONG);
     }
-    Ok(Some((least, most)))
+    Ok(Some(RepeatBounds { least, most }))
 }
 
 /// Parses digits without a leading zero.
@@ -44,24 +67,4 @@ fn number(rest: &mut Peekable<Chars<'_>>) -> Option<u32> {
         number = number.saturating_mul(10).saturating_add(digit);
     }
     Some(number)
-}
-
-/// Repeats the last of `steps`.
-pub(super) fn repeat_last(
-    steps: &mut Vec<RegexStep>,
-    least: u32,
-    most: Option<u32>,
-) -> Result<(), &'static str> {
-    let step = steps.pop().ok_or("a repeat has nothing to repeat")?;
-    let RegexStep::One(class) = step else {
-        // Any other step here consumes no character: once is the same as many times.
-        steps.extend((least > 0).then_some(step));
-        return Ok(());
-    };
-    steps.extend((0..least).map(|_| RegexStep::One(class.clone())));
-    match most {
-        Some(most) => steps.extend((least..most).map(|_| RegexStep::Maybe(class.clone()))),
-        None => steps.push(RegexStep::Many(class)),
-    }
-    Ok(())
 }
