@@ -37,7 +37,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::port::{BindMount, InstanceMounter, MountFault};
@@ -95,7 +95,7 @@ impl InstanceMounts {
     /// Removes the storage mounts that all services share. Called when no service is left.
     pub async fn release_storage(&self) -> Result<(), MountFault> {
         self.blocking("mounts.end", |shared| {
-            let released = locked(&shared.shields).release();
+            let released = shared.shields.lock().release();
             released.map_err(|error| fault::of_io(&"storage", &error))
         })
         .await
@@ -151,15 +151,15 @@ impl MountContext {
     }
 
     fn views_of(&self, instance: &InstanceId) -> Arc<Mutex<InstanceViews>> {
-        Arc::clone(locked(&self.instances).entry(instance.clone()).or_default())
+        Arc::clone(self.instances.lock().entry(instance.clone()).or_default())
     }
 
     fn close(&self, instance: &InstanceId) -> Result<(), MountFault> {
         let views = self.views_of(instance);
         let directory = self.directory_of(instance);
-        let cleared = clear::clear(&directory, &mut locked(&views));
+        let cleared = clear::clear(&directory, &mut views.lock());
         cleared.map_err(|error| fault::of_io(&directory.display(), &error))?;
-        locked(&self.instances).remove(instance);
+        self.instances.lock().remove(instance);
         Ok(())
     }
 
@@ -190,7 +190,7 @@ impl MountContext {
         if !instances.iter().any(|instance| self.directory_of(instance).join(STORAGE).exists()) {
             return;
         }
-        let shields = locked(&self.shields);
+        let shields = self.shields.lock();
         for storage in [&self.storage.room, &self.storage.project] {
             if let Err(error) = shields.ensure(storage) {
                 let path = storage.path().display();
@@ -202,15 +202,10 @@ impl MountContext {
     /// Reports whether the instance has views that no process serves.
     fn has_dead_views(&self, instance: &InstanceId) -> io::Result<bool> {
         let views = self.views_of(instance);
-        let views = locked(&views);
+        let views = views.lock();
         let made = clear::count(&self.directory_of(instance).join(VIEWS))?;
         Ok(views.iter().filter(|view| !view.has_ended()).count() < made)
     }
-}
-
-/// Locks a mutex. A panic under the lock leaves at worst leftovers that [`clear`] removes.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
 }
 
 /// Creates a directory with exactly this mode, regardless of the umask.

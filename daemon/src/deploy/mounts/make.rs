@@ -8,8 +8,7 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    EMPTY, FILES, InstanceViews, MountContext, STORAGE, UPPER, VIEWS, clear, fault, images, locked,
-    make_directory, storage, view,
+    EMPTY, FILES, InstanceViews, MountContext, STORAGE, UPPER, VIEWS, clear, fault, images, make_directory, storage, view,
 };
 use crate::context::storage::StorageRoot;
 use crate::context::tree::ContextTree;
@@ -27,7 +26,7 @@ impl MountContext {
         given_up: &CancellationToken,
     ) -> Result<Vec<BindMount>, MountFault> {
         let views = self.views_of(instance);
-        let mut views = locked(&views);
+        let mut views = views.lock();
         if given_up.is_cancelled() {
             return Err(fault::ending());
         }
@@ -72,7 +71,7 @@ impl MountContext {
             let held = root.open_mount_source(Path::new(path), !read_only);
             let (held, is_directory) = held.map_err(|error| fault::of_storage(target, name, &error))?;
             if !read_only {
-                locked(&self.shields).ensure(root).map_err(failed)?;
+                self.shields.lock().ensure(root).map_err(failed)?;
             }
             let point = place(STORAGE)?;
             storage::bind(&held, is_directory, &point, read_only).map_err(failed)?;

@@ -108,7 +108,7 @@ impl MountTestRoom {
 
     /// Asserts that no instance has mounts. The storage's own mount stays until the daemon has no service left.
     fn is_clean(&self) {
-        locked(&self.mounts.0.shields).release().unwrap();
+        self.mounts.0.shields.lock().release().unwrap();
         let directory = self.directory.path().canonicalize().unwrap();
         assert_eq!(mount_points_below(&directory).unwrap(), Vec::<PathBuf>::new());
         assert_eq!(fs::read_dir(self.instances()).unwrap().count(), 0);
