@@ -6,7 +6,8 @@ use std::io::{self, Read};
 
 use hearth_pack::archive::{self, ArchiveSink};
 use hearth_pack::ignore::IgnorePatterns;
-use hearth_proto::value::{Digest, MountKind, MountSource, MountSpec, Reference};
+use hearth_proto::v1::mount::Source;
+use hearth_proto::value::{BuildMountKind, Digest, MountKind, MountSpec, Reference, ServiceMountKind};
 use hearthd::context::layers::{ImageNodeKind, ImageTree, LayerBlob, LayerCache, LayerLimits};
 use hearthd::model::manifest::{self, ImageConfig, Manifest};
 use sha2::{Digest as _, Sha256};
@@ -44,30 +45,32 @@ pub fn ignore(bytes: &[u8]) {
 /// Parses a mount flag, for builds and for services.
 pub fn mount(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    for kind in [MountKind::Room, MountKind::Project, MountKind::Image, MountKind::EmptyDir, MountKind::Pack]
     {
-        for parsed in [MountSpec::parse_for_build(kind, text), MountSpec::parse_for_service(kind, text)] {
-            match parsed {
-                Ok(spec) => {
-                    let target = spec.target.as_str();
-                    assert!(target.starts_with('/') && !target.contains('\0'), "{target:?}");
-                    assert!(target == "/" || !target.ends_with('/'), "{target:?}");
-                    assert!(target[1..].split('/').all(|part| part != ".." && part != "."), "{target:?}");
-                    assert_eq!(target.parse().as_ref(), Ok(&spec.target), "a target is in its normal form");
-                    match spec.source {
-                        MountSource::Room(path)
-                        | MountSource::Project(path)
-                        | MountSource::Image { subpath: path, .. } => {
-                            assert!(!path.starts_with('/') && !path.contains('\0'), "{path:?}");
-                            assert!(path.split('/').all(|part| part != ".."), "{path:?}");
-                        }
-                        MountSource::Pack(_) | MountSource::EmptyDir => {}
-                        MountSource::File(text) => panic!("a flag cannot have inline text: {text:?}"),
-                    }
-                }
-                Err(error) => assert!(!error.to_string().is_empty()),
-            }
+        use BuildMountKind::{Image, Pack, Project, Room};
+        [Room, Project, Image, Pack].into_iter().for_each(|kind| parsed_mount(kind, text));
+    }
+    use ServiceMountKind::{EmptyDir, Image, Project, Room};
+    [Room, Project, Image, EmptyDir].into_iter().for_each(|kind| parsed_mount(kind, text));
+}
+
+fn parsed_mount<K: MountKind<Source: Into<Source>>>(kind: K, text: &str) {
+    match MountSpec::parse(kind, text) {
+        Ok(spec) => {
+            let target = spec.target.as_str();
+            assert!(target.starts_with('/') && !target.contains('\0'), "{target:?}");
+            assert!(target == "/" || !target.ends_with('/'), "{target:?}");
+            assert!(target[1..].split('/').all(|part| part != ".." && part != "."), "{target:?}");
+            assert_eq!(target.parse().as_ref(), Ok(&spec.target), "a target is in its normal form");
+            let path = match spec.source.into() {
+                Source::RoomPath(path) | Source::ProjectPath(path) => path,
+                Source::Image(image) => image.subpath,
+                Source::PackId(_) | Source::EmptyDir(_) => String::new(),
+                Source::File(file) => panic!("a flag cannot have inline text: {:?}", file.text),
+            };
+            assert!(!path.starts_with('/') && !path.contains('\0'), "{path:?}");
+            assert!(path.split('/').all(|part| part != ".."), "{path:?}");
         }
+        Err(error) => assert!(!error.to_string().is_empty()),
     }
 }
 

@@ -5,6 +5,7 @@
 //! - [`status`]: encoding of an API error in a gRPC status.
 //! - [`value`]: values that cross the wire as text (references, digests, mounts), from their own crate.
 
+mod mount;
 pub mod status;
 
 pub use hearth_value::{self as value, error_code};

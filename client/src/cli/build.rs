@@ -8,7 +8,7 @@ use clap::Args;
 use hearth_pack::walk::{IgnoreRules, WalkOptions};
 use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::v1::{Mount, SubmitBuildRequest, mount::Source};
-use hearth_proto::value::{MountSource, MountSpec, Reference};
+use hearth_proto::value::Reference;
 
 pub(super) use options::BuildOptions;
 
@@ -195,28 +195,6 @@ fn walk_options(args: &BuildArgs) -> WalkOptions {
     }
     let rules = IgnoreRules::IgnoreFile { dockerfile: inside.map(|path| path.as_bytes().to_vec()) };
     WalkOptions { rules, keep }
-}
-
-/// Converts a parsed mount flag to its wire form. Packs are sent first, so the caller adds their
-/// mounts.
-pub(super) fn mount_to_wire(spec: MountSpec) -> Mount {
-    use hearth_proto::v1::{EmptyDirSource, FileSource, ImageSource, MountMode};
-    use hearth_proto::value::MountAccess as Mode;
-    let source = match spec.source {
-        MountSource::Room(path) => Some(Source::RoomPath(path)),
-        MountSource::Project(path) => Some(Source::ProjectPath(path)),
-        MountSource::Image { reference, subpath } => {
-            Some(Source::Image(ImageSource { reference: reference.to_string(), subpath }))
-        }
-        MountSource::Pack(id) => Some(Source::PackId(id)),
-        MountSource::EmptyDir => Some(Source::EmptyDir(EmptyDirSource {})),
-        MountSource::File(text) => Some(Source::File(FileSource { text })),
-    };
-    let mode = match spec.mode {
-        Mode::ReadOnly => MountMode::ReadOnly,
-        Mode::ReadWrite => MountMode::ReadWrite,
-    };
-    Mount { source, target: spec.target.to_string(), mode: mode.into() }
 }
 
 fn tag(flag: &str, text: &str) -> Result<Reference, Failure> {

@@ -13,10 +13,9 @@ use hearth_proto::v1::{
     ContextEntry, ContextMount, ContextSources, DiffContextRequest, Difference, FileKind, ListContextRequest,
     Mount, MountContextRequest, ReadContextRequest, UnmountContextRequest,
 };
-use hearth_proto::value::{MountKind, MountSource, MountSpec, MountTarget, check_distinct};
+use hearth_proto::value::{BuildMount, BuildMountKind, BuildMountSource, MountTarget, check_distinct};
 use serde::Serialize;
 
-use super::build::mount_to_wire;
 use super::views::file_kind_name;
 use super::{GlobalArgs, connect, pack};
 use crate::client::Client;
@@ -144,20 +143,20 @@ pub(super) struct CompareSourceArgs {
 
 /// Parsed source flags whose pack has not been sent yet.
 struct ContextPlan {
-    mounts: Vec<MountSpec>,
+    mounts: Vec<BuildMount>,
     pack: Option<(PathBuf, String)>,
     context_path: String,
 }
 
 fn plan(
-    flags: [(&str, MountKind, &[String]); 4],
+    flags: [(&str, BuildMountKind, &[String]); 4],
     context_path: Option<&String>,
     needs: &str,
 ) -> Result<ContextPlan, Failure> {
     let mut mounts = Vec::new();
     for (flag, kind, texts) in flags {
         for text in texts {
-            let parsed = MountSpec::parse_for_build(kind, text);
+            let parsed = BuildMount::parse(kind, text);
             mounts.push(parsed.map_err(|error| Failure::usage(format!("{flag}: {error}")))?);
         }
     }
@@ -169,9 +168,9 @@ fn plan(
         let absolute = path.parse::<MountTarget>();
         absolute.map_err(|_| Failure::usage(format!("the context path `{path}` is not absolute")))?;
     }
-    let packed = mounts.iter().position(|mount| matches!(mount.source, MountSource::Pack(_)));
+    let packed = mounts.iter().position(|mount| matches!(mount.source, BuildMountSource::Pack(_)));
     let pack = match packed.map(|index| mounts.remove(index)) {
-        Some(MountSpec { source: MountSource::Pack(path), target, .. }) => {
+        Some(BuildMount { source: BuildMountSource::Pack(path), target, .. }) => {
             Some((PathBuf::from(path), target.to_string()))
         }
         _ => None,
@@ -189,10 +188,10 @@ impl ContextSourceArgs {
 
     fn plan(&self) -> Result<ContextPlan, Failure> {
         let flags = [
-            ("--mount-room-path", MountKind::Room, &self.mount_room_path[..]),
-            ("--mount-project-path", MountKind::Project, &self.mount_project_path[..]),
-            ("--mount-image", MountKind::Image, &self.mount_image[..]),
-            ("--pack", MountKind::Pack, self.pack.as_slice()),
+            ("--mount-room-path", BuildMountKind::Room, &self.mount_room_path[..]),
+            ("--mount-project-path", BuildMountKind::Project, &self.mount_project_path[..]),
+            ("--mount-image", BuildMountKind::Image, &self.mount_image[..]),
+            ("--pack", BuildMountKind::Pack, self.pack.as_slice()),
         ];
         let plan = plan(flags, self.context_path.as_ref(), "a context needs files: at least one mount")?;
         if let Some((path, _)) = &plan.pack {
@@ -209,10 +208,10 @@ impl CompareSourceArgs {
 
     fn plan(&self) -> Result<ContextPlan, Failure> {
         let flags = [
-            ("--to-room-path", MountKind::Room, &self.to_room_path[..]),
-            ("--to-project-path", MountKind::Project, &self.to_project_path[..]),
-            ("--to-image", MountKind::Image, &self.to_image[..]),
-            ("", MountKind::Pack, &[][..]),
+            ("--to-room-path", BuildMountKind::Room, &self.to_room_path[..]),
+            ("--to-project-path", BuildMountKind::Project, &self.to_project_path[..]),
+            ("--to-image", BuildMountKind::Image, &self.to_image[..]),
+            ("", BuildMountKind::Pack, &[][..]),
         ];
         plan(
             flags,
@@ -225,7 +224,7 @@ impl CompareSourceArgs {
 impl ContextPlan {
     /// Sends the pack, if there is one, and returns the sources in their wire form.
     async fn into_sources(self, client: &Client) -> Result<ContextSources, Failure> {
-        let mut mounts: Vec<Mount> = self.mounts.into_iter().map(mount_to_wire).collect();
+        let mut mounts: Vec<Mount> = self.mounts.into_iter().map(Into::into).collect();
         if let Some((path, target)) = self.pack {
             let scanned = pack::send::scan(path, WalkOptions::default()).await?;
             let sent = pack::send::send(client, &scanned, Destination::Temporary(true), None, None).await?;

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hearth_model::{Digest, MountSpec, MountTarget};
+use hearth_model::{BuildMount, Digest, MountTarget};
 use hearth_overlay::fuse::{self, FuseSession};
 use hearth_overlay::union::OverlayFs;
 use hearth_overlay::union::upper::UpperLayer;
@@ -61,7 +61,7 @@ struct ActiveMount {
 /// The sources and directory of a new mount. `tree` is the opened tree of `mounts`.
 pub struct MountRequest {
     pub directory: PathBuf,
-    pub mounts: Vec<MountSpec>,
+    pub mounts: Vec<BuildMount>,
     /// Manifest digests of the images among the mounts, in their order.
     pub manifests: Vec<Digest>,
     pub context_path: MountTarget,

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use hearth_model::access::SymlinkPolicy;
 use hearth_model::build::DockerfilePath;
-use hearth_model::{Digest, MountSource, MountSpec, MountTarget};
+use hearth_model::{BuildMount, BuildMountSource, Digest, MountTarget};
 use hearth_pack::ignore::IgnorePatterns;
 use hearth_task as task;
 use tokio_util::sync::CancellationToken;
@@ -89,7 +89,7 @@ pub struct ContextRequest<D> {
 /// A mount, with its image if its source is one. The caller's permission to use it was checked before.
 #[derive(Debug)]
 pub struct ContextMount {
-    pub spec: MountSpec,
+    pub spec: BuildMount,
     /// Present for images, and for packs that are images.
     pub image: Option<OpenedImage>,
     /// Present for packs that are trees.
@@ -257,22 +257,20 @@ impl PreparerState {
     }
 
     fn open(&self, mount: ContextMount) -> Result<MountedLayer, ContextError> {
-        let ContextMount { spec: MountSpec { source, target, .. }, image, pack, links } = mount;
+        let ContextMount { spec: BuildMount { source, target, .. }, image, pack, links } = mount;
         let storage = |root: &StorageRoot, path: &str| {
             DirectoryLayer::open(&root.with_links(links), Path::new(path))
                 .map(TreeLayer::Directory)
                 .map_err(|source| ContextError::Source { target: target.clone(), source })
         };
         let layer = match &source {
-            MountSource::Room(path) => storage(&self.storage.room, path)?,
-            MountSource::Project(path) => storage(&self.storage.project, path)?,
-            MountSource::Image { subpath, .. } => self.image(&target, image, subpath)?,
-            MountSource::Pack(_) => match pack {
+            BuildMountSource::Room(path) => storage(&self.storage.room, path)?,
+            BuildMountSource::Project(path) => storage(&self.storage.project, path)?,
+            BuildMountSource::Image { subpath, .. } => self.image(&target, image, subpath)?,
+            BuildMountSource::Pack(_) => match pack {
                 Some(pack) => TreeLayer::Pack(PackLayer::new(pack.tree)),
                 None => self.image(&target, image, "")?,
             },
-            // Only services use these sources.
-            MountSource::EmptyDir | MountSource::File(_) => TreeLayer::Empty,
         };
         Ok(MountedLayer { target, layer })
     }
@@ -394,15 +392,14 @@ fn scanned_files<'s>(
 fn source_name(mount: &ContextMount) -> String {
     let manifest = || mount.image.as_ref().map(|image| image.manifest.to_string()).unwrap_or_default();
     match &mount.spec.source {
-        MountSource::Room(path) => format!("room {path}"),
-        MountSource::Project(path) => format!("project {path}"),
-        MountSource::Image { subpath, .. } => format!("image {} {subpath}", manifest()),
-        MountSource::Pack(_) => match &mount.pack {
+        BuildMountSource::Room(path) => format!("room {path}"),
+        BuildMountSource::Project(path) => format!("project {path}"),
+        BuildMountSource::Image { subpath, .. } => format!("image {} {subpath}", manifest()),
+        BuildMountSource::Pack(_) => match &mount.pack {
             Some(pack) if pack.lineage.is_empty() => format!("tree {}", pack.tree.listing.digest()),
             Some(pack) => format!("pack {}", pack.lineage),
             None => format!("image {} ", manifest()),
         },
-        MountSource::EmptyDir | MountSource::File(_) => "empty".to_owned(),
     }
 }
 

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hearth_pack::identity::TreeDigest;
-use hearth_proto::value::{Digest, MountSpec, MountTarget, Reference};
+use hearth_proto::value::{BuildMount, Digest, MountTarget, Reference};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +29,7 @@ pub struct BuildSpec {
     /// References for the result, each with a tag, in the room's registry or another one; at least one.
     pub tags: Vec<Reference>,
     /// Mounts of the build context; at least one, with distinct targets.
-    pub mounts: Vec<MountSpec>,
+    pub mounts: Vec<BuildMount>,
     /// Symbolic link policy for the storage paths of the mounts.
     #[serde(default)]
     pub path_links: SymlinkPolicy,

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use hearth_proto::value::{Digest, MountSpec, MountTarget, Reference, Repository};
+use hearth_proto::value::{Digest, MountTarget, Reference, Repository, ServiceMount};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,7 @@ pub struct DeployRequest {
     /// Variables that are merged over the existing ones by name.
     pub env: BTreeMap<String, EnvValue>,
     /// Mounts. If any mount of a kind is given, the given ones replace all existing mounts of that kind.
-    pub mounts: Vec<MountSpec>,
+    pub mounts: Vec<ServiceMount>,
     pub ports: Option<Vec<ServicePort>>,
     pub command: Option<Vec<String>>,
     pub workdir: Option<MountTarget>,

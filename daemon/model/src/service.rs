@@ -10,7 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use hearth_proto::value::{Digest, MountSpec, MountTarget, Reference, Repository};
+use hearth_proto::value::{Digest, MountTarget, Reference, Repository, ServiceMount};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -323,7 +323,7 @@ pub struct ServiceSpec {
     pub manifest: Digest,
     pub env: BTreeMap<String, EnvValue>,
     /// Mounts: room, project, image and empty directories. An image `VOLUME` without a mount gets an empty directory.
-    pub mounts: Vec<MountSpec>,
+    pub mounts: Vec<ServiceMount>,
     /// Digests of the mounted images at the time of the deploy, by target: moving their tags changes nothing.
     #[serde(default)]
     pub mounted: BTreeMap<MountTarget, PinnedImage>,

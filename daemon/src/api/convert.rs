@@ -11,7 +11,6 @@ mod spec;
 pub use context::{context, path_in};
 pub use deploy::{arguments, deploy_spec, domain};
 pub use deploy_event::{action, deploy_event, exit, log_line};
-pub use mounts::mount_to_wire;
 pub use service::{IngressAddress, route, service, service_spec};
 pub use spec::{SpecContext, build_spec, pairs};
 

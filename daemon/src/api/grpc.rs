@@ -26,7 +26,7 @@ use crate::model::access::{Caller, StorageVerb};
 use crate::model::fault::ErrorCode;
 use crate::model::id::PackId;
 use crate::model::share_owner::ShareOwner;
-use crate::model::{MountSource, MountSpec};
+use crate::model::{BuildMount, BuildMountSource};
 
 pub use super::convert::IngressAddress;
 pub use builds::BuildsService;
@@ -64,9 +64,9 @@ fn check_access(caller: &Caller, action: &CallerAction<'_>) -> Result<(), Status
 
 /// Checks the packs among mounts. A pack of another caller gives the same error as a missing one, when the pack
 /// is opened by its owner and id; the denial is only recorded in the audit trail.
-async fn check_packs(images: &ImageStore, caller: &Caller, mounts: &[MountSpec]) -> Result<(), Status> {
+async fn check_packs(images: &ImageStore, caller: &Caller, mounts: &[BuildMount]) -> Result<(), Status> {
     for mount in mounts {
-        let MountSource::Pack(text) = &mount.source else { continue };
+        let BuildMountSource::Pack(text) = &mount.source else { continue };
         let Ok(id) = text.parse::<PackId>() else { continue };
         let Some(owner) = images.pack_owner(&id).await.map_err(ApiError::from)? else { continue };
         if let Err(denied) = decide(caller, &CallerAction::UsePack { id: text, owner: &owner }) {

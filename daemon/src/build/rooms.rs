@@ -20,7 +20,7 @@ use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, VerifiedImage};
 use crate::model::secret::RegistryCredential;
-use crate::model::{Digest, MountSource, MountSpec, Reference, Repository};
+use crate::model::{BuildMount, BuildMountSource, Digest, Reference, Repository};
 use crate::packs::{PackError, PackStore};
 
 /// Combines the files of the room and the images among the mounts into one tree.
@@ -139,7 +139,7 @@ impl RoomContexts {
     /// Opens the images and packs among the mounts. The caller's access was checked before, except for packs.
     pub async fn open_mounts(
         &self,
-        specs: &[MountSpec],
+        specs: &[BuildMount],
         links: SymlinkPolicy,
         caller: &str,
         given: &BTreeMap<String, RegistryCredential>,
@@ -153,10 +153,10 @@ impl RoomContexts {
             let failed = |error: ImageError| at_mount(image_fault(FaultStage::Context, &error));
             let (mut manifest, mut pack) = (None, None);
             match &mount.source {
-                MountSource::Image { reference, .. } => {
+                BuildMountSource::Image { reference, .. } => {
                     manifest = Some(self.image(reference, caller, given).await.map_err(failed)?);
                 }
-                MountSource::Pack(id) => match self.pack(id, caller).await.map_err(failed)? {
+                BuildMountSource::Pack(id) => match self.pack(id, caller).await.map_err(failed)? {
                     PackContent::Image(image) => manifest = Some(image),
                     PackContent::Tree { tree, lineage } => {
                         let tree = self.packs.tree(caller, tree).await;
@@ -165,10 +165,7 @@ impl RoomContexts {
                         pack = Some(OpenedPack { tree: Arc::new(tree), lineage });
                     }
                 },
-                MountSource::Room(_)
-                | MountSource::Project(_)
-                | MountSource::EmptyDir
-                | MountSource::File(_) => {}
+                BuildMountSource::Room(_) | BuildMountSource::Project(_) => {}
             }
             let image = match manifest {
                 None => None,

@@ -21,7 +21,7 @@ use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
 use crate::model::share_owner::ShareOwner;
 use crate::model::trust::TrustDomain;
-use crate::model::{Digest, MountSource};
+use crate::model::{BuildMountSource, Digest};
 use crate::task;
 
 pub struct SubmitBuild {
@@ -259,7 +259,7 @@ pub(super) fn packs_of(spec: &BuildSpec) -> Vec<PackId> {
     let mut packs: Vec<PackId> = Vec::new();
     for mount in &spec.mounts {
         // The context preparation refuses an invalid id with an error that names the mount.
-        if let MountSource::Pack(id) = &mount.source
+        if let BuildMountSource::Pack(id) = &mount.source
             && let Ok(id) = id.parse()
             && !packs.contains(&id)
         {

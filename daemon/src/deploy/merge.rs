@@ -4,7 +4,8 @@
 //! replace the kept mounts of the same kind; ports are those of the request, else the kept ones, else those that the
 //! image exposes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::mem::discriminant;
 
 use crate::model::confinement::ServiceConfinement;
 use crate::model::deploy::{DeployRequest, ImageFacts};
@@ -14,7 +15,9 @@ use crate::model::service::{
     DeployStrategy, HealthCheck, PortKind, RESERVED_PORT, ResourceLimits, ServiceDomain, ServiceName,
     ServiceNameError, ServicePort, ServiceRecord, ServiceSpec,
 };
-use crate::model::{MountAccess, MountSource, MountSpec, MountTarget, Repository};
+use crate::model::{
+    MountAccess, MountOrigin, MountSource as _, MountTarget, Repository, ServiceMount, ServiceMountSource,
+};
 
 /// Limits of a service's specification, which is not meant to store data.
 const MAX_ENV: usize = 512;
@@ -54,8 +57,6 @@ pub enum MergeError {
     MountTwice(MountTarget),
     #[error("mount target `/` would hide the image")]
     MountRoot,
-    #[error("a pack cannot be mounted into a service")]
-    MountPack,
     #[error("more than {limit} {what}")]
     TooMany { what: &'static str, limit: usize },
     #[error("path `{0}` of the health check does not start with `/`, or has blanks in it")]
@@ -78,7 +79,7 @@ impl MergeError {
             Self::ReservedPort | Self::ZeroPort | Self::PortTwice(_) => "--port",
             Self::DomainPorts { .. } | Self::DomainTcp(_) => "--domain",
             Self::EnvName(_) | Self::EnvNul(_) | Self::EnvSize => "--env",
-            Self::MountTwice(_) | Self::MountRoot | Self::MountPack => "--mount",
+            Self::MountTwice(_) | Self::MountRoot => "--mount",
             Self::TooMany { what, .. } => what,
             Self::InvalidLivenessPath(_) | Self::LivenessPort => "--liveness",
             Self::EmptyCommand => "--command",
@@ -256,24 +257,22 @@ fn mounts(
     kept: Option<&ServiceSpec>,
     image: &ImageFacts,
     notes: &mut Vec<String>,
-) -> Result<Vec<MountSpec>, MergeError> {
-    let given: BTreeSet<u8> = request.mounts.iter().map(|mount| mount_kind(&mount.source)).collect();
+) -> Result<Vec<ServiceMount>, MergeError> {
+    // Each kind of source has a mount flag.
+    let given: HashSet<_> = request.mounts.iter().map(|mount| discriminant(&mount.source)).collect();
     let mut mounts = request.mounts.clone();
     let kept = kept.map(|spec| spec.mounts.as_slice()).unwrap_or_default();
     let taken: BTreeSet<MountTarget> = mounts.iter().map(|mount| mount.target.clone()).collect();
     // A kept mount is dropped if the request mounts another kind at the same target.
     mounts.extend(
         kept.iter()
-            .filter(|mount| !given.contains(&mount_kind(&mount.source)) && !taken.contains(&mount.target))
+            .filter(|mount| !given.contains(&discriminant(&mount.source)) && !taken.contains(&mount.target))
             .cloned(),
     );
     let mut seen = BTreeSet::new();
     for mount in &mounts {
         if mount.target.as_str() == "/" {
             return Err(MergeError::MountRoot);
-        }
-        if matches!(mount.source, MountSource::Pack(_)) {
-            return Err(MergeError::MountPack);
         }
         if !seen.insert(mount.target.clone()) {
             return Err(MergeError::MountTwice(mount.target.clone()));
@@ -282,8 +281,8 @@ fn mounts(
     for volume in &image.volumes {
         if volume.as_str() != "/" && seen.insert(volume.clone()) {
             notes.push(format!("volume {volume} of the image is an empty directory"));
-            mounts.push(MountSpec {
-                source: MountSource::EmptyDir,
+            mounts.push(ServiceMount {
+                source: ServiceMountSource::EmptyDir,
                 target: volume.clone(),
                 mode: MountAccess::ReadWrite,
             });
@@ -295,28 +294,16 @@ fn mounts(
 /// Returns the images of all mounts. Mounts of the request and kept mounts are never of the same kind, so the target
 /// identifies the image.
 fn pinned_images(
-    mounts: &[MountSpec],
+    mounts: &[ServiceMount],
     given: &BTreeMap<MountTarget, PinnedImage>,
     kept: Option<&ServiceSpec>,
 ) -> BTreeMap<MountTarget, PinnedImage> {
-    let images = mounts.iter().filter(|mount| matches!(mount.source, MountSource::Image { .. }));
-    let pin = |mount: &MountSpec| {
+    let images = mounts.iter().filter(|mount| matches!(mount.source.origin(), MountOrigin::Image(_)));
+    let pin = |mount: &ServiceMount| {
         let image = given.get(&mount.target).or_else(|| kept?.mounted.get(&mount.target))?;
         Some((mount.target.clone(), image.clone()))
     };
     images.filter_map(pin).collect()
-}
-
-/// Returns a number for the kind of a mount, one per mount flag.
-const fn mount_kind(source: &MountSource) -> u8 {
-    match source {
-        MountSource::Room(_) => 0,
-        MountSource::Project(_) => 1,
-        MountSource::Image { .. } => 2,
-        MountSource::Pack(_) => 3,
-        MountSource::EmptyDir => 4,
-        MountSource::File(_) => 5,
-    }
 }
 
 fn domains(request: &DeployRequest, kept: Option<&ServiceSpec>) -> Vec<ServiceDomain> {

@@ -45,7 +45,7 @@ use crate::context::storage::StorageRoots;
 use crate::model::id::InstanceId;
 use crate::model::image::PinnedImage;
 use crate::model::service::InstanceLabel;
-use crate::model::{MountSpec, MountTarget};
+use crate::model::{MountTarget, ServiceMount};
 use crate::task;
 
 pub use images::MountedImages;
@@ -116,7 +116,7 @@ impl InstanceMounter for InstanceMounts {
     async fn open(
         &self,
         instance: &InstanceLabel,
-        mounts: &[MountSpec],
+        mounts: &[ServiceMount],
         images: &BTreeMap<MountTarget, PinnedImage>,
     ) -> Result<Vec<BindMount>, MountFault> {
         let mut opened = Vec::with_capacity(mounts.len());

@@ -19,7 +19,7 @@ use crate::model::secret::{RegistryCredential, Secret};
 use crate::model::service::{
     InstanceLabel, ProcessExit, ResourceLimits, ServiceDomain, ServiceName, ServiceRecord,
 };
-use crate::model::{Digest, MountSpec, MountTarget, Reference, Repository};
+use crate::model::{Digest, MountTarget, Reference, Repository, ServiceMount};
 
 /// Runs instances, one container each. The production implementation uses containerd.
 ///
@@ -265,7 +265,7 @@ pub trait InstanceMounter: Send + Sync + 'static {
     async fn open(
         &self,
         instance: &InstanceLabel,
-        mounts: &[MountSpec],
+        mounts: &[ServiceMount],
         images: &BTreeMap<MountTarget, PinnedImage>,
     ) -> Result<Vec<BindMount>, MountFault>;
     /// Removes the mounts of an instance, with everything written to empty directories and writable images.

@@ -24,7 +24,7 @@ use crate::model::service::{
     EnvValue, RevisionOutcome, ServiceDomain, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec,
 };
 use crate::model::share_owner::ShareOwner;
-use crate::model::{MountSource, MountSpec, MountTarget, Reference};
+use crate::model::{MountOrigin, MountSource as _, MountTarget, Reference, ServiceMount};
 
 /// Maximum time that a deploy waits for the removal of an earlier service of the same name.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(15);
@@ -299,14 +299,14 @@ impl DeployContext {
     /// same digest in both places.
     async fn pin_mounts(
         &self,
-        mounts: &[MountSpec],
+        mounts: &[ServiceMount],
         caller: &str,
         given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<BTreeMap<MountTarget, PinnedImage>, DeployError> {
         let mut found: BTreeMap<&Reference, PinnedImage> = BTreeMap::new();
         let mut pinned = BTreeMap::new();
-        for MountSpec { source, target, .. } in mounts {
-            let MountSource::Image { reference, .. } = source else { continue };
+        for ServiceMount { source, target, .. } in mounts {
+            let MountOrigin::Image(reference) = source.origin() else { continue };
             let image = match found.get(reference) {
                 Some(image) => image.clone(),
                 None => {

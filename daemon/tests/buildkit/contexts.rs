@@ -18,7 +18,7 @@ use hearthd::context::tree::CopySelection;
 use hearthd::context::{ContextMount, ContextOptions, ContextPreparer, ContextRequest};
 use hearthd::model::access::SymlinkPolicy;
 use hearthd::model::build::{DockerfilePath, NoCache};
-use hearthd::model::{MountAccess, MountSource, MountSpec};
+use hearthd::model::{BuildMount, BuildMountSource, MountAccess};
 use parking_lot::Mutex;
 
 use super::memory::MemoryTree;
@@ -138,8 +138,8 @@ impl Room {
     }
 
     async fn files(&self, mount: &str, dockerfile: &str, roots: &[&str]) -> (ContextFiles, Arc<Traffic>) {
-        let spec = MountSpec {
-            source: MountSource::Room(mount.to_owned()),
+        let spec = BuildMount {
+            source: BuildMountSource::Room(mount.to_owned()),
             target: "/context".parse().unwrap(),
             mode: MountAccess::ReadOnly,
         };

@@ -13,7 +13,7 @@ use hearthd::deploy::mounts::{InstanceMounts, MountedImages, Options};
 use hearthd::deploy::port::InstanceMounter as _;
 use hearthd::image::{ImageDestination, ImageStore};
 use hearthd::model::image::PinnedImage;
-use hearthd::model::{MountAccess, MountSource, MountSpec, Reference, RoomRegistries};
+use hearthd::model::{MountAccess, Reference, RoomRegistries, ServiceMount, ServiceMountSource};
 use hearthd::store::StateStore;
 
 use crate::fixture::Fixture;
@@ -51,8 +51,8 @@ async fn room(fixture: &Fixture) -> (InstanceMounts, PinnedImage) {
     (InstanceMounts::open(options, MountedImages { images, contexts }).unwrap(), assets)
 }
 
-fn mount(source: MountSource, target: &str, mode: MountAccess) -> MountSpec {
-    MountSpec { source, target: target.parse().unwrap(), mode }
+fn mount(source: ServiceMountSource, target: &str, mode: MountAccess) -> ServiceMount {
+    ServiceMount { source, target: target.parse().unwrap(), mode }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,16 +61,16 @@ async fn an_instance_uses_storage_images_and_volumes_and_leaves_none_of_their_mo
         let (mounts, pinned) = room(fixture).await;
         let storage = fixture.dir.path().join("storage/room");
         fs::write(storage.join("file"), "of the room\n").unwrap();
-        let assets = |subpath: &str| MountSource::Image {
+        let assets = |subpath: &str| ServiceMountSource::Image {
             reference: "room.meshagent.com/assets:1".parse().unwrap(),
             subpath: subpath.to_owned(),
         };
         let specs = [
-            mount(MountSource::Room(String::new()), "/room", MountAccess::ReadWrite),
-            mount(MountSource::Room("file".to_owned()), "/etc/one", MountAccess::ReadOnly),
+            mount(ServiceMountSource::Room(String::new()), "/room", MountAccess::ReadWrite),
+            mount(ServiceMountSource::Room("file".to_owned()), "/etc/one", MountAccess::ReadOnly),
             mount(assets(""), "/assets", MountAccess::ReadOnly),
             mount(assets("inner/file"), "/work/file", MountAccess::ReadWrite),
-            mount(MountSource::EmptyDir, "/var/data", MountAccess::ReadWrite),
+            mount(ServiceMountSource::EmptyDir, "/var/data", MountAccess::ReadWrite),
         ];
         let image = fixture.image(ConfigFlags::default(), &[("var/data/seed", 0o644, "of the volume\n")]);
         let mut spec = fixture.spec(&image, &[]);

@@ -8,8 +8,9 @@ mod reference;
 
 pub use digest::{Digest, DigestError};
 pub use mount::{
-    DEFAULT_TARGET, MountAccess, MountError, MountKind, MountSource, MountSpec, MountTarget, check_distinct,
-    storage_path,
+    BuildMount, BuildMountKind, BuildMountSource, DEFAULT_TARGET, MountAccess, MountError, MountKind,
+    MountOrigin, MountSource, MountSpec, MountTarget, ServiceMount, ServiceMountKind, ServiceMountSource,
+    check_distinct, storage_path,
 };
 pub use reference::{Reference, ReferenceError, Registry, Repository, RoomRegistries, Tag};
 

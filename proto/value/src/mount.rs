@@ -2,37 +2,31 @@ use std::fmt;
 use std::path::{Component, Path};
 use std::str::FromStr;
 
-use super::{Reference, ReferenceError, serde_as_text};
+use super::{ReferenceError, serde_as_text};
+
+mod source;
+
+pub use source::{
+    BuildMountKind, BuildMountSource, MountKind, MountOrigin, MountSource, ServiceMountKind,
+    ServiceMountSource,
+};
 
 /// Default target of a build's mounts.
 pub const DEFAULT_TARGET: &str = "/context";
 
-/// One mount of a build or a service: source, target, and access mode.
+/// One mount: source, target, and access mode. `S` holds the kinds of sources that fit the use.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
-pub struct MountSpec {
-    pub source: MountSource,
+pub struct MountSpec<S> {
+    pub source: S,
     pub target: MountTarget,
     pub mode: MountAccess,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MountSource {
-    /// Path below room storage; empty means the whole storage.
-    Room(String),
-    /// Path below project storage; empty means the whole storage.
-    Project(String),
-    /// An image, or the part of it below `subpath`.
-    Image {
-        reference: Reference,
-        subpath: String,
-    },
-    /// A pack: a local path on a command line, on the wire the id that an upload returned.
-    Pack(String),
-    EmptyDir,
-    /// A file with this text.
-    File(String),
-}
+/// A mount of the files that a build or a context is made of.
+pub type BuildMount = MountSpec<BuildMountSource>;
+
+/// A mount inside the instances of a service.
+pub type ServiceMount = MountSpec<ServiceMountSource>;
 
 /// An absolute path inside a build or a service, normalised: no `.`, no `..`, no doubled `/`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,16 +37,6 @@ pub struct MountTarget(String);
 pub enum MountAccess {
     ReadOnly,
     ReadWrite,
-}
-
-/// Kinds of mount flags, each with its grammar and default mode (contract, "Mounts").
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum MountKind {
-    Room,
-    Project,
-    Image,
-    Pack,
-    EmptyDir,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,76 +57,17 @@ pub enum MountError {
     Image { given: String, source: ReferenceError },
 }
 
-impl MountKind {
-    /// Returns the grammar that errors show. Builds accept a source alone; `target_required` is for
-    /// services.
-    const fn grammar(self, target_required: bool) -> &'static str {
-        match (self, target_required) {
-            (Self::Room | Self::Project, true) => "<source>:<mount>[:ro|rw]",
-            (Self::Room | Self::Project, false) => "<source>[:<mount>[:ro|rw]]",
-            (Self::Image, true) => "<image>=<mount>[:ro|rw][,subpath=<path>]",
-            (Self::Image, false) => "<image>[=<mount>[:ro|rw]][,subpath=<path>]",
-            (Self::Pack, _) => "<path>[:<mount>]",
-            (Self::EmptyDir, _) => "<mount>[:ro|rw]",
-        }
-    }
-
-    const fn default_mode(self) -> MountAccess {
-        match self {
-            Self::Room | Self::EmptyDir => MountAccess::ReadWrite,
-            Self::Project | Self::Image | Self::Pack => MountAccess::ReadOnly,
-        }
-    }
-}
-
-impl MountSpec {
-    /// Parses a build's mount flag. A source alone is mounted at `/context`.
-    pub fn parse_for_build(kind: MountKind, text: &str) -> Result<Self, MountError> {
-        Self::parse(kind, text, false)
-    }
-
-    /// Parses a service's mount flag, which must have a target.
-    pub fn parse_for_service(kind: MountKind, text: &str) -> Result<Self, MountError> {
-        Self::parse(kind, text, true)
-    }
-
-    fn parse(kind: MountKind, text: &str, target_required: bool) -> Result<Self, MountError> {
-        let grammar = kind.grammar(target_required);
+impl<S: MountSource> MountSpec<S> {
+    /// Parses a mount flag of this kind. Without a target in the text, the default target of the use is taken; services
+    /// have none.
+    pub fn parse<K: MountKind<Source = S>>(kind: K, text: &str) -> Result<Self, MountError> {
+        let grammar = kind.grammar();
         let malformed = || MountError::Grammar { given: text.to_owned(), grammar };
-        let (source, place) = match kind {
-            MountKind::Image => {
-                let (text, subpath) = match text.split_once(",subpath=") {
-                    Some((text, subpath)) => (text, storage_path(subpath)?),
-                    None => (text, String::new()),
-                };
-                let (image, place) = match text.split_once('=') {
-                    Some((image, place)) => (image, Some(place)),
-                    None => (text, None),
-                };
-                let reference =
-                    image.parse().map_err(|source| MountError::Image { given: text.to_owned(), source })?;
-                (MountSource::Image { reference, subpath }, place)
-            }
-            MountKind::EmptyDir => (MountSource::EmptyDir, Some(text)),
-            MountKind::Room | MountKind::Project | MountKind::Pack => {
-                let (source, place) = match text.split_once(':') {
-                    Some((source, place)) => (source, Some(place)),
-                    None => (text, None),
-                };
-                let source = match kind {
-                    MountKind::Room => MountSource::Room(storage_path(source)?),
-                    MountKind::Project => MountSource::Project(storage_path(source)?),
-                    _ if source.is_empty() => return Err(malformed()),
-                    _ => MountSource::Pack(source.to_owned()),
-                };
-                (source, place)
-            }
-        };
+        let (source, place) = kind.split(text)?;
         let (target, mode) = match place {
-            None if target_required => return Err(malformed()),
-            None => (DEFAULT_TARGET, None),
+            None => (K::DEFAULT_TARGET.ok_or_else(malformed)?, None),
             Some(place) => match place.split_once(':') {
-                Some((target, mode)) if kind != MountKind::Pack => (target, Some(mode)),
+                Some((target, mode)) if kind.has_mode() => (target, Some(mode)),
                 Some(_) => return Err(malformed()),
                 None => (place, None),
             },
@@ -151,7 +76,7 @@ impl MountSpec {
             return Err(malformed());
         }
         let mode = match mode {
-            None => kind.default_mode(),
+            None => source.default_mode(),
             Some(mode) if mode.eq_ignore_ascii_case("ro") => MountAccess::ReadOnly,
             Some(mode) if mode.eq_ignore_ascii_case("rw") => MountAccess::ReadWrite,
             Some(mode) => {
@@ -163,7 +88,7 @@ impl MountSpec {
 }
 
 /// Refuses two mounts with the same target.
-pub fn check_distinct(mounts: &[MountSpec]) -> Result<(), MountError> {
+pub fn check_distinct<S>(mounts: &[MountSpec<S>]) -> Result<(), MountError> {
     let mut seen = std::collections::BTreeSet::new();
     for mount in mounts {
         if !seen.insert(&mount.target) {
@@ -249,19 +174,21 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn build(kind: MountKind, text: &str) -> Result<(MountSource, String, MountAccess), MountError> {
-        MountSpec::parse_for_build(kind, text).map(|m| (m.source, m.target.to_string(), m.mode))
+    type Parsed<S> = (S, String, MountAccess);
+
+    fn parse<K: MountKind>(kind: K, text: &str) -> Result<Parsed<K::Source>, MountError> {
+        MountSpec::parse(kind, text).map(|m| (m.source, m.target.to_string(), m.mode))
     }
 
     #[test]
     fn build_mounts_follow_the_contract() {
+        use BuildMountKind::{Image, Pack, Project, Room};
         use MountAccess::{ReadOnly, ReadWrite};
-        use MountKind::{EmptyDir, Image, Pack, Project, Room};
-        let image = |text: &str, subpath: &str| MountSource::Image {
+        let image = |text: &str, subpath: &str| BuildMountSource::Image {
             reference: text.parse().unwrap(),
             subpath: subpath.to_owned(),
         };
-        let room = |path: &str| MountSource::Room(path.to_owned());
+        let room = |path: &str| BuildMountSource::Room(path.to_owned());
         for (kind, text, source, target, mode) in [
             (Room, "/apps/my-app:/context:ro", room("apps/my-app"), "/context", ReadOnly),
             (Room, "apps", room("apps"), "/context", ReadWrite),
@@ -269,23 +196,25 @@ mod tests {
             (Room, "/", room(""), "/context", ReadWrite),
             (Room, ":/x", room(""), "/x", ReadWrite),
             (Room, "a//b/./c:/x//y/.:RW", room("a/b/c"), "/x/y", ReadWrite),
-            (Project, "p:/x", MountSource::Project("p".to_owned()), "/x", ReadOnly),
-            (Project, "p:/x:Rw", MountSource::Project("p".to_owned()), "/x", ReadWrite),
+            (Project, "p:/x", BuildMountSource::Project("p".to_owned()), "/x", ReadOnly),
+            (Project, "p:/x:Rw", BuildMountSource::Project("p".to_owned()), "/x", ReadWrite),
             (Image, "a/b:1", image("a/b:1", ""), "/context", ReadOnly),
             (Image, "h:5/a/b:1=/x:rw", image("h:5/a/b:1", ""), "/x", ReadWrite),
             (Image, "a=/x,subpath=/y/z", image("a", "y/z"), "/x", ReadOnly),
-            (EmptyDir, "/x:ro", MountSource::EmptyDir, "/x", ReadOnly),
-            (EmptyDir, "/x", MountSource::EmptyDir, "/x", ReadWrite),
-            (Pack, "./my-app", MountSource::Pack("./my-app".to_owned()), "/context", ReadOnly),
-            (Pack, "./my-app:/src", MountSource::Pack("./my-app".to_owned()), "/src", ReadOnly),
+            (Pack, "./my-app", BuildMountSource::Pack("./my-app".to_owned()), "/context", ReadOnly),
+            (Pack, "./my-app:/src", BuildMountSource::Pack("./my-app".to_owned()), "/src", ReadOnly),
         ] {
-            assert_eq!(build(kind, text).unwrap(), (source, target.to_owned(), mode), "{text}");
+            assert_eq!(parse(kind, text).unwrap(), (source, target.to_owned(), mode), "{text}");
+        }
+        for (text, mode) in [("/x:ro", ReadOnly), ("/x", ReadWrite)] {
+            let parsed = parse(ServiceMountKind::EmptyDir, text).unwrap();
+            assert_eq!(parsed, (ServiceMountSource::EmptyDir, "/x".to_owned(), mode), "{text}");
         }
     }
 
     #[test]
     fn malformed_mounts_show_the_grammar_or_name_the_fault() {
-        use MountKind::{EmptyDir, Image, Pack, Room};
+        use BuildMountKind::{Image, Pack, Room};
         for (kind, text, says) in [
             (Room, "a:b", "not absolute"),
             (Room, "a:", "<source>[:<mount>[:ro|rw]]"),
@@ -296,20 +225,21 @@ mod tests {
             (Room, "a\0b:/c", "NUL"),
             (Image, "A=/x", "repository"),
             (Image, "a=x", "not absolute"),
-            (EmptyDir, "x", "not absolute"),
             (Pack, "p:/x:ro", "<path>[:<mount>]"),
             (Pack, "", "<path>[:<mount>]"),
         ] {
-            let error = build(kind, text).unwrap_err().to_string();
+            let error = parse(kind, text).unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");
         }
-        let error = MountSpec::parse_for_service(Room, "a").unwrap_err().to_string();
+        let error = parse(ServiceMountKind::EmptyDir, "x").unwrap_err().to_string();
+        assert!(error.contains("not absolute"), "{error}");
+        let error = parse(ServiceMountKind::Room, "a").unwrap_err().to_string();
         assert!(error.contains("<source>:<mount>[:ro|rw]"), "{error}");
     }
 
     #[test]
     fn a_target_can_be_mounted_once() {
-        let mount = |text| MountSpec::parse_for_build(MountKind::Room, text).unwrap();
+        let mount = |text| MountSpec::parse(BuildMountKind::Room, text).unwrap();
         assert!(check_distinct(&[mount("a:/x"), mount("b:/x/y")]).is_ok());
         let error = check_distinct(&[mount("a:/x"), mount("b:/x/")]).unwrap_err();
         assert_eq!(error, MountError::Duplicate { target: "/x".parse().unwrap() });
@@ -327,12 +257,12 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_parses_or_fails_without_panic(text in ".{0,60}") {
-            for kind in [MountKind::Room, MountKind::Project, MountKind::Image, MountKind::Pack, MountKind::EmptyDir] {
-                if let Ok(mount) = MountSpec::parse_for_build(kind, &text) {
-                    let target = mount.target.as_str();
-                    prop_assert!(target.starts_with('/'));
-                    prop_assert!(!target.split('/').any(|part| part == ".." || part == "."));
-                }
+            use BuildMountKind::{Image, Pack, Project, Room};
+            let built = [Room, Project, Image, Pack].map(|kind| MountSpec::parse(kind, &text).map(|m| m.target));
+            let served = MountSpec::parse(ServiceMountKind::EmptyDir, &text).map(|mount| mount.target);
+            for target in built.into_iter().chain([served]).flatten() {
+                prop_assert!(target.as_str().starts_with('/'));
+                prop_assert!(!target.as_str().split('/').any(|part| part == ".." || part == "."));
             }
         }
     }

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use hearth_proto::v1::{BuildSecret, BuildSpec};
-use hearth_proto::value::{MountKind, MountSource, MountSpec, MountTarget, Reference, check_distinct};
+use hearth_proto::value::{
+    BuildMount, BuildMountKind, BuildMountSource, MountTarget, Reference, check_distinct,
+};
 
 use super::super::registry::parse_credential;
-use super::{BuildArgs, mount_to_wire, tag};
+use super::{BuildArgs, tag};
 use crate::duration;
 use crate::error::Failure;
 
@@ -55,7 +57,7 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
     let spec = BuildSpec {
         tag: tags[0].to_string(),
         also_tags: tags[1..].iter().map(Reference::to_string).collect(),
-        mounts: mounts.into_iter().map(mount_to_wire).collect(),
+        mounts: mounts.into_iter().map(Into::into).collect(),
         context_path: args.options.context_path.clone().unwrap_or_default(),
         dockerfile_path: args.options.dockerfile_path.clone().unwrap_or_default(),
         build_args: build_args(&args.options.build_arg)?,
@@ -74,28 +76,28 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
 }
 
 /// Parses the mounts. The pack is returned apart, because its source lies on this machine.
-fn mounts(args: &BuildArgs) -> Result<(Vec<MountSpec>, Option<LocalPack>), Failure> {
+fn mounts(args: &BuildArgs) -> Result<(Vec<BuildMount>, Option<LocalPack>), Failure> {
     let flags = [
-        ("--mount-room-path", MountKind::Room, &args.mount_room_path),
-        ("--mount-project-path", MountKind::Project, &args.mount_project_path),
-        ("--mount-image", MountKind::Image, &args.mount_image),
+        ("--mount-room-path", BuildMountKind::Room, &args.mount_room_path),
+        ("--mount-project-path", BuildMountKind::Project, &args.mount_project_path),
+        ("--mount-image", BuildMountKind::Image, &args.mount_image),
     ];
     let mut mounts = Vec::new();
     for (flag, kind, texts) in flags {
         for text in texts {
-            let parsed = MountSpec::parse_for_build(kind, text);
+            let parsed = BuildMount::parse(kind, text);
             mounts.push(parsed.map_err(|error| Failure::usage(format!("{flag}: {error}")))?);
         }
     }
     let packed = match (&args.path, &args.pack) {
         // A colon in a positional path is part of the name: this form has no mount target.
-        (Some(path), _) => Some(MountSpec {
-            source: MountSource::Pack(path.clone()),
-            ..MountSpec::parse_for_build(MountKind::Pack, ".")
+        (Some(path), _) => Some(BuildMount {
+            source: BuildMountSource::Pack(path.clone()),
+            ..BuildMount::parse(BuildMountKind::Pack, ".")
                 .map_err(|error| Failure::usage(error.to_string()))?
         }),
         (None, Some(text)) => Some(
-            MountSpec::parse_for_build(MountKind::Pack, text)
+            BuildMount::parse(BuildMountKind::Pack, text)
                 .map_err(|error| Failure::usage(format!("--pack: {error}")))?,
         ),
         (None, None) => None,
@@ -104,10 +106,12 @@ fn mounts(args: &BuildArgs) -> Result<(Vec<MountSpec>, Option<LocalPack>), Failu
         return Err(Failure::usage("a build needs files: at least one mount, or a directory to send")
             .hint("hearth build --tag my-app:dev ./my-app, or --mount-room-path apps/my-app"));
     }
-    let all: Vec<MountSpec> = mounts.iter().chain(&packed).cloned().collect();
+    let all: Vec<BuildMount> = mounts.iter().chain(&packed).cloned().collect();
     check_distinct(&all).map_err(|error| Failure::usage(error.to_string()))?;
     let pack = packed.and_then(|spec| match spec.source {
-        MountSource::Pack(path) => Some(LocalPack { path: path.into(), target: spec.target.to_string() }),
+        BuildMountSource::Pack(path) => {
+            Some(LocalPack { path: path.into(), target: spec.target.to_string() })
+        }
         _ => None,
     });
     if args.options.pack_room_path.is_some() && pack.is_none() {

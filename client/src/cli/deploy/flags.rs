@@ -3,10 +3,10 @@
 use clap::Args;
 use hearth_pack::image::parse_command;
 use hearth_proto::v1::{CommandLine, DeploySpec, DeployStrategy, DomainNames, Mount, ServicePorts};
-use hearth_proto::value::{MountKind, MountSpec, MountTarget, Reference, check_distinct};
+use hearth_proto::value::{MountTarget, Reference, ServiceMount, ServiceMountKind, check_distinct};
 
 use super::{DeployArgs, StrategyArg, network};
-use crate::cli::build::{BuildArgs, BuildOptions, mount_to_wire};
+use crate::cli::build::{BuildArgs, BuildOptions};
 use crate::cli::registry::credentials_for;
 use crate::duration;
 use crate::error::Failure;
@@ -42,13 +42,13 @@ impl MountArgs {
     fn read(&self) -> Result<Vec<Mount>, Failure> {
         let mut mounts = Vec::new();
         for (flag, kind, texts) in [
-            ("--room-mount", MountKind::Room, &self.room_mount),
-            ("--project-mount", MountKind::Project, &self.project_mount),
-            ("--image-mount", MountKind::Image, &self.image_mount),
-            ("--empty-dir-mount", MountKind::EmptyDir, &self.empty_dir_mount),
+            ("--room-mount", ServiceMountKind::Room, &self.room_mount),
+            ("--project-mount", ServiceMountKind::Project, &self.project_mount),
+            ("--image-mount", ServiceMountKind::Image, &self.image_mount),
+            ("--empty-dir-mount", ServiceMountKind::EmptyDir, &self.empty_dir_mount),
         ] {
             for text in texts {
-                let parsed = MountSpec::parse_for_service(kind, text);
+                let parsed = ServiceMount::parse(kind, text);
                 let parsed = parsed.map_err(|error| Failure::usage(format!("{flag}: {error}")))?;
                 if parsed.target.as_str() == "/" {
                     return Err(Failure::usage(format!("{flag}: `{text}` would hide the whole image")));
@@ -57,7 +57,7 @@ impl MountArgs {
             }
         }
         check_distinct(&mounts).map_err(|error| Failure::usage(error.to_string()))?;
-        Ok(mounts.into_iter().map(mount_to_wire).collect())
+        Ok(mounts.into_iter().map(Into::into).collect())
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use hearth_model::{Digest, MountSpec, MountTarget};
+use hearth_model::{BuildMount, Digest, MountTarget};
 use hearth_pack::identity::ContentHash;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use super::MountError;
 pub struct MountRecord {
     /// Canonical path, without symbolic links.
     pub directory: PathBuf,
-    pub mounts: Vec<MountSpec>,
+    pub mounts: Vec<BuildMount>,
     pub manifests: Vec<Digest>,
     pub context_path: MountTarget,
     pub writable: bool,

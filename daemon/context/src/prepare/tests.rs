@@ -63,9 +63,9 @@ fn target(path: &str) -> MountTarget {
     path.parse().unwrap()
 }
 
-fn mount(source: MountSource, at: &str) -> ContextMount {
+fn mount(source: BuildMountSource, at: &str) -> ContextMount {
     ContextMount {
-        spec: MountSpec { source, target: target(at), mode: MountAccess::ReadOnly },
+        spec: BuildMount { source, target: target(at), mode: MountAccess::ReadOnly },
         image: None,
         pack: None,
         links: SymlinkPolicy::Followed,
@@ -73,7 +73,7 @@ fn mount(source: MountSource, at: &str) -> ContextMount {
 }
 
 fn room(path: &str, at: &str) -> ContextMount {
-    mount(MountSource::Room(path.to_owned()), at)
+    mount(BuildMountSource::Room(path.to_owned()), at)
 }
 
 fn request(mounts: Vec<ContextMount>) -> ContextRequest<Vec<u8>> {
@@ -134,7 +134,7 @@ fn pack(files: &[(&str, &str)]) -> OpenedImage {
 }
 
 fn packed(image: OpenedImage, at: &str) -> ContextMount {
-    let mount = mount(MountSource::Pack("0123456789ab".to_owned()), at);
+    let mount = mount(BuildMountSource::Pack("0123456789ab".to_owned()), at);
     ContextMount { image: Some(image), ..mount }
 }
 
@@ -240,7 +240,7 @@ async fn sources_that_are_missing_or_outside_are_named() {
     let error = daemon.prepare(request(vec![room("out", "/context")])).await.map(|_| ()).unwrap_err();
     assert!(matches!(error, ContextError::Source { source: StorageError::Escapes { .. }, .. }), "{error}");
     assert_eq!(error.code(), "source_outside_storage");
-    let bare = request(vec![mount(MountSource::Pack("0123456789ab".to_owned()), "/context")]);
+    let bare = request(vec![mount(BuildMountSource::Pack("0123456789ab".to_owned()), "/context")]);
     assert!(matches!(daemon.prepare(bare).await.map(|_| ()), Err(ContextError::ImageNotOpened { .. })));
 }
 
@@ -249,8 +249,9 @@ async fn packs_images_storages_and_empty_directories_make_one_tree() {
     let daemon = Daemon::new();
     daemon.file("app/f", "room");
     fs::write(daemon.directory.path().join("project/p"), "project").unwrap();
+    fs::create_dir(daemon.at("void")).unwrap();
     let reference: Reference = "room.meshagent.com/assets:2".parse().unwrap();
-    let image = MountSource::Image { reference: reference.clone(), subpath: "usr/share".to_owned() };
+    let image = BuildMountSource::Image { reference: reference.clone(), subpath: "usr/share".to_owned() };
     let image = ContextMount {
         image: Some(pack(&[("usr/share/a", "image"), ("etc/b", "no")])),
         ..mount(image, "/context/image")
@@ -258,8 +259,8 @@ async fn packs_images_storages_and_empty_directories_make_one_tree() {
     let mounts = vec![
         packed(pack(&[("Dockerfile", "FROM x"), ("room/hidden", "no")]), "/context"),
         room("app", "/context/room"),
-        mount(MountSource::Project(String::new()), "/context/room/deep"),
-        mount(MountSource::EmptyDir, "/context/empty"),
+        mount(BuildMountSource::Project(String::new()), "/context/room/deep"),
+        room("void", "/context/empty"),
         image,
     ];
     let files = daemon.prepare(request(mounts)).await.unwrap().into_files(Vec::new());
@@ -271,7 +272,7 @@ async fn packs_images_storages_and_empty_directories_make_one_tree() {
     ];
     assert_eq!(files_of(&*files.context), expected);
     assert!(files.context.entries().any(|entry| entry.path == b"empty"));
-    let wrong = MountSource::Image { reference, subpath: "none".to_owned() };
+    let wrong = BuildMountSource::Image { reference, subpath: "none".to_owned() };
     let wrong = ContextMount { image: Some(pack(&[("a", "")])), ..mount(wrong, "/context") };
     assert!(matches!(
         daemon.prepare(request(vec![wrong])).await.map(|_| ()),

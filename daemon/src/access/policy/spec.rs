@@ -8,7 +8,9 @@ use crate::access::parse_scope;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::build::BuildSpec;
 use crate::model::service::{EnvValue, ServiceRecord, ServiceSpec};
-use crate::model::{MountAccess, MountSource, MountSpec, Reference, RoomRegistries};
+use crate::model::{
+    BuildMount, MountAccess, MountOrigin, MountSource as _, Reference, RoomRegistries, ServiceMount,
+};
 
 /// Checks that the caller may read and write everything that a build reads and writes.
 pub fn may_build(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<(), AccessDenied> {
@@ -25,16 +27,14 @@ pub fn may_build(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> R
 /// Checks that the caller may read the sources that a build mounts, or that a context request reads.
 pub fn may_mount_in_builds(
     caller: &Caller,
-    mounts: &[MountSpec],
+    mounts: &[BuildMount],
     rooms: &RoomRegistries,
 ) -> Result<(), AccessDenied> {
-    mounts.iter().try_for_each(|mount| match &mount.source {
-        MountSource::Room(path) | MountSource::Project(path) => {
-            decide(caller, &CallerAction::ReadStorage(path))
-        }
-        MountSource::Image { reference, .. } => may_read_image(caller, reference, rooms),
+    mounts.iter().try_for_each(|mount| match mount.source.origin() {
+        MountOrigin::Storage(path) => decide(caller, &CallerAction::ReadStorage(path)),
+        MountOrigin::Image(reference) => may_read_image(caller, reference, rooms),
         // Packs are checked where their owner is known (`CallerAction::UsePack`).
-        MountSource::Pack(_) | MountSource::EmptyDir | MountSource::File(_) => Ok(()),
+        MountOrigin::Pack(_) | MountOrigin::Nothing => Ok(()),
     })
 }
 
@@ -61,19 +61,19 @@ pub fn may_run_image(caller: &Caller, image: &Reference, rooms: &RoomRegistries)
 
 pub fn may_mount_in_service(
     caller: &Caller,
-    mount: &MountSpec,
+    mount: &ServiceMount,
     rooms: &RoomRegistries,
 ) -> Result<(), AccessDenied> {
-    match &mount.source {
-        MountSource::Room(path) | MountSource::Project(path) => {
+    match mount.source.origin() {
+        MountOrigin::Storage(path) => {
             let verb = match mount.mode {
                 MountAccess::ReadOnly => StorageVerb::Read,
                 MountAccess::ReadWrite => StorageVerb::Write,
             };
             decide(caller, &CallerAction::MountStorage { verb, path })
         }
-        MountSource::Image { reference, .. } => may_read_image(caller, reference, rooms),
-        MountSource::Pack(_) | MountSource::EmptyDir | MountSource::File(_) => Ok(()),
+        MountOrigin::Image(reference) => may_read_image(caller, reference, rooms),
+        MountOrigin::Pack(_) | MountOrigin::Nothing => Ok(()),
     }
 }
 

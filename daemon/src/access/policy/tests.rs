@@ -278,10 +278,10 @@ fn each_row_of_the_table_is_there_once() {
 
 #[test]
 fn a_mount_of_a_build_asks_for_the_image_where_it_lies() {
-    use crate::model::{MountAccess, MountSource, MountSpec};
+    use crate::model::{BuildMount, BuildMountSource, MountAccess};
     let rooms = RoomRegistries::default();
-    let mount = |reference: &str| MountSpec {
-        source: MountSource::Image {
+    let mount = |reference: &str| BuildMount {
+        source: BuildMountSource::Image {
             reference: reference.parse::<Reference>().unwrap(),
             subpath: String::new(),
         },

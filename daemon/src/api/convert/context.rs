@@ -3,9 +3,9 @@
 use hearth_proto::v1;
 
 use super::super::error::ApiError;
-use super::mounts::{MountUse, mounts};
+use super::mounts::build_mounts;
 use crate::model::fault::ErrorCode;
-use crate::model::{MountSpec, MountTarget};
+use crate::model::{BuildMount, MountTarget};
 
 /// Maximum length of a path in system calls, in bytes.
 const MAX_PATH: usize = 4095;
@@ -14,10 +14,9 @@ const MAX_PATH: usize = 4095;
 pub fn context(
     wire: Option<v1::ContextSources>,
     field: &str,
-) -> Result<(Vec<MountSpec>, MountTarget), ApiError> {
+) -> Result<(Vec<BuildMount>, MountTarget), ApiError> {
     let v1::ContextSources { mounts: wire, context_path } = wire.unwrap_or_default();
-    let used = MountUse::Build { needs: "a context needs at least one mount" };
-    let mut mounts = mounts(wire, &format!("{field}.mounts"), used)?;
+    let mut mounts = build_mounts(wire, &format!("{field}.mounts"), "a context needs at least one mount")?;
     mounts.sort_by(|a, b| a.target.cmp(&b.target));
     let root = match (context_path.as_str(), &mounts[..]) {
         ("", [mount]) => mount.target.to_string(),

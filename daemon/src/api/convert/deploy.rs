@@ -6,7 +6,7 @@ use std::time::Duration;
 use hearth_proto::v1;
 
 use super::super::error::ApiError;
-use super::mounts::{MountUse, mounts};
+use super::mounts::service_mounts;
 use super::spec::pairs;
 use super::{duration, registry_credentials};
 use crate::model::confinement::AddedCapability;
@@ -45,7 +45,7 @@ pub fn deploy_spec(
             })?),
         },
         env: env(wire.env)?,
-        mounts: mounts(wire.mounts, "spec.mounts", MountUse::Service)?,
+        mounts: service_mounts(wire.mounts, "spec.mounts")?,
         ports: wire.ports.map(|ports| self::ports(&ports.ports)).transpose()?,
         command: wire.command.map(|command| arguments("spec.command", command.arguments)).transpose()?,
         workdir: match wire.working_dir {

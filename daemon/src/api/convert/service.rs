@@ -4,7 +4,6 @@ use hearth_proto::v1;
 
 use super::super::error::fault_detail;
 use super::deploy_event::{exit, probe};
-use super::mounts::mount_to_wire;
 use super::{timestamp, to_duration};
 use crate::model::deploy::{InstancePhase, InstanceView, RouteView, ServiceState, ServiceStatus};
 use crate::model::service::{
@@ -134,7 +133,7 @@ pub fn service_spec(spec: ServiceSpec) -> v1::ServiceSpec {
         digest: spec.digest.to_string(),
         manifest_digest: spec.manifest.to_string(),
         env: spec.env.into_iter().map(|(name, value)| (name, env_value(value))).collect(),
-        mounts: spec.mounts.into_iter().map(mount_to_wire).collect(),
+        mounts: spec.mounts.into_iter().map(Into::into).collect(),
         ports: spec.ports.iter().map(port).collect(),
         command: spec.command.map(|arguments| v1::CommandLine { arguments }),
         working_dir: spec.workdir.map(|path| path.to_string()).unwrap_or_default(),

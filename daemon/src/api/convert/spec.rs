@@ -7,13 +7,13 @@ use hearth_proto::v1;
 
 use super::super::error::ApiError;
 use super::duration;
-use super::mounts::{MountUse, mount_to_wire, mounts};
+use super::mounts::build_mounts;
 use crate::model::access::SymlinkPolicy;
 use crate::model::build::{BuildNetwork, BuildSecrets, BuildSpec, DockerfilePath, NoCache};
 use crate::model::fault::ErrorCode;
 use crate::model::image::Platform;
 use crate::model::secret::{RegistryCredential, Secret};
-use crate::model::{MountSpec, MountTarget, Reference, RoomRegistries};
+use crate::model::{BuildMount, MountTarget, Reference, RoomRegistries};
 
 /// Bounds on a request; each is far above practical use.
 const MAX_TAGS: usize = 32;
@@ -37,8 +37,7 @@ pub fn build_spec(
     context: &SpecContext<'_>,
 ) -> Result<(BuildSpec, BuildSecrets), ApiError> {
     let tags = tags(&wire, context.rooms)?;
-    let mounts =
-        mounts(wire.mounts, "spec.mounts", MountUse::Build { needs: "a build needs at least one mount" })?;
+    let mounts = build_mounts(wire.mounts, "spec.mounts", "a build needs at least one mount")?;
     let context_path = context_path(&wire.context_path, &mounts)?;
     let dockerfile = dockerfile(&wire.dockerfile_path, &context_path)?;
     let timeout = duration("spec.timeout", wire.timeout)?;
@@ -105,7 +104,7 @@ fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, 
 }
 
 /// Returns the given context path, or the target of the only mount.
-fn context_path(text: &str, mounts: &[MountSpec]) -> Result<MountTarget, ApiError> {
+fn context_path(text: &str, mounts: &[BuildMount]) -> Result<MountTarget, ApiError> {
     if !text.is_empty() {
         return text.parse().map_err(|error| {
             ApiError::invalid(
@@ -222,7 +221,7 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
     v1::BuildSpec {
         tag: tags.next().unwrap_or_default(),
         also_tags: tags.collect(),
-        mounts: spec.mounts.into_iter().map(mount_to_wire).collect(),
+        mounts: spec.mounts.into_iter().map(Into::into).collect(),
         context_path: spec.context_path.to_string(),
         dockerfile_path: match spec.dockerfile {
             DockerfilePath::Search => String::new(),

@@ -21,7 +21,7 @@ use crate::image::ImageStore;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::fault::ErrorCode;
 use crate::model::share_owner::ShareOwner;
-use crate::model::{Digest, MountSpec, MountTarget, RoomRegistries};
+use crate::model::{BuildMount, Digest, MountTarget, RoomRegistries};
 use crate::task;
 
 pub struct ContextsService {
@@ -36,7 +36,7 @@ pub struct ContextsService {
 /// An opened context that the caller may read.
 struct OpenContext {
     tree: ContextTree,
-    mounts: Vec<MountSpec>,
+    mounts: Vec<BuildMount>,
     manifests: Vec<Digest>,
     root: MountTarget,
 }
@@ -342,7 +342,7 @@ fn mount_to_wire(state: MountState) -> v1::ContextMount {
     v1::ContextMount {
         directory: record.directory.to_string_lossy().into_owned(),
         context: Some(v1::ContextSources {
-            mounts: record.mounts.into_iter().map(convert::mount_to_wire).collect(),
+            mounts: record.mounts.into_iter().map(Into::into).collect(),
             context_path: record.context_path.to_string(),
         }),
         writable: record.writable,

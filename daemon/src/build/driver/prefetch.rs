@@ -16,10 +16,10 @@ use tokio::task::JoinHandle;
 
 use super::super::port::{ContextSource, PreparedContext};
 use super::super::service::{ActiveBuild, BuildRuntime};
-use crate::model::MountSource;
 use crate::model::build::{BuildRecord, BuildSpec};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::secret::RegistryCredential;
+use crate::model::{MountOrigin, MountSource as _};
 use crate::task;
 
 /// Maximum age of a prefetch that a driver uses; after that it starts a new one.
@@ -46,10 +46,7 @@ impl ContextPrefetch {
 
     /// Reports whether the prefetch may start before the build is accepted: it must not bring anything into the room.
     pub(in crate::build) fn is_local_only(spec: &BuildSpec) -> bool {
-        let is_here = |source: &MountSource| {
-            matches!(source, MountSource::Room(_) | MountSource::Project(_) | MountSource::EmptyDir)
-        };
-        spec.mounts.iter().all(|mount| is_here(&mount.source))
+        spec.mounts.iter().all(|mount| matches!(mount.source.origin(), MountOrigin::Storage(_)))
     }
 
     pub(super) fn is_fresh(&self) -> bool {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::build::fake::Gate;
-use crate::model::{MountAccess, MountSource, MountSpec};
+use crate::model::{BuildMount, BuildMountSource, MountAccess};
 
 fn looks(room: &Room) -> usize {
     room.contexts.looks.load(Ordering::SeqCst)
@@ -57,8 +57,8 @@ async fn a_submission_that_is_not_accepted_brings_no_image_into_the_room() {
     let handle = service.handle();
     let with_image = |tag: &str| {
         let mut spec = spec(tag);
-        spec.mounts.push(MountSpec {
-            source: MountSource::Image {
+        spec.mounts.push(BuildMount {
+            source: BuildMountSource::Image {
                 reference: "docker.io/library/busybox:1".parse().unwrap(),
                 subpath: String::new(),
             },

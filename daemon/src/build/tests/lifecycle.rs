@@ -10,12 +10,12 @@ use crate::build::service::BuildError;
 use crate::build::submit::SubmitError;
 use crate::model::fault::{DockerfileRange, ErrorCode, Fault, FaultStage};
 use crate::model::id::PackId;
-use crate::model::{Digest, MountAccess, MountSource, MountSpec};
+use crate::model::{BuildMount, BuildMountSource, Digest, MountAccess};
 use crate::task;
 
 fn with_pack(mut spec: BuildSpec, pack: &PackId) -> BuildSpec {
-    spec.mounts.push(MountSpec {
-        source: MountSource::Pack(pack.to_string()),
+    spec.mounts.push(BuildMount {
+        source: BuildMountSource::Pack(pack.to_string()),
         target: "/context".parse().unwrap(),
         mode: MountAccess::ReadOnly,
     });

@@ -2,7 +2,7 @@ use super::*;
 use crate::build::event_log::EventLog;
 use crate::build::fake::{Gate, log, started};
 use crate::model::id::PackId;
-use crate::model::{MountAccess, MountSource, MountSpec};
+use crate::model::{BuildMount, BuildMountSource, MountAccess};
 
 /// Stores a build as an earlier run of the daemon left it.
 async fn left_behind(room: &Room, state: BuildState, change: impl FnOnce(&mut BuildRecord)) -> String {
@@ -32,8 +32,8 @@ async fn after_a_crash_every_build_reaches_an_end() {
         let room = Room::new(in_sqlite);
         let pack = PackId::random();
         let gone = |record: &mut BuildRecord| {
-            record.spec.mounts.push(MountSpec {
-                source: MountSource::Pack(pack.to_string()),
+            record.spec.mounts.push(BuildMount {
+                source: BuildMountSource::Pack(pack.to_string()),
                 target: "/context".parse().unwrap(),
                 mode: MountAccess::ReadOnly,
             });

@@ -15,7 +15,7 @@ use crate::model::fault::ErrorCode;
 use crate::model::id::InstanceId;
 use crate::model::image::PinnedImage;
 use crate::model::service::{InstanceLabel, ServiceName};
-use crate::model::{MountSpec, MountTarget};
+use crate::model::{MountTarget, ServiceMount};
 
 /// Returns the loopback address of an instance.
 fn address(id: &InstanceId) -> Ipv4Addr {
@@ -108,7 +108,7 @@ impl InstanceMounter for FakeWorld {
     async fn open(
         &self,
         label: &InstanceLabel,
-        _mounts: &[MountSpec],
+        _mounts: &[ServiceMount],
         images: &BTreeMap<MountTarget, PinnedImage>,
     ) -> Result<Vec<BindMount>, MountFault> {
         self.live_or_die().await;

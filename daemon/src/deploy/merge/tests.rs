@@ -24,8 +24,8 @@ fn plain(pairs: &[(&str, &str)]) -> std::collections::BTreeMap<String, EnvValue>
     pairs.iter().map(|(name, value)| ((*name).to_owned(), EnvValue::Plain((*value).to_owned()))).collect()
 }
 
-fn mount(source: MountSource, target: &str) -> MountSpec {
-    MountSpec { source, target: target.parse().unwrap(), mode: MountAccess::ReadWrite }
+fn mount(source: ServiceMountSource, target: &str) -> ServiceMount {
+    ServiceMount { source, target: target.parse().unwrap(), mode: MountAccess::ReadWrite }
 }
 
 fn merged(
@@ -52,16 +52,19 @@ fn what_is_not_mentioned_is_kept() {
     kept.public = true;
     kept.confinement =
         ServiceConfinement { isolated: true, capabilities: BTreeSet::from([AddedCapability::NetRaw]) };
-    kept.mounts = vec![mount(MountSource::Room("a".to_owned()), "/a"), mount(MountSource::EmptyDir, "/tmp")];
+    kept.mounts = vec![
+        mount(ServiceMountSource::Room("a".to_owned()), "/a"),
+        mount(ServiceMountSource::EmptyDir, "/tmp"),
+    ];
     let existing = service(kept.clone());
     let mut request = request();
     request.env = plain(&[("B", "3"), ("C", "4")]);
-    request.mounts = vec![mount(MountSource::Room("b".to_owned()), "/b")];
+    request.mounts = vec![mount(ServiceMountSource::Room("b".to_owned()), "/b")];
     let merged = merged(Some(&existing), &request, &image(&[1], &[])).unwrap().spec;
     assert_eq!(merged.env, plain(&[("A", "1"), ("B", "3"), ("C", "4")]));
     assert_eq!(
         merged.mounts,
-        [mount(MountSource::Room("b".to_owned()), "/b"), mount(MountSource::EmptyDir, "/tmp")]
+        [mount(ServiceMountSource::Room("b".to_owned()), "/b"), mount(ServiceMountSource::EmptyDir, "/tmp")]
     );
     assert_eq!((merged.digest, merged.manifest), (image(&[], &[]).digest, image(&[], &[]).manifest));
     let expected = ServiceSpec {
@@ -98,7 +101,7 @@ fn a_deploy_that_failed_leaves_nothing_to_the_next() {
     let mut failed = existing.revisions[0].clone();
     failed.number = 2;
     failed.spec.env = plain(&[("A", "2")]);
-    failed.spec.mounts = vec![mount(MountSource::Room("no-such".to_owned()), "/data")];
+    failed.spec.mounts = vec![mount(ServiceMountSource::Room("no-such".to_owned()), "/data")];
     failed.outcome =
         RevisionOutcome::Failed(Box::new(Fault::new(FaultStage::Deploy, ErrorCode::NotStarted, "gone")));
     existing.revisions.push(failed.clone());
@@ -127,7 +130,7 @@ fn a_deploy_on_its_way_is_what_the_next_one_builds_on() {
 fn a_kept_mount_keeps_its_image_and_a_given_one_is_what_it_is_now() {
     let assets = |target| {
         let reference = "assets:1".parse().unwrap();
-        mount(MountSource::Image { reference, subpath: String::new() }, target)
+        mount(ServiceMountSource::Image { reference, subpath: String::new() }, target)
     };
     let pin =
         |byte| PinnedImage { repository: "assets".parse().unwrap(), digest: Digest::from_sha256([byte; 32]) };
@@ -135,7 +138,7 @@ fn a_kept_mount_keeps_its_image_and_a_given_one_is_what_it_is_now() {
         pairs.iter().map(|(target, byte)| (target.parse().unwrap(), pin(*byte))).collect()
     };
     let mut kept = spec(8000);
-    kept.mounts = vec![assets("/a"), assets("/b"), mount(MountSource::EmptyDir, "/e")];
+    kept.mounts = vec![assets("/a"), assets("/b"), mount(ServiceMountSource::EmptyDir, "/e")];
     kept.mounted = pins(&[("/a", 3), ("/b", 4)]);
     let existing = service(kept.clone());
     let mounted = |request: &DeployRequest, given: &[(&str, u8)]| {
@@ -143,7 +146,7 @@ fn a_kept_mount_keeps_its_image_and_a_given_one_is_what_it_is_now() {
     };
     assert_eq!(mounted(&request(), &[]), kept.mounted);
     // A mount of another kind replaces one of them.
-    let room = mount(MountSource::Room(String::new()), "/b");
+    let room = mount(ServiceMountSource::Room(String::new()), "/b");
     assert_eq!(mounted(&DeployRequest { mounts: vec![room], ..request() }, &[]), pins(&[("/a", 3)]));
     let given = DeployRequest { mounts: vec![assets("/b")], ..request() };
     assert_eq!(mounted(&given, &[("/b", 9)]), pins(&[("/b", 9)]));
@@ -180,11 +183,14 @@ fn ports_are_those_given_else_kept_else_exposed() {
 #[test]
 fn volumes_without_a_mount_get_an_empty_directory_and_are_told() {
     let request =
-        DeployRequest { mounts: vec![mount(MountSource::Room("d".to_owned()), "/data")], ..request() };
+        DeployRequest { mounts: vec![mount(ServiceMountSource::Room("d".to_owned()), "/data")], ..request() };
     let merged = merged(None, &request, &image(&[80], &["/data", "/cache"])).unwrap();
     assert_eq!(
         merged.spec.mounts,
-        [mount(MountSource::Room("d".to_owned()), "/data"), mount(MountSource::EmptyDir, "/cache")]
+        [
+            mount(ServiceMountSource::Room("d".to_owned()), "/data"),
+            mount(ServiceMountSource::EmptyDir, "/cache")
+        ]
     );
     assert!(merged.notes.iter().any(|note| note.contains("/cache")), "{:?}", merged.notes);
 }
@@ -207,7 +213,7 @@ fn what_cannot_be_is_refused_by_its_flag() {
         (refused(&|request| request.env = plain(&[("A=B", "")]), &[]), "--env"),
         (refused(&|request| request.env = plain(&[("A", "x\0")]), &[]), "--env"),
         (refused(&|request| request.env = plain(&[("A", &"x".repeat(200_000))]), &[]), "--env"),
-        (refused(&|request| request.mounts = vec![mount(MountSource::EmptyDir, "/")], &[]), "--mount"),
+        (refused(&|request| request.mounts = vec![mount(ServiceMountSource::EmptyDir, "/")], &[]), "--mount"),
         (refused(&|request| request.liveness = Some("x".to_owned()), &[1]), "--liveness"),
         (refused(&|request| request.liveness = Some("/a b".to_owned()), &[1]), "--liveness"),
         (refused(&|request| request.liveness = Some("/\r\nX: y".to_owned()), &[1]), "--liveness"),

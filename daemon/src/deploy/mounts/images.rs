@@ -9,7 +9,7 @@ use crate::image::{ImageError, ImageStore, OpenLayer};
 use crate::model::access::SymlinkPolicy;
 use crate::model::fault::ErrorCode;
 use crate::model::image::PinnedImage;
-use crate::model::{MountSource, MountSpec, MountTarget, Reference};
+use crate::model::{BuildMount, BuildMountSource, MountTarget, Reference, ServiceMount, ServiceMountSource};
 
 /// Name of the image, or of its file or directory, inside a view: a mounted file needs a directory around it.
 pub(super) const SOURCE: &str = "source";
@@ -23,10 +23,10 @@ impl MountedImages {
     /// Opens the image of a mount as a tree below [`SOURCE`]; `None` for other kinds of mounts.
     pub(super) async fn open(
         &self,
-        mount: &MountSpec,
+        mount: &ServiceMount,
         pinned: Option<&PinnedImage>,
     ) -> Result<Option<ContextTree>, MountFault> {
-        let MountSource::Image { reference, .. } = &mount.source else { return Ok(None) };
+        let ServiceMountSource::Image { reference, subpath } = &mount.source else { return Ok(None) };
         let Some(pinned) = pinned else {
             let reason = format!("the deploy did not record the digest of `{reference}`");
             return Err(fault::permanent(&mount.target, ErrorCode::ImageNotPinned, reason));
@@ -36,7 +36,8 @@ impl MountedImages {
         let target: MountTarget = format!("/{SOURCE}").parse().map_err(|_| {
             fault::permanent(&mount.target, ErrorCode::Internal, "the name of its place is no path")
         })?;
-        let spec = MountSpec { target, ..mount.clone() };
+        let source = BuildMountSource::Image { reference: reference.clone(), subpath: subpath.clone() };
+        let spec = BuildMount { source, target, mode: mount.mode };
         let opened = ContextMount { spec, image: Some(image), pack: None, links: SymlinkPolicy::Refused };
         let tree = self.contexts.open_tree(vec![opened]).await;
         tree.map(Some).map_err(|error| fault::of_context(&mount.target, &error))

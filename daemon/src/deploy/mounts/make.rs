@@ -8,21 +8,22 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    EMPTY, FILES, InstanceViews, MountContext, STORAGE, UPPER, VIEWS, clear, fault, images, make_directory, storage, view,
+    EMPTY, FILES, InstanceViews, MountContext, STORAGE, UPPER, VIEWS, clear, fault, images, make_directory,
+    storage, view,
 };
 use crate::context::storage::StorageRoot;
 use crate::context::tree::ContextTree;
 use crate::deploy::port::{BindMount, MountFault};
 use crate::model::fault::ErrorCode;
 use crate::model::id::InstanceId;
-use crate::model::{MountAccess, MountSource, MountSpec};
+use crate::model::{MountAccess, ServiceMount, ServiceMountSource};
 
 impl MountContext {
     /// Creates all mounts of an instance, or removes the partial result and returns the fault. Blocking.
     pub(super) fn make_mounts(
         &self,
         instance: &InstanceId,
-        mounts: Vec<(MountSpec, Option<ContextTree>)>,
+        mounts: Vec<(ServiceMount, Option<ContextTree>)>,
         given_up: &CancellationToken,
     ) -> Result<Vec<BindMount>, MountFault> {
         let views = self.views_of(instance);
@@ -56,7 +57,7 @@ impl MountContext {
         directory: &Path,
         instance: &InstanceId,
         number: usize,
-        mount: &MountSpec,
+        mount: &ServiceMount,
         tree: Option<ContextTree>,
         views: &mut InstanceViews,
     ) -> Result<BindMount, MountFault> {
@@ -78,37 +79,30 @@ impl MountContext {
             Ok(point)
         };
         let source = match (&mount.source, tree) {
-            (MountSource::Room(path), _) => bind(&self.storage.room, "room", path)?,
-            (MountSource::Project(path), _) => bind(&self.storage.project, "project", path)?,
-            (MountSource::EmptyDir, _) => {
+            (ServiceMountSource::Room(path), _) => bind(&self.storage.room, "room", path)?,
+            (ServiceMountSource::Project(path), _) => bind(&self.storage.project, "project", path)?,
+            (ServiceMountSource::EmptyDir, _) => {
                 let empty = place(EMPTY)?;
                 make_directory(&empty, 0o777).map_err(failed)?;
                 empty
             }
-            (MountSource::File(text), _) => {
+            (ServiceMountSource::File(text), _) => {
                 let file = place(FILES)?;
                 write_file(&file, text, if read_only { 0o444 } else { 0o666 }).map_err(failed)?;
                 file
             }
-            (MountSource::Image { .. }, Some(tree)) => {
+            (ServiceMountSource::Image { .. }, Some(tree)) => {
                 let point = place(VIEWS)?;
                 let upper = if read_only { None } else { Some(place(UPPER)?) };
                 let name = format!("hearth:{instance}:{number}");
                 views.push(view::mount(tree, &point, upper.as_deref(), &name).map_err(failed)?);
                 point.join(images::SOURCE)
             }
-            (MountSource::Image { .. }, None) => {
+            (ServiceMountSource::Image { .. }, None) => {
                 return Err(fault::permanent(target, ErrorCode::Internal, "its image was not opened"));
             }
-            (MountSource::Pack(_), _) => {
-                return Err(fault::permanent(
-                    target,
-                    ErrorCode::MountUnsupported,
-                    "a service cannot mount a pack",
-                ));
-            }
         };
-        let fill = mount.source == MountSource::EmptyDir;
+        let fill = mount.source == ServiceMountSource::EmptyDir;
         Ok(BindMount { source, target: target.clone(), read_only, fill })
     }
 }

@@ -80,24 +80,24 @@ impl MountTestRoom {
         self.directory.path().join("instances")
     }
 
-    async fn open(&self, mounts: &[MountSpec]) -> (InstanceId, Vec<BindMount>) {
+    async fn open(&self, mounts: &[ServiceMount]) -> (InstanceId, Vec<BindMount>) {
         let label = label();
         let opened = self.mounts.open(&label, mounts, &self.pinned(mounts).await).await.unwrap();
         (label.instance, opened)
     }
 
     /// Resolves the images among the mounts to their current digests.
-    async fn pinned(&self, mounts: &[MountSpec]) -> BTreeMap<MountTarget, PinnedImage> {
+    async fn pinned(&self, mounts: &[ServiceMount]) -> BTreeMap<MountTarget, PinnedImage> {
         let mut pinned = BTreeMap::new();
-        for MountSpec { source, target, .. } in mounts {
-            let crate::model::MountSource::Image { reference, .. } = source else { continue };
+        for ServiceMount { source, target, .. } in mounts {
+            let crate::model::ServiceMountSource::Image { reference, .. } = source else { continue };
             let digest = self.images.resolve(reference).await.unwrap().digest;
             pinned.insert(target.clone(), PinnedImage { repository: reference.repository.clone(), digest });
         }
         pinned
     }
 
-    async fn refused(&self, mount: MountSpec) -> MountFault {
+    async fn refused(&self, mount: ServiceMount) -> MountFault {
         // A valid mount comes first: all mounts are created, or none.
         let good = room("", "/good", MountAccess::ReadWrite);
         let mounts = [good, mount];
@@ -146,21 +146,21 @@ fn label() -> InstanceLabel {
     }
 }
 
-fn mount(source: crate::model::MountSource, target: &str, mode: MountAccess) -> MountSpec {
-    MountSpec { source, target: target.parse().unwrap(), mode }
+fn mount(source: crate::model::ServiceMountSource, target: &str, mode: MountAccess) -> ServiceMount {
+    ServiceMount { source, target: target.parse().unwrap(), mode }
 }
 
-fn room(path: &str, target: &str, mode: MountAccess) -> MountSpec {
-    mount(crate::model::MountSource::Room(path.to_owned()), target, mode)
+fn room(path: &str, target: &str, mode: MountAccess) -> ServiceMount {
+    mount(crate::model::ServiceMountSource::Room(path.to_owned()), target, mode)
 }
 
-fn image(subpath: &str, target: &str, mode: MountAccess) -> MountSpec {
+fn image(subpath: &str, target: &str, mode: MountAccess) -> ServiceMount {
     let reference = "room.meshagent.com/assets:1".parse().unwrap();
-    mount(crate::model::MountSource::Image { reference, subpath: subpath.to_owned() }, target, mode)
+    mount(crate::model::ServiceMountSource::Image { reference, subpath: subpath.to_owned() }, target, mode)
 }
 
-fn empty(target: &str) -> MountSpec {
-    mount(crate::model::MountSource::EmptyDir, target, MountAccess::ReadWrite)
+fn empty(target: &str) -> ServiceMount {
+    mount(crate::model::ServiceMountSource::EmptyDir, target, MountAccess::ReadWrite)
 }
 
 use MountAccess::{ReadOnly, ReadWrite};
@@ -194,7 +194,8 @@ async fn storage_is_seen_both_ways_and_stays_when_the_instance_goes() {
 #[tokio::test]
 async fn a_file_has_its_text_and_each_instance_one_of_its_own() {
     let at = MountTestRoom::new().await;
-    let file = |mode| mount(crate::model::MountSource::File("listen: 8000\n".to_owned()), "/etc/app", mode);
+    let file =
+        |mode| mount(crate::model::ServiceMountSource::File("listen: 8000\n".to_owned()), "/etc/app", mode);
     for (mode, bits) in [(ReadOnly, 0o444), (ReadWrite, 0o666)] {
         let (id, opened) = at.open(&[file(mode)]).await;
         assert_eq!(fs::read_to_string(&opened[0].source).unwrap(), "listen: 8000\n");
@@ -213,7 +214,7 @@ async fn a_file_has_its_text_and_each_instance_one_of_its_own() {
 async fn project_storage_is_its_own() {
     let at = MountTestRoom::new().await;
     fs::write(at.directory.path().join("project/file"), "of the project").unwrap();
-    let source = crate::model::MountSource::Project(String::new());
+    let source = crate::model::ServiceMountSource::Project(String::new());
     let (id, opened) = at.open(&[mount(source, "/project", ReadOnly)]).await;
     assert_eq!(fs::read_to_string(opened[0].source.join("file")).unwrap(), "of the project");
     assert!(fs::write(opened[0].source.join("new"), "").is_err());
@@ -315,8 +316,6 @@ async fn a_subpath_is_a_directory_or_a_file_of_the_image() {
         (fault.code.as_str(), fault.reason.as_str()),
         ("mount_source_missing", "`nope` is not in the image")
     );
-    let pack = crate::model::MountSource::Pack("x".to_owned());
-    assert_eq!(at.refused(mount(pack, "/a", ReadOnly)).await.code, "mount_unsupported");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use crate::model::deploy::{DeployAction, LogSource, ServiceLogQuery};
 use crate::model::id::InstanceId;
 use crate::model::service::EnvValue;
 use crate::model::share_owner::ShareOwnerResolver;
-use crate::model::{MountAccess, MountSource, MountSpec, MountTarget};
+use crate::model::{MountAccess, MountTarget, ServiceMount, ServiceMountSource};
 
 #[tokio::test]
 async fn what_could_not_run_is_refused_before_anything_changes() {
@@ -138,9 +138,9 @@ async fn a_room_has_addresses_left_for_the_updates_of_its_services() {
     deploy_as("bob", "two").await.unwrap();
 }
 
-fn image_mount(reference: &str, target: &str) -> MountSpec {
-    MountSpec {
-        source: MountSource::Image { reference: reference.parse().unwrap(), subpath: String::new() },
+fn image_mount(reference: &str, target: &str) -> ServiceMount {
+    ServiceMount {
+        source: ServiceMountSource::Image { reference: reference.parse().unwrap(), subpath: String::new() },
         target: target.parse().unwrap(),
         mode: MountAccess::ReadOnly,
     }

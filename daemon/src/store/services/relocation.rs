@@ -10,7 +10,7 @@ use super::{PutOutcome, StateStore, StateStoreError, put};
 use crate::image::port::cached::ImageRight;
 use crate::model::image::is_cached_name;
 use crate::model::service::{ServiceRecord, ServiceRevision};
-use crate::model::{Digest, MountSource, Reference, Repository};
+use crate::model::{Digest, MountOrigin, MountSource as _, Reference, Repository};
 use crate::store::images::{tags, touch_if_present};
 
 /// Manifest in an ordinary repository.
@@ -71,7 +71,7 @@ fn relocate(
         spec.kept_in = relocated(&spec.image, &spec.repository, spec.digest)?;
     }
     for mount in &spec.mounts {
-        let MountSource::Image { reference, .. } = &mount.source else { continue };
+        let MountOrigin::Image(reference) = mount.source.origin() else { continue };
         let Some(pinned) = spec.mounted.get_mut(&mount.target) else { continue };
         if let Some(place) = relocated(reference, &pinned.repository, pinned.digest)? {
             pinned.repository = place;

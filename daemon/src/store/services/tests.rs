@@ -6,7 +6,7 @@ use crate::image::port::{ImageCatalog as _, NewManifest, RemovalOutcome};
 use crate::model::image::{Descriptor, PinnedImage};
 use crate::model::manifest::{ManifestPart, PartKind};
 use crate::model::service::{RevisionOutcome, ServiceRevision, ServiceSpec};
-use crate::model::{Digest, MountAccess, MountSource, MountSpec, Repository};
+use crate::model::{Digest, MountAccess, Repository, ServiceMount, ServiceMountSource};
 
 fn digest(byte: u8) -> Digest {
     Digest::from_sha256([byte; 32])
@@ -139,8 +139,8 @@ async fn images_of_other_registries_that_lie_in_ordinary_repositories_are_moved_
     first.spec.image = "ghcr.io/team/app:1".parse().unwrap();
     first.spec.repository = ordinary.clone();
     let reference = "ghcr.io/team/files:1".parse().unwrap();
-    first.spec.mounts = vec![MountSpec {
-        source: MountSource::Image { reference, subpath: String::new() },
+    first.spec.mounts = vec![ServiceMount {
+        source: ServiceMountSource::Image { reference, subpath: String::new() },
         target: "/files".parse().unwrap(),
         mode: MountAccess::ReadOnly,
     }];

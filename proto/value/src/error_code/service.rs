@@ -84,8 +84,6 @@ macro_rules! service_error_codes {
                     "The source of a service's mount is a symbolic link. Mount what it points to.";
                 MountSourceUnusable = "mount_source_unusable", FailedPrecondition, No,
                     "The source of a service's mount cannot be used. The message has the cause.";
-                MountUnsupported = "mount_unsupported", FailedPrecondition, No,
-                    "Services cannot have this kind of mount. Use room storage, project storage, an image, a file or an empty directory.";
                 InstanceGone = "instance_gone", FailedPrecondition, Depends,
                     "The instance was removed by something other than the daemon. Deploy or restart the service.";
                 Exited = "exited", FailedPrecondition, No,

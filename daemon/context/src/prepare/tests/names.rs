@@ -63,7 +63,7 @@ async fn the_same_files_in_two_places_have_sessions_of_their_own() {
         same_files(&daemon.directory.path().join(place));
     }
     let one = || request(vec![room("one", "/context")]);
-    let project = mount(MountSource::Project("one".to_owned()), "/context");
+    let project = mount(BuildMountSource::Project("one".to_owned()), "/context");
     let (first, _) = names(&daemon, one()).await;
     assert_eq!(names(&daemon, one()).await.0, first, "the same place keeps its names");
     all_differ(
@@ -99,7 +99,7 @@ fn tree_pack(lineage: &str) -> ContextRequest<Vec<u8>> {
     writer.push(&TreeNode { path: b"Dockerfile", mode: 0o644, kind, xattrs: &[] }).unwrap();
     let tree = PackTree::new(writer.finish().unwrap(), Arc::new(OneFile(content)));
     let pack = Some(OpenedPack { tree: Arc::new(tree), lineage: lineage.to_owned() });
-    let source = MountSource::Pack("0123456789ab".to_owned());
+    let source = BuildMountSource::Pack("0123456789ab".to_owned());
     request(vec![ContextMount { pack, ..mount(source, "/context") }])
 }
 

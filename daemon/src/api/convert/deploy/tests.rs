@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{MountAccess, MountSource};
+use crate::model::{MountAccess, ServiceMountSource};
 
 type Checked = Result<(DeployRequest, BTreeMap<String, RegistryCredential>), ApiError>;
 
@@ -90,8 +90,8 @@ fn everything_that_is_said_arrives() {
         modes,
         [MountAccess::ReadWrite, MountAccess::ReadWrite, MountAccess::ReadOnly, MountAccess::ReadWrite]
     );
-    assert_eq!(request.mounts[0].source, MountSource::Room(String::new()));
-    assert_eq!(request.mounts[3].source, MountSource::EmptyDir);
+    assert_eq!(request.mounts[0].source, ServiceMountSource::Room(String::new()));
+    assert_eq!(request.mounts[3].source, ServiceMountSource::EmptyDir);
     let ports = request.ports.clone().unwrap();
     assert_eq!(ports[0], ServicePort { number: 8080, kind: PortKind::Http, published: true });
     assert_eq!(ports[1], ServicePort { number: 5432, kind: PortKind::Tcp, published: false });

@@ -5,7 +5,7 @@ use super::*;
 use crate::deploy::tests;
 use crate::model::confinement::AddedCapability;
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
-use crate::model::{MountAccess, MountSource, MountSpec, RoomRegistries};
+use crate::model::{MountAccess, RoomRegistries, ServiceMount, ServiceMountSource};
 
 const ENTRANCE: IngressAddress = IngressAddress { tls: false, port: 4380 };
 
@@ -17,13 +17,13 @@ fn full_spec() -> ServiceSpec {
         ("C".to_owned(), EnvValue::Secret { name: "db".to_owned() }),
     ]
     .into();
-    let mount = |source, target: &str, mode| MountSpec { source, target: target.parse().unwrap(), mode };
-    let image = MountSource::Image { reference: "a:1".parse().unwrap(), subpath: "usr".to_owned() };
+    let mount = |source, target: &str, mode| ServiceMount { source, target: target.parse().unwrap(), mode };
+    let image = ServiceMountSource::Image { reference: "a:1".parse().unwrap(), subpath: "usr".to_owned() };
     spec.mounts = vec![
-        mount(MountSource::Room("r".to_owned()), "/r", MountAccess::ReadOnly),
-        mount(MountSource::Project(String::new()), "/p", MountAccess::ReadWrite),
+        mount(ServiceMountSource::Room("r".to_owned()), "/r", MountAccess::ReadOnly),
+        mount(ServiceMountSource::Project(String::new()), "/p", MountAccess::ReadWrite),
         mount(image, "/i", MountAccess::ReadWrite),
-        mount(MountSource::EmptyDir, "/e", MountAccess::ReadWrite),
+        mount(ServiceMountSource::EmptyDir, "/e", MountAccess::ReadWrite),
     ];
     let pinned = crate::model::image::PinnedImage { repository: "a".parse().unwrap(), digest: spec.digest };
     spec.mounted = [("/i".parse().unwrap(), pinned)].into();

@@ -9,7 +9,7 @@ use crate::deploy::{Actor, CallerPermissions};
 use crate::model::access::Caller;
 use crate::model::deploy::DeployRequest;
 use crate::model::service::{ServiceRecord, ServiceSpec};
-use crate::model::{MountSource, RoomRegistries};
+use crate::model::{MountOrigin, MountSource as _, RoomRegistries};
 
 /// Checks the images of a deploy before they are resolved, which may take a pull.
 pub(super) fn check_images(
@@ -18,7 +18,8 @@ pub(super) fn check_images(
     rooms: &RoomRegistries,
 ) -> Result<(), Status> {
     let mounted = || {
-        let images = request.mounts.iter().filter(|mount| matches!(mount.source, MountSource::Image { .. }));
+        let images =
+            request.mounts.iter().filter(|mount| matches!(mount.source.origin(), MountOrigin::Image(_)));
         images.into_iter().try_for_each(|image| policy::may_mount_in_service(caller, image, rooms))
     };
     let allowed = policy::may_run_image(caller, &request.image, rooms).and_then(|()| mounted());

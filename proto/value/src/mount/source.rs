@@ -1,0 +1,199 @@
+//! Kinds of mount sources: what builds mount, and what services mount. The flag of a kind, its default mode and what it
+//! reads are here.
+
+use super::{DEFAULT_TARGET, MountAccess, MountError, storage_path};
+use crate::Reference;
+
+/// What a mount of a build or of a context shows.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BuildMountSource {
+    /// Path below room storage; empty means the whole storage.
+    Room(String),
+    /// Path below project storage; empty means the whole storage.
+    Project(String),
+    /// An image, or the part of it below `subpath`.
+    Image { reference: Reference, subpath: String },
+    /// A pack: a local path on a command line, on the wire the id that an upload returned.
+    Pack(String),
+}
+
+/// What a mount of a service shows.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceMountSource {
+    /// Path below room storage; empty means the whole storage.
+    Room(String),
+    /// Path below project storage; empty means the whole storage.
+    Project(String),
+    /// An image, or the part of it below `subpath`.
+    Image { reference: Reference, subpath: String },
+    /// A private directory of each instance, which starts with the image's files at the target.
+    EmptyDir,
+    /// A file with this text.
+    File(String),
+}
+
+/// What a source reads, which decides the permissions that a mount of it needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MountOrigin<'a> {
+    /// A path of room or project storage.
+    Storage(&'a str),
+    Image(&'a Reference),
+    /// A pack, which belongs to a caller.
+    Pack(&'a str),
+    /// Nothing outside the mount.
+    Nothing,
+}
+
+pub trait MountSource {
+    /// Returns the mode of a mount that names none.
+    fn default_mode(&self) -> MountAccess;
+    fn origin(&self) -> MountOrigin<'_>;
+}
+
+impl MountSource for BuildMountSource {
+    fn default_mode(&self) -> MountAccess {
+        match self {
+            Self::Room(_) => MountAccess::ReadWrite,
+            Self::Project(_) | Self::Image { .. } | Self::Pack(_) => MountAccess::ReadOnly,
+        }
+    }
+
+    fn origin(&self) -> MountOrigin<'_> {
+        match self {
+            Self::Room(path) | Self::Project(path) => MountOrigin::Storage(path),
+            Self::Image { reference, .. } => MountOrigin::Image(reference),
+            Self::Pack(id) => MountOrigin::Pack(id),
+        }
+    }
+}
+
+impl MountSource for ServiceMountSource {
+    fn default_mode(&self) -> MountAccess {
+        match self {
+            Self::Room(_) | Self::EmptyDir => MountAccess::ReadWrite,
+            Self::Project(_) | Self::Image { .. } | Self::File(_) => MountAccess::ReadOnly,
+        }
+    }
+
+    fn origin(&self) -> MountOrigin<'_> {
+        match self {
+            Self::Room(path) | Self::Project(path) => MountOrigin::Storage(path),
+            Self::Image { reference, .. } => MountOrigin::Image(reference),
+            Self::EmptyDir | Self::File(_) => MountOrigin::Nothing,
+        }
+    }
+}
+
+/// Kinds of mount flags, each with its grammar (contract, "Mounts").
+pub trait MountKind: Copy {
+    type Source: MountSource;
+    /// Target of a flag that names none.
+    const DEFAULT_TARGET: Option<&'static str>;
+
+    /// Returns the grammar that errors show.
+    fn grammar(self) -> &'static str;
+
+    /// Reports whether the flag may end with a mode.
+    fn has_mode(self) -> bool {
+        true
+    }
+
+    /// Splits the text of a flag into the source and the rest, which is the target and perhaps the mode.
+    fn split(self, text: &str) -> Result<(Self::Source, Option<&str>), MountError>;
+}
+
+/// Kinds of mount flags of builds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BuildMountKind {
+    Room,
+    Project,
+    Image,
+    Pack,
+}
+
+/// Kinds of mount flags of services.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ServiceMountKind {
+    Room,
+    Project,
+    Image,
+    EmptyDir,
+}
+
+impl MountKind for BuildMountKind {
+    type Source = BuildMountSource;
+    const DEFAULT_TARGET: Option<&'static str> = Some(DEFAULT_TARGET);
+
+    fn grammar(self) -> &'static str {
+        match self {
+            Self::Room | Self::Project => "<source>[:<mount>[:ro|rw]]",
+            Self::Image => "<image>[=<mount>[:ro|rw]][,subpath=<path>]",
+            Self::Pack => "<path>[:<mount>]",
+        }
+    }
+
+    fn has_mode(self) -> bool {
+        self != Self::Pack
+    }
+
+    fn split(self, text: &str) -> Result<(Self::Source, Option<&str>), MountError> {
+        let (source, place) = split_at(text, ':');
+        Ok(match self {
+            Self::Room => (BuildMountSource::Room(storage_path(source)?), place),
+            Self::Project => (BuildMountSource::Project(storage_path(source)?), place),
+            Self::Pack if source.is_empty() => {
+                return Err(MountError::Grammar { given: text.to_owned(), grammar: self.grammar() });
+            }
+            Self::Pack => (BuildMountSource::Pack(source.to_owned()), place),
+            Self::Image => {
+                let (reference, subpath, place) = split_image(text)?;
+                (BuildMountSource::Image { reference, subpath }, place)
+            }
+        })
+    }
+}
+
+impl MountKind for ServiceMountKind {
+    type Source = ServiceMountSource;
+    const DEFAULT_TARGET: Option<&'static str> = None;
+
+    fn grammar(self) -> &'static str {
+        match self {
+            Self::Room | Self::Project => "<source>:<mount>[:ro|rw]",
+            Self::Image => "<image>=<mount>[:ro|rw][,subpath=<path>]",
+            Self::EmptyDir => "<mount>[:ro|rw]",
+        }
+    }
+
+    fn split(self, text: &str) -> Result<(Self::Source, Option<&str>), MountError> {
+        let (source, place) = split_at(text, ':');
+        Ok(match self {
+            Self::Room => (ServiceMountSource::Room(storage_path(source)?), place),
+            Self::Project => (ServiceMountSource::Project(storage_path(source)?), place),
+            Self::EmptyDir => (ServiceMountSource::EmptyDir, Some(text)),
+            Self::Image => {
+                let (reference, subpath, place) = split_image(text)?;
+                (ServiceMountSource::Image { reference, subpath }, place)
+            }
+        })
+    }
+}
+
+fn split_at(text: &str, separator: char) -> (&str, Option<&str>) {
+    match text.split_once(separator) {
+        Some((source, place)) => (source, Some(place)),
+        None => (text, None),
+    }
+}
+
+fn split_image(text: &str) -> Result<(Reference, String, Option<&str>), MountError> {
+    let (text, subpath) = match text.split_once(",subpath=") {
+        Some((text, subpath)) => (text, storage_path(subpath)?),
+        None => (text, String::new()),
+    };
+    let (image, place) = split_at(text, '=');
+    let reference = image.parse().map_err(|source| MountError::Image { given: text.to_owned(), source })?;
+    Ok((reference, subpath, place))
+}
