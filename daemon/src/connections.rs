@@ -112,6 +112,10 @@ impl ConnectionPeer {
 
 impl ConnectionLimiter {
     pub fn new(limits: ConnectionLimits) -> Self {
+        metrics::describe_counter!(
+            "hearth_connections_refused_total",
+            "Connections that were refused because a limit was reached."
+        );
         let limits =
             ConnectionLimits { total: limits.total.max(1), per_peer: limits.per_peer.max(1), ..limits };
         let (opened, table, ended) = (Instant::now(), Mutex::default(), Notify::new());

@@ -37,8 +37,18 @@ const CHANGES_TOKENS: [&str; 2] = ["/hearth.v1.System/RevokeTokens", "/hearth.v1
 /// State of the authentication layer.
 #[derive(Clone)]
 pub struct CallerAuthenticator {
-    pub access: Arc<TokenAuthority>,
-    pub trail: AuditTrail,
+    access: Arc<TokenAuthority>,
+    trail: AuditTrail,
+}
+
+impl CallerAuthenticator {
+    pub fn new(access: Arc<TokenAuthority>, trail: AuditTrail) -> Self {
+        metrics::describe_counter!(
+            "hearth_requests_refused_total",
+            "Requests that were refused because their token was missing or invalid."
+        );
+        Self { access, trail }
+    }
 }
 
 /// Authenticates a request and passes it on with its [`Caller`], or answers with an error in the protocol of

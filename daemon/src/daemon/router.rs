@@ -134,7 +134,7 @@ pub(super) fn build(parts: RouterParts) -> Result<(Router, HealthReporter)> {
         trail: parts.trail.clone(),
         deploys: services.deploys.clone(),
     };
-    let gate = CallerAuthenticator { access: parts.access, trail: parts.trail };
+    let gate = CallerAuthenticator::new(parts.access, parts.trail);
     let storage = StorageService { storage: parts.storage, disk: parts.disk };
     macro_rules! sized {
         ($server:expr) => {

@@ -52,6 +52,12 @@ pub struct RegistryApi {
 
 impl RegistryApi {
     pub fn new(limits: UploadLimits, blobs: BlobStore, catalog: Arc<dyn ImageCatalog>) -> Self {
+        metrics::describe_counter!(
+            "hearth_registry_requests_total",
+            "Requests below /v2/ that the registry answered."
+        );
+        metrics::describe_counter!("hearth_registry_sent_bytes_total", "Content that /v2/ sent.");
+        metrics::describe_counter!("hearth_registry_received_bytes_total", "Content that /v2/ received.");
         Self { blobs, catalog, uploads: Arc::new(OpenUploads::new(limits)), arrivals: None }
     }
 

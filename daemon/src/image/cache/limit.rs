@@ -12,6 +12,10 @@ const PRIVATE_CACHE_DIVISOR: u64 = 4;
 impl ImageStore {
     /// Sets the maximum total size of cached images, in bytes.
     pub fn limit_cache(&self, bytes: u64) {
+        metrics::describe_gauge!(
+            "hearth_cached_images_bytes",
+            "Size of the cached images of other registries."
+        );
         self.shared.cache_limit.store(bytes, std::sync::atomic::Ordering::Relaxed);
     }
 
