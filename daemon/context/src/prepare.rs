@@ -34,7 +34,7 @@ use super::port::{ContextFiles, FileTree, SessionName};
 use super::storage::{StorageRoot, StorageRoots};
 use super::tree::{
     ContextTree, CopySelection, DirectoryLayer, IdentifiedTree, ImageLayer, MountedLayer, NamedEntry,
-    PackLayer, ScanBounds, TreeIdentity, TreeLayer, TreeSnapshot,
+    PackLayer, ScanBounds, TreeIdentity, TreeSnapshot,
 };
 use crate::pack::PackTree;
 
@@ -260,19 +260,18 @@ impl PreparerState {
         let ContextMount { spec: BuildMount { source, target, .. }, image, pack, links } = mount;
         let storage = |root: &StorageRoot, path: &str| {
             DirectoryLayer::open(&root.with_links(links), Path::new(path))
-                .map(TreeLayer::Directory)
+                .map(|layer| MountedLayer::directory(target.clone(), layer))
                 .map_err(|source| ContextError::Source { target: target.clone(), source })
         };
-        let layer = match &source {
+        Ok(match &source {
             BuildMountSource::Room(path) => storage(&self.storage.room, path)?,
             BuildMountSource::Project(path) => storage(&self.storage.project, path)?,
             BuildMountSource::Image { subpath, .. } => self.image(&target, image, subpath)?,
             BuildMountSource::Pack(_) => match pack {
-                Some(pack) => TreeLayer::Pack(PackLayer::new(pack.tree)),
+                Some(pack) => MountedLayer::pack(target, PackLayer::new(pack.tree)),
                 None => self.image(&target, image, "")?,
             },
-        };
-        Ok(MountedLayer { target, layer })
+        })
     }
 
     fn image(
@@ -280,15 +279,16 @@ impl PreparerState {
         target: &MountTarget,
         image: Option<OpenedImage>,
         subpath: &str,
-    ) -> Result<TreeLayer, ContextError> {
+    ) -> Result<MountedLayer, ContextError> {
         let image = image.ok_or_else(|| ContextError::ImageNotOpened { target: target.clone() })?;
         let tree = self.layers.image_tree(image.layers);
         let tree = tree.map_err(|(digest, source)| ContextError::Layer { digest, source })?;
         let layer = ImageLayer::new(Arc::new(tree), subpath);
-        layer.map(TreeLayer::Image).ok_or_else(|| ContextError::SubpathNotFound {
+        let layer = layer.ok_or_else(|| ContextError::SubpathNotFound {
             target: target.clone(),
             subpath: subpath.to_owned(),
-        })
+        })?;
+        Ok(MountedLayer::image(target.clone(), layer))
     }
 }
 

@@ -15,6 +15,7 @@ mod directory;
 mod entries;
 mod identify;
 mod image;
+mod layer;
 mod listing;
 mod read;
 mod resolve;
@@ -33,7 +34,7 @@ use super::ContextError;
 use super::port::{EntryKind, Xattr};
 
 pub use bounds::ScanBounds;
-pub use browse::{LayerFile, LocatedEntry};
+pub use browse::LocatedEntry;
 pub use directory::DirectoryLayer;
 pub use hearth_overlay::lower::{EntryStat, LowerTree};
 pub use identify::{CopySelection, CoveredEntries, IdentifiedTree, TreeIdentity};
@@ -44,20 +45,36 @@ pub use snapshot::TreeSnapshot;
 pub use stored::PackLayer;
 pub use walk::{FileReader, TreeWalk, WalkedEntry};
 
+#[cfg(test)]
+use layer::EmptyLayer;
+use layer::{TreeLayer, open_content};
+
 pub(super) use entries::path_order;
 
 /// A layer and its mount target.
 pub struct MountedLayer {
-    pub target: MountTarget,
-    pub layer: TreeLayer,
+    target: MountTarget,
+    layer: Arc<dyn TreeLayer>,
 }
 
-/// A source of files that is mounted in a [`ContextTree`].
-pub enum TreeLayer {
-    Directory(DirectoryLayer),
-    Image(ImageLayer),
-    Pack(PackLayer),
-    Empty,
+impl MountedLayer {
+    pub fn directory(target: MountTarget, layer: DirectoryLayer) -> Self {
+        Self { target, layer: Arc::new(layer) }
+    }
+
+    pub fn image(target: MountTarget, layer: ImageLayer) -> Self {
+        Self { target, layer: Arc::new(layer) }
+    }
+
+    pub fn pack(target: MountTarget, layer: PackLayer) -> Self {
+        Self { target, layer: Arc::new(layer) }
+    }
+
+    /// Mounts a directory without content.
+    #[cfg(test)]
+    pub(crate) fn empty(target: MountTarget) -> Self {
+        Self { target, layer: Arc::new(EmptyLayer) }
+    }
 }
 
 /// The union of the mounted layers of a build. Cheap to clone.
@@ -115,6 +132,24 @@ struct DirectoryContent {
     directory: Option<Arc<OwnedFd>>,
 }
 
+impl EntryOrigin {
+    /// Returns the number of an entry of an image or a pack.
+    const fn node(&self) -> Option<u32> {
+        match *self {
+            Self::Image { node, .. } | Self::Pack { entry: node, .. } => Some(node),
+            Self::Synthetic | Self::Disk { .. } => None,
+        }
+    }
+
+    /// Returns the number of the mount that contains the entry.
+    const fn mount(&self) -> Option<u32> {
+        match *self {
+            Self::Disk { mount, .. } | Self::Image { mount, .. } | Self::Pack { mount, .. } => Some(mount),
+            Self::Synthetic => None,
+        }
+    }
+}
+
 impl LayerEntry {
     const fn synthetic_directory() -> Self {
         Self {
@@ -148,7 +183,7 @@ impl ContextTree {
         self.mounts.iter().enumerate().filter_map(covers).min_by_key(|(_, below)| below.len())
     }
 
-    fn layer(&self, mount: u32) -> &TreeLayer {
+    fn layer(&self, mount: u32) -> &Arc<dyn TreeLayer> {
         &self.mounts[mount as usize].layer
     }
 

@@ -18,7 +18,7 @@ use hearth_overlay::union::OverlayFs;
 use hearth_overlay::union::upper::UpperLayer;
 
 use crate::storage::StorageRoot;
-use crate::tree::{ContextTree, DirectoryLayer, MountedLayer, TreeLayer};
+use crate::tree::{ContextTree, DirectoryLayer, MountedLayer};
 
 /// A directory that contains a lower and an upper directory.
 struct Place {
@@ -59,6 +59,6 @@ impl Place {
 
 fn tree_of(directory: &Path) -> ContextTree {
     let root = StorageRoot::open(directory).unwrap();
-    let layer = TreeLayer::Directory(DirectoryLayer::open(&root, Path::new("")).unwrap());
-    ContextTree::new(vec![MountedLayer { target: "/".parse().unwrap(), layer }]).unwrap()
+    let layer = DirectoryLayer::open(&root, Path::new("")).unwrap();
+    ContextTree::new(vec![MountedLayer::directory("/".parse().unwrap(), layer)]).unwrap()
 }

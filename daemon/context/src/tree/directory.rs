@@ -3,15 +3,19 @@
 //! No path is opened in a way that a symbolic link could redirect: the source is opened once below the
 //! storage's root, and everything below it is opened with symbolic links refused.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use hearth_overlay::attr::{InodeStat, read_xattr, stat_at};
 use hearth_overlay::beneath::{self, DiskStat};
+use hearth_overlay::lower::{EntryStat, FileIdentity, MAX_DIRECTORY_ENTRIES};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
+use super::layer::TreeLayer;
 use super::{DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry, joined};
 use crate::port::EntryKind;
 use crate::storage::{StorageError, StorageRoot, is_unfinished, normalized};
@@ -46,8 +50,29 @@ impl DirectoryLayer {
         if self.is_directory { beneath::open_directory(&self.source, path) } else { Err(Errno::NOTDIR) }
     }
 
-    /// Returns the entry at `path`; `None` when there is none, or when a symbolic link is on the path.
-    pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Result<Option<LayerEntry>, Errno> {
+    /// Opens a handle to an entry that can have extended attributes: a regular file or a directory.
+    fn open_for_xattrs(&self, path: &[u8]) -> Result<Option<OwnedFd>, Errno> {
+        let held = match self.open_path(path) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            other => other?,
+        };
+        let kind = stat_at(&held, c"")?.attr.kind;
+        Ok(matches!(kind, FileType::RegularFile | FileType::Directory).then_some(held))
+    }
+
+    /// Opens the regular file at `path`, and returns its stat at that moment.
+    pub(super) fn open_file(&self, path: &[u8]) -> Result<(File, DiskStat), Errno> {
+        let held = self.open_path(path)?;
+        let stat = beneath::stat(&held)?;
+        if stat.kind != FileType::RegularFile {
+            return Err(Errno::ISDIR);
+        }
+        Ok((beneath::reopen(&held)?, stat))
+    }
+}
+
+impl TreeLayer for DirectoryLayer {
+    fn lookup(&self, mount: u32, path: &[u8]) -> Result<Option<LayerEntry>, Errno> {
         let held = match self.open_path(path) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             other => other?,
@@ -56,9 +81,8 @@ impl DirectoryLayer {
         layer_entry(mount, &stat, || beneath::link_target(&held, c"")).map(Some)
     }
 
-    /// Returns the content of a directory, unsorted. Entries that vanish meanwhile are omitted. The result
-    /// has at most `limit` + 1 children. `above` is the open parent directory, if the caller has it.
-    pub(super) fn children(
+    // Entries that vanish meanwhile are omitted.
+    fn children(
         &self,
         mount: u32,
         path: &[u8],
@@ -93,15 +117,67 @@ impl DirectoryLayer {
         }
     }
 
-    /// Opens the regular file at `path`, and returns its stat at that moment.
-    pub(super) fn open_file(&self, path: &[u8]) -> Result<(File, DiskStat), Errno> {
-        let held = self.open_path(path)?;
-        let stat = beneath::stat(&held)?;
-        if stat.kind != FileType::RegularFile {
-            return Err(Errno::ISDIR);
+    fn stat(&self, mount: u32, path: &[u8]) -> Result<Option<EntryStat>, Errno> {
+        match self.open_path(path) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            held => Ok(Some(from_disk(mount, &stat_at(held?, c"")?))),
         }
-        Ok((beneath::reopen(&held)?, stat))
     }
+
+    fn list(&self, mount: u32, path: &[u8]) -> Result<BTreeMap<Box<[u8]>, EntryStat>, Errno> {
+        let directory = match self.open_directory(path) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(BTreeMap::new()),
+            other => other?,
+        };
+        let mut names: Vec<(Box<[u8]>, EntryStat)> = Vec::new();
+        let mut failed = None;
+        beneath::for_each_name(&directory, |name| {
+            if is_unfinished(name.to_bytes()) {
+                return true;
+            }
+            match stat_at(&directory, name) {
+                Ok(stat) => names.push((name.to_bytes().into(), from_disk(mount, &stat))),
+                Err(Errno::NOENT) => {}
+                Err(errno) => failed = Some(errno),
+            }
+            if names.len() > MAX_DIRECTORY_ENTRIES {
+                failed = Some(Errno::OVERFLOW);
+            }
+            failed.is_none()
+        })?;
+        // Collecting sorted names in one step is much cheaper than inserting them one by one.
+        failed.map_or_else(|| Ok(names.into_iter().collect()), Err)
+    }
+
+    fn link_target(&self, path: &[u8]) -> Result<Box<[u8]>, Errno> {
+        beneath::link_target(self.open_path(path)?, c"")
+    }
+
+    fn xattr(&self, path: &[u8], name: &[u8]) -> Result<Vec<u8>, Errno> {
+        let Some(held) = self.open_for_xattrs(path)? else { return Err(Errno::NODATA) };
+        read_xattr(|buffer| rustix::fs::getxattr(proc_path(&held), name, buffer))
+    }
+
+    fn xattr_names(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
+        let Some(held) = self.open_for_xattrs(path)? else { return Ok(Vec::new()) };
+        read_xattr(|buffer| rustix::fs::listxattr(proc_path(&held), buffer))
+    }
+
+    fn as_directory(&self) -> Option<&DirectoryLayer> {
+        Some(self)
+    }
+}
+
+fn from_disk(mount: u32, stat: &InodeStat) -> EntryStat {
+    let &InodeStat { attr, file_system, inode, birth: born } = stat;
+    EntryStat {
+        attr,
+        identity: FileIdentity::Disk { mount, file_system, inode, birth: (born.seconds, born.nanos) },
+    }
+}
+
+fn proc_path(held: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", held.as_raw_fd())
 }
 
 fn layer_entry(

@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::scan::{since_epoch, threads};
-use super::{EntryOrigin, TreeLayer, TreeSnapshot, bare, below};
+use super::{TreeSnapshot, bare, below};
 use crate::ContextError;
 use crate::port::{EntryKind, FileTree as _, TreeEntry, Xattr};
 
@@ -265,19 +265,12 @@ impl TreeSnapshot {
             Ok(error) => error,
             Err(source) => ContextError::Io { path: self.shown(index), source },
         };
-        if let EntryOrigin::Image { mount, node } = self.origin(index) {
-            return match self.tree.layer(mount) {
-                TreeLayer::Image(layer) => Ok((layer.content_hash(node), layer.xattrs(node).to_vec())),
-                _ => Err(ContextError::Changed { path: self.shown(index) }),
-            };
-        }
-        if let EntryOrigin::Pack { mount, entry } = self.origin(index) {
-            return match self.tree.layer(mount) {
-                TreeLayer::Pack(layer) => {
-                    layer.content(entry).ok_or_else(|| ContextError::Changed { path: self.shown(index) })
-                }
-                _ => Err(ContextError::Changed { path: self.shown(index) }),
-            };
+        let origin = self.origin(index);
+        if let (Some(mount), Some(node)) = (origin.mount(), origin.node()) {
+            let layer = self.tree.layer(mount);
+            let hash = layer.content_hash(node);
+            let hash = hash.ok_or_else(|| ContextError::Changed { path: self.shown(index) })?;
+            return Ok((hash, layer.xattrs(node)));
         }
         let mut content = self.open_on_disk(index)?;
         let xattrs = beneath::xattrs(content.file()).map_err(|errno| failed(errno.into()))?;
@@ -315,12 +308,7 @@ impl TreeSnapshot {
                 }
             }
             whole.add(self, index, 0, contents);
-            let mount = match self.origin(index) {
-                EntryOrigin::Synthetic => continue,
-                EntryOrigin::Disk { mount, .. }
-                | EntryOrigin::Image { mount, .. }
-                | EntryOrigin::Pack { mount, .. } => mount,
-            };
+            let Some(mount) = self.origin(index).mount() else { continue };
             let sum = mounts.entry(mount).or_default();
             if !is_whole && let Some(skip) = self.below_mount(mount, &entry) {
                 sum.add(self, index, skip, contents);

@@ -1,11 +1,14 @@
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hearth_pack::identity::ContentHash;
+use rustix::io::Errno;
 
+use super::layer::TreeLayer;
 use super::{DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry};
 use crate::layers::{ImageNodeKind, ImageTree};
-use crate::port::EntryKind;
+use crate::port::{EntryKind, Xattr};
 
 /// An image, or the part of it below a path, as a layer.
 pub struct ImageLayer {
@@ -45,41 +48,48 @@ impl ImageLayer {
             origin: EntryOrigin::Image { mount, node },
         }
     }
+}
 
-    pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Option<LayerEntry> {
-        self.image.lookup(self.top, path).map(|node| self.layer_entry(mount, node))
+impl TreeLayer for ImageLayer {
+    fn lookup(&self, mount: u32, path: &[u8]) -> Result<Option<LayerEntry>, Errno> {
+        Ok(self.image.lookup(self.top, path).map(|node| self.layer_entry(mount, node)))
     }
 
-    pub(super) fn children(&self, mount: u32, path: &[u8]) -> DirectoryContent {
-        let Some(directory) = self.image.lookup(self.top, path) else { return DirectoryContent::default() };
+    fn children(
+        &self,
+        mount: u32,
+        path: &[u8],
+        _above: Option<&OwnedFd>,
+        _limit: usize,
+    ) -> Result<DirectoryContent, Errno> {
+        let Some(directory) = self.image.lookup(self.top, path) else {
+            return Ok(DirectoryContent::default());
+        };
         let child = |(name, node): (&[u8], u32)| DirectoryChild {
             name: name.into(),
             found: self.layer_entry(mount, node),
         };
         let children = self.image.children(directory).map(child).collect();
-        DirectoryContent { children, xattrs: self.image.xattrs(directory).to_vec(), directory: None }
+        Ok(DirectoryContent { children, xattrs: self.image.xattrs(directory).to_vec(), directory: None })
     }
 
-    pub(super) fn link_group(&self, node: u32) -> Option<u64> {
+    fn link_group(&self, node: u32) -> Option<u64> {
         self.image.link_group(node)
     }
 
-    /// Returns the hash of a file's content.
-    pub fn content_hash(&self, node: u32) -> ContentHash {
-        self.image.content_hash(node)
+    fn xattrs(&self, node: u32) -> Vec<Xattr> {
+        self.image.xattrs(node).to_vec()
     }
 
-    /// Returns the extended attributes, sorted by name.
-    pub fn xattrs(&self, node: u32) -> &[(Vec<u8>, Vec<u8>)] {
-        self.image.xattrs(node)
+    fn content_hash(&self, node: u32) -> Option<ContentHash> {
+        Some(self.image.content_hash(node))
     }
 
-    /// Fills `buffer` from `offset` on, as far as the file reaches. Returns the number of bytes.
-    pub fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    fn open(&self, node: u32) -> io::Result<Box<dyn Read + Send>> {
+        self.image.open(node).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn read_at(&self, node: u32, _size: u64, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.image.read_at(node, buffer, offset)
-    }
-
-    pub(super) fn open(&self, node: u32) -> Option<Box<dyn Read + Send>> {
-        self.image.open(node)
     }
 }

@@ -24,8 +24,9 @@ use rustix::io::Errno;
 
 use super::directory::DirectoryLayer;
 use super::entries::ScannedEntries;
+use super::layer::TreeLayer as _;
 use super::scan::{since_epoch, threads};
-use super::{ContextTree, EntryOrigin, LayerEntry, MountedLayer, TreeLayer, TreeSnapshot, bare, below};
+use super::{ContextTree, EntryOrigin, LayerEntry, MountedLayer, TreeSnapshot, bare, below};
 
 /// `f_type` of the file systems that update a directory's change time with every name. Network file systems
 /// and FUSE file systems give no such guarantee.
@@ -64,8 +65,8 @@ impl ContextTree {
     /// Returns the only layer if it is a directory, and the path of `top` in it.
     fn only_directory<'t>(&self, top: &'t [u8]) -> Option<(&MountTarget, &DirectoryLayer, &'t [u8])> {
         match &*self.mounts {
-            [MountedLayer { target, layer: TreeLayer::Directory(layer) }] => {
-                Some((target, layer, below(bare(target), top)?))
+            [MountedLayer { target, layer }] => {
+                Some((target, layer.as_directory()?, below(bare(target), top)?))
             }
             _ => None,
         }

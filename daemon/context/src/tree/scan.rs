@@ -20,9 +20,7 @@ use super::directory::child_path;
 use super::entries::ScannedEntries;
 use super::listing::{DirectoryLister, ListedDirectory, ListingRequest, MAX_QUEUED_ENTRIES};
 use super::snapshot::TreeSnapshot;
-use super::{
-    ContextTree, DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry, TreeLayer, bare, below, joined,
-};
+use super::{ContextTree, DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry, bare, below, joined};
 use crate::ContextError;
 use crate::port::{EntryKind, FileTree as _};
 
@@ -234,12 +232,7 @@ impl ContextTree {
     }
 
     pub(super) fn lookup_in(&self, mount: u32, inside: &[u8]) -> Result<Option<LayerEntry>, Errno> {
-        match self.layer(mount) {
-            TreeLayer::Directory(layer) => layer.lookup(mount, inside),
-            TreeLayer::Image(layer) => Ok(layer.lookup(mount, inside)),
-            TreeLayer::Pack(layer) => Ok(layer.lookup(mount, inside)),
-            TreeLayer::Empty => Ok(inside.is_empty().then(LayerEntry::synthetic_directory)),
-        }
+        self.layer(mount).lookup(mount, inside)
     }
 
     pub(super) fn children(
@@ -249,29 +242,17 @@ impl ContextTree {
         above: Option<&OwnedFd>,
         shown: &[u8],
     ) -> Result<DirectoryContent, ContextError> {
-        let children = match self.layer(mount) {
-            TreeLayer::Directory(layer) => layer
-                .children(mount, inside, above, MAX_FILES)
-                .map_err(|errno| ContextError::at(&absolute(shown), errno))?,
-            TreeLayer::Image(layer) => layer.children(mount, inside),
-            TreeLayer::Pack(layer) => layer.children(mount, inside),
-            TreeLayer::Empty => DirectoryContent::default(),
-        };
-        Ok(children)
+        let children = self.layer(mount).children(mount, inside, above, MAX_FILES);
+        children.map_err(|errno| ContextError::at(&absolute(shown), errno))
     }
 
     /// Returns the key that all hard links of one regular file share; `None` for a file with one name.
     fn link_key(&self, found: &LayerEntry) -> Option<(u32, u64, u64)> {
         match found.origin {
             EntryOrigin::Disk { mount, device, inode, .. } if found.links > 1 => Some((mount, device, inode)),
-            EntryOrigin::Image { mount, node } => match self.layer(mount) {
-                TreeLayer::Image(layer) => layer.link_group(node).map(|group| (mount, u64::MAX, group)),
-                _ => None,
-            },
-            EntryOrigin::Pack { mount, entry } => match self.layer(mount) {
-                TreeLayer::Pack(layer) => layer.link_group(entry).map(|group| (mount, u64::MAX, group)),
-                _ => None,
-            },
+            EntryOrigin::Image { mount, node } | EntryOrigin::Pack { mount, entry: node } => {
+                self.layer(mount).link_group(node).map(|group| (mount, u64::MAX, group))
+            }
             _ => None,
         }
     }

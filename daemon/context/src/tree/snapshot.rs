@@ -10,7 +10,7 @@ use super::identify::CoveredEntries;
 use super::read::VerifiedFile;
 use super::revalidate::TopDirectory;
 use super::scan::absolute;
-use super::{ContextTree, EntryOrigin, TreeLayer, joined};
+use super::{ContextTree, EntryOrigin, joined};
 use crate::ContextError;
 use crate::error::text;
 use crate::port::{EntryKind, FileTree, TreeEntry, Xattr};
@@ -147,7 +147,7 @@ impl TreeSnapshot {
             return Err(changed());
         };
         let Some((mount, inside)) = self.tree.deepest_mount(&path) else { return Err(changed()) };
-        let TreeLayer::Directory(layer) = self.tree.layer(mount) else { return Err(changed()) };
+        let Some(layer) = self.tree.layer(mount).as_directory() else { return Err(changed()) };
         let (file, stat) =
             layer.open_file(inside).map_err(|errno| ContextError::at(&absolute(&path), errno))?;
         let expected = DiskStat { device, inode, changed: change_time, size, modified, ..stat };
@@ -158,7 +158,6 @@ impl TreeSnapshot {
     }
 
     fn open_content(&self, index: usize) -> Result<Box<dyn Read + Send>, ContextError> {
-        let changed = || ContextError::Changed { path: self.shown(index) };
         match (self.entry(index).kind, self.origin(index)) {
             (EntryKind::HardLink(first), _) => self.open_content(first),
             (EntryKind::File, EntryOrigin::Disk { .. }) => {
@@ -170,16 +169,13 @@ impl TreeSnapshot {
                     None => Box::new(verified),
                 })
             }
-            (EntryKind::File, EntryOrigin::Image { mount, node }) => match self.tree.layer(mount) {
-                TreeLayer::Image(layer) => layer.open(node).ok_or_else(changed),
-                _ => Err(changed()),
-            },
-            (EntryKind::File, EntryOrigin::Pack { mount, entry }) => match self.tree.layer(mount) {
-                TreeLayer::Pack(layer) => {
-                    layer.open(entry).map_err(|source| ContextError::Io { path: self.shown(index), source })
-                }
-                _ => Err(changed()),
-            },
+            (
+                EntryKind::File,
+                EntryOrigin::Image { mount, node } | EntryOrigin::Pack { mount, entry: node },
+            ) => {
+                let opened = self.tree.layer(mount).open(node);
+                opened.map_err(|source| ContextError::Io { path: self.shown(index), source })
+            }
             (kind, _) => Err(ContextError::NotAFile { path: self.shown(index), what: kind_name(&kind) }),
         }
     }

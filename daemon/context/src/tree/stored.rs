@@ -2,15 +2,19 @@
 
 use std::collections::HashSet;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hearth_pack::identity::{ContentHash, NodeKind};
 use hearth_pack::listing::ListingEntry;
+use rustix::io::Errno;
 
+use super::layer::TreeLayer;
 use super::{DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry};
-use crate::pack::PackTree;
+use crate::pack::{PackContentReader, PackTree};
 use crate::port::{EntryKind, Xattr};
 
+/// A pack as a layer. The root of the layer is the root of the pack.
 pub struct PackLayer {
     pack: Arc<PackTree>,
     /// Entries of files with several hard links.
@@ -58,22 +62,36 @@ impl PackLayer {
         LayerEntry { kind, mode: listed.mode, size, mtime: 0, links: 1, origin }
     }
 
-    pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Option<LayerEntry> {
+    /// Opens the content of a file from `offset` on.
+    fn content(&self, entry: u32, offset: u64) -> io::Result<PackContentReader> {
+        let (content, size) = self.entry(entry).content().ok_or(io::ErrorKind::InvalidInput)?;
+        self.pack.open_at(&content, size, offset)
+    }
+}
+
+impl TreeLayer for PackLayer {
+    fn lookup(&self, mount: u32, path: &[u8]) -> Result<Option<LayerEntry>, Errno> {
         if path.is_empty() {
             // The root is not in the listing; it has the mode of a synthetic directory.
             let origin = EntryOrigin::Pack { mount, entry: u32::MAX };
-            return Some(LayerEntry { origin, ..LayerEntry::synthetic_directory() });
+            return Ok(Some(LayerEntry { origin, ..LayerEntry::synthetic_directory() }));
         }
-        self.find(path).map(|entry| self.layer_entry(mount, entry))
+        Ok(self.find(path).map(|entry| self.layer_entry(mount, entry)))
     }
 
-    pub(super) fn children(&self, mount: u32, path: &[u8]) -> DirectoryContent {
+    fn children(
+        &self,
+        mount: u32,
+        path: &[u8],
+        _above: Option<&OwnedFd>,
+        _limit: usize,
+    ) -> Result<DirectoryContent, Errno> {
         let listing = &self.pack.listing;
         let mut xattrs = Vec::new();
         let (mut at, end, skip) = if path.is_empty() {
             (0, listing.len(), 0)
         } else {
-            let Some(directory) = listing.find(path) else { return DirectoryContent::default() };
+            let Some(directory) = listing.find(path) else { return Ok(DirectoryContent::default()) };
             xattrs = listing.entry(directory).xattrs;
             (directory + 1, listing.end_of(directory), path.len() + 1)
         };
@@ -84,33 +102,30 @@ impl PackLayer {
             at = if found.kind == EntryKind::Directory { listing.end_of(at) } else { at + 1 };
             children.push(DirectoryChild { name, found });
         }
-        DirectoryContent { children, xattrs, directory: None }
+        Ok(DirectoryContent { children, xattrs, directory: None })
     }
 
-    /// Returns the number that the hard links of one file share.
-    pub(super) fn link_group(&self, entry: u32) -> Option<u64> {
+    fn link_group(&self, entry: u32) -> Option<u64> {
         self.linked.contains(&entry).then_some(entry.into())
     }
 
-    /// Returns the hash of a file's content, and its extended attributes.
-    pub(super) fn content(&self, entry: u32) -> Option<(ContentHash, Vec<Xattr>)> {
-        let listed = self.entry(entry);
-        let (hash, _) = listed.content()?;
-        Some((hash, listed.xattrs))
+    fn content_hash(&self, entry: u32) -> Option<ContentHash> {
+        self.entry(entry).content().map(|(hash, _)| hash)
     }
 
-    /// Returns the extended attributes of an entry; the root has none.
-    pub(super) fn xattrs(&self, entry: u32) -> Vec<Xattr> {
+    fn xattrs(&self, entry: u32) -> Vec<Xattr> {
         if entry == u32::MAX { Vec::new() } else { self.entry(entry).xattrs }
     }
 
-    pub(super) fn open(&self, entry: u32) -> io::Result<Box<dyn Read + Send>> {
-        self.open_at(entry, 0)
+    fn open(&self, entry: u32) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(self.content(entry, 0)?))
     }
 
-    /// Opens the content from `offset` on.
-    pub(super) fn open_at(&self, entry: u32, offset: u64) -> io::Result<Box<dyn Read + Send>> {
-        let (content, size) = self.entry(entry).content().ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Box::new(self.pack.open_at(&content, size, offset)?))
+    fn read_at(&self, entry: u32, size: u64, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(buffer.len());
+        if room > 0 {
+            self.content(entry, offset)?.read_exact(&mut buffer[..room])?;
+        }
+        Ok(room)
     }
 }

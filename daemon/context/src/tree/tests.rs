@@ -50,13 +50,12 @@ impl Room {
         self
     }
 
-    fn layer(&self, source: &str) -> TreeLayer {
-        TreeLayer::Directory(DirectoryLayer::open(&self.root, Path::new(source)).unwrap())
+    fn layer(&self, source: &str) -> DirectoryLayer {
+        DirectoryLayer::open(&self.root, Path::new(source)).unwrap()
     }
 
     fn tree(&self, mounts: &[(&str, &str)]) -> ContextTree {
-        let mounted =
-            |(source, at): &(&str, &str)| MountedLayer { target: target(at), layer: self.layer(source) };
+        let mounted = |(source, at): &(&str, &str)| MountedLayer::directory(target(at), self.layer(source));
         ContextTree::new(mounts.iter().map(mounted).collect()).unwrap()
     }
 }
@@ -187,9 +186,9 @@ fn an_empty_mount_is_an_empty_directory() {
     let room = Room::new();
     room.file("app/cache/f", "1").file("lib/g", "2");
     let tree = ContextTree::new(vec![
-        MountedLayer { target: target("/context"), layer: room.layer("app") },
-        MountedLayer { target: target("/context/cache"), layer: TreeLayer::Empty },
-        MountedLayer { target: target("/context/cache/lib"), layer: room.layer("lib") },
+        MountedLayer::directory(target("/context"), room.layer("app")),
+        MountedLayer::empty(target("/context/cache")),
+        MountedLayer::directory(target("/context/cache/lib"), room.layer("lib")),
     ])
     .unwrap();
     assert_eq!(
@@ -197,10 +196,7 @@ fn an_empty_mount_is_an_empty_directory() {
         ["cache/", "cache/lib/", "cache/lib/g=2"]
     );
     assert!(matches!(
-        ContextTree::new(vec![
-            MountedLayer { target: target("/x"), layer: TreeLayer::Empty },
-            MountedLayer { target: target("/x"), layer: TreeLayer::Empty },
-        ]),
+        ContextTree::new(vec![MountedLayer::empty(target("/x")), MountedLayer::empty(target("/x")),]),
         Err(ContextError::DuplicateTarget { .. })
     ));
 }
@@ -421,7 +417,7 @@ proptest! {
             let target = at.as_ref().filter(|_| index > 0).map_or("/c".to_owned(), |at| format!("/c/{at}"));
             mounts.entry(target).or_insert(index);
         }
-        let mounted = |(at, index): (&String, &usize)| MountedLayer { target: target(at), layer: room.layer(&format!("l{index}")) };
+        let mounted = |(at, index): (&String, &usize)| MountedLayer::directory(target(at), room.layer(&format!("l{index}")));
         let snapshot = ContextTree::new(mounts.iter().map(mounted).collect()).unwrap().scan(&target("/c"), &ScanBounds::default()).unwrap();
 
         // `mounts` is in path order, so a shallower target comes before those below it.

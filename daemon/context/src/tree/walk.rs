@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::read::VerifiedFile;
 use super::scan::absolute;
-use super::{ContextTree, EntryOrigin, TreeLayer, below};
+use super::{ContextTree, below};
 use crate::ContextError;
 use crate::error::text;
 
@@ -91,12 +91,12 @@ impl ContextTree {
             errno => ContextError::at(&absolute(path), errno),
         };
         let (mount, inside) = self.deepest_mount(path).ok_or_else(|| failed(Errno::NOENT))?;
-        let content = match self.layer(mount) {
-            TreeLayer::Directory(layer) => {
+        let content = match self.layer(mount).as_directory() {
+            Some(layer) => {
                 let (file, stat) = layer.open_file(inside).map_err(failed)?;
                 ReaderSource::File(VerifiedFile::new(file, stat, shown.clone()))
             }
-            _ => match self.open_content(path).map_err(failed)? {
+            None => match self.open_content(path).map_err(failed)? {
                 LowerFile::Archived(file) => ReaderSource::Archived(file, 0),
                 LowerFile::Disk(_) => return Err(failed(Errno::ISDIR)),
             },
@@ -107,11 +107,9 @@ impl ContextTree {
     /// Returns the hash of a file's content if it is known without reading the file.
     pub fn known_hash(&self, path: &[u8]) -> Option<ContentHash> {
         let (mount, inside) = self.deepest_mount(path)?;
-        let TreeLayer::Image(layer) = self.layer(mount) else { return None };
-        match layer.lookup(mount, inside)?.origin {
-            EntryOrigin::Image { node, .. } => Some(layer.content_hash(node)),
-            _ => None,
-        }
+        let layer = self.layer(mount);
+        let found = layer.lookup(mount, inside).ok()??;
+        found.origin.node().and_then(|node| layer.content_hash(node))
     }
 }
 

@@ -378,11 +378,10 @@ fn a_tree_of_several_mounts_is_one_union() {
     fs::write(other.path().join("g"), "project").unwrap();
     let layer = |path: &Path| {
         let root = crate::storage::StorageRoot::open(path).unwrap();
-        crate::tree::TreeLayer::Directory(crate::tree::DirectoryLayer::open(&root, Path::new("")).unwrap())
+        crate::tree::DirectoryLayer::open(&root, Path::new("")).unwrap()
     };
-    let mounted = |target: &str, path: &Path| crate::tree::MountedLayer {
-        target: target.parse().unwrap(),
-        layer: layer(path),
+    let mounted = |target: &str, path: &Path| {
+        crate::tree::MountedLayer::directory(target.parse().unwrap(), layer(path))
     };
     let tree = crate::tree::ContextTree::new(vec![
         mounted("/context", &place.lower()),

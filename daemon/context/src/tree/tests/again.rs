@@ -146,8 +146,8 @@ fn only_one_directory_of_a_file_system_that_keeps_times_is_known() {
     // The change times of its directories stay as old as the machine, whatever is created and removed in
     // them.
     let root = StorageRoot::open_or_create(Path::new("/sys/kernel")).unwrap();
-    let layer = TreeLayer::Directory(DirectoryLayer::open(&root, Path::new("mm")).unwrap());
-    let tree = ContextTree::new(vec![MountedLayer { target: target("/context"), layer }]).unwrap();
+    let layer = DirectoryLayer::open(&root, Path::new("mm")).unwrap();
+    let tree = ContextTree::new(vec![MountedLayer::directory(target("/context"), layer)]).unwrap();
     let mut snapshot = tree.scan(&target("/context"), &ScanBounds::default()).unwrap();
     snapshot.set_unsettled(Vec::new());
     snapshot.root.as_mut().unwrap().observed_at = i64::MAX;
