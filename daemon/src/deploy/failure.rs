@@ -271,7 +271,7 @@ fn unhealthy_fault(findings: &InstanceFindings, never: bool) -> Fault {
                 "the app listens on {}:{port} only, where nothing outside reaches it",
                 listener.address
             );
-            return fault(ErrorCode::ListensLocally, message).hint("let it listen on 0.0.0.0");
+            return fault(ErrorCode::ListensLocally, message);
         }
         let open: Vec<u16> =
             findings.listeners.iter().filter(|listener| !listener.is_local()).map(|l| l.port).collect();

@@ -6,7 +6,7 @@ use super::serde_as_text;
 /// A content digest, `sha256:` and 64 lower-case hexadecimal digits (OCI image spec, "Digests").
 ///
 /// ```
-/// use hearth_proto::value::Digest;
+/// use hearth_value::Digest;
 /// let text = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 /// assert_eq!(text.parse::<Digest>().map(|d| d.to_string()), Ok(text.to_owned()));
 /// ```

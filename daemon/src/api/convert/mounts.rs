@@ -38,7 +38,7 @@ pub(super) fn service_mounts(wire: Vec<v1::Mount>, field: &str) -> Result<Vec<Se
     let texts: usize = mounts.iter().map(|mount| text_of(&mount.source).map_or(0, str::len)).sum();
     if texts > MAX_TEXTS {
         let message = format!("the texts of files have {texts} bytes; at most {MAX_TEXTS} together");
-        return Err(ApiError::invalid(field, ErrorCode::TooLarge, message).hint(FILES_HINT));
+        return Err(ApiError::invalid(field, ErrorCode::TooLarge, message));
     }
     Ok(mounts)
 }
@@ -68,8 +68,6 @@ fn mounts<S: MountSource>(
     }
     Ok(mounts)
 }
-
-const FILES_HINT: &str = "put large files in room storage, and mount them from there";
 
 fn text_of(source: &ServiceMountSource) -> Option<&str> {
     match source {
@@ -137,8 +135,7 @@ fn service_source(wire: Source, field: &str) -> Result<ServiceMountSource, ApiEr
         Source::EmptyDir(_) => ServiceMountSource::EmptyDir,
         Source::File(v1::FileSource { text }) if text.len() > MAX_TEXT => {
             let message = format!("the text of a file has {} bytes; at most {MAX_TEXT}", text.len());
-            return Err(ApiError::invalid(format!("{field}.file.text"), ErrorCode::TooLarge, message)
-                .hint(FILES_HINT));
+            return Err(ApiError::invalid(format!("{field}.file.text"), ErrorCode::TooLarge, message));
         }
         Source::File(v1::FileSource { text }) => ServiceMountSource::File(text),
     })

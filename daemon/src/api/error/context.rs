@@ -20,15 +20,16 @@ impl ApiError {
 
 impl From<ContextError> for ApiError {
     fn from(error: ContextError) -> Self {
-        let status = match &error {
-            ContextError::Changed { .. } => Code::Aborted,
-            ContextError::ShuttingDown => Code::Unavailable,
-            ContextError::Cancelled => Code::Cancelled,
-            ContextError::ContextPathNotFound { .. } | ContextError::SubpathNotFound { .. } => Code::NotFound,
-            ContextError::Io { .. } | ContextError::Layer { .. } => Code::Internal,
-            _ => Code::FailedPrecondition,
-        };
-        Self::from_fault(error.fault()).status(status)
+        let converted = Self::from_fault(error.fault());
+        match error {
+            ContextError::SubpathNotFound { .. } => converted.status(Code::NotFound),
+            ContextError::ShuttingDown => converted.status(Code::Unavailable),
+            ContextError::Layer { .. } => converted.status(Code::Internal),
+            ContextError::ImageNotOpened { .. } | ContextError::LinkLoop { .. } => {
+                converted.status(Code::FailedPrecondition)
+            }
+            _ => converted,
+        }
     }
 }
 

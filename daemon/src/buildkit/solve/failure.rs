@@ -68,7 +68,6 @@ fn unresolved_source_fault(source: &str) -> Fault {
     let message =
         format!("`{source}` was not fetched for this build: how the Dockerfile names it is not understood");
     Fault::new(FaultStage::Solve, code, message)
-        .hint("write the name out where it is used, without variables whose value only the builder knows")
 }
 
 fn classify(code: Code, message: &str, details: &ErrorDetails, out_of_memory: bool) -> Fault {

@@ -8,7 +8,7 @@ macro_rules! daemon_error_codes {
             Daemon "Daemon" {
                 Internal = "internal", Internal, Depends,
                     "The daemon, or the client, failed in a way that no request should cause. The daemon's log has the cause.";
-                NotReady = "not_ready", FailedPrecondition, Yes,
+                NotReady = "not_ready", FailedPrecondition, Depends,
                     "A component that the room needs, such as a builder or the container runtime, is not ready. `hearth doctor` shows which one, and why.";
                 Draining = "draining", Unavailable, Yes,
                     "The daemon is ending and accepts no new work. Try again when it has started again.";
