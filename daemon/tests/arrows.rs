@@ -88,7 +88,7 @@ const PACK: Crate = Crate {
         ("ignore", &[]),
         ("image", &["ignore"]),
         ("layer", &["identity", "walk", "workers"]),
-        ("listing", &["identity"]),
+        ("listing", &["identity", "walk"]),
         ("new_file", &["workers"]),
         (
             "pack",
