@@ -1,10 +1,8 @@
 //! `docs/reference/access.md` is generated from the tables that decide about access, and lists every method and every
-//! route. To regenerate it: `HEARTH_REGENERATE=1 cargo test -p hearthd --test access_table`.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! route. To regenerate it: `HEARTH_REGENERATE=1 cargo test -p hearthd --test reference`.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::Path;
 
 use hearthd::access::policy::{GRPC_METHODS, MethodGate, PolicyRule};
 use hearthd::api::http::PUBLIC_PATHS;
@@ -15,7 +13,7 @@ const HEAD: &str = "\
 # Who may do what
 
 <!-- Made by a test from the tables that decide: `daemon/src/access/policy/methods.rs`, `daemon/src/registry/http/route.rs`
-and `daemon/src/api/http.rs`. Write it again with `HEARTH_REGENERATE=1 cargo test -p hearthd --test access_table`. -->
+and `daemon/src/api/http.rs`. Write it again with `HEARTH_REGENERATE=1 cargo test -p hearthd --test reference`. -->
 
 A caller is a participant with a token of the room, a service or a build with a token that the daemon made for it, or root
 and the daemon's own user on the unix socket, who may do everything. A grant is part of a token's `api` scope. What is
@@ -132,13 +130,5 @@ fn table() -> String {
 
 #[test]
 fn the_documentation_is_what_the_tables_say() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/access.md");
-    if std::env::var_os("HEARTH_REGENERATE").is_some() {
-        std::fs::write(&path, table()).unwrap();
-    }
-    let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        kept == table(),
-        "docs/reference/access.md is stale: run HEARTH_REGENERATE=1 cargo test -p hearthd --test access_table"
-    );
+    super::assert_current("access.md", &table());
 }

@@ -1,7 +1,5 @@
 //! Every metric that the daemon sets is described where it is served, and has a row in `docs/reference/metrics.md`.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -23,13 +21,12 @@ fn sources(directory: &Path) -> String {
 
 #[test]
 fn every_metric_is_described_and_documented() {
-    let daemon = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let source = sources(&daemon.join("src"));
+    let source = sources(&super::repository().join("daemon/src"));
     let set = named(&source, &["metrics::counter!(", "metrics::gauge!(", "metrics::histogram!("]);
     let described = named(&source, &["describe_counter!(", "describe_gauge!(", "describe_histogram!("]);
     assert!(set.len() > 15, "{set:?}");
     assert_eq!(set, described, "the metrics that are set, and those that are described");
-    let reference = fs::read_to_string(daemon.join("../docs/reference/metrics.md")).unwrap();
+    let reference = fs::read_to_string(super::repository().join("docs/reference/metrics.md")).unwrap();
     let rows = reference.lines().filter_map(|line| line.strip_prefix("| `hearth_")?.split_once('`'));
     let documented: BTreeSet<String> = rows.map(|(name, _)| format!("hearth_{name}")).collect();
     assert_eq!(set, documented, "the metrics that are set, and the rows of docs/reference/metrics.md");
