@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::model::image::{Descriptor, Platform, TaggedImage, VerifiedImage};
+use crate::model::image::{Platform, TaggedImage, VerifiedImage};
 use crate::model::manifest::Manifest;
 use crate::model::share_owner::ShareOwnerResolver;
 use crate::model::{Digest, Reference, Repository, RoomRegistries, Tag};
@@ -30,6 +30,7 @@ use crate::task;
 
 use cache::CachedImagesInUse;
 use contents::ImageContents;
+use hearth_oci::Descriptor;
 use layers::InspectionQueue;
 use packs::HeldPacks;
 use port::{BlobStorage, ImageCatalog, LayerInspector, TagQuery};
@@ -259,7 +260,7 @@ impl ImageStore {
             let missing = ImageError::BlobMissing { manifest: top.digest, blob: wanted };
             let file = shared.blobs.open(&wanted).map_err(failed)?.ok_or(missing)?;
             let size = file.metadata().map_err(failed)?.len();
-            Ok(OpenBlob { blob: Descriptor { media_type, digest: wanted, size }, file })
+            Ok(OpenBlob { blob: Descriptor::new(&media_type, wanted, size), file })
         };
         task::blocking("open blob", open).await.map_err(|_| ImageError::Ending)?
     }

@@ -81,8 +81,8 @@ const PACK: Crate = Crate {
     roots: &[""],
     rows: &[
         ("prefetch", &["workers"]),
-        ("archive", &["image", "layer", "new_file", "walk"]),
-        ("base", &["archive", "image"]),
+        ("archive", &["layer", "new_file", "walk"]),
+        ("base", &["archive"]),
         ("cache", &["archive", "identity", "layer", "new_file", "workers"]),
         ("identity", &["layer", "sorted_map", "walk", "workers"]),
         ("ignore", &[]),
@@ -113,7 +113,30 @@ const PACK: Crate = Crate {
     ],
 };
 
-/// The client of other registries: it takes values of the packing crate, and packs nothing.
+/// The documents of images: values only.
+const OCI: Crate = Crate {
+    sources: "client/oci/src",
+    roots: &[""],
+    rows: &[
+        ("config", &["exact_names", "Platform", "null_as_default"]),
+        ("exact_names", &[]),
+        (
+            "manifest",
+            &[
+                "Platform",
+                "null_as_default",
+                "DOCKER_INDEX_TYPE",
+                "DOCKER_MANIFEST_TYPE",
+                "OCI_INDEX_TYPE",
+                "OCI_MANIFEST_TYPE",
+            ],
+        ),
+        ("platform", &["null_as_default"]),
+    ],
+    foreign: &[("hearth_pack", &[]), ("hearth_proto", &[]), ("hearth_registry", &[]), ("tokio", &[])],
+};
+
+/// The client of other registries: it does not pack.
 const REGISTRY: Crate = Crate {
     sources: "client/registry/src",
     roots: &[""],
@@ -129,7 +152,7 @@ const REGISTRY: Crate = Crate {
         ("retry", &[]),
         ("transport", &["auth", "error", "guard", "host", "push", "RegistryClient"]),
     ],
-    foreign: &[("clap", &[]), ("hearth_pack::pack", &[]), ("hearth_proto", &[]), ("tonic", &[])],
+    foreign: &[("clap", &[]), ("hearth_pack", &[]), ("hearth_proto", &[]), ("tonic", &[])],
 };
 
 /// `context`, `model` and `task` are crates below the daemon, which it re-exports.
@@ -305,6 +328,11 @@ fn packing_has_no_arrow_that_it_must_not_have() {
 }
 
 #[test]
+fn the_documents_of_images_have_no_arrow_that_they_must_not_have() {
+    check(&OCI);
+}
+
+#[test]
 fn the_registry_client_has_no_arrow_that_it_must_not_have() {
     check(&REGISTRY);
 }
@@ -330,7 +358,9 @@ fn each_form_of_a_wrong_arrow_is_told_with_rule_file_and_line() {
         (&PACK, "walk.rs", "use crate::pack::PackOptions;"),
         (&PACK, "base.rs", "use hearth_registry::RegistryClient;"),
         (&PACK, "pack.rs", "use tonic::Status;"),
+        (&OCI, "platform.rs", "use crate::config::ImageConfig;"),
         (&REGISTRY, "retry.rs", "use crate::push::PushTarget;"),
+        (&REGISTRY, "blob.rs", "use hearth_pack::archive;"),
     ];
     for (rules, file, source) in wrong {
         let told = rules.wrong(Path::new(file), &format!("//! A module.\n\n{source}\n"));

@@ -4,12 +4,15 @@
 
 use std::io::{self, Read};
 
+use hearth_oci::{
+    DOCKER_INDEX_TYPE, DOCKER_MANIFEST_TYPE, ImageConfig, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, OciIndex,
+};
 use hearth_pack::archive::{self, ArchiveSink};
 use hearth_pack::ignore::IgnorePatterns;
 use hearth_proto::v1::mount::Source;
 use hearth_proto::value::{BuildMountKind, Digest, MountKind, MountSpec, Reference, ServiceMountKind};
 use hearthd::context::layers::{ImageNodeKind, ImageTree, LayerBlob, LayerCache, LayerLimits};
-use hearthd::model::manifest::{self, ImageConfig, Manifest};
+use hearthd::model::manifest::Manifest;
 use sha2::{Digest as _, Sha256};
 
 /// Parses an ignore file, and matches it against the paths in it and against some hostile paths.
@@ -93,13 +96,9 @@ pub fn reference(bytes: &[u8]) {
 
 /// Parses JSON of a registry: an image manifest, an index, an image config.
 pub fn image_json(bytes: &[u8]) {
-    for media_type in [
-        manifest::OCI_MANIFEST,
-        manifest::OCI_INDEX,
-        manifest::DOCKER_MANIFEST,
-        manifest::DOCKER_LIST,
-        "text/html",
-    ] {
+    for media_type in
+        [OCI_MANIFEST_TYPE, OCI_INDEX_TYPE, DOCKER_MANIFEST_TYPE, DOCKER_INDEX_TYPE, "text/html"]
+    {
         if let Ok(manifest) = Manifest::parse(media_type, bytes) {
             let parts = manifest.parts();
             // Each part is named in the bytes, so the length of the bytes limits the number of parts.
@@ -110,12 +109,12 @@ pub fn image_json(bytes: &[u8]) {
             }
         }
     }
-    if let Ok(config) = ImageConfig::parse(bytes) {
-        assert!(config.diff_ids.len() * "sha256:".len() <= bytes.len());
+    if let Ok(config) = ImageConfig::parse_unambiguous(bytes) {
+        assert!(config.rootfs.diff_ids.len() * "sha256:".len() <= bytes.len());
     }
-    let _ = serde_json::from_slice::<hearth_pack::image::OciIndex>(bytes);
-    let _ = serde_json::from_slice::<hearth_pack::image::Manifest>(bytes);
-    let _ = serde_json::from_slice::<hearth_pack::image::ImageConfig>(bytes);
+    let _ = serde_json::from_slice::<OciIndex>(bytes);
+    let _ = serde_json::from_slice::<hearth_oci::Manifest>(bytes);
+    let _ = ImageConfig::parse(bytes);
 }
 
 /// Reads an OCI archive as a client sends one.

@@ -16,10 +16,10 @@ pub use atomic_file::write_atomically;
 pub(crate) use image_file::FileRange;
 pub use image_file::ImageFile;
 pub use read::{ArchiveSink, ReadArchive, read};
-pub use write::{ArchiveLayout, BlobSource, OpenBlob, sha256};
+pub use write::{ArchiveLayout, BlobSource, OpenBlob};
 
 /// Maximum size of `index.json`, `oci-layout`, a manifest or a config, in bytes.
-pub const JSON_LIMIT: u64 = 4 * 1024 * 1024;
+const JSON_LIMIT: u64 = hearth_oci::MAX_DOCUMENT_BYTES as u64;
 
 /// Error of reading an archive.
 #[derive(Debug, thiserror::Error)]

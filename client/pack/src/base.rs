@@ -9,10 +9,10 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
+use hearth_oci::{Descriptor, ImageConfig, Platform};
 use hearth_value::Digest;
 
 use crate::archive::{ArchiveError, BlobSource, FileRange, ImageFile};
-use crate::image::{Descriptor, ImageConfig, Platform};
 pub use cache::BlobCache;
 
 /// A base image: its config, its layers, and a source of their bytes, such as an archive, a room or a registry.
@@ -50,7 +50,10 @@ impl BaseImage {
         mut layers: Vec<Descriptor>,
         blobs: Arc<dyn BlobSource>,
     ) -> Result<Self, BaseError> {
-        let config: ImageConfig = serde_json::from_slice(config)?;
+        let config = ImageConfig::parse(config)?;
+        if config.rootfs.kind.is_none() {
+            return Err(BaseError::Config(<serde_json::Error as serde::de::Error>::missing_field("rootfs")));
+        }
         let diff_ids = config.rootfs.diff_ids.len();
         if layers.len() != diff_ids {
             return Err(BaseError::LayerCount { layers: layers.len(), diff_ids });
@@ -60,6 +63,8 @@ impl BaseImage {
                 digest: layer.digest.to_string(),
                 media_type: layer.media_type.clone(),
             })?;
+            // The image that is packed has the layer itself.
+            layer.urls.clear();
         }
         Ok(Self { config, layers, blobs })
     }

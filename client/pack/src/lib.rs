@@ -9,7 +9,7 @@
 //! - [`listing`]: a tree as one list that is sent and stored.
 //! - [`pieces`]: the content of a tree in pieces, as it is sent to a room.
 //! - [`layer`]: that tree as one tar layer, hashed and compressed as it is read.
-//! - [`image`]: config, manifest and index.
+//! - [`image`]: settings of an image as the user gives them; its documents are those of the crate `hearth_oci`.
 //! - [`archive`]: the OCI image layout in a tar, written and read.
 //! - [`base`]: the base image of a pack.
 //! - [`pack()`]: all of this in one call.

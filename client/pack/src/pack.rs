@@ -11,11 +11,12 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use hearth_oci::{Descriptor, ImageConfig, Manifest, Platform};
 use hearth_value::{Digest, Reference};
 
 use crate::archive::OpenBlob;
 use crate::base::BaseImage;
-use crate::image::{ConfigError, ConfigFlags, Descriptor, ImageConfig, Manifest, Platform};
+use crate::image::{ConfigError, ConfigFlags};
 use crate::layer::{LayerError, LayerOptions, LayerSource, PackedLayer};
 use crate::new_file::{self, NewFile};
 use crate::summary::PackSummary;

@@ -6,6 +6,7 @@
 use std::io::{self, Read};
 
 use bytes::{Buf as _, Bytes};
+use hearth_oci::{Descriptor, MAX_DOCUMENT_BYTES};
 use hearth_value::Digest;
 use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
 use reqwest::{Response, StatusCode};
@@ -17,8 +18,6 @@ use super::error::RemoteError;
 use super::host::{RegistryHost, redacted_url};
 use super::resolve::{PullSource, not_found};
 use super::transport::{RegistryRequest, next_chunk};
-use hearth_pack::archive::JSON_LIMIT;
-use hearth_pack::image::Descriptor;
 
 /// Number of chunks that are buffered between the connection and the receiver.
 pub const CHUNK_BUFFER: usize = 16;
@@ -138,8 +137,8 @@ impl RegistryClient {
 
     /// Fetches a whole small blob, such as a config.
     pub async fn fetch_bytes(&self, source: &PullSource, blob: &Descriptor) -> Result<Vec<u8>, RemoteError> {
-        if blob.size > JSON_LIMIT {
-            return Err(RemoteError::TooLarge { url: source.reference.clone(), limit: JSON_LIMIT as usize });
+        if blob.size > MAX_DOCUMENT_BYTES as u64 {
+            return Err(RemoteError::TooLarge { url: source.reference.clone(), limit: MAX_DOCUMENT_BYTES });
         }
         let (send, mut chunks) = mpsc::channel::<Bytes>(CHUNK_BUFFER);
         let collect = async {

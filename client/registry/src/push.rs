@@ -12,6 +12,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hearth_oci::Descriptor;
 use hearth_value::{Digest, Reference};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode};
@@ -21,7 +22,6 @@ use super::RegistryClient;
 use super::error::RemoteError;
 use super::host::{RegistryHost, redacted_url, repository};
 use super::transport::{RegistryRequest, check_redirect};
-use hearth_pack::image::Descriptor;
 
 /// Opens a blob's content at its start, once for each attempt.
 #[derive(Clone)]

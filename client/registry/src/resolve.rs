@@ -4,6 +4,10 @@ use std::collections::HashSet;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use hearth_oci::{
+    DOCKER_INDEX_TYPE, DOCKER_MANIFEST_TYPE, Descriptor, DocumentHeader, ImageConfig, MAX_DOCUMENT_BYTES,
+    Manifest, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, OciIndex, Platform, sha256,
+};
 use hearth_value::{Digest, Reference};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
@@ -12,11 +16,6 @@ use super::RegistryClient;
 use super::error::{MirrorFailure, RemoteError};
 use super::host::{RegistryHost, redacted_url, repository};
 use super::transport::{RegistryRequest, answer_bytes};
-use hearth_pack::archive::{JSON_LIMIT, sha256};
-use hearth_pack::image::{
-    DOCKER_INDEX_TYPE, DOCKER_MANIFEST_TYPE, Descriptor, Manifest, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE,
-    OciIndex, Platform,
-};
 
 const ACCEPTED_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
@@ -181,7 +180,7 @@ impl RegistryClient {
         };
         let declared = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let declared = declared.and_then(|text| text.split(';').next()).unwrap_or_default().trim().to_owned();
-        let bytes = answer_bytes(answer, JSON_LIMIT as usize, self.retry.stall).await?;
+        let bytes = answer_bytes(answer, MAX_DOCUMENT_BYTES, self.retry.stall).await?;
         let actual = sha256(&bytes);
         if let Some(expected) = expected.filter(|expected| **expected != actual) {
             return Err(RemoteError::Mismatch { url: redacted_url(&url), declared: *expected, actual });
@@ -228,7 +227,8 @@ impl RegistryClient {
         }
         let manifest: Manifest = parse_json(&source, &bytes)?;
         let config = self.fetch_bytes(&source, &manifest.config).await?;
-        let declared: Platform = parse_json(&source, &config)?;
+        let declared = ImageConfig::parse_platform(&config)
+            .map_err(|error| invalid_answer(&source, &error.to_string()))?;
         if !declared.satisfies(platform) {
             let found = declared.to_string();
             return Err(RemoteError::NoPlatform {
@@ -259,24 +259,16 @@ fn select_platform(
 /// Returns the media type of a manifest: its own field, or else the declared content type. Unknown types are an
 /// error.
 fn media_type(declared: &str, bytes: &[u8], url: &str) -> Result<String, RemoteError> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct ManifestHead {
-        #[serde(default)]
-        media_type: Option<String>,
-        #[serde(default)]
-        schema_version: u64,
-    }
-    let head: ManifestHead = serde_json::from_slice(bytes)
+    let head: DocumentHeader = serde_json::from_slice(bytes)
         .map_err(|error| RemoteError::Answer { url: url.to_owned(), reason: error.to_string() })?;
     let own = head.media_type.filter(|own| !own.is_empty()).unwrap_or_else(|| declared.to_owned());
     let known =
         [OCI_MANIFEST_TYPE, OCI_INDEX_TYPE, DOCKER_MANIFEST_TYPE, DOCKER_INDEX_TYPE].contains(&own.as_str());
-    if known && head.schema_version == 2 {
+    if known && head.schema_version == Some(2) {
         return Ok(own);
     }
     let media_type =
-        if head.schema_version == 1 { "schema 1".to_owned() } else { own.chars().take(100).collect() };
+        if head.schema_version == Some(1) { "schema 1".to_owned() } else { own.chars().take(100).collect() };
     Err(RemoteError::MediaType { what: format!("the manifest at {url}"), media_type })
 }
 

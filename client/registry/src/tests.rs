@@ -5,14 +5,13 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use base64::Engine as _;
+use hearth_oci::{
+    Descriptor, Manifest, OCI_CONFIG_TYPE, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, OciIndex, Platform, sha256,
+};
 use hearth_value::{Digest, Reference};
 use tokio::sync::mpsc;
 
 use super::*;
-use hearth_pack::archive::sha256;
-use hearth_pack::image::{
-    Descriptor, Manifest, OCI_CONFIG_TYPE, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, OciIndex, Platform,
-};
 
 mod scripted;
 

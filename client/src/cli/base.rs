@@ -10,8 +10,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use hearth_pack::archive::sha256;
-use hearth_pack::image::{Descriptor, Manifest, OciIndex, Platform};
+use hearth_oci::{Descriptor, ImageConfig, Manifest, OciIndex, Platform, sha256};
 use hearth_pack::{BaseError, BaseImage, BlobCache};
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::value::{Digest, Reference, RoomRegistries};
@@ -134,7 +133,8 @@ async fn from_room(
     }
     let manifest: Manifest = parse(&what, &json)?;
     let (_, config) = read_small_blob(room, reference, Some(manifest.config.digest)).await?;
-    let declared: Platform = parse(&what, &config)?;
+    let declared = ImageConfig::parse_platform(&config)
+        .map_err(|error| Failure::failed(ErrorCode::InvalidBase, format!("{what}: {error}")))?;
     if !declared.satisfies(platform) {
         let message = format!("{what}: it is for {declared}, not for {platform}");
         return Err(Failure::failed(ErrorCode::PlatformMissing, message)
@@ -171,7 +171,7 @@ pub(super) async fn read_small_blob(
     let declared = digest.unwrap_or(content.digest);
     let mut bytes = Vec::new();
     while let Some(chunk) = content.next().await? {
-        if (bytes.len() + chunk.len()) as u64 > hearth_pack::archive::JSON_LIMIT {
+        if bytes.len() + chunk.len() > hearth_oci::MAX_DOCUMENT_BYTES {
             return Err(
                 ClientError::Protocol(format!("{declared} is too large for a manifest or config")).into()
             );

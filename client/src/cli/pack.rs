@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
+use hearth_oci::Platform;
 use hearth_pack::cache::PackCache;
-use hearth_pack::image::{ConfigFlags, Platform, parse_command};
+use hearth_pack::image::{ConfigFlags, parse_command};
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_pack::{PackError, PackOptions, PackedImage};
 use hearth_proto::error_code::ErrorCode;

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hearth_pack::identity::TreeDigest;
-use hearth_proto::value::{BuildMount, Digest, MountTarget, Reference};
+use hearth_value::{BuildMount, Digest, MountTarget, Reference};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use hearth_proto::value::{Digest, MountTarget, Reference, Repository, ServiceMount};
+use hearth_value::{Digest, MountTarget, Reference, Repository, ServiceMount};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,6 @@
 //! Failures in the form that is stored and shown.
 
-use hearth_proto::value::MountTarget;
+use hearth_value::MountTarget;
 use serde::{Deserialize, Serialize};
 
 pub use hearth_proto::error_code::{ErrorCode, RecordedErrorCode};

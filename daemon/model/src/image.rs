@@ -1,17 +1,10 @@
-//! Images of the room: descriptors, tags, platforms, and the names of cached images.
+//! Images of the room: tags, platforms, and the names of cached images.
 
-use hearth_proto::value::{Digest, Repository, Tag};
+use hearth_oci as oci;
+use hearth_oci::Descriptor;
+use hearth_value::{Digest, Repository, Tag};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-
-/// Reference to a manifest, index or layer (OCI image spec, "Descriptor").
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Descriptor {
-    pub media_type: String,
-    pub digest: Digest,
-    pub size: u64,
-}
 
 /// Tag of the room's registry and its manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +46,23 @@ impl Platform {
             other => other,
         };
         Self(format!("linux/{arch}"))
+    }
+
+    /// Returns the platform that a document declares, if it is a valid one.
+    pub fn declared(platform: &oci::Platform) -> Option<Self> {
+        let variant = platform.variant.as_ref().filter(|variant| !variant.is_empty());
+        let variant = variant.map_or_else(String::new, |variant| format!("/{variant}"));
+        Self::parse(&format!("{}/{}{variant}", platform.os, platform.architecture))
+    }
+
+    /// Returns the platform as documents declare it.
+    pub fn to_declared(&self) -> oci::Platform {
+        let mut parts = self.0.splitn(3, '/').map(str::to_owned);
+        oci::Platform {
+            os: parts.next().unwrap_or_default(),
+            architecture: parts.next().unwrap_or_default(),
+            variant: parts.next(),
+        }
     }
 
     /// Parses `os/arch[/variant]` in lower case.
@@ -108,6 +118,12 @@ pub struct ImageDefaults {
     pub environment: Vec<String>,
     /// `ONBUILD` instructions.
     pub triggers: Vec<String>,
+}
+
+impl ImageDefaults {
+    pub fn from_config(config: &oci::RunConfig) -> serde_json::Result<Self> {
+        Ok(Self { environment: config.env.clone(), triggers: config.on_build()? })
+    }
 }
 
 /// First component of the repositories that hold images of other registries for builds and services. No repository

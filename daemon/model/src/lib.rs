@@ -9,7 +9,6 @@ pub mod component;
 pub mod confinement;
 pub mod deploy;
 pub mod egress;
-mod exact_names;
 pub mod fault;
 pub mod id;
 pub mod image;
@@ -24,7 +23,7 @@ pub mod trust;
 
 pub use address_block::{AddressBlock, AddressBlockError};
 pub use certificate_files::CertificateFiles;
-pub use hearth_proto::value::{
+pub use hearth_value::{
     BuildMount, BuildMountSource, Digest, MountAccess, MountOrigin, MountSource, MountTarget, Reference,
     Registry, Repository, RoomRegistries, ServiceMount, ServiceMountSource, Tag,
 };

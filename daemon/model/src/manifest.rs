@@ -5,23 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hearth_proto::value::{Digest, MountTarget};
-use serde::Deserialize;
+use hearth_oci as oci;
+use hearth_oci::{Descriptor, DocumentError, check_spelling, is_index_type, is_manifest_type};
+use hearth_value::Digest;
 use serde_json::Value;
 
-use super::exact_names::other_spelling;
-use super::image::{Descriptor, ImageDefaults, Platform};
-
-/// Maximum size of a manifest in bytes, here and in most registries.
-pub const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
-
-pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+use super::image::Platform;
 
 /// Manifest of one of the four media types that the room accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a manifest is parsed, read and dropped; no list holds them")]
 pub enum Manifest {
     Image(ImageManifest),
     Index(ImageIndex),
@@ -94,10 +87,19 @@ pub enum ManifestError {
     ManifestAndIndex(&'static str),
 }
 
+impl From<DocumentError> for ManifestError {
+    fn from(error: DocumentError) -> Self {
+        match error {
+            DocumentError::Json(error) => Self::Json(error),
+            DocumentError::AmbiguousName(name) => Self::AmbiguousName(name),
+        }
+    }
+}
+
 impl Manifest {
     /// Reports whether the room accepts this media type.
     pub fn is_accepted_media_type(media_type: &str) -> bool {
-        is_image(media_type) || is_index(media_type)
+        is_manifest_type(media_type) || is_index_type(media_type)
     }
 
     /// Parses a manifest that is declared as `media_type`.
@@ -105,10 +107,14 @@ impl Manifest {
         if !Self::is_accepted_media_type(media_type) {
             return Err(ManifestError::MediaType(media_type.chars().take(200).collect()));
         }
-        check_names(bytes, is_index(media_type))?;
-        let head: ManifestHeaderJson = serde_json::from_slice(bytes)?;
-        if head.schema_version != 2 {
-            return Err(ManifestError::SchemaVersion(head.schema_version));
+        check_names(bytes, is_index_type(media_type))?;
+        let head: oci::DocumentHeader = serde_json::from_slice(bytes)?;
+        match head.schema_version {
+            Some(2) => {}
+            Some(other) => return Err(ManifestError::SchemaVersion(other)),
+            None => {
+                return Err(<serde_json::Error as serde::de::Error>::missing_field("schemaVersion").into());
+            }
         }
         if let Some(said) = head.media_type.filter(|said| said != media_type) {
             return Err(ManifestError::OtherMediaType {
@@ -116,43 +122,35 @@ impl Manifest {
                 declared: media_type.to_owned(),
             });
         }
-        let about = |config: Option<&Descriptor>| ManifestMetadata {
-            subject: head.subject.map(|subject| subject.digest),
-            artifact_type: head
-                .artifact_type
-                .filter(|kind| !kind.is_empty())
-                .or_else(|| config.map(|config| config.media_type.clone())),
-            annotations: head.annotations.unwrap_or_default(),
-        };
-        if is_index(media_type) {
-            let index: IndexJson = serde_json::from_slice(bytes)?;
-            let manifests = index.manifests.unwrap_or_default().into_iter().map(IndexEntry::from).collect();
-            return Ok(Self::Index(ImageIndex { manifests, about: about(None) }));
+        let stated = |kind: Option<String>| kind.filter(|kind| !kind.is_empty());
+        if is_index_type(media_type) {
+            let index: oci::OciIndex = serde_json::from_slice(bytes)?;
+            let about = ManifestMetadata {
+                subject: index.subject.map(|subject| subject.digest),
+                artifact_type: stated(index.artifact_type),
+                annotations: index.annotations,
+            };
+            let manifests = index.manifests.into_iter().map(IndexEntry::from).collect();
+            return Ok(Self::Index(ImageIndex { manifests, about }));
         }
-        let image: ImageJson = serde_json::from_slice(bytes)?;
+        let image: oci::Manifest = serde_json::from_slice(bytes)?;
         let mut foreign = BTreeSet::new();
         let mut needed = BTreeSet::from([image.config.digest]);
-        let mut with_urls = None;
-        let mut layers = Vec::new();
-        for layer in image.layers.unwrap_or_default() {
-            let has_urls = layer.urls.is_some_and(|urls| !urls.is_empty());
-            if has_urls && with_urls.is_none() {
-                with_urls = Some(layer.digest);
-            }
-            let elsewhere =
-                layer.media_type.contains("nondistributable") || layer.media_type.contains("foreign");
-            if elsewhere && has_urls {
-                foreign.insert(layer.digest);
-            }
-            if !(elsewhere && has_urls) {
-                needed.insert(layer.digest);
-            }
-            layers.push(Descriptor { media_type: layer.media_type, digest: layer.digest, size: layer.size });
+        for layer in &image.layers {
+            let elsewhere = layer.is_foreign_layer() && !layer.urls.is_empty();
+            let role = if elsewhere { &mut foreign } else { &mut needed };
+            role.insert(layer.digest);
         }
         // A foreign layer that the manifest also names in another role must be present.
         let foreign = &foreign - &needed;
-        let about = about(Some(&image.config));
-        Ok(Self::Image(ImageManifest { config: image.config, layers, foreign, with_urls, about }))
+        let about = ManifestMetadata {
+            subject: image.subject.map(|subject| subject.digest),
+            artifact_type: stated(image.artifact_type).or_else(|| Some(image.config.media_type.clone())),
+            annotations: image.annotations,
+        };
+        let with_urls = image.layers.iter().find(|layer| !layer.urls.is_empty()).map(|layer| layer.digest);
+        let layers = image.layers.iter().map(Descriptor::bare).collect();
+        Ok(Self::Image(ImageManifest { config: image.config.bare(), layers, foreign, with_urls, about }))
     }
 
     pub fn metadata(&self) -> &ManifestMetadata {
@@ -209,8 +207,6 @@ fn covers(wanted: &Platform, own: &Platform) -> bool {
 /// Field names that decide the contents of an image.
 const MANIFEST_NAMES: &[&str] = &["schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"];
 const DESCRIPTOR_NAMES: &[&str] = &["mediaType", "digest", "size", "urls", "data", "platform"];
-const CONFIG_NAMES: &[&str] = &["rootfs", "os", "architecture", "variant", "config"];
-const ROOTFS_NAMES: &[&str] = &["type", "diff_ids"];
 
 /// Rejects a document that other programs may read as a different one. Later parsing detects all other errors.
 fn check_names(bytes: &[u8], is_index: bool) -> Result<(), ManifestError> {
@@ -224,162 +220,20 @@ fn check_names(bytes: &[u8], is_index: bool) -> Result<(), ManifestError> {
     let descriptors = top.get("config").into_iter().chain(lists);
     descriptors
         .filter_map(Value::as_object)
-        .try_for_each(|descriptor| check_spelling(descriptor, DESCRIPTOR_NAMES))
+        .try_for_each(|descriptor| Ok(check_spelling(descriptor, DESCRIPTOR_NAMES)?))
 }
 
-fn check_config_names(bytes: &[u8]) -> Result<(), ManifestError> {
-    let Value::Object(top) = serde_json::from_slice(bytes)? else { return Ok(()) };
-    check_spelling(&top, CONFIG_NAMES)?;
-    top.get("rootfs").and_then(Value::as_object).map_or(Ok(()), |rootfs| check_spelling(rootfs, ROOTFS_NAMES))
-}
-
-fn check_spelling(object: &serde_json::Map<String, Value>, names: &[&str]) -> Result<(), ManifestError> {
-    other_spelling(object, names)
-        .map_or(Ok(()), |name| Err(ManifestError::AmbiguousName(name.chars().take(200).collect())))
-}
-
-fn is_image(media_type: &str) -> bool {
-    matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
-}
-
-fn is_index(media_type: &str) -> bool {
-    matches!(media_type, OCI_INDEX | DOCKER_LIST)
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ManifestHeaderJson {
-    schema_version: u64,
-    media_type: Option<String>,
-    subject: Option<Descriptor>,
-    artifact_type: Option<String>,
-    annotations: Option<BTreeMap<String, String>>,
-}
-
-#[derive(Deserialize)]
-struct ImageJson {
-    config: Descriptor,
-    layers: Option<Vec<LayerJson>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct LayerJson {
-    media_type: String,
-    digest: Digest,
-    size: u64,
-    urls: Option<Vec<String>>,
-}
-
-#[derive(Deserialize)]
-struct IndexJson {
-    manifests: Option<Vec<IndexEntryJson>>,
-}
-
-#[derive(Deserialize)]
-struct IndexEntryJson {
-    #[serde(flatten)]
-    manifest: Descriptor,
-    platform: Option<PlatformJson>,
-}
-
-/// Platform fields, as in an index entry and at the top of an image config.
-#[derive(Deserialize)]
-struct PlatformJson {
-    os: Option<String>,
-    architecture: Option<String>,
-    variant: Option<String>,
-}
-
-impl From<IndexEntryJson> for IndexEntry {
-    fn from(child: IndexEntryJson) -> Self {
-        let unknown = |word: &Option<String>| word.as_deref() == Some("unknown");
-        let is_attestation =
-            child.platform.as_ref().is_some_and(|own| unknown(&own.os) && unknown(&own.architecture));
-        Self {
-            manifest: child.manifest,
-            platform: child.platform.and_then(PlatformJson::platform),
-            is_attestation,
-        }
+impl From<oci::Descriptor> for IndexEntry {
+    fn from(child: oci::Descriptor) -> Self {
+        let declared = child.platform.as_ref();
+        let is_attestation = declared.is_some_and(|own| own.os == "unknown" && own.architecture == "unknown");
+        Self { manifest: child.bare(), platform: declared.and_then(Platform::declared), is_attestation }
     }
-}
-
-impl PlatformJson {
-    fn platform(self) -> Option<Platform> {
-        let (os, architecture) = (self.os?, self.architecture?);
-        match self.variant.filter(|variant| !variant.is_empty()) {
-            Some(variant) => Platform::parse(&format!("{os}/{architecture}/{variant}")),
-            None => Platform::parse(&format!("{os}/{architecture}")),
-        }
-    }
-}
-
-/// Fields of an image config that the room uses.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImageConfig {
-    pub platform: Option<Platform>,
-    /// Digests of the uncompressed layers, in the order of the manifest's layers.
-    pub diff_ids: Vec<Digest>,
-    /// TCP ports of `ExposedPorts`, ascending; other protocols and malformed entries are left out.
-    pub exposed: Vec<u16>,
-    /// Paths of `Volumes`; malformed paths are left out.
-    pub volumes: Vec<MountTarget>,
-    pub defaults: ImageDefaults,
-}
-
-impl ImageConfig {
-    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
-        #[derive(Deserialize)]
-        struct ImageConfigJson {
-            #[serde(flatten)]
-            platform: PlatformJson,
-            rootfs: Option<RootFs>,
-            config: Option<RunConfigJson>,
-        }
-        /// Runtime configuration. The values of the maps have no meaning.
-        #[derive(Default, Deserialize)]
-        #[serde(rename_all = "PascalCase")]
-        struct RunConfigJson {
-            exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
-            volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
-            env: Option<Vec<String>>,
-            on_build: Option<Vec<String>>,
-        }
-        #[derive(Deserialize)]
-        struct RootFs {
-            diff_ids: Option<Vec<Digest>>,
-        }
-        check_config_names(bytes)?;
-        let config: ImageConfigJson = serde_json::from_slice(bytes)?;
-        let run = config.config.unwrap_or_default();
-        let exposed: BTreeSet<u16> =
-            run.exposed_ports.unwrap_or_default().keys().filter_map(|port| tcp_port(port)).collect();
-        let volumes = run.volumes.unwrap_or_default();
-        Ok(Self {
-            platform: config.platform.platform(),
-            diff_ids: config.rootfs.and_then(|rootfs| rootfs.diff_ids).unwrap_or_default(),
-            exposed: exposed.into_iter().collect(),
-            volumes: volumes.keys().filter_map(|path| path.parse().ok()).collect(),
-            defaults: ImageDefaults {
-                environment: run.env.unwrap_or_default(),
-                triggers: run.on_build.unwrap_or_default(),
-            },
-        })
-    }
-}
-
-/// Parses `80` or `80/tcp`.
-fn tcp_port(text: &str) -> Option<u16> {
-    let number = match text.split_once('/') {
-        Some((number, protocol)) if protocol.eq_ignore_ascii_case("tcp") => number,
-        Some(_) => return None,
-        None => text,
-    };
-    number.parse().ok().filter(|number| *number > 0)
 }
 
 #[cfg(test)]
 mod tests {
+    use hearth_oci::{DOCKER_MANIFEST_TYPE, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE};
     use serde_json::json;
 
     use super::*;
@@ -396,35 +250,21 @@ mod tests {
     fn an_image_without_layers_is_whole_with_its_config() {
         for layers in [json!(null), json!([])] {
             let text = json!({"schemaVersion": 2, "config": descriptor(1), "layers": layers}).to_string();
-            let manifest = Manifest::parse(OCI_MANIFEST, text.as_bytes()).unwrap();
+            let manifest = Manifest::parse(OCI_MANIFEST_TYPE, text.as_bytes()).unwrap();
             assert_eq!(manifest.parts().len(), 1);
         }
         let config =
             json!({"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": null}, "history": null});
-        let config = ImageConfig::parse(config.to_string().as_bytes()).unwrap();
-        assert_eq!((config.platform, config.diff_ids), (Platform::parse("linux/amd64"), vec![]));
-    }
-
-    #[test]
-    fn udp_ports_and_what_is_no_port_are_not_exposed() {
-        let config = json!({"os": "linux", "architecture": "amd64", "config": {
-            "ExposedPorts": {"8080/tcp": {}, "53/udp": {}, "80": {}, "0/tcp": {}, "x/tcp": {}, "70000/tcp": {}},
-            "Volumes": {"/data": {}, "relative": {}, "/a/../b": {}, "/var/lib/x/": {}}}});
-        let config = ImageConfig::parse(config.to_string().as_bytes()).unwrap();
-        assert_eq!(config.exposed, [80, 8080]);
-        let volumes: Vec<&str> = config.volumes.iter().map(MountTarget::as_str).collect();
-        assert_eq!(volumes, ["/data", "/var/lib/x"]);
-        for none in [json!({}), json!({"config": null}), json!({"config": {"ExposedPorts": null}})] {
-            let config = ImageConfig::parse(none.to_string().as_bytes()).unwrap();
-            assert!(config.exposed.is_empty() && config.volumes.is_empty());
-        }
+        let config = oci::ImageConfig::parse_unambiguous(config.to_string().as_bytes()).unwrap();
+        let platform = Platform::declared(&config.platform);
+        assert_eq!((platform, config.rootfs.diff_ids), (Platform::parse("linux/amd64"), vec![]));
     }
 
     #[test]
     fn a_layer_that_comes_twice_is_needed_once() {
         let layers = json!([descriptor(2), descriptor(2), descriptor(3)]);
         let text = json!({"schemaVersion": 2, "config": descriptor(1), "layers": layers}).to_string();
-        let manifest = Manifest::parse(DOCKER_MANIFEST, text.as_bytes()).unwrap();
+        let manifest = Manifest::parse(DOCKER_MANIFEST_TYPE, text.as_bytes()).unwrap();
         assert_eq!(manifest.parts().len(), 3);
     }
 
@@ -433,7 +273,7 @@ mod tests {
         let layers = json!([{"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
             "digest": digest(9), "size": 1, "urls": ["https://example.com/x"]}]);
         let text = json!({"schemaVersion": 2, "config": descriptor(1), "layers": layers}).to_string();
-        let parts = Manifest::parse(DOCKER_MANIFEST, text.as_bytes()).unwrap().parts();
+        let parts = Manifest::parse(DOCKER_MANIFEST_TYPE, text.as_bytes()).unwrap().parts();
         assert_eq!(parts.iter().map(|part| part.digest).collect::<Vec<_>>(), [digest(1)]);
     }
 
@@ -447,24 +287,24 @@ mod tests {
         };
         let layers = json!([elsewhere(1), elsewhere(2), descriptor(2), elsewhere(3)]);
         let text = json!({"schemaVersion": 2, "config": descriptor(1), "layers": layers}).to_string();
-        let parts = Manifest::parse(OCI_MANIFEST, text.as_bytes()).unwrap().parts();
+        let parts = Manifest::parse(OCI_MANIFEST_TYPE, text.as_bytes()).unwrap().parts();
         assert_eq!(parts.iter().map(|part| part.digest).collect::<Vec<_>>(), [digest(1), digest(2)]);
     }
 
     #[test]
     fn what_is_not_what_it_is_declared_as_is_refused() {
-        let image = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor(1)});
+        let image = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST_TYPE, "config": descriptor(1)});
         let refused = |media_type: &str, value: &serde_json::Value| {
             Manifest::parse(media_type, value.to_string().as_bytes()).unwrap_err()
         };
-        assert!(matches!(refused(DOCKER_MANIFEST, &image), ManifestError::OtherMediaType { .. }));
+        assert!(matches!(refused(DOCKER_MANIFEST_TYPE, &image), ManifestError::OtherMediaType { .. }));
         assert!(matches!(refused("text/html", &image), ManifestError::MediaType(_)));
         assert!(matches!(
-            refused(OCI_MANIFEST, &json!({"schemaVersion": 1})),
+            refused(OCI_MANIFEST_TYPE, &json!({"schemaVersion": 1})),
             ManifestError::SchemaVersion(1)
         ));
-        assert!(matches!(refused(OCI_MANIFEST, &json!({"schemaVersion": 2})), ManifestError::Json(_)));
-        assert!(matches!(refused(OCI_MANIFEST, &json!([])), ManifestError::Json(_)));
+        assert!(matches!(refused(OCI_MANIFEST_TYPE, &json!({"schemaVersion": 2})), ManifestError::Json(_)));
+        assert!(matches!(refused(OCI_MANIFEST_TYPE, &json!([])), ManifestError::Json(_)));
     }
 
     #[test]
@@ -476,7 +316,7 @@ mod tests {
         };
         let index = |manifests: serde_json::Value| {
             let text = json!({"schemaVersion": 2, "manifests": manifests}).to_string();
-            match Manifest::parse(OCI_INDEX, text.as_bytes()).unwrap() {
+            match Manifest::parse(OCI_INDEX_TYPE, text.as_bytes()).unwrap() {
                 Manifest::Index(index) => index,
                 Manifest::Image(_) => panic!("not an index"),
             }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use hearth_proto::value::{Digest, MountTarget, Reference, Repository, ServiceMount};
+use hearth_value::{Digest, MountTarget, Reference, Repository, ServiceMount};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 

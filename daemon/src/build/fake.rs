@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use hearth_oci::Descriptor;
 use hearth_pack::identity::TreeHasher;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
@@ -22,7 +23,7 @@ use crate::image::{SuppliedImage, SupplyOrigin};
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, ContextIdentity, LogStream};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::{BuildId, PackId};
-use crate::model::image::{Descriptor, ImageDefaults, VerifiedImage};
+use crate::model::image::{ImageDefaults, VerifiedImage};
 use crate::model::secret::RegistryCredential;
 use crate::model::{Digest, Reference, Repository};
 
@@ -243,7 +244,7 @@ impl RoomImages for FakeImages {
         if let Some(gate) = gate {
             gate.pass().await;
         }
-        let manifest = Descriptor { media_type: "m".to_owned(), digest, size: 1 };
+        let manifest = Descriptor::new("m", digest, 1);
         Ok(VerifiedImage { repository: repository.clone(), manifest, size_bytes: 42 })
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use hearth_oci::Descriptor;
 
 use super::dockerfile::Dockerfile;
 use super::port::{ContextSource, ImageRequest, PreparedContext, RoomImages};
@@ -18,7 +19,7 @@ use crate::model::access::SymlinkPolicy;
 use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::PackId;
-use crate::model::image::{Descriptor, VerifiedImage};
+use crate::model::image::VerifiedImage;
 use crate::model::secret::RegistryCredential;
 use crate::model::{BuildMount, BuildMountSource, Digest, Reference, Repository};
 use crate::packs::{PackError, PackStore};

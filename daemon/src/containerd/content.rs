@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::sync::Arc;
 
 use containerd_client::services::v1::{DeleteContentRequest, WriteAction, WriteContentRequest};
+use hearth_oci::{Descriptor, MAX_DOCUMENT_BYTES};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -13,8 +14,6 @@ use super::failure::{ContainerdFault, unless_missing};
 use crate::deploy::port::RuntimeError;
 use crate::image::port::BlobStorage;
 use crate::model::Digest;
-use crate::model::image::Descriptor;
-use crate::model::manifest::MAX_MANIFEST_BYTES;
 
 const CHUNK: usize = 1 << 20;
 /// Number of chunks that are read ahead.
@@ -24,9 +23,9 @@ const AHEAD: usize = 2;
 pub(super) fn read_small_blob(blobs: &dyn BlobStorage, digest: &Digest) -> Result<Vec<u8>, RuntimeError> {
     let file = open_protected(blobs, digest)?;
     let mut bytes = Vec::new();
-    let read = file.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes);
+    let read = file.take(MAX_DOCUMENT_BYTES as u64 + 1).read_to_end(&mut bytes);
     read.map_err(|error| RuntimeError::Other(format!("blob {digest}: {error}")))?;
-    if bytes.len() > MAX_MANIFEST_BYTES {
+    if bytes.len() > MAX_DOCUMENT_BYTES {
         return Err(RuntimeError::UnusableImage(format!("{digest} is too large for a manifest or config")));
     }
     Ok(bytes)

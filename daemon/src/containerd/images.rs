@@ -15,7 +15,7 @@ use std::sync::Arc;
 use containerd_client::services::v1 as services;
 use containerd_client::services::v1::snapshots as wire;
 use containerd_client::types;
-use serde::Deserialize;
+use hearth_oci::{Descriptor, DocumentHeader, ImageConfig, OCI_MANIFEST_TYPE};
 use services::{
     AddResourceRequest, ApplyRequest, CreateRequest, DeleteRequest, ListRequest, ListResourcesRequest,
     PluginsRequest, Resource,
@@ -24,19 +24,19 @@ use sha2::{Digest as _, Sha256};
 
 use super::channel::{ContainerdConnection, call, limit};
 use super::failure::{ContainerdFault, unless_missing};
-use super::spec::image::{RunConfig, platform_mismatch};
+use super::spec::image::{ProcessDefaults, platform_mismatch};
 use super::{ContainerdContext, content, labels};
 use crate::deploy::port::{InstanceImage, RuntimeError};
 use crate::image::port::RejectedImage;
 use crate::model::Digest;
-use crate::model::image::{Descriptor, Platform};
-use crate::model::manifest::{ImageConfig, Manifest, OCI_MANIFEST};
+use crate::model::image::Platform;
+use crate::model::manifest::Manifest;
 
 /// An image of the room, as read from its manifest and config.
 pub(super) struct SnapshotImage {
     /// Layers, the base first.
     pub layers: Vec<SnapshotLayer>,
-    pub config: RunConfig,
+    pub config: ProcessDefaults,
 }
 
 /// A layer with its DiffID and the name of its snapshot, which is its ChainID.
@@ -87,13 +87,8 @@ impl ContainerdContext {
             let bytes = content::read_small_blob(blobs.as_ref(), &manifest)?;
             let invalid =
                 |error: &dyn std::fmt::Display| RuntimeError::UnusableImage(format!("{manifest}: {error}"));
-            #[derive(Deserialize)]
-            #[serde(rename_all = "camelCase")]
-            struct ManifestHead {
-                media_type: Option<String>,
-            }
-            let head: ManifestHead = serde_json::from_slice(&bytes).map_err(|error| invalid(&error))?;
-            let media_type = head.media_type.unwrap_or_else(|| OCI_MANIFEST.to_owned());
+            let head: DocumentHeader = serde_json::from_slice(&bytes).map_err(|error| invalid(&error))?;
+            let media_type = head.media_type.unwrap_or_else(|| OCI_MANIFEST_TYPE.to_owned());
             let parsed = Manifest::parse(&media_type, &bytes).map_err(|error| invalid(&error))?;
             let Manifest::Image(parsed) = parsed else {
                 return Err(RuntimeError::UnusableImage(format!(
@@ -101,11 +96,13 @@ impl ContainerdContext {
                 )));
             };
             let config = content::read_small_blob(blobs.as_ref(), &parsed.config.digest)?;
-            let about = ImageConfig::parse(&config).map_err(|error| invalid(&error))?;
-            if let Some(why) = platform_mismatch(about.platform.as_ref(), &Platform::host()) {
+            let config = ImageConfig::parse_unambiguous(&config).map_err(|error| invalid(&error))?;
+            if let Some(why) =
+                platform_mismatch(Platform::declared(&config.platform).as_ref(), &Platform::host())
+            {
                 return Err(RuntimeError::UnusableImage(why));
             }
-            let (blobs, diff_ids) = (parsed.layers, about.diff_ids);
+            let (blobs, diff_ids) = (parsed.layers, config.rootfs.diff_ids);
             if blobs.len() != diff_ids.len() {
                 let text = format!("it has {} layers, and its config names {}", blobs.len(), diff_ids.len());
                 return Err(RuntimeError::UnusableImage(text));
@@ -114,8 +111,8 @@ impl ContainerdContext {
             let layers = blobs.into_iter().zip(diff_ids).zip(chain);
             let layers =
                 layers.map(|((blob, diff_id), chain)| SnapshotLayer { blob, diff_id, chain }).collect();
-            let config = RunConfig::parse(&config).map_err(|error| invalid(&error))?;
-            let descriptor = Descriptor { media_type, digest: manifest, size: bytes.len() as u64 };
+            let config = ProcessDefaults::from_config(config.config).map_err(|error| invalid(&error))?;
+            let descriptor = Descriptor::new(&media_type, manifest, bytes.len() as u64);
             Ok((SnapshotImage { layers, config }, descriptor))
         });
         read.await.map_err(|error| RuntimeError::Other(error.to_string()))?

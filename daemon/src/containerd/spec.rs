@@ -12,7 +12,7 @@ mod seccomp;
 pub mod types;
 pub mod user;
 
-use image::RunConfig;
+use image::ProcessDefaults;
 use types::{
     CpuLimits, DeviceAccess, LinuxSpec, MemoryLimits, MountEntry, NamespaceSpec, PidsLimit, ProcessRlimit,
     ProcessSpec, ProcessUser, ResourceSpec, RootfsSpec, RuntimeSpec,
@@ -47,7 +47,7 @@ pub enum SpecFault {
 /// Builds the specification of an instance.
 pub fn build(
     spec: &InstanceSpec,
-    image: &RunConfig,
+    image: &ProcessDefaults,
     user: &ResolvedUser,
     machine: HostFeatures,
     cgroup: &str,
@@ -81,7 +81,7 @@ fn groups(user: &ResolvedUser) -> Vec<u32> {
     [user.gid].into_iter().chain(further).collect()
 }
 
-fn command(spec: &InstanceSpec, image: &RunConfig) -> Result<Vec<String>, SpecFault> {
+fn command(spec: &InstanceSpec, image: &ProcessDefaults) -> Result<Vec<String>, SpecFault> {
     let args = match &spec.command {
         Some(command) => command.clone(),
         None => [image.entrypoint.as_slice(), image.cmd.as_slice()].concat(),
@@ -89,7 +89,7 @@ fn command(spec: &InstanceSpec, image: &RunConfig) -> Result<Vec<String>, SpecFa
     if args.is_empty() { Err(SpecFault::NoCommand) } else { Ok(args) }
 }
 
-fn workdir(spec: &InstanceSpec, image: &RunConfig) -> Result<String, SpecFault> {
+fn workdir(spec: &InstanceSpec, image: &ProcessDefaults) -> Result<String, SpecFault> {
     match &spec.workdir {
         Some(workdir) => Ok(workdir.to_string()),
         None if image.workdir.is_empty() => Ok("/".to_owned()),
@@ -99,7 +99,7 @@ fn workdir(spec: &InstanceSpec, image: &RunConfig) -> Result<String, SpecFault> 
 }
 
 /// Merges the environment: defaults, then the image's variables in its order, then the service's; later values win.
-fn environment(spec: &InstanceSpec, image: &RunConfig, user: &ResolvedUser) -> Vec<String> {
+fn environment(spec: &InstanceSpec, image: &ProcessDefaults, user: &ResolvedUser) -> Vec<String> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let mut env: Vec<String> = Vec::new();
     let mut set = |entry: String| match env.iter_mut().find(|own| name(own) == name(&entry)) {

@@ -26,6 +26,7 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hearth_oci::{Descriptor, ImageConfig, OCI_INDEX_TYPE};
 use hearth_registry::{RegistryClient, RetryPolicy};
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
@@ -36,8 +37,7 @@ use super::{
     ImageDestination, ImageError, ImagePull, ImageStore, PlatformSelection, RemoteRegistries,
     TransferProgress, contents,
 };
-use crate::model::image::{Descriptor, ImageDefaults, Platform, is_cached_name};
-use crate::model::manifest::{ImageConfig, OCI_INDEX};
+use crate::model::image::{ImageDefaults, Platform, is_cached_name};
 use crate::model::secret::RegistryCredential;
 use crate::model::{Digest, Reference, Repository};
 use crate::task;
@@ -171,8 +171,9 @@ impl ImageStore {
                 let image = contents::image_for(&*shared.blobs, &top, platform)?;
                 let invalid = |reason: String| ImageError::Config { digest: image.config.digest, reason };
                 let config = contents::read_json(&*shared.blobs, &image.config)?;
-                let config = ImageConfig::parse(&config).map_err(|error| invalid(error.to_string()))?;
-                Ok(config.defaults)
+                let config =
+                    ImageConfig::parse_unambiguous(&config).map_err(|error| invalid(error.to_string()))?;
+                ImageDefaults::from_config(&config.config).map_err(|error| invalid(error.to_string()))
             };
             platforms.iter().map(defaults).collect::<Result<Vec<_>, ImageError>>()
         });
@@ -280,10 +281,11 @@ impl ImageStore {
             })
         });
         let children: Vec<_> = children.collect();
-        let index = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children});
+        let index =
+            serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX_TYPE, "manifests": children});
         let bytes = index.to_string().into_bytes();
         let digest = Digest::from_sha256(Sha256::digest(&bytes).into());
-        let top = Descriptor { media_type: OCI_INDEX.to_owned(), digest, size: bytes.len() as u64 };
+        let top = Descriptor::new(OCI_INDEX_TYPE, digest, bytes.len() as u64);
         let (shared, kept) = (Arc::clone(&self.shared), top.clone());
         let keep = task::blocking("store index", move || {
             let stored = shared.blobs.put(&digest, &mut Cursor::new(bytes));

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read as _};
 
+use hearth_oci::{Descriptor, ImageConfig, MAX_DOCUMENT_BYTES};
+
 use super::port::{BlobStorage, NewManifest};
 use super::{ImageError, parse};
 use crate::model::Digest;
-use crate::model::image::{Descriptor, Platform};
-use crate::model::manifest::{
-    ImageConfig, ImageManifest, MAX_MANIFEST_BYTES, Manifest, ManifestPart, PartKind,
-};
+use crate::model::image::Platform;
+use crate::model::manifest::{ImageManifest, Manifest, ManifestPart, PartKind};
 
 /// Maximum number of manifests in one index.
 pub(super) const MAX_INDEX_ENTRIES: usize = 256;
@@ -118,9 +118,9 @@ pub(super) fn read_json(blobs: &dyn BlobStorage, descriptor: &Descriptor) -> Res
         .map_err(failed)?
         .ok_or(ImageError::BlobMissing { manifest: digest, blob: digest })?;
     let mut bytes = Vec::new();
-    file.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() > MAX_MANIFEST_BYTES {
-        return Err(ImageError::TooLarge { digest, limit: MAX_MANIFEST_BYTES });
+    file.take(MAX_DOCUMENT_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() > MAX_DOCUMENT_BYTES {
+        return Err(ImageError::TooLarge { digest, limit: MAX_DOCUMENT_BYTES });
     }
     Ok(bytes)
 }
@@ -168,9 +168,9 @@ pub(super) fn open_layers(blobs: &dyn BlobStorage, top: &Descriptor) -> Result<V
         return Err(ImageError::LayerElsewhere { manifest: top.digest, layer });
     }
     let digest = image.config.digest;
-    let config = ImageConfig::parse(&read_json(blobs, &image.config)?)
+    let config = ImageConfig::parse_unambiguous(&read_json(blobs, &image.config)?)
         .map_err(|error| ImageError::Config { digest, reason: error.to_string() })?;
-    let diff_ids = config.diff_ids;
+    let diff_ids = config.rootfs.diff_ids;
     if diff_ids.len() != image.layers.len() {
         let (layers, diff_ids) = (image.layers.len(), diff_ids.len());
         return Err(ImageError::LayerCount { manifest: top.digest, layers, diff_ids });
@@ -186,6 +186,6 @@ pub(super) fn open_layers(blobs: &dyn BlobStorage, top: &Descriptor) -> Result<V
 
 /// Returns `os/architecture[/variant]` of an image config, if present.
 pub(super) fn platform_of(config: &[u8]) -> Option<String> {
-    let platform = ImageConfig::parse(config).ok()?.platform?;
-    Some(platform.as_str().to_owned())
+    let config = ImageConfig::parse_unambiguous(config).ok()?;
+    Some(Platform::declared(&config.platform)?.as_str().to_owned())
 }

@@ -21,10 +21,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use hearth_oci::Descriptor;
 
 use super::port::{ArrivalListener, ImageMark, LayerCheck, LayerVerdict, RejectedImage};
 use super::{ImageError, ImageStore, PlatformSelection};
-use crate::model::image::Descriptor;
 use crate::model::{Digest, LayerLimits};
 use crate::task;
 

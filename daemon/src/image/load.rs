@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hearth_oci::Descriptor;
 use hearth_pack::PackedImage;
 use hearth_pack::archive::{self, ArchiveError, ArchiveSink};
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use super::contents::ImageContents;
 use super::port::{ArrivalListener as _, BlobError, BlobStorage, PackContent, PackRecord, StoredBlob};
 use super::{ImageError, ImageStore, ImageStoreShared, PlatformSelection};
 use crate::model::id::PackId;
-use crate::model::image::{Descriptor, TaggedImage};
+use crate::model::image::TaggedImage;
 use crate::model::{Digest, Reference, Repository, Tag};
 use crate::task;
 
@@ -186,7 +187,7 @@ fn put_packed(
         })?;
     }
     let top = packed.descriptor();
-    let manifest = Descriptor { media_type: top.media_type.clone(), digest: top.digest, size: top.size };
+    let manifest = top.bare();
     let contents = ImageContents::read_and_touch(blobs, &manifest)?;
     Ok((manifest, contents))
 }
@@ -225,12 +226,11 @@ fn store_archive(
 
 fn only_image(
     blobs: &dyn BlobStorage,
-    images: &[hearth_pack::image::Descriptor],
+    images: &[Descriptor],
     stored: &[StoredBlob],
 ) -> Result<(Descriptor, ImageContents), ImageError> {
     let [image] = images else { return Err(ImageError::ImageCount { count: images.len() }) };
-    let manifest =
-        Descriptor { media_type: image.media_type.clone(), digest: image.digest, size: image.size };
+    let manifest = image.bare();
     // Only content of the archive itself is accepted: a digest alone must not open another repository's blob.
     let brought: HashSet<Digest> = stored.iter().map(|stored| stored.digest).collect();
     let missing = |digest| ImageError::Archive(ArchiveError::MissingBlob { digest });

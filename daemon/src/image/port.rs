@@ -18,11 +18,12 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use hearth_oci::Descriptor;
 use hearth_pack::identity::{ContentHash, TreeDigest};
 use jiff::Timestamp;
 
 use crate::model::id::PackId;
-use crate::model::image::{Descriptor, TaggedImage};
+use crate::model::image::TaggedImage;
 use crate::model::manifest::ManifestPart;
 use crate::model::{Digest, Repository, Tag};
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use hearth_pack::image as oci;
+use hearth_oci::{Descriptor, OciIndex};
 use hearth_registry::{CHUNK_BUFFER, PullSource, RegistryClient, RemoteError, full_name};
 use tokio::sync::mpsc;
 
@@ -23,7 +23,7 @@ use super::load::MAX_BLOBS;
 use super::port::{BlobError, IncomingBlob, StoredBlob};
 use super::{ImageDestination, ImageError, ImageStore, LoadedImage, TransferProgress};
 use crate::model::access::BUILD_MOUNTS_OWNER;
-use crate::model::image::{Descriptor, Platform};
+use crate::model::image::Platform;
 use crate::model::manifest::{Manifest, ManifestPart, PartKind};
 use crate::model::{Digest, Reference};
 use crate::task;
@@ -193,7 +193,7 @@ impl ImageStore {
     ) -> Result<StoredBlob, ImageError> {
         let (send, mut chunks) = mpsc::channel::<Bytes>(CHUNK_BUFFER);
         let digest = part.digest;
-        let blob = oci::Descriptor::new("", digest, part.size);
+        let blob = Descriptor::new("", digest, part.size);
         let fetch = async {
             let fetched = remote.fetch_blob(source, &blob, &send).await;
             drop(send);
@@ -269,14 +269,14 @@ async fn plan_pull(
     let mut outline = PullPlan { source: found.source, manifests: Vec::new(), blobs: BTreeSet::new() };
     match platforms {
         PlatformSelection::One(platform) => {
-            let platform = oci_platform(&platform);
+            let platform = platform.to_declared();
             let source = outline.source.clone();
             let image = remote.select_image(source, found.descriptor, found.bytes, &platform).await?;
             outline.add(&image.descriptor, image.manifest_bytes)?;
         }
         PlatformSelection::All => {
             if found.descriptor.is_index() {
-                let index: oci::OciIndex = serde_json::from_slice(&found.bytes).map_err(|error| {
+                let index: OciIndex = serde_json::from_slice(&found.bytes).map_err(|error| {
                     ImageError::Remote(RemoteError::Answer {
                         url: reference.to_string(),
                         reason: error.to_string(),
@@ -300,12 +300,8 @@ async fn plan_pull(
 }
 
 impl PullPlan {
-    fn add(&mut self, descriptor: &oci::Descriptor, bytes: Vec<u8>) -> Result<(), ImageError> {
-        let manifest = Descriptor {
-            media_type: descriptor.media_type.clone(),
-            digest: descriptor.digest,
-            size: bytes.len() as u64,
-        };
+    fn add(&mut self, descriptor: &Descriptor, bytes: Vec<u8>) -> Result<(), ImageError> {
+        let manifest = Descriptor::new(&descriptor.media_type, descriptor.digest, bytes.len() as u64);
         let parsed = Manifest::parse(&manifest.media_type, &bytes)
             .map_err(|source| ImageError::Manifest { digest: manifest.digest, source })?;
         self.blobs.extend(parsed.parts().into_iter().filter(|part| part.kind == PartKind::Blob));
@@ -315,15 +311,5 @@ impl PullPlan {
         }
         self.manifests.push((manifest, bytes));
         Ok(())
-    }
-}
-
-/// Converts the platform to the type of the registry client.
-fn oci_platform(platform: &Platform) -> oci::Platform {
-    let mut parts = platform.as_str().splitn(3, '/').map(str::to_owned);
-    oci::Platform {
-        os: parts.next().unwrap_or_default(),
-        architecture: parts.next().unwrap_or_default(),
-        variant: parts.next(),
     }
 }

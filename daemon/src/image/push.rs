@@ -5,12 +5,12 @@ use std::io;
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use hearth_pack::image as oci;
+use hearth_oci::Descriptor;
 use hearth_registry::{OpenContent, PushOutcome, RegistryClient};
 
 use super::contents::{self, ImageContents};
 use super::{ImageError, ImageStore, TransferProgress};
-use crate::model::image::{Descriptor, VerifiedImage};
+use crate::model::image::VerifiedImage;
 use crate::model::manifest::{ManifestPart, PartKind};
 use crate::model::{Digest, Reference, Tag};
 use crate::task;
@@ -66,7 +66,7 @@ impl ImageStore {
             let push = blobs.iter().cloned().map(|part| {
                 let place = &place;
                 async move {
-                    let blob = oci::Descriptor::new("", part.digest, part.size);
+                    let blob = Descriptor::new("", part.digest, part.size);
                     let pushed = remote.push_blob(place, &blob, beside, &self.content(part.digest)).await?;
                     transfer.done(part.size);
                     Ok::<_, ImageError>((pushed, part.size))

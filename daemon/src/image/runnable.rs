@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use hearth_oci::ImageConfig;
+
 use super::cache::normalized_name;
 use super::port::cached::CachedImageKey;
 use super::{
@@ -11,7 +13,6 @@ use super::{
 };
 use crate::model::deploy::ImageFacts;
 use crate::model::image::{PinnedImage, Platform, is_cached_name};
-use crate::model::manifest::ImageConfig;
 use crate::model::secret::RegistryCredential;
 use crate::model::{Reference, Repository};
 use crate::task;
@@ -110,7 +111,7 @@ impl ImageStore {
         let read = task::blocking("read image config", move || {
             let (manifest, image) = contents::platform_manifest(&*shared.blobs, &top, &wanted)?;
             let config = contents::read_json(&*shared.blobs, &image.config)?;
-            let config = ImageConfig::parse(&config).map_err(|error| ImageError::Config {
+            let config = ImageConfig::parse_unambiguous(&config).map_err(|error| ImageError::Config {
                 digest: image.config.digest,
                 reason: error.to_string(),
             })?;
@@ -118,7 +119,7 @@ impl ImageStore {
         });
         let (manifest, config) = read.await.map_err(|_| ImageError::Ending)??;
         // A manifest outside an index has its platform only in its config; if there is none, the image is accepted.
-        if let Some(found) = config.platform.filter(|found| !runs(platform, found)) {
+        if let Some(found) = Platform::declared(&config.platform).filter(|found| !runs(platform, found)) {
             return Err(ImageError::OtherPlatform {
                 reference: reference.to_string(),
                 found: found.as_str().to_owned(),
@@ -126,7 +127,7 @@ impl ImageStore {
             });
         }
         let repository = reference.repository.clone();
-        let (exposed, volumes) = (config.exposed, config.volumes);
+        let (exposed, volumes) = (config.config.exposed_tcp_ports(), config.config.volume_targets());
         Ok(ImageFacts { repository, kept_in: None, digest, manifest, exposed, volumes })
     }
 }

@@ -4,8 +4,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use hearth_oci::Platform;
 use hearth_pack::identity::{ContentHash, FileStamp, NodeKind};
-use hearth_pack::image::{ConfigFlags, Platform};
+use hearth_pack::image::ConfigFlags;
 use hearth_pack::layer::{ContentReader, LayerOptions, LayerSource};
 use hearth_pack::listing::TreeListing;
 use hearth_pack::walk::{ContentError, EntryKind, EntryXattrs, WalkEntry};

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::{self, Seek as _, Write};
 use std::sync::Arc;
 
+use hearth_oci::Manifest;
 use hearth_pack::PackedImage;
 use hearth_pack::archive::ArchiveLayout;
 use hearth_pack::identity::TreeDigest;
-use hearth_pack::image::Manifest;
 
 use super::PackDestination;
 use crate::image::FoundImage;

@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 
 use async_trait::async_trait;
+use hearth_oci::Descriptor;
 use jiff::Timestamp;
 use rusqlite::types::Type;
 use rusqlite::{OptionalExtension as _, Row, Transaction};
@@ -22,7 +23,7 @@ use crate::image::port::{
     PackRecord, ReferrerQuery, RemovalOutcome, TagQuery,
 };
 use crate::model::id::PackId;
-use crate::model::image::{Descriptor, TaggedImage};
+use crate::model::image::TaggedImage;
 use crate::model::manifest::ManifestPart;
 use crate::model::{Digest, Repository, Tag};
 

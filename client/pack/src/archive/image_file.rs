@@ -5,13 +5,13 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use hearth_oci::{Descriptor, ImageConfig, Manifest, OciIndex, Platform};
 use hearth_value::Digest;
 use serde::Deserialize;
 
 use super::raw::RawTar;
 use super::read::{ReadArchive, read_error, scan};
 use super::{ArchiveError, BlobSource, JSON_LIMIT};
-use crate::image::{Descriptor, Manifest, OciIndex, Platform};
 
 /// Maximum nesting depth of indexes.
 const MAX_INDEX_DEPTH: usize = 4;
@@ -95,7 +95,7 @@ impl ImageFile {
             let manifest: Manifest = self.json(&descriptor.digest)?;
             let declared = match declared.filter(|platform| !platform.architecture.is_empty()) {
                 Some(declared) => declared,
-                None => self.json(&manifest.config.digest)?,
+                None => self.parsed(&manifest.config.digest, ImageConfig::parse_platform)?,
             };
             offer(descriptor.clone(), manifest, declared);
         }
@@ -114,7 +114,15 @@ impl ImageFile {
     }
 
     fn json<T: for<'de> Deserialize<'de>>(&self, digest: &Digest) -> Result<T, ArchiveError> {
-        serde_json::from_slice(&self.read_blob(digest)?)
+        self.parsed(digest, |bytes| serde_json::from_slice(bytes))
+    }
+
+    fn parsed<T>(
+        &self,
+        digest: &Digest,
+        parse: impl FnOnce(&[u8]) -> serde_json::Result<T>,
+    ) -> Result<T, ArchiveError> {
+        parse(&self.read_blob(digest)?)
             .map_err(|source| ArchiveError::Json { name: digest.to_string(), source })
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use hearth_oci::OciIndex;
 use hearth_value::Digest;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -9,7 +10,6 @@ use tar::EntryType;
 
 use super::raw::{RawTar, TarMember};
 use super::{ArchiveError, JSON_LIMIT};
-use crate::image::OciIndex;
 
 /// Receiver for the blobs of an archive.
 pub trait ArchiveSink {

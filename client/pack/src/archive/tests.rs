@@ -1,11 +1,10 @@
 use std::io::{self, Read};
 
+use hearth_oci::{Descriptor, Manifest, OCI_CONFIG_TYPE, OCI_MANIFEST_TYPE, OciIndex, Platform, sha256};
 use hearth_value::Digest;
 use tar::{EntryType, Header};
 
-use super::write::sha256;
 use super::*;
-use crate::image::{Descriptor, Manifest, OCI_CONFIG_TYPE, OCI_MANIFEST_TYPE, OciIndex, Platform};
 
 /// Sink that collects digests, and fails if it ever gets a complete blob with a wrong digest.
 #[derive(Default)]
@@ -224,7 +223,7 @@ fn described(media_type: &str, content: &[u8], platform: Option<&str>) -> Descri
 /// Returns a config and its manifest for a platform.
 fn image(architecture: &str, variant: Option<&str>) -> (Vec<u8>, Vec<u8>) {
     let platform = Platform::linux(architecture, variant);
-    let config = serde_json::to_vec(&crate::image::ImageConfig::new(platform)).unwrap();
+    let config = serde_json::to_vec(&hearth_oci::ImageConfig::new(platform)).unwrap();
     let manifest = Manifest::new(described(OCI_CONFIG_TYPE, &config, None), Vec::new());
     (config, serde_json::to_vec(&manifest).unwrap())
 }
@@ -243,7 +242,7 @@ fn the_image_for_a_platform_is_found_through_nested_indexes_and_configs() {
     ]))
     .unwrap();
     let index = OciIndex::new(vec![
-        described(crate::image::OCI_INDEX_TYPE, &inner, None),
+        described(hearth_oci::OCI_INDEX_TYPE, &inner, None),
         described(OCI_MANIFEST_TYPE, &amd_manifest, Some("amd64")),
     ]);
     let file =
@@ -262,7 +261,7 @@ fn wide_indexes_inside_indexes_are_looked_at_once() {
     let mut blobs = Vec::new();
     for _ in 0..8 {
         let bytes = serde_json::to_vec(&inner).unwrap();
-        inner = OciIndex::new(vec![described(crate::image::OCI_INDEX_TYPE, &bytes, None); 1000]);
+        inner = OciIndex::new(vec![described(hearth_oci::OCI_INDEX_TYPE, &bytes, None); 1000]);
         blobs.push(bytes);
     }
     let file = image_file(&inner, &blobs).unwrap();

@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
 
+use hearth_oci::{
+    Descriptor, IMAGE_NAME_ANNOTATION, Manifest, OciIndex, Platform, REF_NAME_ANNOTATION, sha256,
+};
 use hearth_value::Digest;
 use tar::EntryType;
 
 use super::read::VerifyingReader;
-use crate::image::{Descriptor, IMAGE_NAME_ANNOTATION, Manifest, OciIndex, Platform, REF_NAME_ANNOTATION};
 use crate::layer::header::{END_BLOCKS, TarHeader, encode, padding};
 
 const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -65,7 +67,8 @@ impl ArchiveLayout {
         docker: bool,
     ) -> serde_json::Result<Self> {
         let digest = sha256(manifest);
-        let mut descriptor = Descriptor::new(&parsed.media_type, digest, manifest.len() as u64);
+        let mut descriptor =
+            Descriptor::new(parsed.media_type.as_deref().unwrap_or_default(), digest, manifest.len() as u64);
         descriptor.platform = Some(platform.clone());
         annotate_tag(&mut descriptor, tag);
         let index = serde_json::to_vec(&OciIndex::new(vec![descriptor.clone()]))?;
@@ -213,11 +216,6 @@ impl PlannedMember {
         let path = self.path.clone().into_bytes();
         encode(&TarHeader { path, link: b"", kind, mode, size: self.content.size(), mtime: 0 }, &[])
     }
-}
-
-/// Returns the digest of content in memory.
-pub fn sha256(bytes: &[u8]) -> Digest {
-    Digest::from_sha256(<sha2::Sha256 as sha2::Digest>::digest(bytes).into())
 }
 
 fn blob_path(digest: &Digest) -> String {

@@ -9,10 +9,9 @@ use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use hearth_oci::Descriptor;
 use hearth_value::Digest;
 use sha2::{Digest as _, Sha256};
-
-use crate::image::Descriptor;
 
 const CHUNK: usize = 256 * 1024;
 /// Age after which an unfinished download is considered abandoned.

@@ -2,12 +2,12 @@
 
 use std::io::{self, Read};
 
+use hearth_oci::Descriptor;
 use hearth_value::Digest;
 use sha2::{Digest as _, Sha256};
 
 use super::{BaseError, BlobCache};
 use crate::archive::BlobSource;
-use crate::image::Descriptor;
 
 /// Maximum uncompressed size of a layer, in bytes.
 const MAX_TAR: u64 = 1 << 40;

@@ -1,7 +1,8 @@
 use std::io::Write as _;
 
+use hearth_oci::sha256;
+
 use super::*;
-use crate::archive::sha256;
 use crate::{PackOptions, pack};
 
 fn blob(content: &[u8]) -> Descriptor {

@@ -28,7 +28,7 @@ fn digests_and_sizes_are_those_of_the_bytes() {
     for compression in [Compression::Zstd, Compression::Gzip, Compression::None] {
         let options = LayerOptions { compression, ..Default::default() };
         let (layer, bytes) = self::layer(&tree, &options).unwrap();
-        assert_eq!(layer.digest, crate::archive::sha256(&bytes));
+        assert_eq!(layer.digest, hearth_oci::sha256(&bytes));
         assert_eq!(layer.size, bytes.len() as u64);
         let tar = match compression {
             Compression::Zstd => zstd::decode_all(bytes.as_slice()).unwrap(),
@@ -39,7 +39,7 @@ fn digests_and_sizes_are_those_of_the_bytes() {
             }
             Compression::None => bytes,
         };
-        assert_eq!(layer.diff_id, crate::archive::sha256(&tar));
+        assert_eq!(layer.diff_id, hearth_oci::sha256(&tar));
         assert_eq!(layer.uncompressed_size, tar.len() as u64);
         tars.push(tar);
     }

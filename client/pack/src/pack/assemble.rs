@@ -1,10 +1,10 @@
 //! Assembles an image around its layer: config, manifest, and the layout of the archive.
 
+use hearth_oci::{Descriptor, ImageConfig, Manifest, OCI_CONFIG_TYPE, sha256};
 use hearth_value::{Digest, Reference};
 
 use super::{PackError, PackOptions};
-use crate::archive::{ArchiveLayout, sha256};
-use crate::image::{self, Descriptor, ImageConfig, Manifest};
+use crate::archive::ArchiveLayout;
 use crate::layer::{Compression, PackedLayer};
 
 const CREATED_BY: &str = "hearth pack";
@@ -47,8 +47,7 @@ impl<'a> ImageAssembly<'a> {
         let config_digest = sha256(&config_bytes);
         let mut layers = self.below.clone();
         layers.push(Descriptor::new(layer.compression.media_type(), layer.digest, layer.size));
-        let config_descriptor =
-            Descriptor::new(image::OCI_CONFIG_TYPE, config_digest, config_bytes.len() as u64);
+        let config_descriptor = Descriptor::new(OCI_CONFIG_TYPE, config_digest, config_bytes.len() as u64);
         let parsed = Manifest::new(config_descriptor, layers);
         let manifest = serde_json::to_vec(&parsed)?;
         let tag = self.options.tag.as_ref().map(Reference::to_string);

@@ -5,10 +5,11 @@ use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{PermissionsExt, symlink};
 
+use hearth_oci::sha256;
 use proptest::prelude::*;
 
 use super::*;
-use crate::archive::{ArchiveError, ArchiveSink, read, sha256};
+use crate::archive::{ArchiveError, ArchiveSink, read};
 use crate::base::{BaseError, BaseImage};
 use crate::layer::Compression;
 use crate::walk::IgnoreRules;

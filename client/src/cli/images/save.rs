@@ -7,8 +7,8 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use bytes::Bytes;
+use hearth_oci::{Descriptor, Manifest, OciIndex};
 use hearth_pack::archive::ArchiveLayout;
-use hearth_pack::image::{Descriptor, Manifest, OciIndex};
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::value::{Digest, Reference};
 use hearth_registry::{BlobReader, CHUNK_BUFFER};
@@ -94,10 +94,8 @@ async fn image_blobs(room: &Client, image: &Reference) -> Result<(Descriptor, Ve
 
 /// Returns the config and the layers, without foreign layers, which are not stored in the room.
 fn stored_blobs(manifest: Manifest) -> impl Iterator<Item = Descriptor> {
-    let here = |layer: &Descriptor| {
-        !layer.media_type.contains("nondistributable") && !layer.media_type.contains("foreign")
-    };
-    std::iter::once(manifest.config).chain(manifest.layers.into_iter().filter(here))
+    let here = manifest.layers.into_iter().filter(|layer| !layer.is_foreign_layer());
+    std::iter::once(manifest.config).chain(here)
 }
 
 fn parse<T: for<'de> serde::Deserialize<'de>>(image: &Reference, json: &[u8]) -> Result<T, Failure> {

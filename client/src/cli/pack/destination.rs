@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hearth_oci::RunConfig;
 use hearth_pack::PackedImage;
-use hearth_pack::image::RunConfig;
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::value::Reference;

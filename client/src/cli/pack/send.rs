@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use hearth_oci::Platform;
 use hearth_pack::cache::PackCache;
 use hearth_pack::identity::hash_tree;
-use hearth_pack::image::{ConfigFlags, Platform};
+use hearth_pack::image::ConfigFlags;
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_pack::walk::{WalkOptions, walk};
 use hearth_pack::{PackOptions, PackSummary};

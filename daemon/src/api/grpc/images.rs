@@ -199,7 +199,7 @@ impl ImagesService {
                 ..v1::Image::default()
             },
         };
-        let layer = |layer: crate::model::image::Descriptor| v1::Layer {
+        let layer = |layer: hearth_oci::Descriptor| v1::Layer {
             digest: layer.digest.to_string(),
             media_type: layer.media_type,
             size_bytes: layer.size,

@@ -2,8 +2,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hearth_oci::Platform;
 use hearth_pack::identity::{ContentHash, NodeKind, TreeDigest, TreeNode};
-use hearth_pack::image::{ConfigFlags, Platform};
+use hearth_pack::image::ConfigFlags;
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_proto::v1;
 use prost::Message as _;
@@ -341,7 +342,7 @@ fn image(image: v1::PackImage) -> Result<PackImageOptions, ApiError> {
     };
     let platform = match image.arch.as_str() {
         "" => Platform::default(),
-        arch => arch.parse().map_err(|error: hearth_pack::image::PlatformError| {
+        arch => arch.parse().map_err(|error: hearth_oci::PlatformError| {
             ApiError::invalid("image.arch", ErrorCode::InvalidArch, error.to_string())
         })?,
     };
@@ -359,7 +360,7 @@ fn image(image: v1::PackImage) -> Result<PackImageOptions, ApiError> {
     };
     // Checked before the upload, so that an error is not reported only after it.
     config
-        .apply(&mut hearth_pack::image::RunConfig::default())
+        .apply(&mut hearth_oci::RunConfig::default())
         .map_err(|error| ApiError::invalid("image.config", ErrorCode::InvalidConfig, error.to_string()))?;
     let layer = LayerOptions { compression, mtime: image.mtime, workers: None };
     Ok(PackImageOptions { layer, config, platform, docker: image.docker })

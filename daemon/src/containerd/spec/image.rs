@@ -1,12 +1,10 @@
 //! Run settings of an image config (OCI image spec, "Properties").
 
-use serde::Deserialize;
-
 use crate::model::image::Platform;
 
-/// Run settings of an image config. Null and missing values are equivalent.
+/// User, command, environment and stop signal that an image gives its processes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RunConfig {
+pub struct ProcessDefaults {
     pub user: String,
     pub env: Vec<String>,
     pub entrypoint: Vec<String>,
@@ -20,33 +18,16 @@ const SIGTERM: i32 = 15;
 const SIGRTMIN: i32 = 34;
 const SIGRTMAX: i32 = 64;
 
-#[derive(Deserialize)]
-struct ImageConfigFile {
-    #[serde(default)]
-    config: Option<RunConfigFields>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct RunConfigFields {
-    user: Option<String>,
-    env: Option<Vec<String>>,
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    working_dir: Option<String>,
-    stop_signal: Option<String>,
-}
-
-impl RunConfig {
-    pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        let config = serde_json::from_slice::<ImageConfigFile>(bytes)?.config.unwrap_or_default();
+impl ProcessDefaults {
+    pub fn from_config(config: hearth_oci::RunConfig) -> Result<Self, serde_json::Error> {
+        let stop_signal = config.stop_signal()?.as_deref().and_then(signal).unwrap_or(SIGTERM);
         Ok(Self {
             user: config.user.unwrap_or_default(),
-            env: config.env.unwrap_or_default(),
+            env: config.env,
             entrypoint: config.entrypoint.unwrap_or_default(),
             cmd: config.cmd.unwrap_or_default(),
             workdir: config.working_dir.unwrap_or_default(),
-            stop_signal: config.stop_signal.as_deref().and_then(signal).unwrap_or(SIGTERM),
+            stop_signal,
         })
     }
 }
@@ -115,12 +96,17 @@ pub fn platform_mismatch(image: Option<&Platform>, host: &Platform) -> Option<St
 
 #[cfg(test)]
 mod tests {
+    use hearth_oci::ImageConfig;
+
     use super::*;
+
+    fn defaults(text: &str) -> ProcessDefaults {
+        ProcessDefaults::from_config(ImageConfig::parse(text.as_bytes()).unwrap().config).unwrap()
+    }
 
     #[test]
     fn stop_signals_have_names_and_numbers() {
-        let of =
-            |text: &str| RunConfig::parse(format!(r#"{{"config":{{"StopSignal":"{text}"}}}}"#).as_bytes());
+        let of = |text: &str| defaults(&format!(r#"{{"config":{{"StopSignal":"{text}"}}}}"#));
         for (text, number) in [
             ("SIGQUIT", 3),
             ("quit", 3),
@@ -131,16 +117,16 @@ mod tests {
             ("SIGNO", 15),
             ("99", 15),
         ] {
-            assert_eq!(of(text).unwrap().stop_signal, number, "{text}");
+            assert_eq!(of(text).stop_signal, number, "{text}");
         }
     }
 
     #[test]
     fn null_and_missing_are_the_same() {
-        let nulls = br#"{"config":{"User":null,"Env":null,"Entrypoint":null,"Cmd":null,"WorkingDir":null}}"#;
-        let plain = RunConfig { stop_signal: 15, ..RunConfig::default() };
-        for text in [nulls.as_slice(), b"{}", br#"{"config":null}"#] {
-            assert_eq!(RunConfig::parse(text).unwrap(), plain);
+        let nulls = r#"{"config":{"User":null,"Env":null,"Entrypoint":null,"Cmd":null,"WorkingDir":null}}"#;
+        let plain = ProcessDefaults { stop_signal: 15, ..ProcessDefaults::default() };
+        for text in [nulls, "{}", r#"{"config":null}"#] {
+            assert_eq!(defaults(text), plain);
         }
     }
 

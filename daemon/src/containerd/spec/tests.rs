@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::image::RunConfig;
+use super::image::ProcessDefaults;
 use super::*;
 use crate::deploy::port::{InstanceImage, NetworkAttachment};
 use crate::model::Digest;
@@ -40,16 +40,16 @@ fn instance() -> InstanceSpec {
     }
 }
 
-fn image() -> RunConfig {
-    RunConfig {
+fn image() -> ProcessDefaults {
+    ProcessDefaults {
         entrypoint: vec!["/bin/web".into()],
         cmd: vec!["serve".into()],
         stop_signal: 15,
-        ..RunConfig::default()
+        ..ProcessDefaults::default()
     }
 }
 
-fn built(spec: &InstanceSpec, image: &RunConfig) -> RuntimeSpec {
+fn built(spec: &InstanceSpec, image: &ProcessDefaults) -> RuntimeSpec {
     build(spec, image, &ResolvedUser::default(), MACHINE, "/hearth-x").unwrap()
 }
 
@@ -74,7 +74,7 @@ fn the_whole_of_it_for_a_plain_instance() {
 fn a_command_takes_the_place_of_entrypoint_and_command_together() {
     let mut spec = instance();
     assert_eq!(built(&spec, &image()).process.args, ["/bin/web", "serve"]);
-    let only_cmd = RunConfig { entrypoint: Vec::new(), ..image() };
+    let only_cmd = ProcessDefaults { entrypoint: Vec::new(), ..image() };
     assert_eq!(built(&spec, &only_cmd).process.args, ["serve"]);
     spec.command = Some(vec!["sh".into(), "-c".into(), "x".into()]);
     assert_eq!(built(&spec, &image()).process.args, ["sh", "-c", "x"]);
@@ -88,7 +88,8 @@ fn the_services_variables_win_over_the_images() {
     let mut spec = instance();
     spec.env.insert("MODE".into(), Secret::new("hot=1".into()));
     spec.env.insert("NEW".into(), Secret::new(String::new()));
-    let image = RunConfig { env: vec!["PATH=/opt/bin".into(), "MODE=cold".into(), "bad".into()], ..image() };
+    let image =
+        ProcessDefaults { env: vec!["PATH=/opt/bin".into(), "MODE=cold".into(), "bad".into()], ..image() };
     let env = built(&spec, &image).process.env;
     assert_eq!(env, ["PATH=/opt/bin", "HOSTNAME=web", "MODE=hot=1", "NEW="]);
 }
@@ -97,9 +98,9 @@ fn the_services_variables_win_over_the_images() {
 fn a_working_directory_is_the_services_or_the_images_or_the_root() {
     let mut spec = instance();
     assert_eq!(built(&spec, &image()).process.cwd, "/");
-    let in_app = RunConfig { workdir: "/app".into(), ..image() };
+    let in_app = ProcessDefaults { workdir: "/app".into(), ..image() };
     assert_eq!(built(&spec, &in_app).process.cwd, "/app");
-    let relative = RunConfig { workdir: "app".into(), ..image() };
+    let relative = ProcessDefaults { workdir: "app".into(), ..image() };
     let refused = build(&spec, &relative, &ResolvedUser::default(), MACHINE, "/x");
     assert_eq!(refused, Err(SpecFault::Workdir("app".into())));
     spec.workdir = Some("/srv".parse().unwrap());

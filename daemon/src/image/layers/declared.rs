@@ -1,12 +1,13 @@
 //! Declarations of an image about its layers.
 
+use hearth_oci::{DOCKER_CONFIG_TYPE, Descriptor, ImageConfig, OCI_CONFIG_TYPE};
+
 use super::super::contents::MAX_INDEX_ENTRIES;
 use super::super::contents::{platform_manifest, read_json};
 use super::super::port::BlobStorage;
 use super::super::{ImageError, PlatformSelection, parse};
 use crate::model::Digest;
-use crate::model::image::Descriptor;
-use crate::model::manifest::{ImageConfig, ImageManifest, Manifest};
+use crate::model::manifest::{ImageManifest, Manifest};
 
 /// Image of one platform, as its manifest and config declare it.
 #[derive(Clone, Debug)]
@@ -107,10 +108,7 @@ pub(super) fn is_runnable(blobs: &dyn BlobStorage, top: &Descriptor) -> Result<b
 
 /// Reports whether a config is declared as an image config.
 fn is_image_config(media_type: &str) -> bool {
-    matches!(
-        media_type,
-        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
-    )
+    matches!(media_type, OCI_CONFIG_TYPE | DOCKER_CONFIG_TYPE)
 }
 
 fn declared_image(
@@ -119,8 +117,8 @@ fn declared_image(
     image: ImageManifest,
 ) -> Result<DeclaredImage, ImageError> {
     let digest = image.config.digest;
-    let config = ImageConfig::parse(&read_json(blobs, &image.config)?)
+    let config = ImageConfig::parse_unambiguous(&read_json(blobs, &image.config)?)
         .map_err(|error| ImageError::Config { digest, reason: error.to_string() })?;
     let ImageManifest { layers, with_urls, .. } = image;
-    Ok(DeclaredImage { manifest, layers, diff_ids: config.diff_ids, with_urls })
+    Ok(DeclaredImage { manifest, layers, diff_ids: config.rootfs.diff_ids, with_urls })
 }

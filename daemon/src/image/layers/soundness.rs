@@ -2,10 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 
+use hearth_oci::Descriptor;
+
 use super::super::error::{ImageError, LayerMismatch};
 use super::super::port::{LayerCompression, LayerFacts, LayerVerdict};
 use super::declared::{DeclaredImage, LayerForm, layer_form};
-use crate::model::image::Descriptor;
 use crate::model::{Digest, LayerLimits};
 
 /// Maximum number of layers that a layered file system can mount together.

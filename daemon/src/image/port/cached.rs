@@ -1,12 +1,13 @@
 //! Records of images that builds and deploys fetched from other registries.
 
 use async_trait::async_trait;
+use hearth_oci::Descriptor;
 use hearth_registry::full_name;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::CatalogError;
-use crate::model::image::{CACHED_IMAGES_PREFIX, Descriptor, Platform};
+use crate::model::image::{CACHED_IMAGES_PREFIX, Platform};
 use crate::model::{Digest, Reference, Repository};
 
 /// Right by which an image was fetched, which decides who may use the copy without asking the registry.

@@ -1,10 +1,10 @@
 //! Interfaces of other modules to layer verification: notifications of arrivals, and checks before use.
 
 use async_trait::async_trait;
+use hearth_oci::Descriptor;
 
 use crate::model::Digest;
 use crate::model::fault::{ErrorCode, RecordedErrorCode};
-use crate::model::image::Descriptor;
 
 /// Listener for content that arrives in the room, so that layers are inspected ahead of need. Its methods return at
 /// once.

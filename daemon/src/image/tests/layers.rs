@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use hearth_oci::{OCI_INDEX_TYPE, OCI_MANIFEST_TYPE};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::*;
 use crate::image::port::{LayerFacts, LayerFault};
-use crate::model::manifest::{OCI_INDEX, OCI_MANIFEST};
 
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -37,7 +37,7 @@ impl ImageFixture {
     fn put(&self, media_type: &str, bytes: &[u8]) -> Descriptor {
         let digest = digest_of(bytes);
         self.blobs.put(&digest, &mut std::io::Cursor::new(bytes)).unwrap();
-        Descriptor { media_type: media_type.to_owned(), digest, size: bytes.len() as u64 }
+        Descriptor::new(media_type, digest, bytes.len() as u64)
     }
 
     /// Stores an image as any client can push it.
@@ -53,9 +53,9 @@ impl ImageFixture {
     fn image_of(&self, layers: &[Descriptor], config: &serde_json::Value) -> Descriptor {
         let config = self.put("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
         let manifest = json!({
-            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers,
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST_TYPE, "config": config, "layers": layers,
         });
-        self.put(OCI_MANIFEST, manifest.to_string().as_bytes())
+        self.put(OCI_MANIFEST_TYPE, manifest.to_string().as_bytes())
     }
 
     async fn check(&self, image: &Descriptor) -> Result<(), ImageError> {
@@ -141,7 +141,7 @@ async fn documents_that_others_read_as_something_else_are_refused() {
     let config = room.put("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
     let manifest = |more: &str| {
         let base = json!({"schemaVersion": 2, "config": config, "layers": [layer]}).to_string();
-        room.put(OCI_MANIFEST, base.replacen('{', &format!("{{{more}"), 1).as_bytes())
+        room.put(OCI_MANIFEST_TYPE, base.replacen('{', &format!("{{{more}"), 1).as_bytes())
     };
     room.check(&manifest("")).await.unwrap();
     for more in [r#""Layers": [],"#, r#""manifests": [],"#, r#""layers": [],"#] {
@@ -150,7 +150,7 @@ async fn documents_that_others_read_as_something_else_are_refused() {
     let mut elsewhere = serde_json::to_value(&layer).unwrap();
     elsewhere["urls"] = json!(["http://127.0.0.1:1/"]);
     let manifest = json!({"schemaVersion": 2, "config": config, "layers": [elsewhere]});
-    let elsewhere = room.put(OCI_MANIFEST, manifest.to_string().as_bytes());
+    let elsewhere = room.put(OCI_MANIFEST_TYPE, manifest.to_string().as_bytes());
     assert_eq!(room.refused(&elsewhere).await, "invalid_layer");
 }
 
@@ -167,7 +167,7 @@ async fn every_image_of_an_index_that_could_be_used_is_looked_at_and_artifacts_a
         let layer = room.put("application/vnd.in-toto+json", statement);
         let config = room.put("application/vnd.oci.empty.v1+json", b"{}");
         let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
-        room.put(OCI_MANIFEST, manifest.to_string().as_bytes())
+        room.put(OCI_MANIFEST_TYPE, manifest.to_string().as_bytes())
     };
     let index = |children: &[(&Descriptor, &str)]| {
         let child = |(child, platform): &(&Descriptor, &str)| {
@@ -177,8 +177,8 @@ async fn every_image_of_an_index_that_could_be_used_is_looked_at_and_artifacts_a
             json
         };
         let manifests: Vec<_> = children.iter().map(child).collect();
-        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
-        room.put(OCI_INDEX, index.to_string().as_bytes())
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX_TYPE, "manifests": manifests});
+        room.put(OCI_INDEX_TYPE, index.to_string().as_bytes())
     };
     let host = Platform::host();
     let sound =

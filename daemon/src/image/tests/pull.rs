@@ -3,9 +3,7 @@
 use axum::Router;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
-use hearth_pack::image::{
-    Descriptor as OciDescriptor, Manifest as OciManifest, OCI_CONFIG_TYPE, OCI_MANIFEST_TYPE,
-};
+use hearth_oci::{Descriptor, Manifest as OciManifest, OCI_CONFIG_TYPE, OCI_MANIFEST_TYPE};
 use hearth_registry::{MirrorList, RegistryClient, RetryPolicy};
 use sha2::{Digest as _, Sha256};
 
@@ -18,7 +16,7 @@ pub(super) fn digest_of(bytes: &[u8]) -> Digest {
 
 /// Serves a manifest with this layer, with or without the layer's content.
 pub(super) async fn registry(
-    layer: OciDescriptor,
+    layer: Descriptor,
     content: Option<Vec<u8>>,
 ) -> (String, task_handle::TestRegistryServer) {
     // The layer is not compressed, whatever its media type says.
@@ -26,7 +24,7 @@ pub(super) async fn registry(
     let config = format!(r#"{{"os":"linux","architecture":"amd64","rootfs":{rootfs}}}"#).into_bytes();
     let wanted = layer.digest.to_string();
     let manifest = OciManifest::new(
-        OciDescriptor::new(OCI_CONFIG_TYPE, digest_of(&config), config.len() as u64),
+        Descriptor::new(OCI_CONFIG_TYPE, digest_of(&config), config.len() as u64),
         vec![layer],
     );
     let manifest = serde_json::to_vec(&manifest).unwrap();
@@ -98,7 +96,7 @@ async fn a_manifest_of_another_registry_opens_no_blob_of_the_room() {
     let room = room();
     let secret = room.load(archive("the secret of another repository"), "secret:1").await.unwrap();
     let layer = room.images.open_layers(&secret.manifest).await.unwrap().remove(0).layer;
-    let layer = OciDescriptor::new(LAYER, layer.digest, layer.size);
+    let layer = Descriptor::new(LAYER, layer.digest, layer.size);
     let (host, _server) = registry(layer, None).await;
     let tag = ImageDestination::Tag(Reference::parse_tag("mine:1").unwrap());
     for destination in [tag, ImageDestination::Pack { owner: "eve".to_owned() }] {
@@ -114,7 +112,7 @@ async fn a_manifest_of_another_registry_opens_no_blob_of_the_room() {
 async fn what_a_mount_brought_is_reused_by_its_participant_and_by_nobody_else() {
     let room = room();
     let content = layers::tar("file", &[7; 100_000]);
-    let layer = OciDescriptor::new(LAYER, digest_of(&content), content.len() as u64);
+    let layer = Descriptor::new(LAYER, digest_of(&content), content.len() as u64);
     let reused = async |owner: &str, host: &str| {
         let destination = ImageDestination::Pack { owner: format!("image mounts of {owner}") };
         pull(&room, host, destination).await.map(|loaded| loaded.reused_bytes >= 100_000)
@@ -135,7 +133,7 @@ async fn what_a_mount_brought_is_reused_by_its_participant_and_by_nobody_else() 
 #[tokio::test]
 async fn content_that_is_not_what_it_says_leaves_nothing() {
     let room = room();
-    let layer = OciDescriptor::new(LAYER, digest_of(b"declared"), 8);
+    let layer = Descriptor::new(LAYER, digest_of(b"declared"), 8);
     let (host, _server) = registry(layer, Some(b"decl4red".to_vec())).await;
     let tag = ImageDestination::Tag(Reference::parse_tag("mine:1").unwrap());
     let error = pull(&room, &host, tag).await.unwrap_err();

@@ -1,6 +1,6 @@
 //! Limits for one caller's images, and for one image.
 
-use hearth_pack::image::Descriptor as OciDescriptor;
+use hearth_oci::Descriptor;
 
 use super::pull::{digest_of, pull, registry};
 use super::*;
@@ -32,7 +32,7 @@ fn tag(name: &str) -> ImageDestination {
 #[tokio::test]
 async fn what_is_fetched_for_a_caller_counts_for_its_owner() {
     let content = layers::tar("file", &[7; 100_000]);
-    let layer = OciDescriptor::new(LAYER, digest_of(&content), content.len() as u64);
+    let layer = Descriptor::new(LAYER, digest_of(&content), content.len() as u64);
     let (host, _server) = registry(layer, Some(content)).await;
     let (small, disk) = room_with_quota(50_000);
     let error = pull(&small, &host, tag("mine:1")).await.unwrap_err();
@@ -57,7 +57,7 @@ async fn what_is_fetched_for_a_caller_counts_for_its_owner() {
 #[tokio::test]
 async fn an_image_that_is_larger_than_one_may_be_is_refused_whichever_way_it_comes() {
     let content = layers::tar("file", &[7; 100_000]);
-    let layer = OciDescriptor::new(LAYER, digest_of(&content), content.len() as u64);
+    let layer = Descriptor::new(LAYER, digest_of(&content), content.len() as u64);
     // The content is not even requested.
     let (host, _server) = registry(layer, None).await;
     let room = room();

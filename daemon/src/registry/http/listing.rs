@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::response::Response;
+use hearth_oci::OCI_INDEX_TYPE;
 use http::header::{CONTENT_TYPE, LINK};
 use http::{HeaderName, HeaderValue};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -12,7 +13,7 @@ use super::{QueryParams, RegistryApi, header_value, route};
 use crate::access::policy::{CallerAction, decide};
 use crate::image::port::{ReferrerQuery, TagQuery};
 use crate::model::access::Caller;
-use crate::model::manifest::{Manifest, OCI_INDEX};
+use crate::model::manifest::Manifest;
 use crate::model::{Digest, Repository, Tag};
 
 /// Maximum and default number of entries of a page.
@@ -131,8 +132,8 @@ impl RegistryApi {
                 .map(|kind| format!("&artifactType={}", utf8_percent_encode(kind, NON_ALPHANUMERIC)));
             format!("/v2/{repository}/referrers/{subject}?last={last}{}", kind.unwrap_or_default())
         });
-        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
-        let mut response = page(&index, OCI_INDEX, next)?;
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX_TYPE, "manifests": manifests});
+        let mut response = page(&index, OCI_INDEX_TYPE, next)?;
         if artifact_type.is_some() {
             response.headers_mut().insert(OCI_FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
         }

@@ -4,6 +4,7 @@ use std::io::{Cursor, Read as _};
 
 use axum::body::Body;
 use axum::response::Response;
+use hearth_oci::{Descriptor, MAX_DOCUMENT_BYTES};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -14,8 +15,7 @@ use super::error_response::RegistryErrorResponse;
 use super::route::ManifestName;
 use super::{DOCKER_CONTENT_DIGEST, RegistryApi, empty, header_value};
 use crate::image::port::{BlobStorage as _, NewManifest, RemovalOutcome};
-use crate::model::image::Descriptor;
-use crate::model::manifest::{MAX_MANIFEST_BYTES, Manifest, ManifestPart, PartKind};
+use crate::model::manifest::{Manifest, ManifestPart, PartKind};
 use crate::model::{Digest, Repository};
 use crate::task;
 
@@ -67,7 +67,7 @@ impl RegistryApi {
         let read = task::blocking("manifest", move || {
             let Some(file) = blobs.open(&digest)? else { return Err(std::io::ErrorKind::NotFound.into()) };
             let mut content = Vec::new();
-            file.take(MAX_MANIFEST_BYTES as u64).read_to_end(&mut content)?;
+            file.take(MAX_DOCUMENT_BYTES as u64).read_to_end(&mut content)?;
             Ok::<_, std::io::Error>(content)
         });
         Ok(read.await??)
@@ -103,7 +103,7 @@ impl RegistryApi {
         let size = content.len() as u64;
         let blobs = self.blobs.clone();
         task::blocking("manifest", move || blobs.put(&digest, &mut Cursor::new(content))).await??;
-        let descriptor = Descriptor { media_type: media_type.to_owned(), digest, size };
+        let descriptor = Descriptor::new(media_type, digest, size);
         let new = NewManifest {
             manifest: descriptor.clone(),
             parts,
@@ -143,7 +143,7 @@ impl RegistryApi {
 
     async fn read_manifest(&self, body: Body) -> Result<Vec<u8>, RegistryErrorResponse> {
         let stall = self.uploads.limits.stall_timeout;
-        let collected = tokio::time::timeout(stall, Limited::new(body, MAX_MANIFEST_BYTES).collect()).await;
+        let collected = tokio::time::timeout(stall, Limited::new(body, MAX_DOCUMENT_BYTES).collect()).await;
         match collected {
             Err(_) => Err(RegistryErrorResponse::new(
                 StatusCode::REQUEST_TIMEOUT,
@@ -154,7 +154,7 @@ impl RegistryApi {
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(RegistryErrorResponse::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "SIZE_INVALID",
-                format!("a manifest may have {MAX_MANIFEST_BYTES} bytes"),
+                format!("a manifest may have {MAX_DOCUMENT_BYTES} bytes"),
             )),
             Ok(Err(error)) => {
                 Err(RegistryErrorResponse::bad("MANIFEST_INVALID", format!("the body was cut off: {error}")))

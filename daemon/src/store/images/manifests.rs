@@ -1,10 +1,10 @@
 //! Manifests, their required content, and the blobs linked to a repository.
 
+use hearth_oci::Descriptor;
 use rusqlite::{OptionalExtension as _, Row, Transaction};
 
 use super::{now_ms, parsed, signed, size_column, touch_if_present};
 use crate::image::port::{NewManifest, ReferrerQuery, RemovalOutcome};
-use crate::model::image::Descriptor;
 use crate::model::manifest::{ManifestPart, PartKind};
 use crate::model::{Digest, Repository};
 use crate::store::StateStoreError;
@@ -83,11 +83,7 @@ pub(super) fn get(
 
 /// Reads a descriptor from three columns: media type, digest, size.
 pub(super) fn descriptor(row: &Row<'_>, first: usize) -> rusqlite::Result<Descriptor> {
-    Ok(Descriptor {
-        media_type: row.get(first)?,
-        digest: parsed(row, first + 1)?,
-        size: size_column(row, first + 2)?,
-    })
+    Ok(Descriptor::new(&row.get::<_, String>(first)?, parsed(row, first + 1)?, size_column(row, first + 2)?))
 }
 
 pub(super) fn remove(

@@ -1,10 +1,11 @@
 use std::time::Duration;
 
+use hearth_oci::{OCI_INDEX_TYPE, OCI_MANIFEST_TYPE};
 use hearth_pack::identity::{ContentHash, TreeDigest};
 
 use super::*;
 use crate::image::port::PackContent;
-use crate::model::manifest::{OCI_INDEX, OCI_MANIFEST, PartKind};
+use crate::model::manifest::PartKind;
 
 struct StoreFixture {
     store: StateStore,
@@ -36,7 +37,7 @@ fn image(byte: u8, blobs: &[u8]) -> NewManifest {
     let part =
         |blob: &u8| ManifestPart { digest: digest(*blob), size: u64::from(*blob), kind: PartKind::Blob };
     NewManifest {
-        manifest: Descriptor { media_type: OCI_MANIFEST.to_owned(), digest: digest(byte), size: 500 },
+        manifest: Descriptor::new(OCI_MANIFEST_TYPE, digest(byte), 500),
         parts: blobs.iter().map(part).collect(),
         subject: None,
         artifact_type: None,
@@ -45,7 +46,7 @@ fn image(byte: u8, blobs: &[u8]) -> NewManifest {
 
 fn index(byte: u8, manifests: &[u8]) -> NewManifest {
     let part = |child: &u8| ManifestPart { digest: digest(*child), size: 500, kind: PartKind::Manifest };
-    let manifest = Descriptor { media_type: OCI_INDEX.to_owned(), digest: digest(byte), size: 600 };
+    let manifest = Descriptor::new(OCI_INDEX_TYPE, digest(byte), 600);
     NewManifest { manifest, parts: manifests.iter().map(part).collect(), ..image(byte, &[]) }
 }
 

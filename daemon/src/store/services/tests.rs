@@ -1,9 +1,10 @@
+use hearth_oci::Descriptor;
 use jiff::Timestamp;
 
 use super::*;
 use crate::deploy::port::ServiceStoreError as PortError;
 use crate::image::port::{ImageCatalog as _, NewManifest, RemovalOutcome};
-use crate::model::image::{Descriptor, PinnedImage};
+use crate::model::image::PinnedImage;
 use crate::model::manifest::{ManifestPart, PartKind};
 use crate::model::service::{RevisionOutcome, ServiceRevision, ServiceSpec};
 use crate::model::{Digest, MountAccess, Repository, ServiceMount, ServiceMountSource};
@@ -95,7 +96,7 @@ async fn an_image_that_a_kept_revision_runs_or_mounts_is_neither_forgotten_nor_r
     let store = store();
     let repository = "web".parse().unwrap();
     let manifest = |byte| NewManifest {
-        manifest: Descriptor { media_type: "m".to_owned(), digest: digest(byte), size: 1 },
+        manifest: Descriptor::new("m", digest(byte), 1),
         parts: Vec::new(),
         subject: None,
         artifact_type: None,
@@ -127,7 +128,7 @@ async fn images_of_other_registries_that_lie_in_ordinary_repositories_are_moved_
         ("ghcr.io/team/app".parse().unwrap(), "ghcr.io/team/files".parse().unwrap());
     let blob = |byte| ManifestPart { digest: digest(byte), size: 1, kind: PartKind::Blob };
     let manifest = |byte, layer| NewManifest {
-        manifest: Descriptor { media_type: "m".to_owned(), digest: digest(byte), size: 1 },
+        manifest: Descriptor::new("m", digest(byte), 1),
         parts: vec![blob(layer)],
         subject: None,
         artifact_type: None,

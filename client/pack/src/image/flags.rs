@@ -1,75 +1,5 @@
-use std::collections::BTreeMap;
-
-use hearth_value::Digest;
-use serde::{Deserialize, Serialize};
+use hearth_oci::RunConfig;
 use serde_json::{Map, Value};
-
-use super::{Platform, null_as_default};
-
-/// An image config. Other fields of a base image's config are kept in `other`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ImageConfig {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub created: Option<String>,
-    #[serde(flatten)]
-    pub platform: Platform,
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub config: RunConfig,
-    pub rootfs: RootFs,
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub history: Vec<HistoryEntry>,
-    #[serde(flatten)]
-    pub other: BTreeMap<String, Value>,
-}
-
-/// DiffIDs of the layers, lowest first (the field `rootfs`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RootFs {
-    #[serde(rename = "type")]
-    pub kind: String,
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub diff_ids: Vec<Digest>,
-}
-
-/// One entry of the build history (the field `history`).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct HistoryEntry {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub created: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub created_by: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub author: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub comment: Option<String>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub empty_layer: bool,
-}
-
-/// Runtime defaults for containers of the image (the field `config`).
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct RunConfig {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "null_as_default")]
-    pub exposed_ports: Map<String, Value>,
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
-    pub env: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub entrypoint: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cmd: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "null_as_default")]
-    pub volumes: Map<String, Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub working_dir: Option<String>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
-    pub labels: BTreeMap<String, String>,
-    #[serde(flatten)]
-    pub other: BTreeMap<String, Value>,
-}
 
 /// Config values from the user's flags. Lists hold the text that the user wrote; [`ConfigFlags::apply`] checks it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -96,35 +26,6 @@ pub struct ConfigError {
     pub flag: &'static str,
     pub given: String,
     pub reason: &'static str,
-}
-
-impl ImageConfig {
-    /// Creates the config of an image without layers.
-    pub fn new(platform: Platform) -> Self {
-        Self {
-            created: None,
-            platform,
-            config: RunConfig::default(),
-            rootfs: RootFs { kind: "layers".to_owned(), diff_ids: Vec::new() },
-            history: Vec::new(),
-            other: BTreeMap::new(),
-        }
-    }
-
-    /// Adds a layer on top.
-    pub fn add_layer(&mut self, diff_id: Digest, created: &str, created_by: &str) {
-        self.created = Some(created.to_owned());
-        // A base may have no history. Without padding, the new entry would be attributed to the wrong layer.
-        let recorded = self.history.iter().filter(|entry| !entry.empty_layer).count();
-        let missing = self.rootfs.diff_ids.len().saturating_sub(recorded);
-        self.history.extend((0..missing).map(|_| HistoryEntry::default()));
-        self.rootfs.diff_ids.push(diff_id);
-        self.history.push(HistoryEntry {
-            created: Some(created.to_owned()),
-            created_by: Some(created_by.to_owned()),
-            ..HistoryEntry::default()
-        });
-    }
 }
 
 impl ConfigFlags {

@@ -5,8 +5,23 @@
 
 use serde_json::{Map, Value};
 
+/// Error of a document that is not trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum DocumentError {
+    #[error("the manifest is not valid: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("`{0}`: other programs may read this name as another spelling of a known field")]
+    AmbiguousName(String),
+}
+
+/// Rejects an object with a key that differs from one of `names` only in case.
+pub fn check_spelling(object: &Map<String, Value>, names: &[&str]) -> Result<(), DocumentError> {
+    other_spelling(object, names)
+        .map_or(Ok(()), |name| Err(DocumentError::AmbiguousName(name.chars().take(200).collect())))
+}
+
 /// Returns the first key that differs from one of `names` only in case.
-pub(super) fn other_spelling(object: &Map<String, Value>, names: &[&str]) -> Option<String> {
+fn other_spelling(object: &Map<String, Value>, names: &[&str]) -> Option<String> {
     let is_other_spelling =
         |key: &String| names.iter().any(|name| key != name && folded(key).eq(name.chars().flat_map(fold)));
     object.keys().find(|key| is_other_spelling(key)).cloned()

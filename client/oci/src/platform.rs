@@ -3,12 +3,14 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::null_as_default;
+
 /// Platform of an image, with Go's names: `linux`, `arm64`, `v8`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub architecture: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub os: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
