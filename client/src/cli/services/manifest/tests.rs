@@ -330,8 +330,14 @@ fn what_does_not_fit_together_is_named_with_its_field() {
         (with("ports: [{num: 70000}]\n"), "ports: port `70000/http`: expected"),
         (with("ports: [{num: 80}, {num: 80}]\n"), "ports: port 80 is given twice"),
         (with("ports: [{num: 80, liveness: x}]\n"), "ports: 80: path `x` of the health check"),
-        (with("ports: [{num: 80}, {num: 81, liveness: /x}]\n"), "ports: 81: the health check uses the first published http port"),
-        (with("ports: [{num: 80, type: tcp, liveness: /x}]\n"), "ports: 80: the health check uses the first published http port"),
+        (
+            with("ports: [{num: 80}, {num: 81, liveness: /x}]\n"),
+            "ports: 81: the health check uses the first published http port",
+        ),
+        (
+            with("ports: [{num: 80, type: tcp, liveness: /x}]\n"),
+            "ports: 80: the health check uses the first published http port",
+        ),
         (with("ports: [{num: 80}, {num: 81, public: true}]\n"), "ports: 81: `public` is the same"),
     ] {
         let manifest =
