@@ -55,7 +55,7 @@ impl Case {
 
 impl Group {
     pub fn new(name: &'static str, cases: Vec<Case>) -> Self {
-        Self { name, options: Options::room(name), width: 3, cases }
+        Self { name, options: Options::room(name), width: 2, cases }
     }
 
     /// Sets the options of the shared daemon.
