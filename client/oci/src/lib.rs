@@ -37,6 +37,9 @@ pub const IMAGE_NAME_ANNOTATION: &str = "io.containerd.image.name";
 /// Maximum size of a manifest, index or config in bytes, here and in most registries.
 pub const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
 
+/// Maximum number of manifests in one index.
+pub const MAX_INDEX_ENTRIES: usize = 256;
+
 /// Returns the digest of a whole document or blob.
 pub fn sha256(bytes: &[u8]) -> Digest {
     Digest::from_sha256(<sha2::Sha256 as sha2::Digest>::digest(bytes).into())

@@ -23,8 +23,6 @@ const ACCEPTED_TYPES: &str = "application/vnd.oci.image.index.v1+json, applicati
 const DIGEST_HEADER: &str = "docker-content-digest";
 /// Maximum nesting depth of indexes.
 const MAX_INDEX_DEPTH: usize = 4;
-/// Maximum number of manifests in one index.
-const MAX_CHILDREN: usize = 256;
 
 /// Source of an image: its repository, and the hosts that are tried in turn.
 #[derive(Clone, Debug)]
@@ -246,7 +244,7 @@ fn select_platform(
     index: &OciIndex,
     platform: &Platform,
 ) -> Result<Descriptor, RemoteError> {
-    if index.manifests.len() > MAX_CHILDREN {
+    if index.manifests.len() > hearth_oci::MAX_INDEX_ENTRIES {
         return Err(invalid_answer(source, "its index has too many images"));
     }
     index.for_platform(platform).cloned().map_err(|found| RemoteError::NoPlatform {

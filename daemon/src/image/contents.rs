@@ -12,8 +12,7 @@ use crate::model::Digest;
 use crate::model::image::Platform;
 use crate::model::manifest::{ImageManifest, Manifest, ManifestPart, PartKind};
 
-/// Maximum number of manifests in one index.
-pub(super) const MAX_INDEX_ENTRIES: usize = 256;
+pub(super) use hearth_oci::MAX_INDEX_ENTRIES;
 
 /// Manifest, the manifests below it, and the blobs that they require; all of them were present when read.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::layer::TreeLayer;
-use super::{DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry, joined};
+use super::{DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry};
 use crate::port::EntryKind;
 use crate::storage::{StorageError, StorageRoot, is_unfinished, normalized};
 
@@ -200,10 +200,4 @@ fn layer_entry(
     let size = if kind == EntryKind::File { stat.size } else { 0 };
     let origin = EntryOrigin::Disk { mount, device: stat.device, inode: stat.inode, changed: stat.changed };
     Ok(LayerEntry { kind, mode: stat.mode, size, mtime: stat.modified, links: stat.links, origin })
-}
-
-/// Returns the path of a child, or ENAMETOOLONG if it is too long for a system call.
-pub(super) fn child_path(directory: &[u8], name: &[u8]) -> Result<Vec<u8>, Errno> {
-    let path = joined(directory, name);
-    if path.len() > beneath::MAX_PATH { Err(Errno::NAMETOOLONG) } else { Ok(path) }
 }

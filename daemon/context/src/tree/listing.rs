@@ -4,10 +4,10 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use hearth_overlay::lower::child_path;
 use hearth_pack::prefetch::{PrefetchQueue, PrefetchWork};
 
 use super::bounds::ScanBounds;
-use super::directory::child_path;
 use super::{ContextTree, DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry, bare, below};
 use crate::ContextError;
 use crate::port::{EntryKind, Xattr};
@@ -85,7 +85,7 @@ impl DirectoryLister<'_> {
         let directories = children.iter().filter(|child| child.found.kind == EntryKind::Directory);
         directories
             .map(|child| {
-                let path = child_path(&wish.path, &child.name).ok()?;
+                let path = child_path(&wish.path, &child.name).ok()?.into_vec();
                 if below(self.top, &path).is_some_and(|inside| !self.bounds.includes(inside)) {
                     return None;
                 }

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::vec::IntoIter;
 
 use hearth_model::MountTarget;
+use hearth_overlay::lower::child_path;
 use hearth_pack::identity::{is_settled, settles_in};
 use hearth_pack::prefetch::PrefetchQueue;
 use hearth_task as task;
@@ -16,7 +17,6 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::bounds::ScanBounds;
-use super::directory::child_path;
 use super::entries::ScannedEntries;
 use super::listing::{DirectoryLister, ListedDirectory, ListingRequest, MAX_QUEUED_ENTRIES};
 use super::snapshot::TreeSnapshot;
@@ -167,7 +167,8 @@ impl ScanWalk<'_> {
                 continue;
             };
             path = child_path(&path, &name)
-                .map_err(|errno| ContextError::at(&absolute(&joined(&path, &name)), errno))?;
+                .map_err(|errno| ContextError::at(&absolute(&joined(&path, &name)), errno))?
+                .into_vec();
             let directory = match found.kind {
                 EntryKind::Directory => level.directories.next().flatten(),
                 _ => None,
