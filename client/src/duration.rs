@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_is_too_long_is_told_the_limit() {
+    fn the_error_of_a_duration_beyond_the_limit_names_the_limit() {
         assert_eq!(parse("9999d").unwrap_err().to_string(), "`9999d` is too long: at most 366d");
         let error = parse_at_most("31d", Duration::from_secs(30 * 86_400)).unwrap_err().to_string();
         assert_eq!(error, "`31d` is too long: at most 30d");

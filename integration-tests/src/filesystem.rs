@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_layers_do_not_differ_and_each_kind_of_difference_is_told() {
+    fn equal_layers_do_not_differ_and_each_kind_of_difference_is_reported() {
         let one = layer(0o644, "d", 5);
         let with = |other: &FileSystem| one.differences(other, |time| time, ("one", "other"));
         assert_eq!(with(&layer(0o644, "d", 5)), Vec::<String>::new());

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn output_code_and_signal_are_told() {
+    fn output_code_and_signal_are_reported() {
         let output = run(&mut sh("echo out; echo err >&2; exit 7"), seconds(10));
         assert_eq!((output.code, output.line(), output.stderr.as_str()), (7, "out", "err\n"));
         assert_eq!(run(&mut sh("kill -9 $$"), seconds(10)).code, 137);

@@ -19,40 +19,42 @@ use integration_tests::runner;
 mod access;
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
+#[path = "e2e/basic_build.rs"]
+mod basic_build;
+#[path = "e2e/build_context.rs"]
+mod build_context;
 #[path = "e2e/builds.rs"]
 mod builds;
+#[path = "e2e/changing_files.rs"]
+mod changing_files;
 #[path = "e2e/compare.rs"]
 mod compare;
 #[path = "e2e/containerd_2.rs"]
 mod containerd_2;
-#[path = "e2e/context.rs"]
-mod context;
-#[path = "e2e/contexts.rs"]
-mod contexts;
-#[path = "e2e/elsewhere.rs"]
-mod elsewhere;
+#[path = "e2e/context_command.rs"]
+mod context_command;
 #[path = "e2e/faults.rs"]
 mod faults;
-#[path = "e2e/line.rs"]
-mod line;
-#[path = "e2e/moving.rs"]
-mod moving;
+#[path = "e2e/missing_sources.rs"]
+mod missing_sources;
 #[path = "e2e/observability.rs"]
 mod observability;
+#[path = "e2e/other_registries.rs"]
+mod other_registries;
 #[path = "e2e/pack.rs"]
 mod pack;
 #[path = "e2e/pack_faults.rs"]
 mod pack_faults;
 #[path = "e2e/pack_readers.rs"]
 mod pack_readers;
-#[path = "e2e/presence.rs"]
-mod presence;
 #[path = "e2e/python.rs"]
 mod python;
 #[path = "e2e/registry.rs"]
 mod registry;
 #[path = "e2e/secrets.rs"]
 mod secrets;
+#[path = "e2e/service_apps.rs"]
+mod service_apps;
 #[path = "e2e/service_errors.rs"]
 mod service_errors;
 #[path = "e2e/service_exec.rs"]
@@ -61,8 +63,6 @@ mod service_exec;
 mod service_faults;
 #[path = "e2e/service_kills.rs"]
 mod service_kills;
-#[path = "e2e/service_luck.rs"]
-mod service_luck;
 #[path = "e2e/service_mounts.rs"]
 mod service_mounts;
 #[path = "e2e/services.rs"]
@@ -76,29 +76,29 @@ mod walls;
 
 fn main() -> ExitCode {
     let mut groups = vec![
-        line::group(),
-        context::group(),
+        basic_build::group(),
+        build_context::group(),
         compare::group(),
-        contexts::group(),
+        context_command::group(),
         pack::group(),
         upload::group(),
         pack_readers::group(),
         pack_faults::group(),
         storage::group(),
         registry::group(),
-        elsewhere::group(),
+        other_registries::group(),
         access::group(),
         builds::group(),
         bad_input::group(),
-        presence::group(),
-        moving::group(),
+        missing_sources::group(),
+        changing_files::group(),
         secrets::group(),
         observability::group(),
         python::group(),
         services::group(),
         service_errors::group(),
         service_exec::group(),
-        service_luck::group(),
+        service_apps::group(),
         service_mounts::group(),
         faults::group(),
         service_faults::group(),

@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn challenges_are_read_with_quotes_and_commas_in_them() {
+    fn challenges_are_parsed_with_quotes_and_commas_in_their_values() {
         let text = r#"Bearer realm="https://a/t?x=1,2",service="r \"q\"", scope="repository:a/b:pull,push", error=x"#;
         assert_eq!(
             parse(text),
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_and_what_is_asked_for_are_both_in_the_scope() {
+    fn scopes_of_the_client_and_of_the_challenge_are_merged() {
         let own = "repository:a:pull,push repository:b:pull";
         assert_eq!(merge_scopes(own, Some("repository:a:pull,push")), own);
         assert_eq!(

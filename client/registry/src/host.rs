@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn mirrors_are_asked_in_order_before_the_registry_and_are_told_for_whom() {
+    fn mirrors_are_asked_in_order_before_the_registry_and_learn_its_name() {
         let mirrors = mirrors(&[
             "docker.io=http://127.0.0.1:5000",
             "ghcr.io=https://ghcr.mirror",

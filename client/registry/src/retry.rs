@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_hear_the_registry_and_have_an_end() {
+    fn pauses_double_honour_retry_after_and_are_bounded() {
         let retry = RetryPolicy::default();
         assert!(retry.pause(1, None) < Duration::from_millis(320));
         assert!(retry.pause(4, None) > retry.pause(1, None));

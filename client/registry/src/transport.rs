@@ -483,7 +483,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_certificate_that_is_not_trusted_is_told_from_a_registry_that_is_away() {
+    async fn an_untrusted_certificate_is_distinguished_from_an_unreachable_registry() {
         let transport = HttpTransport::default();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url: Url = format!("https://{}/v2/", listener.local_addr().unwrap()).parse().unwrap();

@@ -31,7 +31,7 @@ async fn told(mut watch: DeployWatch) -> Result<Vec<String>, ClientError> {
 }
 
 #[tokio::test]
-async fn a_deploy_is_told_once_whatever_breaks() {
+async fn a_deploy_is_reported_once_despite_reconnects() {
     let script = Arc::new(DaemonScript::default());
     let events = || vec![event(1, 10, remark("a")), event(2, 20, remark("b"))];
     let whole = || {
@@ -53,7 +53,7 @@ async fn a_deploy_is_told_once_whatever_breaks() {
 }
 
 #[tokio::test]
-async fn numbers_that_begin_anew_are_told_from_their_first_on() {
+async fn numbers_that_restart_are_delivered_from_the_first_on() {
     let script = Arc::new(DaemonScript::default());
     let before = vec![event(1, 10, remark("a")), event(2, 20, remark("b")), Err(lost())];
     // A deploy that ended before this run of the daemon has only its last event.
@@ -94,7 +94,7 @@ fn line(nanos: i32, text: &str) -> Result<LogLine, Status> {
 }
 
 #[tokio::test]
-async fn a_followed_log_goes_on_where_it_stopped() {
+async fn a_followed_log_resumes_where_it_stopped() {
     let script = Arc::new(DaemonScript::default());
     script.logs.lock().extend([
         vec![line(1, "a"), line(2, "b"), Err(lost())],

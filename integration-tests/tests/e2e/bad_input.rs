@@ -21,8 +21,8 @@ pub fn group() -> Group {
         "bad_input",
         shared_cases![
             wrong_tags_are_usage_errors,
-            a_tag_elsewhere_needs_the_rooms_registry_for_packs,
-            no_room_and_an_unknown_room_are_told,
+            a_pack_cannot_be_tagged_for_another_registry,
+            a_missing_and_an_unknown_room_are_reported,
             nobody_at_the_address_is_exit_four,
             wrong_mounts_are_usage_errors_that_show_the_grammar,
             the_api_refuses_what_the_client_would,
@@ -82,7 +82,7 @@ fn wrong_tags_are_usage_errors(daemon: &Daemon) {
     usage(daemon, &["build", "--mount-room-path", "x"], &["--tag"]);
 }
 
-fn a_tag_elsewhere_needs_the_rooms_registry_for_packs(daemon: &Daemon) {
+fn a_pack_cannot_be_tagged_for_another_registry(daemon: &Daemon) {
     plain(daemon, "elsewhere");
     let path = daemon.room_files().join("elsewhere");
     let path = path.to_str().unwrap();
@@ -95,7 +95,7 @@ fn a_tag_elsewhere_needs_the_rooms_registry_for_packs(daemon: &Daemon) {
     usage(daemon, &["pack", path, "--room", "bad_input"], &["--tag"]);
 }
 
-fn no_room_and_an_unknown_room_are_told(daemon: &Daemon) {
+fn a_missing_and_an_unknown_room_are_reported(daemon: &Daemon) {
     // No address, no room, and a home directory without known rooms. The default socket of this machine may exist.
     let bare = |arguments: &[&str]| {
         let mut command = Command::new(&binaries().hearth);

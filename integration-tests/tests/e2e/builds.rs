@@ -35,7 +35,7 @@ pub fn group() -> Group {
             a_detached_build_is_followed_later,
             the_same_idempotency_key_is_the_same_build,
             concurrent_builds_have_whole_logs,
-            stdout_and_stderr_are_told_apart,
+            stdout_and_stderr_are_kept_apart,
             the_failed_steps_exit_code_is_the_clients,
             json_errors_are_typed,
             json_progress_is_one_object_a_line,
@@ -336,7 +336,7 @@ fn concurrent_builds_have_whole_logs(daemon: &Daemon) {
     });
 }
 
-fn stdout_and_stderr_are_told_apart(daemon: &Daemon) {
+fn stdout_and_stderr_are_kept_apart(daemon: &Daemon) {
     daemon.base_image();
     daemon
         .put("streams", &Tree::new().dockerfile(&format!("FROM {BASE}\nRUN echo to-out; echo to-err >&2\n")));

@@ -13,20 +13,20 @@ use integration_tests::service::{App, page};
 use integration_tests::wait::{self, seconds};
 use rustix::process::Signal;
 
+use crate::service_apps::runs_a_service_on_external_containerd;
 use crate::service_kills::{Victim, at_each_step};
-use crate::service_luck::uses_where_it_is_told;
 
 pub fn group() -> Group {
     let cases = lone_cases![
         a_service_is_deployed_updated_and_removed,
-        an_end_that_containerd_does_not_see_is_healed,
+        an_exit_that_containerd_does_not_see_is_recovered_from,
         services_are_adopted_by_the_next_daemon_and_the_next_containerd,
-        a_daemon_uses_a_containerd_2_that_it_is_told,
+        a_daemon_uses_a_configured_external_containerd_2,
         an_update_whose_app_is_killed_at_any_step_comes_to_its_end,
         an_update_whose_shim_is_killed_at_any_step_comes_to_its_end,
         an_update_whose_containerd_is_killed_at_any_step_comes_to_its_end,
     ];
-    Group::new("containerd-2", cases).in_sequence()
+    Group::new("containerd_2", cases).in_sequence()
 }
 
 /// Returns the options of a daemon that supervises a containerd 2.x.
@@ -77,7 +77,7 @@ fn a_service_is_deployed_updated_and_removed() {
     assert_eq!(shims(&daemon).len(), 0);
 }
 
-fn an_end_that_containerd_does_not_see_is_healed() {
+fn an_exit_that_containerd_does_not_see_is_recovered_from() {
     let daemon = with_web("unseen");
     let still = Remains::of(&daemon);
     let tree = process::tree_of(daemon.pid());
@@ -112,8 +112,8 @@ fn services_are_adopted_by_the_next_daemon_and_the_next_containerd() {
     assert_eq!(page(&daemon, "web.test"), "two\n");
 }
 
-fn a_daemon_uses_a_containerd_2_that_it_is_told() {
-    uses_where_it_is_told(SECOND, "guest-2");
+fn a_daemon_uses_a_configured_external_containerd_2() {
+    runs_a_service_on_external_containerd(SECOND, "guest-2");
 }
 
 fn an_update_whose_app_is_killed_at_any_step_comes_to_its_end() {

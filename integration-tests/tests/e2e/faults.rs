@@ -24,7 +24,7 @@ pub fn group() -> Group {
         sigterm_drains,
         two_daemons_side_by_side_do_not_touch_each_other,
         a_full_disk_is_a_clear_error_and_loses_nothing,
-        a_daemon_uses_the_buildkitd_that_it_is_told,
+        a_daemon_uses_the_configured_external_buildkitd,
         a_second_daemon_on_the_same_state_is_refused,
         wrong_options_of_the_daemon_exit_before_anything_opens,
     ];
@@ -273,7 +273,7 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     every_tag_is_whole(&daemon);
 }
 
-fn a_daemon_uses_the_buildkitd_that_it_is_told() {
+fn a_daemon_uses_the_configured_external_buildkitd() {
     let owner = Daemon::start(Options::room("bk-owner"));
     let socket = owner.buildkit_socket().expect("the socket of the managed buildkitd");
     let address = format!("unix://{}", socket.display());

@@ -21,7 +21,7 @@ pub fn group() -> Group {
     let mut cases = shared_cases![
         health_and_readiness_answer_without_a_token,
         metrics_count_builds_bytes_and_registry_requests,
-        grpc_health_tells_the_truth,
+        grpc_health_reports_the_actual_state,
         reflection_lists_every_service,
         system_info_names_room_version_and_components,
         the_log_has_the_build_id,
@@ -72,7 +72,7 @@ fn metrics_count_builds_bytes_and_registry_requests(daemon: &Daemon) {
     }
 }
 
-fn grpc_health_tells_the_truth(daemon: &Daemon) {
+fn grpc_health_reports_the_actual_state(daemon: &Daemon) {
     block_on(seconds(20), async {
         let api = Api::connect(&daemon.listen(), None).await;
         let mut health = HealthClient::new(api.channel());

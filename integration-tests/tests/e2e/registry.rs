@@ -14,7 +14,7 @@ pub fn group() -> Group {
         shared_cases![
             skopeo_pushes_and_pulls_with_a_basic_token,
             a_blob_in_one_piece_in_chunks_and_in_a_single_post,
-            an_upload_tells_how_far_it_is,
+            an_upload_reports_its_progress,
             a_chunk_out_of_order_is_refused,
             an_upload_can_be_dropped,
             a_blob_with_a_wrong_digest_is_refused,
@@ -172,7 +172,7 @@ fn a_blob_in_one_piece_in_chunks_and_in_a_single_post(daemon: &Daemon) {
     assert!(get(&digest).body == content);
 }
 
-fn an_upload_tells_how_far_it_is(daemon: &Daemon) {
+fn an_upload_reports_its_progress(daemon: &Daemon) {
     let repository = Repository::new(daemon, "uploads/status");
     let location = repository.open();
     let patch = repository.follow("PATCH", &location).header("content-type", "application/octet-stream");

@@ -11,13 +11,13 @@ use integration_tests::shared_cases;
 
 pub fn group() -> Group {
     Group::new(
-        "service-errors",
+        "service_errors",
         shared_cases![
             what_cannot_be_deployed_is_refused_and_named,
             a_domain_belongs_to_one_service,
-            two_repositories_of_one_name_are_told_apart,
+            two_repositories_of_one_name_are_distinguished,
             mounts_that_are_not_there_or_lead_out_are_refused,
-            who_may_not_is_told_the_missing_grant,
+            a_denial_names_the_missing_grant,
             an_image_of_another_platform_is_named,
         ],
     )
@@ -63,7 +63,7 @@ fn a_domain_belongs_to_one_service(daemon: &Daemon) {
     assert_eq!(page(daemon, "held.test"), "holder\n");
 }
 
-fn two_repositories_of_one_name_are_told_apart(daemon: &Daemon) {
+fn two_repositories_of_one_name_are_distinguished(daemon: &Daemon) {
     App::page("a\n").pack(daemon, "same/name:1");
     App::page("b\n").pack(daemon, "same-name:1");
     daemon.hearth_ok(&["deploy", "--tag", "same/name:1"]);
@@ -93,7 +93,7 @@ fn mounts_that_are_not_there_or_lead_out_are_refused(daemon: &Daemon) {
     assert_eq!(fs::read_to_string(outside.join("canary")).unwrap(), "canary-91");
 }
 
-fn who_may_not_is_told_the_missing_grant(daemon: &Daemon) {
+fn a_denial_names_the_missing_grant(daemon: &Daemon) {
     App::page("granted\n").pack(daemon, "granted:1");
     let with = |scope: &str, arguments: &[&str]| {
         let token = daemon.mint(&["--name", "guest", "--scope", scope]);

@@ -10,7 +10,7 @@ use integration_tests::wait::{self, seconds};
 
 pub fn group() -> Group {
     Group::new(
-        "service-exec",
+        "service_exec",
         shared_cases![
             a_process_runs_beside_the_service,
             a_file_goes_through_a_process,

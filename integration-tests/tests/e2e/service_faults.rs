@@ -1,5 +1,5 @@
-//! Faults under services: the daemon, containerd, a shim or the app is killed, everything at once, or the disk is full.
-//! Afterwards the right revision serves, and nothing of another one is left.
+//! Faults while services run: the daemon, containerd, a shim, the app, or all of them are killed, or the disk is full.
+//! Afterwards the expected revision serves, and nothing of another revision is left.
 
 use std::time::Duration;
 
@@ -16,19 +16,19 @@ use rustix::process::Signal;
 
 pub fn group() -> Group {
     let cases = lone_cases![
-        a_service_lives_through_the_death_of_its_daemon,
-        a_daemon_killed_at_any_step_of_an_update_brings_it_to_its_end,
-        a_service_lives_through_the_death_of_containerd,
-        an_app_a_shim_and_an_instance_that_are_killed_come_back,
-        after_a_reboot_services_come_back,
+        a_service_keeps_running_when_its_daemon_is_killed,
+        an_update_completes_after_the_daemon_is_killed_at_any_step,
+        a_service_keeps_running_when_containerd_is_killed,
+        a_killed_app_shim_or_instance_is_replaced,
+        services_come_back_after_a_reboot,
         no_request_fails_while_a_service_is_updated_again_and_again,
-        a_full_disk_is_named_and_the_old_revision_serves_on,
-        a_graceful_end_leaves_services_running_and_takes_them_back,
+        a_deploy_on_a_full_disk_fails_and_the_old_revision_keeps_serving,
+        services_keep_running_across_a_graceful_restart,
     ];
-    Group::new("service-faults", cases).in_sequence()
+    Group::new("service_faults", cases).in_sequence()
 }
 
-/// Starts a daemon with the service `web` at `web.test`, which shows `one`.
+/// Starts a daemon with the service `web` at `web.test`, whose page is `one`.
 fn with_web(name: &str) -> Daemon {
     let daemon = Daemon::start(Options::room(name));
     App::page("one\n").pack(&daemon, "web:1");
@@ -38,8 +38,8 @@ fn with_web(name: &str) -> Daemon {
     daemon
 }
 
-/// Returns the apps of this daemon's services: each is `httpd`, in a tree of a shim that names the state directory.
-/// Processes that `httpd` forks for a request, such as a probe's, are not included.
+/// Returns the `httpd` processes of this daemon's services, which are descendants of its shims. The processes that
+/// `httpd` forks for single requests are not included.
 fn apps(daemon: &Daemon) -> Vec<Process> {
     let tree: Vec<Process> = shims(daemon).iter().flat_map(|shim| process::tree_of(shim.pid)).collect();
     let is_httpd = |process: &&Process| process.command.starts_with("httpd");
@@ -47,9 +47,9 @@ fn apps(daemon: &Daemon) -> Vec<Process> {
     tree.iter().filter(is_httpd).filter(|process| !servers.contains(&process.parent)).cloned().collect()
 }
 
-/// Waits until one instance runs and the page has this text.
+/// Waits until exactly one instance runs and the page has this text.
 #[track_caller]
-fn settles_on(daemon: &Daemon, text: &str) {
+fn wait_for_page(daemon: &Daemon, text: &str) {
     let shown = || {
         let answer = Request::new("GET", "/").host("web.test").try_send(&daemon.ingress());
         answer.is_ok_and(|answer| answer.status == 200 && answer.text() == text)
@@ -59,7 +59,7 @@ fn settles_on(daemon: &Daemon, text: &str) {
     assert!(shown());
 }
 
-fn a_service_lives_through_the_death_of_its_daemon() {
+fn a_service_keeps_running_when_its_daemon_is_killed() {
     let daemon = with_web("orphaned");
     let before = apps(&daemon);
     assert_eq!(before.len(), 1, "{before:?}");
@@ -71,10 +71,10 @@ fn a_service_lives_through_the_death_of_its_daemon() {
     assert_eq!(after.iter().map(|app| app.pid).collect::<Vec<_>>(), [before[0].pid], "the same process");
     // The service can be changed as before.
     daemon.hearth_ok(&["deploy", "--tag", "web:2"]);
-    settles_on(&daemon, "two\n");
+    wait_for_page(&daemon, "two\n");
 }
 
-fn a_graceful_end_leaves_services_running_and_takes_them_back() {
+fn services_keep_running_across_a_graceful_restart() {
     let daemon = with_web("paused");
     let before = apps(&daemon);
     assert!(daemon.terminate().success());
@@ -84,23 +84,23 @@ fn a_graceful_end_leaves_services_running_and_takes_them_back() {
     assert_eq!(apps(&daemon)[0].pid, before[0].pid);
 }
 
-fn a_daemon_killed_at_any_step_of_an_update_brings_it_to_its_end() {
+fn an_update_completes_after_the_daemon_is_killed_at_any_step() {
     let daemon = with_web("stepwise");
     let mut next = 2;
-    // An update takes about two and a half seconds: start, health check, switch, end of the old instance.
+    // An update takes about two and a half seconds: start, health check, switch of the traffic, stop of the old instance.
     for after in [0, 30, 80, 150, 400, 1200, 2150, 2300, 2500] {
         let tag = format!("web:{next}");
         let output = daemon.hearth_ok(&["deploy", "--tag", &tag, "--no-wait"]);
         std::thread::sleep(Duration::from_millis(after));
         daemon.kill9();
         daemon.restart();
-        settles_on(&daemon, if next == 2 { "two\n" } else { "one\n" });
+        wait_for_page(&daemon, if next == 2 { "two\n" } else { "one\n" });
         assert!(!output.stdout.is_empty());
         next = 3 - next;
     }
 }
 
-fn a_service_lives_through_the_death_of_containerd() {
+fn a_service_keeps_running_when_containerd_is_killed() {
     let daemon = with_web("headless");
     let before = apps(&daemon);
     let containerd = process::tree_of(daemon.pid()).into_iter().find(|process| process.name == "containerd");
@@ -112,26 +112,26 @@ fn a_service_lives_through_the_death_of_containerd() {
     wait::until(seconds(20), "containerd is back", || daemon.status_of("/readyz") == Some(200));
     assert_eq!(apps(&daemon)[0].pid, before[0].pid);
     daemon.hearth_ok(&["deploy", "--tag", "web:2"]);
-    settles_on(&daemon, "two\n");
+    wait_for_page(&daemon, "two\n");
 }
 
-fn an_app_a_shim_and_an_instance_that_are_killed_come_back() {
+fn a_killed_app_shim_or_instance_is_replaced() {
     let daemon = with_web("mortal");
     let before = apps(&daemon)[0].pid;
     process::signal(before, Signal::KILL);
     wait::until(seconds(20), "another process serves", || {
         apps(&daemon).first().is_some_and(|app| app.pid != before)
     });
-    settles_on(&daemon, "one\n");
+    wait_for_page(&daemon, "one\n");
     process::signal(shims(&daemon)[0].pid, Signal::KILL);
-    settles_on(&daemon, "one\n");
+    wait_for_page(&daemon, "one\n");
     // Kills both at once, while the daemon is down.
     daemon.kill9();
     for process in apps(&daemon).iter().chain(&shims(&daemon)) {
         process::signal(process.pid, Signal::KILL);
     }
     daemon.restart();
-    settles_on(&daemon, "one\n");
+    wait_for_page(&daemon, "one\n");
     // An app that exits repeatedly waits longer each time, and the service reports why.
     App::script("echo it hurts; sleep 0.3; exit 5").pack(&daemon, "sick:1");
     // Without a port, the app counts as live as soon as it runs, unless it has failed by then.
@@ -141,10 +141,10 @@ fn an_app_a_shim_and_an_instance_that_are_killed_come_back() {
     });
 }
 
-fn after_a_reboot_services_come_back() {
+fn services_come_back_after_a_reboot() {
     let daemon = with_web("reborn");
     daemon.kill9();
-    // Simulates a power cut: every process, mount and link is gone, the state directory is there.
+    // Simulates a power cut: all processes, mounts and network links are gone, and only the state directory is left.
     for process in apps(&daemon).iter().chain(&shims(&daemon)) {
         process::signal(process.pid, Signal::KILL);
     }
@@ -156,7 +156,7 @@ fn after_a_reboot_services_come_back() {
     }
     integration_tests::network::sweep(&daemon.state());
     daemon.restart();
-    settles_on(&daemon, "one\n");
+    wait_for_page(&daemon, "one\n");
 }
 
 fn no_request_fails_while_a_service_is_updated_again_and_again() {
@@ -169,10 +169,10 @@ fn no_request_fails_while_a_service_is_updated_again_and_again() {
     });
     assert!(seen.answers > 1000, "{} answers", seen.answers);
     assert_eq!(seen.failures, 0, "of {} answers: {:?}", seen.answers, seen.failed);
-    settles_on(&daemon, "two\n");
+    wait_for_page(&daemon, "two\n");
 }
 
-fn a_full_disk_is_named_and_the_old_revision_serves_on() {
+fn a_deploy_on_a_full_disk_fails_and_the_old_revision_keeps_serving() {
     let daemon = Daemon::start(
         Options::room("cramped")
             .state_size("160m")
@@ -181,7 +181,7 @@ fn a_full_disk_is_named_and_the_old_revision_serves_on() {
     );
     App::page("one\n").pack(&daemon, "web:1");
     daemon.hearth_ok(&["deploy", "--tag", "web:1", "--domain", "web.test", "--public"]);
-    // The image is small as a layer and too large unpacked.
+    // The layer is small when compressed, and too large for the disk when unpacked.
     let zeros = "0".repeat(200 << 20);
     App::page("large\n").file("zeros", &zeros).pack(&daemon, "web:large");
     let output = daemon.hearth(&["deploy", "--tag", "web:large"]);

@@ -24,10 +24,10 @@ pub fn group() -> Group {
         an_update_whose_app_is_killed_at_any_step_comes_to_its_end,
         an_update_whose_shim_is_killed_at_any_step_comes_to_its_end,
         an_update_whose_containerd_is_killed_at_any_step_comes_to_its_end,
-        a_revision_that_is_killed_whenever_it_starts_fails_and_the_old_one_serves_on,
+        a_revision_killed_at_each_start_fails_and_the_old_one_keeps_serving,
         a_service_whose_old_instance_ends_in_an_update_is_served_by_another_of_it,
     ];
-    Group::new("service-kills", cases).in_sequence()
+    Group::new("service_kills", cases).in_sequence()
 }
 
 pub fn at_each_step(options: Options, victim: Victim) {
@@ -49,7 +49,7 @@ fn an_update_whose_containerd_is_killed_at_any_step_comes_to_its_end() {
     at_each_step(Options::room("kill-ctd"), Victim::Containerd);
 }
 
-fn a_revision_that_is_killed_whenever_it_starts_fails_and_the_old_one_serves_on() {
+fn a_revision_killed_at_each_start_fails_and_the_old_one_keeps_serving() {
     World::start(Options::room("kill-again")).update_killed_whenever_it_starts();
 }
 

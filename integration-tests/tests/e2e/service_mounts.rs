@@ -15,9 +15,9 @@ pub fn group() -> Group {
         a_mounted_image_outlives_its_tag_and_cannot_be_deleted,
         after_the_death_of_the_daemon_a_service_is_replaced_and_reads_its_mounted_images,
         a_mount_of_an_unknown_image_is_refused_before_anything_changes,
-        an_image_of_another_registry_is_brought_once_and_needs_that_registry_no_more,
+        an_image_of_another_registry_is_fetched_once_and_then_served_from_the_room,
     ];
-    Group::new("service-mounts", cases).in_sequence()
+    Group::new("service_mounts", cases).in_sequence()
 }
 
 /// Packs an image with this text as `assets:1`.
@@ -146,7 +146,7 @@ fn a_mount_of_an_unknown_image_is_refused_before_anything_changes() {
     daemon.hearth(&["services", "show", "other"]).expect_code(1);
 }
 
-fn an_image_of_another_registry_is_brought_once_and_needs_that_registry_no_more() {
+fn an_image_of_another_registry_is_fetched_once_and_then_served_from_the_room() {
     let other = Daemon::start(Options::room("shop"));
     pack(&other, "fonts:1", "from afar\n");
     let registry = other.listen();

@@ -22,7 +22,7 @@ pub fn group() -> Group {
             a_write_that_breaks_off_leaves_the_old_file,
             a_write_of_another_size_than_declared_is_refused,
             list_shows_what_is_there,
-            remove_takes_a_directory_only_when_told,
+            a_directory_is_removed_only_with_recursive,
             project_storage_is_apart_from_room_storage,
             no_path_and_no_link_leads_out,
         ],
@@ -132,7 +132,7 @@ fn list_shows_what_is_there(daemon: &Daemon) {
     daemon.hearth(&["storage", "ls", "not/there"]).expect_code(1).says(&["not/there"]);
 }
 
-fn remove_takes_a_directory_only_when_told(daemon: &Daemon) {
+fn a_directory_is_removed_only_with_recursive(daemon: &Daemon) {
     daemon.put("removed", &Tree::new().file("sub/a", "").file("b", ""));
     daemon.hearth_ok(&["storage", "rm", "removed/b"]);
     daemon.hearth(&["storage", "rm", "removed/sub"]).expect_code(1).says(&["removed/sub"]);

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_seen_from_the_targets_above_it() {
+    fn a_path_is_made_relative_to_a_target_above_it() {
         let target = |text: &str| text.parse::<MountTarget>().unwrap();
         assert_eq!(target("/a").relative(&target("/a/b/c")), Some("b/c"));
         assert_eq!(target("/a").relative(&target("/a")), Some(""));

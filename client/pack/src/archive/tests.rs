@@ -81,7 +81,7 @@ fn every_blob_goes_to_the_sink_and_the_rest_is_skipped() {
 }
 
 #[test]
-fn a_truncated_archive_is_told_from_a_whole_one_wherever_it_is_cut() {
+fn a_truncated_archive_is_recognised_wherever_it_is_cut() {
     let members = [index(), blob(&[7; 1500]), blob(b"two")].concat();
     let whole = [members.as_slice(), &END].concat();
     assert!(read_all(&whole).is_ok());
@@ -194,7 +194,7 @@ fn what_is_no_oci_archive_says_what_it_is() {
 }
 
 #[test]
-fn a_sink_that_fails_is_told_from_a_bad_archive() {
+fn a_failed_sink_is_distinguished_from_a_bad_archive() {
     struct Full;
     impl ArchiveSink for Full {
         fn blob(&mut self, _: &Digest, _: u64, _: &mut dyn Read) -> io::Result<()> {

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deploy_reads_like_a_log_and_equal_probes_are_told_once() {
+    fn a_deploy_reads_like_a_log_and_equal_probes_are_printed_once() {
         let start = "start an instance of revision 2";
         let ended = ActionEnded { action: Some(action(start)), took: span(90), error: String::new() };
         let probed = |text: &str| Event::Probed(Probe { text: text.into(), ..Probe::default() });

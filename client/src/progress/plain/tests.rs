@@ -84,7 +84,7 @@ queued
 }
 
 #[test]
-fn steps_that_run_side_by_side_are_told_apart() {
+fn the_output_of_parallel_steps_is_kept_apart() {
     let text = shown(vec![
         (0, started(1, "a")),
         (0, started(2, "b")),
@@ -96,7 +96,7 @@ fn steps_that_run_side_by_side_are_told_apart() {
 }
 
 #[test]
-fn warnings_and_gaps_are_told() {
+fn warnings_and_gaps_are_printed() {
     let range = DockerfileRange { path: "/context/Dockerfile".into(), start_line: 3, ..Default::default() };
     let warning =
         BuildWarning { message: "bad case".into(), url: "https://d/x".into(), dockerfile: Some(range) };

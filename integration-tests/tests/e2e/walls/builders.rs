@@ -31,7 +31,7 @@ pub fn groups() -> Vec<Group> {
         one_domain_for_the_room_has_one_builder,
         domains_on_a_builder_of_somebody_else_have_cache_mounts_of_their_own,
     ];
-    vec![Group::new("walls-builders", shared), Group::new("walls-builders-alone", alone).in_sequence()]
+    vec![Group::new("walls_builders", shared), Group::new("walls_builders_alone", alone).in_sequence()]
 }
 
 /// A participant who calls with a token of their own.

@@ -24,7 +24,7 @@ const LIMITS: &str = "[layers]\nany_ratio_bytes = 67108864\nmax_entries = 20000\
 pub fn group() -> Group {
     let cases = shared_cases![
         files_of_another_image_are_not_read_through_its_diff_ids,
-        files_of_another_image_are_not_read_as_layers_that_lie_elsewhere,
+        a_foreign_layer_url_does_not_give_access_to_another_images_layer,
         a_base_that_others_use_is_not_replaced,
         a_bomb_is_refused_and_takes_no_disk,
         too_many_entries_are_refused,
@@ -217,7 +217,7 @@ fn files_of_another_image_are_not_read_through_its_diff_ids(daemon: &Daemon) {
     daemon.hearth_ok(&["services", "rm", "--now", "anns"]);
 }
 
-fn files_of_another_image_are_not_read_as_layers_that_lie_elsewhere(daemon: &Daemon) {
+fn a_foreign_layer_url_does_not_give_access_to_another_images_layer(daemon: &Daemon) {
     let (ann, eve) = (Participant::new(daemon, "ann"), Participant::new(daemon, "eve"));
     let secret = "the second canary of ann";
     let theirs = rootfs(&[("hidden", secret)]);

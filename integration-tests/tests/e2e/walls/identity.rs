@@ -33,7 +33,7 @@ pub fn group() -> Group {
         "a_replaced_secret_has_its_grace_time_and_revoked_names_stay_revoked",
         a_replaced_secret_has_its_grace_time_and_revoked_names_stay_revoked,
     ));
-    Group::new("walls-identity", cases)
+    Group::new("walls_identity", cases)
 }
 
 /// Runs the client of a remote user: with an address and a token.

@@ -1,5 +1,4 @@
-//! One path for images: the daemon checks, fetches and keeps every image that a build names, and the builder fetches
-//! nothing.
+//! The daemon checks, fetches and caches every image and file that a build names. The builder itself fetches nothing.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -23,16 +22,16 @@ pub fn group() -> Group {
     Group::new(
         "walls_images",
         lone_cases![
-            an_image_that_the_token_may_not_pull_is_not_asked_for_by_any_name,
+            an_image_that_the_token_may_not_pull_is_never_requested_under_any_name,
             the_rooms_registry_by_its_address_asks_for_the_same_grant,
-            a_name_that_is_overlooked_is_denied_and_asked_for_nowhere,
+            a_name_that_the_daemon_does_not_find_is_denied_and_never_requested,
             a_registry_gets_its_password_for_itself_and_from_the_daemon_only,
-            a_registry_at_an_internal_address_is_connected_to_by_nothing,
+            nothing_connects_to_a_registry_at_an_internal_address,
             a_registry_does_not_lead_the_daemon_to_an_internal_address,
-            what_one_participant_brought_is_not_anothers,
-            builds_go_on_while_the_registry_is_away,
+            an_image_fetched_with_one_participants_credential_is_hidden_from_others,
+            builds_continue_with_the_cached_image_while_the_registry_is_unreachable,
             every_spelling_and_platform_of_a_name_is_the_image,
-            a_mirror_that_fails_is_told_with_what_it_answered,
+            the_error_reports_a_failed_mirror_with_its_answer,
             a_file_by_url_comes_from_no_internal_address,
             a_file_by_url_comes_from_an_allowed_host_once_and_as_it_is,
         ],
@@ -40,7 +39,7 @@ pub fn group() -> Group {
     .in_sequence()
 }
 
-/// Returns a registry that has `base:1`, an image with one file.
+/// Returns a registry with these images: name, content of the image's only file `proof`, and config.
 fn registry_of(files: &[(&str, &str, Value)]) -> SmallRegistry {
     let mut registry = SmallRegistry::default();
     for (name, content, config) in files {
@@ -56,14 +55,20 @@ fn serve(registry: &SmallRegistry) -> Scripted {
 }
 
 /// Runs the client as a participant, over TCP.
-fn by(daemon: &Daemon, token: &str, arguments: &[&str]) -> Output {
+fn hearth_as(daemon: &Daemon, token: &str, arguments: &[&str]) -> Output {
     let mut command: Command = daemon.client();
     command.env("HEARTH_ADDR", format!("http://{}", daemon.listen())).env("HEARTH_TOKEN", token);
     process::run(command.args(arguments), seconds(120))
 }
 
-/// Returns a token for builds with these grants for images.
-fn builder(daemon: &Daemon, name: &str, pull_from: &[&str], pull: &[&str], write: &[&str]) -> String {
+/// Mints a token for builds with these grants for images.
+fn mint_build_token(
+    daemon: &Daemon,
+    name: &str,
+    pull_from: &[&str],
+    pull: &[&str],
+    write: &[&str],
+) -> String {
     let registry = json!({"list": ["*"], "pull": pull, "run": ["*"], "write": write});
     let containers = json!({"use_containers": true, "logs": true, "pull": pull_from, "registry": registry});
     let scope = json!({"containers": containers, "storage": {"paths": [{"path": "/"}]}, "services": {}});
@@ -78,7 +83,7 @@ fn build(daemon: &Daemon, token: &str, name: &str, dockerfile: &str, more: &[&st
         vec!["build", "--tag", &tag, "--mount-room-path", &mount, "--context-path", "/context"];
     arguments.extend(["--json"]);
     arguments.extend(more);
-    by(daemon, token, &arguments)
+    hearth_as(daemon, token, &arguments)
 }
 
 /// Returns the error code of a failed build.
@@ -88,7 +93,7 @@ fn code(output: &Output) -> String {
     output.json()["error"]["code"].as_str().unwrap_or_else(|| panic!("no code: {output}")).to_owned()
 }
 
-fn an_image_that_the_token_may_not_pull_is_not_asked_for_by_any_name() {
+fn an_image_that_the_token_may_not_pull_is_never_requested_under_any_name() {
     let registry = serve(&registry_of(&[("team/base:1", "theirs", json!({}))]));
     let room = Daemon::start(Options::room("wi-grant").registries(&[&registry.host()]));
     let name = format!("{}/team/base:1", registry.host());
@@ -97,7 +102,7 @@ fn an_image_that_the_token_may_not_pull_is_not_asked_for_by_any_name() {
     let base = room.base_image();
     let triggers = format!("FROM {base}\nONBUILD COPY --from={name} /proof /proof\n");
     assert_eq!(build(&room, &admin, "onbuild", &triggers, &[]).code, 0);
-    let token = builder(&room, "narrow", &["ghcr.io/*"], &["*"], &["*"]);
+    let token = mint_build_token(&room, "narrow", &["ghcr.io/*"], &["*"], &["*"]);
     let argument = format!("I={name}");
     for (at, (dockerfile, more)) in [
         (format!("FROM {name}\n"), &[][..]),
@@ -116,7 +121,7 @@ fn an_image_that_the_token_may_not_pull_is_not_asked_for_by_any_name() {
     }
     assert!(registry.asked().is_empty(), "{:?}", registry.asked());
     // A caller that may pull the image builds from it in each of these ways.
-    let token = builder(&room, "wide", &[&format!("{}/team/*", registry.host())], &["*"], &["*"]);
+    let token = mint_build_token(&room, "wide", &[&format!("{}/team/*", registry.host())], &["*"], &["*"]);
     for (at, dockerfile) in [
         format!("FROM {name}\n"),
         format!("FROM scratch\nCOPY --from={name} /proof /proof\n"),
@@ -136,7 +141,7 @@ fn the_rooms_registry_by_its_address_asks_for_the_same_grant() {
     let admin = room.token().to_owned();
     build(&room, &admin, "theirs/app", "FROM scratch\nCOPY Dockerfile /secret\n", &[]).expect_code(0);
     let digest = room.tag_digest("theirs/app", "1").unwrap();
-    let token = builder(&room, "writer", &["*"], &["mine/*"], &["*"]);
+    let token = mint_build_token(&room, "writer", &["*"], &["mine/*"], &["*"]);
     let port = room.listen().rsplit_once(':').unwrap().1.to_owned();
     for (at, name) in [
         format!("{}/theirs/app:1", room.listen()),
@@ -159,13 +164,13 @@ fn the_rooms_registry_by_its_address_asks_for_the_same_grant() {
         }
     }
     // With the grant, it is an image of the room under each of its names.
-    let token = builder(&room, "reader", &[], &["theirs/*"], &["*"]);
+    let token = mint_build_token(&room, "reader", &[], &["theirs/*"], &["*"]);
     let name = format!("{}/theirs/app:1", room.listen());
     build(&room, &token, "mine/b", &format!("FROM {name}\n"), &[]).expect_code(0);
     assert!(room.image("mine/b:1").has("secret"));
 }
 
-fn a_name_that_is_overlooked_is_denied_and_asked_for_nowhere() {
+fn a_name_that_the_daemon_does_not_find_is_denied_and_never_requested() {
     let room = Daemon::start(Options::room("wi-overlooked"));
     let admin = room.token().to_owned();
     // BuildKit accepts an address in brackets as a registry; references of the room do not.
@@ -220,7 +225,7 @@ fn a_registry_gets_its_password_for_itself_and_from_the_daemon_only() {
     assert!(!room.log().contains("hunter2"));
 }
 
-fn a_registry_at_an_internal_address_is_connected_to_by_nothing() {
+fn nothing_connects_to_a_registry_at_an_internal_address() {
     const PRIVATE: &str = "10.231.78.1";
     let _link = PrivateAddress::make("hwi-reg0", "10.231.78.1/32");
     let loopback = serve(&registry_of(&[("base:1", "inner", json!({}))]));
@@ -270,7 +275,7 @@ fn a_registry_at_an_internal_address_is_connected_to_by_nothing() {
                 "--json",
             ],
         ] {
-            let output = by(&room, &admin, arguments);
+            let output = hearth_as(&room, &admin, arguments);
             assert_eq!(code(&output), "registry_address_refused", "{arguments:?}: {output}");
         }
     }
@@ -280,7 +285,7 @@ fn a_registry_at_an_internal_address_is_connected_to_by_nothing() {
     assert_eq!(code(&pushed), "registry_address_refused", "{pushed}");
     assert_eq!((loopback.connections(), private.connections()), (0, 0));
 
-    // An operator opens a private network by its block, and a registry by its name.
+    // An operator allows a private network by its address block, and a registry by its name.
     room.terminate();
     let allow = format!("[builds.egress]\nallow = [\"0.0.0.0/0\", \"{PRIVATE}\"]\n");
     room.restart_with(Options::room("wi-registry").config(&allow).registries(&[&loopback.host()]));
@@ -293,7 +298,7 @@ fn a_registry_at_an_internal_address_is_connected_to_by_nothing() {
 
 fn a_registry_does_not_lead_the_daemon_to_an_internal_address() {
     let inner = Arc::new(serve(&registry_of(&[("base:1", "inner", json!({}))])));
-    let leading = |to: String| {
+    let redirecting = |to: String| {
         Scripted::start(move |asked: &Asked| {
             Reply::new(307, "").header("location", &format!("{to}{}", asked.path))
         })
@@ -301,11 +306,11 @@ fn a_registry_does_not_lead_the_daemon_to_an_internal_address() {
     let port = inner.host().rsplit_once(':').unwrap().1.to_owned();
     // The registry itself may be at a loopback address, because the operator has credentials for it.
     let file = scratch().join("wi-redirect-credentials.toml");
-    let know = |host: &str| {
+    let write_credentials = |host: &str| {
         fs::write(&file, format!("['{host}']\nusername = 'any'\npassword = 'any'\n")).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     };
-    know("none.example");
+    write_credentials("none.example");
     let known = ["--registry-credentials", file.to_str().unwrap()];
     let room = Daemon::start(Options::room("wi-redirect").arguments(&known));
     let admin = room.token().to_owned();
@@ -320,24 +325,29 @@ fn a_registry_does_not_lead_the_daemon_to_an_internal_address() {
     .into_iter()
     .enumerate()
     {
-        let registry = leading(to.clone());
-        know(&registry.host());
-        let output =
-            build(&room, &admin, &format!("lead-{at}"), &format!("FROM {}/base:1\n", registry.host()), &[]);
+        let registry = redirecting(to.clone());
+        write_credentials(&registry.host());
+        let output = build(
+            &room,
+            &admin,
+            &format!("redirected-{at}"),
+            &format!("FROM {}/base:1\n", registry.host()),
+            &[],
+        );
         assert_eq!(code(&output), "registry_redirect_refused", "{to}: {output}");
         let pulled = room.hearth(&["images", "pull", &format!("{}/base:1", registry.host()), "--json"]);
         assert_eq!(pulled.json()["error"]["code"], "registry_redirect_refused", "{to}: {pulled}");
     }
     assert!(inner.asked().is_empty(), "{:?}", inner.asked());
     // A registry that the operator names may redirect there.
-    let registry = leading(format!("http://{}", inner.host()));
+    let registry = redirecting(format!("http://{}", inner.host()));
     room.terminate();
     room.restart_with(Options::room("wi-redirect").registries(&[&registry.host()]));
     build(&room, &admin, "trusted", &format!("FROM {}/base:1\n", registry.host()), &[]).expect_code(0);
     assert_eq!(room.image("trusted:1").file("proof"), "inner");
 }
 
-fn what_one_participant_brought_is_not_anothers() {
+fn an_image_fetched_with_one_participants_credential_is_hidden_from_others() {
     let small = registry_of(&[("team/private:1", "private", json!({}))]);
     let wanted = format!("Basic {}", STANDARD.encode("ann:hunter2"));
     let mut registry = Scripted::start(move |asked: &Asked| match asked.header("authorization") {
@@ -347,8 +357,8 @@ fn what_one_participant_brought_is_not_anothers() {
     let room = Daemon::start(Options::room("wi-private").registries(&[&registry.host()]));
     let name = format!("{}/team/private:1", registry.host());
     let cred = format!("{},ann,hunter2", registry.host());
-    let ann = builder(&room, "ann", &["*"], &["*"], &["*"]);
-    let bob = builder(&room, "bob", &["*"], &["*"], &["*"]);
+    let ann = mint_build_token(&room, "ann", &["*"], &["*"], &["*"]);
+    let bob = mint_build_token(&room, "bob", &["*"], &["*"], &["*"]);
     let dockerfile = format!("FROM {name}\nCOPY Dockerfile /x\n");
     build(&room, &ann, "ann-1", &dockerfile, &["--cred", &cred]).expect_code(0);
     assert_eq!(room.image("ann-1:1").file("proof"), "private");
@@ -358,7 +368,7 @@ fn what_one_participant_brought_is_not_anothers() {
         let output = build(&room, &bob, &format!("bob-{at}"), &dockerfile, more);
         assert_eq!(code(&output), "base_image_denied", "{output}");
     }
-    // The location of the content is not secret, and grants no access.
+    // The location of the cached content is not secret, and knowing it gives no access.
     let listed = room.hearth_ok(&["images", "list", "--cached", "--json"]).json();
     let cached = &listed.as_array().unwrap_or_else(|| panic!("{listed}"))[0];
     let (repository, digest) = (cached["repository"].as_str().unwrap(), cached["digest"].as_str().unwrap());
@@ -379,15 +389,16 @@ fn what_one_participant_brought_is_not_anothers() {
             &["deploy", "--tag", &blob, "--name", "stolen", "--port", "80"],
             &["build", "--tag", "stolen:1", "--mount-image", &format!("{blob}=/context")],
         ] {
-            let output = by(&room, token, arguments);
+            let output = hearth_as(&room, token, arguments);
             assert_ne!(output.code, 0, "{arguments:?}: {output}");
         }
         let output = build(&room, token, "stolen", &format!("FROM {blob}\n"), &[]);
         assert_eq!(code(&output), "image_denied", "{output}");
     }
-    let shown = by(&room, &bob, &["images", "list", "--cached", "--json"]).json();
+    let shown = hearth_as(&room, &bob, &["images", "list", "--cached", "--json"]).json();
     assert_eq!(shown, json!([]), "another's private image is not shown");
-    // While the registry is down, its owner can continue to build, and nobody else can begin to.
+    // While the registry is down, the participant whose credential fetched the image can still build from it, and others
+    // cannot.
     registry.end();
     build(&room, &ann, "ann-2", &dockerfile, &["--cred", &cred]).expect_code(0);
     for more in [&[][..], &["--cred", cred.as_str()]] {
@@ -396,7 +407,7 @@ fn what_one_participant_brought_is_not_anothers() {
     }
 }
 
-fn builds_go_on_while_the_registry_is_away() {
+fn builds_continue_with_the_cached_image_while_the_registry_is_unreachable() {
     let mut registry = serve(&registry_of(&[("base:1", "kept", json!({}))]));
     let room = Daemon::start(Options::room("wi-away").registries(&[&registry.host()]));
     let admin = room.token().to_owned();
@@ -415,7 +426,7 @@ fn builds_go_on_while_the_registry_is_away() {
     room.restart();
     let output = build(&room, &admin, "pulled", &dockerfile, &["--pull"]);
     assert_eq!(code(&output), "registry_unreachable", "{output}");
-    // Waits for the end of the minute in which the name would not be requested again.
+    // Within a minute of its last resolution, the name would not be requested again.
     std::thread::sleep(seconds(61));
     room.put("away", &Tree::new().dockerfile(&dockerfile));
     let output = room.build("away:1", "away", &[]);
@@ -459,7 +470,7 @@ fn every_spelling_and_platform_of_a_name_is_the_image() {
             "{name}"
         );
     }
-    // Two platforms of one name, in one build.
+    // One build uses two platforms of the same name.
     let dockerfile = "FROM --platform=linux/arm64 alpine:3 AS arm\nFROM --platform=$BUILDPLATFORM alpine:3\nCOPY --from=arm /proof /arm\n";
     build(&room, &admin, "both", dockerfile, &[]).expect_code(0);
     let image = room.image("both:1");
@@ -468,7 +479,7 @@ fn every_spelling_and_platform_of_a_name_is_the_image() {
     assert_eq!(code(&output), "platform_mismatch", "{output}");
 }
 
-fn a_mirror_that_fails_is_told_with_what_it_answered() {
+fn the_error_reports_a_failed_mirror_with_its_answer() {
     let mirror = Scripted::start(|_| {
         Reply::new(500, r#"{"errors": [{"code": "UNKNOWN", "message": "out of order"}]}"#)
     });

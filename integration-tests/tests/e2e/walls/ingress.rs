@@ -9,7 +9,7 @@ use integration_tests::shared_cases;
 
 pub fn group() -> Group {
     Group::new(
-        "walls-ingress",
+        "walls_ingress",
         shared_cases![
             no_service_sees_a_token_of_the_room_wherever_a_client_puts_it,
             no_service_sets_the_cookie_of_the_room,

@@ -32,7 +32,7 @@ pub fn group() -> Group {
         changes_and_denials_are_in_the_audit_trail,
     ];
     cases.push(Case::alone("every_method_asks_for_its_grant", every_method_asks_for_its_grant));
-    Group::new("walls-policy", cases)
+    Group::new("walls_policy", cases)
 }
 
 /// Returns the methods that reflection serves, from the same descriptors.

@@ -12,7 +12,7 @@ use super::identity::as_bearer;
 
 pub fn group() -> Group {
     Group::new(
-        "walls-revocation",
+        "walls_revocation",
         shared_cases![
             a_revocation_ends_processes_and_followed_logs_of_the_caller,
             a_service_of_a_revoked_participant_has_no_rights_until_it_is_deployed_again,

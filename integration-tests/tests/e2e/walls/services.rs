@@ -21,7 +21,7 @@ pub fn group() -> Group {
         the_runtime_keeps_no_secret_and_no_token_of_a_service_that_runs,
     ];
     let config = "[services]\nallow_capabilities = ['NET_RAW']\n";
-    Group::new("walls-services", cases).options(Options::room("walls-services").config(config)).in_sequence()
+    Group::new("walls_services", cases).options(Options::room("walls-services").config(config)).in_sequence()
 }
 
 /// Claims by ARP, in every possible way, that the victim's address is the thief's, and sends packets as if from the

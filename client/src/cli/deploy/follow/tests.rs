@@ -150,7 +150,7 @@ async fn an_interrupt_leaves_the_deploy_running_and_says_so() {
 }
 
 #[test]
-fn what_serves_after_a_failed_deploy_is_told() {
+fn a_failed_deploy_reports_which_revision_serves() {
     let instance = |revision, routed| Instance { revision, routed, ..Instance::default() };
     let service = |instances| Service { live_revision: Some(2), instances, ..Service::default() };
     let serving = service(vec![instance(3, false), instance(2, true)]);

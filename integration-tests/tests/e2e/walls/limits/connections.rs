@@ -16,22 +16,22 @@ use super::*;
 pub fn cases() -> Vec<Case> {
     let mut cases = shared_cases![
         one_peer_cannot_take_the_connections_of_others,
-        many_peers_that_say_nothing_make_room,
+        silent_connections_of_many_peers_are_closed_for_others,
         silent_users_of_the_unix_socket_leave_it_to_others,
-        connections_without_a_request_end,
-        heads_that_come_byte_by_byte_end,
-        a_caller_has_so_many_requests_and_is_told_so,
+        connections_without_a_request_are_closed,
+        a_connection_whose_request_head_drips_in_is_closed,
+        a_request_beyond_the_limit_of_its_caller_is_refused,
     ];
     cases.extend(lone_cases![
-        a_connection_too_many_is_told_so_in_its_own_protocol,
-        thousands_of_silent_connections_are_borne_with_the_defaults,
+        a_connection_beyond_the_limit_is_refused_in_its_own_protocol,
+        the_default_limits_withstand_thousands_of_silent_connections,
     ]);
     cases
 }
 
-/// Opens silent connections from one address. Those that the daemon closes stay in the list.
-fn silent(address: &str, source: [u8; 4], count: usize) -> Vec<TcpStream> {
-    // A refusal may be a reset.
+/// Opens connections from one address that send nothing. Connections that the daemon closes stay in the list.
+fn open_silent(address: &str, source: [u8; 4], count: usize) -> Vec<TcpStream> {
+    // The daemon may refuse a connection with a reset.
     (0..count).filter_map(|_| connect_from(source, address).ok()).collect()
 }
 
@@ -41,25 +41,25 @@ fn is_open(stream: &TcpStream) -> bool {
     matches!(read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
-fn open(held: &[TcpStream]) -> usize {
+fn count_open(held: &[TcpStream]) -> usize {
     held.iter().filter(|stream| is_open(stream)).count()
 }
 
 fn one_peer_cannot_take_the_connections_of_others(daemon: &Daemon) {
     for address in [daemon.listen(), daemon.ingress()] {
-        let held = silent(&address, [127, 0, 0, 2], 350);
+        let held = open_silent(&address, [127, 0, 0, 2], 350);
         others_are_answered(daemon);
         // Connections that are closed to make room take a moment to end.
-        assert!(soon(seconds(3), || open(&held) <= 100), "{} are open", open(&held));
+        assert!(soon(seconds(3), || count_open(&held) <= 100), "{} are open", count_open(&held));
     }
 }
 
-fn many_peers_that_say_nothing_make_room(daemon: &Daemon) {
+fn silent_connections_of_many_peers_are_closed_for_others(daemon: &Daemon) {
     for address in [daemon.listen(), daemon.ingress()] {
         let held: Vec<TcpStream> =
-            (1..=45).flat_map(|peer| silent(&address, [127, 0, 1, peer], 10)).collect();
+            (1..=45).flat_map(|peer| open_silent(&address, [127, 0, 1, peer], 10)).collect();
         others_are_answered(daemon);
-        assert!(soon(seconds(3), || open(&held) <= 300), "{} are open", open(&held));
+        assert!(soon(seconds(3), || count_open(&held) <= 300), "{} are open", count_open(&held));
     }
 }
 
@@ -69,7 +69,7 @@ fn silent_users_of_the_unix_socket_leave_it_to_others(daemon: &Daemon) {
     drop(held);
 }
 
-fn connections_without_a_request_end(daemon: &Daemon) {
+fn connections_without_a_request_are_closed(daemon: &Daemon) {
     let ports = [daemon.listen(), daemon.ingress()];
     let silent: Vec<TcpStream> = ports.iter().map(|address| TcpStream::connect(address).unwrap()).collect();
     let asked: Vec<Http2> = ports
@@ -82,7 +82,7 @@ fn connections_without_a_request_end(daemon: &Daemon) {
             client
         })
         .collect();
-    assert!(soon(seconds(20), || open(&silent) == 0), "silent connections are open");
+    assert!(soon(seconds(20), || count_open(&silent) == 0), "silent connections are open");
     for mut client in asked {
         let end = Instant::now() + seconds(20);
         while !client.goaway && client.read_frame().is_ok() {
@@ -92,7 +92,7 @@ fn connections_without_a_request_end(daemon: &Daemon) {
     }
 }
 
-fn heads_that_come_byte_by_byte_end(daemon: &Daemon) {
+fn a_connection_whose_request_head_drips_in_is_closed(daemon: &Daemon) {
     for address in [daemon.listen(), daemon.ingress()] {
         let mut dripping: Vec<TcpStream> = (0..50)
             .map(|_| {
@@ -110,7 +110,7 @@ fn heads_that_come_byte_by_byte_end(daemon: &Daemon) {
     }
 }
 
-/// Starts uploads that do not continue, each on a connection of its own. The connections are in use.
+/// Starts uploads that do not continue, each on its own connection, so that the connections count as used.
 fn uploads(daemon: &Daemon, count: usize, token: &str, path: &str) -> Vec<Http2> {
     let begin = hearth_proto::v1::WriteBegin { path: path.to_owned(), ..Default::default() };
     let message = hearth_proto::v1::write_file_request::Message::Begin(begin);
@@ -120,7 +120,7 @@ fn uploads(daemon: &Daemon, count: usize, token: &str, path: &str) -> Vec<Http2>
     let message = [&[0], size.as_slice(), &message].concat();
     (0..count)
         .filter_map(|_| {
-            // Beyond the share, a connection may be closed at any moment.
+            // A connection beyond the limit of the peer may be closed at any moment.
             let mut client = Http2::connect(&daemon.listen()).ok()?;
             client.call(1, "/hearth.v1.Storage/Write", Some(token)).ok()?;
             client.send(1, &message).ok()?;
@@ -129,12 +129,12 @@ fn uploads(daemon: &Daemon, count: usize, token: &str, path: &str) -> Vec<Http2>
         .collect()
 }
 
-fn a_connection_too_many_is_told_so_in_its_own_protocol() {
+fn a_connection_beyond_the_limit_is_refused_in_its_own_protocol() {
     let daemon = &Daemon::start(Options::room("walls_crowd").config("[connections]\napi_per_peer = 20\n"));
     let token = daemon.mint(&["--name", "busy", "--scope", "full"]);
     let mut held = uploads(daemon, 15, &token, "x/y");
     let told = soon(seconds(30), || {
-        // A connection whose token the daemon has not seen yet is closed to make room for the next.
+        // A connection on which no token was verified yet is closed in favour of the next one, so more than one try is needed.
         held.extend(uploads(daemon, 1, &token, "x/y"));
         std::thread::sleep(Duration::from_millis(100));
         let answer = Request::new("GET", "/healthz").try_send(&daemon.listen());
@@ -145,7 +145,7 @@ fn a_connection_too_many_is_told_so_in_its_own_protocol() {
                 && answer.header("retry-after").is_some()
         })
     });
-    assert!(told, "a connection beyond the share was not refused");
+    assert!(told, "a connection beyond the limit of the peer was not refused");
     let refused = block_on(seconds(20), async {
         let api = Api::connect(&daemon.listen(), Some(token.clone())).await;
         api.system().get_info(hearth_proto::v1::GetInfoRequest {}).await.unwrap_err()
@@ -163,7 +163,7 @@ fn a_connection_too_many_is_told_so_in_its_own_protocol() {
     drop(held);
 }
 
-fn a_caller_has_so_many_requests_and_is_told_so(daemon: &Daemon) {
+fn a_request_beyond_the_limit_of_its_caller_is_refused(daemon: &Daemon) {
     let greedy = daemon.mint(&["--name", "greedy", "--scope", "full"]);
     let held = uploads(daemon, 45, &greedy, "g/y");
     let refused = soon(seconds(3), || {
@@ -181,19 +181,19 @@ fn a_caller_has_so_many_requests_and_is_told_so(daemon: &Daemon) {
     drop(held);
 }
 
-fn thousands_of_silent_connections_are_borne_with_the_defaults() {
+fn the_default_limits_withstand_thousands_of_silent_connections() {
     let daemon = Daemon::start(Options::room("walls_silence"));
     let before = memory(&daemon);
     let mut held = Vec::new();
     for address in [daemon.listen(), daemon.ingress()] {
         for peer in 1..=8 {
-            held.extend(silent(&address, [127, 0, 2, peer], 1000));
+            held.extend(open_silent(&address, [127, 0, 2, peer], 1000));
         }
         others_are_answered(&daemon);
     }
-    runner::note(&format!("{} of {} are open", open(&held), held.len()));
+    runner::note(&format!("{} of {} are open", count_open(&held), held.len()));
     grew_less_than(400 * MIB, &daemon, before);
     // The connections end by themselves.
-    assert!(soon(seconds(60), || open(&held) == 0), "{} are open", open(&held));
+    assert!(soon(seconds(60), || count_open(&held) == 0), "{} are open", count_open(&held));
     others_are_answered(&daemon);
 }

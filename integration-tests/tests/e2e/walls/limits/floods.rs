@@ -1,4 +1,4 @@
-//! HTTP/2 frames that cost their sender little, against the API and against the ingress.
+//! Floods of HTTP/2 frames that are cheap to send, against the API and the ingress.
 
 use std::io;
 
@@ -13,8 +13,8 @@ use super::*;
 pub fn cases() -> Vec<Case> {
     shared_cases![
         rapid_resets_end_the_connection,
-        continuations_without_an_end_are_not_gathered,
-        settings_and_pings_are_not_gathered,
+        continuations_without_an_end_are_not_buffered,
+        settings_and_pings_are_not_buffered,
         streams_beyond_the_limit_are_refused,
     ]
 }
@@ -34,7 +34,7 @@ fn on_both_ports(daemon: &Daemon, attack: impl Fn(&mut Http2) -> io::Result<()> 
                 let address = &address;
                 scope.spawn(move || {
                     let mut client = Http2::connect(address).unwrap();
-                    // An error is the server's answer to the flood.
+                    // An error means that the server has closed the connection, as it should.
                     let _ = attack(&mut client);
                     let _ = client.read_to_quiet(Duration::from_millis(200));
                 });
@@ -76,7 +76,7 @@ fn rapid_resets_end_the_connection(daemon: &Daemon) {
     });
 }
 
-fn continuations_without_an_end_are_not_gathered(daemon: &Daemon) {
+fn continuations_without_an_end_are_not_buffered(daemon: &Daemon) {
     on_both_ports(daemon, |client| {
         client.frame(HEADERS, END_STREAM, 1, &request("/"))?;
         let fields = block(&[("x-flood", &"x".repeat(8000)), ("x-more", &"y".repeat(8000))]);
@@ -87,7 +87,7 @@ fn continuations_without_an_end_are_not_gathered(daemon: &Daemon) {
     });
 }
 
-fn settings_and_pings_are_not_gathered(daemon: &Daemon) {
+fn settings_and_pings_are_not_buffered(daemon: &Daemon) {
     // The client reads none of the server's responses.
     on_both_ports(daemon, |client| {
         let many = encode(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100]).repeat(1000);

@@ -8,8 +8,8 @@ use super::*;
 
 pub fn cases() -> Vec<Case> {
     shared_cases![
-        health_streams_without_a_token_are_not_gathered,
-        streams_with_an_empty_token_are_not_gathered,
+        health_streams_without_a_token_are_not_buffered,
+        streams_with_an_empty_token_are_not_buffered,
         uploads_that_stop_within_a_message_hold_a_share_only,
         requests_without_a_valid_token_are_refused_before_their_body,
     ]
@@ -34,7 +34,7 @@ fn hold(daemon: &Daemon, count: u32, path: &str, token: Option<&str>, message: &
     client
 }
 
-fn health_streams_without_a_token_are_not_gathered(daemon: &Daemon) {
+fn health_streams_without_a_token_are_not_buffered(daemon: &Daemon) {
     let before = memory(daemon);
     let message = unfinished(4_000_000);
     let held: Vec<_> =
@@ -46,7 +46,7 @@ fn health_streams_without_a_token_are_not_gathered(daemon: &Daemon) {
     drop((held, more));
 }
 
-fn streams_with_an_empty_token_are_not_gathered(daemon: &Daemon) {
+fn streams_with_an_empty_token_are_not_buffered(daemon: &Daemon) {
     let nothing = daemon.mint(&["--name", "nobody", "--scope", "{}"]);
     let before = memory(daemon);
     let mut held = Vec::new();

@@ -1,4 +1,4 @@
-//! The queue of builds, and who fills it.
+//! The build queue: one caller cannot fill it.
 
 use hearth_proto::v1::CancelBuildRequest;
 use integration_tests::daemon::BASE;
@@ -15,7 +15,7 @@ use super::*;
 pub const CONFIG: &str = "[builds]\nconcurrency = 1\nqueue_length = 8\nper_caller = 100\n";
 
 pub fn cases() -> Vec<Case> {
-    shared_cases![one_owner_cannot_fill_the_queue_not_through_its_services_either]
+    shared_cases![one_owner_cannot_fill_the_queue_even_through_its_services]
 }
 
 /// Submits builds until one is refused; returns the ids of the accepted ones, and the code of the refusal.
@@ -35,7 +35,7 @@ async fn fill(daemon: &Daemon, token: &str) -> (Vec<String>, String) {
     panic!("20 builds were accepted");
 }
 
-fn one_owner_cannot_fill_the_queue_not_through_its_services_either(daemon: &Daemon) {
+fn one_owner_cannot_fill_the_queue_even_through_its_services(daemon: &Daemon) {
     daemon.base_image();
     daemon.put("queue", &Tree::new().dockerfile(&format!("FROM {BASE}\nRUN sleep 120\n")));
     let mint = |name: &str| daemon.mint(&["--name", name, "--scope", "full"]);

@@ -1,4 +1,4 @@
-//! The slots of builds, and who holds them.
+//! Build slots: one caller cannot occupy all of them.
 
 use hearth_proto::v1::CancelBuildRequest;
 use integration_tests::daemon::BASE;
@@ -39,7 +39,7 @@ fn long_builds_of_one_caller_leave_a_slot_to_another(daemon: &Daemon) {
     process::run(client.env("HEARTH_TOKEN", &other).args(arguments), seconds(150)).expect_code(0);
     let took = begun.elapsed();
     runner::note(&format!("the build of the other caller took {took:?}"));
-    assert!(took < seconds(25), "it waited for long builds: {took:?}");
+    assert!(took < seconds(25), "the build waited for the long builds of the other caller: {took:?}");
     block_on(seconds(60), async {
         let api = Api::of(daemon).await;
         for build_id in ids.into_iter().rev() {

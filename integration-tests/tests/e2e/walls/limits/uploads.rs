@@ -22,10 +22,10 @@ pub fn cases() -> Vec<Case> {
         silent_writes_hold_no_thread,
         silent_loads_hold_no_thread,
         readers_that_do_not_read_hold_no_thread,
-        a_caller_holds_its_quota_and_another_has_its_own,
-        what_a_build_makes_counts_for_who_submitted_it,
-        one_image_is_no_larger_than_an_image_may_be,
-        unfinished_uploads_are_listed_and_end,
+        each_caller_has_its_own_quota,
+        the_result_of_a_build_counts_towards_its_submitter,
+        an_image_beyond_the_size_limit_is_refused,
+        unfinished_uploads_are_listed_and_expire,
     ];
     cases.extend(lone_cases![uploads_leave_the_floor_of_free_space]);
     cases
@@ -48,8 +48,8 @@ fn begin(path: &str) -> WriteFileRequest {
     WriteFileRequest { message: Some(Message::Begin(begin)) }
 }
 
-/// Opens streams that send their first message and no more, several on each connection.
-fn silent(
+/// Opens upload streams that send only their first message, several on each connection.
+fn open_stalled_streams(
     daemon: &Daemon,
     token: &str,
     path: &str,
@@ -71,7 +71,7 @@ fn silent(
 
 /// Asserts that operations that need threads and the database work for other callers: storage, blobs, a build.
 #[track_caller]
-fn work_goes_on(daemon: &Daemon, name: &str) {
+fn assert_others_can_work(daemon: &Daemon, name: &str) {
     let begun = Instant::now();
     daemon.base_image();
     let source = Tree::new().dockerfile(&format!("FROM {BASE}\nCOPY a /\n")).file("a", name);
@@ -90,14 +90,21 @@ fn work_goes_on(daemon: &Daemon, name: &str) {
 }
 
 fn silent_writes_hold_no_thread(daemon: &Daemon) {
-    // Nobody may have 600 requests at a time: three callers hold as many as each may.
+    // One caller may not have 600 concurrent requests, so three callers have 200 each.
     let held: Vec<_> = (0..3)
         .flat_map(|number| {
             let token = daemon.mint(&["--name", &format!("silent-{number}"), "--scope", STORAGE]);
-            silent(daemon, &token, "/hearth.v1.Storage/Write", &framed(&begin("silent/x")), 2, 100)
+            open_stalled_streams(
+                daemon,
+                &token,
+                "/hearth.v1.Storage/Write",
+                &framed(&begin("silent/x")),
+                2,
+                100,
+            )
         })
         .collect();
-    work_goes_on(daemon, "writes");
+    assert_others_can_work(daemon, "writes");
     drop(held);
 }
 
@@ -111,10 +118,10 @@ fn silent_loads_hold_no_thread(daemon: &Daemon) {
     let held: Vec<_> = (0..3)
         .flat_map(|number| {
             let token = daemon.mint(&["--name", &format!("loader-{number}"), "--scope", "agentDefault"]);
-            silent(daemon, &token, "/hearth.v1.Images/Load", &first, 2, 100)
+            open_stalled_streams(daemon, &token, "/hearth.v1.Images/Load", &first, 2, 100)
         })
         .collect();
-    work_goes_on(daemon, "loads");
+    assert_others_can_work(daemon, "loads");
     drop(held);
 }
 
@@ -126,15 +133,16 @@ fn readers_that_do_not_read_hold_no_thread(daemon: &Daemon) {
     let held: Vec<_> = (0..3)
         .flat_map(|number| {
             let token = daemon.mint(&["--name", &format!("reader-{number}"), "--scope", STORAGE]);
-            let mut clients = silent(daemon, &token, "/hearth.v1.Storage/Read", &framed(&read), 2, 100);
-            // The requests are complete: the daemon begins to answer, and nobody reads.
+            let mut clients =
+                open_stalled_streams(daemon, &token, "/hearth.v1.Storage/Read", &framed(&read), 2, 100);
+            // The requests are complete, so the daemon begins to answer, but the clients do not read.
             for client in &mut clients {
                 (0..100).for_each(|index| client.frame(DATA, END_STREAM, 2 * index + 1, &[]).unwrap());
             }
             clients
         })
         .collect();
-    work_goes_on(daemon, "reads");
+    assert_others_can_work(daemon, "reads");
     grew_less_than(500 * MIB, daemon, before);
     drop(held);
 }
@@ -145,7 +153,7 @@ async fn write(api: &Api, path: &str, content: &[u8]) -> Result<(), Status> {
     api.storage().write(tokio_stream::iter(messages)).await.map(drop)
 }
 
-fn a_caller_holds_its_quota_and_another_has_its_own(daemon: &Daemon) {
+fn each_caller_has_its_own_quota(daemon: &Daemon) {
     let mint = |name: &str| daemon.mint(&["--name", name, "--scope", "agentDefault"]);
     let (greedy, modest) = (mint("greedy"), mint("modest"));
     block_on(seconds(60), async {
@@ -204,7 +212,7 @@ fn a_caller_holds_its_quota_and_another_has_its_own(daemon: &Daemon) {
     assert!(shown.stdout.contains("greedy") && shown.stdout.contains("IMAGES"), "{shown}");
 }
 
-fn what_a_build_makes_counts_for_who_submitted_it(daemon: &Daemon) {
+fn the_result_of_a_build_counts_towards_its_submitter(daemon: &Daemon) {
     let token = |name: &str| daemon.mint(&["--name", name, "--scope", "agentDefault"]);
     let build = |token: &str, name: &str, bytes: usize| {
         let source = Tree::new().dockerfile("FROM scratch\nCOPY a /\n");
@@ -227,7 +235,7 @@ fn what_a_build_makes_counts_for_who_submitted_it(daemon: &Daemon) {
     build(&other, "made-3", 5_000_002).expect_code(0);
 }
 
-fn one_image_is_no_larger_than_an_image_may_be(daemon: &Daemon) {
+fn an_image_beyond_the_size_limit_is_refused(daemon: &Daemon) {
     let token = daemon.mint(&["--name", "large", "--scope", "agentDefault"]);
     let push = |content: &[u8]| {
         let path = format!("/v2/large/blobs/uploads/?digest={}", digest_of(content));
@@ -259,14 +267,15 @@ fn one_image_is_no_larger_than_an_image_may_be(daemon: &Daemon) {
     put(manifest(&layers[..1])).expect(201);
 }
 
-fn unfinished_uploads_are_listed_and_end(daemon: &Daemon) {
+fn unfinished_uploads_are_listed_and_expire(daemon: &Daemon) {
     let idle = daemon.mint(&["--name", "idle", "--scope", "agentDefault"]);
     let begun = Request::new("POST", "/v2/idle/blobs/uploads/").bearer(&idle).send(&daemon.listen());
     let location = begun.header("location").unwrap().to_owned();
     let patched =
         Request::new("PATCH", &location).bearer(&idle).body(noise(6, 300_000)).send(&daemon.listen());
     assert_eq!(patched.status, 202);
-    let held = silent(daemon, &idle, "/hearth.v1.Storage/Write", &framed(&begin("idle/x")), 1, 1);
+    let held =
+        open_stalled_streams(daemon, &idle, "/hearth.v1.Storage/Write", &framed(&begin("idle/x")), 1, 1);
     let uploads = || {
         let usage = daemon.hearth_ok(&["system", "df", "--json"]).json();
         let all = usage["uploads"].as_array().unwrap().clone();
@@ -277,7 +286,7 @@ fn unfinished_uploads_are_listed_and_end(daemon: &Daemon) {
         listed.iter().any(|one| one["kind"] == kind && one["name"] == name && one["bytes"] == bytes)
     };
     assert!(shown("blob", "idle", 300_000) && shown("file", "idle/x", 0), "{listed:?}");
-    // Both limits are a few seconds here.
+    // This daemon's idle limits for both kinds of upload are a few seconds.
     assert!(soon(seconds(40), || uploads().is_empty()), "{:?}", uploads());
     assert_eq!(Request::new("GET", &location).bearer(&idle).send(&daemon.listen()).status, 404);
     assert_eq!(fs::read_dir(daemon.state().join("registry/uploads")).unwrap().count(), 0);
@@ -285,7 +294,7 @@ fn unfinished_uploads_are_listed_and_end(daemon: &Daemon) {
 }
 
 fn uploads_leave_the_floor_of_free_space() {
-    // Half of the state's disk must stay free.
+    // More than half of the state directory's file system must stay free.
     let config =
         "[uploads]\nmin_free_bytes = 60000000\n[builds]\nmin_free_bytes = 0\n[packs]\nmin_free_bytes = 0\n";
     let daemon = Daemon::start(Options::room("walls_floor").config(config).state_size("100m"));

@@ -1,5 +1,5 @@
-//! Apps with common faults: they listen too late or on loopback only, redirect, exit early, hang at the end, or
-//! recover.
+//! Services whose apps behave in unusual ways: they listen on loopback only, redirect, exit early, ignore their stop
+//! signal or crash repeatedly. Also the interfaces between an app and its users: TLS, HTTP/2, large bodies, logs.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,21 +16,21 @@ use integration_tests::{lone_cases, shared_cases};
 
 pub fn group() -> Group {
     let shared: Vec<Case> = shared_cases![
-        an_app_that_listens_for_itself_alone_is_told_so,
+        the_error_reports_an_app_that_listens_on_loopback_only,
         a_login_at_the_health_path_is_shown_and_a_redirect_is_healthy,
         an_app_that_is_healthy_and_then_dies_does_not_take_over,
-        an_app_that_takes_no_notice_of_its_stop_signal_is_killed,
+        an_app_that_ignores_its_stop_signal_is_killed,
         requests_wait_while_an_app_comes_back,
-        a_crash_loop_waits_longer_and_says_why,
-        a_followed_log_goes_on_over_an_update_and_ends_with_the_service,
+        a_crash_loop_backs_off_and_reports_the_exit,
+        a_followed_log_continues_across_an_update_and_ends_with_the_service,
         http2_and_large_bodies_pass_both_ways,
-        an_image_of_a_registry_that_is_away_is_refused_and_named,
+        the_error_names_the_unreachable_registry_of_an_image,
     ];
     let alone = lone_cases![
-        the_ingress_speaks_tls_with_the_certificate_it_is_given,
-        a_daemon_uses_the_containerd_that_it_is_told,
+        the_ingress_serves_tls_with_the_configured_certificate,
+        a_daemon_uses_the_configured_external_containerd,
     ];
-    Group::new("service-luck", [shared, alone].concat())
+    Group::new("service_apps", [shared, alone].concat())
 }
 
 #[track_caller]
@@ -44,7 +44,7 @@ fn fails(daemon: &Daemon, arguments: &[&str], says: &[&str]) {
     output.expect_code(1).says(says);
 }
 
-fn an_app_that_listens_for_itself_alone_is_told_so(daemon: &Daemon) {
+fn the_error_reports_an_app_that_listens_on_loopback_only(daemon: &Daemon) {
     let app = App::script("exec httpd -f -p 127.0.0.1:8000 -h /site").with(&["--expose", PORT]);
     app.pack(daemon, "selfish:1");
     fails(daemon, &["--tag", "selfish:1", "--timeout", "2s"], &["127.0.0.1"]);
@@ -79,7 +79,7 @@ fn an_app_that_is_healthy_and_then_dies_does_not_take_over(daemon: &Daemon) {
     assert_eq!(page(daemon, "young.test"), "old\n");
 }
 
-fn an_app_that_takes_no_notice_of_its_stop_signal_is_killed(daemon: &Daemon) {
+fn an_app_that_ignores_its_stop_signal_is_killed(daemon: &Daemon) {
     let deaf = "trap '' TERM; httpd -f -p 8000 -h /site & while :; do sleep 1; done";
     App::script(deaf).with(&["--expose", PORT]).pack(daemon, "deaf:1");
     deploy(daemon, &["--tag", "deaf:1"]);
@@ -106,11 +106,15 @@ fn requests_wait_while_an_app_comes_back(daemon: &Daemon) {
     deploy(daemon, &["--tag", "phoenix:1", "--domain", "phoenix.test", "--public"]);
     get(daemon, "phoenix.test", "/cgi-bin/end");
     for _ in 0..10 {
-        assert_eq!(page(daemon, "phoenix.test"), "script\n", "held until another instance serves");
+        assert_eq!(
+            page(daemon, "phoenix.test"),
+            "script\n",
+            "the ingress holds the request until another instance serves"
+        );
     }
 }
 
-fn a_crash_loop_waits_longer_and_says_why(daemon: &Daemon) {
+fn a_crash_loop_backs_off_and_reports_the_exit(daemon: &Daemon) {
     // The app runs long enough to become live, and then fails repeatedly.
     let script =
         "httpd -f -p 8000 -h /site & if [ -e /data/sick ]; then sleep 0.2; echo sick; exit 6; fi; wait";
@@ -125,7 +129,7 @@ fn a_crash_loop_waits_longer_and_says_why(daemon: &Daemon) {
     });
 }
 
-fn a_followed_log_goes_on_over_an_update_and_ends_with_the_service(daemon: &Daemon) {
+fn a_followed_log_continues_across_an_update_and_ends_with_the_service(daemon: &Daemon) {
     let talker = |word: &str| {
         let script = format!("trap 'exit 0' TERM; echo {word}; httpd -f -p 8000 -h /site & wait");
         App::script(&script).with(&["--expose", PORT])
@@ -171,13 +175,13 @@ fn http2_and_large_bodies_pass_both_ways(daemon: &Daemon) {
     assert_eq!(output.stdout, "2 200 30000000", "{output}");
 }
 
-fn an_image_of_a_registry_that_is_away_is_refused_and_named(daemon: &Daemon) {
+fn the_error_names_the_unreachable_registry_of_an_image(daemon: &Daemon) {
     let output = daemon.hearth(&["deploy", "--tag", "127.0.0.1:1/none/such:1"]);
     assert_ne!(output.code, 0);
     output.says(&["127.0.0.1:1"]);
 }
 
-fn the_ingress_speaks_tls_with_the_certificate_it_is_given() {
+fn the_ingress_serves_tls_with_the_configured_certificate() {
     let directory = tempfile::tempdir().unwrap();
     let (certificate, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
     let mut openssl = Command::new("openssl");
@@ -214,12 +218,12 @@ fn the_ingress_speaks_tls_with_the_certificate_it_is_given() {
     assert_eq!(output.stdout, "sealed\n 2", "{output}");
 }
 
-fn a_daemon_uses_the_containerd_that_it_is_told() {
-    uses_where_it_is_told("containerd", "guest");
+fn a_daemon_uses_the_configured_external_containerd() {
+    runs_a_service_on_external_containerd("containerd", "guest");
 }
 
 /// Asserts that a daemon of this room runs a service on a containerd that it did not start.
-pub fn uses_where_it_is_told(program: &str, room: &str) {
+pub fn runs_a_service_on_external_containerd(program: &str, room: &str) {
     let directory = tempfile::tempdir().unwrap();
     let containerd = Containerd::start_program(program, directory.path());
     let socket = directory.path().join("socket");

@@ -13,7 +13,7 @@ const COPY_ALL: &str = "FROM scratch\nCOPY . /all/\n";
 
 pub fn group() -> Group {
     Group::new(
-        "context",
+        "build_context",
         shared_cases![
             dockerignore_keeps_files_out,
             the_dockerfiles_own_ignore_file_comes_first,
@@ -27,7 +27,7 @@ pub fn group() -> Group {
             modes_links_and_empty_directories_survive,
             odd_names_survive,
             hard_links_and_large_files_survive,
-            as_many_files_as_are_asked_for_at_once_are_sent,
+            a_context_of_forty_thousand_files_reaches_the_image,
             building_never_changes_the_rooms_files,
             an_unchanged_context_takes_every_step_from_the_cache,
             an_image_of_the_room_can_be_a_mount,
@@ -284,7 +284,7 @@ fn hard_links_and_large_files_survive(daemon: &Daemon) {
 
 /// BuildKit requests every file as soon as it is announced. A larger number of small requests than HTTP/2 lets wait
 /// unread once ended the connection.
-fn as_many_files_as_are_asked_for_at_once_are_sent(daemon: &Daemon) {
+fn a_context_of_forty_thousand_files_reaches_the_image(daemon: &Daemon) {
     const FILES: usize = 40_000;
     daemon.put("many", &Tree::new().dockerfile("FROM scratch\nCOPY files /files/\n"));
     let files = daemon.room_files().join("many/files");

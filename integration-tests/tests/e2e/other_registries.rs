@@ -1,4 +1,5 @@
-//! Other registries. A second daemon serves as one: a real registry that requires tokens. skopeo reads both.
+//! Images of other registries: push, pull, deploy, mounts and base images. A second daemon is the other registry, which
+//! requires tokens, and skopeo reads both.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -21,24 +22,24 @@ use serde_json::json;
 
 pub fn group() -> Group {
     Group::new(
-        "elsewhere",
+        "other_registries",
         lone_cases![
             an_image_goes_to_another_registry_and_comes_back,
             a_saved_image_loads_to_the_same_digest,
-            a_pack_stands_on_an_image_of_the_room_of_a_registry_and_of_a_mirror,
+            a_pack_can_be_based_on_an_image_of_the_room_of_a_registry_and_of_a_mirror,
             an_archive_and_a_room_get_the_same_bytes,
             an_image_of_another_registry_becomes_a_service,
             a_build_mounts_an_image_of_another_registry,
             from_goes_through_the_mirror,
-            a_build_whose_tag_is_elsewhere_is_pushed_there,
-            what_a_token_does_not_grant_elsewhere_is_denied,
+            a_build_tagged_for_another_registry_is_pushed_there,
+            access_to_another_registry_needs_the_grant,
         ],
     )
     .in_sequence()
 }
 
 /// Address at which nothing listens.
-const AWAY: &str = "127.0.0.1:1";
+const CLOSED_PORT: &str = "127.0.0.1:1";
 
 /// A room, and a second daemon that is a remote registry to it.
 struct Pair {
@@ -47,14 +48,14 @@ struct Pair {
 }
 
 impl Pair {
-    /// Starts a pair whose room allows the registry at a loopback address, and has no other settings for it.
+    /// Starts a pair whose room may connect to the registry at its loopback address. The room has no credentials for it.
     fn start(name: &str) -> Self {
         let other = Daemon::start(Options::room(&format!("{name}-o")));
-        let room = Daemon::start(Options::room(name).registries(&[&other.listen(), AWAY]));
+        let room = Daemon::start(Options::room(name).registries(&[&other.listen(), CLOSED_PORT]));
         Self { room, other }
     }
 
-    /// Starts a pair whose registry mirrors Docker Hub, with the daemon's own credentials for it.
+    /// Starts a pair whose room uses the other registry as a mirror of Docker Hub, with credentials from a file.
     fn mirrored(name: &str) -> Self {
         let other = Daemon::start(Options::room(&format!("{name}-o")));
         let file = scratch().join(format!("{name}-credentials.toml"));
@@ -72,8 +73,8 @@ impl Pair {
         Self { room, other }
     }
 
-    /// Returns a name in the other registry.
-    fn there(&self, name: &str) -> String {
+    /// Returns the full name of an image in the other registry.
+    fn remote_name(&self, name: &str) -> String {
         format!("{}/{name}", self.other.listen())
     }
 
@@ -108,7 +109,7 @@ fn sample() -> Tree {
 fn an_image_goes_to_another_registry_and_comes_back() {
     let pair = Pair::start("away");
     let digest = pack(&pair.room, &sample(), "team/app:1");
-    let target = pair.there("copies/app:2");
+    let target = pair.remote_name("copies/app:2");
 
     let denied = pair.room.hearth(&["images", "push", "team/app:1", &target]);
     denied.expect_code(3).says(&["401", "--cred"]);
@@ -127,7 +128,7 @@ fn an_image_goes_to_another_registry_and_comes_back() {
     assert!(!pair.room.log().contains(pair.other.token()));
 
     // Without a target, the image's name is the target.
-    pair.room.hearth_ok(&["images", "push", &pair.there("team/app:1"), "--cred", &pair.cred()]);
+    pair.room.hearth_ok(&["images", "push", &pair.remote_name("team/app:1"), "--cred", &pair.cred()]);
     assert_eq!(pair.other.tag_digest("team/app", "1"), Some(digest.clone()));
 
     pair.room.hearth_ok(&["images", "rm", "team/app:1"]);
@@ -137,7 +138,8 @@ fn an_image_goes_to_another_registry_and_comes_back() {
     pair.room.hearth_ok(&["images", "pull", &target, "--cred", &pair.cred()]);
     assert_eq!(pair.room.tag_digest("copies/app", "2"), Some(digest));
 
-    let missing = pair.room.hearth(&["images", "pull", &pair.there("no/such:1"), "--cred", &pair.cred()]);
+    let missing =
+        pair.room.hearth(&["images", "pull", &pair.remote_name("no/such:1"), "--cred", &pair.cred()]);
     missing.expect_code(1).says(&["no image", "no/such:1"]);
     let gone = pair.room.hearth(&["images", "pull", "127.0.0.1:1/x:1", "--json"]);
     assert_ne!(gone.code, 0);
@@ -171,12 +173,12 @@ fn a_saved_image_loads_to_the_same_digest() {
     skopeo(&["inspect", "--raw", &format!("oci-archive:{}", file("both.tar").display())]).expect_code(0);
 
     // An index is also pushed and pulled whole.
-    pair.room.hearth_ok(&["images", "push", "both:1", &pair.there("both:1"), "--cred", &pair.cred()]);
+    pair.room.hearth_ok(&["images", "push", "both:1", &pair.remote_name("both:1"), "--cred", &pair.cred()]);
     assert_eq!(pair.other.tag_digest("both", "1"), Some(index.clone()));
     let one = [
         "images",
         "pull",
-        &pair.there("both:1"),
+        &pair.remote_name("both:1"),
         "--tag",
         "one:1",
         "--arch",
@@ -188,7 +190,7 @@ fn a_saved_image_loads_to_the_same_digest() {
     let all = [
         "images",
         "pull",
-        &pair.there("both:1"),
+        &pair.remote_name("both:1"),
         "--tag",
         "all:1",
         "--all-platforms",
@@ -229,7 +231,7 @@ fn index_of(daemon: &Daemon, repository: &str, images: &[(&str, &str, &str)]) ->
     sha256(index.as_bytes())
 }
 
-fn a_pack_stands_on_an_image_of_the_room_of_a_registry_and_of_a_mirror() {
+fn a_pack_can_be_based_on_an_image_of_the_room_of_a_registry_and_of_a_mirror() {
     let pair = Pair::start("based");
     let base = Tree::new().file("base", "below").file("large", noise(9, 2_000_000));
     let work = tempfile::tempdir_in(pair.room.directory()).unwrap();
@@ -262,7 +264,8 @@ fn a_pack_stands_on_an_image_of_the_room_of_a_registry_and_of_a_mirror() {
 
     // Packs over the unix socket, with no token.
     let of_room = check(&packed(&["--base", "room.meshagent.com/base:1"], &[]));
-    let of_registry = check(&packed(&["--base", &pair.there("team/base:1"), "--cred", &pair.cred()], &[]));
+    let of_registry =
+        check(&packed(&["--base", &pair.remote_name("team/base:1"), "--cred", &pair.cred()], &[]));
     assert_eq!(of_room, of_registry, "the same base gives the same image, wherever it lies");
 
     // Docker's own configuration has the credentials for the mirror of Docker Hub.
@@ -285,7 +288,7 @@ fn a_pack_stands_on_an_image_of_the_room_of_a_registry_and_of_a_mirror() {
     fs::write(helpers.path().join("config.json"), with_helper).unwrap();
     let path = format!("{}:{}", helpers.path().display(), std::env::var("PATH").unwrap());
     let with_helper = [("DOCKER_CONFIG", text(helpers.path())), ("PATH", &*path)];
-    assert_eq!(check(&packed(&["--base", &pair.there("team/base:1")], &with_helper)), of_registry);
+    assert_eq!(check(&packed(&["--base", &pair.remote_name("team/base:1")], &with_helper)), of_registry);
 
     // A cached blob is not fetched again, and a damaged one is not used.
     let cache = pair.room.directory().join("home/.cache/hearth/blobs/sha256");
@@ -296,11 +299,13 @@ fn a_pack_stands_on_an_image_of_the_room_of_a_registry_and_of_a_mirror() {
     fs::write(&largest, content).unwrap();
     assert_eq!(check(&packed(&["--base", "python:3.13"], &environment)), of_registry);
 
-    let denied = packed(&["--base", &pair.there("team/base:1")], &[]);
+    let denied = packed(&["--base", &pair.remote_name("team/base:1")], &[]);
     denied.expect_code(3).says(&["401"]);
     assert!(!archive.exists());
-    let other =
-        packed(&["--base", &pair.there("team/base:1"), "--cred", &pair.cred(), "--arch", "arm/v7"], &[]);
+    let other = packed(
+        &["--base", &pair.remote_name("team/base:1"), "--cred", &pair.cred(), "--arch", "arm/v7"],
+        &[],
+    );
     other.expect_code(1).says(&["linux/arm/v7", "linux/amd64"]);
     packed(&["--base", "127.0.0.1:1/none:1"], &[]).expect_code(4).says(&["127.0.0.1:1"]);
     packed(&["--base", "No Name"], &[]).expect_code(2).says(&["oci-archive:"]);
@@ -356,7 +361,7 @@ fn a_build_mounts_an_image_of_another_registry() {
     );
     let base = pair.room.base_image();
     pair.room.put("app", &Tree::new().dockerfile(&format!("FROM {base}\nCOPY assets/logo /logo\n")));
-    let mount = format!("{}=/context/assets,subpath=assets", pair.there("team/assets:1"));
+    let mount = format!("{}=/context/assets,subpath=assets", pair.remote_name("team/assets:1"));
     let build = |tag: &str, more: &[&str]| {
         let mut arguments = vec!["build", "--tag", tag, "--mount-room-path", "app:/context:ro"];
         arguments.extend(["--context-path", "/context", "--mount-image", &mount]);
@@ -382,7 +387,7 @@ fn an_image_of_another_registry_becomes_a_service() {
     App::page("one\n").pack(&pair.other, "team/web:1");
     App::page("two\n").pack(&pair.other, "team/web:2");
     let deploy = |tag: &str, more: &[&str]| {
-        let image = pair.there(tag);
+        let image = pair.remote_name(tag);
         pair.room.hearth(&[&["deploy", "--tag", &image, "--domain", "web.test", "--public"], more].concat())
     };
     deploy("team/web:1", &[]).expect_code(3).says(&["401", "team/web", "--cred"]);
@@ -420,11 +425,11 @@ fn from_goes_through_the_mirror() {
     assert!(pair.room.image("python:3.13").has("bin/busybox"));
 }
 
-fn a_build_whose_tag_is_elsewhere_is_pushed_there() {
+fn a_build_tagged_for_another_registry_is_pushed_there() {
     let pair = Pair::start("tagged");
     let base = pair.room.base_image();
     pair.room.put("app", &Tree::new().dockerfile(&format!("FROM {base}\nRUN echo built > /proof\n")));
-    let target = pair.there("team/app:1");
+    let target = pair.remote_name("team/app:1");
     let cred = pair.named_cred();
     let digest = pair.room.build_ok(&target, "app", &["--cred", &cred, "--also-tag", "here:1"]);
     assert_eq!(pair.other.tag_digest("team/app", "1"), Some(digest.clone()));
@@ -433,7 +438,7 @@ fn a_build_whose_tag_is_elsewhere_is_pushed_there() {
     assert_eq!(pair.room.tag_digest("team/app", "1"), None, "the tag is in the other registry only");
 
     // A failed push leaves the image, and the error says how to push it again.
-    let other = pair.there("team/app:2");
+    let other = pair.remote_name("team/app:2");
     let failed = pair.room.build(&other, "app", &["--json"]);
     assert_ne!(failed.code, 0, "{failed}");
     let error = failed.json()["error"].clone();
@@ -445,7 +450,7 @@ fn a_build_whose_tag_is_elsewhere_is_pushed_there() {
     assert_eq!(pair.other.tag_digest("team/app", "2"), Some(digest));
 }
 
-fn what_a_token_does_not_grant_elsewhere_is_denied() {
+fn access_to_another_registry_needs_the_grant() {
     let pair = Pair::start("granted");
     pack(&pair.other, &sample(), "team/app:1");
     pack(&pair.room, &sample(), "app:1");
@@ -466,7 +471,7 @@ fn what_a_token_does_not_grant_elsewhere_is_denied() {
         command.env("HEARTH_TOKEN", token).args(arguments);
         process::run(&mut command, seconds(60))
     };
-    let (source, cred) = (pair.there("team/app:1"), pair.cred());
+    let (source, cred) = (pair.remote_name("team/app:1"), pair.cred());
     let pull = ["images", "pull", source.as_str(), "--tag", "mine:1", "--cred", cred.as_str()];
     run(&scope(&["ghcr.io/*"], &["*"]), &pull).expect_code(3).says(&["pull", "team/app"]);
     run(&scope(&["*"], &["others/*"]), &pull).expect_code(3).says(&["write", "mine"]);

@@ -31,13 +31,13 @@ pub fn group() -> Group {
         a_file_that_comes_and_goes_is_whole_or_named,
         a_tree_that_is_replaced_under_a_build_is_one_of_the_two,
         special_files_are_never_opened,
-        loops_of_links_are_told,
+        loops_of_links_are_reported,
     ];
     cases.extend(lone_cases![
         what_the_daemon_may_not_read_is_named,
         a_daemon_killed_in_the_middle_of_a_transfer_loses_nothing,
     ]);
-    Group::new("moving", cases)
+    Group::new("changing_files", cases)
 }
 
 /// Runs `work` repeatedly in a thread, with the number of the round, while `meanwhile` runs.
@@ -274,7 +274,7 @@ fn special_files_are_never_opened(daemon: &Daemon) {
     output.expect_code(1).says(&["d/pipe"]);
 }
 
-fn loops_of_links_are_told(daemon: &Daemon) {
+fn loops_of_links_are_reported(daemon: &Daemon) {
     let loops = |name: &str| Tree::new().file("a", "a").link(name, "other").link("other", name);
     daemon.put("loop-dockerfile", &loops("Dockerfile"));
     daemon.build("loop:1", "loop-dockerfile", &[]).expect_code(1).says(&["Dockerfile", "link"]);

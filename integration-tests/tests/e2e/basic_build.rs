@@ -7,7 +7,7 @@ use integration_tests::sources::Tree;
 
 pub fn group() -> Group {
     Group::new(
-        "line",
+        "basic_build",
         shared_cases![
             files_put_into_the_room_become_an_image_that_skopeo_pulls,
             hearth_image_build_is_the_same_verb,
@@ -20,7 +20,7 @@ pub fn group() -> Group {
             an_image_of_the_room_is_resolved_again_for_each_build,
             every_tag_that_was_asked_for_names_the_image,
             labels_arguments_and_target_reach_the_build,
-            json_tells_tags_digest_size_and_steps,
+            json_output_has_tags_digest_size_and_steps,
             an_images_tag_can_be_listed_inspected_added_and_removed,
         ],
     )
@@ -40,7 +40,7 @@ fn files_put_into_the_room_become_an_image_that_skopeo_pulls(daemon: &Daemon) {
     let arguments = [
         "build",
         "--room",
-        "line",
+        "basic_build",
         "--tag",
         "room.meshagent.com/my-app:dev",
         "--mount-room-path",
@@ -199,7 +199,7 @@ fn labels_arguments_and_target_reach_the_build(daemon: &Daemon) {
     assert_eq!(image.config["config"]["Labels"]["made.by"], "test");
 }
 
-fn json_tells_tags_digest_size_and_steps(daemon: &Daemon) {
+fn json_output_has_tags_digest_size_and_steps(daemon: &Daemon) {
     daemon.put("json", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "json"));
     let output = daemon.build("json:1", "json", &["--json"]);
     output.expect_code(0);

@@ -18,17 +18,17 @@ pub fn group() -> Group {
     let mut cases = shared_cases![
         a_context_is_listed_and_read_as_a_build_would_see_it,
         the_same_files_have_one_digest_from_every_source,
-        a_difference_is_told_by_a_letter_and_a_path,
+        a_difference_is_printed_as_a_letter_and_a_path,
         what_a_token_may_not_read_it_may_not_see_in_a_context,
-        a_mount_shows_the_files_and_goes_when_told,
+        a_mount_shows_the_files_until_it_is_unmounted,
         what_is_written_in_a_mount_is_kept_and_the_room_never_changes,
         an_image_is_mounted_and_written_over,
-        places_that_are_not_empty_directories_elsewhere_are_refused,
+        only_an_empty_directory_outside_of_the_room_can_be_mounted_on,
         mounting_over_the_network_is_denied,
     ];
     cases.push(Case::alone("a_mount_survives_the_daemons_death", a_mount_survives_the_daemons_death));
     cases.push(Case::alone("a_drained_daemon_leaves_no_mount", a_drained_daemon_leaves_no_mount));
-    Group::new("contexts", cases)
+    Group::new("context_command", cases)
 }
 
 fn text(path: &Path) -> &str {
@@ -110,7 +110,7 @@ fn the_same_files_have_one_digest_from_every_source(daemon: &Daemon) {
     assert_ne!(digest(&["--mount-room-path", "same/app"]), room, "content counts");
 }
 
-fn a_difference_is_told_by_a_letter_and_a_path(daemon: &Daemon) {
+fn a_difference_is_printed_as_a_letter_and_a_path(daemon: &Daemon) {
     daemon.put("diff/one", &Tree::new().file("same", "1").file("other", "1").file("gone", "1"));
     daemon.put("diff/two", &Tree::new().file("same", "1").file("other", "2").file("sub/new", "1"));
     let output =
@@ -137,7 +137,7 @@ fn what_a_token_may_not_read_it_may_not_see_in_a_context(daemon: &Daemon) {
     remote(daemon, &token, &both).expect_code(3);
 }
 
-fn a_mount_shows_the_files_and_goes_when_told(daemon: &Daemon) {
+fn a_mount_shows_the_files_until_it_is_unmounted(daemon: &Daemon) {
     daemon.put("shown/app", &Tree::new().file("f", "content").link("out", "/etc/passwd").file("sub/g", "2"));
     let at = point(daemon, "shown");
     assert_eq!(
@@ -218,7 +218,7 @@ fn an_image_is_mounted_and_written_over(daemon: &Daemon) {
     daemon.hearth_ok(&["context", "unmount", "--discard", text(&at)]);
 }
 
-fn places_that_are_not_empty_directories_elsewhere_are_refused(daemon: &Daemon) {
+fn only_an_empty_directory_outside_of_the_room_can_be_mounted_on(daemon: &Daemon) {
     daemon.put("placed/app", &Tree::new().file("f", "1"));
     let full = point(daemon, "full");
     fs::write(full.join("x"), "").unwrap();

@@ -11,16 +11,16 @@ use integration_tests::shared_cases;
 use integration_tests::sources::{Tree, noise};
 
 /// An image that sets `F=a`.
-const WITH_ENV: &str = "room.meshagent.com/presence/with-env:1";
+const WITH_ENV: &str = "room.meshagent.com/missing-sources/with-env:1";
 
 pub fn group() -> Group {
     let cases = shared_cases![
         buildkit_fails_wherever_the_daemon_does_and_builds_where_it_should,
-        a_pattern_that_leaves_a_source_out_is_told,
+        the_error_names_the_pattern_that_excludes_a_source,
         a_build_after_one_of_a_missing_source_reads_only_the_change,
     ];
     // One of the cases counts the bytes that the daemon reads.
-    Group::new("presence", cases).in_sequence()
+    Group::new("missing_sources", cases).in_sequence()
 }
 
 /// Expected end of a build.
@@ -189,21 +189,21 @@ const VARIABLES: &[Case] = &[
     ("FROM scratch AS u\nARG F=nope\nFROM u\nCOPY $F /x", Missing("nope")),
     ("FROM scratch AS u\nENV F=nope\nFROM u\nCOPY $F /x", Missing("nope")),
     ("FROM scratch AS u\nONBUILD ENV F=a\nENV F=nope\nFROM u\nCOPY $F /x", Built),
-    ("FROM room.meshagent.com/presence/with-env:1\nARG F=nope\nCOPY $F /x", Missing("nope")),
-    ("FROM room.meshagent.com/presence/with-env:1 AS u\nARG F=nope\nFROM u\nCOPY $F /x", Built),
-    ("FROM room.meshagent.com/presence/with-env:1 AS u\nARG G=nope\nFROM u\nCOPY $G /x", Failed),
-    ("FROM room.meshagent.com/presence/with-env:1\nENV F=nope\nCOPY $F /x", Missing("nope")),
-    ("FROM room.meshagent.com/presence/with-env:1\nARG G=nope\nCOPY $G /x", Missing("nope")),
+    ("FROM room.meshagent.com/missing-sources/with-env:1\nARG F=nope\nCOPY $F /x", Missing("nope")),
+    ("FROM room.meshagent.com/missing-sources/with-env:1 AS u\nARG F=nope\nFROM u\nCOPY $F /x", Built),
+    ("FROM room.meshagent.com/missing-sources/with-env:1 AS u\nARG G=nope\nFROM u\nCOPY $G /x", Failed),
+    ("FROM room.meshagent.com/missing-sources/with-env:1\nENV F=nope\nCOPY $F /x", Missing("nope")),
+    ("FROM room.meshagent.com/missing-sources/with-env:1\nARG G=nope\nCOPY $G /x", Missing("nope")),
     ("COPY ${F:-nope} /x", Failed),
 ];
 
 fn buildkit_fails_wherever_the_daemon_does_and_builds_where_it_should(daemon: &Daemon) {
     daemon.put(
-        "presence/with-env",
+        "missing-sources/with-env",
         &Tree::new().dockerfile("FROM scratch\nENV F=a\nCOPY a /\n").file("a", "a"),
     );
-    daemon.build_ok(WITH_ENV, "presence/with-env", &[]);
-    daemon.put("presence/cases", &context());
+    daemon.build_ok(WITH_ENV, "missing-sources/with-env", &[]);
+    daemon.put("missing-sources/cases", &context());
     let mut wrong = Vec::new();
     for (text, expected) in PATHS.iter().chain(STAGES).chain(VARIABLES) {
         let (options, body) = match text.strip_prefix("--").and_then(|text| text.split_once('\n')) {
@@ -211,9 +211,10 @@ fn buildkit_fails_wherever_the_daemon_does_and_builds_where_it_should(daemon: &D
             None => (Vec::new(), *text),
         };
         let from = if body.contains("FROM ") { "" } else { "FROM scratch\n" };
-        fs::write(daemon.room_files().join("presence/cases/Dockerfile"), format!("{from}{body}\n")).unwrap();
+        fs::write(daemon.room_files().join("missing-sources/cases/Dockerfile"), format!("{from}{body}\n"))
+            .unwrap();
         let options: Vec<&str> = options.iter().map(String::as_str).chain(["--json"]).collect();
-        let ours = ours(&daemon.build("presence/case:1", "presence/cases", &options));
+        let ours = ours(&daemon.build("missing-sources/case:1", "missing-sources/cases", &options));
         let theirs = buildkits(daemon, &options);
         let agrees = match (expected, &theirs) {
             (Built, Ok(())) => ours == Ok(()),
@@ -247,8 +248,8 @@ fn ours(output: &Output) -> Result<(), (String, String, String)> {
 
 /// Builds the same files with BuildKit's own client.
 fn buildkits(daemon: &Daemon, options: &[&str]) -> Result<(), String> {
-    let directory = daemon.room_files().join("presence/cases");
-    let image = format!("{}/presence/with-env:1", daemon.listen());
+    let directory = daemon.room_files().join("missing-sources/cases");
+    let image = format!("{}/missing-sources/with-env:1", daemon.listen());
     let mut attributes = vec![format!("context:{WITH_ENV}=docker-image://{image}")];
     attributes.extend(options.iter().filter_map(|option| match option.strip_prefix("--build-arg=") {
         Some(argument) => Some(format!("build-arg:{argument}")),
@@ -261,15 +262,19 @@ fn buildkits(daemon: &Daemon, options: &[&str]) -> Result<(), String> {
     if built.code == 0 { Ok(()) } else { Err(built.stderr) }
 }
 
-fn a_pattern_that_leaves_a_source_out_is_told(daemon: &Daemon) {
+fn the_error_names_the_pattern_that_excludes_a_source(daemon: &Daemon) {
     let tree = Tree::new()
         .file("web.Dockerfile", "FROM scratch\n\nCOPY --link \\\n  app.py secret.key /\n")
         .file("web.Dockerfile.dockerignore", "# keys\n*.key\n")
         .file(".dockerignore", "app.py\n")
         .file("app.py", "")
         .file("secret.key", "");
-    daemon.put("presence/hidden", &tree);
-    let output = daemon.build("presence/hidden:1", "presence/hidden", &["-f", "web.Dockerfile", "--json"]);
+    daemon.put("missing-sources/hidden", &tree);
+    let output = daemon.build(
+        "missing-sources/hidden:1",
+        "missing-sources/hidden",
+        &["-f", "web.Dockerfile", "--json"],
+    );
     let error = output.expect_code(1).json()["error"].clone();
     assert_eq!(error["message"], "line 3: \"/secret.key\": not found in the build context");
     assert_eq!(error["step"], "COPY app.py secret.key /");
@@ -277,7 +282,8 @@ fn a_pattern_that_leaves_a_source_out_is_told(daemon: &Daemon) {
     assert!(hint.contains("`*.key` of `/context/web.Dockerfile.dockerignore`"), "{hint}");
     let range = error["dockerfile"].to_string();
     assert!(range.contains("app.py secret.key"), "{range}");
-    let output = daemon.build("presence/hidden:1", "presence/hidden", &["-f", "web.Dockerfile"]);
+    let output =
+        daemon.build("missing-sources/hidden:1", "missing-sources/hidden", &["-f", "web.Dockerfile"]);
     output.expect_code(1).says(&["secret.key", "*.key"]);
 }
 
@@ -290,19 +296,19 @@ fn a_build_after_one_of_a_missing_source_reads_only_the_change(daemon: &Daemon) 
     for number in 0..FILES {
         tree = tree.file(&format!("files/{number}"), noise(number as u64, SIZE));
     }
-    daemon.put("presence/large", &tree);
-    let dockerfile = daemon.room_files().join("presence/large/Dockerfile");
-    daemon.build_ok("presence/large:1", "presence/large", &[]);
+    daemon.put("missing-sources/large", &tree);
+    let dockerfile = daemon.room_files().join("missing-sources/large/Dockerfile");
+    daemon.build_ok("missing-sources/large:1", "missing-sources/large", &[]);
     // A recently changed file is read again, because its times cannot be relied on yet.
     std::thread::sleep(std::time::Duration::from_secs(1));
-    daemon.build_ok("presence/large:1", "presence/large", &[]);
+    daemon.build_ok("missing-sources/large:1", "missing-sources/large", &[]);
     for round in 0..3 {
         fs::write(&dockerfile, format!("{good}COPY nope{round} /\n")).unwrap();
         let before = bytes_read(daemon);
-        let failed = daemon.build("presence/large:1", "presence/large", &[]);
+        let failed = daemon.build("missing-sources/large:1", "missing-sources/large", &[]);
         failed.expect_code(1).says(&[&format!("/nope{round}"), "not found"]);
         fs::write(&dockerfile, format!("{good}COPY --from=all /all/small /{round}\n")).unwrap();
-        daemon.build_ok("presence/large:1", "presence/large", &[]);
+        daemon.build_ok("missing-sources/large:1", "missing-sources/large", &[]);
         let read = bytes_read(daemon) - before;
         assert!(read < FILES * SIZE / 50, "{read} bytes of {} were read in round {round}", FILES * SIZE);
     }
