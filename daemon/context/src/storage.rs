@@ -22,7 +22,8 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use hearth_model::access::SymlinkPolicy;
-use hearth_overlay::beneath::{self, DiskStat, LINKS_INSIDE, NO_LINKS};
+use hearth_overlay::attr::{self, InodeStat};
+use hearth_overlay::beneath::{self, LINKS_INSIDE, NO_LINKS};
 
 pub use error::StorageError;
 pub use list::StorageListing;
@@ -127,7 +128,7 @@ impl StorageRoot {
             }
             other => other?,
         };
-        match stat.kind {
+        match stat.attr.kind {
             FileType::Directory => Ok((held, true)),
             FileType::RegularFile => Ok((held, false)),
             _ => Err(StorageError::NotAFile { path }),
@@ -135,9 +136,9 @@ impl StorageRoot {
     }
 
     /// Opens a handle (`O_PATH`) to an existing path, without opening the file itself.
-    pub(super) fn open_path(&self, path: &Path) -> Result<(OwnedFd, DiskStat), StorageError> {
+    pub(super) fn open_path(&self, path: &Path) -> Result<(OwnedFd, InodeStat), StorageError> {
         let held = self.open_inside(path, OFlags::PATH, Mode::empty())?;
-        let stat = beneath::stat(&held).map_err(|errno| StorageError::at(path, errno))?;
+        let stat = attr::stat(&held).map_err(|errno| StorageError::at(path, errno))?;
         Ok((held, stat))
     }
 }
@@ -165,17 +166,17 @@ fn os_path(bytes: &[u8]) -> &Path {
 impl FileStat {
     fn new(
         path: PathBuf,
-        stat: &DiskStat,
+        stat: &InodeStat,
         target: impl FnOnce() -> Result<Box<[u8]>, Errno>,
     ) -> Result<Self, Errno> {
-        let kind = match stat.kind {
+        let kind = match stat.attr.kind {
             FileType::RegularFile => FileKind::File,
             FileType::Directory => FileKind::Directory,
             FileType::Symlink => FileKind::Symlink(os_path(&target()?).to_owned()),
             _ => FileKind::Other,
         };
-        let size = if kind == FileKind::File { stat.size } else { 0 };
-        Ok(Self { path, kind, size, mode: stat.mode, modified: stat.modified })
+        let size = if kind == FileKind::File { stat.attr.size } else { 0 };
+        Ok(Self { path, kind, size, mode: stat.attr.mode, modified: stat.attr.modified.as_nanos() })
     }
 }
 

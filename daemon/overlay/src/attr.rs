@@ -1,5 +1,8 @@
 //! File attributes as `stat` reports them, and the identity of a file on a file system.
 
+#[cfg(feature = "test-hooks")]
+pub mod coarse_clock;
+
 use std::ffi::CStr;
 use std::os::fd::AsFd;
 
@@ -49,6 +52,11 @@ impl FileTime {
     pub const fn from_nanos(nanos: i64) -> Self {
         Self { seconds: nanos.div_euclid(NANOS), nanos: nanos.rem_euclid(NANOS) as u32 }
     }
+
+    /// Returns the nanoseconds since 1970, or the nearest number that fits.
+    pub const fn as_nanos(self) -> i64 {
+        self.seconds.saturating_mul(NANOS).saturating_add(self.nanos as i64)
+    }
 }
 
 const NANOS: i64 = 1_000_000_000;
@@ -76,6 +84,11 @@ impl FileAttributes {
 /// Name and value of an extended attribute.
 pub type Xattr = (Vec<u8>, Vec<u8>);
 
+/// Returns the stat of the file behind a descriptor.
+pub fn stat(fd: impl AsFd) -> Result<InodeStat, Errno> {
+    stat_at(fd, c"")
+}
+
 /// Returns the stat of `name` in a directory, or of the descriptor itself when the name is empty. A symbolic
 /// link is not followed.
 pub fn stat_at(directory: impl AsFd, name: &CStr) -> Result<InodeStat, Errno> {
@@ -84,7 +97,7 @@ pub fn stat_at(directory: impl AsFd, name: &CStr) -> Result<InodeStat, Errno> {
     let time = |at: rustix::fs::StatxTimestamp| FileTime { seconds: at.tv_sec, nanos: at.tv_nsec };
     let mode = u32::from(found.stx_mode);
     let kind = FileType::from_raw_mode(mode);
-    Ok(InodeStat {
+    let stat = InodeStat {
         attr: FileAttributes {
             kind,
             mode: mode & 0o7777,
@@ -101,7 +114,10 @@ pub fn stat_at(directory: impl AsFd, name: &CStr) -> Result<InodeStat, Errno> {
         file_system: u64::from(found.stx_dev_major) << 32 | u64::from(found.stx_dev_minor),
         inode: found.stx_ino,
         birth: time(found.stx_btime),
-    })
+    };
+    #[cfg(feature = "test-hooks")]
+    let stat = coarse_clock::with_frozen_time(stat);
+    Ok(stat)
 }
 
 /// Maximum size in bytes of a value and of a list of names in the kernel.

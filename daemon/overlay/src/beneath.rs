@@ -6,7 +6,7 @@ use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxFlags};
+use rustix::fs::{Mode, OFlags, RawDir, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::attr::Xattr;
@@ -70,61 +70,6 @@ pub fn reopen(held: &OwnedFd) -> Result<File, Errno> {
     let path = format!("/proc/self/fd/{}", held.as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
     rustix::fs::open(path, flags, Mode::empty()).map(File::from)
-}
-
-/// The fields of `statx` that the context needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DiskStat {
-    pub kind: FileType,
-    /// Permission, setuid, setgid and sticky bits.
-    pub mode: u32,
-    pub links: u32,
-    pub device: u64,
-    pub inode: u64,
-    pub size: u64,
-    /// Modification and change time in nanoseconds since 1970.
-    pub modified: i64,
-    pub changed: i64,
-    /// Major and minor number of the device that a device node stands for.
-    pub device_number: (u32, u32),
-}
-
-impl DiskStat {
-    /// Reports whether `other` is the same file with the same content: every write updates the change time.
-    pub fn same_content(&self, other: &Self) -> bool {
-        (self.kind, self.device, self.inode, self.size, self.modified, self.changed)
-            == (other.kind, other.device, other.inode, other.size, other.modified, other.changed)
-    }
-}
-
-/// Returns the stat of a name in a directory. A symbolic link is not followed.
-pub fn stat_at(directory: impl AsFd, name: &CStr) -> Result<DiskStat, Errno> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
-    let statx = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)?;
-    let time = |at: rustix::fs::StatxTimestamp| {
-        at.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(at.tv_nsec))
-    };
-    let stat = DiskStat {
-        kind: FileType::from_raw_mode(u32::from(statx.stx_mode)),
-        mode: u32::from(statx.stx_mode) & 0o7777,
-        links: statx.stx_nlink,
-        device: u64::from(statx.stx_dev_major) << 32 | u64::from(statx.stx_dev_minor),
-        inode: statx.stx_ino,
-        size: statx.stx_size,
-        modified: time(statx.stx_mtime),
-        changed: time(statx.stx_ctime),
-        device_number: (statx.stx_rdev_major, statx.stx_rdev_minor),
-    };
-    #[cfg(feature = "test-hooks")]
-    let stat = coarse_clock::with_frozen_time(stat);
-    Ok(stat)
-}
-
-#[cfg(feature = "test-hooks")]
-pub mod coarse_clock;
-
-pub fn stat(fd: impl AsFd) -> Result<DiskStat, Errno> {
-    stat_at(fd, c"")
 }
 
 /// Returns the target of the symbolic link `name`; with an empty name, of the link behind the handle.

@@ -3,7 +3,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use hearth_overlay::beneath;
+use hearth_overlay::{attr, beneath};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -43,7 +43,7 @@ impl StorageRoot {
         let (anchor, stat) = self.open_path(&path)?;
         let mut listing =
             StorageListing { anchor, prefix: path.clone(), recursive, levels: Vec::new(), single: None };
-        if stat.kind == FileType::Directory {
+        if stat.attr.kind == FileType::Directory {
             listing.enter(PathBuf::new()).map_err(fail)?;
         } else {
             listing.single = Some(FileStat::new(path.clone(), &stat, || Ok(Box::default())).map_err(fail)?);
@@ -81,7 +81,7 @@ impl StorageListing {
             None => beneath::open_directory(&self.anchor, level.path.as_os_str().as_bytes())?,
         };
         let directory = level.directory.insert(directory);
-        let stat = beneath::stat_at(&*directory, name)?;
+        let stat = attr::stat_at(&*directory, name)?;
         let path = self.prefix.join(&level.path).join(os_path(name.to_bytes()));
         FileStat::new(path, &stat, || beneath::link_target(&*directory, name))
     }

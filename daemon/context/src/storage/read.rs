@@ -1,7 +1,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use hearth_overlay::beneath;
+use hearth_overlay::{attr, beneath};
 use rustix::fs::FileType;
 
 use super::{FileStat, StorageError, StorageRoot, normalized};
@@ -13,7 +13,7 @@ impl StorageRoot {
         let path = normalized(path)?;
         let fail = |errno| StorageError::at(&path, errno);
         let (held, stat) = self.open_path(&path)?;
-        match stat.kind {
+        match stat.attr.kind {
             FileType::RegularFile => {}
             FileType::Directory => return Err(StorageError::IsADirectory { path }),
             _ => return Err(StorageError::NotAFile { path }),
@@ -29,7 +29,7 @@ impl StorageRoot {
         let fail = |errno| StorageError::at(&path, errno);
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW;
         let held = self.open_inside(&path, flags, rustix::fs::Mode::empty())?;
-        let stat = beneath::stat(&held).map_err(fail)?;
+        let stat = attr::stat(&held).map_err(fail)?;
         FileStat::new(path.clone(), &stat, || beneath::link_target(&held, c"")).map_err(fail)
     }
 }

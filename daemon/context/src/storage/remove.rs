@@ -3,7 +3,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use hearth_overlay::beneath;
+use hearth_overlay::{attr, beneath};
 use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 
@@ -21,8 +21,8 @@ impl StorageRoot {
         };
         let parent = self.open_directory(path.parent().unwrap_or(Path::new("")))?;
         let name = CString::new(name.as_bytes()).map_err(|_| StorageError::at(&path, Errno::INVAL))?;
-        let stat = beneath::stat_at(&parent, &name).map_err(fail)?;
-        if stat.kind == FileType::Directory {
+        let stat = attr::stat_at(&parent, &name).map_err(fail)?;
+        if stat.attr.kind == FileType::Directory {
             if !recursive {
                 return Err(StorageError::IsADirectory { path });
             }

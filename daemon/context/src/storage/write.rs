@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use hearth_overlay::beneath;
+use hearth_overlay::attr;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -117,8 +117,8 @@ fn c_string(name: &OsStr) -> Result<CString, Errno> {
 }
 
 fn refuse_directory(directory: &OwnedFd, name: &CString, path: &Path) -> Result<(), StorageError> {
-    match beneath::stat_at(directory, name) {
-        Ok(stat) if stat.kind == FileType::Directory => {
+    match attr::stat_at(directory, name) {
+        Ok(stat) if stat.attr.kind == FileType::Directory => {
             Err(StorageError::IsADirectory { path: path.to_owned() })
         }
         Ok(_) | Err(Errno::NOENT) => Ok(()),
@@ -167,7 +167,7 @@ impl StorageWriter {
         rustix::fs::fsync(&self.file).map_err(fail)?;
         self.publish().map_err(fail)?;
         rustix::fs::fsync(&self.directory).map_err(fail)?;
-        let stat = beneath::stat(&self.file).map_err(fail)?;
+        let stat = attr::stat(&self.file).map_err(fail)?;
         FileStat::new(self.path.clone(), &stat, || Ok(Box::default())).map_err(fail)
     }
 

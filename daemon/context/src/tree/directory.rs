@@ -9,8 +9,8 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use hearth_overlay::attr::{InodeStat, read_xattr, stat_at};
-use hearth_overlay::beneath::{self, DiskStat};
+use hearth_overlay::attr::{self, InodeStat, read_xattr};
+use hearth_overlay::beneath;
 use hearth_overlay::lower::{EntryStat, FileIdentity, MAX_DIRECTORY_ENTRIES};
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -32,7 +32,7 @@ impl DirectoryLayer {
     pub fn open(root: &StorageRoot, path: &Path) -> Result<Self, StorageError> {
         let path = normalized(path)?;
         let (source, stat) = root.open_path(&path)?;
-        match stat.kind {
+        match stat.attr.kind {
             FileType::Directory => Ok(Self { source, is_directory: true }),
             FileType::RegularFile => Ok(Self { source, is_directory: false }),
             _ => Err(StorageError::NotADirectory { path }),
@@ -56,15 +56,15 @@ impl DirectoryLayer {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             other => other?,
         };
-        let kind = stat_at(&held, c"")?.attr.kind;
+        let kind = attr::stat(&held)?.attr.kind;
         Ok(matches!(kind, FileType::RegularFile | FileType::Directory).then_some(held))
     }
 
     /// Opens the regular file at `path`, and returns its stat at that moment.
-    pub(super) fn open_file(&self, path: &[u8]) -> Result<(File, DiskStat), Errno> {
+    pub(super) fn open_file(&self, path: &[u8]) -> Result<(File, InodeStat), Errno> {
         let held = self.open_path(path)?;
-        let stat = beneath::stat(&held)?;
-        if stat.kind != FileType::RegularFile {
+        let stat = attr::stat(&held)?;
+        if stat.attr.kind != FileType::RegularFile {
             return Err(Errno::ISDIR);
         }
         Ok((beneath::reopen(&held)?, stat))
@@ -77,7 +77,7 @@ impl TreeLayer for DirectoryLayer {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             other => other?,
         };
-        let stat = beneath::stat(&held)?;
+        let stat = attr::stat(&held)?;
         layer_entry(mount, &stat, || beneath::link_target(&held, c"")).map(Some)
     }
 
@@ -101,7 +101,7 @@ impl TreeLayer for DirectoryLayer {
             if is_unfinished(name.to_bytes()) {
                 return true;
             }
-            let stat = beneath::stat_at(&directory, name);
+            let stat = attr::stat_at(&directory, name);
             match stat.and_then(|stat| layer_entry(mount, &stat, || beneath::link_target(&directory, name))) {
                 Ok(found) => children.push(DirectoryChild { name: name.to_bytes().into(), found }),
                 // Gone since the name was read. A symbolic link that was replaced by another kind counts as
@@ -120,7 +120,7 @@ impl TreeLayer for DirectoryLayer {
     fn stat(&self, mount: u32, path: &[u8]) -> Result<Option<EntryStat>, Errno> {
         match self.open_path(path) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-            held => Ok(Some(from_disk(mount, &stat_at(held?, c"")?))),
+            held => Ok(Some(from_disk(mount, &attr::stat(held?)?))),
         }
     }
 
@@ -135,7 +135,7 @@ impl TreeLayer for DirectoryLayer {
             if is_unfinished(name.to_bytes()) {
                 return true;
             }
-            match stat_at(&directory, name) {
+            match attr::stat_at(&directory, name) {
                 Ok(stat) => names.push((name.to_bytes().into(), from_disk(mount, &stat))),
                 Err(Errno::NOENT) => {}
                 Err(errno) => failed = Some(errno),
@@ -182,12 +182,12 @@ fn proc_path(held: &OwnedFd) -> String {
 
 fn layer_entry(
     mount: u32,
-    stat: &DiskStat,
+    stat: &InodeStat,
     target: impl FnOnce() -> Result<Box<[u8]>, Errno>,
 ) -> Result<LayerEntry, Errno> {
-    let device =
-        |character| EntryKind::Device { character, major: stat.device_number.0, minor: stat.device_number.1 };
-    let kind = match stat.kind {
+    let attr = &stat.attr;
+    let device = |character| EntryKind::Device { character, major: attr.device.0, minor: attr.device.1 };
+    let kind = match attr.kind {
         FileType::RegularFile => EntryKind::File,
         FileType::Directory => EntryKind::Directory,
         FileType::Symlink => EntryKind::Symlink(target()?),
@@ -197,7 +197,8 @@ fn layer_entry(
         FileType::BlockDevice => device(false),
         FileType::Unknown => return Err(Errno::IO),
     };
-    let size = if kind == EntryKind::File { stat.size } else { 0 };
-    let origin = EntryOrigin::Disk { mount, device: stat.device, inode: stat.inode, changed: stat.changed };
-    Ok(LayerEntry { kind, mode: stat.mode, size, mtime: stat.modified, links: stat.links, origin })
+    let size = if kind == EntryKind::File { attr.size } else { 0 };
+    let (device, changed) = (stat.file_system, attr.changed.as_nanos());
+    let origin = EntryOrigin::Disk { mount, device, inode: stat.inode, changed };
+    Ok(LayerEntry { kind, mode: attr.mode, size, mtime: attr.modified.as_nanos(), links: attr.links, origin })
 }

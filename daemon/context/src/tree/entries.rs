@@ -5,7 +5,7 @@
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
-use hearth_overlay::beneath::DiskStat;
+use hearth_overlay::attr::InodeStat;
 use rustix::fs::FileType;
 
 use super::{EntryOrigin, LayerEntry};
@@ -295,23 +295,24 @@ impl ScannedEntries {
     }
 
     /// Reports whether an entry on disk still has the same stat.
-    pub fn is_same(&self, index: usize, stat: &DiskStat) -> bool {
+    pub fn is_same(&self, index: usize, stat: &InodeStat) -> bool {
+        let attr = &stat.attr;
         let &PackedEntry { mtime, value, source, changed, mode, device, kind, .. } = &self.nodes[index];
         let is_kind = match kind {
-            PackedKind::Directory => stat.kind == FileType::Directory,
-            PackedKind::File => stat.kind == FileType::RegularFile && stat.size == value,
+            PackedKind::Directory => attr.kind == FileType::Directory,
+            PackedKind::File => attr.kind == FileType::RegularFile && attr.size == value,
             PackedKind::HardLink => {
-                stat.kind == FileType::RegularFile && stat.size == self.nodes[value as usize].value
+                attr.kind == FileType::RegularFile && attr.size == self.nodes[value as usize].value
             }
-            PackedKind::Symlink => stat.kind == FileType::Symlink,
-            PackedKind::Fifo => stat.kind == FileType::Fifo,
-            PackedKind::Socket => stat.kind == FileType::Socket,
-            PackedKind::CharacterDevice => stat.kind == FileType::CharacterDevice,
-            PackedKind::BlockDevice => stat.kind == FileType::BlockDevice,
+            PackedKind::Symlink => attr.kind == FileType::Symlink,
+            PackedKind::Fifo => attr.kind == FileType::Fifo,
+            PackedKind::Socket => attr.kind == FileType::Socket,
+            PackedKind::CharacterDevice => attr.kind == FileType::CharacterDevice,
+            PackedKind::BlockDevice => attr.kind == FileType::BlockDevice,
         };
         is_kind
-            && (stat.mode, stat.modified, stat.changed) == (u32::from(mode), mtime, changed)
-            && (stat.device, stat.inode) == (self.devices[usize::from(device)], source)
+            && (attr.mode, attr.modified.as_nanos(), attr.changed.as_nanos()) == (u32::from(mode), mtime, changed)
+            && (stat.file_system, stat.inode) == (self.devices[usize::from(device)], source)
     }
 }
 

@@ -1,15 +1,26 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-use hearth_overlay::beneath::{self, DiskStat};
-use hearth_pack::identity::ContentHash;
+use hearth_overlay::attr::{self, InodeStat};
+use hearth_pack::identity::{ContentHash, FileStamp};
 
 use crate::ContextError;
 
-/// Reader of a file that must match its stat until its last byte is read.
+/// Returns what identifies the file and its content: every write updates the change time.
+pub(super) const fn file_stamp(stat: &InodeStat) -> FileStamp {
+    FileStamp {
+        device: stat.file_system,
+        inode: stat.inode,
+        size: stat.attr.size,
+        modified: stat.attr.modified.as_nanos(),
+        changed: stat.attr.changed.as_nanos(),
+    }
+}
+
+/// Reader of a file that must match its stamp until its last byte is read.
 pub(super) struct VerifiedFile {
     file: File,
-    stat: DiskStat,
+    stamp: FileStamp,
     remaining: u64,
     path: String,
     /// Expected content hash, and the hash of the bytes read so far.
@@ -17,8 +28,8 @@ pub(super) struct VerifiedFile {
 }
 
 impl VerifiedFile {
-    pub(super) const fn new(file: File, stat: DiskStat, path: String) -> Self {
-        Self { file, remaining: stat.size, stat, path, content: None }
+    pub(super) const fn new(file: File, stamp: FileStamp, path: String) -> Self {
+        Self { file, remaining: stamp.size, stamp, path, content: None }
     }
 
     /// Additionally compares the content with a hash.
@@ -40,7 +51,7 @@ impl VerifiedFile {
             let (hash, sum) = &**content;
             sum.finalize().as_bytes() == hash.as_bytes()
         });
-        Ok(content && beneath::stat(&self.file)?.same_content(&self.stat))
+        Ok(content && file_stamp(&attr::stat(&self.file)?) == self.stamp)
     }
 }
 
@@ -60,7 +71,7 @@ impl Read for VerifiedFile {
         }
         // Checked before the last bytes are returned: a caller that has all bytes has a consistent file.
         if self.remaining == 0 && !self.is_unchanged()? {
-            self.remaining = self.stat.size;
+            self.remaining = self.stamp.size;
             return Err(self.changed());
         }
         Ok(count)

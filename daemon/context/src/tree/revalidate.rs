@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hearth_model::MountTarget;
-use hearth_overlay::beneath;
+use hearth_overlay::{attr, beneath};
 use hearth_pack::identity::is_settled;
 use hearth_task as task;
 use rustix::io::Errno;
@@ -201,7 +201,7 @@ impl Revalidation<'_> {
         place.name.push(0);
         let name = CStr::from_bytes_with_nul(&place.name).map_err(|_| Errno::INVAL)?;
         let directory = place.held.last().map_or(&self.top, |(_, directory)| directory);
-        Ok(self.entries.is_same(index, &beneath::stat_at(directory, name)?))
+        Ok(self.entries.is_same(index, &attr::stat_at(directory, name)?))
     }
 }
 

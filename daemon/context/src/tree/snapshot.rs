@@ -2,12 +2,11 @@ use std::collections::HashMap;
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use hearth_overlay::beneath::DiskStat;
 use hearth_pack::identity::{ContentHash, FileStamp};
 
 use super::entries::{ScannedEntries, hash_part};
 use super::identify::CoveredEntries;
-use super::read::VerifiedFile;
+use super::read::{VerifiedFile, file_stamp};
 use super::revalidate::TopDirectory;
 use super::scan::absolute;
 use super::{ContextTree, EntryOrigin, joined};
@@ -142,19 +141,15 @@ impl TreeSnapshot {
         let path = self.path(index);
         let shown = || text(&absolute(&path));
         let changed = || ContextError::Changed { path: shown() };
-        let Some(FileStamp { device, inode, size, modified, changed: change_time }) = self.stamp(index)
-        else {
-            return Err(changed());
-        };
+        let stamp = self.stamp(index).ok_or_else(changed)?;
         let Some((mount, inside)) = self.tree.deepest_mount(&path) else { return Err(changed()) };
         let Some(layer) = self.tree.layer(mount).as_directory() else { return Err(changed()) };
         let (file, stat) =
             layer.open_file(inside).map_err(|errno| ContextError::at(&absolute(&path), errno))?;
-        let expected = DiskStat { device, inode, changed: change_time, size, modified, ..stat };
-        if !stat.same_content(&expected) {
+        if file_stamp(&stat) != stamp {
             return Err(changed());
         }
-        Ok(VerifiedFile::new(file, stat, shown()))
+        Ok(VerifiedFile::new(file, stamp, shown()))
     }
 
     fn open_content(&self, index: usize) -> Result<Box<dyn Read + Send>, ContextError> {

@@ -8,7 +8,7 @@ use hearth_pack::identity::ContentHash;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::read::VerifiedFile;
+use super::read::{VerifiedFile, file_stamp};
 use super::scan::absolute;
 use super::{ContextTree, below};
 use crate::ContextError;
@@ -94,7 +94,7 @@ impl ContextTree {
         let content = match self.layer(mount).as_directory() {
             Some(layer) => {
                 let (file, stat) = layer.open_file(inside).map_err(failed)?;
-                ReaderSource::File(VerifiedFile::new(file, stat, shown.clone()))
+                ReaderSource::File(VerifiedFile::new(file, file_stamp(&stat), shown.clone()))
             }
             None => match self.open_content(path).map_err(failed)? {
                 LowerFile::Archived(file) => ReaderSource::Archived(file, 0),

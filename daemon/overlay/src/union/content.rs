@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::copy_up::errno;
 use super::nodes::{NodeKey, NodeLocation};
 use super::{OverlayFs, Result, upper};
-use crate::attr::stat_at;
+use crate::attr;
 use crate::lower::{FileIdentity, LowerFile, ReadAt};
 
 pub(super) struct OpenHandle {
@@ -76,7 +76,7 @@ impl OverlayFs {
         match self.lower.open_content(node.lower.as_deref().ok_or(Errno::NOENT)?)? {
             LowerFile::Archived(file) => Ok(ContentSource::Archived(file.into())),
             LowerFile::Disk(file) => {
-                let stat = stat_at(&file, c"")?;
+                let stat = attr::stat(&file)?;
                 match node.key {
                     NodeKey::Lower(FileIdentity::Disk { file_system, inode, .. })
                         if (file_system, inode) == (stat.file_system, stat.inode) =>

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::nodes::{NodeKey, NodeLocation, OverlayNode};
 use super::upper::{self, MergeTarget, UpperLayer};
 use super::{OverlayFs, ROOT, Result};
-use crate::attr::{FileAttributes, stat_at};
+use crate::attr::{self, FileAttributes};
 use crate::lower::{EntryStat, FileIdentity, LowerFile, user_xattrs};
 
 /// Maximum number of copies of a lower file that changes while it is copied.
@@ -170,7 +170,7 @@ impl OverlayFs {
         name: &[u8],
     ) -> Result<()> {
         let held = upper.open_path(directory)?;
-        let before = stat_at(&held, c"")?.attr;
+        let before = attr::stat(&held)?.attr;
         upper::rename(upper.work_directory(), work, &held, name, RenameFlags::NOREPLACE)?;
         upper.set_times(&held, c".", &before)
     }
@@ -206,7 +206,7 @@ impl OverlayFs {
                 upper.set_attributes(&directory, &seen.attr, &xattrs)?;
                 upper::set_merge_target(directory.as_fd(), &MergeTarget::Same)?;
                 upper.set_times(&directory, c".", &seen.attr)?;
-                stat_at(&directory, c"")
+                attr::stat(&directory)
             })?;
             let above = self.nodes().path(parent)?;
             if let Err(errno) = self.publish_keeping_times(upper, &work, &above, &name) {

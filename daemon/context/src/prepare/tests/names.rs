@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use hearth_overlay::beneath::coarse_clock::freeze_change_time;
+use hearth_overlay::attr::coarse_clock::freeze_change_time;
 use hearth_pack::identity::{ContentHash, NodeKind, TreeNode};
 use hearth_pack::listing::{ListingLimits, ListingWriter};
 

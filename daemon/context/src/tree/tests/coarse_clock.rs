@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use hearth_overlay::beneath::coarse_clock::{FrozenChangeTime, freeze_change_time};
+use hearth_overlay::attr::coarse_clock::{FrozenChangeTime, freeze_change_time};
 use hearth_pack::identity::{HashCache, TreeDigest};
 use parking_lot::Mutex;
 

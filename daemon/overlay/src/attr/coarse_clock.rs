@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use parking_lot::Mutex;
 
-use super::DiskStat;
+use super::{FileTime, InodeStat};
 
 /// Frozen change times by device (as in the metadata of the standard library) and inode.
 static FROZEN: LazyLock<Mutex<BTreeMap<(u64, u64), i64>>> = LazyLock::new(Mutex::default);
@@ -31,8 +31,10 @@ impl Drop for FrozenChangeTime {
     }
 }
 
-pub(super) fn with_frozen_time(stat: DiskStat) -> DiskStat {
-    let (major, minor) = ((stat.device >> 32) as u32, stat.device as u32);
-    let changed = FROZEN.lock().get(&(rustix::fs::makedev(major, minor), stat.inode)).copied();
-    DiskStat { changed: changed.unwrap_or(stat.changed), ..stat }
+pub(super) fn with_frozen_time(mut stat: InodeStat) -> InodeStat {
+    let (major, minor) = ((stat.file_system >> 32) as u32, stat.file_system as u32);
+    if let Some(changed) = FROZEN.lock().get(&(rustix::fs::makedev(major, minor), stat.inode)) {
+        stat.attr.changed = FileTime::from_nanos(*changed);
+    }
+    stat
 }
