@@ -311,7 +311,8 @@ impl ScannedEntries {
             PackedKind::BlockDevice => attr.kind == FileType::BlockDevice,
         };
         is_kind
-            && (attr.mode, attr.modified.as_nanos(), attr.changed.as_nanos()) == (u32::from(mode), mtime, changed)
+            && (attr.mode, attr.modified.as_nanos(), attr.changed.as_nanos())
+                == (u32::from(mode), mtime, changed)
             && (stat.file_system, stat.inode) == (self.devices[usize::from(device)], source)
     }
 }

@@ -267,10 +267,8 @@ impl TreeSnapshot {
         };
         let origin = self.origin(index);
         if let (Some(mount), Some(node)) = (origin.mount(), origin.node()) {
-            let layer = self.tree.layer(mount);
-            let hash = layer.content_hash(node);
-            let hash = hash.ok_or_else(|| ContextError::Changed { path: self.shown(index) })?;
-            return Ok((hash, layer.xattrs(node)));
+            let hashed = self.tree.layer(mount).hashed_content(node);
+            return hashed.ok_or_else(|| ContextError::Changed { path: self.shown(index) });
         }
         let mut content = self.open_on_disk(index)?;
         let xattrs = beneath::xattrs(content.file()).map_err(|errno| failed(errno.into()))?;

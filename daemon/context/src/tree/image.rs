@@ -81,8 +81,8 @@ impl TreeLayer for ImageLayer {
         self.image.xattrs(node).to_vec()
     }
 
-    fn content_hash(&self, node: u32) -> Option<ContentHash> {
-        Some(self.image.content_hash(node))
+    fn hashed_content(&self, node: u32) -> Option<(ContentHash, Vec<Xattr>)> {
+        Some((self.image.content_hash(node), self.xattrs(node)))
     }
 
     fn open(&self, node: u32) -> io::Result<Box<dyn Read + Send>> {

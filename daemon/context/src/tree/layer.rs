@@ -81,8 +81,9 @@ pub(super) trait TreeLayer: Send + Sync {
         Vec::new()
     }
 
-    /// Returns the hash of a file's content if it is known without reading the file.
-    fn content_hash(&self, _node: u32) -> Option<ContentHash> {
+    /// Returns the hash of a file's content, and the file's extended attributes, if they are known without reading the
+    /// file.
+    fn hashed_content(&self, _node: u32) -> Option<(ContentHash, Vec<Xattr>)> {
         None
     }
 

@@ -109,8 +109,9 @@ impl TreeLayer for PackLayer {
         self.linked.contains(&entry).then_some(entry.into())
     }
 
-    fn content_hash(&self, entry: u32) -> Option<ContentHash> {
-        self.entry(entry).content().map(|(hash, _)| hash)
+    fn hashed_content(&self, entry: u32) -> Option<(ContentHash, Vec<Xattr>)> {
+        let entry = self.entry(entry);
+        entry.content().map(|(hash, _)| (hash, entry.xattrs))
     }
 
     fn xattrs(&self, entry: u32) -> Vec<Xattr> {

@@ -109,7 +109,7 @@ impl ContextTree {
         let (mount, inside) = self.deepest_mount(path)?;
         let layer = self.layer(mount);
         let found = layer.lookup(mount, inside).ok()??;
-        found.origin.node().and_then(|node| layer.content_hash(node))
+        found.origin.node().and_then(|node| layer.hashed_content(node)).map(|(hash, _)| hash)
     }
 }
 
