@@ -24,12 +24,12 @@ struct FirstNames(HashMap<FileIdentity, Vec<u8>>);
 
 impl FirstNames {
     /// Returns the first name of the same file, or `None` if this entry is the first name.
-    fn of(&mut self, shown: &WalkedEntry) -> Option<Vec<u8>> {
-        if shown.stat.attr.kind != FileType::RegularFile || shown.stat.attr.links < 2 {
+    fn of(&mut self, entry: &WalkedEntry) -> Option<Vec<u8>> {
+        if entry.stat.attr.kind != FileType::RegularFile || entry.stat.attr.links < 2 {
             return None;
         }
-        let first = self.0.entry(shown.stat.identity.clone()).or_insert_with(|| shown.path.clone());
-        (*first != shown.path).then(|| first.clone())
+        let first = self.0.entry(entry.stat.identity.clone()).or_insert_with(|| entry.path.clone());
+        (*first != entry.path).then(|| first.clone())
     }
 }
 
@@ -54,27 +54,27 @@ enum ComparedKind {
 
 fn compared_node(
     tree: &ContextTree,
-    shown: &WalkedEntry,
+    entry: &WalkedEntry,
     firsts: &mut FirstNames,
 ) -> Result<ComparedNode, ContextError> {
-    let attr = &shown.stat.attr;
+    let attr = &entry.stat.attr;
     let kind = match attr.kind {
         FileType::Directory => ComparedKind::Directory,
-        FileType::Symlink => ComparedKind::Symlink(shown.target.clone().unwrap_or_default()),
+        FileType::Symlink => ComparedKind::Symlink(entry.target.clone().unwrap_or_default()),
         FileType::Fifo => ComparedKind::Fifo,
         FileType::Socket => ComparedKind::Socket,
         FileType::CharacterDevice | FileType::BlockDevice => {
             let character = attr.kind == FileType::CharacterDevice;
             ComparedKind::Device { character, major: attr.device.0, minor: attr.device.1 }
         }
-        FileType::RegularFile | FileType::Unknown => match firsts.of(shown) {
+        FileType::RegularFile | FileType::Unknown => match firsts.of(entry) {
             Some(first) => ComparedKind::HardLink(first),
-            None => compared_file(tree, shown)?,
+            None => compared_file(tree, entry)?,
         },
     };
     let mut xattrs = match kind {
         ComparedKind::Directory | ComparedKind::File { .. } | ComparedKind::HardLink(_) => {
-            user_xattrs(tree, &shown.tree_path).map_err(|errno| ContextError::at(&shown.tree_path, errno))?
+            user_xattrs(tree, &entry.tree_path).map_err(|errno| ContextError::at(&entry.tree_path, errno))?
         }
         _ => Vec::new(),
     };
@@ -82,11 +82,11 @@ fn compared_node(
     Ok(ComparedNode { mode: attr.mode, kind, xattrs })
 }
 
-fn compared_file(tree: &ContextTree, shown: &WalkedEntry) -> Result<ComparedKind, ContextError> {
-    if let Some(content) = tree.known_hash(&shown.tree_path) {
-        return Ok(ComparedKind::File { size: shown.stat.attr.size, content });
+fn compared_file(tree: &ContextTree, entry: &WalkedEntry) -> Result<ComparedKind, ContextError> {
+    if let Some(content) = tree.known_hash(&entry.tree_path) {
+        return Ok(ComparedKind::File { size: entry.stat.attr.size, content });
     }
-    let mut content = tree.reader(&shown.tree_path)?;
+    let mut content = tree.reader(&entry.tree_path)?;
     let (mut hasher, mut size) = (blake3::Hasher::new(), 0);
     let mut piece = vec![0; PIECE];
     loop {
@@ -124,13 +124,13 @@ impl<'t> ComparisonSide<'t> {
     /// Returns the current node for comparison. The content of files is always read, even when size, mode and
     /// times are equal, because these prove nothing about the content.
     fn node(&mut self) -> Result<Option<ComparedNode>, ContextError> {
-        self.next.as_ref().map(|shown| compared_node(self.tree, shown, &mut self.firsts)).transpose()
+        self.next.as_ref().map(|entry| compared_node(self.tree, entry, &mut self.firsts)).transpose()
     }
 
     /// Skips the current entry, but records it as the possible first name of a file.
     fn skip(&mut self) -> Result<(), ContextError> {
-        if let Some(shown) = &self.next {
-            self.firsts.of(shown);
+        if let Some(entry) = &self.next {
+            self.firsts.of(entry);
         }
         self.advance()
     }
@@ -152,7 +152,7 @@ pub fn compare(
             (Some(one), Some(other)) => path_order(&one.path, &other.path),
         };
         let path = |side: &ComparisonSide<'_>| {
-            side.next.as_ref().map(|shown| shown.path.clone()).unwrap_or_default()
+            side.next.as_ref().map(|entry| entry.path.clone()).unwrap_or_default()
         };
         let go_on = match order {
             Ordering::Less => {

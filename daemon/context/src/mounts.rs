@@ -156,7 +156,7 @@ impl MountedContextsState {
     }
 
     fn mount(&self, request: MountRequest) -> Result<MountState, MountError> {
-        let (held, directory) = mount_point::open_mount_point(&request.directory, &self.reserved)?;
+        let (handle, directory) = mount_point::open_mount_point(&request.directory, &self.reserved)?;
         // Held to the end: two mounts on one directory, or of one upper directory, would conflict.
         let mut active = self.active();
         if let Some(other) = active.get(&directory) {
@@ -194,7 +194,7 @@ impl MountedContextsState {
             .map_err(|errno| failed("the directory for changes cannot be used", errno.into()))?;
         let union = Arc::new(union);
         self.records.write(&id, &record)?;
-        match fuse::mount(Arc::clone(&union), &held, &record.source()) {
+        match fuse::mount(Arc::clone(&union), &handle, &record.source()) {
             Ok(session) => {
                 tracing::info!(directory = %directory.display(), mount.id = id, writable, "context mounted");
                 active.insert(directory, ActiveMount { record: record.clone(), session, union });

@@ -121,7 +121,7 @@ impl StorageRoot {
     pub fn open_mount_source(&self, path: &Path, make: bool) -> Result<(OwnedFd, bool), StorageError> {
         let path = normalized(path)?;
         let root = self.with_links(SymlinkPolicy::Refused);
-        let (held, stat) = match root.open_path(&path) {
+        let (handle, stat) = match root.open_path(&path) {
             Err(StorageError::NotFound { .. }) if make => {
                 root.make_directories(&path)?;
                 root.open_path(&path)?
@@ -129,17 +129,17 @@ impl StorageRoot {
             other => other?,
         };
         match stat.attr.kind {
-            FileType::Directory => Ok((held, true)),
-            FileType::RegularFile => Ok((held, false)),
+            FileType::Directory => Ok((handle, true)),
+            FileType::RegularFile => Ok((handle, false)),
             _ => Err(StorageError::NotAFile { path }),
         }
     }
 
     /// Opens a handle (`O_PATH`) to an existing path, without opening the file itself.
     pub(super) fn open_path(&self, path: &Path) -> Result<(OwnedFd, InodeStat), StorageError> {
-        let held = self.open_inside(path, OFlags::PATH, Mode::empty())?;
-        let stat = attr::stat(&held).map_err(|errno| StorageError::at(path, errno))?;
-        Ok((held, stat))
+        let handle = self.open_inside(path, OFlags::PATH, Mode::empty())?;
+        let stat = attr::stat(&handle).map_err(|errno| StorageError::at(path, errno))?;
+        Ok((handle, stat))
     }
 }
 

@@ -15,13 +15,13 @@ pub struct ServiceConfinement {
     pub capabilities: BTreeSet<AddedCapability>,
 }
 
-/// Capability that services lack unless they ask for it, and that the operator may let them ask for.
+/// Linux capability that services do not have by default, and that a deploy can request if the operator allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum AddedCapability {
-    /// Raw and packet sockets: packets of any shape.
+    /// Allows raw and packet sockets.
     NetRaw,
-    /// Creation of device nodes, none of which can be opened.
+    /// Allows the creation of device nodes. Opening them is still denied.
     Mknod,
 }
 

@@ -78,15 +78,15 @@ impl FromStr for EgressRule {
     type Err = EgressRuleError;
 
     fn from_str(text: &str) -> Result<Self, EgressRuleError> {
-        let shown = || text.chars().take(100).collect::<String>();
+        let excerpt = || text.chars().take(100).collect::<String>();
         let trimmed = text.trim();
-        if let Some(block) = block(trimmed).transpose().map_err(|()| EgressRuleError::Malformed(shown()))? {
+        if let Some(block) = block(trimmed).transpose().map_err(|()| EgressRuleError::Malformed(excerpt()))? {
             return match block {
                 Some(block) if NEVER_OPEN_BLOCKS.iter().any(|never| never.contains(&block)) => {
-                    Err(EgressRuleError::NeverOpen(shown()))
+                    Err(EgressRuleError::NeverOpen(excerpt()))
                 }
                 Some(block) => Ok(Self::Block(block)),
-                None => Err(EgressRuleError::Ipv6(shown())),
+                None => Err(EgressRuleError::Ipv6(excerpt())),
             };
         }
         let (name, suffix) = match trimmed.strip_prefix("*.") {
@@ -95,7 +95,7 @@ impl FromStr for EgressRule {
         };
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         if !is_host_name(&name) {
-            return Err(EgressRuleError::Malformed(shown()));
+            return Err(EgressRuleError::Malformed(excerpt()));
         }
         Ok(if suffix { Self::Suffix(name) } else { Self::Host(name) })
     }

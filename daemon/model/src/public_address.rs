@@ -7,8 +7,8 @@ use super::egress::NON_PUBLIC_BLOCKS;
 /// Metadata address of Amazon EC2 instances.
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
-/// Reports whether an address is public: not of this machine, a private or shared network, the local link, or a
-/// multicast group.
+/// Reports whether an address is public: it is not a loopback, private, shared (RFC 6598), link-local, multicast or
+/// reserved address.
 pub fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => is_public_v4(address),
@@ -20,12 +20,12 @@ pub fn is_public(address: IpAddr) -> bool {
 pub fn is_link_local(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => address.is_link_local(),
-        // The metadata address of one cloud is a unique local address.
+        // The IPv6 metadata address of Amazon EC2 is not a link-local but a unique local address.
         IpAddr::V6(address) => address.is_unicast_link_local() || address == METADATA_V6,
     }
 }
 
-/// Returns the IPv4 address that a NAT64 or 6to4 address leads to.
+/// Returns the IPv4 address that is embedded in a NAT64 (RFC 6052) or 6to4 (RFC 3056) address.
 pub fn embedded_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let (high, low) = match address.segments() {
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => (high, low),

@@ -42,8 +42,8 @@ pub enum ServiceNameError {
     Malformed { given: String },
 }
 
-/// Host names that every machine resolves to itself. A service with such a name would receive connections that others
-/// mean for themselves.
+/// Host names that machines resolve to their own addresses. A service with such a name would receive connections that
+/// other services make to themselves.
 const OWN_HOST_NAMES: [&str; 8] = [
     "localhost",
     "localhost4",
@@ -56,8 +56,9 @@ const OWN_HOST_NAMES: [&str; 8] = [
 ];
 
 impl ServiceName {
-    /// Reports whether machines resolve this name to themselves. No new service gets such a name; that of a service
-    /// from an earlier version is not announced to the others.
+    /// Reports whether machines resolve this name to their own addresses. A new service with such a name is refused. A
+    /// service that an earlier version of the daemon created with such a name keeps it, but other services cannot
+    /// resolve it.
     pub fn is_own_host_name(&self) -> bool {
         OWN_HOST_NAMES.contains(&self.0.as_str())
     }
@@ -131,7 +132,7 @@ impl ServiceDomain {
         self.0.strip_prefix("*.")
     }
 
-    /// Reports whether some host matches both.
+    /// Reports whether a host name exists that matches both domains.
     pub fn overlaps(&self, other: &Self) -> bool {
         let covers = |wide: &Self, exact: &Self| {
             let parent = exact.0.split_once('.').map(|(_, parent)| parent);
@@ -140,8 +141,8 @@ impl ServiceDomain {
         self == other || covers(self, other) || covers(other, self)
     }
 
-    /// Reports whether it is too broad to belong to one owner: a public suffix such as `co.uk`, or all names below a
-    /// public suffix or a top-level name.
+    /// Reports whether the domain is too broad to belong to one owner: a public suffix such as `co.uk`, or all names
+    /// below a public suffix or a top-level domain.
     pub fn is_public_suffix(&self) -> bool {
         let host = self.suffix().unwrap_or(&self.0);
         let known =
@@ -153,7 +154,7 @@ impl ServiceDomain {
 impl FromStr for ServiceDomain {
     type Err = DomainError;
 
-    /// Parses a host name into lower case, without the trailing dot of the root.
+    /// Parses a host name, and normalises it: lower case, without the trailing dot.
     fn from_str(text: &str) -> Result<Self, DomainError> {
         let lower = text.trim().trim_end_matches('.').to_ascii_lowercase();
         let host = lower.strip_prefix("*.").unwrap_or(&lower);
@@ -199,8 +200,9 @@ pub struct ServiceRecord {
     pub repository: Repository,
     pub created_at: Timestamp,
     pub created_by: String,
-    /// Participant whose share of the daemon's resources the service uses: who deployed the service that created this
-    /// one, even when that service is gone. `None` for services of earlier versions; their creator then.
+    /// Participant whose share of the daemon's resources the service uses. If another service created this one, it is
+    /// the participant who deployed that service, even after its removal. `None` for services that earlier versions of
+    /// the daemon stored; `created_by` is used for these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share_owner: Option<String>,
     /// Revision that should run.
@@ -222,8 +224,8 @@ pub struct ServiceOrigin {
 }
 
 impl ServiceRecord {
-    /// Returns the creator of the desired revision: a participant who redeploys a service becomes accountable for it. A
-    /// service that deploys itself or others is never accountable; the creator of the service is then.
+    /// Returns who is accountable for the service: the participant who deployed the desired revision. If a service
+    /// deployed that revision, the creator of this service is accountable.
     pub fn origin(&self) -> ServiceOrigin {
         let is_participant = |revision: &&ServiceRevision| {
             !RESERVED_NAMES.iter().any(|prefix| revision.created_by.starts_with(prefix))
@@ -260,7 +262,7 @@ impl ServiceRecord {
         self.live.and_then(|live| self.revision(live))
     }
 
-    /// Returns the domains that belong to this service alone: those of the live revision and of the target revision.
+    /// Returns the domains that no other service may use: those of the live revision and of the target revision.
     pub fn domains(&self) -> BTreeSet<&ServiceDomain> {
         let revisions = self.target_revision().into_iter().chain(self.live_revision());
         revisions.flat_map(|revision| &revision.spec.domains).collect()
@@ -269,12 +271,12 @@ impl ServiceRecord {
     /// Removes the oldest revisions beyond [`KEPT_REVISIONS`], but never the desired or live one.
     pub fn drop_old_revisions(&mut self) {
         let excess = self.revisions.len().saturating_sub(KEPT_REVISIONS);
-        let mut left = excess;
+        let mut to_remove = excess;
         let (desired, live) = (self.desired, self.live);
         self.revisions.retain(|revision| {
-            let goes = left > 0 && revision.number != desired && Some(revision.number) != live;
-            left -= usize::from(goes);
-            !goes
+            let is_removed = to_remove > 0 && revision.number != desired && Some(revision.number) != live;
+            to_remove -= usize::from(is_removed);
+            !is_removed
         });
     }
 }
@@ -287,7 +289,7 @@ pub struct ServiceRevision {
     pub created_at: Timestamp,
     pub created_by: String,
     pub outcome: RevisionOutcome,
-    /// Grows with each `restart`: instances of an earlier generation are replaced.
+    /// Number of restarts that were requested; instances of an earlier generation are replaced.
     #[serde(default)]
     pub generation: u32,
 }
@@ -310,28 +312,28 @@ pub enum RevisionOutcome {
 pub struct ServiceSpec {
     /// Image reference as requested.
     pub image: Reference,
-    /// Repository under which the service knows its image: the room's repository, or the host of another registry
-    /// followed by its repository.
+    /// Repository of the image: a repository of the room, or the host of another registry followed by a repository.
     pub repository: Repository,
-    /// Cached-images repository that holds the content of an image of another registry. Earlier versions stored it in
-    /// `repository`.
+    /// Repository of the image cache that holds the content of an image of another registry. `None` in records of
+    /// earlier versions of the daemon, which stored this repository in `repository`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_in: Option<Repository>,
-    /// Digest of the manifest or index: moving the tag changes nothing.
+    /// Digest of the manifest or index. The service keeps it when the tag is moved.
     pub digest: Digest,
     /// Digest of the platform manifest: equal to `digest`, or an entry of its index.
     pub manifest: Digest,
     pub env: BTreeMap<String, EnvValue>,
     /// Mounts: room, project, image and empty directories. An image `VOLUME` without a mount gets an empty directory.
     pub mounts: Vec<ServiceMount>,
-    /// Digests of the mounted images at the time of the deploy, by target: moving their tags changes nothing.
+    /// Mounted images by target, with their digests at the time of the deploy. The service keeps them when tags are
+    /// moved.
     #[serde(default)]
     pub mounted: BTreeMap<MountTarget, PinnedImage>,
     pub ports: Vec<ServicePort>,
     /// Command that replaces the image's entrypoint and command.
     pub command: Option<Vec<String>>,
     pub workdir: Option<MountTarget>,
-    /// Name in the tokens that are issued to the service; the service's name if unset.
+    /// Participant name in the tokens that are issued to the service; if unset, the service's name.
     pub identity: Option<String>,
     pub limits: ResourceLimits,
     pub health: HealthCheck,
@@ -399,8 +401,8 @@ pub struct ResourceLimits {
 /// Probe settings for checking from outside the container whether an instance is ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheck {
-    /// Path on an HTTP port that must answer 200 to 399. If unset, `/` on an HTTP port may answer anything below 500,
-    /// or in another protocol, and a TCP port must accept connections.
+    /// Path on an HTTP port that must answer with a status from 200 to 399. If unset, an HTTP port is healthy if `/`
+    /// answers with a status below 500 or with data that is not HTTP, and a TCP port if it accepts connections.
     pub path: Option<String>,
     /// Time limit for the first success.
     pub start_limit: Duration,

@@ -14,10 +14,11 @@ use super::trust::TrustDomain;
 pub struct TokenKeyFile {
     pub algorithm: TokenAlgorithm,
     pub file: PathBuf,
-    /// Participants whom its tokens may name, each exact or with a trailing `*`; everybody if unset.
+    /// Patterns of the participant names that tokens may carry: exact names, or prefixes followed by `*`. Default: any
+    /// name.
     #[serde(default = "NamePatterns::all")]
     pub names: NamePatterns,
-    /// Trust domains that its tokens may claim, likewise; none if unset.
+    /// Patterns of the trust domains that tokens may claim: exact names, or prefixes followed by `*`. Default: none.
     #[serde(default)]
     pub domains: NamePatterns,
 }
@@ -36,8 +37,8 @@ impl TokenKeyFile {
 }
 
 impl IssuerRights {
-    /// Reports whether a token may claim the domain. Built-in domains (`local`, `caller:NAME`, `service:ID`) match only
-    /// their exact names, no pattern.
+    /// Reports whether a token may claim the domain. A built-in domain (`local`, `caller:NAME`, `service:ID`) must be
+    /// listed by its exact name; patterns do not match it.
     pub fn may_claim(&self, domain: &TrustDomain) -> bool {
         let exact = self.domains.0.iter().any(|listed| listed == domain.as_str());
         exact || (!domain.is_built_in() && self.domains.allows(domain.as_str()))

@@ -66,8 +66,8 @@ pub fn open_directory(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
 
 /// Opens the file behind a handle for reading. The caller has checked its kind, so no FIFO or device is ever
 /// opened.
-pub fn reopen(held: &OwnedFd) -> Result<File, Errno> {
-    let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+pub fn reopen(handle: &OwnedFd) -> Result<File, Errno> {
+    let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
     rustix::fs::open(path, flags, Mode::empty()).map(File::from)
 }

@@ -60,13 +60,13 @@ pub fn mount(union: Arc<OverlayFs>, directory: &OwnedFd, name: &str) -> io::Resu
     }
     let point = format!("/proc/self/fd/{}", directory.as_raw_fd());
     rustix::mount::mount(name, point.as_str(), FILE_SYSTEM, flags, options.as_c_str())?;
-    let served = serve(union, device);
-    if served.is_err() {
+    let session_result = serve(union, device);
+    if session_result.is_err() {
         // The handle refers to the directory below the mount; the mount is reached through the path.
         let path = rustix::fs::readlinkat(rustix::fs::CWD, point.as_str(), Vec::new())?;
         rustix::mount::unmount(&*path, rustix::mount::UnmountFlags::DETACH)?;
     }
-    served
+    session_result
 }
 
 fn serve(union: Arc<OverlayFs>, device: OwnedFd) -> io::Result<FuseSession> {
@@ -75,11 +75,11 @@ fn serve(union: Arc<OverlayFs>, device: OwnedFd) -> io::Result<FuseSession> {
     config.acl = fuser::SessionACL::All;
     config.n_threads = Some(threads.clamp(2, MAX_THREADS));
     config.clone_fd = true;
-    let (forget_later, forgetting) = invalidation::channel();
-    let shell = FuseFileSystem::new(union, forget_later);
-    let session = fuser::Session::from_fd(shell, device, fuser::SessionACL::All, config)?;
+    let (invalidations, invalidation_worker) = invalidation::channel();
+    let fuse_filesystem = FuseFileSystem::new(union, invalidations);
+    let session = fuser::Session::from_fd(fuse_filesystem, device, fuser::SessionACL::All, config)?;
     // A listing may already be slightly older when the kernel receives it.
-    forgetting.spawn(
+    invalidation_worker.spawn(
         session.notifier(),
         filesystem::MUTABLE_TIMEOUT.saturating_sub(listing_cache::MAX_PREFETCH_AGE),
     )?;

@@ -1,4 +1,4 @@
-//! The only module that spawns tasks and threads: every one has a name, a span and an owner.
+//! The only module that spawns tasks and threads. Each task and thread has a name, a span and an owner.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads where they need them"))]
 
@@ -25,8 +25,8 @@ pub fn scoped<'scope, T: Send + 'scope>(
     thread.spawn_scoped(scope, move || span.in_scope(work))
 }
 
-/// Runs `work` on this thread and on `helpers` more, each with its number, until all have returned. Blocking. A panic
-/// of one is propagated.
+/// Runs `work` on this thread and on up to `helpers` further threads, and returns when all have finished. Each call of
+/// `work` receives the number of its thread: 0 on this thread. Blocking. A panic of `work` is propagated.
 pub fn in_parallel<F>(name: &'static str, helpers: usize, work: F)
 where
     F: Fn(usize) + Sync,
@@ -35,7 +35,7 @@ where
     std::thread::scope(|scope| {
         for number in 1..=helpers {
             let work = &work;
-            // The threads that are there do the work of one that cannot be started.
+            // The running threads take over the work of a thread that could not be started.
             if let Err(error) = scoped(scope, name, move || work(number)) {
                 tracing::debug!(%error, name, "failed to start a parallel thread");
                 break;
@@ -45,7 +45,8 @@ where
     });
 }
 
-/// Runs `work` on a thread of its own that ends with it, for work that changes the state of its thread. Blocking.
+/// Runs `work` on a new thread and returns its result. Meant for work that changes the state of its thread, such as the
+/// network namespace. Blocking.
 pub fn on_own_thread<T, F>(name: &'static str, work: F) -> std::io::Result<T>
 where
     T: Send,
@@ -57,15 +58,15 @@ where
     })
 }
 
-/// Starts a thread for work that waits for other threads, and that ends by itself.
+/// Starts a detached thread for work that may block for a long time, and that ends without being told to.
 #[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
 pub fn spawn_thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     let span = tracing::debug_span!("thread", name);
     std::thread::Builder::new().name(name.to_owned()).spawn(move || span.in_scope(work)).map(drop)
 }
 
-/// Thread with a runtime of its own: tasks that are spawned there, and tasks that these spawn, stay there. Dropping
-/// this value ends the thread and drops its tasks.
+/// Thread with its own single-threaded runtime. Tasks that are spawned on it, and the tasks that those spawn, run on
+/// this thread only. Dropping this value ends the thread and drops its tasks.
 pub struct WorkerThread {
     runtime: runtime::Handle,
     _stop: DropGuard,
@@ -93,7 +94,7 @@ impl WorkerThread {
     }
 }
 
-/// Spawns a task; its owner keeps the handle.
+/// Spawns a task. The caller owns the task and keeps the handle.
 #[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
 pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<F::Output>
 where

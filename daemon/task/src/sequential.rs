@@ -1,10 +1,11 @@
-//! Sequential blocking work on one value: each piece runs in the background while its owner prepares the next one.
+//! Sequential blocking work on one value: each piece of work runs in the background while the caller prepares the next
+//! one.
 //!
-//! Each piece takes a thread and releases it afterwards: no thread waits between two pieces.
+//! A piece occupies a blocking thread only while it runs; no thread waits between two pieces.
 
 use tokio::task::JoinHandle;
 
-/// Value with its sequential work; the last piece may still be running.
+/// Value with the work on it, of which at most one piece runs at a time.
 pub struct SequentialWork<T, E> {
     name: &'static str,
     state: SequentialState<T, E>,
@@ -13,14 +14,14 @@ pub struct SequentialWork<T, E> {
 enum SequentialState<T, E> {
     Idle(T),
     Working(JoinHandle<Result<T, SequentialError<E>>>),
-    Over,
+    Ended,
 }
 
-/// Reason why no more work is done.
+/// Reason why no further work is accepted.
 #[derive(Debug)]
 pub enum SequentialError<E> {
     Failed(E),
-    /// The daemon shuts down, the work panicked, or it failed before.
+    /// The daemon is shutting down, a piece panicked, or an earlier piece failed.
     Ended,
 }
 
@@ -29,7 +30,7 @@ impl<T: Send + 'static, E: Send + 'static> SequentialWork<T, E> {
         Self { name, state: SequentialState::Idle(value) }
     }
 
-    /// Starts a piece of work once the previous one has ended; returns the previous one's error.
+    /// Waits for the previous piece of work and starts the next one. If the previous one failed, returns its error.
     pub async fn next(
         &mut self,
         work: impl FnOnce(&mut T) -> Result<(), E> + Send + 'static,
@@ -52,10 +53,10 @@ impl<T: Send + 'static, E: Send + 'static> SequentialWork<T, E> {
     }
 
     async fn value(&mut self) -> Result<T, SequentialError<E>> {
-        match std::mem::replace(&mut self.state, SequentialState::Over) {
+        match std::mem::replace(&mut self.state, SequentialState::Ended) {
             SequentialState::Idle(value) => Ok(value),
             SequentialState::Working(piece) => piece.await.unwrap_or(Err(SequentialError::Ended)),
-            SequentialState::Over => Err(SequentialError::Ended),
+            SequentialState::Ended => Err(SequentialError::Ended),
         }
     }
 }

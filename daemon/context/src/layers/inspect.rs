@@ -1,4 +1,4 @@
-//! Inspection of a layer before another program unpacks it.
+//! Inspection of a layer blob before another program, such as containerd, unpacks it.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::facts::{LayerCompression, LayerFacts, LayerFault, LayerInspector, Lay
 use super::pass::inspect_layer;
 use super::{LayerError, LayerLimits};
 
-/// Parses layers as [`LayerCache`](super::LayerCache) does, within the same limits, and stores nothing.
+/// Parses a layer like [`LayerCache`](super::LayerCache) and with the same limits, but stores nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerInspection {
     limits: LayerLimits,

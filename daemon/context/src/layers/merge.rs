@@ -143,7 +143,7 @@ impl ImageTree {
     fn add(&mut self, layer: u32, entry: TarEntry) -> Result<(), LayerError> {
         let TarEntry { path, kind, mode, mtime, xattrs } = entry;
         let xattrs = xattrs.into_boxed_slice();
-        let shown = || lossy(&path);
+        let path_text = || lossy(&path);
         let components = components(&path)?;
         let Some((last, parents)) = components.split_last() else {
             // The image's root.
@@ -153,14 +153,14 @@ impl ImageTree {
                     (root.mode, root.mtime, root.xattrs) = (mode, mtime, xattrs);
                     Ok(())
                 }
-                _ => Err(LayerError::Entry { entry: shown(), what: "the image's root is no directory" }),
+                _ => Err(LayerError::Entry { entry: path_text(), what: "the image's root is no directory" }),
             };
         };
         // Resolved before parent directories are created, because these could replace the target.
         let kind = match kind {
             TarKind::HardLink(target) => {
                 let target_path = self::components(&target)?;
-                let missing = || LayerError::LinkTarget { entry: shown(), target: lossy(&target) };
+                let missing = || LayerError::LinkTarget { entry: path_text(), target: lossy(&target) };
                 let node = self.walk(ROOT, target_path.iter().copied()).ok_or_else(missing)?;
                 let linked = &self.nodes[node as usize];
                 let limit = self.limits.index_bytes;
@@ -195,7 +195,7 @@ impl ImageTree {
             }
             TarKind::Directory => ImageNode { mode, mtime, xattrs, ..ImageNode::directory() },
             TarKind::Symlink(target) if target.len() > MAX_PATH || target.contains(&0) => {
-                return Err(LayerError::Entry { entry: shown(), what: "its link target is too long" });
+                return Err(LayerError::Entry { entry: path_text(), what: "its link target is too long" });
             }
             TarKind::Symlink(target) => {
                 ImageNode { kind: ImageNodeKind::Symlink(target.into()), mode, mtime, xattrs }

@@ -65,14 +65,14 @@ impl LineageTable {
             out.write_all(&number.to_le_bytes())?;
         }
         for (id, generation) in &self.generations {
-            let LineageGeneration { name, used, version, seen, files } = generation;
+            let LineageGeneration { name, used, version, files, largest_scan } = generation;
             out.write_all(&id.0)?;
             out.write_all(version)?;
-            for number in [*name, *used, *files as u64, seen.len() as u64] {
+            for number in [*name, *used, *largest_scan as u64, files.len() as u64] {
                 out.write_all(&number.to_le_bytes())?;
             }
-            for (look, content) in seen.iter() {
-                out.write_all(&look.to_le_bytes())?;
+            for (appearance, content) in files.iter() {
+                out.write_all(&appearance.to_le_bytes())?;
                 out.write_all(&content.to_le_bytes())?;
             }
         }
@@ -95,15 +95,15 @@ fn read<R: Read>(
     for _ in 0..count {
         let id = LineageId(bytes(from)?);
         let version = bytes(from)?;
-        let [name, used, files, seen] = [number(from)?, number(from)?, number(from)?, number(from)?];
+        let [name, used, largest_scan, files] = [number(from)?, number(from)?, number(from)?, number(from)?];
         // A damaged count must not exceed what the file can contain.
-        if seen > length / 16 {
+        if files > length / 16 {
             return Ok(None);
         }
         let mut generation = LineageGeneration { name, version, ..LineageGeneration::new(used) };
-        generation.files = usize::try_from(files).unwrap_or_default();
-        let pairs = (0..seen).map(|_| Ok((number(from)?, number(from)?)));
-        generation.seen = pairs.collect::<io::Result<_>>()?;
+        generation.largest_scan = usize::try_from(largest_scan).unwrap_or_default();
+        let pairs = (0..files).map(|_| Ok((number(from)?, number(from)?)));
+        generation.files = pairs.collect::<io::Result<_>>()?;
         lineages.generations.insert(id, generation);
     }
     let sum: [u8; 32] = from.sum.finalize().into();

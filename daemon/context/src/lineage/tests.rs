@@ -74,7 +74,7 @@ fn the_files_of_all_lineages_together_are_bounded() {
     let mut lineages = LineageTable::new(LineageLimits { lineages: 100, files: 10 });
     for n in 0..20 {
         lineages.next(id(n), NAMES.iter().map(|name| file(name, 1, 1)));
-        assert!(lineages.generations.values().map(|g| g.seen.len()).sum::<usize>() <= 10);
+        assert!(lineages.generations.values().map(|g| g.files.len()).sum::<usize>() <= 10);
         assert!(lineages.generations.contains_key(&id(n)));
     }
 }
@@ -134,7 +134,7 @@ fn a_file_that_changes_for_ever_does_not_fill_the_memory() {
     for turn in 0..100_000 {
         lineages.next(id(1), [file("a", turn, 1)].into_iter());
     }
-    assert!(lineages.generations[&id(1)].seen.len() <= 10_004);
+    assert!(lineages.generations[&id(1)].files.len() <= 10_004);
 }
 
 /// An event between two builds, about one of three files.

@@ -30,22 +30,22 @@ pub(super) fn open_mount_point(path: &Path, reserved: &[PathBuf]) -> Result<(Own
         Errno::NOTDIR | Errno::LOOP => MountError::NotADirectory { directory: path.to_owned() },
         errno => MountError::Io { what: "the directory cannot be opened", source: Errno::into(errno) },
     };
-    let held = opened.map_err(failed)?;
-    let own = format!("/proc/self/fd/{}", held.as_raw_fd());
+    let handle = opened.map_err(failed)?;
+    let own = format!("/proc/self/fd/{}", handle.as_raw_fd());
     let canonical = rustix::fs::readlinkat(rustix::fs::CWD, own, Vec::new()).map_err(failed)?;
     let canonical = PathBuf::from(OsString::from_vec(canonical.into_bytes()));
     if reserved.iter().any(|reserved| canonical.starts_with(reserved) || reserved.starts_with(&canonical)) {
         return Err(MountError::Reserved { directory: canonical });
     }
     let mut empty = true;
-    let listed = beneath::open_directory(&held, b"").and_then(|directory| {
+    let listed = beneath::open_directory(&handle, b"").and_then(|directory| {
         beneath::for_each_name(directory, |_| {
             empty = false;
             false
         })
     });
     listed.map_err(failed)?;
-    if empty { Ok((held, canonical)) } else { Err(MountError::NotEmpty { directory: canonical }) }
+    if empty { Ok((handle, canonical)) } else { Err(MountError::NotEmpty { directory: canonical }) }
 }
 
 /// Removes a trailing `/`, which would make the kernel follow a symbolic link.

@@ -12,13 +12,13 @@ impl StorageRoot {
     pub fn read(&self, path: &Path) -> Result<(FileStat, File), StorageError> {
         let path = normalized(path)?;
         let fail = |errno| StorageError::at(&path, errno);
-        let (held, stat) = self.open_path(&path)?;
+        let (handle, stat) = self.open_path(&path)?;
         match stat.attr.kind {
             FileType::RegularFile => {}
             FileType::Directory => return Err(StorageError::IsADirectory { path }),
             _ => return Err(StorageError::NotAFile { path }),
         }
-        let file = beneath::reopen(&held).map_err(fail)?;
+        let file = beneath::reopen(&handle).map_err(fail)?;
         let stat = FileStat::new(path.clone(), &stat, || Ok(Box::default())).map_err(fail)?;
         Ok((stat, file))
     }
@@ -28,8 +28,8 @@ impl StorageRoot {
         let path = normalized(path)?;
         let fail = |errno| StorageError::at(&path, errno);
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW;
-        let held = self.open_inside(&path, flags, rustix::fs::Mode::empty())?;
-        let stat = attr::stat(&held).map_err(fail)?;
-        FileStat::new(path.clone(), &stat, || beneath::link_target(&held, c"")).map_err(fail)
+        let handle = self.open_inside(&path, flags, rustix::fs::Mode::empty())?;
+        let stat = attr::stat(&handle).map_err(fail)?;
+        FileStat::new(path.clone(), &stat, || beneath::link_target(&handle, c"")).map_err(fail)
     }
 }

@@ -37,21 +37,22 @@ impl StorageRoot {
 
 /// Empties the directory `name` of `parent`. Uses a list of directories instead of recursion, so that depth
 /// costs neither stack nor file descriptors.
-fn remove_below(parent: &OwnedFd, name: &[u8], shown: &Path) -> Result<(), StorageError> {
+fn remove_below(parent: &OwnedFd, name: &[u8], directory_path: &Path) -> Result<(), StorageError> {
     let mut waiting: Vec<(PathBuf, bool)> = vec![(os_path(name).to_owned(), false)];
     while let Some((path, emptied)) = waiting.pop() {
-        let fail = |errno| StorageError::at(&shown.join(&path), errno);
+        let fail = |errno| StorageError::at(&directory_path.join(&path), errno);
         if emptied {
-            let (above, last) = (path.parent().unwrap_or(Path::new("")), path.file_name());
-            let above = beneath::open_directory(parent, above.as_os_str().as_bytes()).map_err(fail)?;
-            unlink(&above, last.unwrap_or(OsStr::new("")), AtFlags::REMOVEDIR).map_err(fail)?;
+            let (parent_directory, last) = (path.parent().unwrap_or(Path::new("")), path.file_name());
+            let parent_directory =
+                beneath::open_directory(parent, parent_directory.as_os_str().as_bytes()).map_err(fail)?;
+            unlink(&parent_directory, last.unwrap_or(OsStr::new("")), AtFlags::REMOVEDIR).map_err(fail)?;
             continue;
         }
         let directory = match beneath::open_directory(parent, path.as_os_str().as_bytes()) {
             Err(Errno::NOENT) => continue,
             // The directory was replaced by something else, which the caller's own removal then refuses.
             Err(Errno::LOOP | Errno::NOTDIR) => {
-                return Err(StorageError::Changed { path: shown.join(&path) });
+                return Err(StorageError::Changed { path: directory_path.join(&path) });
             }
             other => other.map_err(fail)?,
         };

@@ -1,7 +1,7 @@
-//! A directory or a single file of a storage as a layer.
+//! A directory or a single file of a storage as a layer of a context tree.
 //!
-//! No path is opened in a way that a symbolic link could redirect: the source is opened once below the
-//! storage's root, and everything below it is opened with symbolic links refused.
+//! Symbolic links cannot redirect any access: the source is opened once below the storage's root, and everything
+//! below the source is opened relative to that handle with symbolic links refused.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -52,46 +52,46 @@ impl DirectoryLayer {
 
     /// Opens a handle to an entry that can have extended attributes: a regular file or a directory.
     fn open_for_xattrs(&self, path: &[u8]) -> Result<Option<OwnedFd>, Errno> {
-        let held = match self.open_path(path) {
+        let handle = match self.open_path(path) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             other => other?,
         };
-        let kind = attr::stat(&held)?.attr.kind;
-        Ok(matches!(kind, FileType::RegularFile | FileType::Directory).then_some(held))
+        let kind = attr::stat(&handle)?.attr.kind;
+        Ok(matches!(kind, FileType::RegularFile | FileType::Directory).then_some(handle))
     }
 
     /// Opens the regular file at `path`, and returns its stat at that moment.
     pub(super) fn open_file(&self, path: &[u8]) -> Result<(File, InodeStat), Errno> {
-        let held = self.open_path(path)?;
-        let stat = attr::stat(&held)?;
+        let handle = self.open_path(path)?;
+        let stat = attr::stat(&handle)?;
         if stat.attr.kind != FileType::RegularFile {
             return Err(Errno::ISDIR);
         }
-        Ok((beneath::reopen(&held)?, stat))
+        Ok((beneath::reopen(&handle)?, stat))
     }
 }
 
 impl TreeLayer for DirectoryLayer {
     fn lookup(&self, mount: u32, path: &[u8]) -> Result<Option<LayerEntry>, Errno> {
-        let held = match self.open_path(path) {
+        let handle = match self.open_path(path) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             other => other?,
         };
-        let stat = attr::stat(&held)?;
-        layer_entry(mount, &stat, || beneath::link_target(&held, c"")).map(Some)
+        let stat = attr::stat(&handle)?;
+        layer_entry(mount, &stat, || beneath::link_target(&handle, c"")).map(Some)
     }
 
-    // Entries that vanish meanwhile are omitted.
+    // Entries that disappear during the listing are omitted.
     fn children(
         &self,
         mount: u32,
         path: &[u8],
-        above: Option<&OwnedFd>,
+        parent: Option<&OwnedFd>,
         limit: usize,
     ) -> Result<DirectoryContent, Errno> {
         let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
-        let directory = match above {
-            Some(above) if !name.is_empty() => beneath::open_directory(above, name)?,
+        let directory = match parent {
+            Some(parent) if !name.is_empty() => beneath::open_directory(parent, name)?,
             _ => beneath::open_directory(&self.source, path)?,
         };
         let xattrs = beneath::xattrs(&directory)?;
@@ -104,15 +104,15 @@ impl TreeLayer for DirectoryLayer {
             let stat = attr::stat_at(&directory, name);
             match stat.and_then(|stat| layer_entry(mount, &stat, || beneath::link_target(&directory, name))) {
                 Ok(found) => children.push(DirectoryChild { name: name.to_bytes().into(), found }),
-                // Gone since the name was read. A symbolic link that was replaced by another kind counts as
-                // gone, too.
+                // The entry was removed after its name was read, or a symbolic link was replaced by another kind of
+                // file.
                 Err(Errno::NOENT | Errno::INVAL) => {}
-                Err(errno) => failed = Some((errno, name.to_owned())),
+                Err(errno) => failed = Some(errno),
             }
             failed.is_none() && children.len() <= limit
         })?;
         match failed {
-            Some((errno, _)) => Err(errno),
+            Some(errno) => Err(errno),
             None => Ok(DirectoryContent { children, xattrs, directory: Some(Arc::new(directory)) }),
         }
     }
@@ -120,7 +120,7 @@ impl TreeLayer for DirectoryLayer {
     fn stat(&self, mount: u32, path: &[u8]) -> Result<Option<EntryStat>, Errno> {
         match self.open_path(path) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-            held => Ok(Some(from_disk(mount, &attr::stat(held?)?))),
+            handle => Ok(Some(from_disk(mount, &attr::stat(handle?)?))),
         }
     }
 
@@ -154,13 +154,13 @@ impl TreeLayer for DirectoryLayer {
     }
 
     fn xattr(&self, path: &[u8], name: &[u8]) -> Result<Vec<u8>, Errno> {
-        let Some(held) = self.open_for_xattrs(path)? else { return Err(Errno::NODATA) };
-        read_xattr(|buffer| rustix::fs::getxattr(proc_path(&held), name, buffer))
+        let Some(handle) = self.open_for_xattrs(path)? else { return Err(Errno::NODATA) };
+        read_xattr(|buffer| rustix::fs::getxattr(proc_path(&handle), name, buffer))
     }
 
     fn xattr_names(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
-        let Some(held) = self.open_for_xattrs(path)? else { return Ok(Vec::new()) };
-        read_xattr(|buffer| rustix::fs::listxattr(proc_path(&held), buffer))
+        let Some(handle) = self.open_for_xattrs(path)? else { return Ok(Vec::new()) };
+        read_xattr(|buffer| rustix::fs::listxattr(proc_path(&handle), buffer))
     }
 
     fn as_directory(&self) -> Option<&DirectoryLayer> {
@@ -169,15 +169,15 @@ impl TreeLayer for DirectoryLayer {
 }
 
 fn from_disk(mount: u32, stat: &InodeStat) -> EntryStat {
-    let &InodeStat { attr, file_system, inode, birth: born } = stat;
+    let &InodeStat { attr, file_system, inode, birth } = stat;
     EntryStat {
         attr,
-        identity: FileIdentity::Disk { mount, file_system, inode, birth: (born.seconds, born.nanos) },
+        identity: FileIdentity::Disk { mount, file_system, inode, birth: (birth.seconds, birth.nanos) },
     }
 }
 
-fn proc_path(held: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", held.as_raw_fd())
+fn proc_path(handle: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", handle.as_raw_fd())
 }
 
 fn layer_entry(

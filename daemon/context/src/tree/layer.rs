@@ -23,13 +23,13 @@ pub(super) trait TreeLayer: Send + Sync {
     /// Returns the entry at `path`; `None` when there is none, or when a symbolic link is on the path.
     fn lookup(&self, mount: u32, path: &[u8]) -> Result<Option<LayerEntry>, Errno>;
 
-    /// Returns the content of a directory, unsorted, with at most `limit` + 1 children. `above` is the open parent
+    /// Returns the content of a directory, unsorted, with at most `limit` + 1 children. `parent` is the open parent
     /// directory, if the caller has it.
     fn children(
         &self,
         mount: u32,
         path: &[u8],
-        above: Option<&OwnedFd>,
+        parent: Option<&OwnedFd>,
         limit: usize,
     ) -> Result<DirectoryContent, Errno>;
 
@@ -117,7 +117,7 @@ impl TreeLayer for EmptyLayer {
         &self,
         _mount: u32,
         _path: &[u8],
-        _above: Option<&OwnedFd>,
+        _parent: Option<&OwnedFd>,
         _limit: usize,
     ) -> Result<DirectoryContent, Errno> {
         Ok(DirectoryContent::default())

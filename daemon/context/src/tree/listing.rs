@@ -29,7 +29,7 @@ pub(super) struct ListingRequest {
     /// Mounts with targets strictly below it.
     pub mounts: Vec<u32>,
     /// The open parent directory, and its mount.
-    pub above: Option<(u32, Arc<OwnedFd>)>,
+    pub parent: Option<(u32, Arc<OwnedFd>)>,
 }
 
 /// A listed directory, sorted by name.
@@ -91,13 +91,13 @@ impl DirectoryLister<'_> {
                 }
                 let mounts = if wish.mounts.is_empty() { Vec::new() } else { self.tree.mounts_below(&path) };
                 let backed = child.found.origin != EntryOrigin::Synthetic || self.tree.is_mounted(&path);
-                let above = match child.found.origin {
+                let parent = match child.found.origin {
                     EntryOrigin::Disk { mount, .. } => {
                         directory.map(|directory| (mount, Arc::clone(directory)))
                     }
                     _ => None,
                 };
-                Some(ListingRequest { path, backed, mounts, above })
+                Some(ListingRequest { path, backed, mounts, parent })
             })
             .collect()
     }
@@ -110,8 +110,8 @@ impl ContextTree {
             Some((mount, inside)) if wish.backed => {
                 // The parent directory helps only if it is of the same mount: the root of a mount has no name
                 // in it.
-                let above = wish.above.as_ref().filter(|(of, _)| *of == mount);
-                self.children(mount, inside, above.map(|(_, directory)| &**directory), &wish.path)?
+                let parent = wish.parent.as_ref().filter(|(of, _)| *of == mount);
+                self.children(mount, inside, parent.map(|(_, directory)| &**directory), &wish.path)?
             }
             _ => DirectoryContent::default(),
         };

@@ -210,17 +210,17 @@ impl ContextTree {
     /// `path`. A FIFO, socket or device is never opened.
     pub fn read_small(&self, path: &MountTarget, limit: u64) -> Result<Option<Vec<u8>>, ContextError> {
         let Some((canonical, found)) = resolve(self, bare(path))? else { return Ok(None) };
-        let shown = path.to_string();
+        let path_text = path.to_string();
         if found.kind != EntryKind::File {
-            return Err(ContextError::NotAFile { path: shown, what: kind_name(&found.kind) });
+            return Err(ContextError::NotAFile { path: path_text, what: kind_name(&found.kind) });
         }
         if found.size > limit {
-            return Err(ContextError::TooLarge { path: shown, size: found.size, limit });
+            return Err(ContextError::TooLarge { path: path_text, size: found.size, limit });
         }
         let size = found.size;
         let content = self.open_found(&canonical, &found)?;
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-        content.take(limit).read_to_end(&mut bytes).map_err(|error| read_error(error, shown))?;
+        content.take(limit).read_to_end(&mut bytes).map_err(|error| read_error(error, path_text))?;
         Ok(Some(bytes))
     }
 

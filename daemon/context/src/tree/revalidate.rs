@@ -74,9 +74,9 @@ impl ContextTree {
 
     pub(super) fn top_directory(&self, top: &[u8]) -> Option<TopDirectory> {
         let (_, layer, inside) = self.only_directory(top)?;
-        let looked_at = since_epoch();
+        let observed_at = since_epoch();
         let found = layer.lookup(0, inside).ok().flatten()?;
-        Some(TopDirectory { found, observed_at: looked_at })
+        Some(TopDirectory { found, observed_at })
     }
 
     /// Returns the snapshot that a scan would return, or `None` unless every entry still matches the

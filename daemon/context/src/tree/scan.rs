@@ -158,7 +158,7 @@ impl ScanWalk<'_> {
     fn run(mut self, backed: bool) -> Result<ScannedEntries, ContextError> {
         let mut path = self.top.clone();
         let mounts = self.tree.mounts_below(&path);
-        let top = self.listings.request(ListingRequest { path: path.clone(), backed, mounts, above: None });
+        let top = self.listings.request(ListingRequest { path: path.clone(), backed, mounts, parent: None });
         let mut levels = vec![ScanLevel::new(path.len(), self.listings.take(top)?)];
         while let Some(level) = levels.last_mut() {
             path.truncate(level.path);
@@ -240,11 +240,11 @@ impl ContextTree {
         &self,
         mount: u32,
         inside: &[u8],
-        above: Option<&OwnedFd>,
-        shown: &[u8],
+        parent: Option<&OwnedFd>,
+        path_in_tree: &[u8],
     ) -> Result<DirectoryContent, ContextError> {
-        let children = self.layer(mount).children(mount, inside, above, MAX_FILES);
-        children.map_err(|errno| ContextError::at(&absolute(shown), errno))
+        let children = self.layer(mount).children(mount, inside, parent, MAX_FILES);
+        children.map_err(|errno| ContextError::at(&absolute(path_in_tree), errno))
     }
 
     /// Returns the key that all hard links of one regular file share; `None` for a file with one name.

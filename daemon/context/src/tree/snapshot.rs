@@ -139,8 +139,8 @@ impl TreeSnapshot {
     /// Opens a file on disk, or fails if it changed since the scan.
     pub(super) fn open_on_disk(&self, index: usize) -> Result<VerifiedFile, ContextError> {
         let path = self.path(index);
-        let shown = || text(&absolute(&path));
-        let changed = || ContextError::Changed { path: shown() };
+        let path_text = || text(&absolute(&path));
+        let changed = || ContextError::Changed { path: path_text() };
         let stamp = self.stamp(index).ok_or_else(changed)?;
         let Some((mount, inside)) = self.tree.deepest_mount(&path) else { return Err(changed()) };
         let Some(layer) = self.tree.layer(mount).as_directory() else { return Err(changed()) };
@@ -149,7 +149,7 @@ impl TreeSnapshot {
         if file_stamp(&stat) != stamp {
             return Err(changed());
         }
-        Ok(VerifiedFile::new(file, stamp, shown()))
+        Ok(VerifiedFile::new(file, stamp, path_text()))
     }
 
     fn open_content(&self, index: usize) -> Result<Box<dyn Read + Send>, ContextError> {

@@ -1,4 +1,4 @@
-//! A pack that was uploaded by content, as a layer: a list of entries whose content hashes are known.
+//! Packs as layers of a context tree. A pack is a stored listing of entries with the content hash of each file.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -17,7 +17,7 @@ use crate::port::{EntryKind, Xattr};
 /// A pack as a layer. The root of the layer is the root of the pack.
 pub struct PackLayer {
     pack: Arc<PackTree>,
-    /// Entries of files with several hard links.
+    /// First entries of the files that have several hard links.
     linked: HashSet<u32>,
 }
 
@@ -57,7 +57,7 @@ impl PackLayer {
             // A listing contains only files, symbolic links and directories.
             _ => (EntryKind::Directory, 0),
         };
-        // The hard links of one file have one origin. All times of a pack are 0.
+        // All hard links of a file have the same origin. A pack stores no times, so the mtime is 0.
         let origin = EntryOrigin::Pack { mount, entry: first };
         LayerEntry { kind, mode: listed.mode, size, mtime: 0, links: 1, origin }
     }
@@ -83,12 +83,12 @@ impl TreeLayer for PackLayer {
         &self,
         mount: u32,
         path: &[u8],
-        _above: Option<&OwnedFd>,
+        _parent: Option<&OwnedFd>,
         _limit: usize,
     ) -> Result<DirectoryContent, Errno> {
         let listing = &self.pack.listing;
         let mut xattrs = Vec::new();
-        let (mut at, end, skip) = if path.is_empty() {
+        let (mut index, end, skip) = if path.is_empty() {
             (0, listing.len(), 0)
         } else {
             let Some(directory) = listing.find(path) else { return Ok(DirectoryContent::default()) };
@@ -96,10 +96,10 @@ impl TreeLayer for PackLayer {
             (directory + 1, listing.end_of(directory), path.len() + 1)
         };
         let mut children = Vec::new();
-        while at < end {
-            let name = listing.path(at).get(skip..).unwrap_or_default().into();
-            let found = self.layer_entry(mount, u32::try_from(at).unwrap_or(u32::MAX));
-            at = if found.kind == EntryKind::Directory { listing.end_of(at) } else { at + 1 };
+        while index < end {
+            let name = listing.path(index).get(skip..).unwrap_or_default().into();
+            let found = self.layer_entry(mount, u32::try_from(index).unwrap_or(u32::MAX));
+            index = if found.kind == EntryKind::Directory { listing.end_of(index) } else { index + 1 };
             children.push(DirectoryChild { name, found });
         }
         Ok(DirectoryContent { children, xattrs, directory: None })
@@ -123,10 +123,10 @@ impl TreeLayer for PackLayer {
     }
 
     fn read_at(&self, entry: u32, size: u64, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(buffer.len());
-        if room > 0 {
-            self.content(entry, offset)?.read_exact(&mut buffer[..room])?;
+        let count = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(buffer.len());
+        if count > 0 {
+            self.content(entry, offset)?.read_exact(&mut buffer[..count])?;
         }
-        Ok(room)
+        Ok(count)
     }
 }

@@ -83,10 +83,10 @@ impl ContextTree {
 
     /// Opens the regular file at `path`; no other kind of file is ever opened.
     pub fn reader(&self, path: &[u8]) -> Result<FileReader, ContextError> {
-        let shown = text(&absolute(path));
+        let path_text = text(&absolute(path));
         let failed = |errno| match errno {
             Errno::ISDIR => {
-                ContextError::NotAFile { path: shown.clone(), what: "a directory or special file" }
+                ContextError::NotAFile { path: path_text.clone(), what: "a directory or special file" }
             }
             errno => ContextError::at(&absolute(path), errno),
         };
@@ -94,14 +94,14 @@ impl ContextTree {
         let content = match self.layer(mount).as_directory() {
             Some(layer) => {
                 let (file, stat) = layer.open_file(inside).map_err(failed)?;
-                ReaderSource::File(VerifiedFile::new(file, file_stamp(&stat), shown.clone()))
+                ReaderSource::File(VerifiedFile::new(file, file_stamp(&stat), path_text.clone()))
             }
             None => match self.open_content(path).map_err(failed)? {
                 LowerFile::Archived(file) => ReaderSource::Archived(file, 0),
                 LowerFile::Disk(_) => return Err(failed(Errno::ISDIR)),
             },
         };
-        Ok(FileReader { path: shown, content })
+        Ok(FileReader { path: path_text, content })
     }
 
     /// Returns the hash of a file's content if it is known without reading the file.
@@ -125,8 +125,8 @@ impl TreeWalk<'_> {
                 let entries = self.tree.list_directory(&child).map_err(failed_at(&child))?;
                 self.levels.push((child.to_vec(), entries.into_iter()));
             }
-            if let Some(shown) = self.tree.walked_entry(&self.top, child, seen)? {
-                return Ok(Some(shown));
+            if let Some(entry) = self.tree.walked_entry(&self.top, child, seen)? {
+                return Ok(Some(entry));
             }
         }
         Ok(None)

@@ -44,12 +44,12 @@ thread_local! {
 }
 
 impl FuseFileSystem {
-    pub fn new(union: Arc<OverlayFs>, forget_later: InvalidationQueue) -> Self {
-        let remember = if union.is_sole_writer() { IMMUTABLE_TIMEOUT } else { MUTABLE_TIMEOUT };
+    pub fn new(union: Arc<OverlayFs>, invalidations: InvalidationQueue) -> Self {
+        let cache_timeout = if union.is_sole_writer() { IMMUTABLE_TIMEOUT } else { MUTABLE_TIMEOUT };
         let changes = !union.is_sole_writer() || !union.is_read_only();
-        let forget_later = changes.then_some(forget_later);
-        let directories = ListingCache::new(Arc::clone(&union), remember, forget_later);
-        Self { union, cache_timeout: remember, listings: directories, passthrough: None }
+        let invalidations = changes.then_some(invalidations);
+        let listings = ListingCache::new(Arc::clone(&union), cache_timeout, invalidations);
+        Self { union, cache_timeout, listings, passthrough: None }
     }
 
     fn reply_entry(&self, found: Result<InodeEntry, Errno>, reply: ReplyEntry) {

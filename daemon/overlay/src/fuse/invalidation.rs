@@ -1,4 +1,7 @@
 //! Delayed invalidation of directory listings in the kernel's cache.
+//!
+//! The kernel keeps a complete directory listing without a time limit, but the lower tree may change at any time. A
+//! worker thread therefore invalidates each listing a short delay after the kernel has received it.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,10 +13,10 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use hearth_task as task;
 
-/// Listings that are due within this time are invalidated together.
+/// Time by which a listing may be invalidated early, so that listings with close due times form one batch.
 const BATCH_WINDOW: Duration = Duration::from_millis(20);
 
-/// Queue of directories whose listings the kernel caches. Dropping it ends the worker.
+/// Queue of directories whose listings are to be invalidated. Dropping the queue ends the worker.
 pub(super) struct InvalidationQueue(Arc<InvalidationShared>);
 
 /// Worker that invalidates the queued listings.
@@ -21,13 +24,13 @@ pub(super) struct InvalidationWorker(Arc<InvalidationShared>);
 
 #[derive(Default)]
 struct InvalidationShared {
-    kept: Mutex<PendingInvalidations>,
+    pending: Mutex<PendingInvalidations>,
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct PendingInvalidations {
-    /// Directories whose listing the kernel may cache, with the time when it received the last part.
+    /// Inode numbers of directories whose listing the kernel may cache, with the time of the last reply for it.
     directories: HashMap<u64, Instant>,
     has_ended: bool,
 }
@@ -38,30 +41,32 @@ pub(super) fn channel() -> (InvalidationQueue, InvalidationWorker) {
 }
 
 impl InvalidationShared {
-    fn kept(&self) -> MutexGuard<'_, PendingInvalidations> {
-        self.kept.lock()
+    fn pending(&self) -> MutexGuard<'_, PendingInvalidations> {
+        self.pending.lock()
     }
 
-    /// Waits for directories that have been queued for `within`. `None` at the end.
-    fn due(&self, within: Duration) -> Option<Vec<u64>> {
-        let nothing = |kept: &mut PendingInvalidations| kept.directories.is_empty() && !kept.has_ended;
-        let mut kept = self.kept();
-        self.changed.wait_while(&mut kept, nothing);
-        if kept.has_ended {
+    /// Waits until the queue is not empty, then removes and returns the directories that have been queued for `delay`.
+    /// Returns `None` after the queue was dropped.
+    fn due(&self, delay: Duration) -> Option<Vec<u64>> {
+        let is_idle =
+            |pending: &mut PendingInvalidations| pending.directories.is_empty() && !pending.has_ended;
+        let mut pending = self.pending();
+        self.changed.wait_while(&mut pending, is_idle);
+        if pending.has_ended {
             return None;
         }
-        let is_due = |_: &u64, since: &mut Instant| since.elapsed() + BATCH_WINDOW >= within;
-        Some(kept.directories.extract_if(is_due).map(|(directory, _)| directory).collect())
+        let is_due = |_: &u64, since: &mut Instant| since.elapsed() + BATCH_WINDOW >= delay;
+        Some(pending.directories.extract_if(is_due).map(|(directory, _)| directory).collect())
     }
 }
 
 impl InvalidationQueue {
-    /// Records that the kernel receives a listing of this directory. The kernel uses a listing only once it
-    /// is complete, and sends no requests then, so the last time counts.
+    /// Records that the kernel is receiving a listing of this directory. The delay restarts with each call: the kernel
+    /// uses a listing only once it is complete, and sends no further requests for it from then on.
     pub fn add(&self, directory: u64) {
-        let mut kept = self.0.kept();
-        kept.directories.insert(directory, Instant::now());
-        if kept.directories.len() == 1 {
+        let mut pending = self.0.pending();
+        pending.directories.insert(directory, Instant::now());
+        if pending.directories.len() == 1 {
             self.0.changed.notify_one();
         }
     }
@@ -69,17 +74,17 @@ impl InvalidationQueue {
 
 impl Drop for InvalidationQueue {
     fn drop(&mut self) {
-        self.0.kept().has_ended = true;
+        self.0.pending().has_ended = true;
         self.0.changed.notify_one();
     }
 }
 
 impl InvalidationWorker {
-    /// Starts the worker in its own thread, because the kernel may wait for answers meanwhile. The thread
-    /// ends with the mount.
-    pub fn spawn(self, kernel: Notifier, within: Duration) -> io::Result<()> {
-        let forget = move || {
-            while let Some(due) = self.0.due(within) {
+    /// Starts the worker. It needs its own thread, because an invalidation may block until the kernel has received
+    /// replies from the threads that serve requests. The thread ends when the mount ends.
+    pub fn spawn(self, kernel: Notifier, delay: Duration) -> io::Result<()> {
+        let invalidate = move || {
+            while let Some(due) = self.0.due(delay) {
                 for directory in due {
                     if let Err(error) = kernel.inval_inode(INodeNo(directory), 0, 0) {
                         tracing::debug!(
@@ -92,7 +97,7 @@ impl InvalidationWorker {
                 std::thread::sleep(BATCH_WINDOW);
             }
         };
-        task::spawn_thread("fuse-forget", forget)
+        task::spawn_thread("fuse-invalidate", invalidate)
     }
 }
 
@@ -102,17 +107,17 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_due_once_and_by_its_last_time() {
-        let within = Duration::from_millis(200);
-        let (later, forgetting) = channel();
-        later.add(1);
-        later.add(2);
-        assert_eq!(forgetting.0.due(within), Some(vec![]));
-        std::thread::sleep(within);
-        later.add(2);
-        assert_eq!(forgetting.0.due(within), Some(vec![1]));
-        std::thread::sleep(within);
-        assert_eq!(forgetting.0.due(within), Some(vec![2]));
-        drop(later);
-        assert_eq!(forgetting.0.due(within), None);
+        let delay = Duration::from_millis(200);
+        let (queue, worker) = channel();
+        queue.add(1);
+        queue.add(2);
+        assert_eq!(worker.0.due(delay), Some(vec![]));
+        std::thread::sleep(delay);
+        queue.add(2);
+        assert_eq!(worker.0.due(delay), Some(vec![1]));
+        std::thread::sleep(delay);
+        assert_eq!(worker.0.due(delay), Some(vec![2]));
+        drop(queue);
+        assert_eq!(worker.0.due(delay), None);
     }
 }

@@ -68,11 +68,15 @@ struct CachedListing {
 }
 
 impl ListingCache {
-    pub fn new(union: Arc<OverlayFs>, remember: Duration, forget_later: Option<InvalidationQueue>) -> Self {
+    pub fn new(
+        union: Arc<OverlayFs>,
+        cache_timeout: Duration,
+        invalidations: Option<InvalidationQueue>,
+    ) -> Self {
         Self {
             union,
-            cache_timeout: remember,
-            invalidations: forget_later,
+            cache_timeout,
+            invalidations,
             hasher: RandomState::new(),
             listings: Mutex::default(),
             prefetch: ListingPrefetch::new(),
@@ -81,10 +85,10 @@ impl ListingCache {
 
     pub fn read(&self, inode: u64, offset: u64, mut reply: ReplyDirectoryPlus) {
         match self.fill(inode, offset, &mut reply) {
-            Ok(held) => {
+            Ok(cached) => {
                 reply.ok();
                 if offset == 0 {
-                    self.prefetch_next(&held);
+                    self.prefetch_next(&cached);
                 }
             }
             Err(errno) => reply.error(convert::errno(errno)),
@@ -98,11 +102,11 @@ impl ListingCache {
         offset: u64,
         reply: &mut ReplyDirectoryPlus,
     ) -> Result<Arc<CachedListing>, Errno> {
-        let held = match offset {
+        let cached = match offset {
             0 => self.cache(self.take_prefetched(inode).map_or_else(|| self.list(inode), Ok)?),
             _ => self.find(inode).map_or_else(|| self.list(inode).map(|new| self.cache(new)), Ok)?,
         };
-        let mut given = false;
+        let mut any_added = false;
         for (next, name) in [(DOT, "."), (DOT_DOT, "..")] {
             if next <= offset {
                 continue;
@@ -111,45 +115,45 @@ impl ListingCache {
             // The kernel uses only the names of these entries.
             let attr = convert::attr(&InodeEntry { inode, attr: FileAttributes::SYNTHETIC_DIRECTORY });
             if reply.add(INodeNo(inode), next, name, &Duration::ZERO, &attr, GENERATION) {
-                return Ok(held);
+                return Ok(cached);
             }
-            given = true;
+            any_added = true;
         }
-        let left = held.order.partition_point(|(next, _)| *next <= offset);
-        for &(next, index) in &held.order[left..] {
-            let (found, remember) = match self.lookup_listed_entry(&held, index as usize) {
-                Ok((Some(found), remember)) => (found, remember),
+        let first_unread = cached.order.partition_point(|(next, _)| *next <= offset);
+        for &(next, index) in &cached.order[first_unread..] {
+            let (found, ttl) = match self.lookup_listed_entry(&cached, index as usize) {
+                Ok((Some(found), ttl)) => (found, ttl),
                 // Removed since the listing was made.
                 Ok((None, _)) => continue,
                 // The added entries are returned; the next read reports the error.
-                Err(_) if given => break,
+                Err(_) if any_added => break,
                 Err(errno) => return Err(errno),
             };
-            let name = OsStr::from_bytes(&held.listing.entries()[index as usize].name);
-            if reply.add(INodeNo(found.inode), next, name, &remember, &convert::attr(&found), GENERATION) {
+            let name = OsStr::from_bytes(&cached.listing.entries()[index as usize].name);
+            if reply.add(INodeNo(found.inode), next, name, &ttl, &convert::attr(&found), GENERATION) {
                 // The entry did not fit, so the kernel does not know it.
                 self.union.forget(found.inode, 1);
                 break;
             }
-            given = true;
+            any_added = true;
         }
-        if !given {
-            self.drop_listing(&held);
+        if !any_added {
+            self.drop_listing(&cached);
         }
-        Ok(held)
+        Ok(cached)
     }
 
     /// Looks up an entry, and returns the time for which the kernel may cache it. `None` when it is gone.
     fn lookup_listed_entry(
         &self,
-        held: &CachedListing,
+        cached: &CachedListing,
         index: usize,
     ) -> Result<(Option<InodeEntry>, Duration), Errno> {
-        let left = self.cache_timeout.saturating_sub(held.since.elapsed());
-        if !left.is_zero() {
-            return Ok((self.union.lookup_listed(&held.listing, index)?, left));
+        let remaining = self.cache_timeout.saturating_sub(cached.since.elapsed());
+        if !remaining.is_zero() {
+            return Ok((self.union.lookup_listed(&cached.listing, index)?, remaining));
         }
-        match self.union.lookup(held.inode, &held.listing.entries()[index].name) {
+        match self.union.lookup(cached.inode, &cached.listing.entries()[index].name) {
             Err(Errno::NOENT) => Ok((None, self.cache_timeout)),
             found => Ok((Some(found?), self.cache_timeout)),
         }
@@ -161,10 +165,10 @@ impl ListingCache {
 
     fn find(&self, inode: u64) -> Option<Arc<CachedListing>> {
         let mut all = self.listings();
-        let place = all.iter().position(|(_, held)| held.inode == inode)?;
-        let (_, held) = all.remove(place)?;
-        all.push_back((Instant::now(), Arc::clone(&held)));
-        Some(held)
+        let position = all.iter().position(|(_, cached)| cached.inode == inode)?;
+        let (_, cached) = all.remove(position)?;
+        all.push_back((Instant::now(), Arc::clone(&cached)));
+        Some(cached)
     }
 
     fn list(&self, inode: u64) -> Result<CachedListing, Errno> {
@@ -176,9 +180,9 @@ impl ListingCache {
 
     /// Returns the prefetched listing of a directory, unless it is too old or was changed through the kernel.
     fn take_prefetched(&self, inode: u64) -> Option<CachedListing> {
-        let held = self.prefetch.visit(inode)?;
-        let holds = self.union.is_current(&held.listing) && held.since.elapsed() < MAX_PREFETCH_AGE;
-        holds.then_some(held)
+        let cached = self.prefetch.visit(inode)?;
+        let is_usable = self.union.is_current(&cached.listing) && cached.since.elapsed() < MAX_PREFETCH_AGE;
+        is_usable.then_some(cached)
     }
 
     /// Prefetches the directory that a walk reads after this one.
@@ -195,9 +199,9 @@ impl ListingCache {
     fn cache(&self, new: CachedListing) -> Arc<CachedListing> {
         let (inode, new) = (new.inode, Arc::new(new));
         let mut all = self.listings();
-        all.retain(|(read, held)| held.inode != inode && read.elapsed() < MAX_IDLE);
+        all.retain(|(read, cached)| cached.inode != inode && read.elapsed() < MAX_IDLE);
         let mut entries: usize =
-            all.iter().map(|(_, held)| held.order.len()).sum::<usize>() + new.order.len();
+            all.iter().map(|(_, cached)| cached.order.len()).sum::<usize>() + new.order.len();
         while all.len() >= MAX_LISTINGS || entries > MAX_ENTRIES {
             let Some((_, oldest)) = all.pop_front() else { break };
             entries -= oldest.order.len();
@@ -230,14 +234,14 @@ impl ListingCache {
 
     /// Drops a listing after its last entry was read, because few readers continue.
     fn drop_listing(&self, read: &Arc<CachedListing>) {
-        self.listings().retain(|(_, held)| !Arc::ptr_eq(held, read));
+        self.listings().retain(|(_, cached)| !Arc::ptr_eq(cached, read));
         // The kernel now has the complete listing and uses it.
         self.invalidate_later(read.inode);
     }
 
     fn invalidate_later(&self, inode: u64) {
-        if let Some(forget_later) = &self.invalidations {
-            forget_later.add(inode);
+        if let Some(invalidations) = &self.invalidations {
+            invalidations.add(inode);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Copy-up: moves a file's mode, owner, times, attributes and content from the lower tree to the upper
-//! directory.
+//! Copy-up: copies a file's mode, owner, times, extended attributes and content from the lower tree to the upper
+//! directory, before the file is changed.
 //!
-//! A copy is created in `work/` and published by one rename, so it is complete or absent. Copying up changes
-//! nothing visible: the times of the directory that receives the copy are restored.
+//! A copy is created in `work/` and published by one rename, so it is complete or absent. Copy-up has no visible
+//! effect: the times of the directory that receives the copy are restored.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -18,14 +18,15 @@ use super::{OverlayFs, ROOT, Result};
 use crate::attr::{self, FileAttributes};
 use crate::lower::{EntryStat, FileIdentity, LowerFile, user_xattrs};
 
-/// Maximum number of copies of a lower file that changes while it is copied.
+/// Maximum number of attempts to copy a lower file that changes while it is copied.
 const ATTEMPTS: usize = 4;
 
 const BLOCK: usize = 128 * 1024;
 
 impl OverlayFs {
-    /// Ensures that the upper directory contains a node. If `limit` is given, only that many bytes of a
-    /// file's content are copied. The caller must not hold any lock.
+    /// Ensures that the upper directory contains the file of this inode. If `limit` is given, only that many
+    /// bytes of the content are copied, for a caller that truncates the file anyway. The caller must not hold
+    /// any lock.
     pub(super) fn copy_up(&self, inode: u64, limit: Option<u64>) -> Result<()> {
         let upper = self.upper()?;
         for _ in 0..ATTEMPTS {
@@ -38,13 +39,13 @@ impl OverlayFs {
                 return self.copy_up_directories(inode);
             }
             let path = node.lower.as_deref().ok_or(Errno::STALE)?;
-            let seen = self.stat_unchanged(&node, path)?;
+            let lower_stat = self.stat_unchanged(&node, path)?;
             let (work, ()) =
-                upper.make_in_work(|work, name| self.copy(upper, work, name, path, &seen, limit))?;
+                upper.make_in_work(|work, name| self.copy(upper, work, name, path, &lower_stat, limit))?;
             #[cfg(feature = "test-hooks")]
             self.run_after_copy_hook();
             let after = self.stat_unchanged(&node, path);
-            if !after.is_ok_and(|after| same_content(&after.attr, &seen.attr)) {
+            if !after.is_ok_and(|after| same_content(&after.attr, &lower_stat.attr)) {
                 upper.remove_work(&work);
                 continue;
             }
@@ -54,7 +55,7 @@ impl OverlayFs {
                 upper.remove_work(&work);
                 continue;
             }
-            let committed = self.commit(upper, inode, &now, &work, &seen);
+            let committed = self.commit(upper, inode, &now, &work, &lower_stat);
             if committed.is_err() {
                 upper.remove_work(&work);
             }
@@ -68,24 +69,23 @@ impl OverlayFs {
 
     #[cfg(feature = "test-hooks")]
     fn run_after_copy_hook(&self) {
-        // Taken out of the mutex, because the hook itself may copy.
-        let act = self.after_copy.lock().take();
-        if let Some(mut act) = act {
-            act();
-            self.after_copy.lock().get_or_insert(act);
+        // The hook is taken out of the mutex while it runs, because the hook itself may copy up a file.
+        let hook = self.after_copy.lock().take();
+        if let Some(mut hook) = hook {
+            hook();
+            self.after_copy.lock().get_or_insert(hook);
         }
     }
 
-    /// Returns the stat of the lower file at `path` if it still is the file of the node; else fails with
-    /// ESTALE.
+    /// Returns the stat of the lower file at `path`. Fails with ESTALE if it is not the file of `node` any more.
     pub(super) fn stat_unchanged(&self, node: &OverlayNode, path: &[u8]) -> Result<EntryStat> {
-        let seen = self.lower.stat(path)?.ok_or(Errno::STALE)?;
-        let same = match (&node.key, &seen.identity) {
-            (NodeKey::Synthetic(made), FileIdentity::Synthetic) => **made == *path,
+        let lower_stat = self.lower.stat(path)?.ok_or(Errno::STALE)?;
+        let same = match (&node.key, &lower_stat.identity) {
+            (NodeKey::Synthetic(synthetic_path), FileIdentity::Synthetic) => **synthetic_path == *path,
             (NodeKey::Lower(known), found) => known == found,
             _ => false,
         };
-        if same { Ok(seen) } else { Err(Errno::STALE) }
+        if same { Ok(lower_stat) } else { Err(Errno::STALE) }
     }
 
     fn copy(
@@ -94,10 +94,10 @@ impl OverlayFs {
         work: &OwnedFd,
         name: &[u8],
         path: &[u8],
-        seen: &EntryStat,
+        lower_stat: &EntryStat,
         limit: Option<u64>,
     ) -> Result<()> {
-        let attr = &seen.attr;
+        let attr = &lower_stat.attr;
         match attr.kind {
             FileType::RegularFile => {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -115,10 +115,10 @@ impl OverlayFs {
                 set_owner(work, name, attr)?;
                 rustix::fs::chmodat(work, name, Mode::from_raw_mode(attr.mode), AtFlags::empty())?;
             }
-            // A copied device would be a real device on the daemon's disk.
+            // Devices are not copied: the copy would be a usable device on the daemon's disk.
             _ => return Err(Errno::PERM),
         }
-        if self.link_key(seen).is_some() {
+        if self.link_key(lower_stat).is_some() {
             upper.record_name_count(name, attr.links)?;
         }
         let name = std::ffi::CString::new(name).map_err(|_| Errno::INVAL)?;
@@ -131,10 +131,10 @@ impl OverlayFs {
         inode: u64,
         node: &OverlayNode,
         work: &[u8],
-        seen: &EntryStat,
+        lower_stat: &EntryStat,
     ) -> Result<()> {
         let copy = upper::stat(upper.work_directory(), work)?.ok_or(Errno::IO)?;
-        let place = if let Some(key) = self.link_key(seen) {
+        let location = if let Some(key) = self.link_key(lower_stat) {
             upper::rename(
                 upper.work_directory(),
                 work,
@@ -144,7 +144,7 @@ impl OverlayFs {
             )?;
             let mut linked = upper.linked();
             let entry = linked.entry(key.clone()).or_default();
-            (entry.inode, entry.lower_names) = (Some(copy.inode), seen.attr.links);
+            (entry.inode, entry.lower_names) = (Some(copy.inode), lower_stat.attr.links);
             NodeLocation::Linked(key)
         } else if let Some((parent, name)) = node.names.last() {
             self.copy_up_directories(*parent)?;
@@ -156,12 +156,12 @@ impl OverlayFs {
             NodeLocation::Upper
         };
         let mut nodes = self.nodes();
-        nodes.rekey(inode, NodeKey::Upper(copy.inode), place);
+        nodes.rekey(inode, NodeKey::Upper(copy.inode), location);
         nodes.get_mut(inode)?.lower = None;
         Ok(())
     }
 
-    /// Moves an entry from `work/` to its place and restores the times of the directory.
+    /// Moves an entry from `work/` to `name` in `directory`, and restores the times of the directory.
     fn publish_keeping_times(
         &self,
         upper: &UpperLayer,
@@ -169,10 +169,10 @@ impl OverlayFs {
         directory: &[u8],
         name: &[u8],
     ) -> Result<()> {
-        let held = upper.open_path(directory)?;
-        let before = attr::stat(&held)?.attr;
-        upper::rename(upper.work_directory(), work, &held, name, RenameFlags::NOREPLACE)?;
-        upper.set_times(&held, c".", &before)
+        let directory_handle = upper.open_path(directory)?;
+        let before = attr::stat(&directory_handle)?.attr;
+        upper::rename(upper.work_directory(), work, &directory_handle, name, RenameFlags::NOREPLACE)?;
+        upper.set_times(&directory_handle, c".", &before)
     }
 
     /// Ensures that the upper directory contains a directory and all its parents. The caller must hold the
@@ -198,18 +198,18 @@ impl OverlayFs {
         }
         while let Some((inode, parent, name, node)) = missing.pop() {
             let path = node.lower.as_deref().ok_or(Errno::STALE)?;
-            let seen = self.stat_unchanged(&node, path)?;
+            let lower_stat = self.stat_unchanged(&node, path)?;
             let xattrs = user_xattrs(&*self.lower, path)?;
-            let (work, copy) = upper.make_in_work(|work, made| {
-                rustix::fs::mkdirat(work, made, Mode::from_raw_mode(0o700))?;
-                let directory = upper::open_at(work, made, OFlags::RDONLY | OFlags::DIRECTORY)?;
-                upper.set_attributes(&directory, &seen.attr, &xattrs)?;
+            let (work, copy) = upper.make_in_work(|work, work_name| {
+                rustix::fs::mkdirat(work, work_name, Mode::from_raw_mode(0o700))?;
+                let directory = upper::open_at(work, work_name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+                upper.set_attributes(&directory, &lower_stat.attr, &xattrs)?;
                 upper::set_merge_target(directory.as_fd(), &MergeTarget::Same)?;
-                upper.set_times(&directory, c".", &seen.attr)?;
+                upper.set_times(&directory, c".", &lower_stat.attr)?;
                 attr::stat(&directory)
             })?;
-            let above = self.nodes().path(parent)?;
-            if let Err(errno) = self.publish_keeping_times(upper, &work, &above, &name) {
+            let parent_path = self.nodes().path(parent)?;
+            if let Err(errno) = self.publish_keeping_times(upper, &work, &parent_path, &name) {
                 upper.remove_work(&work);
                 return Err(errno);
             }

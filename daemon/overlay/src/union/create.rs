@@ -15,8 +15,8 @@ const SET_GROUP: u32 = 0o2000;
 
 impl OverlayFs {
     pub fn make_directory(&self, parent: u64, name: &[u8], maker: &CreateAttr) -> Result<InodeEntry> {
-        self.make(parent, name, maker, FileType::Directory, |work, made| {
-            rustix::fs::mkdirat(work, made, Mode::from_raw_mode(0o700))
+        self.make(parent, name, maker, FileType::Directory, |work, work_name| {
+            rustix::fs::mkdirat(work, work_name, Mode::from_raw_mode(0o700))
         })
     }
 
@@ -30,12 +30,12 @@ impl OverlayFs {
     ) -> Result<InodeEntry> {
         self.upper()?;
         match kind {
-            FileType::RegularFile => self.make(parent, name, maker, kind, |work, made| {
+            FileType::RegularFile => self.make(parent, name, maker, kind, |work, work_name| {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                rustix::fs::openat(work, made, flags, Mode::from_raw_mode(0o600)).map(|_| ())
+                rustix::fs::openat(work, work_name, flags, Mode::from_raw_mode(0o600)).map(|_| ())
             }),
-            FileType::Fifo | FileType::Socket => self.make(parent, name, maker, kind, |work, made| {
-                rustix::fs::mknodat(work, made, kind, Mode::from_raw_mode(0o600), 0)
+            FileType::Fifo | FileType::Socket => self.make(parent, name, maker, kind, |work, work_name| {
+                rustix::fs::mknodat(work, work_name, kind, Mode::from_raw_mode(0o600), 0)
             }),
             _ => Err(Errno::PERM),
         }
@@ -48,8 +48,8 @@ impl OverlayFs {
         target: &[u8],
         maker: &CreateAttr,
     ) -> Result<InodeEntry> {
-        self.make(parent, name, maker, FileType::Symlink, |work, made| {
-            rustix::fs::symlinkat(target, work, made)
+        self.make(parent, name, maker, FileType::Symlink, |work, work_name| {
+            rustix::fs::symlinkat(target, work, work_name)
         })
     }
 
@@ -69,29 +69,29 @@ impl OverlayFs {
         }
         self.copy_up_directories(parent)?;
         let directory = self.directory(parent)?;
-        let above = self.attr_of(parent)?;
+        let parent_attr = self.attr_of(parent)?;
         let (mut gid, mut mode) = (maker.gid, maker.mode & 0o7777);
-        if above.mode & SET_GROUP != 0 {
-            gid = above.gid;
+        if parent_attr.mode & SET_GROUP != 0 {
+            gid = parent_attr.gid;
             if kind == FileType::Directory {
                 mode |= SET_GROUP;
             }
         }
-        let (work, ()) = upper.make_in_work(|work, made| {
-            make(work, made)?;
+        let (work, ()) = upper.make_in_work(|work, work_name| {
+            make(work, work_name)?;
             let (uid, gid) = (Uid::from_raw(maker.uid), Gid::from_raw(gid));
-            rustix::fs::chownat(work, made, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+            rustix::fs::chownat(work, work_name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
             if kind == FileType::Symlink {
                 return Ok(());
             }
-            rustix::fs::chmodat(work, made, Mode::from_raw_mode(mode), AtFlags::empty())
+            rustix::fs::chmodat(work, work_name, Mode::from_raw_mode(mode), AtFlags::empty())
         })?;
         if let Err(errno) = publish(upper, &directory, name, &work, kind == FileType::Directory) {
             upper.remove_work(&work);
             return Err(errno);
         }
-        let sight = self.lookup_entry(&directory, name)?.ok_or(Errno::IO)?;
-        self.register_lookup(&sight, parent, name)
+        let found = self.lookup_entry(&directory, name)?.ok_or(Errno::IO)?;
+        self.register_lookup(&found, parent, name)
     }
 
     /// Creates another name for a file.
@@ -121,14 +121,15 @@ impl OverlayFs {
         self.copy_up_directories(parent)?;
         let directory = self.directory(parent)?;
         let (from, old) = self.locate(inode, &node)?;
-        let (work, ()) = upper
-            .make_in_work(|work, made| rustix::fs::linkat(&from, &*old, work, made, AtFlags::empty()))?;
+        let (work, ()) = upper.make_in_work(|work, work_name| {
+            rustix::fs::linkat(&from, &*old, work, work_name, AtFlags::empty())
+        })?;
         if let Err(errno) = publish(upper, &directory, name, &work, false) {
             upper.remove_work(&work);
             return Err(errno);
         }
-        let sight = self.lookup_entry(&directory, name)?.ok_or(Errno::IO)?;
-        self.register_lookup(&sight, parent, name)
+        let found = self.lookup_entry(&directory, name)?.ok_or(Errno::IO)?;
+        self.register_lookup(&found, parent, name)
     }
 }
 
@@ -143,16 +144,16 @@ pub(super) fn publish(
     let path = directory.upper.as_deref().ok_or(Errno::STALE)?;
     // An entry with a longer path could not be accessed later.
     child_path(path, name)?;
-    let held = upper.open_path(path)?;
-    match upper::stat(&held, name)? {
-        None => upper::rename(upper.work_directory(), work, &held, name, RenameFlags::NOREPLACE),
+    let handle = upper.open_path(path)?;
+    match upper::stat(&handle, name)? {
+        None => upper::rename(upper.work_directory(), work, &handle, name, RenameFlags::NOREPLACE),
         Some(stat) if !upper::is_whiteout(&stat) => Err(Errno::EXIST),
         // A directory can replace only a directory, so they are exchanged.
         Some(_) if is_directory => {
-            upper::rename(upper.work_directory(), work, &held, name, RenameFlags::EXCHANGE)?;
+            upper::rename(upper.work_directory(), work, &handle, name, RenameFlags::EXCHANGE)?;
             upper.remove_work(work);
             Ok(())
         }
-        Some(_) => upper::rename(upper.work_directory(), work, &held, name, RenameFlags::empty()),
+        Some(_) => upper::rename(upper.work_directory(), work, &handle, name, RenameFlags::empty()),
     }
 }

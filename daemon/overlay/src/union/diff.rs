@@ -1,5 +1,5 @@
-//! Comparison of the file system with its lower tree, derived from the upper directory: directories that
-//! exist only in the lower tree are not read.
+//! Differences between the overlay and its lower tree. They are derived from the upper directory, so that
+//! directories without an upper directory are not read.
 
 use std::collections::BTreeMap;
 
@@ -13,16 +13,17 @@ use super::{OverlayFs, ROOT, Result};
 use crate::lower::child_path;
 
 impl OverlayFs {
-    /// Calls `each` with every difference from the lower tree, in walk order, until it returns false. A file
-    /// that was written to counts as changed whatever was written, and a renamed one as removed and added.
+    /// Calls `each` with every difference from the lower tree, in walk order, until `each` returns false. A file
+    /// that was written to counts as changed, even if the written content is equal. A renamed file
+    /// counts as one removed and one added file.
     pub fn changes(&self, each: &mut dyn FnMut(TreeDifference, &[u8]) -> bool) -> Result<()> {
         let root = {
             let _reading = self.reading_names();
             self.directory(ROOT)?
         };
-        let below = root.lower.clone();
+        let lower_directory = root.lower.clone();
         // Directories from the root down to the current one, with their remaining entries.
-        let mut levels = vec![self.diff_level(Vec::new(), &root, below.as_deref())?];
+        let mut levels = vec![self.diff_level(Vec::new(), &root, lower_directory.as_deref())?];
         while let Some(level) = levels.last_mut() {
             let Some((name, change)) = level.changes.pop_first() else {
                 levels.pop();
@@ -34,8 +35,8 @@ impl OverlayFs {
             {
                 return Ok(());
             }
-            if let Some((directory, below)) = change.inside {
-                let next = self.diff_level(path.into_vec(), &directory, below.as_deref())?;
+            if let Some((directory, lower_directory)) = change.subdirectory {
+                let next = self.diff_level(path.into_vec(), &directory, lower_directory.as_deref())?;
                 levels.push(next);
             }
         }
@@ -46,55 +47,57 @@ impl OverlayFs {
         &self,
         path: Vec<u8>,
         directory: &MergedDirectory,
-        below: Option<&[u8]>,
+        lower_directory: Option<&[u8]>,
     ) -> Result<DiffLevel> {
         let _reading = self.reading_names();
-        let mut was = match below {
-            Some(below) => self.lower.list_directory(below)?,
+        let mut lower_entries = match lower_directory {
+            Some(lower_directory) => self.lower.list_directory(lower_directory)?,
             None => BTreeMap::new(),
         };
         let mut changes = BTreeMap::new();
-        // A file with several names in the lower tree was copied up by one of them; the other names may be
-        // anywhere.
+        // A file with several names in the lower tree may have been copied up through a name in another
+        // directory, so even directories that exist only in the lower tree must be read.
         let has_linked =
             |upper: &super::upper::UpperLayer| upper.linked().values().any(|linked| linked.inode.is_some());
         let linked = self.upper.as_ref().is_some_and(has_linked);
         for entry in self.entries(directory)? {
-            let old = was.remove(&entry.name);
-            let natural = match below {
-                Some(below) => Some(child_path(below, &entry.name)?),
+            let lower_entry = lower_entries.remove(&entry.name);
+            let lower_path = match lower_directory {
+                Some(lower_directory) => Some(child_path(lower_directory, &entry.name)?),
                 None => None,
             };
-            let sight = entry.lookup_result();
+            let found = entry.lookup_result();
             let is_directory = entry.kind == FileType::Directory;
-            let below_only = old.is_some() && sight.location == NodeLocation::Lower && sight.lower == natural;
-            if below_only && !(is_directory && linked) {
+            let is_unchanged =
+                lower_entry.is_some() && found.location == NodeLocation::Lower && found.lower == lower_path;
+            if is_unchanged && !(is_directory && linked) {
                 continue;
             }
-            let was_directory = old.as_ref().is_some_and(|old| old.attr.kind == FileType::Directory);
-            let difference = match &old {
+            let lower_is_directory =
+                lower_entry.as_ref().is_some_and(|lower_entry| lower_entry.attr.kind == FileType::Directory);
+            let difference = match &lower_entry {
                 None => Some(TreeDifference::Added),
-                Some(old) if is_directory && was_directory => {
-                    let same = (old.attr.mode, old.attr.uid, old.attr.gid)
-                        == (sight.attr.mode, sight.attr.uid, sight.attr.gid);
+                Some(lower_entry) if is_directory && lower_is_directory => {
+                    let same = (lower_entry.attr.mode, lower_entry.attr.uid, lower_entry.attr.gid)
+                        == (found.attr.mode, found.attr.uid, found.attr.gid);
                     (!same).then_some(TreeDifference::Changed)
                 }
                 Some(_) => Some(TreeDifference::Changed),
             };
-            let inside = if is_directory {
-                let upper = match (&sight.location, &directory.upper) {
-                    (NodeLocation::Upper, Some(above)) => Some(child_path(above, &entry.name)?.into_vec()),
+            let subdirectory = if is_directory {
+                let upper = match (&found.location, &directory.upper) {
+                    (NodeLocation::Upper, Some(parent)) => Some(child_path(parent, &entry.name)?.into_vec()),
                     _ => None,
                 };
-                let inside = MergedDirectory { upper, lower: sight.lower.clone() };
-                Some((inside, natural.filter(|_| was_directory)))
+                let subdirectory = MergedDirectory { upper, lower: found.lower.clone() };
+                Some((subdirectory, lower_path.filter(|_| lower_is_directory)))
             } else {
                 None
             };
-            changes.insert(entry.name.clone(), EntryDiff { difference, inside });
+            changes.insert(entry.name.clone(), EntryDiff { difference, subdirectory });
         }
-        let removed = EntryDiff { difference: Some(TreeDifference::Removed), inside: None };
-        changes.extend(was.into_keys().map(|name| (name, removed.clone())));
+        let removed = EntryDiff { difference: Some(TreeDifference::Removed), subdirectory: None };
+        changes.extend(lower_entries.into_keys().map(|name| (name, removed.clone())));
         if path.len() > crate::beneath::MAX_PATH {
             return Err(Errno::NAMETOOLONG);
         }
@@ -110,6 +113,6 @@ struct DiffLevel {
 #[derive(Clone)]
 struct EntryDiff {
     difference: Option<TreeDifference>,
-    /// A directory to descend into, and the lower directory that it is compared with.
-    inside: Option<(MergedDirectory, Option<Box<[u8]>>)>,
+    /// Directory to descend into, and the path of the lower directory that it is compared with.
+    subdirectory: Option<(MergedDirectory, Option<Box<[u8]>>)>,
 }

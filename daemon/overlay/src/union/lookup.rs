@@ -54,8 +54,8 @@ impl OverlayFs {
         let name = checked_name(name)?;
         let _reading = self.reading_names();
         let directory = self.directory(parent)?;
-        let sight = self.lookup_entry(&directory, name)?.ok_or(Errno::NOENT)?;
-        self.register_lookup(&sight, parent, name)
+        let found = self.lookup_entry(&directory, name)?.ok_or(Errno::NOENT)?;
+        self.register_lookup(&found, parent, name)
     }
 
     pub fn forget(&self, inode: u64, count: u64) {
@@ -88,13 +88,13 @@ impl OverlayFs {
         let mut attr = match &node.location {
             NodeLocation::Lower => {
                 let path = node.lower.as_deref().ok_or(Errno::NOENT)?;
-                let seen = self.lower.stat(path)?.ok_or(Errno::NOENT)?;
-                may_have_others = self.link_key(&seen).is_some();
-                let sight = self.result_from_lower(path.into(), seen);
-                if inode != ROOT && sight.key != node.key {
+                let lower_stat = self.lower.stat(path)?.ok_or(Errno::NOENT)?;
+                may_have_others = self.link_key(&lower_stat).is_some();
+                let found = self.result_from_lower(path.into(), lower_stat);
+                if inode != ROOT && found.key != node.key {
                     return Err(Errno::STALE);
                 }
-                sight.attr
+                found.attr
             }
             NodeLocation::Upper | NodeLocation::Linked(_) => {
                 let (directory, name) = self.locate(inode, &node)?;
@@ -125,12 +125,12 @@ impl OverlayFs {
     /// name in it. The root has the name `.`.
     pub(super) fn locate(&self, inode: u64, node: &OverlayNode) -> Result<(OwnedFd, Box<[u8]>)> {
         let upper = self.upper()?;
-        let again = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 0);
+        let duplicate = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 0);
         if let NodeLocation::Linked(key) = &node.location {
-            return Ok((again(upper.links_directory())?, key.as_bytes().into()));
+            return Ok((duplicate(upper.links_directory())?, key.as_bytes().into()));
         }
         if let Some(orphan) = &node.orphan {
-            return Ok((again(upper.work_directory())?, orphan.clone()));
+            return Ok((duplicate(upper.work_directory())?, orphan.clone()));
         }
         if inode == ROOT {
             return Ok((upper.open_path(b"")?, b".".as_slice().into()));
@@ -158,13 +158,13 @@ impl OverlayFs {
 
     pub(super) fn register_lookup(
         &self,
-        sight: &LookupResult,
+        found: &LookupResult,
         parent: u64,
         name: &[u8],
     ) -> Result<InodeEntry> {
         let mut nodes = self.nodes();
-        let inode = nodes.register(sight, parent, name)?;
-        let mut attr = sight.attr;
+        let inode = nodes.register(found, parent, name)?;
+        let mut attr = found.attr;
         self.adjust_link_count(nodes.get(inode)?, &mut attr);
         Ok(InodeEntry { inode, attr })
     }
@@ -176,12 +176,12 @@ impl OverlayFs {
         name: &[u8],
     ) -> Result<Option<LookupResult>> {
         if let Some(path) = &directory.upper {
-            let held = self.upper()?.open_path(path)?;
-            if let Some(stat) = upper::stat(&held, name)? {
+            let handle = self.upper()?.open_path(path)?;
+            if let Some(stat) = upper::stat(&handle, name)? {
                 if upper::is_whiteout(&stat) {
                     return Ok(None);
                 }
-                return self.lookup_upper(directory, &held, name, &stat).map(Some);
+                return self.lookup_upper(directory, &handle, name, &stat).map(Some);
             }
         }
         self.lookup_lower(directory, name)
@@ -195,7 +195,7 @@ impl OverlayFs {
         let Some(lower) = &directory.lower else { return Ok(None) };
         let path = child_path(lower, name)?;
         match self.lower.stat(&path)? {
-            Some(seen) => self.result_from_lower_or_link(path, seen).map(Some),
+            Some(lower_stat) => self.result_from_lower_or_link(path, lower_stat).map(Some),
             None => Ok(None),
         }
     }
@@ -203,13 +203,13 @@ impl OverlayFs {
     fn lookup_upper(
         &self,
         directory: &MergedDirectory,
-        held: &OwnedFd,
+        handle: &OwnedFd,
         name: &[u8],
         stat: &InodeStat,
     ) -> Result<LookupResult> {
-        let mut sight = self.result_from_upper(stat);
+        let mut found = self.result_from_upper(stat);
         if stat.attr.kind == FileType::Directory {
-            sight.lower = match upper::merge_target(held, name)? {
+            found.lower = match upper::merge_target(handle, name)? {
                 MergeTarget::Opaque => None,
                 MergeTarget::Other(path) => Some(path),
                 MergeTarget::Same => match &directory.lower {
@@ -218,49 +218,49 @@ impl OverlayFs {
                 },
             };
         }
-        Ok(sight)
+        Ok(found)
     }
 
     fn result_from_upper(&self, stat: &InodeStat) -> LookupResult {
         let mut attr = stat.attr;
-        let mut place = NodeLocation::Upper;
+        let mut location = NodeLocation::Upper;
         if attr.kind != FileType::Directory
             && let Some((key, linked)) = self.upper.as_ref().and_then(|upper| upper.key_of(stat.inode))
         {
             attr.links = (linked.lower_names.saturating_sub(linked.removed_names) + attr.links)
                 .saturating_sub(1)
                 .max(1);
-            place = NodeLocation::Linked(key);
+            location = NodeLocation::Linked(key);
         }
-        LookupResult { attr, key: NodeKey::Upper(stat.inode), location: place, lower: None }
+        LookupResult { attr, key: NodeKey::Upper(stat.inode), location, lower: None }
     }
 
     /// A file with several names may have been copied up by another name.
-    fn result_from_lower_or_link(&self, path: Box<[u8]>, seen: EntryStat) -> Result<LookupResult> {
+    fn result_from_lower_or_link(&self, path: Box<[u8]>, lower_stat: EntryStat) -> Result<LookupResult> {
         if let Some(upper) = &self.upper
-            && let Some(key) = self.link_key(&seen)
+            && let Some(key) = self.link_key(&lower_stat)
             && upper.linked().get(&key).is_some_and(|linked| linked.inode.is_some())
         {
             let stat = upper::stat(upper.links_directory(), key.as_bytes())?.ok_or(Errno::IO)?;
             return Ok(self.result_from_upper(&stat));
         }
-        let mut sight = self.result_from_lower(path, seen);
+        let mut found = self.result_from_lower(path, lower_stat);
         // It was just found by a name, so it has at least one.
-        sight.attr.links = sight.attr.links.max(1);
-        Ok(sight)
+        found.attr.links = found.attr.links.max(1);
+        Ok(found)
     }
 
     /// Builds the result for a lower entry. Its link count excludes hidden names: 0 when all of them are
     /// hidden.
-    fn result_from_lower(&self, path: Box<[u8]>, seen: EntryStat) -> LookupResult {
-        let mut attr = seen.attr;
+    fn result_from_lower(&self, path: Box<[u8]>, lower_stat: EntryStat) -> LookupResult {
+        let mut attr = lower_stat.attr;
         if let Some(upper) = &self.upper
-            && let Some(key) = self.link_key(&seen)
+            && let Some(key) = self.link_key(&lower_stat)
         {
-            let gone = upper.linked().get(&key).map_or(0, |linked| linked.removed_names);
-            attr.links = attr.links.saturating_sub(gone);
+            let removed_names = upper.linked().get(&key).map_or(0, |linked| linked.removed_names);
+            attr.links = attr.links.saturating_sub(removed_names);
         }
-        let key = match seen.identity {
+        let key = match lower_stat.identity {
             FileIdentity::Synthetic => NodeKey::Synthetic(path.clone()),
             source => NodeKey::Lower(source),
         };
@@ -269,12 +269,12 @@ impl OverlayFs {
 
     /// Returns the key that all names of one lower file share, however often it is mounted; `None` for a file
     /// with one name.
-    pub(super) fn link_key(&self, seen: &EntryStat) -> Option<LinkKey> {
-        if seen.attr.kind == FileType::Directory {
+    pub(super) fn link_key(&self, lower_stat: &EntryStat) -> Option<LinkKey> {
+        if lower_stat.attr.kind == FileType::Directory {
             return None;
         }
-        let text = match &seen.identity {
-            FileIdentity::Disk { mount, inode, birth: born, .. } if seen.attr.links > 1 => {
+        let text = match &lower_stat.identity {
+            FileIdentity::Disk { mount, inode, birth: born, .. } if lower_stat.attr.links > 1 => {
                 format!("{} disk {inode} {} {}", self.lower.mount_name(*mount), born.0, born.1)
             }
             FileIdentity::Image { mount, links: Some(links), .. } => {
@@ -301,35 +301,35 @@ impl OverlayFs {
         };
         let mut listed = Vec::with_capacity(lower.len());
         if let Some(path) = &directory.upper {
-            let held = self.upper()?.open_tree_directory(path)?;
+            let handle = self.upper()?.open_tree_directory(path)?;
             let mut names: Vec<Box<[u8]>> = Vec::new();
-            beneath::for_each_name(&held, |name| {
+            beneath::for_each_name(&handle, |name| {
                 names.push(name.to_bytes().into());
                 names.len() <= MAX_DIRECTORY_ENTRIES
             })?;
             for name in names {
-                let Some(stat) = upper::stat(&held, &name)? else { continue };
+                let Some(stat) = upper::stat(&handle, &name)? else { continue };
                 lower.remove(&name);
                 if !upper::is_whiteout(&stat) {
-                    let sight = self.lookup_upper(directory, &held, &name, &stat)?;
-                    listed.push((name, sight));
+                    let found = self.lookup_upper(directory, &handle, &name, &stat)?;
+                    listed.push((name, found));
                 }
             }
         }
         if let Some(path) = &directory.lower {
-            for (name, seen) in lower {
+            for (name, lower_stat) in lower {
                 let path = child_path(path, &name)?;
-                let sight = self.result_from_lower_or_link(path, seen)?;
-                listed.push((name, sight));
+                let found = self.result_from_lower_or_link(path, lower_stat)?;
+                listed.push((name, found));
             }
         }
         if directory.upper.is_some() {
             listed.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         }
-        let entry = |(name, sight): (Box<[u8]>, LookupResult)| ListingEntry {
-            kind: sight.attr.kind,
+        let entry = |(name, found): (Box<[u8]>, LookupResult)| ListingEntry {
+            kind: found.attr.kind,
             name,
-            lookup_result: sight,
+            lookup_result: found,
         };
         Ok(listed.into_iter().map(entry).collect())
     }
@@ -355,7 +355,7 @@ impl OverlayFs {
         }
         let directory = self.directory(listing.directory)?;
         match self.lookup_entry(&directory, &listed.name)? {
-            Some(sight) => self.register_lookup(&sight, listing.directory, &listed.name).map(Some),
+            Some(found) => self.register_lookup(&found, listing.directory, &listed.name).map(Some),
             None => Ok(None),
         }
     }

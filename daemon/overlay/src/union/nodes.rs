@@ -137,23 +137,23 @@ impl NodeTable {
     }
 
     /// Registers a lookup of `name` in `parent`: updates the node, or creates it.
-    pub fn register(&mut self, sight: &LookupResult, parent: u64, name: &[u8]) -> Result<u64> {
-        let number = self.number(&sight.key);
-        let only = sight.attr.links <= 1;
+    pub fn register(&mut self, found: &LookupResult, parent: u64, name: &[u8]) -> Result<u64> {
+        let number = self.number(&found.key);
+        let only = found.attr.links <= 1;
         if !self.by_number.contains_key(&parent) {
             return Err(Errno::STALE);
         }
         if let Some(node) = self.by_number.get_mut(&number) {
-            let here = |known: &(u64, Box<[u8]>)| known.0 == parent && *known.1 == *name;
-            let place = node.names.iter().position(here);
+            let is_this_name = |known: &(u64, Box<[u8]>)| known.0 == parent && *known.1 == *name;
+            let position = node.names.iter().position(is_this_name);
             // A lower file may be renamed during use: the location of the latest lookup counts.
-            node.location = sight.location.clone();
-            node.lower.clone_from(&sight.lower);
+            node.location = found.location.clone();
+            node.lower.clone_from(&found.lower);
             node.lookups += 1;
             let mut dropped = Vec::new();
-            if let Some(place) = place {
+            if let Some(position) = position {
                 let last = node.names.len() - 1;
-                node.names.swap(place, last);
+                node.names.swap(position, last);
             } else {
                 node.names.push((parent, name.into()));
             }
@@ -161,7 +161,7 @@ impl NodeTable {
                 let keep = if only { 1 } else { MAX_NAMES };
                 dropped.extend(node.names.drain(..node.names.len() - keep));
             }
-            if place.is_none() {
+            if position.is_none() {
                 self.count_child(parent);
             }
             for (parent, _) in dropped {
@@ -170,11 +170,11 @@ impl NodeTable {
             return Ok(number);
         }
         let node = OverlayNode {
-            kind: sight.attr.kind,
-            key: sight.key.clone(),
+            kind: found.attr.kind,
+            key: found.key.clone(),
             owns_key: false,
-            location: sight.location.clone(),
-            lower: sight.lower.clone(),
+            location: found.location.clone(),
+            lower: found.lower.clone(),
             names: vec![(parent, name.into())],
             orphan: None,
             lookups: 1,
@@ -217,14 +217,14 @@ impl NodeTable {
     }
 
     /// Gives a node another key and location, after its content was copied.
-    pub fn rekey(&mut self, inode: u64, key: NodeKey, place: NodeLocation) {
+    pub fn rekey(&mut self, inode: u64, key: NodeKey, location: NodeLocation) {
         self.detach(inode);
         if let Some(other) = self.inode_of(&key) {
             self.detach(other);
         }
         let Some(node) = self.by_number.get_mut(&inode) else { return };
         node.key = key;
-        node.location = place;
+        node.location = location;
         self.attach(inode);
     }
 
@@ -330,8 +330,8 @@ mod tests {
 
     fn meet(nodes: &mut NodeTable, key: &NodeKey, name: &[u8]) -> u64 {
         let attr = FileAttributes { kind: FileType::RegularFile, ..FileAttributes::SYNTHETIC_DIRECTORY };
-        let sight = LookupResult { attr, key: key.clone(), location: NodeLocation::Lower, lower: None };
-        nodes.register(&sight, ROOT, name).unwrap()
+        let found = LookupResult { attr, key: key.clone(), location: NodeLocation::Lower, lower: None };
+        nodes.register(&found, ROOT, name).unwrap()
     }
 
     #[test]

@@ -15,27 +15,27 @@ impl OverlayFs {
         let upper = self.upper()?;
         let _changing = self.changing_names();
         let directory = self.directory(parent)?;
-        let sight = self.lookup_entry(&directory, name)?.ok_or(Errno::NOENT)?;
-        if sight.attr.kind == FileType::Directory {
+        let found = self.lookup_entry(&directory, name)?.ok_or(Errno::NOENT)?;
+        if found.attr.kind == FileType::Directory {
             return Err(Errno::ISDIR);
         }
-        let covers = self.lookup_lower(&directory, name)?.is_some();
+        let lower_exists = self.lookup_lower(&directory, name)?.is_some();
         let hidden = self.hidden_link_key(&directory, name)?;
         self.copy_up_directories(parent)?;
-        let held = upper.open_path(self.directory(parent)?.upper.as_deref().ok_or(Errno::STALE)?)?;
-        let known = self.nodes().inode_of(&sight.key);
-        if upper::stat(&held, name)?.is_none() {
-            upper::make_whiteout(&held, name)?;
-        } else if let Some(inode) = known.filter(|inode| self.is_last_known_name(*inode, &sight)) {
+        let handle = upper.open_path(self.directory(parent)?.upper.as_deref().ok_or(Errno::STALE)?)?;
+        let known = self.nodes().inode_of(&found.key);
+        if upper::stat(&handle, name)?.is_none() {
+            upper::make_whiteout(&handle, name)?;
+        } else if let Some(inode) = known.filter(|inode| self.is_last_known_name(*inode, &found)) {
             let orphan = upper.work_name();
-            let flags = if covers { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
-            upper::rename(&held, name, upper.work_directory(), &orphan, flags)?;
+            let flags = if lower_exists { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
+            upper::rename(&handle, name, upper.work_directory(), &orphan, flags)?;
             self.nodes().get_mut(inode)?.orphan = Some(orphan);
-        } else if covers {
+        } else if lower_exists {
             let whiteout = upper.make_work_whiteout()?;
-            upper::rename(upper.work_directory(), &whiteout, &held, name, RenameFlags::empty())?;
+            upper::rename(upper.work_directory(), &whiteout, &handle, name, RenameFlags::empty())?;
         } else {
-            upper::unlink(&held, name)?;
+            upper::unlink(&handle, name)?;
         }
         if let Some(inode) = known {
             self.nodes().remove_name(inode, parent, name);
@@ -44,10 +44,10 @@ impl OverlayFs {
     }
 
     /// Reports whether removing one name of an upper file would make it unreachable.
-    pub(super) fn is_last_known_name(&self, inode: u64, sight: &LookupResult) -> bool {
+    pub(super) fn is_last_known_name(&self, inode: u64, found: &LookupResult) -> bool {
         let nodes = self.nodes();
         let node = nodes.get(inode);
-        sight.location == NodeLocation::Upper
+        found.location == NodeLocation::Upper
             && node.is_ok_and(|node| node.orphan.is_none() && node.names.len() <= 1)
     }
 
@@ -63,8 +63,8 @@ impl OverlayFs {
             return Ok(None);
         }
         let Some(lower) = &directory.lower else { return Ok(None) };
-        let seen = self.lower.stat(&child_path(lower, name)?)?;
-        Ok(seen.and_then(|seen| self.link_key(&seen)))
+        let lower_stat = self.lower.stat(&child_path(lower, name)?)?;
+        Ok(lower_stat.and_then(|lower_stat| self.link_key(&lower_stat)))
     }
 
     #[expect(clippy::unused_self, reason = "reads as a step of the others")]
@@ -77,32 +77,32 @@ impl OverlayFs {
         let upper = self.upper()?;
         let _changing = self.changing_names();
         let directory = self.directory(parent)?;
-        let sight = self.lookup_entry(&directory, name)?.ok_or(Errno::NOENT)?;
-        if sight.attr.kind != FileType::Directory {
+        let found = self.lookup_entry(&directory, name)?.ok_or(Errno::NOENT)?;
+        if found.attr.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
-        if !self.is_empty(&directory, name, &sight)? {
+        if !self.is_empty(&directory, name, &found)? {
             return Err(Errno::NOTEMPTY);
         }
-        let covers = self.lookup_lower(&directory, name)?.is_some();
+        let lower_exists = self.lookup_lower(&directory, name)?.is_some();
         self.copy_up_directories(parent)?;
-        let held = upper.open_path(self.directory(parent)?.upper.as_deref().ok_or(Errno::STALE)?)?;
-        if upper::stat(&held, name)?.is_none() {
-            upper::make_whiteout(&held, name)?;
+        let handle = upper.open_path(self.directory(parent)?.upper.as_deref().ok_or(Errno::STALE)?)?;
+        if upper::stat(&handle, name)?.is_none() {
+            upper::make_whiteout(&handle, name)?;
         } else {
             // The directory may still contain whiteouts.
             let old = upper.work_name();
-            let flags = if covers { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
-            upper::rename(&held, name, upper.work_directory(), &old, flags)?;
+            let flags = if lower_exists { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
+            upper::rename(&handle, name, upper.work_directory(), &old, flags)?;
             upper.remove_work(&old);
         }
-        self.detach_directory(&sight, parent, name);
+        self.detach_directory(&found, parent, name);
         Ok(())
     }
 
-    pub(super) fn detach_directory(&self, sight: &LookupResult, parent: u64, name: &[u8]) {
+    pub(super) fn detach_directory(&self, found: &LookupResult, parent: u64, name: &[u8]) {
         let mut nodes = self.nodes();
-        if let Some(inode) = nodes.inode_of(&sight.key) {
+        if let Some(inode) = nodes.inode_of(&found.key) {
             nodes.remove_name(inode, parent, name);
             nodes.detach(inode);
         }
@@ -112,13 +112,13 @@ impl OverlayFs {
         &self,
         directory: &MergedDirectory,
         name: &[u8],
-        sight: &LookupResult,
+        found: &LookupResult,
     ) -> Result<bool> {
-        let upper = match (&sight.location, &directory.upper) {
+        let upper = match (&found.location, &directory.upper) {
             (NodeLocation::Upper, Some(path)) => Some(child_path(path, name)?.into_vec()),
             _ => None,
         };
-        let inside = MergedDirectory { upper, lower: sight.lower.clone() };
-        Ok(self.entries(&inside)?.is_empty())
+        let removed_directory = MergedDirectory { upper, lower: found.lower.clone() };
+        Ok(self.entries(&removed_directory)?.is_empty())
     }
 }

@@ -37,16 +37,16 @@ impl OverlayFs {
         self.upper()?;
         self.check_before_copy_up(old, new, mode)?;
         for _ in 0..ATTEMPTS {
-            let mut held = Vec::new();
-            let mut lifted = self.copy_up_end(old, &mut held);
-            if mode == RenameMode::Exchange && lifted.is_ok() {
-                lifted = self.copy_up_end(new, &mut held);
+            let mut looked_up = Vec::new();
+            let mut copied_up = self.copy_up_end(old, &mut looked_up);
+            if mode == RenameMode::Exchange && copied_up.is_ok() {
+                copied_up = self.copy_up_end(new, &mut looked_up);
             }
-            let done = lifted.and_then(|()| {
+            let done = copied_up.and_then(|()| {
                 let _changing = self.changing_names();
                 self.rename_copied_up(old, new, mode)
             });
-            held.into_iter().for_each(|inode| self.forget(inode, 1));
+            looked_up.into_iter().for_each(|inode| self.forget(inode, 1));
             match done {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
@@ -64,9 +64,9 @@ impl OverlayFs {
         self.check_rename(old, &from, new, to.as_ref(), mode).map(|_| ())
     }
 
-    fn copy_up_end(&self, end: RenameEnd<'_>, held: &mut Vec<u64>) -> Result<()> {
+    fn copy_up_end(&self, end: RenameEnd<'_>, looked_up: &mut Vec<u64>) -> Result<()> {
         let inode = self.lookup(end.parent, end.name)?.inode;
-        held.push(inode);
+        looked_up.push(inode);
         self.copy_up(inode, None)
     }
 
@@ -85,16 +85,16 @@ impl OverlayFs {
             _ => {}
         }
         let nodes = self.nodes();
-        let is_directory = |sight: &LookupResult| sight.attr.kind == FileType::Directory;
-        let above = |sight: &LookupResult, place: u64| {
-            is_directory(sight)
-                && nodes.inode_of(&sight.key).is_some_and(|inode| nodes.is_below(place, inode))
+        let is_directory = |found: &LookupResult| found.attr.kind == FileType::Directory;
+        let is_above = |found: &LookupResult, directory: u64| {
+            is_directory(found)
+                && nodes.inode_of(&found.key).is_some_and(|inode| nodes.is_below(directory, inode))
         };
-        if above(from, new.parent) {
+        if is_above(from, new.parent) {
             return Err(Errno::INVAL);
         }
         let Some(to) = to else { return Ok(false) };
-        if above(to, old.parent) {
+        if is_above(to, old.parent) {
             return Err(if mode == RenameMode::Exchange { Errno::INVAL } else { Errno::NOTEMPTY });
         }
         if from.key == to.key {
@@ -163,12 +163,12 @@ impl OverlayFs {
         (new, to_directory, to): (RenameEnd<'_>, &MergedDirectory, Option<&LookupResult>),
     ) -> Result<()> {
         let target = upper.open_path(to_directory.upper.as_deref().ok_or(Errno::STALE)?)?;
-        let covers = self.lookup_lower(from_directory, old.name)?.is_some();
+        let lower_exists = self.lookup_lower(from_directory, old.name)?.is_some();
         let hidden = self.hidden_link_key(to_directory, new.name)?;
-        let there = upper::stat(&target, new.name)?;
+        let existing = upper::stat(&target, new.name)?;
         let replaced = to.and_then(|to| self.nodes().inode_of(&to.key).map(|inode| (inode, to)));
         let mut orphan = None;
-        match (&there, to) {
+        match (&existing, to) {
             (Some(_), Some(to)) if to.attr.kind == FileType::Directory => {
                 self.replace_with_empty_directory(upper, &target, new.name, to)?;
             }
@@ -183,13 +183,13 @@ impl OverlayFs {
             }
             _ => {}
         }
-        let whiteout = there.as_ref().is_some_and(upper::is_whiteout);
+        let whiteout = existing.as_ref().is_some_and(upper::is_whiteout);
         let moved = if whiteout && from.attr.kind == FileType::Directory {
             // A directory can replace only a directory, so it is exchanged with the whiteout.
             upper::rename(source, old.name, &target, new.name, RenameFlags::EXCHANGE)
-                .and_then(|()| if covers { Ok(()) } else { upper::unlink(source, old.name) })
+                .and_then(|()| if lower_exists { Ok(()) } else { upper::unlink(source, old.name) })
         } else {
-            let flags = if covers { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
+            let flags = if lower_exists { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
             upper::rename(source, old.name, &target, new.name, flags)
         };
         if let Err(errno) = moved {
@@ -222,42 +222,43 @@ impl OverlayFs {
         upper: &UpperLayer,
         directory: &MergedDirectory,
         name: &[u8],
-        sight: &LookupResult,
+        found: &LookupResult,
     ) -> Result<OwnedFd> {
-        let held = upper.open_path(directory.upper.as_deref().ok_or(Errno::STALE)?)?;
-        if let NodeLocation::Linked(key) = &sight.location
-            && upper::stat(&held, name)?.is_none()
+        let handle = upper.open_path(directory.upper.as_deref().ok_or(Errno::STALE)?)?;
+        if let NodeLocation::Linked(key) = &found.location
+            && upper::stat(&handle, name)?.is_none()
         {
             // Until now only the lower tree had this name.
             let hidden = self.hidden_link_key(directory, name)?;
-            rustix::fs::linkat(upper.links_directory(), key.as_bytes(), &held, name, AtFlags::empty())?;
+            rustix::fs::linkat(upper.links_directory(), key.as_bytes(), &handle, name, AtFlags::empty())?;
             self.count_hidden_name(upper, hidden)?;
         }
-        if sight.attr.kind == FileType::Directory && upper::merge_target(&held, name)? == MergeTarget::Same {
-            let merge = sight.lower.clone().map_or(MergeTarget::Opaque, MergeTarget::Other);
+        if found.attr.kind == FileType::Directory && upper::merge_target(&handle, name)? == MergeTarget::Same
+        {
+            let merge = found.lower.clone().map_or(MergeTarget::Opaque, MergeTarget::Other);
             upper::set_merge_target(
-                upper::open_at(&held, name, OFlags::RDONLY | OFlags::DIRECTORY)?,
+                upper::open_at(&handle, name, OFlags::RDONLY | OFlags::DIRECTORY)?,
                 &merge,
             )?;
         }
-        Ok(held)
+        Ok(handle)
     }
 
     /// Replaces a directory that contains only hidden entries by a really empty one.
     fn replace_with_empty_directory(
         &self,
         upper: &UpperLayer,
-        held: &OwnedFd,
+        handle: &OwnedFd,
         name: &[u8],
-        sight: &LookupResult,
+        found: &LookupResult,
     ) -> Result<()> {
-        let (work, ()) = upper.make_in_work(|work, made| {
-            rustix::fs::mkdirat(work, made, Mode::from_raw_mode(0o700))?;
-            let directory = upper::open_at(work, made, OFlags::RDONLY | OFlags::DIRECTORY)?;
-            upper.set_attributes(&directory, &sight.attr, &[])?;
-            upper.set_times(&directory, c".", &sight.attr)
+        let (work, ()) = upper.make_in_work(|work, work_name| {
+            rustix::fs::mkdirat(work, work_name, Mode::from_raw_mode(0o700))?;
+            let directory = upper::open_at(work, work_name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            upper.set_attributes(&directory, &found.attr, &[])?;
+            upper.set_times(&directory, c".", &found.attr)
         })?;
-        let swapped = upper::rename(upper.work_directory(), &work, held, name, RenameFlags::EXCHANGE);
+        let swapped = upper::rename(upper.work_directory(), &work, handle, name, RenameFlags::EXCHANGE);
         upper.remove_work(&work);
         swapped
     }

@@ -3,9 +3,9 @@
 //! ```text
 //! <directory>/tree/    changed files, at the paths where the overlay shows them
 //!     character device 0:0                       whiteout: hides the lower entry with this name
-//!     directory without `trusted.hearth.lower`   opaque: shows only what is in it here
+//!     directory without `trusted.hearth.lower`   opaque: the lower directory of this name is hidden
 //!     ... with the value `.`                     merged with the lower directory of the same name
-//!     ... with a path                            merged with that lower directory: it was renamed
+//!     ... with a path                            renamed directory: merged with the lower directory at that path
 //! <directory>/links/   changed files that have several names in the lower tree
 //!     <key>       the content of all those names; further names in tree/ are hard links to it
 //!     <key>.gone  its length in bytes is the number of removed lower names
@@ -56,11 +56,11 @@ pub type LinkKey = Box<str>;
 /// State of a lower file that has several names.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LinkedFile {
-    /// Inode number of its content in `links/`, once it was copied up.
+    /// Inode number of the copy in `links/`; `None` until the file is copied up.
     pub inode: Option<u64>,
-    /// Number of names that the lower tree had at the copy-up.
+    /// Number of names that the file had in the lower tree when it was copied up.
     pub lower_names: u32,
-    /// Number of these names that were removed since.
+    /// Number of lower names that have been removed.
     pub removed_names: u32,
 }
 
@@ -76,7 +76,7 @@ pub enum MergeTarget {
 impl UpperLayer {
     /// Opens an upper directory, or creates an empty one, and removes unfinished entries of an earlier run.
     pub fn open(directory: &Path) -> io::Result<Self> {
-        let make = |name: &str| {
+        let create_subdirectory = |name: &str| {
             let path = directory.join(name);
             match DirBuilder::new().mode(0o700).recursive(true).create(&path) {
                 Ok(()) => open_directory(&path),
@@ -88,11 +88,10 @@ impl UpperLayer {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let (work, links) = (make("work")?, make("links")?);
+        let (work, links) = (create_subdirectory("work")?, create_subdirectory("links")?);
         let tree = match open_directory(&directory.join("tree")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // Its attributes come from the lower tree: `prepare_root` sets them before it publishes the
-                // directory.
+                // `prepare_root` copies the attributes of the lower root before it moves this directory to `tree`.
                 DirBuilder::new().mode(0o700).create(directory.join("work/tree"))?;
                 open_directory(&directory.join("work/tree"))?
             }
@@ -117,8 +116,8 @@ impl UpperLayer {
             let name = entry.file_name().into_string().map_err(|_| io::ErrorKind::InvalidData)?;
             match name.strip_suffix(".gone") {
                 Some(key) => {
-                    let gone = u32::try_from(entry.metadata()?.len()).unwrap_or(u32::MAX);
-                    linked.entry(key.into()).or_default().removed_names = gone;
+                    let removed_names = u32::try_from(entry.metadata()?.len()).unwrap_or(u32::MAX);
+                    linked.entry(key.into()).or_default().removed_names = removed_names;
                 }
                 None => {
                     let names =
@@ -133,22 +132,23 @@ impl UpperLayer {
         Ok(())
     }
 
-    /// Gives the root of a new upper directory the attributes of the lower one, and publishes it.
+    /// Copies the attributes of the lower root to the root of a new upper directory, and moves it from `work/` to
+    /// `tree`. Does nothing for an existing upper directory.
     pub(super) fn prepare_root(
         &self,
         lower: &dyn LowerTree,
         top: &[u8],
         attr: &FileAttributes,
     ) -> Result<()> {
-        let made = self.directory.join("tree");
-        if made.exists() {
+        let published = self.directory.join("tree");
+        if published.exists() {
             return Ok(());
         }
         self.set_attributes(&self.tree, attr, &user_xattrs(lower, top)?)?;
         set_merge_target(&self.tree, &MergeTarget::Same)?;
         self.set_times(&self.work, c"tree", attr)?;
-        let above = open_directory(&self.directory).map_err(|error| super::copy_up::errno(&error))?;
-        rename(&self.work, b"tree", above, b"tree", RenameFlags::NOREPLACE)
+        let parent = open_directory(&self.directory).map_err(|error| super::copy_up::errno(&error))?;
+        rename(&self.work, b"tree", parent, b"tree", RenameFlags::NOREPLACE)
     }
 
     pub fn directory(&self) -> &Path {
@@ -198,8 +198,8 @@ impl UpperLayer {
         }
     }
 
-    /// Removes an entry of `work/` with everything below it. What cannot be removed is removed at the next
-    /// start.
+    /// Removes an entry of `work/` with everything below it. If that fails, the next start of the overlay removes
+    /// the entry.
     pub(super) fn remove_work(&self, name: &[u8]) {
         let Ok(text) = std::str::from_utf8(name) else { return };
         let path = self.directory.join("work").join(text);
@@ -213,7 +213,7 @@ impl UpperLayer {
                 tracing::warn!(
                     %error,
                     path = %path.display(),
-                    "failed to remove a work entry; it is removed at the next start",
+                    "failed to remove an entry of work/; the next start removes it",
                 );
             }
             _ => {}
@@ -225,8 +225,8 @@ impl UpperLayer {
         self.make_in_work(|work, name| make_whiteout(work, name)).map(|(name, ())| name)
     }
 
-    /// Sets owner, extended attributes and mode of an open file or directory, in the order in which no step
-    /// undoes an earlier one.
+    /// Sets owner, extended attributes and mode of an open file or directory, in this order: a change of the owner
+    /// clears file capabilities and set-user-ID bits.
     pub(super) fn set_attributes(
         &self,
         fd: impl AsFd,
@@ -251,7 +251,7 @@ impl UpperLayer {
         rustix::fs::utimensat(directory, name, &times, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Counts a removed name of a lower file that has several.
+    /// Increments the number of removed lower names of a file that has several names in the lower tree.
     pub(super) fn count_removed_name(&self, key: &LinkKey) -> Result<()> {
         let mut linked = self.linked();
         let entry = linked.entry(key.clone()).or_default();
@@ -263,7 +263,7 @@ impl UpperLayer {
         Ok(())
     }
 
-    /// Records the number of lower names for the copy `name` in `work/`.
+    /// Stores the number of lower names of a file as an extended attribute of its copy `name` in `work/`.
     pub(super) fn record_name_count(&self, name: &[u8], names: u32) -> Result<()> {
         let path = [format!("/proc/self/fd/{}/", self.work.as_raw_fd()).as_bytes(), name].concat();
         rustix::fs::lsetxattr(path, NAMES_XATTR, names.to_string().as_bytes(), XattrFlags::empty())
@@ -331,8 +331,8 @@ pub(super) fn set_merge_target(directory: impl AsFd, merge: &MergeTarget) -> Res
 
 /// Returns the merge target of the directory `name`.
 pub(super) fn merge_target(directory: &OwnedFd, name: &[u8]) -> Result<MergeTarget> {
-    let held = open_at(directory, name, OFlags::PATH | OFlags::DIRECTORY)?;
-    let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+    let handle = open_at(directory, name, OFlags::PATH | OFlags::DIRECTORY)?;
+    let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
     match read_xattr(|buffer| rustix::fs::getxattr(path.as_str(), LOWER_XATTR, buffer)) {
         Err(Errno::NODATA) => Ok(MergeTarget::Opaque),
         Err(errno) => Err(errno),

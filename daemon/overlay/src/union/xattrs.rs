@@ -1,4 +1,5 @@
-//! Extended attributes: `user.*` and `security.capability`; no others are shown, preserved or accepted.
+//! Extended attributes. Only `user.*` and `security.capability` can be read and set; all others are hidden, are not
+//! copied up, and are refused.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -21,25 +22,25 @@ impl OverlayFs {
         match node.location {
             NodeLocation::Lower => self.lower.xattr(node.lower.as_deref().ok_or(Errno::NOENT)?, name),
             NodeLocation::Upper | NodeLocation::Linked(_) => {
-                let place = self.locate(inode, &node)?;
-                read_xattr(|buffer| rustix::fs::lgetxattr(path(&place), name, buffer))
+                let location = self.locate(inode, &node)?;
+                read_xattr(|buffer| rustix::fs::lgetxattr(path(&location), name, buffer))
             }
         }
     }
 
-    /// Returns the names, each followed by a NUL.
+    /// Returns the attribute names, each terminated by a NUL byte.
     pub fn xattr_names(&self, inode: u64) -> Result<Vec<u8>> {
         let _reading = self.reading_names();
         let node = self.nodes().get(inode)?.clone();
         let names = match node.location {
             NodeLocation::Lower => self.lower.xattr_names(node.lower.as_deref().ok_or(Errno::NOENT)?)?,
             NodeLocation::Upper | NodeLocation::Linked(_) => {
-                let place = self.locate(inode, &node)?;
-                read_xattr(|buffer| rustix::fs::llistxattr(path(&place), buffer))?
+                let location = self.locate(inode, &node)?;
+                read_xattr(|buffer| rustix::fs::llistxattr(path(&location), buffer))?
             }
         };
-        let shown = names.split_inclusive(|&byte| byte == 0);
-        Ok(shown
+        let visible = names.split_inclusive(|&byte| byte == 0);
+        Ok(visible
             .filter(|name| is_shown(name.strip_suffix(b"\0").unwrap_or(name)))
             .flatten()
             .copied()
@@ -62,15 +63,15 @@ impl OverlayFs {
         self.copy_up(inode, None)?;
         let _reading = self.reading_names();
         let node = self.nodes().get(inode)?.clone();
-        let place = self.locate(inode, &node)?;
-        let changed = change(&path(&place));
+        let location = self.locate(inode, &node)?;
+        let changed = change(&path(&location));
         self.version.fetch_add(1, Ordering::Release);
         changed
     }
 }
 
-/// Returns a path for the system calls, none of which take a directory and a name. Valid while the directory
-/// in `place` is open.
+/// Returns a path to a name in an open directory, for the extended attribute system calls, which have no variant
+/// with a directory handle. The path is valid while the handle is open.
 fn path((directory, name): &(OwnedFd, Box<[u8]>)) -> Vec<u8> {
     [format!("/proc/self/fd/{}/", directory.as_raw_fd()).as_bytes(), name].concat()
 }
