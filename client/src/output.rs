@@ -84,7 +84,7 @@ pub fn age(time: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
     }
 }
 
-/// Converts from the wire. Returns none when the time is missing or out of range.
+/// Converts from the wire. Returns `None` when the time is missing or out of range.
 pub fn timestamp(time: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
     let time = time?;
     Timestamp::new(time.seconds, time.nanos).ok()

@@ -37,7 +37,7 @@ pub fn standard_input() -> tokio::sync::mpsc::Receiver<std::io::Result<bytes::By
 }
 
 /// Runs work that may never end, such as a program that prompts the user, on a thread that the end of
-/// the process does not wait for. Returns none when the work does not end in time, or panics.
+/// the process does not wait for. Returns `None` when the work does not end in time, or panics.
 #[expect(clippy::disallowed_methods, reason = "this is the place that moves work to a thread")]
 pub async fn blocking_with_timeout<T, F>(limit: std::time::Duration, work: F) -> Option<T>
 where

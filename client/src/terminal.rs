@@ -8,12 +8,12 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwins
 struct SavedTermios(Termios);
 
 impl SavedTermios {
-    /// Changes the terminal of standard input. Returns none when it is not a terminal, or cannot be
+    /// Changes the terminal of standard input. Returns `None` when it is not a terminal, or cannot be
     /// changed.
-    fn modify(how: impl FnOnce(&mut Termios)) -> Option<Self> {
+    fn modify(change: impl FnOnce(&mut Termios)) -> Option<Self> {
         let before = tcgetattr(std::io::stdin().as_fd()).ok()?;
         let mut changed = before.clone();
-        how(&mut changed);
+        change(&mut changed);
         tcsetattr(std::io::stdin().as_fd(), OptionalActions::Now, &changed).ok()?;
         Some(Self(before))
     }
@@ -31,7 +31,7 @@ impl Drop for SavedTermios {
 pub struct RawModeGuard(#[expect(dead_code, reason = "restores the terminal on drop")] SavedTermios);
 
 impl RawModeGuard {
-    /// Returns none when standard input is not a terminal.
+    /// Returns `None` when standard input is not a terminal.
     pub fn keyboard() -> Option<Self> {
         SavedTermios::modify(Termios::make_raw).map(Self)
     }
@@ -48,19 +48,19 @@ impl EchoOffGuard {
 
 impl Drop for EchoOffGuard {
     fn drop(&mut self) {
-        // The enter key was not echoed either.
+        // The Enter key was not echoed either, so the line still has to be ended.
         if self.0.is_some() {
             crate::output::note("");
         }
     }
 }
 
-/// Columns and rows of the terminal of standard output, or of standard input. Returns none when neither
+/// Columns and rows of the terminal of standard output, or of standard input. Returns `None` when neither
 /// is a terminal with a known size.
 pub fn window_size() -> Option<(u32, u32)> {
-    let of = |size: rustix::io::Result<rustix::termios::Winsize>| {
+    let known = |size: rustix::io::Result<rustix::termios::Winsize>| {
         let size = size.ok()?;
         (size.ws_col > 0 && size.ws_row > 0).then(|| (size.ws_col.into(), size.ws_row.into()))
     };
-    of(tcgetwinsize(std::io::stdout().as_fd())).or_else(|| of(tcgetwinsize(std::io::stdin().as_fd())))
+    known(tcgetwinsize(std::io::stdout().as_fd())).or_else(|| known(tcgetwinsize(std::io::stdin().as_fd())))
 }

@@ -11,8 +11,8 @@ use crate::leftovers;
 use crate::process::{self, Output, Running};
 use crate::wait::{self, seconds};
 
-/// Path of a containerd 2.x with its shim beside it; the one on PATH is Debian's 1.6.
-pub const SECOND: &str = "/usr/local/lib/hearth-tests/containerd-2/containerd";
+/// Path of containerd 2.x, with its shim in the same directory. The containerd on PATH is Debian's 1.6.
+pub const CONTAINERD_2: &str = "/usr/local/lib/hearth-tests/containerd-2/containerd";
 
 /// A running containerd; dropping it stops the process.
 pub struct Containerd {
@@ -31,7 +31,7 @@ impl Containerd {
     pub fn start_program(program: &str, directory: &Path) -> Self {
         let at = |name: &str| directory.join(name);
         fs::create_dir_all(directory).expect("directory");
-        // Disables the Kubernetes plugin and the one that uses a path outside of the directory.
+        // The Kubernetes plugin is not needed, and the `opt` plugin would use a path outside of the directory.
         let config = format!(
             "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
              root = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n",
@@ -41,10 +41,10 @@ impl Containerd {
         );
         fs::write(at("config.toml"), config).expect("config");
         let mut command = Command::new(program);
-        if let Some(beside) = Path::new(program).parent().filter(|beside| beside.is_absolute()) {
-            // Without this, containerd would take the first shim on PATH.
+        if let Some(program_directory) = Path::new(program).parent().filter(|parent| parent.is_absolute()) {
+            // containerd takes the first shim on PATH, which must be the one of the same release.
             let path = std::env::var("PATH").unwrap_or_default();
-            command.env("PATH", format!("{}:{path}", beside.display()));
+            command.env("PATH", format!("{}:{path}", program_directory.display()));
         }
         let running = Some(process::start(command.arg("--config").arg(at("config.toml"))));
         let containerd = Self { directory: directory.to_owned(), running };
@@ -70,7 +70,7 @@ impl Containerd {
 impl Drop for Containerd {
     fn drop(&mut self) {
         for point in leftovers::mounts(&self.directory).into_iter().rev() {
-            // The sweep of the test's directory reports what stays mounted.
+            // A failure is ignored here: the sweep of the test's directory reports mounts that are left.
             let _ = rustix::mount::unmount(&point, UnmountFlags::DETACH);
         }
         if let Some(running) = self.running.take() {

@@ -1,4 +1,5 @@
-//! A real daemon: its own directory, free ports, a managed buildkitd, and a checked shutdown.
+//! A real daemon for tests, with its own directory, free ports and managed buildkitd, and with a check at the end that
+//! nothing is left of it.
 //!
 //! ```text
 //! /tmp/hearth-XXXXXX/     one per run of the tests
@@ -41,15 +42,15 @@ const STOP_LIMIT: Duration = seconds(40);
 pub struct Options {
     /// Name of the room, and of the daemon's directory.
     pub room: String,
-    /// Additional arguments of hearthd.
+    /// Additional command-line arguments of hearthd.
     pub arguments: Vec<String>,
     pub environment: Vec<(String, String)>,
     /// Size of a tmpfs for the state directory, such as `64m`; `None` for no tmpfs.
     pub state_size: Option<String>,
     /// Content of a configuration file.
     pub config: String,
-    /// Capabilities that hearthd and its children run without, such as `dac_override`.
-    pub dropped: Vec<String>,
+    /// Capabilities that hearthd and its children do not get, such as `dac_override`.
+    pub dropped_capabilities: Vec<String>,
 }
 
 impl Options {
@@ -60,7 +61,7 @@ impl Options {
             environment: Vec::new(),
             state_size: None,
             config: String::new(),
-            dropped: Vec::new(),
+            dropped_capabilities: Vec::new(),
         }
     }
 
@@ -88,7 +89,7 @@ impl Options {
     }
 
     pub fn without_capabilities(mut self, names: &[&str]) -> Self {
-        self.dropped.extend(names.iter().map(ToString::to_string));
+        self.dropped_capabilities.extend(names.iter().map(ToString::to_string));
         self
     }
 
@@ -123,7 +124,7 @@ struct Live {
     child: Option<Child>,
     /// Address of gRPC and `/v2/`: `host:port`.
     listen: String,
-    /// Address at which services are reached: `host:port`.
+    /// Address of the ingress, at which services are reached: `host:port`.
     ingress: String,
     /// Mount points that the test itself made.
     own_mounts: Vec<PathBuf>,
@@ -164,10 +165,10 @@ impl Daemon {
     fn launch(&self, ready: bool) {
         let mut live = self.live();
         assert!(live.child.is_none(), "the daemon is already running");
-        // The addresses that an earlier start wrote must not be taken for those of this one.
+        // An earlier start may have left its addresses there, which must not be used for this one.
         let _ = fs::remove_file(self.addresses_file());
         live.child = Some(self.spawn(&live.options));
-        let served = wait::poll(START_LIMIT, || {
+        let addresses = wait::poll(START_LIMIT, || {
             if let Some(status) = live.child.as_mut().and_then(|child| child.try_wait().expect("wait")) {
                 live.child = None;
                 panic!("hearthd ended while it started: {status}\n{}", self.log_tail(60));
@@ -178,7 +179,7 @@ impl Daemon {
             let answer = http::Request::new("GET", "/readyz").try_send(&listen).ok()?;
             (answer.status == 200 || !ready).then_some((listen, ingress))
         });
-        let Some((listen, ingress)) = served else {
+        let Some((listen, ingress)) = addresses else {
             panic!("not ready within {START_LIMIT:?}\n{}", self.log_tail(60))
         };
         (live.listen, live.ingress) = (listen, ingress);
@@ -186,7 +187,7 @@ impl Daemon {
 
     fn spawn(&self, options: &Options) -> Child {
         let log = OpenOptions::new().create(true).append(true).open(self.log_file()).expect("log");
-        let mut command = match options.dropped.as_slice() {
+        let mut command = match options.dropped_capabilities.as_slice() {
             [] => Command::new(&binaries().hearthd),
             // setpriv replaces itself with hearthd, so that the child is hearthd in both cases.
             dropped => {
@@ -228,7 +229,7 @@ impl Daemon {
         self.directory.join("state")
     }
 
-    /// Directory of room storage, as the room's own programs see it.
+    /// Directory of room storage on this machine.
     pub fn room_files(&self) -> PathBuf {
         self.state().join("storage/room")
     }
@@ -254,7 +255,7 @@ impl Daemon {
         self.live().listen.clone()
     }
 
-    /// Address at which services of the room are reached: `host:port`.
+    /// Address of the ingress, at which services of the room are reached: `host:port`.
     pub fn ingress(&self) -> String {
         self.live().ingress.clone()
     }
@@ -277,12 +278,12 @@ impl Daemon {
 
     /// Returns the directory of the builder of a trust domain.
     pub fn builder_directory(&self, domain: &str) -> Option<PathBuf> {
-        let is_of = |directory: &PathBuf| {
+        let serves_domain = |directory: &PathBuf| {
             let record = fs::read(directory.join("builder.json")).unwrap_or_default();
             serde_json::from_slice::<Value>(&record).is_ok_and(|record| record["domain"] == domain)
         };
         let all = fs::read_dir(self.state().join("builders")).into_iter().flatten().flatten();
-        all.map(|entry| entry.path()).find(is_of)
+        all.map(|entry| entry.path()).find(serves_domain)
     }
 
     /// Returns the socket of the builder that serves root on the unix socket.
@@ -393,7 +394,7 @@ impl Daemon {
         skopeo::pull(&self.listen(), self.token(), name)
     }
 
-    /// Returns the digest that the tag names now; `None` when there is no such tag.
+    /// Returns the current digest of a tag, or `None` if there is no such tag.
     #[track_caller]
     pub fn tag_digest(&self, repository: &str, tag: &str) -> Option<String> {
         let answer = http::Request::new("HEAD", &format!("/v2/{repository}/manifests/{tag}"))
@@ -413,7 +414,7 @@ impl Daemon {
 
     // --- kill, stop, restart ---
 
-    /// Kills hearthd alone with SIGKILL: the processes that it owned must end by themselves.
+    /// Kills only hearthd with SIGKILL. Its child processes must end without help.
     #[track_caller]
     pub fn kill9(&self) {
         let mut child = self.live().child.take().expect("the daemon runs");
@@ -421,7 +422,7 @@ impl Daemon {
         child.wait().expect("wait");
     }
 
-    /// Stops hearthd with SIGTERM and returns the exit status of the drain.
+    /// Drains hearthd with SIGTERM and returns its exit status.
     #[track_caller]
     pub fn terminate(&self) -> ExitStatus {
         let mut child = self.live().child.take().expect("the daemon runs");
@@ -441,7 +442,7 @@ impl Daemon {
         self.launch(true);
     }
 
-    /// Restarts like [`Self::restart`], but lets `/readyz` still report a fault.
+    /// Restarts like [`Self::restart`], but does not wait until `/readyz` reports that the daemon is ready.
     #[track_caller]
     pub fn restart_unready(&self) {
         self.launch(false);
@@ -454,7 +455,7 @@ impl Daemon {
         self.launch(true);
     }
 
-    /// Drains the daemon, checks that nothing is left and removes the directory; returns what was wrong.
+    /// Drains the daemon, checks that nothing is left of it, and removes its directory. Returns what was wrong.
     pub fn retire(mut self) -> Vec<String> {
         self.clear_away()
     }
@@ -480,9 +481,9 @@ impl Daemon {
                 }
             }
         }
-        // A child that is killed with its parent takes a moment to end.
+        // Children that are killed together with their parent do not end immediately.
         wait::poll(seconds(5), || leftovers::processes(&self.directory).is_empty().then_some(()));
-        // A killed daemon could not remove its network: the remains are removed, but not reported.
+        // A killed daemon could not remove its network. What it left is removed here, and not reported as a fault.
         let mut network = network::sweep(&self.state());
         network.extend(step_network::sweep(&self.state()));
         report.extend(network.into_iter().filter(|_| drained));
@@ -492,8 +493,8 @@ impl Daemon {
         report
     }
 
-    /// Removes all services: they outlive their daemon, and those of a test must not. A service that cannot be removed
-    /// is reported as left behind.
+    /// Removes all services, because services outlive their daemon and those of a test must not. A service that cannot
+    /// be removed is later reported as left behind.
     fn remove_services(&self) {
         if self.live().child.is_none() {
             return;
@@ -530,7 +531,8 @@ impl Drop for Daemon {
     }
 }
 
-/// PATH of this process, and the directories in which Debian and deploy/setup.sh put the programs that the tests run.
+/// Returns the PATH of this process with the directories added in which Debian and deploy/setup.sh install the programs
+/// that tests run.
 fn path_variable() -> String {
     format!("{}:/usr/local/bin:/usr/sbin:/sbin:/usr/bin:/bin", std::env::var("PATH").unwrap_or_default())
 }
@@ -544,7 +546,7 @@ pub fn scratch() -> &'static Path {
     })
 }
 
-/// Removes the directory of this run; returns what was still there.
+/// Removes the directory of this run. Returns what was left in it.
 pub fn sweep_scratch() -> Vec<String> {
     SCRATCH.get().map(|directory| leftovers::sweep(directory, &[])).unwrap_or_default()
 }

@@ -1,8 +1,8 @@
 //! Runs groups of cases. The cases of a group share one daemon, which is started for the first of them and retired
 //! after the last; the check that nothing is left of it is a case of its own, `GROUP::leaves_nothing_behind`.
 //!
-//! Two groups run at the same time: one whose cases run beside each other, and one whose cases run in sequence.
-//! The latter mostly wait, for timeouts, restarts and exits, and leave the processors to the former.
+//! Two groups run at the same time: one whose cases run in parallel, and one whose cases run in sequence. Sequential
+//! cases mostly wait for timeouts, restarts and exits, so that the parallel ones have the processors.
 //!
 //! The command line is the part of libtest's that people use: `[--exact] [--skip TEXT]... [--list] [--nocapture]
 //! [--test-threads N] [TEXT]...`. The last line is libtest's `test result:`.
@@ -38,18 +38,18 @@ pub struct Case {
 #[derive(Clone, Copy)]
 enum Body {
     Shared(fn(&Daemon)),
-    Alone(fn()),
+    Standalone(fn()),
 }
 
 impl Case {
-    /// Creates a case that uses the group's daemon at the same time as others.
+    /// Creates a case that shares the group's daemon with other cases.
     pub const fn shared(name: &'static str, body: fn(&Daemon)) -> Self {
         Self { name, body: Body::Shared(body) }
     }
 
-    /// Creates a case that starts what it needs itself.
+    /// Creates a case that starts its own daemons and does not use the one of the group.
     pub const fn alone(name: &'static str, body: fn()) -> Self {
-        Self { name, body: Body::Alone(body) }
+        Self { name, body: Body::Standalone(body) }
     }
 }
 
@@ -64,7 +64,7 @@ impl Group {
         self
     }
 
-    /// Runs one case after the other, for cases that would disturb each other.
+    /// Runs the cases one after the other, because they would disturb each other.
     pub const fn in_sequence(mut self) -> Self {
         self.width = 1;
         self
@@ -77,13 +77,13 @@ macro_rules! shared_cases {
     ($($case:ident),* $(,)?) => { vec![$($crate::runner::Case::shared(stringify!($case), $case)),*] };
 }
 
-/// Lists functions as cases that start what they need.
+/// Lists functions as cases that start their own daemons; their names are the names of the cases.
 #[macro_export]
 macro_rules! lone_cases {
     ($($case:ident),* $(,)?) => { vec![$($crate::runner::Case::alone(stringify!($case), $case)),*] };
 }
 
-/// Prints a figure that a case has measured, for the reader of its output.
+/// Prints a value that a case has measured, for information.
 pub fn note(text: &str) {
     println!("    {text}");
 }
@@ -246,7 +246,7 @@ fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &Mute
             let daemon = daemon.clone();
             let done = start_limited(&name, panics, move || match body {
                 Body::Shared(case) => case(daemon.as_deref().expect("a shared daemon")),
-                Body::Alone(case) => case(),
+                Body::Standalone(case) => case(),
             });
             running.push((name, Instant::now(), done));
         }
@@ -277,7 +277,7 @@ fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &Mute
         let start = Instant::now();
         let left = match Arc::try_unwrap(daemon) {
             Ok(daemon) => daemon.retire(),
-            // A hanging case still holds the daemon: the sweep of the whole run ends it by force.
+            // A hanging case still uses the daemon. The sweep at the end of the run kills the daemon.
             Err(_) if hung => vec!["a hanging case still uses the daemon".to_owned()],
             Err(_) => vec!["the daemon is still used after the last case".to_owned()],
         };

@@ -1,4 +1,4 @@
-//! skopeo as a registry client that is independent of Hearth.
+//! Runs skopeo, a registry client that is independent of Hearth.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use crate::image::Image;
 use crate::process::{self, Output};
 use crate::wait::seconds;
 
-/// Runs skopeo. It uses no trust policy of this machine and no credentials of its user.
+/// Runs skopeo without the trust policy of this machine and without the credentials of its user.
 #[track_caller]
 pub fn skopeo(arguments: &[&str]) -> Output {
     let mut command = Command::new("skopeo");

@@ -1,4 +1,5 @@
-//! Wire form of mounts. The daemon validates what it receives; these conversions only write.
+//! Conversion of mounts to their wire form. The opposite direction is in the daemon, which validates what it
+//! receives.
 
 use crate::v1::mount::Source;
 use crate::v1::{EmptyDirSource, FileSource, ImageSource, Mount, MountMode};

@@ -34,8 +34,8 @@ pub fn status_with_detail(code: Code, detail: &ErrorDetail) -> Status {
     Status::with_details(code, detail.message.clone(), envelope.encode_to_vec().into())
 }
 
-/// Message of the innermost cause of a failed call, such as `connection refused`; without a cause, the
-/// status message.
+/// Returns the message of the innermost cause of a failed call, such as `connection refused`. Without a
+/// cause, returns the status message.
 pub fn root_cause_message(status: &Status) -> String {
     let mut deepest = std::error::Error::source(status);
     while let Some(next) = deepest.and_then(std::error::Error::source) {
@@ -47,7 +47,7 @@ pub fn root_cause_message(status: &Status) -> String {
     }
 }
 
-/// Returns the detail of a status, or none when there is no readable one.
+/// Returns the detail of a status, or `None` when there is no readable one.
 pub fn error_detail(status: &Status) -> Option<ErrorDetail> {
     let envelope = RpcStatus::decode(status.details()).ok()?;
     let any = envelope.details.iter().find(|any| any.type_url.rsplit('/').next() == Some(DETAIL_NAME))?;

@@ -7,11 +7,11 @@ use serde_json::{Map, Value};
 use super::exact_names::{DocumentError, check_spelling};
 use super::{Platform, null_as_default};
 
-/// Field names that decide the contents of an image.
+/// Field names that determine the content of an image.
 const CONFIG_NAMES: &[&str] = &["rootfs", "os", "architecture", "variant", "config"];
 const ROOTFS_NAMES: &[&str] = &["type", "diff_ids"];
 
-/// Image config (OCI image spec, "Image Configuration"). Fields that the types here do not have are kept in `other`.
+/// Image config (OCI image spec, "Image Configuration"). Fields without a member here are kept in `other`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,7 +94,7 @@ impl ImageConfig {
         serde_json::from_slice(bytes)
     }
 
-    /// Parses a config, and rejects one that other programs may read as a different config.
+    /// Parses a config. Rejects a document that other programs may read differently, see [`check_spelling`].
     pub fn parse_unambiguous(bytes: &[u8]) -> Result<Self, DocumentError> {
         let document: Value = serde_json::from_slice(bytes)?;
         if let Some(top) = document.as_object() {
@@ -106,15 +106,16 @@ impl ImageConfig {
         Ok(Self::parse(bytes)?)
     }
 
-    /// Parses the platform of a config, whatever else the config has.
+    /// Parses only the platform of a config, and ignores all other fields.
     pub fn parse_platform(bytes: &[u8]) -> serde_json::Result<Platform> {
         serde_json::from_slice(bytes)
     }
 
-    /// Adds a layer on top.
+    /// Adds a layer on top, with its history entry.
     pub fn add_layer(&mut self, diff_id: Digest, created: &str, created_by: &str) {
         self.created = Some(created.to_owned());
-        // A base may have no history. Without padding, the new entry would be attributed to the wrong layer.
+        // A base image may have layers without history entries. Without padding, the new entry would be attributed to one
+        // of those layers.
         let recorded = self.history.iter().filter(|entry| !entry.empty_layer).count();
         let missing = self.rootfs.diff_ids.len().saturating_sub(recorded);
         self.history.extend((0..missing).map(|_| HistoryEntry::default()));
@@ -151,7 +152,8 @@ impl RunConfig {
         self.other_field("StopSignal")
     }
 
-    /// Reads a field that is kept in `other`, so that a pack writes it where it always did.
+    /// Reads a field that has no member of its own in this struct. A new member would change the order in which fields
+    /// are written, and with it the digests of packs.
     fn other_field<'c, T: Deserialize<'c>>(&'c self, name: &str) -> serde_json::Result<Option<T>> {
         self.other.get(name).map_or(Ok(None), Option::deserialize)
     }

@@ -1,14 +1,15 @@
-//! Detection of JSON field names that another program would accept for a field that we know under a different spelling.
+//! Detection of JSON field names that differ from a known field only in case, and that another program would accept for
+//! that field.
 //!
 //! Go's `encoding/json`, which BuildKit and containerd use to read images, accepts `Layers` for `layers`. A document
 //! with both would describe one image to us and another one to them.
 
 use serde_json::{Map, Value};
 
-/// Error of a document that is not trusted.
+/// Error of a document that is malformed or ambiguous.
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentError {
-    #[error("the manifest is not valid: {0}")]
+    #[error("the document is not valid: {0}")]
     Json(#[from] serde_json::Error),
     #[error("`{0}`: other programs may read this name as another spelling of a known field")]
     AmbiguousName(String),

@@ -60,7 +60,7 @@ pub struct OciIndex {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Fields that a manifest and an index have in common, which tell one from the other.
+/// Fields that manifests and indexes have in common and that distinguish them.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DocumentHeader {
@@ -80,7 +80,7 @@ impl Descriptor {
         }
     }
 
-    /// Returns the same reference without the optional fields, which a document adds to its descriptors.
+    /// Returns the descriptor with media type, digest and size only.
     pub fn bare(&self) -> Self {
         Self::new(&self.media_type, self.digest, self.size)
     }
@@ -94,7 +94,7 @@ impl Descriptor {
         is_manifest_type(&self.media_type)
     }
 
-    /// Reports whether the blob is a layer that registries need not have ("non-distributable", "foreign").
+    /// Reports whether the blob is a layer that a registry need not store ("non-distributable" or "foreign" layer).
     pub fn is_foreign_layer(&self) -> bool {
         self.media_type.contains("nondistributable") || self.media_type.contains("foreign")
     }
@@ -135,24 +135,26 @@ impl OciIndex {
             annotations: BTreeMap::new(),
         }
     }
-    /// Returns the descriptor of the image or nested index for `platform`. If there is only one image without a
-    /// declared platform, returns that, because its config has the platform. The error lists the platforms of the
-    /// index, or is `none`.
+
+    /// Returns the descriptor of the image or nested index for `platform`. Without a match, returns the only entry that
+    /// declares no platform, if there is exactly one, because the platform is in its config. The error lists the
+    /// platforms of the index, or is the text `none`.
     pub fn for_platform(&self, platform: &Platform) -> Result<&Descriptor, String> {
-        // Attestations are manifests for an unknown platform, next to the images.
+        // Attestations are listed next to the images, as manifests for an unknown platform.
         let images = || {
             self.manifests.iter().filter(|child| {
                 let unknown = child.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
                 !unknown && (child.is_manifest() || child.is_index())
             })
         };
-        let silent = |child: &&Descriptor| child.platform.as_ref().is_none_or(|p| p.architecture.is_empty());
+        let without_platform =
+            |child: &&Descriptor| child.platform.as_ref().is_none_or(|p| p.architecture.is_empty());
         let best = platform.best_match(images(), |child| child.platform.as_ref());
-        let alone = || {
-            let mut silent = images().filter(silent);
-            silent.next().filter(|_| silent.next().is_none())
+        let only_undeclared = || {
+            let mut candidates = images().filter(without_platform);
+            candidates.next().filter(|_| candidates.next().is_none())
         };
-        best.or_else(alone).ok_or_else(|| {
+        best.or_else(only_undeclared).ok_or_else(|| {
             let mut found: Vec<String> =
                 images().filter_map(|child| child.platform.as_ref().map(Platform::to_string)).collect();
             found.sort_unstable();

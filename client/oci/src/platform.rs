@@ -44,8 +44,8 @@ impl Platform {
             && (have == want || have.is_none() || want.is_none())
     }
 
-    /// Returns the best of `candidates` for this platform: first the same variant, or the usual one if none was
-    /// requested; then one that declares no variant; then any usable one, in their order.
+    /// Returns the best of `candidates` for this platform: one with the requested variant (or the architecture's usual
+    /// variant, if none was requested), else one that declares no variant, else the first one that can be used.
     pub fn best_match<T>(
         &self,
         candidates: impl IntoIterator<Item = T>,
@@ -53,7 +53,7 @@ impl Platform {
     ) -> Option<T> {
         let rank = |own: &Self| match (own.variant.as_deref(), self.variant.as_deref()) {
             (own, wanted) if own == wanted => 0,
-            // These are the usual variants of machines of the architecture.
+            // Most machines of the architecture have this variant.
             (Some("v7"), None) if self.architecture == "arm" => 0,
             (Some("v8"), None) if self.architecture == "arm64" => 0,
             (None, _) => 1,
@@ -71,8 +71,8 @@ impl Platform {
     }
 }
 
-/// The default platform of a pack is the same on every machine, because the digest must not depend on where a pack is
-/// made.
+/// Default platform of a pack. It is the same on every machine, because the digest of a pack must not depend on the
+/// machine that makes it.
 impl Default for Platform {
     fn default() -> Self {
         Self::linux("amd64", None)

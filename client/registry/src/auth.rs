@@ -4,8 +4,8 @@
 //! malicious registry could name any realm. Therefore credentials are sent to a realm only if
 //!
 //! - it is on the registry's own host, or
-//! - both hosts have the same owner: they are in the same registrable domain by the public suffix list, or are
-//!   Docker Hub's known pair,
+//! - both hosts have the same owner: they are in the same registrable domain by the public suffix list, or they are
+//!   Docker Hub's registry and its token service,
 //!
 //! and only over HTTPS, unless the registry itself uses plain HTTP and the realm is on its host. Any other realm is
 //! used only if there are no credentials, for an anonymous token. With credentials it is refused, because an
@@ -54,7 +54,7 @@ pub(super) enum AuthChallenge {
 }
 
 impl AuthChallenge {
-    /// Returns the preferred challenge of an answer: Bearer, then Basic, then others. `None` if it has none.
+    /// Returns the preferred challenge of an answer: Bearer before Basic before others. `None` if the answer has none.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let all = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         let mut found: Vec<Self> = all.map(parse).collect();
@@ -149,7 +149,7 @@ impl RegistryClient {
         };
         let mut header = HeaderValue::from_str(&header).map_err(|_| RemoteError::Answer {
             url: redacted_url(url),
-            reason: "its token cannot be sent in a header".to_owned(),
+            reason: "its token has characters that a header cannot have".to_owned(),
         })?;
         header.set_sensitive(true);
         self.tokens.insert(host, scope, header.clone());
@@ -166,11 +166,11 @@ impl RegistryClient {
         credential: Option<&HostCredential>,
     ) -> Result<String, RemoteError> {
         let wrong = |reason| RemoteError::Realm { url: redacted_url(url), realm: realm_shown(realm), reason };
-        let mut target: Url = realm.parse().map_err(|_| wrong("that is no URL"))?;
+        let mut target: Url = realm.parse().map_err(|_| wrong("it is not a URL"))?;
         match (realm_trust(host, &target), credential) {
             (RealmTrust::SameOwner, _) | (RealmTrust::Anonymous, None) => {}
             (RealmTrust::Anonymous, Some(_)) => {
-                return Err(wrong("credentials are not sent there, because the host has another owner"));
+                return Err(wrong("credentials are not sent to a host of another owner"));
             }
             (RealmTrust::Never(reason), _) => return Err(wrong(reason)),
         }
@@ -256,7 +256,7 @@ fn realm_trust(host: &RegistryHost, realm: &Url) -> RealmTrust {
         return RealmTrust::Never("it has no host");
     };
     if !realm.username().is_empty() || realm.password().is_some() {
-        return RealmTrust::Never("it has a user name in it");
+        return RealmTrust::Never("it contains a user name or password");
     }
     match realm.scheme() {
         "https" => {}
@@ -272,7 +272,7 @@ fn realm_trust(host: &RegistryHost, realm: &Url) -> RealmTrust {
         || !other.contains('.')
         || other.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
     if internal {
-        RealmTrust::Never("it is an address of another network than the registry's")
+        RealmTrust::Never("it is an address of an internal network")
     } else {
         RealmTrust::Anonymous
     }

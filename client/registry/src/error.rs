@@ -3,7 +3,7 @@
 use hearth_value::Digest;
 use hearth_value::error_code::ErrorCode;
 
-/// Error of a request to another registry. URLs are shown without queries and user names, which may contain
+/// Error of a request to another registry. Messages contain URLs without query and user name, which may contain
 /// signatures and passwords.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
@@ -99,7 +99,7 @@ impl RemoteError {
             Self::MediaType { .. } => ErrorCode::MediaTypeUnsupported,
             Self::NoPlatform { .. } => ErrorCode::PlatformMissing,
             Self::Mismatch { .. } | Self::Size { .. } => ErrorCode::BlobMismatch,
-            // `of_registry` never returns `Mirrored`.
+            // `registry_error` never returns `Mirrored`.
             Self::Mirrored { .. } | Self::Content { .. } | Self::Tls(_) | Self::ReceiverStopped { .. } => {
                 ErrorCode::Internal
             }
@@ -129,26 +129,26 @@ impl RemoteError {
         match self {
             Self::Mirrored { error, .. } => error.hint(),
             Self::InternalAddress { .. } => Some(
-                "an operator who trusts this registry names it as its own mirror: --registry-mirror HOST=https://HOST",
+                "an operator who trusts this registry can configure it as its own mirror: --registry-mirror HOST=https://HOST",
             ),
             Self::InternalRegistry { .. } => Some(
-                "an operator opens it: the registry as its own mirror (--registry-mirror HOST=URL), an entry for it in the file of registry credentials, or its address in `[builds.egress] allow`",
+                "an operator can allow it: configure the registry as its own mirror (--registry-mirror HOST=URL), add it to the file of registry credentials, or list its address in `[builds.egress] allow`",
             ),
-            Self::Refused { status: 401, .. } => {
-                Some("give credentials: --cred registry,username,password, or configure the daemon's own")
-            }
+            Self::Refused { status: 401, .. } => Some(
+                "give credentials with --cred registry,username,password, or add them to the daemon's file of registry credentials",
+            ),
             Self::Refused { status: 403, .. } => {
-                Some("these credentials may not do that; give others with --cred registry,username,password")
+                Some("the credentials do not allow this; give others with --cred registry,username,password")
             }
             Self::Refused { status: 429, .. } => {
                 Some("the registry limits requests: wait, give credentials, or use a mirror")
             }
             Self::NotFound { .. } => Some("check the name; private images need --cred"),
             Self::Unreachable { .. } | Self::TimedOut { .. } => {
-                Some("check the network, or name a mirror: --registry-mirror HOST=URL")
+                Some("check the network, or configure a mirror: --registry-mirror HOST=URL")
             }
             Self::Untrusted { .. } => Some(
-                "let the system trust its issuer (update-ca-certificates), or name a file with it in SSL_CERT_FILE",
+                "add the issuer to the certificates that the system trusts (update-ca-certificates), or set SSL_CERT_FILE to a file with the issuer's certificate",
             ),
             Self::NoPlatform { .. } => Some("name another platform, such as --arch arm64"),
             _ => None,

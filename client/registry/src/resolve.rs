@@ -72,9 +72,9 @@ impl RegistryClient {
     pub async fn resolve_manifest(&self, reference: &Reference) -> Result<ResolvedManifest, RemoteError> {
         let (mut source, name) = self.source(reference);
         let (at, (descriptor, bytes)) = {
-            let (asked, name) = (&source, name.as_str());
-            let ask = |host| self.manifest_at(host, asked, name, reference.digest.as_ref()).boxed();
-            self.try_hosts(asked, ask).await?
+            let (pull_source, name) = (&source, name.as_str());
+            let fetch = |host| self.manifest_at(host, pull_source, name, reference.digest.as_ref()).boxed();
+            self.try_hosts(pull_source, fetch).await?
         };
         // Further requests go first to the host that answered.
         source.hosts[..=at].rotate_right(1);
@@ -85,9 +85,9 @@ impl RegistryClient {
     /// digest in a header.
     pub async fn resolve_digest(&self, reference: &Reference) -> Result<Digest, RemoteError> {
         let (source, name) = self.source(reference);
-        let (asked, name) = (&source, name.as_str());
-        let ask = |host| self.digest_at(host, asked, name, reference.digest).boxed();
-        Ok(self.try_hosts(asked, ask).await?.1)
+        let (source, name) = (&source, name.as_str());
+        let fetch = |host| self.digest_at(host, source, name, reference.digest).boxed();
+        Ok(self.try_hosts(source, fetch).await?.1)
     }
 
     async fn digest_at(
@@ -104,12 +104,13 @@ impl RegistryClient {
             Err(RemoteError::Refused { status: 404, .. }) => return Err(not_found(source)),
             answer => answer?,
         };
-        let told = answer.headers().get(DIGEST_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
-        match (told, wanted) {
-            (Some(told), Some(wanted)) if told != wanted => {
-                Err(RemoteError::Mismatch { url: redacted_url(&url), declared: wanted, actual: told })
+        let reported =
+            answer.headers().get(DIGEST_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        match (reported, wanted) {
+            (Some(reported), Some(wanted)) if reported != wanted => {
+                Err(RemoteError::Mismatch { url: redacted_url(&url), declared: wanted, actual: reported })
             }
-            (Some(told), _) => Ok(told),
+            (Some(reported), _) => Ok(reported),
             (None, wanted) => Ok(self.manifest_at(host, source, name, wanted.as_ref()).await?.0.digest),
         }
     }
@@ -159,8 +160,8 @@ impl RegistryClient {
     ) -> Result<Vec<u8>, RemoteError> {
         let name = child.digest.to_string();
         let name = name.as_str();
-        let ask = |host| self.manifest_at(host, source, name, Some(&child.digest)).boxed();
-        Ok(self.try_hosts(source, ask).await?.1.1)
+        let fetch = |host| self.manifest_at(host, source, name, Some(&child.digest)).boxed();
+        Ok(self.try_hosts(source, fetch).await?.1.1)
     }
 
     async fn manifest_at(

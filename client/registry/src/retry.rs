@@ -8,7 +8,7 @@ pub struct RetryPolicy {
     pub attempts: u32,
     pub first_pause: Duration,
     pub longest_pause: Duration,
-    /// Time without any received data after which a connection fails.
+    /// Time after which a connection fails if no data arrives.
     pub stall: Duration,
 }
 
@@ -24,13 +24,13 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Returns the pause after attempt number `attempt`, counted from 1. A pause that the registry asked for is
-    /// honoured up to `longest_pause`. The default pause has random jitter, so that many clients do not retry at the
-    /// same time.
-    pub(super) fn pause(&self, attempt: u32, asked: Option<Duration>) -> Duration {
+    /// Returns the pause after attempt number `attempt`, counted from 1: the doubled pause with random jitter, so that
+    /// many clients do not retry at the same time, or `requested`, the pause that the registry asked for, if that is
+    /// longer. The result is at most `longest_pause`.
+    pub(super) fn pause(&self, attempt: u32, requested: Option<Duration>) -> Duration {
         let doubled = self.first_pause.saturating_mul(1 << attempt.saturating_sub(1).min(16));
-        let spread = doubled.mul_f64(rand::random_range(0.75..1.25));
-        asked.unwrap_or(spread).max(spread).min(self.longest_pause)
+        let jittered = doubled.mul_f64(rand::random_range(0.75..1.25));
+        requested.unwrap_or(jittered).max(jittered).min(self.longest_pause)
     }
 }
 

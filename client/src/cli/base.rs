@@ -70,7 +70,7 @@ fn cache() -> Result<BlobCache, (PathBuf, std::io::Error)> {
     BlobCache::open(&dir).map_err(|error| (dir, error))
 }
 
-/// Returns the room whose registry holds the image, or none when the image belongs to another registry.
+/// Returns the room whose registry holds the image, or `None` when the image belongs to another registry.
 async fn room_for_reference(
     reference: &Reference,
     room: Option<&Client>,

@@ -44,18 +44,18 @@ Examples:
     #[command(after_help = "\
 Examples:
   hearth token rotate
-  hearth token rotate --grace 0s      # ends all tokens at once")]
+  hearth token rotate --grace 0s      # all existing tokens end at once")]
     Rotate {
         /// Time that existing tokens stay valid, such as `0s` or `7d`, at most 30d
-        #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = grace)]
+        #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_grace)]
         grace: Duration,
     },
     /// Revoke all tokens of a caller that were made before now
     ///
     /// Calls that use such a token end at once: processes in services, followed logs, uploads and upgraded
-    /// connections. The tokens of services that the participant deployed before now are refused too, and
-    /// those of services that these have deployed, until another participant, or this one with a new token,
-    /// deploys the service again. Builds that were submitted continue.
+    /// connections. The tokens of services that the participant deployed before now, and of services that
+    /// these services deployed, are refused as well. Such a service gets a valid token when another
+    /// participant, or this one with a new token, deploys it again. Submitted builds continue.
     Revoke {
         /// Name of the caller: the participant name of the token, or `service:ID`
         name: String,
@@ -65,14 +65,14 @@ Examples:
 }
 
 /// Maximum grace time that a daemon accepts.
-const LONGEST_GRACE: Duration = Duration::from_secs(30 * 24 * 3600);
+const MAX_GRACE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Parses a grace time: a length of time, or zero.
-fn grace(text: &str) -> Result<Duration, duration::DurationError> {
+/// Parses a grace time, which in contrast to other durations may be zero.
+fn parse_grace(text: &str) -> Result<Duration, duration::DurationError> {
     if matches!(text.trim(), "0" | "0s") {
         Ok(Duration::ZERO)
     } else {
-        duration::parse_at_most(text, LONGEST_GRACE)
+        duration::parse_at_most(text, MAX_GRACE)
     }
 }
 
@@ -126,7 +126,7 @@ pub(super) async fn run(command: TokenCommand, globals: &GlobalArgs) -> Result<(
                 return output::json(&view);
             }
             output::note(&format!(
-                "tokens of `{}` made before now are refused",
+                "tokens of `{}` that were made before now are refused",
                 output::printable(view.name)
             ));
             if !view.note.is_empty() {
@@ -164,14 +164,16 @@ async fn rotate(grace: Duration, globals: &GlobalArgs) -> Result<(), Failure> {
     }
     match until {
         Some(until) if !grace.is_zero() => {
-            output::note(&format!("the secret was replaced; tokens made before are valid until {until}"));
+            output::note(&format!(
+                "the secret was replaced; tokens of the previous secret are valid until {until}"
+            ));
         }
-        _ => output::note("the secret was replaced; tokens made before are refused"),
+        _ => output::note("the secret was replaced; tokens of the previous secret are refused"),
     }
     for service in &rotated.services {
         let service = output::printable(service);
         output::note(&format!(
-            "service `{service}` has a token made before, and is being restarted to receive a new one"
+            "service `{service}` has a token of the previous secret and is being restarted to receive a new one"
         ));
     }
     for service in &rotated.not_restarted {
@@ -200,12 +202,12 @@ async fn revoked(globals: &GlobalArgs) -> Result<(), Failure> {
     output::table(&["NAME", "MADE BEFORE", "REVOKED BY"], &rows)
 }
 
-/// Checks that a scope is a named one or a JSON object; the daemon validates the content.
+/// Checks that a scope is one of the names or a JSON object. The daemon validates the content of the object.
 pub(super) fn check_scope(scope: &str) -> Result<(), String> {
     let named = matches!(scope, "userDefault" | "agentDefault" | "full");
     let is_object = || serde_json::from_str::<serde_json::Value>(scope).is_ok_and(|value| value.is_object());
     if named || is_object() {
         return Ok(());
     }
-    Err(format!("scope `{scope}` is none of `userDefault`, `agentDefault`, `full`, and no JSON object"))
+    Err(format!("scope `{scope}` is not valid: write `userDefault`, `agentDefault`, `full` or a JSON object"))
 }

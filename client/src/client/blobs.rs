@@ -18,13 +18,15 @@ pub struct BlobContent {
 }
 
 impl BlobContent {
-    /// Returns the next chunk, or none at the end.
+    /// Returns the next chunk, or `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         let message = self.stream.message().await;
         match message.map_err(|status| ClientError::from_status(&self.address, &status))?.map(|m| m.message) {
             None => Ok(None),
             Some(Some(Message::Chunk(chunk))) => Ok(Some(chunk)),
-            Some(_) => Err(ClientError::Protocol("a blob had a message that is not content".to_owned())),
+            Some(_) => Err(ClientError::Protocol(
+                "the daemon sent a message other than content after the first message of a blob".to_owned(),
+            )),
         }
     }
 }
@@ -45,7 +47,7 @@ impl Client {
         let first = stream.message().await;
         let first = first.map_err(|status| ClientError::from_status(&self.address, &status))?;
         let Some(Message::Head(head)) = first.and_then(|message| message.message) else {
-            return Err(ClientError::Protocol("reading a blob did not begin with its head".to_owned()));
+            return Err(ClientError::Protocol("the first message of a blob was not its head".to_owned()));
         };
         let digest = head.digest.parse().map_err(|error| ClientError::Protocol(format!("{error}")))?;
         let address = self.address.clone();

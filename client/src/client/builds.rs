@@ -21,13 +21,13 @@ impl Client {
         self.message_or_error(self.builds().submit(unary_request(request)).await)
     }
 
-    /// One build, by its id or a prefix of it.
+    /// Returns a build by its id or an unambiguous prefix of it.
     pub async fn build(&self, build_id: &str) -> Result<Build, ClientError> {
         let request = GetBuildRequest { build_id: build_id.to_owned() };
         self.message_or_error(self.builds().get(unary_request(request)).await)
     }
 
-    /// The newest `limit` builds that match `filter`.
+    /// Returns the newest `limit` builds that match `filter`.
     pub async fn list_builds(
         &self,
         filter: ListBuildsRequest,
@@ -44,24 +44,26 @@ impl Client {
                 return Ok(builds);
             }
             if page.next_page_token == request.page_token {
-                return Err(ClientError::Protocol("a page of builds has itself as the next page".to_owned()));
+                return Err(ClientError::Protocol(
+                    "the daemon named a page of builds as its own next page".to_owned(),
+                ));
             }
             request.page_token = page.next_page_token;
         }
     }
 
-    /// A part of a build's log as text.
+    /// Returns a part of a build's log as text.
     pub async fn read_log(&self, request: ReadBuildLogRequest) -> Result<ReadBuildLogResponse, ClientError> {
         self.message_or_error(self.builds().read_log(unary_request(request)).await)
     }
 
-    /// Cancels a build; answers after its processes have ended.
+    /// Cancels a build and waits until its processes have ended.
     pub async fn cancel_build(&self, build_id: &str) -> Result<Build, ClientError> {
         let request = CancelBuildRequest { build_id: build_id.to_owned() };
         self.message_or_error(self.builds().cancel(request_with_timeout(CANCEL_TIMEOUT, request)).await)
     }
 
-    /// Forgets a build that has ended.
+    /// Removes the record of a build that has ended.
     pub async fn remove_build(&self, build_id: &str) -> Result<(), ClientError> {
         let request = RemoveBuildRequest { build_id: build_id.to_owned() };
         self.message_or_error(self.builds().remove(unary_request(request)).await).map(|_| ())

@@ -31,7 +31,7 @@ pub struct ContextFile {
 }
 
 impl ContextFile {
-    /// Returns the next chunk, or none at the end of the file.
+    /// Returns the next chunk, or `None` at the end of the file.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         match self.chunks.next().await?.map(|message| message.message) {
             None => Ok(None),
@@ -67,7 +67,7 @@ impl Client {
         let mut chunks = self.response_stream(stream);
         match chunks.next().await?.and_then(|message| message.message) {
             Some(Message::Entry(entry)) => Ok(ContextFile { entry, chunks }),
-            _ => Err(ClientError::Protocol("reading did not begin with the file's entry".to_owned())),
+            _ => Err(ClientError::Protocol("the first message of a file was not its entry".to_owned())),
         }
     }
 

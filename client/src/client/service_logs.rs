@@ -45,7 +45,7 @@ impl Client {
 }
 
 impl ServiceLogs {
-    /// Returns the next line, or none after the last one. Cancel safe.
+    /// Returns the next line, or `None` after the last one. Cancel safe.
     pub async fn next(&mut self) -> Result<Option<ServiceLogItem>, ClientError> {
         loop {
             while let Some(line) = self.waiting.pop_front() {

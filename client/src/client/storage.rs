@@ -39,7 +39,7 @@ impl FileListing {
 }
 
 impl FileContent {
-    /// Returns the next chunk, or none at the end of the file. The caller must compare the length with
+    /// Returns the next chunk, or `None` at the end of the file. The caller must compare the length with
     /// `entry.size_bytes`.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         let message = self.stream.message().await;
@@ -75,7 +75,9 @@ impl Client {
             Some(read_file_response::Message::Entry(entry)) => {
                 Ok(FileContent { entry, stream, address: self.address.clone() })
             }
-            _ => Err(ClientError::Protocol(format!("reading `{path}` did not begin with the file's entry"))),
+            _ => {
+                Err(ClientError::Protocol(format!("the first message of `{path}` was not the file's entry")))
+            }
         }
     }
 

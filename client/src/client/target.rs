@@ -79,7 +79,7 @@ impl fmt::Display for DaemonAddress {
 }
 
 impl ParticipantToken {
-    /// Parses a token. Returns none when the text is blank.
+    /// Parses a token. Returns `None` when the text is blank.
     pub fn new(text: &str) -> Option<Self> {
         let text = text.trim();
         (!text.is_empty()).then(|| Self(text.to_owned()))

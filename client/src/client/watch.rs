@@ -121,7 +121,7 @@ impl<S: WatchSubject> EventWatch<S> {
         self.next
     }
 
-    /// Returns the next event, or none after the last one. Cancel safe.
+    /// Returns the next event, or `None` after the last one. Cancel safe.
     pub async fn next(&mut self) -> Result<Option<WatchItem<S::Event>>, ClientError> {
         while !self.done {
             self.outages.wait_for_retry().await;

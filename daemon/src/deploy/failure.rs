@@ -230,7 +230,7 @@ fn exit_fault(findings: &InstanceFindings) -> Fault {
                 ErrorCode::OutOfMemory,
                 format!("the app needs more memory than its limit of {}", format_bytes(limit)),
             )
-            .hint("give it more with --memory"),
+            .hint("raise the memory limit with --memory"),
             None => fault(ErrorCode::OutOfMemory, "the machine had no memory left for the app".to_owned())
                 .hint("free memory on the machine, or set a limit with --memory"),
         };

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use integration_tests::containerd::SECOND;
+use integration_tests::containerd::CONTAINERD_2;
 use integration_tests::daemon::{Daemon, Options};
 use integration_tests::lone_cases;
 use integration_tests::process;
@@ -31,7 +31,7 @@ pub fn group() -> Group {
 
 /// Returns the options of a daemon that supervises a containerd 2.x.
 fn options(room: &str) -> Options {
-    Options::room(room).config(&format!("[services]\ncontainerd_program = {SECOND:?}\n"))
+    Options::room(room).config(&format!("[services]\ncontainerd_program = {CONTAINERD_2:?}\n"))
 }
 
 fn with_web(room: &str) -> Daemon {
@@ -113,7 +113,7 @@ fn services_are_adopted_by_the_next_daemon_and_the_next_containerd() {
 }
 
 fn a_daemon_uses_a_configured_external_containerd_2() {
-    runs_a_service_on_external_containerd(SECOND, "guest-2");
+    runs_a_service_on_external_containerd(CONTAINERD_2, "guest-2");
 }
 
 fn an_update_whose_app_is_killed_at_any_step_comes_to_its_end() {

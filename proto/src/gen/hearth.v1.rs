@@ -46,8 +46,8 @@ pub mod mount {
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EmptyDirSource {}
-/// A file that is written anew for each instance. If the mount is READ_WRITE, changes are lost with the
-/// instance.
+/// A file that is written for each instance when it starts. If the mount is READ_WRITE, changes are lost
+/// with the instance.
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FileSource {
@@ -1634,7 +1634,7 @@ pub mod storage_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Returns the entries of a directory, or the entry of one file, by name. Streamed, so that large
+        /// Returns the entries of a directory, ordered by name, or the entry of one file. Streamed, so that large
         /// directories work.
         pub async fn list(
             &mut self,
@@ -1742,7 +1742,7 @@ pub mod storage_server {
             >
             + std::marker::Send
             + 'static;
-        /// Returns the entries of a directory, or the entry of one file, by name. Streamed, so that large
+        /// Returns the entries of a directory, ordered by name, or the entry of one file. Streamed, so that large
         /// directories work.
         async fn list(
             &self,
@@ -2391,8 +2391,8 @@ pub mod contexts_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Returns the entries of a directory, or the entry of one file, by name. Streamed, so that large trees
-        /// work.
+        /// Returns the entries of a directory, ordered by name, or the entry of one file. Streamed, so that large
+        /// trees work.
         pub async fn list(
             &mut self,
             request: impl tonic::IntoRequest<super::ListContextRequest>,
@@ -2574,8 +2574,8 @@ pub mod contexts_server {
             >
             + std::marker::Send
             + 'static;
-        /// Returns the entries of a directory, or the entry of one file, by name. Streamed, so that large trees
-        /// work.
+        /// Returns the entries of a directory, ordered by name, or the entry of one file. Streamed, so that large
+        /// trees work.
         async fn list(
             &self,
             request: tonic::Request<super::ListContextRequest>,
@@ -3492,7 +3492,7 @@ pub mod images_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Returns the tagged images, by repository and tag.
+        /// Returns the tagged images, ordered by repository and tag.
         pub async fn list(
             &mut self,
             request: impl tonic::IntoRequest<super::ListImagesRequest>,
@@ -3711,7 +3711,7 @@ pub mod images_server {
     /// Generated trait containing gRPC methods that should be implemented for use with ImagesServer.
     #[async_trait]
     pub trait Images: std::marker::Send + std::marker::Sync + 'static {
-        /// Returns the tagged images, by repository and tag.
+        /// Returns the tagged images, ordered by repository and tag.
         async fn list(
             &self,
             request: tonic::Request<super::ListImagesRequest>,
@@ -5907,7 +5907,7 @@ pub mod env_value {
     pub enum Value {
         #[prost(string, tag = "1")]
         Plain(::prost::alloc::string::String),
-        /// A participant token of this room, which is made anew when an instance starts and is never shown. The
+        /// A participant token of this room. Each start of an instance gets a new token, which is never shown. The
         /// value is its scope: "userDefault", "agentDefault", "full" or the JSON of an `api` grant's scope. The
         /// token cannot exceed what the caller's own token allows.
         #[prost(string, tag = "2")]
@@ -7155,7 +7155,7 @@ pub mod services_client {
             req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Services", "Get"));
             self.inner.unary(req, path, codec).await
         }
-        /// Returns services, by name, without their revisions.
+        /// Returns services, ordered by name, without their revisions.
         pub async fn list(
             &mut self,
             request: impl tonic::IntoRequest<super::ListServicesRequest>,
@@ -7294,7 +7294,7 @@ pub mod services_client {
             req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Services", "Exec"));
             self.inner.streaming(req, path, codec).await
         }
-        /// Returns every domain of the room's services, in order.
+        /// Returns every domain of the room's services, ordered by domain.
         pub async fn list_routes(
             &mut self,
             request: impl tonic::IntoRequest<super::ListRoutesRequest>,
@@ -7384,7 +7384,7 @@ pub mod services_server {
             &self,
             request: tonic::Request<super::GetServiceRequest>,
         ) -> std::result::Result<tonic::Response<super::Service>, tonic::Status>;
-        /// Returns services, by name, without their revisions.
+        /// Returns services, ordered by name, without their revisions.
         async fn list(
             &self,
             request: tonic::Request<super::ListServicesRequest>,
@@ -7437,7 +7437,7 @@ pub mod services_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::ExecRequest>>,
         ) -> std::result::Result<tonic::Response<Self::ExecStream>, tonic::Status>;
-        /// Returns every domain of the room's services, in order.
+        /// Returns every domain of the room's services, ordered by domain.
         async fn list_routes(
             &self,
             request: tonic::Request<super::ListRoutesRequest>,
@@ -8154,7 +8154,7 @@ pub struct GetDiskUsageRequest {}
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetDiskUsageResponse {
-    /// Disk usage of each caller, by name.
+    /// Disk usage of each caller, ordered by name.
     #[prost(message, repeated, tag = "1")]
     pub callers: ::prost::alloc::vec::Vec<CallerDiskUsage>,
     /// Uploads that have not ended. An idle upload ends by itself.
@@ -8613,8 +8613,7 @@ pub mod system_client {
                 .insert(GrpcMethod::new("hearth.v1.System", "ListBuilders"));
             self.inner.unary(req, path, codec).await
         }
-        /// Replaces the secret that signs this daemon's tokens. This and all following calls need the `admin`
-        /// grant.
+        /// Replaces the secret that signs this daemon's tokens. Needs the `admin` grant.
         pub async fn rotate_token_secret(
             &mut self,
             request: impl tonic::IntoRequest<super::RotateTokenSecretRequest>,
@@ -8639,7 +8638,7 @@ pub mod system_client {
                 .insert(GrpcMethod::new("hearth.v1.System", "RotateTokenSecret"));
             self.inner.unary(req, path, codec).await
         }
-        /// Revokes all tokens of a name that were made before now.
+        /// Revokes all tokens of a caller that were made before now. Needs the `admin` grant.
         pub async fn revoke_tokens(
             &mut self,
             request: impl tonic::IntoRequest<super::RevokeTokensRequest>,
@@ -8664,7 +8663,7 @@ pub mod system_client {
                 .insert(GrpcMethod::new("hearth.v1.System", "RevokeTokens"));
             self.inner.unary(req, path, codec).await
         }
-        /// Returns the revocations, by name.
+        /// Returns the revocations, ordered by name. Needs the `admin` grant.
         pub async fn list_token_revocations(
             &mut self,
             request: impl tonic::IntoRequest<super::ListTokenRevocationsRequest>,
@@ -8689,7 +8688,7 @@ pub mod system_client {
                 .insert(GrpcMethod::new("hearth.v1.System", "ListTokenRevocations"));
             self.inner.unary(req, path, codec).await
         }
-        /// Returns audit records: who changed what, and who was denied what; oldest first.
+        /// Returns audit records of changes and denials, oldest first. Needs the `admin` grant.
         pub async fn list_audit_records(
             &mut self,
             request: impl tonic::IntoRequest<super::ListAuditRecordsRequest>,
@@ -8761,8 +8760,7 @@ pub mod system_server {
             tonic::Response<super::ListBuildersResponse>,
             tonic::Status,
         >;
-        /// Replaces the secret that signs this daemon's tokens. This and all following calls need the `admin`
-        /// grant.
+        /// Replaces the secret that signs this daemon's tokens. Needs the `admin` grant.
         async fn rotate_token_secret(
             &self,
             request: tonic::Request<super::RotateTokenSecretRequest>,
@@ -8770,12 +8768,12 @@ pub mod system_server {
             tonic::Response<super::RotateTokenSecretResponse>,
             tonic::Status,
         >;
-        /// Revokes all tokens of a name that were made before now.
+        /// Revokes all tokens of a caller that were made before now. Needs the `admin` grant.
         async fn revoke_tokens(
             &self,
             request: tonic::Request<super::RevokeTokensRequest>,
         ) -> std::result::Result<tonic::Response<super::TokenRevocation>, tonic::Status>;
-        /// Returns the revocations, by name.
+        /// Returns the revocations, ordered by name. Needs the `admin` grant.
         async fn list_token_revocations(
             &self,
             request: tonic::Request<super::ListTokenRevocationsRequest>,
@@ -8783,7 +8781,7 @@ pub mod system_server {
             tonic::Response<super::ListTokenRevocationsResponse>,
             tonic::Status,
         >;
-        /// Returns audit records: who changed what, and who was denied what; oldest first.
+        /// Returns audit records of changes and denials, oldest first. Needs the `admin` grant.
         async fn list_audit_records(
             &self,
             request: tonic::Request<super::ListAuditRecordsRequest>,

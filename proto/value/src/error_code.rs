@@ -67,12 +67,12 @@ pub enum GrpcStatus {
     Unauthenticated = 16,
 }
 
-/// Statement about repeating the same operation without a change.
+/// Advice whether to repeat the same operation without a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryAdvice {
     /// The same operation fails again.
     No,
-    /// The cause decides; the `retryable` field of the error tells.
+    /// It depends on the cause; see the `retryable` field of the error.
     Depends,
     /// The cause is temporary.
     Yes,
@@ -126,7 +126,7 @@ macro_rules! define_error_codes {
             }
         }
 
-        /// Reports that a text is not an error code of this version.
+        /// Parses the text form. The error means that this version has no such code.
         impl FromStr for ErrorCode {
             type Err = UnknownErrorCode;
 
@@ -171,7 +171,7 @@ impl ErrorCode {
         }
     }
 
-    /// Reports whether each error with this code is temporary.
+    /// Reports whether every error with this code is temporary.
     pub const fn is_retryable(self) -> bool {
         matches!(self.entry().retry, RetryAdvice::Yes)
     }
@@ -199,7 +199,8 @@ impl PartialEq<&str> for ErrorCode {
     }
 }
 
-/// Error code that was stored or received: one of the catalogue, or one of another version, which is kept as it is.
+/// Error code that was stored or received. It may come from another version and be unknown to this one; its text is
+/// then kept unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub enum RecordedErrorCode {

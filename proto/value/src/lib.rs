@@ -1,5 +1,6 @@
-//! Values that cross the wire as text and are parsed once, where they enter. Code behind that point only sees valid
-//! ones. This crate knows no protocol, so that packing an image needs no network.
+//! Values that cross the wire as text: references, digests, mounts, error codes. They are parsed once, where they
+//! enter, so that all other code has only valid values. This crate depends on no protocol, so that packing an image
+//! needs no network stack.
 
 mod digest;
 pub mod error_code;

@@ -14,7 +14,7 @@ pub use source::{
 /// Default target of a build's mounts.
 pub const DEFAULT_TARGET: &str = "/context";
 
-/// One mount: source, target, and access mode. `S` holds the kinds of sources that fit the use.
+/// One mount: source, target, and access mode. `S` is the type of sources that builds or services can mount.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct MountSpec<S> {
     pub source: S,
@@ -58,18 +58,18 @@ pub enum MountError {
 }
 
 impl<S: MountSource> MountSpec<S> {
-    /// Parses a mount flag of this kind. Without a target in the text, the default target of the use is taken; services
-    /// have none.
+    /// Parses the text of a mount flag. A text without a target gets the default target of builds; for services the
+    /// target is required.
     pub fn parse<K: MountKind<Source = S>>(kind: K, text: &str) -> Result<Self, MountError> {
         let grammar = kind.grammar();
         let malformed = || MountError::Grammar { given: text.to_owned(), grammar };
-        let (source, place) = kind.split(text)?;
-        let (target, mode) = match place {
+        let (source, target_and_mode) = kind.split(text)?;
+        let (target, mode) = match target_and_mode {
             None => (K::DEFAULT_TARGET.ok_or_else(malformed)?, None),
-            Some(place) => match place.split_once(':') {
+            Some(target_and_mode) => match target_and_mode.split_once(':') {
                 Some((target, mode)) if kind.has_mode() => (target, Some(mode)),
                 Some(_) => return Err(malformed()),
-                None => (place, None),
+                None => (target_and_mode, None),
             },
         };
         if target.is_empty() {
@@ -124,12 +124,12 @@ impl MountTarget {
         &self.0
     }
 
-    /// The components below the root; none for `/`.
+    /// Returns the components below the root. The target `/` has none.
     pub fn components(&self) -> impl Iterator<Item = &str> {
         self.0.split('/').filter(|part| !part.is_empty())
     }
 
-    /// Returns `path` relative to this target, or none when it lies outside.
+    /// Returns `path` relative to this target, or `None` when it lies outside.
     pub fn relative<'a>(&self, path: &'a MountTarget) -> Option<&'a str> {
         if self.0 == "/" {
             return Some(&path.0[1..]);
@@ -138,7 +138,7 @@ impl MountTarget {
         if rest.is_empty() { Some(rest) } else { rest.strip_prefix('/') }
     }
 
-    /// Returns the target `relative` components deeper.
+    /// Returns the path `relative` below this target.
     pub fn join(&self, relative: &str) -> Result<Self, MountError> {
         format!("{}/{relative}", self.0).parse()
     }

@@ -28,7 +28,7 @@ pub struct Repository(String);
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(String);
 
-/// The registry names that mean *this room's registry*. They do not resolve in DNS.
+/// Registry names that mean *this room's registry*. They are never resolved in DNS.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RoomRegistries(Vec<Registry>);
 
@@ -57,8 +57,8 @@ pub enum ReferenceError {
 }
 
 impl Reference {
-    /// Parses the reference of an image that is to be *made*: a digest in it is an error, and a missing tag
-    /// becomes `latest`.
+    /// Parses a tag for an image that is still to be made. A digest is an error, and a missing tag becomes
+    /// `latest`.
     pub fn parse_tag(text: &str) -> Result<Self, ReferenceError> {
         let mut reference: Self = text.parse()?;
         if reference.digest.is_some() {
@@ -68,7 +68,7 @@ impl Reference {
         Ok(reference)
     }
 
-    /// Returns the tag, or `latest` when neither a tag nor a digest is present.
+    /// Returns the tag. Without a tag, returns `latest`, or `None` if there is a digest.
     pub fn tag_or_latest(&self) -> Option<Tag> {
         match (&self.tag, self.digest) {
             (Some(tag), _) => Some(tag.clone()),
@@ -222,24 +222,24 @@ impl RoomRegistries {
         self.0.contains(registry)
     }
 
-    /// Reports whether a reference in a `--tag` means this room. A bare name does.
+    /// Reports whether a reference in a `--tag` means this room. A name without a registry does.
     pub fn owns_tag(&self, reference: &Reference) -> bool {
         reference.registry.as_ref().is_none_or(|registry| self.contains(registry))
     }
 
-    /// Reports whether a reference in a `FROM` or `--base` means this room. A bare name does not: it means
-    /// Docker Hub.
+    /// Reports whether a reference in a `FROM` or `--base` means this room. A name without a registry does not: it
+    /// means Docker Hub.
     pub fn owns_source(&self, reference: &Reference) -> bool {
         reference.registry.as_ref().is_some_and(|registry| self.contains(registry))
     }
 
-    /// Returns the reference with the room's registry written out when a bare name implied it.
+    /// Returns the reference with the room's registry added if it has no registry.
     pub fn qualify(&self, reference: Reference) -> Reference {
         let registry = reference.registry.clone().or_else(|| self.0.first().cloned());
         Reference { registry, ..reference }
     }
 
-    /// The names; the first one is the one to display.
+    /// Returns the names. Users are shown the first one.
     pub fn names(&self) -> &[Registry] {
         &self.0
     }
@@ -278,7 +278,7 @@ text_value!(Repository, Repository { repository });
 text_value!(Tag, Tag { tag });
 serde_as_text!(Reference);
 
-/// Input of the caller, cut to a length that fits in a message.
+/// Returns the input in a length that fits in a message.
 fn shown(text: &str) -> String {
     text.trim().chars().take(300).collect()
 }

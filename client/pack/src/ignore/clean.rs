@@ -1,3 +1,5 @@
+//! Go's path cleaning and the syntax check of its `filepath.Match`, on which the semantics of ignore files depend.
+
 use std::iter::Peekable;
 use std::str::Chars;
 
@@ -27,9 +29,9 @@ pub fn clean(path: &str) -> String {
     }
 }
 
-/// Checks the syntax of `pattern` to the same extent as Docker, which matches it against `.` with Go's
-/// `filepath.Match` and looks only at the error. `Match` stops at the first part between stars that does not match,
-/// so the rest is not checked.
+/// Checks the syntax of `pattern` as far as Docker does. Docker calls Go's `filepath.Match(pattern, ".")` and uses only
+/// its error. `Match` goes through the parts between stars and stops at the first part that does not match, so that
+/// syntax errors after that part are accepted.
 pub(super) fn check_glob(pattern: &str) -> Result<(), &'static str> {
     let (part, rest) = split_part(pattern);
     if part_is_dot(part)? {
@@ -38,7 +40,7 @@ pub(super) fn check_glob(pattern: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Removes leading stars, and splits the pattern at the next star that is not inside `[...]`.
+/// Removes leading stars, and splits the pattern before the next star that is not inside `[...]`.
 fn split_part(pattern: &str) -> (&str, &str) {
     let pattern = pattern.trim_start_matches('*');
     let mut in_class = false;
@@ -55,14 +57,14 @@ fn split_part(pattern: &str) -> (&str, &str) {
     (pattern, "")
 }
 
-/// Checks a whole part. Returns true if it is one element that matches `.`.
+/// Checks the syntax of a part. Returns true if the part matches the text `.`.
 fn part_is_dot(part: &str) -> Result<bool, &'static str> {
     let mut rest = part.chars().peekable();
     let (mut elements, mut dot) = (0, false);
     while let Some(c) = rest.next() {
         elements += 1;
         dot = match c {
-            '\\' => rest.next().ok_or(ESCAPE)? == '.',
+            '\\' => rest.next().ok_or(TRAILING_BACKSLASH)? == '.',
             '[' => class_has_dot(&mut rest)?,
             '?' | '.' => true,
             _ => false,
@@ -71,9 +73,10 @@ fn part_is_dot(part: &str) -> Result<bool, &'static str> {
     Ok(elements == 1 && dot)
 }
 
-const OPEN: &str = "a `[` is not closed";
-const ESCAPE: &str = "a `\\` at the end escapes nothing";
+const UNCLOSED_CLASS: &str = "a `[` is not closed";
+const TRAILING_BACKSLASH: &str = "a `\\` at the end escapes nothing";
 
+/// Reads a `[...]` class after its `[`. Returns true if the class matches `.`.
 fn class_has_dot(rest: &mut Peekable<Chars<'_>>) -> Result<bool, &'static str> {
     let negated = rest.next_if_eq(&'^').is_some();
     let (mut ranges, mut has) = (0, false);
@@ -89,11 +92,11 @@ fn class_has_dot(rest: &mut Peekable<Chars<'_>>) -> Result<bool, &'static str> {
 }
 
 fn class_char(rest: &mut Peekable<Chars<'_>>) -> Result<char, &'static str> {
-    let c = match rest.next().ok_or(OPEN)? {
+    let c = match rest.next().ok_or(UNCLOSED_CLASS)? {
         '-' | ']' => return Err("a `-` or `]` stands in `[...]` where a character is needed"),
-        '\\' => rest.next().ok_or(ESCAPE)?,
+        '\\' => rest.next().ok_or(TRAILING_BACKSLASH)?,
         c => c,
     };
-    rest.peek().ok_or(OPEN)?;
+    rest.peek().ok_or(UNCLOSED_CLASS)?;
     Ok(c)
 }

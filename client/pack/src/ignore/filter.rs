@@ -7,17 +7,20 @@ use super::{IgnoreError, IgnorePatterns, ParentMatch};
 pub struct TreeFilter {
     includes: Option<IgnorePatterns>,
     excludes: Option<IgnorePatterns>,
+    /// True if all include patterns are plain (see [`super::pattern::IgnorePattern::is_plain`]), so that a directory
+    /// that leads to none of them can be pruned.
     plain_includes: bool,
+    /// The same for the `!` patterns of the exclude list.
     plain_exceptions: bool,
 }
 
 /// Decision about an entry in a walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VisitOutcome<T> {
-    /// The entry is shown. `late` holds the directories above it that were hidden so far, outermost first; they must
-    /// be shown before it.
-    Keep { late: Vec<T> },
-    /// The entry is not shown. A directory must be walked all the same, because entries in it may be shown.
+    /// The entry is shown. `parents` holds its parent directories that were hidden so far, outermost first. They must
+    /// be shown before the entry.
+    Keep { parents: Vec<T> },
+    /// The entry is not shown. A directory must still be walked, because entries in it may be shown.
     Hide,
     /// The directory has no entries to show.
     Prune,
@@ -39,7 +42,8 @@ pub(crate) enum EntryVerdict {
     Prune,
 }
 
-/// Matches of a directory, passed to the entries in it. The default is the one above the top level.
+/// Pattern matches of a directory, which the evaluation of its entries needs. The default value is for entries at the
+/// top level.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DirectoryMatch {
     include: ParentMatch,
@@ -50,15 +54,15 @@ pub(crate) struct DirectoryMatch {
 #[derive(Debug)]
 pub struct FilterWalk<'a, T> {
     filter: &'a TreeFilter,
-    above: Vec<HiddenAncestor<T>>,
+    ancestors: Vec<Ancestor<T>>,
 }
 
 #[derive(Debug)]
-struct HiddenAncestor<T> {
+struct Ancestor<T> {
     /// Path of the directory with a trailing `/`.
     prefix: Vec<u8>,
     matched: DirectoryMatch,
-    /// Caller's token of the directory until it is shown, then `None`.
+    /// Token that the caller gave for the directory. `None` once the directory is shown.
     token: Option<T>,
 }
 
@@ -73,7 +77,7 @@ impl TreeFilter {
     {
         let mut includes = includes.into_iter().peekable();
         let mut excludes = excludes.into_iter().peekable();
-        // A list of blank patterns is not an empty list: as include patterns it shows nothing.
+        // A list that has only blank patterns is not an empty list: as an include list it shows nothing.
         let includes = includes.peek().is_some().then(|| IgnorePatterns::from_list(includes)).transpose()?;
         let excludes = excludes.peek().is_some().then(|| IgnorePatterns::from_list(excludes)).transpose()?;
         Ok(Self::from_patterns(includes, excludes))
@@ -95,9 +99,10 @@ impl TreeFilter {
         self.includes.is_none() && self.excludes.is_none()
     }
 
-    /// Starts a walk. `T` is the caller's token for a directory that is shown only when something in it is shown.
+    /// Starts a walk. `T` is a token with which the caller identifies an entry; a directory that is shown only because
+    /// something in it is shown is returned by its token.
     pub fn walk<T>(&self) -> FilterWalk<'_, T> {
-        FilterWalk { filter: self, above: Vec::new() }
+        FilterWalk { filter: self, ancestors: Vec::new() }
     }
 
     /// Reports whether a directory may have entries that the include patterns show. There are no false negatives.
@@ -150,28 +155,28 @@ impl TreeFilter {
 impl<T> FilterWalk<'_, T> {
     /// Decides about the next entry. `path` is relative and cleaned.
     pub fn visit(&mut self, path: &[u8], is_dir: bool, token: T) -> VisitOutcome<T> {
-        while self.above.last().is_some_and(|dir| !path.starts_with(&dir.prefix)) {
-            self.above.pop();
+        while self.ancestors.last().is_some_and(|dir| !path.starts_with(&dir.prefix)) {
+            self.ancestors.pop();
         }
         let top = DirectoryMatch::default();
-        let above = self.above.last().map_or(&top, |dir| &dir.matched);
+        let above = self.ancestors.last().map_or(&top, |dir| &dir.matched);
         let (verdict, matched) = self.filter.evaluate(path, is_dir, above);
         if verdict == EntryVerdict::Prune {
             return VisitOutcome::Prune;
         }
         let hidden = verdict == EntryVerdict::Hide;
-        let late = if hidden { Vec::new() } else { self.show_above() };
+        let parents = if hidden { Vec::new() } else { self.show_above() };
         if is_dir {
             let prefix = [path, b"/"].concat();
-            self.above.push(HiddenAncestor { prefix, matched, token: hidden.then_some(token) });
+            self.ancestors.push(Ancestor { prefix, matched, token: hidden.then_some(token) });
         }
-        if hidden { VisitOutcome::Hide } else { VisitOutcome::Keep { late } }
+        if hidden { VisitOutcome::Hide } else { VisitOutcome::Keep { parents } }
     }
 
     /// Takes the tokens of the hidden directories above the last visited entry, for a caller that shows an entry
     /// although the patterns hide it.
     pub fn show_above(&mut self) -> Vec<T> {
-        self.above.iter_mut().filter_map(|dir| dir.token.take()).collect()
+        self.ancestors.iter_mut().filter_map(|dir| dir.token.take()).collect()
     }
 }
 

@@ -108,8 +108,8 @@ fn shown(includes: &[&str], excludes: &[&str], tree: &[&str]) -> Vec<String> {
         }
         let clean = path.trim_end_matches('/');
         match walk.visit(clean.as_bytes(), path.ends_with('/'), clean.to_owned()) {
-            VisitOutcome::Keep { late } => {
-                shown.extend(late);
+            VisitOutcome::Keep { parents } => {
+                shown.extend(parents);
                 shown.push(clean.to_owned());
             }
             VisitOutcome::Hide => {}
@@ -135,7 +135,7 @@ fn a_directory_that_cannot_hold_anything_shown_is_pruned() {
     assert_eq!(walk.visit(b"a", true, 1), VisitOutcome::Hide);
     assert_eq!(walk.visit(b"a/b", true, 2), VisitOutcome::Hide);
     assert_eq!(walk.visit(b"a/b/c.go", false, 3), VisitOutcome::Hide);
-    assert_eq!(walk.visit(b"a/b/d.md", false, 4), VisitOutcome::Keep { late: vec![1, 2] });
+    assert_eq!(walk.visit(b"a/b/d.md", false, 4), VisitOutcome::Keep { parents: vec![1, 2] });
     assert_eq!(walk.visit(b"a/x", true, 5), VisitOutcome::Prune);
     assert_eq!(walk.visit(b"f", true, 6), VisitOutcome::Prune);
 }

@@ -1,22 +1,24 @@
+/// Error in the text of an entrypoint or command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
     #[error("`{given}` starts like a JSON list but is not a list of strings: {reason}")]
     Json { given: String, reason: String },
     #[error("`{given}`: a {quote} is not closed")]
-    Open { given: String, quote: &'static str },
+    UnclosedQuote { given: String, quote: &'static str },
 }
 
-/// Parses an entrypoint or command. A JSON list of strings is used as it is. Any other text is split into words like
-/// in a POSIX shell, with quotes and backslashes but without any expansion: `$HOME`, `*`, `&&` and `>` stay words. An
-/// empty text is an empty command.
+/// Parses an entrypoint or command. A JSON list of strings is used as it is. Any other text is split into words as a
+/// POSIX shell does, with quotes and backslashes but without expansions or operators: `$HOME`, `*`, `&&` and `>` are
+/// ordinary words. An empty text is an empty command.
 pub fn parse_command(text: &str) -> Result<Vec<String>, CommandError> {
     if text.trim_start().starts_with('[') {
         return serde_json::from_str(text)
             .map_err(|error| CommandError::Json { given: text.to_owned(), reason: error.to_string() });
     }
-    words(text).map_err(|quote| CommandError::Open { given: text.to_owned(), quote })
+    words(text).map_err(|quote| CommandError::UnclosedQuote { given: text.to_owned(), quote })
 }
 
+/// Splits a text into words. The error is the kind of quote that is not closed.
 fn words(text: &str) -> Result<Vec<String>, &'static str> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;

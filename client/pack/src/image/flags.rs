@@ -1,7 +1,7 @@
 use hearth_oci::RunConfig;
 use serde_json::{Map, Value};
 
-/// Config values from the user's flags. Lists hold the text that the user wrote; [`ConfigFlags::apply`] checks it.
+/// Config values from the user's flags, as the user wrote them. [`ConfigFlags::apply`] checks them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConfigFlags {
     /// Words of the entrypoint, see [`super::parse_command`].
@@ -19,7 +19,7 @@ pub struct ConfigFlags {
     pub volumes: Vec<String>,
 }
 
-/// Error: the value of a flag is not valid.
+/// Error in the value of a flag.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{flag} `{given}`: {reason}")]
 pub struct ConfigError {

@@ -12,17 +12,19 @@ use rustix::io::Errno;
 use super::directory::open_dir;
 use super::xattr::{self, EntryXattrs};
 
-/// Opener for entries of a tree, which resolves paths component by component and never through a link. Paths may be
-/// longer than the system's limit. It is fastest in the order of the list, because the parent directories stay open.
+/// Opener for entries of a tree, which resolves paths component by component and never follows a link. Paths may be
+/// longer than the system's limit. The parent directories of the last entry stay open, so opening entries in the order
+/// of the tree is fastest.
 #[derive(Debug)]
 pub struct TreeOpener<'a> {
     root: &'a OwnedFd,
-    above: Vec<(Vec<u8>, OwnedFd)>,
+    /// Names and handles of the open directories on the path to the last entry.
+    open: Vec<(Vec<u8>, OwnedFd)>,
 }
 
 impl<'a> TreeOpener<'a> {
     pub(super) fn new(root: &'a OwnedFd) -> Self {
-        Self { root, above: Vec::new() }
+        Self { root, open: Vec::new() }
     }
 
     /// Opens a regular file for reading.
@@ -41,9 +43,9 @@ impl<'a> TreeOpener<'a> {
     /// Returns the attributes of an entry without opening it, or `None` if the system does not allow that.
     pub(super) fn xattrs(&mut self, path: &[u8]) -> Option<rustix::io::Result<EntryXattrs>> {
         let (dir, name) = self.parent(path).ok()?;
-        let mut through = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
-        through.extend_from_slice(name);
-        match xattr::at(Path::new(OsStr::from_bytes(&through))) {
+        let mut proc_path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
+        proc_path.extend_from_slice(name);
+        match xattr::at(Path::new(OsStr::from_bytes(&proc_path))) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::PERM) => None,
             found => Some(found),
         }
@@ -59,17 +61,17 @@ impl<'a> TreeOpener<'a> {
     fn enter<'p>(&mut self, names: impl Iterator<Item = &'p [u8]>) -> std::io::Result<BorrowedFd<'_>> {
         let mut depth = 0;
         for name in names {
-            if self.above.get(depth).is_some_and(|(open, _)| open == name) {
+            if self.open.get(depth).is_some_and(|(component, _)| component == name) {
                 depth += 1;
                 continue;
             }
-            self.above.truncate(depth);
-            let above = self.above.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd());
-            let fd = open_dir(above, name)?;
-            self.above.push((name.to_owned(), fd));
+            self.open.truncate(depth);
+            let parent = self.open.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd());
+            let fd = open_dir(parent, name)?;
+            self.open.push((name.to_owned(), fd));
             depth += 1;
         }
-        self.above.truncate(depth);
-        Ok(self.above.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd()))
+        self.open.truncate(depth);
+        Ok(self.open.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd()))
     }
 }

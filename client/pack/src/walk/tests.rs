@@ -249,8 +249,8 @@ fn a_walk_by_rules_lists_what_their_filter_shows_of_the_whole_list() {
                 continue;
             }
             match by_filter.visit(&entry.path, entry.is_dir(), display_path(&entry.path)) {
-                VisitOutcome::Keep { late } => {
-                    expected.extend(late);
+                VisitOutcome::Keep { parents } => {
+                    expected.extend(parents);
                     expected.push(display_path(&entry.path));
                 }
                 VisitOutcome::Hide => {}

@@ -22,12 +22,12 @@ pub(super) struct ConfinementArgs {
 }
 
 impl ConfinementArgs {
-    /// Returns none when neither flag is given.
+    /// Returns `None` when neither flag is given.
     pub(super) fn isolated(&self) -> Option<bool> {
         if self.isolated { Some(true) } else { self.not_isolated.then_some(false) }
     }
 
-    /// Returns none when no capability flag is given.
+    /// Returns `None` when no capability flag is given.
     pub(super) fn capabilities(&self) -> Result<Option<Capabilities>, String> {
         let given = self.cap_add.iter().filter(|name| *name != NONE);
         let names: Vec<String> = given.cloned().collect();

@@ -34,7 +34,7 @@ pub(in crate::cli) async fn scan(path: PathBuf, options: WalkOptions) -> Result<
         let lineage = lineage::of(&path);
         let tree = walk(&path, &options).map_err(|error| failed(&error))?;
         let summary = PackSummary::of(&tree);
-        // An unusable cache only costs time.
+        // Without a usable cache, the scan hashes every file again.
         let cache = PackCache::user_dir().map(|directory| PackCache::open(&directory)).transpose();
         let cache = cache
             .inspect_err(|error| tracing::debug!(%error, "failed to open the scan cache"))
@@ -75,8 +75,8 @@ pub(in crate::cli) async fn send(
     Ok(sent)
 }
 
-/// Converts the image options to their wire form; the room makes the same bytes from them as a local
-/// pack.
+/// Converts the image options to their wire form. From these options the room must make the same bytes as
+/// a local pack.
 fn image_to_wire(options: &PackOptions) -> PackImage {
     let PackOptions { layer, config, platform, docker, .. } = options;
     let &LayerOptions { compression, mtime, .. } = layer;

@@ -1,6 +1,6 @@
-//! Displays services: a table row, a page of text, and, in `typed`, the output of `--json`.
+//! Displays services: a table row, a page of text, and, in `json`, the output of `--json`.
 
-mod typed;
+mod json;
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::manifest::without_digest;
 use crate::output;
-pub(super) use typed::ServiceView;
+pub(super) use json::ServiceView;
 
 pub(super) const TABLE_HEAD: [&str; 8] =
     ["SERVICE", "STATUS", "REVISION", "IMAGE", "URL", "RESTARTS", "CREATED", "REASON"];

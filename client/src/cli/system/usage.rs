@@ -74,7 +74,7 @@ impl UsageView {
             output::table(&["CALLER", "UPLOAD", "SIZE", "AGE", "NAME"], &rows)?;
         }
         output::note(&format!(
-            "one caller may hold {} of images and files and {} of packs; {} are free, of which uploads leave {}",
+            "quota of each caller: {} for images and files, {} for packs; free on the disk: {}, of which uploads must leave {}",
             output::size(self.quota_bytes),
             output::size(self.pack_quota_bytes),
             output::size(self.free_bytes),

@@ -124,8 +124,8 @@ impl TreeSnapshot {
                 continue;
             }
             match walk.visit(entry.path, entry.kind == EntryKind::Directory, index) {
-                VisitOutcome::Keep { late } => {
-                    late.into_iter().chain([index]).for_each(|index| covered[index] = true);
+                VisitOutcome::Keep { parents } => {
+                    parents.into_iter().chain([index]).for_each(|index| covered[index] = true);
                 }
                 VisitOutcome::Hide => {}
                 VisitOutcome::Prune => pruned = Some(entry.path),

@@ -52,8 +52,8 @@ pub(super) fn select(tree: &dyn FileTree, wanted: &SelectionPatterns) -> Result<
             continue;
         }
         match walk.visit(entry.path, entry.kind == EntryKind::Directory, index) {
-            VisitOutcome::Keep { late } => {
-                shown.extend(late);
+            VisitOutcome::Keep { parents } => {
+                shown.extend(parents);
                 shown.push(index);
             }
             VisitOutcome::Hide => {

@@ -156,7 +156,7 @@ fn large_bodies(ours: &Target, direct: &Target, proxies: &[Peer]) -> Vec<Figure>
 fn huge_bodies(bench: &Bench, ours: &Target) -> Vec<Figure> {
     let counted = format!("{HUGE}\n").len() as u64;
     let ways = [
-        ("from the service to a late reader", Ask::Get("/bytes/100000000"), HUGE, serve::LATE),
+        ("from the service to a late reader", Ask::Get("/bytes/100000000"), HUGE, serve::READ_DELAY),
         (
             "from a client to a service that reads late",
             Ask::Post("/sink/late", HUGE),

@@ -1,7 +1,7 @@
-//! `bench --serve PORT`: the app behind the ingress in benchmarks, fast enough not to limit the measurement.
+//! `bench --serve PORT`: the app behind the ingress in benchmarks. It is fast enough not to limit the measurement.
 //!
-//! HTTP/1.1 on kept connections: `GET /` returns a tiny response, `GET /bytes/N` a body of N bytes, and a body that is
-//! sent to `/sink` is read and counted; `/sink/late` first waits for [`LATE`].
+//! It speaks HTTP/1.1 with keep-alive. `GET /` returns a tiny response, and `GET /bytes/N` a body of N bytes. A body
+//! that is sent to `/sink` is read and counted; `/sink/late` waits for [`READ_DELAY`] before it reads.
 
 use std::io;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 pub const TINY: &str = "hello\n";
-/// Time that a reader waits before it reads a body that is to be held back meanwhile.
-pub const LATE: Duration = Duration::from_millis(300);
+/// Time that a slow reader waits before it reads a body, so that the ingress has to hold the body back.
+pub const READ_DELAY: Duration = Duration::from_millis(300);
 const MAX_HEAD: usize = 16 << 10;
 const CHUNK: usize = 256 << 10;
 
@@ -30,7 +30,7 @@ pub fn run(port: u16) -> io::Result<()> {
     })
 }
 
-struct Asked {
+struct RequestHead {
     get: bool,
     path: String,
     length: u64,
@@ -40,14 +40,14 @@ async fn connection(mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = Vec::with_capacity(CHUNK);
     let body = vec![b'x'; CHUNK];
-    while let Some((asked, head)) = read_head(&mut stream, &mut buffer).await? {
-        buffer.drain(..head);
-        if asked.path == "/sink/late" {
-            tokio::time::sleep(LATE).await;
+    while let Some((request, head_length)) = read_head(&mut stream, &mut buffer).await? {
+        buffer.drain(..head_length);
+        if request.path == "/sink/late" {
+            tokio::time::sleep(READ_DELAY).await;
         }
-        skip_body(&mut stream, &mut buffer, asked.length).await?;
-        let bytes = asked.path.strip_prefix("/bytes/").and_then(|count| count.parse::<u64>().ok());
-        match (asked.get, asked.path.as_str(), bytes) {
+        skip_body(&mut stream, &mut buffer, request.length).await?;
+        let bytes = request.path.strip_prefix("/bytes/").and_then(|count| count.parse::<u64>().ok());
+        match (request.get, request.path.as_str(), bytes) {
             (true, "/", _) => reply(&mut stream, "200 OK", TINY).await?,
             (true, _, Some(count)) => {
                 stream.write_all(head_of("200 OK", count).as_bytes()).await?;
@@ -59,7 +59,7 @@ async fn connection(mut stream: TcpStream) -> io::Result<()> {
                 }
             }
             (false, "/sink" | "/sink/late", _) => {
-                reply(&mut stream, "200 OK", &format!("{}\n", asked.length)).await?;
+                reply(&mut stream, "200 OK", &format!("{}\n", request.length)).await?;
             }
             _ => reply(&mut stream, "404 Not Found", "").await?,
         }
@@ -76,14 +76,14 @@ async fn reply(stream: &mut TcpStream, status: &str, body: &str) -> io::Result<(
 }
 
 /// Returns the next request and the length of its head; `None` at the end of the connection.
-async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<(Asked, usize)>> {
+async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<(RequestHead, usize)>> {
     loop {
         if let Some(end) = head_end(buffer) {
             let text = String::from_utf8_lossy(&buffer[..end]);
             let mut words = text.split(' ');
             let get = words.next() == Some("GET");
             let path = words.next().unwrap_or_default().to_owned();
-            return Ok(Some((Asked { get, path, length: content_length(&text)? }, end)));
+            return Ok(Some((RequestHead { get, path, length: content_length(&text)? }, end)));
         }
         if buffer.len() > MAX_HEAD {
             return Err(io::Error::other("the request head is too long"));

@@ -1,4 +1,4 @@
-//! Builds so small that only the overhead counts.
+//! Chapter `tiny`: a build so small that its time is the overhead of the daemon and the builder.
 
 use std::fs;
 use std::path::Path;
@@ -23,26 +23,28 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
     };
     let name = bench.daemon.base_image();
     bench.daemon.put("tiny", &tree(name));
-    let theirs = bench.work.join("tiny");
-    tree(&format!("{}/{}", bench.registry, name.rsplit('/').next().expect("a name"))).write(&theirs);
+    let buildctl_tree = bench.work.join("tiny");
+    tree(&format!("{}/{}", bench.registry, name.rsplit('/').next().expect("a name"))).write(&buildctl_tree);
     bench.hearth_build("tiny:1", "tiny");
-    bench.buildctl_build("tiny:1", &theirs);
+    bench.buildctl_build("tiny:1", &buildctl_tree);
 
-    let warm =
-        in_turns(|_| || bench.hearth_build("tiny:1", "tiny"), |_| || bench.buildctl_build("tiny:1", &theirs));
-    let change = |directory: &Path, round: usize| {
+    let warm = in_turns(
+        |_| || bench.hearth_build("tiny:1", "tiny"),
+        |_| || bench.buildctl_build("tiny:1", &buildctl_tree),
+    );
+    let change_file = |directory: &Path, round: usize| {
         fs::write(directory.join("index.html"), format!("<h1>{} {round}</h1>\n", directory.display()))
             .expect("write");
     };
     let room = bench.daemon.room_files().join("tiny");
     let changed = in_turns(
         |round| {
-            change(&room, round);
+            change_file(&room, round);
             || bench.hearth_build("tiny:1", "tiny")
         },
         |round| {
-            change(&theirs, round);
-            || bench.buildctl_build("tiny:1", &theirs)
+            change_file(&buildctl_tree, round);
+            || bench.buildctl_build("tiny:1", &buildctl_tree)
         },
     );
     vec![
@@ -65,7 +67,7 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
     ]
 }
 
-/// Measures builds by different callers, whose builders have never run.
+/// Measures the first build of several callers, each of whose builders has to be started.
 fn fresh_domains(tree: &dyn Fn(&str) -> Tree) -> Vec<Duration> {
     let daemon = Daemon::start(Options::room("bench-domains").config("[builder]\nidle_seconds = 1\n"));
     daemon.put("tiny", &tree(daemon.base_image()));

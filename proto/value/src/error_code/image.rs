@@ -13,7 +13,7 @@ macro_rules! image_error_codes {
                     hint "pack or load the image into the room first";
                 RoomRegistry = "room_registry", InvalidArgument, No,
                     "The source or target of a transfer is the room's own registry. Tag the image instead of transferring it.",
-                    hint "`hearth images tag` names an image of the room anew";
+                    hint "`hearth images tag` gives an image of the room another name";
                 BlobMissing = "blob_missing", FailedPrecondition, No,
                     "A manifest refers to content that the room does not have. Send the content before the manifest.";
                 BlobMismatch = "blob_mismatch", FailedPrecondition, No,
@@ -32,7 +32,7 @@ macro_rules! image_error_codes {
                     hint "build or pull it for this machine's platform, such as with --platform";
                 LayerMismatch = "layer_mismatch", FailedPrecondition, No,
                     "The layers of an image are not those that its config lists. Do not use the image; build or pull it again.",
-                    hint "whoever made this image wrote a config that does not belong to its layers; build or pull it again, and do not use it";
+                    hint "the config of this image does not belong to its layers, so do not use the image; build or pull it again";
                 LayerTooLarge = "layer_too_large", FailedPrecondition, No,
                     "A layer, or all layers together, unpack to more than the limits of the room allow. Make the image smaller, or raise the limits.";
                 InvalidLayer = "invalid_layer", FailedPrecondition, No,
@@ -63,15 +63,15 @@ macro_rules! image_error_codes {
                 RegistryUnreachable = "registry_unreachable", Unavailable, Yes,
                     "A registry does not answer. Check its name and the network, or name a mirror.";
                 RegistryUntrusted = "registry_untrusted", FailedPrecondition, No,
-                    "The TLS certificate of a registry has no issuer that the machine trusts. Add the issuer, or name a file with it.",
-                    hint "let the system trust its issuer (update-ca-certificates), or name a file with it in SSL_CERT_FILE";
+                    "The TLS certificate of a registry has no issuer that the machine trusts. Add the issuer to the system's certificates, or set SSL_CERT_FILE.",
+                    hint "add the issuer to the certificates that the system trusts (update-ca-certificates), or set SSL_CERT_FILE to a file with the issuer's certificate";
                 RegistryAuthRefused = "registry_auth_refused", FailedPrecondition, No,
                     "A registry asks to authenticate in a way, or at an address, to which no credentials are sent. Check that the registry is the right one.";
                 RegistryRedirectRefused = "registry_redirect_refused", FailedPrecondition, No,
-                    "A registry redirects to an address that it may not redirect to, such as one of an internal network. An operator who trusts the registry names it as its own mirror.";
+                    "A registry redirects to an address that it may not redirect to, such as one of an internal network. An operator who trusts the registry can configure it as its own mirror.";
                 RegistryAddressRefused = "registry_address_refused", FailedPrecondition, No,
                     "The name of a registry resolves to an address of an internal network. An operator can allow it.",
-                    hint "an operator opens it: the registry as its own mirror (--registry-mirror HOST=URL), an entry for it in the file of registry credentials, or its address in `[builds.egress] allow`";
+                    hint "an operator can allow it: configure the registry as its own mirror (--registry-mirror HOST=URL), add it to the file of registry credentials, or list its address in `[builds.egress] allow`";
                 RegistryAnswerInvalid = "registry_answer_invalid", FailedPrecondition, No,
                     "The answer of a registry is malformed or too large. Check that the address is the one of a registry.";
                 RegistryCredentials = "registry_credentials", Internal, No,

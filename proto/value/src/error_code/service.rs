@@ -64,14 +64,14 @@ macro_rules! service_error_codes {
                     "The program is for another kind of machine, or is a script without a `#!` line. Build the image for this platform.",
                     hint "build the image for this machine's platform, or begin the script with a #! line";
                 WorkdirInvalid = "workdir_invalid", FailedPrecondition, No,
-                    "The working directory does not exist in the image and cannot be made. Make it in the image, or name another.",
-                    hint "make the directory in the image, or name another with --workdir";
+                    "The working directory does not exist in the image and cannot be made. Make it in the image, or choose another one.",
+                    hint "make the directory in the image, or choose another one with --workdir";
                 UserNotFound = "user_not_found", FailedPrecondition, No,
                     "The image has no such user or group. Add it to the image, or name one by number.",
                     hint "add the user to the image's /etc/passwd, or name one by number";
                 MemoryLimit = "memory_limit", FailedPrecondition, No,
                     "The memory limit is too small for the process to start in. Raise it.",
-                    hint "give it more with --memory";
+                    hint "raise the memory limit with --memory";
                 Cgroup = "cgroup", FailedPrecondition, No,
                     "The control group of the process could not be made. See the daemon's log and the machine's control groups.";
                 MountSourceMissing = "mount_source_missing", FailedPrecondition, No,

@@ -1,10 +1,10 @@
-//! Kinds of mount sources: what builds mount, and what services mount. The flag of a kind, its default mode and what it
-//! reads are here.
+//! Kinds of mount sources of builds and of services, with the grammar of their flags, their default modes, and what a
+//! mount of each kind gives access to.
 
 use super::{DEFAULT_TARGET, MountAccess, MountError, storage_path};
 use crate::Reference;
 
-/// What a mount of a build or of a context shows.
+/// Source of a mount of a build or of a context.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BuildMountSource {
@@ -18,7 +18,7 @@ pub enum BuildMountSource {
     Pack(String),
 }
 
-/// What a mount of a service shows.
+/// Source of a mount of a service.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ServiceMountSource {
@@ -34,7 +34,7 @@ pub enum ServiceMountSource {
     File(String),
 }
 
-/// What a source reads, which decides the permissions that a mount of it needs.
+/// Origin of the files of a source, which determines the permission that a mount of it needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MountOrigin<'a> {
     /// A path of room or project storage.
@@ -42,12 +42,12 @@ pub enum MountOrigin<'a> {
     Image(&'a Reference),
     /// A pack, which belongs to a caller.
     Pack(&'a str),
-    /// Nothing outside the mount.
+    /// The source reads nothing from outside the mount.
     Nothing,
 }
 
 pub trait MountSource {
-    /// Returns the mode of a mount that names none.
+    /// Returns the mode of a mount whose flag has no mode.
     fn default_mode(&self) -> MountAccess;
     fn origin(&self) -> MountOrigin<'_>;
 }
@@ -89,10 +89,10 @@ impl MountSource for ServiceMountSource {
 /// Kinds of mount flags, each with its grammar (contract, "Mounts").
 pub trait MountKind: Copy {
     type Source: MountSource;
-    /// Target of a flag that names none.
+    /// Target of a mount whose flag has no target. `None` if the flag must have one.
     const DEFAULT_TARGET: Option<&'static str>;
 
-    /// Returns the grammar that errors show.
+    /// Returns the grammar of the flag, for error messages.
     fn grammar(self) -> &'static str;
 
     /// Reports whether the flag may end with a mode.
@@ -139,17 +139,17 @@ impl MountKind for BuildMountKind {
     }
 
     fn split(self, text: &str) -> Result<(Self::Source, Option<&str>), MountError> {
-        let (source, place) = split_at(text, ':');
+        let (source, target) = split_at(text, ':');
         Ok(match self {
-            Self::Room => (BuildMountSource::Room(storage_path(source)?), place),
-            Self::Project => (BuildMountSource::Project(storage_path(source)?), place),
+            Self::Room => (BuildMountSource::Room(storage_path(source)?), target),
+            Self::Project => (BuildMountSource::Project(storage_path(source)?), target),
             Self::Pack if source.is_empty() => {
                 return Err(MountError::Grammar { given: text.to_owned(), grammar: self.grammar() });
             }
-            Self::Pack => (BuildMountSource::Pack(source.to_owned()), place),
+            Self::Pack => (BuildMountSource::Pack(source.to_owned()), target),
             Self::Image => {
-                let (reference, subpath, place) = split_image(text)?;
-                (BuildMountSource::Image { reference, subpath }, place)
+                let (reference, subpath, target) = split_image(text)?;
+                (BuildMountSource::Image { reference, subpath }, target)
             }
         })
     }
@@ -168,14 +168,14 @@ impl MountKind for ServiceMountKind {
     }
 
     fn split(self, text: &str) -> Result<(Self::Source, Option<&str>), MountError> {
-        let (source, place) = split_at(text, ':');
+        let (source, target) = split_at(text, ':');
         Ok(match self {
-            Self::Room => (ServiceMountSource::Room(storage_path(source)?), place),
-            Self::Project => (ServiceMountSource::Project(storage_path(source)?), place),
+            Self::Room => (ServiceMountSource::Room(storage_path(source)?), target),
+            Self::Project => (ServiceMountSource::Project(storage_path(source)?), target),
             Self::EmptyDir => (ServiceMountSource::EmptyDir, Some(text)),
             Self::Image => {
-                let (reference, subpath, place) = split_image(text)?;
-                (ServiceMountSource::Image { reference, subpath }, place)
+                let (reference, subpath, target) = split_image(text)?;
+                (ServiceMountSource::Image { reference, subpath }, target)
             }
         })
     }
@@ -183,7 +183,7 @@ impl MountKind for ServiceMountKind {
 
 fn split_at(text: &str, separator: char) -> (&str, Option<&str>) {
     match text.split_once(separator) {
-        Some((source, place)) => (source, Some(place)),
+        Some((source, target)) => (source, Some(target)),
         None => (text, None),
     }
 }
@@ -193,7 +193,7 @@ fn split_image(text: &str) -> Result<(Reference, String, Option<&str>), MountErr
         Some((text, subpath)) => (text, storage_path(subpath)?),
         None => (text, String::new()),
     };
-    let (image, place) = split_at(text, '=');
+    let (image, target) = split_at(text, '=');
     let reference = image.parse().map_err(|source| MountError::Image { given: text.to_owned(), source })?;
-    Ok((reference, subpath, place))
+    Ok((reference, subpath, target))
 }
