@@ -17,7 +17,7 @@ impl InterruptListener {
         Ok(Self { signals: signal(SignalKind::interrupt())? })
     }
 
-    /// Waits for the next Ctrl-C. Interrupts before the call count.
+    /// Waits for Ctrl-C. Returns at once if it was pressed since the previous wait.
     pub async fn next(&mut self) {
         if self.signals.recv().await.is_none() {
             std::future::pending::<()>().await;
@@ -32,8 +32,8 @@ impl InterruptListener {
         self.run_interruptible_with_message("interrupted; nothing was started in the room", work).await
     }
 
-    /// Runs `work` like [`InterruptListener::run_interruptible`], with a message of its own, for work that
-    /// may have started something in the room.
+    /// Runs `work` like [`InterruptListener::run_interruptible`], with another message, for work that may have
+    /// started something in the room.
     pub async fn run_interruptible_with_message<T>(
         &mut self,
         message: &str,

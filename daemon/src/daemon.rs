@@ -193,14 +193,14 @@ impl Daemon {
             state_dir: config.state_dir.clone(),
             limits: layer_limits,
         })?;
-        let elsewhere =
+        let remote_registries =
             RemoteRegistries::new(config.mirrors()?, config.registry_credentials.clone(), config.egress());
-        elsewhere.check()?;
+        remote_registries.check()?;
         let packs = open_packs(&config, images.clone())?;
         let room = RoomContexts {
             contexts: contexts.clone(),
             images: images.clone(),
-            remote_registries: elsewhere.clone(),
+            remote_registries: remote_registries.clone(),
             packs: packs.clone(),
         };
         let files = [storage.room.path(), storage.project.path()];
@@ -244,7 +244,7 @@ impl Daemon {
             store: Arc::new(store.clone()),
             images: Arc::new(RoomServiceImages {
                 images: images.clone(),
-                remote_registries: elsewhere.clone(),
+                remote_registries: remote_registries.clone(),
             }),
             logs: Arc::new(LogFiles),
             tokens: Arc::clone(&access) as Arc<dyn deploy::port::TokenMinter>,
@@ -286,7 +286,7 @@ impl Daemon {
             contexts: room,
             mounts: mounts.clone(),
             images: images.clone(),
-            elsewhere,
+            remote_registries,
             packs: packs.clone(),
             storage,
             access,

@@ -338,7 +338,7 @@ fn the_registry_client_has_no_arrow_that_it_must_not_have() {
 }
 
 #[test]
-fn each_form_of_a_wrong_arrow_is_told_with_rule_file_and_line() {
+fn each_form_of_a_wrong_dependency_is_reported_with_rule_file_and_line() {
     let wrong = [
         (&DAEMON, "ingress/serve.rs", "use super::super::build::Handle;"),
         (&DAEMON, "ingress/serve.rs", "use crate::{model::Digest, build::Handle};"),

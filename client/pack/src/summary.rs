@@ -65,7 +65,7 @@ impl PackSummary {
                 summary.largest.insert(at, (entry.path.clone(), entry.size));
                 summary.largest.truncate(LARGEST);
             }
-            // Only the outermost such directory is listed; its content counts for it.
+            // Of nested directories of this kind only the outermost is listed, with the counts of everything below it.
             let inside = |dir: &SuspiciousDir| {
                 entry.path.strip_prefix(dir.path.as_slice()).is_some_and(|r| r.starts_with(b"/"))
             };

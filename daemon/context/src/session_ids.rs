@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_key_is_made_anew() {
+    fn a_damaged_key_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let before = SessionIds::open(directory.path()).unwrap().derive(&[b"a"]);
         fs::write(directory.path().join("session.key"), "short").unwrap();

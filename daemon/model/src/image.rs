@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn cached_images_are_told_by_the_first_part_of_their_repository() {
+    fn cached_images_are_recognised_by_the_first_part_of_their_repository() {
         assert!(
             is_cached_name("cached.hearth/public/docker.io/library/alpine")
                 && is_cached_name("cached.hearth")

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_that_lies_elsewhere_is_not_needed_here() {
+    fn a_foreign_layer_is_not_required_in_the_room() {
         let layers = json!([{"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
             "digest": digest(9), "size": 1, "urls": ["https://example.com/x"]}]);
         let text = json!({"schemaVersion": 2, "config": descriptor(1), "layers": layers}).to_string();
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_as_a_layer_elsewhere_and_as_something_else_is_needed_here() {
+    fn a_foreign_layer_that_is_also_other_content_is_required_in_the_room() {
         let elsewhere = |byte| {
             let mut layer = descriptor(byte);
             layer["mediaType"] = json!("application/vnd.oci.image.layer.nondistributable.v1.tar");

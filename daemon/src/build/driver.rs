@@ -204,14 +204,14 @@ impl BuildRuntime {
         let outcome = self.solve_until_stable(active, record, early, &tag, publisher).await?;
         let image = self.verify(&tag, outcome).await?;
         let rooms = &self.options.room_registries;
-        let (own, elsewhere): (Vec<Reference>, Vec<Reference>) =
+        let (room_tags, remote_tags): (Vec<Reference>, Vec<Reference>) =
             record.spec.tags.iter().cloned().partition(|tag| rooms.owns_tag(tag));
-        let given = &active.secrets.credentials;
-        if !elsewhere.is_empty() {
+        let credentials = &active.secrets.credentials;
+        if !remote_tags.is_empty() {
             // Content without a name is not published yet, so the build can still be cancelled.
             tokio::select! {
-                pushed = self.ports.images.push_content(&image, &elsewhere, given) => {
-                    pushed.map_err(|fault| push_fault(fault, &image, &elsewhere))?;
+                pushed = self.ports.images.push_content(&image, &remote_tags, credentials) => {
+                    pushed.map_err(|fault| push_fault(fault, &image, &remote_tags))?;
                 }
                 () = active.stop.cancelled() => return Err(stopped_fault()),
             }
@@ -220,12 +220,12 @@ impl BuildRuntime {
         if active.verdict.decide(BuildVerdict::Publish) != BuildVerdict::Publish {
             return Err(stopped_fault());
         }
-        if !elsewhere.is_empty() {
-            let named = self.ports.images.push_names(&image, &elsewhere, given).await;
-            named.map_err(|fault| push_fault(fault, &image, &elsewhere))?;
+        if !remote_tags.is_empty() {
+            let named = self.ports.images.push_names(&image, &remote_tags, credentials).await;
+            named.map_err(|fault| push_fault(fault, &image, &remote_tags))?;
         }
-        if !own.is_empty() {
-            self.ports.images.publish(&image, &own).await?;
+        if !room_tags.is_empty() {
+            self.ports.images.publish(&image, &room_tags).await?;
         }
         let steps = publisher.step_counts();
         Ok(BuildResult {

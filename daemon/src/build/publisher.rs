@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_output_is_kept_on_a_disk_that_is_low_and_the_build_is_told_once() {
+    async fn no_output_is_kept_on_a_disk_that_is_low_and_the_build_is_notified_once() {
         let bench = bench();
         let publisher = EventPublisher::new(Arc::clone(&bench.log), SecretMask::default(), 1 << 20);
         let mut publisher = publisher.with_space_watch(SpaceWatch::fixed(7, 8));

@@ -2,8 +2,8 @@
 
 mod cancel;
 mod early;
-mod elsewhere;
 mod lifecycle;
+mod remote_tags;
 mod restart;
 mod store;
 

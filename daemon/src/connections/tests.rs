@@ -105,7 +105,7 @@ fn what_nobody_uses_is_closed_and_what_is_in_use_is_not() {
 }
 
 #[tokio::test]
-async fn places_are_free_again_and_the_end_of_the_last_one_is_told() {
+async fn slots_are_free_again_and_the_end_of_the_last_connection_is_signalled() {
     let connections = ConnectionLimiter::new(ConnectionLimits { total: 1, per_peer: 1, ..LIMITS });
     for _ in 0..200 {
         let held = open(&connections, 1);

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_in_another_state_is_told_from_its_text() {
+    fn a_task_in_another_state_is_recognised_by_its_text() {
         let fault = |text: &str| ContainerdFault::from(tonic::Status::unknown(text));
         let running = fault("failed to delete task: cannot delete a running process: unknown");
         assert!(matches!(running, ContainerdFault::Precondition(_)));
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_from_its_text() {
+    fn a_full_disk_is_recognised_by_its_text() {
         let status = tonic::Status::unknown("failed to copy: write /x: no space left on device");
         assert_eq!(ContainerdFault::from(status), ContainerdFault::DiskFull);
         assert!(matches!(

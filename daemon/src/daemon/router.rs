@@ -51,7 +51,7 @@ pub(super) struct RouterParts {
     pub contexts: build::RoomContexts,
     pub mounts: MountedContexts,
     pub images: ImageStore,
-    pub elsewhere: RemoteRegistries,
+    pub remote_registries: RemoteRegistries,
     pub packs: PackStore,
     pub storage: StorageRoots,
     pub access: Arc<TokenAuthority>,
@@ -109,7 +109,7 @@ pub(super) fn build(parts: RouterParts) -> Result<(Router, HealthReporter)> {
     let images = ImagesService {
         images: parts.images,
         storage: parts.storage.clone(),
-        remote_registries: parts.elsewhere,
+        remote_registries: parts.remote_registries,
         disk: parts.disk.clone(),
     };
     let packs = PacksService {

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn an_app_that_listens_inside_only_or_elsewhere_is_told_so() {
+    fn an_app_that_listens_on_loopback_or_another_port_is_reported() {
         let refused = Some(ProbeAnswer::Refused);
         let local = unhealthy_fault(&findings(None, refused.clone(), &["127.0.0.1:8080"]), true);
         assert_eq!(local.code, "listens_locally");
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redirect_or_a_login_at_the_health_path_is_told_with_what_to_do() {
+    fn a_redirect_or_a_login_at_the_health_path_is_reported_with_a_hint() {
         let http = |status, location: Option<&str>| {
             Some(ProbeAnswer::Http { status, location: location.map(str::to_owned), body: "x".to_owned() })
         };

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listeners_of_this_process_are_found_and_told_by_who_reaches_them() {
+    fn listeners_of_this_process_are_found_with_who_can_reach_them() {
         let local = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let open = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
         let found = listening_sockets(std::process::id());

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_whole_log_is_told_from_both_files_with_lines_put_together() {
+    async fn a_whole_log_joins_both_files_and_their_split_lines() {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
         assert_eq!(all(&directory.join("none"), ServiceLogQuery::default()).await, []);
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn dropped_bytes_are_told_with_the_next_line_or_at_the_end() {
+    async fn dropped_bytes_are_reported_with_the_next_line_or_at_the_end() {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
         append(directory, 0, RecordSource::Stdout, "a\n");
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_followed_log_goes_on_and_a_prompt_is_told_without_its_end() {
+    async fn a_followed_log_continues_and_an_unterminated_prompt_is_delivered() {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
         append(directory, 0, RecordSource::Stdout, "old\nnew\n");

@@ -112,7 +112,7 @@ impl ImageStore {
     pub async fn supply(
         &self,
         wanted: SupplyRequest<'_>,
-        elsewhere: &RemoteRegistries,
+        remote_registries: &RemoteRegistries,
     ) -> Result<SuppliedImage, ImageError> {
         let not_found = || ImageError::NotFound { reference: wanted.reference.to_string() };
         if wanted.is_own {
@@ -126,7 +126,8 @@ impl ImageStore {
             })?;
             return self.check_and_supply(own.repository, top, &wanted, SupplyOrigin::Room, Vec::new()).await;
         }
-        let (remote, right) = elsewhere.client_for(wanted.reference, wanted.credentials, wanted.caller)?;
+        let (remote, right) =
+            remote_registries.client_for(wanted.reference, wanted.credentials, wanted.caller)?;
         let mut images = Vec::with_capacity(wanted.platforms.len());
         for platform in wanted.platforms {
             let key = CachedImageKey {

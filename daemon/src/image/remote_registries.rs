@@ -147,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    fn elsewhere(text: &str, mode: u32) -> (tempfile::TempDir, RemoteRegistries) {
+    fn remote_registries(text: &str, mode: u32) -> (tempfile::TempDir, RemoteRegistries) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("credentials.toml");
         std::fs::write(&path, text).unwrap();
@@ -159,9 +159,9 @@ mod tests {
 
     #[test]
     fn credentials_are_found_by_any_name_of_their_registry_and_read_again_each_time() {
-        let (directory, elsewhere) = elsewhere(FILE, 0o600);
+        let (directory, remote_registries) = remote_registries(FILE, 0o600);
         let name = |registry: &str| {
-            elsewhere.configured().unwrap().get(registry).map(|found| found.username.clone())
+            remote_registries.configured().unwrap().get(registry).map(|found| found.username.clone())
         };
         assert_eq!(name("docker.io").as_deref(), Some("me"));
         assert!(name("ghcr.io").is_none());
@@ -171,14 +171,14 @@ mod tests {
 
     #[test]
     fn the_right_to_an_image_is_that_of_the_credential_that_opens_it() {
-        let (_directory, elsewhere) = elsewhere(FILE, 0o600);
+        let (_directory, remote_registries) = remote_registries(FILE, 0o600);
         let given = |registry: &str| {
             let credential =
                 RegistryCredential { username: "u".to_owned(), password: Secret::new("p".to_owned()) };
             BTreeMap::from([(registry.to_owned(), credential)])
         };
         let right = |image: &str, given: &BTreeMap<String, RegistryCredential>| {
-            elsewhere.client_for(&image.parse().unwrap(), given, "ann").unwrap().1
+            remote_registries.client_for(&image.parse().unwrap(), given, "ann").unwrap().1
         };
         assert_eq!(right("alpine", &BTreeMap::new()), ImageRight::Room);
         assert_eq!(right("ghcr.io/a/b", &BTreeMap::new()), ImageRight::Public);
@@ -190,12 +190,12 @@ mod tests {
     #[test]
     fn a_file_that_others_may_read_or_that_is_malformed_is_refused_and_shows_no_password() {
         for mode in [0o640, 0o604, 0o660] {
-            let (_directory, elsewhere) = elsewhere(FILE, mode);
-            assert!(matches!(elsewhere.check(), Err(CredentialsFileError::Mode { .. })), "{mode:o}");
+            let (_directory, remote_registries) = remote_registries(FILE, mode);
+            assert!(matches!(remote_registries.check(), Err(CredentialsFileError::Mode { .. })), "{mode:o}");
         }
         for text in ["['x']\nusername = 'a'\npasword = 'hunter2'", "hunter2", "['x']\npassword = 'hunter2'"] {
-            let (_directory, elsewhere) = elsewhere(text, 0o600);
-            let error = elsewhere.check().unwrap_err();
+            let (_directory, remote_registries) = remote_registries(text, 0o600);
+            let error = remote_registries.check().unwrap_err();
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
         }
         let none = Some("/no/such/file".into());

@@ -80,8 +80,8 @@ impl ImageStore {
             }
             return Ok(reference.clone());
         }
-        let RegistryCaller { name, credentials: given, registries: elsewhere } = caller;
-        let (remote, right) = elsewhere.client_for(reference, given, name)?;
+        let RegistryCaller { name, credentials: given, registries: remote_registries } = caller;
+        let (remote, right) = remote_registries.client_for(reference, given, name)?;
         let key = CachedImageKey { name: normalized_name(reference), platform: platform.clone(), right };
         let wanted = SupplyRequest {
             reference,
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn variants_of_one_architecture_are_not_told_apart() {
+    fn variants_of_one_architecture_are_not_distinguished() {
         let platform = |text| Platform::parse(text).unwrap();
         assert!(runs(&platform("linux/arm64"), &platform("linux/arm64/v8")));
         assert!(!runs(&platform("linux/amd64"), &platform("linux/arm64")));

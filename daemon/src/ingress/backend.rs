@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_drain_tells_how_many_it_cut() {
+    async fn a_drain_reports_how_many_requests_it_cut() {
         let backend = backend();
         let entered = backend.enter(0).unwrap();
         let cut = entered.cut().clone();

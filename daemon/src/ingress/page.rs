@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_told_what_went_wrong_and_whether_to_try_again() {
+    fn a_client_that_wants_json_gets_code_message_and_whether_to_retry() {
         let response = IngressError::NoInstance("web".parse().unwrap()).page(None);
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "2");

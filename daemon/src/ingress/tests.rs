@@ -156,7 +156,7 @@ async fn a_kept_connection_carries_one_request_after_the_other() {
 }
 
 #[tokio::test]
-async fn an_unknown_host_is_told_and_a_malformed_one_refused() {
+async fn an_unknown_host_is_reported_and_a_malformed_one_refused() {
     let scene = Scene::new(Options::default()).await;
     scene.route(None);
     let unknown = scene.ask("GET / HTTP/1.1\r\nHost: <b>\r\nConnection: close\r\n\r\n").await;

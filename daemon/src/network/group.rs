@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_groups_are_told_apart_from_each_other_and_from_those_of_other_links() {
+    fn both_groups_are_distinguished_from_each_other_and_from_those_of_other_links() {
         for seed in [0, 1, 2, 3, 0x8000_0001, u32::MAX] {
             let group = LinkGroups::of(seed);
             assert_ne!(group.open(), group.isolated());

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_and_another_subnet_begin_anew() {
+    fn a_damaged_file_and_another_subnet_start_from_scratch() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("leases.json");
         fs::write(&path, "{\"subnet\":\"10.1").unwrap();

@@ -93,7 +93,7 @@ async fn a_value_that_was_changed_or_moved_to_another_name_is_refused() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_gone_replaced_or_exposed_is_told_and_one_put_back_works_at_once() {
+async fn a_missing_replaced_or_exposed_key_is_reported_and_one_put_back_works_at_once() {
     let room = Room::new();
     room.set("A", "a").await.unwrap();
     let aside = room.directory.path().join("aside");

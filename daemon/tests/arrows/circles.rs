@@ -62,7 +62,7 @@ fn the_modules_of_deploys_form_no_circle() {
 }
 
 #[test]
-fn a_circle_is_told_with_both_modules_file_and_line() {
+fn a_cycle_is_reported_with_both_modules_file_and_line() {
     let mut edges = Edges::new();
     add_edges(&mut edges, "deploy", Path::new("deploy/health.rs"), "use super::entry::ServiceEntry;");
     add_edges(&mut edges, "deploy", Path::new("deploy/entry.rs"), "use super::plan::plan;");

@@ -540,7 +540,7 @@ async fn a_buildkitd_whose_steps_can_have_no_network_of_their_own_is_not_started
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_reason_of_a_buildkitd_that_cannot_start_is_told() {
+async fn the_reason_of_a_buildkitd_that_cannot_start_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let mut options = managed::Options::new(dir.path().join("buildkit"), Err("none is needed".to_owned()));
     options.runc = "no-such-runc".into();

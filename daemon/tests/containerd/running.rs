@@ -128,7 +128,7 @@ async fn a_mount_target_behind_a_link_of_the_image_stays_inside() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stopping_asks_first_and_kills_when_that_does_not_help() {
+async fn stopping_sends_sigterm_first_and_kills_after_the_limit() {
     Fixture::run(async |fixture| {
         let image = fixture.image(ConfigFlags::default(), &[]);
         let polite = fixture
@@ -167,7 +167,7 @@ async fn stopping_asks_first_and_kills_when_that_does_not_help() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_takes_too_much_memory_is_told_as_such() {
+async fn a_process_that_runs_out_of_memory_is_reported_as_such() {
     Fixture::run(async |fixture| {
         let image = fixture.image(ConfigFlags::default(), &[]);
         let mut spec = fixture.spec(&image, &[]);

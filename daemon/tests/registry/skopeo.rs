@@ -64,7 +64,7 @@ async fn skopeo_pushes_lists_pulls_and_deletes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn skopeo_is_told_what_a_token_may_not_do() {
+async fn skopeo_gets_the_reason_of_a_denial() {
     let room = room().await;
     let work = tempfile::tempdir().unwrap();
     let source = archive(work.path());

@@ -5956,7 +5956,7 @@ pub struct Capabilities {
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DomainNames {
-    /// Exact host names, or `*.` and a host name for all names below it. At most 64.
+    /// Exact host names, or `*.` and a host name, where `*` stands for exactly one label. At most 64.
     /// Example: \["www.example.com", "\*.apps.example.com"\].
     #[prost(string, repeated, tag = "1")]
     pub domains: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
@@ -7001,8 +7001,8 @@ pub mod services_client {
     /// and Rollback also need the right to run the image: `containers.run` for its name, with or without the
     /// room's registry, or `containers.registry.run` for its repository in the room. An image of another
     /// registry needs `containers.run` for its full name and, to be copied into the room, `containers.pull`.
-    /// The caller must have the rights to everything that a request mentions; settings that are kept from
-    /// the previous revision are not checked again.
+    /// The caller must have the rights to everything that the resulting revision uses: the image, mounts,
+    /// secrets and token scopes, including those that are kept from the previous revision.
     ///
     /// grpcurl -H "authorization: Bearer $TOKEN" -plaintext -d '{"spec": {
     /// "image": "room.meshagent.com/web:1",
@@ -7465,8 +7465,8 @@ pub mod services_server {
     /// and Rollback also need the right to run the image: `containers.run` for its name, with or without the
     /// room's registry, or `containers.registry.run` for its repository in the room. An image of another
     /// registry needs `containers.run` for its full name and, to be copied into the room, `containers.pull`.
-    /// The caller must have the rights to everything that a request mentions; settings that are kept from
-    /// the previous revision are not checked again.
+    /// The caller must have the rights to everything that the resulting revision uses: the image, mounts,
+    /// secrets and token scopes, including those that are kept from the previous revision.
     ///
     /// grpcurl -H "authorization: Bearer $TOKEN" -plaintext -d '{"spec": {
     /// "image": "room.meshagent.com/web:1",

@@ -1,7 +1,7 @@
 //! Compression of a layer frame by frame, so that several threads share the work and the bytes do not depend on the
 //! number of threads.
 //!
-//! - zstd: each frame is a zstd frame of its own. A seek table follows in a skippable frame, which every
+//! - zstd: each frame is a separate zstd frame. A seek table follows in a skippable frame, which every
 //!   decoder ignores (zstd's `contrib/seekable_format`, version 0.1.0). A reader that supports it can start
 //!   at any frame.
 //! - gzip: one member. Each frame is a run of deflate blocks that does not refer to earlier data and ends at

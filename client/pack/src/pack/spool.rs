@@ -26,14 +26,14 @@ use crate::new_file::{self, NewFile, TemporaryLink};
 use crate::walk::{EntryKind, WalkedTree};
 
 /// Fraction (one in this number) of all bytes that may be in files without a cached hash for the tree to be hashed
-/// first. Hashing those is cheap compared to a pack, and saves one if they turn out to be unchanged.
+/// first. Hashing these files is cheap compared to a pack, and avoids the pack if they turn out to be unchanged.
 const UNKNOWN_FRACTION: u64 = 4;
 
 /// Bytes before the layer, such as manifest, config and index, up to which an archive is cached for a layer of any
 /// size.
 const MAX_PREFIX: u64 = 1 << 20;
 
-/// File with the bytes of a layer: a file of its own or the future archive.
+/// File with the bytes of a layer: a separate file or the future archive.
 #[derive(Debug)]
 pub(super) struct LayerSpool {
     place: SpoolPlace,
@@ -66,8 +66,9 @@ impl LayerSpool {
         Self { place, position: 0 }
     }
 
-    /// Creates a hard link to an archive in the cache. Returns whether it has one then. An archive that mostly
-    /// consists of the layers of its base gets none, because those would be cached again with each pack on that base.
+    /// Creates a hard link to an archive in the cache. Returns whether the cache has such a link afterwards. An archive
+    /// that mostly consists of the layers of its base gets none, because each pack on that base would cache those layers
+    /// again.
     fn link_in_cache(&mut self, cache: &PackCache, most_bytes: u64) -> bool {
         let SpoolPlace::Archive { new, cache_link: spare, .. } = &mut self.place else { return false };
         let before = self.position;
@@ -356,7 +357,7 @@ impl LayerSpooler<'_> {
         Ok(LayerSpool::new(SpoolPlace::Temporary(new)))
     }
 
-    /// Writes the layer. Returns the tree's hashes, too, if `hash` is set.
+    /// Writes the layer. If `hash` is set, also returns the hashes of the tree.
     fn write(
         &mut self,
         spool: &LayerSpool,

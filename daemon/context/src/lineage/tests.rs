@@ -96,7 +96,7 @@ fn a_file_of_lineages_serves_one_run() {
 }
 
 #[test]
-fn a_damaged_file_of_lineages_is_told_and_gone() {
+fn a_damaged_lineage_file_is_reported_and_removed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("lineages");
     let limits = LineageLimits { lineages: 4, files: 1000 };

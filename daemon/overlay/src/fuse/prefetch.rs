@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_from_elsewhere_begins_anew() {
+    fn a_reader_that_jumps_starts_a_new_prefetch() {
         let ahead = ListingPrefetch::new();
         for (directory, below) in [(1, &[2, 9][..]), (2, &[3]), (3, &[4])] {
             step(&ahead, directory, below);

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_told_from_repositories_as_buildkit_tells_them() {
+    fn files_are_distinguished_from_repositories_as_in_buildkit() {
         let found = |line: &str| {
             let (instructions, escape) = lines::instructions(line);
             let place = DockerfileExcerpt { start_line: 1, end_line: 1, text: String::new() };

@@ -124,7 +124,7 @@ fn what_is_missing_is_named_with_what_may_have_been_meant() {
 }
 
 #[test]
-fn a_file_that_the_ignore_file_leaves_out_is_missing_and_its_pattern_is_told() {
+fn the_error_of_an_ignored_file_names_the_pattern() {
     let hint = |own, copied| looked(TREE, own, copied).map(|fault| fault.hint.unwrap());
     let by_context = hint(None, "hidden").unwrap();
     assert!(by_context.contains("the pattern `hid*` of `.dockerignore`"), "{by_context}");

@@ -108,7 +108,7 @@ async fn dropped_watcher_harms_nothing() {
 }
 
 #[tokio::test]
-async fn a_failed_build_tells_the_step_and_the_dockerfiles_real_path() {
+async fn a_failed_build_reports_the_step_and_the_real_path_of_the_dockerfile() {
     let room = Room::new(false);
     let service = room.start().await;
     let handle = service.handle();
@@ -170,7 +170,7 @@ async fn images_of_the_room_are_pinned_and_unknown_ones_are_named() {
 }
 
 #[tokio::test]
-async fn a_missing_copy_source_fails_the_build_before_the_solver_hears_of_it() {
+async fn a_missing_copy_source_fails_the_build_before_the_solve() {
     let room = Room::new(false);
     let service = room.start().await;
     let handle = service.handle();

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_told() {
+    fn an_unknown_name_is_reported() {
         assert_eq!(of("nobody"), Err(UserFault::User("nobody".to_owned())));
         assert_eq!(of("-1"), Err(UserFault::User("-1".to_owned())));
         assert_eq!(of("4294967296"), Err(UserFault::User("4294967296".to_owned())));

@@ -62,7 +62,7 @@ async fn an_app_that_keeps_the_connection_open_is_judged_by_its_status() {
 }
 
 #[tokio::test]
-async fn silence_and_a_closed_port_are_told_apart() {
+async fn silence_and_a_closed_port_are_distinguished() {
     let silent = question(app(b"", true).await, None).probe(&InstanceId::random()).await;
     assert_eq!((silent.healthy, silent.answer), (false, ProbeAnswer::Timeout));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -181,7 +181,7 @@ fn ports_are_those_given_else_kept_else_exposed() {
 }
 
 #[test]
-fn volumes_without_a_mount_get_an_empty_directory_and_are_told() {
+fn volumes_without_a_mount_get_an_empty_directory_and_a_note() {
     let request =
         DeployRequest { mounts: vec![mount(ServiceMountSource::Room("d".to_owned()), "/data")], ..request() };
     let merged = merged(None, &request, &image(&[80], &["/data", "/cache"])).unwrap();
@@ -233,7 +233,7 @@ fn what_cannot_be_is_refused_by_its_flag() {
 }
 
 #[test]
-fn a_second_repository_of_one_name_is_refused_and_told_about_the_flag() {
+fn a_second_repository_of_one_name_is_refused_with_a_hint_at_the_flag() {
     let other = ImageFacts { repository: "we/b".parse().unwrap(), ..image(&[80], &[]) };
     let error = merged(Some(&service(spec(80))), &request(), &other).unwrap_err();
     assert_eq!((error.code().as_str(), error.flag()), ("name_taken", "--name"));

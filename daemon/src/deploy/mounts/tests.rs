@@ -381,7 +381,7 @@ async fn an_empty_directory_is_anybodys_and_goes_with_the_instance() {
 }
 
 #[tokio::test]
-async fn after_a_crash_lost_views_are_told_until_they_are_closed_and_strangers_go() {
+async fn after_a_crash_lost_views_are_reported_until_closed_and_unknown_ones_are_removed() {
     let at = MountTestRoom::new().await;
     fs::write(at.room_path("kept"), "").unwrap();
     let both = [image("", "/image", ReadWrite), room("", "/data", ReadWrite)];

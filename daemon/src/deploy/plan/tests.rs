@@ -190,7 +190,7 @@ fn update_without_the_old_one(
 }
 
 #[test]
-fn an_old_instance_that_ends_or_sickens_during_an_update_is_started_again_at_once() {
+fn an_old_instance_that_exits_or_becomes_unhealthy_during_an_update_is_restarted_at_once() {
     for event in [SimulatedEvent::End(0), SimulatedEvent::Kill(0), SimulatedEvent::Sicken(0)] {
         let mut world =
             update_without_the_old_one(RevisionQuality::NeverHealthy, DeployStrategy::Rolling, event);

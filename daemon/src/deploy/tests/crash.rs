@@ -65,7 +65,7 @@ async fn an_instance_whose_mounts_died_serves_until_another_does() {
 }
 
 #[tokio::test]
-async fn a_restart_that_an_earlier_daemon_began_is_told_live_when_it_is() {
+async fn a_restart_begun_by_an_earlier_daemon_is_reported_live() {
     let world = world();
     let services = start(&world).await;
     live(&services.handle(), "1").await;

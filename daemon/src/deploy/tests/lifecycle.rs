@@ -9,7 +9,7 @@ fn failed(outcome: DeployEventKind) -> crate::model::fault::Fault {
 }
 
 #[tokio::test]
-async fn a_first_deploy_is_live_when_it_answers_and_tells_its_steps_and_its_log() {
+async fn a_first_deploy_is_live_when_it_answers_and_prints_its_steps_and_log() {
     let world = world();
     let services = start(&world).await;
     let handle = services.handle();

@@ -175,7 +175,7 @@ async fn images_that_are_mounted_are_looked_up_when_they_are_given_and_never_aga
 }
 
 #[tokio::test]
-async fn a_dry_run_tells_the_plan_and_changes_nothing() {
+async fn a_dry_run_prints_the_plan_and_changes_nothing() {
     let world = world();
     let services = start(&world).await;
     let handle = services.handle();
@@ -265,7 +265,7 @@ async fn the_log_is_that_of_the_instance_that_serves_and_outlives_it() {
 }
 
 #[tokio::test]
-async fn whoever_watches_later_is_told_all_of_it_and_after_a_restart_the_end() {
+async fn a_later_watcher_gets_all_events_and_after_a_restart_the_last_one() {
     let world = world();
     let services = start(&world).await;
     live(&services.handle(), "1").await;

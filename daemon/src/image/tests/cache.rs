@@ -45,7 +45,7 @@ async fn names(room: &ImageFixture) -> Vec<String> {
 }
 
 /// Registry of these tests: configured by the operator, and unreachable.
-fn elsewhere() -> RemoteRegistries {
+fn remote_registries() -> RemoteRegistries {
     let itself = "127.0.0.1:1=http://127.0.0.1:1".parse().unwrap();
     RemoteRegistries::new(MirrorList::new(vec![itself]), None, EgressPolicy::default())
 }
@@ -65,7 +65,7 @@ async fn supply(
         ask_registry: false,
         transfer: &TransferProgress::default(),
     };
-    room.images.supply(wanted, &elsewhere()).await
+    room.images.supply(wanted, &remote_registries()).await
 }
 
 #[tokio::test]

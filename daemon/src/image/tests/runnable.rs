@@ -8,7 +8,7 @@ use crate::image::RemoteRegistries;
 use crate::model::egress::EgressPolicy;
 use crate::model::service::ServiceSpec;
 
-fn elsewhere() -> RemoteRegistries {
+fn remote_registries() -> RemoteRegistries {
     RemoteRegistries::new(hearth_registry::MirrorList::default(), None, EgressPolicy::default())
 }
 
@@ -17,7 +17,8 @@ async fn runnable(
     reference: &str,
 ) -> Result<crate::model::deploy::ImageFacts, ImageError> {
     let platform = Platform::host();
-    let caller = RegistryCaller { name: "ann", credentials: &BTreeMap::new(), registries: &elsewhere() };
+    let caller =
+        RegistryCaller { name: "ann", credentials: &BTreeMap::new(), registries: &remote_registries() };
     room.images.runnable(&reference.parse().unwrap(), &platform, caller).await
 }
 
@@ -58,7 +59,8 @@ async fn an_image_to_be_mounted_is_pinned_whatever_machine_it_is_for() {
     let loaded = room.load(archive_with("x", &options(Some("s390x"))), "a/b:1").await.unwrap();
     let mountable = async |reference: &str| {
         let (reference, platform) = (reference.parse().unwrap(), Platform::host());
-        let caller = RegistryCaller { name: "ann", credentials: &BTreeMap::new(), registries: &elsewhere() };
+        let caller =
+            RegistryCaller { name: "ann", credentials: &BTreeMap::new(), registries: &remote_registries() };
         room.images.mountable(&reference, &platform, caller).await
     };
     let pinned = mountable("room.meshagent.com/a/b:1").await.unwrap();

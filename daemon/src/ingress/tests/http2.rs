@@ -75,7 +75,7 @@ fn connector(certificate: &std::path::Path, protocol: &str) -> TlsConnector {
 }
 
 #[tokio::test]
-async fn within_tls_both_versions_are_offered_and_the_service_is_told_https() {
+async fn within_tls_both_versions_are_offered_and_the_service_sees_https() {
     let directory = tempfile::tempdir().unwrap();
     let files =
         CertificateFiles { certificate: directory.path().join("a.crt"), key: directory.path().join("a.key") };

@@ -106,7 +106,7 @@ async fn a_connection_that_nobody_uses_makes_room_for_one_more() {
 }
 
 #[tokio::test]
-async fn a_connection_for_which_there_is_no_place_is_told_so() {
+async fn a_connection_beyond_the_limit_gets_a_refusal() {
     let scene = Scene::new(places(5, 1)).await;
     let web = Instance::scripted(|stream, _| async move {
         tokio::time::sleep(LONG).await;

@@ -96,7 +96,7 @@ async fn a_request_waits_for_a_route_to_a_healthy_instance() {
 }
 
 #[tokio::test]
-async fn after_the_limit_the_client_is_told_why() {
+async fn after_the_limit_the_client_gets_the_reason() {
     let scene = Scene::new(Options { hold_timeout: Duration::from_millis(200), ..Options::default() }).await;
     scene.route(None);
     let none = scene.get("/").await;

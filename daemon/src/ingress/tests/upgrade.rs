@@ -53,7 +53,7 @@ async fn bytes_pass_both_ways_after_a_switch() {
 }
 
 #[tokio::test]
-async fn a_websocket_lives_until_the_drain_limit_and_is_told_1001() {
+async fn a_websocket_lives_until_the_drain_limit_and_is_closed_with_1001() {
     let scene = Scene::new(Options::default()).await;
     let web = Instance::scripted(switches).await;
     scene.route(Some(web.address));
@@ -88,7 +88,7 @@ async fn within_a_frame_nothing_is_put_in() {
 }
 
 #[tokio::test]
-async fn the_daemons_end_tells_websockets_at_once() {
+async fn the_daemons_end_closes_websockets_at_once() {
     let scene = Scene::new(Options::default()).await;
     let web = Instance::scripted(switches).await;
     scene.route(Some(web.address));

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_told_and_loopback_needs_no_daemon() {
+    fn versions_are_printed_and_loopback_needs_no_daemon() {
         let versions = outcome(STEP_PLUGIN, "VERSION", "", &[]).unwrap().unwrap();
         assert_eq!(versions["supportedVersions"][3], CNI_VERSION);
         let config = r#"{"cniVersion":"0.3.1","name":"cni-loopback","type":"loopback"}"#;

@@ -83,7 +83,7 @@ async fn whatever_is_taken_from_an_instance_is_mended_around_its_namespace() {
 
 /// State that an earlier version left: pairs that are ports of one bridge.
 #[tokio::test]
-async fn an_instance_on_the_bridge_of_an_older_version_is_wired_anew_around_its_process() {
+async fn an_instance_on_the_bridge_of_an_older_version_is_rewired_while_it_runs() {
     let mut room = TestNetwork::open().await;
     let ((id, web), (other, db)) = (room.attach("web").await, room.attach("db").await);
     let name = room.network.name().to_owned();

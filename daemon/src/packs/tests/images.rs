@@ -85,7 +85,7 @@ async fn an_image_that_was_made_before_only_gets_its_name() {
 }
 
 #[tokio::test]
-async fn an_image_of_which_something_is_gone_is_made_anew() {
+async fn an_image_with_missing_content_is_made_again() {
     let room = room();
     let local = sample();
     let (first, _) = local.upload(&room.packs, tagged("x:1")).await.unwrap();

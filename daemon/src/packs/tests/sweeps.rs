@@ -51,7 +51,7 @@ async fn find_no_room(room: &Room, owner: &str) {
 }
 
 #[tokio::test]
-async fn an_upload_that_is_open_keeps_what_it_was_told_to_be_there() {
+async fn an_open_upload_keeps_the_content_that_it_relies_on() {
     let room = room();
     let local = sample();
     let id = upload_id(local.begin(&room.packs, "ann").await);

@@ -48,7 +48,7 @@ async fn a_child_that_ends_again_and_again_is_started_ever_more_seldom() {
 }
 
 #[tokio::test]
-async fn a_child_that_answers_no_more_is_told_and_left_alone() {
+async fn a_child_that_stops_answering_is_reported_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let handle = super::super::start(child(dir.path(), WAITS)).unwrap();
     let pid = ready(&handle).await;

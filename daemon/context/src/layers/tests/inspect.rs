@@ -97,7 +97,7 @@ proptest! {
     }
 
     #[test]
-    fn a_layer_that_was_altered_anywhere_is_refused_or_told_as_what_it_is(
+    fn an_altered_layer_is_refused_or_reported(
         files in files(),
         compression in compression(),
         at in any::<prop::sample::Index>(),

@@ -265,7 +265,7 @@ fn a_directory_swapped_for_a_link_leads_nowhere() {
 }
 
 #[test]
-fn changes_are_told_from_the_upper() {
+fn changes_are_listed_from_the_upper() {
     let place = Place::new();
     for directory in ["keep", "gone", "old"] {
         fs::create_dir(place.lower().join(directory)).unwrap();

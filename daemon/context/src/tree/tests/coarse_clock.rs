@@ -78,7 +78,7 @@ fn content_that_changed_behind_an_equal_stat_is_not_sent_as_what_it_was() {
 }
 
 #[test]
-fn a_tree_with_a_file_that_cannot_be_told_from_its_next_version_is_never_known_again() {
+fn a_tree_with_an_unsettled_file_is_never_revalidated() {
     for way in ["a clock that was set back", "whole seconds"] {
         let room = Room::new();
         let standing = never_sure(&room, way);

@@ -36,7 +36,7 @@ fn set_time(path: &Path, seconds: u64) {
 }
 
 #[test]
-fn a_copy_elsewhere_with_other_times_has_the_same_digest() {
+fn a_copy_at_another_path_with_other_times_has_the_same_digest() {
     let room = Room::new();
     for top in ["one", "two/deep"] {
         room.file(&format!("{top}/a"), "1").file(&format!("{top}/d/b"), "2").link(&format!("{top}/l"), "a");
@@ -238,7 +238,7 @@ fn a_hard_link_whose_first_name_is_not_covered_is_the_file() {
 }
 
 #[test]
-fn a_file_that_cannot_be_told_from_a_later_write_is_compared_by_content() {
+fn a_file_with_ambiguous_times_is_compared_by_content() {
     let room = Room::new();
     room.file("a", "1111");
     // A clock that was set back leaves a change time in the future.

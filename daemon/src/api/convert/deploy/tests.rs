@@ -26,7 +26,7 @@ fn variable(name: &str, value: v1::env_value::Value) -> BTreeMap<String, v1::Env
 }
 
 #[test]
-fn what_is_not_mentioned_is_told_apart_from_what_is_set_to_nothing() {
+fn an_absent_setting_is_distinguished_from_an_empty_one() {
     let (request, credentials) = check(|_| {}).unwrap();
     let expected = DeployRequest::new("room.meshagent.com/web:1".parse().unwrap());
     assert_eq!(request, expected, "a bare name is the room's, and nothing else was said");

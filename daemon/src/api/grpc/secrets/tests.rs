@@ -61,7 +61,7 @@ async fn a_secret_is_set_listed_and_removed_and_never_shown() {
 }
 
 #[tokio::test]
-async fn whoever_removes_a_secret_is_told_which_services_use_it() {
+async fn removing_a_secret_reports_the_services_that_use_it() {
     let room = room().await;
     room.world.app("1", crate::deploy::fake::FakeApp::Silent);
     room.world.state().secrets.insert("db".to_owned(), "x".to_owned());

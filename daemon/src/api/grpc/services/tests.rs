@@ -177,7 +177,7 @@ async fn a_service_is_deployed_watched_shown_restarted_rolled_back_and_removed()
 }
 
 #[tokio::test]
-async fn a_dry_run_tells_the_plan_and_changes_nothing() {
+async fn a_dry_run_prints_the_plan_and_changes_nothing() {
     let mut room = room().await;
     let request = v1::DeployRequest { spec: Some(spec("1")), dry_run: true };
     let forecast = room.client.deploy(by(FULL, request)).await.unwrap().into_inner();

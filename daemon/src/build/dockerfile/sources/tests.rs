@@ -172,7 +172,7 @@ fn a_variable_counts_where_its_value_is_certain() {
 }
 
 #[test]
-fn the_step_and_its_lines_are_told() {
+fn the_step_and_its_lines_are_reported() {
     let dockerfile = Dockerfile::parse(b"FROM x\ncopy --link \\\n  a b\nRUN y\n".to_vec());
     let copied = dockerfile.context_copies(&BTreeMap::new(), None);
     let [only] = copied.as_slice() else { panic!("{copied:?}") };

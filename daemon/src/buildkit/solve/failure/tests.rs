@@ -81,7 +81,7 @@ fn a_repository_that_git_did_not_fetch_is_no_registry() {
 }
 
 #[test]
-fn registry_errors_are_told_apart() {
+fn registry_errors_are_distinguished() {
     let at = |message: &str| decoded(&status(Code::Unknown, message, &[]));
     let prefix = "a/b:1: failed to resolve source metadata for a/b:1";
     assert_eq!(at(&format!("{prefix}: docker.io/a/b:1: not found")).code, "base_image_not_found");

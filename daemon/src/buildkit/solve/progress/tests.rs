@@ -113,7 +113,7 @@ fn a_warning_shows_the_lines_it_is_about() {
 }
 
 #[test]
-fn steps_that_run_at_the_same_time_are_told_from_those_that_follow_one_another() {
+fn parallel_steps_are_distinguished_from_sequential_ones() {
     let mut progress = SolveProgress::new("Dockerfile");
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let ago = |seconds: u64| Some(i64::try_from(now - seconds).unwrap());

@@ -7,7 +7,7 @@ fn spec_for(tags: &[&str]) -> BuildSpec {
 }
 
 #[tokio::test]
-async fn a_tag_elsewhere_gets_its_content_first_and_its_name_last() {
+async fn a_tag_of_another_registry_gets_its_content_first_and_its_name_last() {
     let room = Room::new(false);
     let service = room.start().await;
     let handle = service.handle();
