@@ -139,12 +139,12 @@ impl ContainerdClient {
         };
         let (asked, woken, stopped) = (inner.connection.clone(), Arc::clone(&changes), stop.clone());
         crate::task::spawn("containerd-watch", async move {
-            let told = |changed| {
+            let on_query = |changed| {
                 if changed {
                     woken.send_modify(|count| *count += 1);
                 }
             };
-            let watch = watched.run(|| version::query_version(&asked), told);
+            let watch = watched.run(|| version::query_version(&asked), on_query);
             stopped.run_until_cancelled(watch).await;
         });
         let events = events::ContainerdEvents {

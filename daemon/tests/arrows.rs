@@ -363,10 +363,10 @@ fn each_form_of_a_wrong_dependency_is_reported_with_rule_file_and_line() {
         (&REGISTRY, "blob.rs", "use hearth_pack::archive;"),
     ];
     for (rules, file, source) in wrong {
-        let told = rules.wrong(Path::new(file), &format!("//! A module.\n\n{source}\n"));
-        assert_eq!(told.len(), 1, "{source}: {told:?}");
+        let messages = rules.wrong(Path::new(file), &format!("//! A module.\n\n{source}\n"));
+        assert_eq!(messages.len(), 1, "{source}: {messages:?}");
         let line = if file == "brand_new.rs" { 1 } else { 3 };
-        assert!(told[0].starts_with(&format!("{}/{file}:{line}: ", rules.sources)), "{told:?}");
+        assert!(messages[0].starts_with(&format!("{}/{file}:{line}: ", rules.sources)), "{messages:?}");
     }
     let right = [
         (

@@ -270,8 +270,8 @@ mod tests {
         assert_eq!(one.differences(&layer(0o644, "d", 6), |_| 0, ("", "")), Vec::<String>::new());
         let mut apart = one.clone();
         apart.0.get_mut(&b"d/b"[..]).unwrap().inode = 99;
-        let told = with(&apart);
-        assert!(told.len() == 2 && told[0].contains("one of 2 names"), "{told:?}");
+        let differences = with(&apart);
+        assert!(differences.len() == 2 && differences[0].contains("one of 2 names"), "{differences:?}");
         let mut fewer = one.clone();
         fewer.0.remove(&b"l"[..]);
         assert!(with(&fewer)[0].contains("other has nothing"), "{:?}", with(&fewer));

@@ -57,7 +57,7 @@ pub(super) async fn open(
     Ok(base)
 }
 
-/// Opens the blob cache in the XDG cache directory. Without a home directory the cache lies in the
+/// Opens the blob cache in the XDG cache directory. Without a home directory the cache is in the
 /// temporary directory and lasts until the next boot.
 fn cache() -> Result<BlobCache, (PathBuf, std::io::Error)> {
     let dir = |name| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());

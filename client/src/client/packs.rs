@@ -232,7 +232,7 @@ impl Client {
             .map(|_| mpsc::channel::<SendPackRequest>(QUEUED_MESSAGES_PER_STREAM))
             .unzip();
         let wire = Arc::new(AtomicU64::new(0));
-        let (offered, count, upload_id, told) =
+        let (offered, count, upload_id, on_sent) =
             (Arc::clone(offer), Arc::clone(&wire), upload_id.to_owned(), Arc::clone(sent));
         let effort = if self.is_local { CompressionEffort::Local } else { CompressionEffort::Remote };
         let reading = task::blocking("pieces", move || {
@@ -243,7 +243,7 @@ impl Client {
                 // The daemon closed the stream; its answer gives the reason.
                 let going = senders[worker % senders.len()].blocking_send(message).is_ok();
                 if going {
-                    told(bytes);
+                    on_sent(bytes);
                 }
                 going
             });

@@ -74,14 +74,14 @@ impl Services for ScriptedDaemon {
     ) -> Result<Response<Self::WatchStream>, Status> {
         self.0.watched.lock().push(request.into_inner());
         let next = self.0.watches.lock().pop_front();
-        let told = stream::iter(next.ok_or_else(|| Status::unavailable("the script is over"))?);
+        let events = stream::iter(next.ok_or_else(|| Status::unavailable("the script is over"))?);
         let stays = self.0.stays;
         let rest = stream::once(async move {
             if stays {
                 std::future::pending::<()>().await;
             }
         });
-        Ok(Response::new(Box::pin(told.chain(rest.filter_map(|()| async { None })))))
+        Ok(Response::new(Box::pin(events.chain(rest.filter_map(|()| async { None })))))
     }
 
     async fn logs(

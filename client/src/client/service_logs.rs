@@ -152,14 +152,14 @@ mod tests {
     fn lines_that_came_before_a_loss_do_not_come_twice() {
         let mut place = LogPosition::default();
         assert_eq!(place.resume_time(), None);
-        let told = |place: &mut LogPosition, lines: &[LogLine]| {
+        let delivered = |place: &mut LogPosition, lines: &[LogLine]| {
             lines.iter().filter(|line| place.is_new(line)).map(|line| line.text.clone()).collect::<String>()
         };
-        assert_eq!(told(&mut place, &[line(1, "a"), line(2, "b"), line(2, "c")]), "abc");
+        assert_eq!(delivered(&mut place, &[line(1, "a"), line(2, "b"), line(2, "c")]), "abc");
         // A further line with the same time had not been read yet.
         assert_eq!(place.resume_time().map(|time| time.nanos), Some(2));
-        assert_eq!(told(&mut place, &[line(2, "b"), line(2, "c"), line(2, "d"), line(3, "e")]), "de");
+        assert_eq!(delivered(&mut place, &[line(2, "b"), line(2, "c"), line(2, "d"), line(3, "e")]), "de");
         assert_eq!(place.resume_time().map(|time| time.nanos), Some(3));
-        assert_eq!(told(&mut place, &[line(4, "f")]), "f");
+        assert_eq!(delivered(&mut place, &[line(4, "f")]), "f");
     }
 }

@@ -15,7 +15,7 @@ use super::scripted::{DaemonScript, event, live, lost, remark, with_client};
 use super::{ClientError, DeployWatch, ReconnectLimits, ServiceLogItem, WatchItem};
 
 /// Everything that a watch returns: remarks, losses as `-`, and the end.
-async fn told(mut watch: DeployWatch) -> Result<Vec<String>, ClientError> {
+async fn collect_watched(mut watch: DeployWatch) -> Result<Vec<String>, ClientError> {
     let mut all = Vec::new();
     while let Some(watched) = watch.next().await? {
         all.push(match watched {
@@ -44,7 +44,10 @@ async fn a_deploy_is_reported_once_despite_reconnects() {
     // The second time the connection ends without an error.
     script.watches.lock().extend([broken, events(), whole()]);
     with_client(&script, |client| async move {
-        assert_eq!(told(client.watch_deploy("web", 3)).await.unwrap(), ["a", "b", "-", "-", "c", "live"]);
+        assert_eq!(
+            collect_watched(client.watch_deploy("web", 3)).await.unwrap(),
+            ["a", "b", "-", "-", "c", "live"]
+        );
     })
     .await;
     let asked = script.watched.lock();
@@ -60,7 +63,7 @@ async fn numbers_that_restart_are_delivered_from_the_first_on() {
     let after = vec![event(1, 5000, live())];
     script.watches.lock().extend([before, after]);
     with_client(&script, |client| async move {
-        assert_eq!(told(client.watch_deploy("web", 3)).await.unwrap(), ["a", "b", "-", "live"]);
+        assert_eq!(collect_watched(client.watch_deploy("web", 3)).await.unwrap(), ["a", "b", "-", "live"]);
     })
     .await;
 }
@@ -73,16 +76,16 @@ async fn a_gap_a_lasting_error_and_a_daemon_that_stays_away_end_a_watch() {
     let gone = hearth_proto::status::status_with_detail(tonic::Code::NotFound, &detail);
     script.watches.lock().extend([vec![event(1, 10, remark("a")), event(3, 30, live())], vec![Err(gone)]]);
     with_client(&script, |client| async move {
-        let gap = told(client.watch_deploy("web", 3)).await.unwrap_err();
+        let gap = collect_watched(client.watch_deploy("web", 3)).await.unwrap_err();
         assert!(matches!(&gap, ClientError::Protocol(text) if text.contains("event 3")), "{gap}");
-        let gone = told(client.watch_deploy("web", 3)).await.unwrap_err();
+        let gone = collect_watched(client.watch_deploy("web", 3)).await.unwrap_err();
         assert!(matches!(&gone, ClientError::Failed(detail) if detail.code == "not_found"), "{gone}");
         let limits = ReconnectLimits {
             first_pause: Duration::from_millis(1),
             longest_pause: Duration::from_millis(5),
             give_up_after: Duration::from_millis(50),
         };
-        let away = told(client.watch_deploy("web", 3).with_limits(limits)).await.unwrap_err();
+        let away = collect_watched(client.watch_deploy("web", 3).with_limits(limits)).await.unwrap_err();
         assert!(matches!(away, ClientError::Unreachable { .. }), "{away}");
     })
     .await;

@@ -7,37 +7,37 @@ use tonic::{Request, Streaming};
 use super::{Client, ClientError};
 
 impl Client {
-    /// Copies an image of another registry into the room. `told` receives the progress.
+    /// Copies an image of another registry into the room. `on_progress` receives the progress.
     pub async fn pull_image(
         &self,
         request: PullImageRequest,
-        told: &mut dyn FnMut(&TransferProgress),
+        on_progress: &mut dyn FnMut(&TransferProgress),
     ) -> Result<TransferDone, ClientError> {
         let events = self.message_or_error(self.images().pull(Request::new(request)).await)?;
-        self.follow_transfer(events, told).await
+        self.follow_transfer(events, on_progress).await
     }
 
-    /// Sends an image of the room to another registry. `told` receives the progress.
+    /// Sends an image of the room to another registry. `on_progress` receives the progress.
     pub async fn push_image(
         &self,
         request: PushImageRequest,
-        told: &mut dyn FnMut(&TransferProgress),
+        on_progress: &mut dyn FnMut(&TransferProgress),
     ) -> Result<TransferDone, ClientError> {
         let events = self.message_or_error(self.images().push(Request::new(request)).await)?;
-        self.follow_transfer(events, told).await
+        self.follow_transfer(events, on_progress).await
     }
 
     async fn follow_transfer(
         &self,
         mut events: Streaming<TransferEvent>,
-        told: &mut dyn FnMut(&TransferProgress),
+        on_progress: &mut dyn FnMut(&TransferProgress),
     ) -> Result<TransferDone, ClientError> {
         loop {
             let event = events.message().await;
             let event = event.map_err(|status| ClientError::from_status(&self.address, &status))?;
             match event.map(|event| event.event) {
                 Some(Some(Event::Done(done))) => return Ok(done),
-                Some(Some(Event::Progress(progress))) => told(&progress),
+                Some(Some(Event::Progress(progress))) => on_progress(&progress),
                 Some(None) => {}
                 None => {
                     return Err(ClientError::Protocol(

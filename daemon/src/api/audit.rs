@@ -44,8 +44,8 @@ struct CallNotes {
 /// Reports an object of the current call: a name only, never content of the request.
 pub(super) fn record_object(object: impl std::fmt::Display) {
     // Without a current call, as in unit tests of a handler, nothing is recorded.
-    let _ = CALL_NOTES.try_with(|told| {
-        let objects = &mut told.lock().objects;
+    let _ = CALL_NOTES.try_with(|notes| {
+        let objects = &mut notes.lock().objects;
         if objects.len() < MAX_OBJECTS {
             let comma = if objects.is_empty() { "" } else { ", " };
             objects.push_str(&format!("{comma}{object}"));
@@ -55,7 +55,7 @@ pub(super) fn record_object(object: impl std::fmt::Display) {
 
 /// Reports that the current call was denied although its answer is that of an object that does not exist.
 pub(super) fn record_hidden_denial(denied: &AccessDenied) {
-    let _ = CALL_NOTES.try_with(|told| told.lock().hidden = Some(denied.to_string()));
+    let _ = CALL_NOTES.try_with(|notes| notes.lock().hidden = Some(denied.to_string()));
 }
 
 /// Description of a call, read from the head of its request.
@@ -97,18 +97,18 @@ impl AuditedCall {
         caller: &str,
         call: impl Future<Output = Response>,
     ) -> Response {
-        let told = SharedCallNotes::default();
-        let mut open = OpenCall { call: Some(self), trail, caller, told: told.clone() };
-        let mut response = CALL_NOTES.scope(told.clone(), call).await;
+        let notes = SharedCallNotes::default();
+        let mut open = OpenCall { call: Some(self), trail, caller, notes: notes.clone() };
+        let mut response = CALL_NOTES.scope(notes.clone(), call).await;
         let Some(call) = open.call.take() else { return response };
-        let told = std::mem::take(&mut *told.lock());
+        let notes = std::mem::take(&mut *notes.lock());
         let hidden = response.extensions_mut().remove::<AccessDenied>().map(|denied| denied.to_string());
-        let (outcome, detail) = match told.hidden.or(hidden) {
+        let (outcome, detail) = match notes.hidden.or(hidden) {
             Some(denied) => (AuditOutcome::Denied, denied),
             None => outcome(response.status(), response.headers()),
         };
         if call.changes || outcome == AuditOutcome::Denied {
-            trail.record(call.record(caller, told.objects, outcome, detail)).await;
+            trail.record(call.record(caller, notes.objects, outcome, detail)).await;
         }
         response
     }
@@ -139,13 +139,13 @@ struct OpenCall<'a> {
     call: Option<AuditedCall>,
     trail: &'a AuditTrail,
     caller: &'a str,
-    told: SharedCallNotes,
+    notes: SharedCallNotes,
 }
 
 impl Drop for OpenCall<'_> {
     fn drop(&mut self) {
         let Some(call) = self.call.take().filter(|call| call.changes) else { return };
-        let objects = std::mem::take(&mut self.told.lock().objects);
+        let objects = std::mem::take(&mut self.notes.lock().objects);
         let detail = "the client went away before the answer".to_owned();
         self.trail.try_record(call.record(self.caller, objects, AuditOutcome::Failed, detail));
     }

@@ -106,9 +106,9 @@ fn each_address_has_its_share_and_all_together_have_a_bound() {
         flood.admits(&from(format!("198.51.{a}.{b}")))
     });
     assert_eq!(written.count(), 300);
-    let told = flood.summaries(Timestamp::now(), true);
-    assert!(told.len() <= 41, "{}", told.len());
-    assert_eq!(told.iter().map(|record| record.more + 1).sum::<u64>(), 2700);
+    let summaries = flood.summaries(Timestamp::now(), true);
+    assert!(summaries.len() <= 41, "{}", summaries.len());
+    assert_eq!(summaries.iter().map(|record| record.more + 1).sum::<u64>(), 2700);
     // An IPv6 /64 network counts as one address.
     let mut flood = FloodLimit::default();
     let written = (0..100).filter(|n| flood.admits(&from(format!("2001:db8:1:2::{n:x}")))).count();

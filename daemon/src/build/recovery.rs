@@ -90,8 +90,8 @@ async fn recover_one(shared: &Arc<BuildRuntime>, mut record: BuildRecord) -> Res
         tracing::info!(build.id = %record.id, "build queued to run again");
         let log = Arc::clone(&active.log);
         let queued = vec![BuildEventKind::StateChanged { state: BuildState::Queued }];
-        let told = task::blocking("build log", move || log.append(queued)).await;
-        if let Err(error) = told.map_err(std::io::Error::other).flatten() {
+        let appended = task::blocking("build log", move || log.append(queued)).await;
+        if let Err(error) = appended.map_err(std::io::Error::other).flatten() {
             // The driver meets the same error and fails the build with it.
             tracing::warn!(%error, build.id = %record.id, "failed to write a build log");
         }

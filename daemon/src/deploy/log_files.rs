@@ -322,8 +322,9 @@ mod tests {
         append(directory, 4, RecordSource::Gap, "7");
         for tail in [None, Some(50)] {
             let lines = all(directory, ServiceLogQuery { tail, ..ServiceLogQuery::default() }).await;
-            let told: Vec<_> = lines.iter().map(|line| (line.text.as_str(), line.dropped_bytes)).collect();
-            assert_eq!(told, [("a", 0), ("b", 4100), ("", 7)]);
+            let delivered: Vec<_> =
+                lines.iter().map(|line| (line.text.as_str(), line.dropped_bytes)).collect();
+            assert_eq!(delivered, [("a", 0), ("b", 4100), ("", 7)]);
         }
     }
 

@@ -107,18 +107,18 @@ impl DeployProgress {
     pub(super) fn publish(&self, kind: DeployEventKind) {
         let is_last = kind.is_last();
         let newest = {
-            let mut told = self.lock_event_log();
-            if told.ended || (told.events.len() >= MAX_EVENTS && !kind.is_last()) {
+            let mut log = self.lock_event_log();
+            if log.ended || (log.events.len() >= MAX_EVENTS && !kind.is_last()) {
                 return;
             }
             if kind.is_last() {
-                told.ended = true;
-                if told.skipped > 0 {
-                    let lines = told.skipped;
-                    told.push(DeployEventKind::Skipped { lines });
+                log.ended = true;
+                if log.skipped > 0 {
+                    let lines = log.skipped;
+                    log.push(DeployEventKind::Skipped { lines });
                 }
             }
-            told.push(kind)
+            log.push(kind)
         };
         self.newest.send_replace(newest);
         if is_last {
@@ -128,12 +128,12 @@ impl DeployProgress {
 
     pub(super) fn publish_log_line(&self, instance: InstanceId, mut line: LogLine) {
         {
-            let mut told = self.lock_event_log();
-            if told.lines >= MAX_LINES {
-                told.skipped += 1;
+            let mut log = self.lock_event_log();
+            if log.lines >= MAX_LINES {
+                log.skipped += 1;
                 return;
             }
-            told.lines += 1;
+            log.lines += 1;
         }
         if line.text.len() > MAX_LINE {
             let cut = (0..=MAX_LINE).rev().find(|at| line.text.is_char_boundary(*at)).unwrap_or(0);
@@ -202,7 +202,7 @@ impl DeployWatcher {
             }
             let next = self.next;
             tokio::select! {
-                told = self.newest.wait_for(|newest| *newest >= next) => drop(told.ok()?),
+                arrived = self.newest.wait_for(|newest| *newest >= next) => drop(arrived.ok()?),
                 () = self.gone.cancelled() => last_look = true,
                 () = self.stop.cancelled() => last_look = true,
             }

@@ -109,16 +109,17 @@ pub(super) async fn reconcile_one(
     observe(shared, entry).await?;
     for _ in 0..MAX_ROUNDS {
         let now = Timestamp::now();
-        let (actions, told) = {
+        let (actions, reported) = {
             let mut state = entry.state();
             let actions = plan(&DesiredService::of(&state.service), &state.actual(), now);
-            let told = if actions.is_empty() { Vec::new() } else { std::mem::take(&mut state.last_reported) };
-            (actions, told)
+            let reported =
+                if actions.is_empty() { Vec::new() } else { std::mem::take(&mut state.last_reported) };
+            (actions, reported)
         };
         let mut next = after(now, LONGEST_SLEEP);
         let mut acted = false;
         for action in actions {
-            publish_action(entry, &action, &told);
+            publish_action(entry, &action, &reported);
             match action {
                 DeployAction::AwaitHealthy { instance, revision } => {
                     let state = entry.state();
@@ -372,10 +373,10 @@ async fn apply(
 }
 
 /// Publishes an action to the watchers of a deploy; a waiting action only once. A start publishes its own events.
-fn publish_action(entry: &ServiceEntry, action: &DeployAction, told: &[DeployAction]) {
+fn publish_action(entry: &ServiceEntry, action: &DeployAction, reported: &[DeployAction]) {
     let mut state = entry.state();
     state.last_reported.push(action.clone());
-    if matches!(action, DeployAction::Start { .. }) || told.contains(action) {
+    if matches!(action, DeployAction::Start { .. }) || reported.contains(action) {
         return;
     }
     let wanted = state.service.target_revision().map(|revision| revision.number);

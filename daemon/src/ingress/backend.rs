@@ -114,11 +114,11 @@ impl Backend {
 
     async fn wait_until_empty(&self) {
         loop {
-            let told = self.empty.notified();
+            let emptied = self.empty.notified();
             if self.in_flight() == 0 {
                 return;
             }
-            told.await;
+            emptied.await;
         }
     }
 

@@ -65,7 +65,7 @@ impl Ingress {
     ) -> Response<AnswerBody> {
         let _in_use = connection.permit.usage().begin();
         let accept = request.headers().get(header::ACCEPT).cloned();
-        let told = tracing::enabled!(tracing::Level::DEBUG).then(|| {
+        let logged = tracing::enabled!(tracing::Level::DEBUG).then(|| {
             (request.method().clone(), request.headers().get(header::HOST).cloned(), Instant::now())
         });
         let host = self.trail.as_ref().and_then(|_| host::request_host(&request).ok());
@@ -83,7 +83,7 @@ impl Ingress {
         if let Some(counter) = self.answers.get(class.wrapping_sub(1)) {
             counter.increment(1);
         }
-        if let Some((method, host, start)) = told {
+        if let Some((method, host, start)) = logged {
             tracing::debug!(
                 %method, ?host, status = response.status().as_u16(), head = ?start.elapsed(),
                 "request answered"
@@ -222,10 +222,10 @@ impl Ingress {
 
     /// Waits until the table is newer than `version`, at most for `pause`.
     async fn wait_for_change(&self, version: u64, pause: Duration) {
-        let told = self.changed.notified();
+        let changed = self.changed.notified();
         if self.version() == version {
             // The caller reads the table again in both cases.
-            let _ = tokio::time::timeout(pause, told).await;
+            let _ = tokio::time::timeout(pause, changed).await;
         }
     }
 

@@ -287,10 +287,10 @@ mod tests {
         let response = IngressError::NoInstance("web".parse().unwrap()).page(None);
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "2");
-        let told: serde_json::Value = serde_json::from_str(&body(response)).unwrap();
-        assert_eq!(told["error"]["code"], "no_instance");
-        assert_eq!(told["error"]["retryable"], true);
-        assert!(told["error"]["message"].as_str().unwrap().contains("web"));
+        let error: serde_json::Value = serde_json::from_str(&body(response)).unwrap();
+        assert_eq!(error["error"]["code"], "no_instance");
+        assert_eq!(error["error"]["retryable"], true);
+        assert!(error["error"]["message"].as_str().unwrap().contains("web"));
     }
 
     #[test]

@@ -31,14 +31,14 @@ pub struct ReadinessWatcher {
 }
 
 impl ReadinessWatcher {
-    /// Keeps the status up to date, forever. `ask` queries the program for its version; `told` is called after each
-    /// query with whether the status changed.
-    pub async fn run<F>(mut self, ask: impl Fn() -> F, told: impl Fn(bool))
+    /// Keeps the status up to date, forever. `query` asks the program for its version; `on_query` is called after
+    /// each query with whether the status changed.
+    pub async fn run<F>(mut self, query: impl Fn() -> F, on_query: impl Fn(bool))
     where
         F: Future<Output = Result<String, ProbeError>>,
     {
         loop {
-            let status = self.query(&ask).await;
+            let status = self.query(&query).await;
             let pause = if status.ready { POLL_READY } else { POLL_DOWN };
             let changed = self.sender.send_if_modified(|now| {
                 let changed = *now != status;
@@ -49,7 +49,7 @@ impl ReadinessWatcher {
                 }
                 changed
             });
-            told(changed);
+            on_query(changed);
             match &mut self.child {
                 None => sleep(pause).await,
                 Some((_, child)) => {

@@ -90,7 +90,7 @@ fn layouts_are_equal(daemon: &Daemon) {
 
 /// The second transfer of a context updates BuildKit's copy of it instead of filling an empty directory.
 fn a_second_transfer_gives_the_same_as_a_first(daemon: &Daemon) {
-    let mut told = Vec::new();
+    let mut differences = Vec::new();
     let _alone = FIRST_TRANSFERS.lock();
     for context in trees::twice() {
         let comparison = Comparison::new(daemon, &context);
@@ -102,9 +102,9 @@ fn a_second_transfer_gives_the_same_as_a_first(daemon: &Daemon) {
         let expected = comparison.buildctl().expect("buildctl builds it");
         // BuildKit sets a time of its own on a directory in which it changed something.
         let no_times = |_| 0;
-        told.extend(expected.differences(&files, no_times, ("a first transfer", "a second one")));
+        differences.extend(expected.differences(&files, no_times, ("a first transfer", "a second one")));
     }
-    assert!(told.is_empty(), "{} differences:\n{}", told.len(), told.join("\n"));
+    assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n"));
 }
 
 fn forty_contexts_are_compared(_: &Daemon) {
@@ -138,7 +138,7 @@ fn compare_all(daemon: &Daemon, contexts: &[Context]) {
     if contexts.iter().any(|context| context.dockerfile.contains(BASE)) {
         daemon.base_image();
     }
-    let (next, told) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let (next, differences) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -150,13 +150,13 @@ fn compare_all(daemon: &Daemon, contexts: &[Context]) {
                         let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
                         vec![format!("{}: {text}", context.name)]
                     });
-                    told.lock().extend(lines);
+                    differences.lock().extend(lines);
                 }
             });
         }
     });
-    let told = told.into_inner();
-    assert!(told.is_empty(), "{} differences:\n{}", told.len(), told.join("\n"));
+    let differences = differences.into_inner();
+    assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n"));
 }
 
 struct Comparison<'a> {

@@ -1,4 +1,4 @@
-//! Converts the flags of `hearth build` to a request, with every check that needs no room.
+//! Converts the flags of `hearth build` to a request, with all checks that are possible without contacting a room.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -75,7 +75,7 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
     Ok(BuildPlan { spec, tags, pack })
 }
 
-/// Parses the mounts. The pack is returned apart, because its source lies on this machine.
+/// Parses the mounts. The pack is returned separately, because its source is a directory of this machine.
 fn mounts(args: &BuildArgs) -> Result<(Vec<BuildMount>, Option<LocalPack>), Failure> {
     let flags = [
         ("--mount-room-path", BuildMountKind::Room, &args.mount_room_path),

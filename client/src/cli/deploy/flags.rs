@@ -1,4 +1,4 @@
-//! Converts the flags of `hearth deploy` to a request, with every check that needs no room.
+//! Converts the flags of `hearth deploy` to a request, with all checks that are possible without contacting a room.
 
 use clap::Args;
 use hearth_pack::image::parse_command;
@@ -129,7 +129,7 @@ pub(super) fn plan(
         replace: false,
         isolated: args.confinement.isolated(),
         capabilities: args.confinement.capabilities().map_err(|error| wrong("--cap-add", &error))?,
-        // A built image lies in the room, so its credentials are only for the build.
+        // A built image is in the room's registry, so the credentials are only for the build.
         credentials: if args.pack.is_some() { Vec::new() } else { credentials_for(&args.cred, &image)? },
     };
     Ok(DeployPlan { spec, build: build(args)? })

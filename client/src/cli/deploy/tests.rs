@@ -14,7 +14,7 @@ struct Line {
 }
 
 fn parse(line: &str) -> Result<DeployArgs, clap::Error> {
-    // In these command lines a `_` stands for a blank inside a word, and a `~` for an underscore.
+    // In these command lines `_` represents a blank inside a word, and `~` an underscore.
     let words = line.split_whitespace().map(|word| word.replace('_', " ").replace('~', "_"));
     Line::try_parse_from(std::iter::once("deploy".to_owned()).chain(words)).map(|line| line.args)
 }

@@ -35,9 +35,11 @@ pub(super) async fn push(
     };
     let credentials = credentials_for(cred, &target)?;
     let request = PushImageRequest { reference: source.to_string(), target: target.to_string(), credentials };
-    let mut told = TransferReporter::default();
-    let done =
-        connect(globals).await?.push_image(request, &mut |progress| told.report_progress(progress)).await?;
+    let mut reporter = TransferReporter::default();
+    let done = connect(globals)
+        .await?
+        .push_image(request, &mut |progress| reporter.report_progress(progress))
+        .await?;
     report("pushed", "already there", &done, globals)
 }
 
@@ -60,9 +62,11 @@ pub(super) async fn pull(
         all_platforms: wanted.all_platforms,
         credentials: credentials_for(cred, &source)?,
     };
-    let mut told = TransferReporter::default();
-    let done =
-        connect(globals).await?.pull_image(request, &mut |progress| told.report_progress(progress)).await?;
+    let mut reporter = TransferReporter::default();
+    let done = connect(globals)
+        .await?
+        .pull_image(request, &mut |progress| reporter.report_progress(progress))
+        .await?;
     report("pulled", "already in the room", &done, globals)
 }
 

@@ -17,7 +17,7 @@ use crate::error::Failure;
 use crate::{output, task};
 
 pub(super) enum PackDestination {
-    /// An archive in a file. No room is asked.
+    /// An archive in a file, made without contacting a room.
     File(PathBuf),
     /// An image that the room assembles from the content of the directory; only content that it lacks is sent.
     RoomContent(RoomImage),

@@ -12,7 +12,7 @@ use crate::model::service::ProcessExit;
 
 pub fn deploy_event(event: DeployEvent) -> v1::DeployEvent {
     use v1::deploy_event::Event;
-    let told = match event.kind {
+    let wire_event = match event.kind {
         DeployEventKind::Started(started) => Event::ActionStarted(action(&started)),
         DeployEventKind::Ended { action: ended, took, error } => Event::ActionEnded(v1::ActionEnded {
             action: Some(action(&ended)),
@@ -32,7 +32,7 @@ pub fn deploy_event(event: DeployEvent) -> v1::DeployEvent {
         DeployEventKind::Failed(fault) => Event::Failed(fault_detail(*fault)),
         DeployEventKind::Superseded { by } => Event::Superseded(v1::DeploySuperseded { by }),
     };
-    v1::DeployEvent { sequence: event.sequence, time: Some(timestamp(event.at)), event: Some(told) }
+    v1::DeployEvent { sequence: event.sequence, time: Some(timestamp(event.at)), event: Some(wire_event) }
 }
 
 pub fn action(action: &DeployAction) -> v1::DeployAction {

@@ -57,8 +57,8 @@ impl v1::contexts_server::Contexts for ContextsService {
         let path = convert::path_in(&open.root, &request.path)?;
         let (tree, found) = find(open.tree, path).await?;
         let recursive = request.recursive;
-        let listed = self.walks.start(&owner, move |told| {
-            send_error(told, listing(&tree, found, recursive, told));
+        let listed = self.walks.start(&owner, move |sender| {
+            send_error(sender, listing(&tree, found, recursive, sender));
         });
         Ok(Response::new(listed?))
     }
@@ -124,11 +124,11 @@ impl v1::contexts_server::Contexts for ContextsService {
             Ok((left.tree, right.tree, tops))
         };
         let (left, right, tops) = blocking(tops).await?;
-        let compared = self.walks.start(&owner, move |told| {
+        let compared = self.walks.start(&owner, move |sender| {
             let compared = compare::compare((&left, &tops.0), (&right, &tops.1), |difference, path| {
-                told.send(Ok(difference_to_wire(difference, path)))
+                sender.send(Ok(difference_to_wire(difference, path)))
             });
-            send_error(told, compared);
+            send_error(sender, compared);
         });
         Ok(Response::new(compared?))
     }
@@ -215,11 +215,11 @@ impl ContextsService {
         directory: PathBuf,
     ) -> Result<Response<ResponseStream<v1::ContextDifference>>, Status> {
         let union = self.mounts.overlay(directory.clone()).await.map_err(ApiError::from)?;
-        let changes = self.walks.start(owner, move |told| {
+        let changes = self.walks.start(owner, move |sender| {
             let changes =
-                union.changes(&mut |difference, path| told.send(Ok(difference_to_wire(difference, path))));
+                union.changes(&mut |difference, path| sender.send(Ok(difference_to_wire(difference, path))));
             send_error(
-                told,
+                sender,
                 changes.map_err(|errno| ContextError::Io {
                     path: directory.display().to_string(),
                     source: errno.into(),
@@ -277,9 +277,10 @@ fn listing(
     tree: &ContextTree,
     (path, seen): LocatedEntry,
     recursive: bool,
-    told: &WalkSender<v1::ContextEntry>,
+    sender: &WalkSender<v1::ContextEntry>,
 ) -> Result<(), ContextError> {
-    let tell = |shown: &WalkedEntry| told.send(Ok(entry(&shown.path, &shown.stat, shown.target.as_deref())));
+    let tell =
+        |shown: &WalkedEntry| sender.send(Ok(entry(&shown.path, &shown.stat, shown.target.as_deref())));
     if seen.attr.kind != rustix::fs::FileType::Directory {
         let shown = tree.walked_entry(&path.clone(), path, seen)?;
         shown.iter().all(tell);
@@ -294,9 +295,9 @@ fn listing(
 }
 
 /// Ends a stream with the error of the work, if it failed.
-fn send_error<T>(told: &WalkSender<T>, result: Result<(), ContextError>) {
+fn send_error<T>(sender: &WalkSender<T>, result: Result<(), ContextError>) {
     if let Err(error) = result {
-        told.send(Err(ApiError::from(error).into()));
+        sender.send(Err(ApiError::from(error).into()));
     }
 }
 

@@ -96,14 +96,14 @@ impl WalkThreads {
     ) -> Result<ResponseStream<T>, Status> {
         let place = self.reserve(owner)?;
         let (send, receive) = mpsc::channel(CHANNEL_CAPACITY);
-        let told = WalkSender { messages: send, runtime: runtime::Handle::current() };
+        let sender = WalkSender { messages: send, runtime: runtime::Handle::current() };
         let begun = task::spawn_thread("walk", move || {
             let _place = place;
             // A stream that just stopped would look complete, so a panic is reported as an error.
-            if catch_unwind(AssertUnwindSafe(|| walk(&told))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| walk(&sender))).is_err() {
                 let refusal =
                     ApiError::internal("the listing ended before it was complete", "its thread panicked");
-                told.send(Err(refusal.into()));
+                sender.send(Err(refusal.into()));
             }
         });
         begun.map_err(|error| ApiError::internal("the listing could not be started", error))?;
@@ -164,16 +164,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_walk_waits_for_a_slow_reader_and_loses_nothing() {
-        let told = WalkThreads::default().start::<usize>(&somebody(), |told| {
+        let stream = WalkThreads::default().start::<usize>(&somebody(), |sender| {
             for number in 0..10 * CHANNEL_CAPACITY {
-                assert!(told.send(Ok(number)));
+                assert!(sender.send(Ok(number)));
             }
         });
-        let mut told = told.unwrap();
+        let mut stream = stream.unwrap();
         // The channel is full after this time.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let mut all = Vec::new();
-        while let Some(number) = told.try_next().await.unwrap() {
+        while let Some(number) = stream.try_next().await.unwrap() {
             all.push(number);
         }
         assert_eq!(all, (0..10 * CHANNEL_CAPACITY).collect::<Vec<_>>());
@@ -181,11 +181,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_walk_that_panics_ends_with_an_error() {
-        let told = WalkThreads::default().start::<u32>(&somebody(), |told| {
-            told.send(Ok(1));
+        let stream = WalkThreads::default().start::<u32>(&somebody(), |sender| {
+            sender.send(Ok(1));
             panic!("a test");
         });
-        let all: Vec<_> = told.unwrap().collect().await;
+        let all: Vec<_> = stream.unwrap().collect().await;
         assert!(
             matches!(&all[..], [Ok(1), Err(status)] if status.code() == tonic::Code::Internal),
             "{all:?}"
@@ -195,7 +195,7 @@ mod tests {
     #[tokio::test]
     async fn a_caller_has_so_many_walks_and_gets_them_back() {
         let walks = WalkThreads::default();
-        let walk = || walks.start::<u32>(&somebody(), |told| while told.send(Ok(1)) {});
+        let walk = || walks.start::<u32>(&somebody(), |sender| while sender.send(Ok(1)) {});
         let held: Vec<_> = (0..MAX_WALKS_PER_CALLER).map(|_| walk().unwrap()).collect();
         assert!(walk().is_err());
         drop(held);

@@ -121,8 +121,8 @@ impl BuildRuntime {
                 events.close();
                 forwarded
             };
-            let (brought, told) = tokio::join!(brought, forward);
-            told.map_err(|error| logged_log_fault(&error))?;
+            let (brought, forwarded) = tokio::join!(brought, forward);
+            forwarded.map_err(|error| logged_log_fault(&error))?;
             for (name, wish, image) in brought? {
                 for (platform, defaults) in wish.platforms.iter().zip(&image.defaults) {
                     let key = (wish.named.reference.to_string(), platform.as_str().to_owned());

@@ -129,8 +129,8 @@ where
         let result = send(source, wanted, &mut requests, packets.clone()).await;
         if let Ok(true) = result {
             // The build continues meanwhile.
-            let told = crate::task::blocking("file-sync-after", move || watch.files_sent()).await;
-            if let Err(error) = told {
+            let notified = crate::task::blocking("file-sync-after", move || watch.files_sent()).await;
+            if let Err(error) = notified {
                 tracing::error!(%error, "failed to revalidate a context after its transfer");
             }
         }
@@ -183,8 +183,8 @@ where
 
     if let Some(beyond) = shown.iter().find(|index| !tree.is_covered(**index)) {
         let path = String::from_utf8_lossy(tree.entry(*beyond).path).into_owned();
-        let told = crate::task::blocking("file-sync-beyond", move || watch.uncovered_requested()).await;
-        told.map_err(|error| Status::internal(error.to_string()))?;
+        let notified = crate::task::blocking("file-sync-beyond", move || watch.uncovered_requested()).await;
+        notified.map_err(|error| Status::internal(error.to_string()))?;
         return Err(Status::aborted(format!("context selection: `{path}` was not expected to be copied")));
     }
     let shown: Arc<[usize]> = shown.into();

@@ -153,8 +153,8 @@ fn no_process(line: &str) -> bool {
 fn step_failed(exit: u32, message: &str, out_of_memory: bool) -> Fault {
     // BuildKit uses the kernel's count of OOM kills of the step's control group, where the kernel keeps one. The count
     // of the builder covers all of its steps, so a killed step is assumed to be one of the OOM kills.
-    let told = message.contains("cannot allocate memory") || message.contains("out of memory");
-    let mut fault = if told || (out_of_memory && exit == 137) {
+    let mentions_memory = message.contains("cannot allocate memory") || message.contains("out of memory");
+    let mut fault = if mentions_memory || (out_of_memory && exit == 137) {
         Fault::new(FaultStage::Solve, ErrorCode::OutOfMemory, message)
             .hint("give the steps of builders more memory (`step_memory_bytes` of the daemon), or let the step use less")
     } else {

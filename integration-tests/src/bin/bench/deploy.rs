@@ -83,10 +83,10 @@ fn remove(bench: &Bench, name: &str) {
 /// Measures deploys of new services from an image that is already unpacked, and their removal.
 fn against_docker(bench: &Bench) -> Vec<Figure> {
     let name = |round: usize| format!("page-{round}");
-    let told = RefCell::new(Vec::new());
+    let all_events = RefCell::new(Vec::new());
     let ours = |round: usize| {
         let deployed = deploy(bench, IMAGE, &name(round));
-        told.borrow_mut().push(deployed.events);
+        all_events.borrow_mut().push(deployed.events);
         deployed.took
     };
     let to_first = "deploy of a small image as a new service, command to first 200 through the ingress";
@@ -116,9 +116,9 @@ fn against_docker(bench: &Bench) -> Vec<Figure> {
         );
         (Figure::time(noted, &deploys, bound), Figure::shown(removal, &removals))
     };
-    let told = told.into_inner();
+    let all_events = all_events.into_inner();
     let part = |shown: &str, of: &dyn Fn(&[Value]) -> Duration| {
-        let times: Vec<_> = told.iter().map(|events| of(events)).collect();
+        let times: Vec<_> = all_events.iter().map(|events| of(events)).collect();
         Figure::shown(format!("its part: {shown}"), &times)
     };
     let mut figures = vec![deploys];
@@ -144,7 +144,7 @@ fn of_new_images(bench: &Bench) -> Vec<Duration> {
 fn find<'a>(events: &'a [Value], event: &str, field: &str, value: &str) -> &'a Value {
     events
         .iter()
-        .find(|told| told["event"] == event && told[field] == value)
+        .find(|candidate| candidate["event"] == event && candidate[field] == value)
         .unwrap_or_else(|| panic!("no {event} of {value} in {events:?}"))
 }
 

@@ -75,10 +75,10 @@ impl Figure {
             bound: bound.map_or_else(|| "-".to_owned(), |bound| format!("{bound:.2} x")),
             met,
         }
-        .told()
+        .printed()
     }
 
-    /// Reports times of one side, whose median has a bound of its own.
+    /// Reports times of one side, whose median has an absolute bound.
     pub fn time(what: impl Into<String>, ours: &[Duration], bound: Duration) -> Self {
         let met = if median(ours) <= bound { Met::Yes } else { Met::No };
         Self::of_times(what.into(), ours, format!("{} ms", bound.as_millis()), met)
@@ -90,7 +90,7 @@ impl Figure {
     }
 
     fn of_times(what: String, ours: &[Duration], bound: String, met: Met) -> Self {
-        Self { what, ours: spread(ours), beside: "-".to_owned(), ratio: None, bound, met }.told()
+        Self { what, ours: spread(ours), beside: "-".to_owned(), ratio: None, bound, met }.printed()
     }
 
     /// Reports a number that is not a time, such as bytes.
@@ -107,17 +107,17 @@ impl Figure {
             bound: shown(bound),
             met: if ours <= bound { Met::Yes } else { Met::No },
         }
-        .told()
+        .printed()
     }
 
     /// Reports that something could not be measured, and why. It counts neither as met nor as missed.
     pub fn not_measured(what: impl Into<String>, why: impl Into<String>) -> Self {
         let none = || "-".to_owned();
         let met = Met::NotMeasured(why.into());
-        Self { what: what.into(), ours: none(), beside: none(), ratio: None, bound: none(), met }.told()
+        Self { what: what.into(), ours: none(), beside: none(), ratio: None, bound: none(), met }.printed()
     }
 
-    fn told(self) -> Self {
+    fn printed(self) -> Self {
         println!("{}", self.row());
         self
     }

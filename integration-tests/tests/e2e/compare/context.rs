@@ -29,7 +29,7 @@ pub struct Context {
     /// Path at which the Dockerfile is written, below the context directory.
     dockerfile_path: &'static str,
     /// Value of `--dockerfile-path`, when the default would not find the Dockerfile.
-    told: Option<&'static str>,
+    dockerfile_flag: Option<&'static str>,
     /// Value of `--context-path`.
     pub path: &'static str,
     /// Additional mounts: absolute target and files.
@@ -49,7 +49,7 @@ pub fn context(name: &'static str, dockerfile: &'static str, plant: Plant) -> Co
         plant,
         dockerfile,
         dockerfile_path: "Dockerfile",
-        told: None,
+        dockerfile_flag: None,
         path: "/context",
         mounts: Vec::new(),
         options: Vec::new(),
@@ -67,8 +67,8 @@ impl Context {
     }
 
     /// Writes the Dockerfile at this path, and passes the absolute path to hearth.
-    pub fn told(mut self, path: &'static str, absolute: &'static str) -> Self {
-        (self.dockerfile_path, self.told) = (path, Some(absolute));
+    pub fn dockerfile_at(mut self, path: &'static str, absolute: &'static str) -> Self {
+        (self.dockerfile_path, self.dockerfile_flag) = (path, Some(absolute));
         self
     }
 
@@ -143,7 +143,7 @@ impl Context {
             Some(below) => top.join(below.trim_start_matches('/')),
             None => storage.join(self.mounted(path)),
         };
-        let dockerfile = match self.told {
+        let dockerfile = match self.dockerfile_flag {
             Some(path) => in_context(path.rsplit_once('/').unwrap().0),
             None => in_context(self.path),
         };
@@ -151,7 +151,7 @@ impl Context {
     }
 
     fn dockerfile_name(&self) -> &str {
-        self.told.unwrap_or(self.dockerfile_path).rsplit('/').next().unwrap()
+        self.dockerfile_flag.unwrap_or(self.dockerfile_path).rsplit('/').next().unwrap()
     }
 
     pub fn buildctl_options(&self) -> Vec<String> {
@@ -162,7 +162,7 @@ impl Context {
 
     pub fn hearth_options(&self) -> Vec<String> {
         let mut flags = Vec::new();
-        if let Some(path) = self.told {
+        if let Some(path) = self.dockerfile_flag {
             flags.extend(["--dockerfile-path".to_owned(), path.to_owned()]);
         }
         for option in &self.options {

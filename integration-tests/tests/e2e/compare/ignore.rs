@@ -81,7 +81,7 @@ pub fn contexts() -> Vec<Context> {
             let tree = sample().file("web.Dockerfile.dockerignore", "*.txt\ndeep\n");
             tree.file(".dockerignore", "*\n").file("Dockerfile", "FROM nowhere\n").write(at);
         })
-        .told("web.Dockerfile", "/context/web.Dockerfile")
+        .dockerfile_at("web.Dockerfile", "/context/web.Dockerfile")
         .packs(Packs::None),
         context("ignore_of_the_dockerfile_is_empty", COPY_ALL, |at| {
             sample().file(".dockerignore", "*.md\n").file("Dockerfile.dockerignore", "").write(at);

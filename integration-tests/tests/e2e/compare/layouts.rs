@@ -40,7 +40,7 @@ pub fn contexts() -> Vec<Context> {
         })
         .found_at("Containerfile"),
         context("dockerfile_in_a_directory", COPY_ALL, sample)
-            .told("docker/web.Dockerfile", "/context/docker/web.Dockerfile"),
+            .dockerfile_at("docker/web.Dockerfile", "/context/docker/web.Dockerfile"),
         context("dockerfile_in_another_mount", "", |at| {
             sample(at);
             fs::write(at.join("Dockerfile"), "FROM nowhere.invalid/x\n").unwrap();
@@ -51,7 +51,7 @@ pub fn contexts() -> Vec<Context> {
                 .file("not-copied", "n")
                 .write(at);
         })
-        .told("", "/recipes/Dockerfile"),
+        .dockerfile_at("", "/recipes/Dockerfile"),
         context("a_mount_below_the_context", COPY_ALL, sample).mount("/context/lib", library),
         context("a_mount_over_a_directory", COPY_ALL, sample).mount("/context/vendor", library),
         context("a_mount_over_a_file", COPY_ALL, sample).mount("/context/a", library),

@@ -73,7 +73,7 @@ const GRANTS: [(&str, &str); 6] = [
 ];
 
 /// Calls each method with an empty request, as callers with one grant each: a caller with none of the method's grants
-/// is denied and told one of them, and a caller with one is told what is wrong with the request.
+/// is denied with the name of one of them, and a caller with one gets an error about the request itself.
 fn every_method_asks_for_its_grant() {
     let daemon = Daemon::start(Options::room("grants"));
     let documented = documented();

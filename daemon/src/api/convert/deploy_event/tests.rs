@@ -7,7 +7,7 @@ use super::*;
 use crate::model::build::LogStream;
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
-fn told(kind: DeployEventKind) -> v1::deploy_event::Event {
+fn wire_event(kind: DeployEventKind) -> v1::deploy_event::Event {
     let wire = deploy_event(DeployEvent { sequence: 4, at: Timestamp::UNIX_EPOCH, kind });
     assert_eq!((wire.sequence, wire.time), (4, Some(prost_types::Timestamp::default())));
     wire.event.unwrap()
@@ -88,33 +88,38 @@ fn every_event_arrives_as_what_it_is() {
     let took = Duration::from_millis(7);
     let wire_took = Some(prost_types::Duration { seconds: 0, nanos: 7_000_000 });
     let unroute = action(&DeployAction::Unroute);
-    assert_eq!(told(DeployEventKind::Started(DeployAction::Unroute)), Event::ActionStarted(unroute.clone()));
+    assert_eq!(
+        wire_event(DeployEventKind::Started(DeployAction::Unroute)),
+        Event::ActionStarted(unroute.clone())
+    );
     let ended = DeployEventKind::Ended { action: DeployAction::Unroute, took, error: Some("no".to_owned()) };
     let (action, error) = (Some(unroute), "no".to_owned());
-    assert_eq!(told(ended), Event::ActionEnded(v1::ActionEnded { action, took: wire_took, error }));
+    assert_eq!(wire_event(ended), Event::ActionEnded(v1::ActionEnded { action, took: wire_took, error }));
     let name = "network".to_owned();
     let part = DeployEventKind::Step { name: name.clone(), took };
-    assert_eq!(told(part), Event::Part(v1::StartPart { name, took: wire_took }));
+    assert_eq!(wire_event(part), Event::Part(v1::StartPart { name, took: wire_took }));
     let line = LogLine {
         at: Timestamp::UNIX_EPOCH,
         stream: LogStream::Stderr,
         text: "x".to_owned(),
         dropped_bytes: 9,
     };
-    let Event::Log(log) = told(DeployEventKind::Log { instance: InstanceId::random(), line }) else {
+    let Event::Log(log) = wire_event(DeployEventKind::Log { instance: InstanceId::random(), line }) else {
         panic!("no line");
     };
     let line = log.line.unwrap();
     assert_eq!((line.stream(), line.text.as_str(), line.dropped_bytes), (v1::LogStream::Stderr, "x", 9));
-    let skipped = told(DeployEventKind::Skipped { lines: 5 });
+    let skipped = wire_event(DeployEventKind::Skipped { lines: 5 });
     assert_eq!(skipped, Event::Skipped(v1::SkippedLines { lines: 5 }));
     let message = "away".to_owned();
-    let trouble = told(DeployEventKind::Trouble { message: message.clone() });
+    let trouble = wire_event(DeployEventKind::Trouble { message: message.clone() });
     assert_eq!(trouble, Event::Trouble(v1::DeployTrouble { message }));
-    assert_eq!(told(DeployEventKind::Live { took }), Event::Live(v1::DeployLive { took: wire_took }));
-    let superseded = told(DeployEventKind::Superseded { by: 2 });
+    assert_eq!(wire_event(DeployEventKind::Live { took }), Event::Live(v1::DeployLive { took: wire_took }));
+    let superseded = wire_event(DeployEventKind::Superseded { by: 2 });
     assert_eq!(superseded, Event::Superseded(v1::DeploySuperseded { by: 2 }));
     let fault = Fault::new(FaultStage::Deploy, ErrorCode::NeverHealthy, "it never was").hint("look");
-    let Event::Failed(detail) = told(DeployEventKind::Failed(Box::new(fault))) else { panic!("no fault") };
+    let Event::Failed(detail) = wire_event(DeployEventKind::Failed(Box::new(fault))) else {
+        panic!("no fault")
+    };
     assert_eq!((detail.code.as_str(), detail.hint.as_str()), ("never_healthy", "look"));
 }

@@ -118,8 +118,8 @@ async fn a_file_that_changed_fails_the_transfer_and_is_named() {
         let sent = exchange(tree, &[0]).await;
         let error = sent.last().unwrap().as_ref().unwrap_err();
         assert!(error.message().contains("`dir/f`") && error.message().contains(word), "{error}");
-        let told = sent.iter().flatten().find(|p| p.kind == i32::from(PacketKind::Err)).unwrap();
-        assert!(String::from_utf8_lossy(&told.data).contains("`dir/f`"));
+        let error_packet = sent.iter().flatten().find(|p| p.kind == i32::from(PacketKind::Err)).unwrap();
+        assert!(String::from_utf8_lossy(&error_packet.data).contains("`dir/f`"));
     }
 }
 

@@ -133,7 +133,7 @@ fn a_connection_beyond_the_limit_is_refused_in_its_own_protocol() {
     let daemon = &Daemon::start(Options::room("walls_crowd").config("[connections]\napi_per_peer = 20\n"));
     let token = daemon.mint(&["--name", "busy", "--scope", "full"]);
     let mut held = uploads(daemon, 15, &token, "x/y");
-    let told = soon(seconds(30), || {
+    let refused_in_time = soon(seconds(30), || {
         // A connection on which no token was verified yet is closed in favour of the next one, so more than one try is needed.
         held.extend(uploads(daemon, 1, &token, "x/y"));
         std::thread::sleep(Duration::from_millis(100));
@@ -145,7 +145,7 @@ fn a_connection_beyond_the_limit_is_refused_in_its_own_protocol() {
                 && answer.header("retry-after").is_some()
         })
     });
-    assert!(told, "a connection beyond the limit of the peer was not refused");
+    assert!(refused_in_time, "a connection beyond the limit of the peer was not refused");
     let refused = block_on(seconds(20), async {
         let api = Api::connect(&daemon.listen(), Some(token.clone())).await;
         api.system().get_info(hearth_proto::v1::GetInfoRequest {}).await.unwrap_err()
