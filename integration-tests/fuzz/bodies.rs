@@ -7,11 +7,12 @@ use std::io::{self, Read};
 use hearth_oci::{
     DOCKER_INDEX_TYPE, DOCKER_MANIFEST_TYPE, ImageConfig, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, OciIndex,
 };
+use hearth_pack::FileKind;
 use hearth_pack::archive::{self, ArchiveSink};
 use hearth_pack::ignore::IgnorePatterns;
 use hearth_proto::v1::mount::Source;
 use hearth_proto::value::{BuildMountKind, Digest, MountKind, MountSpec, Reference, ServiceMountKind};
-use hearthd::context::layers::{ImageNodeKind, ImageTree, LayerBlob, LayerCache, LayerLimits};
+use hearthd::context::layers::{ImageTree, LayerBlob, LayerCache, LayerLimits};
 use hearthd::model::manifest::Manifest;
 use sha2::{Digest as _, Sha256};
 
@@ -181,8 +182,8 @@ fn look(tree: &ImageTree, node: u32, depth: usize, budget: &mut usize) {
         let stat = tree.stat(child);
         assert_eq!(stat.mode & !0o7777, 0, "{:o}", stat.mode);
         match stat.kind {
-            ImageNodeKind::Directory(_) if depth < 500 => look(tree, child, depth + 1, budget),
-            ImageNodeKind::File { .. } => {
+            FileKind::Directory if depth < 500 => look(tree, child, depth + 1, budget),
+            FileKind::File(_) => {
                 let Some(content) = tree.open(child) else { continue };
                 let mut taken = Vec::new();
                 // A sparse file may claim to have terabytes.

@@ -13,6 +13,7 @@ mod tree;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::{FileKind, SpecialFile};
 pub use cache::{CacheError, CachedHash, FileStamp, HashCache, is_settled, settles_in};
 pub use tree::{HashedEntry, HashedTree, hash_tree};
 pub(crate) use tree::{cache_hashed_entry, file_clock_now};
@@ -98,33 +99,17 @@ pub struct TreeNode<'a> {
     pub path: &'a [u8],
     /// Permission, setuid, setgid and sticky bits.
     pub mode: u32,
-    pub kind: NodeKind<'a>,
+    /// Kind with the data that belongs to the identity. A hard link has the file's first name in walk order.
+    pub kind: FileKind<HashedContent, &'a [u8], &'a [u8]>,
     /// Names and values of extended attributes, sorted by name.
     pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
 }
 
-/// Kind of a tree entry, with the data that belongs to its identity.
+/// Size in bytes and hash of a file's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NodeKind<'a> {
-    Directory,
-    File {
-        size: u64,
-        content: ContentHash,
-    },
-    Symlink {
-        target: &'a [u8],
-    },
-    /// Additional name of a file. `to` is the file's first name in walk order.
-    HardLink {
-        to: &'a [u8],
-    },
-    Fifo,
-    Socket,
-    Device {
-        character: bool,
-        major: u32,
-        minor: u32,
-    },
+pub struct HashedContent {
+    pub size: u64,
+    pub hash: ContentHash,
 }
 
 /// Computes a [`TreeDigest`] from nodes that are added in walk order.
@@ -154,23 +139,23 @@ impl TreeHasher {
         self.field(node.path);
         self.number(node.mode);
         match node.kind {
-            NodeKind::Directory => self.buffer.push(b'd'),
-            NodeKind::File { size, content } => {
+            FileKind::Directory => self.buffer.push(b'd'),
+            FileKind::File(HashedContent { size, hash }) => {
                 self.buffer.push(b'f');
                 self.buffer.extend_from_slice(&size.to_le_bytes());
-                self.buffer.extend_from_slice(&content.0);
+                self.buffer.extend_from_slice(&hash.0);
             }
-            NodeKind::Symlink { target } => {
+            FileKind::Symlink(target) => {
                 self.buffer.push(b'l');
                 self.field(target);
             }
-            NodeKind::HardLink { to } => {
+            FileKind::HardLink(to) => {
                 self.buffer.push(b'h');
                 self.field(to);
             }
-            NodeKind::Fifo => self.buffer.push(b'p'),
-            NodeKind::Socket => self.buffer.push(b's'),
-            NodeKind::Device { character, major, minor } => {
+            FileKind::Special(SpecialFile::Fifo) => self.buffer.push(b'p'),
+            FileKind::Special(SpecialFile::Socket) => self.buffer.push(b's'),
+            FileKind::Special(SpecialFile::Device { character, major, minor }) => {
                 self.buffer.push(if character { b'c' } else { b'b' });
                 self.number(major);
                 self.number(minor);

@@ -4,6 +4,7 @@
 //! modules, from the inside out:
 //!
 //! - [`ignore`]: ignore rules of Docker.
+//! - [`FileKind`]: kinds of files, with what belongs to each.
 //! - [`walk`]: a directory as a sorted list of entries.
 //! - [`identity`]: digests of trees and hashes of content.
 //! - [`listing`]: a tree as one list that is sent and stored.
@@ -23,6 +24,7 @@
 pub mod archive;
 pub mod base;
 pub mod cache;
+mod file_kind;
 pub mod identity;
 pub mod ignore;
 pub mod image;
@@ -38,5 +40,6 @@ pub mod walk;
 mod workers;
 
 pub use base::{BaseError, BaseImage, BlobCache};
+pub use file_kind::{FileKind, SpecialFile};
 pub use pack::{PackError, PackOptions, PackProgress, PackedImage, pack, pack_source};
 pub use summary::{PackSummary, SuspiciousDir};

@@ -16,7 +16,8 @@ mod sealed;
 
 use std::cmp::Ordering;
 
-use crate::identity::{ContentHash, NodeKind, TreeDigest, TreeHasher, TreeNode};
+use crate::FileKind;
+use crate::identity::{ContentHash, HashedContent, TreeDigest, TreeHasher, TreeNode};
 use crate::walk::EntryXattrs;
 use check::ListingChecker;
 
@@ -64,7 +65,7 @@ pub fn path_order(a: &[u8], b: &[u8]) -> Ordering {
 pub struct ListingEntry<'a> {
     pub path: &'a [u8],
     pub mode: u32,
-    pub kind: NodeKind<'a>,
+    pub kind: FileKind<HashedContent, &'a [u8], &'a [u8]>,
     pub xattrs: EntryXattrs,
 }
 
@@ -113,7 +114,7 @@ impl ListingWriter {
         }
         let start = u32::try_from(self.bytes.len()).ok().filter(|_| self.size() < self.limits.bytes);
         let start = start.ok_or(ListingError::TooLarge { limit: self.limits.bytes })?;
-        if matches!(node.kind, NodeKind::HardLink { .. }) {
+        if matches!(node.kind, FileKind::HardLink(_)) {
             self.links.push(u32::try_from(self.starts.len()).unwrap_or(u32::MAX));
         }
         self.starts.push(start);
@@ -127,10 +128,10 @@ impl ListingWriter {
         let listing = TreeListing { digest: sum.finish(), bytes, starts };
         for index in links {
             let entry = listing.entry(index as usize);
-            let NodeKind::HardLink { to } = entry.kind else { continue };
+            let FileKind::HardLink(to) = entry.kind else { continue };
             let target = listing.find(to).filter(|target| *target < index as usize);
             let is_file =
-                target.is_some_and(|target| matches!(listing.entry(target).kind, NodeKind::File { .. }));
+                target.is_some_and(|target| matches!(listing.entry(target).kind, FileKind::File(_)));
             if !is_file {
                 let (path, target) = (check::display_path(entry.path), check::display_path(to));
                 return Err(ListingError::LinkTarget { path, target });
@@ -175,7 +176,7 @@ impl TreeListing {
         let start = self.starts[index] as usize;
         // The bytes were encoded by this module, so they can be read.
         let read = ListingReader { bytes: &self.bytes, at: start }.entry();
-        read.unwrap_or(ListingEntry { path: b"", mode: 0, kind: NodeKind::Directory, xattrs: Vec::new() })
+        read.unwrap_or(ListingEntry { path: b"", mode: 0, kind: FileKind::Directory, xattrs: Vec::new() })
     }
 
     /// Returns only the path of the entry at `index`.
@@ -223,7 +224,7 @@ impl ListingEntry<'_> {
     /// Returns the hash and size of a file's content, or `None` for other entries.
     pub fn content(&self) -> Option<(ContentHash, u64)> {
         match self.kind {
-            NodeKind::File { size, content } => Some((content, size)),
+            FileKind::File(HashedContent { size, hash }) => Some((hash, size)),
             _ => None,
         }
     }
@@ -236,9 +237,9 @@ fn encode(out: &mut Vec<u8>, node: &TreeNode<'_>) {
         out.extend_from_slice(bytes);
     };
     out.push(match node.kind {
-        NodeKind::Directory => b'd',
-        NodeKind::File { .. } => b'f',
-        NodeKind::Symlink { .. } => b'l',
+        FileKind::Directory => b'd',
+        FileKind::File(_) => b'f',
+        FileKind::Symlink(_) => b'l',
         _ => b'h',
     });
     out.extend_from_slice(&(node.mode as u16).to_le_bytes());
@@ -250,12 +251,12 @@ fn encode(out: &mut Vec<u8>, node: &TreeNode<'_>) {
         out.extend_from_slice(value);
     }
     match node.kind {
-        NodeKind::File { size, content } => {
+        FileKind::File(HashedContent { size, hash }) => {
             out.extend_from_slice(&size.to_le_bytes());
-            out.extend_from_slice(content.as_bytes());
+            out.extend_from_slice(hash.as_bytes());
         }
-        NodeKind::Symlink { target } => short(out, target),
-        NodeKind::HardLink { to } => short(out, to),
+        FileKind::Symlink(target) => short(out, target),
+        FileKind::HardLink(to) => short(out, to),
         _ => {}
     }
 }
@@ -301,13 +302,13 @@ impl<'a> ListingReader<'a> {
             xattrs.push((name, self.take(length)?.to_vec()));
         }
         let kind = match kind {
-            b'd' => NodeKind::Directory,
+            b'd' => FileKind::Directory,
             b'f' => {
                 let size = u64::from_le_bytes(self.array()?);
-                NodeKind::File { size, content: ContentHash::from_bytes(self.array()?) }
+                FileKind::File(HashedContent { size, hash: ContentHash::from_bytes(self.array()?) })
             }
-            b'l' => NodeKind::Symlink { target: self.short()? },
-            b'h' => NodeKind::HardLink { to: self.short()? },
+            b'l' => FileKind::Symlink(self.short()?),
+            b'h' => FileKind::HardLink(self.short()?),
             _ => return Err(ListingError::Damaged { at }),
         };
         Ok(ListingEntry { path, mode, kind, xattrs })

@@ -1,6 +1,7 @@
 //! Summary of a packed tree for the user.
 
-use crate::walk::{EntryKind, WalkedTree};
+use crate::FileKind;
+use crate::walk::WalkedTree;
 
 /// Counts of a packed tree.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -54,9 +55,10 @@ impl PackSummary {
         let mut summary = Self::default();
         for entry in &tree.entries {
             match entry.kind {
-                EntryKind::Dir => summary.dirs += 1,
-                EntryKind::File => summary.files += 1,
-                EntryKind::Symlink { .. } | EntryKind::Hardlink { .. } => summary.links += 1,
+                FileKind::Directory => summary.dirs += 1,
+                FileKind::File(()) => summary.files += 1,
+                FileKind::Symlink(_) | FileKind::HardLink(_) => summary.links += 1,
+                FileKind::Special(never) => match never {},
             }
             summary.bytes += entry.size;
             let smallest = summary.largest.last().map_or(0, |(_, size)| *size);
@@ -71,7 +73,7 @@ impl PackSummary {
             };
             match summary.suspicious.last_mut().filter(|dir| inside(dir)) {
                 Some(dir) => {
-                    dir.files += u64::from(entry.kind == EntryKind::File);
+                    dir.files += u64::from(entry.kind == FileKind::File(()));
                     dir.bytes += entry.size;
                 }
                 None if entry.is_dir() && SUSPICIOUS.contains(&entry.name()) => {

@@ -14,6 +14,7 @@ mod open;
 mod prefetch;
 mod xattr;
 
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::FileKind;
 use crate::identity::FileStamp;
 use crate::ignore::{IgnoreError, IgnorePatterns};
 pub use content::{ContentError, DiskReader};
@@ -65,12 +67,15 @@ pub struct WalkedTree {
     pub ignore_file: Option<Vec<u8>>,
 }
 
+/// Kind of an entry; a hard link has the path of the earlier entry whose file it names.
+pub type WalkKind = FileKind<(), Vec<u8>, Vec<u8>, Infallible>;
+
 /// One file, directory or link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WalkEntry {
     /// Path relative to the root, components joined by `/`.
     pub path: Vec<u8>,
-    pub kind: EntryKind,
+    pub kind: WalkKind,
     /// Permission, setuid, setgid and sticky bits.
     pub mode: u32,
     /// Size of a file in bytes; 0 for anything else.
@@ -80,20 +85,6 @@ pub struct WalkEntry {
     pub stamp: FileStamp,
     /// True if the file has less disk space allocated than its size.
     pub sparse: bool,
-}
-
-/// Kind of an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EntryKind {
-    Dir,
-    File,
-    Symlink {
-        target: Vec<u8>,
-    },
-    /// Additional name of the file of an earlier entry.
-    Hardlink {
-        to: Vec<u8>,
-    },
 }
 
 /// Error of listing a directory.
@@ -157,7 +148,7 @@ impl WalkedTree {
 
 impl WalkEntry {
     pub fn is_dir(&self) -> bool {
-        self.kind == EntryKind::Dir
+        self.kind == FileKind::Directory
     }
 
     pub fn name(&self) -> &[u8] {

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::future;
+use hearth_pack::FileKind;
 use hearth_pack::identity::{ContentHash, HashedEntry, HashedTree};
 use hearth_pack::layer::LayerSource as _;
 use hearth_pack::pieces::{self, CompressionEffort, FilePiece, LARGE_FILE, PieceBatch, PieceError};
-use hearth_pack::walk::{EntryKind, WalkEntry, WalkedTree};
+use hearth_pack::walk::{WalkEntry, WalkedTree};
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::packs_client::PacksClient;
 use hearth_proto::v1::{
@@ -117,7 +118,8 @@ impl Client {
             None => return Err(ClientError::Protocol("an upload has no id".to_owned()).into()),
         };
         let (needs, list_bytes) = self.send_list(&upload_id, offer).await?;
-        let is_file = |number: &u32| entry(offer, *number).is_some_and(|entry| entry.kind == EntryKind::File);
+        let is_file =
+            |number: &u32| entry(offer, *number).is_some_and(|entry| entry.kind == FileKind::File(()));
         if !needs.missing.iter().chain(&needs.prove).all(is_file) {
             let what = "the daemon requested an entry that is not a file of the list";
             return Err(ClientError::Protocol(what.to_owned()).into());
@@ -346,23 +348,24 @@ fn pack_entry((entry, hashed): (&WalkEntry, &HashedEntry)) -> PackEntry {
         ..PackEntry::default()
     };
     let kind = match &entry.kind {
-        EntryKind::Dir => PackEntryKind::Directory,
-        EntryKind::File => {
+        FileKind::Directory => PackEntryKind::Directory,
+        FileKind::File(()) => {
             listed.size = entry.size;
             listed.content =
                 hashed.content.map(|hash| Bytes::copy_from_slice(hash.as_bytes())).unwrap_or_default();
             PackEntryKind::File
         }
-        EntryKind::Symlink { target } => {
+        FileKind::Symlink(target) => {
             // A symlink has no mode of its own; the digest uses the same constant.
             listed.mode = 0o777;
             listed.target = Bytes::copy_from_slice(target);
             PackEntryKind::Symlink
         }
-        EntryKind::Hardlink { to } => {
+        FileKind::HardLink(to) => {
             listed.target = Bytes::copy_from_slice(to);
             PackEntryKind::Hardlink
         }
+        FileKind::Special(never) => match *never {},
     };
     listed.set_kind(kind);
     listed

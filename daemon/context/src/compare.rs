@@ -7,7 +7,8 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use hearth_overlay::lower::{FileIdentity, user_xattrs};
-use hearth_pack::identity::ContentHash;
+use hearth_pack::identity::{ContentHash, HashedContent};
+use hearth_pack::{FileKind, SpecialFile};
 use rustix::fs::FileType;
 
 use super::ContextError;
@@ -37,19 +38,9 @@ impl FirstNames {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ComparedNode {
     mode: u32,
-    kind: ComparedKind,
+    /// Kind; a hard link has the path of the file's first name.
+    kind: FileKind<HashedContent, Box<[u8]>, Vec<u8>>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum ComparedKind {
-    Directory,
-    File { size: u64, content: ContentHash },
-    Symlink(Box<[u8]>),
-    HardLink(Vec<u8>),
-    Fifo,
-    Socket,
-    Device { character: bool, major: u32, minor: u32 },
 }
 
 fn compared_node(
@@ -58,22 +49,17 @@ fn compared_node(
     firsts: &mut FirstNames,
 ) -> Result<ComparedNode, ContextError> {
     let attr = &entry.stat.attr;
-    let kind = match attr.kind {
-        FileType::Directory => ComparedKind::Directory,
-        FileType::Symlink => ComparedKind::Symlink(entry.target.clone().unwrap_or_default()),
-        FileType::Fifo => ComparedKind::Fifo,
-        FileType::Socket => ComparedKind::Socket,
-        FileType::CharacterDevice | FileType::BlockDevice => {
-            let character = attr.kind == FileType::CharacterDevice;
-            ComparedKind::Device { character, major: attr.device.0, minor: attr.device.1 }
-        }
-        FileType::RegularFile | FileType::Unknown => match firsts.of(entry) {
-            Some(first) => ComparedKind::HardLink(first),
-            None => compared_file(tree, entry)?,
+    let kind = match (attr.kind, SpecialFile::from_stat(attr.kind, attr.device)) {
+        (_, Some(special)) => FileKind::Special(special),
+        (FileType::Directory, None) => FileKind::Directory,
+        (FileType::Symlink, None) => FileKind::Symlink(entry.target.clone().unwrap_or_default()),
+        (_, None) => match firsts.of(entry) {
+            Some(first) => FileKind::HardLink(first),
+            None => FileKind::File(compared_content(tree, entry)?),
         },
     };
     let mut xattrs = match kind {
-        ComparedKind::Directory | ComparedKind::File { .. } | ComparedKind::HardLink(_) => {
+        FileKind::Directory | FileKind::File(_) | FileKind::HardLink(_) => {
             user_xattrs(tree, &entry.tree_path).map_err(|errno| ContextError::at(&entry.tree_path, errno))?
         }
         _ => Vec::new(),
@@ -82,9 +68,9 @@ fn compared_node(
     Ok(ComparedNode { mode: attr.mode, kind, xattrs })
 }
 
-fn compared_file(tree: &ContextTree, entry: &WalkedEntry) -> Result<ComparedKind, ContextError> {
-    if let Some(content) = tree.known_hash(&entry.tree_path) {
-        return Ok(ComparedKind::File { size: entry.stat.attr.size, content });
+fn compared_content(tree: &ContextTree, entry: &WalkedEntry) -> Result<HashedContent, ContextError> {
+    if let Some(hash) = tree.known_hash(&entry.tree_path) {
+        return Ok(HashedContent { size: entry.stat.attr.size, hash });
     }
     let mut content = tree.reader(&entry.tree_path)?;
     let (mut hasher, mut size) = (blake3::Hasher::new(), 0);
@@ -92,8 +78,8 @@ fn compared_file(tree: &ContextTree, entry: &WalkedEntry) -> Result<ComparedKind
     loop {
         let count = content.read(&mut piece)?;
         if count == 0 {
-            let content = ContentHash::from_bytes(hasher.finalize().into());
-            return Ok(ComparedKind::File { size, content });
+            let hash = ContentHash::from_bytes(hasher.finalize().into());
+            return Ok(HashedContent { size, hash });
         }
         hasher.update(&piece[..count]);
         size += count as u64;

@@ -42,7 +42,7 @@ use hearth_model::fault::ErrorCode;
 pub use cache::LayerCache;
 pub use facts::{LayerCompression, LayerFacts, LayerFault, LayerInspector, LayerRefusal, LayerVerdict};
 pub use inspect::LayerInspection;
-pub use merge::{ImageNodeKind, ImageNodeStat, ImageTree};
+pub use merge::{ImageNodeStat, ImageTree};
 pub use pax::XattrList;
 
 /// A layer blob of an image in the registry.

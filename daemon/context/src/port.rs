@@ -67,6 +67,7 @@ impl dyn FileTree {
 }
 
 pub use hearth_overlay::attr::Xattr;
+pub use hearth_pack::{FileKind, SpecialFile};
 
 /// One entry of a [`FileTree`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,23 +83,9 @@ pub struct TreeEntry<'t> {
     pub mtime: i64,
 }
 
-/// Kind of an entry; `T` is the type of a symbolic link's target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EntryKind<T = Box<[u8]>> {
-    Directory,
-    File,
-    /// Symbolic link with its target as written; the target is never followed.
-    Symlink(T),
-    /// Another name of the regular file at this (smaller) index. The entry's `size` is the size of that file.
-    HardLink(usize),
-    Fifo,
-    Socket,
-    Device {
-        character: bool,
-        major: u32,
-        minor: u32,
-    },
-}
+/// Kind of an entry; `T` is the type of a symbolic link's target. A hard link is another name of the regular file at its
+/// (smaller) index, and the entry's `size` is the size of that file.
+pub type EntryKind<T = Box<[u8]>> = FileKind<(), T, usize>;
 
 /// Identifiers under which BuildKit stores what it received of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,21 +113,6 @@ pub struct NoTransferWatch;
 impl TransferWatch for NoTransferWatch {
     fn files_sent(&self) {}
     fn uncovered_requested(&self) {}
-}
-
-impl<T: AsRef<[u8]>> EntryKind<T> {
-    /// Returns the kind with a borrowed symbolic link target.
-    pub fn borrowed(&self) -> EntryKind<&[u8]> {
-        match self {
-            Self::Directory => EntryKind::Directory,
-            Self::File => EntryKind::File,
-            Self::Symlink(target) => EntryKind::Symlink(target.as_ref()),
-            &Self::HardLink(first) => EntryKind::HardLink(first),
-            Self::Fifo => EntryKind::Fifo,
-            Self::Socket => EntryKind::Socket,
-            &Self::Device { character, major, minor } => EntryKind::Device { character, major, minor },
-        }
-    }
 }
 
 /// The files of a build, as a solve needs them.

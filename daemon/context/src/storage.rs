@@ -12,6 +12,7 @@ mod read;
 mod remove;
 mod write;
 
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -26,6 +27,7 @@ use hearth_overlay::attr::{self, InodeStat};
 use hearth_overlay::beneath::{self, LINKS_INSIDE, NO_LINKS};
 
 pub use error::StorageError;
+pub use hearth_pack::FileKind;
 pub use list::StorageListing;
 pub use write::{StorageWriter, WriteOptions};
 
@@ -51,23 +53,13 @@ pub struct StorageRoot {
 pub struct FileStat {
     /// Path from the storage's root; not necessarily UTF-8.
     pub path: PathBuf,
-    pub kind: FileKind,
+    pub kind: FileKind<(), PathBuf, Infallible>,
     /// Size in bytes of a regular file; 0 for every other kind.
     pub size: u64,
     /// Permission, setuid, setgid and sticky bits.
     pub mode: u32,
     /// Modification time in nanoseconds since 1970.
     pub modified: i64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FileKind {
-    File,
-    Directory,
-    /// Symbolic link with its target as written; the target is never followed.
-    Symlink(PathBuf),
-    /// A socket, fifo or device.
-    Other,
 }
 
 impl StorageRoot {
@@ -169,13 +161,9 @@ impl FileStat {
         stat: &InodeStat,
         target: impl FnOnce() -> Result<Box<[u8]>, Errno>,
     ) -> Result<Self, Errno> {
-        let kind = match stat.attr.kind {
-            FileType::RegularFile => FileKind::File,
-            FileType::Directory => FileKind::Directory,
-            FileType::Symlink => FileKind::Symlink(os_path(&target()?).to_owned()),
-            _ => FileKind::Other,
-        };
-        let size = if kind == FileKind::File { stat.attr.size } else { 0 };
+        let target = || target().map(|target| os_path(&target).to_owned());
+        let kind = FileKind::from_stat(stat.attr.kind, stat.attr.device, (), target)?;
+        let size = if kind == FileKind::File(()) { stat.attr.size } else { 0 };
         Ok(Self { path, kind, size, mode: stat.attr.mode, modified: stat.attr.modified.as_nanos() })
     }
 }

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use hearth_model::MountTarget;
 
 use super::ContextError;
-use super::port::{EntryKind, Xattr};
+use super::port::{EntryKind, FileKind, Xattr};
 
 pub use bounds::ScanBounds;
 pub use browse::LocatedEntry;
@@ -153,7 +153,7 @@ impl EntryOrigin {
 impl LayerEntry {
     const fn synthetic_directory() -> Self {
         Self {
-            kind: EntryKind::Directory,
+            kind: FileKind::Directory,
             mode: 0o755,
             size: 0,
             mtime: 0,

@@ -11,7 +11,7 @@ use hearth_pack::ignore::IgnorePatterns;
 
 use super::dockerfile::{ContextCopy, CopySource};
 use crate::context::MAX_DOCKERFILE;
-use crate::context::port::{ContextFiles, EntryKind, FileTree};
+use crate::context::port::{ContextFiles, FileKind, FileTree};
 use crate::model::MountTarget;
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
@@ -67,8 +67,8 @@ fn presence_of(tree: &dyn FileTree, path: &[u8]) -> SourcePresence {
         let Some(index) = tree.find(&path[..end]) else { return SourcePresence::Missing { known } };
         let is_last = end == path.len();
         match tree.entry(index).kind {
-            EntryKind::Symlink(_) => return SourcePresence::Unjudged,
-            EntryKind::Directory => {}
+            FileKind::Symlink(_) => return SourcePresence::Unjudged,
+            FileKind::Directory => {}
             _ if !is_last => return SourcePresence::Missing { known: end },
             _ => {}
         }
@@ -98,7 +98,7 @@ fn hidden_hint(files: &ContextFiles, source: &CopySource, dockerfile: &MountTarg
 /// Returns `None` when the file does not exist or cannot be read.
 fn read(tree: &dyn FileTree, path: &[u8]) -> Option<Vec<u8>> {
     let index = tree.find(path)?;
-    if !matches!(tree.entry(index).kind, EntryKind::File | EntryKind::HardLink(_)) {
+    if !matches!(tree.entry(index).kind, FileKind::File(()) | FileKind::HardLink(_)) {
         return None;
     }
     let mut text = Vec::new();
@@ -113,7 +113,7 @@ fn missing_hint(tree: &dyn FileTree, source: &CopySource, known: usize) -> Strin
     let name = below.split(|&byte| byte == b'/').next().unwrap_or_default();
     let shown = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
     if let Some(index) = tree.find(parent)
-        && tree.entry(index).kind != EntryKind::Directory
+        && tree.entry(index).kind != FileKind::Directory
     {
         return format!("`{}` is not a directory", shown(parent));
     }

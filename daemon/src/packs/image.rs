@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hearth_oci::Platform;
-use hearth_pack::identity::{ContentHash, FileStamp, NodeKind};
+use hearth_pack::FileKind;
+use hearth_pack::identity::{ContentHash, FileStamp, HashedContent};
 use hearth_pack::image::ConfigFlags;
 use hearth_pack::layer::{ContentReader, LayerOptions, LayerSource};
 use hearth_pack::listing::TreeListing;
-use hearth_pack::walk::{ContentError, EntryKind, EntryXattrs, WalkEntry};
+use hearth_pack::walk::{ContentError, EntryXattrs, WalkEntry};
 use hearth_pack::{PackOptions, PackSummary, PackedImage, pack_source};
 
 use super::store::ContentStore;
@@ -81,11 +82,11 @@ impl StoredSource {
     fn new(tree: PackTree) -> Self {
         let entry = |listed: hearth_pack::listing::ListingEntry<'_>| {
             let (kind, size) = match listed.kind {
-                NodeKind::File { size, .. } => (EntryKind::File, size),
-                NodeKind::Symlink { target } => (EntryKind::Symlink { target: target.to_vec() }, 0),
-                NodeKind::HardLink { to } => (EntryKind::Hardlink { to: to.to_vec() }, 0),
+                FileKind::File(HashedContent { size, .. }) => (FileKind::File(()), size),
+                FileKind::Symlink(target) => (FileKind::Symlink(target.to_vec()), 0),
+                FileKind::HardLink(to) => (FileKind::HardLink(to.to_vec()), 0),
                 // A listing has no other kinds.
-                _ => (EntryKind::Dir, 0),
+                _ => (FileKind::Directory, 0),
             };
             let (path, stamp) = (listed.path.to_vec(), FileStamp::default());
             WalkEntry { path, kind, mode: listed.mode, size, stamp, sparse: false }

@@ -6,9 +6,10 @@ mod sweeps;
 use std::io::Read as _;
 
 use bytes::Bytes;
-use hearth_pack::identity::{HashCache, HashedTree, NodeKind, hash_tree};
+use hearth_pack::FileKind;
+use hearth_pack::identity::{HashCache, HashedContent, HashedTree, hash_tree};
 use hearth_pack::pieces::{self, CompressionEffort, LARGE_FILE};
-use hearth_pack::walk::{EntryKind, WalkOptions, WalkedTree, walk};
+use hearth_pack::walk::{WalkOptions, WalkedTree, walk};
 
 use super::store::AppendError;
 use super::*;
@@ -103,12 +104,14 @@ impl Local {
         let mut lister = packs.listing_receiver(owner, id).unwrap();
         for (entry, hashed) in self.tree.entries.iter().zip(&self.hashed.entries) {
             let (kind, mode) = match &entry.kind {
-                EntryKind::Dir => (NodeKind::Directory, entry.mode),
-                EntryKind::File => {
-                    (NodeKind::File { size: entry.size, content: hashed.content.unwrap() }, entry.mode)
-                }
-                EntryKind::Symlink { target } => (NodeKind::Symlink { target }, 0o777),
-                EntryKind::Hardlink { to } => (NodeKind::HardLink { to }, entry.mode),
+                FileKind::Directory => (FileKind::Directory, entry.mode),
+                FileKind::File(()) => (
+                    FileKind::File(HashedContent { size: entry.size, hash: hashed.content.unwrap() }),
+                    entry.mode,
+                ),
+                FileKind::Symlink(target) => (FileKind::Symlink(target.as_slice()), 0o777),
+                FileKind::HardLink(to) => (FileKind::HardLink(to.as_slice()), entry.mode),
+                FileKind::Special(never) => match *never {},
             };
             lister.push(&TreeNode { path: &entry.path, mode, kind, xattrs: &hashed.xattrs }).unwrap();
         }
@@ -354,7 +357,7 @@ async fn content_and_trees_that_are_not_what_they_claim_are_refused() {
     let other = TreeDigest::from_bytes([3; 32]);
     let id = upload_id(room.packs.begin(other, destination("ann", None)).await.unwrap());
     let mut lister = room.packs.listing_receiver("ann", &id).unwrap();
-    lister.push(&TreeNode { path: b"d", mode: 0o755, kind: NodeKind::Directory, xattrs: &[] }).unwrap();
+    lister.push(&TreeNode { path: b"d", mode: 0o755, kind: FileKind::Directory, xattrs: &[] }).unwrap();
     assert!(matches!(lister.finish().await, Err(PackError::TreeMismatch { .. })));
     assert!(room.packs.tree("ann", other).await.is_err(), "nothing is kept as a tree");
 }
@@ -364,7 +367,7 @@ async fn pieces_that_are_not_the_file_are_found_at_the_commit() {
     let room = room();
     let lying = noise(9, 6_000_000);
     let whole = ContentHash::of(b"something else");
-    let kind = NodeKind::File { size: lying.len() as u64, content: whole };
+    let kind = FileKind::File(HashedContent { size: lying.len() as u64, hash: whole });
     let node = TreeNode { path: b"large", mode: 0o644, kind, xattrs: &[] };
     let mut sum = hearth_pack::identity::TreeHasher::default();
     sum.node(&node);

@@ -166,14 +166,15 @@ fn write_new(path: &Path, listing: &TreeListing) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use hearth_pack::identity::{NodeKind, TreeNode};
+    use hearth_pack::FileKind;
+    use hearth_pack::identity::{HashedContent, TreeNode};
     use hearth_pack::listing::ListingWriter;
 
     use super::*;
 
     fn listing(name: &str) -> TreeListing {
         let mut writer = ListingWriter::new(ListingLimits::default());
-        let kind = NodeKind::File { size: 1, content: ContentHash::of(name.as_bytes()) };
+        let kind = FileKind::File(HashedContent { size: 1, hash: ContentHash::of(name.as_bytes()) });
         writer.push(&TreeNode { path: name.as_bytes(), mode: 0o644, kind, xattrs: &[] }).unwrap();
         writer.finish().unwrap()
     }

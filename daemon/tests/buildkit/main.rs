@@ -21,7 +21,7 @@ use hearthd::build::port::{
     CredentialProvider, PinnedImageSource, SolveError, SolveOutcome, SolveRequest, Solver as _,
 };
 use hearthd::buildkit::{BuildKitClient, managed};
-use hearthd::context::port::{ContextFiles, EntryKind, NoTransferWatch, SessionName};
+use hearthd::context::port::{ContextFiles, FileKind, NoTransferWatch, SessionName};
 use hearthd::model::access::SymlinkPolicy;
 use hearthd::model::build::{BuildEventKind, BuildNetwork, BuildSpec, DockerfilePath, LogStream, NoCache};
 use hearthd::model::fault::Fault;
@@ -268,19 +268,19 @@ async fn files_of_a_context_become_an_image() {
     Fixture::run(async |kit| {
         let big: Vec<u8> = (0..3_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         let tree = MemoryTree::new(vec![
-            (".dockerignore", EntryKind::File, 0o644, b"**/*.tmp\n!keep.tmp\nvendor\n"),
-            ("big", EntryKind::File, 0o600, &big),
-            ("dir", EntryKind::Directory, 0o750, b""),
-            ("dir/empty", EntryKind::Directory, 0o755, b""),
-            ("dir/f", EntryKind::File, 0o4755, b"hello"),
-            ("dir/n\u{fc}", EntryKind::File, 0o644, b"x"),
-            ("dir/skip.tmp", EntryKind::File, 0o644, b"no"),
-            ("dir-x", EntryKind::File, 0o644, b"sorts after dir/"),
-            ("keep.tmp", EntryKind::File, 0o644, b"yes"),
-            ("link", EntryKind::Symlink(b"dir/f".as_slice().into()), 0o777, b""),
-            ("out", EntryKind::Symlink(b"/etc/passwd".as_slice().into()), 0o777, b""),
-            ("vendor", EntryKind::Directory, 0o755, b""),
-            ("vendor/v", EntryKind::File, 0o644, b"no"),
+            (".dockerignore", FileKind::File(()), 0o644, b"**/*.tmp\n!keep.tmp\nvendor\n"),
+            ("big", FileKind::File(()), 0o600, &big),
+            ("dir", FileKind::Directory, 0o750, b""),
+            ("dir/empty", FileKind::Directory, 0o755, b""),
+            ("dir/f", FileKind::File(()), 0o4755, b"hello"),
+            ("dir/n\u{fc}", FileKind::File(()), 0o644, b"x"),
+            ("dir/skip.tmp", FileKind::File(()), 0o644, b"no"),
+            ("dir-x", FileKind::File(()), 0o644, b"sorts after dir/"),
+            ("keep.tmp", FileKind::File(()), 0o644, b"yes"),
+            ("link", FileKind::Symlink(b"dir/f".as_slice().into()), 0o777, b""),
+            ("out", FileKind::Symlink(b"/etc/passwd".as_slice().into()), 0o777, b""),
+            ("vendor", FileKind::Directory, 0o755, b""),
+            ("vendor/v", FileKind::File(()), 0o644, b"no"),
         ]);
         let request = kit.request("FROM scratch\nLABEL a=b\nCOPY . /\n", tree);
         let (outcome, events) = kit.solve(request).await;
@@ -312,7 +312,7 @@ async fn commands_run_and_their_log_is_whole_and_in_order() {
     let shell = busybox();
     let commands = "RUN for i in $(/bin/busybox seq 1 40000); do echo line $i of a log that is longer than BuildKit keeps; done; \
                     echo bad >&2\nRUN --mount=type=secret,id=s [ \"$(/bin/busybox cat /run/secrets/s)\" = hush ]";
-    let tree = || MemoryTree::new(vec![("busybox", EntryKind::File, 0o755, &shell)]);
+    let tree = || MemoryTree::new(vec![("busybox", FileKind::File(()), 0o755, &shell)]);
     let mut request = kit.request(&with_shell(commands), tree());
     request.secrets.insert("s".to_owned(), Secret::new(b"hush".to_vec()));
     let (outcome, events) = kit.solve(request).await;
@@ -355,7 +355,7 @@ async fn commands_run_and_their_log_is_whole_and_in_order() {
 async fn failures_name_what_was_wrong() {
     Fixture::run(async |kit| {
         let shell = busybox();
-        let tree = || MemoryTree::new(vec![("busybox", EntryKind::File, 0o755, &shell)]);
+        let tree = || MemoryTree::new(vec![("busybox", FileKind::File(()), 0o755, &shell)]);
 
         let commands =
             "RUN for i in $(/bin/busybox seq 1 80); do echo line $i; done; echo last words; exit 7";
@@ -446,7 +446,7 @@ async fn sleeping(
     cancel: &CancellationToken,
 ) -> (tokio::task::JoinHandle<Result<SolveOutcome, SolveError>>, String) {
     let shell = busybox();
-    let tree = MemoryTree::new(vec![("busybox", EntryKind::File, 0o755, &shell)]);
+    let tree = MemoryTree::new(vec![("busybox", FileKind::File(()), 0o755, &shell)]);
     let mark = format!("86{:06}", rand::random::<u32>() % 1_000_000);
     let request = kit.request(
         &with_shell(&format!("RUN /bin/busybox sleep {mark} & exec /bin/busybox sleep {mark}")),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
 
-use hearthd::context::port::{EntryKind, FileTree, TreeEntry};
+use hearthd::context::port::{EntryKind, FileKind, FileTree, TreeEntry};
 
 struct Item {
     path: Vec<u8>,
@@ -32,7 +32,9 @@ impl MemoryTree {
     }
 
     pub fn files(items: Vec<(&str, &[u8])>) -> Self {
-        Self::new(items.into_iter().map(|(path, content)| (path, EntryKind::File, 0o644, content)).collect())
+        Self::new(
+            items.into_iter().map(|(path, content)| (path, FileKind::File(()), 0o644, content)).collect(),
+        )
     }
 }
 

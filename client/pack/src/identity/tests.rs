@@ -6,14 +6,14 @@ fn digest(nodes: &[TreeNode<'_>]) -> TreeDigest {
     hasher.finish()
 }
 
-const fn node<'a>(path: &'a [u8], kind: NodeKind<'a>) -> TreeNode<'a> {
+const fn node<'a>(path: &'a [u8], kind: FileKind<HashedContent, &'a [u8], &'a [u8]>) -> TreeNode<'a> {
     TreeNode { path, mode: 0o644, kind, xattrs: &[] }
 }
 
 #[test]
 fn every_part_of_a_node_counts() {
     let content = ContentHash::of(b"x");
-    let file = NodeKind::File { size: 1, content };
+    let file = FileKind::File(HashedContent { size: 1, hash: content });
     let xattrs = [(b"user.a".to_vec(), b"1".to_vec())];
     let all = [
         digest(&[]),
@@ -21,14 +21,17 @@ fn every_part_of_a_node_counts() {
         digest(&[node(b"b", file)]),
         digest(&[TreeNode { mode: 0o755, ..node(b"a", file) }]),
         digest(&[TreeNode { xattrs: &xattrs, ..node(b"a", file) }]),
-        digest(&[node(b"a", NodeKind::File { size: 1, content: ContentHash::of(b"y") })]),
-        digest(&[node(b"a", NodeKind::Directory)]),
-        digest(&[node(b"a", NodeKind::Symlink { target: b"b" })]),
-        digest(&[node(b"a", NodeKind::HardLink { to: b"b" })]),
-        digest(&[node(b"a", NodeKind::Fifo)]),
-        digest(&[node(b"a", NodeKind::Socket)]),
-        digest(&[node(b"a", NodeKind::Device { character: true, major: 1, minor: 3 })]),
-        digest(&[node(b"a", NodeKind::Device { character: false, major: 1, minor: 3 })]),
+        digest(&[node(b"a", FileKind::File(HashedContent { size: 1, hash: ContentHash::of(b"y") }))]),
+        digest(&[node(b"a", FileKind::Directory)]),
+        digest(&[node(b"a", FileKind::Symlink(b"b"))]),
+        digest(&[node(b"a", FileKind::HardLink(b"b"))]),
+        digest(&[node(b"a", FileKind::Special(SpecialFile::Fifo))]),
+        digest(&[node(b"a", FileKind::Special(SpecialFile::Socket))]),
+        digest(&[node(b"a", FileKind::Special(SpecialFile::Device { character: true, major: 1, minor: 3 }))]),
+        digest(&[node(
+            b"a",
+            FileKind::Special(SpecialFile::Device { character: false, major: 1, minor: 3 }),
+        )]),
         digest(&[node(b"a", file), node(b"b", file)]),
     ];
     let distinct: std::collections::HashSet<_> = all.iter().collect();
@@ -38,8 +41,8 @@ fn every_part_of_a_node_counts() {
 /// Pinned digest. Changing it gives every tree another identity, so that packs and contexts are sent again.
 #[test]
 fn the_encoding_stays_what_it_is() {
-    let file = NodeKind::File { size: 5, content: ContentHash::of(b"hello") };
-    let tree = [node(b"dir", NodeKind::Directory), node(b"dir/file", file)];
+    let file = FileKind::File(HashedContent { size: 5, hash: ContentHash::of(b"hello") });
+    let tree = [node(b"dir", FileKind::Directory), node(b"dir/file", file)];
     assert_eq!(
         digest(&tree).to_string(),
         "blake3:a8bbefdd29a2dec715e1892929204d3c8dbaa7e34606a0b88ad17e45a4cfca09"

@@ -5,9 +5,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-use super::{CachedHash, ContentHash, HashCache, NodeKind, TreeDigest, TreeHasher, TreeNode};
+use super::{CachedHash, ContentHash, HashCache, HashedContent, TreeDigest, TreeHasher, TreeNode};
+use crate::FileKind;
 use crate::layer::has_xattrs;
-use crate::walk::{ContentError, DiskReader, EntryKind, EntryXattrs, WalkEntry, WalkedTree};
+use crate::walk::{ContentError, DiskReader, EntryXattrs, WalkEntry, WalkedTree};
 use crate::workers;
 
 /// Digest of a tree, and the hashes of its entries.
@@ -44,7 +45,7 @@ pub fn hash_tree(
             continue;
         }
         let known = cache.lookup(&entry.stamp);
-        if entry.kind == EntryKind::File {
+        if entry.kind == FileKind::File(()) {
             hashed.content = known.map(|known| known.hash);
         }
         if known.is_some_and(|known| known.bare) {
@@ -78,8 +79,8 @@ pub(crate) fn cache_hashed_entry(
 ) {
     let bare = found.xattrs.is_empty();
     match (&entry.kind, found.content) {
-        (EntryKind::File, Some(hash)) => cache.insert(&entry.stamp, read_at, CachedHash { hash, bare }),
-        (EntryKind::Dir, _) if bare => {
+        (FileKind::File(()), Some(hash)) => cache.insert(&entry.stamp, read_at, CachedHash { hash, bare }),
+        (FileKind::Directory, _) if bare => {
             cache.insert(&entry.stamp, read_at, CachedHash { hash: ContentHash::of(b""), bare });
         }
         _ => {}
@@ -105,15 +106,16 @@ impl HashedTree {
 
 fn node<'a>(entry: &'a WalkEntry, hashed: &'a HashedEntry) -> TreeNode<'a> {
     let (kind, mode) = match (&entry.kind, hashed.content) {
-        (EntryKind::Dir, _) => (NodeKind::Directory, entry.mode),
-        (EntryKind::File, content) => {
+        (FileKind::Directory, _) => (FileKind::Directory, entry.mode),
+        (FileKind::File(()), content) => {
             // A file always has its hash; the hash of empty content is a fallback for a mistake of the caller.
-            let content = content.unwrap_or_else(|| ContentHash::of(b""));
-            (NodeKind::File { size: entry.size, content }, entry.mode)
+            let hash = content.unwrap_or_else(|| ContentHash::of(b""));
+            (FileKind::File(HashedContent { size: entry.size, hash }), entry.mode)
         }
         // A symbolic link has no mode of its own; file systems report different ones.
-        (EntryKind::Symlink { target }, _) => (NodeKind::Symlink { target }, 0o777),
-        (EntryKind::Hardlink { to }, _) => (NodeKind::HardLink { to }, entry.mode),
+        (FileKind::Symlink(target), _) => (FileKind::Symlink(target.as_slice()), 0o777),
+        (FileKind::HardLink(to), _) => (FileKind::HardLink(to.as_slice()), entry.mode),
+        (FileKind::Special(never), _) => match *never {},
     };
     TreeNode { path: &entry.path, mode, kind, xattrs: &hashed.xattrs }
 }
@@ -176,7 +178,7 @@ impl TreeHashJob<'_> {
         hashed: &mut HashedEntry,
     ) -> Result<(), ContentError> {
         let entry = &self.entries[index];
-        if entry.kind != EntryKind::File || hashed.content.is_some() {
+        if entry.kind != FileKind::File(()) || hashed.content.is_some() {
             hashed.xattrs = reader.xattrs(entry)?;
         } else {
             hashed.xattrs = reader.open(entry)?;

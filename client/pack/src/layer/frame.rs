@@ -11,8 +11,9 @@ use super::header::{self, TarHeader};
 use super::plan::{FRAME_SIZE, FrameRange};
 use super::source::has_xattrs;
 use super::{ContentReader, LayerError, LayerOptions, LayerSource};
+use crate::FileKind;
 use crate::identity::{ContentHash, HashedEntry};
-use crate::walk::{EntryKind, EntryXattrs};
+use crate::walk::EntryXattrs;
 
 /// A finished frame. Frames are reused to keep their buffers.
 #[derive(Default)]
@@ -136,7 +137,7 @@ impl<'a> FrameBuilder<'a> {
         }
         let from = begin.unwrap_or(0);
         let mut content = None;
-        if entry.kind == EntryKind::File {
+        if entry.kind == FileKind::File(()) {
             let range = self.content(from, end, frame)?;
             let whole = begin.is_none() && end == entry.size;
             if self.hash && whole {

@@ -2,7 +2,8 @@
 
 use tar::{EntryType, Header};
 
-use crate::walk::{EntryKind, WalkEntry};
+use crate::FileKind;
+use crate::walk::WalkEntry;
 
 pub(crate) const TAR_BLOCK: usize = 512;
 
@@ -26,14 +27,15 @@ impl<'a> TarHeader<'a> {
     pub(crate) fn of(entry: &'a WalkEntry, mtime: u64) -> Self {
         let mut path = entry.path.clone();
         let (kind, link, mode): (_, &[u8], _) = match &entry.kind {
-            EntryKind::Dir => {
+            FileKind::Directory => {
                 path.push(b'/');
                 (EntryType::Directory, b"", entry.mode)
             }
-            EntryKind::File => (EntryType::Regular, b"", entry.mode),
+            FileKind::File(()) => (EntryType::Regular, b"", entry.mode),
             // A symbolic link has no mode of its own; file systems report different ones.
-            EntryKind::Symlink { target } => (EntryType::Symlink, target, 0o777),
-            EntryKind::Hardlink { to } => (EntryType::Link, to, entry.mode),
+            FileKind::Symlink(target) => (EntryType::Symlink, target, 0o777),
+            FileKind::HardLink(to) => (EntryType::Link, to, entry.mode),
+            FileKind::Special(never) => match *never {},
         };
         Self { path, link, kind, mode, size: entry.size, mtime }
     }

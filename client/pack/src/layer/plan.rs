@@ -4,8 +4,9 @@
 //! A frame ends when it has about [`FRAME_SIZE`] bytes. Files of up to that size are never split, so that each is
 //! opened once and is in a single frame for readers. Larger files are split to fill frames exactly.
 
+use crate::FileKind;
 use crate::layer::header::{TAR_BLOCK, padding};
-use crate::walk::{EntryKind, WalkEntry};
+use crate::walk::WalkEntry;
 
 /// Tar bytes in a frame. Smaller frames compress less well; larger ones make it more expensive to read a file from
 /// the middle.
@@ -79,9 +80,10 @@ impl Iterator for FrameRanges<'_> {
 fn header_size(entry: &WalkEntry) -> u64 {
     let long = |text: &[u8]| if text.len() > 100 { 2 * TAR_BLOCK + text.len() } else { 0 };
     let link: &[u8] = match &entry.kind {
-        EntryKind::Symlink { target } => target,
-        EntryKind::Hardlink { to } => to,
-        EntryKind::Dir | EntryKind::File => b"",
+        FileKind::Symlink(target) => target,
+        FileKind::HardLink(to) => to,
+        FileKind::Directory | FileKind::File(()) => b"",
+        FileKind::Special(never) => match *never {},
     };
     (TAR_BLOCK + long(&entry.path) + long(link)) as u64
 }

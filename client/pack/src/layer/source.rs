@@ -1,7 +1,8 @@
 //! Source of a layer's entries: a walked directory, or a list with content from another place. The same entries with
 //! the same content give the same bytes.
 
-use crate::walk::{ContentError, DiskReader, EntryKind, EntryXattrs, WalkEntry, WalkedTree};
+use crate::FileKind;
+use crate::walk::{ContentError, DiskReader, EntryXattrs, WalkEntry, WalkedTree};
 
 /// Entries of a layer and access to their content.
 pub trait LayerSource: Sync {
@@ -56,5 +57,5 @@ impl ContentReader for TreeReader<'_> {
 
 /// Reports whether an image keeps attributes of such an entry.
 pub(crate) fn has_xattrs(entry: &WalkEntry) -> bool {
-    matches!(entry.kind, EntryKind::File | EntryKind::Dir)
+    matches!(entry.kind, FileKind::File(()) | FileKind::Directory)
 }

@@ -1,7 +1,8 @@
 //! Validation of the entries of a list, which come from an untrusted sender.
 
 use super::{ListingError, path_order};
-use crate::identity::{NodeKind, TreeNode};
+use crate::FileKind;
+use crate::identity::TreeNode;
 
 /// Maximum length of a path or link target, in bytes. System calls accept 4096, but longer paths can be created
 /// directory by directory.
@@ -31,21 +32,21 @@ impl ListingChecker {
             return wrong("its mode has more than permission, setuid, setgid and sticky bits");
         }
         let (is_directory, keeps_xattrs) = match node.kind {
-            NodeKind::Directory => (true, true),
-            NodeKind::File { .. } => (false, true),
-            NodeKind::Symlink { target } => {
+            FileKind::Directory => (true, true),
+            FileKind::File(_) => (false, true),
+            FileKind::Symlink(target) => {
                 if target.is_empty() || target.len() > MAX_PATH || target.contains(&0) {
                     return wrong("is not a valid link");
                 }
                 (false, false)
             }
-            NodeKind::HardLink { to } => {
+            FileKind::HardLink(to) => {
                 if let Some(reason) = bad_path(to) {
                     return wrong(reason);
                 }
                 (false, false)
             }
-            NodeKind::Fifo | NodeKind::Socket | NodeKind::Device { .. } => {
+            FileKind::Special(_) => {
                 return wrong("is neither a file nor a directory nor a link");
             }
         };

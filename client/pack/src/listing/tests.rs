@@ -1,19 +1,20 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::SpecialFile;
 
 const HASH: ContentHash = ContentHash::from_bytes([7; 32]);
 
 fn file(path: &[u8]) -> TreeNode<'_> {
-    TreeNode { path, mode: 0o644, kind: NodeKind::File { size: 3, content: HASH }, xattrs: &[] }
+    TreeNode { path, mode: 0o644, kind: FileKind::File(HashedContent { size: 3, hash: HASH }), xattrs: &[] }
 }
 
 fn directory(path: &[u8]) -> TreeNode<'_> {
-    TreeNode { path, mode: 0o755, kind: NodeKind::Directory, xattrs: &[] }
+    TreeNode { path, mode: 0o755, kind: FileKind::Directory, xattrs: &[] }
 }
 
 fn hard_link<'a>(path: &'a [u8], to: &'a [u8]) -> TreeNode<'a> {
-    TreeNode { path, mode: 0o644, kind: NodeKind::HardLink { to }, xattrs: &[] }
+    TreeNode { path, mode: 0o644, kind: FileKind::HardLink(to), xattrs: &[] }
 }
 
 fn list(nodes: &[TreeNode<'_>]) -> Result<TreeListing, ListingError> {
@@ -25,8 +26,7 @@ fn list(nodes: &[TreeNode<'_>]) -> Result<TreeListing, ListingError> {
 #[test]
 fn a_list_gives_back_what_was_put_in_and_has_the_digest_of_the_tree() {
     let xattrs = vec![(b"security.capability".to_vec(), vec![1, 2]), (b"user.a".to_vec(), vec![0; 300])];
-    let link =
-        TreeNode { path: b"d/z", mode: 0o777, kind: NodeKind::Symlink { target: b"../x" }, xattrs: &[] };
+    let link = TreeNode { path: b"d/z", mode: 0o777, kind: FileKind::Symlink(b"../x"), xattrs: &[] };
     let with = TreeNode { xattrs: &xattrs, ..file(b"d/f") };
     let nodes = [directory(b"d"), with, hard_link(b"d/g", b"d/f"), link, file(b"d.txt"), file(b"d0")];
     let listing = list(&nodes).unwrap();
@@ -93,10 +93,13 @@ fn what_leads_out_of_the_tree_or_stands_twice_or_in_disorder_is_refused() {
 fn kinds_modes_and_attributes_that_a_pack_cannot_have_are_refused() {
     let refused =
         |node: TreeNode<'_>| assert!(matches!(list(&[node]), Err(ListingError::Entry { .. })), "{node:?}");
-    refused(TreeNode { kind: NodeKind::Fifo, ..file(b"f") });
-    refused(TreeNode { kind: NodeKind::Device { character: true, major: 1, minor: 3 }, ..file(b"f") });
+    refused(TreeNode { kind: FileKind::Special(SpecialFile::Fifo), ..file(b"f") });
+    refused(TreeNode {
+        kind: FileKind::Special(SpecialFile::Device { character: true, major: 1, minor: 3 }),
+        ..file(b"f")
+    });
     refused(TreeNode { mode: 0o100_644, ..file(b"f") });
-    refused(TreeNode { kind: NodeKind::Symlink { target: b"" }, ..file(b"l") });
+    refused(TreeNode { kind: FileKind::Symlink(b""), ..file(b"l") });
     let twice = vec![(b"user.a".to_vec(), vec![]), (b"user.a".to_vec(), vec![])];
     refused(TreeNode { xattrs: &twice, ..file(b"f") });
     for name in ["trusted.overlay.opaque", "user.", "system.posix_acl_access"] {

@@ -18,12 +18,13 @@ use parking_lot::Mutex;
 use rustix::fs::Advice;
 
 use super::{FILE_MODE, PackError, PackOptions, PackProgress};
+use crate::FileKind;
 use crate::archive::FileRange;
 use crate::cache::{CachedLayer, LayerKey, PackCache, copy_layer};
 use crate::identity::{HashCache, HashedTree, cache_hashed_entry, file_clock_now, hash_tree};
 use crate::layer::{self, LayerError, LayerProgress, LayerSource, PackedLayer};
 use crate::new_file::{self, NewFile, TemporaryLink};
-use crate::walk::{EntryKind, WalkedTree};
+use crate::walk::WalkedTree;
 
 /// Fraction (one in this number) of all bytes that may be in files without a cached hash for the tree to be hashed
 /// first. Hashing these files is cheap compared to a pack, and avoids the pack if they turn out to be unchanged.
@@ -295,7 +296,7 @@ impl LayerSpooler<'_> {
 
     fn has_most_hashes(&mut self, tree: &WalkedTree) -> bool {
         let mut unknown = 0;
-        for entry in tree.entries.iter().filter(|entry| entry.kind == EntryKind::File) {
+        for entry in tree.entries.iter().filter(|entry| entry.kind == FileKind::File(())) {
             if self.hashes.get(&entry.stamp).is_none() {
                 unknown += entry.size;
             }

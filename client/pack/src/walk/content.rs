@@ -9,7 +9,8 @@ use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
 
 use super::xattr::{self, EntryXattrs};
-use super::{EntryKind, TreeOpener, WalkEntry, display_path};
+use super::{TreeOpener, WalkEntry, display_path};
+use crate::FileKind;
 use crate::identity::FileStamp;
 
 /// Error of reading a listed entry.
@@ -50,7 +51,7 @@ impl<'a> DiskReader<'a> {
         let unreadable = |source| ContentError::read(entry, source);
         self.file = None;
         self.hole = (0, 0);
-        if entry.kind != EntryKind::File {
+        if entry.kind != FileKind::File(()) {
             let dir = self.opener.dir(&entry.path).map_err(unreadable)?;
             return xattr::of(dir).map_err(|errno| ContentError::read(entry, errno.into()));
         }

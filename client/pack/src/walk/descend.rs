@@ -10,7 +10,8 @@ use rustix::io::Errno;
 
 use super::directory::{ChildListing, DirectoryChild, DirectoryRequest, NameMetadata, WalkSelection};
 use super::prefetch::MAX_WAITING_WEIGHT;
-use super::{EntryKind, WalkEntry, WalkError, display_path, failed};
+use super::{WalkEntry, WalkError, WalkKind, display_path, failed};
+use crate::FileKind;
 use crate::ignore::{DirectoryMatch, IgnorePatterns, TreeFilter};
 use crate::prefetch::PrefetchQueue;
 use crate::workers;
@@ -92,7 +93,7 @@ impl TreeLister<'_> {
         let (file_type, size) = (found.file_type, found.stamp.size);
         let mut entry = WalkEntry {
             path,
-            kind: EntryKind::Dir,
+            kind: FileKind::Directory,
             mode: found.mode,
             size: 0,
             stamp: found.stamp,
@@ -106,7 +107,7 @@ impl TreeLister<'_> {
         };
         if shown {
             entry.kind = self.kind(&entry, found)?;
-            if entry.kind == EntryKind::File {
+            if entry.kind == FileKind::File(()) {
                 entry.size = size;
             }
             self.entries.extend(levels.iter_mut().filter_map(|level| level.pending.take()));
@@ -123,25 +124,25 @@ impl TreeLister<'_> {
         }
     }
 
-    fn kind(&mut self, entry: &WalkEntry, found: NameMetadata) -> Result<EntryKind, WalkError> {
+    fn kind(&mut self, entry: &WalkEntry, found: NameMetadata) -> Result<WalkKind, WalkError> {
         let special = |kind| Err(WalkError::Special { path: display_path(&entry.path), kind });
         match found.file_type {
-            FileType::Directory => Ok(EntryKind::Dir),
+            FileType::Directory => Ok(FileKind::Directory),
             FileType::Symlink => {
                 let target = found.target.unwrap_or(Err(Errno::INVAL));
                 let target = target.map_err(failed("cannot read the link", &entry.path))?;
-                Ok(EntryKind::Symlink { target })
+                Ok(FileKind::Symlink(target))
             }
             FileType::RegularFile if found.is_linked => {
                 match self.linked.entry((entry.stamp.device, entry.stamp.inode)) {
-                    hash_map::Entry::Occupied(first) => Ok(EntryKind::Hardlink { to: first.get().clone() }),
+                    hash_map::Entry::Occupied(first) => Ok(FileKind::HardLink(first.get().clone())),
                     hash_map::Entry::Vacant(free) => {
                         free.insert(entry.path.clone());
-                        Ok(EntryKind::File)
+                        Ok(FileKind::File(()))
                     }
                 }
             }
-            FileType::RegularFile => Ok(EntryKind::File),
+            FileType::RegularFile => Ok(FileKind::File(())),
             FileType::Socket => special("socket"),
             FileType::Fifo => special("fifo"),
             FileType::BlockDevice | FileType::CharacterDevice => special("device"),

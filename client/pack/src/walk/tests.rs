@@ -48,10 +48,10 @@ fn links_are_listed_and_never_followed() {
     assert_eq!(
         kinds,
         [
-            ("dangling".to_owned(), EntryKind::Symlink { target: b"nowhere".to_vec() }),
-            ("one".to_owned(), EntryKind::File),
-            ("out".to_owned(), EntryKind::Symlink { target: b"/etc".to_vec() }),
-            ("two".to_owned(), EntryKind::Hardlink { to: b"one".to_vec() }),
+            ("dangling".to_owned(), FileKind::Symlink(b"nowhere".to_vec())),
+            ("one".to_owned(), FileKind::File(())),
+            ("out".to_owned(), FileKind::Symlink(b"/etc".to_vec())),
+            ("two".to_owned(), FileKind::HardLink(b"one".to_vec())),
         ]
     );
     assert_eq!(tree.content_bytes(), 4);
@@ -66,7 +66,7 @@ fn a_hard_link_whose_first_name_is_excluded_is_a_file() {
     });
     let tree = walk(dir.path(), &WalkOptions::default()).unwrap();
     assert_eq!(tree.entries.len(), 1);
-    assert_eq!(tree.entries[0].kind, EntryKind::File);
+    assert_eq!(tree.entries[0].kind, FileKind::File(()));
 }
 
 #[test]

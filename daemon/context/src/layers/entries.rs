@@ -2,10 +2,11 @@
 //! difference from the preceding path. A file takes about 60 bytes.
 
 use hearth_pack::identity::ContentHash;
+use hearth_pack::{FileKind, SpecialFile};
 
 use super::encoding::{DamagedIndex, IndexDecoder, put_bytes, put_number, put_signed};
 use super::sparse::{self, MAX_EXTENTS, SparseRange};
-use super::tar_parser::{TarContentLocation, TarEntry, TarKind};
+use super::tar_parser::{TarContentLocation, TarEntry, TarFile};
 
 const FILE: u8 = 0;
 const SPARSE: u8 = 1;
@@ -15,6 +16,7 @@ const HARD_LINK: u8 = 4;
 const FIFO: u8 = 5;
 const CHARACTER: u8 = 6;
 const BLOCK: u8 = 7;
+const SOCKET: u8 = 8;
 const XATTRS: u8 = 0x80;
 
 /// Encodes entries.
@@ -32,14 +34,16 @@ impl EntryWriter {
         let TarEntry { path, kind, mode, mtime, xattrs } = entry;
         let out = &mut self.bytes;
         let tag = match &kind {
-            TarKind::File { content: TarContentLocation::At(_), .. } => FILE,
-            TarKind::File { content: TarContentLocation::Sparse(_), .. } => SPARSE,
-            TarKind::Directory => DIRECTORY,
-            TarKind::Symlink(_) => SYMLINK,
-            TarKind::HardLink(_) => HARD_LINK,
-            TarKind::Fifo => FIFO,
-            TarKind::Device { character: true, .. } => CHARACTER,
-            TarKind::Device { character: false, .. } => BLOCK,
+            FileKind::File(TarFile { content: TarContentLocation::At(_), .. }) => FILE,
+            FileKind::File(TarFile { content: TarContentLocation::Sparse(_), .. }) => SPARSE,
+            FileKind::Directory => DIRECTORY,
+            FileKind::Symlink(_) => SYMLINK,
+            FileKind::HardLink(_) => HARD_LINK,
+            // No tar has sockets, but their tag keeps the encoding complete.
+            FileKind::Special(SpecialFile::Socket) => SOCKET,
+            FileKind::Special(SpecialFile::Fifo) => FIFO,
+            FileKind::Special(SpecialFile::Device { character: true, .. }) => CHARACTER,
+            FileKind::Special(SpecialFile::Device { character: false, .. }) => BLOCK,
         };
         out.push(if xattrs.is_empty() { tag } else { tag | XATTRS });
         let shared = self.path.iter().zip(&path).take_while(|(a, b)| a == b).count();
@@ -48,12 +52,12 @@ impl EntryWriter {
         put_number(out, u64::from(mode));
         put_signed(out, mtime);
         match kind {
-            TarKind::File { size, content: TarContentLocation::At(at), hash } => {
+            FileKind::File(TarFile { size, content: TarContentLocation::At(at), hash }) => {
                 put_number(out, size);
                 put_number(out, at);
                 out.extend_from_slice(hash.as_bytes());
             }
-            TarKind::File { size, content: TarContentLocation::Sparse(pieces), hash } => {
+            FileKind::File(TarFile { size, content: TarContentLocation::Sparse(pieces), hash }) => {
                 put_number(out, size);
                 put_number(out, pieces.first().map_or(0, |piece| piece.at));
                 out.extend_from_slice(hash.as_bytes());
@@ -63,12 +67,12 @@ impl EntryWriter {
                     put_number(out, piece.length);
                 }
             }
-            TarKind::Symlink(target) | TarKind::HardLink(target) => put_bytes(out, &target),
-            TarKind::Device { major, minor, .. } => {
+            FileKind::Symlink(target) | FileKind::HardLink(target) => put_bytes(out, &target),
+            FileKind::Special(SpecialFile::Device { major, minor, .. }) => {
                 put_number(out, u64::from(major));
                 put_number(out, u64::from(minor));
             }
-            TarKind::Directory | TarKind::Fifo => {}
+            FileKind::Directory | FileKind::Special(SpecialFile::Fifo | SpecialFile::Socket) => {}
         }
         if !xattrs.is_empty() {
             put_number(out, xattrs.len() as u64);
@@ -109,16 +113,17 @@ impl<'b> EntryReader<'b> {
                 let (size, at) = (self.wire.number()?, self.wire.number()?);
                 let hash = ContentHash::from_bytes(self.wire.array()?);
                 at.checked_add(size).ok_or(DamagedIndex)?;
-                TarKind::File { size, content: TarContentLocation::At(at), hash }
+                FileKind::File(TarFile { size, content: TarContentLocation::At(at), hash })
             }
-            SPARSE => self.sparse()?,
-            DIRECTORY => TarKind::Directory,
-            SYMLINK => TarKind::Symlink(self.wire.bytes()?.to_vec()),
-            HARD_LINK => TarKind::HardLink(self.wire.bytes()?.to_vec()),
-            FIFO => TarKind::Fifo,
+            SPARSE => FileKind::File(self.sparse()?),
+            DIRECTORY => FileKind::Directory,
+            SYMLINK => FileKind::Symlink(self.wire.bytes()?.to_vec()),
+            HARD_LINK => FileKind::HardLink(self.wire.bytes()?.to_vec()),
+            FIFO => FileKind::Special(SpecialFile::Fifo),
+            SOCKET => FileKind::Special(SpecialFile::Socket),
             kind @ (CHARACTER | BLOCK) => {
                 let (major, minor) = (self.wire.number_u32()?, self.wire.number_u32()?);
-                TarKind::Device { character: kind == CHARACTER, major, minor }
+                FileKind::Special(SpecialFile::Device { character: kind == CHARACTER, major, minor })
             }
             _ => return Err(DamagedIndex),
         };
@@ -131,7 +136,7 @@ impl<'b> EntryReader<'b> {
         Ok(TarEntry { path: self.path.clone(), kind, mode, mtime, xattrs })
     }
 
-    fn sparse(&mut self) -> Result<TarKind, DamagedIndex> {
+    fn sparse(&mut self) -> Result<TarFile, DamagedIndex> {
         let (size, at) = (self.wire.number()?, self.wire.number()?);
         let hash = ContentHash::from_bytes(self.wire.array()?);
         let count = self.wire.count(2)?;
@@ -146,7 +151,7 @@ impl<'b> EntryReader<'b> {
             parts.push(part);
         }
         let pieces = sparse::locate_extents(&parts, size, stored, at).ok_or(DamagedIndex)?;
-        Ok(TarKind::File { size, content: TarContentLocation::Sparse(pieces), hash })
+        Ok(TarFile { size, content: TarContentLocation::Sparse(pieces), hash })
     }
 }
 

@@ -8,16 +8,18 @@
 //! target in the tree merged so far.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use hearth_pack::FileKind;
 use hearth_pack::identity::ContentHash;
 
 use super::cache::IndexedLayer;
 use super::entries::EntryReader;
 use super::extract::{self, FileExtractor, RefusedSparseFile};
 use super::reader::LayerReader;
-use super::tar_parser::{TarContentLocation, TarEntry, TarKind};
+use super::tar_parser::{TarContentLocation, TarEntry, TarFile};
 use super::{LayerError, LayerLimits};
 
 const MAX_COMPONENT: usize = 255;
@@ -44,26 +46,16 @@ pub struct ImageTree {
 
 struct ImageNode {
     kind: ImageNodeKind,
+    /// Children of a directory, which nothing else has.
+    #[expect(clippy::box_collection, reason = "a pointer keeps the nodes of files small")]
+    children: Option<Box<BTreeMap<Box<[u8]>, u32>>>,
     mode: u32,
     mtime: i64,
     xattrs: Box<[(Vec<u8>, Vec<u8>)]>,
 }
 
-/// Kind of a node of an image.
-pub enum ImageNodeKind {
-    Directory(BTreeMap<Box<[u8]>, u32>),
-    /// Regular file; `content` is the index of the content that all its names share.
-    File {
-        content: u32,
-    },
-    Symlink(Box<[u8]>),
-    Fifo,
-    Device {
-        character: bool,
-        major: u32,
-        minor: u32,
-    },
-}
+/// Kind of a node of an image; a regular file has the index of the content that all its names share.
+type ImageNodeKind = FileKind<u32, Box<[u8]>, Infallible>;
 
 struct FileContent {
     layer: u32,
@@ -132,7 +124,7 @@ impl ImageTree {
     /// Removes one name of a directory, or all names.
     fn hide(&mut self, directory: &[&[u8]], name: Option<&[u8]>) {
         let Some(node) = self.walk(ROOT, directory.iter().copied()) else { return };
-        if let ImageNodeKind::Directory(children) = &mut self.nodes[node as usize].kind {
+        if let Some(children) = &mut self.nodes[node as usize].children {
             match name {
                 Some(name) => drop(children.remove(name)),
                 None => children.clear(),
@@ -148,7 +140,7 @@ impl ImageTree {
         let Some((last, parents)) = components.split_last() else {
             // The image's root.
             return match kind {
-                TarKind::Directory => {
+                FileKind::Directory => {
                     let root = &mut self.nodes[ROOT as usize];
                     (root.mode, root.mtime, root.xattrs) = (mode, mtime, xattrs);
                     Ok(())
@@ -156,9 +148,10 @@ impl ImageTree {
                 _ => Err(LayerError::Entry { entry: path_text(), what: "the image's root is no directory" }),
             };
         };
+        let node = |kind| ImageNode { kind, children: None, mode, mtime, xattrs };
         // Resolved before parent directories are created, because these could replace the target.
-        let kind = match kind {
-            TarKind::HardLink(target) => {
+        let node = match kind {
+            FileKind::HardLink(target) => {
                 let target_path = self::components(&target)?;
                 let missing = || LayerError::LinkTarget { entry: path_text(), target: lossy(&target) };
                 let node = self.walk(ROOT, target_path.iter().copied()).ok_or_else(missing)?;
@@ -168,45 +161,32 @@ impl ImageTree {
                 if self.copied > limit {
                     return Err(LayerError::TooManyNames { limit });
                 }
-                let (mode, mtime, xattrs) = (linked.mode, linked.mtime, linked.xattrs.clone());
-                let kind = match &linked.kind {
-                    ImageNodeKind::Directory(_) => return Err(missing()),
-                    ImageNodeKind::File { content } => {
-                        let content = *content;
-                        self.contents[content as usize].names += 1;
-                        ImageNodeKind::File { content }
-                    }
-                    ImageNodeKind::Symlink(target) => ImageNodeKind::Symlink(target.clone()),
-                    ImageNodeKind::Fifo => ImageNodeKind::Fifo,
-                    &ImageNodeKind::Device { character, major, minor } => {
-                        ImageNodeKind::Device { character, major, minor }
-                    }
-                };
-                ImageNode { kind, mode, mtime, xattrs }
+                match linked.kind {
+                    FileKind::Directory => return Err(missing()),
+                    FileKind::File(content) => self.contents[content as usize].names += 1,
+                    _ => {}
+                }
+                let kind = linked.kind.clone();
+                ImageNode { kind, children: None, xattrs: linked.xattrs.clone(), ..*linked }
             }
-            TarKind::File { size, content, hash } => {
+            FileKind::File(TarFile { size, content, hash }) => {
                 if let TarContentLocation::Sparse(pieces) = &content {
                     let stored: u64 = pieces.iter().map(|piece| piece.length).sum();
                     self.holes = self.holes.saturating_add(size.saturating_sub(stored));
                 }
                 let index = u32::try_from(self.contents.len()).unwrap_or(u32::MAX);
                 self.contents.push(FileContent { layer, content, size, hash, names: 1 });
-                ImageNode { kind: ImageNodeKind::File { content: index }, mode, mtime, xattrs }
+                node(FileKind::File(index))
             }
-            TarKind::Directory => ImageNode { mode, mtime, xattrs, ..ImageNode::directory() },
-            TarKind::Symlink(target) if target.len() > MAX_PATH || target.contains(&0) => {
+            FileKind::Directory => ImageNode { children: Some(Box::default()), ..node(FileKind::Directory) },
+            FileKind::Symlink(target) if target.len() > MAX_PATH || target.contains(&0) => {
                 return Err(LayerError::Entry { entry: path_text(), what: "its link target is too long" });
             }
-            TarKind::Symlink(target) => {
-                ImageNode { kind: ImageNodeKind::Symlink(target.into()), mode, mtime, xattrs }
-            }
-            TarKind::Fifo => ImageNode { kind: ImageNodeKind::Fifo, mode, mtime, xattrs },
-            TarKind::Device { character, major, minor } => {
-                ImageNode { kind: ImageNodeKind::Device { character, major, minor }, mode, mtime, xattrs }
-            }
+            FileKind::Symlink(target) => node(FileKind::Symlink(target.into())),
+            FileKind::Special(special) => node(FileKind::Special(special)),
         };
         let directory = self.directory(parents)?;
-        self.insert(directory, last, kind)
+        self.insert(directory, last, node)
     }
 
     /// Returns the directory with this path, and creates it if it is missing.
@@ -227,7 +207,7 @@ impl ImageTree {
     /// Returns the child `name` as a directory, which replaces an entry of another kind.
     fn make_directory(&mut self, parent: u32, name: &[u8]) -> Result<u32, LayerError> {
         if let Some(child) = self.child(parent, name)
-            && matches!(self.nodes[child as usize].kind, ImageNodeKind::Directory(_))
+            && matches!(self.nodes[child as usize].kind, FileKind::Directory)
         {
             return Ok(child);
         }
@@ -237,9 +217,9 @@ impl ImageTree {
     }
 
     fn insert(&mut self, parent: u32, name: &[u8], node: ImageNode) -> Result<(), LayerError> {
-        if let (Some(child), ImageNodeKind::Directory(_)) = (self.child(parent, name), &node.kind)
+        if let (Some(child), FileKind::Directory) = (self.child(parent, name), &node.kind)
             && let existing = &mut self.nodes[child as usize]
-            && matches!(existing.kind, ImageNodeKind::Directory(_))
+            && matches!(existing.kind, FileKind::Directory)
         {
             (existing.mode, existing.mtime, existing.xattrs) = (node.mode, node.mtime, node.xattrs);
             return Ok(());
@@ -253,17 +233,14 @@ impl ImageTree {
         }
         let index = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
         self.nodes.push(node);
-        if let ImageNodeKind::Directory(children) = &mut self.nodes[parent as usize].kind {
+        if let Some(children) = &mut self.nodes[parent as usize].children {
             children.insert(name.into(), index);
         }
         Ok(())
     }
 
     fn child(&self, parent: u32, name: &[u8]) -> Option<u32> {
-        match &self.nodes[parent as usize].kind {
-            ImageNodeKind::Directory(children) => children.get(name).copied(),
-            _ => None,
-        }
+        self.nodes[parent as usize].children.as_ref()?.get(name).copied()
     }
 
     fn walk<'p>(&self, top: u32, mut path: impl Iterator<Item = &'p [u8]>) -> Option<u32> {
@@ -294,7 +271,7 @@ impl ImageTree {
                 _ => {}
             }
             let child = self.child(*nodes.last()?, &name)?;
-            if let ImageNodeKind::Symlink(target) = &self.nodes[child as usize].kind {
+            if let FileKind::Symlink(target) = &self.nodes[child as usize].kind {
                 links += 1;
                 if links > MAX_LINKS {
                     return None;
@@ -311,17 +288,14 @@ impl ImageTree {
     }
 
     pub fn children(&self, directory: u32) -> impl Iterator<Item = (&[u8], u32)> {
-        let children = match &self.nodes[directory as usize].kind {
-            ImageNodeKind::Directory(children) => Some(children),
-            _ => None,
-        };
+        let children = self.nodes[directory as usize].children.as_deref();
         children.into_iter().flatten().map(|(name, node)| (name.as_ref(), *node))
     }
 
     pub fn stat(&self, node: u32) -> ImageNodeStat<'_> {
         let ImageNode { kind, mode, mtime, .. } = &self.nodes[node as usize];
         let size = match kind {
-            ImageNodeKind::File { content } => self.contents[*content as usize].size,
+            FileKind::File(content) => self.contents[*content as usize].size,
             _ => 0,
         };
         ImageNodeStat { kind, mode: *mode, mtime: *mtime, size }
@@ -330,9 +304,7 @@ impl ImageTree {
     /// Returns the number that all names of a file share; `None` for a file with one name.
     pub fn link_group(&self, node: u32) -> Option<u64> {
         match self.nodes[node as usize].kind {
-            ImageNodeKind::File { content } if self.contents[content as usize].names > 1 => {
-                Some(u64::from(content))
-            }
+            FileKind::File(content) if self.contents[content as usize].names > 1 => Some(u64::from(content)),
             _ => None,
         }
     }
@@ -340,7 +312,7 @@ impl ImageTree {
     /// Returns the hash of a file's content; the hash of empty content for any other kind.
     pub fn content_hash(&self, node: u32) -> ContentHash {
         match self.nodes[node as usize].kind {
-            ImageNodeKind::File { content } => self.contents[content as usize].hash,
+            FileKind::File(content) => self.contents[content as usize].hash,
             _ => ContentHash::of(b""),
         }
     }
@@ -352,7 +324,7 @@ impl ImageTree {
 
     /// Fills `buffer` from `offset` on, as far as the file reaches. Blocking. Any other kind is empty.
     pub fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let ImageNodeKind::File { content } = self.nodes[node as usize].kind else { return Ok(0) };
+        let FileKind::File(content) = self.nodes[node as usize].kind else { return Ok(0) };
         let FileContent { layer, content, size, .. } = &self.contents[content as usize];
         extract::read_at(&self.layers[*layer as usize], content, *size, buffer, offset)
     }
@@ -361,7 +333,7 @@ impl ImageTree {
     /// index. Reading a sparse file fails if the holes of the image are so large that copies of them would
     /// fill a disk.
     pub fn open(&self, node: u32) -> Option<Box<dyn Read + Send>> {
-        let ImageNodeKind::File { content } = self.nodes[node as usize].kind else { return None };
+        let FileKind::File(content) = self.nodes[node as usize].kind else { return None };
         let FileContent { layer, content, size, hash, .. } = &self.contents[content as usize];
         let limit = self.limits.layer_bytes;
         if self.holes > limit && matches!(content, TarContentLocation::Sparse(_)) {
@@ -376,7 +348,7 @@ impl ImageNode {
     /// Returns the number of bytes that another name of the node duplicates.
     fn copied_bytes(&self) -> u64 {
         let target = match &self.kind {
-            ImageNodeKind::Symlink(target) => target.len(),
+            FileKind::Symlink(target) => target.len(),
             _ => 0,
         };
         let xattrs: usize = self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -385,7 +357,8 @@ impl ImageNode {
 
     fn directory() -> Self {
         Self {
-            kind: ImageNodeKind::Directory(BTreeMap::new()),
+            kind: FileKind::Directory,
+            children: Some(Box::default()),
             mode: 0o755,
             mtime: 0,
             xattrs: Box::default(),

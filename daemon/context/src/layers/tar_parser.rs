@@ -12,6 +12,7 @@
 //! header; links, directories and devices have no content, whatever their size field says.
 
 use hearth_pack::identity::ContentHash;
+use hearth_pack::{FileKind, SpecialFile};
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::LayerError;
@@ -31,28 +32,27 @@ const MAX_SIZE: u64 = i64::MAX as u64;
 pub(super) struct TarEntry {
     /// Path as written in the tar.
     pub path: Vec<u8>,
-    pub kind: TarKind,
+    /// Kind; a hard link has the path of the file as written in the tar.
+    pub kind: FileKind<TarFile, Vec<u8>, Vec<u8>>,
     pub mode: u32,
     /// Modification time in nanoseconds since 1970.
     pub mtime: i64,
     pub xattrs: XattrList,
 }
 
+/// Content of a regular file of a tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum TarKind {
-    File { size: u64, content: TarContentLocation, hash: ContentHash },
-    Directory,
-    Symlink(Vec<u8>),
-    HardLink(Vec<u8>),
-    Fifo,
-    Device { character: bool, major: u32, minor: u32 },
+pub(super) struct TarFile {
+    pub size: u64,
+    pub content: TarContentLocation,
+    pub hash: ContentHash,
 }
 
 impl TarEntry {
     /// Returns the number of bytes of the file that are not stored: the holes of a sparse file.
     pub(super) fn holes(&self) -> u64 {
         match &self.kind {
-            TarKind::File { size, content: TarContentLocation::Sparse(pieces), .. } => {
+            FileKind::File(TarFile { size, content: TarContentLocation::Sparse(pieces), .. }) => {
                 let stored: u64 = pieces.iter().map(|piece| piece.length).sum();
                 size.saturating_sub(stored)
             }
@@ -291,7 +291,7 @@ impl TarParser {
             }
             TarParserState::Content { file, content, sum, left: 0 } => {
                 let PendingFile { path, mode, mtime, xattrs, size, stored } = file;
-                let kind = TarKind::File { size, content, hash: sum.finish() };
+                let kind = FileKind::File(TarFile { size, content, hash: sum.finish() });
                 entry(TarEntry { path, kind, mode, mtime, xattrs })?;
                 Ok(TarParserState::Padding(padding(stored)))
             }
@@ -374,7 +374,7 @@ impl TarParser {
                 number.map(Option::unwrap_or_default).map_err(|_| wrong("a device number is no number"))
             };
             let (major, minor) = (number(header.device_major())?, number(header.device_minor())?);
-            Ok::<_, LayerError>(TarKind::Device { character, major, minor })
+            Ok::<_, LayerError>(FileKind::Special(SpecialFile::Device { character, major, minor }))
         };
         let link = || {
             let link =
@@ -382,7 +382,7 @@ impl TarParser {
             link.filter(|link| !link.is_empty()).ok_or_else(|| wrong("a link without a target"))
         };
         let kind = match header.entry_type() {
-            EntryType::Regular if path.ends_with(b"/") => TarKind::Directory,
+            EntryType::Regular if path.ends_with(b"/") => FileKind::Directory,
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let size = match pax.size {
                     Some(size) => size,
@@ -394,10 +394,10 @@ impl TarParser {
                 let file = PendingFile { path, mode, mtime, xattrs: pax.xattrs, size, stored: size };
                 return self.file(file, header, sparse);
             }
-            EntryType::Directory => TarKind::Directory,
-            EntryType::Symlink => TarKind::Symlink(link()?),
-            EntryType::Link => TarKind::HardLink(link()?),
-            EntryType::Fifo => TarKind::Fifo,
+            EntryType::Directory => FileKind::Directory,
+            EntryType::Symlink => FileKind::Symlink(link()?),
+            EntryType::Link => FileKind::HardLink(link()?),
+            EntryType::Fifo => FileKind::Special(SpecialFile::Fifo),
             EntryType::Char => device(true)?,
             EntryType::Block => device(false)?,
             _ => return Err(wrong("its type is not known")),

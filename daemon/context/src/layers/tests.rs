@@ -4,6 +4,8 @@ use std::io::{Read as _, Write as _};
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
+use hearth_pack::{FileKind, SpecialFile};
+
 use super::*;
 
 /// A tar assembled by hand, so that a test can make it arbitrarily wrong.
@@ -116,15 +118,16 @@ fn lines(image: &ImageTree) -> Vec<String> {
         for (name, node) in image.children(directory) {
             let path = format!("{prefix}{}", String::from_utf8_lossy(name));
             match image.stat(node).kind {
-                ImageNodeKind::Directory(_) => {
+                FileKind::Directory => {
                     lines.push(format!("{path}/"));
                     below(image, node, &format!("{path}/"), lines);
                 }
-                ImageNodeKind::File { .. } => lines.push(format!("{path}={}", text(image, node))),
-                ImageNodeKind::Symlink(target) => {
+                FileKind::File(_) => lines.push(format!("{path}={}", text(image, node))),
+                FileKind::Symlink(target) => {
                     lines.push(format!("{path}->{}", String::from_utf8_lossy(target)));
                 }
-                ImageNodeKind::Fifo | ImageNodeKind::Device { .. } => lines.push(format!("{path}?")),
+                FileKind::HardLink(never) => match *never {},
+                FileKind::Special(_) => lines.push(format!("{path}?")),
             }
         }
     }

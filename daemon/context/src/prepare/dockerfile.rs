@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::MAX_DOCKERFILE;
 use crate::ContextError;
-use crate::port::{EntryKind, FileTree, TreeEntry};
+use crate::port::{FileKind, FileTree, TreeEntry};
 use crate::tree::{ContextTree, path_order};
 
 const NAMES: [&str; 2] = ["Containerfile", "Dockerfile"];
@@ -82,7 +82,7 @@ impl FileTree for MemoryTree {
         let (name, content) = &self.files[index];
         TreeEntry {
             path: name.as_bytes(),
-            kind: EntryKind::File,
+            kind: FileKind::File(()),
             mode: 0o644,
             size: content.len() as u64,
             mtime: content_time(content),

@@ -9,7 +9,7 @@ use hearth_model::{MountAccess, Reference};
 use sha2::{Digest as _, Sha256};
 
 use super::*;
-use crate::port::EntryKind;
+use crate::port::FileKind;
 use crate::storage::{StorageError, StorageRoot};
 
 struct Daemon {
@@ -97,7 +97,7 @@ fn at(path: &str, request: ContextRequest<Vec<u8>>) -> ContextRequest<Vec<u8>> {
 fn files_of(tree: &dyn FileTree) -> Vec<(String, String)> {
     let mut files = Vec::new();
     for (index, entry) in tree.entries().enumerate() {
-        if entry.kind == EntryKind::File {
+        if entry.kind == FileKind::File(()) {
             let mut text = String::new();
             tree.open(index).unwrap().read_to_string(&mut text).unwrap();
             assert_eq!(text.len() as u64, entry.size);

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::layer::TreeLayer;
 use super::{DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry};
-use crate::port::EntryKind;
+use crate::port::FileKind;
 use crate::storage::{StorageError, StorageRoot, is_unfinished, normalized};
 
 pub struct DirectoryLayer {
@@ -186,18 +186,8 @@ fn layer_entry(
     target: impl FnOnce() -> Result<Box<[u8]>, Errno>,
 ) -> Result<LayerEntry, Errno> {
     let attr = &stat.attr;
-    let device = |character| EntryKind::Device { character, major: attr.device.0, minor: attr.device.1 };
-    let kind = match attr.kind {
-        FileType::RegularFile => EntryKind::File,
-        FileType::Directory => EntryKind::Directory,
-        FileType::Symlink => EntryKind::Symlink(target()?),
-        FileType::Fifo => EntryKind::Fifo,
-        FileType::Socket => EntryKind::Socket,
-        FileType::CharacterDevice => device(true),
-        FileType::BlockDevice => device(false),
-        FileType::Unknown => return Err(Errno::IO),
-    };
-    let size = if kind == EntryKind::File { attr.size } else { 0 };
+    let kind = FileKind::from_stat(attr.kind, attr.device, (), target)?;
+    let size = if kind == FileKind::File(()) { attr.size } else { 0 };
     let (device, changed) = (stat.file_system, attr.changed.as_nanos());
     let origin = EntryOrigin::Disk { mount, device, inode: stat.inode, changed };
     Ok(LayerEntry { kind, mode: attr.mode, size, mtime: attr.modified.as_nanos(), links: attr.links, origin })

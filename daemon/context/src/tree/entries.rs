@@ -9,7 +9,7 @@ use hearth_overlay::attr::InodeStat;
 use rustix::fs::FileType;
 
 use super::{EntryOrigin, LayerEntry};
-use crate::port::{EntryKind, TreeEntry, Xattr};
+use crate::port::{FileKind, SpecialFile, TreeEntry, Xattr};
 
 /// Number of entries whose stats are hashed in one call.
 const STATS_PER_CHUNK: usize = 1024;
@@ -71,6 +71,7 @@ impl PackedEntry {
     }
 }
 
+/// Kind of an entry in one byte; what belongs to the kind is in [`PackedEntry::value`].
 #[derive(Clone, Copy)]
 enum PackedKind {
     Directory,
@@ -102,19 +103,21 @@ impl ScannedEntries {
     pub fn push(&mut self, path: &[u8], found: &LayerEntry) -> Option<usize> {
         let index = self.nodes.len();
         let (kind, value, target): (_, u64, &[u8]) = match &found.kind {
-            EntryKind::Directory => (PackedKind::Directory, 0, &[]),
-            EntryKind::File => (PackedKind::File, found.size, &[]),
-            EntryKind::Symlink(target) => (PackedKind::Symlink, target.len() as u64, target),
-            EntryKind::HardLink(first) => {
+            FileKind::Directory => (PackedKind::Directory, 0, &[]),
+            FileKind::File(()) => (PackedKind::File, found.size, &[]),
+            FileKind::Symlink(target) => (PackedKind::Symlink, target.len() as u64, target),
+            FileKind::HardLink(first) => {
                 self.linked.insert(*first as u32);
                 (PackedKind::HardLink, *first as u64, &[])
             }
-            EntryKind::Fifo => (PackedKind::Fifo, 0, &[]),
-            EntryKind::Socket => (PackedKind::Socket, 0, &[]),
-            &EntryKind::Device { character, major, minor } => {
-                let kind = if character { PackedKind::CharacterDevice } else { PackedKind::BlockDevice };
-                (kind, u64::from(major) << 32 | u64::from(minor), &[])
-            }
+            FileKind::Special(special) => match *special {
+                SpecialFile::Fifo => (PackedKind::Fifo, 0, &[]),
+                SpecialFile::Socket => (PackedKind::Socket, 0, &[]),
+                SpecialFile::Device { character, major, minor } => {
+                    let kind = if character { PackedKind::CharacterDevice } else { PackedKind::BlockDevice };
+                    (kind, u64::from(major) << 32 | u64::from(minor), &[])
+                }
+            },
         };
         let (origin, mount, source, device, changed) = match found.origin {
             EntryOrigin::Synthetic => (PackedOrigin::Synthetic, 0, 0, 0, 0),
@@ -212,24 +215,24 @@ impl ScannedEntries {
         let mut size = 0;
         let device = |character| {
             let (major, minor) = ((value >> 32) as u32, value as u32);
-            EntryKind::Device { character, major, minor }
+            FileKind::Special(SpecialFile::Device { character, major, minor })
         };
         let kind = match node.kind {
-            PackedKind::Directory => EntryKind::Directory,
+            PackedKind::Directory => FileKind::Directory,
             PackedKind::File => {
                 size = value;
-                EntryKind::File
+                FileKind::File(())
             }
             PackedKind::Symlink => {
                 let start = node.path as usize + usize::from(node.path_length);
-                EntryKind::Symlink(&self.text[start..start + value as usize])
+                FileKind::Symlink(&self.text[start..start + value as usize])
             }
             PackedKind::HardLink => {
                 size = self.nodes[value as usize].value;
-                EntryKind::HardLink(value as usize)
+                FileKind::HardLink(value as usize)
             }
-            PackedKind::Fifo => EntryKind::Fifo,
-            PackedKind::Socket => EntryKind::Socket,
+            PackedKind::Fifo => FileKind::Special(SpecialFile::Fifo),
+            PackedKind::Socket => FileKind::Special(SpecialFile::Socket),
             PackedKind::CharacterDevice => device(true),
             PackedKind::BlockDevice => device(false),
         };

@@ -21,7 +21,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hearth_model::MountTarget;
 use hearth_overlay::beneath;
-use hearth_pack::identity::{ContentHash, FileStamp, HashCache, NodeKind, TreeDigest, TreeHasher, TreeNode};
+use hearth_pack::identity::{
+    ContentHash, FileStamp, HashCache, HashedContent, TreeDigest, TreeHasher, TreeNode,
+};
 use hearth_pack::ignore::{IgnorePatterns, TreeFilter, VisitOutcome};
 use hearth_task as task;
 use parking_lot::Mutex;
@@ -30,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use super::scan::{since_epoch, threads};
 use super::{TreeSnapshot, bare, below};
 use crate::ContextError;
-use crate::port::{EntryKind, FileTree as _, TreeEntry, Xattr};
+use crate::port::{FileKind, FileTree as _, TreeEntry, Xattr};
 
 /// Buffer size in bytes for reading a file; one buffer per thread.
 const BUFFER: usize = 128 << 10;
@@ -123,7 +125,7 @@ impl TreeSnapshot {
                 covered[index] = true;
                 continue;
             }
-            match walk.visit(entry.path, entry.kind == EntryKind::Directory, index) {
+            match walk.visit(entry.path, entry.kind == FileKind::Directory, index) {
                 VisitOutcome::Keep { parents } => {
                     parents.into_iter().chain([index]).for_each(|index| covered[index] = true);
                 }
@@ -143,7 +145,7 @@ impl TreeSnapshot {
     fn is_link_free_path(&self, path: &[u8]) -> bool {
         let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
         ends.chain([path.len()]).all(|end| match self.find(&path[..end]) {
-            Some(index) => !matches!(self.entry(index).kind, EntryKind::Symlink(_)),
+            Some(index) => !matches!(self.entry(index).kind, FileKind::Symlink(_)),
             None => true,
         })
     }
@@ -173,8 +175,8 @@ impl TreeSnapshot {
     /// Returns the entry that holds the content of `index`: itself, or the first name for a hard link.
     fn file(&self, index: usize) -> Option<usize> {
         match self.entry(index).kind {
-            EntryKind::File => Some(index),
-            EntryKind::HardLink(first) => Some(first),
+            FileKind::File(()) => Some(index),
+            FileKind::HardLink(first) => Some(first),
             _ => None,
         }
     }
@@ -298,7 +300,7 @@ impl TreeSnapshot {
         };
         for index in covered.indices() {
             let entry = self.entry(index);
-            if entry.kind != EntryKind::Directory {
+            if entry.kind != FileKind::Directory {
                 pending.extend_from_slice(&entry.mtime.to_le_bytes());
                 if pending.len() >= 16 << 10 {
                     times.update(&pending);
@@ -329,7 +331,7 @@ impl TreeSnapshot {
             // The target is at or above the context, so its paths start at the context.
             None | Some([]) => Some(0),
             Some(inside) => match below(inside, entry.path)? {
-                [] if entry.kind == EntryKind::Directory => None,
+                [] if entry.kind == FileKind::Directory => None,
                 [] => Some(inside.len()),
                 _ => Some(inside.len() + 1),
             },
@@ -365,18 +367,16 @@ impl TreeDigestBuilder {
             // Only hard link entries and the first names of linked files can have other names.
             let first = if linked { *self.names.entry(file).or_insert(index) } else { index };
             match first == index {
-                true => NodeKind::File { size: entry.size, content: contents[file] },
-                false => NodeKind::HardLink { to: &snapshot.entry(first).path[skip..] },
+                true => FileKind::File(HashedContent { size: entry.size, hash: contents[file] }),
+                false => FileKind::HardLink(&snapshot.entry(first).path[skip..]),
             }
         };
         let kind = match entry.kind {
-            EntryKind::Directory => NodeKind::Directory,
-            EntryKind::File => file(index, snapshot.has_links(index)),
-            EntryKind::HardLink(first) => file(first, true),
-            EntryKind::Symlink(target) => NodeKind::Symlink { target },
-            EntryKind::Fifo => NodeKind::Fifo,
-            EntryKind::Socket => NodeKind::Socket,
-            EntryKind::Device { character, major, minor } => NodeKind::Device { character, major, minor },
+            FileKind::Directory => FileKind::Directory,
+            FileKind::File(()) => file(index, snapshot.has_links(index)),
+            FileKind::HardLink(first) => file(first, true),
+            FileKind::Symlink(target) => FileKind::Symlink(target),
+            FileKind::Special(special) => FileKind::Special(special),
         };
         let path = &entry.path[skip..];
         self.hasher.node(&TreeNode { path, mode: entry.mode, kind, xattrs: snapshot.xattrs(index) });

@@ -7,8 +7,8 @@ use rustix::io::Errno;
 
 use super::layer::TreeLayer;
 use super::{DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry};
-use crate::layers::{ImageNodeKind, ImageTree};
-use crate::port::{EntryKind, Xattr};
+use crate::layers::ImageTree;
+use crate::port::{FileKind, Xattr};
 
 /// An image, or the part of it below a path, as a layer.
 pub struct ImageLayer {
@@ -26,23 +26,17 @@ impl ImageLayer {
 
     fn layer_entry(&self, mount: u32, node: u32) -> LayerEntry {
         let stat = self.image.stat(node);
-        let mut size = 0;
         let kind = match stat.kind {
-            ImageNodeKind::Directory(_) => EntryKind::Directory,
-            ImageNodeKind::File { .. } => {
-                size = stat.size;
-                EntryKind::File
-            }
-            ImageNodeKind::Symlink(target) => EntryKind::Symlink(target.clone()),
-            ImageNodeKind::Fifo => EntryKind::Fifo,
-            &ImageNodeKind::Device { character, major, minor } => {
-                EntryKind::Device { character, major, minor }
-            }
+            FileKind::Directory => FileKind::Directory,
+            FileKind::File(_) => FileKind::File(()),
+            FileKind::Symlink(target) => FileKind::Symlink(target.clone()),
+            FileKind::HardLink(never) => match *never {},
+            FileKind::Special(special) => FileKind::Special(*special),
         };
         LayerEntry {
             kind,
             mode: stat.mode,
-            size,
+            size: stat.size,
             mtime: stat.mtime,
             links: 1,
             origin: EntryOrigin::Image { mount, node },

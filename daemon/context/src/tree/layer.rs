@@ -11,11 +11,10 @@ use std::sync::Arc;
 use hearth_overlay::attr::{FileAttributes, FileTime};
 use hearth_overlay::lower::{EntryStat, FileIdentity, LowerFile, ReadAt};
 use hearth_pack::identity::ContentHash;
-use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::{DirectoryContent, DirectoryLayer, EntryOrigin, LayerEntry};
-use crate::port::{EntryKind, Xattr};
+use crate::port::{FileKind, SpecialFile, Xattr};
 
 /// A source of files that is mounted in a [`ContextTree`](super::ContextTree). Paths are relative to its root, and
 /// `mount` is the number of its mount, which the origins of its entries contain. All methods block.
@@ -52,7 +51,7 @@ pub(super) trait TreeLayer: Send + Sync {
     /// Returns the target of the symbolic link at `path`.
     fn link_target(&self, path: &[u8]) -> Result<Box<[u8]>, Errno> {
         match self.lookup(0, path)?.ok_or(Errno::NOENT)?.kind {
-            EntryKind::Symlink(target) => Ok(target),
+            FileKind::Symlink(target) => Ok(target),
             _ => Err(Errno::INVAL),
         }
     }
@@ -144,7 +143,7 @@ pub(super) fn open_content(layer: &Arc<dyn TreeLayer>, path: &[u8]) -> Result<Lo
     }
     let found = layer.lookup(0, path)?.ok_or(Errno::NOENT)?;
     match (found.kind, found.origin.node()) {
-        (EntryKind::File, Some(node)) => {
+        (FileKind::File(()), Some(node)) => {
             let file = LayerFile { layer: Arc::clone(layer), node, size: found.size };
             Ok(LowerFile::Archived(Box::new(file)))
         }
@@ -154,17 +153,12 @@ pub(super) fn open_content(layer: &Arc<dyn TreeLayer>, path: &[u8]) -> Result<Lo
 
 /// Builds an entry of an image or a pack. `links` is the number that the hard links of one file share.
 fn archived_stat(found: &LayerEntry, links: Option<u64>) -> EntryStat {
-    let (kind, device) = match &found.kind {
-        EntryKind::Directory => (FileType::Directory, (0, 0)),
-        EntryKind::File | EntryKind::HardLink(_) => (FileType::RegularFile, (0, 0)),
-        EntryKind::Symlink(_) => (FileType::Symlink, (0, 0)),
-        EntryKind::Fifo => (FileType::Fifo, (0, 0)),
-        EntryKind::Socket => (FileType::Socket, (0, 0)),
-        &EntryKind::Device { character: true, major, minor } => (FileType::CharacterDevice, (major, minor)),
-        &EntryKind::Device { character: false, major, minor } => (FileType::BlockDevice, (major, minor)),
+    let device = match found.kind {
+        FileKind::Special(SpecialFile::Device { major, minor, .. }) => (major, minor),
+        _ => (0, 0),
     };
     let size = match &found.kind {
-        EntryKind::Symlink(target) => target.len() as u64,
+        FileKind::Symlink(target) => target.len() as u64,
         _ => found.size,
     };
     let (source, links) = match found.origin {
@@ -177,7 +171,7 @@ fn archived_stat(found: &LayerEntry, links: Option<u64>) -> EntryStat {
     };
     let time = FileTime::from_nanos(found.mtime);
     let attr = FileAttributes {
-        kind,
+        kind: found.kind.file_type(),
         mode: found.mode,
         uid: 0,
         gid: 0,

@@ -10,7 +10,7 @@ use hearth_pack::prefetch::{PrefetchQueue, PrefetchWork};
 use super::bounds::ScanBounds;
 use super::{ContextTree, DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry, bare, below};
 use crate::ContextError;
-use crate::port::{EntryKind, Xattr};
+use crate::port::{FileKind, Xattr};
 
 /// Maximum weight of the listings that wait for the walk, counted in entries.
 pub(super) const MAX_QUEUED_ENTRIES: usize = 8_000;
@@ -82,7 +82,7 @@ impl DirectoryLister<'_> {
     ) -> Vec<Option<ListingRequest>> {
         let is_deep = wish.path.iter().filter(|&&byte| byte == b'/').count() >= MAX_OPEN_DEPTH;
         let directory = directory.filter(|_| !is_deep);
-        let directories = children.iter().filter(|child| child.found.kind == EntryKind::Directory);
+        let directories = children.iter().filter(|child| child.found.kind == FileKind::Directory);
         directories
             .map(|child| {
                 let path = child_path(&wish.path, &child.name).ok()?.into_vec();
@@ -128,7 +128,7 @@ impl ContextTree {
                 match place {
                     // Parent of a mount target: a directory stays as it is; any other kind is replaced by a
                     // synthetic directory.
-                    Ok(index) if children[index].found.kind == EntryKind::Directory => continue,
+                    Ok(index) if children[index].found.kind == FileKind::Directory => continue,
                     _ => LayerEntry::synthetic_directory(),
                 }
             };

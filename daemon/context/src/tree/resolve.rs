@@ -12,7 +12,7 @@ use super::snapshot::kind_name;
 use super::{ContextTree, EntryOrigin, LayerEntry, TreeSnapshot, bare, joined};
 use crate::ContextError;
 use crate::error::text;
-use crate::port::{EntryKind, FileTree as _};
+use crate::port::{EntryKind, FileKind, FileTree as _};
 
 /// Maximum number of symbolic links on one path.
 pub const MAX_LINKS: usize = 40;
@@ -77,7 +77,7 @@ pub(super) fn resolve<N: PathLookup>(
         }
         let Some(node) = nodes.last() else { return Ok(None) };
         let child = match names.kind(node) {
-            EntryKind::Directory => names.child(&current, node, &name)?,
+            FileKind::Directory => names.child(&current, node, &name)?,
             _ => None,
         };
         let below = joined(&current, &name);
@@ -88,7 +88,7 @@ pub(super) fn resolve<N: PathLookup>(
                 link => Err(out(link)),
             };
         };
-        if let EntryKind::Symlink(target) = names.kind(&child) {
+        if let FileKind::Symlink(target) = names.kind(&child) {
             links += 1;
             if links > MAX_LINKS {
                 return Err(ContextError::LinkLoop { path: names.shown(path) });
@@ -138,7 +138,7 @@ impl PathLookup for ContextTree {
             }
             _ => None,
         };
-        let is_directory = found.as_ref().is_some_and(|found| found.kind == EntryKind::Directory);
+        let is_directory = found.as_ref().is_some_and(|found| found.kind == FileKind::Directory);
         if !is_directory && !self.mounts_below(&path).is_empty() {
             return Ok(Some(LayerEntry::synthetic_directory()));
         }
@@ -176,7 +176,7 @@ impl PathLookup for TreeSnapshot {
     }
 
     fn kind<'n>(&'n self, node: &'n Option<usize>) -> EntryKind<&'n [u8]> {
-        node.map_or(EntryKind::Directory, |index| self.entry(index).kind)
+        node.map_or(FileKind::Directory, |index| self.entry(index).kind)
     }
 
     fn is_inside(&self, _: &[u8]) -> bool {
@@ -194,7 +194,7 @@ impl ContextTree {
         let Some((canonical, found)) = resolve(self, bare(path))? else {
             return Err(ContextError::ContextPathNotFound { path: path.clone() });
         };
-        if found.kind != EntryKind::Directory {
+        if found.kind != FileKind::Directory {
             return Err(ContextError::ContextNotADirectory { path: path.clone() });
         }
         let backed = found.origin != EntryOrigin::Synthetic
@@ -211,7 +211,7 @@ impl ContextTree {
     pub fn read_small(&self, path: &MountTarget, limit: u64) -> Result<Option<Vec<u8>>, ContextError> {
         let Some((canonical, found)) = resolve(self, bare(path))? else { return Ok(None) };
         let path_text = path.to_string();
-        if found.kind != EntryKind::File {
+        if found.kind != FileKind::File(()) {
             return Err(ContextError::NotAFile { path: path_text, what: kind_name(&found.kind) });
         }
         if found.size > limit {
@@ -239,7 +239,7 @@ impl ContextTree {
             None => None,
         };
         let Some(found) = found else { return Ok(NamedEntry::Absent) };
-        if found.kind != EntryKind::File || found.size > limit {
+        if found.kind != FileKind::File(()) || found.size > limit {
             return Ok(NamedEntry::Other);
         }
         let mut bytes = Vec::new();
@@ -253,7 +253,7 @@ impl ContextTree {
 
     /// Reports whether `path` is a directory, following symbolic links inside the tree.
     pub fn is_directory(&self, path: &MountTarget) -> Result<bool, ContextError> {
-        Ok(resolve(self, bare(path))?.is_some_and(|(_, found)| found.kind == EntryKind::Directory))
+        Ok(resolve(self, bare(path))?.is_some_and(|(_, found)| found.kind == FileKind::Directory))
     }
 
     fn open_found(
@@ -287,10 +287,10 @@ impl TreeSnapshot {
         let Some((_, Some(index))) = resolve(self, path)? else { return Ok(()) };
         let entry = self.entry(index);
         match &entry.kind {
-            EntryKind::File | EntryKind::HardLink(_) if entry.size > limit => {
+            FileKind::File(()) | FileKind::HardLink(_) if entry.size > limit => {
                 Err(ContextError::TooLarge { path: text(path), size: entry.size, limit })
             }
-            EntryKind::File | EntryKind::HardLink(_) | EntryKind::Directory => Ok(()),
+            FileKind::File(()) | FileKind::HardLink(_) | FileKind::Directory => Ok(()),
             kind => Err(ContextError::NotAFile { path: text(path), what: kind_name(kind) }),
         }
     }

@@ -22,7 +22,7 @@ use super::listing::{DirectoryLister, ListedDirectory, ListingRequest, MAX_QUEUE
 use super::snapshot::TreeSnapshot;
 use super::{ContextTree, DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry, bare, below, joined};
 use crate::ContextError;
-use crate::port::{EntryKind, FileTree as _};
+use crate::port::{FileKind, FileTree as _};
 
 /// Maximum number of entries of a scan. Each takes about 110 bytes here and about 180 bytes in the hash
 /// cache.
@@ -170,10 +170,10 @@ impl ScanWalk<'_> {
                 .map_err(|errno| ContextError::at(&absolute(&joined(&path, &name)), errno))?
                 .into_vec();
             let directory = match found.kind {
-                EntryKind::Directory => level.directories.next().flatten(),
+                FileKind::Directory => level.directories.next().flatten(),
                 _ => None,
             };
-            let is_directory = found.kind == EntryKind::Directory;
+            let is_directory = found.kind == FileKind::Directory;
             let index = self.push(&path, found)?;
             if let Some(directory) = directory {
                 let mut listed = self.listings.take(directory)?;
@@ -194,12 +194,12 @@ impl ScanWalk<'_> {
         if index >= MAX_FILES {
             return Err(full());
         }
-        if found.kind == EntryKind::File
+        if found.kind == FileKind::File(())
             && let Some(key) = self.tree.link_key(&found)
         {
             let first = *self.links.entry(key).or_insert(index);
             if first != index {
-                found.kind = EntryKind::HardLink(first);
+                found.kind = FileKind::HardLink(first);
             }
         }
         self.entries.push(below(&self.top, path).unwrap_or(path), &found).ok_or_else(full)

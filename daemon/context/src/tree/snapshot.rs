@@ -12,7 +12,7 @@ use super::scan::absolute;
 use super::{ContextTree, EntryOrigin, joined};
 use crate::ContextError;
 use crate::error::text;
-use crate::port::{EntryKind, FileTree, TreeEntry, Xattr};
+use crate::port::{EntryKind, FileKind, FileTree, SpecialFile, TreeEntry, Xattr};
 
 /// The tree below a context path at one moment: the stat of every entry, and content on demand.
 pub struct TreeSnapshot {
@@ -113,7 +113,7 @@ impl TreeSnapshot {
 
     /// Returns the key of a file on disk in the hash cache.
     pub(super) fn stamp(&self, index: usize) -> Option<FileStamp> {
-        let TreeEntry { kind: EntryKind::File, size, mtime: modified, .. } = self.entry(index) else {
+        let TreeEntry { kind: FileKind::File(()), size, mtime: modified, .. } = self.entry(index) else {
             return None;
         };
         match self.origin(index) {
@@ -154,8 +154,8 @@ impl TreeSnapshot {
 
     fn open_content(&self, index: usize) -> Result<Box<dyn Read + Send>, ContextError> {
         match (self.entry(index).kind, self.origin(index)) {
-            (EntryKind::HardLink(first), _) => self.open_content(first),
-            (EntryKind::File, EntryOrigin::Disk { .. }) => {
+            (FileKind::HardLink(first), _) => self.open_content(first),
+            (FileKind::File(()), EntryOrigin::Disk { .. }) => {
                 let verified = self.open_on_disk(index)?;
                 Ok(match self.unsettled_contents.get(&(index as u32)) {
                     // The stat does not reveal a write in the same clock tick, so the content itself is
@@ -165,7 +165,7 @@ impl TreeSnapshot {
                 })
             }
             (
-                EntryKind::File,
+                FileKind::File(()),
                 EntryOrigin::Image { mount, node } | EntryOrigin::Pack { mount, entry: node },
             ) => {
                 let opened = self.tree.layer(mount).open(node);
@@ -207,11 +207,11 @@ impl FileTree for TreeSnapshot {
 
 pub(super) const fn kind_name<T>(kind: &EntryKind<T>) -> &'static str {
     match kind {
-        EntryKind::Directory => "a directory",
-        EntryKind::File | EntryKind::HardLink(_) => "a file",
-        EntryKind::Symlink(_) => "a link",
-        EntryKind::Fifo => "a fifo",
-        EntryKind::Socket => "a socket",
-        EntryKind::Device { .. } => "a device",
+        FileKind::Directory => "a directory",
+        FileKind::File(()) | FileKind::HardLink(_) => "a file",
+        FileKind::Symlink(_) => "a link",
+        FileKind::Special(SpecialFile::Fifo) => "a fifo",
+        FileKind::Special(SpecialFile::Socket) => "a socket",
+        FileKind::Special(SpecialFile::Device { .. }) => "a device",
     }
 }

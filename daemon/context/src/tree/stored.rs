@@ -5,14 +5,14 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use hearth_pack::identity::{ContentHash, NodeKind};
+use hearth_pack::identity::{ContentHash, HashedContent};
 use hearth_pack::listing::ListingEntry;
 use rustix::io::Errno;
 
 use super::layer::TreeLayer;
 use super::{DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry};
 use crate::pack::{PackContentReader, PackTree};
-use crate::port::{EntryKind, Xattr};
+use crate::port::{FileKind, Xattr};
 
 /// A pack as a layer. The root of the layer is the root of the pack.
 pub struct PackLayer {
@@ -24,7 +24,7 @@ pub struct PackLayer {
 impl PackLayer {
     pub fn new(pack: Arc<PackTree>) -> Self {
         let first = |entry: ListingEntry<'_>| match entry.kind {
-            NodeKind::HardLink { to } => pack.listing.find(to).and_then(|first| u32::try_from(first).ok()),
+            FileKind::HardLink(to) => pack.listing.find(to).and_then(|first| u32::try_from(first).ok()),
             _ => None,
         };
         let linked = pack.listing.entries().filter_map(first).collect();
@@ -43,7 +43,7 @@ impl PackLayer {
     /// Returns the first name for a hard link, and the entry itself for every other kind.
     fn first_name(&self, entry: u32) -> u32 {
         match self.entry(entry).kind {
-            NodeKind::HardLink { to } => self.find(to).unwrap_or(entry),
+            FileKind::HardLink(to) => self.find(to).unwrap_or(entry),
             _ => entry,
         }
     }
@@ -52,10 +52,10 @@ impl PackLayer {
         let first = self.first_name(entry);
         let listed = self.entry(first);
         let (kind, size) = match listed.kind {
-            NodeKind::File { size, .. } => (EntryKind::File, size),
-            NodeKind::Symlink { target } => (EntryKind::Symlink(target.into()), 0),
+            FileKind::File(HashedContent { size, .. }) => (FileKind::File(()), size),
+            FileKind::Symlink(target) => (FileKind::Symlink(target.into()), 0),
             // A listing contains only files, symbolic links and directories.
-            _ => (EntryKind::Directory, 0),
+            _ => (FileKind::Directory, 0),
         };
         // All hard links of a file have the same origin. A pack stores no times, so the mtime is 0.
         let origin = EntryOrigin::Pack { mount, entry: first };
@@ -99,7 +99,7 @@ impl TreeLayer for PackLayer {
         while index < end {
             let name = listing.path(index).get(skip..).unwrap_or_default().into();
             let found = self.layer_entry(mount, u32::try_from(index).unwrap_or(u32::MAX));
-            index = if found.kind == EntryKind::Directory { listing.end_of(index) } else { index + 1 };
+            index = if found.kind == FileKind::Directory { listing.end_of(index) } else { index + 1 };
             children.push(DirectoryChild { name, found });
         }
         Ok(DirectoryContent { children, xattrs, directory: None })

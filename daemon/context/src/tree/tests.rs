@@ -70,10 +70,10 @@ fn lines(snapshot: &TreeSnapshot) -> Vec<String> {
         let entry = snapshot.entry(index);
         let path = String::from_utf8_lossy(entry.path);
         match &entry.kind {
-            EntryKind::Directory => format!("{path}/"),
-            EntryKind::File => format!("{path}={}", content(snapshot, index)),
-            EntryKind::Symlink(target) => format!("{path}->{}", String::from_utf8_lossy(target)),
-            EntryKind::HardLink(first) => {
+            FileKind::Directory => format!("{path}/"),
+            FileKind::File(()) => format!("{path}={}", content(snapshot, index)),
+            FileKind::Symlink(target) => format!("{path}->{}", String::from_utf8_lossy(target)),
+            FileKind::HardLink(first) => {
                 format!("{path}~{}", String::from_utf8_lossy(snapshot.entry(*first).path))
             }
             _ => format!("{path}?"),
@@ -319,7 +319,7 @@ fn a_scan_and_its_reads_never_leave_while_directories_and_links_swap() {
                 Err(error) => panic!("{error}"),
             };
             for index in 0..snapshot.len() {
-                if snapshot.entry(index).kind != EntryKind::File {
+                if snapshot.entry(index).kind != FileKind::File(()) {
                     continue;
                 }
                 let mut text = String::new();
@@ -432,7 +432,7 @@ proptest! {
             }
         }
         let files: Model = (0..snapshot.len())
-            .filter(|index| snapshot.entry(*index).kind == EntryKind::File)
+            .filter(|index| snapshot.entry(*index).kind == FileKind::File(()))
             .map(|index| {
                 let path = String::from_utf8(snapshot.entry(index).path.to_vec()).unwrap();
                 (path, content(&snapshot, index))

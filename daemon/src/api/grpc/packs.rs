@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hearth_oci::Platform;
-use hearth_pack::identity::{ContentHash, NodeKind, TreeDigest, TreeNode};
+use hearth_pack::FileKind;
+use hearth_pack::identity::{ContentHash, HashedContent, TreeDigest, TreeNode};
 use hearth_pack::image::ConfigFlags;
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_proto::v1;
@@ -273,10 +274,12 @@ fn hash(field: &str, bytes: &[u8]) -> Result<ContentHash, ApiError> {
 fn push(lister: &mut ListingReceiver, entry: &v1::PackEntry) -> Result<(), ApiError> {
     use v1::PackEntryKind as Kind;
     let kind = match entry.kind() {
-        Kind::Directory => NodeKind::Directory,
-        Kind::File => NodeKind::File { size: entry.size, content: hash("entries.content", &entry.content)? },
-        Kind::Symlink => NodeKind::Symlink { target: &entry.target },
-        Kind::Hardlink => NodeKind::HardLink { to: &entry.target },
+        Kind::Directory => FileKind::Directory,
+        Kind::File => {
+            FileKind::File(HashedContent { size: entry.size, hash: hash("entries.content", &entry.content)? })
+        }
+        Kind::Symlink => FileKind::Symlink(&entry.target[..]),
+        Kind::Hardlink => FileKind::HardLink(&entry.target[..]),
         Kind::Unspecified => {
             let path = String::from_utf8_lossy(&entry.path).into_owned();
             return Err(ApiError::invalid(

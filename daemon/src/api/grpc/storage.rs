@@ -148,10 +148,11 @@ async fn blocking<T: Send + 'static>(
 
 fn file_entry(stat: &FileStat) -> v1::FileEntry {
     let (kind, link_target) = match &stat.kind {
-        FileKind::File => (v1::FileKind::File, String::new()),
+        FileKind::File(()) => (v1::FileKind::File, String::new()),
         FileKind::Directory => (v1::FileKind::Directory, String::new()),
         FileKind::Symlink(target) => (v1::FileKind::Symlink, target.to_string_lossy().into_owned()),
-        FileKind::Other => (v1::FileKind::Other, String::new()),
+        FileKind::HardLink(never) => match *never {},
+        FileKind::Special(_) => (v1::FileKind::Other, String::new()),
     };
     v1::FileEntry {
         path: stat.path.to_string_lossy().into_owned(),

@@ -25,9 +25,9 @@ impl FileTree for Paths {
     fn entry(&self, index: usize) -> TreeEntry<'_> {
         let path = self.0[index].0;
         let (path, kind) = match (path.split_once("->"), path.strip_suffix('/')) {
-            (Some((path, target)), _) => (path, EntryKind::Symlink(target.as_bytes())),
-            (None, Some(path)) => (path, EntryKind::Directory),
-            (None, None) => (path, EntryKind::File),
+            (Some((path, target)), _) => (path, FileKind::Symlink(target.as_bytes())),
+            (None, Some(path)) => (path, FileKind::Directory),
+            (None, None) => (path, FileKind::File(())),
         };
         TreeEntry { path: path.as_bytes(), kind, mode: 0o644, size: 0, mtime: 0 }
     }

@@ -264,13 +264,13 @@ fn send_file(
     index: usize,
     packets: &mpsc::Sender<Result<PacketBatch, Status>>,
 ) -> Result<(), Status> {
-    use crate::context::port::EntryKind;
+    use crate::context::port::{FileKind, SpecialFile};
     let entry = tree.entry(index);
     let file = match entry.kind {
-        EntryKind::File => index,
-        EntryKind::HardLink(file) => file,
+        FileKind::File(()) => index,
+        FileKind::HardLink(file) => file,
         // A socket is shown as an empty file.
-        EntryKind::Socket => {
+        FileKind::Special(SpecialFile::Socket) => {
             return packets.blocking_send(Ok(vec![FsutilPacket::data(id, Bytes::new())])).map_err(closed);
         }
         _ => return Err(Status::invalid_argument(format!("file {id} has no content"))),

@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-use crate::context::port::{EntryKind, FileTree, TreeEntry};
+use crate::context::port::{FileKind, FileTree, TreeEntry};
 
 /// Maximum number of links followed for all paths of one request; it ends a tree of links that lead to each other.
 const LINK_LIMIT: usize = 10_000;
@@ -74,7 +74,7 @@ fn walk(tree: &TreeLookup<'_>, path: &[u8], found: &mut BTreeSet<Vec<u8>>, push:
 }
 
 fn link_target(parent: &[u8], entry: &TreeEntry<'_>) -> Option<Vec<u8>> {
-    let EntryKind::Symlink(target) = entry.kind else { return None };
+    let FileKind::Symlink(target) = entry.kind else { return None };
     Some(if target.starts_with(b"/") { clean(target) } else { clean(&join(parent, target)) })
 }
 

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use super::follow_paths;
 use super::wire::{FsutilStat, StatXattr};
-use crate::context::port::{EntryKind, FileTree, TreeEntry, Xattr};
+use crate::context::port::{FileKind, FileTree, SpecialFile, TreeEntry, Xattr};
 
 /// The three lists of one request.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -51,13 +51,13 @@ pub(super) fn select(tree: &dyn FileTree, wanted: &SelectionPatterns) -> Result<
         if pruned.is_some_and(|dir| is_below(entry.path, dir)) {
             continue;
         }
-        match walk.visit(entry.path, entry.kind == EntryKind::Directory, index) {
+        match walk.visit(entry.path, entry.kind == FileKind::Directory, index) {
             VisitOutcome::Keep { parents } => {
                 shown.extend(parents);
                 shown.push(index);
             }
             VisitOutcome::Hide => {
-                let is_open = entry.kind == EntryKind::Directory && !tree.is_listed(index);
+                let is_open = entry.kind == FileKind::Directory && !tree.is_listed(index);
                 if is_open && filter.may_show_below(entry.path) {
                     shown.push(index);
                 }
@@ -100,8 +100,8 @@ impl StatBuilder {
         };
         stat.xattrs = tree.xattrs(index).iter().map(xattr).collect();
         let content = match &entry.kind {
-            EntryKind::File | EntryKind::HardLink(_) => {
-                let file = if let EntryKind::HardLink(file) = entry.kind { file } else { index };
+            FileKind::File(()) | FileKind::HardLink(_) => {
+                let file = if let FileKind::HardLink(file) = entry.kind { file } else { index };
                 stat.size = i64::try_from(entry.size).unwrap_or(i64::MAX);
                 match self.first_names.get(&file) {
                     Some(first) => stat.link = first.clone(),
@@ -109,16 +109,16 @@ impl StatBuilder {
                 }
                 Some(file)
             }
-            EntryKind::Symlink(target) => {
+            FileKind::Symlink(target) => {
                 stat.link = Bytes::copy_from_slice(target);
                 stat.size = i64::try_from(target.len()).unwrap_or(i64::MAX);
                 None
             }
-            EntryKind::Device { major, minor, .. } => {
+            FileKind::Special(SpecialFile::Device { major, minor, .. }) => {
                 (stat.major, stat.minor) = (i64::from(*major), i64::from(*minor));
                 None
             }
-            EntryKind::Directory | EntryKind::Fifo | EntryKind::Socket => None,
+            FileKind::Directory | FileKind::Special(SpecialFile::Fifo | SpecialFile::Socket) => None,
         };
         (stat, content)
     }
@@ -126,13 +126,13 @@ impl StatBuilder {
 
 fn go_mode(entry: &TreeEntry<'_>) -> u32 {
     let kind = match &entry.kind {
-        EntryKind::Directory => go::DIR,
-        EntryKind::Symlink(_) => go::SYMLINK,
-        EntryKind::Fifo => go::NAMED_PIPE,
-        EntryKind::Device { character: true, .. } => go::DEVICE | go::CHAR_DEVICE,
-        EntryKind::Device { character: false, .. } => go::DEVICE,
+        FileKind::Directory => go::DIR,
+        FileKind::Symlink(_) => go::SYMLINK,
+        FileKind::Special(SpecialFile::Fifo) => go::NAMED_PIPE,
+        FileKind::Special(SpecialFile::Device { character: true, .. }) => go::DEVICE | go::CHAR_DEVICE,
+        FileKind::Special(SpecialFile::Device { character: false, .. }) => go::DEVICE,
         // fsutil clears the type bit of a socket, which makes it an empty file.
-        EntryKind::File | EntryKind::HardLink(_) | EntryKind::Socket => 0,
+        FileKind::File(()) | FileKind::HardLink(_) | FileKind::Special(SpecialFile::Socket) => 0,
     };
     let special = [(0o4000, go::SETUID), (0o2000, go::SETGID), (0o1000, go::STICKY)];
     let bits = special.iter().filter(|(unix, _)| entry.mode & unix != 0).map(|(_, go)| go);

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use hearth_pack::identity::{ContentHash, NodeKind, TreeHasher, TreeNode};
+use hearth_pack::FileKind;
+use hearth_pack::identity::{ContentHash, HashedContent, TreeHasher, TreeNode};
 use hearth_proto::v1::list_pack_request::Part;
 use hearth_proto::v1::{
     BeginPackRequest, CommitPackRequest, ListPackRequest, ListPackResponse, Mount, PackEntries, PackEntry,
@@ -39,12 +40,12 @@ fn digest(entries: &[PackEntry]) -> String {
     let mut sum = TreeHasher::default();
     for entry in entries {
         let kind = match entry.kind() {
-            PackEntryKind::Directory => NodeKind::Directory,
-            PackEntryKind::Symlink => NodeKind::Symlink { target: &entry.target },
-            PackEntryKind::Hardlink => NodeKind::HardLink { to: &entry.target },
+            PackEntryKind::Directory => FileKind::Directory,
+            PackEntryKind::Symlink => FileKind::Symlink(&entry.target[..]),
+            PackEntryKind::Hardlink => FileKind::HardLink(&entry.target[..]),
             _ => {
                 let content = ContentHash::from_bytes(entry.content.as_ref().try_into().unwrap());
-                NodeKind::File { size: entry.size, content }
+                FileKind::File(HashedContent { size: entry.size, hash: content })
             }
         };
         sum.node(&TreeNode { path: &entry.path, mode: entry.mode, kind, xattrs: &[] });
@@ -307,7 +308,7 @@ pub fn a_list_of_a_million_entries_takes_bounded_memory() {
         let one = ContentHash::of(b"x");
         let name = |number: u32| format!("some-file-{number:07}");
         for number in 0..1_000_000 {
-            let kind = NodeKind::File { size: 1, content: one };
+            let kind = FileKind::File(HashedContent { size: 1, hash: one });
             sum.node(&TreeNode { path: name(number).as_bytes(), mode: 0o644, kind, xattrs: &[] });
         }
         let id = upload(&api, &sum.finish().to_string()).await;

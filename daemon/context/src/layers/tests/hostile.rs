@@ -74,8 +74,10 @@ fn devices_and_fifos_are_entries_and_never_made() {
     let fifo = Tar::header(EntryType::Fifo, b"fifo", 0);
     let image = image(vec![Tar::default().raw(&device, b"").raw(&fifo, b"")]).unwrap();
     let node = image.lookup(0, b"sda").unwrap();
-    let expected =
-        matches!(image.stat(node).kind, ImageNodeKind::Device { character: false, major: 8, minor: 1 });
+    let expected = matches!(
+        image.stat(node).kind,
+        FileKind::Special(SpecialFile::Device { character: false, major: 8, minor: 1 })
+    );
     assert!(expected && image.open(node).is_none());
 }
 
@@ -207,7 +209,7 @@ fn sizes_beyond_eight_gibibytes_are_understood() {
         let mut parser = super::super::tar_parser::TarParser::new();
         let mut sizes = Vec::new();
         let mut note = |entry: super::super::tar_parser::TarEntry| {
-            if let super::super::tar_parser::TarKind::File { size, .. } = entry.kind {
+            if let FileKind::File(super::super::tar_parser::TarFile { size, .. }) = entry.kind {
                 sizes.push(size);
             }
             Ok(())

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use hearth_overlay::attr::coarse_clock::freeze_change_time;
-use hearth_pack::identity::{ContentHash, NodeKind, TreeNode};
+use hearth_pack::FileKind;
+use hearth_pack::identity::{ContentHash, HashedContent, TreeNode};
 use hearth_pack::listing::{ListingLimits, ListingWriter};
 
 use super::*;
@@ -95,7 +96,7 @@ impl PackContentSource for OneFile {
 fn tree_pack(lineage: &str) -> ContextRequest<Vec<u8>> {
     let content = Bytes::from_static(b"FROM x");
     let mut writer = ListingWriter::new(ListingLimits::default());
-    let kind = NodeKind::File { size: content.len() as u64, content: ContentHash::of(&content) };
+    let kind = FileKind::File(HashedContent { size: content.len() as u64, hash: ContentHash::of(&content) });
     writer.push(&TreeNode { path: b"Dockerfile", mode: 0o644, kind, xattrs: &[] }).unwrap();
     let tree = PackTree::new(writer.finish().unwrap(), Arc::new(OneFile(content)));
     let pack = Some(OpenedPack { tree: Arc::new(tree), lineage: lineage.to_owned() });

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::*;
-use crate::context::port::{EntryKind, TreeEntry};
+use crate::context::port::{FileKind, TreeEntry};
 
 /// Tree of files with the given contents, which may be shorter than their entries say.
 struct Contents {
@@ -33,7 +33,7 @@ impl FileTree for Contents {
 
     fn entry(&self, index: usize) -> TreeEntry<'_> {
         let (path, size) = &self.entries[index];
-        TreeEntry { path, kind: EntryKind::File, mode: 0o644, size: *size, mtime: 0 }
+        TreeEntry { path, kind: FileKind::File(()), mode: 0o644, size: *size, mtime: 0 }
     }
 
     fn is_covered(&self, index: usize) -> bool {

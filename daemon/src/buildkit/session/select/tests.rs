@@ -32,20 +32,24 @@ pub(in super::super) fn tree(mut entries: Vec<TreeEntry<'static>>) -> Listed {
     Listed(entries)
 }
 
-fn entry(path: &'static str, kind: EntryKind<&'static [u8]>, mode: u32) -> TreeEntry<'static> {
+fn entry(
+    path: &'static str,
+    kind: crate::context::port::EntryKind<&'static [u8]>,
+    mode: u32,
+) -> TreeEntry<'static> {
     TreeEntry { path: path.as_bytes(), kind, mode, size: 0, mtime: 1 }
 }
 
 pub(in super::super) fn dir(path: &'static str) -> TreeEntry<'static> {
-    entry(path, EntryKind::Directory, 0o755)
+    entry(path, FileKind::Directory, 0o755)
 }
 
 pub(in super::super) fn file(path: &'static str) -> TreeEntry<'static> {
-    entry(path, EntryKind::File, 0o644)
+    entry(path, FileKind::File(()), 0o644)
 }
 
 pub(in super::super) fn link(path: &'static str, target: &'static str) -> TreeEntry<'static> {
-    entry(path, EntryKind::Symlink(target.as_bytes()), 0o777)
+    entry(path, FileKind::Symlink(target.as_bytes()), 0o777)
 }
 
 fn shown(tree: &Listed, includes: &[&str], excludes: &[&str], follow: &[&str]) -> Vec<String> {
@@ -78,13 +82,13 @@ fn follow_paths_show_links_and_their_ends() {
 #[test]
 fn modes_are_those_of_go() {
     let mode = |kind, mode| go_mode(&entry("x", kind, mode));
-    assert_eq!(mode(EntryKind::Directory, 0o755), 0x8000_01ed);
-    assert_eq!(mode(EntryKind::Directory, 0o1777), (1 << 31) | (1 << 20) | 0o777);
-    assert_eq!(mode(EntryKind::File, 0o6755), (1 << 23) | (1 << 22) | 0o755);
-    assert_eq!(mode(EntryKind::Symlink(b"t"), 0o777), (1 << 27) | 0o777);
-    assert_eq!(mode(EntryKind::Fifo, 0o600), (1 << 25) | 0o600);
-    assert_eq!(mode(EntryKind::Socket, 0o600), 0o600);
-    let device = |character| EntryKind::Device { character, major: 1, minor: 3 };
+    assert_eq!(mode(FileKind::Directory, 0o755), 0x8000_01ed);
+    assert_eq!(mode(FileKind::Directory, 0o1777), (1 << 31) | (1 << 20) | 0o777);
+    assert_eq!(mode(FileKind::File(()), 0o6755), (1 << 23) | (1 << 22) | 0o755);
+    assert_eq!(mode(FileKind::Symlink(b"t"), 0o777), (1 << 27) | 0o777);
+    assert_eq!(mode(FileKind::Special(SpecialFile::Fifo), 0o600), (1 << 25) | 0o600);
+    assert_eq!(mode(FileKind::Special(SpecialFile::Socket), 0o600), 0o600);
+    let device = |character| FileKind::Special(SpecialFile::Device { character, major: 1, minor: 3 });
     assert_eq!(mode(device(true), 0o666), (1 << 26) | (1 << 21) | 0o666);
     assert_eq!(mode(device(false), 0o660), (1 << 26) | 0o660);
 }
@@ -93,7 +97,7 @@ fn modes_are_those_of_go() {
 fn a_hard_link_names_the_first_shown_name_of_its_file() {
     let mut first = file("a");
     first.size = 5;
-    let mut second = entry("b", EntryKind::HardLink(0), 0o644);
+    let mut second = entry("b", FileKind::HardLink(0), 0o644);
     second.size = 5;
     let third = TreeEntry { path: b"c", ..second.clone() };
     let tree = tree(vec![first, second, third]);
