@@ -209,5 +209,5 @@ pub(super) fn check_scope(scope: &str) -> Result<(), String> {
     if named || is_object() {
         return Ok(());
     }
-    Err(format!("scope `{scope}` is not valid: write `userDefault`, `agentDefault`, `full` or a JSON object"))
+    Err(format!("scope `{scope}` is none of `userDefault`, `agentDefault` and `full`, and not a JSON object"))
 }
