@@ -7,7 +7,7 @@ where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,
 {
-    let span = tracing::debug_span!("blocking", name);
+    let span = tracing::debug_span!("task", task.name = name).or_current();
     tokio::task::spawn_blocking(move || span.in_scope(work)).await
 }
 

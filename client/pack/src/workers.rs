@@ -16,14 +16,15 @@ pub(crate) fn worker_count(asked: Option<u32>) -> usize {
     asked.map_or_else(cores, |asked| asked as usize).clamp(1, MAX_WORKERS)
 }
 
-/// Starts a named thread within `scope`. Every thread of this crate starts here.
+/// Starts a named thread within `scope`, in the caller's span. Every thread of this crate starts here.
 #[expect(clippy::disallowed_methods, reason = "this is the place that starts threads")]
 pub(crate) fn start<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     name: &str,
     work: impl FnOnce() -> T + Send + 'scope,
 ) -> io::Result<ScopedJoinHandle<'scope, T>> {
-    std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, work)
+    let span = tracing::Span::current();
+    std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, move || span.in_scope(work))
 }
 
 /// Starts up to `count` threads that share `work` with the calling thread. If the system refuses a thread, fewer are
