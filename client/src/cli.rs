@@ -163,9 +163,9 @@ impl CliParseError {
         let first = shown.lines().next().unwrap_or_default();
         let failure = Failure::usage(first.strip_prefix("error: ").unwrap_or(first));
         if self.json
-            && let Err(unseen) = output::json(&exit::error_document(&failure))
+            && let Err(error) = output::json(&exit::error_document(&failure))
         {
-            tracing::debug!(?unseen, "failed to print the error");
+            tracing::debug!(?error, "failed to print the error");
         }
         ExitCode::from(exit::exit_code(&failure))
     }

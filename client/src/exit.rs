@@ -24,8 +24,8 @@ pub fn report(outcome: Result<(), Failure>, json: bool) -> ExitCode {
     if !matches!(failure.kind, FailureKind::OutputClosed | FailureKind::ProgramExited(_)) {
         output::note(&error_text(&failure));
         // Standard output is closed, so the error cannot be shown there.
-        if json && let Err(unseen) = output::json(&error_document(&failure)) {
-            tracing::debug!(?unseen, "failed to print the error");
+        if json && let Err(error) = output::json(&error_document(&failure)) {
+            tracing::debug!(?error, "failed to print the error");
         }
     }
     ExitCode::from(exit_code(&failure))

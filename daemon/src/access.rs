@@ -198,7 +198,7 @@ impl TokenAuthority {
         origin_of: impl Fn(&str) -> Option<ServiceOrigin> + Send + Sync + 'static,
     ) {
         if self.service_origins.set(Box::new(origin_of)).is_err() {
-            tracing::warn!("the lookup of service origins was already set");
+            tracing::warn!("service origin lookup was already set");
         }
     }
 

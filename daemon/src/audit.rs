@@ -190,7 +190,7 @@ impl AuditTrail {
         metrics::counter!("hearth_audit_lost_total").increment(1);
         let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
         if lost.is_power_of_two() {
-            tracing::error!(lost, "failed to queue audit records: the writer is behind");
+            tracing::error!(lost, "failed to queue audit records; the writer is behind");
         }
     }
 
@@ -270,7 +270,7 @@ async fn write_loop(
             }
         };
         if let Err(error) = task::blocking("audit trail", work).await {
-            tracing::error!(%error, "audit trail write task failed");
+            tracing::error!(%error, "audit trail task panicked");
         }
         if ended {
             return;

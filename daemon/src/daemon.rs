@@ -316,7 +316,7 @@ impl Daemon {
         addresses.write(&config.state_dir)?;
         tracing::info!(
             room = config.room, listen = %addresses.listen, ingress = %addresses.ingress,
-            socket = %addresses.socket.display(), "serving"
+            socket = %addresses.socket.display(), "started serving"
         );
         let health = task::spawn("health", router::health_loop(health, readiness, changes));
         let housekeeping = task::spawn("housekeeping", housekeeping_loop(images, packs, kept));
@@ -324,7 +324,7 @@ impl Daemon {
         let calls = task::spawn("calls of tokens", running_calls_loop(token_checks));
 
         stop.cancelled().await;
-        tracing::info!("draining");
+        tracing::info!("drain started");
         let running = builds.handle();
         tokio::join!(running.drain(DRAIN_GRACE), services.drain());
         contexts.save().await;
@@ -406,8 +406,8 @@ async fn start_builders(
             config.buildkit.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
         if !config.egress().is_open() {
             tracing::warn!(
-                "[builds.egress] does not apply to the steps of the external BuildKit at {}",
-                config.buildkit.join(", ")
+                addresses = config.buildkit.join(" "),
+                "[builds.egress] was ignored; it does not apply to the steps of an external BuildKit"
             );
         }
         return Ok((BuilderPool::connect(addresses, config.builder.allow_host_network), None));
@@ -544,7 +544,7 @@ async fn housekeeping_loop(images: ImageStore, packs: PackStore, kept: UploadLed
         tokio::time::sleep(HOUSEKEEPING_INTERVAL).await;
         match images.collect_garbage().await {
             Ok(report) => tracing::debug!(?report, "garbage collection finished"),
-            Err(error) => tracing::warn!(%error, "garbage collection failed; the next pass retries"),
+            Err(error) => tracing::warn!(%error, "failed to collect garbage; the next pass retries"),
         }
         if let Err(error) = packs.sweep().await {
             tracing::warn!(%error, "failed to sweep packs; the next pass retries");

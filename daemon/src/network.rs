@@ -119,9 +119,9 @@ impl RoomNetwork {
         let gateway = subnet::gateway(wiring.subnet);
         for chain in dropping.iter().filter(|chain| chain.table != name) {
             tracing::warn!(
-                chain = %chain,
-                "this chain drops forwarded packets: services reach neither each other nor anything outside of the \
-                 room unless it accepts packets from and to interfaces named `{LINK_PREFIX}*`"
+                chain = %chain, interfaces = format!("{LINK_PREFIX}*"),
+                "found a chain that drops forwarded packets; services reach neither each other nor anything outside \
+                 of the room unless it accepts packets from and to these interfaces"
             );
         }
         let rules = FirewallRules {
@@ -137,7 +137,7 @@ impl RoomNetwork {
         let mut state = RoomNetworkState { wiring, firewall, options };
         let rules = state.with_resolvers()?;
         state.firewall.set(rules).await?;
-        tracing::info!(table = name, subnet = %state.wiring.subnet, "service network is up");
+        tracing::info!(table = name, subnet = %state.wiring.subnet, "service network opened");
         let addresses = subnet::instances(state.wiring.subnet);
         Ok(Self { gateway, addresses, name, state: Arc::new(Mutex::new(state)) })
     }
@@ -332,7 +332,7 @@ fn choose_subnet(
         if running || !subnet::overlaps(last, &taken_networks(wiring).map_err(failed)?) {
             return adopt(wiring, last).map_err(failed);
         }
-        tracing::warn!(subnet = %last, "the room's subnet is in use by another network; choosing another one");
+        tracing::warn!(subnet = %last, "found the room's subnet in use by another network; choosing another one");
     }
     for _ in 0..MAX_SUBNET_CHOICES {
         let chosen = subnet::choose(seed, &taken_networks(wiring).map_err(failed)?).ok_or_else(|| {

@@ -182,7 +182,7 @@ impl PackStore {
     /// before that, each caller has a quota of its own.
     pub fn set_share_owners(&self, owners: ShareOwnerResolver) {
         if self.0.owners.set(owners).is_err() {
-            tracing::warn!("the owners of pack quotas are already set");
+            tracing::warn!("share owner resolver was already set");
         }
     }
 

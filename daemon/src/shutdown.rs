@@ -21,10 +21,10 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
                 _ = interrupt.recv() => {}
             }
             if last {
-                tracing::warn!("second signal: exiting at once");
+                tracing::warn!("received a second signal; exiting at once");
                 std::process::exit(INTERRUPTED);
             }
-            tracing::info!("draining; a second signal exits at once");
+            tracing::info!("received a signal; draining, and a second signal exits at once");
             fired.cancel();
         }
     });

@@ -36,7 +36,7 @@ pub fn start(log: &LogConfig) -> anyhow::Result<(PrometheusHandle, LogRateLimit)
     }
     let log_panic = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        tracing::error!(location = panic.location().map(tracing::field::display), "panic");
+        tracing::error!(location = panic.location().map(tracing::field::display), "thread panicked");
         log_panic(panic);
     }));
     let metrics = PrometheusBuilder::new()

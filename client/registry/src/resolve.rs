@@ -141,7 +141,7 @@ impl RegistryClient {
                 Ok(answer) => return Ok((at, answer)),
                 Err(error) => match &host.mirror_of {
                     Some(registry) => {
-                        tracing::warn!(mirror = host.key, registry, %error, "mirror request failed");
+                        tracing::warn!(mirror = host.key, registry, %error, "failed to fetch from a mirror; trying the next host");
                         mirrors.push(MirrorFailure { mirror: host.key.clone(), error });
                     }
                     None => last = Some(error),

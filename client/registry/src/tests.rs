@@ -1,7 +1,7 @@
 //! Tests with a scripted registry: which requests are sent, which answers are accepted, and who gets which
 //! credentials.
 
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, Write as _};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -568,4 +568,26 @@ async fn a_registry_that_is_not_there_is_unreachable_and_that_may_pass() {
     let error = remote().resolve_image(&format!("{gone}/x:1").parse().unwrap(), &amd64()).await.unwrap_err();
     assert!(matches!(error, RemoteError::Unreachable { .. }) && error.retryable(), "{error}");
     assert!(error.to_string().contains(&gone), "{error}");
+}
+
+#[tokio::test]
+async fn a_retried_request_is_logged_in_its_span_without_the_query() {
+    let mut file = tempfile::tempfile().unwrap();
+    // The subscriber is global: one of this thread would miss what another test has logged first.
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(Arc::new(file.try_clone().unwrap()))
+        .init();
+    let busy = Registry::start(|_, _| Answer::new(429, ""));
+    remote().resolve_image(&reference(&busy), &amd64()).await.unwrap_err();
+    let mut text = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    let host = busy.host();
+    let span = format!(
+        r#"remote_registry{{registry="{host}" method=GET url="http://{host}/v2/team/app/manifests/1"}}: "#
+    );
+    let retries = text.lines().filter(|line| line.contains("retrying") && line.contains(&span)).count();
+    assert_eq!(retries + 1, RetryPolicy::default().attempts as usize, "{text}");
 }

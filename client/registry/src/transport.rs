@@ -16,6 +16,7 @@ use reqwest::header::{
 use reqwest::{Client, Method, Response, StatusCode, redirect};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tracing::{Instrument as _, Span};
 use url::Url;
 
 use super::RegistryClient;
@@ -152,6 +153,16 @@ impl RegistryRequest {
         self
     }
 
+    /// Span of this request to `host`. The URL is shown without its query, which may contain a signature.
+    fn span(&self, host: &RegistryHost) -> Span {
+        tracing::debug_span!(
+            "remote_registry",
+            registry = host.key,
+            method = %self.method,
+            url = redacted_url(&self.url),
+        )
+    }
+
     /// Reports whether redirects of this request are followed.
     fn follows_redirects(&self) -> bool {
         matches!(self.method, Method::GET | Method::HEAD)
@@ -182,7 +193,8 @@ impl RegistryClient {
         scope: &str,
         call: &RegistryRequest,
     ) -> Result<Response, RemoteError> {
-        self.send_with_retries(|| self.send_authorized(host, scope, call)).await
+        let sent = self.send_with_retries(|| self.send_authorized(host, scope, call));
+        sent.instrument(call.span(host)).await
     }
 
     /// Sends a request with retries, but without a registry's authorization and without redirects.
@@ -199,6 +211,7 @@ impl RegistryClient {
             }
             require_success(answer, self.retry.stall).await
         })
+        .instrument(call.span(host))
         .await
     }
 
@@ -216,7 +229,7 @@ impl RegistryClient {
                 return Err(failed.error);
             }
             let pause = self.retry.pause(attempt, failed.retry_after);
-            tracing::debug!(error = %failed.error, attempt, ?pause, "retrying registry request");
+            tracing::debug!(error = %failed.error, attempt, ?pause, "registry request failed; retrying");
             tokio::time::sleep(pause).await;
             attempt += 1;
         }

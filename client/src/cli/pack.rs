@@ -147,7 +147,7 @@ impl PackPlan {
         };
         let packed = task::blocking("pack", work).await?.map_err(|error| failure(&error))?;
         if let Some(trouble) = &packed.cache_trouble {
-            tracing::debug!(%trouble, "failed to cache the pack");
+            tracing::debug!(error = %trouble, "failed to cache the pack");
         }
         print_summary(&packed.summary);
         Ok(Arc::new(packed))

@@ -98,11 +98,13 @@ impl MountedContexts {
         .unwrap_or_else(|error| tracing::warn!(%error, "failed to look for stale mounts"));
     }
 
+    #[tracing::instrument(name = "context", skip_all, fields(operation = "mount", directory = %request.directory.display()))]
     pub async fn mount(&self, request: MountRequest) -> Result<MountState, MountError> {
         self.blocking(move |shared| shared.mount(request)).await
     }
 
     /// Unmounts a directory, and returns whether its changes are kept.
+    #[tracing::instrument(name = "context", skip_all, fields(operation = "unmount", directory = %directory.display()))]
     pub async fn unmount(&self, directory: PathBuf, lazy: bool, discard: bool) -> Result<bool, MountError> {
         self.blocking(move |shared| shared.unmount(&directory, lazy, discard)).await
     }
@@ -196,7 +198,7 @@ impl MountedContextsState {
         self.records.write(&id, &record)?;
         match fuse::mount(Arc::clone(&union), &handle, &record.source()) {
             Ok(session) => {
-                tracing::info!(directory = %directory.display(), mount.id = id, writable, "context mounted");
+                tracing::info!(mount.id = id, writable, "context mounted");
                 active.insert(directory, ActiveMount { record: record.clone(), session, union });
                 Ok(MountState { record, mounted: true, resumed })
             }
@@ -242,12 +244,12 @@ impl MountedContextsState {
                     }
                 }
                 if !lazy && !mounted.session.wait(UNMOUNT_TIMEOUT) {
-                    tracing::warn!(directory = %directory.display(), "context unmounted, but still in use");
+                    tracing::warn!("context unmounted, but still in use");
                 }
             }
             let Some(mounted) = active.remove(&directory) else { return Ok(false) };
             self.record_end(&mounted.record);
-            tracing::info!(directory = %directory.display(), "context unmounted");
+            tracing::info!("context unmounted");
             if discard {
                 if !mounted.session.has_ended() && !mounted.session.wait(UNMOUNT_TIMEOUT) {
                     return Err(MountError::StillUsed { directory });

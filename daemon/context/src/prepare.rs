@@ -153,6 +153,7 @@ impl ContextPreparer {
     }
 
     /// Opens the mounts, scans the context and reads the Dockerfile.
+    #[tracing::instrument(name = "context", skip_all, fields(operation = "prepare", path = %request.context_path))]
     pub async fn prepare<D: Send + 'static>(
         &self,
         request: ContextRequest<D>,
@@ -168,6 +169,7 @@ impl ContextPreparer {
 
 impl ContextPreparer {
     /// Opens mounts as one tree, without scanning it.
+    #[tracing::instrument(name = "context", skip_all, fields(operation = "open"))]
     pub async fn open_tree(&self, mounts: Vec<ContextMount>) -> Result<ContextTree, ContextError> {
         let shared = Arc::clone(&self.0);
         let open = move || {
@@ -179,6 +181,7 @@ impl ContextPreparer {
 
     /// Returns the identity of everything below a directory of a tree, and the number of its regular files
     /// and their size in bytes.
+    #[tracing::instrument(name = "context", skip_all, fields(operation = "digest", path = %directory))]
     pub async fn identity(
         &self,
         tree: ContextTree,

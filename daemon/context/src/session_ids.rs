@@ -107,7 +107,7 @@ fn read_secret(path: &Path) -> io::Result<Option<[u8; 32]>> {
     match file.read_exact(&mut secret) {
         Ok(()) => Ok(Some(secret)),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            tracing::warn!(path = %path.display(), "the context session key is damaged and was replaced");
+            tracing::warn!(path = %path.display(), "replaced a damaged context session key");
             Ok(None)
         }
         Err(error) => Err(error),

@@ -63,7 +63,7 @@ impl ApiError {
 
     /// Creates an error about an internal failure: the caller gets a short text, the log gets the cause.
     pub fn internal(context: &str, cause: impl std::fmt::Display) -> Self {
-        tracing::error!(%cause, "{context}");
+        tracing::error!(error = %cause, operation = context, "failed to answer a request");
         Self::new(ErrorCode::Internal, format!("{context}; the daemon's log has the cause"))
     }
 

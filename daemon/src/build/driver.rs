@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::mpsc;
-use tracing::Instrument as _;
+use tracing::Span;
 
 use super::credentials::{BuildCredentials, RegistryAccess};
 use super::mask::SecretMask;
@@ -39,6 +39,7 @@ use super::service::{ActiveBuild, BuildRuntime};
 use super::verdict::BuildVerdict;
 use crate::model::build::{BuildEventKind, BuildOutcome, BuildRecord, BuildResult, BuildState};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
+use crate::model::id::BuildId;
 use crate::model::image::VerifiedImage;
 use crate::model::{Reference, Repository};
 use crate::task;
@@ -74,14 +75,18 @@ const CONTEXT_TRIES: u32 = 3;
 /// Maximum number of attempts to store the final state of a build, with a growing pause between them.
 const STORE_TRIES: u32 = 6;
 
+/// Span of a build. It has no parent, because a build starts when another one ends.
+pub(super) fn build_span(id: &BuildId) -> Span {
+    tracing::info_span!(parent: None, "build", build.id = %id)
+}
+
 /// Runs a build that has a slot until it ends.
 pub(super) async fn run(shared: Arc<BuildRuntime>, active: Arc<ActiveBuild>) {
-    let span = tracing::info_span!("build", build.id = %active.id);
-    let inner =
-        task::spawn("build", Arc::clone(&shared).run_build(Arc::clone(&active)).instrument(span.clone()));
-    let Err(error) = inner.await else { return };
+    let Err(error) = task::spawn("build", Arc::clone(&shared).run_build(Arc::clone(&active))).await else {
+        return;
+    };
     // The task panicked: the build still needs a final state.
-    span.in_scope(|| tracing::error!(%error, "build task panicked"));
+    tracing::error!(%error, "build task panicked");
     let record = match shared.ports.store.get(&active.id).await {
         Ok(Some(record)) => record,
         _ => return shared.release(&active),
@@ -92,7 +97,7 @@ pub(super) async fn run(shared: Arc<BuildRuntime>, active: Arc<ActiveBuild>) {
         "the daemon failed while it ran this build; its log has the cause",
     );
     let publisher = EventPublisher::new(Arc::clone(&active.log), SecretMask::default(), 0);
-    shared.finish(&active, record, BuildOutcome::Failed(fault), publisher).instrument(span).await;
+    shared.finish(&active, record, BuildOutcome::Failed(fault), publisher).await;
 }
 
 impl BuildRuntime {
@@ -184,7 +189,7 @@ impl BuildRuntime {
         tokio::select! {
             result = self.run_stages(active, record, early, publisher) => result,
             () = guard => {
-                tracing::error!("build did not stop when told to; abandoned it");
+                tracing::error!("abandoned a build that did not stop when told to");
                 Err(Fault::new(FaultStage::Solve, ErrorCode::Stuck, "the build did not stop when it was told to"))
             }
         }
@@ -270,7 +275,7 @@ impl BuildRuntime {
                 other => return other,
             };
             tries += 1;
-            tracing::warn!(reason = fault.message, "context changed during a build; running it again");
+            tracing::info!(error = fault.message, "context changed during a build; running it again");
             let message = format!("{}; the build is run again", fault.message);
             let warning = BuildEventKind::Warning { message, url: None, dockerfile: None };
             publisher.publish(warning).await.map_err(|error| logged_log_fault(&error))?;
@@ -342,7 +347,7 @@ impl BuildRuntime {
             if events > 0 {
                 // The duration of the attempt itself is not waiting time.
                 away_since = Some(Instant::now());
-                tracing::warn!(reason, "solver became unavailable; running the build once more");
+                tracing::warn!(error = reason, "solver became unavailable; running the build once more");
                 let message = format!("the builder went away ({reason}); the build is run once more");
                 let warning = BuildEventKind::Warning { message, url: None, dockerfile: None };
                 publisher.publish(warning).await.map_err(|error| logged_log_fault(&error))?;
@@ -379,7 +384,7 @@ impl BuildRuntime {
             result = &mut solve => match tokio::time::timeout(EVENT_DRAIN_LIMIT, forward).await {
                 Ok(forwarded) => Ok((result, forwarded.map_err(|error| logged_log_fault(&error))?)),
                 Err(_) => {
-                    tracing::error!("solver kept its event channel open after its answer");
+                    tracing::warn!("solver kept its event channel open after its answer");
                     Ok((result, 1))
                 }
             },
@@ -419,7 +424,7 @@ impl BuildRuntime {
         let started = record.started_at;
         tracing::info!(
             state = state.as_str(),
-            fault = record.fault.as_ref().map(|fault| fault.code.as_str()),
+            error.code = record.fault.as_ref().map(|fault| fault.code.as_str()),
             "build ended"
         );
         // The next start of the daemon repairs either half without the other: a log that is shorter than its record

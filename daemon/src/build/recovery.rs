@@ -13,8 +13,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use tracing::Instrument as _;
 
-use super::driver::interrupted_fault;
+use super::driver::{build_span, interrupted_fault};
 use super::event_log::EventLog;
 use super::mask::SecretMask;
 use super::port::{BuildQuery, StoreError};
@@ -48,7 +49,8 @@ pub(super) async fn recover(shared: &Arc<BuildRuntime>) -> Result<(), StoreError
     }
     // Oldest first, in the order of acceptance.
     for record in open.into_iter().rev() {
-        recover_one(shared, record).await?;
+        let span = build_span(&record.id);
+        recover_one(shared, record).instrument(span).await?;
     }
     if let Err(error) = remove_orphaned_logs(shared).await {
         tracing::warn!(%error, "failed to remove orphaned build logs; retrying at the next start");
@@ -62,7 +64,7 @@ async fn recover_one(shared: &Arc<BuildRuntime>, mut record: BuildRecord) -> Res
     let log = match log.map_err(std::io::Error::other).flatten() {
         Ok(log) => Arc::new(log),
         Err(error) => {
-            tracing::error!(%error, build.id = %record.id, "failed to open a build log");
+            tracing::error!(%error, "failed to open a build log");
             record.state = BuildState::Interrupted;
             record.fault = Some(interrupted_fault("and its log cannot be opened"));
             record.finished_at = Some(Timestamp::now());
@@ -79,7 +81,7 @@ async fn recover_one(shared: &Arc<BuildRuntime>, mut record: BuildRecord) -> Res
         shared.hold_packs(&packs, &record.submitted_by).await.err().as_ref().map(pack_fault)
     };
     if let Some(fault) = refusal {
-        tracing::warn!(build.id = %record.id, fault = fault.message, "build interrupted");
+        tracing::warn!(error = fault.message, "build interrupted");
         let active = ActiveBuild::new(record.id.clone(), record.submitted_by.clone(), log, Vec::new());
         let publisher = EventPublisher::new(Arc::clone(&active.log), SecretMask::default(), 0);
         shared.finish(&active, record, BuildOutcome::Interrupted(fault), publisher).await;
@@ -87,13 +89,13 @@ async fn recover_one(shared: &Arc<BuildRuntime>, mut record: BuildRecord) -> Res
     }
     let active = ActiveBuild::new(record.id.clone(), record.submitted_by.clone(), log, packs);
     if record.state == BuildState::Running {
-        tracing::info!(build.id = %record.id, "build queued to run again");
+        tracing::info!("build queued to run again");
         let log = Arc::clone(&active.log);
         let queued = vec![BuildEventKind::StateChanged { state: BuildState::Queued }];
         let appended = task::blocking("build log", move || log.append(queued)).await;
         if let Err(error) = appended.map_err(std::io::Error::other).flatten() {
             // The driver meets the same error and fails the build with it.
-            tracing::warn!(%error, build.id = %record.id, "failed to write a build log");
+            tracing::warn!(%error, "failed to write a build log");
         }
         record.state = BuildState::Queued;
         record.last_sequence = active.log.last_sequence();

@@ -79,8 +79,9 @@ async fn trim_logs(shared: &BuildRuntime, ended: &[EndedBuild]) -> Result<(), Bu
             let kept = kept.entry(owner).or_default();
             *kept = kept.saturating_add(size);
             if *kept > limit && size > 0 {
-                tracing::info!(build.id = %id, bytes = size, "removing a build log: its owner's logs exceed the limit");
-                EventLog::remove(&directory, &id).map_err(|source| BuildError::Log { id, source })?;
+                let removed = EventLog::remove(&directory, &id);
+                removed.map_err(|source| BuildError::Log { id: id.clone(), source })?;
+                tracing::info!(build.id = %id, bytes = size, "build log removed; its owner's logs exceeded the limit");
             }
         }
         Ok(())

@@ -301,10 +301,8 @@ impl Handle {
                 // A task of its own, because the cancelled build must end even if the caller disconnects.
                 let shared = Arc::clone(&self.shared);
                 let waiting = Arc::clone(&active);
-                drop(task::spawn(
-                    "cancel build",
-                    async move { shared.end_cancelled_in_queue(&waiting).await },
-                ));
+                let end = async move { shared.end_cancelled_in_queue(&waiting).await };
+                drop(driver::build_span(&id).in_scope(|| task::spawn("cancel build", end)));
             }
             active.ended.cancelled().await;
         }
@@ -354,7 +352,7 @@ impl Handle {
             }
         };
         if tokio::time::timeout(limit, stopped).await.is_err() {
-            tracing::error!("builds are still running at shutdown");
+            tracing::warn!("failed to end all builds before the shutdown; the next start recovers them");
         }
     }
 
@@ -424,7 +422,8 @@ impl BuildRuntime {
                 }
             };
             // The task ends with its build; callers wait for `ActiveBuild::ended`.
-            drop(task::spawn("build slot", driver::run(Arc::clone(self), next)));
+            let run = || task::spawn("build slot", driver::run(Arc::clone(self), Arc::clone(&next)));
+            drop(driver::build_span(&next.id).in_scope(run));
         }
     }
 
@@ -454,7 +453,7 @@ impl BuildRuntime {
             }
             Ok(None) => self.release(active),
             Err(error) => {
-                tracing::error!(%error, build.id = %active.id, "failed to read a cancelled build");
+                tracing::error!(%error, "failed to read a cancelled build");
                 self.release(active);
             }
         }

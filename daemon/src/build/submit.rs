@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
+use tracing::Instrument as _;
 
 use super::admission::{AdmissionError, Reservation};
-use super::driver::ContextPrefetch;
+use super::driver::{ContextPrefetch, build_span};
 use super::event_log::EventLog;
 use super::port::{IdempotencyKey, InsertOutcome, StoreError};
 use super::service::{ActiveBuild, BuildRuntime, Handle};
@@ -110,6 +111,17 @@ impl BuildRuntime {
         {
             return existing_build(earlier);
         }
+        let id = BuildId::random();
+        let span = build_span(&id);
+        self.accept_new(id, request, key).instrument(span).await
+    }
+
+    async fn accept_new(
+        &self,
+        id: BuildId,
+        request: SubmitBuild,
+        key: Option<IdempotencyKey>,
+    ) -> Result<SubmittedBuild, SubmitError> {
         self.check_disk().await?;
         let ShareOwner(owner) = self.options.share_owners.owner_of(&request.caller);
         let (place, has_slot) = {
@@ -125,7 +137,7 @@ impl BuildRuntime {
                 let early = (has_slot && ContextPrefetch::is_local_only(spec)).then(|| {
                     ContextPrefetch::start(&self.ports.contexts, spec, caller, &secrets.credentials)
                 });
-                self.store_build(place, packs, early, request, key).await
+                self.store_build(id, place, packs, early, request, key).await
             }
             Err(fault) => {
                 self.schedule().admission.release_reservation(place);
@@ -136,13 +148,13 @@ impl BuildRuntime {
 
     async fn store_build(
         &self,
+        id: BuildId,
         place: Reservation,
         packs: Vec<PackId>,
         early: Option<ContextPrefetch>,
         request: SubmitBuild,
         key: Option<IdempotencyKey>,
     ) -> Result<SubmittedBuild, SubmitError> {
-        let id = BuildId::random();
         let stored = self.store_record(&id, &request, key).await;
         match stored {
             Ok((InsertOutcome::New, log)) => {
@@ -152,7 +164,7 @@ impl BuildRuntime {
                 let active = active.with_secrets(secrets).with_prefetch(early);
                 state.active.insert(id.clone(), Arc::new(active));
                 state.admission.enqueue(place, id.clone());
-                tracing::info!(build.id = %id, caller, "build accepted");
+                tracing::info!(caller, "build accepted");
                 Ok(SubmittedBuild { id, created: true })
             }
             other => {

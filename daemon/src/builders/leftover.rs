@@ -38,7 +38,7 @@ fn remove(state: &Path, space: &SpaceWatch) -> io::Result<()> {
         if space.now()?.level() == SpaceLevel::Ample || bytes < space.floor() / MIN_GROWTH_DIVISOR {
             break;
         }
-        tracing::error!(
+        tracing::warn!(
             builder.domain = %domain,
             bytes,
             "disk is full; removing the cache of a builder that was not stopped"

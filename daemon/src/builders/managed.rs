@@ -398,7 +398,7 @@ impl BuilderOwner {
             ..BuilderSlot::default()
         };
         let record = self.record(&domain, true);
-        tracing::info!(builder.domain = %domain, directory = %directory.display(), "starting a builder");
+        tracing::info!(builder.domain = %domain, directory = %directory.display(), "builder start requested");
         let options = options_in(directory, &self.options.builder);
         metrics::counter!("hearth_builders_started_total").increment(1);
         let events = self.events.clone();
@@ -429,7 +429,7 @@ impl BuilderOwner {
                 }
             }
             Err(reason) => {
-                tracing::error!(builder.domain = %domain, reason, "failed to start a builder");
+                tracing::error!(builder.domain = %domain, error = reason, "failed to start a builder");
                 let waiting = self.policy.withdraw_all(&domain);
                 let waiting = waiting.into_iter().filter_map(|ticket| self.lease_senders.remove(&ticket));
                 for answer in promised.into_iter().chain(waiting) {
@@ -453,7 +453,7 @@ impl BuilderOwner {
             return;
         };
         slot.stopping = true;
-        tracing::info!(builder.domain = %domain, "stopping a builder");
+        tracing::info!(builder.domain = %domain, "builder stop requested");
         let (events, domain) = (self.events.clone(), domain.clone());
         drop(task::spawn("stop builder", async move {
             // BuildKit waits for open sessions before it exits.
@@ -494,7 +494,7 @@ impl BuilderOwner {
         drop(task::spawn("prune builder", async move {
             let mut disk = None;
             if let Some(kit) = kit {
-                tracing::info!(builder.domain = %domain, keep, "caches of the builders exceed their quota; pruning");
+                tracing::info!(builder.domain = %domain, keep, "builder caches exceeded their quota; pruning");
                 if let Err(error) = kit.prune(keep).await {
                     tracing::warn!(builder.domain = %domain, %error, "failed to prune the cache of a builder");
                 }
@@ -505,7 +505,7 @@ impl BuilderOwner {
     }
 
     fn remove(&mut self, domain: TrustDomain) {
-        tracing::info!(builder.domain = %domain, "removing the cache of a builder");
+        tracing::info!(builder.domain = %domain, "builder cache removal requested");
         metrics::counter!("hearth_builders_removed_total").increment(1);
         let directory = self.directories.detach(&domain).unwrap_or_else(|error| {
             tracing::error!(builder.domain = %domain, %error, "failed to detach the directory of a builder");

@@ -130,7 +130,7 @@ impl BuildKitSession {
             // The connection is closed when its client is dropped.
             let (_control, _ended) = (control, ended);
             if let Some(Err(error)) = stopped.run_until_cancelled(serve).await {
-                tracing::debug!(session = name, error = format!("{error:?}"), "session ended by BuildKit");
+                tracing::debug!(session.name = name, ?error, "session ended by BuildKit");
             }
         });
         Ok(Self { id, closed: over, _stop: stop.drop_guard() })

@@ -44,7 +44,7 @@ pub(super) fn remove(path: &str) {
     let groups = hierarchies.chain([PathBuf::from(ROOT)]).map(|hierarchy| hierarchy.join(path));
     for group in groups.filter(|group| group.is_dir()) {
         if let Err(error) = fs::remove_dir(&group) {
-            tracing::warn!(group = %group.display(), %error, "failed to remove a control group");
+            tracing::warn!(path = %group.display(), %error, "failed to remove a control group");
         }
     }
 }

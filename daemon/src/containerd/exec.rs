@@ -57,7 +57,7 @@ struct ExecPipes(PathBuf);
 impl Drop for ExecPipes {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!(%error, dir = %self.0.display(), "failed to remove the pipes of a process");
+            tracing::warn!(%error, path = %self.0.display(), "failed to remove the pipes of a process");
         }
     }
 }
@@ -338,7 +338,7 @@ impl ExecProcess {
         asked: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) {
         if let Err(fault) = call(limit::PROCESS, asked).await {
-            tracing::debug!(error = %fault, what, exec.id = self.exec_id, "call for a process failed");
+            tracing::debug!(error = %fault, operation = what, exec.id = self.exec_id, "failed to call a process");
         }
     }
 }

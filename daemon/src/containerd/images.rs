@@ -180,10 +180,10 @@ impl ContainerdContext {
         if unpacked.is_err()
             && let Err(fault) = self.remove_unpacked(leased, snapshotter, &key).await
         {
-            tracing::warn!(error = %fault, key, "failed to remove a partially unpacked layer");
+            tracing::warn!(error = %fault, snapshot.key = key, "failed to remove a partially unpacked layer");
         }
         if let Err(fault) = content::delete_content(leased, &layer.blob.digest).await {
-            tracing::warn!(error = %fault, layer.digest = %layer.blob.digest, "failed to delete the content of a layer");
+            tracing::warn!(error = %fault, blob.digest = %layer.blob.digest, "failed to delete the content of a layer");
         }
         unpacked
     }
@@ -238,7 +238,7 @@ impl ContainerdContext {
             match ["overlayfs", "native"].into_iter().find(|id| works(id)) {
                 Some("native") => {
                     tracing::warn!(
-                        "containerd cannot use overlayfs here; every instance gets a copy of its image's files"
+                        "containerd refused overlayfs; every instance gets a copy of its image's files"
                     );
                     Ok("native")
                 }

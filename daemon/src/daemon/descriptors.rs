@@ -33,7 +33,7 @@ pub(super) fn divide_descriptors(wanted: &Wanted) -> ConnectionShares {
             open_files,
             api = places.api.total,
             ingress = places.ingress.total,
-            "the limit of open files allows fewer connections than are configured; raise it (LimitNOFILE)"
+            "reduced the limits of connections, because the limit of open files (LimitNOFILE) is too low for them"
         );
     }
     places
@@ -48,7 +48,7 @@ fn raise_file_limit() -> usize {
     let open_files = match raised {
         Ok(()) => wanted,
         Err(error) => {
-            tracing::warn!(%error, "failed to raise the limit of open files; it stays at {soft}");
+            tracing::warn!(%error, limit = soft, "failed to raise the limit of open files");
             soft
         }
     };

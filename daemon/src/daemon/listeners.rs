@@ -87,7 +87,7 @@ impl BoundListeners {
             Err(error) => {
                 tracing::warn!(
                     error = format!("{error:#}"),
-                    "services get another port of this daemon; running ones use the old port until they are restarted"
+                    "failed to bind the port for services; running services use it until they are restarted"
                 );
                 bind_tcp((address, 0).into()).await?
             }

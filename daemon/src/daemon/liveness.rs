@@ -34,7 +34,7 @@ pub(super) fn watch(store: StateStore) -> LivenessReceiver {
                 Err(_) => {
                     let stuck =
                         format!("work is stuck: the state was not read within {} s", PROBE_LIMIT.as_secs());
-                    tracing::error!("{stuck}");
+                    tracing::error!(limit = ?PROBE_LIMIT, "failed to read the state in time; work is stuck");
                     publish(&send, Err(stuck));
                     // One pending probe waits; further ones are not started.
                     asked.await

@@ -36,7 +36,7 @@ pub(super) async fn open_network(config: &Config) -> Result<RoomNetwork, Network
     options.subnet = config.services.subnet;
     let opened = RoomNetwork::open(options).await;
     if let Err(error) = &opened {
-        tracing::error!(%error, "service network is unavailable; services cannot run");
+        tracing::error!(%error, "failed to open the service network; services cannot run");
     }
     opened
 }
@@ -127,7 +127,7 @@ pub(super) async fn listen_for_services(
     match reached.await {
         Ok(address) => (network, format!("http://{address}")),
         Err(error) => {
-            tracing::error!(%error, "API is unreachable for services; services cannot run");
+            tracing::error!(%error, "failed to listen for services; services cannot run");
             (Err(error), String::new())
         }
     }
@@ -197,7 +197,7 @@ impl ServiceRuntime {
             }
             (Ok(Ok(left)), _) => {
                 let ids: Vec<_> = left.iter().map(|one| one.label.instance.as_str()).collect();
-                tracing::info!(instances = ids.join(" "), "services keep running");
+                tracing::info!(instances = ids.join(" "), "left services running");
             }
             (left, _) => {
                 let error = left.map(|listed| listed.err().map(|error| error.to_string()));
@@ -216,7 +216,7 @@ async fn close(network: RoomNetwork) {
         Ok(Err(error)) => {
             tracing::warn!(%error, "failed to remove the service network; the next start adopts it");
         }
-        Err(_) => tracing::warn!("removal of the service network timed out; the next start adopts it"),
+        Err(_) => tracing::warn!("failed to remove the service network in time; the next start adopts it"),
     }
 }
 

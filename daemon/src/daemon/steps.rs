@@ -20,7 +20,7 @@ pub(super) async fn open(config: &Config) -> Result<Result<StepNetwork, NetworkE
     };
     let opened = StepNetwork::open(options).await;
     if let Err(error) = &opened {
-        tracing::error!(%error, "step network is unavailable; builds cannot run");
+        tracing::error!(%error, "failed to open the step network; builds cannot run");
     }
     Ok(opened)
 }
@@ -32,6 +32,6 @@ pub(super) async fn close(network: StepNetwork) {
         Ok(Err(error)) => {
             tracing::warn!(%error, "failed to remove the step network; the next start removes it");
         }
-        Err(_) => tracing::warn!("removal of the step network timed out; the next start removes it"),
+        Err(_) => tracing::warn!("failed to remove the step network in time; the next start removes it"),
     }
 }

@@ -299,8 +299,6 @@ async fn watch(entry: &ServiceEntry, instance: &InstanceId, revision: u32, healt
         }
         if before != judge.health {
             tracing::info!(
-                service.name = %entry.name(),
-                instance.id = %instance,
                 health = ?judge.health,
                 probe = %result,
                 "instance health changed"

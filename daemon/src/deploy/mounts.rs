@@ -169,7 +169,7 @@ impl MountContext {
         for entry in fs::read_dir(&self.directory)? {
             let name = entry?.file_name();
             let Some(instance) = name.to_str().and_then(|name| name.parse::<InstanceId>().ok()) else {
-                tracing::warn!(name = %name.display(), "skipped a directory that does not belong to an instance");
+                tracing::warn!(path = %name.display(), "skipped a directory that does not belong to an instance");
                 continue;
             };
             if instances.contains(&instance) {

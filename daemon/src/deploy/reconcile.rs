@@ -58,7 +58,9 @@ pub(super) enum PassError {
 /// Starts the loop of a reconciled or new service, at most once.
 pub(super) fn start_loop(shared: &Arc<DeployContext>, entry: Arc<ServiceEntry>) {
     if !entry.loop_started.swap(true, Ordering::AcqRel) {
-        shared.spawn("service", service_loop(Arc::clone(shared), entry));
+        // No parent: the loop outlives the deploy that starts it.
+        let span = tracing::info_span!(parent: None, "service", service.name = %entry.name());
+        span.in_scope(|| shared.spawn("service", service_loop(Arc::clone(shared), entry)));
     }
 }
 
@@ -76,7 +78,7 @@ async fn service_loop(shared: Arc<DeployContext>, entry: Arc<ServiceEntry>) {
             Err(error) => {
                 let error = error.to_string();
                 if error != last_error {
-                    tracing::warn!(service.name = %entry.name(), error, "failed to reconcile a service");
+                    tracing::warn!(error, "failed to reconcile a service");
                     let state = entry.state();
                     let wanted = state.service.target_revision().map(|revision| revision.number);
                     if let Some(progress) = wanted.and_then(|revision| state.progress(revision)) {
@@ -288,10 +290,7 @@ async fn instance_exited(
     };
     metrics::counter!("hearth_instance_ends_total").increment(1);
     let code = exit.and_then(|exit| exit.code);
-    tracing::info!(
-        service.name = %label.name, instance.id = %instance, revision = label.revision, exit.code = code,
-        "instance exited"
-    );
+    tracing::info!(instance.id = %instance, revision = label.revision, exit.code = code, "instance exited");
     if let Some(progress) = covered {
         let message = format!("an instance of revision {}, which serves meanwhile, ended", label.revision);
         progress.publish(DeployEventKind::Trouble { message });
@@ -323,7 +322,7 @@ async fn apply(
     entry: &Arc<ServiceEntry>,
     action: DeployAction,
 ) -> Result<(), PassError> {
-    tracing::debug!(service.name = %entry.name(), %action, "executing action");
+    tracing::debug!(%action, "began an action");
     match action {
         DeployAction::Start { revision, generation } => shared.begin_start(entry, revision, generation),
         DeployAction::Abort { instance, .. } => {
@@ -424,7 +423,7 @@ async fn mark_live(
             state.last_fault = None;
             state.progress(revision)
         };
-        tracing::info!(service.name = %entry.name(), revision, "revision is live");
+        tracing::info!(revision, "revision became live");
         if let Some(progress) = progress {
             progress.complete();
         }
@@ -464,7 +463,7 @@ async fn mark_failed(
     if marked.await?.is_none() {
         return Ok(());
     }
-    tracing::warn!(service.name = %entry.name(), revision, error.code = fault.code.as_str(), "revision failed");
+    tracing::info!(revision, error = fault.message, error.code = fault.code.as_str(), "revision failed");
     let progress = entry.state().progress(revision);
     if let Some(progress) = progress {
         progress.fail(fault);
@@ -480,7 +479,7 @@ async fn forget_service(shared: &Arc<DeployContext>, entry: &Arc<ServiceEntry>) 
     shared.entries.remove(&entry.id);
     shared.publish_routes().await;
     shared.logs.prune(&entry.id, BTreeSet::new(), true).await;
-    tracing::info!(service.name = %service.name, "service removed");
+    tracing::info!("service removed");
     entry.removed.cancel();
     Ok(())
 }

@@ -54,7 +54,7 @@ impl RoutePublisher {
                 true
             }
             Err(_) => {
-                tracing::warn!("updating service name records timed out");
+                tracing::warn!("failed to update service name records in time");
                 true
             }
         };

@@ -318,7 +318,7 @@ impl Handle {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         if tokio::time::timeout(limit, self.shared.tasks.wait()).await.is_err() {
-            tracing::warn!("deploy steps interrupted by the shutdown; the next start recovers them");
+            tracing::warn!("failed to end deploy steps before the shutdown; the next start recovers them");
         }
     }
 }

@@ -72,7 +72,7 @@ async fn reconcile_all(shared: &Arc<DeployContext>) -> Result<(), String> {
         if shared.entries.get(&observed.label.service).is_some() {
             of_services.entry(observed.label.service.clone()).or_default().push(observed);
         } else {
-            tracing::info!(instance.id = %observed.label.instance, "removing an instance that belongs to no service");
+            tracing::info!(instance.id = %observed.label.instance, "found an instance that belongs to no service; removing it");
             let (shared_too, instance) = (Arc::clone(shared), observed.label.instance);
             // The removal may take long; the room's services do not wait for it.
             shared.spawn("remove instance", async move { shared_too.remove_instance(&instance).await });
@@ -140,7 +140,7 @@ async fn adopt_service_instances(
         if is_broken {
             // It keeps the traffic until another instance takes over. Its answers to probes say nothing about its
             // mounts.
-            tracing::warn!(instance.id = %instance, "instance lost its mounts and is replaced");
+            tracing::warn!(instance.id = %instance, "instance lost its mounts; replacing it");
         } else {
             shared.start_monitor(entry, &instance);
         }
@@ -162,7 +162,7 @@ impl DeployContext {
         match kept {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "failed to release files of old images"),
-            Err(_) => tracing::warn!("releasing files of old images timed out"),
+            Err(_) => tracing::warn!("failed to release files of old images in time"),
         }
         true
     }

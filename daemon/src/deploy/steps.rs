@@ -58,10 +58,14 @@ impl DeployContext {
             state.instances.insert(label.instance.clone(), known);
             (label, found, stop, state.progress(revision))
         };
+        // No parent: the loop's span `service` says no more.
+        let span = tracing::info_span!(
+            parent: None, "deploy",
+            service.name = %label.name, revision = label.revision, instance.id = %label.instance,
+        );
         let (shared, entry) = (Arc::clone(self), Arc::clone(entry));
-        self.spawn("start instance", async move {
-            shared.start(&entry, label, &revision, &stop, progress).await;
-        });
+        let start = async move { shared.start(&entry, label, &revision, &stop, progress).await };
+        span.in_scope(|| self.spawn("start instance", start));
     }
 
     async fn start(
@@ -88,10 +92,13 @@ impl DeployContext {
                 return entry.wake.notify_one();
             }
             Some(Err(fault)) => {
-                tracing::warn!(
-                    service.name = %label.name, revision = label.revision, error = %fault.fault.message,
-                    "failed to start an instance"
-                );
+                let error = fault.fault.message.as_str();
+                if fault.kind == StartFaultKind::Permanent {
+                    // The cause is in what was deployed, and its owner is told.
+                    tracing::info!(error, "failed to start an instance");
+                } else {
+                    tracing::warn!(error, "failed to start an instance; retrying");
+                }
                 self.on_start_failed(entry, &label, fault);
                 if let Some(known) = entry.state().instances.get_mut(&label.instance) {
                     known.abort();
@@ -200,8 +207,12 @@ impl DeployContext {
 
     /// Spawns the health monitor of an instance.
     pub(super) fn start_monitor(self: &Arc<Self>, entry: &Arc<ServiceEntry>, instance: &InstanceId) {
+        let span = tracing::info_span!(
+            parent: None, "health",
+            service.name = %entry.name(), instance.id = %instance,
+        );
         let monitor = health::monitor(Arc::clone(entry), instance.clone());
-        self.spawn("health", monitor);
+        span.in_scope(|| self.spawn("health", monitor));
     }
 
     /// Publishes the log of a new instance to the watchers of its deploy.
@@ -322,7 +333,7 @@ impl DeployContext {
             Ok(Err(error)) => {
                 tracing::warn!(%error, instance.id = %instance, "failed to stop an instance");
             }
-            Err(_) => tracing::warn!(instance.id = %instance, "stopping an instance timed out"),
+            Err(_) => tracing::warn!(instance.id = %instance, "failed to stop an instance in time"),
         }
     }
 

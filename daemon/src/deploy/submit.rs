@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tracing::Span;
+use tracing::field::Empty;
 
 use super::context::DeployContext;
 use super::entry::ServiceEntry;
@@ -32,6 +34,7 @@ const REMOVAL_LIMIT: Duration = Duration::from_secs(15);
 impl Handle {
     /// Creates a new revision of a service, or the service with its first one, and returns at once; [`Handle::watch`]
     /// reports the progress. `given` are credentials for the registries of the images.
+    #[tracing::instrument(name = "deploy", skip_all, fields(service.name = Empty, revision = Empty))]
     pub async fn deploy(
         &self,
         request: DeployRequest,
@@ -45,6 +48,7 @@ impl Handle {
             let entry = Arc::new(ServiceEntry::new(service.clone()));
             self.shared.entries.add(Arc::clone(&entry));
             start_loop(&self.shared, entry);
+            record_accepted(service.desired);
             return Ok(AcceptedDeploy { revision: service.desired, service, created: true, notes });
         };
         let next = service.revisions.pop();
@@ -65,6 +69,7 @@ impl Handle {
 
     /// Computes what a deploy would do. Nothing changes, except that an image of a remote registry is fetched into the
     /// room.
+    #[tracing::instrument(name = "deploy", skip_all, fields(service.name = Empty))]
     pub async fn dry_run(
         &self,
         request: DeployRequest,
@@ -109,12 +114,14 @@ impl Handle {
         renewed
     }
 
+    #[tracing::instrument(name = "deploy", skip_all, fields(service.name = Empty, revision = Empty))]
     async fn restart_permitted(
         &self,
         service: &str,
         permit: impl Fn(&ServiceSpec) -> Result<(), AccessDenied>,
     ) -> Result<AcceptedDeploy, DeployError> {
         let entry = self.find_entry(service)?;
+        record_service(&entry.name());
         let mut permitted = Ok(());
         let changed = entry.change(&*self.shared.ports.store, |stored| {
             // A failed revision is retried if there is no other.
@@ -142,6 +149,7 @@ impl Handle {
 
     /// Creates a new revision with the specification of an earlier one: `revision`, or the last one that was live
     /// before.
+    #[tracing::instrument(name = "deploy", skip_all, fields(service.name = Empty, revision = Empty))]
     pub async fn rollback(
         &self,
         service: &str,
@@ -149,6 +157,7 @@ impl Handle {
         by: &Actor,
     ) -> Result<AcceptedDeploy, DeployError> {
         let entry = self.find_entry(service)?;
+        record_service(&entry.name());
         let _submitting = self.shared.submit_lock.lock().await;
         let current = entry.state().service.clone();
         let earlier = match revision {
@@ -178,6 +187,7 @@ impl Handle {
     /// Stops and removes a service. Returns when it is completely removed, or [`DeployError::Removing`] when that takes
     /// longer than `limit`; the removal then continues. Instances get their stop signal and `grace`; zero kills them at
     /// once.
+    #[tracing::instrument(name = "deploy", skip_all, fields(service.name = Empty))]
     pub async fn remove(
         &self,
         service: &str,
@@ -186,6 +196,7 @@ impl Handle {
         by: &Actor,
     ) -> Result<ServiceRecord, DeployError> {
         let entry = self.find_entry(service)?;
+        record_service(&entry.name());
         let mut permitted = Ok(());
         let changed = entry.change(&*self.shared.ports.store, |stored| {
             permitted = by.may_change(stored, "remove");
@@ -196,6 +207,7 @@ impl Handle {
         });
         let service = changed.await?;
         permitted?;
+        tracing::info!(caller = by.name, "service removal accepted");
         entry.wake.notify_one();
         let gone = tokio::time::timeout(limit, entry.removed.cancelled()).await;
         match (service, gone) {
@@ -231,6 +243,7 @@ impl Handle {
             state.begin_progress(revision);
             state.forget_attempts();
         }
+        record_accepted(revision);
         entry.wake.notify_one();
     }
 
@@ -246,6 +259,7 @@ impl Handle {
             return Err(DeployError::ShuttingDown);
         }
         let name = merge::service_name_of(request)?;
+        record_service(&name);
         self.wait_until_ready().await?;
         let image = shared.ports.images.resolve(&request.image, &by.name, given).await;
         let image = image.map_err(|fault| DeployError::Image(Box::new(fault)))?;
@@ -373,6 +387,17 @@ impl DeployContext {
             None => Ok(()),
         }
     }
+}
+
+/// Records the name of the service in the span `deploy` of the caller.
+fn record_service(name: &ServiceName) {
+    Span::current().record("service.name", tracing::field::display(name));
+}
+
+/// Records the revision in the span `deploy` of the caller, and logs that the change is stored.
+fn record_accepted(revision: u32) {
+    Span::current().record("revision", revision);
+    tracing::info!("deploy accepted");
 }
 
 fn new_service(name: ServiceName, spec: ServiceSpec, caller: &str, owner: ShareOwner) -> ServiceRecord {

@@ -76,7 +76,7 @@ impl SpaceWatch {
         let (look, first) = look.measure().await;
         let first = first?;
         if first.level() == SpaceLevel::Full {
-            tracing::error!(free = first.free, floor, "the disk of the state directory is full");
+            tracing::error!(free = first.free, floor, "disk of the state directory is full");
         }
         let (sender, seen) = watch::channel(first);
         drop(task::spawn("disk space", space_loop(look, sender)));
@@ -182,7 +182,7 @@ fn update(known: &mut FreeSpace, space: FreeSpace) -> bool {
             SpaceLevel::Low => {
                 tracing::warn!(free, floor, "disk of the state directory is low on free space");
             }
-            SpaceLevel::Full => tracing::error!(free, floor, "the disk of the state directory is full"),
+            SpaceLevel::Full => tracing::error!(free, floor, "disk of the state directory is full"),
         }
     }
     changed

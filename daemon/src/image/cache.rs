@@ -244,7 +244,7 @@ impl ImageStore {
         self.shared.catalog.put_cached(image.clone()).await?;
         tracing::info!(
             image.name = image.key.name, image.digest = %image.manifest.digest, right = image.key.right.to_text(),
-            "fetched an image of another registry"
+            "image of another registry fetched"
         );
         let bytes = loaded.size_bytes.saturating_sub(loaded.reused_bytes);
         Ok((image, SupplyOrigin::Fetched { bytes }))
@@ -256,7 +256,7 @@ impl ImageStore {
             Ok(_) => Ok(true),
             Err(error @ (ImageError::Catalog(_) | ImageError::Ending)) => Err(error),
             Err(error) => {
-                tracing::warn!(image.name = image.key.name, %error, "cached image is incomplete; fetching it again");
+                tracing::warn!(image.name = image.key.name, %error, "found an incomplete cached image; fetching it again");
                 Ok(false)
             }
         }

@@ -48,7 +48,7 @@ impl ImageStore {
                 // A read error may be temporary: nothing is removed until the pack can be read.
                 Err(error @ (ImageError::Read { .. } | ImageError::Ending)) => return Err(error),
                 // No build can use the pack any more; each attempt reports the reason.
-                Err(error) => tracing::warn!(pack.id = %pack.id, %error, "pack is damaged"),
+                Err(error) => tracing::warn!(pack.id = %pack.id, %error, "failed to read a damaged pack"),
             }
         }
         self.shared.catalog.forget_checks(live.clone()).await?;

@@ -128,7 +128,7 @@ impl ImageStore {
         if !self.shared.inspections.is_first_mark(manifest) {
             return;
         }
-        tracing::warn!(image.digest = %manifest, %error, "image is invalid and is not used");
+        tracing::info!(image.digest = %manifest, %error, "invalid image refused");
         let mark = ImageMark { manifest, code: error.code().into(), reason: error.to_string() };
         if let Err(error) = self.shared.catalog.mark_image(mark, self.shared.inspections.limits_key()).await {
             tracing::warn!(%error, image.digest = %manifest, "failed to mark an invalid image; it is still refused");
@@ -145,7 +145,7 @@ impl ImageStore {
         let (images, manifest) = (self.clone(), manifest.clone());
         drop(task::spawn("check image", async move {
             if let Err(error) = images.check_arrived(&manifest).await {
-                tracing::debug!(image.digest = %manifest.digest, %error, "arrived image is not usable");
+                tracing::debug!(image.digest = %manifest.digest, %error, "arrived image failed its check");
             }
         }));
     }

@@ -38,7 +38,7 @@ impl ImageStore {
                 Err(error @ (ImageError::Catalog(_) | ImageError::Ending)) => return Err(error),
                 // The image is created again, which repairs what can be repaired.
                 Err(error) => {
-                    tracing::info!(image.digest = %digest, %repository, %error, "stored image is incomplete; recreating it");
+                    tracing::info!(image.digest = %digest, %repository, %error, "found an incomplete stored image; recreating it");
                 }
             }
         }

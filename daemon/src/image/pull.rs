@@ -155,7 +155,7 @@ impl ImageStore {
             let Some(image) = pack.image() else { continue };
             match self.contents(image).await {
                 Ok(contents) => held.extend(contents.digests()),
-                Err(error) => tracing::warn!(pack.id = %pack.id, %error, "pack is damaged"),
+                Err(error) => tracing::warn!(pack.id = %pack.id, %error, "failed to read a damaged pack"),
             }
         }
         Ok(held)

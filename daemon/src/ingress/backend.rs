@@ -107,7 +107,7 @@ impl Backend {
         self.cut.cancel();
         self.sockets.shut_down();
         if tokio::time::timeout(CUT_LIMIT, self.wait_until_empty()).await.is_err() {
-            tracing::warn!(backend = %self.address, left = self.in_flight(), "aborted requests are still running");
+            tracing::warn!(backend = %self.address, left = self.in_flight(), "failed to end aborted requests in time");
         }
         left
     }

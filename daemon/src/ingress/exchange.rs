@@ -75,7 +75,7 @@ impl Ingress {
                 if refusal.is_denial() {
                     self.record_denial(connection, host.as_ref(), &refusal);
                 }
-                tracing::debug!(client = %connection.client.address, ?refusal, "request refused by the ingress");
+                tracing::debug!(peer = %connection.client.address, error = ?refusal, "request refused by the ingress");
                 refusal.page(accept.as_ref())
             }
         };
@@ -253,7 +253,7 @@ impl Ingress {
                     Ok(upstream) => (upstream, None),
                     Err(failure) => {
                         tracing::debug!(
-                            service.name = %service, backend = %entered.backend().address, %failure,
+                            service.name = %service, backend = %entered.backend().address, error = %failure,
                             "failed to connect to an instance"
                         );
                         return Err(match failure {

@@ -117,7 +117,7 @@ impl CertificateStore {
             changed = true;
             match load(files) {
                 Ok(key) => {
-                    tracing::info!(certificate = %files.certificate.display(), "certificate reloaded");
+                    tracing::info!(path = %files.certificate.display(), "certificate reloaded");
                     loaded.key = Some(Arc::new(key));
                 }
                 Err(error) => {

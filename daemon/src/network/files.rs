@@ -113,7 +113,10 @@ fn reachable(host: &str, behind_the_stub: &str, fallback: &[Ipv4Addr]) -> Instan
             return found;
         }
     }
-    tracing::warn!(?fallback, "services cannot reach the host's resolvers; using the fallback resolvers");
+    tracing::warn!(
+        ?fallback,
+        "found no resolver of the host that services can reach; using the fallback resolvers"
+    );
     let lines: String = fallback.iter().map(|server| format!("nameserver {server}\n")).collect();
     usable(&format!("{host}\n{lines}"))
 }

@@ -124,9 +124,9 @@ impl StepNetwork {
         let (attachments, builders, name) = blocking(move || wire(&state_dir)).await?;
         for chain in &dropping {
             tracing::warn!(
-                chain = %chain,
-                "this chain drops forwarded packets: build steps reach nothing unless it accepts \
-                 packets from and to interfaces named `{name}*`"
+                chain = %chain, interfaces = format!("{name}*"),
+                "found a chain that drops forwarded packets; build steps reach nothing unless it accepts packets \
+                 from and to these interfaces"
             );
         }
         let rules = StepRules {
@@ -158,7 +158,7 @@ impl StepNetwork {
             task::spawn("steps-resolver", resolver.serve(stop.clone())),
             task::spawn("steps-firewall", mend_loop(Arc::clone(&firewall), stop.clone())),
         ];
-        tracing::info!(links = name, %subnet, "step network is up");
+        tracing::info!(links = name, %subnet, "step network opened");
         let shared = StepNetworkShared {
             attachments: Mutex::new(attachments),
             firewall,

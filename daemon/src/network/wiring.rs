@@ -171,7 +171,7 @@ impl InstanceWiring {
     pub(super) fn reconcile(&mut self, wanted: &BTreeSet<InstanceId>) -> Result<(), NetworkError> {
         let mut first = Ok(());
         for id in self.known_instances()?.difference(wanted) {
-            tracing::info!(instance.id = %id, "removing the network of an unknown instance");
+            tracing::info!(instance.id = %id, "found the network of an unknown instance; removing it");
             first = first.and(self.detach(id));
         }
         for id in wanted {
@@ -182,14 +182,14 @@ impl InstanceWiring {
 
     fn repair(&mut self, id: &InstanceId) -> Result<(), NetworkError> {
         let Some(lease) = self.leases.get(id).cloned() else {
-            tracing::warn!(instance.id = %id, "instance has no address lease and must be attached again");
+            tracing::warn!(instance.id = %id, "found an instance without an address lease; it must be attached again");
             return Ok(());
         };
         let instance = LeasedInstance { id: id.clone(), lease };
         if self.is_intact(&instance).map_err(|error| instance_error(id, "state", &error))? {
             return self.files(&instance).map_err(|error| instance_error(id, "files", &error));
         }
-        tracing::warn!(instance.id = %id, "repairing the network of an instance");
+        tracing::warn!(instance.id = %id, "found a damaged instance network; repairing it");
         self.run_steps(&instance, ATTACH_STEPS.len())
     }
 
@@ -222,10 +222,7 @@ impl InstanceWiring {
         let ports = links::links(&mut self.netlink)?.into_iter();
         let ports: Vec<_> = ports.filter(|link| link.bridge == Some(gateway.index)).collect();
         for port in &ports {
-            tracing::info!(
-                link = port.name,
-                "removing an instance link from a shared bridge; it is recreated"
-            );
+            tracing::info!(link = port.name, "found an instance link on a shared bridge; recreating it");
         }
         let requests: Vec<_> = ports.iter().map(|port| links::delete_link(&port.name)).collect();
         if requests.is_empty() { Ok(()) } else { self.netlink.run(requests) }

@@ -96,7 +96,7 @@ impl TreeStore {
         match self.read_listing(bytes) {
             Some(listing) if listing.digest() == *tree => Ok(Some(listing)),
             _ => {
-                tracing::warn!(tree.digest = %tree, "the listing of a tree is damaged and treated as missing");
+                tracing::warn!(tree.digest = %tree, "found a damaged tree listing; treating it as missing");
                 Ok(None)
             }
         }

@@ -24,6 +24,7 @@ use axum::routing::any;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use percent_encoding::percent_decode_str;
+use tracing::Instrument as _;
 
 use self::error_response::RegistryErrorResponse;
 use self::route::RegistryRoute;
@@ -163,6 +164,29 @@ async fn serve(State(registry): State<RegistryApi>, request: Request) -> Respons
     let method = method_label(request.method());
     let parsed = RegistryRoute::parse(request.uri().path());
     let label = parsed.as_ref().map_or("none", |route| route.kind().label());
+    let names = parsed.as_ref().ok();
+    let span = tracing::info_span!(
+        "registry",
+        method,
+        route = label,
+        repository = names.and_then(RegistryRoute::repository).map(tracing::field::display),
+        digest = names.and_then(RegistryRoute::digest).map(tracing::field::display),
+    );
+    let mut response = answer_request(&registry, parsed, request).instrument(span.clone()).await;
+    span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "registry request answered"));
+    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    let status = response.status().as_u16().to_string();
+    metrics::counter!("hearth_registry_requests_total", "method" => method, "route" => label, "status" => status)
+        .increment(1);
+    response
+}
+
+/// Answers a request whose path was parsed, or refuses it with the error of the path.
+async fn answer_request(
+    registry: &RegistryApi,
+    parsed: Result<RegistryRoute, RegistryErrorResponse>,
+    request: Request,
+) -> Response {
     let (request, rest) = unread_body::recover_on_drop(request);
     let answered = match parsed {
         Ok(route) => registry.answer(&route, request).await,
@@ -172,18 +196,13 @@ async fn serve(State(registry): State<RegistryApi>, request: Request) -> Respons
         }
         Err(refusal) => Err(refusal),
     };
-    let mut response = match answered {
+    match answered {
         Ok(response) => response,
         Err(refusal) => {
             rest.drain().await;
             refusal.into_response()
         }
-    };
-    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-    let status = response.status().as_u16().to_string();
-    metrics::counter!("hearth_registry_requests_total", "method" => method, "route" => label, "status" => status)
-        .increment(1);
-    response
+    }
 }
 
 fn method_label(method: &Method) -> &'static str {

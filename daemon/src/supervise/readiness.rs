@@ -44,7 +44,7 @@ impl ReadinessWatcher {
                 let changed = *now != status;
                 if changed {
                     let ReadinessStatus { ready, version, detail } = &status;
-                    tracing::info!(ready, version, detail, "{} readiness changed", self.name);
+                    tracing::info!(component = self.name, ready, version, detail, "readiness changed");
                     *now = status;
                 }
                 changed

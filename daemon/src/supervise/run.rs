@@ -79,7 +79,7 @@ impl ChildSupervisor {
                 ChildRunEnd::Stopped => break,
                 ChildRunEnd::Failed(reason) => {
                     let wait = pause.after(started.elapsed());
-                    tracing::error!(child = self.child.name, %reason, again_in = ?wait, "child is down");
+                    tracing::warn!(child = self.child.name, error = %reason, pause = ?wait, "child went down; restarting it");
                     self.status.send_replace(ChildStatus::Down { reason });
                     if timeout(wait, self.stop.cancelled()).await.is_ok() {
                         break;
@@ -153,7 +153,7 @@ impl ChildSupervisor {
             match answer {
                 Ok(version) => {
                     if !answered {
-                        tracing::info!(child = self.child.name, %version, after = ?born.elapsed(), "child is ready");
+                        tracing::info!(child = self.child.name, %version, after = ?born.elapsed(), "child became ready");
                     }
                     answered = true;
                     misses = 0;
@@ -179,7 +179,7 @@ impl ChildSupervisor {
                 }
             }
             if let Err(error) = log::truncate(&self.child.log, self.child.limits.log_bytes) {
-                tracing::warn!(child = self.child.name, %error, "failed to truncate the log");
+                tracing::warn!(child = self.child.name, %error, "failed to truncate the log of a child");
             }
             let pause = if answered { self.child.limits.probe_every } else { START_POLL };
             tokio::select! {
@@ -212,7 +212,7 @@ impl ChildSupervisor {
         let done = crate::task::blocking("clean-up", move || {
             match leftover::kill_marked_processes(&mark, only.as_deref()) {
                 Ok(0) => {}
-                Ok(count) => tracing::warn!(child = name, count, "killed processes of an earlier run"),
+                Ok(count) => tracing::info!(child = name, count, "killed processes of an earlier run"),
                 Err(error) => tracing::error!(child = name, %error, "failed to kill leftover processes"),
             }
             if let Err(error) = kind.sweep() {
@@ -223,7 +223,7 @@ impl ChildSupervisor {
             }
             match leftover::unmount_below(&root) {
                 Ok(0) => {}
-                Ok(count) => tracing::warn!(child = name, count, "unmounted leftovers of an earlier run"),
+                Ok(count) => tracing::info!(child = name, count, "unmounted leftovers of an earlier run"),
                 Err(error) => tracing::error!(child = name, %error, "failed to unmount leftovers"),
             }
         });

@@ -74,7 +74,7 @@ impl LogRateLimit {
             let (file, line) = (place.file().unwrap_or_default(), place.line().unwrap_or_default());
             tracing::warn!(
                 left_out, module = place.target(), place = %format_args!("{file}:{line}"),
-                "log lines were left out: too many from one place in the code"
+                "log lines were left out; too many came from one place in the code"
             );
         }
     }

@@ -5,6 +5,7 @@ use integration_tests::grpc::{Api, block_on};
 use integration_tests::http::Request;
 use integration_tests::process;
 use integration_tests::runner::{Case, Group};
+use integration_tests::service::App;
 use integration_tests::shared_cases;
 use integration_tests::sources::Tree;
 use integration_tests::wait::{self, seconds};
@@ -29,6 +30,7 @@ pub fn group() -> Group {
     ];
     cases.push(Case::alone("readiness_follows_buildkitd", readiness_follows_buildkitd));
     cases.push(Case::alone("logs_can_be_json", logs_can_be_json));
+    cases.push(Case::alone("log_lines_carry_the_span_of_their_operation", log_lines_carry_spans));
     Group::new("observability", cases)
 }
 
@@ -171,4 +173,53 @@ fn logs_can_be_json() {
         let parsed: Result<serde_json::Value, _> = serde_json::from_str(line);
         assert!(parsed.is_ok_and(|value| value.is_object()), "{line}");
     }
+}
+
+/// Returns the spans `name` of the log lines with this message.
+fn spans_of(log: &str, message: &str, name: &str) -> Vec<serde_json::Value> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let lines = lines.filter(|line| line["fields"]["message"] == message);
+    let spans = lines.filter_map(|line| line["spans"].as_array().cloned()).flatten();
+    spans.filter(|span| span["name"] == name).collect()
+}
+
+fn log_lines_carry_spans() {
+    let filter = "info,hearthd::registry=debug,hearth_overlay=trace";
+    let options = Options::room("spans").environment("HEARTH_LOG_FORMAT", "json");
+    let daemon = Daemon::start(options.environment("HEARTH_LOG", filter));
+    daemon.put("traced", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "1"));
+    let build = daemon.build("traced:1", "traced", &["--detach"]).expect_code(0).line().to_owned();
+    wait::until(seconds(30), "the build ends", || daemon.log().contains("build ended"));
+    let packed = daemon.directory().join("packed");
+    Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "2").write(&packed);
+    daemon.hearth_ok(&["build", "--tag", "traced:2", "--pack", packed.to_str().unwrap()]);
+    let point = daemon.directory().join("mounted");
+    std::fs::create_dir_all(&point).unwrap();
+    let at = point.to_str().unwrap();
+    daemon.hearth_ok(&["context", "mount", at, "--mount-room-path", "traced"]);
+    assert_eq!(std::fs::read_to_string(point.join("a")).unwrap(), "1");
+    daemon.hearth_ok(&["context", "unmount", at]);
+    App::page("traced\n").pack(&daemon, "traced/web:1");
+    daemon.hearth_ok(&["deploy", "--tag", "traced/web:1", "--domain", "traced.test", "--public"]);
+    let log = daemon.log();
+    let span = |message: &str, name: &str| {
+        let first = spans_of(&log, message, name).into_iter().next();
+        first.unwrap_or_else(|| panic!("no line `{message}` in a span `{name}`:\n{log}"))
+    };
+    for message in ["build accepted", "build started", "build ended"] {
+        assert_eq!(span(message, "build")["build.id"], build.as_str(), "{message}");
+    }
+    assert!(span("pack committed", "pack")["upload.id"].is_string());
+    assert_eq!(span("context mounted", "context")["directory"], at);
+    let requests = spans_of(&log, "registry request answered", "registry");
+    let pushed = requests.iter().find(|span| span["method"] == "PUT" && span["repository"] == "traced");
+    assert!(pushed.is_some_and(|span| span["route"].is_string()), "{requests:?}");
+    assert!(requests.iter().any(|span| span["digest"].is_string()), "{requests:?}");
+    let deploy = span("deploy accepted", "deploy");
+    assert_eq!((&deploy["service.name"], &deploy["revision"]), (&"traced-web".into(), &1.into()));
+    assert_eq!(span("revision became live", "service")["service.name"], "traced-web");
+    let health = span("instance health changed", "health");
+    assert!(health["service.name"] == "traced-web" && health["instance.id"].is_string(), "{health}");
+    let request = span("received a request of the kernel", "fuse");
+    assert!(request["operation"].is_string() && request["inode"].is_u64(), "{request}");
 }

@@ -89,7 +89,7 @@ impl BlobCache {
             file.persist(self.diff_path(layer)).map(drop).map_err(|error| error.error)
         };
         if let Err(error) = write() {
-            tracing::debug!(%error, %layer, "failed to cache a DiffID");
+            tracing::debug!(%error, blob.digest = %layer, "failed to cache a DiffID");
         }
     }
 

@@ -172,13 +172,13 @@ impl LayerCache {
         let index = match index::read(&file)? {
             Ok(index) => index,
             Err(damaged) => {
-                tracing::warn!(%diff_id, error = %damaged, "the layer index is damaged and is rebuilt");
+                tracing::warn!(%diff_id, error = %damaged, "failed to read a layer index; rebuilding it");
                 return Ok(None);
             }
         };
         let is_of_blob = (index.diff_id, index.blob, index.blob_length) == (*diff_id, *digest, blob.length());
         if !is_of_blob {
-            tracing::warn!(%diff_id, "the layer index belongs to another layer and is rebuilt");
+            tracing::warn!(%diff_id, "found the layer index of another layer; rebuilding it");
             return Ok(None);
         }
         // The modification time records the last use; without it, a wrong index may be evicted first.

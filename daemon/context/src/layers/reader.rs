@@ -280,7 +280,7 @@ impl LayerReader {
                         Err(error) => {
                             tracing::warn!(
                                 %error,
-                                "a decoder state is unusable; reading begins at an earlier access point",
+                                "failed to restore a decoder state; reading from an earlier access point",
                             );
                             continue;
                         }

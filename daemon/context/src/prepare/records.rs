@@ -53,7 +53,7 @@ impl ContextRecords {
         fs::create_dir_all(directory)?;
         let hashes = HashCache::load(&directory.join("hashes")).or_else(|error| match error {
             CacheError::Damaged { .. } => {
-                tracing::warn!(%error, "the content hash cache is damaged; files are hashed again");
+                tracing::warn!(%error, "failed to read the content hash cache; files are hashed again");
                 Ok(HashCache::default())
             }
             CacheError::Io { source, .. } => Err(source),
@@ -61,7 +61,7 @@ impl ContextRecords {
         let lineages = LineageTable::consume(&directory.join("lineages"), LIMITS);
         let lineages = lineages.or_else(|error| match error {
             LineageFileError::Damaged { .. } => {
-                tracing::warn!(%error, "the lineage file is damaged; changed contexts are sent in full once");
+                tracing::warn!(%error, "failed to read the lineages; changed contexts are sent in full once");
                 Ok(LineageTable::new(LIMITS))
             }
             LineageFileError::Io { source, .. } => Err(source),

@@ -200,7 +200,7 @@ impl Drop for StorageWriter {
         if let Some(hidden) = &self.hidden
             && let Err(errno) = rustix::fs::unlinkat(&self.directory, hidden, AtFlags::empty())
         {
-            tracing::warn!(path = %self.path.display(), %errno, "failed to remove an unfinished file");
+            tracing::warn!(path = %self.path.display(), error = %errno, "failed to remove an unfinished file");
         }
     }
 }

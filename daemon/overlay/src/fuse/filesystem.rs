@@ -15,6 +15,7 @@ use fuser::{
 };
 use rustix::fs::{FallocateFlags, FileType, XattrFlags};
 use rustix::io::Errno;
+use tracing::span::EnteredSpan;
 
 use super::convert::{self, GENERATION};
 use super::invalidation::InvalidationQueue;
@@ -70,6 +71,16 @@ impl FuseFileSystem {
     }
 }
 
+/// Enters the span of a request of the kernel: `inode` is the file, or the directory of the entry `name`. The check of
+/// the level is all that it costs while spans of level trace are disabled.
+fn enter_span(operation: &'static str, inode: INodeNo, name: Option<&OsStr>) -> EnteredSpan {
+    let inode = inode.0;
+    let span =
+        tracing::trace_span!("fuse", operation, inode, entry = name.map(tracing::field::debug)).entered();
+    tracing::trace!("received a request of the kernel");
+    span
+}
+
 fn reply_empty(result: Result<(), Errno>, reply: ReplyEmpty) {
     match result {
         Ok(()) => reply.ok(),
@@ -95,14 +106,17 @@ impl Filesystem for FuseFileSystem {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _span = enter_span("lookup", parent, Some(name));
         self.reply_entry(self.union.lookup(parent.0, name.as_bytes()), reply);
     }
 
     fn forget(&self, _: &Request, inode: INodeNo, count: u64) {
+        let _span = enter_span("forget", inode, None);
         self.union.forget(inode.0, count);
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let _span = enter_span("getattr", inode, None);
         match self.union.attr(inode.0) {
             Ok(attr) => self.reply_attr(InodeEntry { inode: inode.0, attr }, reply),
             Err(errno) => reply.error(convert::errno(errno)),
@@ -127,6 +141,7 @@ impl Filesystem for FuseFileSystem {
         _: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _span = enter_span("setattr", inode, None);
         let accessed = accessed.map(convert::new_time);
         let modified = modified.map(convert::new_time);
         let change = SetAttr { mode, uid, gid, size, accessed, modified };
@@ -137,6 +152,7 @@ impl Filesystem for FuseFileSystem {
     }
 
     fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
+        let _span = enter_span("readlink", inode, None);
         match self.union.read_link(inode.0) {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(convert::errno(errno)),
@@ -153,6 +169,7 @@ impl Filesystem for FuseFileSystem {
         _device: u32,
         reply: ReplyEntry,
     ) {
+        let _span = enter_span("mknod", parent, Some(name));
         let kind = match FileType::from_raw_mode(mode) {
             FileType::Unknown => FileType::RegularFile,
             kind => kind,
@@ -172,6 +189,7 @@ impl Filesystem for FuseFileSystem {
         _umask: u32,
         reply: ReplyEntry,
     ) {
+        let _span = enter_span("mkdir", parent, Some(name));
         self.reply_entry(
             self.union.make_directory(parent.0, name.as_bytes(), &create_attr(request, mode)),
             reply,
@@ -179,14 +197,17 @@ impl Filesystem for FuseFileSystem {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _span = enter_span("unlink", parent, Some(name));
         reply_empty(self.union.unlink(parent.0, name.as_bytes()), reply);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _span = enter_span("rmdir", parent, Some(name));
         reply_empty(self.union.remove_directory(parent.0, name.as_bytes()), reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _span = enter_span("symlink", parent, Some(name));
         let target = target.as_os_str().as_bytes();
         self.reply_entry(
             self.union.make_symlink(parent.0, name.as_bytes(), target, &create_attr(request, 0o777)),
@@ -204,6 +225,7 @@ impl Filesystem for FuseFileSystem {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _span = enter_span("rename", parent, Some(name));
         let mode = match flags {
             flags if flags.is_empty() => RenameMode::Replace,
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
@@ -217,10 +239,12 @@ impl Filesystem for FuseFileSystem {
     }
 
     fn link(&self, _: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _span = enter_span("link", parent, Some(name));
         self.reply_entry(self.union.make_hard_link(inode.0, parent.0, name.as_bytes()), reply);
     }
 
     fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _span = enter_span("open", inode, None);
         match self.union.open(inode.0, opens_for_writing(flags)) {
             Ok(opened) => match (&self.passthrough, opened.file) {
                 (Some(passthrough), Some(file)) => {
@@ -242,6 +266,7 @@ impl Filesystem for FuseFileSystem {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _span = enter_span("create", parent, Some(name));
         let name = name.as_bytes();
         let made = self.union.make_node(parent.0, name, FileType::RegularFile, &create_attr(request, mode));
         let found = match made {
@@ -271,7 +296,7 @@ impl Filesystem for FuseFileSystem {
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
+        inode: INodeNo,
         handle: FileHandle,
         offset: u64,
         size: u32,
@@ -279,6 +304,7 @@ impl Filesystem for FuseFileSystem {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _span = enter_span("read", inode, None);
         BUFFER.with_borrow_mut(|buffer| {
             let size = size as usize;
             if buffer.len() < size {
@@ -294,7 +320,7 @@ impl Filesystem for FuseFileSystem {
     fn write(
         &self,
         _: &Request,
-        _: INodeNo,
+        inode: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
@@ -303,6 +329,7 @@ impl Filesystem for FuseFileSystem {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _span = enter_span("write", inode, None);
         match (self.union.write(handle.0, data, offset), u32::try_from(data.len())) {
             (Ok(()), Ok(count)) => reply.written(count),
             (Err(errno), _) => reply.error(convert::errno(errno)),
@@ -325,6 +352,7 @@ impl Filesystem for FuseFileSystem {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let _span = enter_span("release", inode, None);
         if let Some(passthrough) = &self.passthrough {
             passthrough.release(inode.0);
         }
@@ -333,23 +361,26 @@ impl Filesystem for FuseFileSystem {
     }
 
     fn fsync(&self, _: &Request, inode: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let _span = enter_span("fsync", inode, None);
         reply_empty(self.union.sync(inode.0, data_only), reply);
     }
 
     fn fsyncdir(&self, _: &Request, inode: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let _span = enter_span("fsyncdir", inode, None);
         reply_empty(self.union.sync(inode.0, data_only), reply);
     }
 
     fn fallocate(
         &self,
         _: &Request,
-        _: INodeNo,
+        inode: INodeNo,
         handle: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _span = enter_span("fallocate", inode, None);
         let mode = FallocateFlags::from_bits(mode.cast_unsigned()).ok_or(Errno::OPNOTSUPP);
         reply_empty(mode.and_then(|mode| self.union.allocate(handle.0, offset, length, mode)), reply);
     }
@@ -368,10 +399,12 @@ impl Filesystem for FuseFileSystem {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        let _span = enter_span("readdirplus", inode, None);
         self.listings.read(inode.0, offset, reply);
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, _: &Request, inode: INodeNo, reply: ReplyStatfs) {
+        let _span = enter_span("statfs", inode, None);
         match self.union.stat_fs() {
             Ok(Some(stat)) => reply.statfs(
                 stat.f_blocks,
@@ -398,6 +431,7 @@ impl Filesystem for FuseFileSystem {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _span = enter_span("setxattr", inode, None);
         let flags = XattrFlags::from_bits(flags.cast_unsigned()).ok_or(Errno::INVAL);
         reply_empty(
             flags.and_then(|flags| self.union.set_xattr(inode.0, name.as_bytes(), value, flags)),
@@ -406,14 +440,17 @@ impl Filesystem for FuseFileSystem {
     }
 
     fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _span = enter_span("getxattr", inode, None);
         reply_xattr(self.union.xattr(inode.0, name.as_bytes()), size, reply);
     }
 
     fn listxattr(&self, _: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let _span = enter_span("listxattr", inode, None);
         reply_xattr(self.union.xattr_names(inode.0), size, reply);
     }
 
     fn removexattr(&self, _: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _span = enter_span("removexattr", inode, None);
         reply_empty(self.union.remove_xattr(inode.0, name.as_bytes()), reply);
     }
 }

@@ -10,6 +10,8 @@ use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_proto::v1;
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Span;
+use tracing::field::Empty;
 
 use super::super::audit;
 use super::super::convert;
@@ -45,6 +47,7 @@ pub struct PacksService {
 
 #[tonic::async_trait]
 impl v1::packs_server::Packs for PacksService {
+    #[tracing::instrument(name = "pack", skip_all, fields(operation = "begin", tree.digest = Empty))]
     async fn begin(
         &self,
         request: Request<v1::BeginPackRequest>,
@@ -56,6 +59,7 @@ impl v1::packs_server::Packs for PacksService {
             request.tree.parse().map_err(|error: hearth_pack::identity::InvalidHash| {
                 ApiError::invalid("tree", ErrorCode::InvalidTree, error.to_string())
             })?;
+        Span::current().record("tree.digest", tracing::field::display(&tree));
         let destination = destination(&caller, &self.storage.room, request)?;
         let begun = Box::pin(self.packs.begin(tree, destination)).await.map_err(ApiError::from)?;
         let answer = match begun {
@@ -65,6 +69,7 @@ impl v1::packs_server::Packs for PacksService {
         Ok(Response::new(v1::BeginPackResponse { answer: Some(answer) }))
     }
 
+    #[tracing::instrument(name = "pack", skip_all, fields(operation = "list", upload.id = Empty))]
     async fn list(
         &self,
         request: Request<Streaming<v1::ListPackRequest>>,
@@ -99,6 +104,7 @@ impl v1::packs_server::Packs for PacksService {
         }))
     }
 
+    #[tracing::instrument(name = "pack", skip_all, fields(operation = "chunks", upload.id = Empty))]
     async fn chunks(
         &self,
         request: Request<v1::ChunkPackRequest>,
@@ -124,6 +130,7 @@ impl v1::packs_server::Packs for PacksService {
         Ok(Response::new(v1::ChunkPackResponse { missing }))
     }
 
+    #[tracing::instrument(name = "pack", skip_all, fields(operation = "send", upload.id = Empty))]
     async fn send(
         &self,
         request: Request<Streaming<v1::SendPackRequest>>,
@@ -142,6 +149,7 @@ impl v1::packs_server::Packs for PacksService {
         Ok(Response::new(v1::SendPackResponse { pieces: receiver.pieces, bytes: receiver.bytes }))
     }
 
+    #[tracing::instrument(name = "pack", skip_all, fields(operation = "commit", upload.id = Empty))]
     async fn commit(
         &self,
         request: Request<v1::CommitPackRequest>,
@@ -167,6 +175,7 @@ impl PacksService {
     fn own_upload(&self, caller: &Caller, id: &str) -> Result<String, Status> {
         audit::record_object(format_args!("upload {}", id.chars().take(64).collect::<String>()));
         let owner = self.packs.upload_owner(id).map_err(ApiError::from)?;
+        Span::current().record("upload.id", id);
         if let Err(denied) = decide(caller, &CallerAction::UseUpload { id, owner: &owner }) {
             audit::record_hidden_denial(&denied);
             return Err(ApiError::from(PackError::no_upload(id)).into());
@@ -237,6 +246,12 @@ impl PacksService {
         }
         let CommittedPack { pack, image, made } =
             Box::pin(self.packs.publish(ready)).await.map_err(ApiError::from)?;
+        tracing::info!(
+            caller = caller.name,
+            pack.id = pack.as_ref().map(tracing::field::display),
+            image.digest = made.as_ref().map(|made| tracing::field::display(&made.digest)),
+            "pack committed"
+        );
         Ok(v1::PackResult {
             pack_id: pack.map(|id| id.to_string()).unwrap_or_default(),
             image: image.map(|image| convert::image(&image, &self.rooms)),

@@ -33,7 +33,7 @@ impl v1::secrets_server::Secrets for SecretsService {
             ApiError::invalid("value", ErrorCode::InvalidSecretValue, message)
         })?;
         let set = self.secrets.set(&name, Secret::new(value)).await.map_err(ApiError::from)?;
-        tracing::info!(secret.name = %name, by = caller.name, "secret set");
+        tracing::info!(secret.name = %name, caller = caller.name, "secret set");
         Ok(Response::new(v1::SetSecretResponse { secret: Some(shown(&set)) }))
     }
 
@@ -54,7 +54,7 @@ impl v1::secrets_server::Secrets for SecretsService {
         let name = name(&request.into_inner().name)?;
         audit::record_object(&name);
         self.secrets.remove(&name).await.map_err(ApiError::from)?;
-        tracing::info!(secret.name = %name, by = caller.name, "secret removed");
+        tracing::info!(secret.name = %name, caller = caller.name, "secret removed");
         let shown = decide(&caller, &CallerAction::SeeSecretUsers).is_ok();
         let used_by = if shown { self.used_by(&name) } else { Vec::new() };
         Ok(Response::new(v1::RemoveSecretResponse { used_by }))

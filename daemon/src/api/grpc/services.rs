@@ -169,7 +169,7 @@ impl v1::services_server::Services for ServicesService {
             let message = format!("the grace is at most {} s", MAX_REMOVE_GRACE.as_secs());
             return Err(ApiError::invalid("grace", ErrorCode::InvalidGrace, message).into());
         }
-        let (deploys, name) = (self.deploys.clone(), caller.name.clone());
+        let deploys = self.deploys.clone();
         let by = allow::actor(caller, &self.rooms);
         let limit = grace + REMOVE_LIMIT;
         let removed =
@@ -178,7 +178,6 @@ impl v1::services_server::Services for ServicesService {
                 async move { deploys.remove(&service, grace, limit, &by).await },
             );
         let removed = removed.await?;
-        tracing::info!(service.name = %removed.name, by = name, "service removed");
         Ok(Response::new(v1::RemoveServiceResponse {
             service_id: removed.id.to_string(),
             name: removed.name.to_string(),
@@ -194,7 +193,7 @@ impl v1::services_server::Services for ServicesService {
         let (service, spec) = exec::begin(&mut messages).await?;
         let name = self.deploys.get(&service).map_err(ApiError::from)?.service.name;
         audit::record_object(format_args!("service {name}"));
-        tracing::info!(service.name = %name, by = caller.name, "exec requested");
+        tracing::info!(service.name = %name, caller = caller.name, "exec requested");
         let (deploys, by) = (self.deploys.clone(), allow::actor(caller, &self.rooms));
         let exec = run_to_completion("exec", async move { deploys.exec(&service, spec, &by).await }).await?;
         Ok(Response::new(exec::answers(exec, messages)))
@@ -222,7 +221,7 @@ impl v1::services_server::Services for ServicesService {
         let by = allow::actor(caller, &self.rooms);
         let service =
             run_to_completion("remove route", async move { deploys.remove_route(&given, &by).await }).await?;
-        tracing::info!(%domain, service.name = %service, by = name, "route removed");
+        tracing::info!(%domain, service.name = %service, caller = name, "route removed");
         Ok(Response::new(v1::RemoveRouteResponse { service: service.to_string() }))
     }
 }

@@ -90,7 +90,7 @@ impl v1::system_server::System for SystemService {
         let domain = Some(request.domain.as_str()).filter(|domain| !domain.is_empty());
         let minted = self.access.mint_into(domain, name, &request.scope, ttl);
         let (token, expires) = minted.map_err(ApiError::from)?;
-        tracing::info!(by = caller.name, name, domain, "token minted");
+        tracing::info!(caller = caller.name, token.name = name, token.domain = domain, "token minted");
         Ok(Response::new(v1::MintTokenResponse { token, expires_at: Some(timestamp(expires)) }))
     }
 
@@ -112,7 +112,7 @@ impl v1::system_server::System for SystemService {
         let caller = caller(request.extensions())?;
         let grace = duration("grace", request.into_inner().grace)?.unwrap_or(DEFAULT_GRACE);
         let until = self.change_keys(move |access| access.rotate(grace)).await?;
-        tracing::warn!(by = caller.name, %until, "rotated the room's secret");
+        tracing::info!(caller = caller.name, %until, "room secret rotated");
         let deploys = self.deploys.clone();
         // The restarts run to their end, even if the client disconnects.
         let renewed =
@@ -123,7 +123,7 @@ impl v1::system_server::System for SystemService {
             match restarted {
                 Ok(()) => services.push(name.to_string()),
                 Err(error) => {
-                    tracing::warn!(service.name = %name, %error, "failed to restart a service: it keeps a token signed with the previous secret");
+                    tracing::warn!(service.name = %name, %error, "failed to restart a service; it keeps a token signed with the previous secret");
                     not_restarted.push(name.to_string());
                 }
             }
@@ -141,7 +141,7 @@ impl v1::system_server::System for SystemService {
         audit::record_object(format_args!("tokens of {name}"));
         let (of, by) = (name.clone(), caller.name.clone());
         let revocation = self.change_keys(move |access| access.revoke(&of, &by)).await?;
-        tracing::warn!(by = caller.name, name, "revoked tokens");
+        tracing::info!(caller = caller.name, token.name = name, "tokens revoked");
         let note = self.revocation_note(&name).await;
         Ok(Response::new(v1::TokenRevocation { note, ..revocation_to_wire(name, revocation) }))
     }

@@ -75,7 +75,7 @@ impl ImagesService {
             let (remote, reference, caller) = (&remote, &source, caller.as_str());
             let pull = ImagePull { remote, reference, caller, platforms, destination };
             let pulled = images.pull(pull, &transfer).await?;
-            tracing::info!(image.digest = %pulled.manifest.digest, from = full_name(&source), to = name, "image pulled");
+            tracing::info!(image.digest = %pulled.manifest.digest, source = full_name(&source), image.name = name, "image pulled");
             Ok(v1::TransferDone {
                 digest: pulled.manifest.digest.to_string(),
                 reference: name,
@@ -105,7 +105,7 @@ impl ImagesService {
         let shown = Arc::clone(&transfer);
         Ok(events(shown, async move {
             let (manifest, sent) = images.push(&remote, &source, &target, &transfer).await?;
-            tracing::info!(image.digest = %manifest.digest, to = full_name(&target), "image pushed");
+            tracing::info!(image.digest = %manifest.digest, target = full_name(&target), "image pushed");
             Ok(v1::TransferDone {
                 digest: manifest.digest.to_string(),
                 reference: target.to_string(),
@@ -145,7 +145,7 @@ fn events(
                     return;
                 }
                 () = send.closed() => {
-                    tracing::info!("image transfer cancelled: the client disconnected");
+                    tracing::info!("cancelled an image transfer; the client disconnected");
                     return;
                 }
                 _ = tick.tick() => {

@@ -138,7 +138,7 @@ async fn reclaim_once(
         tracing::debug!(builder.domain = %domain, written = growth.bytes, "builds that used up the disk have already ended");
     } else {
         metrics::counter!("hearth_builders_out_of_space_total").increment(1);
-        tracing::error!(
+        tracing::warn!(
             builder.domain = %domain, builds = culprit.builds, written = growth.bytes, free = left, floor,
             "builds used up the disk down to the space that must stay free; ending them"
         );
@@ -151,7 +151,7 @@ async fn reclaim_once(
         // The output of its ended builds is in its cache, and something else may be filling the disk.
         return Ok(());
     }
-    tracing::error!(builder.domain = %domain, "builder did not release disk space; killing it and removing its cache");
+    tracing::warn!(builder.domain = %domain, "builder did not release disk space; killing it and removing its cache");
     let _ = events.send(BuilderEvent::DiscardBuilder(domain.clone()));
     let end = Instant::now() + DISCARD_LIMIT;
     while free_space(space).await?.level() != SpaceLevel::Ample && Instant::now() < end {

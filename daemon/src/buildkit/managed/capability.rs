@@ -35,7 +35,7 @@ pub(super) fn check() -> Result<(), String> {
     }
     if !has_overlay(&fs::read_to_string("/proc/filesystems").unwrap_or_default()) {
         tracing::warn!(
-            "the kernel has no overlayfs loaded; buildkitd copies layers instead (slower) if it cannot load it"
+            "found no overlayfs in the kernel; buildkitd copies layers instead (slower) if it cannot load it"
         );
     }
     Ok(())

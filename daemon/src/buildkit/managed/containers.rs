@@ -37,7 +37,7 @@ pub(super) fn delete_containers_below(dir: &Path, runc: &Path) -> Result<(), Str
         // A container that is being deleted concurrently has no state file any more.
         let Some(state) = read(&entry.path()) else { continue };
         if state.config.rootfs.starts_with(dir) {
-            tracing::warn!(container.id = state.id, "removing a container of an earlier buildkitd");
+            tracing::info!(container.id = state.id, "found a container of an earlier buildkitd; removing it");
             if let Err(error) = end(&state, runc) {
                 failed.push(format!("container {}: {error}", state.id));
             }
@@ -81,7 +81,7 @@ pub(super) fn remove_bundles(executor: &Path) -> io::Result<()> {
             let _ = fs::remove_dir(bundle.join("rootfs"));
             let _ = fs::remove_file(bundle.join("config.json"));
             if let Err(error) = fs::remove_dir(&bundle) {
-                tracing::debug!(bundle = %bundle.display(), %error, "failed to remove the bundle of an earlier step");
+                tracing::debug!(path = %bundle.display(), %error, "failed to remove the bundle of an earlier step");
             }
         }
     }

@@ -131,7 +131,7 @@ where
             // The build continues meanwhile.
             let notified = crate::task::blocking("file-sync-after", move || watch.files_sent()).await;
             if let Err(error) = notified {
-                tracing::error!(%error, "failed to revalidate a context after its transfer");
+                tracing::error!(%error, "context revalidation panicked");
             }
         }
         if let Err(status) = result {

@@ -42,7 +42,7 @@ pub(super) async fn explain_refused_connections(
         Ok(Err(error)) => {
             return tracing::warn!(%error, "failed to read the refused connections of a failed step");
         }
-        Err(_) => return tracing::warn!("timed out reading the refused connections of a failed step"),
+        Err(_) => return tracing::warn!("failed to read the refused connections of a failed step in time"),
     };
     let executor = executor.map(Path::to_owned);
     let looked = crate::task::blocking("bundles", move || {

@@ -59,7 +59,7 @@ impl MountedImageView {
         if self.session.wait(END_LIMIT) {
             return Ok(());
         }
-        tracing::warn!(connection = self.connection, "image view is in use; aborting its connection");
+        tracing::warn!(connection = self.connection, "image view is still in use; aborting its connection");
         abort_connection(self.connection)?;
         if self.session.wait(END_LIMIT) { Ok(()) } else { Err(io::ErrorKind::ResourceBusy.into()) }
     }

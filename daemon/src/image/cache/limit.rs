@@ -48,7 +48,7 @@ impl ImageStore {
         gone.extend(images_to_evict(&rest, limit, is_used));
         for image in &gone {
             self.shared.catalog.remove_cached(&image.key).await?;
-            tracing::info!(image.name = image.key.name, "evicted a cached image: the cache is full");
+            tracing::info!(image.name = image.key.name, "cached image evicted; the cache is full");
         }
         let kept = images.iter().filter(|image| !gone.iter().any(|gone| gone.key == image.key));
         metrics::gauge!("hearth_cached_images_bytes").set(bytes_of(kept) as f64);

@@ -171,9 +171,13 @@ fn serve_one(stream: &UnixStream, shared: &StepNetworkShared, key: BuilderKey) -
                 PluginCall::Check { .. } => shared.check(key, &container).map(|()| PluginAnswer::Done),
                 PluginCall::Del { .. } => shared.detach(key, &container).map(|()| PluginAnswer::Done),
             };
-            tracing::debug!(container, took = ?begun.elapsed(), ok = outcome.is_ok(), "step network call finished");
+            tracing::debug!(container.id = container, took = ?begun.elapsed(), ok = outcome.is_ok(), "step network call finished");
             outcome.unwrap_or_else(|error| {
-                tracing::warn!(container, error = error.message, "step network call failed");
+                tracing::warn!(
+                    container.id = container,
+                    error = error.message,
+                    "failed to serve a step network call"
+                );
                 PluginAnswer::Failed { code: error.code, message: error.message }
             })
         }

@@ -62,7 +62,7 @@ impl StepRefusals {
         }
         state.names.push_back(SourceRefusal { from, host: name.to_owned(), to: None, at: Instant::now() });
         drop(state);
-        tracing::info!(%from, name, "refused a name to a build step");
+        tracing::info!(%from, domain = name, "refused a name to a build step");
     }
 
     /// Records the addresses with which the resolver answered.

@@ -202,7 +202,7 @@ impl ResolverShared {
             && !records.is_empty()
             && let Err(error) = self.gate.allow(records).await
         {
-            tracing::error!(%error, name = query.name, "failed to open the addresses of an allowed name");
+            tracing::warn!(%error, domain = query.name, "failed to open the addresses of an allowed name");
             return Some(query.server_failure(message));
         }
         Some(answer)
@@ -229,8 +229,8 @@ impl ResolverShared {
                     answer[..2].copy_from_slice(&message[..2]);
                     return Some(answer);
                 }
-                Ok(Err(error)) => tracing::debug!(%upstream, %error, "upstream resolver failed"),
-                Err(_) => tracing::debug!(%upstream, "upstream resolver timed out"),
+                Ok(Err(error)) => tracing::debug!(%upstream, %error, "failed to query an upstream resolver"),
+                Err(_) => tracing::debug!(%upstream, "failed to query an upstream resolver in time"),
             }
         }
         None

@@ -64,7 +64,7 @@ impl RegistryErrorResponse {
 
     /// Internal error: its cause is written to the log only.
     pub(super) fn internal(what: &str, error: &dyn std::fmt::Display) -> Self {
-        tracing::error!(%error, "registry request failed: {what}");
+        tracing::error!(%error, operation = what, "failed to answer a registry request");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "UNKNOWN",

@@ -84,7 +84,7 @@ impl RegistryRoute {
         }
     }
 
-    fn repository(&self) -> Option<&Repository> {
+    pub(super) fn repository(&self) -> Option<&Repository> {
         match self {
             Self::Base | Self::Catalog => None,
             Self::Tags(name)
@@ -94,6 +94,16 @@ impl RegistryRoute {
             | Self::Uploads(name)
             | Self::Upload(name, _)
             | Self::Blob(name, _) => Some(name),
+        }
+    }
+
+    /// Returns the digest in the path.
+    pub(super) const fn digest(&self) -> Option<&Digest> {
+        match self {
+            Self::Manifest(_, ManifestName::Digest(digest))
+            | Self::Referrers(_, digest)
+            | Self::Blob(_, digest) => Some(digest),
+            _ => None,
         }
     }
 
