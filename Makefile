@@ -16,6 +16,9 @@ test check e2e lint: export RUSTC_WORKSPACE_WRAPPER := clippy-driver
 # The form in which cargo-clippy passes arguments to clippy-driver.
 test check e2e lint: export CLIPPY_ARGS := -Dwarnings__CLIPPY_HACKERY__
 
+# Many unit tests wait for clocks, sockets and processes, so more of them than there are processors run at a time.
+UNIT_TESTS := RUST_TEST_THREADS=8 cargo test --locked --workspace --lib --bins
+
 # deploy/setup.sh --tests installs the dependency checkers here.
 TOOLS := /var/cache/hearth-tests/venv/bin
 ADVISORIES := $(HOME)/.cargo/advisory-dbs
@@ -33,11 +36,13 @@ test: ## set up, check format, dependencies and lints, run all tests
 	cargo fmt --all -- --check
 	$(MAKE) --no-print-directory dependencies
 	cargo build --locked --workspace
-	cargo test --locked --workspace
+	$(UNIT_TESTS)
+	cargo test --locked --workspace --test '*'
+	cargo test --locked --workspace --doc
 
 check: ## format, lints and unit tests: what to run after each change
 	cargo fmt --all -- --check
-	cargo test --locked --workspace --lib --bins
+	$(UNIT_TESTS)
 
 # Advisories need a database from the network, which not every machine reaches.
 dependencies: ## check the licenses and sources of dependencies, and that each one is used

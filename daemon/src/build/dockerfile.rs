@@ -22,6 +22,7 @@ mod lines;
 mod network;
 mod remote_sources;
 mod sources;
+mod stage_names;
 mod stages;
 mod syntax;
 mod variables;
@@ -42,6 +43,8 @@ use lines::Instruction;
 pub struct Dockerfile {
     /// Text without its `syntax` directive, or as it was read when the directive is refused.
     text: String,
+    /// Offset in `text` of the start of each line.
+    line_starts: Vec<usize>,
     /// Bytes for the builder when they are not UTF-8; `text` replaces the invalid ones.
     not_utf8: Option<Vec<u8>>,
     refused_frontend: Option<FrontendRefused>,
@@ -73,7 +76,8 @@ impl Dockerfile {
             Err(refused) => (text, Some(refused)),
         };
         let (instructions, escape) = lines::instructions(&text);
-        Self { text, not_utf8, refused_frontend, instructions, escape }
+        let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Self { text, line_starts, not_utf8, refused_frontend, instructions, escape }
     }
 
     /// Returns the bytes that the builder receives.
@@ -89,7 +93,8 @@ impl Dockerfile {
     /// Returns the lines `start_line..=end_line` unchanged, without the final line end.
     pub fn excerpt(&self, start_line: u32, end_line: u32) -> DockerfileExcerpt {
         let count = (end_line.saturating_sub(start_line) + 1) as usize;
-        let lines = self.text.lines().skip(start_line.saturating_sub(1) as usize).take(count);
+        let start = self.line_starts.get(start_line.saturating_sub(1) as usize);
+        let lines = self.text[start.copied().unwrap_or(self.text.len())..].lines().take(count);
         DockerfileExcerpt { start_line, end_line, text: lines.collect::<Vec<_>>().join("\n") }
     }
 

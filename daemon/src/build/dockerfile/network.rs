@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::lines::{self, Instruction};
-use super::stages::{self, StageBase};
+use super::stages::{self, DockerfileStages, StageBase};
 use super::variables::StageVariables;
 use super::{Dockerfile, DockerfileExcerpt};
 
@@ -36,8 +36,9 @@ impl Dockerfile {
         offline: bool,
     ) -> Option<RefusedNetwork> {
         let escape = self.escape;
-        let (stages, global) = stages::stages(&self.instructions, build_args, escape)?;
-        let needed = stages::needed_stages(&stages, target)?;
+        let file = stages::stages(&self.instructions, build_args, escape)?;
+        let needed = stages::needed_stages(&file, target)?;
+        let DockerfileStages { stages, global, .. } = file;
         let mut ends: Vec<StageVariables> = Vec::with_capacity(stages.len());
         for (stage, needed) in stages.iter().zip(needed) {
             let mut variables = match stage.base {

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::arguments::GlobalArguments;
 use super::downloads::{self, NamedDownload, NamedRepository};
 use super::lines::{self, Instruction};
+use super::stage_names::StageNames;
 use super::variables::StageVariables;
 use super::{Dockerfile, DockerfileExcerpt};
 use crate::model::Reference;
@@ -67,8 +68,6 @@ impl Dockerfile {
 }
 
 struct ScannedStage<'i> {
-    /// Name in lower case.
-    name: Option<String>,
     base: ScannedBase,
     platform: Platform,
     excerpt: DockerfileExcerpt,
@@ -92,6 +91,7 @@ struct RemoteSourceScanner<'a> {
     /// Variables of the instructions above all stages.
     global: StageVariables,
     stages: Vec<ScannedStage<'a>>,
+    names: StageNames,
     /// ONBUILD triggers of the base, for each stage that is needed.
     triggers: BTreeMap<usize, Vec<Instruction>>,
     seen: BTreeSet<(String, String)>,
@@ -116,18 +116,19 @@ impl<'a> RemoteSourceScanner<'a> {
             global.apply_arg(&instruction.rest, inputs.build_args, None, escape);
         }
         let mut stages: Vec<ScannedStage<'a>> = Vec::with_capacity(froms.len());
+        let mut names = StageNames::default();
         for (number, &from) in froms.iter().enumerate() {
             let end = froms.get(number + 1).copied().unwrap_or(instructions.len());
             let from = &instructions[from];
             let mut words = lines::blank_separated(&from.rest);
             let base = words.next().and_then(|word| arguments.expand(word, escape));
             let name = match (words.next(), words.next()) {
-                (Some(by), Some(name)) if by.eq_ignore_ascii_case("as") => Some(name.to_lowercase()),
+                (Some(by), Some(name)) if by.eq_ignore_ascii_case("as") => Some(name),
                 _ => None,
             };
             let base = match base {
                 None => ScannedBase::Unreadable,
-                Some(base) => match position(&stages, &base) {
+                Some(base) => match names.get(&base) {
                     Some(stage) => ScannedBase::Stage(stage),
                     None if base == "scratch" => ScannedBase::Scratch,
                     None => base.parse().map_or(ScannedBase::Unreadable, ScannedBase::Image),
@@ -136,8 +137,10 @@ impl<'a> RemoteSourceScanner<'a> {
             let platform = from.flag_values("platform").last();
             let platform =
                 platform.and_then(|flag| Platform::parse_loosely(&arguments.expand(flag, escape)?));
+            if let Some(name) = name {
+                names.insert(name, number);
+            }
             stages.push(ScannedStage {
-                name,
                 base,
                 platform: platform.unwrap_or_else(|| inputs.platform.clone()),
                 excerpt: dockerfile.excerpt_of(from),
@@ -150,6 +153,7 @@ impl<'a> RemoteSourceScanner<'a> {
             known,
             global,
             stages,
+            names,
             triggers: BTreeMap::new(),
             seen: BTreeSet::new(),
             found: RemoteSources::default(),
@@ -157,7 +161,7 @@ impl<'a> RemoteSourceScanner<'a> {
     }
 
     fn stage_named(&self, name: &str) -> Option<usize> {
-        position(&self.stages, name)
+        self.names.get(name)
     }
 
     /// Collects the sources of the stages in `first` and of all stages that they need.
@@ -323,11 +327,6 @@ impl<'a> RemoteSourceScanner<'a> {
         self.found.downloads = downloads;
         self.found.repositories = repositories;
     }
-}
-
-fn position(stages: &[ScannedStage<'_>], name: &str) -> Option<usize> {
-    let name = name.to_lowercase();
-    stages.iter().position(|stage| stage.name.as_ref() == Some(&name))
 }
 
 /// Returns the names in `--from` and in `from=` of mounts.

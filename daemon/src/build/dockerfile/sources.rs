@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use hearth_pack::ignore::clean;
 
 use super::lines::{self, Instruction};
-use super::stages::{self, DockerfileStage, StageBase};
+use super::stages::{self, DockerfileStage, DockerfileStages, StageBase};
 use super::variables::StageVariables;
 use super::{Dockerfile, DockerfileExcerpt};
 
@@ -38,10 +38,11 @@ impl Dockerfile {
         target: Option<&str>,
     ) -> Vec<ContextCopy> {
         let escape = self.escape;
-        let Some((stages, global)) = stages::stages(&self.instructions, build_args, escape) else {
+        let Some(file) = stages::stages(&self.instructions, build_args, escape) else {
             return Vec::new();
         };
-        let Some(needed) = stages::needed_stages(&stages, target) else { return Vec::new() };
+        let Some(needed) = stages::needed_stages(&file, target) else { return Vec::new() };
+        let DockerfileStages { stages, global, .. } = file;
         let mut copied = Vec::new();
         let mut ends: Vec<StageVariables> = Vec::with_capacity(stages.len());
         for (stage, needed) in stages.iter().zip(needed) {

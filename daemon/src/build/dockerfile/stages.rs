@@ -5,12 +5,19 @@
 use std::collections::BTreeMap;
 
 use super::lines::{self, Instruction};
+use super::stage_names::StageNames;
 use super::variables::StageVariables;
+
+/// The stages of a Dockerfile, in order.
+pub(super) struct DockerfileStages<'i> {
+    pub(super) stages: Vec<DockerfileStage<'i>>,
+    names: StageNames,
+    /// ARGs above all stages.
+    pub(super) global: StageVariables,
+}
 
 /// A FROM and the instructions below it.
 pub(super) struct DockerfileStage<'i> {
-    /// Name in lower case.
-    name: Option<String>,
     pub(super) base: StageBase,
     pub(super) instructions: &'i [Instruction],
 }
@@ -25,15 +32,16 @@ pub(super) enum StageBase {
     Image,
 }
 
-/// Returns the stages in order, and the ARGs above them. `None` when the frontend refuses the Dockerfile or two stages
+/// Returns the stages, and the ARGs above them. `None` when the frontend refuses the Dockerfile or two stages
 /// share a name.
 pub(super) fn stages<'i>(
     instructions: &'i [Instruction],
     build_args: &BTreeMap<String, String>,
     escape: char,
-) -> Option<(Vec<DockerfileStage<'i>>, StageVariables)> {
+) -> Option<DockerfileStages<'i>> {
     let mut global = StageVariables::for_scratch();
     let mut stages: Vec<DockerfileStage<'i>> = Vec::new();
+    let mut names = StageNames::default();
     if !instructions.iter().all(|instruction| KEYWORDS.contains(&instruction.keyword.as_str())) {
         return None;
     }
@@ -49,24 +57,24 @@ pub(super) fn stages<'i>(
         let words: Vec<&str> = lines::blank_separated(&instructions[from].rest).collect();
         let (base, name) = match words.as_slice() {
             [base] => (base, None),
-            [base, by, name] if by.eq_ignore_ascii_case("as") => (base, Some(name.to_lowercase())),
+            [base, by, name] if by.eq_ignore_ascii_case("as") => (base, Some(name)),
             _ => return None,
         };
-        if name.is_some() && stages.iter().any(|stage| stage.name == name) {
-            return None;
-        }
         let base = match global.expand(base, escape) {
-            Some(base) => match stage_index(&stages, &base) {
+            Some(base) => match names.get(&base) {
                 Some(stage) => StageBase::Stage(stage),
                 None if base == "scratch" => StageBase::Scratch,
                 None => StageBase::Image,
             },
             None => StageBase::Image,
         };
+        if name.is_some_and(|name| !names.insert(name, number)) {
+            return None;
+        }
         let end = froms.get(number + 1).copied().unwrap_or(instructions.len());
-        stages.push(DockerfileStage { name, base, instructions: &instructions[from + 1..end] });
+        stages.push(DockerfileStage { base, instructions: &instructions[from + 1..end] });
     }
-    Some((stages, global))
+    Some(DockerfileStages { stages, names, global })
 }
 
 /// Every instruction keyword that the frontend knows.
@@ -93,10 +101,11 @@ const KEYWORDS: [&str; 18] = [
 
 /// Tells for each stage whether a build of `target` (default: the last stage) runs it. `None` when there is no such
 /// stage.
-pub(super) fn needed_stages(stages: &[DockerfileStage<'_>], target: Option<&str>) -> Option<Vec<bool>> {
+pub(super) fn needed_stages(file: &DockerfileStages<'_>, target: Option<&str>) -> Option<Vec<bool>> {
+    let DockerfileStages { stages, names, .. } = file;
     let mut needed = vec![false; stages.len()];
     let target = match target {
-        Some(target) => stage_index(stages, target)?,
+        Some(target) => names.get(target)?,
         None => stages.len().checked_sub(1)?,
     };
     let mut pending = vec![target];
@@ -111,12 +120,12 @@ pub(super) fn needed_stages(stages: &[DockerfileStage<'_>], target: Option<&str>
             match instruction.keyword.as_str() {
                 "copy" => pending.extend(instruction.flag_values("from").filter_map(|from| {
                     // A number is an index unless a stage has that name.
-                    stage_index(stages, from).or_else(|| from.parse().ok()).filter(|&from| from < index)
+                    names.get(from).or_else(|| from.parse().ok()).filter(|&from| from < index)
                 })),
                 "run" => pending.extend(
                     instruction
                         .flag_values("mount")
-                        .filter_map(|mount| stage_index(stages, &lines::mount_source(mount)?))
+                        .filter_map(|mount| names.get(&lines::mount_source(mount)?))
                         .filter(|&from| from < index),
                 ),
                 _ => {}
@@ -124,9 +133,4 @@ pub(super) fn needed_stages(stages: &[DockerfileStage<'_>], target: Option<&str>
         }
     }
     Some(needed)
-}
-
-fn stage_index(stages: &[DockerfileStage<'_>], name: &str) -> Option<usize> {
-    let name = name.to_lowercase();
-    stages.iter().position(|stage| stage.name.as_ref() == Some(&name))
 }

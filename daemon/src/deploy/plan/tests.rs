@@ -39,7 +39,7 @@ fn events() -> impl proptest::strategy::Strategy<Value = Vec<SimulatedEvent>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_one_healthy_instance_of_the_right_revision_serves_in_the_end(
