@@ -19,6 +19,7 @@ pub mod connections;
 pub mod containerd;
 pub mod control_group;
 pub mod daemon;
+pub mod database;
 pub mod deploy;
 pub mod disk;
 pub mod downloads;

@@ -9,11 +9,11 @@ mod services;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use crate::database::{self, DatabaseError};
 use crate::task;
 
 /// Schema migrations: each entry raises the schema version by one. Entries are only ever appended.
@@ -27,9 +27,6 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/schema-cached-images.sql"),
 ];
 
-/// Time that a statement waits for another process that holds the database open, such as a backup.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Handle to the state database; cheap to clone.
 #[derive(Clone)]
 pub struct StateStore {
@@ -42,10 +39,8 @@ pub enum StateStoreError {
     Sqlite(#[from] rusqlite::Error),
     #[error("a stored value cannot be read back: {0}")]
     Corrupt(#[from] serde_json::Error),
-    #[error(
-        "schema version {found} is newer than this hearthd knows ({known}); it was written by a later release"
-    )]
-    TooNew { found: usize, known: usize },
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
     #[error("the daemon is ending")]
     Closed,
 }
@@ -56,23 +51,8 @@ impl StateStore {
         Self::prepare(Connection::open(path)?)
     }
 
-    fn prepare(mut connection: Connection) -> Result<Self, StateStoreError> {
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        // FULL: acknowledged data survives a power failure, not only a crash of the daemon.
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "foreign_keys", "ON")?;
-        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        let version = usize::try_from(version).unwrap_or(usize::MAX);
-        if version > MIGRATIONS.len() {
-            return Err(StateStoreError::TooNew { found: version, known: MIGRATIONS.len() });
-        }
-        for (step, sql) in MIGRATIONS.iter().enumerate().skip(version) {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
-            transaction.execute_batch(sql)?;
-            transaction.pragma_update(None, "user_version", i64::try_from(step + 1).unwrap_or(i64::MAX))?;
-            transaction.commit()?;
-        }
+    fn prepare(connection: Connection) -> Result<Self, StateStoreError> {
+        let connection = database::prepare(connection, MIGRATIONS)?;
         Ok(Self { connection: Arc::new(Mutex::new(connection)) })
     }
 

@@ -171,7 +171,8 @@ const DAEMON_ROWS: &[Row] = &[
     ("ingress", &["model", "task", "access", "audit", "connections", "deploy::port"]),
     ("supervise", &["model", "task"]),
     ("image", &["model", "task", "context::layers", "fetch_policy"]),
-    ("packs", &["model", "task", "context::pack", "image"]),
+    ("database", &[]),
+    ("packs", &["model", "task", "database", "context::pack", "image"]),
     ("keyed_semaphore", &[]),
     ("build", &["model", "task", "context", "disk", "image", "packs"]),
     ("downloads", &["model", "task", "disk", "build::port", "fetch_policy"]),
@@ -202,7 +203,7 @@ const DAEMON_ROWS: &[Row] = &[
     ),
     // Authorization of repositories is one policy for gRPC and `/v2/`, of values only.
     ("registry", &["model", "task", "disk", "image::port", "access::policy"]),
-    ("store", &["model", "task", "build::port", "deploy::port", "image::port", "secrets::port"]),
+    ("store", &["model", "task", "database", "build::port", "deploy::port", "image::port", "secrets::port"]),
     // The API mounts `registry::unauthorized` and the registry's router beside gRPC.
     (
         "api",

@@ -1,11 +1,11 @@
 //! Content-addressed store by BLAKE3 hash that packs many small contents into few files.
 //!
 //! ```text
-//! <root>/<number>.content    concatenated zstd frames that hold the contents
-//! <root>/<number>.rows       the location and the owner of each content
+//! <root>/<number>.content    a segment: concatenated zstd frames that hold the contents
+//! <root>/index.db            SQLite: the location and the owners of each content
 //!
 //! append --> written, readable, discarded after a crash
-//!   sync --> content durable --> rows written --> rows durable
+//!   sync --> content durable --> rows committed
 //! ```
 //!
 //! At startup, content that no row points to is discarded. After a crash each content is therefore either complete or
@@ -17,19 +17,18 @@
 //! nobody else access.
 
 mod append;
+mod earlier_index;
 mod frames;
 mod index;
-mod rows;
 mod segment;
 mod sweep;
-mod table;
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use hearth_pack::identity::ContentHash;
@@ -37,10 +36,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::context::pack::ContentPiece;
 use frames::FrameCache;
-use index::{ContentIndex, ContentLocation, ContentSegment};
-use rows::FrameSlice;
+use index::{ContentIndex, ContentKey, ContentLocation, MAX_BATCH};
 use segment::ContentSegmentWriter;
-use table::ContentKey;
 
 pub use append::{AppendError, ContentBatch, StoreLimits};
 pub use sweep::PackSweepResult;
@@ -82,6 +79,9 @@ struct ContentStoreInner {
     directory: PathBuf,
     limits: StoreLimits,
     opened: Instant,
+    /// Time of the store's clock when it was opened, in seconds: the latest time in the index. The clock stands still
+    /// while the store is closed, so that nothing is removed because the daemon did not run.
+    clock: u32,
     /// Segment that is being appended to. Lock order: this before `index`.
     writer: Mutex<Option<ContentSegmentWriter>>,
     index: Mutex<ContentIndex>,
@@ -98,26 +98,15 @@ impl ContentStore {
     /// Opens the store at `directory`, or creates it.
     pub fn open(directory: &Path, limits: StoreLimits) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        let mut numbers = Vec::new();
-        for entry in fs::read_dir(directory)? {
-            let name = entry?.file_name();
-            let number = name.to_str().and_then(|name| name.split('.').next()?.parse().ok());
-            numbers.extend(number.filter(|number: &u32| !numbers.contains(number)));
-        }
-        numbers.sort_unstable();
-        let mut index = ContentIndex::default();
-        for number in numbers {
-            index.next_segment = number + 1;
-            if let Some((content, length, rows)) = segment::reopen(directory, number)? {
-                index.segments.insert(number, ContentSegment { content, length });
-                index.reopen(number, &rows);
-            }
-        }
-        index.recount_sent();
+        let mut index = ContentIndex::open(&directory.join("index.db"))?;
+        index.import(directory)?;
+        index.open_segments(directory)?;
+        index.recount_sent()?;
         Ok(Self(Arc::new(ContentStoreInner {
             directory: directory.to_owned(),
             limits,
             opened: Instant::now(),
+            clock: index.latest_time()?,
             writer: Mutex::new(None),
             index: Mutex::new(index),
         })))
@@ -131,31 +120,27 @@ impl ContentStore {
         contents: impl Iterator<Item = (&'a ContentHash, u64)>,
     ) -> io::Result<Vec<ContentPresence>> {
         let now = self.0.now();
-        let mut recipes = Vec::new();
-        let mut number = 0;
-        let mut index = self.0.index();
-        let look = |(hash, size): (&'a ContentHash, u64)| {
-            number += 1;
-            let key = ContentKey::of(hash);
-            let Some(known) = index.contents.get_mut(&key) else { return ContentPresence::Missing };
-            if known.is_recipe() {
-                recipes.push((number - 1, *hash, size));
-            } else if u64::from(known.size) != size {
-                return ContentPresence::Missing;
-            }
-            known.last_asked = now;
-            let known = *known;
-            if index.is_own(&key, &known, owner) { ContentPresence::Own } else { ContentPresence::Foreign }
-        };
-        let mut found: Vec<ContentPresence> = contents.map(look).collect();
-        drop(index);
-        for (number, hash, size) in recipes {
-            let pieces = self.pieces(&hash)?.unwrap_or_default();
-            if pieces.iter().map(|piece| u64::from(piece.size)).sum::<u64>() != size {
-                found[number] = ContentPresence::Missing;
+        let contents: Vec<(&ContentHash, u64)> = contents.collect();
+        let mut presence = Vec::with_capacity(contents.len());
+        for batch in contents.chunks(MAX_BATCH) {
+            let keys: Vec<ContentKey> = batch.iter().map(|(hash, _)| ContentKey::of(hash)).collect();
+            let found = self.0.index().find(owner, &keys, now)?;
+            for ((hash, size), found) in batch.iter().zip(found) {
+                let stored = match found {
+                    Some(found) if found.recipe => {
+                        let pieces = self.pieces(hash)?.unwrap_or_default();
+                        pieces.iter().map(|piece| u64::from(piece.size)).sum()
+                    }
+                    other => other.map_or(0, |found| u64::from(found.size)),
+                };
+                presence.push(match found {
+                    Some(found) if stored == *size && found.is_own => ContentPresence::Own,
+                    Some(_) if stored == *size => ContentPresence::Foreign,
+                    _ => ContentPresence::Missing,
+                });
             }
         }
-        Ok(found)
+        Ok(presence)
     }
 
     /// Returns a reader with a frame cache of its own.
@@ -165,19 +150,11 @@ impl ContentStore {
 
     /// Returns the pieces of a content, or `None` if it is missing. A small content is its own only piece.
     pub fn pieces(&self, hash: &ContentHash) -> io::Result<Option<Vec<ContentPiece>>> {
-        let Some(lying) = self.0.locate(hash) else { return Ok(None) };
+        let Some(lying) = self.0.locate(hash)? else { return Ok(None) };
         if !lying.recipe {
-            return Ok(Some(vec![ContentPiece { hash: *hash, size: lying.place.size }]));
+            return Ok(Some(vec![ContentPiece { hash: *hash, size: lying.content.size }]));
         }
-        let list = slice_of_frame(&frames::read_frame(&lying)?, &lying.place)?;
-        let piece = |bytes: &[u8]| {
-            let (hash, size) = bytes.split_at(32);
-            Some(ContentPiece {
-                hash: ContentHash::from_bytes(hash.try_into().ok()?),
-                size: u32::from_le_bytes(size.try_into().ok()?),
-            })
-        };
-        Ok(Some(list.chunks_exact(36).filter_map(piece).collect()))
+        lying.read_recipe().map(Some)
     }
 
     pub fn limits(&self) -> StoreLimits {
@@ -202,11 +179,10 @@ impl ContentStore {
 
 impl ContentStoreInner {
     fn now(&self) -> u32 {
-        u32::try_from(self.opened.elapsed().as_secs()).unwrap_or(u32::MAX)
+        self.clock.saturating_add(u32::try_from(self.opened.elapsed().as_secs()).unwrap_or(u32::MAX))
     }
 
     fn index(&self) -> MutexGuard<'_, ContentIndex> {
-        // Every change under the lock is one insertion or removal, so the index stays consistent after a panic.
         self.index.lock()
     }
 
@@ -214,16 +190,25 @@ impl ContentStoreInner {
         self.writer.lock()
     }
 
-    fn locate(&self, hash: &ContentHash) -> Option<ContentLocation> {
-        self.index().locate(&ContentKey::of(hash))
+    fn locate(&self, hash: &ContentHash) -> io::Result<Option<ContentLocation>> {
+        Ok(self.index().locate(&ContentKey::of(hash))?)
     }
 }
 
 impl ContentStoreReader {
     /// Returns a verified content that is one piece, or `None` if it is missing.
     pub fn piece(&self, hash: &ContentHash) -> io::Result<Option<Bytes>> {
-        let Some(lying) = self.store.0.locate(hash).filter(|lying| !lying.recipe) else { return Ok(None) };
-        let content = slice_of_frame(&self.frames.get(&lying)?, &lying.place)?;
+        let key = ContentKey::of(hash);
+        let content = match self.frames.find(&key) {
+            Some(content) => content,
+            None => {
+                let index = self.store.0.index();
+                let Some(lying) = index.locate(&key)?.filter(|lying| !lying.recipe) else { return Ok(None) };
+                let contents = index.contents_of(lying.id)?;
+                drop(index);
+                self.frames.read(&lying, contents)?
+            }
+        };
         if ContentHash::of(&content) != *hash {
             let what = format!("stored content {hash} is damaged");
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
@@ -233,26 +218,26 @@ impl ContentStoreReader {
 
     /// Returns the pieces of a content. See [`ContentStore::pieces`].
     pub fn pieces(&self, hash: &ContentHash) -> io::Result<Option<Vec<ContentPiece>>> {
-        self.store.pieces(hash)
+        match self.frames.find(&ContentKey::of(hash)) {
+            Some(content) => Ok(Some(vec![ContentPiece { hash: *hash, size: content.len() as u32 }])),
+            None => self.store.pieces(hash),
+        }
     }
 }
 
-fn slice_of_frame(frame: &Bytes, place: &FrameSlice) -> io::Result<Bytes> {
-    let FrameSlice { inside, size, .. } = *place;
-    let (start, end) = (inside as usize, inside as usize + size as usize);
-    if end > frame.len() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "a stored frame is shorter than its index row says",
-        ));
+impl ContentLocation {
+    /// Reads the pieces of a content that is stored as a recipe.
+    fn read_recipe(&self) -> io::Result<Vec<ContentPiece>> {
+        let list = self.content.slice_of(&frames::read_frame(self)?)?;
+        let piece = |bytes: &[u8]| {
+            let (hash, size) = bytes.split_at(32);
+            Some(ContentPiece {
+                hash: ContentHash::from_bytes(hash.try_into().ok()?),
+                size: u32::from_le_bytes(size.try_into().ok()?),
+            })
+        };
+        Ok(list.chunks_exact(36).filter_map(piece).collect())
     }
-    Ok(frame.slice(start..end))
-}
-
-/// Returns the time `age` before `now` in seconds of the store's own clock, at least 0, which is when the store was
-/// opened.
-fn seconds_before(now: u32, age: Duration) -> u32 {
-    now.saturating_sub(u32::try_from(age.as_secs()).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

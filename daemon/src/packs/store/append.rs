@@ -4,12 +4,12 @@ use std::io;
 use std::sync::Arc;
 
 use hearth_pack::identity::ContentHash;
+use parking_lot::MutexGuard;
 
-use super::index::{ContentIndex, ContentSegment, FrameRecord};
-use super::rows::{FrameSlice, IndexRow, RowKind};
+use super::index::{ContentIndex, ContentKey, ContentSegment, FrameContent, FrameLocation};
 use super::segment::ContentSegmentWriter;
-use super::table::ContentKey;
 use super::{ContentPiece, ContentStore, ContentStoreInner, OwnerKey};
+use crate::database::DatabaseError;
 
 /// Disk space limits of the store.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,12 @@ impl From<io::Error> for AppendError {
     }
 }
 
+impl From<DatabaseError> for AppendError {
+    fn from(error: DatabaseError) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
 /// Contents that were sent together: a zstd frame, and the pieces in its decompressed data, in order and without
 /// gaps.
 #[derive(Debug)]
@@ -57,12 +63,12 @@ impl ContentStore {
     /// additional owner of them. The contents are durable after [`sync`](Self::sync).
     pub fn append(&self, owner: &OwnerKey, batch: &ContentBatch<'_>) -> Result<(), AppendError> {
         let mut inside = 0;
-        let mut rows = Vec::with_capacity(batch.pieces.len());
+        let mut contents = Vec::with_capacity(batch.pieces.len());
         for &ContentPiece { hash, size } in batch.pieces {
-            rows.push((hash, FrameSlice { frame: 0, length: 0, inside, size }));
+            contents.push(FrameContent { key: ContentKey::of(&hash), inside, size });
             inside += size;
         }
-        self.0.store(owner, batch.frame, rows, RowKind::Piece)
+        self.0.store(owner, batch.frame, &contents, false)
     }
 
     /// Stores the recipe of a large content. The caller has verified that the pieces add up to `hash`.
@@ -78,73 +84,73 @@ impl ContentStore {
             .collect();
         let size = u32::try_from(list.len()).map_err(io::Error::other)?;
         let frame = zstd::bulk::compress(&list, 1)?;
-        let place = FrameSlice { frame: 0, length: 0, inside: 0, size };
-        self.0.store(owner, &frame, vec![(*hash, place)], RowKind::Recipe)
+        self.0.store(owner, &frame, &[FrameContent { key: ContentKey::of(hash), inside: 0, size }], true)
     }
 
     /// Makes `owner` an additional owner of these contents, after it has proven that it has them.
     pub fn add_owner(&self, owner: &OwnerKey, contents: &[ContentHash]) -> Result<(), AppendError> {
-        let mut writer = self.0.writer();
-        let writer = self.0.open_writer(&mut writer)?;
-        let mut index = self.0.index();
-        for hash in contents {
-            index.add_owner_row(writer, hash, owner);
-        }
-        Ok(())
+        let keys: Vec<ContentKey> = contents.iter().map(ContentKey::of).collect();
+        let index = self.0.index();
+        index.begin()?;
+        Ok(index.add_owner(owner, &keys)?)
     }
 
-    /// Makes all appended contents durable.
+    /// Makes all appended contents and owners durable.
     pub fn sync(&self) -> Result<(), AppendError> {
-        match self.0.writer().as_mut() {
-            Some(writer) => Ok(writer.sync()?),
-            None => Ok(()),
-        }
+        Ok(self.0.sync(&mut self.0.writer())?)
     }
 }
 
 impl ContentStoreInner {
+    /// Makes content durable, and then the rows that point to it. Without the lock of the writer, the rows of content
+    /// that is not durable yet would be among them.
+    pub(super) fn sync(&self, writer: &mut Option<ContentSegmentWriter>) -> io::Result<()> {
+        if let Some(writer) = writer {
+            writer.sync()?;
+        }
+        Ok(self.index().commit()?)
+    }
+
     fn store(
         &self,
         owner: &OwnerKey,
         frame: &[u8],
-        contents: Vec<(ContentHash, FrameSlice)>,
-        kind: RowKind,
+        contents: &[FrameContent],
+        recipe: bool,
     ) -> Result<(), AppendError> {
         let now = self.now();
         let mut held = self.writer();
         let writer = self.open_writer(&mut held)?;
         {
-            let mut index = self.index();
-            let mut anything_new = false;
-            for (hash, _) in &contents {
-                match index.contents.get_mut(&ContentKey::of(hash)) {
-                    Some(known) => known.last_asked = now,
-                    None => anything_new = true,
-                }
-                index.add_owner_row(writer, hash, owner);
+            let keys: Vec<ContentKey> = contents.iter().map(|content| content.key).collect();
+            let index = self.index();
+            index.begin()?;
+            let found = index.find(owner, &keys, now)?;
+            if found.iter().flatten().any(|found| !found.is_own) {
+                index.add_owner(owner, &keys)?;
             }
-            if !anything_new {
+            if found.iter().all(Option::is_some) {
                 return Ok(());
             }
             self.check_limits(&index, owner, frame.len() as u64)?;
         }
+        let (frame, mut index) = self.append_frame(writer, frame)?;
+        *index.sent.entry(*owner).or_default() += u64::from(frame.length);
+        Ok(index.insert(&frame, owner, contents, recipe, now)?)
+    }
+
+    /// Appends a frame to the segment that is being written. Returns its location and the locked index.
+    pub(super) fn append_frame(
+        &self,
+        writer: &mut ContentSegmentWriter,
+        frame: &[u8],
+    ) -> io::Result<(FrameLocation, MutexGuard<'_, ContentIndex>)> {
         let start = writer.append_frame(frame)?;
-        let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
-        let number = writer.number;
+        let length = writer.next_offset - start;
         let mut index = self.index();
         let segment = ContentSegment { content: Arc::clone(&writer.content), length: writer.next_offset };
-        index.segments.insert(number, segment);
-        *index.sent.entry(*owner).or_default() += u64::from(length);
-        let frame = index.add_frame(FrameRecord { segment: number, start, length, owner: *owner });
-        for (hash, place) in contents {
-            if index.contents.get(&ContentKey::of(&hash)).is_none() {
-                let place = FrameSlice { frame: start, length, ..place };
-                let row = IndexRow { hash, owner: *owner, kind, place };
-                index.insert(&row, frame, now);
-                writer.queue_row(row);
-            }
-        }
-        Ok(())
+        index.segments.insert(writer.number, segment);
+        Ok((FrameLocation { segment: writer.number, start, length }, index))
     }
 
     pub(super) fn open_writer<'w>(
@@ -181,21 +187,5 @@ impl ContentStoreInner {
             return Err(AppendError::NoSpace);
         }
         Ok(())
-    }
-}
-
-impl ContentIndex {
-    /// Makes `owner` an additional owner of a content if it is present.
-    fn add_owner_row(&mut self, writer: &mut ContentSegmentWriter, hash: &ContentHash, owner: &OwnerKey) {
-        let key = ContentKey::of(hash);
-        let Some(known) = self.contents.get(&key) else { return };
-        if self.frame(known).owner != *owner && self.extra_owners.insert((key, *owner)) {
-            writer.queue_row(IndexRow {
-                hash: *hash,
-                owner: *owner,
-                kind: RowKind::Owner,
-                place: FrameSlice::default(),
-            });
-        }
     }
 }

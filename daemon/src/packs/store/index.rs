@@ -1,26 +1,70 @@
-//! In-memory index of the store's contents: 32 to 34 bytes for each content.
+//! Index of the store's contents: an SQLite database beside the segments.
+//!
+//! Changes belong to one transaction, which stays open until the content that its rows point to is durable. The same
+//! connection reads them at once; a crash discards them. Contents are looked up in batches in the order of their keys:
+//! a statement for each would take five times as long.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
-use super::OwnerKey;
-use super::rows::{FrameSlice, IndexRow, RowKind};
-use super::table::{ContentKey, ContentTable, IndexedContent};
+use hearth_pack::identity::ContentHash;
+use rusqlite::{Connection, OptionalExtension as _, Params, Row, params};
 
+use super::OwnerKey;
+use crate::database::{self, DatabaseError};
+
+/// Schema migrations. Entries are only ever appended.
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+/// Maximum number of contents in one statement; it bounds the time for which the index is locked.
+pub(super) const MAX_BATCH: usize = 1 << 16;
+/// Negative size of the page cache in KiB. It is for the transaction of an upload, which writes pages all over the table.
+const CACHE_KIB: i32 = -8192;
+/// Accuracy in seconds of the time when a content was last asked for: a later request within it changes nothing.
+pub(super) const ASKED_ACCURACY: u32 = 600;
 /// Number of owners with a shared quota above which those without stored content are dropped.
 const MAX_SHARES: usize = 4096;
 
+/// Statement over the table `keys(number, key)`, which holds the keys that [`concatenate`] made to parameter 1.
+macro_rules! over_keys {
+    ($sql:literal) => {
+        concat!(
+            "WITH RECURSIVE numbers(number) AS (SELECT 0 UNION ALL
+                 SELECT number + 1 FROM numbers WHERE number + 1 < length(?1) / 16),
+             keys(number, key) AS (SELECT number, substr(?1, number * 16 + 1, 16) FROM numbers) ",
+            $sql
+        )
+    };
+}
+pub(super) use over_keys;
+
+/// First half of a content's hash. Finding two different contents with the same half is infeasible; content that is
+/// read is nevertheless compared with the complete hash.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct ContentKey(pub [u8; 16]);
+
+impl ContentKey {
+    pub(super) fn of(hash: &ContentHash) -> Self {
+        let mut key = [0; 16];
+        key.copy_from_slice(&hash.as_bytes()[..16]);
+        Self(key)
+    }
+
+    pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
+        row.get(0).map(Self)
+    }
+}
+
+/// Concatenates keys for [`over_keys`].
+pub(super) fn concatenate<'k>(keys: impl IntoIterator<Item = &'k ContentKey>) -> Vec<u8> {
+    keys.into_iter().flat_map(|key| key.0).collect()
+}
+
 /// Index of contents, frames and segments.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ContentIndex {
-    pub contents: ContentTable,
-    /// Frames by frame number: [`IndexedContent::frame`] is an index into this vector.
-    frames: Vec<FrameRecord>,
-    /// Frame numbers that are not in use.
-    free_frames: Vec<u32>,
-    /// Additional owners of contents; the first owner is in the frame.
-    pub extra_owners: HashSet<(ContentKey, OwnerKey)>,
+    pub database: Connection,
     pub segments: BTreeMap<u32, ContentSegment>,
     /// Bytes of frames, by the owner who sent them.
     pub sent: HashMap<OwnerKey, u64>,
@@ -30,16 +74,6 @@ pub(super) struct ContentIndex {
     pub next_segment: u32,
 }
 
-/// Location and first owner of a zstd frame, which holds contents that were sent together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FrameRecord {
-    pub segment: u32,
-    /// Offset in the segment.
-    pub start: u32,
-    pub length: u32,
-    pub owner: OwnerKey,
-}
-
 /// Content file of a segment and its length in bytes.
 #[derive(Debug)]
 pub(super) struct ContentSegment {
@@ -47,106 +81,176 @@ pub(super) struct ContentSegment {
     pub length: u32,
 }
 
-/// Location of a content: the file and the frame in it.
+/// Location of a zstd frame, which holds contents that were sent together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FrameLocation {
+    pub segment: u32,
+    /// Offset in the segment; `length` is the compressed size. Both are in bytes.
+    pub start: u32,
+    pub length: u32,
+}
+
+/// Content of a frame: a range of the decompressed frame in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct FrameContent {
+    pub key: ContentKey,
+    pub inside: u32,
+    pub size: u32,
+}
+
+/// Location of a content: the file, the frame in it, and the range in the frame.
 pub(super) struct ContentLocation {
     pub file: Arc<File>,
-    pub segment: u32,
-    pub place: FrameSlice,
+    /// Id of the frame.
+    pub id: i64,
+    pub frame: FrameLocation,
+    pub content: FrameContent,
     pub recipe: bool,
 }
 
+/// Content that was looked up for an owner.
+#[derive(Clone, Copy)]
+pub(super) struct FoundContent {
+    pub size: u32,
+    pub recipe: bool,
+    pub is_own: bool,
+}
+
 impl ContentIndex {
-    pub(super) fn frame(&self, known: &IndexedContent) -> &FrameRecord {
-        &self.frames[known.frame as usize]
+    pub(super) fn open(path: &Path) -> Result<Self, DatabaseError> {
+        let connection = Connection::open(path)?;
+        connection.pragma_update(None, "cache_size", CACHE_KIB)?;
+        let database = database::prepare(connection, MIGRATIONS)?;
+        database.set_prepared_statement_cache_capacity(32);
+        let (segments, sent) = (BTreeMap::new(), HashMap::new());
+        Ok(Self { database, segments, sent, quota_owner_of: HashMap::new(), next_segment: 0 })
     }
 
-    pub(super) fn is_own(&self, key: &ContentKey, known: &IndexedContent, owner: &OwnerKey) -> bool {
-        self.frame(known).owner == *owner || self.extra_owners.contains(&(*key, *owner))
+    /// Returns the rows of a statement as a collection.
+    pub(super) fn query<T, C: FromIterator<T>>(
+        &self,
+        sql: &str,
+        parameters: impl Params,
+        row: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<C, DatabaseError> {
+        Ok(self.database.prepare_cached(sql)?.query_map(parameters, row)?.collect::<Result<C, _>>()?)
     }
 
-    pub(super) fn locate(&self, key: &ContentKey) -> Option<ContentLocation> {
-        let known = self.contents.get(key)?;
-        let FrameRecord { segment, start, length, .. } = *self.frame(known);
-        let place = FrameSlice { frame: start, length, inside: known.inside(), size: known.size };
-        let file = Arc::clone(&self.segments.get(&segment)?.content);
-        Some(ContentLocation { file, segment, place, recipe: known.is_recipe() })
-    }
-
-    /// Adds a frame and returns its number.
-    pub(super) fn add_frame(&mut self, frame: FrameRecord) -> u32 {
-        match self.free_frames.pop() {
-            Some(number) => {
-                self.frames[number as usize] = frame;
-                number
-            }
-            None => {
-                self.frames.push(frame);
-                u32::try_from(self.frames.len() - 1).unwrap_or(u32::MAX)
-            }
+    /// Begins a transaction unless one is open.
+    pub(super) fn begin(&self) -> Result<(), DatabaseError> {
+        if self.database.is_autocommit() {
+            self.database.execute_batch("BEGIN IMMEDIATE")?;
         }
+        Ok(())
     }
 
-    /// Adds the rows of a segment from an earlier run.
-    pub(super) fn reopen(&mut self, segment: u32, rows: &[IndexRow]) {
-        let mut numbers = HashMap::new();
-        for row in rows {
-            let IndexRow { hash, owner, kind, place: FrameSlice { frame: start, length, .. } } = *row;
-            if kind == RowKind::Owner {
-                self.extra_owners.insert((ContentKey::of(&hash), owner));
-                continue;
-            }
-            let frame = FrameRecord { segment, start, length, owner };
-            let number = *numbers.entry(start).or_insert_with(|| self.add_frame(frame));
-            self.insert(row, number, 0);
+    /// Makes the changes durable. The content that they point to is durable already.
+    pub(super) fn commit(&self) -> Result<(), DatabaseError> {
+        if !self.database.is_autocommit() {
+            self.database.execute_batch("COMMIT; PRAGMA shrink_memory")?;
         }
+        Ok(())
     }
 
-    /// Adds a content that is in the frame with this number.
-    pub(super) fn insert(&mut self, row: &IndexRow, frame: u32, touched: u32) {
-        let (key, FrameSlice { inside, size, .. }) = (ContentKey::of(&row.hash), row.place);
-        let known = IndexedContent::new(frame, inside, size, row.kind == RowKind::Recipe, touched);
-        // A second location in a later segment means that the content was moved there.
-        if let Some(before) = self.contents.insert(key, known) {
-            let first = self.frame(&before).owner;
-            if first != row.owner {
-                self.extra_owners.insert((key, first));
-            }
+    /// Returns the latest time when a content was asked for.
+    pub(super) fn latest_time(&self) -> Result<u32, DatabaseError> {
+        let sql = "SELECT coalesce(max(asked), 0) FROM contents";
+        Ok(self.database.query_row(sql, [], |row| row.get(0))?)
+    }
+
+    /// Looks up contents, and records that they were asked for.
+    pub(super) fn find(
+        &self,
+        owner: &OwnerKey,
+        keys: &[ContentKey],
+        now: u32,
+    ) -> Result<Vec<Option<FoundContent>>, DatabaseError> {
+        let mut sorted: Vec<(ContentKey, usize)> = keys.iter().copied().zip(0..).collect();
+        sorted.sort_unstable_by_key(|(key, _)| u128::from_be_bytes(key.0));
+        let bytes = concatenate(sorted.iter().map(|(key, _)| key));
+        let mut found = vec![None; keys.len()];
+        let mut oldest = now;
+        let mut statement = self.database.prepare_cached(over_keys!(
+            "SELECT number, size, recipe, asked, frames.owner = ?2 OR EXISTS (
+                 SELECT 1 FROM content_owners WHERE key = contents.key AND owner = ?2)
+             FROM keys CROSS JOIN contents USING (key) CROSS JOIN frames ON id = frame"
+        ))?;
+        let mut rows = statement.query(params![bytes, owner.0])?;
+        while let Some(row) = rows.next()? {
+            let (_, number) = sorted[row.get::<_, u32>(0)? as usize];
+            found[number] =
+                Some(FoundContent { size: row.get(1)?, recipe: row.get(2)?, is_own: row.get(4)? });
+            oldest = oldest.min(row.get(3)?);
         }
-    }
-
-    /// Removes the contents for which `stays` returns false. Returns the number of removed contents.
-    pub(super) fn retain(&mut self, mut stays: impl FnMut(&ContentKey, &IndexedContent) -> bool) -> u64 {
-        let before = self.contents.len();
-        self.contents.retain(|key, known| stays(key, known));
-        let Self { contents, extra_owners: owners, .. } = self;
-        owners.retain(|(key, _)| contents.get(key).is_some());
-        self.release_empty_frames();
-        (before - self.contents.len()) as u64
-    }
-
-    /// Makes the numbers of empty frames available again.
-    fn release_empty_frames(&mut self) {
-        let mut used = vec![false; self.frames.len()];
-        self.contents.iter().for_each(|(_, known)| used[known.frame as usize] = true);
-        let last = used.iter().rposition(|used| *used).map_or(0, |last| last + 1);
-        self.frames.truncate(last);
-        self.frames.shrink_to(last + last / 8);
-        self.free_frames =
-            (0..).zip(&used[..last]).filter_map(|(number, used)| (!used).then_some(number)).collect();
-    }
-
-    /// Returns the frames that hold content, with their numbers.
-    pub(super) fn frames(&self) -> impl Iterator<Item = (u32, &FrameRecord)> {
-        let free: HashSet<u32> = self.free_frames.iter().copied().collect();
-        (0..).zip(&self.frames).filter(move |(number, _)| !free.contains(number))
-    }
-
-    /// Records the new location of a moved frame.
-    pub(super) fn move_frame(&mut self, number: u32, segment: u32, start: u32) {
-        if let Some(frame) = self.frames.get_mut(number as usize) {
-            frame.segment = segment;
-            frame.start = start;
+        if let Some(before) = now.checked_sub(ASKED_ACCURACY).filter(|before| oldest < *before) {
+            let sql = over_keys!(
+                "UPDATE contents SET asked = ?2 WHERE key IN (SELECT key FROM keys) AND asked < ?3"
+            );
+            self.database.prepare_cached(sql)?.execute(params![bytes, now, before])?;
         }
+        Ok(found)
+    }
+
+    pub(super) fn locate(&self, key: &ContentKey) -> Result<Option<ContentLocation>, DatabaseError> {
+        let sql = "SELECT id, segment, start, length, inside, size, recipe
+                   FROM contents CROSS JOIN frames ON id = frame WHERE key = ?1";
+        let row = |row: &Row<'_>| {
+            let frame = FrameLocation { segment: row.get(1)?, start: row.get(2)?, length: row.get(3)? };
+            let content = FrameContent { key: *key, inside: row.get(4)?, size: row.get(5)? };
+            Ok((row.get(0)?, frame, content, row.get(6)?))
+        };
+        let found = self.database.prepare_cached(sql)?.query_row([key.0], row).optional()?;
+        Ok(found.and_then(|(id, frame, content, recipe)| {
+            let file = Arc::clone(&self.segments.get(&frame.segment)?.content);
+            Some(ContentLocation { file, id, frame, content, recipe })
+        }))
+    }
+
+    /// Returns the contents of a frame in the order of their keys.
+    pub(super) fn contents_of(&self, frame: i64) -> Result<Vec<FrameContent>, DatabaseError> {
+        let sql = "SELECT key, inside, size FROM contents WHERE frame = ?1 ORDER BY key";
+        let row = |row: &Row<'_>| {
+            Ok(FrameContent { key: ContentKey::from_row(row)?, inside: row.get(1)?, size: row.get(2)? })
+        };
+        self.query(sql, [frame], row)
+    }
+
+    /// Adds a frame and those of its contents that are not in the index yet.
+    pub(super) fn insert(
+        &self,
+        frame: &FrameLocation,
+        owner: &OwnerKey,
+        contents: &[FrameContent],
+        recipe: bool,
+        now: u32,
+    ) -> Result<(), DatabaseError> {
+        let FrameLocation { segment, start, length } = *frame;
+        self.database
+            .prepare_cached("INSERT INTO frames (segment, start, length, owner) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![segment, start, length, owner.0])?;
+        let frame = self.database.last_insert_rowid();
+        let mut statement = self.database.prepare_cached(
+            "INSERT INTO contents (key, frame, inside, size, recipe, asked) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT DO NOTHING",
+        )?;
+        for FrameContent { key, inside, size } in contents {
+            statement.execute(params![key.0, frame, inside, size, recipe, now])?;
+        }
+        Ok(())
+    }
+
+    /// Makes `owner` an additional owner of those of these contents that are present.
+    pub(super) fn add_owner(&self, owner: &OwnerKey, keys: &[ContentKey]) -> Result<(), DatabaseError> {
+        let sql = over_keys!(
+            "INSERT OR IGNORE INTO content_owners (key, owner)
+             SELECT key, ?2 FROM keys CROSS JOIN contents USING (key) CROSS JOIN frames ON id = frame
+             WHERE frames.owner <> ?2"
+        );
+        let mut statement = self.database.prepare_cached(sql)?;
+        for keys in keys.chunks(MAX_BATCH) {
+            statement.execute(params![concatenate(keys), owner.0])?;
+        }
+        Ok(())
     }
 
     pub(super) fn used_bytes(&self) -> u64 {
@@ -168,11 +272,10 @@ impl ContentIndex {
         self.quota_owner_of.insert(owner, share);
     }
 
-    pub(super) fn recount_sent(&mut self) {
-        let mut sent: HashMap<OwnerKey, u64> = HashMap::new();
-        for (_, frame) in self.frames() {
-            *sent.entry(frame.owner).or_default() += u64::from(frame.length);
-        }
-        self.sent = sent;
+    pub(super) fn recount_sent(&mut self) -> Result<(), DatabaseError> {
+        let sql = "SELECT owner, sum(length) FROM frames GROUP BY owner";
+        let row = |row: &Row<'_>| Ok((OwnerKey(row.get(0)?), row.get::<_, i64>(1)?.cast_unsigned()));
+        self.sent = self.query(sql, [], row)?;
+        Ok(())
     }
 }

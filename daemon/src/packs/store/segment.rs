@@ -1,71 +1,83 @@
-//! The two files of a segment: the concatenated frames, and the rows that point into them.
+//! Segments: files of concatenated frames, to which the index points.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::rows::{IndexRow, ROW_SIZE, RowKind};
+use super::index::{ContentIndex, ContentSegment};
+use crate::database::DatabaseError;
 
 /// Size in bytes from which on a segment is full.
 pub(super) const SEGMENT_FULL_SIZE: u32 = 64 << 20;
 
-pub(super) fn content_path(directory: &Path, number: u32) -> PathBuf {
+fn content_path(directory: &Path, number: u32) -> PathBuf {
     directory.join(format!("{number:08}.content"))
 }
 
-fn rows_path(directory: &Path, number: u32) -> PathBuf {
-    directory.join(format!("{number:08}.rows"))
+/// Returns the numbers of the files in `directory` with this extension, in ascending order.
+pub(super) fn numbers(directory: &Path, extension: &str) -> io::Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let stem = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+        numbers.extend(stem.filter(|_: &u32| path.extension().is_some_and(|found| found == extension)));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
-/// Content file of a segment, the length of its content in bytes, and its rows.
-pub(super) type ReopenedSegment = (Arc<File>, u32, Vec<IndexRow>);
+pub(super) fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
 
-/// Opens a segment of an earlier run, truncates content that no row points to, and returns its rows. If the segment
-/// has no rows or no content file, removes its files and returns `None`.
-pub(super) fn reopen(directory: &Path, number: u32) -> io::Result<Option<ReopenedSegment>> {
-    let rows = read_rows(directory, number)?;
-    let content = content_path(directory, number);
-    let file = match OpenOptions::new().read(true).write(true).open(&content) {
-        Ok(file) if !rows.is_empty() => file,
-        Ok(_) => return remove_files(directory, number).map(|()| None),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return remove_files(directory, number).map(|()| None);
+pub(super) fn remove(directory: &Path, number: u32) -> io::Result<()> {
+    remove_file(&content_path(directory, number))
+}
+
+impl ContentIndex {
+    /// Opens the segments of an earlier run: removes those that no row points to, truncates the others after the last
+    /// byte that one points to, and forgets the content of segments that are gone.
+    pub(super) fn open_segments(&mut self, directory: &Path) -> io::Result<()> {
+        let mut ends = self.segment_ends()?;
+        for number in numbers(directory, "content")? {
+            self.next_segment = number + 1;
+            let Some(end) = ends.remove(&number) else {
+                remove(directory, number)?;
+                continue;
+            };
+            let file = OpenOptions::new().read(true).write(true).open(content_path(directory, number))?;
+            if file.metadata()?.len() > u64::from(end) {
+                file.set_len(end.into())?;
+            }
+            // This store never writes rows past the end of the file. Reading such content fails, and it is then sent
+            // again.
+            self.segments.insert(number, ContentSegment { content: Arc::new(file), length: end });
         }
-        Err(error) => return Err(error),
-    };
-    let in_file = rows.iter().filter(|row| row.kind != RowKind::Owner);
-    let end = in_file.map(|row| row.place.frame.saturating_add(row.place.length)).max().unwrap_or(0);
-    let length = file.metadata()?.len();
-    if length > u64::from(end) {
-        file.set_len(end.into())?;
-    }
-    // This store never writes rows past the end of the file. Reading such content fails, and it is then sent again.
-    Ok(Some((Arc::new(file), end, rows)))
-}
-
-/// Reads the rows of a segment from disk, up to the first damaged one.
-pub(super) fn read_rows(directory: &Path, number: u32) -> io::Result<Vec<IndexRow>> {
-    let mut bytes = Vec::new();
-    match File::open(rows_path(directory, number)) {
-        Ok(mut file) => file.read_to_end(&mut bytes).map(|_| ())?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let whole = bytes.chunks_exact(ROW_SIZE).map_while(|row| IndexRow::decode(row.try_into().ok()?));
-    Ok(whole.collect())
-}
-
-pub(super) fn remove_files(directory: &Path, number: u32) -> io::Result<()> {
-    // The rows are removed first: content without rows is removed at the next start.
-    for path in [rows_path(directory, number), content_path(directory, number)] {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        for gone in ends.into_keys() {
+            self.next_segment = self.next_segment.max(gone + 1);
+            self.forget_segment(gone)?;
         }
+        Ok(())
     }
-    Ok(())
+
+    pub(super) fn segment_ends(&self) -> Result<BTreeMap<u32, u32>, DatabaseError> {
+        let sql = "SELECT segment, max(start + length) FROM frames GROUP BY segment";
+        self.query(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))
+    }
+
+    fn forget_segment(&self, number: u32) -> Result<(), DatabaseError> {
+        self.begin()?;
+        let contents = "DELETE FROM contents WHERE frame IN (SELECT id FROM frames WHERE segment = ?1)";
+        self.database.execute(contents, [number])?;
+        self.database.execute("DELETE FROM frames WHERE segment = ?1", [number])?;
+        self.commit()
+    }
 }
 
 /// Writer of the segment that is being appended to.
@@ -75,20 +87,17 @@ pub(super) struct ContentSegmentWriter {
     pub content: Arc<File>,
     /// Offset of the next frame in the content file.
     pub next_offset: u32,
-    rows: File,
-    /// Rows whose content is written but may not be durable yet.
-    pending_rows: Vec<IndexRow>,
     /// True if content was written since the last sync.
     is_dirty: bool,
 }
 
 impl ContentSegmentWriter {
     pub(super) fn create(directory: &Path, number: u32) -> io::Result<Self> {
-        let new = |path| OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
-        let content = Arc::new(new(content_path(directory, number))?);
-        let rows = new(rows_path(directory, number))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let content = Arc::new(options.open(content_path(directory, number))?);
         File::open(directory)?.sync_all()?;
-        Ok(Self { number, content, next_offset: 0, rows, pending_rows: Vec::new(), is_dirty: false })
+        Ok(Self { number, content, next_offset: 0, is_dirty: false })
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -110,30 +119,12 @@ impl ContentSegmentWriter {
         Ok(start)
     }
 
-    pub(super) fn queue_row(&mut self, row: IndexRow) {
-        self.pending_rows.push(row);
-    }
-
-    /// Makes written content and then its rows durable.
+    /// Makes written content durable.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.is_dirty {
             self.content.sync_data()?;
             self.is_dirty = false;
         }
-        if self.pending_rows.is_empty() {
-            return Ok(());
-        }
-        let bytes: Vec<u8> = self.pending_rows.iter().flat_map(IndexRow::encode).collect();
-        let before = self.rows.metadata()?.len();
-        if let Err(error) = self.rows.write_all(&bytes) {
-            // A truncated row would hide the rows after it.
-            self.rows.set_len(before)?;
-            io::Seek::seek(&mut self.rows, io::SeekFrom::Start(before))?;
-            return Err(error);
-        }
-        self.rows.sync_data()?;
-        // A new vector instead of `clear` frees the memory between uploads.
-        self.pending_rows = Vec::new();
         Ok(())
     }
 }

@@ -8,12 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hearth_pack::identity::ContentHash;
+use rusqlite::{Row, params};
 
-use super::index::{ContentIndex, ContentSegment, FrameRecord};
-use super::rows::{FrameSlice, IndexRow, RowKind};
+use super::index::{
+    ASKED_ACCURACY, ContentIndex, ContentKey, ContentSegment, FrameLocation, concatenate, over_keys,
+};
 use super::segment::ContentSegmentWriter;
-use super::table::ContentKey;
-use super::{ContentStore, ContentStoreInner, OwnerKey, seconds_before, segment};
+use super::{ContentStore, ContentStoreInner, OwnerKey, segment};
+use crate::database::DatabaseError;
+
+/// Maximum number of contents that are removed while the index is locked.
+const MAX_REMOVED: usize = 1 << 13;
 
 /// Result of a sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,167 +42,159 @@ impl ContentStore {
     ) -> io::Result<PackSweepResult> {
         let live = self.with_pieces(live)?;
         let before = self.used_bytes();
-        let oldest = seconds_before(self.0.now(), grace);
-        let contents = {
-            let mut index = self.0.index();
-            let ended =
-                ended.map(|(owner, contents)| index.owned_only_by(owner, contents)).unwrap_or_default();
-            index.retain(|key, known| {
-                live.contains(key) || (known.last_asked >= oldest && !grace.is_zero() && !ended.contains(key))
-            })
-        };
-        if (grace.is_zero() || ended.is_some())
-            && let Some(mut writer) = self.0.writer().take()
-        {
-            writer.sync()?;
+        let mut contents = 0;
+        if let Some((owner, ended)) = ended {
+            let keys: Vec<ContentKey> = ended.iter().map(ContentKey::of).collect();
+            for keys in keys.chunks(MAX_REMOVED) {
+                let index = self.0.index();
+                let alone = index.owned_only_by(owner, keys)?;
+                contents += index.remove(alone.iter().filter(|key| !live.contains(key)))?;
+            }
         }
-        self.0.compact()?;
+        let oldest = match u32::try_from(grace.as_secs()) {
+            Ok(0) => u32::MAX,
+            grace => self.0.now().saturating_sub(grace.unwrap_or(u32::MAX).saturating_add(ASKED_ACCURACY)),
+        };
+        let mut after = None;
+        loop {
+            let index = self.0.index();
+            let batch = index.asked_before(oldest, after)?;
+            after = batch.last().copied();
+            if after.is_none() {
+                break;
+            }
+            contents += index.remove(batch.iter().filter(|key| !live.contains(key)))?;
+        }
+        self.0.compact(grace.is_zero() || ended.is_some())?;
         let mut index = self.0.index();
-        index.recount_sent();
+        index.recount_sent()?;
         Ok(PackSweepResult { contents, bytes: before.saturating_sub(index.used_bytes()) })
     }
 
     fn with_pieces(&self, live: &HashSet<ContentHash>) -> io::Result<HashSet<ContentKey>> {
-        let is_recipe = |hash: &&ContentHash| {
-            let index = self.0.index();
-            index.contents.get(&ContentKey::of(hash)).is_some_and(|known| known.is_recipe())
-        };
-        let recipes: Vec<&ContentHash> = live.iter().filter(is_recipe).collect();
         let mut all: HashSet<ContentKey> = live.iter().map(ContentKey::of).collect();
+        let sql = "SELECT key FROM contents WHERE recipe";
+        let mut recipes: Vec<ContentKey> = self.0.index().query(sql, [], ContentKey::from_row)?;
+        recipes.retain(|recipe| all.contains(recipe));
         for recipe in recipes {
-            all.extend(
-                self.pieces(recipe)?.unwrap_or_default().iter().map(|piece| ContentKey::of(&piece.hash)),
-            );
+            let Some(lying) = self.0.index().locate(&recipe)? else { continue };
+            all.extend(lying.read_recipe()?.iter().map(|piece| ContentKey::of(&piece.hash)));
         }
         Ok(all)
     }
 }
 
 impl ContentStoreInner {
-    /// Removes empty segments, and moves the content of sparse ones. Rows that name additional owners may be lost
-    /// with a removed segment; at worst such an owner is asked for a proof again.
-    fn compact(&self) -> io::Result<()> {
+    /// Removes empty segments, and moves the content of sparse ones.
+    fn compact(&self, close: bool) -> io::Result<()> {
         // The lock blocks appends meanwhile; reads continue.
         let mut held = self.writer();
+        self.index().remove_empty_frames()?;
+        self.sync(&mut held)?;
+        if close {
+            *held = None;
+        }
         let current = held.as_ref().map(|writer| writer.number);
-        let (sparse, frames) = {
-            let index = self.index();
-            let sparse = index.sparse_segments(current);
-            let frames = index.frames_of(&sparse);
-            (sparse, frames)
-        };
         // Empty segments are removed first, because moving content needs space.
-        let (moving, empty): (Vec<u32>, Vec<u32>) =
-            sparse.into_iter().partition(|number| frames.contains_key(number));
+        let (empty, moving): (Vec<_>, Vec<_>) =
+            self.index().sparse_segments(current)?.into_iter().partition(|(_, needed)| *needed == 0);
         self.remove_segments(&empty)?;
-        let mut moved = HashMap::new();
-        for (number, frames) in &frames {
-            // The complete hashes are only in the rows: the index has half of each.
-            let mut rows: HashMap<u32, Vec<IndexRow>> = HashMap::new();
-            for row in segment::read_rows(&self.directory, *number)? {
-                if row.kind != RowKind::Owner && self.is_located_at(&row, *number) {
-                    moved.insert(ContentKey::of(&row.hash), row.hash);
-                    rows.entry(row.place.frame).or_default().push(row);
-                }
-            }
-            for (frame, at) in frames {
+        for (number, _) in &moving {
+            let frames = self.index().frames_of(*number)?;
+            for (id, from) in frames {
                 let writer = self.open_writer(&mut held)?;
-                self.move_frame(writer, *frame, at, rows.get(&at.start).map_or(&[], Vec::as_slice))?;
+                self.move_frame(writer, id, &from)?;
             }
         }
-        if let Some(writer) = held.as_mut() {
-            let index = self.index();
-            for (key, owner) in &index.extra_owners {
-                let Some(&hash) = moved.get(key) else { continue };
-                writer.queue_row(IndexRow {
-                    hash,
-                    owner: *owner,
-                    kind: RowKind::Owner,
-                    place: FrameSlice::default(),
-                });
-            }
-            drop(index);
-            writer.sync()?;
-        }
+        self.sync(&mut held)?;
         self.remove_segments(&moving)
     }
 
-    /// Reports whether a row gives the current location of its content.
-    fn is_located_at(&self, row: &IndexRow, segment: u32) -> bool {
-        let index = self.index();
-        index.contents.get(&ContentKey::of(&row.hash)).is_some_and(|known| {
-            let frame = index.frame(known);
-            (frame.segment, frame.start) == (segment, row.place.frame)
-        })
-    }
-
-    fn remove_segments(&self, numbers: &[u32]) -> io::Result<()> {
-        for number in numbers {
+    fn remove_segments(&self, segments: &[(u32, u64)]) -> io::Result<()> {
+        for (number, _) in segments {
             self.index().segments.remove(number);
-            segment::remove_files(&self.directory, *number)?;
+            segment::remove(&self.directory, *number)?;
         }
         Ok(())
     }
 
-    fn move_frame(
-        &self,
-        writer: &mut ContentSegmentWriter,
-        number: u32,
-        from: &FrameRecord,
-        rows: &[IndexRow],
-    ) -> io::Result<()> {
+    fn move_frame(&self, writer: &mut ContentSegmentWriter, id: i64, from: &FrameLocation) -> io::Result<()> {
         let file = self.index().segments.get(&from.segment).map(|segment| Arc::clone(&segment.content));
         let Some(file) = file else { return Ok(()) };
         let mut bytes = vec![0; from.length as usize];
         file.read_exact_at(&mut bytes, from.start.into())?;
-        let start = writer.append_frame(&bytes)?;
-        let mut index = self.index();
-        let segment = ContentSegment { content: Arc::clone(&writer.content), length: writer.next_offset };
-        index.segments.insert(writer.number, segment);
-        index.move_frame(number, writer.number, start);
-        for row in rows {
-            writer.queue_row(IndexRow {
-                place: FrameSlice { frame: start, ..row.place },
-                owner: from.owner,
-                ..*row
-            });
-        }
-        Ok(())
+        let (to, index) = self.append_frame(writer, &bytes)?;
+        Ok(index.move_frame(id, &to)?)
     }
 }
 
 impl ContentIndex {
-    /// Returns the keys of those contents that are present and owned by `owner` only.
-    fn owned_only_by(&self, owner: &OwnerKey, contents: &[ContentHash]) -> HashSet<ContentKey> {
-        let is_alone =
-            |key: &ContentKey| self.contents.get(key).is_some_and(|known| self.frame(known).owner == *owner);
-        let mut alone: HashSet<ContentKey> = contents.iter().map(ContentKey::of).filter(is_alone).collect();
-        self.extra_owners
-            .iter()
-            .filter(|(_, other)| other != owner)
-            .for_each(|(key, _)| _ = alone.remove(key));
-        alone
+    /// Returns those of these contents that are present and owned by `owner` only.
+    fn owned_only_by(
+        &self,
+        owner: &OwnerKey,
+        keys: &[ContentKey],
+    ) -> Result<HashSet<ContentKey>, DatabaseError> {
+        let sql = over_keys!(
+            "SELECT key FROM keys CROSS JOIN contents USING (key) CROSS JOIN frames ON id = frame
+             WHERE frames.owner = ?2 AND NOT EXISTS (
+                 SELECT 1 FROM content_owners WHERE key = contents.key AND owner <> ?2)"
+        );
+        self.query(sql, params![concatenate(keys), owner.0], ContentKey::from_row)
     }
 
-    /// Returns the segments of which less than half is needed, except for the one that is being written.
-    fn sparse_segments(&self, current: Option<u32>) -> HashSet<u32> {
-        let mut needed: HashMap<u32, u64> = HashMap::new();
-        for (_, frame) in self.frames() {
-            *needed.entry(frame.segment).or_default() += u64::from(frame.length);
+    /// Returns the next contents after `after`, in the order of their keys, that were last asked for before `oldest`.
+    fn asked_before(&self, oldest: u32, after: Option<ContentKey>) -> Result<Vec<ContentKey>, DatabaseError> {
+        let sql = "SELECT key FROM contents WHERE key > ?1 AND asked < ?2 ORDER BY key LIMIT ?3";
+        let after = after.map_or_else(Vec::new, |key| key.0.to_vec());
+        let most = u32::try_from(MAX_REMOVED).unwrap_or(u32::MAX);
+        self.query(sql, params![after, oldest, most], ContentKey::from_row)
+    }
+
+    /// Removes contents and their owners. Returns the number of removed contents.
+    fn remove<'k>(&self, keys: impl Iterator<Item = &'k ContentKey>) -> Result<u64, DatabaseError> {
+        let keys = concatenate(keys);
+        if keys.is_empty() {
+            return Ok(0);
         }
+        self.begin()?;
+        let sql = over_keys!("DELETE FROM contents WHERE key IN (SELECT key FROM keys)");
+        Ok(self.database.prepare_cached(sql)?.execute([keys])? as u64)
+    }
+
+    fn remove_empty_frames(&self) -> Result<(), DatabaseError> {
+        self.begin()?;
+        let sql = "DELETE FROM frames WHERE NOT EXISTS (SELECT 1 FROM contents WHERE frame = id)";
+        self.database.execute(sql, [])?;
+        Ok(())
+    }
+
+    /// Returns the segments of which less than half is needed, except for the one that is being written, with the
+    /// number of needed bytes.
+    fn sparse_segments(&self, current: Option<u32>) -> Result<Vec<(u32, u64)>, DatabaseError> {
+        let sql = "SELECT segment, sum(length) FROM frames GROUP BY segment";
+        let row = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned()));
+        let needed: HashMap<u32, u64> = self.query(sql, [], row)?;
         let is_sparse = |(number, segment): (&u32, &ContentSegment)| {
             let needed = needed.get(number).copied().unwrap_or_default();
-            (Some(*number) != current && needed * 2 < u64::from(segment.length).max(1)).then_some(*number)
+            let sparse = Some(*number) != current && needed * 2 < u64::from(segment.length).max(1);
+            sparse.then_some((*number, needed))
         };
-        self.segments.iter().filter_map(is_sparse).collect()
+        Ok(self.segments.iter().filter_map(is_sparse).collect())
     }
 
-    /// Returns the needed frames of these segments, by segment.
-    fn frames_of(&self, segments: &HashSet<u32>) -> HashMap<u32, Vec<(u32, FrameRecord)>> {
-        let mut frames: HashMap<u32, Vec<(u32, FrameRecord)>> = HashMap::new();
-        for (number, frame) in self.frames().filter(|(_, frame)| segments.contains(&frame.segment)) {
-            frames.entry(frame.segment).or_default().push((number, *frame));
-        }
-        frames
+    /// Returns the frames of a segment with their ids.
+    fn frames_of(&self, segment: u32) -> Result<Vec<(i64, FrameLocation)>, DatabaseError> {
+        let row = |row: &Row<'_>| {
+            Ok((row.get(0)?, FrameLocation { segment, start: row.get(1)?, length: row.get(2)? }))
+        };
+        self.query("SELECT id, start, length FROM frames WHERE segment = ?1", [segment], row)
+    }
+
+    fn move_frame(&self, id: i64, to: &FrameLocation) -> Result<(), DatabaseError> {
+        self.begin()?;
+        let sql = "UPDATE frames SET segment = ?2, start = ?3 WHERE id = ?1";
+        self.database.execute(sql, params![id, to.segment, to.start])?;
+        Ok(())
     }
 }

@@ -1,0 +1,51 @@
+//! SQLite databases of the daemon: each has a write-ahead log, one connection, and a schema version.
+
+use std::io;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+
+/// Time that a statement waits for another process that holds the database open, such as a backup.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    #[error(
+        "schema version {found} is newer than this hearthd knows ({known}); it was written by a later release"
+    )]
+    TooNew { found: usize, known: usize },
+}
+
+impl From<DatabaseError> for io::Error {
+    fn from(error: DatabaseError) -> Self {
+        match &error {
+            DatabaseError::Sqlite(sqlite) if sqlite.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+                Self::new(io::ErrorKind::StorageFull, error)
+            }
+            _ => Self::other(error),
+        }
+    }
+}
+
+/// Sets up a connection and migrates the schema. Each migration raises the schema version by one.
+pub fn prepare(mut connection: Connection, migrations: &[&str]) -> Result<Connection, DatabaseError> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // FULL: acknowledged data survives a power failure, not only a crash of the daemon.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let version = usize::try_from(version).unwrap_or(usize::MAX);
+    if version > migrations.len() {
+        return Err(DatabaseError::TooNew { found: version, known: migrations.len() });
+    }
+    for (step, sql) in migrations.iter().enumerate().skip(version) {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
+        transaction.execute_batch(sql)?;
+        transaction.pragma_update(None, "user_version", i64::try_from(step + 1).unwrap_or(i64::MAX))?;
+        transaction.commit()?;
+    }
+    Ok(connection)
+}
