@@ -69,20 +69,22 @@ impl ImagesService {
         let remote = remote.map_err(|error| ApiError::from(crate::image::ImageError::from(error)))?;
         let (images, transfer) = (self.images.clone(), Arc::new(TransferProgress::default()));
         let (shown, caller) = (Arc::clone(&transfer), caller.name.clone());
-        Ok(events(shown, async move {
+        let span = tracing::info_span!("image", operation = "pull", image.name = full_name(&source));
+        let work = async move {
             let name = images.room_registries().qualify(tag.clone()).to_string();
             let destination = ImageDestination::Tag(tag);
             let (remote, reference, caller) = (&remote, &source, caller.as_str());
             let pull = ImagePull { remote, reference, caller, platforms, destination };
             let pulled = images.pull(pull, &transfer).await?;
-            tracing::info!(image.digest = %pulled.manifest.digest, source = full_name(&source), image.name = name, "image pulled");
+            tracing::info!(image.digest = %pulled.manifest.digest, target = name, "image pulled");
             Ok(v1::TransferDone {
                 digest: pulled.manifest.digest.to_string(),
                 reference: name,
                 sent_bytes: transfer.snapshot().bytes.saturating_sub(pulled.reused_bytes),
                 reused_bytes: pulled.reused_bytes,
             })
-        }))
+        };
+        Ok(span.in_scope(|| events(shown, work)))
     }
 
     pub(super) fn start_push(
@@ -103,7 +105,8 @@ impl ImagesService {
         let remote = remote.map_err(|error| ApiError::from(crate::image::ImageError::from(error)))?;
         let (images, transfer) = (self.images.clone(), Arc::new(TransferProgress::default()));
         let shown = Arc::clone(&transfer);
-        Ok(events(shown, async move {
+        let span = tracing::info_span!("image", operation = "push", image.name = %source);
+        let work = async move {
             let (manifest, sent) = images.push(&remote, &source, &target, &transfer).await?;
             tracing::info!(image.digest = %manifest.digest, target = full_name(&target), "image pushed");
             Ok(v1::TransferDone {
@@ -112,7 +115,8 @@ impl ImagesService {
                 sent_bytes: sent.sent_bytes,
                 reused_bytes: sent.reused_bytes,
             })
-        }))
+        };
+        Ok(span.in_scope(|| events(shown, work)))
     }
 }
 
