@@ -13,3 +13,4 @@ pub mod receive;
 mod revocable_body;
 pub mod serve;
 pub mod shares;
+mod unread_request;

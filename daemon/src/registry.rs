@@ -5,5 +5,6 @@ pub mod http;
 mod uploads;
 
 pub use http::{
-    RegistryApi, RouteKind, RouteMethod, UploadLimits, route_pattern, too_many_requests, unauthorized,
+    RegistryApi, RouteKind, RouteMethod, UploadLimits, invalid_token, route_pattern, too_many_requests,
+    unauthorized,
 };

@@ -34,7 +34,7 @@ pub struct ImageManifest {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageIndex {
-    pub manifests: Vec<IndexEntry>,
+    pub entries: Vec<IndexEntry>,
     pub about: ManifestMetadata,
 }
 
@@ -130,8 +130,8 @@ impl Manifest {
                 artifact_type: stated(index.artifact_type),
                 annotations: index.annotations,
             };
-            let manifests = index.manifests.into_iter().map(IndexEntry::from).collect();
-            return Ok(Self::Index(ImageIndex { manifests, about }));
+            let entries = index.manifests.into_iter().map(IndexEntry::from).collect();
+            return Ok(Self::Index(ImageIndex { entries, about }));
         }
         let image: oci::Manifest = serde_json::from_slice(bytes)?;
         let mut foreign = BTreeSet::new();
@@ -174,7 +174,7 @@ impl Manifest {
                 .map(|descriptor| part(descriptor, PartKind::Blob))
                 .collect(),
             Self::Index(index) => {
-                index.manifests.iter().map(|child| part(&child.manifest, PartKind::Manifest)).collect()
+                index.entries.iter().map(|entry| part(&entry.manifest, entry.part_kind())).collect()
             }
         };
         parts.sort_unstable();
@@ -184,9 +184,15 @@ impl Manifest {
 }
 
 impl ImageIndex {
+    /// Returns the entries that are manifests or indexes. The others are blobs, such as the layers that BuildKit lists
+    /// in the index of a cache (`image-manifest=false`).
+    pub fn manifests(&self) -> impl Iterator<Item = &IndexEntry> + Clone {
+        self.entries.iter().filter(|entry| entry.part_kind() == PartKind::Manifest)
+    }
+
     /// Returns the image for `platform`, or the only image.
     pub fn for_platform(&self, platform: &Platform) -> Option<&IndexEntry> {
-        let mut images = self.manifests.iter().filter(|child| !child.is_attestation);
+        let mut images = self.manifests().filter(|child| !child.is_attestation);
         let exact = images.clone().find(|child| child.platform.as_ref() == Some(platform));
         exact
             .or_else(|| {
@@ -196,6 +202,17 @@ impl ImageIndex {
                 (Some(only), None) => Some(only),
                 _ => None,
             })
+    }
+}
+
+impl IndexEntry {
+    /// Kind of the content, by its media type.
+    fn part_kind(&self) -> PartKind {
+        if Manifest::is_accepted_media_type(&self.manifest.media_type) {
+            PartKind::Manifest
+        } else {
+            PartKind::Blob
+        }
     }
 }
 
@@ -292,6 +309,24 @@ mod tests {
     }
 
     #[test]
+    fn entries_of_an_index_that_are_no_manifests_are_blobs_and_never_the_image() {
+        let typed = |byte, media_type: &str| {
+            let mut entry = descriptor(byte);
+            entry["mediaType"] = json!(media_type);
+            entry
+        };
+        let layer = typed(1, "application/vnd.oci.image.layer.v1.tar+gzip");
+        let cache = typed(2, "application/vnd.buildkit.cacheconfig.v0");
+        let text = json!({"schemaVersion": 2, "manifests": [layer, cache, typed(3, OCI_MANIFEST_TYPE)]});
+        let manifest = Manifest::parse(OCI_INDEX_TYPE, text.to_string().as_bytes()).unwrap();
+        let kinds: Vec<_> = manifest.parts().iter().map(|part| part.kind).collect();
+        assert_eq!(kinds, [PartKind::Blob, PartKind::Blob, PartKind::Manifest]);
+        let Manifest::Index(index) = manifest else { panic!("not an index") };
+        let image = index.for_platform(&Platform::host()).map(|entry| entry.manifest.digest);
+        assert_eq!(image, Some(digest(3)));
+    }
+
+    #[test]
     fn what_is_not_what_it_is_declared_as_is_refused() {
         let image = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST_TYPE, "config": descriptor(1)});
         let refused = |media_type: &str, value: &serde_json::Value| {
@@ -311,6 +346,7 @@ mod tests {
     fn an_index_gives_the_image_of_a_platform_and_never_an_attestation() {
         let child = |byte, os: &str, architecture: &str, variant: Option<&str>| {
             let mut child = descriptor(byte);
+            child["mediaType"] = json!(OCI_MANIFEST_TYPE);
             child["platform"] = json!({"os": os, "architecture": architecture, "variant": variant});
             child
         };

@@ -98,10 +98,14 @@ async fn admit_while_valid(running: RunningCall, caller: Caller, request: Reques
 }
 
 fn refuse(grpc: bool, error: AccessError) -> Response {
+    if !grpc && error == AccessError::Missing {
+        return registry::unauthorized();
+    }
+    let error = ApiError::from(error);
     if grpc {
-        tonic::Status::from(ApiError::from(error)).into_http::<axum::body::Body>().into_response()
+        tonic::Status::from(error).into_http::<axum::body::Body>().into_response()
     } else {
-        registry::unauthorized()
+        registry::invalid_token(&error.detail().code, &error.detail().message)
     }
 }
 

@@ -23,6 +23,7 @@ use tower::ServiceExt as _;
 
 use super::guarded::guarded;
 use super::receive::{PublicRequests, error_answer};
+use super::unread_request::track_reading;
 use crate::connections::{ConnectionLimitReached, ConnectionLimiter, ConnectionPeer, ConnectionPermit};
 use crate::task;
 
@@ -168,14 +169,20 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (router, used, public) = (served.router, held.usage().clone(), PublicRequests::default());
-    let service = service_fn(move |mut request: http::Request<Incoming>| {
+    let service = service_fn(move |request: http::Request<Incoming>| {
         let in_use = used.begin();
+        let (mut request, reading) = track_reading(request);
         let extensions = request.extensions_mut();
         extensions.insert(ConnectInfo(peer));
         extensions.insert(used.clone());
         extensions.insert(public.clone());
         let answer = router.clone().oneshot(request);
-        async move { answer.await.map(|answer| guarded(answer, in_use)) }
+        async move {
+            answer.await.map(|mut answer| {
+                reading.announce_close(&mut answer);
+                guarded(answer, in_use)
+            })
+        }
     });
     let builder = connection_builder();
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));

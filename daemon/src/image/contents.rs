@@ -46,10 +46,10 @@ impl ImageContents {
             Manifest::Index(index) => {
                 let limit = MAX_INDEX_ENTRIES;
                 let too_deep = || ImageError::TooDeep { digest: top.digest, limit };
-                if index.manifests.len() > MAX_INDEX_ENTRIES {
+                if index.entries.len() > MAX_INDEX_ENTRIES {
                     return Err(too_deep());
                 }
-                for child in &index.manifests {
+                for child in index.manifests() {
                     if let Manifest::Index(_) =
                         read_one(blobs, &child.manifest, size, &mut manifests, &mut sizes)?
                     {

@@ -288,7 +288,8 @@ async fn plan_pull(
                         limit: MAX_INDEX_ENTRIES,
                     });
                 }
-                for child in &index.manifests {
+                // The other entries are blobs, which are fetched as parts of the index.
+                for child in index.manifests.iter().filter(|child| child.is_manifest() || child.is_index()) {
                     let bytes = remote.fetch_child_manifest(&outline.source, child).await?;
                     outline.add(child, bytes)?;
                 }

@@ -40,7 +40,9 @@ use crate::task;
 pub use super::uploads::UploadLimits;
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+/// Header by which older clients, such as `docker manifest`, recognise a registry; without it they refuse a response.
+const API_VERSION: (HeaderName, HeaderValue) =
+    (HeaderName::from_static("docker-distribution-api-version"), HeaderValue::from_static("registry/2.0"));
 
 /// Handle of the registry's API; cheap to clone.
 #[derive(Clone)]
@@ -150,9 +152,14 @@ pub fn route_pattern(path: &str) -> Option<&'static str> {
     RegistryRoute::parse(path).ok().map(|route| route.kind().pattern())
 }
 
-/// Response 401 in the format of the distribution spec, for the layer that checks tokens.
+/// Response 401 to a request without a token, in the format of the distribution spec, for the layer that checks tokens.
 pub fn unauthorized() -> Response {
     RegistryErrorResponse::unauthorized().into_response()
+}
+
+/// Response 401 to a request whose token is refused: `reason` is the code of the error.
+pub fn invalid_token(reason: &str, message: &str) -> Response {
+    RegistryErrorResponse::invalid_token(reason, message).into_response()
 }
 
 /// Response 429 in the format of the distribution spec, for the layers that limit the requests of a caller.
@@ -174,7 +181,7 @@ async fn serve(State(registry): State<RegistryApi>, request: Request) -> Respons
     );
     let mut response = answer_request(&registry, parsed, request).instrument(span.clone()).await;
     span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "registry request answered"));
-    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    response.headers_mut().insert(API_VERSION.0, API_VERSION.1);
     let status = response.status().as_u16().to_string();
     metrics::counter!("hearth_registry_requests_total", "method" => method, "route" => label, "status" => status)
         .increment(1);

@@ -10,6 +10,7 @@ async fn without_a_caller_every_path_asks_for_a_token() {
     {
         let answer = room.client("").send("GET", path).await;
         assert_eq!(answer.header("www-authenticate"), "Basic realm=\"hearth\"", "{path}");
+        assert_eq!(answer.header("docker-distribution-api-version"), "registry/2.0", "{path}");
         answer.refused(401, "UNAUTHORIZED");
     }
     let answer = room.client("nobody").send("GET", "/v2/").await.expect(200);

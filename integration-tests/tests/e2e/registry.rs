@@ -1,11 +1,15 @@
 //! `/v2/`: the requirements of the OCI distribution spec, checked with skopeo and with plain HTTP.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
 use integration_tests::daemon::Daemon;
 use integration_tests::http::{ANY_MANIFEST, Answer, Request};
 use integration_tests::runner::Group;
 use integration_tests::shared_cases;
 use integration_tests::skopeo::skopeo;
 use integration_tests::sources::{Tree, noise, sha256};
+use integration_tests::wait::seconds;
 use serde_json::json;
 
 pub fn group() -> Group {
@@ -25,6 +29,9 @@ pub fn group() -> Group {
             a_manifest_that_names_missing_blobs_is_refused,
             a_manifest_with_a_wrong_digest_or_no_json_is_refused,
             an_image_without_layers_is_taken,
+            an_index_lists_blobs_beside_manifests,
+            a_refused_token_is_named_to_clients_of_the_registry,
+            a_refusal_before_the_end_of_a_body_announces_that_the_connection_closes,
             tags_are_listed_in_pages,
             what_is_not_there_has_the_spec_codes,
             wrong_names_are_refused,
@@ -279,6 +286,66 @@ fn a_manifest_that_names_missing_blobs_is_refused(daemon: &Daemon) {
     assert_eq!(daemon.tag_digest("missing", "1"), None);
     let answer = repository.put_manifest("1", &manifest(&absent, 6, &json!([])));
     assert_eq!(answer.registry_code(), "MANIFEST_BLOB_UNKNOWN");
+}
+
+/// BuildKit lists layers and its own config in the index of a cache (`image-manifest=false`).
+fn an_index_lists_blobs_beside_manifests(daemon: &Daemon) {
+    let repository = Repository::new(daemon, "buildcache");
+    let (layer, config) = (noise(32, 1000), b"{}");
+    let entry = |digest: &str, size: usize, media_type: &str| json!({"mediaType": media_type, "digest": digest, "size": size});
+    let put = |entries: serde_json::Value| {
+        let index = json!({"schemaVersion": 2, "manifests": entries}).to_string();
+        let request = repository.request("PUT", "manifests/cache");
+        let media_type = "application/vnd.oci.image.index.v1+json";
+        repository.send(&request.header("content-type", media_type).body(index))
+    };
+    let entries = json!([
+        entry(&repository.put_blob(&layer), layer.len(), "application/vnd.oci.image.layer.v1.tar+gzip"),
+        entry(&repository.put_blob(config), config.len(), "application/vnd.buildkit.cacheconfig.v0"),
+    ]);
+    put(entries.clone()).expect(201);
+    let get = repository.request("GET", "manifests/cache").header("accept", ANY_MANIFEST);
+    assert_eq!(repository.send(&get).expect(200).json()["manifests"], entries);
+    let absent = json!([entry(&sha256(b"absent"), 6, "application/vnd.buildkit.cacheconfig.v0")]);
+    assert_eq!(put(absent).registry_code(), "MANIFEST_BLOB_UNKNOWN");
+}
+
+fn a_refused_token_is_named_to_clients_of_the_registry(daemon: &Daemon) {
+    let expired = daemon.mint(&["--name", "late", "--scope", "full", "--ttl", "1s"]);
+    std::thread::sleep(seconds(2));
+    for (token, reason, words) in [
+        (expired.as_str(), "token_expired", "the token of `late` expired"),
+        ("x.y.z", "token_invalid", "not a participant token"),
+    ] {
+        let answer = Request::new("GET", "/v2/").basic("anyone", token).send(&daemon.listen());
+        let error = &answer.expect(401).json()["errors"][0];
+        assert_eq!((&error["code"], &error["detail"]["reason"]), (&json!("UNAUTHORIZED"), &json!(reason)));
+        assert!(error["message"].as_str().is_some_and(|message| message.contains(words)), "{error}");
+        let challenge = answer.header("www-authenticate").unwrap_or_default();
+        assert!(challenge.starts_with("Basic realm=\"hearth\", error=\"invalid_token\""), "{challenge}");
+        assert_eq!(answer.header("docker-distribution-api-version"), Some("registry/2.0"));
+    }
+}
+
+fn a_refusal_before_the_end_of_a_body_announces_that_the_connection_closes(daemon: &Daemon) {
+    let mut connection = TcpStream::connect(daemon.listen()).unwrap();
+    connection.set_read_timeout(Some(seconds(10))).unwrap();
+    let mut head_after = |request: &str| {
+        connection.write_all(request.as_bytes()).unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            connection.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        String::from_utf8(head).unwrap().to_ascii_lowercase()
+    };
+    // A request without a body leaves the connection open for the next one.
+    let head = head_after("HEAD /v2/ HTTP/1.1\r\nhost: room\r\n\r\n");
+    assert!(head.starts_with("http/1.1 401") && !head.contains("connection: close"), "{head}");
+    let put = "PUT /v2/a/blobs/uploads/b HTTP/1.1\r\nhost: room\r\ncontent-length: 1000000\r\n\r\nbegin";
+    let head = head_after(put);
+    assert!(head.starts_with("http/1.1 401") && head.contains("connection: close"), "{head}");
 }
 
 fn a_manifest_with_a_wrong_digest_or_no_json_is_refused(daemon: &Daemon) {

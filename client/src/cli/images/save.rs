@@ -81,6 +81,10 @@ async fn image_blobs(room: &Client, image: &Reference) -> Result<(Descriptor, Ve
         let index: OciIndex = parse(image, &json)?;
         let pinned = Reference { tag: None, digest: Some(digest), ..image.clone() };
         for child in index.manifests {
+            if !child.is_manifest() && !child.is_index() {
+                blobs.push(child);
+                continue;
+            }
             let (_, json) = read_small_blob(room, &pinned, Some(child.digest)).await?;
             blobs.extend(stored_blobs(parse(image, &json)?));
             manifests.push(child);

@@ -80,11 +80,11 @@ pub(super) fn images_of(
         Manifest::Image(image) => return Ok(vec![declared_image(blobs, top.digest, image)?]),
         Manifest::Index(index) => index,
     };
-    if index.manifests.len() > MAX_INDEX_ENTRIES {
+    if index.entries.len() > MAX_INDEX_ENTRIES {
         return Err(too_deep());
     }
-    let mut images = Vec::with_capacity(index.manifests.len());
-    for child in index.manifests {
+    let mut images = Vec::with_capacity(index.entries.len());
+    for child in index.manifests() {
         let Manifest::Image(image) = parse(&child.manifest, &read_json(blobs, &child.manifest)?)? else {
             return Err(too_deep());
         };

@@ -6,10 +6,14 @@ use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
+use super::API_VERSION;
 use super::route::RouteKind;
 use crate::access::policy::AccessDenied;
 use crate::image::port::{BlobError, CatalogError};
 use crate::model::{Digest, Repository};
+
+/// Challenge of a response 401. Clients of registries send the token as the password.
+const CHALLENGE: &str = "Basic realm=\"hearth\"";
 
 #[derive(Debug)]
 pub(super) struct RegistryErrorResponse {
@@ -47,13 +51,26 @@ impl RegistryErrorResponse {
         )
     }
 
+    /// Asks for a token.
     pub(super) fn unauthorized() -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
             "UNAUTHORIZED",
             "a participant token is needed: as Bearer, or as the password with any user name",
         )
-        .header(WWW_AUTHENTICATE, "Basic realm=\"hearth\"")
+        .header(WWW_AUTHENTICATE, CHALLENGE)
+    }
+
+    /// Refuses a token. The parameters `error` and `error_description` of the challenge are those of RFC 6750, section
+    /// 3; clients ignore parameters that they do not know (RFC 9110, section 11.6.1).
+    pub(super) fn invalid_token(reason: &str, message: &str) -> Self {
+        // Only these characters may be in a description.
+        let allowed = |&letter: &char| matches!(letter, ' '..='~') && letter != '"' && letter != '\\';
+        let description: String = message.chars().filter(allowed).collect();
+        Self::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message).detail(json!({"reason": reason})).header(
+            WWW_AUTHENTICATE,
+            &format!("{CHALLENGE}, error=\"invalid_token\", error_description=\"{description}\""),
+        )
     }
 
     pub(super) fn method(kind: RouteKind) -> Self {
@@ -147,8 +164,10 @@ impl IntoResponse for RegistryErrorResponse {
         }
         let mut response = Response::new(Body::from(json!({"errors": [error]}).to_string()));
         *response.status_mut() = self.status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response.headers_mut().extend(self.headers);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(API_VERSION.0, API_VERSION.1);
+        headers.extend(self.headers);
         if let Some(hidden) = self.hidden {
             response.extensions_mut().insert(*hidden);
         }
