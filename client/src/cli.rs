@@ -155,12 +155,12 @@ impl CliParseError {
     /// Prints the help text or the error, and returns the exit code.
     pub fn report(&self) -> ExitCode {
         if !self.error.use_stderr() {
-            let shown = output::line(self.error.render().to_string().trim_end());
-            return exit::report(shown, false);
+            let message = output::line(self.error.render().to_string().trim_end());
+            return exit::report(message, false);
         }
-        let shown = self.error.render().to_string();
-        output::note(shown.trim_end());
-        let first = shown.lines().next().unwrap_or_default();
+        let message = self.error.render().to_string();
+        output::note(message.trim_end());
+        let first = message.lines().next().unwrap_or_default();
         let failure = Failure::usage(first.strip_prefix("error: ").unwrap_or(first));
         if self.json
             && let Err(error) = output::json(&exit::error_document(&failure))

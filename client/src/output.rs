@@ -58,9 +58,9 @@ fn format_table(head: &[&str], rows: &[Vec<String>]) -> String {
 
 /// Escapes control characters in text from a daemon or a file name, so that it is safe for a terminal.
 pub fn printable(text: &str) -> String {
-    let shown =
+    let printable =
         |c: char| if c.is_control() && c != '\t' { c.escape_default().collect() } else { c.to_string() };
-    text.chars().map(shown).collect()
+    text.chars().map(printable).collect()
 }
 
 pub fn size(bytes: u64) -> String {

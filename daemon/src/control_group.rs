@@ -79,11 +79,11 @@ impl ControlGroup {
     /// Removes the group and those below it, whose processes have exited. Blocking: a killed process takes some time to
     /// leave its group.
     pub fn remove(&self) -> io::Result<()> {
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             match self.all_directories()?.iter().try_for_each(|directory| remove(directory)) {
                 Err(error)
-                    if error.kind() == io::ErrorKind::ResourceBusy && begun.elapsed() < LEAVE_LIMIT =>
+                    if error.kind() == io::ErrorKind::ResourceBusy && started.elapsed() < LEAVE_LIMIT =>
                 {
                     std::thread::sleep(LEAVE_PAUSE);
                 }

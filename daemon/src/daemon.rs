@@ -158,7 +158,7 @@ impl Daemon {
         let Self { config, metrics, mut listeners, tls, storage, store, blobs, disk, space, access, _lock } =
             self;
         let pulse = liveness::watch(store.clone());
-        let places = descriptors::divide_descriptors(&config.connections);
+        let connection_shares = descriptors::divide_descriptors(&config.connections);
         let kept = FileLimits { bytes: config.audit.max_bytes, age: config.audit_keep() };
         let trail = AuditTrail::open(&config.state_dir.join("audit"), kept);
         let trail = trail.context("audit trail")?;
@@ -226,9 +226,10 @@ impl Daemon {
         let builds = build::Service::start(options, ports).await?;
         owners.set_build_submitters(builds.handle().submitters());
 
-        let ingress = Ingress::new(services::ingress_options(&config, places.ingress), Arc::clone(&access))
-            .context("threads of the ingress")?
-            .with_audit(trail.clone());
+        let ingress =
+            Ingress::new(services::ingress_options(&config, connection_shares.ingress), Arc::clone(&access))
+                .context("threads of the ingress")?
+                .with_audit(trail.clone());
         let ingress = Arc::new(ingress);
         let mount_options =
             mounts::Options { directory: config.state_dir.join("instances"), storage: storage.clone() };
@@ -307,11 +308,12 @@ impl Daemon {
         let addresses = listeners.addresses.clone();
         let served = ServeOptions {
             router: app,
-            connections: ConnectionLimiter::new(places.api),
+            connections: ConnectionLimiter::new(connection_shares.api),
             stop: closing.clone(),
             grace: REQUEST_GRACE,
         };
-        let servers = listeners.serve(&served, ConnectionLimiter::new(places.socket), ingress, tls);
+        let servers =
+            listeners.serve(&served, ConnectionLimiter::new(connection_shares.socket), ingress, tls);
         drop(served);
         addresses.write(&config.state_dir)?;
         tracing::info!(

@@ -114,7 +114,7 @@ struct OpenUpload {
     kind: UploadKind,
     name: String,
     bytes: u64,
-    begun: Instant,
+    started_at: Instant,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,7 +165,7 @@ impl DiskLedger {
             kind,
             name: name.to_owned(),
             bytes: 0,
-            begun: Instant::now(),
+            started_at: Instant::now(),
         };
         ledger.unfinished.insert(number, open);
         drop(ledger);
@@ -212,14 +212,14 @@ impl DiskLedger {
     }
 
     pub fn unfinished(&self) -> Vec<UnfinishedUpload> {
-        let shown = |open: &OpenUpload| UnfinishedUpload {
+        let unfinished_upload = |open: &OpenUpload| UnfinishedUpload {
             caller: open.caller.clone(),
             kind: open.kind,
             name: open.name.clone(),
             bytes: open.bytes,
-            age: open.begun.elapsed(),
+            age: open.started_at.elapsed(),
         };
-        self.ledger().unfinished.values().map(shown).collect()
+        self.ledger().unfinished.values().map(unfinished_upload).collect()
     }
 
     pub fn kept(&self) -> BTreeMap<String, KeptBytes> {

@@ -25,14 +25,14 @@ struct PermitCounts<K> {
 /// A permit that was acquired; dropping it releases it.
 #[derive(Debug)]
 pub struct KeyedPermit<K: Eq + Hash> {
-    places: Arc<KeyedSemaphore<K>>,
+    semaphore: Arc<KeyedSemaphore<K>>,
     key: K,
 }
 
 impl<K: Eq + Hash> KeyedSemaphore<K> {
     pub fn new(all: usize, each: usize) -> Arc<Self> {
-        let taken = Mutex::new(PermitCounts { total: 0, by_key: HashMap::new() });
-        Arc::new(Self { total_limit: all, key_limit: each, counts: taken })
+        let counts = Mutex::new(PermitCounts { total: 0, by_key: HashMap::new() });
+        Arc::new(Self { total_limit: all, key_limit: each, counts })
     }
 
     /// Acquires a permit without waiting. Returns `None` when the key or the total is at its limit.
@@ -40,14 +40,14 @@ impl<K: Eq + Hash> KeyedSemaphore<K> {
     where
         K: Clone,
     {
-        let mut taken = self.lock_counts();
-        let own = taken.by_key.get(&key).copied().unwrap_or_default();
-        if own >= self.key_limit || taken.total >= self.total_limit {
+        let mut counts = self.lock_counts();
+        let key_count = counts.by_key.get(&key).copied().unwrap_or_default();
+        if key_count >= self.key_limit || counts.total >= self.total_limit {
             return None;
         }
-        taken.total += 1;
-        taken.by_key.insert(key.clone(), own + 1);
-        Some(KeyedPermit { places: Arc::clone(self), key })
+        counts.total += 1;
+        counts.by_key.insert(key.clone(), key_count + 1);
+        Some(KeyedPermit { semaphore: Arc::clone(self), key })
     }
 
     fn lock_counts(&self) -> MutexGuard<'_, PermitCounts<K>> {
@@ -58,12 +58,12 @@ impl<K: Eq + Hash> KeyedSemaphore<K> {
 
 impl<K: Eq + Hash> Drop for KeyedPermit<K> {
     fn drop(&mut self) {
-        let mut taken = self.places.lock_counts();
-        taken.total -= 1;
-        if let Some(own) = taken.by_key.get_mut(&self.key) {
-            *own -= 1;
-            if *own == 0 {
-                taken.by_key.remove(&self.key);
+        let mut counts = self.semaphore.lock_counts();
+        counts.total -= 1;
+        if let Some(key_count) = counts.by_key.get_mut(&self.key) {
+            *key_count -= 1;
+            if *key_count == 0 {
+                counts.by_key.remove(&self.key);
             }
         }
     }
@@ -77,9 +77,9 @@ mod tests {
 
     #[test]
     fn one_address_leaves_places_for_the_others_and_all_come_back() {
-        let places = KeyedSemaphore::new(10, 4);
+        let semaphore = KeyedSemaphore::new(10, 4);
         let address = |n: u8| IpAddr::from([10, 1, 0, n]);
-        let take = |from| (0..100).map_while(|_| places.try_acquire(from)).collect::<Vec<_>>();
+        let take = |from| (0..100).map_while(|_| semaphore.try_acquire(from)).collect::<Vec<_>>();
         let eve = take(address(3));
         assert_eq!(eve.len(), 4);
         let others: Vec<_> = [take(address(4)), take(address(5))].into_iter().flatten().collect();
@@ -87,6 +87,6 @@ mod tests {
         drop(eve);
         assert_eq!(take(address(5)).len(), 2, "it has two already");
         drop(others);
-        assert!(places.lock_counts().by_key.is_empty() && places.lock_counts().total == 0);
+        assert!(semaphore.lock_counts().by_key.is_empty() && semaphore.lock_counts().total == 0);
     }
 }

@@ -136,13 +136,13 @@ impl NetlinkSocket {
 
     /// Returns all objects of the kind of `message`, as one consistent list.
     pub(crate) fn dump(&mut self, message: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
             if let Some(found) = self.dump_once(message)? {
                 return Ok(found);
             }
-            if begun.elapsed() > LIMIT {
+            if started.elapsed() > LIMIT {
                 let what = "the kernel's list of links, addresses or routes keeps changing";
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }

@@ -240,7 +240,7 @@ impl PackStore {
         files: Vec<(u32, Vec<ContentPiece>)>,
     ) -> Result<Vec<(u32, Vec<u32>)>, PackError> {
         let call = self.0.find_upload(caller, id)?;
-        let look = move |shared: &PackStoreInner| {
+        let query = move |shared: &PackStoreInner| {
             let mut missing = Vec::with_capacity(files.len());
             for (entry, pieces) in files {
                 call.set_chunks(entry, &pieces)?;
@@ -250,7 +250,7 @@ impl PackStore {
             }
             Ok(missing)
         };
-        self.blocking("look for chunks", look).await
+        self.blocking("look for chunks", query).await
     }
 
     /// Starts to receive content of an upload.
@@ -443,7 +443,7 @@ impl ListingReceiver {
     /// Verifies the completed list and determines which of its content is missing.
     pub async fn finish(self) -> Result<Arc<UploadPlan>, PackError> {
         let Self { packs, call, writer, mut memory } = self;
-        let look = move |shared: &PackStoreInner| {
+        let query = move |shared: &PackStoreInner| {
             let listing = writer.finish()?;
             if listing.digest() != call.tree {
                 let (claimed, actual) = (call.tree.to_string(), listing.digest().to_string());
@@ -464,7 +464,7 @@ impl ListingReceiver {
             let presence = shared.store.presence(&call.owner, contents)?;
             call.set_list(listing, &firsts, &presence, memory)
         };
-        packs.blocking("take list", look).await
+        packs.blocking("take list", query).await
     }
 }
 

@@ -136,11 +136,11 @@ impl RegistryClient {
         }
         let begin =
             RegistryRequest::new(Method::POST, url).header(CONTENT_LENGTH, HeaderValue::from_static("0"));
-        let begun = self.send(&target.host, &scope, &begin).await?;
-        if begun.status() == StatusCode::CREATED && from.is_some() {
+        let answer = self.send(&target.host, &scope, &begin).await?;
+        if answer.status() == StatusCode::CREATED && from.is_some() {
             return Ok(PushOutcome::Mounted);
         }
-        let mut session = upload_session(&target.host, &begun)?;
+        let mut session = upload_session(&target.host, &answer)?;
         session.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
         let put = RegistryRequest::new(Method::PUT, session)
             .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
@@ -175,9 +175,9 @@ impl RegistryClient {
 }
 
 /// Returns the URL of an upload session from the answer that began it.
-fn upload_session(host: &RegistryHost, begun: &Response) -> Result<Url, RemoteError> {
-    let url = begun.url();
-    let location = begun.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+fn upload_session(host: &RegistryHost, answer: &Response) -> Result<Url, RemoteError> {
+    let url = answer.url();
+    let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let Some(next) = location.and_then(|location| url.join(location).ok()) else {
         let reason = "it began an upload without a valid location".to_owned();
         return Err(RemoteError::Answer { url: redacted_url(url), reason });

@@ -141,12 +141,12 @@ impl ChunkSink {
 
 impl io::Write for ChunkSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(CHUNK_BYTES - self.filling.len());
-        self.filling.extend_from_slice(&bytes[..taken]);
+        let count = bytes.len().min(CHUNK_BYTES - self.filling.len());
+        self.filling.extend_from_slice(&bytes[..count]);
         if self.filling.len() == CHUNK_BYTES {
             self.send_filled()?;
         }
-        Ok(taken)
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {

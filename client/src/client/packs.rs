@@ -109,8 +109,8 @@ impl Client {
     ) -> Result<SentPack, PackUploadError> {
         // The daemon may assemble an image now, which takes long: no time limit, the pings watch the
         // connection.
-        let begun = self.message_or_error(self.packs().begin(begin).await)?;
-        let upload_id = match begun.answer {
+        let begin_answer = self.message_or_error(self.packs().begin(begin).await)?;
+        let upload_id = match begin_answer.answer {
             Some(begin_pack_response::Answer::Done(result)) => {
                 return Ok(SentPack { result, ..SentPack::default() });
             }
@@ -243,11 +243,11 @@ impl Client {
                 let message = send_request(&upload_id, batch);
                 count.fetch_add(message.encoded_len() as u64, Ordering::Relaxed);
                 // The daemon closed the stream; its answer gives the reason.
-                let going = senders[worker % senders.len()].blocking_send(message).is_ok();
-                if going {
+                let is_open = senders[worker % senders.len()].blocking_send(message).is_ok();
+                if is_open {
                     on_sent(bytes);
                 }
-                going
+                is_open
             });
             read.map(|()| drop(senders))
         });

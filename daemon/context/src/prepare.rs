@@ -295,14 +295,14 @@ impl PreparerState {
     }
 }
 
-fn retry_when_changed<T>(mut look: impl FnMut() -> Result<T, ContextError>) -> Result<T, ContextError> {
+fn retry_when_changed<T>(mut attempt: impl FnMut() -> Result<T, ContextError>) -> Result<T, ContextError> {
     for _ in 1..ATTEMPTS {
-        match look() {
+        match attempt() {
             Err(ContextError::Changed { .. }) => {}
             other => return other,
         }
     }
-    look()
+    attempt()
 }
 
 /// The inputs for scanning a build's context again.

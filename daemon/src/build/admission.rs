@@ -102,14 +102,14 @@ impl BuildAdmission {
     }
 
     /// Reports whether the build of this reservation would run at once.
-    pub fn has_slot(&self, place: &Reservation) -> bool {
-        let own = self.waiting_of(&place.caller);
-        !self.draining && own <= self.slots_for(&place.caller) && self.starting() <= self.free_slots()
+    pub fn has_slot(&self, reservation: &Reservation) -> bool {
+        let own = self.waiting_of(&reservation.caller);
+        !self.draining && own <= self.slots_for(&reservation.caller) && self.starting() <= self.free_slots()
     }
 
     /// Returns an unused reservation.
-    pub fn release_reservation(&mut self, place: Reservation) {
-        let Reservation { caller } = place;
+    pub fn release_reservation(&mut self, reservation: Reservation) {
+        let Reservation { caller } = reservation;
         if let Some(count) = self.reservations.get_mut(&caller) {
             *count -= 1;
             if *count == 0 {
@@ -119,9 +119,9 @@ impl BuildAdmission {
     }
 
     /// Turns the reservation of a stored build into a queue entry.
-    pub fn enqueue(&mut self, place: Reservation, id: BuildId) {
-        let caller = place.caller.clone();
-        self.release_reservation(place);
+    pub fn enqueue(&mut self, reservation: Reservation, id: BuildId) {
+        let caller = reservation.caller.clone();
+        self.release_reservation(reservation);
         self.restore(caller, id);
     }
 

@@ -121,9 +121,9 @@ impl BuildRuntime {
         record.attempts += 1;
         record.started_at.get_or_insert_with(Timestamp::now);
         record.last_sequence = publisher.last_sequence();
-        let early = active.take_prefetch().filter(ContextPrefetch::is_fresh);
-        let early = early.unwrap_or_else(|| self.start_prefetch(&active, &record));
-        let begun = match (log_fault, self.ports.store.update(record.clone()).await) {
+        let prefetch = active.take_prefetch().filter(ContextPrefetch::is_fresh);
+        let prefetch = prefetch.unwrap_or_else(|| self.start_prefetch(&active, &record));
+        let start_recorded = match (log_fault, self.ports.store.update(record.clone()).await) {
             (Some(fault), _) => Err(fault),
             (None, Err(error)) => {
                 Err(Fault::new(FaultStage::Request, ErrorCode::StateUnavailable, error.to_string()))
@@ -134,8 +134,8 @@ impl BuildRuntime {
             }
         };
         tracing::info!(caller = record.submitted_by, attempt = record.attempts, "build started");
-        let result = match begun {
-            Ok(()) => self.run_within_time_limit(&active, &mut record, early, &mut publisher).await,
+        let result = match start_recorded {
+            Ok(()) => self.run_within_time_limit(&active, &mut record, prefetch, &mut publisher).await,
             Err(fault) => Err(fault),
         };
         let outcome = match result {
@@ -171,7 +171,7 @@ impl BuildRuntime {
         &self,
         active: &ActiveBuild,
         record: &mut BuildRecord,
-        early: ContextPrefetch,
+        prefetch: ContextPrefetch,
         publisher: &mut EventPublisher,
     ) -> Result<BuildResult, Fault> {
         let limit = self.time_limit(record);
@@ -187,7 +187,7 @@ impl BuildRuntime {
             tokio::time::sleep(self.options.stop_timeout).await;
         };
         tokio::select! {
-            result = self.run_stages(active, record, early, publisher) => result,
+            result = self.run_stages(active, record, prefetch, publisher) => result,
             () = guard => {
                 tracing::error!("abandoned a build that did not stop when told to");
                 Err(Fault::new(FaultStage::Solve, ErrorCode::Stuck, "the build did not stop when it was told to"))
@@ -199,14 +199,14 @@ impl BuildRuntime {
         &self,
         active: &ActiveBuild,
         record: &mut BuildRecord,
-        early: ContextPrefetch,
+        prefetch: ContextPrefetch,
         publisher: &mut EventPublisher,
     ) -> Result<BuildResult, Fault> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let Some(tag) = record.spec.tags.first().cloned() else {
             return Err(Fault::new(FaultStage::Request, ErrorCode::InvalidTag, "the build has no tag"));
         };
-        let outcome = self.solve_until_stable(active, record, early, &tag, publisher).await?;
+        let outcome = self.solve_until_stable(active, record, prefetch, &tag, publisher).await?;
         let image = self.verify(&tag, outcome).await?;
         let rooms = &self.options.room_registries;
         let (room_tags, remote_tags): (Vec<Reference>, Vec<Reference>) =
@@ -238,7 +238,7 @@ impl BuildRuntime {
             size_bytes: image.size_bytes,
             cached_steps: steps.cached,
             total_steps: steps.total,
-            duration: begun.elapsed(),
+            duration: started.elapsed(),
         })
     }
 
@@ -247,16 +247,16 @@ impl BuildRuntime {
         &self,
         active: &ActiveBuild,
         record: &mut BuildRecord,
-        early: ContextPrefetch,
+        prefetch: ContextPrefetch,
         tag: &Reference,
         publisher: &mut EventPublisher,
     ) -> Result<SolveOutcome, Fault> {
-        let mut early = Some(early);
+        let mut prefetch = Some(prefetch);
         let mut tries = 1;
         loop {
-            let early = early.take().unwrap_or_else(|| self.start_prefetch(active, record));
+            let prefetch = prefetch.take().unwrap_or_else(|| self.start_prefetch(active, record));
             let context = tokio::select! {
-                context = self.prepared_context(early, record) => context?,
+                context = self.prepared_context(prefetch, record) => context?,
                 () = active.stop.cancelled() => return Err(stopped_fault()),
             };
             record.context = Some(context.identity.clone());

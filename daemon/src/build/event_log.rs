@@ -180,8 +180,8 @@ impl EventLog {
         };
         let mut events = Vec::new();
         let mut buffer: Vec<u8> = Vec::new();
-        let mut taken = 0;
-        while position < end && taken < limit {
+        let mut bytes_read = 0;
+        while position < end && bytes_read < limit {
             let start = buffer.len();
             let size = usize::try_from(end - position).unwrap_or(usize::MAX).min(64 << 10);
             buffer.resize(start + size, 0);
@@ -196,8 +196,8 @@ impl EventLog {
                     continue;
                 }
                 events.push(serde_json::from_slice(line)?);
-                taken += line.len();
-                if taken >= limit {
+                bytes_read += line.len();
+                if bytes_read >= limit {
                     break;
                 }
             }

@@ -111,15 +111,15 @@ fn missing_hint(tree: &dyn FileTree, source: &CopySource, known: usize) -> Strin
     let (parent, below) = path.split_at(known);
     let below = below.strip_prefix(b"/").unwrap_or(below);
     let name = below.split(|&byte| byte == b'/').next().unwrap_or_default();
-    let shown = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+    let path_text = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
     if let Some(index) = tree.find(parent)
         && tree.entry(index).kind != FileKind::Directory
     {
-        return format!("`{}` is not a directory", shown(parent));
+        return format!("`{}` is not a directory", path_text(parent));
     }
     let similar = similar(tree, parent, name);
     if !similar.is_empty() {
-        let names: Vec<String> = similar.iter().map(|path| format!("`{}`", shown(path))).collect();
+        let names: Vec<String> = similar.iter().map(|path| format!("`{}`", path_text(path))).collect();
         return format!("did you mean {}?", names.join(" or "));
     }
     if source.written.split('/').any(|part| part == "..") {
@@ -129,9 +129,13 @@ fn missing_hint(tree: &dyn FileTree, source: &CopySource, known: usize) -> Strin
         );
     }
     match parent {
-        b"" => format!("there is no `{}` in the context; add it, or correct the path", shown(name)),
+        b"" => format!("there is no `{}` in the context; add it, or correct the path", path_text(name)),
         parent => {
-            format!("there is no `{}` in `{}`; add it, or correct the path", shown(name), shown(parent))
+            format!(
+                "there is no `{}` in `{}`; add it, or correct the path",
+                path_text(name),
+                path_text(parent)
+            )
         }
     }
 }

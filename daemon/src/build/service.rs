@@ -166,8 +166,8 @@ impl ActiveBuild {
     }
 
     #[must_use]
-    pub(super) fn with_prefetch(self, early: Option<ContextPrefetch>) -> Self {
-        Self { prefetch: Mutex::new(early), ..self }
+    pub(super) fn with_prefetch(self, prefetch: Option<ContextPrefetch>) -> Self {
+        Self { prefetch: Mutex::new(prefetch), ..self }
     }
 
     pub(super) fn take_prefetch(&self) -> Option<ContextPrefetch> {

@@ -124,23 +124,23 @@ impl BuildRuntime {
     ) -> Result<SubmittedBuild, SubmitError> {
         self.check_disk().await?;
         let ShareOwner(owner) = self.options.share_owners.owner_of(&request.caller);
-        let (place, has_slot) = {
+        let (reservation, has_slot) = {
             let admission = &mut self.schedule().admission;
-            let place = admission.reserve(&owner)?;
-            let has_slot = admission.has_slot(&place);
-            (place, has_slot)
+            let reservation = admission.reserve(&owner)?;
+            let has_slot = admission.has_slot(&reservation);
+            (reservation, has_slot)
         };
         let packs = packs_of(&request.spec);
         match self.hold_packs(&packs, &request.caller).await {
             Ok(()) => {
                 let SubmitBuild { spec, caller, secrets, .. } = &request;
-                let early = (has_slot && ContextPrefetch::is_local_only(spec)).then(|| {
+                let prefetch = (has_slot && ContextPrefetch::is_local_only(spec)).then(|| {
                     ContextPrefetch::start(&self.ports.contexts, spec, caller, &secrets.credentials)
                 });
-                self.store_build(id, place, packs, early, request, key).await
+                self.store_build(id, reservation, packs, prefetch, request, key).await
             }
             Err(fault) => {
-                self.schedule().admission.release_reservation(place);
+                self.schedule().admission.release_reservation(reservation);
                 Err(SubmitError::Refused(Box::new(fault)))
             }
         }
@@ -149,9 +149,9 @@ impl BuildRuntime {
     async fn store_build(
         &self,
         id: BuildId,
-        place: Reservation,
+        reservation: Reservation,
         packs: Vec<PackId>,
-        early: Option<ContextPrefetch>,
+        prefetch: Option<ContextPrefetch>,
         request: SubmitBuild,
         key: Option<IdempotencyKey>,
     ) -> Result<SubmittedBuild, SubmitError> {
@@ -161,14 +161,14 @@ impl BuildRuntime {
                 let mut state = self.schedule();
                 let SubmitBuild { caller, secrets, .. } = request;
                 let active = ActiveBuild::new(id.clone(), caller.clone(), log, packs);
-                let active = active.with_secrets(secrets).with_prefetch(early);
+                let active = active.with_secrets(secrets).with_prefetch(prefetch);
                 state.active.insert(id.clone(), Arc::new(active));
-                state.admission.enqueue(place, id.clone());
+                state.admission.enqueue(reservation, id.clone());
                 tracing::info!(caller, "build accepted");
                 Ok(SubmittedBuild { id, created: true })
             }
             other => {
-                self.schedule().admission.release_reservation(place);
+                self.schedule().admission.release_reservation(reservation);
                 self.release_packs(&packs).await;
                 let (directory, of) = (self.options.log_dir.clone(), id);
                 let removed = task::blocking("build log", move || EventLog::remove(&directory, &of)).await;

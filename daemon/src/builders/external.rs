@@ -62,8 +62,8 @@ impl ExternalBuilders {
 
     /// Returns the builder of a domain.
     pub(super) fn builder_of(&self, domain: &TrustDomain) -> BuildKitClient {
-        let place = address_index(domain, self.builders.iter().map(|(address, _)| address.as_str()));
-        self.builders[place].1.clone()
+        let index = address_index(domain, self.builders.iter().map(|(address, _)| address.as_str()));
+        self.builders[index].1.clone()
     }
 
     pub(super) fn list(&self) -> Vec<BuilderStatus> {

@@ -174,10 +174,10 @@ impl SolveRun<'_> {
         let out_of_memory = self.client.out_of_memory() > self.out_of_memory;
         let mut fault = failure::fault_of_status(status, &self.progress, out_of_memory);
         if let Some(network) = &self.client.network {
-            let begun = failure::failed_step_start(status, &self.progress).unwrap_or(self.started_at);
+            let started_at = failure::failed_step_start(status, &self.progress).unwrap_or(self.started_at);
             let shared = failure::ran_beside_another(status, &self.progress);
             let executor = self.client.bundles_dir.as_deref();
-            egress::explain_refused_connections(&mut fault, network, executor, begun, shared).await;
+            egress::explain_refused_connections(&mut fault, network, executor, started_at, shared).await;
         }
         if let Some(git) = &self.client.git
             && fault.code == ErrorCode::RepositoryNotFetched

@@ -36,25 +36,25 @@ impl ConnectionTable {
     ) -> Result<(), ConnectionLimitReached> {
         let own = self.peers.get(&peer).map_or(0, Vec::len);
         if peer.has_share() && own >= limits.per_peer {
-            let goes = self.peers.get(&peer).and_then(|held| longest_unused(held));
-            return self.evict(peer, goes, ConnectionLimitReached::Peer { limit: limits.per_peer });
+            let evicted = self.peers.get(&peer).and_then(|held| longest_unused(held));
+            return self.evict(peer, evicted, ConnectionLimitReached::Peer { limit: limits.per_peer });
         }
         if self.counted < limits.total {
             return Ok(());
         }
         // Candidates: peers with more connections than this one, and this one. No peer loses a part of its
         // share to another.
-        let mut goes: Option<(usize, ConnectionPeer, usize)> = None;
+        let mut evicted: Option<(usize, ConnectionPeer, usize)> = None;
         for (holder, held) in &self.peers {
-            let more = goes.is_none_or(|(most, ..)| held.len() > most);
-            if more
+            let is_larger = evicted.is_none_or(|(most, ..)| held.len() > most);
+            if is_larger
                 && (held.len() > own || *holder == peer)
                 && let Some(index) = longest_unused(held)
             {
-                goes = Some((held.len(), *holder, index));
+                evicted = Some((held.len(), *holder, index));
             }
         }
-        let (holder, index) = goes.map_or((peer, None), |(_, holder, index)| (holder, Some(index)));
+        let (holder, index) = evicted.map_or((peer, None), |(_, holder, index)| (holder, Some(index)));
         self.evict(holder, index, ConnectionLimitReached::All { limit: limits.total })
     }
 

@@ -62,13 +62,13 @@ async fn write(
     connection: &ContainerdConnection,
     receiver: mpsc::Receiver<WriteContentRequest>,
 ) -> Result<(), ContainerdFault> {
-    let begun = async {
+    let write = async {
         let mut client = connection.content();
         let mut answers = client.write(ReceiverStream::new(receiver)).await?.into_inner();
         while answers.message().await?.is_some() {}
         Ok(tonic::Response::new(()))
     };
-    call(limit::LAYER, begun).await
+    call(limit::LAYER, write).await
 }
 
 /// Sends a blob's content in chunks. Blocking; returns early, with success, when the receiver is dropped.

@@ -89,7 +89,7 @@ impl ContainerdEvents {
             labels: HashMap::from([(labels::EXIT.to_owned(), text)]),
             ..Container::default()
         };
-        let update_mask = labels::update(&format!("labels.{}", labels::EXIT));
+        let update_mask = labels::field_mask(&format!("labels.{}", labels::EXIT));
         let request = UpdateContainerRequest { container: Some(container), update_mask };
         // An instance that is being removed needs no exit record.
         unless_missing(call(limit::RECORD, self.inner.connection.containers().update(request)).await)

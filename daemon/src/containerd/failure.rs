@@ -133,16 +133,16 @@ const KILLED: [&str; 10] = [
 
 /// Determines why a process could not be started.
 fn start_error(text: &str) -> RuntimeError {
-    let said = shortened(text);
+    let excerpt = shortened(text);
     if KILLED.iter().any(|words| text.contains(words)) {
-        return RuntimeError::Other(format!("the process was killed while it was started: {said}"));
+        return RuntimeError::Other(format!("the process was killed while it was started: {excerpt}"));
     }
     let known = KNOWN.iter().find(|(words, ..)| text.contains(words));
     match known {
         Some((_, code, meaning)) => {
-            RuntimeError::StartFailed { code: *code, message: format!("{meaning}: {said}") }
+            RuntimeError::StartFailed { code: *code, message: format!("{meaning}: {excerpt}") }
         }
-        None => RuntimeError::StartFailed { code: ErrorCode::StartFailed, message: said },
+        None => RuntimeError::StartFailed { code: ErrorCode::StartFailed, message: excerpt },
     }
 }
 

@@ -321,9 +321,9 @@ async fn apply(
     })?;
     let found = applied.applied.unwrap_or_default().digest;
     if found != layer.diff_id.to_string() {
-        let (blob, said) = (layer.blob.digest, layer.diff_id);
+        let (blob, declared) = (layer.blob.digest, layer.diff_id);
         return Err(RuntimeError::UnusableImage(format!(
-            "layer {blob} holds {found}, and the config says {said}"
+            "layer {blob} holds {found}, and the config says {declared}"
         )));
     }
     let request = wire::CommitSnapshotRequest {

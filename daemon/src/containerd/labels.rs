@@ -1,4 +1,4 @@
-//! Labels on containerd's records, which hold all persistent state of instances.
+//! Labels on containerd's containers, snapshots and leases. All persistent state of instances is in these labels.
 
 use std::collections::HashMap;
 
@@ -11,13 +11,13 @@ use crate::model::service::{InstanceLabel, ProcessExit};
 pub(super) const INSTANCE: &str = "hearth/instance";
 /// Label of containers: number of the stop signal.
 pub(super) const STOP_SIGNAL: &str = "hearth/stop-signal";
-/// Label of containers: set once a process was started, or was about to be.
+/// Label of containers: set while the process is being started, and kept.
 pub(super) const STARTED: &str = "hearth/started";
 /// Label of containers: the exit of the process, as JSON.
 pub(super) const EXIT: &str = "hearth/exit";
 /// Label of leases: digest of the image's manifest.
 pub(super) const IMAGE: &str = "hearth/image";
-/// Label of snapshots: containerd's mark for a root of the garbage collection.
+/// Label of snapshots: marks a root of containerd's garbage collection.
 pub(super) const ROOT: &str = "containerd.io/gc.root";
 
 type LabelMap = HashMap<String, String>;
@@ -34,11 +34,12 @@ pub(super) fn read_exit(labels: &LabelMap) -> Option<ProcessExit> {
     labels.get(EXIT).and_then(|text| serde_json::from_str(text).ok())
 }
 
-/// Converts the time of a record; the epoch if absent.
+/// Converts the time of a containerd record. Returns the Unix epoch if the record has no valid time.
 pub(super) fn time(stamp: Option<&WireTimestamp>) -> Timestamp {
     stamp.and_then(|stamp| Timestamp::new(stamp.seconds, stamp.nanos).ok()).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-pub(super) fn update(path: &str) -> Option<prost_types::FieldMask> {
+/// Returns an update mask that selects one field.
+pub(super) fn field_mask(path: &str) -> Option<prost_types::FieldMask> {
     Some(prost_types::FieldMask { paths: vec![path.to_owned()] })
 }

@@ -58,23 +58,23 @@ pub(super) fn shim_socket(containerd: &Path, namespace: &str, instance: &str) ->
 }
 
 /// Removes the leftovers, if there are any; usually there are none. Blocking.
-pub(super) fn remove_leftovers(places: &LeftoverPaths) -> io::Result<()> {
-    places.lost_shim.as_ref().map_or(Ok(()), LostShim::kill)?;
-    if let Some((program, root)) = &places.runc
-        && root.join(&places.instance).exists()
+pub(super) fn remove_leftovers(paths: &LeftoverPaths) -> io::Result<()> {
+    paths.lost_shim.as_ref().map_or(Ok(()), LostShim::kill)?;
+    if let Some((program, root)) = &paths.runc
+        && root.join(&paths.instance).exists()
     {
         let mut command = Command::new(program);
-        command.arg("--root").arg(root).args(["delete", "--force", &places.instance]);
+        command.arg("--root").arg(root).args(["delete", "--force", &paths.instance]);
         run(&mut command)?;
     }
-    cgroup::remove(&places.cgroup);
-    if let Some(socket) = &places.socket {
+    cgroup::remove(&paths.cgroup);
+    if let Some(socket) = &paths.socket {
         match fs::remove_file(socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
-    let Some(task) = places.task.as_ref().filter(|task| task.exists()) else { return Ok(()) };
+    let Some(task) = paths.task.as_ref().filter(|task| task.exists()) else { return Ok(()) };
     let rootfs = task.join("rootfs");
     match rustix::mount::unmount(&rootfs, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
         // Not a mount, or missing.
@@ -91,7 +91,7 @@ pub(super) fn remove_leftovers(places: &LeftoverPaths) -> io::Result<()> {
 
 fn run(command: &mut Command) -> io::Result<()> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
             return if status.success() {
@@ -100,7 +100,7 @@ fn run(command: &mut Command) -> io::Result<()> {
                 Err(io::Error::other(format!("runc delete: {status}")))
             };
         }
-        if begun.elapsed() > LIMIT {
+        if started.elapsed() > LIMIT {
             child.kill()?;
             child.wait()?;
             return Err(io::Error::other("runc delete does not end"));

@@ -22,10 +22,10 @@ impl DiskReserve {
     }
 
     pub(super) fn allocate(&self) {
-        let taken = File::create(&self.path).and_then(|file| {
+        let reserved = File::create(&self.path).and_then(|file| {
             rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, BYTES).map_err(io::Error::from)
         });
-        if let Err(error) = taken {
+        if let Err(error) = reserved {
             tracing::warn!(%error, path = %self.path.display(), "failed to reserve disk space for containerd");
         }
     }

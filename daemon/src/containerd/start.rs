@@ -75,7 +75,7 @@ impl ContainerdContext {
             serde_json::to_vec(oci).map_err(|error| RuntimeError::Other(error.to_string()))
         };
         // Specification that the runtime keeps once the process has its environment.
-        let kept = if spec.confidential.is_empty() {
+        let redacted_spec = if spec.confidential.is_empty() {
             None
         } else {
             Some(json(&oci.without_variables(&spec.confidential))?)
@@ -99,7 +99,7 @@ impl ContainerdContext {
         call(limit::RECORD, self.connection.containers().create(request))
             .await
             .map_err(ContainerdFault::into_runtime_error)?;
-        self.start_task(id, &spec.log, mounts, options, kept).await
+        self.start_task(id, &spec.log, mounts, options, redacted_spec).await
     }
 
     /// Prepares the instance's writable snapshot on top of its image.
@@ -133,7 +133,7 @@ impl ContainerdContext {
         log: &Path,
         rootfs: Vec<Mount>,
         options: Option<prost_types::Any>,
-        kept: Option<Vec<u8>>,
+        redacted_spec: Option<Vec<u8>>,
     ) -> Result<(), RuntimeError> {
         let keeper = keeper_url(&self.keeper, log);
         let request = CreateTaskRequest {
@@ -146,15 +146,18 @@ impl ContainerdContext {
         };
         let created = call(limit::PROCESS, self.connection.tasks().create(request)).await;
         created.map_err(ContainerdFault::into_start_error)?;
-        // Written at the same time: after a crash in between, the instance counts as exited without a known status.
+        // The label is written while the process starts. If the daemon crashes in between, the instance is considered
+        // exited with an unknown status.
         let container = Container {
             id: id.to_owned(),
             labels: HashMap::from([(labels::STARTED.to_owned(), "1".to_owned())]),
-            spec: kept.clone().map(|value| prost_types::Any { type_url: SPEC_URL.to_owned(), value }),
+            spec: redacted_spec
+                .clone()
+                .map(|value| prost_types::Any { type_url: SPEC_URL.to_owned(), value }),
             ..Container::default()
         };
-        let mut update_mask = labels::update(&format!("labels.{}", labels::STARTED));
-        if let (Some(mask), true) = (&mut update_mask, kept.is_some()) {
+        let mut update_mask = labels::field_mask(&format!("labels.{}", labels::STARTED));
+        if let (Some(mask), true) = (&mut update_mask, redacted_spec.is_some()) {
             mask.paths.push("spec".to_owned());
         }
         let request = UpdateContainerRequest { container: Some(container), update_mask };
@@ -163,18 +166,20 @@ impl ContainerdContext {
         let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
         let mut tasks = self.connection.tasks();
         let started = call(limit::PROCESS, tasks.start(request));
-        let (marked, started, forgotten) = tokio::join!(marked, started, self.redact_bundle_spec(id, kept));
+        let (marked, started, redacted) =
+            tokio::join!(marked, started, self.redact_bundle_spec(id, redacted_spec));
         started.map_err(ContainerdFault::into_start_error)?;
         marked.map(|_| ()).map_err(ContainerdFault::into_runtime_error)?;
-        forgotten
+        redacted
     }
 
-    /// Removes the confidential variables from the shim's copy of the specification, which the shim has read by then.
-    /// The location of that copy is unknown for an external containerd.
-    async fn redact_bundle_spec(&self, id: &str, kept: Option<Vec<u8>>) -> Result<(), RuntimeError> {
-        let (Some(tasks), Some(kept)) = (&self.tasks, kept) else { return Ok(()) };
+    /// Removes the confidential variables from the shim's copy of the specification, which the shim has already read.
+    /// Does nothing for an external containerd, because the location of that copy is unknown.
+    async fn redact_bundle_spec(&self, id: &str, redacted_spec: Option<Vec<u8>>) -> Result<(), RuntimeError> {
+        let (Some(tasks), Some(redacted_spec)) = (&self.tasks, redacted_spec) else { return Ok(()) };
         let path = tasks.join(&self.namespace).join(id).join("config.json");
-        let written = crate::task::blocking("forget-secrets", move || std::fs::write(path, kept)).await;
+        let written =
+            crate::task::blocking("forget-secrets", move || std::fs::write(path, redacted_spec)).await;
         match written.map_err(std::io::Error::other).flatten() {
             // The shim and its directory are gone already.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -95,13 +95,13 @@ impl ContainerdContext {
 
     async fn remove_parts(&self, instance: &InstanceId) -> Result<(), ContainerdFault> {
         let task = self.tasks.as_ref().map(|tasks| tasks.join(&self.namespace).join(instance.as_str()));
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut had_task = false;
         loop {
             had_task |= self.remove_task(instance).await?;
             // A directory without a task belongs to a task that containerd is creating, or removing after its shim was
             // killed. The container must stay until then: without it, nobody can remove the task.
-            if !task.as_ref().is_some_and(|task| task.exists()) || begun.elapsed() > UNDERWAY {
+            if !task.as_ref().is_some_and(|task| task.exists()) || started.elapsed() > UNDERWAY {
                 break;
             }
             tokio::time::sleep(POLL).await;
@@ -119,14 +119,14 @@ impl ContainerdContext {
             let request = DeleteTaskRequest { container_id: instance.to_string() };
             unless_missing(call(limit::PROCESS, self.connection.tasks().delete(request)).await)
         };
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             match delete().await {
                 Ok(deleted) => return Ok(deleted.is_some()),
-                Err(ContainerdFault::Precondition(_)) if begun.elapsed() < UNDERWAY => {
+                Err(ContainerdFault::Precondition(_)) if started.elapsed() < UNDERWAY => {
                     self.kill_and_wait(instance).await?;
                 }
-                Err(ContainerdFault::ShimGone(_)) if begun.elapsed() < UNDERWAY => {
+                Err(ContainerdFault::ShimGone(_)) if started.elapsed() < UNDERWAY => {
                     tokio::time::sleep(POLL).await;
                 }
                 Err(fault) => return Err(fault),
@@ -143,7 +143,7 @@ impl ContainerdContext {
     ) -> Result<(), ContainerdFault> {
         let ours = task.is_some();
         let shim = leftover::LostShim { namespace: self.namespace.clone(), instance: instance.to_string() };
-        let places = leftover::LeftoverPaths {
+        let paths = leftover::LeftoverPaths {
             lost_shim: (!had_task).then_some(shim),
             task,
             socket: ours.then(|| leftover::shim_socket(&self.socket, &self.namespace, instance.as_str())),
@@ -152,7 +152,7 @@ impl ContainerdContext {
             instance: instance.to_string(),
         };
         let removed =
-            crate::task::blocking("remove-leftovers", move || leftover::remove_leftovers(&places)).await;
+            crate::task::blocking("remove-leftovers", move || leftover::remove_leftovers(&paths)).await;
         let removed = removed.map_err(std::io::Error::other).and_then(|removed| removed);
         removed
             .map_err(|error| ContainerdFault::Other(format!("what is left of instance {instance}: {error}")))

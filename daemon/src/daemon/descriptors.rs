@@ -27,16 +27,16 @@ pub(super) struct ConnectionShares {
 /// Raises the limit of open files as far as needed and permitted, and divides it.
 pub(super) fn divide_descriptors(wanted: &Wanted) -> ConnectionShares {
     let open_files = raise_file_limit();
-    let places = connection_shares(wanted, open_files);
-    if places.api.total < wanted.api || places.ingress.total < wanted.ingress {
+    let shares = connection_shares(wanted, open_files);
+    if shares.api.total < wanted.api || shares.ingress.total < wanted.ingress {
         tracing::warn!(
             open_files,
-            api = places.api.total,
-            ingress = places.ingress.total,
+            api = shares.api.total,
+            ingress = shares.ingress.total,
             "reduced the limits of connections, because the limit of open files (LimitNOFILE) is too low for them"
         );
     }
-    places
+    shares
 }
 
 fn raise_file_limit() -> usize {

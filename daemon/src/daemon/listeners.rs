@@ -101,18 +101,20 @@ impl BoundListeners {
     pub(super) fn serve(
         self,
         app: &ServeOptions,
-        places: ConnectionLimiter,
+        socket_connections: ConnectionLimiter,
         ingress: Arc<Ingress>,
         tls: Option<Arc<TlsTerminator>>,
     ) -> Vec<JoinHandle<()>> {
         let (stop, grace) = (&app.stop, app.grace);
         let mut servers: Vec<_> =
             self.tcp.into_iter().map(|listener| task::spawn("tcp", serve(listener, app.clone()))).collect();
-        for connections in [&app.connections, &places] {
+        for connections in [&app.connections, &socket_connections] {
             servers.push(task::spawn("connections", connections.clone().sweep_loop(stop.clone())));
         }
-        servers
-            .push(task::spawn("unix", serve(self.unix, ServeOptions { connections: places, ..app.clone() })));
+        servers.push(task::spawn(
+            "unix",
+            serve(self.unix, ServeOptions { connections: socket_connections, ..app.clone() }),
+        ));
         if let (Some(listener), Some(tls)) = (self.ingress_tls, tls) {
             let (watched, ended) = (Arc::clone(&tls), stop.clone());
             servers.push(task::spawn("certificates", async move { watched.watch(ended).await }));
@@ -152,19 +154,19 @@ async fn bind_tcp(address: SocketAddr) -> Result<TcpListener> {
 
 /// Binds the unix socket. A socket that a killed daemon left is replaced; one that answers is not.
 async fn bind_unix(path: &Path) -> Result<UnixListener> {
-    let shown = || format!("socket {}", path.display());
+    let socket_name = || format!("socket {}", path.display());
     if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).with_context(shown)?;
+        fs::create_dir_all(directory).with_context(socket_name)?;
     }
     if path.exists() {
         if UnixStream::connect(path).await.is_ok() {
             bail!("another daemon answers on {}; give each its own --socket", path.display());
         }
-        fs::remove_file(path).with_context(shown)?;
+        fs::remove_file(path).with_context(socket_name)?;
     }
-    let listener = UnixListener::bind(path).with_context(shown)?;
+    let listener = UnixListener::bind(path).with_context(socket_name)?;
     // Everyone may connect: the kernel reports the peer's user, and everybody but root and the daemon's user needs a
     // token.
-    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).with_context(shown)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).with_context(socket_name)?;
     Ok(listener)
 }

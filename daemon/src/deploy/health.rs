@@ -73,7 +73,7 @@ impl HealthProbe {
     }
 
     pub(super) async fn probe(&self, instance: &InstanceId) -> ProbeResult {
-        let begun = Instant::now();
+        let started = Instant::now();
         let answer = tokio::time::timeout(self.timeout, self.exchange()).await;
         let answer = match answer {
             Err(_) => ProbeAnswer::Timeout,
@@ -88,7 +88,7 @@ impl HealthProbe {
             at: Timestamp::now(),
             instance: instance.clone(),
             target: self.target(),
-            took: begun.elapsed(),
+            took: started.elapsed(),
             healthy: self.is_healthy(&answer),
             answer,
         }

@@ -262,11 +262,13 @@ fn mounts(
     let given: HashSet<_> = request.mounts.iter().map(|mount| discriminant(&mount.source)).collect();
     let mut mounts = request.mounts.clone();
     let kept = kept.map(|spec| spec.mounts.as_slice()).unwrap_or_default();
-    let taken: BTreeSet<MountTarget> = mounts.iter().map(|mount| mount.target.clone()).collect();
+    let used_targets: BTreeSet<MountTarget> = mounts.iter().map(|mount| mount.target.clone()).collect();
     // A kept mount is dropped if the request mounts another kind at the same target.
     mounts.extend(
         kept.iter()
-            .filter(|mount| !given.contains(&discriminant(&mount.source)) && !taken.contains(&mount.target))
+            .filter(|mount| {
+                !given.contains(&discriminant(&mount.source)) && !used_targets.contains(&mount.target)
+            })
             .cloned(),
     );
     let mut seen = BTreeSet::new();

@@ -26,7 +26,7 @@ pub type DeployEvents = Pin<Box<dyn Stream<Item = DeployEvent> + Send>>;
 
 /// Event stream of one deploy or restart.
 pub(super) struct DeployProgress {
-    begun: Timestamp,
+    started_at: Timestamp,
     /// Set if the outcome counts in the metrics.
     counts: bool,
     event_log: Mutex<DeployEventLog>,
@@ -45,9 +45,9 @@ struct DeployEventLog {
 }
 
 impl DeployProgress {
-    pub(super) fn new(begun: Timestamp) -> Self {
+    pub(super) fn new(started_at: Timestamp) -> Self {
         Self {
-            begun,
+            started_at,
             counts: true,
             event_log: Mutex::default(),
             newest: watch::Sender::new(0),
@@ -144,7 +144,7 @@ impl DeployProgress {
     }
 
     pub(super) fn complete(&self) {
-        let took = Timestamp::now().duration_since(self.begun).unsigned_abs();
+        let took = Timestamp::now().duration_since(self.started_at).unsigned_abs();
         self.count("live");
         if self.is_counted() {
             metrics::histogram!("hearth_deploy_duration_seconds").record(took.as_secs_f64());

@@ -210,15 +210,15 @@ impl DeployContext {
     async fn list_instances(&self) -> Result<Arc<Vec<ObservedInstance>>, PassError> {
         let asked = Instant::now();
         let mut last = self.last_listing.lock().await;
-        if let Some((begun, listed)) = &*last
-            && *begun >= asked
+        if let Some((started, listed)) = &*last
+            && *started >= asked
         {
             return Ok(Arc::clone(listed));
         }
-        let begun = Instant::now();
+        let started = Instant::now();
         let listed = tokio::time::timeout(self.options.call_limit, self.ports.runtime.list()).await;
         let listed = Arc::new(listed.map_err(|_| PassError::Timeout)??);
-        *last = Some((begun, Arc::clone(&listed)));
+        *last = Some((started, Arc::clone(&listed)));
         Ok(listed)
     }
 }

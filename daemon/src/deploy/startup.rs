@@ -33,11 +33,11 @@ pub(super) async fn startup_loop(shared: Arc<DeployContext>) {
     let mut last_error = String::new();
     let known = shared.entries.all().iter().map(|entry| entry.id.to_string()).collect();
     shared.logs.remove_orphaned(known).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     while let Err(error) = reconcile_all(&shared).await {
         shared.reconciled.send_modify(|now| *now = Err(error.clone()));
         // containerd takes some time to start.
-        if error != last_error && begun.elapsed() > EXPECTED_START {
+        if error != last_error && started.elapsed() > EXPECTED_START {
             tracing::warn!(error, "failed to reconcile services with the running instances; retrying");
             last_error = error;
         }

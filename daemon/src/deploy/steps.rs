@@ -76,7 +76,7 @@ impl DeployContext {
         stop: &CancellationToken,
         progress: Option<Arc<DeployProgress>>,
     ) {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let action = DeployAction::Start { revision: label.revision, generation: label.generation };
         let progress = progress.as_deref();
         publish(progress, DeployEventKind::Started(action.clone()));
@@ -86,7 +86,7 @@ impl DeployContext {
             Some(Err(fault)) => Some(fault.fault.message.clone()),
             None => Some("cancelled".to_owned()),
         };
-        publish(progress, DeployEventKind::Ended { action, took: begun.elapsed(), error });
+        publish(progress, DeployEventKind::Ended { action, took: started_at.elapsed(), error });
         match started {
             Some(Ok(address)) if self.on_started(entry, &label.instance, address) => {
                 return entry.wake.notify_one();

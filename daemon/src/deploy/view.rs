@@ -41,8 +41,8 @@ impl Handle {
             let state = entry.state();
             let routed = state.routed.as_ref().and_then(|id| state.instances.get(id));
             let revision = routed.map(|known| known.label.revision);
-            let shown = revision.or(state.service.live).unwrap_or(state.service.desired);
-            let private = state.service.revision(shown).is_none_or(|revision| !revision.spec.public);
+            let shown_revision = revision.or(state.service.live).unwrap_or(state.service.desired);
+            let private = state.service.revision(shown_revision).is_none_or(|revision| !revision.spec.public);
             let domains = state.service.domains().into_iter().cloned();
             domains
                 .map(|domain| RouteView {

@@ -72,14 +72,14 @@ impl SpaceWatch {
     /// Measures the file system of `directory`, releases the reserve if almost nothing is left, and keeps monitoring
     /// until the last clone is dropped.
     pub async fn start(directory: &Path, floor: u64) -> io::Result<Self> {
-        let look = SpaceProbe { directory: directory.to_owned(), floor };
-        let (look, first) = look.measure().await;
+        let probe = SpaceProbe { directory: directory.to_owned(), floor };
+        let (probe, first) = probe.measure().await;
         let first = first?;
         if first.level() == SpaceLevel::Full {
             tracing::error!(free = first.free, floor, "disk of the state directory is full");
         }
         let (sender, seen) = watch::channel(first);
-        drop(task::spawn("disk space", space_loop(look, sender)));
+        drop(task::spawn("disk space", space_loop(probe, sender)));
         Ok(Self { directory: directory.to_owned(), seen })
     }
 
@@ -150,12 +150,12 @@ impl SpaceProbe {
     }
 }
 
-async fn space_loop(mut look: SpaceProbe, sender: watch::Sender<FreeSpace>) {
+async fn space_loop(mut probe: SpaceProbe, sender: watch::Sender<FreeSpace>) {
     let mut failed = false;
     while !sender.is_closed() {
         tokio::time::sleep(MEASURE_INTERVAL).await;
         let seen;
-        (look, seen) = look.measure().await;
+        (probe, seen) = probe.measure().await;
         match seen {
             Ok(space) => {
                 failed = false;

@@ -33,12 +33,12 @@ pub(super) async fn dial(
     host: &Host<String>,
     port: u16,
 ) -> Result<IdleStream, DialError> {
-    let shown = host.to_string();
-    let unreachable = |error: &io::Error| DialError::Unreachable(shown.clone(), error.to_string());
+    let host_text = host.to_string();
+    let unreachable = |error: &io::Error| DialError::Unreachable(host_text.clone(), error.to_string());
     let connect = async {
         let allowed = policy.allows_host(host);
         let found: Vec<SocketAddr> = match host {
-            Host::Domain(_) if !allowed => return Err(DialError::Name(shown.clone())),
+            Host::Domain(_) if !allowed => return Err(DialError::Name(host_text.clone())),
             Host::Domain(name) => {
                 lookup_host((name.as_str(), port)).await.map_err(|error| unreachable(&error))?.collect()
             }
@@ -58,7 +58,7 @@ pub(super) async fn dial(
             }
         }
         Err(match refused {
-            Some(address) => DialError::Address(shown.clone(), address),
+            Some(address) => DialError::Address(host_text.clone(), address),
             None => unreachable(&last),
         })
     };

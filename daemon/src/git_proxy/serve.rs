@@ -43,11 +43,11 @@ pub(super) struct GitProxyForwarding {
 }
 
 pub(super) async fn serve(listener: TcpListener, way: GitProxyForwarding, builders: Arc<GitProxyBuilders>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let way = Arc::new(way);
     loop {
         // The semaphore is never closed.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -68,7 +68,7 @@ pub(super) async fn serve(listener: TcpListener, way: GitProxyForwarding, builde
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "git proxy connection ended early");
             }
-            drop(place);
+            drop(permit);
         });
     }
 }
@@ -91,7 +91,7 @@ async fn handle_request(
             "expected CONNECT with a host and a port, or a request for an http URL",
         );
     };
-    let Ok(place) = Arc::clone(&builder.connections).try_acquire_owned() else {
+    let Ok(permit) = Arc::clone(&builder.connections).try_acquire_owned() else {
         return text(StatusCode::SERVICE_UNAVAILABLE, "this builder has too many connections");
     };
     let tunnels = request.method() == Method::CONNECT;
@@ -109,9 +109,9 @@ async fn handle_request(
         Err(error) => return refused(&builder, port, &error),
     };
     if tunnels {
-        return tunnel(request, stream, place);
+        return tunnel(request, stream, permit);
     }
-    match forward(request, stream, place, proxy.as_ref()).await {
+    match forward(request, stream, permit, proxy.as_ref()).await {
         Ok(answer) => answer,
         Err(error) => text(StatusCode::BAD_GATEWAY, &format!("`{host}` did not answer: {error}")),
     }
@@ -144,7 +144,7 @@ fn refused(builder: &GitProxyBuilder, port: u16, error: &DialError) -> Response<
 fn tunnel(
     request: Request<Incoming>,
     mut stream: IdleStream,
-    place: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 ) -> Response<ProxyBody> {
     task::spawn("git-proxy-tunnel", async move {
         let moved = match hyper::upgrade::on(request).await {
@@ -157,7 +157,7 @@ fn tunnel(
         if let Err(error) = moved {
             tracing::debug!(error, "git proxy tunnel ended early");
         }
-        drop(place);
+        drop(permit);
     });
     Response::new(empty())
 }
@@ -165,7 +165,7 @@ fn tunnel(
 async fn forward(
     request: Request<Incoming>,
     stream: IdleStream,
-    place: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
     proxy: Option<&Intercept>,
 ) -> Result<Response<ProxyBody>, hyper::Error> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -173,7 +173,7 @@ async fn forward(
         if let Err(error) = connection.await {
             tracing::debug!(%error, "git proxy request ended early");
         }
-        drop(place);
+        drop(permit);
     });
     let (mut head, body) = request.into_parts();
     let authority = head.uri.authority().map(|authority| host_and_port(authority.as_str()).to_owned());

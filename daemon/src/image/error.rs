@@ -83,12 +83,12 @@ pub enum ImageError {
 
 /// Image config that does not match the image's layers.
 #[derive(Debug, thiserror::Error)]
-#[error("image {manifest}: layer {layer} holds {found}, and the image's config says {said}")]
+#[error("image {manifest}: layer {layer} holds {found}, and the image's config says {declared}")]
 pub struct LayerMismatch {
     pub manifest: Digest,
     pub layer: Digest,
     /// DiffID in the config.
-    pub said: Digest,
+    pub declared: Digest,
     /// DiffID of the layer's bytes.
     pub found: Digest,
 }

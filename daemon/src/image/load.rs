@@ -72,8 +72,8 @@ impl ImageStore {
     /// Reads an archive to its end, on a blocking thread.
     pub async fn receive(&self, archive: impl Read + Send + 'static) -> Result<ReceivedArchive, ImageError> {
         let shared = Arc::clone(&self.shared);
-        let taken = task::blocking("load archive", move || store_archive(&shared, archive)).await;
-        let (manifest, contents, stored) = taken.map_err(|_| ImageError::Ending)??;
+        let stored_archive = task::blocking("load archive", move || store_archive(&shared, archive)).await;
+        let (manifest, contents, stored) = stored_archive.map_err(|_| ImageError::Ending)??;
         Ok(ReceivedArchive { manifest, contents, stored })
     }
 
@@ -121,8 +121,8 @@ impl ImageStore {
     ) -> Result<Option<TaggedImage>, ImageError> {
         self.room_repository(&tag)?;
         let shared = Arc::clone(&self.shared);
-        let taken = task::blocking("store image", move || put_packed(&*shared.blobs, &packed)).await;
-        let (manifest, contents) = taken.map_err(|_| ImageError::Ending)??;
+        let stored_archive = task::blocking("store image", move || put_packed(&*shared.blobs, &packed)).await;
+        let (manifest, contents) = stored_archive.map_err(|_| ImageError::Ending)??;
         // If naming fails, the sweep frees the blobs.
         let image = self.name(&manifest, contents, ImageDestination::Tag(tag)).await?.1;
         self.manifest_arrived(&manifest);
@@ -197,7 +197,7 @@ fn store_archive(
     shared: &ImageStoreShared,
     archive: impl Read,
 ) -> Result<(Descriptor, ImageContents, Vec<StoredBlob>), ImageError> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let blobs = &*shared.blobs;
     // Inspects layers while the rest of the archive arrives.
     let arrived = |blob: &Digest| shared.inspections.inspect_ahead(*blob);
@@ -210,7 +210,7 @@ fn store_archive(
         Err(error) => Err(error.into()),
     };
     let found = found.and_then(|(manifest, contents)| {
-        if begun.elapsed() > RETOUCH_AFTER {
+        if started.elapsed() > RETOUCH_AFTER {
             ImageContents::read_and_touch(blobs, &manifest)?;
         }
         Ok((manifest, contents))

@@ -3,10 +3,10 @@
 //! # Protection of content in use from the sweep
 //!
 //! Content is live if the catalog reaches it from a tag, a pack, a revision of a service, or a manifest or link that is
-//! younger than the grace period. Code that is about to make content reachable *touches* it first
-//! ([`BlobStorage::touch`]; every lookup in the catalog does the same for its row), and only then writes to the
-//! catalog. The sweep reads the live set, then removes a file only if it is neither live nor touched within the grace
-//! period, and checks the latter under the lock that `touch` takes.
+//! younger than the grace period. Code that is about to make content reachable first *touches* it
+//! ([`BlobStorage::touch`]; every lookup in the catalog touches its row in the same way), and then writes to the
+//! catalog. The sweep reads the set of live content, and then removes each file that is neither live nor touched
+//! within the grace period. It checks for a touch while it holds the lock that `touch` takes.
 
 pub mod cached;
 mod checks;
@@ -32,23 +32,23 @@ pub use crate::context::layers::{
 };
 pub use checks::{ArrivalListener, ImageMark, LayerCheck, RejectedImage};
 
-/// Content by digest. Blocking: call from a blocking thread.
+/// Storage of blobs by digest. All methods block: call them from a blocking thread.
 pub trait BlobStorage: Send + Sync + 'static {
     /// Opens a blob for reading, positioned at its start.
     fn open(&self, digest: &Digest) -> io::Result<Option<File>>;
     fn size(&self, digest: &Digest) -> io::Result<Option<u64>>;
     /// Returns the size like [`size`](Self::size), and keeps the blob from the sweep for the grace period.
     fn touch(&self, digest: &Digest) -> io::Result<Option<u64>>;
-    /// Stores content under its digest: streamed, verified, durable when this returns. Different content is a
-    /// [`BlobError::Mismatch`] and is not stored. Content that is already present is still read to its end, verified
-    /// and touched.
+    /// Stores content under its digest. The content is streamed and verified, and is durable when this returns. Content
+    /// with another digest is not stored and fails with [`BlobError::Mismatch`]. If the blob exists already, the content
+    /// is still read to its end and verified, and the blob is touched.
     fn put(&self, digest: &Digest, content: &mut dyn io::Read) -> Result<StoredBlob, BlobError>;
-    /// Stores content like [`put`](Self::put), in pieces. It counts for `owner` if it is new; `name` identifies the
-    /// upload while it runs.
+    /// Stores content like [`put`](Self::put), in pieces. New content counts against the quota of `owner`; `name`
+    /// identifies the upload until it ends.
     fn receive(&self, digest: &Digest, owner: &str, name: &str) -> Result<Box<dyn IncomingBlob>, BlobError>;
     /// Creates an unnamed file, and returns it with the directory in which it was created.
     fn scratch_file(&self) -> io::Result<(File, PathBuf)>;
-    /// Removes what [`put`](Self::put) stored, unless it was touched since.
+    /// Removes a blob that [`put`](Self::put) stored, unless it has been touched since.
     fn undo_put(&self, stored: &StoredBlob) -> io::Result<()>;
     /// Removes every blob that is neither in `live` nor touched since `before`.
     fn sweep(&self, live: &HashSet<Digest>, before: SystemTime) -> io::Result<SweptBlobs>;
@@ -81,7 +81,7 @@ pub enum BlobError {
     Mismatch { expected: Digest, actual: Digest },
     #[error("no space is left for blob content")]
     DiskFull,
-    /// The sender already holds as much as one caller may.
+    /// The caller has reached its limit of stored content.
     #[error("{0}")]
     Quota(String),
     #[error(transparent)]
@@ -99,16 +99,16 @@ impl From<io::Error> for BlobError {
 
 /// Names of images; changes are durable when a call returns.
 ///
-/// A lookup of a manifest or of a blob link also keeps it from [`forget`](Self::forget) for the grace period, so that a
-/// caller can rely on the result while it acts on it.
+/// A lookup also protects the manifest or blob link from [`forget`](Self::forget) for the grace period, so that the
+/// caller can rely on the result.
 #[async_trait]
 pub trait ImageCatalog: cached::CachedImageCatalog {
     async fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TaggedImage>, CatalogError>;
     /// Lists tags ordered by repository and tag, after the given pair, at most `limit`.
     async fn tags(&self, query: TagQuery) -> Result<Vec<TaggedImage>, CatalogError>;
     async fn remove_tag(&self, repository: &Repository, tag: &Tag) -> Result<bool, CatalogError>;
-    /// Sets or moves all these tags to one manifest, or none of them. In repositories other than `from`, the manifest
-    /// and all its required content is linked first. `None` if `from` does not have the manifest.
+    /// Creates or moves all of `tags` to one manifest, atomically. The manifest and its required content are first
+    /// linked in the repositories other than `from`. Returns `None` if `from` does not have the manifest.
     async fn publish(
         &self,
         from: &Repository,
@@ -116,8 +116,8 @@ pub trait ImageCatalog: cached::CachedImageCatalog {
         tags: Vec<(Repository, Tag)>,
     ) -> Result<Option<Vec<TaggedImage>>, CatalogError>;
 
-    /// Adds manifests to a repository, all or none, links the blobs that they require, and sets `tag` to the last of
-    /// them. A manifest must follow those that it requires.
+    /// Atomically adds manifests to a repository, links the blobs that they require, and sets `tag` to the last
+    /// manifest. In `manifests`, a manifest comes after the manifests that it requires.
     async fn put_manifests(
         &self,
         repository: &Repository,
@@ -135,10 +135,11 @@ pub trait ImageCatalog: cached::CachedImageCatalog {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<RemovalOutcome, CatalogError>;
-    /// Lists manifests whose subject is this one, ordered by digest.
+    /// Lists the manifests whose subject is `query.subject`, ordered by digest.
     async fn referrers(&self, query: ReferrerQuery) -> Result<Vec<Descriptor>, CatalogError>;
 
-    /// Reports whether a blob may be read through this repository: a digest alone opens nothing.
+    /// Reports whether a blob may be read through this repository. A blob that the repository does not link cannot be
+    /// read through it, even if the caller knows the digest.
     async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, CatalogError>;
     /// Returns those of `parts` that the repository lacks.
     async fn missing(
@@ -162,7 +163,7 @@ pub trait ImageCatalog: cached::CachedImageCatalog {
         limit: usize,
     ) -> Result<Vec<Repository>, CatalogError>;
 
-    /// Records the origin of a manifest, as long as the manifest exists.
+    /// Records the origin of a manifest. The record is removed with the manifest.
     async fn put_origin(
         &self,
         repository: &Repository,
@@ -204,7 +205,7 @@ pub trait ImageCatalog: cached::CachedImageCatalog {
     async fn live_digests(&self) -> Result<HashSet<Digest>, CatalogError>;
 }
 
-/// Manifest whose content is stored.
+/// Manifest to add to a repository. Its content is already in the blob storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewManifest {
     pub manifest: Descriptor,
@@ -213,20 +214,20 @@ pub struct NewManifest {
     pub artifact_type: Option<String>,
 }
 
-/// Origin of an image; the same origin yields the same image.
+/// Origin of an image that was made from a tree of files. The same origin always yields the same image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageOrigin {
     /// Name of the participant who owns the tree.
     pub owner: String,
     pub tree: TreeDigest,
-    /// Hash of the settings by which the tree became an image.
+    /// Hash of the settings with which the image was made from the tree.
     pub recipe: ContentHash,
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct TagQuery {
     pub repository: Option<Repository>,
-    /// Position after which the listing starts; if `repository` is set, only the tag counts.
+    /// Position after which the listing starts. If `repository` is set, only the tag of the position is used.
     pub after: Option<(Repository, Tag)>,
     pub limit: usize,
 }
@@ -244,9 +245,9 @@ pub struct ReferrerQuery {
 pub enum RemovalOutcome {
     Removed,
     Unknown,
-    /// A manifest of the same repository requires it.
+    /// Not removed: this manifest of the same repository requires it.
     NeededBy(Digest),
-    /// A service runs it, or may roll back to it.
+    /// Not removed: this service runs it, or may roll back to it.
     Deployed(String),
 }
 

@@ -229,11 +229,11 @@ impl ImageStore {
         chunks: &mut mpsc::Receiver<Bytes>,
     ) -> Result<Box<dyn IncomingBlob>, ImageError> {
         let (shared, of) = (Arc::clone(&self.shared), of.clone());
-        let begun = move || shared.blobs.receive(&digest, &of.owner, &of.name);
-        let begun = task::blocking("pull blob", begun).await;
-        let begun = begun.map_err(|_| ImageError::Ending)?;
-        let begun = begun.map_err(|error| stored_error(digest, error))?;
-        let mut incoming = SequentialWork::new("pull blob", begun);
+        let incoming_blob = move || shared.blobs.receive(&digest, &of.owner, &of.name);
+        let incoming_blob = task::blocking("pull blob", incoming_blob).await;
+        let incoming_blob = incoming_blob.map_err(|_| ImageError::Ending)?;
+        let incoming_blob = incoming_blob.map_err(|error| stored_error(digest, error))?;
+        let mut incoming = SequentialWork::new("pull blob", incoming_blob);
         let stopped = |stopped| match stopped {
             SequentialError::Failed(error) => stored_error(digest, error),
             SequentialError::Ended => ImageError::Ending,

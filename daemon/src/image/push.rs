@@ -56,18 +56,19 @@ impl ImageStore {
         let mut sent = PushedBytes::default();
         let mut done = Vec::new();
         for target in targets {
-            let place = remote.target(target);
-            if done.contains(&place) {
+            let target_place = remote.target(target);
+            if done.contains(&target_place) {
                 continue;
             }
             transfer.begin(blobs.iter().map(|part| part.size));
             // Content that a sibling repository has just received is mounted instead of sent again.
-            let beside = done.iter().find(|other| place.can_mount_from(other));
+            let beside = done.iter().find(|other| target_place.can_mount_from(other));
             let push = blobs.iter().cloned().map(|part| {
-                let place = &place;
+                let target_place = &target_place;
                 async move {
                     let blob = Descriptor::new("", part.digest, part.size);
-                    let pushed = remote.push_blob(place, &blob, beside, &self.content(part.digest)).await?;
+                    let pushed =
+                        remote.push_blob(target_place, &blob, beside, &self.content(part.digest)).await?;
                     transfer.done(part.size);
                     Ok::<_, ImageError>((pushed, part.size))
                 }
@@ -82,9 +83,11 @@ impl ImageStore {
             }
             for below in children(&contents, &image.manifest) {
                 let bytes = self.manifest_bytes(below).await?;
-                remote.push_manifest(&place, &below.digest.to_string(), &below.media_type, bytes).await?;
+                remote
+                    .push_manifest(&target_place, &below.digest.to_string(), &below.media_type, bytes)
+                    .await?;
             }
-            done.push(place);
+            done.push(target_place);
         }
         Ok(sent)
     }

@@ -17,7 +17,7 @@ pub(super) struct IngressWorkers {
 pub(super) struct WorkerSlot {
     /// Index of the worker, from 0.
     pub(super) worker: usize,
-    taken: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl IngressWorkers {
@@ -46,18 +46,19 @@ impl IngressWorkers {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let taken =
-            |(_, (_, taken)): &(usize, &(WorkerThread, Arc<AtomicUsize>))| taken.load(Ordering::Relaxed);
-        if let Some((number, (worker, taken))) = self.all.iter().enumerate().min_by_key(taken) {
-            taken.fetch_add(1, Ordering::Relaxed);
-            worker.spawn(name, begin(WorkerSlot { worker: number, taken: Arc::clone(taken) }));
+        let load = |(_, (_, connections)): &(usize, &(WorkerThread, Arc<AtomicUsize>))| {
+            connections.load(Ordering::Relaxed)
+        };
+        if let Some((number, (worker, connections))) = self.all.iter().enumerate().min_by_key(load) {
+            connections.fetch_add(1, Ordering::Relaxed);
+            worker.spawn(name, begin(WorkerSlot { worker: number, connections: Arc::clone(connections) }));
         }
     }
 }
 
 impl Drop for WorkerSlot {
     fn drop(&mut self) {
-        self.taken.fetch_sub(1, Ordering::Relaxed);
+        self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -70,8 +71,8 @@ mod tests {
         let workers = IngressWorkers::start(2).unwrap();
         let seat = || {
             let mut seat = None;
-            workers.spawn("connection", |taken| {
-                seat = Some(taken);
+            workers.spawn("connection", |slot| {
+                seat = Some(slot);
                 async {}
             });
             seat.unwrap()

@@ -165,10 +165,10 @@ impl RecordQueue {
         };
         let mut waiting = self.state.lock();
         self.changed.wait_while(&mut waiting, idle);
-        let taken = (std::mem::take(&mut waiting.records), std::mem::take(&mut waiting.dropped));
+        let drained = (std::mem::take(&mut waiting.records), std::mem::take(&mut waiting.dropped));
         drop(waiting);
         self.changed.notify_all();
-        (!taken.0.is_empty() || taken.1 > 0).then_some(taken)
+        (!drained.0.is_empty() || drained.1 > 0).then_some(drained)
     }
 
     fn close(&self) {
@@ -326,9 +326,9 @@ mod tests {
         let file = dir.path().join(CURRENT);
         let out = |mut pipe: File| {
             pipe.write_all(b"name? ").unwrap();
-            let begun = std::time::Instant::now();
+            let started = std::time::Instant::now();
             while fs::read(&file).unwrap_or_default().is_empty() {
-                assert!(begun.elapsed() < Duration::from_secs(5));
+                assert!(started.elapsed() < Duration::from_secs(5));
                 std::thread::sleep(Duration::from_millis(10));
             }
         };
@@ -371,9 +371,9 @@ mod tests {
     fn what_a_stuck_disk_does_not_take_is_dropped_and_counted() {
         let queue = RecordQueue::default();
         let record = vec![b'x'; 1 << 20];
-        let begun = std::time::Instant::now();
+        let started = std::time::Instant::now();
         (0..6).for_each(|_| queue.push(&record));
-        assert!(begun.elapsed() < PATIENCE * 4);
+        assert!(started.elapsed() < PATIENCE * 4);
         let (records, dropped) = queue.take().unwrap();
         assert_eq!((records.len(), dropped), (4 << 20, 2 << 20));
         queue.close();

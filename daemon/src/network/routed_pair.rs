@@ -128,9 +128,9 @@ impl RoutedPair {
 
     /// Waits until packets pass. A packet that is sent earlier is lost, and its sender retries only a second later.
     pub(super) fn wait(&self, host: &mut NetlinkSocket) -> io::Result<()> {
-        let begun = Instant::now();
+        let started = Instant::now();
         while !links::link(host, &self.outside)?.is_some_and(|link| link.operational) {
-            if begun.elapsed() > LINK_UP_LIMIT {
+            if started.elapsed() > LINK_UP_LIMIT {
                 let what = format!("link {} does not come up", self.outside);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }
@@ -146,9 +146,9 @@ impl RoutedPair {
 
     fn is_set_up_outside(&self, host: &mut NetlinkSocket) -> io::Result<bool> {
         let Some(link) = links::link(host, &self.outside)? else { return Ok(false) };
-        let wired =
+        let is_intact =
             link.up && link.operational && !link.arp && link.bridge.is_none() && link.group == self.group;
-        Ok(wired
+        Ok(is_intact
             && link.hardware == subnet::hardware(self.gateway)
             && links::has_neighbour(host, link.index, self.address)?
             && links::route_to(host, self.address)? == Some((link.index, Some(self.source))))

@@ -8,7 +8,7 @@ use super::PackError;
 /// The budget; cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct ListingMemory {
-    taken: Arc<AtomicUsize>,
+    used: Arc<AtomicUsize>,
     limit: usize,
 }
 
@@ -21,7 +21,7 @@ pub(super) struct MemoryReservation {
 
 impl ListingMemory {
     pub(super) fn new(limit: usize) -> Self {
-        Self { taken: Arc::default(), limit }
+        Self { used: Arc::default(), limit }
     }
 
     pub(super) fn reserve(&self) -> MemoryReservation {
@@ -33,15 +33,15 @@ impl MemoryReservation {
     /// Grows this reservation to `bytes`; a smaller number has no effect.
     pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), PackError> {
         let more = bytes.saturating_sub(self.bytes);
-        let taken = self.memory.taken.fetch_add(more, Ordering::Relaxed);
+        let used = self.memory.used.fetch_add(more, Ordering::Relaxed);
         self.bytes += more;
-        if taken + more > self.memory.limit { Err(PackError::Busy) } else { Ok(()) }
+        if used + more > self.memory.limit { Err(PackError::Busy) } else { Ok(()) }
     }
 }
 
 impl Drop for MemoryReservation {
     fn drop(&mut self) {
-        self.memory.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.memory.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

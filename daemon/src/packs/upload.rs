@@ -30,7 +30,7 @@ pub(super) struct PackUpload {
     pub tree: TreeDigest,
     pub destination: PackDestination,
     state: Mutex<PackUploadState>,
-    begun: Instant,
+    started_at: Instant,
     pub(super) last_used: Mutex<Instant>,
     active_requests: AtomicUsize,
 }
@@ -104,7 +104,7 @@ impl PackUpload {
             tree,
             destination,
             state: Mutex::default(),
-            begun: Instant::now(),
+            started_at: Instant::now(),
             last_used: Mutex::new(Instant::now()),
             active_requests: AtomicUsize::new(0),
         }
@@ -120,7 +120,7 @@ impl PackUpload {
         let pieces = state.requested.values().flat_map(|wanted| &wanted.pieces);
         let bytes = pieces.filter(|(_, here)| *here).map(|(piece, _)| u64::from(piece.size)).sum();
         let caller = self.destination.owner.clone();
-        UnfinishedPack { caller, tree: self.tree, bytes, age: self.begun.elapsed() }
+        UnfinishedPack { caller, tree: self.tree, bytes, age: self.started_at.elapsed() }
     }
 
     /// Returns the time since the last request for this upload, or zero while a request is running.

@@ -18,11 +18,11 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// case.
 pub fn lock(path: &Path) -> io::Result<Option<File>> {
     let file = File::options().create(true).truncate(false).write(true).open(path)?;
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Some(file)),
-            Err(Errno::WOULDBLOCK) if begun.elapsed() < RETRY_LIMIT => std::thread::sleep(PAUSE),
+            Err(Errno::WOULDBLOCK) if started.elapsed() < RETRY_LIMIT => std::thread::sleep(PAUSE),
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),

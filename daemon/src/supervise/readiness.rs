@@ -63,21 +63,21 @@ impl ReadinessWatcher {
         }
     }
 
-    async fn query<F>(&mut self, ask: &impl Fn() -> F) -> ReadinessStatus
+    async fn query<F>(&mut self, query_version: &impl Fn() -> F) -> ReadinessStatus
     where
         F: Future<Output = Result<String, ProbeError>>,
     {
-        let down = |detail| ReadinessStatus { ready: false, version: None, detail: Some(detail) };
+        let not_ready = |detail| ReadinessStatus { ready: false, version: None, detail: Some(detail) };
         if let Some((program, child)) = &mut self.child {
             match &*child.borrow_and_update() {
                 port::ChildStatus::Ready { .. } => {}
-                port::ChildStatus::Starting => return down(format!("{program} is starting")),
-                port::ChildStatus::Down { reason } => return down(reason.clone()),
+                port::ChildStatus::Starting => return not_ready(format!("{program} is starting")),
+                port::ChildStatus::Down { reason } => return not_ready(reason.clone()),
             }
         }
-        match ask().await {
+        match query_version().await {
             Ok(version) => ReadinessStatus { ready: true, version: Some(version), detail: None },
-            Err(error) => down(format!("{}: {error}", self.description)),
+            Err(error) => not_ready(format!("{}: {error}", self.description)),
         }
     }
 }

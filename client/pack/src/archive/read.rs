@@ -43,15 +43,15 @@ pub(super) fn scan<R: Read>(
     let mut docker_save = false;
     let (mut blobs, mut blob_bytes) = (0, 0);
     while let Some(member) = tar.next_member()? {
-        let place = member_role(&member)?;
-        if matches!(place, MemberRole::Other) {
+        let role = member_role(&member)?;
+        if matches!(role, MemberRole::Other) {
             docker_save |= member.name == b"manifest.json" || member.name == b"repositories";
             continue;
         }
         if !matches!(member.kind, EntryType::Regular | EntryType::Continuous) {
             return Err(member_error(&member, "is not a regular file"));
         }
-        match place {
+        match role {
             MemberRole::Layout => {
                 let layout: LayoutFile = json(tar, &member)?;
                 if !layout.image_layout_version.starts_with("1.") {
@@ -141,15 +141,15 @@ fn verify_blob<R: Read>(
 ) -> Result<(), ArchiveError> {
     let position = tar.position();
     let mut content = VerifyingReader::new(&mut *tar, *digest, size);
-    let taken = match content.check_empty() {
+    let read = match content.check_empty() {
         Ok(()) => take(digest, size, position, &mut content),
         Err(error) => Err(error),
     };
     // A fault of the archive takes precedence over the sink's error.
-    let taken = taken.and_then(|()| io::copy(&mut content, &mut io::sink()).map(drop));
+    let read = read.and_then(|()| io::copy(&mut content, &mut io::sink()).map(drop));
     match content.fault {
         Some(fault) => Err(fault),
-        None => taken.map_err(|source| ArchiveError::Sink { digest: *digest, source }),
+        None => read.map_err(|source| ArchiveError::Sink { digest: *digest, source }),
     }
 }
 

@@ -91,20 +91,20 @@ impl FrameCompressor {
                 deflate.reset();
                 // Deflate may emit stored blocks for incompressible data: at most 5 bytes for each 64 KiB.
                 out.reserve(tar.len() + tar.len() / 1000 + 1024);
-                let mut taken = 0;
+                let mut consumed = 0;
                 // A flush is complete when it leaves free space in the output.
-                while taken < tar.len() || out.len() == out.capacity() {
+                while consumed < tar.len() || out.len() == out.capacity() {
                     out.reserve(4096);
                     let before = deflate.total_in();
                     let status = deflate
-                        .compress_vec(&tar[taken..], out, FlushCompress::Sync)
+                        .compress_vec(&tar[consumed..], out, FlushCompress::Sync)
                         .map_err(io::Error::other)?;
-                    taken += usize::try_from(deflate.total_in() - before).unwrap_or(usize::MAX);
+                    consumed += usize::try_from(deflate.total_in() - before).unwrap_or(usize::MAX);
                     if status != Status::Ok {
                         break;
                     }
                 }
-                if taken < tar.len() {
+                if consumed < tar.len() {
                     return Err(io::Error::other("deflate stopped inside a frame"));
                 }
             }

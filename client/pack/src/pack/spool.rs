@@ -103,8 +103,8 @@ impl LayerSpool {
 
     fn out(&self) -> OffsetWriter<'_> {
         // Only an archive is synced at the end.
-        let begun = matches!(self.place, SpoolPlace::Archive { .. }).then_some(self.position);
-        OffsetWriter { file: self.file(), position: self.position, writeback_offset: begun }
+        let writeback_start = matches!(self.place, SpoolPlace::Archive { .. }).then_some(self.position);
+        OffsetWriter { file: self.file(), position: self.position, writeback_offset: writeback_start }
     }
 
     fn failed(&self, source: io::Error) -> PackError {
@@ -131,13 +131,13 @@ struct OffsetWriter<'a> {
 
 impl OffsetWriter<'_> {
     fn write_behind(&mut self) {
-        let Some(begun) = &mut self.writeback_offset else { return };
-        let length = NonZeroU64::new(self.position - *begun);
+        let Some(writeback_start) = &mut self.writeback_offset else { return };
+        let length = NonZeroU64::new(self.position - *writeback_start);
         if let Some(length) = length.filter(|length| length.get() >= WRITEBACK_CHUNK) {
             // This advice starts writeback without waiting for it; unwritten pages stay in memory. If the advice is
             // refused, the final sync writes everything.
-            let _ = rustix::fs::fadvise(self.file, *begun, Some(length), Advice::DontNeed);
-            *begun = self.position;
+            let _ = rustix::fs::fadvise(self.file, *writeback_start, Some(length), Advice::DontNeed);
+            *writeback_start = self.position;
         }
     }
 }

@@ -88,7 +88,7 @@ impl TreeLister<'_> {
         levels: &mut [DirectoryLevel],
         child: DirectoryChild,
     ) -> Result<Option<DirectoryLevel>, WalkError> {
-        let DirectoryChild { path, found, shown, content } = child;
+        let DirectoryChild { path, found, is_shown, content } = child;
         let found = found.map_err(failed("cannot read its metadata", &path))?;
         let (file_type, size) = (found.file_type, found.stamp.size);
         let mut entry = WalkEntry {
@@ -105,7 +105,7 @@ impl TreeLister<'_> {
             ChildListing::Requested { slot, pruned } => Some((slot, pruned, entry.path.clone())),
             ChildListing::None | ChildListing::Unrequested(_) => None,
         };
-        if shown {
+        if is_shown {
             entry.kind = self.kind(&entry, found)?;
             if entry.kind == FileKind::File(()) {
                 entry.size = size;
@@ -119,7 +119,7 @@ impl TreeLister<'_> {
         match self.listings.take(slot) {
             Ok(names) => Ok(Some(DirectoryLevel { names: names.into_iter(), pending })),
             // An excluded directory that cannot be read is no error.
-            Err(Errno::ACCESS) if !shown && !pruned => Ok(None),
+            Err(Errno::ACCESS) if !is_shown && !pruned => Ok(None),
             Err(errno) => Err(failed("cannot list the directory", &dir)(errno)),
         }
     }

@@ -29,7 +29,7 @@ pub(super) struct DirectoryRequest {
 pub(super) struct DirectoryChild {
     pub(super) path: Vec<u8>,
     pub(super) found: rustix::io::Result<NameMetadata>,
-    pub(super) shown: bool,
+    pub(super) is_shown: bool,
     pub(super) content: ChildListing,
 }
 
@@ -105,7 +105,12 @@ impl DirectoryRequest {
             Ok(found) => found,
             // The kind of the file is unknown, so the rules cannot be applied. The error is reported.
             Err(errno) => {
-                return DirectoryChild { path, found: Err(errno), shown: true, content: ChildListing::None };
+                return DirectoryChild {
+                    path,
+                    found: Err(errno),
+                    is_shown: true,
+                    content: ChildListing::None,
+                };
             }
         };
         let is_dir = found.file_type == FileType::Directory;
@@ -114,7 +119,7 @@ impl DirectoryRequest {
             false => selection.filter.evaluate(&path, is_dir, &self.matched),
         };
         let pruned = verdict == EntryVerdict::Prune;
-        let shown = verdict == EntryVerdict::Show || selection.keep.contains(&path);
+        let is_shown = verdict == EntryVerdict::Show || selection.keep.contains(&path);
         let enter = is_dir && (!pruned || selection.leads_to_kept(&path));
         let content = match enter {
             true => ChildListing::Unrequested(Box::new(Self {
@@ -125,7 +130,7 @@ impl DirectoryRequest {
             })),
             false => ChildListing::None,
         };
-        DirectoryChild { path, found: Ok(found), shown, content }
+        DirectoryChild { path, found: Ok(found), is_shown, content }
     }
 }
 

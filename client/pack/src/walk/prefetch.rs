@@ -22,15 +22,15 @@ impl PrefetchWork for WalkSelection<'_> {
 
     fn run_request(&self, wish: &DirectoryRequest, ahead: &PrefetchQueue<'_, Self>) -> ChildrenResult {
         let mut children = wish.list(self)?;
-        let (mut wishes, mut places) = (Vec::new(), Vec::new());
-        for (place, child) in children.iter_mut().enumerate() {
+        let (mut wishes, mut requested) = (Vec::new(), Vec::new());
+        for (index, child) in children.iter_mut().enumerate() {
             if let ChildListing::Unrequested(wish) = mem::replace(&mut child.content, ChildListing::None) {
-                places.push((place, wish.pruned));
+                requested.push((index, wish.pruned));
                 wishes.push(*wish);
             }
         }
-        for (slot, (place, pruned)) in ahead.request_all(wishes).into_iter().zip(places) {
-            children[place].content = ChildListing::Requested { slot, pruned };
+        for (slot, (index, pruned)) in ahead.request_all(wishes).into_iter().zip(requested) {
+            children[index].content = ChildListing::Requested { slot, pruned };
         }
         Ok(children)
     }

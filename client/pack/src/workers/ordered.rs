@@ -107,11 +107,11 @@ impl<P, I: Iterator<Item = P>, R> OrderedQueue<I, R> {
 
     fn put(&self, number: u64, result: R) {
         let mut state = self.state.lock();
-        let place = number - state.taken;
-        if let Some(waiting) = usize::try_from(place).ok().and_then(|place| state.results.get_mut(place)) {
+        let index = number - state.taken;
+        if let Some(waiting) = usize::try_from(index).ok().and_then(|index| state.results.get_mut(index)) {
             *waiting = Some(result);
         }
-        if place == 0 {
+        if index == 0 {
             self.result.notify_all();
         }
     }

@@ -101,17 +101,17 @@ fn check_name(name: &str) -> Result<(), &'static str> {
 }
 
 fn read_file(path: &Path) -> Result<Vec<(String, String)>, Failure> {
-    let shown = path.display();
+    let file_name = path.display();
     let wrong = |why: String| Failure::usage(format!("--env-file: {why}"));
     let mut content = Vec::new();
     let opened = std::fs::File::open(path);
     let read = opened.and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut content));
-    read.map_err(|error| wrong(format!("cannot read `{shown}`: {error}")))?;
+    read.map_err(|error| wrong(format!("cannot read `{file_name}`: {error}")))?;
     if content.len() as u64 > MAX_FILE_BYTES {
-        return Err(wrong(format!("`{shown}` is larger than {} KiB", MAX_FILE_BYTES >> 10)));
+        return Err(wrong(format!("`{file_name}` is larger than {} KiB", MAX_FILE_BYTES >> 10)));
     }
     parse_file(&content).map_err(|(line, why)| {
-        wrong(format!("{shown}:{line}: {why}")).hint("each line is NAME=value, empty, or begins with `#`")
+        wrong(format!("{file_name}:{line}: {why}")).hint("each line is NAME=value, empty, or begins with `#`")
     })
 }
 
@@ -130,8 +130,8 @@ fn parse_file(content: &[u8]) -> Result<Vec<(String, String)>, (usize, String)> 
             continue;
         }
         let Some((name, value)) = line.split_once('=') else {
-            let shown: String = line.chars().take(100).collect();
-            return Err((number, format!("`{shown}` has no `=`")));
+            let excerpt: String = line.chars().take(100).collect();
+            return Err((number, format!("`{excerpt}` has no `=`")));
         };
         check_name(name).map_err(wrong)?;
         if line.contains('\0') {

@@ -16,7 +16,7 @@ pub(super) struct ProgressMeter {
     total: u64,
     /// Progress bar; none without a terminal.
     bar: Option<ProgressBar>,
-    begun: Instant,
+    started_at: Instant,
     last_line: Instant,
 }
 
@@ -29,7 +29,7 @@ impl ProgressMeter {
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        Self { total: 0, bar, begun: Instant::now(), last_line: Instant::now() }
+        Self { total: 0, bar, started_at: Instant::now(), last_line: Instant::now() }
     }
 
     pub(super) fn show(&mut self, at: PackProgress) {
@@ -61,7 +61,7 @@ impl ProgressMeter {
     }
 
     fn line(&self, bytes: u64) -> String {
-        let rate = bytes as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
+        let rate = bytes as f64 / self.started_at.elapsed().as_secs_f64().max(0.001);
         let left = self.total.saturating_sub(bytes) as f64 / rate.max(1.0);
         format!(
             "packing: {} of {}, {}/s, {:.0} s left",
@@ -97,7 +97,7 @@ mod tests {
         }
         let mut meter = ProgressMeter { bar: None, ..ProgressMeter::new() };
         meter.show(PackProgress::Listed { entries: 3, bytes: 3_000_000 });
-        meter.begun = Instant::now() - Duration::from_secs(10);
+        meter.started_at = Instant::now() - Duration::from_secs(10);
         let line = meter.line(1_000_000);
         assert!(line.starts_with("packing: 1.00 MB of 3.00 MB, "), "{line}");
         assert!(line.ends_with(" 20 s left") || line.ends_with(" 21 s left"), "{line}");

@@ -115,13 +115,13 @@ fn run(
         match format {
             BlobFormat::Zstd => decode_units(scope, blob, &units, &mut taker)?,
             BlobFormat::Plain | BlobFormat::Gzip => {
-                let (sender, said) = sync_channel(CHANNEL_CAPACITY);
+                let (sender, event) = sync_channel(CHANNEL_CAPACITY);
                 let input = BlobInput::new(Arc::clone(blob), 0, u64::MAX);
                 task::scoped(scope, "layer-decode", move || match format {
                     BlobFormat::Gzip => send_result(&sender, inflate(input, with_states, &sender)),
                     _ => send_result(&sender, copy(input, &sender)),
                 })?;
-                said.iter().try_for_each(|said| taker.handle(said))?;
+                event.iter().try_for_each(|event| taker.handle(event))?;
             }
         }
         let PassCollector { tar, entries, points, length, holes, hashed, .. } = taker;
@@ -164,8 +164,8 @@ impl From<io::Error> for DecodeError {
     }
 }
 
-fn send(sender: &SyncSender<DecoderEvent>, said: DecoderEvent) -> Result<(), ReceiverClosed> {
-    sender.send(said).map_err(|_| ReceiverClosed)
+fn send(sender: &SyncSender<DecoderEvent>, event: DecoderEvent) -> Result<(), ReceiverClosed> {
+    sender.send(event).map_err(|_| ReceiverClosed)
 }
 
 fn send_result(sender: &SyncSender<DecoderEvent>, result: Result<(), DecodeError>) {
@@ -225,7 +225,7 @@ fn decode_units<'scope>(
     let decoders = if is_small { cores.min(MAX_DECODERS).min(units.len()).max(1) } else { 1 };
     let mut receivers: Vec<Receiver<DecoderEvent>> = Vec::with_capacity(decoders);
     for first in 0..decoders {
-        let (sender, said) = sync_channel(CHANNEL_CAPACITY);
+        let (sender, event) = sync_channel(CHANNEL_CAPACITY);
         let (blob, buffers) = (Arc::clone(blob), taker.buffers.clone());
         task::scoped(scope, "layer-decode", move || {
             let mut mine = units.iter().skip(first).step_by(decoders);
@@ -234,14 +234,14 @@ fn decode_units<'scope>(
             });
             send_result(&sender, result);
         })?;
-        receivers.push(said);
+        receivers.push(event);
     }
     for index in 0..units.len() {
-        for said in &receivers[index % decoders] {
-            if matches!(said, DecoderEvent::UnitEnd) {
+        for event in &receivers[index % decoders] {
+            if matches!(event, DecoderEvent::UnitEnd) {
                 break;
             }
-            taker.handle(said)?;
+            taker.handle(event)?;
         }
     }
     Ok(())
@@ -314,8 +314,8 @@ impl<'p> PassCollector<'p> {
         }
     }
 
-    fn handle(&mut self, said: DecoderEvent) -> Result<(), LayerError> {
-        match said {
+    fn handle(&mut self, event: DecoderEvent) -> Result<(), LayerError> {
+        match event {
             DecoderEvent::AccessPoint(blob, state) => self.add_access_point(blob, state),
             DecoderEvent::Chunk(piece) => self.add_chunk(piece),
             DecoderEvent::UnitEnd => Ok(()),

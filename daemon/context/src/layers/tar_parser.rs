@@ -213,20 +213,20 @@ impl TarParser {
 
     fn take<'b>(&mut self, bytes: &mut &'b [u8], most: u64) -> &'b [u8] {
         let count = usize::try_from(most).unwrap_or(usize::MAX).min(bytes.len());
-        let (taken, rest) = bytes.split_at(count);
+        let (consumed, rest) = bytes.split_at(count);
         *bytes = rest;
         self.at = self.at.saturating_add(count as u64);
-        taken
+        consumed
     }
 
     /// Returns the next block once it is complete.
     fn block(&mut self, bytes: &mut &[u8]) -> Option<[u8; BLOCK]> {
         let missing = BLOCK - self.buffer.len();
-        let taken = self.take(bytes, missing as u64);
-        if let Ok(block) = taken.try_into() {
+        let consumed = self.take(bytes, missing as u64);
+        if let Ok(block) = consumed.try_into() {
             return Some(block);
         }
-        self.buffer.extend_from_slice(taken);
+        self.buffer.extend_from_slice(consumed);
         let block = self.buffer.as_slice().try_into().ok()?;
         self.buffer.clear();
         Some(block)
@@ -266,9 +266,9 @@ impl TarParser {
                 Ok(TarParserState::Padding(padding))
             }
             TarParserState::Extension { kind, left, padding } => {
-                let taken = self.take(bytes, left);
-                self.buffer.extend_from_slice(taken);
-                Ok(TarParserState::Extension { kind, left: left - taken.len() as u64, padding })
+                let consumed = self.take(bytes, left);
+                self.buffer.extend_from_slice(consumed);
+                Ok(TarParserState::Extension { kind, left: left - consumed.len() as u64, padding })
             }
             TarParserState::GnuMap { file, mut parts } => {
                 let Some(block) = self.block(bytes) else {
@@ -296,11 +296,11 @@ impl TarParser {
                 Ok(TarParserState::Padding(padding(stored)))
             }
             TarParserState::Content { file, content, mut sum, left } => {
-                let taken = self.take(bytes, left);
+                let consumed = self.take(bytes, left);
                 if self.hashes_content {
-                    sum.update(taken);
+                    sum.update(consumed);
                 }
-                Ok(TarParserState::Content { file, content, sum, left: left - taken.len() as u64 })
+                Ok(TarParserState::Content { file, content, sum, left: left - consumed.len() as u64 })
             }
         }
     }

@@ -98,17 +98,17 @@ impl ScanCache {
         fingerprint: &[u8; 32],
         known: impl FnOnce() -> Option<ScanBaseline>,
     ) -> Option<(CoveredEntries, Arc<IdentifiedTree>)> {
-        let mut looks = self.scans.lock();
-        let is_young = |look: &CachedScan| look.since.elapsed() < MAX_AGE;
-        looks.retain(|look| is_young(look) || look.baseline.is_some());
-        let is_it = |look: &CachedScan| look.fingerprint == *fingerprint && is_young(look);
-        let place = looks.iter().position(is_it)?;
-        let mut look = looks.remove(place)?;
+        let mut scans = self.scans.lock();
+        let is_young = |scan: &CachedScan| scan.since.elapsed() < MAX_AGE;
+        scans.retain(|scan| is_young(scan) || scan.baseline.is_some());
+        let is_it = |scan: &CachedScan| scan.fingerprint == *fingerprint && is_young(scan);
+        let position = scans.iter().position(is_it)?;
+        let mut scan = scans.remove(position)?;
         // Earlier, the directories may have been too young for a baseline.
-        look.baseline = look.baseline.or_else(known);
-        let found = (look.covered.clone(), Arc::clone(&look.identified));
-        looks.push_front(look);
-        trim_baselines(&mut looks);
+        scan.baseline = scan.baseline.or_else(known);
+        let found = (scan.covered.clone(), Arc::clone(&scan.identified));
+        scans.push_front(scan);
+        trim_baselines(&mut scans);
         #[cfg(test)]
         self.found.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Some(found)
@@ -122,9 +122,9 @@ impl ScanCache {
 
     /// Returns the baselines of the scans with a scope, latest first.
     fn baselines(&self, scope: &[u8]) -> Vec<(ScanBaseline, [u8; 32])> {
-        let looks = self.scans.lock();
-        let of_scope = looks.iter().filter(|look| look.scope == scope);
-        of_scope.filter_map(|look| Some((look.baseline.clone()?, look.fingerprint))).collect()
+        let scans = self.scans.lock();
+        let of_scope = scans.iter().filter(|scan| scan.scope == scope);
+        of_scope.filter_map(|scan| Some((scan.baseline.clone()?, scan.fingerprint))).collect()
     }
 
     /// Number of scans that a revalidation replaced.
@@ -136,32 +136,32 @@ impl ScanCache {
     /// Number of cached scans with a baseline.
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
-        let looks = self.scans.lock();
-        looks.iter().filter(|look| look.baseline.is_some()).count()
+        let scans = self.scans.lock();
+        scans.iter().filter(|scan| scan.baseline.is_some()).count()
     }
 
-    fn put(&self, look: CachedScan) {
-        let mut looks = self.scans.lock();
-        looks.retain(|known| known.fingerprint != look.fingerprint);
-        looks.push_front(look);
-        trim_baselines(&mut looks);
-        while looks.len() > MAX_SCANS || looks.iter().map(|look| look.entries).sum::<usize>() > MAX_ENTRIES {
-            looks.pop_back();
+    fn put(&self, scan: CachedScan) {
+        let mut scans = self.scans.lock();
+        scans.retain(|known| known.fingerprint != scan.fingerprint);
+        scans.push_front(scan);
+        trim_baselines(&mut scans);
+        while scans.len() > MAX_SCANS || scans.iter().map(|scan| scan.entries).sum::<usize>() > MAX_ENTRIES {
+            scans.pop_back();
         }
     }
 }
 
 /// Drops older baselines: one per directory is enough, and their total size is limited.
-fn trim_baselines(looks: &mut VecDeque<CachedScan>) {
+fn trim_baselines(scans: &mut VecDeque<CachedScan>) {
     let mut room = MAX_BASELINE_ENTRIES;
-    for index in 0..looks.len() {
-        let CachedScan { scope, baseline: Some(known), .. } = &looks[index] else { continue };
-        let mut newer = looks.iter().take(index).filter(|newer| newer.scope == *scope);
+    for index in 0..scans.len() {
+        let CachedScan { scope, baseline: Some(known), .. } = &scans[index] else { continue };
+        let mut newer = scans.iter().take(index).filter(|newer| newer.scope == *scope);
         let is_older =
             newer.any(|newer| newer.baseline.as_ref().is_some_and(|newer| newer.is_same_directory(known)));
         match room.checked_sub(known.entry_count()) {
             Some(rest) if !is_older => room = rest,
-            _ => looks[index].baseline = None,
+            _ => scans[index].baseline = None,
         }
     }
 }

@@ -147,12 +147,12 @@ impl ScannedEntries {
     }
 
     fn device(&mut self, device: u64) -> Option<u16> {
-        let place = self.devices.iter().rposition(|known| *known == device);
-        let place = place.unwrap_or_else(|| {
+        let position = self.devices.iter().rposition(|known| *known == device);
+        let position = position.unwrap_or_else(|| {
             self.devices.push(device);
             self.devices.len() - 1
         });
-        u16::try_from(place).ok()
+        u16::try_from(position).ok()
     }
 
     /// Releases spare capacity.

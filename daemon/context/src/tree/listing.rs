@@ -121,18 +121,18 @@ impl ContextTree {
             let target = bare(&self.mounts[mount as usize].target);
             let rest = below(&wish.path, target).unwrap_or_default();
             let name = rest.split(|&byte| byte == b'/').next().unwrap_or_default();
-            let place = children.binary_search_by(|child| child.name.as_ref().cmp(name));
+            let position = children.binary_search_by(|child| child.name.as_ref().cmp(name));
             let found = if name.len() == rest.len() {
                 self.mount_root(mount)?
             } else {
-                match place {
+                match position {
                     // Parent of a mount target: a directory stays as it is; any other kind is replaced by a
                     // synthetic directory.
                     Ok(index) if children[index].found.kind == FileKind::Directory => continue,
                     _ => LayerEntry::synthetic_directory(),
                 }
             };
-            match place {
+            match position {
                 Ok(index) => children[index].found = found,
                 Err(index) => children.insert(index, DirectoryChild { name: name.into(), found }),
             }

@@ -87,15 +87,15 @@ impl ContextTree {
         if (target, &top) != (&known.target, &known.top) || !known.root.is_same(&self.top_directory(&top)?) {
             return None;
         }
-        let look = Revalidation {
+        let revalidation = Revalidation {
             top: layer.open_path(inside).ok()?,
             entries: &known.entries,
             next: AtomicUsize::new(0),
             differs: AtomicBool::new(false),
         };
         let helpers = (threads() - 1).min(known.entries.len() / CHUNK_ENTRIES);
-        task::in_parallel("context.again", helpers, |_| look.run());
-        if look.differs.into_inner() {
+        task::in_parallel("context.again", helpers, |_| revalidation.run());
+        if revalidation.differs.into_inner() {
             return None;
         }
         let mut snapshot = TreeSnapshot::new(self.clone(), top, Arc::clone(&known.entries));
@@ -175,7 +175,7 @@ struct DirectoryCursor {
 
 impl Revalidation<'_> {
     fn run(&self) {
-        let mut place = DirectoryCursor::default();
+        let mut cursor = DirectoryCursor::default();
         while !self.differs.load(Ordering::Relaxed) {
             let start = self.next.fetch_add(CHUNK_ENTRIES, Ordering::Relaxed);
             if start >= self.entries.len() {
@@ -183,24 +183,24 @@ impl Revalidation<'_> {
             }
             let mut piece = start..self.entries.len().min(start + CHUNK_ENTRIES);
             // An entry that cannot be read counts as different; the scan then reports the error.
-            if !piece.all(|index| self.is_same(index, &mut place).unwrap_or(false)) {
+            if !piece.all(|index| self.is_same(index, &mut cursor).unwrap_or(false)) {
                 self.differs.store(true, Ordering::Relaxed);
             }
         }
     }
 
-    fn is_same(&self, index: usize, place: &mut DirectoryCursor) -> Result<bool, Errno> {
+    fn is_same(&self, index: usize, cursor: &mut DirectoryCursor) -> Result<bool, Errno> {
         let path = self.entries.path(index);
         let (directory, name) = match path.iter().rposition(|&byte| byte == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&[][..], path),
         };
-        place.move_to(&self.top, directory)?;
-        place.name.clear();
-        place.name.extend_from_slice(name);
-        place.name.push(0);
-        let name = CStr::from_bytes_with_nul(&place.name).map_err(|_| Errno::INVAL)?;
-        let directory = place.held.last().map_or(&self.top, |(_, directory)| directory);
+        cursor.move_to(&self.top, directory)?;
+        cursor.name.clear();
+        cursor.name.extend_from_slice(name);
+        cursor.name.push(0);
+        let name = CStr::from_bytes_with_nul(&cursor.name).map_err(|_| Errno::INVAL)?;
+        let directory = cursor.held.last().map_or(&self.top, |(_, directory)| directory);
         Ok(self.entries.is_same(index, &attr::stat_at(directory, name)?))
     }
 }

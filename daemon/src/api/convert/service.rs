@@ -36,7 +36,7 @@ impl IngressAddress {
 /// Converts a service, with its revisions if requested.
 pub fn service(state: ServiceState, entrance: IngressAddress, with_revisions: bool) -> v1::Service {
     let service = state.service;
-    let shown = service
+    let shown_spec = service
         .target_revision()
         .or_else(|| service.revision(service.desired))
         .map(|revision| &revision.spec);
@@ -55,13 +55,13 @@ pub fn service(state: ServiceState, entrance: IngressAddress, with_revisions: bo
         last_exit: state.last_exit.map(exit),
         next_start_at: state.next_start.map(timestamp),
         instances: state.instances.into_iter().map(instance).collect(),
-        image: shown.map(|spec| spec.image.to_string()).unwrap_or_default(),
-        digest: shown.map(|spec| spec.digest.to_string()).unwrap_or_default(),
-        ports: shown.map(|spec| spec.ports.iter().map(port).collect()).unwrap_or_default(),
+        image: shown_spec.map(|spec| spec.image.to_string()).unwrap_or_default(),
+        digest: shown_spec.map(|spec| spec.digest.to_string()).unwrap_or_default(),
+        ports: shown_spec.map(|spec| spec.ports.iter().map(port).collect()).unwrap_or_default(),
         urls: domains.iter().filter_map(|domain| entrance.url(domain)).collect(),
         domains: domains.iter().map(ToString::to_string).collect(),
-        public: shown.is_some_and(|spec| spec.public),
-        description: shown.map(|spec| spec.description.clone()).unwrap_or_default(),
+        public: shown_spec.is_some_and(|spec| spec.public),
+        description: shown_spec.map(|spec| spec.description.clone()).unwrap_or_default(),
         revisions: if with_revisions {
             service.revisions.into_iter().map(revision).collect()
         } else {

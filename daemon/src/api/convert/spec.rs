@@ -15,12 +15,12 @@ use crate::model::image::Platform;
 use crate::model::secret::{RegistryCredential, Secret};
 use crate::model::{BuildMount, MountTarget, Reference, RoomRegistries};
 
-/// Bounds on a request; each is far above practical use.
+// Limits of a build request. Each is far above practical use.
 const MAX_TAGS: usize = 32;
 const MAX_PAIRS: usize = 1024;
 const MAX_TEXT: usize = 128 * 1024;
 const MAX_SECRETS: usize = 64;
-/// Same limit as in BuildKit.
+/// Maximum size of a secret, which is also BuildKit's limit.
 const MAX_SECRET_BYTES: usize = 500 * 1024;
 
 /// Settings that a build spec is validated against.
@@ -31,7 +31,7 @@ pub struct SpecContext<'a> {
     pub path_links: SymlinkPolicy,
 }
 
-/// Validates a build spec and splits it: the spec is stored, the secrets are only kept in memory.
+/// Validates a build spec and separates its secrets. The returned spec is stored; the secrets stay in memory.
 pub fn build_spec(
     wire: v1::BuildSpec,
     context: &SpecContext<'_>,
@@ -215,7 +215,7 @@ fn secrets(
     Ok(checked)
 }
 
-/// Converts a stored spec for display.
+/// Converts a stored spec to its wire form, which contains no secrets.
 pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
     let mut tags = spec.tags.iter().map(Reference::to_string);
     v1::BuildSpec {

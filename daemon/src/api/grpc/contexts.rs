@@ -259,12 +259,12 @@ async fn blocking<T: Send + 'static>(
 
 /// Looks up a path, and returns the tree with the result.
 async fn find(tree: ContextTree, path: Vec<u8>) -> Result<(ContextTree, LocatedEntry), Status> {
-    let shown = String::from_utf8_lossy(&path).into_owned();
+    let path_text = String::from_utf8_lossy(&path).into_owned();
     let (tree, found) = blocking(move || tree.resolve(&path).map(|found| (tree, found))).await?;
     match found {
         Some(found) => Ok((tree, found)),
         None => {
-            let message = format!("there is no `/{}` in the context", shown.trim_start_matches('/'));
+            let message = format!("there is no `/{}` in the context", path_text.trim_start_matches('/'));
             Err(ApiError::new(ErrorCode::NotFound, message)
                 .hint("`hearth context ls` shows what is there")
                 .into())
@@ -279,15 +279,15 @@ fn listing(
     recursive: bool,
     sender: &WalkSender<v1::ContextEntry>,
 ) -> Result<(), ContextError> {
-    let tell =
-        |shown: &WalkedEntry| sender.send(Ok(entry(&shown.path, &shown.stat, shown.target.as_deref())));
+    let send_entry =
+        |walked: &WalkedEntry| sender.send(Ok(entry(&walked.path, &walked.stat, walked.target.as_deref())));
     if seen.attr.kind != rustix::fs::FileType::Directory {
-        let shown = tree.walked_entry(&path.clone(), path, seen)?;
-        shown.iter().all(tell);
+        let walked = tree.walked_entry(&path.clone(), path, seen)?;
+        walked.iter().all(send_entry);
         return Ok(());
     }
-    for shown in tree.walk_below(&path, recursive)? {
-        if !tell(&shown?) {
+    for walked in tree.walk_below(&path, recursive)? {
+        if !send_entry(&walked?) {
             break;
         }
     }

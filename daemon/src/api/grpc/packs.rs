@@ -61,8 +61,8 @@ impl v1::packs_server::Packs for PacksService {
             })?;
         Span::current().record("tree.digest", tracing::field::display(&tree));
         let destination = destination(&caller, &self.storage.room, request)?;
-        let begun = Box::pin(self.packs.begin(tree, destination)).await.map_err(ApiError::from)?;
-        let answer = match begun {
+        let outcome = Box::pin(self.packs.begin(tree, destination)).await.map_err(ApiError::from)?;
+        let answer = match outcome {
             PackBeginOutcome::Done(ready) => Answer::Done(self.result(&caller, &owner, *ready).await?),
             PackBeginOutcome::Upload(id) => Answer::UploadId(id),
         };
@@ -138,13 +138,13 @@ impl v1::packs_server::Packs for PacksService {
         let caller = caller(request.extensions())?;
         let mut messages = request.into_inner();
         let mut receiver: Option<PieceReceiver> = None;
-        let taken = self.receive_pieces(&caller, &mut messages, &mut receiver).await;
+        let received = self.receive_pieces(&caller, &mut messages, &mut receiver).await;
         let Some(receiver) = receiver else {
-            return taken.and_then(|()| Err(upload_missing("upload_id")));
+            return received.and_then(|()| Err(upload_missing("upload_id")));
         };
         // A truncated stream is stored too: the next attempt sends the rest.
         let durable = receiver.finish().await.map_err(ApiError::from);
-        taken?;
+        received?;
         durable?;
         Ok(Response::new(v1::SendPackResponse { pieces: receiver.pieces, bytes: receiver.bytes }))
     }

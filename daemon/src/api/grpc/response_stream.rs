@@ -1,4 +1,4 @@
-//! Streamed answers. Waiting for a slow reader never occupies a thread of the shared pools.
+//! Response streams. Waiting for a slow client never occupies a thread of tokio's blocking pool.
 
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,21 +19,21 @@ use crate::model::fault::ErrorCode;
 use crate::model::share_owner::ShareOwner;
 use crate::task;
 
-/// Size in bytes of a chunk of a file in one message, which is the memory that a slow reader makes the daemon hold.
+/// Size in bytes of a file chunk in one message. It bounds the memory that a slow client makes the daemon hold.
 pub(super) const CHUNK: usize = 256 * 1024;
 /// Maximum number of messages between the walking thread and the connection.
 const CHANNEL_CAPACITY: usize = 64;
 /// Maximum number of concurrent walks of all callers, and of one.
 const MAX_WALKS: usize = 32;
 const MAX_WALKS_PER_CALLER: usize = 4;
-/// Time without reading after which a walk is ended.
+/// Time for which a client may stop reading before its walk is ended.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Streams the batches that `next` takes from `source`, until it returns an empty one or an error, which is
-/// sent last. A batch is made after the one before it was taken, so a slow reader makes the daemon hold one
-/// batch.
+/// Streams the batches that `next` produces from `source`. The stream ends after an empty batch, which is not sent, or
+/// after an error, which is sent. The next batch is produced only after the client has received the previous one, so a
+/// slow client makes the daemon hold at most one batch.
 pub(super) fn stream_batches<S, T>(
     source: S,
     next: impl Fn(&mut S) -> Result<Vec<T>, Status> + Send + Sync + 'static,
@@ -43,39 +43,39 @@ where
     T: Send + 'static,
 {
     let next = Arc::new(next);
-    let pieces = stream::unfold(Some((source, next)), |state| async {
+    let batches = stream::unfold(Some((source, next)), |state| async {
         let (mut source, next) = state?;
-        let of = Arc::clone(&next);
-        match task::blocking("answer", move || (of(&mut source), source)).await {
-            Ok((Ok(piece), _)) if piece.is_empty() => None,
-            Ok((Ok(piece), source)) => Some((Ok(piece), Some((source, next)))),
+        let take_batch = Arc::clone(&next);
+        match task::blocking("answer", move || (take_batch(&mut source), source)).await {
+            Ok((Ok(batch), _)) if batch.is_empty() => None,
+            Ok((Ok(batch), source)) => Some((Ok(batch), Some((source, next)))),
             Ok((Err(status), _)) => Some((Err(status), None)),
             Err(error) => Some((Err(ApiError::internal("the answer ended early", error).into()), None)),
         }
     });
-    pieces
-        .flat_map(|piece| match piece {
-            Ok(piece) => stream::iter(piece).map(Ok).left_stream(),
+    batches
+        .flat_map(|batch| match batch {
+            Ok(batch) => stream::iter(batch).map(Ok).left_stream(),
             Err(status) => stream::iter([Err(status)]).right_stream(),
         })
         .boxed()
 }
 
-/// Sends the findings of a walk to its reader.
+/// Sends the messages of a walk through a directory tree to the client that requested it.
 pub(super) struct WalkSender<T> {
     messages: mpsc::Sender<Result<T, Status>>,
     runtime: runtime::Handle,
 }
 
 impl<T> WalkSender<T> {
-    /// Sends a message. Returns false if the reader has disconnected or has stopped reading.
+    /// Sends a message. Returns false if the client has disconnected or has stopped reading.
     pub(super) fn send(&self, message: Result<T, Status>) -> bool {
         let message = match self.messages.try_send(message) {
             Ok(()) => return true,
             Err(mpsc::error::TrySendError::Closed(_)) => return false,
             Err(mpsc::error::TrySendError::Full(message)) => message,
         };
-        // The timeout is created inside of `block_on`, where its timer finds the runtime: this is not a runtime thread.
+        // This thread does not belong to the runtime, so the timeout must be created inside `block_on`.
         let sent = self
             .runtime
             .block_on(async { tokio::time::timeout(READ_TIMEOUT, self.messages.send(message)).await });
@@ -83,22 +83,22 @@ impl<T> WalkSender<T> {
     }
 }
 
-/// Limits the threads for walks, per owner of a share; cheap to clone.
+/// Limits the number of threads that walk directory trees, in total and for each share owner. Cheap to clone.
 #[derive(Clone)]
 pub struct WalkThreads(Arc<KeyedSemaphore<ShareOwner>>);
 
 impl WalkThreads {
-    /// Starts `walk` on its own thread, where it may block on its reader, and returns the stream of its messages.
+    /// Starts `walk` on its own thread, where it may wait for the client, and returns the stream of its messages.
     pub(super) fn start<T: Send + 'static>(
         &self,
         owner: &ShareOwner,
         walk: impl FnOnce(&WalkSender<T>) + Send + 'static,
     ) -> Result<ResponseStream<T>, Status> {
-        let place = self.reserve(owner)?;
+        let permit = self.reserve(owner)?;
         let (send, receive) = mpsc::channel(CHANNEL_CAPACITY);
         let sender = WalkSender { messages: send, runtime: runtime::Handle::current() };
-        let begun = task::spawn_thread("walk", move || {
-            let _place = place;
+        let thread_started = task::spawn_thread("walk", move || {
+            let _permit = permit;
             // A stream that just stopped would look complete, so a panic is reported as an error.
             if catch_unwind(AssertUnwindSafe(|| walk(&sender))).is_err() {
                 let refusal =
@@ -106,7 +106,7 @@ impl WalkThreads {
                 sender.send(Err(refusal.into()));
             }
         });
-        begun.map_err(|error| ApiError::internal("the listing could not be started", error))?;
+        thread_started.map_err(|error| ApiError::internal("the listing could not be started", error))?;
         Ok(ReceiverStream::new(receive).boxed())
     }
 

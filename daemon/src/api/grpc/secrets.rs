@@ -55,8 +55,8 @@ impl v1::secrets_server::Secrets for SecretsService {
         audit::record_object(&name);
         self.secrets.remove(&name).await.map_err(ApiError::from)?;
         tracing::info!(secret.name = %name, caller = caller.name, "secret removed");
-        let shown = decide(&caller, &CallerAction::SeeSecretUsers).is_ok();
-        let used_by = if shown { self.used_by(&name) } else { Vec::new() };
+        let may_see_users = decide(&caller, &CallerAction::SeeSecretUsers).is_ok();
+        let used_by = if may_see_users { self.used_by(&name) } else { Vec::new() };
         Ok(Response::new(v1::RemoveSecretResponse { used_by }))
     }
 }

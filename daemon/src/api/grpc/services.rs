@@ -106,9 +106,9 @@ impl v1::services_server::Services for ServicesService {
         let more = states.len() > size;
         states.truncate(size);
         let last = states.last().map(|state| state.service.name.to_string()).filter(|_| more);
-        let shown = states.into_iter().map(|state| convert::service(state, self.ingress_address, false));
+        let services = states.into_iter().map(|state| convert::service(state, self.ingress_address, false));
         Ok(Response::new(v1::ListServicesResponse {
-            services: shown.collect(),
+            services: services.collect(),
             next_page_token: last.unwrap_or_default(),
         }))
     }

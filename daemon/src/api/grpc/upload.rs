@@ -87,8 +87,8 @@ impl FileUpload {
         let (disk, owner) = (disk.clone(), file.owner.clone());
         let NewFile { root, path, options, area, .. } = file;
         let begin = move || QuotaWriter::begin(&disk, NewFile { root, path, options, area, owner: &owner });
-        let begun = task::blocking("file-upload", begin).await;
-        let writer = begun.map_err(|error| not_written(&error))?.map_err(ApiError::from)?;
+        let writer = task::blocking("file-upload", begin).await;
+        let writer = writer.map_err(|error| not_written(&error))?.map_err(ApiError::from)?;
         Ok(Self { content: SequentialWork::new("file-upload", writer), kept })
     }
 

@@ -1,4 +1,4 @@
-//! Global ARGs (those above the first FROM), on top of the predefined platform ARGs.
+//! Global ARGs of a Dockerfile: the predefined platform ARGs, and the ARGs above the first FROM.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ pub(super) struct GlobalArguments<'a> {
 
 impl<'a> GlobalArguments<'a> {
     pub(super) fn new(
-        given: &'a BTreeMap<String, String>,
+        build_args: &'a BTreeMap<String, String>,
         platform: &Platform,
         target: Option<&str>,
     ) -> Self {
@@ -31,13 +31,14 @@ impl<'a> GlobalArguments<'a> {
         }
         values.insert("TARGETSTAGE".to_owned(), target.unwrap_or("default").to_owned());
         for (name, value) in &mut values {
-            if let Some(given) = given.get(name) {
-                value.clone_from(given);
+            if let Some(build_args) = build_args.get(name) {
+                value.clone_from(build_args);
             }
         }
-        Self { build_args: given, values }
+        Self { build_args, values }
     }
 
+    /// Adds the ARGs of an instruction. A build argument overrides the default value in the instruction.
     pub(super) fn declare(&mut self, rest: &str, escape: char) {
         for word in words::split_raw(rest, escape) {
             let (name, default) = match word.split_once('=') {

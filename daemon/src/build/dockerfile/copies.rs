@@ -13,15 +13,15 @@ impl Dockerfile {
     pub fn context_selection(&self) -> CopySelection {
         let mut paths = Vec::new();
         for instruction in &self.instructions {
-            let taken = match instruction.keyword.as_str() {
+            let copied = match instruction.keyword.as_str() {
                 "copy" | "add" if instruction.flag_values("from").next().is_none() => {
                     copied_paths(instruction, self.escape)
                 }
                 "run" => mounted(instruction),
                 _ => Some(Vec::new()),
             };
-            match taken {
-                Some(taken) => paths.extend(taken),
+            match copied {
+                Some(copied) => paths.extend(copied),
                 None => return CopySelection::default(),
             }
         }

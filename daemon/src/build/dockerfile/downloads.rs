@@ -27,7 +27,7 @@ pub(super) fn remote_sources_of_add(
     instruction: &Instruction,
     variables: &StageVariables,
     escape: char,
-    place: &DockerfileExcerpt,
+    excerpt: &DockerfileExcerpt,
 ) -> (Vec<NamedDownload>, Vec<NamedRepository>) {
     let rest = &instruction.rest;
     let mut words: Vec<String> = match rest.starts_with('[') {
@@ -41,11 +41,11 @@ pub(super) fn remote_sources_of_add(
     let (mut downloads, mut repositories) = (Vec::new(), Vec::new());
     for url in words.iter().filter(|word| !word.starts_with("<<")) {
         let Some(url) = variables.expand(url, escape) else { continue };
-        let place = place.clone();
+        let excerpt = excerpt.clone();
         if is_repository(&url) {
-            repositories.push(NamedRepository { url, excerpt: place });
+            repositories.push(NamedRepository { url, excerpt });
         } else if is_http(&url) {
-            downloads.push(NamedDownload { url, checksum: checksum.clone(), excerpt: place });
+            downloads.push(NamedDownload { url, checksum: checksum.clone(), excerpt });
         }
     }
     (downloads, repositories)
@@ -80,9 +80,9 @@ mod tests {
     fn files_are_distinguished_from_repositories_as_in_buildkit() {
         let found = |line: &str| {
             let (instructions, escape) = lines::instructions(line);
-            let place = DockerfileExcerpt { start_line: 1, end_line: 1, text: String::new() };
+            let excerpt = DockerfileExcerpt { start_line: 1, end_line: 1, text: String::new() };
             let (files, repositories) =
-                remote_sources_of_add(&instructions[0], &StageVariables::for_scratch(), escape, &place);
+                remote_sources_of_add(&instructions[0], &StageVariables::for_scratch(), escape, &excerpt);
             let files: Vec<String> = files.into_iter().map(|file| file.url).collect();
             let repositories: Vec<String> = repositories.into_iter().map(|found| found.url).collect();
             (files.join(" "), repositories.join(" "))

@@ -1,6 +1,6 @@
-//! Context of a build: its files and its Dockerfile.
+//! Checks of a prepared build context: the Dockerfile frontend, the network use, and the sources of COPY and ADD.
 //!
-//! Errors found here fail the build before anything is sent to BuildKit.
+//! A failed check ends the build before anything is sent to BuildKit.
 
 use super::super::dockerfile::{ContextCopy, Dockerfile, FrontendRefused, settle_frontend_argument};
 use super::super::port::PreparedContext;
@@ -14,20 +14,20 @@ use crate::model::build::BuildRecord;
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::task;
 
-/// Build argument that overrides a `# syntax=` line.
+/// Build argument that overrides the `# syntax=` line of a Dockerfile.
 pub(super) const FRONTEND_ARGUMENT: &str = "BUILDKIT_SYNTAX";
-/// Maximum number of characters of a line in a fault about the frontend.
+/// Maximum length in characters of the Dockerfile line in a fault about the frontend.
 const MAX_SHOWN_CHARS: usize = 500;
 
 impl BuildRuntime {
     /// Waits for the context prefetch and checks its result.
     pub(super) async fn prepared_context(
         &self,
-        early: ContextPrefetch,
+        prefetch: ContextPrefetch,
         record: &BuildRecord,
     ) -> Result<PreparedContext, Fault> {
         let spec = &record.spec;
-        let prepared = early.prepared().await?;
+        let prepared = prefetch.prepared().await?;
         let PreparedContext { files, dockerfile, dockerfile_path: path, .. } = &prepared;
         if let Some(refused) = dockerfile.refused_frontend() {
             return Err(frontend_fault(refused, path, dockerfile));
@@ -46,7 +46,7 @@ impl BuildRuntime {
     }
 }
 
-/// Checks that the files that COPY and ADD name exist among the files that will be sent.
+/// Returns a fault if a source of COPY or ADD is missing from the files that will be sent to BuildKit.
 async fn find_missing_source(
     files: &ContextFiles,
     copied: Vec<ContextCopy>,
@@ -56,9 +56,9 @@ async fn find_missing_source(
         return None;
     }
     let (files, path) = (files.clone(), path.clone());
-    let look = move || presence::missing_source_fault(&files, &copied, &path);
-    task::blocking("build.presence", look).await.unwrap_or_else(|error| {
-        // BuildKit reports missing files as well.
+    let check = move || presence::missing_source_fault(&files, &copied, &path);
+    task::blocking("build.presence", check).await.unwrap_or_else(|error| {
+        // The build continues, because BuildKit reports missing files as well.
         tracing::error!(%error, "check for missing context files panicked");
         None
     })

@@ -89,13 +89,13 @@ impl BuildRuntime {
                 continue;
             }
             step += 1;
-            let shown = file.url.split(['?', '#']).next().unwrap_or_default();
+            let shown_url = file.url.split(['?', '#']).next().unwrap_or_default();
             let tell = async |publisher: &mut EventPublisher, kind| {
                 publisher.publish(kind).await.map_err(|error| logged_log_fault(&error))
             };
-            tell(publisher, BuildEventKind::StepStarted { step, name: format!("[download] {shown}") })
+            tell(publisher, BuildEventKind::StepStarted { step, name: format!("[download] {shown_url}") })
                 .await?;
-            let begun = Instant::now();
+            let started = Instant::now();
             let request = DownloadRequest { url: file.url.clone(), checksum: file.checksum.clone() };
             let fetched = tokio::select! {
                 fetched = self.ports.downloads.download(request) => fetched,
@@ -104,7 +104,7 @@ impl BuildRuntime {
             let finished = |cached, error| BuildEventKind::StepFinished {
                 step,
                 cached,
-                duration: begun.elapsed(),
+                duration: started.elapsed(),
                 error,
             };
             match fetched {

@@ -228,7 +228,7 @@ async fn report_supply(
 ) -> Result<SuppliedImage, Fault> {
     // Sending fails only when the build ends.
     let tell = async |kind: BuildEventKind| drop(events.send(kind).await);
-    let begun = Instant::now();
+    let started = Instant::now();
     tell(BuildEventKind::StepStarted { step, name: format!("[image] {name}") }).await;
     tokio::pin!(supply);
     let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
@@ -245,7 +245,7 @@ async fn report_supply(
         }
     };
     let finished =
-        |cached, error| BuildEventKind::StepFinished { step, cached, duration: begun.elapsed(), error };
+        |cached, error| BuildEventKind::StepFinished { step, cached, duration: started.elapsed(), error };
     match &supplied {
         Err(fault) => tell(finished(false, Some(fault.message.clone()))).await,
         Ok(image) => {
@@ -332,8 +332,8 @@ fn display_name(reference: &Reference) -> String {
     name.strip_suffix(":latest").map_or_else(|| name.clone(), str::to_owned)
 }
 
-pub(super) fn with_excerpt(mut fault: Fault, place: &DockerfileExcerpt, path: &MountTarget) -> Fault {
-    fault.dockerfile = Some(place.range(path));
+pub(super) fn with_excerpt(mut fault: Fault, excerpt: &DockerfileExcerpt, path: &MountTarget) -> Fault {
+    fault.dockerfile = Some(excerpt.range(path));
     fault
 }
 

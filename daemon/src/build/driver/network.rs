@@ -17,8 +17,8 @@ pub(super) fn network_fault(dockerfile: &Dockerfile, spec: &BuildSpec, path: &Mo
         }
         NetworkRequest::Remote(url) => {
             // The query may contain a signature or a password.
-            let shown = url.split(['?', '#']).next().unwrap_or_default();
-            let message = format!("line {line}: `ADD {shown}`: the build has no network");
+            let shown_url = url.split(['?', '#']).next().unwrap_or_default();
+            let message = format!("line {line}: `ADD {shown_url}`: the build has no network");
             Fault::new(FaultStage::Context, ErrorCode::NetworkNone, message)
         }
     };

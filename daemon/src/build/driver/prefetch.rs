@@ -40,8 +40,8 @@ impl ContextPrefetch {
     ) -> Self {
         let contexts = Arc::clone(contexts);
         let (spec, caller, given) = (spec.clone(), caller.to_owned(), given.clone());
-        let look = task::spawn("context", async move { contexts.prepare(&spec, &caller, &given).await });
-        Self { started_at: Instant::now(), task: look }
+        let task = task::spawn("context", async move { contexts.prepare(&spec, &caller, &given).await });
+        Self { started_at: Instant::now(), task }
     }
 
     /// Reports whether the prefetch may start before the build is accepted: it must not bring anything into the room.

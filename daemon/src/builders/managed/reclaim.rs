@@ -173,13 +173,13 @@ async fn find_culprit(
         looked.push((suspect, growth));
     }
     let seen = looked.iter().enumerate().filter(|(_, (_, growth))| growth.bytes >= least || growth.partial);
-    let most = seen.max_by_key(|(_, (_, growth))| *growth).map(|(place, _)| place);
+    let most = seen.max_by_key(|(_, (_, growth))| *growth).map(|(index, _)| index);
     let newest = || {
         let busy = looked.iter().enumerate().filter(|(_, (suspect, _))| suspect.builds > 0);
-        busy.max_by_key(|(_, (suspect, _))| suspect.newest).map(|(place, _)| place)
+        busy.max_by_key(|(_, (suspect, _))| suspect.newest).map(|(index, _)| index)
     };
-    let place = most.or_else(|| (now.level() == SpaceLevel::Full).then(newest).flatten())?;
-    Some(looked.swap_remove(place))
+    let index = most.or_else(|| (now.level() == SpaceLevel::Full).then(newest).flatten())?;
+    Some(looked.swap_remove(index))
 }
 
 /// Reports whether the builds of a builder end and their output is removed in time.

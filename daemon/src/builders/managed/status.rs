@@ -1,4 +1,4 @@
-//! Published status of the builders: their list, their combined readiness, and metrics.
+//! Published status of the managed builders: the list of builders, their combined readiness, and their metrics.
 
 use super::super::policy::BuilderPhase;
 use super::BuilderOwner;
@@ -11,11 +11,12 @@ impl BuilderOwner {
         let all: Vec<BuilderStatus> = self
             .policy
             .domain_builders()
-            .map(|(domain, standing)| {
+            .map(|(domain, builder)| {
                 let slot = self.slots.get(domain);
-                let status =
-                    slot.and_then(|slot| slot.running.as_ref()).map(|(kit, _)| kit.status().borrow().clone());
-                let state = match (&status, standing.phase) {
+                let status = slot
+                    .and_then(|slot| slot.running.as_ref())
+                    .map(|(buildkit, _)| buildkit.status().borrow().clone());
+                let state = match (&status, builder.phase) {
                     (Some(status), _) if status.ready => BuilderState::Ready,
                     (_, BuilderPhase::Stopped | BuilderPhase::Removing) => BuilderState::Stopped,
                     _ => BuilderState::NotReady,
@@ -39,32 +40,34 @@ impl BuilderOwner {
                     address: None,
                     state,
                     detail: detail.unwrap_or_default(),
-                    disk: standing.disk,
-                    last_used: Some(standing.last_used),
-                    builds: standing.builds,
+                    disk: builder.disk,
+                    last_used: Some(builder.last_used),
+                    builds: builder.builds,
                 }
             })
             .collect();
         count(&all, self.policy.waiting_count());
-        self.status.send_if_modified(|now| replace(now, combined_status(&all)));
-        self.builders.send_if_modified(|now| replace(now, all));
+        self.status.send_if_modified(|current| replace(current, combined_status(&all)));
+        self.builders.send_if_modified(|current| replace(current, all));
     }
 }
 
-fn replace<T: PartialEq>(now: &mut T, new: T) -> bool {
-    let changed = *now != new;
-    *now = new;
+fn replace<T: PartialEq>(current: &mut T, new: T) -> bool {
+    let changed = *current != new;
+    *current = new;
     changed
 }
 
-/// Combined status: ready when one builder is ready, since builds are then accepted. Otherwise the detail of the
-/// builder that was used last.
+/// Combines the status of all builders. It is ready if at least one builder is ready, because builds are then accepted.
+/// Otherwise it has the detail of the most recently used builder that is not ready.
 fn combined_status(all: &[BuilderStatus]) -> ReadinessStatus {
-    let of = |state| all.iter().filter(move |one| one.state == state).max_by_key(|one| one.last_used);
-    if let Some(ready) = of(BuilderState::Ready) {
+    let latest_in = |state| {
+        all.iter().filter(move |builder| builder.state == state).max_by_key(|builder| builder.last_used)
+    };
+    if let Some(ready) = latest_in(BuilderState::Ready) {
         return ReadinessStatus { ready: true, version: Some(ready.detail.clone()), detail: None };
     }
-    let detail = of(BuilderState::NotReady).map_or("no builder runs", |down| &down.detail);
+    let detail = latest_in(BuilderState::NotReady).map_or("no builder runs", |down| &down.detail);
     ReadinessStatus { ready: false, version: None, detail: Some(detail.to_owned()) }
 }
 
@@ -85,10 +88,10 @@ pub(super) fn describe_metrics() {
 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
 fn count(all: &[BuilderStatus], waiting: usize) {
     for state in [BuilderState::Ready, BuilderState::NotReady, BuilderState::Stopped] {
-        let number = all.iter().filter(|one| one.state == state).count();
+        let number = all.iter().filter(|builder| builder.state == state).count();
         metrics::gauge!("hearth_builders", "state" => state.as_str()).set(number as f64);
     }
-    let disk = all.iter().fold(0u64, |total, one| total.saturating_add(one.disk));
+    let disk = all.iter().fold(0u64, |total, builder| total.saturating_add(builder.disk));
     metrics::gauge!("hearth_builders_disk_bytes").set(disk as f64);
     metrics::gauge!("hearth_builders_waiting").set(waiting as f64);
 }

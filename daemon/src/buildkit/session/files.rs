@@ -138,9 +138,9 @@ where
             let text = status.message().to_owned();
             // The receiver reports the text of an ERR packet; the status ends the stream.
             let _ = packets.send(Ok(vec![FsutilPacket::error(text)])).await;
-            let goes = async { while let Some(Ok(_)) = requests.next().await {} };
+            let client_done = async { while let Some(Ok(_)) = requests.next().await {} };
             tokio::select! {
-                () = goes => {}
+                () = client_done => {}
                 () = packets.closed() => {}
                 () = tokio::time::sleep(ERROR_DRAIN_LIMIT) => {}
             }
@@ -177,18 +177,18 @@ where
         let tree = Arc::clone(&tree);
         crate::task::blocking("select", move || select::select(&*tree, &wanted)).await
     };
-    let shown = chosen
+    let selected = chosen
         .map_err(|error| Status::internal(error.to_string()))?
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
 
-    if let Some(beyond) = shown.iter().find(|index| !tree.is_covered(**index)) {
+    if let Some(beyond) = selected.iter().find(|index| !tree.is_covered(**index)) {
         let path = String::from_utf8_lossy(tree.entry(*beyond).path).into_owned();
         let notified = crate::task::blocking("file-sync-beyond", move || watch.uncovered_requested()).await;
         notified.map_err(|error| Status::internal(error.to_string()))?;
         return Err(Status::aborted(format!("context selection: `{path}` was not expected to be copied")));
     }
-    let shown: Arc<[usize]> = shown.into();
-    let stats = send_stats(Arc::clone(&tree), Arc::clone(&shown), packets.clone());
+    let selected: Arc<[usize]> = selected.into();
+    let stats = send_stats(Arc::clone(&tree), Arc::clone(&selected), packets.clone());
     // Requests are read as they arrive, since HTTP/2 ends a connection on which many small frames wait unread. The
     // queue is still bounded, because a file may be requested only once.
     let (ask, asked) = mpsc::unbounded_channel::<(u32, usize)>();
@@ -204,18 +204,18 @@ where
     }));
     let receive = async {
         let ask = ask;
-        let mut taken = vec![false; shown.len()];
+        let mut requested = vec![false; selected.len()];
         while let Some(packet) = requests.next().await {
             let packet = packet?;
             match PacketKind::try_from(packet.kind) {
                 Ok(PacketKind::Req) => {
-                    let place = usize::try_from(packet.id).unwrap_or(usize::MAX);
-                    let again = taken.get(place).copied().unwrap_or(true);
-                    if again {
+                    let position = usize::try_from(packet.id).unwrap_or(usize::MAX);
+                    let is_repeated = requested.get(position).copied().unwrap_or(true);
+                    if is_repeated {
                         return Err(Status::invalid_argument(format!("file {} was not offered", packet.id)));
                     }
-                    taken[place] = true;
-                    ask.send((packet.id, shown[place])).map_err(closed)?;
+                    requested[position] = true;
+                    ask.send((packet.id, selected[position])).map_err(closed)?;
                 }
                 Ok(PacketKind::Fin) => return Ok(()),
                 Ok(PacketKind::Err) => {
@@ -229,16 +229,16 @@ where
     };
     futures::try_join!(stats, readers, receive)?;
     packets.send(Ok(vec![FsutilPacket::fin()])).await.map_err(closed)?;
-    Ok(shown.len() > 1)
+    Ok(selected.len() > 1)
 }
 
 async fn send_stats(
     tree: Arc<dyn FileTree>,
-    shown: Arc<[usize]>,
+    selected: Arc<[usize]>,
     packets: mpsc::Sender<Result<PacketBatch, Status>>,
 ) -> Result<(), Status> {
     let mut stats = StatBuilder::default();
-    for part in shown.chunks(STATS) {
+    for part in selected.chunks(STATS) {
         let batch = part.iter().map(|index| FsutilPacket::stat(stats.stat_of(&*tree, *index).0)).collect();
         packets.send(Ok(batch)).await.map_err(closed)?;
     }

@@ -1,7 +1,7 @@
-//! Follow paths: resolves the paths of a Dockerfile inside the tree.
+//! Follow paths of a file sync request: resolves the source paths of COPY and ADD inside the build context.
 //!
-//! A path may have wildcards and may contain symbolic links. The result is every link on the way and every final
-//! target, as include patterns. Links are resolved textually inside the tree only: an absolute target starts at the
+//! A path may contain wildcards and symbolic links. The result contains every symbolic link on the path and every final
+//! target, as include patterns. Links are resolved textually and never leave the tree: an absolute target starts at the
 //! root of the tree, and `..` stops there.
 
 use std::cmp::Ordering;
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use crate::context::port::{FileKind, FileTree, TreeEntry};
 
-/// Maximum number of links followed for all paths of one request; it ends a tree of links that lead to each other.
+/// Maximum number of links that are followed for one request. The limit ends link loops that grow the path.
 const LINK_LIMIT: usize = 10_000;
 
 /// Returns the include patterns for `paths`; `None` when the whole tree is meant.
@@ -17,34 +17,35 @@ pub(super) fn included_targets(tree: &dyn FileTree, paths: &[Vec<u8>]) -> Option
     let tree = TreeLookup(tree);
     let mut found: BTreeSet<Vec<u8>> = BTreeSet::new();
     let mut seen: BTreeSet<Vec<u8>> = BTreeSet::new();
-    let mut open: Vec<Vec<u8>> = paths.iter().rev().map(|path| clean(path)).collect();
+    let mut pending: Vec<Vec<u8>> = paths.iter().rev().map(|path| clean(path)).collect();
     let mut links = 0;
-    while let Some(path) = open.pop() {
+    while let Some(path) = pending.pop() {
         if !seen.insert(path.clone()) {
             continue;
         }
         walk(&tree, &path, &mut found, &mut |target| {
             links += 1;
             if links <= LINK_LIMIT {
-                open.push(target);
+                pending.push(target);
             }
         });
     }
     if found.contains(b"".as_slice()) {
         return None;
     }
-    let mut kept: Vec<Vec<u8>> = Vec::new();
+    let mut patterns: Vec<Vec<u8>> = Vec::new();
     for path in found {
         let covered =
-            kept.last().is_some_and(|last| path.starts_with(last) && path.get(last.len()) == Some(&b'/'));
+            patterns.last().is_some_and(|last| path.starts_with(last) && path.get(last.len()) == Some(&b'/'));
         if !covered {
-            kept.push(path);
+            patterns.push(path);
         }
     }
-    Some(kept)
+    Some(patterns)
 }
 
-/// Descends `path` until its end or a link; `push` receives the target of the link with the rest of the path.
+/// Follows `path` until its end or a symbolic link. `push` receives the target of the link, joined with the rest of the
+/// path.
 fn walk(tree: &TreeLookup<'_>, path: &[u8], found: &mut BTreeSet<Vec<u8>>, push: &mut dyn FnMut(Vec<u8>)) {
     let mut current: Vec<u8> = Vec::new();
     let mut rest = path;
@@ -179,7 +180,7 @@ fn glob(pattern: &[u8], name: &[u8]) -> bool {
         let step = if p == pattern.len() && n == name.len() {
             return true;
         } else if n < name.len() && p < pattern.len() {
-            match one(&pattern[p..], name[n]) {
+            match match_char(&pattern[p..], name[n]) {
                 Err(()) => return false,
                 Ok(step) => step,
             }
@@ -198,7 +199,7 @@ fn glob(pattern: &[u8], name: &[u8]) -> bool {
 }
 
 /// Returns how many pattern characters match the one character, or `None` when they do not match.
-fn one(pattern: &[char], c: char) -> Result<Option<usize>, ()> {
+fn match_char(pattern: &[char], c: char) -> Result<Option<usize>, ()> {
     match pattern {
         ['?', ..] => Ok(Some(1)),
         ['\\', literal, ..] => Ok((*literal == c).then_some(2)),

@@ -45,7 +45,7 @@ pub(super) fn select(tree: &dyn FileTree, wanted: &SelectionPatterns) -> Result<
         return Ok((0..tree.len()).collect());
     }
     let mut walk = filter.walk();
-    let mut shown = Vec::new();
+    let mut selected = Vec::new();
     let mut pruned: Option<&[u8]> = None;
     for (index, entry) in tree.entries().enumerate() {
         if pruned.is_some_and(|dir| is_below(entry.path, dir)) {
@@ -53,19 +53,19 @@ pub(super) fn select(tree: &dyn FileTree, wanted: &SelectionPatterns) -> Result<
         }
         match walk.visit(entry.path, entry.kind == FileKind::Directory, index) {
             VisitOutcome::Keep { parents } => {
-                shown.extend(parents);
-                shown.push(index);
+                selected.extend(parents);
+                selected.push(index);
             }
             VisitOutcome::Hide => {
                 let is_open = entry.kind == FileKind::Directory && !tree.is_listed(index);
                 if is_open && filter.may_show_below(entry.path) {
-                    shown.push(index);
+                    selected.push(index);
                 }
             }
             VisitOutcome::Prune => pruned = Some(entry.path),
         }
     }
-    Ok(shown)
+    Ok(selected)
 }
 
 fn is_below(path: &[u8], dir: &[u8]) -> bool {

@@ -33,10 +33,10 @@ pub(super) async fn explain_refused_connections(
     fault: &mut Fault,
     network: &BuilderNetwork,
     executor: Option<&Path>,
-    begun: Instant,
+    started_at: Instant,
     shared: bool,
 ) {
-    let refused = match tokio::time::timeout(LIMIT, network.refused_since(begun)).await {
+    let refused = match tokio::time::timeout(LIMIT, network.refused_since(started_at)).await {
         Ok(Ok(refused)) if refused.is_empty() => return,
         Ok(Ok(refused)) => refused,
         Ok(Err(error)) => {
@@ -87,12 +87,12 @@ pub(super) fn explain_refused_git(fault: &mut Fault, refused: &[GitRefusal]) {
     name_refused_hosts(
         fault,
         refused.iter().map(|GitRefusal { host, port, address, .. }| {
-            let shown = match address {
+            let host = match address {
                 None => host.clone(),
                 Some(address) if *host == address.to_string() => format!("{address} port {port}"),
                 Some(address) => format!("{host} ({address} port {port})"),
             };
-            (shown, address.is_some())
+            (host, address.is_some())
         }),
         "",
     );
@@ -103,11 +103,11 @@ pub(super) fn explain_refused_git(fault: &mut Fault, refused: &[GitRefusal]) {
 fn name_refused_hosts(fault: &mut Fault, refused: impl Iterator<Item = (String, bool)>, or_another: &str) {
     let mut hosts: Vec<String> = Vec::new();
     let (mut by_name, mut by_address) = (false, false);
-    for (shown, for_address) in refused {
+    for (host, for_address) in refused {
         by_name |= !for_address;
         by_address |= for_address;
-        if !hosts.contains(&shown) {
-            hosts.push(shown);
+        if !hosts.contains(&host) {
+            hosts.push(host);
         }
     }
     if hosts.is_empty() {

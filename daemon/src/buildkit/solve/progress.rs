@@ -106,9 +106,9 @@ impl SolveProgress {
         finished: &mut Vec<BuildEventKind>,
     ) {
         let Some(started) = vertex.started else { return };
-        let Some(place) = self.step_index(&vertex.digest) else { return };
-        let number = step_number(place);
-        let step = &mut self.steps[place];
+        let Some(index) = self.step_index(&vertex.digest) else { return };
+        let number = step_number(index);
+        let step = &mut self.steps[index];
         if step.name.is_empty() {
             step.name.clone_from(&vertex.name);
         }
@@ -133,9 +133,9 @@ impl SolveProgress {
     }
 
     fn status(&mut self, status: api::VertexStatus, now: Instant) -> Option<BuildEventKind> {
-        let place = self.step_index(&status.vertex)?;
-        let number = step_number(place);
-        let sent = &mut self.steps[place].progress_sent;
+        let index = self.step_index(&status.vertex)?;
+        let number = step_number(index);
+        let sent = &mut self.steps[index].progress_sent;
         let done = status.completed.is_some();
         let recent = sent.get(&status.id).is_some_and(|last| now.duration_since(*last) < PROGRESS_EVERY);
         if (recent && !done) || (sent.len() >= STEP_LIMIT && !sent.contains_key(&status.id)) {
@@ -153,10 +153,10 @@ impl SolveProgress {
     }
 
     fn log(&mut self, log: api::VertexLog) -> Option<BuildEventKind> {
-        let place = self.step_index(&log.vertex)?;
-        self.steps[place].tail.push(&log.msg);
+        let index = self.step_index(&log.vertex)?;
+        self.steps[index].tail.push(&log.msg);
         let stream = if log.stream == 2 { LogStream::Stderr } else { LogStream::Stdout };
-        Some(BuildEventKind::StepLog { step: step_number(place), stream, data: log.msg, dropped_bytes: 0 })
+        Some(BuildEventKind::StepLog { step: step_number(index), stream, data: log.msg, dropped_bytes: 0 })
     }
 
     fn warning(&self, warning: &api::VertexWarning) -> BuildEventKind {
@@ -199,11 +199,11 @@ impl SolveProgress {
 
     /// Reports whether another step of the build ran, or may have run, a command at the same time as this one.
     pub(super) fn ran_beside_another(&self, vertex: &str) -> bool {
-        let Some(place) = self.by_vertex.get(vertex) else { return true };
-        let Some(began) = self.steps[*place].started_at else { return true };
+        let Some(index) = self.by_vertex.get(vertex) else { return true };
+        let Some(began) = self.steps[*index].started_at else { return true };
         self.steps.iter().enumerate().any(|(other, step)| {
             let overlaps = step.running || step.ended_at.is_some_and(|ended| ended >= began);
-            other != *place && step.is_command() && overlaps
+            other != *index && step.is_command() && overlaps
         })
     }
 
@@ -213,8 +213,8 @@ impl SolveProgress {
     }
 
     fn step_index(&mut self, vertex: &str) -> Option<usize> {
-        if let Some(place) = self.by_vertex.get(vertex) {
-            return Some(*place);
+        if let Some(index) = self.by_vertex.get(vertex) {
+            return Some(*index);
         }
         if self.steps.len() >= STEP_LIMIT {
             return None;
@@ -225,8 +225,8 @@ impl SolveProgress {
     }
 }
 
-fn step_number(place: usize) -> u32 {
-    u32::try_from(place + 1).unwrap_or(u32::MAX)
+fn step_number(index: usize) -> u32 {
+    u32::try_from(index + 1).unwrap_or(u32::MAX)
 }
 
 /// Converts a time of BuildKit's clock, which is this machine's clock for managed builders, where it matters.

@@ -1,4 +1,4 @@
-//! Tail of a step's log, shown with the fault of a failed step.
+//! Last log lines of a build step, which are included in the fault of a failed step.
 
 use std::collections::VecDeque;
 
@@ -9,15 +9,15 @@ const LINE_BYTES: usize = 2048;
 #[derive(Debug, Default)]
 pub(super) struct LogTail {
     lines: VecDeque<String>,
-    open: Vec<u8>,
+    unfinished: Vec<u8>,
 }
 
 impl LogTail {
     pub(super) fn push(&mut self, bytes: &[u8]) {
         let mut parts = bytes.split(|b| *b == b'\n').peekable();
         while let Some(part) = parts.next() {
-            let room = LINE_BYTES.saturating_sub(self.open.len());
-            self.open.extend_from_slice(&part[..part.len().min(room)]);
+            let room = LINE_BYTES.saturating_sub(self.unfinished.len());
+            self.unfinished.extend_from_slice(&part[..part.len().min(room)]);
             if parts.peek().is_some() {
                 self.close();
             }
@@ -25,20 +25,20 @@ impl LogTail {
     }
 
     fn close(&mut self) {
-        let bytes = std::mem::take(&mut self.open);
-        // A progress bar rewrites its line, so the last text counts.
+        let bytes = std::mem::take(&mut self.unfinished);
+        // A progress bar rewrites its line after a carriage return, so only the last text is kept.
         let end = bytes.strip_suffix(b"\r").unwrap_or(&bytes);
-        let shown = end.rsplit(|b| *b == b'\r').next().unwrap_or(end);
+        let visible = end.rsplit(|b| *b == b'\r').next().unwrap_or(end);
         if self.lines.len() == LINES {
             self.lines.pop_front();
         }
-        self.lines.push_back(String::from_utf8_lossy(shown).into_owned());
+        self.lines.push_back(String::from_utf8_lossy(visible).into_owned());
     }
 
     pub(super) fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.lines.iter().cloned().collect();
-        if !self.open.is_empty() {
-            lines.push(String::from_utf8_lossy(&self.open).into_owned());
+        if !self.unfinished.is_empty() {
+            lines.push(String::from_utf8_lossy(&self.unfinished).into_owned());
         }
         lines.split_off(lines.len().saturating_sub(LINES))
     }

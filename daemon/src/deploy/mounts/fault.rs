@@ -1,4 +1,4 @@
-//! Classification of mount failures: trouble of the machine is transient, a wrong request is permanent.
+//! Classification of mount failures: a problem of the machine may pass and is retried; a wrong request is permanent.
 
 use std::fmt::Display;
 use std::io;
@@ -26,7 +26,7 @@ fn new(
     MountFault { target: target.to_string(), code, reason: reason.into(), kind }
 }
 
-/// Returns the fault for a daemon that is shutting down: the next start of the daemon retries.
+/// Returns the fault for a mount that the daemon's shutdown interrupts. The next run of the daemon retries the mount.
 pub(super) fn ending() -> MountFault {
     new(&"/", ErrorCode::Draining, "the daemon is ending", MountFaultKind::Unavailable)
 }
@@ -87,8 +87,8 @@ fn kind_of_storage(error: &StorageError) -> MountFaultKind {
     }
 }
 
-/// Classifies an I/O error. Only errors known to be temporary are retried: a mount that the kernel refuses today, it
-/// refuses tomorrow.
+/// Classifies an I/O error. An error that is not known to be temporary is permanent, because the kernel would refuse
+/// the same mount again.
 fn kind_of_io(error: &io::Error) -> MountFaultKind {
     match Errno::from_io_error(error) {
         Some(

@@ -45,7 +45,7 @@ struct InspectionState {
     unsaved: Mutex<Vec<(Digest, LayerVerdict)>>,
     /// Manifests that were found invalid since the start.
     marked: Mutex<HashSet<Digest>>,
-    places: InspectionSlots,
+    slots: InspectionSlots,
     ahead: AtomicUsize,
 }
 
@@ -85,7 +85,7 @@ impl InspectionQueue {
             unsaved: Mutex::default(),
             marked: Mutex::default(),
             // An inspection keeps about two cores busy.
-            places: InspectionSlots::new(cores.max(2)),
+            slots: InspectionSlots::new(cores.max(2)),
             ahead: AtomicUsize::new(0),
         };
         Self { inner: Arc::new(inner) }
@@ -211,13 +211,13 @@ impl InspectionState {
         layer: Digest,
         needed: Arc<InspectionWaiters>,
     ) -> Result<LayerVerdict, InspectionFailure> {
-        let place: InspectionSlot = self.places.take(&needed).await.ok_or(InspectionFailure::Ending)?;
+        let slot: InspectionSlot = self.slots.take(&needed).await.ok_or(InspectionFailure::Ending)?;
         let cancelled = Arc::new(AtomicBool::new(false));
         let _cancel = CancelOnDrop(Arc::clone(&cancelled));
         let inner = Arc::clone(&self);
         let passed = task::blocking("look through layer", move || {
             // Released when the thread is free, not when nobody waits any more.
-            let _place = place;
+            let _slot = slot;
             let file =
                 inner.blobs.open(&layer).map_err(|error| InspectionFailure::Unreadable(Arc::new(error)))?;
             let file = file.ok_or(InspectionFailure::Missing)?;

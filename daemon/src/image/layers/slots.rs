@@ -18,7 +18,7 @@ pub(super) struct InspectionSlots {
 
 /// Slot of one inspection; dropping it releases the slot.
 pub(super) struct InspectionSlot {
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
     _share: Option<OwnedSemaphorePermit>,
 }
 
@@ -48,7 +48,7 @@ impl InspectionWaiters {
 
 impl InspectionSlots {
     pub(super) fn new(each: usize) -> Self {
-        let semaphore = |places| Arc::new(Semaphore::new(places));
+        let semaphore = |slots| Arc::new(Semaphore::new(slots));
         Self { shared: semaphore(each + 1), ahead: semaphore(1), per_owner: each, owners: Mutex::default() }
     }
 
@@ -65,8 +65,8 @@ impl InspectionSlots {
                 waiting.push(self.take_of(owner));
             }
             tokio::select! {
-                place = &mut ahead => return Some(InspectionSlot { _place: place.ok()?, _share: None }),
-                Some(place) = waiting.next() => return place,
+                permit = &mut ahead => return Some(InspectionSlot { _permit: permit.ok()?, _share: None }),
+                Some(permit) = waiting.next() => return permit,
                 () = needed.changed.notified() => {}
             }
         }
@@ -75,8 +75,8 @@ impl InspectionSlots {
     /// Waits within the owner's share first, so that at most that many of its inspections wait for a common slot.
     async fn take_of(&self, owner: String) -> Option<InspectionSlot> {
         let share = self.share_of(owner).acquire_owned().await.ok()?;
-        let place = Arc::clone(&self.shared).acquire_owned().await.ok()?;
-        Some(InspectionSlot { _place: place, _share: Some(share) })
+        let permit = Arc::clone(&self.shared).acquire_owned().await.ok()?;
+        Some(InspectionSlot { _permit: permit, _share: Some(share) })
     }
 
     fn share_of(&self, owner: String) -> Arc<Semaphore> {
@@ -103,8 +103,8 @@ mod tests {
     use super::*;
 
     /// Returns a slot if one is free.
-    fn take(places: &InspectionSlots, needed: &InspectionWaiters) -> Option<InspectionSlot> {
-        places.take(needed).now_or_never().flatten()
+    fn take(slots: &InspectionSlots, needed: &InspectionWaiters) -> Option<InspectionSlot> {
+        slots.take(needed).now_or_never().flatten()
     }
 
     fn needed_by(owner: &str) -> InspectionWaiters {
@@ -115,27 +115,27 @@ mod tests {
 
     #[tokio::test]
     async fn an_owner_with_many_layers_leaves_a_place_for_others() {
-        let places = InspectionSlots::new(2);
+        let slots = InspectionSlots::new(2);
         let nobody = InspectionWaiters::default();
-        let _ahead = take(&places, &nobody).unwrap();
-        assert!(take(&places, &nobody).is_none(), "one ahead of need");
-        let held: Vec<_> = (0..2).map(|_| take(&places, &needed_by("eve")).unwrap()).collect();
-        assert!(take(&places, &needed_by("eve")).is_none());
-        let others = take(&places, &needed_by("ann")).expect("the last place is not of eve");
-        assert!(take(&places, &needed_by("bob")).is_none(), "no more than there are");
+        let _ahead = take(&slots, &nobody).unwrap();
+        assert!(take(&slots, &nobody).is_none(), "one ahead of need");
+        let held: Vec<_> = (0..2).map(|_| take(&slots, &needed_by("eve")).unwrap()).collect();
+        assert!(take(&slots, &needed_by("eve")).is_none());
+        let others = take(&slots, &needed_by("ann")).expect("the last place is not of eve");
+        assert!(take(&slots, &needed_by("bob")).is_none(), "no more than there are");
         drop(held);
-        assert!(take(&places, &needed_by("bob")).is_some());
+        assert!(take(&slots, &needed_by("bob")).is_some());
         drop(others);
-        assert!(lock(&places.owners).len() <= 3, "shares of nobody are forgotten");
+        assert!(lock(&slots.owners).len() <= 3, "shares of nobody are forgotten");
     }
 
     #[tokio::test]
     async fn a_pass_that_waits_within_a_full_share_moves_over_to_who_joins_it() {
-        let places = InspectionSlots::new(2);
-        let _ahead = take(&places, &InspectionWaiters::default()).unwrap();
-        let _held: Vec<_> = (0..2).map(|_| take(&places, &needed_by("eve")).unwrap()).collect();
+        let slots = InspectionSlots::new(2);
+        let _ahead = take(&slots, &InspectionWaiters::default()).unwrap();
+        let _held: Vec<_> = (0..2).map(|_| take(&slots, &needed_by("eve")).unwrap()).collect();
         let needed = needed_by("eve");
-        let waiting = places.take(&needed);
+        let waiting = slots.take(&needed);
         tokio::pin!(waiting);
         assert!(futures::poll!(&mut waiting).is_pending());
         needed.add("ann");

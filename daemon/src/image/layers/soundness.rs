@@ -40,7 +40,7 @@ pub(super) fn check(
     check_shape(image)?;
     let (mut unpacked, mut entries, mut stored) = (0u64, 0u64, 0u64);
     let mut blobs = HashSet::new();
-    for (layer, said) in image.layers.iter().zip(&image.diff_ids) {
+    for (layer, declared) in image.layers.iter().zip(&image.diff_ids) {
         let found = match layer_form(&layer.media_type) {
             LayerForm::Unknown => return Err(wrong_form(image, layer)),
             form @ (LayerForm::PlainTar | LayerForm::CompressedTar) => {
@@ -58,9 +58,14 @@ pub(super) fn check(
             // It is never unpacked, so its content is the blob itself.
             LayerForm::Content => layer.digest,
         };
-        if found != *said {
-            let (manifest, layer, said) = (image.manifest, layer.digest, *said);
-            return Err(ImageError::LayerMismatch(Box::new(LayerMismatch { manifest, layer, said, found })));
+        if found != *declared {
+            let (manifest, layer, declared) = (image.manifest, layer.digest, *declared);
+            return Err(ImageError::LayerMismatch(Box::new(LayerMismatch {
+                manifest,
+                layer,
+                declared,
+                found,
+            })));
         }
     }
     // Catches many small layers that are each within the limits, and one layer that is listed many times.

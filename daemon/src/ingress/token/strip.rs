@@ -1,4 +1,4 @@
-//! Removes tokens of the room from requests to services.
+//! Removal of the room's participant tokens from requests that the ingress forwards to services.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
@@ -9,8 +9,8 @@ use super::{pairs, strip_cookie};
 use crate::access::TokenAuthority;
 use crate::ingress::page::IngressError;
 
-/// Removes every header, cookie and query parameter that contains a token of the room, and the token cookie. A
-/// part of the path cannot be removed: a request whose path contains a token is refused.
+/// Removes every header, cookie and query parameter that contains a token of the room, and the token cookie. Refuses a
+/// request whose path contains a token, because no part of a path can be removed.
 pub(in crate::ingress) fn strip<B>(
     request: &mut Request<B>,
     access: &TokenAuthority,
@@ -23,8 +23,8 @@ pub(in crate::ingress) fn strip<B>(
     Ok(())
 }
 
-/// Removes tokens from the trailers of a request. The request has already been forwarded by then, so trailers
-/// that would cost too much to search are all dropped.
+/// Removes tokens from the trailers of a request. If the search exceeds its limit, all trailers are removed: the
+/// request cannot be refused any more, because its head was already forwarded.
 pub(in crate::ingress) fn strip_trailers(trailers: &mut HeaderMap, access: &TokenAuthority) {
     if strip_headers(trailers, &mut TokenSearch::new(access)).is_err() {
         trailers.clear();
@@ -35,18 +35,19 @@ fn strip_headers(headers: &mut HeaderMap, search: &mut TokenSearch<'_>) -> Resul
     strip_cookie(headers);
     let mut changed: Vec<(HeaderName, Vec<HeaderValue>)> = Vec::new();
     for name in headers.keys() {
-        // For each value: `None` if it has no token, otherwise what remains of it.
-        let mut left = Vec::new();
+        // One element for each value: `None` if the value has no token, otherwise the remaining value, if any.
+        let mut remaining = Vec::new();
         for value in headers.get_all(name) {
-            left.push(if search.finds(value.as_bytes())? {
+            remaining.push(if search.finds(value.as_bytes())? {
                 Some(remaining_members(name, value, search)?)
             } else {
                 None
             });
         }
-        if left.iter().any(Option::is_some) {
-            let values = headers.get_all(name).iter().zip(left);
-            let kept = values.filter_map(|(value, left)| left.unwrap_or_else(|| Some(value.clone())));
+        if remaining.iter().any(Option::is_some) {
+            let values = headers.get_all(name).iter().zip(remaining);
+            let kept =
+                values.filter_map(|(value, remaining)| remaining.unwrap_or_else(|| Some(value.clone())));
             changed.push((name.clone(), kept.collect()));
         }
     }
@@ -73,14 +74,14 @@ fn remaining_members(
         _ => return Ok(None),
     };
     let kept = members_without_tokens(&members, search)?.join(between);
-    // If a token spans several members, all of them are removed.
+    // A token that spans several members is still in the joined rest. The whole value is removed then.
     if kept.is_empty() || search.finds(&kept)? {
         return Ok(None);
     }
     Ok(HeaderValue::from_bytes(&kept).ok())
 }
 
-/// Returns the request target without the parameters that contain a token. `None` if there are none.
+/// Returns the request target without the query parameters that contain a token; `None` if no parameter does.
 fn target_without_tokens(target: &Uri, search: &mut TokenSearch<'_>) -> Result<Option<Uri>, IngressError> {
     if search.finds(target.path().as_bytes())? {
         return Err(IngressError::Malformed(

@@ -1,7 +1,7 @@
-//! Attachments of step namespaces: the address and the veth pair of each namespace, by builder.
+//! Attachments of the network namespaces of RUN steps: the address and the veth pair of each namespace.
 //!
-//! Nothing is kept on disk: steps do not outlive the daemon, so the next one removes whatever it finds
-//! ([`StepAttachments::sweep`]) and starts anew.
+//! Attachments are not stored on disk. Steps do not outlive the daemon, so the next run of the daemon removes all links
+//! that it finds ([`StepAttachments::sweep`]).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,9 +19,10 @@ use crate::network::routed_pair::RoutedPair;
 use crate::network::{links, namespace, subnet};
 use crate::task;
 
-/// Name of the link in the builders' namespace.
+/// Name of the network interface in the builders' namespace.
 const INSIDE: &str = "eth0";
-/// Link group 0: rules match steps by the names of their links, not by group.
+/// Link group of the host ends. It is the default group, because firewall rules match steps by the names of their
+/// links.
 const NO_GROUP: u32 = 0;
 
 /// Number of a builder of this daemon, never reused.
@@ -68,8 +69,8 @@ impl StepAttachments {
         })
     }
 
-    /// Creates the namespace of the builders. The host end of its pair has the gateway address and the route to the
-    /// whole subnet, so that no other program on this machine considers the subnet free.
+    /// Creates the namespace of the builders. The host end of its veth pair has the gateway address and the route to the
+    /// whole subnet, so that no other program on this machine takes the subnet for unused.
     pub(super) fn make_builders_namespace(&mut self) -> io::Result<BuildersNamespace> {
         let (descriptor, mut inside) = new_namespace()?;
         let (gateway, address) = (subnet::gateway(self.subnet), address_of_builders(self.subnet));
@@ -94,7 +95,8 @@ impl StepAttachments {
         Ok(BuildersNamespace { descriptor, address })
     }
 
-    /// Attaches a namespace, and replaces an earlier one of the same container.
+    /// Attaches the namespace of a container to the step network. An earlier attachment of the same container is
+    /// replaced.
     pub(super) fn attach(
         &mut self,
         builder: BuilderKey,
@@ -108,8 +110,8 @@ impl StepAttachments {
             self.release(builder, container);
         }
         let (gateway, builders) = (subnet::gateway(self.subnet), address_of_builders(self.subnet));
-        let address = subnet::next_free(self.subnet, self.last, |one| {
-            one == builders || self.by_address.contains_key(&one)
+        let address = subnet::next_free(self.subnet, self.last, |attachment| {
+            attachment == builders || self.by_address.contains_key(&attachment)
         })
         .ok_or_else(|| AttachError {
             code: code::NO_ADDRESS,
@@ -126,82 +128,85 @@ impl StepAttachments {
             source: gateway,
             group: NO_GROUP,
         };
-        let made = configure_inside(namespace.as_fd())
+        let created = configure_inside(namespace.as_fd())
             .and_then(|mut inside| pair.create(&mut self.netlink, namespace.as_fd(), &mut inside));
-        if let Err(error) = made {
+        if let Err(error) = created {
             // The next step that gets this address uses the same link name, and replaces the link.
-            if let Err(left) = self.netlink.run(vec![links::delete_link(&pair.outside)]) {
-                tracing::warn!(link = pair.outside, error = %left, "failed to remove an incomplete step link");
+            if let Err(cleanup_error) = self.netlink.run(vec![links::delete_link(&pair.outside)]) {
+                tracing::warn!(link = pair.outside, error = %cleanup_error, "failed to remove an incomplete step link");
             }
             return Err(failed(error));
         }
         self.last = Some(address);
-        let wired = StepInterface { address, gateway, outside: pair.outside.clone() };
+        let attached_interface = StepInterface { address, gateway, outside: pair.outside.clone() };
         let attachment = StepAttachment { builder, container: container.to_owned(), pair, namespace };
         self.by_address.insert(address, attachment);
-        Ok(wired)
+        Ok(attached_interface)
     }
 
-    /// Checks that the container's namespace is in the state in which it was attached; an error names the difference.
+    /// Checks that the links, addresses and routes of a container are still as [`attach`](Self::attach) created them.
     pub(super) fn check(&mut self, builder: BuilderKey, container: &str) -> Result<(), AttachError> {
-        let Some(one) =
-            self.by_address.values().find(|one| one.builder == builder && one.container == container)
+        let Some(attachment) = self
+            .by_address
+            .values()
+            .find(|attachment| attachment.builder == builder && attachment.container == container)
         else {
             let message = format!("there is no container `{container}`");
             return Err(AttachError { code: code::UNKNOWN_CONTAINER, message });
         };
-        let whole = configure_inside(one.namespace.as_fd())
-            .and_then(|mut inside| one.pair.is_intact(&mut self.netlink, &mut inside));
-        let message = match whole {
+        let is_intact = configure_inside(attachment.namespace.as_fd())
+            .and_then(|mut inside| attachment.pair.is_intact(&mut self.netlink, &mut inside));
+        let message = match is_intact {
             Ok(true) => return Ok(()),
-            Ok(false) => format!("link `{}` is not as it was made", one.pair.outside),
+            Ok(false) => format!("link `{}` is not as it was made", attachment.pair.outside),
             Err(error) => error.to_string(),
         };
         Err(AttachError { code: code::WIRING, message })
     }
 
-    /// Returns the name of the host end of a container's pair.
+    /// Returns the name of the host end of a container's veth pair.
     pub(super) fn outside_of(&self, builder: BuilderKey, container: &str) -> Option<String> {
         let mut all = self.by_address.values();
-        all.find(|one| one.builder == builder && one.container == container)
-            .map(|one| one.pair.outside.clone())
+        all.find(|attachment| attachment.builder == builder && attachment.container == container)
+            .map(|attachment| attachment.pair.outside.clone())
     }
 
-    /// Returns the names of the host ends of all pairs of a builder.
+    /// Returns the names of the host ends of all veth pairs of a builder.
     pub(super) fn outsides_of(&self, builder: BuilderKey) -> Vec<String> {
         self.by_address
             .values()
-            .filter(|one| one.builder == builder)
-            .map(|one| one.pair.outside.clone())
+            .filter(|attachment| attachment.builder == builder)
+            .map(|attachment| attachment.pair.outside.clone())
             .collect()
     }
 
     pub(super) fn containers_of(&self, builder: BuilderKey) -> Vec<String> {
         self.by_address
             .values()
-            .filter(|one| one.builder == builder)
-            .map(|one| one.container.clone())
+            .filter(|attachment| attachment.builder == builder)
+            .map(|attachment| attachment.container.clone())
             .collect()
     }
 
     /// Returns the builder and the container to which an address currently belongs.
     pub(super) fn owner_of(&self, address: Ipv4Addr) -> Option<(BuilderKey, &str)> {
-        self.by_address.get(&address).map(|one| (one.builder, one.container.as_str()))
+        self.by_address.get(&address).map(|attachment| (attachment.builder, attachment.container.as_str()))
     }
 
-    /// Releases the address of a container whose links are removed.
+    /// Releases the address of a container. The caller has removed the container's links.
     pub(super) fn release(&mut self, builder: BuilderKey, container: &str) {
-        self.by_address.retain(|_, one| one.builder != builder || one.container != container);
+        self.by_address
+            .retain(|_, attachment| attachment.builder != builder || attachment.container != container);
     }
 
     pub(super) fn release_builder(&mut self, builder: BuilderKey) {
-        self.by_address.retain(|_, one| one.builder != builder);
+        self.by_address.retain(|_, attachment| attachment.builder != builder);
     }
 
     /// Removes all links of this daemon's steps, also those of earlier runs.
     pub(super) fn sweep(&mut self) -> io::Result<()> {
-        let left = links::links(&mut self.netlink)?.into_iter();
-        let ours = left.filter(|link| link.name.starts_with(&self.name));
+        let all_links = links::links(&mut self.netlink)?.into_iter();
+        let ours = all_links.filter(|link| link.name.starts_with(&self.name));
         let requests: Vec<_> = ours.map(|link| links::delete_link(&link.name)).collect();
         self.by_address.clear();
         if requests.is_empty() { Ok(()) } else { self.netlink.run(requests) }
@@ -214,7 +219,7 @@ fn address_of_builders(subnet: Ipv4Net) -> Ipv4Addr {
 
 fn new_namespace() -> io::Result<(OwnedFd, NetlinkSocket)> {
     task::on_own_thread("netns", || {
-        // SAFETY: only the network namespace of this thread changes, which ends with this closure.
+        // SAFETY: the call changes only the network namespace of this thread, and the thread ends with this closure.
         #[expect(unsafe_code, reason = "rustix marks every unshare, for the sake of the file table")]
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
         namespace::configure()?;
@@ -222,8 +227,8 @@ fn new_namespace() -> io::Result<(OwnedFd, NetlinkSocket)> {
     })?
 }
 
-/// Opens a socket in a namespace that another program created, and applies our settings to it, above all the absence of
-/// IPv6.
+/// Applies our settings to a namespace that another program created (most importantly, disables IPv6), and opens a
+/// netlink socket in it.
 fn configure_inside(namespace: BorrowedFd<'_>) -> io::Result<NetlinkSocket> {
     within(namespace, || namespace::configure().and_then(|()| NetlinkSocket::open()))?
 }

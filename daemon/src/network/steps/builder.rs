@@ -160,7 +160,7 @@ fn serve_one(stream: &UnixStream, shared: &StepNetworkShared, key: BuilderKey) -
     let answer = match plugin_protocol::receive_call(stream) {
         Ok((call, namespace)) => {
             let container = call.container().to_owned();
-            let begun = Instant::now();
+            let started = Instant::now();
             let outcome = match call {
                 PluginCall::Add { interface, .. } => match namespace {
                     Some(namespace) => {
@@ -171,7 +171,7 @@ fn serve_one(stream: &UnixStream, shared: &StepNetworkShared, key: BuilderKey) -
                 PluginCall::Check { .. } => shared.check(key, &container).map(|()| PluginAnswer::Done),
                 PluginCall::Del { .. } => shared.detach(key, &container).map(|()| PluginAnswer::Done),
             };
-            tracing::debug!(container.id = container, took = ?begun.elapsed(), ok = outcome.is_ok(), "step network call finished");
+            tracing::debug!(container.id = container, took = ?started.elapsed(), ok = outcome.is_ok(), "step network call finished");
             outcome.unwrap_or_else(|error| {
                 tracing::warn!(
                     container.id = container,

@@ -130,9 +130,9 @@ fn run(
     };
     let answer = send_call(socket, &call, namespace.as_ref().map(|file| file.as_fd()));
     match answer {
-        Ok(PluginAnswer::Wired(wired)) if command == "ADD" => {
+        Ok(PluginAnswer::Wired(interface_result)) if command == "ADD" => {
             let interface = needed("CNI_IFNAME")?;
-            Ok(Some(result(&config.cni_version, &interface, &needed("CNI_NETNS")?, &wired)))
+            Ok(Some(result(&config.cni_version, &interface, &needed("CNI_NETNS")?, &interface_result)))
         }
         Ok(PluginAnswer::Wired(_) | PluginAnswer::Done) => Ok(None),
         Ok(PluginAnswer::Failed { code, message }) => Err(PluginError::new(code, message)),
@@ -143,10 +143,10 @@ fn run(
     }
 }
 
-fn result(version: &str, interface: &str, namespace: &str, wired: &StepInterface) -> Value {
+fn result(version: &str, interface: &str, namespace: &str, interface_result: &StepInterface) -> Value {
     let mut address = json!({
-        "address": format!("{}/32", wired.address),
-        "gateway": wired.gateway,
+        "address": format!("{}/32", interface_result.address),
+        "gateway": interface_result.gateway,
         "interface": 1,
     });
     if version != CNI_VERSION {
@@ -154,9 +154,9 @@ fn result(version: &str, interface: &str, namespace: &str, wired: &StepInterface
     }
     json!({
         "cniVersion": version,
-        "interfaces": [{ "name": wired.outside }, { "name": interface, "sandbox": namespace }],
+        "interfaces": [{ "name": interface_result.outside }, { "name": interface, "sandbox": namespace }],
         "ips": [address],
-        "routes": [{ "dst": "0.0.0.0/0", "gw": wired.gateway }],
+        "routes": [{ "dst": "0.0.0.0/0", "gw": interface_result.gateway }],
         "dns": {},
     })
 }
@@ -211,15 +211,15 @@ mod tests {
 
     #[test]
     fn a_result_has_the_address_on_the_inner_end() {
-        let wired = StepInterface {
+        let interface_result = StepInterface {
             address: "10.1.2.3".parse().unwrap(),
             gateway: "10.1.0.1".parse().unwrap(),
             outside: "hst1".to_owned(),
         };
-        let new = result(CNI_VERSION, "eth1", "/n", &wired);
+        let new = result(CNI_VERSION, "eth1", "/n", &interface_result);
         assert_eq!(new["interfaces"][new["ips"][0]["interface"].as_u64().unwrap() as usize]["name"], "eth1");
         assert_eq!(new["ips"][0]["address"], "10.1.2.3/32");
         assert!(new["ips"][0].get("version").is_none());
-        assert_eq!(result("0.4.0", "eth1", "/n", &wired)["ips"][0]["version"], "4");
+        assert_eq!(result("0.4.0", "eth1", "/n", &interface_result)["ips"][0]["version"], "4");
     }
 }

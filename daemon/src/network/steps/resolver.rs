@@ -152,13 +152,13 @@ async fn serve_connections(listener: TcpListener, shared: Arc<ResolverShared>) {
                 continue;
             }
         };
-        let Some(place) = shared.connections.try_acquire(from.ip()) else { continue };
+        let Some(permit) = shared.connections.try_acquire(from.ip()) else { continue };
         let shared = Arc::clone(&shared);
         task::spawn("resolve-tcp", async move {
             if let Err(error) = shared.serve_connection(stream, from.ip()).await {
                 tracing::debug!(%error, "DNS connection of a step failed");
             }
-            drop(place);
+            drop(permit);
         });
     }
 }

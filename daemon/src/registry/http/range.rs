@@ -11,8 +11,8 @@ pub(super) enum ByteRange {
     Unsatisfiable,
 }
 
-/// Parses a `Range` header for content of `size` bytes. A header that is not understood, or has several ranges,
-/// selects all of it.
+/// Parses a `Range` header for content of `size` bytes. A malformed header, another unit or several ranges select the
+/// whole content, as RFC 9110 allows.
 pub(super) fn parse_range(header: Option<&str>, size: u64) -> ByteRange {
     let Some((first, last)) =
         header.and_then(|text| text.strip_prefix("bytes=")).and_then(|range| range.split_once('-'))
@@ -32,7 +32,8 @@ pub(super) fn parse_range(header: Option<&str>, size: u64) -> ByteRange {
     }
 }
 
-/// Parses the first and last byte of an upload's chunk: `0-1023`, with or without the unit that some clients write.
+/// Parses the `Content-Range` of an upload chunk into its first and last byte: `0-1023`, optionally preceded by
+/// `bytes`, as some clients send it.
 pub(super) fn parse_content_range(header: &str) -> Option<(u64, u64)> {
     let range = header.trim();
     let range = range.strip_prefix("bytes").map_or(range, |rest| rest.trim_start_matches([' ', '=']));

@@ -1,4 +1,4 @@
-//! Images that builds and deploys fetched from other registries.
+//! Records of cached images: images of other registries that builds and deploys have fetched.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -86,7 +86,7 @@ impl CachedImageCatalog for StateStore {
         checked: bool,
     ) -> Result<(), CatalogError> {
         let key = key.clone();
-        let noted = self.transaction(move |transaction| {
+        let recorded = self.transaction(move |transaction| {
             transaction
                 .prepare_cached(
                     "UPDATE cached_images SET used_at = ?4, checked_at = iif(?5, ?4, checked_at)
@@ -101,7 +101,7 @@ impl CachedImageCatalog for StateStore {
                 ))?;
             Ok(())
         });
-        Ok(noted.await?)
+        Ok(recorded.await?)
     }
 
     async fn all_cached(&self) -> Result<Vec<CachedImage>, CatalogError> {

@@ -58,13 +58,13 @@ fn relocate(
         if *from == image.repository || is_cached_name(from.as_str()) {
             return Ok(None);
         }
-        let Some(place) = right.repository_of(image) else { return Ok(None) };
+        let Some(repository) = right.repository_of(image) else { return Ok(None) };
         if !touch_if_present(transaction, "manifests", from.as_str(), &digest.to_string())? {
             return Ok(None);
         }
-        tags::copy_manifest(transaction, from, &digest, &place)?;
+        tags::copy_manifest(transaction, from, &digest, &repository)?;
         moved.insert((from.clone(), digest));
-        Ok::<_, StateStoreError>(Some(place))
+        Ok::<_, StateStoreError>(Some(repository))
     };
     let spec = &mut revision.spec;
     if spec.kept_in.is_none() {
@@ -73,8 +73,8 @@ fn relocate(
     for mount in &spec.mounts {
         let MountOrigin::Image(reference) = mount.source.origin() else { continue };
         let Some(pinned) = spec.mounted.get_mut(&mount.target) else { continue };
-        if let Some(place) = relocated(reference, &pinned.repository, pinned.digest)? {
-            pinned.repository = place;
+        if let Some(repository) = relocated(reference, &pinned.repository, pinned.digest)? {
+            pinned.repository = repository;
         }
     }
     Ok(())
