@@ -34,10 +34,9 @@ use crate::builders::{self, BuilderPool};
 use crate::buildkit::{BuildKitAddress, managed};
 use crate::config::Config;
 use crate::connections::ConnectionLimiter;
-use crate::context::layers::LayerInspection;
-use crate::context::mounts::MountedContexts;
-use crate::context::storage::{StorageRoot, StorageRoots};
-use crate::context::{ContextOptions, ContextPreparer};
+use crate::context::{
+    ContextOptions, ContextPreparer, LayerInspection, MountedContexts, StorageRoot, StorageRoots,
+};
 use crate::control_group::machine_memory;
 use crate::deploy::mounts::{self, InstanceMounts, MountedImages};
 use crate::deploy::{self, LogFiles, RoomServiceImages};

@@ -33,7 +33,7 @@ use hearth_pack::identity::{ContentHash, TreeDigest, TreeNode};
 use hearth_pack::listing::{ListingLimits, ListingWriter, TreeListing};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
-use crate::context::pack::{ContentPiece, PackTree};
+use crate::context::{ContentPiece, PackTree};
 use crate::image::ImageStore;
 use crate::image::port::{ImageOrigin, PackContent};
 use crate::model::Reference;

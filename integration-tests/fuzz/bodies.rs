@@ -12,7 +12,7 @@ use hearth_pack::archive::{self, ArchiveSink};
 use hearth_pack::ignore::IgnorePatterns;
 use hearth_proto::v1::mount::Source;
 use hearth_proto::value::{BuildMountKind, Digest, MountKind, MountSpec, Reference, ServiceMountKind};
-use hearthd::context::layers::{ImageTree, LayerBlob, LayerCache, LayerLimits};
+use hearthd::context::{ImageTree, LayerBlob, LayerCache, LayerLimits};
 use hearthd::model::manifest::Manifest;
 use sha2::{Digest as _, Sha256};
 

@@ -13,7 +13,7 @@ mod tree;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{FileKind, SpecialFile};
+use crate::file_kind::{FileKind, SpecialFile};
 pub use cache::{CacheError, CachedHash, FileStamp, HashCache, is_settled, settles_in};
 pub use tree::{HashedEntry, HashedTree, hash_tree};
 pub(crate) use tree::{cache_hashed_entry, file_clock_now};

@@ -16,7 +16,7 @@ mod sealed;
 
 use std::cmp::Ordering;
 
-use crate::FileKind;
+use crate::file_kind::FileKind;
 use crate::identity::{ContentHash, HashedContent, TreeDigest, TreeHasher, TreeNode};
 use crate::walk::EntryXattrs;
 use check::ListingChecker;

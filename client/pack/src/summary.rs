@@ -1,6 +1,6 @@
 //! Summary of a packed tree for the user.
 
-use crate::FileKind;
+use crate::file_kind::FileKind;
 use crate::walk::WalkedTree;
 
 /// Counts of a packed tree.

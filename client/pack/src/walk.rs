@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::FileKind;
+use crate::file_kind::FileKind;
 use crate::identity::FileStamp;
 use crate::ignore::{IgnoreError, IgnorePatterns};
 pub use content::{ContentError, DiskReader};

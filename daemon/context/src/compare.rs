@@ -14,7 +14,7 @@ use rustix::fs::FileType;
 use super::ContextError;
 use super::tree::{ContextTree, TreeWalk, WalkedEntry, path_order};
 
-pub use hearth_overlay::union::TreeDifference;
+use hearth_overlay::union::TreeDifference;
 
 /// Buffer size in bytes for reading content.
 const PIECE: usize = 128 * 1024;
@@ -123,7 +123,7 @@ impl<'t> ComparisonSide<'t> {
 }
 
 /// Calls `each` with every difference below two directories, in walk order, until it returns false.
-pub fn compare(
+pub fn compare_trees(
     (left, left_top): (&ContextTree, &[u8]),
     (right, right_top): (&ContextTree, &[u8]),
     mut each: impl FnMut(TreeDifference, &[u8]) -> bool,

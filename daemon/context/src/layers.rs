@@ -25,7 +25,8 @@ mod inspect;
 mod merge;
 mod pass;
 mod pax;
-pub mod probe;
+#[cfg(test)]
+mod probe;
 mod reader;
 mod sparse;
 mod tar_parser;
@@ -43,7 +44,6 @@ pub use cache::LayerCache;
 pub use facts::{LayerCompression, LayerFacts, LayerFault, LayerInspector, LayerRefusal, LayerVerdict};
 pub use inspect::LayerInspection;
 pub use merge::{ImageNodeStat, ImageTree};
-pub use pax::XattrList;
 
 /// A layer blob of an image in the registry.
 #[derive(Debug)]

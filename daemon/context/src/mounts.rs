@@ -24,7 +24,7 @@ use std::time::Duration;
 use hearth_model::{BuildMount, Digest, MountTarget};
 use hearth_overlay::fuse::{self, FuseSession};
 use hearth_overlay::union::OverlayFs;
-use hearth_overlay::union::upper::UpperLayer;
+use hearth_overlay::union::UpperLayer;
 use hearth_task as task;
 use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard};

@@ -27,7 +27,7 @@ use hearth_overlay::attr::{self, InodeStat};
 use hearth_overlay::beneath::{self, LINKS_INSIDE, NO_LINKS};
 
 pub use error::StorageError;
-pub use hearth_pack::FileKind;
+use hearth_pack::FileKind;
 pub use list::StorageListing;
 pub use write::{StorageWriter, WriteOptions};
 
@@ -50,7 +50,7 @@ pub struct StorageRoot {
 
 /// One file of a storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileStat {
+pub struct StorageEntry {
     /// Path from the storage's root; not necessarily UTF-8.
     pub path: PathBuf,
     pub kind: FileKind<(), PathBuf, Infallible>,
@@ -155,7 +155,7 @@ fn os_path(bytes: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(bytes))
 }
 
-impl FileStat {
+impl StorageEntry {
     fn new(
         path: PathBuf,
         stat: &InodeStat,

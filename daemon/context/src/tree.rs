@@ -36,7 +36,7 @@ use super::port::{EntryKind, FileKind, Xattr};
 pub use bounds::ScanBounds;
 pub use browse::LocatedEntry;
 pub use directory::DirectoryLayer;
-pub use hearth_overlay::lower::{EntryStat, LowerTree};
+pub use hearth_overlay::lower::EntryStat;
 pub use identify::{CopySelection, CoveredEntries, IdentifiedTree, TreeIdentity};
 pub use image::ImageLayer;
 pub use resolve::{MAX_LINKS, NamedEntry};
@@ -58,15 +58,15 @@ pub struct MountedLayer {
 }
 
 impl MountedLayer {
-    pub fn directory(target: MountTarget, layer: DirectoryLayer) -> Self {
+    pub(crate) fn directory(target: MountTarget, layer: DirectoryLayer) -> Self {
         Self { target, layer: Arc::new(layer) }
     }
 
-    pub fn image(target: MountTarget, layer: ImageLayer) -> Self {
+    pub(crate) fn image(target: MountTarget, layer: ImageLayer) -> Self {
         Self { target, layer: Arc::new(layer) }
     }
 
-    pub fn pack(target: MountTarget, layer: PackLayer) -> Self {
+    pub(crate) fn pack(target: MountTarget, layer: PackLayer) -> Self {
         Self { target, layer: Arc::new(layer) }
     }
 
@@ -165,7 +165,7 @@ impl LayerEntry {
 
 impl ContextTree {
     /// Builds a tree from layers; the targets must be distinct.
-    pub fn new(mut mounts: Vec<MountedLayer>) -> Result<Self, ContextError> {
+    pub(crate) fn new(mut mounts: Vec<MountedLayer>) -> Result<Self, ContextError> {
         mounts.sort_by(|a, b| a.target.cmp(&b.target));
         if let Some(pair) = mounts.windows(2).find(|pair| pair[0].target == pair[1].target) {
             return Err(ContextError::DuplicateTarget { target: pair[0].target.clone() });

@@ -10,7 +10,7 @@ use super::trust::TrustDomain;
 /// stored it cannot be mistaken for another kind of caller.
 pub const RESERVED_NAMES: [&str; 5] = [SERVICE_NAME, BUILD_NAME, USER_NAME, "caller:", BUILD_MOUNTS_OWNER];
 pub const SERVICE_NAME: &str = "service:";
-pub const BUILD_NAME: &str = "build:";
+pub(crate) const BUILD_NAME: &str = "build:";
 pub const USER_NAME: &str = "uid:";
 /// Owner prefix of the packs that hold the mounts of a caller's builds; the caller's name follows.
 pub const BUILD_MOUNTS_OWNER: &str = "image mounts of ";

@@ -98,7 +98,7 @@ impl From<DocumentError> for ManifestError {
 
 impl Manifest {
     /// Reports whether the room accepts this media type.
-    pub fn is_accepted_media_type(media_type: &str) -> bool {
+    fn is_accepted_media_type(media_type: &str) -> bool {
         is_manifest_type(media_type) || is_index_type(media_type)
     }
 

@@ -23,7 +23,7 @@ use super::image::PinnedImage;
 /// Reserved port of a service: it cannot be published.
 pub const RESERVED_PORT: u16 = 8078;
 /// Number of revisions of a service that are kept, with their images.
-pub const KEPT_REVISIONS: usize = 10;
+pub(crate) const KEPT_REVISIONS: usize = 10;
 /// Maximum length of a host name label (RFC 1035).
 const MAX_NAME: usize = 63;
 

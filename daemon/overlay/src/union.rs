@@ -12,7 +12,7 @@
 //!
 //! A lookup creates a [node](nodes), which keeps its inode number as long as the kernel knows it, even when
 //! the file is copied up, renamed, or loses its last name while it is open. The upper directory contains the
-//! complete persistent state ([`upper`] has the format). Each operation becomes visible in it by one rename,
+//! complete persistent state (the module `upper` has the format). Each operation becomes visible in it by one rename,
 //! link or unlink: a daemon killed at any point leaves the tree as it was before or after the operation, and
 //! opening the same upper directory again shows the same tree.
 //!
@@ -28,7 +28,7 @@ mod nodes;
 mod remove;
 mod rename;
 mod set_attributes;
-pub mod upper;
+mod upper;
 mod xattrs;
 
 use std::collections::HashMap;
@@ -42,11 +42,11 @@ use crate::attr::{FileAttributes, FileTime};
 use crate::lower::LowerTree;
 use content::OpenHandle;
 use nodes::NodeTable;
-use upper::UpperLayer;
 
 pub use content::OpenedFile;
 pub use lookup::{DirectoryListing, ListingEntry};
 pub use nodes::ROOT;
+pub use upper::UpperLayer;
 
 pub type Result<T> = std::result::Result<T, Errno>;
 
@@ -144,12 +144,12 @@ impl OverlayFs {
         *self.after_copy.lock() = Some(Box::new(hook));
     }
 
-    pub const fn is_read_only(&self) -> bool {
+    pub(crate) const fn is_read_only(&self) -> bool {
         self.upper.is_none()
     }
 
     /// Reports whether only this file system can change what it shows.
-    pub fn is_sole_writer(&self) -> bool {
+    pub(crate) fn is_sole_writer(&self) -> bool {
         self.lower.is_immutable()
     }
 

@@ -20,7 +20,7 @@ use tonic::{Extensions, Status};
 
 use super::error::ApiError;
 use crate::access::policy::{CallerAction, decide};
-use crate::context::storage::StorageRoot;
+use crate::context::StorageRoot;
 use crate::image::ImageStore;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::fault::ErrorCode;

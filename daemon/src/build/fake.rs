@@ -18,7 +18,7 @@ use super::port::{
     InsertOutcome, OfferedDownload, PreparedContext, RoomImages, SolveError, SolveOutcome, SolveRequest,
     Solver, StoreError,
 };
-use crate::context::port::{ContextFiles, FileTree, NoTransferWatch, SessionName, TreeEntry};
+use crate::context::{ContextFiles, FileTree, NoTransferWatch, SessionName, TreeEntry};
 use crate::image::{SuppliedImage, SupplyOrigin};
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, ContextIdentity, LogStream};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};

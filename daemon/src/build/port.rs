@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::dockerfile::Dockerfile;
-use crate::context::port::ContextFiles;
+use crate::context::ContextFiles;
 use crate::image::{SuppliedImage, TransferProgress};
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, BuildState, ContextIdentity};
 use crate::model::fault::Fault;

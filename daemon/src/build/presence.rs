@@ -10,8 +10,7 @@ use std::io::Read as _;
 use hearth_pack::ignore::IgnorePatterns;
 
 use super::dockerfile::{ContextCopy, CopySource};
-use crate::context::MAX_DOCKERFILE;
-use crate::context::port::{ContextFiles, FileKind, FileTree};
+use crate::context::{ContextFiles, FileKind, FileTree, MAX_DOCKERFILE};
 use crate::model::MountTarget;
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 

@@ -8,9 +8,9 @@ use hearth_oci::Descriptor;
 
 use super::dockerfile::Dockerfile;
 use super::port::{ContextSource, ImageRequest, PreparedContext, RoomImages};
-use crate::context::layers::LayerBlob;
-use crate::context::tree::TreeIdentity;
-use crate::context::{ContextMount, ContextPreparer, ContextRequest, OpenedImage, OpenedPack};
+use crate::context::{
+    ContextMount, ContextPreparer, ContextRequest, LayerBlob, OpenedImage, OpenedPack, TreeIdentity,
+};
 use crate::image::port::PackContent;
 use crate::image::{
     ImageError, ImageStore, RemoteRegistries, SuppliedImage, SupplyRequest, TransferProgress,

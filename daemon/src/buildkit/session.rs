@@ -29,7 +29,7 @@ use tonic::{Request, Status};
 
 use super::{BuildKitAddress, MESSAGE_LIMIT, channel};
 use crate::build::port::CredentialProvider;
-use crate::context::port::SessionName;
+use crate::context::SessionName;
 
 mod credentials;
 mod files;

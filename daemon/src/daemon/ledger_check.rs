@@ -4,7 +4,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::context::storage::{StorageError, StorageRoot, StorageRoots};
+use crate::context::{StorageError, StorageRoot, StorageRoots};
 use crate::disk::{DiskLedger, KeptContent};
 use crate::image::port::BlobStorage as _;
 use crate::registry::blobs::BlobStore;

@@ -32,8 +32,7 @@ use crate::api::grpc::{
 use crate::api::http::{self, ReadinessCheck};
 use crate::api::receive::{self, ReceiveOptions};
 use crate::audit::AuditTrail;
-use crate::context::mounts::MountedContexts;
-use crate::context::storage::StorageRoots;
+use crate::context::{MountedContexts, StorageRoots};
 use crate::disk::{DiskLedger, FreeSpace};
 use crate::image::{ImageStore, RemoteRegistries};
 use crate::model::RoomRegistries;

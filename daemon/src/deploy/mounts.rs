@@ -41,7 +41,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::port::{BindMount, InstanceMounter, MountFault};
-use crate::context::storage::StorageRoots;
+use crate::context::StorageRoots;
 use crate::model::id::InstanceId;
 use crate::model::image::PinnedImage;
 use crate::model::service::InstanceLabel;

@@ -27,7 +27,7 @@ use crate::model::image::TaggedImage;
 use crate::model::manifest::ManifestPart;
 use crate::model::{Digest, Repository, Tag};
 
-pub use crate::context::layers::{
+pub use crate::context::{
     LayerCompression, LayerFacts, LayerFault, LayerInspector, LayerRefusal, LayerVerdict,
 };
 pub use checks::{ArrivalListener, ImageMark, LayerCheck, RejectedImage};

@@ -4,7 +4,7 @@ use std::path::Path;
 use super::port::BlobStorage as _;
 
 use super::*;
-use crate::context::layers::{LayerInspection, LayerLimits};
+use crate::context::{LayerInspection, LayerLimits};
 use crate::model::id::PackId;
 use crate::registry::blobs::BlobStore;
 use crate::store::StateStore;

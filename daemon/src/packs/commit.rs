@@ -11,7 +11,7 @@ use super::ready::{CommittedPack, PreparedImage, PreparedPack, StoredImage};
 use super::store::{ContentPresence, ContentStoreReader, OwnerKey};
 use super::upload::{ChunkedFile, PackUpload, UploadPlan, display_path};
 use super::{PackDestination, PackError, PackStore, PackStoreInner, image};
-use crate::context::pack::{ContentPiece, PackContentSource};
+use crate::context::{ContentPiece, PackContentSource};
 use crate::task;
 
 impl PackStore {

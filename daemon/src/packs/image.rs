@@ -15,7 +15,7 @@ use hearth_pack::{PackOptions, PackSummary, PackedImage, pack_source};
 
 use super::store::ContentStore;
 use super::{PackDestination, PackError};
-use crate::context::pack::{PackContentReader, PackTree};
+use crate::context::{PackContentReader, PackTree};
 use crate::image::ImageError;
 
 /// Options for building an image from a tree.

@@ -8,7 +8,7 @@ use hearth_pack::identity::ContentHash;
 use super::store::{AppendError, ContentBatch, MAX_PIECE_SIZE};
 use super::upload::{UploadGuard, display_path};
 use super::{PackError, PackStore};
-use crate::context::pack::ContentPiece;
+use crate::context::ContentPiece;
 use crate::task;
 
 /// Zstd level for content that arrives uncompressed.

@@ -34,7 +34,7 @@ use bytes::Bytes;
 use hearth_pack::identity::ContentHash;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::context::pack::ContentPiece;
+use crate::context::ContentPiece;
 use frames::FrameCache;
 use index::{ContentIndex, ContentKey, ContentLocation, MAX_BATCH};
 use segment::ContentSegmentWriter;

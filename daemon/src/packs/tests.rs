@@ -13,7 +13,7 @@ use hearth_pack::walk::{WalkOptions, WalkedTree, walk};
 
 use super::store::AppendError;
 use super::*;
-use crate::context::layers::{LayerInspection, LayerLimits};
+use crate::context::{LayerInspection, LayerLimits};
 use crate::image::ImageError;
 use crate::model::RoomRegistries;
 use crate::model::id::PackId;

@@ -18,7 +18,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::store::{ContentPresence, MAX_PIECE_SIZE, OwnerKey};
 use super::{PackDestination, PackError};
-use crate::context::pack::ContentPiece;
+use crate::context::ContentPiece;
 
 /// Maximum number of chunks in all files of one upload: 72 MB of memory.
 const MAX_CHUNKS: usize = 2_000_000;

@@ -11,11 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use hearthd::build::port::{SolveError, SolveOutcome, SolveRequest};
-use hearthd::context::layers::LayerLimits;
-use hearthd::context::port::{ContextFiles, FileTree, TransferWatch, TreeEntry, Xattr};
-use hearthd::context::storage::{StorageRoot, StorageRoots};
-use hearthd::context::tree::CopySelection;
-use hearthd::context::{ContextMount, ContextOptions, ContextPreparer, ContextRequest};
+use hearthd::context::{
+    ContextFiles, ContextMount, ContextOptions, ContextPreparer, ContextRequest, CopySelection, FileTree,
+    LayerLimits, StorageRoot, StorageRoots, TransferWatch, TreeEntry, Xattr,
+};
 use hearthd::model::access::SymlinkPolicy;
 use hearthd::model::build::{DockerfilePath, NoCache};
 use hearthd::model::{BuildMount, BuildMountSource, MountAccess};

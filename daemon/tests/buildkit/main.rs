@@ -21,7 +21,7 @@ use hearthd::build::port::{
     CredentialProvider, PinnedImageSource, SolveError, SolveOutcome, SolveRequest, Solver as _,
 };
 use hearthd::buildkit::{BuildKitClient, managed};
-use hearthd::context::port::{ContextFiles, FileKind, NoTransferWatch, SessionName};
+use hearthd::context::{ContextFiles, FileKind, NoTransferWatch, SessionName};
 use hearthd::model::access::SymlinkPolicy;
 use hearthd::model::build::{BuildEventKind, BuildNetwork, BuildSpec, DockerfilePath, LogStream, NoCache};
 use hearthd::model::fault::Fault;

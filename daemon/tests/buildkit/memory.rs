@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
 
-use hearthd::context::port::{EntryKind, FileKind, FileTree, TreeEntry};
+use hearthd::context::{EntryKind, FileKind, FileTree, TreeEntry};
 
 struct Item {
     path: Vec<u8>,

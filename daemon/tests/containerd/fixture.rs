@@ -12,7 +12,7 @@ use hearth_pack::image::ConfigFlags;
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_pack::{PackOptions, pack};
 use hearthd::containerd::{ContainerdClient, managed, namespace_of_state_dir};
-use hearthd::context::layers::{LayerInspection, LayerLimits};
+use hearthd::context::{LayerInspection, LayerLimits};
 use hearthd::deploy::port::{
     ContainerRuntime as _, InstanceImage, InstanceSpec, InstanceState, NetworkAttachment, ObservedInstance,
 };

@@ -5,10 +5,10 @@ use std::io;
 use std::sync::Arc;
 
 use hearth_pack::image::ConfigFlags;
-use hearthd::context::layers::{LayerInspection, LayerLimits};
-use hearthd::context::mounts::mount_points_below;
-use hearthd::context::storage::{StorageRoot, StorageRoots};
-use hearthd::context::{ContextOptions, ContextPreparer};
+use hearthd::context::{
+    ContextOptions, ContextPreparer, LayerInspection, LayerLimits, StorageRoot, StorageRoots,
+    mount_points_below,
+};
 use hearthd::deploy::mounts::{InstanceMounts, MountedImages, Options};
 use hearthd::deploy::port::InstanceMounter as _;
 use hearthd::image::{ImageDestination, ImageStore};

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 
 use super::{CachedHash, ContentHash, HashCache, HashedContent, TreeDigest, TreeHasher, TreeNode};
-use crate::FileKind;
+use crate::file_kind::FileKind;
 use crate::layer::has_xattrs;
 use crate::walk::{ContentError, DiskReader, EntryXattrs, WalkEntry, WalkedTree};
 use crate::workers;

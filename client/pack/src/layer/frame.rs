@@ -11,7 +11,7 @@ use super::header::{self, TarHeader};
 use super::plan::{FRAME_SIZE, FrameRange};
 use super::source::has_xattrs;
 use super::{ContentReader, LayerError, LayerOptions, LayerSource};
-use crate::FileKind;
+use crate::file_kind::FileKind;
 use crate::identity::{ContentHash, HashedEntry};
 use crate::walk::EntryXattrs;
 

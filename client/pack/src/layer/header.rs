@@ -2,7 +2,7 @@
 
 use tar::{EntryType, Header};
 
-use crate::FileKind;
+use crate::file_kind::FileKind;
 use crate::walk::WalkEntry;
 
 pub(crate) const TAR_BLOCK: usize = 512;

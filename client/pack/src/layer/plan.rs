@@ -4,7 +4,7 @@
 //! A frame ends when it has about [`FRAME_SIZE`] bytes. Files of up to that size are never split, so that each is
 //! opened once and is in a single frame for readers. Larger files are split to fill frames exactly.
 
-use crate::FileKind;
+use crate::file_kind::FileKind;
 use crate::layer::header::{TAR_BLOCK, padding};
 use crate::walk::WalkEntry;
 

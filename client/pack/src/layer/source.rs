@@ -1,7 +1,7 @@
 //! Source of a layer's entries: a walked directory, or a list with content from another place. The same entries with
 //! the same content give the same bytes.
 
-use crate::FileKind;
+use crate::file_kind::FileKind;
 use crate::walk::{ContentError, DiskReader, EntryXattrs, WalkEntry, WalkedTree};
 
 /// Entries of a layer and access to their content.

@@ -1,7 +1,7 @@
 //! Validation of the entries of a list, which come from an untrusted sender.
 
 use super::{ListingError, path_order};
-use crate::FileKind;
+use crate::file_kind::FileKind;
 use crate::identity::TreeNode;
 
 /// Maximum length of a path or link target, in bytes. System calls accept 4096, but longer paths can be created

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::SpecialFile;
+use crate::file_kind::SpecialFile;
 
 const HASH: ContentHash = ContentHash::from_bytes([7; 32]);
 

@@ -18,9 +18,9 @@ use parking_lot::Mutex;
 use rustix::fs::Advice;
 
 use super::{FILE_MODE, PackError, PackOptions, PackProgress};
-use crate::FileKind;
 use crate::archive::FileRange;
 use crate::cache::{CachedLayer, LayerKey, PackCache, copy_layer};
+use crate::file_kind::FileKind;
 use crate::identity::{HashCache, HashedTree, cache_hashed_entry, file_clock_now, hash_tree};
 use crate::layer::{self, LayerError, LayerProgress, LayerSource, PackedLayer};
 use crate::new_file::{self, NewFile, TemporaryLink};

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::xattr::{self, EntryXattrs};
 use super::{TreeOpener, WalkEntry, display_path};
-use crate::FileKind;
+use crate::file_kind::FileKind;
 use crate::identity::FileStamp;
 
 /// Error of reading a listed entry.

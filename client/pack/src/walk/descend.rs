@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::directory::{ChildListing, DirectoryChild, DirectoryRequest, NameMetadata, WalkSelection};
 use super::prefetch::MAX_WAITING_WEIGHT;
 use super::{WalkEntry, WalkError, WalkKind, display_path, failed};
-use crate::FileKind;
+use crate::file_kind::FileKind;
 use crate::ignore::{DirectoryMatch, IgnorePatterns, TreeFilter};
 use crate::prefetch::PrefetchQueue;
 use crate::workers;

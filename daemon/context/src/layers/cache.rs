@@ -82,7 +82,7 @@ impl LayerCache {
     }
 
     /// Removes the indexes of a layer that is not needed any more.
-    pub fn remove_indexes(&self, diff_id: &Digest) {
+    pub(crate) fn remove_indexes(&self, diff_id: &Digest) {
         let prefix = format!("{}.", diff_id.hex());
         let removed = self.index_files().and_then(|kept| {
             let of_layer = |path: &Path| {

@@ -248,13 +248,13 @@ impl ImageTree {
     }
 
     /// Returns the node at a path below `top`; symbolic links are not followed.
-    pub fn lookup(&self, top: u32, path: &[u8]) -> Option<u32> {
+    pub(crate) fn lookup(&self, top: u32, path: &[u8]) -> Option<u32> {
         self.walk(top, path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()))
     }
 
     /// Returns the node at a path; symbolic links are followed as in a container of this image, relative to
     /// its root.
-    pub fn resolve(&self, path: &[u8]) -> Option<u32> {
+    pub(crate) fn resolve(&self, path: &[u8]) -> Option<u32> {
         let split = |path: &[u8]| -> Vec<Box<[u8]>> {
             path.split(|byte| *byte == b'/').rev().map(Box::from).collect()
         };
@@ -302,7 +302,7 @@ impl ImageTree {
     }
 
     /// Returns the number that all names of a file share; `None` for a file with one name.
-    pub fn link_group(&self, node: u32) -> Option<u64> {
+    pub(crate) fn link_group(&self, node: u32) -> Option<u64> {
         match self.nodes[node as usize].kind {
             FileKind::File(content) if self.contents[content as usize].names > 1 => Some(u64::from(content)),
             _ => None,
@@ -310,7 +310,7 @@ impl ImageTree {
     }
 
     /// Returns the hash of a file's content; the hash of empty content for any other kind.
-    pub fn content_hash(&self, node: u32) -> ContentHash {
+    pub(crate) fn content_hash(&self, node: u32) -> ContentHash {
         match self.nodes[node as usize].kind {
             FileKind::File(content) => self.contents[content as usize].hash,
             _ => ContentHash::of(b""),
@@ -318,12 +318,12 @@ impl ImageTree {
     }
 
     /// Returns the extended attributes (`security.capability` and `user.*`), sorted by name.
-    pub fn xattrs(&self, node: u32) -> &[(Vec<u8>, Vec<u8>)] {
+    pub(crate) fn xattrs(&self, node: u32) -> &[(Vec<u8>, Vec<u8>)] {
         &self.nodes[node as usize].xattrs
     }
 
     /// Fills `buffer` from `offset` on, as far as the file reaches. Blocking. Any other kind is empty.
-    pub fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    pub(crate) fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let FileKind::File(content) = self.nodes[node as usize].kind else { return Ok(0) };
         let FileContent { layer, content, size, .. } = &self.contents[content as usize];
         extract::read_at(&self.layers[*layer as usize], content, *size, buffer, offset)

@@ -1,4 +1,4 @@
-//! Entry points to the parsers of this module for fuzzing and tests, over bytes in memory. No parser may
+//! Entry points to the parsers of this module for tests, over bytes in memory. No parser may
 //! panic, hang, or use a disproportionate amount of memory.
 
 use std::io;

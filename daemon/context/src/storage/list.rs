@@ -8,7 +8,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::write::is_unfinished;
-use super::{FileStat, StorageError, StorageRoot, normalized, os_path};
+use super::{StorageEntry, StorageError, StorageRoot, normalized, os_path};
 
 /// Iterator over the entries of a directory, depth first, names sorted by their bytes. Directories are read
 /// on demand.
@@ -23,7 +23,7 @@ pub struct StorageListing {
     /// Directories from the anchor down to the current one, each with its remaining names in reverse order.
     levels: Vec<ListingLevel>,
     /// The only entry, when the path is a file.
-    single: Option<FileStat>,
+    single: Option<StorageEntry>,
 }
 
 struct ListingLevel {
@@ -46,7 +46,8 @@ impl StorageRoot {
         if stat.attr.kind == FileType::Directory {
             listing.enter(PathBuf::new()).map_err(fail)?;
         } else {
-            listing.single = Some(FileStat::new(path.clone(), &stat, || Ok(Box::default())).map_err(fail)?);
+            listing.single =
+                Some(StorageEntry::new(path.clone(), &stat, || Ok(Box::default())).map_err(fail)?);
         }
         Ok(listing)
     }
@@ -74,7 +75,7 @@ impl StorageListing {
         Ok(())
     }
 
-    fn describe(&mut self, name: &CStr) -> Result<FileStat, Errno> {
+    fn describe(&mut self, name: &CStr) -> Result<StorageEntry, Errno> {
         let Some(level) = self.levels.last_mut() else { return Err(Errno::NOENT) };
         let directory = match level.directory.take() {
             Some(directory) => directory,
@@ -83,12 +84,12 @@ impl StorageListing {
         let directory = level.directory.insert(directory);
         let stat = attr::stat_at(&*directory, name)?;
         let path = self.prefix.join(&level.path).join(os_path(name.to_bytes()));
-        FileStat::new(path, &stat, || beneath::link_target(&*directory, name))
+        StorageEntry::new(path, &stat, || beneath::link_target(&*directory, name))
     }
 }
 
 impl Iterator for StorageListing {
-    type Item = Result<FileStat, StorageError>;
+    type Item = Result<StorageEntry, StorageError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(single) = self.single.take() {

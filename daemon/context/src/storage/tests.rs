@@ -23,7 +23,7 @@ impl Room {
         self.directory.path().join("room").join(path)
     }
 
-    fn put(&self, path: &str, content: &str) -> Result<FileStat, StorageError> {
+    fn put(&self, path: &str, content: &str) -> Result<StorageEntry, StorageError> {
         let mut writer = self.root.write(Path::new(path), WriteOptions::default())?;
         writer.append(content.as_bytes())?;
         writer.finish()

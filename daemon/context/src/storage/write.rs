@@ -14,7 +14,7 @@ use hearth_overlay::attr;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{FileStat, StorageError, StorageRoot, normalized};
+use super::{StorageEntry, StorageError, StorageRoot, normalized};
 
 const UNFINISHED_PREFIX: &[u8] = b".hearth-unfinished-";
 const UNFINISHED_DIGITS: usize = 16;
@@ -155,7 +155,7 @@ impl StorageWriter {
     }
 
     /// Makes the complete file visible under its name; durable when this returns.
-    pub fn finish(mut self) -> Result<FileStat, StorageError> {
+    pub fn finish(mut self) -> Result<StorageEntry, StorageError> {
         if let Some(expected) = self.size
             && self.written != expected
         {
@@ -168,7 +168,7 @@ impl StorageWriter {
         self.publish().map_err(fail)?;
         rustix::fs::fsync(&self.directory).map_err(fail)?;
         let stat = attr::stat(&self.file).map_err(fail)?;
-        FileStat::new(self.path.clone(), &stat, || Ok(Box::default())).map_err(fail)
+        StorageEntry::new(self.path.clone(), &stat, || Ok(Box::default())).map_err(fail)
     }
 
     fn publish(&mut self) -> Result<(), Errno> {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hearth_overlay::union::OverlayFs;
-use hearth_overlay::union::upper::UpperLayer;
+use hearth_overlay::union::UpperLayer;
 
 use crate::storage::StorageRoot;
 use crate::tree::{ContextTree, DirectoryLayer, MountedLayer};

@@ -18,7 +18,7 @@ pub struct ScanBounds<'a> {
 }
 
 impl<'a> ScanBounds<'a> {
-    pub fn new(selection: &'a CopySelection, ignore: Option<&'a IgnorePatterns>) -> Self {
+    pub(crate) fn new(selection: &'a CopySelection, ignore: Option<&'a IgnorePatterns>) -> Self {
         // An exception can include a path at any depth again, so such an ignore file prunes nothing.
         Self { selection: Some(selection), ignore: ignore.filter(|ignore| !ignore.has_negation()) }
     }

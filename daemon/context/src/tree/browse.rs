@@ -91,7 +91,7 @@ impl ContextTree {
     }
 
     /// Returns the target of a mount, by the mount number of a [`FileIdentity`].
-    pub fn mount_target(&self, mount: u32) -> &MountTarget {
+    pub(crate) fn mount_target(&self, mount: u32) -> &MountTarget {
         &self.mounts[mount as usize].target
     }
 }

@@ -64,7 +64,7 @@ impl CopySelection {
     }
 
     /// Returns bytes that are equal for equal selections only.
-    pub fn canonical_bytes(&self) -> Vec<u8> {
+    pub(crate) fn canonical_bytes(&self) -> Vec<u8> {
         match &self.roots {
             None => b"all".to_vec(),
             // A path contains no NUL.
@@ -101,7 +101,11 @@ const UNREAD: ContentHash = ContentHash::from_bytes([0; 32]);
 
 impl TreeSnapshot {
     /// Returns the entries that a selection and an ignore file leave. `.dockerignore` is always covered.
-    pub fn covered(&self, selection: &CopySelection, ignore: Option<IgnorePatterns>) -> CoveredEntries {
+    pub(crate) fn covered(
+        &self,
+        selection: &CopySelection,
+        ignore: Option<IgnorePatterns>,
+    ) -> CoveredEntries {
         let roots = selection.roots.as_ref().filter(|_| self.is_link_free(selection));
         let filter = TreeFilter::from_patterns(None, ignore.filter(|ignore| !ignore.is_empty()));
         let mut covered = vec![false; self.len()];
@@ -138,7 +142,7 @@ impl TreeSnapshot {
 
     /// Reports whether no symbolic link is on the path to a selected root: each selected path then means
     /// exactly that path.
-    pub fn is_link_free(&self, selection: &CopySelection) -> bool {
+    pub(crate) fn is_link_free(&self, selection: &CopySelection) -> bool {
         selection.roots.iter().flatten().all(|root| self.is_link_free_path(root))
     }
 
@@ -152,7 +156,7 @@ impl TreeSnapshot {
 
     /// Hashes the covered files that are not in the cache, and computes the digest. Blocking; returns an
     /// error soon after `stop` is cancelled.
-    pub fn identify(
+    pub(crate) fn identify(
         &mut self,
         covered: CoveredEntries,
         hashes: &Mutex<HashCache>,
@@ -384,7 +388,7 @@ impl TreeDigestBuilder {
 }
 
 impl CoveredEntries {
-    pub fn has(&self, index: usize) -> bool {
+    pub(crate) fn has(&self, index: usize) -> bool {
         self.0.get(index).copied().unwrap_or_default()
     }
 
@@ -395,7 +399,7 @@ impl CoveredEntries {
 
 impl IdentifiedTree {
     /// Returns the content hash of each covered regular file, by index.
-    pub fn contents<'s>(
+    pub(crate) fn contents<'s>(
         &'s self,
         snapshot: &'s TreeSnapshot,
     ) -> impl Iterator<Item = (usize, ContentHash)> + 's {

@@ -208,7 +208,7 @@ impl ContextTree {
 
     /// Reads a whole regular file, following symbolic links inside the tree. `None` when nothing is at
     /// `path`. A FIFO, socket or device is never opened.
-    pub fn read_small(&self, path: &MountTarget, limit: u64) -> Result<Option<Vec<u8>>, ContextError> {
+    pub(crate) fn read_small(&self, path: &MountTarget, limit: u64) -> Result<Option<Vec<u8>>, ContextError> {
         let Some((canonical, found)) = resolve(self, bare(path))? else { return Ok(None) };
         let path_text = path.to_string();
         if found.kind != FileKind::File(()) {
@@ -226,7 +226,7 @@ impl ContextTree {
 
     /// Reads the entry of a directory with a given name, without following symbolic links: the content of a
     /// regular file up to a limit, or the fact that it is another kind.
-    pub fn entry_of(
+    pub(crate) fn entry_of(
         &self,
         directory: &MountTarget,
         name: &[u8],
@@ -252,7 +252,7 @@ impl ContextTree {
     }
 
     /// Reports whether `path` is a directory, following symbolic links inside the tree.
-    pub fn is_directory(&self, path: &MountTarget) -> Result<bool, ContextError> {
+    pub(crate) fn is_directory(&self, path: &MountTarget) -> Result<bool, ContextError> {
         Ok(resolve(self, bare(path))?.is_some_and(|(_, found)| found.kind == FileKind::Directory))
     }
 
@@ -283,7 +283,7 @@ fn read_error(error: std::io::Error, path: String) -> ContextError {
 impl TreeSnapshot {
     /// Fails if reading `path` is harmful for a reader that follows symbolic links inside this tree: a link
     /// that leads out, a FIFO, a device. A directory and a missing file are accepted: both count as absent.
-    pub fn check_readable(&self, path: &[u8], limit: u64) -> Result<(), ContextError> {
+    pub(crate) fn check_readable(&self, path: &[u8], limit: u64) -> Result<(), ContextError> {
         let Some((_, Some(index))) = resolve(self, path)? else { return Ok(()) };
         let entry = self.entry(index);
         match &entry.kind {

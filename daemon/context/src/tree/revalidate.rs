@@ -81,7 +81,11 @@ impl ContextTree {
 
     /// Returns the snapshot that a scan would return, or `None` unless every entry still matches the
     /// baseline. Blocking.
-    pub fn revalidate(&self, context_path: &MountTarget, known: &ScanBaseline) -> Option<TreeSnapshot> {
+    pub(crate) fn revalidate(
+        &self,
+        context_path: &MountTarget,
+        known: &ScanBaseline,
+    ) -> Option<TreeSnapshot> {
         let (top, _) = self.context_directory(context_path).ok()?;
         let (target, layer, inside) = self.only_directory(&top)?;
         if (target, &top) != (&known.target, &known.top) || !known.root.is_same(&self.top_directory(&top)?) {
@@ -114,7 +118,7 @@ impl TopDirectory {
 impl TreeSnapshot {
     /// Returns the baseline for later revalidation, or `None` where equal times of directories do not prove
     /// equal names.
-    pub fn baseline(&self) -> Option<ScanBaseline> {
+    pub(crate) fn baseline(&self) -> Option<ScanBaseline> {
         let root = self.root.clone()?;
         let (target, layer, inside) = self.tree.only_directory(self.top())?;
         let EntryOrigin::Disk { device: root_device, changed, .. } = root.found.origin else { return None };
@@ -142,12 +146,12 @@ impl TreeSnapshot {
 
 impl ScanBaseline {
     /// Number of entries, which determines the memory use.
-    pub fn entry_count(&self) -> usize {
+    pub(crate) fn entry_count(&self) -> usize {
         self.entries.len()
     }
 
     /// Reports whether both baselines are of the same directory.
-    pub fn is_same_directory(&self, other: &Self) -> bool {
+    pub(crate) fn is_same_directory(&self, other: &Self) -> bool {
         let place = |known: &Self| match known.root.found.origin {
             EntryOrigin::Disk { device, inode, .. } => Some((device, inode)),
             _ => None,

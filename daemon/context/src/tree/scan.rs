@@ -67,7 +67,7 @@ impl ContextTree {
     /// behind an equal time stamp. A tree that keeps changing is an error that names a changed path.
     ///
     /// Directories outside `bounds` are not read.
-    pub fn scan(
+    pub(crate) fn scan(
         &self,
         context_path: &MountTarget,
         bounds: &ScanBounds<'_>,

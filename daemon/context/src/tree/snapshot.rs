@@ -46,7 +46,7 @@ impl TreeSnapshot {
     /// Returns a hash that is equal for two scans only if both found the same entries, stats and attributes
     /// in the same mounts. `scope` is additional input that must be equal, too. `None` where equal stats do
     /// not mean equal content.
-    pub fn fingerprint(&self, scope: &[&[u8]]) -> Option<[u8; 32]> {
+    pub(crate) fn fingerprint(&self, scope: &[&[u8]]) -> Option<[u8; 32]> {
         if !self.unsettled.is_empty() || !self.entries.are_on_disk() {
             return None;
         }
@@ -60,7 +60,7 @@ impl TreeSnapshot {
     }
 
     /// Sets the entries that may be sent, known from a scan with the same fingerprint.
-    pub fn set_covered(&mut self, covered: CoveredEntries) {
+    pub(crate) fn set_covered(&mut self, covered: CoveredEntries) {
         self.covered = Some(covered);
     }
 
@@ -71,13 +71,13 @@ impl TreeSnapshot {
     }
 
     /// Returns the index of the entry at `path`, relative to the root.
-    pub fn find(&self, path: &[u8]) -> Option<usize> {
+    pub(crate) fn find(&self, path: &[u8]) -> Option<usize> {
         self.entries.find(path)
     }
 
     /// Returns the number of the regular files and their size in bytes; a file with several hard links counts
     /// once.
-    pub fn files(&self) -> (usize, u64) {
+    pub(crate) fn files(&self) -> (usize, u64) {
         self.entries.files()
     }
 

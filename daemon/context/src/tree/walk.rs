@@ -105,7 +105,7 @@ impl ContextTree {
     }
 
     /// Returns the hash of a file's content if it is known without reading the file.
-    pub fn known_hash(&self, path: &[u8]) -> Option<ContentHash> {
+    pub(crate) fn known_hash(&self, path: &[u8]) -> Option<ContentHash> {
         let (mount, inside) = self.deepest_mount(path)?;
         let layer = self.layer(mount);
         let found = layer.lookup(mount, inside).ok()??;

@@ -336,7 +336,7 @@ impl OverlayFs {
 
     /// Reports whether nothing was changed through this file system since a listing was made. The lower tree
     /// may have changed.
-    pub fn is_current(&self, listing: &DirectoryListing) -> bool {
+    pub(crate) fn is_current(&self, listing: &DirectoryListing) -> bool {
         self.version.load(Ordering::Acquire) == listing.version
     }
 

@@ -105,7 +105,7 @@ impl OverlayFs {
     }
 
     /// Returns the statistics of the file system that receives changes; `None` without an upper directory.
-    pub fn stat_fs(&self) -> Result<Option<rustix::fs::StatVfs>> {
+    pub(crate) fn stat_fs(&self) -> Result<Option<rustix::fs::StatVfs>> {
         self.upper.as_ref().map(upper::UpperLayer::stat_fs).transpose()
     }
 }

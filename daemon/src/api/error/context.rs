@@ -3,8 +3,7 @@
 use tonic::Code;
 
 use super::ApiError;
-use crate::context::ContextError;
-use crate::context::mounts::MountError;
+use crate::context::{ContextError, MountError};
 use crate::model::fault::{ErrorCode, Fault};
 
 impl ApiError {

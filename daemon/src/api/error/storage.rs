@@ -2,7 +2,7 @@
 
 use super::ApiError;
 use crate::api::grpc::FileError;
-use crate::context::storage::StorageError;
+use crate::context::StorageError;
 use crate::disk::DiskError;
 use crate::model::fault::ErrorCode;
 

@@ -13,10 +13,10 @@ use super::response_stream::{CHUNK, ResponseStream, WalkSender, WalkThreads, str
 use super::{caller, check_access, check_packs, share_owner};
 use crate::access::policy::{self, CallerAction};
 use crate::build::RoomContexts;
-use crate::context::ContextError;
-use crate::context::compare::{self, TreeDifference};
-use crate::context::mounts::{MountRequest, MountState, MountedContexts};
-use crate::context::tree::{ContextTree, EntryStat, FileReader, LocatedEntry, WalkedEntry};
+use crate::context::{
+    ContextError, ContextTree, EntryStat, FileReader, LocatedEntry, MountRequest, MountState,
+    MountedContexts, TreeDifference, WalkedEntry, compare_trees,
+};
 use crate::image::ImageStore;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::fault::ErrorCode;
@@ -125,7 +125,7 @@ impl v1::contexts_server::Contexts for ContextsService {
         };
         let (left, right, tops) = blocking(tops).await?;
         let compared = self.walks.start(&owner, move |sender| {
-            let compared = compare::compare((&left, &tops.0), (&right, &tops.1), |difference, path| {
+            let compared = compare_trees((&left, &tops.0), (&right, &tops.1), |difference, path| {
                 sender.send(Ok(difference_to_wire(difference, path)))
             });
             send_error(sender, compared);

@@ -9,7 +9,7 @@ use super::super::error::ApiError;
 use super::response_stream::{ResponseStream, read_chunk, stream_batches};
 use super::{caller, check_access, share_owner};
 use crate::access::policy::{CallerAction, decide, listed_owner};
-use crate::context::storage::StorageRoots;
+use crate::context::StorageRoots;
 use crate::disk::DiskLedger;
 use crate::image::port::TagQuery;
 use crate::image::port::cached::ImageRight;

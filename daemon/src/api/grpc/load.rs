@@ -20,7 +20,7 @@ use super::images::ImagesService;
 use super::upload::{FileUpload, NewFile, StorageArea, begin_missing, checked, chunk_missing};
 use super::{authorized_storage_path, check_access};
 use crate::access::policy::CallerAction;
-use crate::context::storage::WriteOptions;
+use crate::context::WriteOptions;
 use crate::disk::{DiskClaim, KeptContent, UploadKind};
 use crate::image::{ImageDestination, ImageError};
 use crate::model::RoomRegistries;

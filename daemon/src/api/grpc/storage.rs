@@ -9,7 +9,7 @@ use super::response_stream::{ResponseStream, read_chunk, stream_batches};
 use super::upload::{FileUpload, NewFile, StorageArea, begin_missing, checked, chunk_missing};
 use super::{authorized_storage_path, caller, check_access, share_owner};
 use crate::access::policy::CallerAction;
-use crate::context::storage::{FileKind, FileStat, StorageError, StorageRoot, StorageRoots, WriteOptions};
+use crate::context::{FileKind, StorageEntry, StorageError, StorageRoot, StorageRoots, WriteOptions};
 use crate::disk::DiskLedger;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::fault::ErrorCode;
@@ -146,7 +146,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn file_entry(stat: &FileStat) -> v1::FileEntry {
+fn file_entry(stat: &StorageEntry) -> v1::FileEntry {
     let (kind, link_target) = match &stat.kind {
         FileKind::File(()) => (v1::FileKind::File, String::new()),
         FileKind::Directory => (v1::FileKind::Directory, String::new()),

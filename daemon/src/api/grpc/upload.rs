@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tonic::Status;
 
 use super::super::error::ApiError;
-use crate::context::storage::{FileStat, StorageError, StorageRoot, StorageWriter, WriteOptions};
+use crate::context::{StorageEntry, StorageError, StorageRoot, StorageWriter, WriteOptions};
 use crate::disk::{DiskClaim, DiskError, DiskLedger, KeptContent, UploadKind};
 use crate::model::fault::ErrorCode;
 use crate::model::share_owner::ShareOwner;
@@ -74,7 +74,7 @@ impl QuotaWriter {
         self.writer.append(bytes).map_err(FileError::Storage)
     }
 
-    pub(super) fn finish(self, kept: KeptContent) -> Result<FileStat, FileError> {
+    pub(super) fn finish(self, kept: KeptContent) -> Result<StorageEntry, FileError> {
         let stat = self.writer.finish().map_err(FileError::Storage)?;
         self.claim.keep(vec![(kept, stat.size)]);
         Ok(stat)
@@ -97,7 +97,7 @@ impl FileUpload {
         self.content.next(move |writer| writer.append(&chunk)).await.map_err(stopped)
     }
 
-    pub(super) async fn finish(self) -> Result<FileStat, Status> {
+    pub(super) async fn finish(self) -> Result<StorageEntry, Status> {
         let Self { content, kept } = self;
         let writer = content.finish().await.map_err(stopped)?;
         let written = task::blocking("file-upload", move || writer.finish(kept)).await;

@@ -3,7 +3,7 @@
 //! The estimate makes unchanged builds cheap: too many paths cost time, and a missing path is noticed when BuildKit
 //! asks for it. Anything that is not a plain path therefore selects the whole context.
 
-use crate::context::tree::CopySelection;
+use crate::context::CopySelection;
 
 use super::lines::Instruction;
 use super::{Dockerfile, words};

@@ -8,7 +8,7 @@ use super::super::presence;
 use super::super::service::BuildRuntime;
 use super::ContextPrefetch;
 use super::network::network_fault;
-use crate::context::port::ContextFiles;
+use crate::context::ContextFiles;
 use crate::model::MountTarget;
 use crate::model::build::BuildRecord;
 use crate::model::fault::{ErrorCode, Fault, FaultStage};

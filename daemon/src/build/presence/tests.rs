@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use super::super::dockerfile::Dockerfile;
 use super::*;
-use crate::context::MemoryTree;
-use crate::context::port::{NoTransferWatch, SessionName, TreeEntry};
+use crate::context::{MemoryTree, NoTransferWatch, SessionName, TreeEntry};
 
 /// Paths in order. A trailing `/` marks a directory, `->` a link, a leading `!` an entry that is not sent.
 struct Paths(Vec<(&'static str, bool)>);

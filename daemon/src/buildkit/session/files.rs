@@ -25,7 +25,7 @@ use tonic::{Status, Streaming};
 
 use super::select::{self, SelectionPatterns, StatBuilder};
 use super::wire::{FileSync, FsutilPacket, PacketKind};
-use crate::context::port::{FileTree, TransferWatch};
+use crate::context::{FileTree, TransferWatch};
 
 /// Bytes of content in one packet.
 const DATA_CHUNK: usize = 256 << 10;
@@ -264,7 +264,7 @@ fn send_file(
     index: usize,
     packets: &mpsc::Sender<Result<PacketBatch, Status>>,
 ) -> Result<(), Status> {
-    use crate::context::port::{FileKind, SpecialFile};
+    use crate::context::{FileKind, SpecialFile};
     let entry = tree.entry(index);
     let file = match entry.kind {
         FileKind::File(()) => index,

@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-use crate::context::port::{FileKind, FileTree, TreeEntry};
+use crate::context::{FileKind, FileTree, TreeEntry};
 
 /// Maximum number of links that are followed for one request. The limit ends link loops that grow the path.
 const LINK_LIMIT: usize = 10_000;

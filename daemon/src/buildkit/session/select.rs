@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use super::follow_paths;
 use super::wire::{FsutilStat, StatXattr};
-use crate::context::port::{FileKind, FileTree, SpecialFile, TreeEntry, Xattr};
+use crate::context::{FileKind, FileTree, SpecialFile, TreeEntry, Xattr};
 
 /// The three lists of one request.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -25,7 +25,7 @@ use tonic::Status;
 use super::super::BuildKitAddress;
 use super::BuildKitSession;
 use super::files::{ServedTree, TreeSource};
-use crate::context::port::{ContextFiles, NoTransferWatch, SessionName};
+use crate::context::{ContextFiles, NoTransferWatch, SessionName};
 
 /// Time for which an idle session stays open, so that the next build of the same tree finds it.
 const IDLE_TIME: Duration = Duration::from_secs(120);

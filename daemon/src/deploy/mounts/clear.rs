@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use super::{EMPTY, FILES, InstanceViews, STORAGE, UPPER, VIEWS};
-use crate::context::mounts::mount_points_below;
+use crate::context::mount_points_below;
 
 /// Maximum number of passes over the mount table: mounts are stacked only if somebody else put them there.
 const ATTEMPTS: usize = 16;

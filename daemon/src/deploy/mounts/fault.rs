@@ -5,9 +5,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-use crate::context::ContextError;
-use crate::context::layers::LayerError;
-use crate::context::storage::StorageError;
+use crate::context::{ContextError, LayerError, StorageError};
 use crate::deploy::port::{MountFault, MountFaultKind};
 use crate::image::ImageError;
 use crate::model::MountTarget;

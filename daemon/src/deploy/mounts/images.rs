@@ -1,9 +1,7 @@
 //! Mounted images of an instance, opened as trees. They are pinned and in the room since the deploy.
 
 use super::fault;
-use crate::context::layers::LayerBlob;
-use crate::context::tree::ContextTree;
-use crate::context::{ContextMount, ContextPreparer, OpenedImage};
+use crate::context::{ContextMount, ContextPreparer, ContextTree, LayerBlob, OpenedImage};
 use crate::deploy::port::MountFault;
 use crate::image::{ImageError, ImageStore, OpenLayer};
 use crate::model::access::SymlinkPolicy;

@@ -11,8 +11,7 @@ use super::{
     EMPTY, FILES, InstanceViews, MountContext, STORAGE, UPPER, VIEWS, clear, fault, images, make_directory,
     storage, view,
 };
-use crate::context::storage::StorageRoot;
-use crate::context::tree::ContextTree;
+use crate::context::{ContextTree, StorageRoot};
 use crate::deploy::port::{BindMount, MountFault};
 use crate::model::fault::ErrorCode;
 use crate::model::id::InstanceId;

@@ -20,7 +20,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
 use super::attributes;
-use crate::context::storage::StorageRoot;
+use crate::context::StorageRoot;
 
 /// `STATX_MNT_ID_UNIQUE`: requests a mount id that is never reused. Kernels before 6.8 return one that may be.
 const UNIQUE_MOUNT_ID: u32 = 0x4000;

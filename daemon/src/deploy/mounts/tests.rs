@@ -5,10 +5,9 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::time::Duration;
 
 use super::*;
-use crate::context::layers::{LayerInspection, LayerLimits};
-use crate::context::mounts::mount_points_below;
-use crate::context::storage::StorageRoot;
-use crate::context::{ContextOptions, ContextPreparer};
+use crate::context::{
+    ContextOptions, ContextPreparer, LayerInspection, LayerLimits, StorageRoot, mount_points_below,
+};
 use crate::deploy::port::MountFaultKind;
 use crate::image::{ImageDestination, ImageStore};
 use crate::model::id::ServiceId;

@@ -10,10 +10,10 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
-use crate::context::tree::ContextTree;
+use crate::context::ContextTree;
 use hearth_overlay::fuse::{self, FuseSession};
 use hearth_overlay::union::OverlayFs;
-use hearth_overlay::union::upper::UpperLayer;
+use hearth_overlay::union::UpperLayer;
 
 /// Time limit for a FUSE session to end after its unmount, before its connection is aborted.
 const END_LIMIT: Duration = Duration::from_secs(2);

@@ -388,7 +388,7 @@ fn a_tree_of_several_mounts_is_one_union() {
         mounted("/context/deep/lib", other.path()),
     ])
     .unwrap();
-    let upper = hearth_overlay::union::upper::UpperLayer::open(&place.path("upper")).unwrap();
+    let upper = hearth_overlay::union::UpperLayer::open(&place.path("upper")).unwrap();
     let union = OverlayFs::new(tree, b"context", Some(upper)).unwrap();
     let deep = union.lookup(ROOT, b"deep").unwrap().inode;
     let lib = union.lookup(deep, b"lib").unwrap().inode;

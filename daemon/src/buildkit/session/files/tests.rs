@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::*;
-use crate::context::port::{FileKind, TreeEntry};
+use crate::context::{FileKind, TreeEntry};
 
 /// Tree of files with the given contents, which may be shorter than their entries say.
 struct Contents {

@@ -34,7 +34,7 @@ pub(in super::super) fn tree(mut entries: Vec<TreeEntry<'static>>) -> Listed {
 
 fn entry(
     path: &'static str,
-    kind: crate::context::port::EntryKind<&'static [u8]>,
+    kind: crate::context::EntryKind<&'static [u8]>,
     mode: u32,
 ) -> TreeEntry<'static> {
     TreeEntry { path: path.as_bytes(), kind, mode, size: 0, mtime: 1 }

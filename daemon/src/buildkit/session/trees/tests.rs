@@ -1,6 +1,5 @@
 use super::*;
-use crate::context::port::FileTree;
-use crate::context::prepare::MemoryTree;
+use crate::context::{FileTree, MemoryTree};
 
 fn name(id: &str) -> SessionName {
     SessionName { id: id.to_owned(), shared_key: String::new() }
