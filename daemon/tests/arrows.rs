@@ -128,12 +128,12 @@ const OCI: Crate = Crate {
     sources: "client/oci/src",
     roots: &[""],
     rows: &[
-        ("config", &["exact_names", "Platform", "null_as_default"]),
+        ("config", &["exact_names", "DeclaredPlatform", "null_as_default"]),
         ("exact_names", &[]),
         (
             "manifest",
             &[
-                "Platform",
+                "DeclaredPlatform",
                 "null_as_default",
                 "DOCKER_INDEX_TYPE",
                 "DOCKER_MANIFEST_TYPE",

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::exact_names::{DocumentError, check_spelling};
-use super::{Platform, null_as_default};
+use super::{DeclaredPlatform, null_as_default};
 
 /// Field names that determine the content of an image.
 const CONFIG_NAMES: &[&str] = &["rootfs", "os", "architecture", "variant", "config"];
@@ -17,7 +17,7 @@ pub struct ImageConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
     #[serde(flatten)]
-    pub platform: Platform,
+    pub platform: DeclaredPlatform,
     #[serde(default, deserialize_with = "null_as_default")]
     pub config: RunConfig,
     #[serde(default, deserialize_with = "null_as_default")]
@@ -79,7 +79,7 @@ pub struct RunConfig {
 
 impl ImageConfig {
     /// Creates the config of an image without layers.
-    pub fn new(platform: Platform) -> Self {
+    pub fn new(platform: DeclaredPlatform) -> Self {
         Self {
             created: None,
             platform,
@@ -107,7 +107,7 @@ impl ImageConfig {
     }
 
     /// Parses only the platform of a config, and ignores all other fields.
-    pub fn parse_platform(bytes: &[u8]) -> serde_json::Result<Platform> {
+    pub fn parse_platform(bytes: &[u8]) -> serde_json::Result<DeclaredPlatform> {
         serde_json::from_slice(bytes)
     }
 

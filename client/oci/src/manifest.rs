@@ -4,7 +4,8 @@ use hearth_value::Digest;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DOCKER_INDEX_TYPE, DOCKER_MANIFEST_TYPE, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, Platform, null_as_default,
+    DOCKER_INDEX_TYPE, DOCKER_MANIFEST_TYPE, DeclaredPlatform, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE,
+    null_as_default,
 };
 
 /// OCI content descriptor: a typed reference to a blob.
@@ -20,7 +21,7 @@ pub struct Descriptor {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub platform: Option<Platform>,
+    pub platform: Option<DeclaredPlatform>,
 }
 
 /// Image manifest (OCI image spec, "Image Manifest").
@@ -139,7 +140,7 @@ impl OciIndex {
     /// Returns the descriptor of the image or nested index for `platform`. Without a match, returns the only entry that
     /// declares no platform, if there is exactly one, because the platform is in its config. The error lists the
     /// platforms of the index, or is the text `none`.
-    pub fn for_platform(&self, platform: &Platform) -> Result<&Descriptor, String> {
+    pub fn for_platform(&self, platform: &DeclaredPlatform) -> Result<&Descriptor, String> {
         // Attestations are listed next to the images, as manifests for an unknown platform.
         let images = || {
             self.manifests.iter().filter(|child| {
@@ -155,8 +156,9 @@ impl OciIndex {
             candidates.next().filter(|_| candidates.next().is_none())
         };
         best.or_else(only_undeclared).ok_or_else(|| {
-            let mut found: Vec<String> =
-                images().filter_map(|child| child.platform.as_ref().map(Platform::to_string)).collect();
+            let mut found: Vec<String> = images()
+                .filter_map(|child| child.platform.as_ref().map(DeclaredPlatform::to_string))
+                .collect();
             found.sort_unstable();
             found.dedup();
             if found.is_empty() { "none".to_owned() } else { found.join(", ") }

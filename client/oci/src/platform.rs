@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::null_as_default;
 
-/// Platform of an image, with Go's names: `linux`, `arm64`, `v8`.
+/// Platform as a document declares it, with Go's names: `linux`, `arm64`, `v8`. The document may declare any words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Platform {
+pub struct DeclaredPlatform {
     #[serde(default, deserialize_with = "null_as_default")]
     pub architecture: String,
     #[serde(default, deserialize_with = "null_as_default")]
@@ -22,7 +22,7 @@ pub struct PlatformError {
     given: String,
 }
 
-impl Platform {
+impl DeclaredPlatform {
     pub fn linux(architecture: &str, variant: Option<&str>) -> Self {
         Self {
             architecture: architecture.to_owned(),
@@ -73,14 +73,14 @@ impl Platform {
 
 /// Default platform of a pack. It is the same on every machine, because the digest of a pack must not depend on the
 /// machine that makes it.
-impl Default for Platform {
+impl Default for DeclaredPlatform {
     fn default() -> Self {
         Self::linux("amd64", None)
     }
 }
 
 /// Parses `[linux/]architecture[/variant]`; `x86_64` and `aarch64` are accepted.
-impl FromStr for Platform {
+impl FromStr for DeclaredPlatform {
     type Err = PlatformError;
 
     fn from_str(text: &str) -> Result<Self, PlatformError> {
@@ -108,7 +108,7 @@ impl FromStr for Platform {
     }
 }
 
-impl fmt::Display for Platform {
+impl fmt::Display for DeclaredPlatform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
         self.variant.iter().try_for_each(|variant| write!(f, "/{variant}"))

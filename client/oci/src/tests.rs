@@ -12,16 +12,17 @@ fn a_platform_is_parsed_and_printed() {
         ("arm64/v8", "linux/arm64"),
         ("aarch64", "linux/arm64"),
     ] {
-        assert_eq!(text.parse::<Platform>().unwrap().to_string(), shown);
+        assert_eq!(text.parse::<DeclaredPlatform>().unwrap().to_string(), shown);
     }
     for bad in ["", "linux", "windows/amd64", "AMD64", "arm/", "a/b/c"] {
-        assert!(bad.parse::<Platform>().is_err(), "{bad}");
+        assert!(bad.parse::<DeclaredPlatform>().is_err(), "{bad}");
     }
 }
 
 #[test]
 fn a_variant_counts_only_where_both_sides_name_one() {
-    let serves = |have: &str, want: &str| have.parse::<Platform>().unwrap().satisfies(&want.parse().unwrap());
+    let serves =
+        |have: &str, want: &str| have.parse::<DeclaredPlatform>().unwrap().satisfies(&want.parse().unwrap());
     assert!(serves("arm/v7", "arm/v7") && serves("arm/v7", "arm") && serves("arm64/v8", "arm64"));
     assert!(!serves("arm/v6", "arm/v7") && !serves("amd64", "arm64"));
 }

@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use hearth_oci::{Descriptor, ImageConfig, Platform};
+use hearth_oci::{DeclaredPlatform, Descriptor, ImageConfig};
 use hearth_value::Digest;
 
 use crate::archive::{ArchiveError, BlobSource, FileRange, ImageFile};
@@ -90,7 +90,7 @@ impl BaseImage {
     /// [`from_files`](Self::from_files).
     pub fn from_archive(
         path: &Path,
-        platform: &Platform,
+        platform: &DeclaredPlatform,
         known: Option<&BlobCache>,
     ) -> Result<Self, BaseError> {
         let file = ImageFile::open(path)?;

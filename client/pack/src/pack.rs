@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use hearth_oci::{Descriptor, ImageConfig, Manifest, Platform};
+use hearth_oci::{DeclaredPlatform, Descriptor, ImageConfig, Manifest};
 use hearth_value::{Digest, Reference};
 
 use crate::archive::OpenBlob;
@@ -35,7 +35,7 @@ pub struct PackOptions {
     pub layer: LayerOptions,
     pub config: ConfigFlags,
     /// Platform that the image declares. With a base, the base's platform is used instead.
-    pub platform: Platform,
+    pub platform: DeclaredPlatform,
     pub base: Option<BaseImage>,
     /// Tag that is written into the archive's index.
     pub tag: Option<Reference>,

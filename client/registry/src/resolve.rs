@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use hearth_oci::{
-    DOCKER_INDEX_TYPE, DOCKER_MANIFEST_TYPE, Descriptor, DocumentHeader, ImageConfig, MAX_DOCUMENT_BYTES,
-    Manifest, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, OciIndex, Platform, sha256,
+    DOCKER_INDEX_TYPE, DOCKER_MANIFEST_TYPE, DeclaredPlatform, Descriptor, DocumentHeader, ImageConfig,
+    MAX_DOCUMENT_BYTES, Manifest, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, OciIndex, sha256,
 };
 use hearth_value::{Digest, Reference};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
@@ -193,7 +193,7 @@ impl RegistryClient {
     pub async fn resolve_image(
         &self,
         reference: &Reference,
-        platform: &Platform,
+        platform: &DeclaredPlatform,
     ) -> Result<RemoteImage, RemoteError> {
         let ResolvedManifest { source, descriptor, bytes } = self.resolve_manifest(reference).await?;
         self.select_image(source, descriptor, bytes, platform).await
@@ -205,7 +205,7 @@ impl RegistryClient {
         source: PullSource,
         mut descriptor: Descriptor,
         mut bytes: Vec<u8>,
-        platform: &Platform,
+        platform: &DeclaredPlatform,
     ) -> Result<RemoteImage, RemoteError> {
         let mut seen = HashSet::new();
         for _ in 0..=MAX_INDEX_DEPTH {
@@ -243,7 +243,7 @@ impl RegistryClient {
 fn select_platform(
     source: &PullSource,
     index: &OciIndex,
-    platform: &Platform,
+    platform: &DeclaredPlatform,
 ) -> Result<Descriptor, RemoteError> {
     if index.manifests.len() > hearth_oci::MAX_INDEX_ENTRIES {
         return Err(invalid_answer(source, "its index has too many images"));

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use hearth_oci::{
-    Descriptor, Manifest, OCI_CONFIG_TYPE, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, OciIndex, Platform, sha256,
+    DeclaredPlatform, Descriptor, Manifest, OCI_CONFIG_TYPE, OCI_INDEX_TYPE, OCI_MANIFEST_TYPE, OciIndex,
+    sha256,
 };
 use hearth_value::{Digest, Reference};
 use tokio::sync::mpsc;
@@ -83,8 +84,8 @@ fn reference(registry: &Registry) -> Reference {
     format!("{}/team/app:1", registry.host()).parse().unwrap()
 }
 
-fn amd64() -> Platform {
-    Platform::linux("amd64", None)
+fn amd64() -> DeclaredPlatform {
+    DeclaredPlatform::linux("amd64", None)
 }
 
 async fn fetch(
@@ -368,7 +369,7 @@ async fn the_variant_of_a_platform_is_honoured() {
     let children = platforms.iter().zip(&images).map(|((arch, variant), image)| {
         let mut child =
             Descriptor::new(OCI_MANIFEST_TYPE, sha256(&image.manifest), image.manifest.len() as u64);
-        let mut platform = Platform::linux(arch, *variant);
+        let mut platform = DeclaredPlatform::linux(arch, *variant);
         if *arch == "unknown" {
             platform.os = "unknown".to_owned();
         }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use hearth_oci::{Descriptor, ImageConfig, Manifest, OciIndex, Platform, sha256};
+use hearth_oci::{DeclaredPlatform, Descriptor, ImageConfig, Manifest, OciIndex, sha256};
 use hearth_pack::{BaseError, BaseImage, BlobCache};
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::value::{Digest, Reference, RoomRegistries};
@@ -31,7 +31,7 @@ const MAX_CACHE_BYTES: u64 = 8 << 30;
 /// Opens the base that `text` names. `room` is the room that receives the pack, if there is one.
 pub(super) async fn open(
     text: &str,
-    platform: &Platform,
+    platform: &DeclaredPlatform,
     registries: &RegistryArgs,
     room: Option<&Client>,
     globals: &GlobalArgs,
@@ -91,7 +91,7 @@ async fn room_for_reference(
 
 async fn from_registry(
     reference: &Reference,
-    platform: &Platform,
+    platform: &DeclaredPlatform,
     registries: &RegistryArgs,
     cache: &BlobCache,
 ) -> Result<BaseImage, Failure> {
@@ -114,7 +114,7 @@ async fn from_registry(
 async fn from_room(
     room: &Client,
     reference: &Reference,
-    platform: &Platform,
+    platform: &DeclaredPlatform,
     cache: &BlobCache,
 ) -> Result<BaseImage, Failure> {
     let what = format!("--base {reference}");

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use hearth_oci::Platform;
+use hearth_oci::DeclaredPlatform;
 use hearth_pack::cache::PackCache;
 use hearth_pack::image::{ConfigFlags, parse_command};
 use hearth_pack::layer::{Compression, LayerOptions};
@@ -204,10 +204,10 @@ fn options(args: &PackArgs, tag: Option<Reference>) -> Result<PackOptions, Failu
     })
 }
 
-pub(super) fn platform(arch: Option<&str>) -> Result<Platform, Failure> {
+pub(super) fn platform(arch: Option<&str>) -> Result<DeclaredPlatform, Failure> {
     match arch {
         Some(text) => text.parse().map_err(|error| Failure::usage(format!("--arch: {error}"))),
-        None => Ok(Platform::default()),
+        None => Ok(DeclaredPlatform::default()),
     }
 }
 

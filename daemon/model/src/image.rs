@@ -49,16 +49,16 @@ impl Platform {
     }
 
     /// Returns the platform that a document declares, if it is a valid one.
-    pub fn declared(platform: &oci::Platform) -> Option<Self> {
+    pub fn declared(platform: &oci::DeclaredPlatform) -> Option<Self> {
         let variant = platform.variant.as_ref().filter(|variant| !variant.is_empty());
         let variant = variant.map_or_else(String::new, |variant| format!("/{variant}"));
         Self::parse(&format!("{}/{}{variant}", platform.os, platform.architecture))
     }
 
     /// Returns the platform as documents declare it.
-    pub fn to_declared(&self) -> oci::Platform {
+    pub fn to_declared(&self) -> oci::DeclaredPlatform {
         let mut parts = self.0.splitn(3, '/').map(str::to_owned);
-        oci::Platform {
+        oci::DeclaredPlatform {
             os: parts.next().unwrap_or_default(),
             architecture: parts.next().unwrap_or_default(),
             variant: parts.next(),

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use hearth_oci::Platform;
+use hearth_oci::DeclaredPlatform;
 use hearth_pack::FileKind;
 use hearth_pack::identity::{ContentHash, FileStamp, HashedContent};
 use hearth_pack::image::ConfigFlags;
@@ -23,7 +23,7 @@ use crate::image::ImageError;
 pub struct PackImageOptions {
     pub layer: LayerOptions,
     pub config: ConfigFlags,
-    pub platform: Platform,
+    pub platform: DeclaredPlatform,
     pub docker: bool,
 }
 

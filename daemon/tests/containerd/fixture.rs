@@ -324,8 +324,8 @@ pub fn managed_in(
     (runtime, handle)
 }
 
-fn host() -> hearth_oci::Platform {
-    hearth_oci::Platform::linux(if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, None)
+fn host() -> hearth_oci::DeclaredPlatform {
+    hearth_oci::DeclaredPlatform::linux(if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, None)
 }
 
 pub fn lines(log: &Path) -> Vec<String> {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use hearth_oci::{Descriptor, ImageConfig, Manifest, OciIndex, Platform};
+use hearth_oci::{DeclaredPlatform, Descriptor, ImageConfig, Manifest, OciIndex};
 use hearth_value::Digest;
 use serde::Deserialize;
 
@@ -48,7 +48,7 @@ impl ImageFile {
     }
 
     /// Returns the manifest for `platform`. If a descriptor names no platform, the one in its config is used.
-    pub fn manifest(&self, platform: &Platform) -> Result<(Descriptor, Manifest), ArchiveError> {
+    pub fn manifest(&self, platform: &DeclaredPlatform) -> Result<(Descriptor, Manifest), ArchiveError> {
         let mut found = Vec::new();
         let mut best: Option<(Descriptor, Manifest, bool)> = None;
         let mut seen = HashSet::new();
@@ -75,7 +75,7 @@ impl ImageFile {
         depth: usize,
         // Each blob is visited once; otherwise a few wide indexes could cause endless work.
         seen: &mut HashSet<Digest>,
-        offer: &mut dyn FnMut(Descriptor, Manifest, Platform),
+        offer: &mut dyn FnMut(Descriptor, Manifest, DeclaredPlatform),
     ) -> Result<(), ArchiveError> {
         for descriptor in &index.manifests {
             if !seen.insert(descriptor.digest) {

@@ -1,6 +1,8 @@
 use std::io::{self, Read};
 
-use hearth_oci::{Descriptor, Manifest, OCI_CONFIG_TYPE, OCI_MANIFEST_TYPE, OciIndex, Platform, sha256};
+use hearth_oci::{
+    DeclaredPlatform, Descriptor, Manifest, OCI_CONFIG_TYPE, OCI_MANIFEST_TYPE, OciIndex, sha256,
+};
 use hearth_value::Digest;
 use tar::{EntryType, Header};
 
@@ -222,7 +224,7 @@ fn described(media_type: &str, content: &[u8], platform: Option<&str>) -> Descri
 
 /// Returns a config and its manifest for a platform.
 fn image(architecture: &str, variant: Option<&str>) -> (Vec<u8>, Vec<u8>) {
-    let platform = Platform::linux(architecture, variant);
+    let platform = DeclaredPlatform::linux(architecture, variant);
     let config = serde_json::to_vec(&hearth_oci::ImageConfig::new(platform)).unwrap();
     let manifest = Manifest::new(described(OCI_CONFIG_TYPE, &config, None), Vec::new());
     (config, serde_json::to_vec(&manifest).unwrap())
@@ -265,7 +267,7 @@ fn wide_indexes_inside_indexes_are_looked_at_once() {
         blobs.push(bytes);
     }
     let file = image_file(&inner, &blobs).unwrap();
-    assert!(matches!(file.manifest(&Platform::default()), Err(ArchiveError::NoPlatform { .. })));
+    assert!(matches!(file.manifest(&DeclaredPlatform::default()), Err(ArchiveError::NoPlatform { .. })));
 }
 
 proptest::proptest! {

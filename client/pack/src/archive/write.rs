@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
 
 use hearth_oci::{
-    Descriptor, IMAGE_NAME_ANNOTATION, Manifest, OciIndex, Platform, REF_NAME_ANNOTATION, sha256,
+    DeclaredPlatform, Descriptor, IMAGE_NAME_ANNOTATION, Manifest, OciIndex, REF_NAME_ANNOTATION, sha256,
 };
 use hearth_value::Digest;
 use tar::EntryType;
@@ -62,7 +62,7 @@ impl ArchiveLayout {
         config: &[u8],
         manifest: &[u8],
         parsed: &Manifest,
-        platform: &Platform,
+        platform: &DeclaredPlatform,
         tag: Option<&str>,
         docker: bool,
     ) -> serde_json::Result<Self> {

@@ -172,7 +172,7 @@ fn an_archive_that_is_mostly_its_base_is_not_kept_with_it() {
     let base = bench.work.path().join("base.tar");
     pack(below.path(), &PackOptions::default(), &mut |_| {}).unwrap().write_to_file(&base).unwrap();
     let out = bench.work.path().join("out.tar");
-    let base = crate::BaseImage::from_archive(&base, &hearth_oci::Platform::default(), None).unwrap();
+    let base = crate::BaseImage::from_archive(&base, &hearth_oci::DeclaredPlatform::default(), None).unwrap();
     let options = PackOptions { output: Some(out.clone()), base: Some(base), ..bench.options() };
     for again in [false, true] {
         let packed = pack(&bench.tree(), &options, &mut |_| {}).unwrap();

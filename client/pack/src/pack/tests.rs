@@ -227,7 +227,7 @@ fn a_base_in_an_archive_comes_first_and_its_config_is_inherited() {
     let file = dir.path().join("base.tar");
     below.write_to_file(&file).unwrap();
 
-    let error = BaseImage::from_archive(&file, &Platform::default(), None).unwrap_err();
+    let error = BaseImage::from_archive(&file, &DeclaredPlatform::default(), None).unwrap_err();
     assert!(matches!(error, BaseError::Archive(ArchiveError::NoPlatform { .. })), "{error}");
     assert!(error.to_string().contains("linux/arm64"), "{error}");
 
@@ -278,7 +278,7 @@ fn a_base_that_changed_since_it_was_verified_is_noticed() {
     let file = dir.path().join("base.tar");
     below.write_to_file(&file).unwrap();
     let mut options = self::options();
-    options.base = Some(BaseImage::from_archive(&file, &Platform::default(), None).unwrap());
+    options.base = Some(BaseImage::from_archive(&file, &DeclaredPlatform::default(), None).unwrap());
     let top = tempfile::tempdir().unwrap();
     let image = packed(top.path(), &options);
     let mut bytes = fs::read(&file).unwrap();

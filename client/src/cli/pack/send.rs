@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hearth_oci::Platform;
+use hearth_oci::DeclaredPlatform;
 use hearth_pack::cache::PackCache;
 use hearth_pack::identity::hash_tree;
 use hearth_pack::image::ConfigFlags;
@@ -94,7 +94,7 @@ fn image_to_wire(options: &PackOptions) -> PackImage {
     }
 }
 
-fn arch(platform: &Platform) -> String {
+fn arch(platform: &DeclaredPlatform) -> String {
     match &platform.variant {
         Some(variant) => format!("{}/{variant}", platform.architecture),
         None => platform.architecture.clone(),

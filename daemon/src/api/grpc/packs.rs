@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hearth_oci::Platform;
+use hearth_oci::DeclaredPlatform;
 use hearth_pack::FileKind;
 use hearth_pack::identity::{ContentHash, HashedContent, TreeDigest, TreeNode};
 use hearth_pack::image::ConfigFlags;
@@ -358,7 +358,7 @@ fn image(image: v1::PackImage) -> Result<PackImageOptions, ApiError> {
         }
     };
     let platform = match image.arch.as_str() {
-        "" => Platform::default(),
+        "" => DeclaredPlatform::default(),
         arch => arch.parse().map_err(|error: hearth_oci::PlatformError| {
             ApiError::invalid("image.arch", ErrorCode::InvalidArch, error.to_string())
         })?,

@@ -27,7 +27,7 @@ fn options(architecture: Option<&str>) -> hearth_pack::PackOptions {
     options.config.expose = vec!["8080/tcp".to_owned(), "53/udp".to_owned()];
     options.config.volumes = vec!["/data".to_owned()];
     if let Some(architecture) = architecture {
-        options.platform = hearth_oci::Platform::linux(architecture, None);
+        options.platform = hearth_oci::DeclaredPlatform::linux(architecture, None);
     }
     options
 }
