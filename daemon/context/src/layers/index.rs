@@ -12,7 +12,8 @@ use hearth_model::Digest;
 use super::access_points::{self, AccessPoint, BlobFormat};
 use super::encoding::{DamagedIndex, IndexDecoder, put_bytes, put_number};
 
-/// The last characters are the version; changing them rebuilds every index.
+/// The last characters are the version; changing them rebuilds every index. An update of `miniz_oxide` needs a new
+/// version, since the states of decoders are its private format.
 const MAGIC: &[u8; 16] = b"hearth layer 002";
 const TRAILER: usize = 8 + 32 + MAGIC.len();
 
