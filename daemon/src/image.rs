@@ -214,7 +214,7 @@ impl ImageStore {
         let (shared, top) = (Arc::clone(&self.shared), manifest.clone());
         let read = task::blocking("inspect image", move || {
             let manifest_json = contents::read_json(&*shared.blobs, &top)?;
-            let image = contents::image_for(&*shared.blobs, &top, &Platform::host())?;
+            let image = contents::image_to_show(&*shared.blobs, &top, &Platform::host())?;
             let config_json = contents::read_json(&*shared.blobs, &image.config)?;
             Ok::<_, ImageError>((manifest_json, config_json, image.layers))
         });

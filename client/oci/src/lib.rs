@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer};
 pub use config::{HistoryEntry, ImageConfig, RootFs, RunConfig};
 pub use exact_names::{DocumentError, check_spelling};
 pub use manifest::{Descriptor, DocumentHeader, Manifest, OciIndex, is_index_type, is_manifest_type};
-pub use platform::{DeclaredPlatform, PlatformError};
+pub use platform::{DeclaredPlatform, PlatformError, is_known_architecture};
 
 pub const OCI_MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const OCI_INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";

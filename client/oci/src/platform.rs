@@ -16,8 +16,19 @@ pub struct DeclaredPlatform {
     pub variant: Option<String>,
 }
 
+/// Architectures for which Go programs, and therefore images, are made for Linux (`go tool dist list`).
+const KNOWN_ARCHITECTURES: [&str; 14] = [
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le",
+    "riscv64", "s390x", "wasm",
+];
+
+/// Reports whether images exist for an architecture of this name; another name is a mistake.
+pub fn is_known_architecture(name: &str) -> bool {
+    KNOWN_ARCHITECTURES.contains(&name)
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{given}` is not a platform; write an architecture such as amd64, arm64 or arm/v7")]
+#[error("`{given}` is not a platform that is known; write an architecture such as amd64, arm64 or arm/v7")]
 pub struct PlatformError {
     given: String,
 }
@@ -97,14 +108,15 @@ impl FromStr for DeclaredPlatform {
         if !word(architecture) || !variant.is_none_or(word) {
             return Err(error());
         }
-        Ok(match (architecture, variant) {
+        let platform = match (architecture, variant) {
             ("x86_64", variant) => Self::linux("amd64", variant),
             ("aarch64", variant) => Self::linux("arm64", variant.filter(|variant| *variant != "v8")),
             ("arm64", Some("v8")) => Self::linux("arm64", None),
             ("armhf", None) => Self::linux("arm", Some("v7")),
             ("linux" | "windows" | "darwin", _) => return Err(error()),
             (architecture, variant) => Self::linux(architecture, variant),
-        })
+        };
+        if is_known_architecture(&platform.architecture) { Ok(platform) } else { Err(error()) }
     }
 }
 

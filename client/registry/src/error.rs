@@ -97,7 +97,7 @@ impl RemoteError {
             Self::InternalRegistry { .. } => ErrorCode::RegistryAddressRefused,
             Self::TooLarge { .. } | Self::Answer { .. } => ErrorCode::RegistryAnswerInvalid,
             Self::MediaType { .. } => ErrorCode::MediaTypeUnsupported,
-            Self::NoPlatform { .. } => ErrorCode::PlatformMissing,
+            Self::NoPlatform { .. } => ErrorCode::PlatformMismatch,
             Self::Mismatch { .. } | Self::Size { .. } => ErrorCode::BlobMismatch,
             // `registry_error` never returns `Mirrored`.
             Self::Mirrored { .. } | Self::Content { .. } | Self::Tls(_) | Self::ReceiverStopped { .. } => {
@@ -150,7 +150,7 @@ impl RemoteError {
             Self::Untrusted { .. } => Some(
                 "add the issuer to the certificates that the system trusts (update-ca-certificates), or set SSL_CERT_FILE to a file with the issuer's certificate",
             ),
-            Self::NoPlatform { .. } => Some("name another platform, such as --arch arm64"),
+            Self::NoPlatform { .. } => Some("choose a platform that the image has"),
             _ => None,
         }
     }

@@ -405,7 +405,7 @@ async fn the_variant_of_a_platform_is_honoured() {
             None => {
                 let error = found.unwrap_err();
                 assert!(error.to_string().contains("linux/arm/v6"), "{error}");
-                assert_eq!(error.code(), "platform_missing");
+                assert_eq!(error.code(), "platform_mismatch");
             }
         }
     }

@@ -124,10 +124,10 @@ async fn from_room(
         let index: OciIndex = parse(&what, &json)?;
         let child = index.for_platform(platform).map_err(|found| {
             Failure::failed(
-                ErrorCode::PlatformMissing,
+                ErrorCode::PlatformMismatch,
                 format!("{what}: it has no image for {platform}; it has {found}"),
             )
-            .hint("name another platform, such as --arch arm64")
+            .hint("choose a platform that the base has")
         })?;
         (digest, json) = read_small_blob(room, reference, Some(child.digest)).await?;
     }
@@ -137,7 +137,7 @@ async fn from_room(
         .map_err(|error| Failure::failed(ErrorCode::InvalidBase, format!("{what}: {error}")))?;
     if !declared.satisfies(platform) {
         let message = format!("{what}: it is for {declared}, not for {platform}");
-        return Err(Failure::failed(ErrorCode::PlatformMissing, message)
+        return Err(Failure::failed(ErrorCode::PlatformMismatch, message)
             .hint(format!("add --arch {}", declared.architecture)));
     }
     output::note(&format!("base {reference} ({digest})"));

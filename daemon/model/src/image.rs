@@ -75,6 +75,18 @@ impl Platform {
         (matches!(parts.len(), 2 | 3) && parts.iter().all(word)).then(|| Self(text.to_owned()))
     }
 
+    /// Parses the platform of a request: its architecture must be a known one.
+    pub fn parse_requested(text: &str) -> Option<Self> {
+        let known = |platform: &Self| platform.0.split('/').nth(1).is_some_and(oci::is_known_architecture);
+        Self::parse(text).filter(known)
+    }
+
+    /// Reports whether an image that declares `declared` can be used where this platform is wanted. An image without a
+    /// valid declaration can be used everywhere.
+    pub fn accepts(&self, declared: &oci::Platform) -> bool {
+        Self::declared(declared).is_none_or(|declared| declared.to_declared().satisfies(&self.to_declared()))
+    }
+
     /// Parses a platform as people write it: also an architecture or operating system alone, and common aliases. The
     /// result has BuildKit's spelling.
     pub fn parse_loosely(text: &str) -> Option<Self> {

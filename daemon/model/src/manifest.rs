@@ -190,7 +190,7 @@ impl ImageIndex {
         self.entries.iter().filter(|entry| entry.part_kind() == PartKind::Manifest)
     }
 
-    /// Returns the image for `platform`, or the only image.
+    /// Returns the image for `platform`, or the only image if it declares no platform: its config has it then.
     pub fn for_platform(&self, platform: &Platform) -> Option<&IndexEntry> {
         let mut images = self.manifests().filter(|child| !child.is_attestation);
         let exact = images.clone().find(|child| child.platform.as_ref() == Some(platform));
@@ -199,9 +199,21 @@ impl ImageIndex {
                 images.clone().find(|child| child.platform.as_ref().is_some_and(|own| covers(platform, own)))
             })
             .or_else(|| match (images.next(), images.next()) {
-                (Some(only), None) => Some(only),
+                (Some(only), None) => Some(only).filter(|only| only.platform.is_none()),
                 _ => None,
             })
+    }
+
+    /// Lists the platforms of the images, for an error message.
+    pub fn offered_platforms(&self) -> String {
+        let images = self.manifests().filter(|entry| !entry.is_attestation);
+        let platforms: BTreeSet<&str> =
+            images.filter_map(|entry| Some(entry.platform.as_ref()?.as_str())).collect();
+        if platforms.is_empty() {
+            "none".to_owned()
+        } else {
+            platforms.into_iter().collect::<Vec<_>>().join(", ")
+        }
     }
 }
 
@@ -370,6 +382,11 @@ mod tests {
         assert_eq!(of(&both, "linux/arm64"), Some(digest(2)));
         assert_eq!(of(&both, "linux/s390x"), None);
         let one = index(json!([child(1, "linux", "amd64", None), attestation]));
-        assert_eq!(of(&one, "linux/arm64"), Some(digest(1)));
+        assert_eq!(of(&one, "linux/amd64"), Some(digest(1)));
+        assert_eq!(of(&one, "linux/arm64"), None);
+        assert_eq!(
+            (one.offered_platforms(), both.offered_platforms()),
+            ("linux/amd64".to_owned(), "linux/amd64, linux/arm64/v8".to_owned())
+        );
     }
 }

@@ -174,6 +174,14 @@ impl ImageStore {
                 let config = contents::read_json(&*shared.blobs, &image.config)?;
                 let config =
                     ImageConfig::parse_unambiguous(&config).map_err(|error| invalid(error.to_string()))?;
+                // An image outside an index has its platform only in its config.
+                if !platform.accepts(&config.platform) {
+                    return Err(ImageError::NoPlatform {
+                        digest: top.digest,
+                        wanted: platform.as_str().to_owned(),
+                        found: config.platform.to_string(),
+                    });
+                }
                 ImageDefaults::from_config(&config.config).map_err(|error| invalid(error.to_string()))
             };
             platforms.iter().map(defaults).collect::<Result<Vec<_>, ImageError>>()

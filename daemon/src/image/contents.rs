@@ -124,7 +124,22 @@ pub(super) fn read_json(blobs: &dyn BlobStorage, descriptor: &Descriptor) -> Res
     Ok(bytes)
 }
 
-/// Returns the image itself; in case of an index, the image for `platform`.
+/// Returns the image itself, whatever its platform; in case of an index, the image for `platform`, or the only one.
+pub(super) fn image_to_show(
+    blobs: &dyn BlobStorage,
+    top: &Descriptor,
+    platform: &Platform,
+) -> Result<ImageManifest, ImageError> {
+    if let Manifest::Index(index) = parse(top, &read_json(blobs, top)?)? {
+        let mut images = index.manifests().filter(|entry| !entry.is_attestation);
+        if let (Some(only), None) = (images.next(), images.next()) {
+            return image_for(blobs, &only.manifest, platform);
+        }
+    }
+    image_for(blobs, top, platform)
+}
+
+/// Returns the image itself, whatever its platform; in case of an index, the image for `platform`.
 pub(super) fn image_for(
     blobs: &dyn BlobStorage,
     top: &Descriptor,
@@ -143,7 +158,11 @@ pub(super) fn platform_manifest(
         Manifest::Image(image) => return Ok((top.digest, image)),
         Manifest::Index(index) => index,
     };
-    let none = || ImageError::NoPlatform { digest: top.digest, platform: platform.as_str().to_owned() };
+    let none = || ImageError::NoPlatform {
+        digest: top.digest,
+        wanted: platform.as_str().to_owned(),
+        found: index.offered_platforms(),
+    };
     let child = &index.for_platform(platform).ok_or_else(none)?.manifest;
     match parse(child, &read_json(blobs, child)?)? {
         Manifest::Image(image) => Ok((child.digest, image)),

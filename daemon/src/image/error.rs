@@ -28,8 +28,8 @@ pub enum ImageError {
     TooLarge { digest: Digest, limit: usize },
     #[error("index {digest} has more than {limit} images, or indexes in indexes")]
     TooDeep { digest: Digest, limit: usize },
-    #[error("index {digest} has no image for {platform}")]
-    NoPlatform { digest: Digest, platform: String },
+    #[error("image {digest} is not for {wanted}; it has: {found}")]
+    NoPlatform { digest: Digest, wanted: String, found: String },
     #[error("image `{reference}` is for {found}, and this machine runs {wanted}")]
     OtherPlatform { reference: String, found: String, wanted: String },
     #[error("config {digest} of the image is not valid: {reason}")]
@@ -112,8 +112,7 @@ impl ImageError {
             Self::Manifest { .. } | Self::TooLarge { .. } | Self::TooDeep { .. } => {
                 ErrorCode::InvalidManifest
             }
-            Self::NoPlatform { .. } => ErrorCode::PlatformMissing,
-            Self::OtherPlatform { .. } => ErrorCode::PlatformMismatch,
+            Self::NoPlatform { .. } | Self::OtherPlatform { .. } => ErrorCode::PlatformMismatch,
             Self::Config { .. } => ErrorCode::InvalidConfig,
             Self::LayerMismatch(_) | Self::LayerCount { .. } | Self::LayerForm { .. } => {
                 ErrorCode::LayerMismatch
@@ -168,9 +167,6 @@ impl ImageError {
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NotFound { .. } => Some("see `hearth images list`, or build or load the image first"),
-            Self::NoPlatform { .. } => {
-                Some("build or pull it for this machine's platform, such as with --platform")
-            }
             Self::Remote(error) => error.hint(),
             _ => None,
         }

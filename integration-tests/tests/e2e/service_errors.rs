@@ -8,6 +8,7 @@ use integration_tests::daemon::Daemon;
 use integration_tests::runner::Group;
 use integration_tests::service::{App, get, page};
 use integration_tests::shared_cases;
+use integration_tests::sources::Tree;
 
 pub fn group() -> Group {
     Group::new(
@@ -125,4 +126,26 @@ fn an_image_of_another_platform_is_named(daemon: &Daemon) {
     daemon.hearth_ok(&["pack", path, "--tag", "foreign:1", "--arch", other, "--cmd", "[\"/a\"]"]);
     let output = daemon.hearth(&["deploy", "--tag", "foreign:1"]);
     output.expect_code(1).says(&[other]);
+    // A build on it fails as well, instead of giving it the platform that was asked for.
+    let base = "FROM room.meshagent.com/foreign:1\nCOPY a /b\n";
+    daemon.put("foreign-base", &Tree::new().dockerfile(base).file("a", ""));
+    let copied = "FROM scratch\nCOPY --from=room.meshagent.com/foreign:1 /a /a\n";
+    daemon.put("foreign-copy", &Tree::new().dockerfile(copied));
+    let own = if other == "amd64" { "arm64" } else { "amd64" };
+    for source in ["foreign-base", "foreign-copy"] {
+        let build = |arch: &str| daemon.build("on-foreign:1", source, &["--arch", arch]);
+        let refused = build(own);
+        refused.expect_code(1).says(&[&format!("not for linux/{own}; it has: linux/{other}")]);
+        assert_eq!(daemon.tag_digest("on-foreign", "1"), None);
+        build(other).expect_code(0);
+        daemon.hearth_ok(&["images", "rm", "on-foreign:1"]);
+    }
+    let unknown: [&[&str]; 3] = [
+        &["build", "--tag", "x:1", "--room-mount", "foreign-base:/context", "--arch", "sparc"],
+        &["pack", path, "--tag", "x:1", "--arch", "sparc"],
+        &["images", "pull", "docker.io/library/busybox", "--arch", "sparc"],
+    ];
+    for arguments in unknown {
+        daemon.hearth(arguments).expect_code(2).says(&["sparc"]);
+    }
 }

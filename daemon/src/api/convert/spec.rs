@@ -51,11 +51,11 @@ pub fn build_spec(
     }
     let platform = match wire.platform.as_str() {
         "" => None,
-        text => Some(Platform::parse(text).ok_or_else(|| {
+        text => Some(Platform::parse_requested(text).ok_or_else(|| {
             ApiError::invalid(
                 "spec.platform",
                 ErrorCode::InvalidPlatform,
-                format!("platform `{text}`: expected `os/arch[/variant]`, such as `linux/arm64`"),
+                format!("platform `{text}`: expected `os/arch[/variant]` with a known architecture, such as `linux/arm64`"),
             )
         })?),
     };

@@ -57,9 +57,9 @@ impl ImagesService {
         let platforms = match (request.all_platforms, request.platform.as_str()) {
             (true, _) => PlatformSelection::All,
             (false, "") => PlatformSelection::One(Platform::host()),
-            (false, text) => PlatformSelection::One(Platform::parse(text).ok_or_else(|| {
+            (false, text) => PlatformSelection::One(Platform::parse_requested(text).ok_or_else(|| {
                 let message =
-                    format!("platform `{text}`: expected `os/arch[/variant]`, such as `linux/arm64`");
+                    format!("platform `{text}`: expected `os/arch[/variant]` with a known architecture, such as `linux/arm64`");
                 ApiError::invalid("platform", ErrorCode::InvalidPlatform, message)
             })?),
         };

@@ -314,7 +314,6 @@ fn image_fault(mut fault: Fault, wish: &WantedImage, path: &MountTarget) -> Faul
         fault.code = match fault.code.known() {
             Some(ErrorCode::RegistryDenied) => ErrorCode::BaseImageDenied.into(),
             Some(ErrorCode::ImageNotFound) => ErrorCode::BaseImageNotFound.into(),
-            Some(ErrorCode::PlatformMissing) => ErrorCode::PlatformMismatch.into(),
             _ => fault.code,
         };
     }

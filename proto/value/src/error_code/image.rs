@@ -25,11 +25,9 @@ macro_rules! image_error_codes {
                 ArchiveTruncated = "archive_truncated", InvalidArgument, No,
                     "The archive ends before it is complete. Send it again; nothing of it was kept.",
                     hint "send it again; nothing of it was kept";
-                PlatformMissing = "platform_missing", FailedPrecondition, No,
-                    "An index has no image for the platform. Name another platform, or build the image for this one.";
                 PlatformMismatch = "platform_mismatch", FailedPrecondition, No,
-                    "The image is for another platform than the one that is needed. Build or pull it for that platform.",
-                    hint "build or pull it for this machine's platform, such as with --platform";
+                    "The image is not for the platform that is needed. Choose a platform that it has, or build or pull it for the one that is needed.",
+                    hint "choose a platform that the image has, or build or pull the image for the one that is needed";
                 LayerMismatch = "layer_mismatch", FailedPrecondition, No,
                     "The layers of an image are not those that its config lists. Do not use the image; build or pull it again.",
                     hint "the config of this image does not belong to its layers, so do not use the image; build or pull it again";
