@@ -83,7 +83,7 @@ impl Platform {
 
     /// Reports whether an image that declares `declared` can be used where this platform is wanted. An image without a
     /// valid declaration can be used everywhere.
-    pub fn accepts(&self, declared: &oci::Platform) -> bool {
+    pub fn accepts(&self, declared: &oci::DeclaredPlatform) -> bool {
         Self::declared(declared).is_none_or(|declared| declared.to_declared().satisfies(&self.to_declared()))
     }
 
