@@ -110,7 +110,7 @@ const PACK: Crate = Crate {
         ("pieces", &["identity", "layer", "walk", "workers"]),
         ("sorted_map", &[]),
         ("summary", &["file_kind", "walk"]),
-        ("walk", &["file_kind", "prefetch", "identity", "ignore", "workers"]),
+        ("walk", &["file_kind", "prefetch", "identity", "ignore", "new_file", "workers"]),
         ("workers", &[]),
     ],
     foreign: &[

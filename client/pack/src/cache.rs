@@ -269,7 +269,7 @@ fn evict(dir: &Path, limit: u64) -> io::Result<()> {
         let path = entry.path();
         let archive = archive_of(&path);
         let is_extra = path == archive && path.with_extension("").exists();
-        if is_extra || new_file::is_hidden(&path) {
+        if is_extra || new_file::is_hidden(entry.file_name().as_encoded_bytes()) {
             continue;
         }
         // Another pack may have removed the file meanwhile.

@@ -115,7 +115,7 @@ impl Drop for NewFile {
 /// Removes hidden files that no writer has locked. Errors are ignored, because they do not affect the new file.
 fn remove_abandoned_files(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if !is_hidden(&entry.path()) {
+        if !is_hidden(entry.file_name().as_bytes()) {
             continue;
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -126,9 +126,9 @@ fn remove_abandoned_files(dir: &Path) {
     }
 }
 
-/// Reports whether a path is a hidden name of an incomplete file.
-pub(crate) fn is_hidden(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.as_bytes().starts_with(PREFIX.as_bytes()))
+/// Reports whether a file name is a hidden name of an incomplete file.
+pub(crate) fn is_hidden(name: &[u8]) -> bool {
+    name.starts_with(PREFIX.as_bytes())
 }
 
 /// Returns the directory of a file, `.` for a bare name.

@@ -20,7 +20,7 @@ use crate::image::{ConfigError, ConfigFlags};
 use crate::layer::{LayerError, LayerOptions, LayerSource, PackedLayer};
 use crate::new_file::{self, NewFile};
 use crate::summary::PackSummary;
-use crate::walk::{WalkError, WalkOptions, WalkedTree, walk};
+use crate::walk::{WalkError, WalkOptions, WalkedTree, WrittenPath, walk};
 use assemble::{AssembledImage, ImageAssembly};
 use spool::{LayerSpool, SpooledLayer};
 
@@ -49,6 +49,17 @@ pub struct PackOptions {
     /// Directory in which the layer is spooled if it is neither in `output` nor in `cache`. Default: the system's
     /// directory for temporary files.
     pub spool_dir: Option<PathBuf>,
+}
+
+impl PackOptions {
+    /// Returns the options of the walk without the files that the pack itself writes.
+    pub fn walk_options(&self) -> WalkOptions {
+        let mut walk = self.walk.clone();
+        walk.written.extend(
+            [&self.output, &self.cache].into_iter().flatten().filter_map(|path| WrittenPath::at(path)),
+        );
+        walk
+    }
 }
 
 /// Progress of a pack.
@@ -101,7 +112,7 @@ pub fn pack(
 ) -> Result<PackedImage, PackError> {
     // Flags are checked before anything is read.
     let assembly = ImageAssembly::new(options)?;
-    let tree = walk(path, &options.walk)?;
+    let tree = walk(path, &options.walk_options())?;
     let summary = PackSummary::of(&tree);
     complete(&assembly, &tree, Some(&tree), summary, options, progress)
 }

@@ -12,6 +12,7 @@ mod directory;
 mod ignore_file;
 mod open;
 mod prefetch;
+mod written;
 mod xattr;
 
 use std::convert::Infallible;
@@ -25,10 +26,13 @@ use rustix::io::Errno;
 
 use crate::file_kind::FileKind;
 use crate::identity::FileStamp;
-use crate::ignore::{IgnoreError, IgnorePatterns};
+use crate::ignore::{IgnoreError, IgnorePatterns, TreeFilter};
 pub use content::{ContentError, DiskReader};
 pub use open::TreeOpener;
+pub use written::WrittenPath;
 pub use xattr::EntryXattrs;
+
+use directory::WalkSelection;
 
 /// Options of a walk: excluded paths, and exceptions from that.
 #[derive(Debug, Clone, Default)]
@@ -36,6 +40,8 @@ pub struct WalkOptions {
     pub rules: IgnoreRules,
     /// Relative paths that are listed even if the rules exclude them: a build needs its Dockerfile and ignore file.
     pub keep: Vec<Vec<u8>>,
+    /// Paths that are never listed, because packing itself writes them.
+    pub written: Vec<WrittenPath>,
 }
 
 /// Source of the ignore rules.
@@ -119,9 +125,13 @@ pub fn walk(path: &Path, options: &WalkOptions) -> Result<WalkedTree, WalkError>
         IgnoreRules::Patterns(patterns) => (None, Some(patterns.clone())),
         IgnoreRules::IgnoreFile { dockerfile } => ignore_file::find(&root, dockerfile.as_deref())?.unzip(),
     };
-    let entries = descend::list(&root, patterns, &options.keep)?;
-    let stat = rustix::fs::fstat(&root).map_err(failed("cannot read its metadata", b"."))?;
-    Ok(WalkedTree { root, id: (stat.st_dev, stat.st_ino), entries, ignore_file })
+    let id = written::id_of(&root).map_err(failed("cannot read its metadata", b"."))?;
+    let mut written: Vec<_> = options.written.iter().filter_map(|path| path.in_directory(id)).collect();
+    written.extend(written::from_above(path, id, &options.written));
+    let filter = TreeFilter::from_patterns(None, patterns.filter(|list| !list.is_empty()));
+    let selection = WalkSelection { filter, keep: &options.keep, written: &options.written };
+    let entries = descend::list(&root, &selection, written)?;
+    Ok(WalkedTree { root, id, entries, ignore_file })
 }
 
 impl WalkedTree {

@@ -194,7 +194,7 @@ fn walk_options(args: &BuildArgs) -> WalkOptions {
         keep.push(format!("{path}.dockerignore").into_bytes());
     }
     let rules = IgnoreRules::IgnoreFile { dockerfile: inside.map(|path| path.as_bytes().to_vec()) };
-    WalkOptions { rules, keep }
+    WalkOptions { rules, keep, ..WalkOptions::default() }
 }
 
 fn tag(flag: &str, text: &str) -> Result<Reference, Failure> {

@@ -422,3 +422,24 @@ proptest! {
         prop_assert_eq!(seen[&b"LINK"[..]].link.as_deref(), Some(target.as_slice()));
     }
 }
+
+#[test]
+fn an_archive_in_its_own_directory_is_the_same_each_time() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("out")).unwrap();
+    fs::write(dir.path().join("file"), "content").unwrap();
+    for cache in [None, Some(dir.path().join("cache"))] {
+        let output = dir.path().join("out/app.tar");
+        let options = PackOptions { output: Some(output.clone()), cache, ..options() };
+        let mut archives = Vec::new();
+        for _ in 0..3 {
+            packed(dir.path(), &options).write_to_file(&output).unwrap();
+            archives.push(fs::read(&output).unwrap());
+        }
+        assert!(archives.iter().all(|archive| *archive == archives[0]));
+        let seen: Vec<_> =
+            layer_of(&packed(dir.path(), &options)).into_iter().map(|(path, _)| path).collect();
+        assert_eq!(seen, [&b"file"[..], b"out/"]);
+        fs::remove_file(&output).unwrap();
+    }
+}

@@ -12,7 +12,7 @@ use super::directory::{ChildListing, DirectoryChild, DirectoryRequest, NameMetad
 use super::prefetch::MAX_WAITING_WEIGHT;
 use super::{WalkEntry, WalkError, WalkKind, display_path, failed};
 use crate::file_kind::FileKind;
-use crate::ignore::{DirectoryMatch, IgnorePatterns, TreeFilter};
+use crate::ignore::DirectoryMatch;
 use crate::prefetch::PrefetchQueue;
 use crate::workers;
 
@@ -23,14 +23,13 @@ struct DirectoryLevel {
     pending: Option<WalkEntry>,
 }
 
-/// Lists everything below `root` that `patterns` do not exclude, and all paths of `keep`.
+/// Lists everything below `root` that belongs to the selection. `written` holds paths below `root` that packing
+/// writes.
 pub(super) fn list(
     root: &OwnedFd,
-    patterns: Option<IgnorePatterns>,
-    keep: &[Vec<u8>],
+    selection: &WalkSelection<'_>,
+    written: Vec<Vec<u8>>,
 ) -> Result<Vec<WalkEntry>, WalkError> {
-    let filter = TreeFilter::from_patterns(None, patterns.filter(|list| !list.is_empty()));
-    let selection = WalkSelection { filter, keep };
     // The read position belongs to the open file, and an earlier walk may have moved it.
     rustix::fs::seek(root, SeekFrom::Start(0)).map_err(failed("cannot list the directory", b"."))?;
     let above = root.try_clone().map_err(|source| WalkError::Read {
@@ -38,12 +37,13 @@ pub(super) fn list(
         action: "cannot open",
         source,
     })?;
-    let listings = PrefetchQueue::new(&selection, MAX_WAITING_WEIGHT);
+    let listings = PrefetchQueue::new(selection, MAX_WAITING_WEIGHT);
     let wish = DirectoryRequest {
         above: Arc::new(above),
         path: Vec::new(),
         matched: DirectoryMatch::default(),
         pruned: false,
+        written,
     };
     let root = listings.request(wish);
     std::thread::scope(|scope| {

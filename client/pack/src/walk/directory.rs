@@ -5,13 +5,17 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 
+use super::WrittenPath;
 use crate::identity::FileStamp;
 use crate::ignore::{DirectoryMatch, EntryVerdict, TreeFilter};
+use crate::new_file;
 
 /// Filter of a walk, and paths that are listed even if it excludes them.
 pub(super) struct WalkSelection<'a> {
     pub(super) filter: TreeFilter,
     pub(super) keep: &'a [Vec<u8>],
+    /// Paths that are never listed.
+    pub(super) written: &'a [WrittenPath],
 }
 
 /// Request to list a directory.
@@ -23,6 +27,8 @@ pub(super) struct DirectoryRequest {
     pub(super) matched: DirectoryMatch,
     /// True if the directory is excluded as a whole, and is only listed to find paths that are kept.
     pub(super) pruned: bool,
+    /// Paths relative to this directory that are never listed.
+    pub(super) written: Vec<Vec<u8>>,
 }
 
 /// A name in a directory.
@@ -72,7 +78,7 @@ impl DirectoryRequest {
             let name = entry.file_name();
             if name != c"." && name != c".." {
                 let path = self.below(name.to_bytes());
-                children.push(self.child(&dir, name, path, selection));
+                children.extend(self.child(&dir, name, path, selection));
             }
         }
         children.sort_unstable_by(|one, other| one.path.cmp(&other.path));
@@ -94,25 +100,28 @@ impl DirectoryRequest {
         path
     }
 
+    /// Returns `None` for a name that packing itself writes.
     fn child(
         &self,
         dir: &Arc<OwnedFd>,
         name: &std::ffi::CStr,
         path: Vec<u8>,
         selection: &WalkSelection<'_>,
-    ) -> DirectoryChild {
+    ) -> Option<DirectoryChild> {
+        if self.written.iter().any(|path| path == name.to_bytes()) {
+            return None;
+        }
         let found = match read_metadata(dir.as_fd(), name) {
             Ok(found) => found,
             // The kind of the file is unknown, so the rules cannot be applied. The error is reported.
             Err(errno) => {
-                return DirectoryChild {
-                    path,
-                    found: Err(errno),
-                    is_shown: true,
-                    content: ChildListing::None,
-                };
+                let content = ChildListing::None;
+                return Some(DirectoryChild { path, found: Err(errno), is_shown: true, content });
             }
         };
+        if found.file_type == FileType::RegularFile && new_file::is_hidden(name.to_bytes()) {
+            return None;
+        }
         let is_dir = found.file_type == FileType::Directory;
         let (verdict, matched) = match self.pruned {
             true => (EntryVerdict::Prune, DirectoryMatch::default()),
@@ -127,10 +136,19 @@ impl DirectoryRequest {
                 path: path.clone(),
                 matched,
                 pruned,
+                written: self.written_below(name.to_bytes(), &found.stamp, selection),
             })),
             false => ChildListing::None,
         };
-        DirectoryChild { path, found: Ok(found), is_shown, content }
+        Some(DirectoryChild { path, found: Ok(found), is_shown, content })
+    }
+
+    /// Returns the paths in the child directory `name` that are never listed.
+    fn written_below(&self, name: &[u8], stamp: &FileStamp, selection: &WalkSelection<'_>) -> Vec<Vec<u8>> {
+        let rest = |path: &Vec<u8>| Some(path.strip_prefix(name)?.strip_prefix(b"/")?.to_vec());
+        let id = (stamp.device, stamp.inode);
+        let own = selection.written.iter().filter_map(|path| path.in_directory(id));
+        self.written.iter().filter_map(rest).chain(own).collect()
     }
 }
 

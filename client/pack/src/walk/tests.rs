@@ -235,7 +235,8 @@ fn a_walk_by_rules_lists_what_their_filter_shows_of_the_whole_list() {
         &["*/x/y", "!c.d"],
         &["a/**", "b/*", "!b/empty"],
     ];
-    let whole = walk(dir.path(), &WalkOptions { rules: IgnoreRules::Nothing, keep: Vec::new() }).unwrap();
+    let whole =
+        walk(dir.path(), &WalkOptions { rules: IgnoreRules::Nothing, ..WalkOptions::default() }).unwrap();
     for list in rules {
         let patterns = IgnorePatterns::from_list(list).unwrap();
         let filter = TreeFilter::from_patterns(None, Some(patterns.clone()));
@@ -257,7 +258,57 @@ fn a_walk_by_rules_lists_what_their_filter_shows_of_the_whole_list() {
                 VisitOutcome::Prune => pruned = Some(entry.path.clone()),
             }
         }
-        let options = WalkOptions { rules: IgnoreRules::Patterns(patterns), keep: Vec::new() };
+        let options = WalkOptions { rules: IgnoreRules::Patterns(patterns), ..WalkOptions::default() };
         assert_eq!(listed(dir.path(), &options), expected, "{list:?}");
     }
+}
+
+#[test]
+fn what_packing_writes_is_left_out_by_any_path_that_leads_to_it() {
+    let dir = tree(|dir| {
+        for path in [
+            "app/out/x.tar",
+            "app/out/y.tar",
+            "app/x.tar",
+            "app/cache/layers/1",
+            "app/out/.hearth-new-1a2b3c",
+        ] {
+            write(dir, path, "");
+        }
+        symlink("app/out", dir.join("link")).unwrap();
+    });
+    let (app, out) = (dir.path().join("app"), dir.path().join("app/out"));
+    let id = |path: &Path| walk(path, &WalkOptions::default()).unwrap().id();
+    let without = |root: &Path, written: Option<WrittenPath>| {
+        listed(root, &WalkOptions { written: written.into_iter().collect(), ..WalkOptions::default() })
+    };
+    let cached = ["cache", "cache/layers", "cache/layers/1"];
+    let all = |rest: &[&'static str]| [&cached[..], rest].concat();
+    for path in [out.join("x.tar"), dir.path().join("link/x.tar"), app.join("cache/../out/x.tar")] {
+        let written = WrittenPath::at(&path);
+        assert!(written.is_some());
+        assert_eq!(without(&app, written.clone()), all(&["out", "out/y.tar", "x.tar"]), "{}", path.display());
+        assert_eq!(without(&out, written), ["y.tar"]);
+    }
+    assert_eq!(
+        without(&app, WrittenPath::at(&app.join("new.tar"))),
+        all(&["out", "out/x.tar", "out/y.tar", "x.tar"])
+    );
+    assert_eq!(
+        without(&app, WrittenPath::at(&app.join("cache"))),
+        ["out", "out/x.tar", "out/y.tar", "x.tar"]
+    );
+    assert_eq!(WrittenPath::at(&dir.path().join("missing/x.tar")), None);
+    // A directory above the root, the root itself, and one below it.
+    for (directory, path) in [(dir.path(), "/app/out/x.tar"), (&app, "out//x.tar"), (&out, "x.tar")] {
+        let written = WrittenPath::below(id(directory), path);
+        assert_eq!(
+            without(&app, Some(written)),
+            all(&["out", "out/y.tar", "x.tar"]),
+            "{}",
+            directory.display()
+        );
+    }
+    let beside = WrittenPath::below(id(dir.path()), "application/out/x.tar");
+    assert_eq!(without(&app, Some(beside)).len(), 7);
 }

@@ -92,7 +92,7 @@ pub(super) async fn send_content(
             None
         }
     };
-    let scanned = send::scan(plan.path, plan.options.walk.clone()).await?;
+    let scanned = send::scan(plan.path, plan.options.walk_options()).await?;
     if written.is_none() {
         print_summary(&scanned.summary);
     }

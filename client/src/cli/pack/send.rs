@@ -8,7 +8,7 @@ use hearth_pack::cache::PackCache;
 use hearth_pack::identity::hash_tree;
 use hearth_pack::image::ConfigFlags;
 use hearth_pack::layer::{Compression, LayerOptions};
-use hearth_pack::walk::{WalkOptions, walk};
+use hearth_pack::walk::{WalkOptions, WrittenPath, walk};
 use hearth_pack::{PackOptions, PackSummary};
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::{
@@ -26,8 +26,12 @@ pub(in crate::cli) struct ScannedDirectory {
     lineage: String,
 }
 
-/// Scans a directory on a blocking thread.
-pub(in crate::cli) async fn scan(path: PathBuf, options: WalkOptions) -> Result<ScannedDirectory, Failure> {
+/// Scans a directory on a blocking thread. The cache of packs is never part of it.
+pub(in crate::cli) async fn scan(
+    path: PathBuf,
+    mut options: WalkOptions,
+) -> Result<ScannedDirectory, Failure> {
+    options.written.extend(PackCache::user_dir().and_then(|directory| WrittenPath::at(&directory)));
     let scan = move || {
         let failed =
             |error: &dyn std::fmt::Display| Failure::failed(ErrorCode::PackFailed, error.to_string());
