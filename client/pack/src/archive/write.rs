@@ -46,18 +46,21 @@ enum MemberContent {
     Blob { digest: Digest, size: u64 },
 }
 
+/// Name of an image without a tag. Readers such as containerd and umoci import nothing that has no name.
+const DEFAULT_NAME: &str = "latest";
+
 /// Adds the annotations in which readers of an index look for an image's name.
 fn annotate_tag(descriptor: &mut Descriptor, tag: Option<&str>) {
+    let mut annotate = |key: &str, name: &str| descriptor.annotations.insert(key.to_owned(), name.to_owned());
+    annotate(REF_NAME_ANNOTATION, tag.unwrap_or(DEFAULT_NAME));
     if let Some(tag) = tag {
-        for key in [REF_NAME_ANNOTATION, IMAGE_NAME_ANNOTATION] {
-            descriptor.annotations.insert(key.to_owned(), tag.to_owned());
-        }
+        annotate(IMAGE_NAME_ANNOTATION, tag);
     }
 }
 
 impl ArchiveLayout {
     /// Lays out one image. `config` and `manifest` are the exact bytes, `parsed` is the parsed manifest; `tag` is the
-    /// whole reference; `docker` adds the `manifest.json` that `docker load` needs.
+    /// whole reference, and without one the image is named `latest`; `docker` adds the `manifest.json` that `docker load` needs.
     pub fn new(
         config: &[u8],
         manifest: &[u8],
