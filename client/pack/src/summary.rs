@@ -18,6 +18,8 @@ pub struct PackSummary {
     pub largest: Vec<(Vec<u8>, u64)>,
     /// Directories that are rarely meant to be packed.
     pub suspicious: Vec<SuspiciousDir>,
+    /// Name of the ignore file, if it excludes everything but the Dockerfile and itself.
+    pub all_excluded_by: Option<Vec<u8>>,
 }
 
 /// A directory that is usually excluded by an ignore file.
@@ -52,7 +54,8 @@ const SUSPICIOUS: [&[u8]; 16] = [
 
 impl PackSummary {
     pub fn of(tree: &WalkedTree) -> Self {
-        let mut summary = Self::default();
+        let all_excluded_by = tree.ignore_file.clone().filter(|_| tree.all_excluded);
+        let mut summary = Self { all_excluded_by, ..Self::default() };
         for entry in &tree.entries {
             match entry.kind {
                 FileKind::Directory => summary.dirs += 1,

@@ -38,7 +38,8 @@ use directory::WalkSelection;
 #[derive(Debug, Clone, Default)]
 pub struct WalkOptions {
     pub rules: IgnoreRules,
-    /// Relative paths that are listed even if the rules exclude them: a build needs its Dockerfile and ignore file.
+    /// Relative paths that are listed even if the rules exclude them, besides the Dockerfile and the ignore file that
+    /// apply: a build needs them.
     pub keep: Vec<Vec<u8>>,
     /// Paths that are never listed, because packing itself writes them.
     pub written: Vec<WrittenPath>,
@@ -71,6 +72,8 @@ pub struct WalkedTree {
     pub entries: Vec<WalkEntry>,
     /// Name of the ignore file that applied.
     pub ignore_file: Option<Vec<u8>>,
+    /// True if the rules exclude everything but the Dockerfile and the ignore file.
+    pub all_excluded: bool,
 }
 
 /// Kind of an entry; a hard link has the path of the earlier entry whose file it names.
@@ -120,18 +123,27 @@ pub fn walk(path: &Path, options: &WalkOptions) -> Result<WalkedTree, WalkError>
         Errno::NOTDIR => WalkError::NotADirectory { path: path.to_owned() },
         errno => failed("cannot open", path.as_os_str().as_bytes())(errno),
     })?;
+    let mut keep = options.keep.clone();
     let (ignore_file, patterns) = match &options.rules {
         IgnoreRules::Nothing => (None, None),
         IgnoreRules::Patterns(patterns) => (None, Some(patterns.clone())),
-        IgnoreRules::IgnoreFile { dockerfile } => ignore_file::find(&root, dockerfile.as_deref())?.unzip(),
+        IgnoreRules::IgnoreFile { dockerfile } => {
+            let applied = ignore_file::find(&root, dockerfile.as_deref())?;
+            keep.extend(applied.paths(&root));
+            applied.ignore_file.unzip()
+        }
     };
     let id = written::id_of(&root).map_err(failed("cannot read its metadata", b"."))?;
     let mut written: Vec<_> = options.written.iter().filter_map(|path| path.in_directory(id)).collect();
     written.extend(written::from_above(path, id, &options.written));
     let filter = TreeFilter::from_patterns(None, patterns.filter(|list| !list.is_empty()));
-    let selection = WalkSelection { filter, keep: &options.keep, written: &options.written };
-    let entries = descend::list(&root, &selection, written)?;
-    Ok(WalkedTree { root, id, entries, ignore_file })
+    let selection = WalkSelection { filter, keep: &keep, written: &options.written };
+    let (entries, any_hidden) = descend::list(&root, &selection, written)?;
+    let is_kept = |entry: &WalkEntry| {
+        keep.contains(&entry.path) || (entry.is_dir() && selection.leads_to_kept(&entry.path))
+    };
+    let all_excluded = any_hidden && entries.iter().all(is_kept);
+    Ok(WalkedTree { root, id, entries, ignore_file, all_excluded })
 }
 
 impl WalkedTree {

@@ -23,13 +23,13 @@ struct DirectoryLevel {
     pending: Option<WalkEntry>,
 }
 
-/// Lists everything below `root` that belongs to the selection. `written` holds paths below `root` that packing
-/// writes.
+/// Lists everything below `root` that belongs to the selection, and reports whether the filter hides anything.
+/// `written` holds paths below `root` that packing writes.
 pub(super) fn list(
     root: &OwnedFd,
     selection: &WalkSelection<'_>,
     written: Vec<Vec<u8>>,
-) -> Result<Vec<WalkEntry>, WalkError> {
+) -> Result<(Vec<WalkEntry>, bool), WalkError> {
     // The read position belongs to the open file, and an earlier walk may have moved it.
     rustix::fs::seek(root, SeekFrom::Start(0)).map_err(failed("cannot list the directory", b"."))?;
     let above = root.try_clone().map_err(|source| WalkError::Read {
@@ -50,9 +50,14 @@ pub(super) fn list(
         let _end = listings.stop_guard();
         // This thread runs requests, too, hence one helper less.
         workers::start_helpers(scope, workers::worker_count(None) - 1, "walk", || listings.run_helper());
-        let mut lister = TreeLister { listings: &listings, entries: Vec::new(), linked: HashMap::new() };
+        let mut lister = TreeLister {
+            listings: &listings,
+            entries: Vec::new(),
+            linked: HashMap::new(),
+            any_hidden: false,
+        };
         lister.run(root)?;
-        Ok(lister.entries)
+        Ok((lister.entries, lister.any_hidden))
     })
 }
 
@@ -61,6 +66,8 @@ struct TreeLister<'a> {
     entries: Vec<WalkEntry>,
     /// First path of each file that has several names, by device and inode.
     linked: HashMap<(u64, u64), Vec<u8>>,
+    /// True if the filter hides a name.
+    any_hidden: bool,
 }
 
 impl TreeLister<'_> {
@@ -90,6 +97,7 @@ impl TreeLister<'_> {
     ) -> Result<Option<DirectoryLevel>, WalkError> {
         let DirectoryChild { path, found, is_shown, content } = child;
         let found = found.map_err(failed("cannot read its metadata", &path))?;
+        self.any_hidden |= !is_shown;
         let (file_type, size) = (found.file_type, found.stamp.size);
         let mut entry = WalkEntry {
             path,

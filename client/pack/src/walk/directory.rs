@@ -153,7 +153,7 @@ impl DirectoryRequest {
 }
 
 impl WalkSelection<'_> {
-    fn leads_to_kept(&self, dir: &[u8]) -> bool {
+    pub(super) fn leads_to_kept(&self, dir: &[u8]) -> bool {
         self.keep.iter().any(|path| path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/")))
     }
 }

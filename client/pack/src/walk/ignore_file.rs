@@ -1,4 +1,5 @@
-//! Finds and reads the ignore file of a tree. It is untrusted content like the rest of the tree.
+//! Finds the Dockerfile and the ignore file of a tree, and reads the latter. Both are untrusted content like the rest
+//! of the tree.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,33 +13,77 @@ use crate::ignore::IgnorePatterns;
 
 const SIZE_LIMIT: u64 = 4 * 1024 * 1024;
 
-/// Returns the name and the rules of the first ignore file that exists.
-pub(super) fn find(
-    root: &OwnedFd,
-    dockerfile: Option<&[u8]>,
-) -> Result<Option<(Vec<u8>, IgnorePatterns)>, WalkError> {
-    let beside: Vec<Vec<u8>> = match dockerfile {
-        Some(name) => vec![name.to_owned()],
-        None => [b"Containerfile".as_slice(), b"Dockerfile"]
-            .into_iter()
-            .filter(|name| rustix::fs::statat(root, *name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok())
-            .take(1)
-            .map(<[u8]>::to_vec)
-            .collect(),
+/// Maximum number of symbolic links from the name of a Dockerfile or ignore file to its content.
+const MAX_LINKS: usize = 16;
+
+/// The Dockerfile and the ignore file that apply to a tree.
+pub(super) struct AppliedFiles {
+    dockerfile: Option<Vec<u8>>,
+    /// Name and rules of the first ignore file that exists.
+    pub(super) ignore_file: Option<(Vec<u8>, IgnorePatterns)>,
+}
+
+pub(super) fn find(root: &OwnedFd, dockerfile: Option<&[u8]>) -> Result<AppliedFiles, WalkError> {
+    let exists = |name: &[u8]| rustix::fs::statat(root, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok();
+    let dockerfile = match dockerfile {
+        Some(name) => Some(name),
+        None => [b"Containerfile".as_slice(), b"Dockerfile"].into_iter().find(|name| exists(name)),
     };
-    let names = beside
+    let names = dockerfile
+        .map(|name| [name, b".dockerignore"].concat())
         .into_iter()
-        .map(|name| [name.as_slice(), b".dockerignore"].concat())
         .chain([b".dockerignore".to_vec()]);
+    let mut ignore_file = None;
     for name in names {
         // An empty file counts, so that an empty `Dockerfile.dockerignore` disables `.dockerignore`.
         if let Some(text) = read(root, &name)? {
             let patterns = IgnorePatterns::parse_file(&text)
                 .map_err(|source| WalkError::Ignore { file: display_path(&name), source })?;
-            return Ok(Some((name, patterns)));
+            ignore_file = Some((name, patterns));
+            break;
         }
     }
-    Ok(None)
+    Ok(AppliedFiles { dockerfile: dockerfile.map(<[u8]>::to_vec), ignore_file })
+}
+
+impl AppliedFiles {
+    /// Returns the paths of both files, and of what they link to in the tree: no pattern excludes them.
+    pub(super) fn paths(&self, root: &OwnedFd) -> Vec<Vec<u8>> {
+        let names = self.dockerfile.iter().chain(self.ignore_file.iter().map(|(name, _)| name));
+        names.flat_map(|name| with_targets(root, name)).collect()
+    }
+}
+
+/// Returns a path, and those to which it leads as a symbolic link.
+fn with_targets(root: &OwnedFd, name: &[u8]) -> Vec<Vec<u8>> {
+    let mut paths = vec![name.to_vec()];
+    while let (Some(last), true) = (paths.last(), paths.len() < MAX_LINKS) {
+        let Ok(target) = rustix::fs::readlinkat(root, last.as_slice(), Vec::new()) else { break };
+        let directory = last.iter().rposition(|&byte| byte == b'/').map_or(&b""[..], |slash| &last[..slash]);
+        match inside(directory, target.as_bytes()) {
+            Some(path) if !paths.contains(&path) => paths.push(path),
+            _ => break,
+        }
+    }
+    paths
+}
+
+/// Resolves the target of a link in `directory`. Returns `None` for one that leads out of the tree.
+fn inside(directory: &[u8], target: &[u8]) -> Option<Vec<u8>> {
+    if target.starts_with(b"/") {
+        return None;
+    }
+    let mut parts = Vec::new();
+    for part in directory.split(|&byte| byte == b'/').chain(target.split(|&byte| byte == b'/')) {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                parts.pop()?;
+            }
+            part => parts.push(part),
+        }
+    }
+    Some(parts.join(&b'/'))
 }
 
 /// Reads a file of the tree. Returns `None` if it does not exist or is a directory. A link is followed as long as it

@@ -60,13 +60,13 @@ fn links_are_listed_and_never_followed() {
 #[test]
 fn a_hard_link_whose_first_name_is_excluded_is_a_file() {
     let dir = tree(|dir| {
-        write(dir, ".dockerignore", "one\n.dockerignore");
+        write(dir, ".dockerignore", "one");
         write(dir, "one", "text");
         fs::hard_link(dir.join("one"), dir.join("two")).unwrap();
     });
     let tree = walk(dir.path(), &WalkOptions::default()).unwrap();
-    assert_eq!(tree.entries.len(), 1);
-    assert_eq!(tree.entries[0].kind, FileKind::File(()));
+    assert_eq!(tree.entries.len(), 2);
+    assert_eq!(tree.entries[1].kind, FileKind::File(()));
 }
 
 #[test]
@@ -171,7 +171,10 @@ fn a_directory_that_is_kept_against_the_rules_is_listed_once() {
         write(dir, "kept/z", "");
     });
     let keep = vec![b"kept".to_vec()];
-    assert_eq!(listed(dir.path(), &WalkOptions { keep, ..Default::default() }), ["kept", "kept/y"]);
+    assert_eq!(
+        listed(dir.path(), &WalkOptions { keep, ..Default::default() }),
+        [".dockerignore", "kept", "kept/y"]
+    );
 }
 
 #[test]
@@ -311,4 +314,47 @@ fn what_packing_writes_is_left_out_by_any_path_that_leads_to_it() {
     }
     let beside = WrittenPath::below(id(dir.path()), "application/out/x.tar");
     assert_eq!(without(&app, Some(beside)).len(), 7);
+}
+
+#[test]
+fn the_dockerfile_and_the_ignore_file_that_apply_are_always_listed() {
+    let dir = tree(|dir| {
+        write(dir, ".dockerignore", "*\n!src");
+        for path in ["src/main", "other", "docker/prod", "docker/dev"] {
+            write(dir, path, "");
+        }
+        symlink("docker/../docker/prod", dir.join("Dockerfile")).unwrap();
+    });
+    let named = |name: &str| WalkOptions {
+        rules: IgnoreRules::IgnoreFile { dockerfile: Some(name.as_bytes().to_vec()) },
+        ..WalkOptions::default()
+    };
+    let default = WalkOptions::default();
+    let without_rest = |paths: &[&'static str]| {
+        let mut all = [paths, &[".dockerignore", "src", "src/main"]].concat();
+        all.sort_unstable();
+        all
+    };
+    assert_eq!(listed(dir.path(), &default), without_rest(&["Dockerfile", "docker", "docker/prod"]));
+    assert_eq!(listed(dir.path(), &named("docker/dev")), without_rest(&["docker", "docker/dev"]));
+    write(dir.path(), "Containerfile", "");
+    assert_eq!(listed(dir.path(), &default), without_rest(&["Containerfile"]));
+    write(dir.path(), "Containerfile.dockerignore", "*");
+    assert_eq!(listed(dir.path(), &default), ["Containerfile", "Containerfile.dockerignore"]);
+}
+
+#[test]
+fn rules_that_exclude_everything_are_told() {
+    let dir = tree(|dir| {
+        for path in ["a", "src/main", "Dockerfile"] {
+            write(dir, path, "");
+        }
+    });
+    for (rules, all_excluded) in
+        [("*", true), ("**\n", true), ("*\n!src", false), ("a\nsrc", true), ("a", false), ("", false)]
+    {
+        write(dir.path(), ".dockerignore", rules);
+        let tree = walk(dir.path(), &WalkOptions::default()).unwrap();
+        assert_eq!(tree.all_excluded, all_excluded, "{rules}");
+    }
 }

@@ -25,6 +25,12 @@ pub(in crate::cli) fn print_summary(summary: &PackSummary) {
     for (path, bytes) in &summary.largest {
         output::note(&format!("  {:>10}  {}", output::size(*bytes), shown(path)));
     }
+    if let Some(file) = &summary.all_excluded_by {
+        output::note(&format!(
+            "warning: `{}` excludes every file; at most the Dockerfile and the ignore file are packed",
+            shown(file)
+        ));
+    }
     for found in &summary.suspicious {
         let (path, size) = (shown(&found.path), output::size(found.bytes));
         let files = output::count(found.files, "file");
@@ -62,6 +68,9 @@ pub(super) struct PackView {
     largest: Vec<PathView>,
     /// Directories that an ignore file usually excludes.
     suspicious: Vec<PathView>,
+    /// Ignore file that excludes every file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    all_excluded_by: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reference: Option<String>,
 }
@@ -123,6 +132,7 @@ impl PackView {
                 .iter()
                 .map(|dir| PathView { path: path(&dir.path), bytes: dir.bytes, files: Some(dir.files) })
                 .collect(),
+            all_excluded_by: summary.all_excluded_by.as_deref().map(path),
             reference: None,
         }
     }
