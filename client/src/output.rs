@@ -90,6 +90,32 @@ pub fn timestamp(time: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
     Timestamp::new(time.seconds, time.nanos).ok()
 }
 
+/// Checks before any work starts that a file can be made at `path`: its directory exists, and it is no directory.
+pub fn check_new_file(flag: &str, path: &Path) -> Result<(), Failure> {
+    if path.is_dir() || path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        let message = format!("{flag} `{}` is a directory; name a file", path.display());
+        return Err(Failure::usage(message).hint(format!("such as {}", path.join("FILE").display())));
+    }
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    match directory.map(std::fs::metadata) {
+        None => Ok(()),
+        Some(Ok(found)) if found.is_dir() => Ok(()),
+        Some(found) => {
+            let directory = directory.unwrap_or(path).display();
+            let (reason, hint) = match found {
+                Ok(_) => ("is not a directory".to_owned(), "name a file in a directory".to_owned()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    ("does not exist".to_owned(), format!("make it first: mkdir -p {directory}"))
+                }
+                Err(error) => {
+                    (format!("cannot be used: {error}"), "name a file in another directory".to_owned())
+                }
+            };
+            Err(Failure::usage(format!("{flag} {}: `{directory}` {reason}", path.display())).hint(hint))
+        }
+    }
+}
+
 /// Writes a file atomically, with the default mode of new files (0666 without the umask).
 pub fn write_file(path: &Path, content: &[u8]) -> Result<(), Failure> {
     let mut file = AtomicFile::create(path, 0o666)?;
@@ -179,6 +205,27 @@ mod tests {
         write_file(&pipe, b"content").unwrap();
         assert_eq!(reader.join().unwrap(), b"content");
         assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_made_is_a_usage_error_that_says_what_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        for (path, reason) in [
+            ("new/dir/x.tar", "new/dir` does not exist"),
+            ("file/x.tar", "file` is not a directory"),
+            ("", "` is a directory; name a file"),
+            ("new/", "new/` is a directory; name a file"),
+            ("..", "..` is a directory; name a file"),
+        ] {
+            let failure = check_new_file("-o", &dir.path().join(path)).unwrap_err();
+            assert_eq!(failure.kind, crate::error::FailureKind::Usage);
+            assert!(failure.detail.message.contains(reason), "{path}: {}", failure.detail.message);
+        }
+        for path in ["new.tar", "file"] {
+            check_new_file("-o", &dir.path().join(path)).unwrap();
+        }
+        check_new_file("-o", Path::new("x.tar")).unwrap();
     }
 
     #[test]

@@ -42,6 +42,8 @@ impl NewFile {
     }
 
     fn hidden(dir: &Path, mode: u32) -> io::Result<Self> {
+        // The error about a missing directory must not name the hidden file.
+        fs::metadata(dir)?;
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
         let named = tempfile::Builder::new().prefix(PREFIX).permissions(permissions).tempfile_in(dir)?;
         let (file, path) = named.keep().map_err(|error| error.error)?;

@@ -4,6 +4,9 @@ mod follow;
 mod options;
 mod request;
 
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Component, Path, PathBuf};
+
 use clap::Args;
 use hearth_pack::walk::{IgnoreRules, WalkOptions};
 use hearth_proto::v1::begin_pack_request::Destination;
@@ -133,6 +136,10 @@ fn checked_plan(args: &BuildArgs) -> Result<request::BuildPlan, Failure> {
     if let Some(pack) = &plan.pack {
         check_directory(&pack.path)?;
     }
+    let files = [("--metadata-file", &args.options.metadata_file), ("--iidfile", &args.options.iidfile)];
+    for (flag, file) in files {
+        file.iter().try_for_each(|file| output::check_new_file(flag, file))?;
+    }
     Ok(plan)
 }
 
@@ -158,11 +165,10 @@ async fn submit(
         for tag in &plan.tags {
             check_room_tag(&client, "--tag", tag).await?;
         }
-        let scanned = pack::send::scan(local.path, walk_options(args)).await?;
+        let scanned = pack::send::scan(local.path, walk_options(&args.options, &local.target)).await?;
         pack::print_summary(&scanned.summary);
         let temporary = Destination::Temporary(true);
-        let sent =
-            pack::send::send(&client, &scanned, temporary, None, args.options.pack_room_path.clone()).await?;
+        let sent = pack::send::send(&client, &scanned, temporary, None, plan.pack_room_path.take()).await?;
         let source = Some(Source::PackId(sent.result.pack_id));
         plan.spec.mounts.push(Mount { source, target: local.target, ..Mount::default() });
     }
@@ -175,28 +181,93 @@ async fn submit(
     Ok((client, submitted.build_id))
 }
 
-/// Walk options that keep the files which the build itself reads, even when the ignore file excludes
-/// them.
-fn walk_options(args: &BuildArgs) -> WalkOptions {
-    let inside = args.options.dockerfile_path.as_deref().filter(|path| !path.starts_with('/'));
-    let mut keep: Vec<Vec<u8>> = [
+/// Walk options of a pack that is mounted at `target`: they keep the files which the build itself reads, even when the
+/// ignore file excludes them.
+fn walk_options(options: &BuildOptions, target: &str) -> WalkOptions {
+    let context = options.context_path.as_deref().unwrap_or(target);
+    let in_pack = |path: &str| path_below(target, &Path::new(context).join(path));
+    let dockerfile = options.dockerfile_path.as_deref().and_then(in_pack);
+    let mut keep: Vec<PathBuf> = [
         ".dockerignore",
-        "Dockerfile",
         "Containerfile",
-        "Dockerfile.dockerignore",
         "Containerfile.dockerignore",
+        "Dockerfile",
+        "Dockerfile.dockerignore",
     ]
-    .iter()
-    .map(|name| name.as_bytes().to_vec())
+    .into_iter()
+    .filter_map(in_pack)
     .collect();
-    if let Some(path) = inside {
-        keep.push(path.as_bytes().to_vec());
-        keep.push(format!("{path}.dockerignore").into_bytes());
+    if let Some(path) = &dockerfile {
+        let mut ignore_file = path.clone().into_os_string();
+        ignore_file.push(".dockerignore");
+        keep.extend([path.clone(), ignore_file.into()]);
     }
-    let rules = IgnoreRules::IgnoreFile { dockerfile: inside.map(|path| path.as_bytes().to_vec()) };
-    WalkOptions { rules, keep, ..WalkOptions::default() }
+    let bytes = |path: PathBuf| path.into_os_string().into_vec();
+    // The rules of a pack are those at its root, which are those of the Dockerfile if the context is there too.
+    let is_root = path_below(target, Path::new(context)).is_some_and(|path| path.as_os_str().is_empty());
+    let rules = IgnoreRules::IgnoreFile { dockerfile: dockerfile.filter(|_| is_root).map(bytes) };
+    WalkOptions { rules, keep: keep.into_iter().map(bytes).collect(), ..WalkOptions::default() }
+}
+
+/// Returns `path` relative to the directory `target`. Returns `None` for a path outside of it.
+fn path_below(target: &str, path: &Path) -> Option<PathBuf> {
+    let path = path.strip_prefix(target).ok()?;
+    let is_plain = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    is_plain.then(|| path.components().filter(|part| *part != Component::CurDir).collect())
 }
 
 fn tag(flag: &str, text: &str) -> Result<Reference, Failure> {
     Reference::parse_tag(text).map_err(|error| Failure::usage(format!("{flag}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(options: &BuildOptions, target: &str) -> (Vec<String>, Option<String>) {
+        let WalkOptions { rules, keep, .. } = walk_options(options, target);
+        let IgnoreRules::IgnoreFile { dockerfile } = rules else { panic!("{rules:?}") };
+        let text = |path: Vec<u8>| String::from_utf8(path).unwrap();
+        let extra = keep.into_iter().skip(5).map(text).collect();
+        (extra, dockerfile.map(text))
+    }
+
+    #[test]
+    fn a_pack_keeps_the_dockerfile_however_it_is_named() {
+        for (path, context) in [
+            ("docker/prod", None),
+            ("./docker//prod", None),
+            ("/context/docker/prod", None),
+            ("docker/prod", Some("/context/")),
+            ("/context/docker/./prod", Some("/context")),
+        ] {
+            let options = BuildOptions {
+                dockerfile_path: Some(path.to_owned()),
+                context_path: context.map(str::to_owned),
+                ..BuildOptions::default()
+            };
+            let (extra, rules) = kept(&options, "/context");
+            assert_eq!(extra, ["docker/prod", "docker/prod.dockerignore"], "{path}");
+            assert_eq!(rules.as_deref(), Some("docker/prod"), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_context_below_the_pack_keeps_its_own_dockerfile() {
+        let options = BuildOptions {
+            dockerfile_path: Some("prod".to_owned()),
+            context_path: Some("/src/app".to_owned()),
+            ..BuildOptions::default()
+        };
+        assert_eq!(
+            kept(&options, "/src"),
+            (vec!["app/prod".to_owned(), "app/prod.dockerignore".to_owned()], None)
+        );
+        let keep = walk_options(&options, "/src").keep;
+        assert!(keep.contains(&b"app/Dockerfile".to_vec()) && !keep.contains(&b"Dockerfile".to_vec()));
+        // A Dockerfile in another mount.
+        let elsewhere =
+            BuildOptions { dockerfile_path: Some("/other/Dockerfile".to_owned()), ..BuildOptions::default() };
+        assert_eq!(kept(&elsewhere, "/src"), (Vec::new(), None));
+    }
 }

@@ -16,7 +16,7 @@ use hearth_pack::image::{ConfigFlags, parse_command};
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_pack::{PackError, PackOptions, PackedImage};
 use hearth_proto::error_code::ErrorCode;
-use hearth_proto::value::{Reference, RoomRegistries};
+use hearth_proto::value::{Reference, RoomRegistries, storage_path};
 
 use destination::PackDestination;
 use meter::ProgressMeter;
@@ -56,7 +56,7 @@ pub(super) struct PackArgs {
     /// Architecture of the image, such as `arm64` or `arm/v7` [default: amd64]
     #[arg(long)]
     arch: Option<String>,
-    /// Also keep the archive as this file of room storage
+    /// Also keep the archive as this file of room storage; a path that ends with `/` is its directory
     #[arg(long, value_name = "PATH")]
     room_path: Option<String>,
     #[arg(long, value_enum, default_value_t = CompressionArg::Zstd)]
@@ -177,24 +177,39 @@ pub(super) async fn check_room_tag(client: &Client, what: &str, tag: &Reference)
         .hint(format!("a pack is sent to the room: use {room}/{}", tag.repository)))
 }
 
+/// Returns the file of room storage that is to keep the archive of `image`. A path that ends with `/` is a directory,
+/// in which the file has the name of the repository.
+pub(super) fn room_file(flag: &str, path: &str, image: &Reference) -> Result<String, Failure> {
+    let directory = storage_path(path).map_err(|error| Failure::usage(format!("{flag}: {error}")))?;
+    if !directory.is_empty() && !path.ends_with('/') {
+        return Ok(directory);
+    }
+    let repository = image.repository.to_string();
+    let name = repository.rsplit('/').next().unwrap_or(&repository);
+    let slash = if directory.is_empty() { "" } else { "/" };
+    Ok(format!("{directory}{slash}{name}.oci.tar"))
+}
+
 fn options(args: &PackArgs, tag: Option<Reference>) -> Result<PackOptions, Failure> {
     let platform = platform(args.arch.as_deref())?;
     let command = |flag: &str, text: &Option<String>| {
         let parsed = text.as_deref().map(parse_command).transpose();
         parsed.map_err(|error| Failure::usage(format!("{flag}: {error}")))
     };
+    let config = ConfigFlags {
+        entrypoint: command("--entrypoint", &args.entrypoint)?,
+        cmd: command("--cmd", &args.cmd)?,
+        env: args.env.clone(),
+        workdir: args.workdir.clone(),
+        user: args.user.clone(),
+        labels: args.label.clone(),
+        expose: args.expose.clone(),
+        volumes: args.volume.clone(),
+    };
+    config.check().map_err(|error| Failure::usage(error.to_string()))?;
     Ok(PackOptions {
         layer: layer_options(args.compression)?,
-        config: ConfigFlags {
-            entrypoint: command("--entrypoint", &args.entrypoint)?,
-            cmd: command("--cmd", &args.cmd)?,
-            env: args.env.clone(),
-            workdir: args.workdir.clone(),
-            user: args.user.clone(),
-            labels: args.label.clone(),
-            expose: args.expose.clone(),
-            volumes: args.volume.clone(),
-        },
+        config,
         platform,
         tag,
         docker: args.docker,
@@ -227,5 +242,30 @@ fn layer_options(compression: CompressionArg) -> Result<LayerOptions, Failure> {
 }
 
 fn failure(error: &PackError) -> Failure {
+    if matches!(error, PackError::Config(_) | PackError::Time { .. }) {
+        return Failure::usage(error.to_string());
+    }
     Failure::failed(ErrorCode::PackFailed, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_room_path_that_names_a_directory_means_a_file_in_it() {
+        let image = Reference::parse_tag("room.meshagent.com/team/my-app:dev").unwrap();
+        for (path, file) in [
+            ("packs/x.tar", "packs/x.tar"),
+            ("/packs//x.tar", "packs/x.tar"),
+            ("packs/", "packs/my-app.oci.tar"),
+            ("/", "my-app.oci.tar"),
+            ("./", "my-app.oci.tar"),
+            (".", "my-app.oci.tar"),
+        ] {
+            assert_eq!(room_file("--room-path", path, &image).unwrap(), file, "{path}");
+        }
+        let failure = room_file("--room-path", "../x", &image).unwrap_err();
+        assert_eq!(failure.kind, crate::error::FailureKind::Usage);
+    }
 }

@@ -11,7 +11,7 @@ pub struct ConfigFlags {
     pub env: Vec<String>,
     pub workdir: Option<String>,
     pub user: Option<String>,
-    /// Labels, `key=value`, or `key` for an empty value.
+    /// Labels, `key=value`.
     pub labels: Vec<String>,
     /// Exposed ports, `port[/tcp|udp|sctp]`.
     pub expose: Vec<String>,
@@ -29,6 +29,11 @@ pub struct ConfigError {
 }
 
 impl ConfigFlags {
+    /// Checks the flags without a config.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.apply(&mut RunConfig::default())
+    }
+
     /// Applies the flags to `config`. As in a Dockerfile, a new entrypoint drops the base's command, and environment
     /// variables and labels are replaced by name.
     pub fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
@@ -60,10 +65,9 @@ impl ConfigFlags {
             config.user = Some(user.clone());
         }
         for label in &self.labels {
-            let (key, value) = label.split_once('=').unwrap_or((label, ""));
-            if key.is_empty() {
+            let Some((key, value)) = label.split_once('=').filter(|(key, _)| !key.is_empty()) else {
                 return wrong("--label", label, "write key=value");
-            }
+            };
             config.labels.insert(key.to_owned(), value.to_owned());
         }
         for port in &self.expose {

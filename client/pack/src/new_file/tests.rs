@@ -47,3 +47,10 @@ fn what_a_killed_writer_left_is_removed_and_what_a_living_one_holds_is_not() {
     living.persist(&dir.path().join("out")).unwrap();
     assert_eq!(names(dir.path()), ["out"]);
 }
+
+#[test]
+fn a_missing_directory_is_an_error_without_a_hidden_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = NewFile::create(&dir.path().join("missing"), 0o644).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::NOENT.raw_os_error()), "{error}");
+}

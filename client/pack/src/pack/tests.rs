@@ -186,7 +186,7 @@ fn flags_land_in_the_config_and_a_bad_one_is_named() {
         env: vec!["A=1".to_owned(), "B=x=y".to_owned(), "A=2".to_owned()],
         workdir: Some("/srv/./app/".to_owned()),
         user: Some("1000:1000".to_owned()),
-        labels: vec!["k=v".to_owned(), "bare".to_owned()],
+        labels: vec!["k=v".to_owned(), "bare=".to_owned()],
         expose: vec!["8080".to_owned(), "53/udp".to_owned()],
         volumes: vec!["/data".to_owned()],
     };
@@ -204,6 +204,7 @@ fn flags_land_in_the_config_and_a_bad_one_is_named() {
         ("--expose", ConfigFlags { expose: vec!["0".to_owned()], ..Default::default() }),
         ("--env", ConfigFlags { env: vec!["NOPE".to_owned()], ..Default::default() }),
         ("--workdir", ConfigFlags { workdir: Some("rel".to_owned()), ..Default::default() }),
+        ("--label", ConfigFlags { labels: vec!["x".to_owned()], ..Default::default() }),
         ("--volume", ConfigFlags { volumes: vec!["rel".to_owned()], ..Default::default() }),
     ] {
         let mut options = self::options();
@@ -441,5 +442,20 @@ fn an_archive_in_its_own_directory_is_the_same_each_time() {
             layer_of(&packed(dir.path(), &options)).into_iter().map(|(path, _)| path).collect();
         assert_eq!(seen, [&b"file"[..], b"out/"]);
         fs::remove_file(&output).unwrap();
+    }
+}
+
+#[test]
+fn an_archive_without_a_tag_has_the_name_latest() {
+    let dir = tempfile::tempdir().unwrap();
+    for (tag, names) in [
+        (None, [Some("latest"), None]),
+        (Some("room.meshagent.com/a:1"), [Some("room.meshagent.com/a:1"), Some("room.meshagent.com/a:1")]),
+    ] {
+        let options = PackOptions { tag: tag.map(|tag| Reference::parse_tag(tag).unwrap()), ..options() };
+        let read = read(archive(&packed(dir.path(), &options)).as_slice(), &mut Blobs::default()).unwrap();
+        let annotations = &read.index.manifests[0].annotations;
+        let keys = [hearth_oci::REF_NAME_ANNOTATION, hearth_oci::IMAGE_NAME_ANNOTATION];
+        assert_eq!(keys.map(|key| annotations.get(key).map(String::as_str)), names);
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 /// Build options that `hearth build` and `hearth deploy --pack` share.
 #[derive(Debug, Default, PartialEq, Args)]
 pub(in crate::cli) struct BuildOptions {
-    /// Keep the pack as this file of room storage
+    /// Keep the pack as this file of room storage; a path that ends with `/` is its directory
     #[arg(long, value_name = "PATH", help_heading = "Files")]
     pub(super) pack_room_path: Option<String>,
     /// Directory that COPY reads from; needed with more than one mount

@@ -21,6 +21,8 @@ pub(super) struct BuildPlan {
     pub spec: BuildSpec,
     pub tags: Vec<Reference>,
     pub pack: Option<LocalPack>,
+    /// File of room storage that keeps the pack.
+    pub pack_room_path: Option<String>,
 }
 
 /// A directory to send before the build.
@@ -72,7 +74,10 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
         secrets: args.options.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?,
         credentials: args.cred.iter().map(|text| parse_credential(text)).collect::<Result<_, _>>()?,
     };
-    Ok(BuildPlan { spec, tags, pack })
+    let pack_room_path = args.options.pack_room_path.as_deref();
+    let pack_room_path =
+        pack_room_path.map(|path| super::pack::room_file("--pack-room-path", path, &tags[0])).transpose()?;
+    Ok(BuildPlan { spec, tags, pack, pack_room_path })
 }
 
 /// Parses the mounts. The pack is returned separately, because its source is a directory of this machine.

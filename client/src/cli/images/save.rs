@@ -25,8 +25,8 @@ use crate::{output, task};
 type BlobRequests = mpsc::Receiver<(Digest, mpsc::Sender<Bytes>)>;
 
 pub(super) async fn run(image: &Reference, file: &Path, globals: &GlobalArgs) -> Result<(), Failure> {
-    if file.is_dir() {
-        return Err(Failure::usage(format!("`{}` is a directory; name a file", file.display())));
+    if file != Path::new("-") {
+        output::check_new_file("--output", file)?;
     }
     let room = connect(globals).await?;
     let (top, blobs) = image_blobs(&room, image).await?;

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hearth_oci::RunConfig;
 use hearth_pack::PackedImage;
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::value::Reference;
 
 use super::report::PackView;
-use super::{PackArgs, PackPlan, check_room_tag, failure, print_summary, send};
+use super::{PackArgs, PackPlan, check_room_tag, failure, print_summary, room_file, send};
 use crate::cli::{GlobalArgs, connect};
 use crate::client::{ArchiveDestination, ArchiveSource, Client};
 use crate::error::Failure;
@@ -42,6 +41,7 @@ impl PackDestination {
         globals: &GlobalArgs,
     ) -> Result<Self, Failure> {
         let file = args.output.clone();
+        file.iter().try_for_each(|file| output::check_new_file("--output", file))?;
         if let Some(file) = file.clone().filter(|_| globals.room.is_none() && globals.addr.is_none()) {
             if args.room_path.is_some() {
                 return Err(Failure::usage("--room-path needs a room: give --room too"));
@@ -52,7 +52,9 @@ impl PackDestination {
             Failure::usage("--tag is needed: an image of the room has a name")
                 .hint("or write an archive to a file with -o FILE, which needs no room")
         })?;
-        let image = RoomImage { tag, room_path: args.room_path.clone(), file };
+        let room_path =
+            args.room_path.as_deref().map(|path| room_file("--room-path", path, &tag)).transpose()?;
+        let image = RoomImage { tag, room_path, file };
         Ok(if args.base.is_some() { Self::RoomArchive(image) } else { Self::RoomContent(image) })
     }
 }
@@ -85,12 +87,7 @@ pub(super) async fn send_content(
     let client = image.connect(globals).await?;
     let written = match &image.file {
         Some(file) => Some(pack_to_file(&plan, file).await?),
-        None => {
-            // Check the config flags before anything is read, as a local pack does.
-            let checked = plan.options.config.apply(&mut RunConfig::default());
-            checked.map_err(|error| Failure::failed(ErrorCode::PackFailed, error.to_string()))?;
-            None
-        }
+        None => None,
     };
     let scanned = send::scan(plan.path, plan.options.walk_options()).await?;
     if written.is_none() {
