@@ -57,6 +57,11 @@ async fn what_is_wrong_with_a_manifest_is_named() {
     let wrong_size = json!({"mediaType": "x", "digest": text(&config, "digest"), "size": 3});
     let image =
         |config: &Value, layers: Value| json!({"schemaVersion": 2, "config": config, "layers": layers});
+    let typed = |descriptor: &Value, media_type: &str| {
+        let mut typed = descriptor.clone();
+        typed["mediaType"] = json!(media_type);
+        typed
+    };
     let good = image(&config, json!([]));
     let cases = [
         (MANIFEST, image(&config, json!([missing])), "MANIFEST_BLOB_UNKNOWN", text(&missing, "digest")),
@@ -68,7 +73,7 @@ async fn what_is_wrong_with_a_manifest_is_named() {
         ("", good.clone(), "MANIFEST_INVALID", "media type"),
         (
             INDEX,
-            json!({"schemaVersion": 2, "manifests": [missing]}),
+            json!({"schemaVersion": 2, "manifests": [typed(&missing, MANIFEST)]}),
             "MANIFEST_BLOB_UNKNOWN",
             "names manifest",
         ),
@@ -77,9 +82,13 @@ async fn what_is_wrong_with_a_manifest_is_named() {
         let message = client.put_json("a", "1", media_type, &manifest).await.refused(400, code);
         assert!(message.contains(words), "{message}");
     }
-    // A blob is no manifest, so an index cannot name it.
-    let index = json!({"schemaVersion": 2, "manifests": [config]});
-    client.put_json("a", "1", INDEX, &index).await.refused(400, "MANIFEST_BLOB_UNKNOWN");
+    // A blob is no manifest, so an index cannot name it as one.
+    let index = |entry: Value| json!({"schemaVersion": 2, "manifests": [entry]});
+    client
+        .put_json("a", "1", INDEX, &index(typed(&config, MANIFEST)))
+        .await
+        .refused(400, "MANIFEST_BLOB_UNKNOWN");
+    client.put_json("a", "blobs", INDEX, &index(typed(&config, "x"))).await.expect(201);
     client.put_json("a", &digest(b"other"), MANIFEST, &good).await.refused(400, "DIGEST_INVALID");
     client.put_json("a", "-no-tag", MANIFEST, &good).await.refused(400, "MANIFEST_INVALID");
     client.send("GET", "/v2/a/manifests/1").await.refused(404, "MANIFEST_UNKNOWN");
