@@ -5,7 +5,9 @@ mod audit;
 mod base;
 mod build;
 mod builds;
+mod changes;
 mod completions;
+mod content;
 mod context;
 mod deploy;
 mod explain;
@@ -26,6 +28,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Client, ClientError, DaemonAddress};
@@ -154,16 +157,22 @@ pub struct CliParseError {
 impl CliParseError {
     /// Prints the help text or the error, and returns the exit code.
     pub fn report(&self) -> ExitCode {
+        let shown = self.error.render().to_string();
+        let shown = shown.trim_end();
         if !self.error.use_stderr() {
-            let message = output::line(self.error.render().to_string().trim_end());
-            return exit::report(message, false);
+            let printed = match self.error.kind() {
+                ErrorKind::DisplayVersion if self.json => {
+                    output::json(&serde_json::json!({"version": env!("CARGO_PKG_VERSION")}))
+                }
+                _ if self.json => output::json(&serde_json::json!({"help": shown})),
+                _ => output::line(shown),
+            };
+            return exit::report(printed, false);
         }
-        let message = self.error.render().to_string();
-        output::note(message.trim_end());
-        let first = message.lines().next().unwrap_or_default();
-        let failure = Failure::usage(first.strip_prefix("error: ").unwrap_or(first));
+        output::note(shown);
+        let failure = usage_failure(shown);
         if self.json
-            && let Err(error) = output::json(&exit::error_document(&failure))
+            && let Err(error) = exit::print_error_document(&failure)
         {
             tracing::debug!(?error, "failed to print the error");
         }
@@ -171,10 +180,25 @@ impl CliParseError {
     }
 }
 
+/// Converts clap's text of a usage error: the error with the names that it lists becomes the message, a tip the hint.
+fn usage_failure(shown: &str) -> Failure {
+    let is_rest = |line: &&str| line.starts_with("Usage:") || line.starts_with("For more information");
+    let lines =
+        shown.lines().take_while(|line| !is_rest(line)).map(str::trim).filter(|line| !line.is_empty());
+    let (tips, message): (Vec<&str>, Vec<&str>) = lines.partition(|line| line.starts_with("tip: "));
+    let message = message.join(" ");
+    let failure = Failure::usage(message.strip_prefix("error: ").unwrap_or(&message));
+    match tips.first() {
+        Some(tip) => failure.hint(tip.trim_start_matches("tip: ")),
+        None => failure,
+    }
+}
+
 /// Parses the command line.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<CliArguments, CliParseError> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let json = arguments.iter().any(|argument| argument == "--json");
+    // What follows `--` belongs to another program.
+    let json = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
     CliArguments::try_parse_from(arguments).map_err(|error| CliParseError { error, json })
 }
 
@@ -227,7 +251,8 @@ pub async fn run(arguments: CliArguments) -> Result<(), Failure> {
             Box::pin(async move { explain::run(&args, globals) })
         }
         CliCommand::Completions(args) => {
-            Box::pin(async move { completions::run(&args, &mut CliArguments::command()) })
+            let globals = &globals;
+            Box::pin(async move { completions::run(&args, globals, &mut CliArguments::command()) })
         }
     };
     interrupts.run_interruptible(work).await

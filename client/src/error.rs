@@ -19,6 +19,9 @@ pub struct Failure {
     /// True when the output of the failed step was already shown, so that the last lines need not be
     /// repeated.
     pub log_shown: bool,
+    /// What the command has found or done before it failed: the fields of its JSON document, to which the
+    /// error is added.
+    pub partial: serde_json::Map<String, serde_json::Value>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +58,14 @@ impl Failure {
     }
 
     pub fn from_detail(kind: FailureKind, detail: Box<ErrorDetail>) -> Self {
-        Self { kind, detail, build_id: None, service: None, log_shown: false }
+        Self {
+            kind,
+            detail,
+            build_id: None,
+            service: None,
+            log_shown: false,
+            partial: serde_json::Map::new(),
+        }
     }
 
     pub fn usage(message: impl Into<String>) -> Self {
@@ -82,6 +92,15 @@ impl Failure {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.detail.hint = hint.into();
+        self
+    }
+
+    /// Adds the JSON document that the command would have printed without the failure.
+    #[must_use]
+    pub fn partial(mut self, document: &impl serde::Serialize) -> Self {
+        if let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(document) {
+            self.partial = fields;
+        }
         self
     }
 

@@ -22,13 +22,30 @@ use crate::output;
 pub fn report(outcome: Result<(), Failure>, json: bool) -> ExitCode {
     let Err(failure) = outcome else { return ExitCode::SUCCESS };
     if !matches!(failure.kind, FailureKind::OutputClosed | FailureKind::ProgramExited(_)) {
-        output::note(&error_text(&failure));
+        if output::notes_are_json() {
+            output::progress_object(&error_event(&failure));
+        } else {
+            output::note(&error_text(&failure));
+        }
         // Standard output is closed, so the error cannot be shown there.
-        if json && let Err(error) = output::json(&error_document(&failure)) {
+        if json && let Err(error) = print_error_document(&failure) {
             tracing::debug!(?error, "failed to print the error");
         }
     }
     ExitCode::from(exit_code(&failure))
+}
+
+/// Prints the one JSON document of a command that failed. The error ends an array that the command has begun.
+pub(crate) fn print_error_document(failure: &Failure) -> Result<(), Failure> {
+    let document = error_document(failure);
+    if output::end_json_items_with(&document)? { Ok(()) } else { output::json(&document) }
+}
+
+/// The error as the last object of the stream of `--progress json`.
+fn error_event(failure: &Failure) -> serde_json::Value {
+    let mut event = serde_json::to_value(error_document(failure)).unwrap_or_default();
+    event["event"] = "error".into();
+    event
 }
 
 /// Returns the exit code of a failure.
@@ -96,11 +113,13 @@ fn lines(text: &str) -> String {
     text.lines().map(output::printable).collect::<Vec<_>>().join("\n  ")
 }
 
-/// Formats a failure as `{"error": {...}}`, as the contract defines it.
+/// Formats a failure as `{"error": {...}}`, as the contract defines it, beside the fields of what the command has
+/// done before.
 pub fn error_document(failure: &Failure) -> impl Serialize {
     let detail = &failure.detail;
     let present = |text: &String| (!text.is_empty()).then(|| text.clone());
     ErrorDocument {
+        partial: failure.partial.clone(),
         error: ErrorView {
             code: detail.code.clone(),
             message: detail.message.clone(),
@@ -122,6 +141,8 @@ pub fn error_document(failure: &Failure) -> impl Serialize {
 
 #[derive(Serialize)]
 struct ErrorDocument {
+    #[serde(flatten)]
+    partial: serde_json::Map<String, serde_json::Value>,
     error: ErrorView,
 }
 
@@ -256,5 +277,13 @@ mod tests {
         assert_eq!(error["log_tail"][0], "make: *** no rule");
         assert_eq!(error["retryable"], false);
         assert_eq!(error["field"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn the_error_is_a_field_of_the_document_that_was_begun() {
+        let failure = failed_step(7).partial(&serde_json::json!({"removed": ["a"]}));
+        let value = serde_json::to_value(error_document(&failure)).unwrap();
+        assert_eq!((&value["removed"][0], &value["error"]["code"]), (&"a".into(), &"step_failed".into()));
+        assert_eq!(error_event(&failure)["event"], "error");
     }
 }

@@ -1,12 +1,22 @@
-//! Standard output carries data; everything else goes to standard error.
+//! Standard output carries data; everything else goes to standard error. With `--json` the data is one JSON
+//! document, and with `--progress json` each line on standard error is a JSON object.
+
+mod items;
 
 use std::io::{self, Write as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::error::Failure;
+
+pub(crate) use items::end_json_items_with;
+pub use items::{JsonItemWriter, end_json_items, json_item};
+
+/// True when the lines on standard error are JSON objects.
+static NOTES_ARE_JSON: AtomicBool = AtomicBool::new(false);
 
 /// Prints one line of data.
 pub fn line(text: &str) -> Result<(), Failure> {
@@ -29,7 +39,25 @@ pub fn to_json(value: &impl Serialize) -> String {
 
 /// Prints a message for the user to standard error. A write error is ignored.
 pub fn note(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    if notes_are_json() {
+        progress_object(&serde_json::json!({"event": "note", "message": text}));
+    } else {
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
+}
+
+/// Makes standard error a stream of JSON objects, of which messages and errors are a part.
+pub fn print_notes_as_json() {
+    NOTES_ARE_JSON.store(true, Ordering::Relaxed);
+}
+
+pub fn notes_are_json() -> bool {
+    NOTES_ARE_JSON.load(Ordering::Relaxed)
+}
+
+/// Prints one object of the stream of `--progress json`. A write error is ignored.
+pub fn progress_object(object: &serde_json::Value) {
+    let _ = writeln!(io::stderr().lock(), "{object}");
 }
 
 /// Prints a table. Columns are as wide as their widest cell; the last one is not padded.

@@ -17,6 +17,8 @@ use std::io::IsTerminal as _;
 use clap::ValueEnum;
 use hearth_proto::v1::BuildEvent;
 
+use crate::output;
+
 pub use json::JsonBuildRenderer;
 pub(crate) use json::state_name;
 pub use lines::{StepLineBuffer, StepLogLine};
@@ -49,6 +51,13 @@ pub trait BuildRenderer: Send {
 }
 
 impl ProgressMode {
+    /// Applies the mode to standard error as a whole. Called before the command prints anything.
+    pub fn begin(self) {
+        if self == Self::Json {
+            output::print_notes_as_json();
+        }
+    }
+
     pub fn renderer(self) -> Box<dyn BuildRenderer> {
         let terminal =
             std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");

@@ -82,6 +82,7 @@ pub(super) async fn run(
     globals: &GlobalArgs,
     interrupts: &mut InterruptListener,
 ) -> Result<(), Failure> {
+    args.progress.begin();
     let plan = checked_plan(&args)?;
     let (client, build_id) = interrupts.run_interruptible(Box::pin(submit(&args, plan, globals))).await?;
     if args.detach {

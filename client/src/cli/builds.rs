@@ -6,6 +6,7 @@ use clap::{Subcommand, ValueEnum};
 use hearth_proto::v1::{Build, BuildState, ListBuildsRequest};
 use jiff::Timestamp;
 
+use super::changes::change_each;
 use super::views::BuildView;
 use super::{GlobalArgs, connect};
 use crate::error::{Failure, FailureKind};
@@ -87,19 +88,20 @@ pub(super) async fn run(command: BuildsCommand, globals: &GlobalArgs) -> Result<
         BuildsCommand::Logs(args) => logs::run(args, globals).await,
         BuildsCommand::Cancel { builds } => {
             let client = connect(globals).await?;
-            for build in builds {
-                let ended = client.cancel_build(&build).await?;
-                output::note(&format!("build {} is {}", ended.build_id, state_name(ended.state)));
-            }
-            Ok(())
+            change_each("cancelled", &builds, globals, async |build| {
+                let ended = client.cancel_build(build).await?;
+                let note = format!("build {} is {}", ended.build_id, state_name(ended.state));
+                Ok((BuildView::from(&ended), note))
+            })
+            .await
         }
         BuildsCommand::Rm { builds } => {
             let client = connect(globals).await?;
-            for build in builds {
-                client.remove_build(&build).await?;
-                output::note(&format!("removed build {build}"));
-            }
-            Ok(())
+            change_each("removed", &builds, globals, async |build| {
+                client.remove_build(build).await?;
+                Ok((build.clone(), format!("removed build {build}")))
+            })
+            .await
         }
     }
 }

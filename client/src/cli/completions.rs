@@ -3,6 +3,7 @@
 use clap::Args;
 use clap_complete::Shell;
 
+use super::GlobalArgs;
 use crate::error::Failure;
 use crate::output;
 
@@ -15,8 +16,16 @@ pub(super) struct CompletionsArgs {
     shell: Shell,
 }
 
-pub(super) fn run(args: &CompletionsArgs, command: &mut clap::Command) -> Result<(), Failure> {
+pub(super) fn run(
+    args: &CompletionsArgs,
+    globals: &GlobalArgs,
+    command: &mut clap::Command,
+) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, command, "hearth", &mut script);
-    output::line(String::from_utf8_lossy(&script).trim_end())
+    let script = String::from_utf8_lossy(&script);
+    if globals.json {
+        return output::json(&serde_json::json!({"shell": args.shell.to_string(), "script": script}));
+    }
+    output::line(script.trim_end())
 }

@@ -1,6 +1,5 @@
 //! `hearth context`
 
-use std::io::{self, Write as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
@@ -16,6 +15,7 @@ use hearth_proto::v1::{
 use hearth_proto::value::{BuildMount, BuildMountKind, BuildMountSource, MountTarget, check_distinct};
 use serde::Serialize;
 
+use super::content::ContentOutput;
 use super::views::file_kind_name;
 use super::{GlobalArgs, connect, pack};
 use crate::client::Client;
@@ -269,7 +269,10 @@ pub(super) async fn run(command: ContextCommand, globals: &GlobalArgs) -> Result
                     "the changes are kept for the next mount of the same files; --discard removes them",
                 );
             }
-            Ok(())
+            if !globals.json {
+                return Ok(());
+            }
+            output::json(&serde_json::json!({"unmounted": directory, "changes_kept": kept}))
         }
         ContextCommand::Mounts => mounts(globals).await,
     }
@@ -323,11 +326,11 @@ async fn cat(sources: &ContextSourceArgs, path: PathBuf, globals: &GlobalArgs) -
     let context = Some(plan.into_sources(&client).await?);
     let path = path.into_os_string().into_vec().into();
     let mut file = client.read_context(ReadContextRequest { context, path }).await?;
+    let mut content = ContentOutput::new(globals);
     while let Some(chunk) = file.next().await? {
-        io::stdout().lock().write_all(&chunk)?;
+        content.write(&chunk)?;
     }
-    io::stdout().lock().flush()?;
-    Ok(())
+    content.finish()
 }
 
 async fn digest(sources: &ContextSourceArgs, globals: &GlobalArgs) -> Result<(), Failure> {

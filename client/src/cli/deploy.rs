@@ -117,6 +117,7 @@ pub(super) async fn run(
     globals: &GlobalArgs,
     interrupts: &mut InterruptListener,
 ) -> Result<(), Failure> {
+    args.waiting.progress.begin();
     let flags::DeployPlan { mut spec, build } = flags::plan(&mut args, |name| std::env::var(name))?;
     let client = match build {
         None => interrupts.run_interruptible(Box::pin(connect(globals))).await?,

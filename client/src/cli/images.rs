@@ -9,6 +9,7 @@ use clap::Subcommand;
 use hearth_proto::value::Reference;
 use jiff::Timestamp;
 
+use super::changes::change_each;
 use super::views::{CachedImageView, ImageView, InspectView, LoadView};
 use super::{GlobalArgs, connect};
 use crate::client::{ArchiveDestination, ArchiveSource};
@@ -119,11 +120,11 @@ pub(super) async fn run(command: ImagesCommand, globals: &GlobalArgs) -> Result<
         ImagesCommand::Rm { images } => {
             let images = images.iter().map(|image| reference(image)).collect::<Result<Vec<_>, _>>()?;
             let client = connect(globals).await?;
-            for image in images {
+            change_each("removed", &images, globals, async |image| {
                 client.remove_image(&image.to_string()).await?;
-                output::note(&format!("removed {image}"));
-            }
-            Ok(())
+                Ok((image.to_string(), format!("removed {image}")))
+            })
+            .await
         }
         ImagesCommand::Load { file, tag } => load(&file, &tag, globals).await,
         ImagesCommand::Save { image, output } => {

@@ -42,6 +42,7 @@ struct RoomView<'a> {
 pub(super) async fn run(command: RoomCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     let path = RoomsFile::path()?;
     let mut rooms = RoomsFile::read(&path)?;
+    let change;
     match command {
         RoomCommand::Add { name } => {
             check_name(&name)?;
@@ -50,6 +51,7 @@ pub(super) async fn run(command: RoomCommand, globals: &GlobalArgs) -> Result<()
             rooms.write(&path)?;
             let current = rooms.current.as_deref() == Some(&name);
             output::note(&format!("room {name} added{}", if current { " and current" } else { "" }));
+            change = serde_json::json!({"added": name, "current": current});
         }
         RoomCommand::Use { name } => {
             if !rooms.rooms.contains_key(&name) {
@@ -58,6 +60,7 @@ pub(super) async fn run(command: RoomCommand, globals: &GlobalArgs) -> Result<()
             rooms.current = Some(name.clone());
             rooms.write(&path)?;
             output::note(&format!("room {name} is current"));
+            change = serde_json::json!({"current": name});
         }
         RoomCommand::List => return list(&rooms, globals.json),
         RoomCommand::Rm { name } => {
@@ -67,9 +70,10 @@ pub(super) async fn run(command: RoomCommand, globals: &GlobalArgs) -> Result<()
             rooms.current = rooms.current.filter(|current| *current != name);
             rooms.write(&path)?;
             output::note(&format!("room {name} removed"));
+            change = serde_json::json!({"removed": name});
         }
     }
-    Ok(())
+    if globals.json { output::json(&change) } else { Ok(()) }
 }
 
 fn room(globals: &GlobalArgs) -> Result<RoomEntry, Failure> {

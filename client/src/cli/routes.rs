@@ -4,6 +4,7 @@ use clap::Subcommand;
 use hearth_proto::v1::ServiceRoute;
 use serde::Serialize;
 
+use super::changes::change_each;
 use super::{GlobalArgs, connect};
 use crate::error::Failure;
 use crate::output;
@@ -70,11 +71,12 @@ pub(super) async fn run(command: RoutesCommand, globals: &GlobalArgs) -> Result<
         }
         RoutesCommand::Rm { domains } => {
             let client = connect(globals).await?;
-            for domain in domains {
-                let service = client.remove_route(&domain).await?;
-                output::note(&format!("{domain} no longer routes to {service}"));
-            }
-            Ok(())
+            change_each("removed", &domains, globals, async |domain| {
+                let service = client.remove_route(domain).await?;
+                let view = serde_json::json!({"domain": domain, "service": service});
+                Ok((view, format!("{domain} no longer routes to {service}")))
+            })
+            .await
         }
     }
 }

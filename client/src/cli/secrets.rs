@@ -8,6 +8,7 @@ use clap::Subcommand;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::changes::change_each;
 use super::{GlobalArgs, connect};
 use crate::error::Failure;
 use crate::terminal::EchoOffGuard;
@@ -76,10 +77,11 @@ pub(super) async fn run(command: SecretsCommand, globals: &GlobalArgs) -> Result
             let value = read_value(from_file).await?;
             let set = connect(globals).await?.set_secret(&name, value.into()).await?;
             output::note(&format!("secret {name} is set"));
-            match set.filter(|_| globals.json) {
-                Some(secret) => output::json(&SecretView::from(&secret)),
-                None => Ok(()),
+            if !globals.json {
+                return Ok(());
             }
+            let set = set.unwrap_or_else(|| hearth_proto::v1::Secret { name, ..Default::default() });
+            output::json(&SecretView::from(&set))
         }
         SecretsCommand::Ls => {
             let secrets = connect(globals).await?.list_secrets().await?;
@@ -98,15 +100,16 @@ pub(super) async fn run(command: SecretsCommand, globals: &GlobalArgs) -> Result
         }
         SecretsCommand::Rm { names } => {
             let client = connect(globals).await?;
-            for name in names {
-                let removed = client.remove_secret(&name).await?;
-                output::note(&format!("removed {name}"));
+            change_each("removed", &names, globals, async |name| {
+                let removed = client.remove_secret(name).await?;
+                let mut note = format!("removed {name}");
                 if !removed.used_by.is_empty() {
                     let services = removed.used_by.join(", ");
-                    output::note(&format!("warning: {services} cannot be started again without it"));
+                    note += &format!("\nwarning: {services} cannot be started again without it");
                 }
-            }
-            Ok(())
+                Ok((serde_json::json!({"name": name, "used_by": removed.used_by}), note))
+            })
+            .await
         }
     }
 }

@@ -14,9 +14,9 @@ use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::{DeployRequest, Revision, Service};
 use jiff::Timestamp;
 
+use super::changes::change_each;
 use super::deploy::follow::{self, WaitArgs};
 use super::{GlobalArgs, connect};
-use crate::client::Client;
 use crate::error::Failure;
 use crate::interrupt::InterruptListener;
 use crate::{duration, output};
@@ -118,6 +118,7 @@ pub(super) async fn run(
             interrupts.run_interruptible_with_message("interrupted", Box::pin(logs::run(args, globals))).await
         }
         ServicesCommand::Restart { service, waiting } => {
+            waiting.progress.begin();
             let asked = async {
                 let client = connect(globals).await?;
                 let answer = client.restart_service(&service).await?;
@@ -129,6 +130,7 @@ pub(super) async fn run(
             Box::pin(follow::run(&client, &answer, &waiting, globals.json, interrupts)).await
         }
         ServicesCommand::Rollback { service, revision, waiting } => {
+            waiting.progress.begin();
             let asked = async {
                 let client = connect(globals).await?;
                 let answer = client.roll_back_service(&service, revision.unwrap_or(0)).await?;
@@ -150,6 +152,7 @@ pub(super) async fn run(
         }
         ServicesCommand::Exec(args) => Box::pin(exec::run(args, globals, interrupts)).await,
         ServicesCommand::Apply { file, dry_run, waiting } => {
+            waiting.progress.begin();
             let spec = Some(read_manifest(&file)?.into_spec()?);
             let asked = async {
                 let client = connect(globals).await?;
@@ -196,6 +199,9 @@ async fn show(
             })?;
             let manifest = ServiceManifest::from_spec(&service.name, spec);
             match format {
+                ManifestFormat::Yaml if globals.json => {
+                    Err(Failure::usage("-o yaml and --json exclude one another").hint("use -o json"))
+                }
                 ManifestFormat::Yaml => output::line(manifest::write(&manifest)?.trim_end()),
                 ManifestFormat::Json => output::json(&manifest),
             }
@@ -218,12 +224,13 @@ fn find_revision(service: &Service, revision: Option<u32>) -> Result<&Revision, 
 }
 
 async fn remove(services: &[String], grace: Option<Duration>, globals: &GlobalArgs) -> Result<(), Failure> {
-    let client: Client = connect(globals).await?;
-    for service in services {
+    let client = connect(globals).await?;
+    change_each("removed", services, globals, async |service| {
         let removed = client.remove_service(service, grace).await?;
-        output::note(&format!("removed {}", removed.name));
-    }
-    Ok(())
+        let view = serde_json::json!({"name": removed.name, "service_id": removed.service_id});
+        Ok((view, format!("removed {}", removed.name)))
+    })
+    .await
 }
 
 fn read_manifest(path: &Path) -> Result<ServiceManifest, Failure> {

@@ -7,7 +7,10 @@ use std::path::{Component, Path, PathBuf};
 use clap::{Args, Subcommand};
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::{FileEntry, FileKind, StorageArea, WriteBegin};
+use serde::Serialize;
 
+use super::changes::change_each;
+use super::content::ContentOutput;
 use super::views::FileView;
 use super::{GlobalArgs, connect};
 use crate::client::{Client, FileContent};
@@ -90,11 +93,11 @@ pub(super) async fn run(command: StorageCommand, globals: &GlobalArgs) -> Result
         }
         StorageCommand::Rm { area, recursive, paths } => {
             let client = connect(globals).await?;
-            for path in paths {
-                client.remove_file(area.to_wire(), &path, recursive).await?;
-                output::note(&format!("removed {}", output::printable(&path)));
-            }
-            Ok(())
+            change_each("removed", &paths, globals, async |path| {
+                client.remove_file(area.to_wire(), path, recursive).await?;
+                Ok((path.clone(), format!("removed {}", output::printable(path))))
+            })
+            .await
         }
     }
 }
@@ -131,8 +134,8 @@ async fn put(area: StorageArea, local: &Path, path: &str, globals: &GlobalArgs) 
     if local == Path::new("-") {
         let client = connect(globals).await?;
         let begin = WriteBegin { area: area.into(), path: path.to_owned(), mode: 0, size_bytes: None };
-        client.write_file(begin, tokio::io::stdin()).await?;
-        return Ok(());
+        let entry = client.write_file(begin, tokio::io::stdin()).await?;
+        return if globals.json { output::json(&FileView::from(&entry)) } else { Ok(()) };
     }
     let metadata = std::fs::metadata(local).map_err(|error| unreadable(local, &error))?;
     let client = connect(globals).await?;
@@ -176,11 +179,11 @@ async fn put(area: StorageArea, local: &Path, path: &str, globals: &GlobalArgs) 
         put_file(&client, area, local, path, &mut sent).await?;
     }
     output::note(&format!("put {} ({})", output::count(sent.files, "file"), output::size(sent.bytes)));
-    Ok(())
+    if globals.json { output::json(&sent) } else { Ok(()) }
 }
 
 /// Number and size of the files that were put.
-#[derive(Default)]
+#[derive(Default, Serialize)]
 struct PutTotals {
     files: u64,
     bytes: u64,
@@ -220,12 +223,13 @@ async fn get(
     let Some(local) = local.filter(|local| *local != Path::new("-")) else {
         let mut content = client.read_file(area, path).await?;
         let mut left = content.entry.size_bytes;
+        let mut shown = ContentOutput::new(globals);
         while let Some(chunk) = content.next().await? {
-            io::stdout().lock().write_all(&chunk)?;
+            shown.write(&chunk)?;
             left = left.saturating_sub(chunk.len() as u64);
         }
-        io::stdout().lock().flush()?;
-        return complete(path, left);
+        complete(path, left)?;
+        return shown.finish();
     };
     let mut listing = client.list_files(area, path, true).await?;
     let root = path.trim_matches('/');
@@ -253,7 +257,10 @@ async fn get(
         }
     }
     // Create an empty directory, which has no entries, as well.
-    if directory { make_directory(local) } else { Ok(()) }
+    if directory {
+        make_directory(local)?;
+    }
+    if globals.json { output::json(&serde_json::json!({"path": path, "local": local})) } else { Ok(()) }
 }
 
 /// Returns the path relative to `root`. Guards against a daemon that lists paths outside of the target.

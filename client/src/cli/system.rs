@@ -97,21 +97,20 @@ pub(super) async fn run(globals: &GlobalArgs) -> Result<(), Failure> {
     let builders = client.list_builders().await?;
     let component = |c: &hearth_proto::v1::Component| (c.name.clone(), c.ready, c.detail.clone());
     let components: Vec<_> = info.components.iter().map(component).collect();
-    if globals.json {
-        output::json(&SystemView {
-            address: client.address(),
-            room: &info.room,
-            version: &info.version,
-            platform: &info.platform,
-            room_registries: &info.room_registries,
-            ready: info.ready,
-            components: components
-                .iter()
-                .map(|(name, ready, detail)| ComponentView { name, ready: *ready, detail })
-                .collect(),
-            builders: builders.iter().map(BuilderView::new).collect(),
-        })?;
-    } else {
+    let view = SystemView {
+        address: client.address(),
+        room: &info.room,
+        version: &info.version,
+        platform: &info.platform,
+        room_registries: &info.room_registries,
+        ready: info.ready,
+        components: components
+            .iter()
+            .map(|(name, ready, detail)| ComponentView { name, ready: *ready, detail })
+            .collect(),
+        builders: builders.iter().map(BuilderView::new).collect(),
+    };
+    if !globals.json {
         output::line(&format!("room {} at {}, hearthd {}", info.room, client.address(), info.version))?;
         output::line(&format!("registry {}, platform {}", info.room_registries.join(", "), info.platform))?;
         let row = |(name, ready, detail): &(String, bool, String)| {
@@ -126,11 +125,12 @@ pub(super) async fn run(globals: &GlobalArgs) -> Result<(), Failure> {
         }
     }
     if info.ready {
-        return Ok(());
+        return if globals.json { output::json(&view) } else { Ok(()) };
     }
     let missing: Vec<&str> = components.iter().filter(|c| !c.1).map(|c| c.0.as_str()).collect();
     Err(Failure::failed(
         ErrorCode::NotReady,
         format!("room {} is not ready: {}", info.room, missing.join(", ")),
-    ))
+    )
+    .partial(&view))
 }

@@ -32,6 +32,19 @@ fn the_examples_of_the_page_parse_in_both_spellings() {
 }
 
 #[test]
+fn a_usage_error_names_what_is_missing_or_wrong_as_json_too() {
+    let failure = |line: &str| {
+        let wrong = parse(line.split_whitespace().map(OsString::from)).unwrap_err();
+        usage_failure(&wrong.error.render().to_string())
+    };
+    let missing = failure("hearth build ./x").detail;
+    assert_eq!(missing.message, "the following required arguments were not provided: --tag <TAG>");
+    let unknown = failure("hearth build ./x --tga a").detail;
+    assert_eq!(unknown.message, "unexpected argument '--tga' found");
+    assert!(failure("hearth builds list --state done").detail.message.contains("[possible values: queued,"));
+}
+
+#[test]
 fn services_routes_and_secrets_are_there_in_all_their_forms() {
     for line in [
         "services list",

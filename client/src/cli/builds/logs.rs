@@ -14,7 +14,7 @@ use crate::progress::{BuildRenderer as _, JsonBuildRenderer, StepLineBuffer, Ste
 /// Show the output of a build's steps
 ///
 /// Shows the last 200 lines by default. `--from 1` shows everything; `--follow` continues until the
-/// build ends.
+/// build ends. With --json the events are the elements of one array, each on a line of its own.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -62,7 +62,9 @@ pub(super) async fn run(args: BuildLogsArgs, globals: &GlobalArgs) -> Result<(),
         })
         .await?;
     let next = log.next_sequence;
-    if globals.json {
+    if globals.json && args.follow {
+        output::json_item(&LogView::from(log))?;
+    } else if globals.json {
         output::json(&LogView::from(log))?;
     } else {
         if log.omitted_lines > 0 {
@@ -83,7 +85,7 @@ async fn watch(client: &Client, args: &BuildLogsArgs, from: u64, json: bool) -> 
         client.replay_build(&args.build, from)
     };
     let mut lines = StepLineBuffer::default();
-    let mut events = JsonBuildRenderer::new(std::io::stdout());
+    let mut events = JsonBuildRenderer::new(output::JsonItemWriter::default());
     while let Some(watched) = watch.next().await? {
         match watched {
             WatchItem::Lost(reason) => output::note(&format!("connection lost ({reason}); reconnecting")),
@@ -103,7 +105,7 @@ async fn watch(client: &Client, args: &BuildLogsArgs, from: u64, json: bool) -> 
             output::line(&format!("#{step} | {}", line.text))?;
         }
     }
-    Ok(())
+    if json { output::end_json_items() } else { Ok(()) }
 }
 
 impl BuildLogsArgs {

@@ -25,6 +25,12 @@ use crate::{output, task};
 type BlobRequests = mpsc::Receiver<(Digest, mpsc::Sender<Bytes>)>;
 
 pub(super) async fn run(image: &Reference, file: &Path, globals: &GlobalArgs) -> Result<(), Failure> {
+    if globals.json && file == Path::new("-") {
+        return Err(Failure::usage(
+            "`-o -` writes the archive to standard output, where --json has its document",
+        )
+        .hint("name a file with -o, or leave --json out"));
+    }
     if file != Path::new("-") {
         output::check_new_file("--output", file)?;
     }

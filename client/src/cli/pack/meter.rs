@@ -24,7 +24,7 @@ impl ProgressMeter {
     pub(super) fn new() -> Self {
         let terminal =
             std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-        let bar = terminal.then(|| {
+        let bar = (terminal && !output::notes_are_json()).then(|| {
             let bar = ProgressBar::no_length().with_style(style("{spinner} listing {elapsed}"));
             bar.enable_steady_tick(Duration::from_millis(100));
             bar

@@ -19,6 +19,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::cli::content::CollectedText;
 use crate::cli::{GlobalArgs, connect};
 use crate::client::{ClientError, ExecProcess};
 use crate::error::{Failure, FailureKind};
@@ -29,7 +30,7 @@ use crate::{output, task};
 /// Run a command in the instance that serves
 ///
 /// Exits with the command's own exit code; like a shell, with 127 when the program does not exist, and
-/// with 126 when it cannot be run.
+/// with 126 when it cannot be run. With --json its output is the text of one document, with its exit code.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -100,19 +101,71 @@ pub(super) async fn run(
         return Err(Failure::usage("-t with -i needs a terminal as standard input")
             .hint("leave -t out to give it a file or a pipe"));
     }
+    if args.tty && globals.json {
+        return Err(Failure::usage("-t shows a terminal, and --json prints a document: give one of the two"));
+    }
     let starting = async {
         let client = connect(globals).await?;
         client.exec(begin).await.map_err(start_failure)
     };
     let mut process = interrupts.run_interruptible(Box::pin(starting)).await?;
+    let mut output = ExecOutput::new(globals);
     let exit = {
         // Restore the terminal before anything else is printed, however the command ends.
         let raw = if args.interactive && args.tty { RawModeGuard::keyboard() } else { None };
-        let exit = relay(&mut process, &args, interrupts).await;
+        let exit = relay(&mut process, &args, &mut output, interrupts).await;
         drop(raw);
         exit?
     };
-    exit_outcome(&exit)
+    finish(&exit, output)
+}
+
+/// Where the output of the process goes: to the client's own streams, or into the one document of `--json`.
+enum ExecOutput {
+    Streams(tokio::io::Stdout, tokio::io::Stderr),
+    Document { stdout: CollectedText, stderr: CollectedText },
+}
+
+impl ExecOutput {
+    fn new(globals: &GlobalArgs) -> Self {
+        if globals.json {
+            Self::Document { stdout: CollectedText::default(), stderr: CollectedText::default() }
+        } else {
+            Self::Streams(tokio::io::stdout(), tokio::io::stderr())
+        }
+    }
+
+    async fn write(&mut self, is_stderr: bool, bytes: &[u8]) -> Result<(), Failure> {
+        match (self, is_stderr) {
+            (Self::Streams(out, _), false) => {
+                out.write_all(bytes).await?;
+                out.flush().await?;
+            }
+            (Self::Streams(_, err), true) => {
+                err.write_all(bytes).await?;
+                err.flush().await?;
+            }
+            (Self::Document { stdout, .. }, false) => stdout.push(bytes)?,
+            (Self::Document { stderr, .. }, true) => stderr.push(bytes)?,
+        }
+        Ok(())
+    }
+}
+
+/// Prints the document of `--json`, if one is asked for, and returns the outcome of the process.
+fn finish(exit: &Exit, output: ExecOutput) -> Result<(), Failure> {
+    let outcome = exit_outcome(exit);
+    let ExecOutput::Document { stdout, stderr } = output else { return outcome };
+    let document = serde_json::json!({
+        "exit_code": exit.code, "out_of_memory": exit.out_of_memory,
+        "stdout": stdout.into_text()?, "stderr": stderr.into_text()?,
+    });
+    match outcome {
+        Err(failure) if !matches!(failure.kind, FailureKind::ProgramExited(_)) => {
+            Err(failure.partial(&document))
+        }
+        outcome => crate::output::json(&document).and(outcome),
+    }
 }
 
 /// Signals that end the command. Without a handler they would leave the terminal in raw mode.
@@ -134,6 +187,7 @@ impl TerminationSignals {
 async fn relay(
     process: &mut ExecProcess,
     args: &ExecArgs,
+    output: &mut ExecOutput,
     interrupts: &mut InterruptListener,
 ) -> Result<Exit, Failure> {
     let mut resized = signal(SignalKind::window_change())?;
@@ -148,19 +202,16 @@ async fn relay(
         outbox.waiting = Some(Message::StdinEnd(ExecStdinEnd {}));
         None
     };
-    let (mut out, mut err) = (tokio::io::stdout(), tokio::io::stderr());
     loop {
         // Only one message at a time waits to be sent to the process; its output is read in the meantime.
         let message = tokio::select! {
             answer = process.next() => match answer? {
                 Answer::Stdout(bytes) => {
-                    out.write_all(&bytes).await?;
-                    out.flush().await?;
+                    output.write(false, &bytes).await?;
                     continue;
                 }
                 Answer::Stderr(bytes) => {
-                    err.write_all(&bytes).await?;
-                    err.flush().await?;
+                    output.write(true, &bytes).await?;
                     continue;
                 }
                 Answer::Exited(exit) => return Ok(exit),

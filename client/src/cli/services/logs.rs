@@ -14,7 +14,7 @@ use crate::{duration, output};
 /// Show the log of a service
 ///
 /// Shows the last 200 lines by default. `--follow` continues across restarts and updates. With --json
-/// each line is one object.
+/// the lines are the elements of one array, each on a line of its own.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -75,7 +75,7 @@ pub(super) async fn run(args: ServiceLogsArgs, globals: &GlobalArgs) -> Result<(
             ServiceLogItem::Lost(reason) => {
                 output::note(&format!("connection lost ({reason}); reconnecting"));
             }
-            ServiceLogItem::Line(line) if globals.json => output::line(&log_line(&line).to_string())?,
+            ServiceLogItem::Line(line) if globals.json => output::json_item(&log_line(&line))?,
             ServiceLogItem::Line(line) => {
                 if line.dropped_bytes > 0 {
                     output::note(&format!("({} of log left out)", output::size(line.dropped_bytes)));
@@ -84,7 +84,7 @@ pub(super) async fn run(args: ServiceLogsArgs, globals: &GlobalArgs) -> Result<(
             }
         }
     }
-    Ok(())
+    if globals.json { output::end_json_items() } else { Ok(()) }
 }
 
 #[cfg(test)]
