@@ -1,6 +1,7 @@
 //! Commands of `hearth`: one file for each command, with its arguments beside the function that runs
 //! it.
 
+mod assignments;
 mod audit;
 mod base;
 mod build;

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use hearth_value::{Digest, MountTarget};
+use hearth_value::{Digest, MountTarget, PortText};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -161,10 +161,6 @@ impl RunConfig {
 
 /// Parses `80` or `80/tcp`.
 fn tcp_port(text: &str) -> Option<u16> {
-    let number = match text.split_once('/') {
-        Some((number, protocol)) if protocol.eq_ignore_ascii_case("tcp") => number,
-        Some(_) => return None,
-        None => text,
-    };
-    number.parse().ok().filter(|number| *number > 0)
+    let PortText { number, protocol } = PortText::parse(text)?;
+    protocol.is_none_or(|protocol| protocol.eq_ignore_ascii_case("tcp")).then_some(number)
 }

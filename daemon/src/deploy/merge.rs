@@ -16,7 +16,8 @@ use crate::model::service::{
     ServiceNameError, ServicePort, ServiceRecord, ServiceSpec,
 };
 use crate::model::{
-    MountAccess, MountOrigin, MountSource as _, MountTarget, Repository, ServiceMount, ServiceMountSource,
+    Assignment, MountAccess, MountOrigin, MountSource as _, MountTarget, Repository, ServiceMount,
+    ServiceMountSource,
 };
 
 /// Limits of a service's specification, which is not meant to store data.
@@ -367,11 +368,16 @@ fn check_spec(spec: &ServiceSpec) -> Result<(), MergeError> {
     Ok(())
 }
 
+/// Reports whether a name could be that of a flag or of a line of an environment file.
+fn is_variable_name(name: &str) -> bool {
+    Assignment::parse_variable(name).is_ok_and(|parsed| parsed.value.is_none())
+}
+
 fn check_env(spec: &ServiceSpec) -> Result<(), MergeError> {
     use crate::model::service::EnvValue;
     let mut bytes = 0;
     for (name, value) in &spec.env {
-        if name.is_empty() || name.contains(['=', '\0']) {
+        if !is_variable_name(name) {
             return Err(MergeError::EnvName(name.chars().take(100).collect()));
         }
         let text = match value {

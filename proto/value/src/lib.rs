@@ -2,17 +2,25 @@
 //! enter, so that all other code has only valid values. This crate depends on no protocol, so that packing an image
 //! needs no network stack.
 
+mod assignment;
+mod build_secret;
 mod digest;
 pub mod error_code;
+mod fields;
 mod mount;
+mod port;
 mod reference;
 
+pub use assignment::{Assignment, AssignmentError, parse_env_file};
+pub use build_secret::{SecretFlag, SecretFlagError, SecretFlagSource};
 pub use digest::{Digest, DigestError};
+pub use fields::{FieldsError, split_fields};
 pub use mount::{
     BuildMount, BuildMountKind, BuildMountSource, DEFAULT_TARGET, MountAccess, MountError, MountKind,
     MountOrigin, MountSource, MountSpec, MountTarget, ServiceMount, ServiceMountKind, ServiceMountSource,
     check_distinct, storage_path,
 };
+pub use port::PortText;
 pub use reference::{Reference, ReferenceError, Registry, Repository, RoomRegistries, Tag};
 
 /// Implements serde by text: these values are strings in JSON, TOML and the database.

@@ -2,6 +2,7 @@ use std::fmt;
 use std::path::{Component, Path};
 use std::str::FromStr;
 
+use super::fields::{FieldsError, split_fields};
 use super::{ReferenceError, serde_as_text};
 
 mod source;
@@ -45,8 +46,14 @@ pub enum MountError {
     Grammar { given: String, grammar: &'static str },
     #[error("mount `{given}`: mode `{mode}` is not `ro` or `rw`; expected `{grammar}`")]
     Mode { given: String, mode: String, grammar: &'static str },
-    #[error("mount target `{target}` is not absolute; it must start with `/`")]
-    Relative { target: String },
+    #[error("mount `{given}`: {source}; expected `{grammar}`")]
+    Fields { given: String, source: FieldsError, grammar: &'static str },
+    #[error("mount `{given}`: option `{option}` is not known here, or given twice; expected `{grammar}`")]
+    Option { given: String, option: String, grammar: &'static str },
+    #[error("mount `{given}`: target `{target}` is not absolute; expected `{grammar}`")]
+    RelativeTarget { given: String, target: String, grammar: &'static str },
+    #[error("`{path}` is not an absolute path; it must start with `/`")]
+    Relative { path: String },
     #[error("`{path}` has a `..` component; write the path without it")]
     Parent { path: String },
     #[error("`{path}` has a NUL byte")]
@@ -58,13 +65,23 @@ pub enum MountError {
 }
 
 impl<S: MountSource> MountSpec<S> {
-    /// Parses the text of a mount flag. A text without a target gets the default target of builds; for services the
-    /// target is required.
+    /// Parses the text of a mount flag: source, target, mode, and options after commas. A text without a target gets the
+    /// default target of builds; for services the target is required.
     pub fn parse<K: MountKind<Source = S>>(kind: K, text: &str) -> Result<Self, MountError> {
+        Self::parse_flag(kind, text).map(|(mount, _)| mount)
+    }
+
+    /// Parses like [`MountSpec::parse`]. Also returns true when a missing source is to be made (`,create`).
+    pub fn parse_flag<K: MountKind<Source = S>>(kind: K, text: &str) -> Result<(Self, bool), MountError> {
         let grammar = kind.grammar();
         let malformed = || MountError::Grammar { given: text.to_owned(), grammar };
-        let (source, target_and_mode) = kind.split(text)?;
-        let (target, mode) = match target_and_mode {
+        let MountParts { source, target_and_mode, options } = MountParts::split(kind.separator(), text)
+            .map_err(|source| MountError::Fields { given: text.to_owned(), source, grammar })?;
+        let options = MountOptions::parse(&options)
+            .and_then(|options| kind.check_options(&options).map(|()| options))
+            .map_err(|option| MountError::Option { given: text.to_owned(), option, grammar })?;
+        let source = kind.source(text, &source, &options)?;
+        let (target, mode) = match target_and_mode.as_deref() {
             None => (K::DEFAULT_TARGET.ok_or_else(malformed)?, None),
             Some(target_and_mode) => match target_and_mode.split_once(':') {
                 Some((target, mode)) if kind.has_mode() => (target, Some(mode)),
@@ -83,7 +100,76 @@ impl<S: MountSource> MountSpec<S> {
                 return Err(MountError::Mode { given: text.to_owned(), mode: mode.to_owned(), grammar });
             }
         };
-        Ok(Self { source, target: target.parse()?, mode })
+        let target = target.parse().map_err(|error| match error {
+            MountError::Relative { path } => {
+                MountError::RelativeTarget { given: text.to_owned(), target: path, grammar }
+            }
+            error => error,
+        })?;
+        Ok((Self { source, target, mode }, options.create))
+    }
+}
+
+/// A mount flag, split where its kind separates source and target.
+struct MountParts {
+    source: String,
+    target_and_mode: Option<String>,
+    options: Vec<String>,
+}
+
+impl MountParts {
+    /// Splits a text. Options follow the target, or the source if there is no target; a field with a comma is written
+    /// in double quotes. Without a separator the text is the target.
+    fn split(separator: Option<char>, text: &str) -> Result<Self, FieldsError> {
+        let split = |text: &str, separator| {
+            let (source, target) = text.split_once(separator)?;
+            Some((source.to_owned(), target.to_owned()))
+        };
+        // The source of a storage mount may have commas, so it is split off first.
+        let (before, rest) = match separator {
+            Some(':') => {
+                split(text, ':').map_or((None, text.to_owned()), |(source, rest)| (Some(source), rest))
+            }
+            _ => (None, text.to_owned()),
+        };
+        let mut fields = split_fields(&rest)?.into_iter();
+        let first = fields.next().unwrap_or_default();
+        let (source, target_and_mode) = match (separator, before) {
+            (None, _) => (String::new(), Some(first)),
+            (Some(_), Some(source)) => (source, Some(first)),
+            (Some(separator), None) => match split(&first, separator) {
+                Some((source, target)) => (source, Some(target)),
+                None => (first, None),
+            },
+        };
+        Ok(Self { source, target_and_mode, options: fields.collect() })
+    }
+}
+
+/// Options of a mount flag.
+#[derive(Default)]
+pub struct MountOptions {
+    /// Part of an image that is mounted.
+    subpath: Option<String>,
+    /// Make the source if it is missing.
+    create: bool,
+}
+
+impl MountOptions {
+    /// Parses the options. The error is the option that is not known or given twice.
+    fn parse(texts: &[String]) -> Result<Self, String> {
+        let mut options = Self::default();
+        for text in texts {
+            let taken = match text.split_once('=') {
+                Some(("subpath", path)) => options.subpath.replace(path.to_owned()).is_none(),
+                None if text == "create" => !std::mem::replace(&mut options.create, true),
+                _ => false,
+            };
+            if !taken {
+                return Err(text.clone());
+            }
+        }
+        Ok(options)
     }
 }
 
@@ -149,7 +235,7 @@ impl FromStr for MountTarget {
 
     fn from_str(text: &str) -> Result<Self, MountError> {
         if !text.starts_with('/') {
-            return Err(MountError::Relative { target: text.to_owned() });
+            return Err(MountError::Relative { path: text.to_owned() });
         }
         Ok(Self(format!("/{}", normalise(text)?.join("/"))))
     }
@@ -201,6 +287,9 @@ mod tests {
             (Image, "a/b:1", image("a/b:1", ""), "/context", ReadOnly),
             (Image, "h:5/a/b:1=/x:rw", image("h:5/a/b:1", ""), "/x", ReadWrite),
             (Image, "a=/x,subpath=/y/z", image("a", "y/z"), "/x", ReadOnly),
+            (Image, "a,subpath=y", image("a", "y"), "/context", ReadOnly),
+            (Image, "a=/x:rw,\"subpath=a,b\"", image("a", "a,b"), "/x", ReadWrite),
+            (Room, "a,b:/x", room("a,b"), "/x", ReadWrite),
             (Pack, "./my-app", BuildMountSource::Pack("./my-app".to_owned()), "/context", ReadOnly),
             (Pack, "./my-app:/src", BuildMountSource::Pack("./my-app".to_owned()), "/src", ReadOnly),
         ] {
@@ -210,6 +299,41 @@ mod tests {
             let parsed = parse(ServiceMountKind::EmptyDir, text).unwrap();
             assert_eq!(parsed, (ServiceMountSource::EmptyDir, "/x".to_owned(), mode), "{text}");
         }
+    }
+
+    #[test]
+    fn options_are_those_of_the_kind() {
+        let (mount, create) = ServiceMount::parse_flag(ServiceMountKind::Room, "a:/x:ro,create").unwrap();
+        assert_eq!((mount.mode, create), (MountAccess::ReadOnly, true));
+        assert!(!ServiceMount::parse_flag(ServiceMountKind::Room, "a:/x").unwrap().1);
+        let refused = |parsed: Result<(), MountError>, option: &str| {
+            let error = parsed.unwrap_err().to_string();
+            assert!(error.contains(&format!("option `{option}` is not known here")), "{error}");
+        };
+        for (kind, text, option) in [
+            (BuildMountKind::Image, "busybox:1=/ctx,foo=bar", "foo=bar"),
+            (BuildMountKind::Image, "busybox:1,foo=bar", "foo=bar"),
+            (BuildMountKind::Image, "a=/x,subpath=b,subpath=c", "subpath=c"),
+            (BuildMountKind::Image, "a=/x,subpath=b,c", "c"),
+            (BuildMountKind::Image, "a=/x,create", "create"),
+            (BuildMountKind::Room, "a:/x,create", "create"),
+            (BuildMountKind::Room, "a,foo", "foo"),
+            (BuildMountKind::Project, "a:/x:ro,", ""),
+            (BuildMountKind::Pack, "a:/x,foo", "foo"),
+        ] {
+            refused(BuildMount::parse(kind, text).map(|_| ()), option);
+        }
+        for (kind, text, option) in [
+            (ServiceMountKind::Room, "a:/x,subpath=b", "subpath=b"),
+            (ServiceMountKind::Room, "a:/x,create,create", "create"),
+            (ServiceMountKind::Project, "a:/x,create", "create"),
+            (ServiceMountKind::Image, "a=/x,create", "create"),
+            (ServiceMountKind::EmptyDir, "/x,create", "create"),
+        ] {
+            refused(ServiceMount::parse(kind, text).map(|_| ()), option);
+        }
+        let error = BuildMount::parse(BuildMountKind::Image, "a=/x,\"subpath=b").unwrap_err().to_string();
+        assert!(error.contains("a double quote is not closed"), "{error}");
     }
 
     #[test]

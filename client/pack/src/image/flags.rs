@@ -1,4 +1,5 @@
 use hearth_oci::RunConfig;
+use hearth_value::{Assignment, PortText};
 use serde_json::{Map, Value};
 
 /// Config values from the user's flags, as the user wrote them. [`ConfigFlags::apply`] checks them.
@@ -46,7 +47,7 @@ impl ConfigFlags {
             config.cmd = Some(cmd.clone()).filter(|words| !words.is_empty());
         }
         for variable in &self.env {
-            let Some((name, _)) = variable.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            let Ok(Assignment { name, value: Some(_) }) = Assignment::parse_variable(variable) else {
                 return wrong("--env", variable, "write NAME=value");
             };
             let same = |old: &String| old.split_once('=').map_or(old.as_str(), |(old, _)| old) == name;
@@ -65,10 +66,10 @@ impl ConfigFlags {
             config.user = Some(user.clone());
         }
         for label in &self.labels {
-            let Some((key, value)) = label.split_once('=').filter(|(key, _)| !key.is_empty()) else {
+            let Ok((key, value)) = Assignment::parse_label(label) else {
                 return wrong("--label", label, "write key=value");
             };
-            config.labels.insert(key.to_owned(), value.to_owned());
+            config.labels.insert(key, value);
         }
         for port in &self.expose {
             let Some(port) = port_key(port) else {
@@ -94,7 +95,7 @@ impl ConfigFlags {
 }
 
 fn port_key(text: &str) -> Option<String> {
-    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let number: u16 = number.parse().ok().filter(|&number| number != 0)?;
+    let PortText { number, protocol } = PortText::parse(text)?;
+    let protocol = protocol.unwrap_or("tcp");
     matches!(protocol, "tcp" | "udp" | "sctp").then(|| format!("{number}/{protocol}"))
 }

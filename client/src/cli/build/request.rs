@@ -1,13 +1,14 @@
 //! Converts the flags of `hearth build` to a request, with all checks that are possible without contacting a room.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hearth_proto::v1::{BuildSecret, BuildSpec};
 use hearth_proto::value::{
-    BuildMount, BuildMountKind, BuildMountSource, MountTarget, Reference, check_distinct,
+    BuildMount, BuildMountKind, BuildMountSource, MountTarget, Reference, SecretFlag, SecretFlagSource,
+    check_distinct,
 };
 
+use super::super::assignments::{labels, variables};
 use super::super::registry::parse_credential;
 use super::{BuildArgs, tag};
 use crate::duration;
@@ -39,11 +40,8 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
     let (mounts, pack) = mounts(args)?;
     if let Some(path) = &args.options.context_path {
         path.parse::<MountTarget>().map_err(|error| {
-            Failure::usage(format!(
-                "--context-path `{path}`: {}",
-                error.to_string().replace("mount target", "it")
-            ))
-            .hint("it is absolute, such as /context")
+            Failure::usage(format!("--context-path: {error}"))
+                .hint("the path is one inside the mounts, such as /context or a directory below it")
         })?;
     } else if mounts.len() + usize::from(pack.is_some()) > 1 {
         return Err(Failure::usage("with more than one mount, --context-path says where COPY reads from")
@@ -62,10 +60,12 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
         mounts: mounts.into_iter().map(Into::into).collect(),
         context_path: args.options.context_path.clone().unwrap_or_default(),
         dockerfile_path: args.options.dockerfile_path.clone().unwrap_or_default(),
-        build_args: build_args(&args.options.build_arg)?,
+        build_args: variables("--build-arg", &args.options.build_arg, |name| std::env::var(name))?
+            .into_iter()
+            .collect(),
         target: args.options.target.clone().unwrap_or_default(),
         platform,
-        labels: labels(&args.options.label)?,
+        labels: labels("--label", &args.options.label)?,
         no_cache: !everything.is_empty(),
         no_cache_stages: stages.into_iter().cloned().collect(),
         pull: args.options.pull,
@@ -125,65 +125,32 @@ fn mounts(args: &BuildArgs) -> Result<(Vec<BuildMount>, Option<LocalPack>), Fail
     Ok((mounts, pack))
 }
 
-fn build_args(texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
-    let mut pairs = BTreeMap::new();
-    for text in texts {
-        let (key, value) = match text.split_once('=') {
-            Some((key, value)) => (key, value.to_owned()),
-            None => match std::env::var(text) {
-                Ok(value) => (text.as_str(), value),
-                // An unset variable leaves the default of the ARG in place, as in other builders.
-                Err(std::env::VarError::NotPresent) => continue,
-                Err(error) => return Err(Failure::usage(format!("--build-arg {text}: {error}"))),
-            },
-        };
-        if key.is_empty() {
-            return Err(Failure::usage(format!("--build-arg `{text}`: expected `KEY=VALUE` or `KEY`")));
-        }
-        pairs.insert(key.to_owned(), value);
-    }
-    Ok(pairs)
-}
-
-fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
-    let pair = |text: &String| match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(Failure::usage(format!("--label `{text}`: expected `KEY=VALUE`"))),
-    };
-    texts.iter().map(pair).collect()
-}
-
 fn secret(text: &str) -> Result<BuildSecret, Failure> {
     let wrong = |why: String| {
-        Failure::usage(format!("--secret: {why}")).hint("expected `id=ID,src=FILE` or `id=ID,env=VARIABLE`")
+        Failure::usage(format!("--secret: {why}")).hint(format!("expected `{}`", SecretFlag::GRAMMAR))
     };
-    let (mut id, mut src, mut env) = (None, None, None);
-    for part in text.split(',') {
-        match part.split_once('=') {
-            Some(("id", value)) if !value.is_empty() => id = Some(value),
-            Some(("src" | "source", value)) => src = Some(value),
-            Some(("env", value)) => env = Some(value),
-            Some(("type", "file" | "env")) => {}
-            _ => return Err(wrong(format!("`{part}` is not understood"))),
+    let SecretFlag { id, source } = SecretFlag::parse(text).map_err(|error| wrong(error.to_string()))?;
+    let from_file =
+        |path: &str| read_secret(path).map_err(|error| wrong(format!("cannot read `{path}`: {error}")));
+    let value = match &source {
+        SecretFlagSource::File(path) => from_file(path)?,
+        SecretFlagSource::Variable(name) => {
+            secret_variable(name).ok_or_else(|| wrong(format!("the variable `{name}` is not set")))?
         }
-    }
-    let Some(id) = id else { return Err(wrong("the id is missing".to_owned())) };
-    let value = match (src, env) {
-        (Some(_), Some(_)) => return Err(wrong("`src` and `env` exclude one another".to_owned())),
-        (Some(path), None) => {
-            read_secret(path).map_err(|error| wrong(format!("cannot read `{path}`: {error}")))?
-        }
-        (None, source) => {
-            let variable = source.unwrap_or(id);
-            let value = std::env::var_os(variable);
-            let value = value.ok_or_else(|| wrong(format!("the variable `{variable}` is not set")))?;
-            std::os::unix::ffi::OsStringExt::into_vec(value)
-        }
+        SecretFlagSource::Unnamed => match secret_variable(&id) {
+            Some(value) => value,
+            None if Path::new(&id).exists() => from_file(&id)?,
+            None => return Err(wrong(format!("there is neither a variable nor a file `{id}`"))),
+        },
     };
     if value.len() as u64 > MAX_SECRET_BYTES {
         return Err(wrong(format!("secret `{id}` is over {} KiB", MAX_SECRET_BYTES / 1024)));
     }
-    Ok(BuildSecret { id: id.to_owned(), value: value.into() })
+    Ok(BuildSecret { id, value: value.into() })
+}
+
+fn secret_variable(name: &str) -> Option<Vec<u8>> {
+    std::env::var_os(name).map(std::os::unix::ffi::OsStringExt::into_vec)
 }
 
 fn read_secret(path: &str) -> std::io::Result<Vec<u8>> {
@@ -198,20 +165,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_name_an_id_and_one_source() {
+    fn a_secret_is_read_where_the_flag_says() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "value").unwrap();
         let read = secret(&format!("id=a,src={}", file.path().display())).unwrap();
         assert_eq!((read.id.as_str(), &read.value[..]), ("a", &b"value"[..]));
-        for wrong in [
-            "",
-            "id=",
-            "src=/x",
-            "id=a,src=/no/such/file",
-            "id=a,src=x,env=y",
-            "id=a,nope=1",
-            "id=NOT_SET_72A",
-        ] {
+        assert!(secret("id=PATH").unwrap().value == secret("id=a,env=PATH").unwrap().value);
+        for wrong in ["src=/x", "id=a,src=/no/such/file", "id=a,env=NOT_SET_72A", "id=NOT_SET_72A"] {
             assert_eq!(secret(wrong).unwrap_err().kind, crate::error::FailureKind::Usage, "{wrong}");
         }
     }

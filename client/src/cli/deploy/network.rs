@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use hearth_proto::v1::{PortKind, ServicePort};
+use hearth_proto::value::PortText;
 
 /// Port that the platform reserves; a service cannot publish it.
 const RESERVED_PORT: u32 = 8078;
@@ -13,16 +14,15 @@ const MAX_LABEL: usize = 63;
 /// Parses a port: `N`, `N/http` or `N/tcp`.
 pub(in crate::cli) fn port(text: &str) -> Result<ServicePort, String> {
     let wrong = || format!("port `{text}`: expected `N` or `N/tcp`, with N from 1 to 65535");
-    let (number, kind) = match text.split_once('/') {
-        None | Some((_, "http")) => (text.strip_suffix("/http").unwrap_or(text), PortKind::Http),
-        Some((number, "tcp")) => (number, PortKind::Tcp),
-        Some((_, "udp")) => {
+    let PortText { number, protocol } = PortText::parse(text).ok_or_else(wrong)?;
+    let kind = match protocol {
+        None | Some("http") => PortKind::Http,
+        Some("tcp") => PortKind::Tcp,
+        Some("udp") => {
             return Err(format!("port `{text}`: udp reaches no service; expected `N` or `N/tcp`"));
         }
         Some(_) => return Err(wrong()),
     };
-    let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-    let number: u16 = number.parse().ok().filter(|number| digits && *number > 0).ok_or_else(wrong)?;
     let number = u32::from(number);
     if number == RESERVED_PORT {
         return Err(format!("port {RESERVED_PORT} is reserved; let the app listen on another"));

@@ -5,7 +5,6 @@
 //! window size, signals ------^
 //! ```
 
-use std::collections::BTreeMap;
 use std::future::pending;
 use std::io::IsTerminal as _;
 
@@ -19,6 +18,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::cli::assignments::variables;
 use crate::cli::content::CollectedText;
 use crate::cli::{GlobalArgs, connect};
 use crate::client::{ClientError, ExecProcess};
@@ -44,7 +44,7 @@ pub(in crate::cli) struct ExecArgs {
     /// Run the command in a terminal
     #[arg(long, short)]
     tty: bool,
-    /// Environment variable, `NAME=value`
+    /// Environment variable, `NAME=value`; `NAME` alone takes its value from the environment of this command
     #[arg(long, short, value_name = "NAME=VALUE")]
     env: Vec<String>,
     /// Working directory of the command
@@ -62,13 +62,7 @@ const SIGINT: i32 = 2;
 
 impl ExecArgs {
     fn begin(&self) -> Result<ExecBegin, Failure> {
-        let mut env = BTreeMap::new();
-        for text in &self.env {
-            let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
-            let (name, value) =
-                pair.ok_or_else(|| Failure::usage(format!("--env `{text}`: expected `NAME=VALUE`")))?;
-            env.insert(name.to_owned(), value.to_owned());
-        }
+        let env = variables("--env", &self.env, |name| std::env::var(name))?.into_iter().collect();
         let working_dir = match &self.workdir {
             None => String::new(),
             Some(text) => text.parse::<MountTarget>().map(|path| path.to_string()).map_err(|_| {
@@ -324,7 +318,8 @@ mod tests {
         assert_eq!((begin.command, begin.working_dir.as_str()), (vec!["ls".into(), "-l".into()], "/srv"));
         assert_eq!(begin.env.get("A").map(String::as_str), Some("b=c"));
         assert_eq!(begin.terminal, None);
-        assert!(args(&["A"], None).begin().unwrap_err().detail.message.contains("--env `A`"));
+        assert!(args(&["NOT_SET_72A"], None).begin().unwrap().env.is_empty());
+        assert!(args(&["=A"], None).begin().unwrap_err().detail.message.contains("--env `=A`"));
         assert!(args(&[], Some("srv")).begin().unwrap_err().detail.message.contains("--workdir: `srv`"));
     }
 

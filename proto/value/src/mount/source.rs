@@ -1,7 +1,7 @@
 //! Kinds of mount sources of builds and of services, with the grammar of their flags, their default modes, and what a
 //! mount of each kind gives access to.
 
-use super::{DEFAULT_TARGET, MountAccess, MountError, storage_path};
+use super::{DEFAULT_TARGET, MountAccess, MountError, MountOptions, storage_path};
 use crate::Reference;
 
 /// Source of a mount of a build or of a context.
@@ -100,8 +100,14 @@ pub trait MountKind: Copy {
         true
     }
 
-    /// Splits the text of a flag into the source and the rest, which is the target and perhaps the mode.
-    fn split(self, text: &str) -> Result<(Self::Source, Option<&str>), MountError>;
+    /// Returns the character between source and target. `None` if the flag has no source.
+    fn separator(self) -> Option<char>;
+
+    /// Refuses options that this kind does not have. The error is the option.
+    fn check_options(self, options: &MountOptions) -> Result<(), String>;
+
+    /// Parses the source. `given` is the whole text, for error messages.
+    fn source(self, given: &str, source: &str, options: &MountOptions) -> Result<Self::Source, MountError>;
 }
 
 /// Kinds of mount flags of builds.
@@ -138,18 +144,25 @@ impl MountKind for BuildMountKind {
         self != Self::Pack
     }
 
-    fn split(self, text: &str) -> Result<(Self::Source, Option<&str>), MountError> {
-        let (source, target) = split_at(text, ':');
+    fn separator(self) -> Option<char> {
+        Some(if self == Self::Image { '=' } else { ':' })
+    }
+
+    fn check_options(self, options: &MountOptions) -> Result<(), String> {
+        options.check(self == Self::Image, false)
+    }
+
+    fn source(self, given: &str, source: &str, options: &MountOptions) -> Result<Self::Source, MountError> {
         Ok(match self {
-            Self::Room => (BuildMountSource::Room(storage_path(source)?), target),
-            Self::Project => (BuildMountSource::Project(storage_path(source)?), target),
+            Self::Room => BuildMountSource::Room(storage_path(source)?),
+            Self::Project => BuildMountSource::Project(storage_path(source)?),
             Self::Pack if source.is_empty() => {
-                return Err(MountError::Grammar { given: text.to_owned(), grammar: self.grammar() });
+                return Err(MountError::Grammar { given: given.to_owned(), grammar: self.grammar() });
             }
-            Self::Pack => (BuildMountSource::Pack(source.to_owned()), target),
+            Self::Pack => BuildMountSource::Pack(source.to_owned()),
             Self::Image => {
-                let (reference, subpath, target) = split_image(text)?;
-                (BuildMountSource::Image { reference, subpath }, target)
+                let (reference, subpath) = image_source(given, source, options)?;
+                BuildMountSource::Image { reference, subpath }
             }
         })
     }
@@ -161,39 +174,50 @@ impl MountKind for ServiceMountKind {
 
     fn grammar(self) -> &'static str {
         match self {
-            Self::Room | Self::Project => "<source>:<mount>[:ro|rw]",
+            Self::Room => "<source>:<mount>[:ro|rw][,create]",
+            Self::Project => "<source>:<mount>[:ro|rw]",
             Self::Image => "<image>=<mount>[:ro|rw][,subpath=<path>]",
             Self::EmptyDir => "<mount>[:ro|rw]",
         }
     }
 
-    fn split(self, text: &str) -> Result<(Self::Source, Option<&str>), MountError> {
-        let (source, target) = split_at(text, ':');
+    fn separator(self) -> Option<char> {
+        match self {
+            Self::Room | Self::Project => Some(':'),
+            Self::Image => Some('='),
+            Self::EmptyDir => None,
+        }
+    }
+
+    fn check_options(self, options: &MountOptions) -> Result<(), String> {
+        options.check(self == Self::Image, self == Self::Room)
+    }
+
+    fn source(self, given: &str, source: &str, options: &MountOptions) -> Result<Self::Source, MountError> {
         Ok(match self {
-            Self::Room => (ServiceMountSource::Room(storage_path(source)?), target),
-            Self::Project => (ServiceMountSource::Project(storage_path(source)?), target),
-            Self::EmptyDir => (ServiceMountSource::EmptyDir, Some(text)),
+            Self::Room => ServiceMountSource::Room(storage_path(source)?),
+            Self::Project => ServiceMountSource::Project(storage_path(source)?),
+            Self::EmptyDir => ServiceMountSource::EmptyDir,
             Self::Image => {
-                let (reference, subpath, target) = split_image(text)?;
-                (ServiceMountSource::Image { reference, subpath }, target)
+                let (reference, subpath) = image_source(given, source, options)?;
+                ServiceMountSource::Image { reference, subpath }
             }
         })
     }
 }
 
-fn split_at(text: &str, separator: char) -> (&str, Option<&str>) {
-    match text.split_once(separator) {
-        Some((source, target)) => (source, Some(target)),
-        None => (text, None),
+impl MountOptions {
+    /// Refuses the options that a kind does not have. The error is the option.
+    fn check(&self, has_subpath: bool, has_create: bool) -> Result<(), String> {
+        match &self.subpath {
+            Some(path) if !has_subpath => Err(format!("subpath={path}")),
+            _ if self.create && !has_create => Err("create".to_owned()),
+            _ => Ok(()),
+        }
     }
 }
 
-fn split_image(text: &str) -> Result<(Reference, String, Option<&str>), MountError> {
-    let (text, subpath) = match text.split_once(",subpath=") {
-        Some((text, subpath)) => (text, storage_path(subpath)?),
-        None => (text, String::new()),
-    };
-    let (image, target) = split_at(text, '=');
-    let reference = image.parse().map_err(|source| MountError::Image { given: text.to_owned(), source })?;
-    Ok((reference, subpath, target))
+fn image_source(given: &str, image: &str, options: &MountOptions) -> Result<(Reference, String), MountError> {
+    let reference = image.parse().map_err(|source| MountError::Image { given: given.to_owned(), source })?;
+    Ok((reference, storage_path(options.subpath.as_deref().unwrap_or_default())?))
 }

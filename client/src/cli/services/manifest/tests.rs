@@ -314,11 +314,11 @@ fn what_does_not_fit_together_is_named_with_its_field() {
             with("  environment: [{name: A, token: {identity: x}}, {name: B, token: {identity: y}}]\n"),
             "`B`: identity `y`: another token has `x`",
         ),
-        (with("  storage: {files: [{path: x, text: y}]}\n"), "container.storage.files: mount target `x`"),
         (
-            with("  storage: {room: [{path: x}]}\n"),
-            "container.storage.room: mount target `x` is not absolute",
+            with("  storage: {files: [{path: x, text: y}]}\n"),
+            "container.storage.files: `x` is not an absolute path",
         ),
+        (with("  storage: {room: [{path: x}]}\n"), "container.storage.room: `x` is not an absolute path"),
         (
             with("  storage: {room: [{path: /x, subpath: ../y}]}\n"),
             "container.storage.room: `../y` has a `..`",
