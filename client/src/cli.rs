@@ -7,12 +7,14 @@ mod base;
 mod build;
 mod builds;
 mod changes;
+mod complete;
 mod completions;
 mod content;
 mod context;
 mod deploy;
 mod explain;
 mod images;
+mod man;
 mod pack;
 mod registry;
 mod room;
@@ -20,8 +22,10 @@ mod routes;
 mod secrets;
 mod services;
 mod storage;
+mod suggestion;
 mod system;
 mod token;
+mod token_origin;
 mod views;
 
 use std::ffi::OsString;
@@ -76,7 +80,7 @@ Exit codes:
 #[derive(Debug, Clone, Default, Args)]
 pub struct GlobalArgs {
     /// Room to use [env: HEARTH_ROOM, MESHAGENT_ROOM; else the current room of `hearth room`]
-    #[arg(long, global = true, value_name = "NAME", help_heading = "Room")]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Room", add = complete::rooms())]
     pub room: Option<String>,
     /// Daemon to use, `unix:///path` or `http://host:port` [env: HEARTH_ADDR]
     #[arg(long, global = true, value_name = "URL", help_heading = "Room")]
@@ -90,6 +94,12 @@ pub struct GlobalArgs {
     /// Log what the client does to standard error [env: HEARTH_LOG for a filter such as `hearth=trace`]
     #[arg(short, long, global = true)]
     pub verbose: bool,
+}
+
+impl GlobalArgs {
+    fn room_flags(&self) -> RoomFlags {
+        RoomFlags { room: self.room.clone(), addr: self.addr.clone(), token_file: self.token_file.clone() }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -137,6 +147,7 @@ enum CliCommand {
     },
     Explain(explain::ExplainArgs),
     Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -195,12 +206,24 @@ fn usage_failure(shown: &str) -> Failure {
     }
 }
 
+/// Answers a shell that asks for completions and ends the process. Returns if none asks.
+pub fn complete_for_shell() {
+    clap_complete::CompleteEnv::with_factory(CliArguments::command)
+        .var(completions::COMPLETION_VARIABLE)
+        .bin("hearth")
+        .complete();
+}
+
 /// Parses the command line.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<CliArguments, CliParseError> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     // What follows `--` belongs to another program.
     let json = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
-    CliArguments::try_parse_from(arguments).map_err(|error| CliParseError { error, json })
+    let words = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>();
+    CliArguments::try_parse_from(arguments).map_err(|mut error| {
+        suggestion::suggest_flag(&mut error, &CliArguments::command(), &words);
+        CliParseError { error, json }
+    })
 }
 
 /// Starts the logging of the client itself, which is silent unless `--verbose` or `HEARTH_LOG` is
@@ -218,43 +241,44 @@ pub fn start_tracing(verbose: bool) {
 /// Runs the command.
 pub async fn run(arguments: CliArguments) -> Result<(), Failure> {
     let CliArguments { globals, command } = arguments;
+    run_command(command, &globals).await.map_err(|failure| {
+        token_origin::name_token_origin(failure, &globals.room_flags(), &RoomEnvironment::from_process())
+    })
+}
+
+async fn run_command(command: CliCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     let mut interrupts = InterruptListener::listen()?;
     // Ctrl-C has a different effect at each stage of the commands that return here, so they handle it themselves. It
     // cancels all others at any point.
     let work: Pin<Box<dyn Future<Output = Result<(), Failure>> + '_>> = match command {
         CliCommand::Build(args) | CliCommand::Image(ImageCommand::Build(args)) => {
-            return Box::pin(build::run(*args, &globals, &mut interrupts)).await;
+            return Box::pin(build::run(*args, globals, &mut interrupts)).await;
         }
         CliCommand::Deploy(args) | CliCommand::Image(ImageCommand::Deploy(args)) => {
-            return Box::pin(deploy::run(*args, &globals, &mut interrupts)).await;
+            return Box::pin(deploy::run(*args, globals, &mut interrupts)).await;
         }
         CliCommand::Services(command) => {
-            return Box::pin(services::run(*command, &globals, &mut interrupts)).await;
+            return Box::pin(services::run(*command, globals, &mut interrupts)).await;
         }
         CliCommand::Pack(args) | CliCommand::Image(ImageCommand::Pack(args)) => {
-            Box::pin(pack::run(*args, &globals))
+            Box::pin(pack::run(*args, globals))
         }
         CliCommand::Images(command) | CliCommand::Image(ImageCommand::Images(command)) => {
-            Box::pin(images::run(command, &globals))
+            Box::pin(images::run(command, globals))
         }
-        CliCommand::Builds(command) => Box::pin(builds::run(command, &globals)),
-        CliCommand::Routes(command) => Box::pin(routes::run(command, &globals)),
-        CliCommand::Secrets(command) => Box::pin(secrets::run(command, &globals)),
-        CliCommand::Context(command) => Box::pin(context::run(command, &globals)),
-        CliCommand::Storage(command) => Box::pin(storage::run(command, &globals)),
-        CliCommand::Room(command) => Box::pin(room::run(command, &globals)),
-        CliCommand::Token(command) => Box::pin(token::run(command, &globals)),
-        CliCommand::Audit(args) => Box::pin(audit::run(args, &globals)),
-        CliCommand::Doctor | CliCommand::System { command: None } => Box::pin(system::run(&globals)),
-        CliCommand::System { command: Some(command) } => Box::pin(system::run_command(command, &globals)),
-        CliCommand::Explain(args) => {
-            let globals = &globals;
-            Box::pin(async move { explain::run(&args, globals) })
-        }
-        CliCommand::Completions(args) => {
-            let globals = &globals;
-            Box::pin(async move { completions::run(&args, globals, &mut CliArguments::command()) })
-        }
+        CliCommand::Builds(command) => Box::pin(builds::run(command, globals)),
+        CliCommand::Routes(command) => Box::pin(routes::run(command, globals)),
+        CliCommand::Secrets(command) => Box::pin(secrets::run(command, globals)),
+        CliCommand::Context(command) => Box::pin(context::run(command, globals)),
+        CliCommand::Storage(command) => Box::pin(storage::run(command, globals)),
+        CliCommand::Room(command) => Box::pin(room::run(command, globals)),
+        CliCommand::Token(command) => Box::pin(token::run(command, globals)),
+        CliCommand::Audit(args) => Box::pin(audit::run(args, globals)),
+        CliCommand::Doctor | CliCommand::System { command: None } => Box::pin(system::run(globals)),
+        CliCommand::System { command: Some(command) } => Box::pin(system::run_command(command, globals)),
+        CliCommand::Explain(args) => Box::pin(async move { explain::run(&args, globals) }),
+        CliCommand::Completions(args) => Box::pin(async move { completions::run(&args, globals) }),
+        CliCommand::Man(args) => Box::pin(async move { man::run(&args, globals, CliArguments::command()) }),
     };
     interrupts.run_interruptible(work).await
 }
@@ -265,13 +289,12 @@ async fn connect(globals: &GlobalArgs) -> Result<Client, Failure> {
         Ok(path) => RoomsFile::read(&path)?,
         Err(_) => RoomsFile::default(),
     };
-    let asked = RoomFlags {
-        room: globals.room.clone(),
-        addr: globals.addr.clone(),
-        token_file: globals.token_file.clone(),
-    };
-    let selection =
-        rooms::select_room(&asked, &RoomEnvironment::from_process(), &rooms, &DaemonAddress::local())?;
+    let selection = rooms::select_room(
+        &globals.room_flags(),
+        &RoomEnvironment::from_process(),
+        &rooms,
+        &DaemonAddress::local(),
+    )?;
     tracing::debug!(?selection, "selected a room");
     connect_to(&selection, &rooms).await
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use hearth::{cli, exit};
 
 fn main() -> ExitCode {
+    // Answers a shell that asks for completions, and returns otherwise.
+    cli::complete_for_shell();
     let arguments = match cli::parse(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(end) => return end.report(),

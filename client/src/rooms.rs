@@ -39,6 +39,8 @@ pub enum RoomError {
     Malformed { path: PathBuf, reason: String },
     #[error("cannot {action} {}: {source}", .path.display())]
     File { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("cannot read the token in {}: {source}", .path.display())]
+    TokenFile { path: PathBuf, source: std::io::Error },
     #[error("{origin} holds no token")]
     EmptyToken { origin: String },
     #[error("neither XDG_CONFIG_HOME nor HOME is set, so there is no place for the rooms file")]
@@ -54,6 +56,7 @@ impl From<RoomError> for Failure {
                 return Self::new(FailureKind::Usage, ErrorCode::RoomsFile, error.to_string())
                     .hint("repair it, or remove it and add the rooms again");
             }
+            RoomError::TokenFile { .. } => (FailureKind::Usage, ErrorCode::LocalFile),
             RoomError::File { .. } | RoomError::NoHome => (FailureKind::Failed, ErrorCode::RoomsFile),
             RoomError::Address { .. } | RoomError::InvalidName { .. } => {
                 (FailureKind::Usage, ErrorCode::Usage)

@@ -1,7 +1,7 @@
 //! With `--json`, standard output is exactly one JSON document, whatever the outcome; with `--progress json`, each line
 //! of standard error is a JSON object. The commands that need a daemon are in the end-to-end tests.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::process::Command;

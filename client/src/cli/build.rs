@@ -10,13 +10,14 @@ use std::path::{Component, Path, PathBuf};
 use clap::Args;
 use hearth_pack::walk::{IgnoreRules, WalkOptions};
 use hearth_proto::v1::begin_pack_request::Destination;
-use hearth_proto::v1::{Mount, SubmitBuildRequest, mount::Source};
+use hearth_proto::v1::{Mount, StorageArea, SubmitBuildRequest, mount::Source};
 use hearth_proto::value::Reference;
 
 pub(super) use options::BuildOptions;
 
 use super::pack::{check_directory, check_room_tag};
-use super::{GlobalArgs, connect, pack};
+use super::registry::CredentialArgs;
+use super::{GlobalArgs, complete, connect, pack};
 use crate::client::Client;
 use crate::duration;
 use crate::error::Failure;
@@ -46,22 +47,21 @@ pub(super) struct BuildArgs {
     tag: String,
 
     /// Files of room storage, `<source>[:<mount>[:ro|rw]]`
-    #[arg(long, visible_alias = "room-mount", value_name = "MOUNT", help_heading = "Files")]
+    #[arg(long, visible_alias = "room-mount", value_name = "MOUNT", help_heading = "Files", add = complete::paths_in(StorageArea::Room))]
     mount_room_path: Vec<String>,
     /// Files of project storage, in the same form
-    #[arg(long, visible_alias = "project-mount", value_name = "MOUNT", help_heading = "Files")]
+    #[arg(long, visible_alias = "project-mount", value_name = "MOUNT", help_heading = "Files", add = complete::paths_in(StorageArea::Project))]
     mount_project_path: Vec<String>,
     /// Files of an image of the room, `<image>[=<mount>[:ro|rw]][,subpath=<path>]`
-    #[arg(long, visible_alias = "image-mount", value_name = "MOUNT", help_heading = "Files")]
+    #[arg(long, visible_alias = "image-mount", value_name = "MOUNT", help_heading = "Files", add = complete::images())]
     mount_image: Vec<String>,
     /// A directory of this machine, sent for this build, `<path>[:<mount>]`
     #[arg(long, value_name = "PATH", help_heading = "Files")]
     pack: Option<String>,
     #[command(flatten)]
     options: BuildOptions,
-    /// Credentials for base images, `username,password` (Docker Hub) or `registry,username,password`
-    #[arg(long, value_name = "CREDENTIAL", help_heading = "Build")]
-    pub(super) cred: Vec<String>,
+    #[command(flatten)]
+    pub(super) credentials: CredentialArgs,
     /// Time limit of the build, such as `90s` or `1h30m`
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Build")]
     pub(super) timeout: Option<std::time::Duration>,
@@ -121,7 +121,7 @@ impl BuildArgs {
             mount_image: Vec::new(),
             pack: Some(pack.to_owned()),
             options,
-            cred: Vec::new(),
+            credentials: CredentialArgs::default(),
             timeout: None,
             progress: ProgressMode::Auto,
             detach: false,

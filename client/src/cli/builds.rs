@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::changes::change_each;
 use super::views::BuildView;
-use super::{GlobalArgs, connect};
+use super::{GlobalArgs, complete, connect};
 use crate::error::{Failure, FailureKind};
 use crate::progress::state_name;
 use crate::{duration, exit, output};
@@ -31,17 +31,20 @@ pub(super) enum BuildsCommand {
     /// Show one build
     Show {
         /// Id of the build, or a prefix of it
+        #[arg(add = complete::builds())]
         build: String,
     },
     Logs(logs::BuildLogsArgs),
     /// Cancel queued or running builds; a cancelled build publishes nothing
     Cancel {
-        #[arg(required = true)]
+        /// Ids of the builds, or prefixes of them
+        #[arg(required = true, add = complete::builds())]
         builds: Vec<String>,
     },
     /// Remove builds that have ended from the list; their images stay
     Rm {
-        #[arg(required = true)]
+        /// Ids of the builds, or prefixes of them
+        #[arg(required = true, add = complete::builds())]
         builds: Vec<String>,
     },
 }

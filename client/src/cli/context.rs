@@ -92,6 +92,7 @@ Examples:
     },
     /// Unmount a context; its changes are kept
     Unmount {
+        /// Directory of the daemon's machine
         directory: PathBuf,
         /// Unmount even when it is in use; files that are open stay usable
         #[arg(long)]

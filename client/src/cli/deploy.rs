@@ -15,7 +15,8 @@ use hearth_proto::v1::{DeployRequest, ServicePort};
 use hearth_proto::value::Reference;
 
 use super::build::{self, BuildOptions};
-use super::{GlobalArgs, connect};
+use super::registry::CredentialArgs;
+use super::{GlobalArgs, complete, connect};
 use crate::duration;
 use crate::error::Failure;
 use crate::interrupt::InterruptListener;
@@ -37,10 +38,10 @@ Examples:
   hearth deploy --tag my-app:dev --port 8000 --liveness /healthz --dry-run")]
 pub(super) struct DeployArgs {
     /// Image to run, from the room or any registry; with --pack, the tag of the build
-    #[arg(long, short, allow_hyphen_values = true)]
+    #[arg(long, short, allow_hyphen_values = true, add = complete::images())]
     tag: String,
     /// Name of the service [default: the repository, with `-` for `/`]
-    #[arg(long, value_name = "NAME", value_parser = network::name)]
+    #[arg(long, value_name = "NAME", value_parser = network::name, add = complete::services())]
     name: Option<String>,
 
     #[command(flatten)]
@@ -85,9 +86,8 @@ pub(super) struct DeployArgs {
     /// Time limit for the first healthy answer of the new revision, such as `90s` [default: kept, else 60s]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Deploy")]
     timeout: Option<Duration>,
-    /// Credentials of the image's registry, and of base and mounted images, `[registry,]username,password`
-    #[arg(long, value_name = "CRED", help_heading = "Deploy")]
-    cred: Vec<String>,
+    #[command(flatten)]
+    credentials: CredentialArgs,
     /// Print the steps of the deploy without doing them
     #[arg(long, conflicts_with = "pack", help_heading = "Deploy")]
     dry_run: bool,

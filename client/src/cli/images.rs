@@ -10,8 +10,9 @@ use hearth_proto::value::Reference;
 use jiff::Timestamp;
 
 use super::changes::change_each;
+use super::registry::CredentialArgs;
 use super::views::{CachedImageView, ImageView, InspectView, LoadView};
-use super::{GlobalArgs, connect};
+use super::{GlobalArgs, complete, connect};
 use crate::client::{ArchiveDestination, ArchiveSource};
 use crate::error::Failure;
 use crate::output;
@@ -28,17 +29,25 @@ pub(super) enum ImagesCommand {
         cached: bool,
     },
     /// Show an image's manifest, config and layers
-    Inspect { image: String },
+    Inspect {
+        /// Image of the room
+        #[arg(add = complete::images())]
+        image: String,
+    },
     /// Add a tag to an image, or move a tag to it
     #[command(after_help = "Example:\n  hearth images tag my-app:dev my-app:stable")]
     Tag {
+        /// Image of the room
+        #[arg(add = complete::images())]
         image: String,
+        /// Tag to add or to move
         #[arg(value_name = "NEW_TAG")]
         tag: String,
     },
     /// Remove tags; content that nothing else uses is freed later
     Rm {
-        #[arg(required = true)]
+        /// Tags to remove
+        #[arg(required = true, add = complete::images())]
         images: Vec<String>,
     },
     /// Write an image of the room to an OCI archive
@@ -47,6 +56,8 @@ pub(super) enum ImagesCommand {
     /// with every manifest that it lists.
     #[command(after_help = "Example:\n  hearth images save my-app:dev -o my-app.oci.tar")]
     Save {
+        /// Image of the room
+        #[arg(add = complete::images())]
         image: String,
         /// OCI archive to write, `-` for standard output
         #[arg(long, short, value_name = "FILE")]
@@ -61,11 +72,13 @@ Examples:
   hearth images push my-app:dev ghcr.io/me/my-app:1 --cred me,TOKEN
   hearth images push ghcr.io/me/my-app:1")]
     Push {
+        /// Image of the room, or the name in the other registry
+        #[arg(add = complete::images())]
         image: String,
+        /// Name in the other registry
         target: Option<String>,
-        /// Credentials, `[registry,]username,password`
-        #[arg(long, value_name = "CRED")]
-        cred: Vec<String>,
+        #[command(flatten)]
+        cred: CredentialArgs,
     },
     /// Copy an image of another registry into the room
     #[command(after_help = "\
@@ -73,6 +86,7 @@ Examples:
   hearth images pull python:3.13
   hearth images pull ghcr.io/me/app:1 --tag app:1 --cred me,TOKEN")]
     Pull {
+        /// Image of another registry
         image: String,
         /// Tag in the room [default: the image's own repository and tag]
         #[arg(long, short)]
@@ -83,9 +97,8 @@ Examples:
         /// Copy all platforms, and the index that lists them
         #[arg(long)]
         all_platforms: bool,
-        /// Credentials, `[registry,]username,password`
-        #[arg(long, value_name = "CRED")]
-        cred: Vec<String>,
+        #[command(flatten)]
+        cred: CredentialArgs,
     },
     /// Load an OCI archive into the room
     #[command(after_help = "\

@@ -59,6 +59,7 @@ pub(super) struct PackArgs {
     /// Also keep the archive as this file of room storage; a path that ends with `/` is its directory
     #[arg(long, value_name = "PATH")]
     room_path: Option<String>,
+    /// Compression of the packed layer
     #[arg(long, value_enum, default_value_t = CompressionArg::Zstd)]
     compression: CompressionArg,
     /// Make the archive readable by `docker load` too
@@ -79,6 +80,7 @@ pub(super) struct PackArgs {
     /// User that the process runs as, `user[:group]`
     #[arg(long, help_heading = "Image config")]
     user: Option<String>,
+    /// Label, `KEY=VALUE`
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Image config")]
     label: Vec<String>,
     /// Port that the process listens on, `port[/tcp|udp]`

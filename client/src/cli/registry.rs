@@ -13,15 +13,32 @@ use hearth_registry::{
 use crate::error::{Failure, FailureKind};
 use crate::{output, task};
 
+/// Registry of names that name none.
+const DOCKER_HUB: &str = "docker.io";
 /// Time limit for a Docker credential helper, which may prompt a user who is not there.
 const CREDENTIAL_HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Flags for access to other registries.
-#[derive(Debug, Args)]
-pub(super) struct RegistryArgs {
-    /// Credentials of a registry, `[registry,]username,password` [default: those of `docker login`]
+/// Credentials, with the same meaning in every command that has them.
+#[derive(Clone, Debug, Default, PartialEq, Args)]
+pub(super) struct CredentialArgs {
+    /// Credentials of a registry, `[registry,]username,password`. Without a registry they are for the one that the
+    /// command's image names, or for Docker Hub if it names none or is in the room
     #[arg(long, value_name = "CRED", help_heading = "Other registries")]
     cred: Vec<String>,
+}
+
+impl CredentialArgs {
+    /// Parses the credentials. The daemon fills in a registry that is left out.
+    pub(super) fn to_wire(&self) -> Result<Vec<RegistryCredential>, Failure> {
+        self.cred.iter().map(|text| parse_credential(text)).collect()
+    }
+}
+
+/// Flags for access to other registries from this machine. Without credentials, those of `docker login` are used.
+#[derive(Debug, Args)]
+pub(super) struct RegistryArgs {
+    #[command(flatten)]
+    credentials: CredentialArgs,
     /// Mirror URL to ask before the registry HOST, such as `docker.io=https://mirror.example`
     #[arg(
         long,
@@ -38,10 +55,12 @@ impl RegistryArgs {
     pub(super) async fn remote(&self, reference: &Reference) -> Result<RegistryClient, Failure> {
         let mirrors = MirrorList::new(self.registry_mirror.clone());
         let hosts = mirrors.authorities(reference);
-        let given = credentials_for(&self.cred, reference)?;
+        let spoken_to = reference.registry.as_ref().map_or(DOCKER_HUB, |registry| registry.as_str());
+        let given = self.credentials.to_wire()?;
         let mut credentials = given.into_iter().fold(HostCredentials::default(), |all, given| {
             let RegistryCredential { registry, username, password } = given;
-            all.with(&registry, HostCredential::Password { username, password })
+            let registry = if registry.is_empty() { spoken_to } else { &registry };
+            all.with(registry, HostCredential::Password { username, password })
         });
         for host in hosts {
             if credentials.get(&host).is_some() {
@@ -68,25 +87,8 @@ impl RegistryArgs {
     }
 }
 
-/// Parses the credentials of a command that accesses one registry. A credential without a registry is
-/// for that one.
-pub(super) fn credentials_for(
-    texts: &[String],
-    reference: &Reference,
-) -> Result<Vec<RegistryCredential>, Failure> {
-    let registry = reference.registry.as_ref().map_or("docker.io", |registry| registry.as_str());
-    let one = |text: &String| {
-        let mut credential = parse_credential(text)?;
-        if credential.registry.is_empty() {
-            registry.clone_into(&mut credential.registry);
-        }
-        Ok(credential)
-    };
-    texts.iter().map(one).collect()
-}
-
 /// Parses a credential: `username,password` or `registry,username,password`.
-pub(super) fn parse_credential(text: &str) -> Result<RegistryCredential, Failure> {
+fn parse_credential(text: &str) -> Result<RegistryCredential, Failure> {
     let parts: Vec<&str> = text.splitn(3, ',').collect();
     let (registry, username, password) = match parts[..] {
         [username, password] => ("", username, password),
@@ -135,16 +137,5 @@ mod tests {
         assert_eq!(parse_credential("u,p").unwrap().registry, "");
         let error = parse_credential("hunter2").unwrap_err();
         assert!(!error.detail.message.contains("hunter2"));
-    }
-
-    #[test]
-    fn a_credential_without_a_registry_is_for_the_one_that_is_spoken_to() {
-        let registries = |reference: &str| {
-            let texts = ["u,p".to_owned(), "other.example,u,p".to_owned()];
-            let found = credentials_for(&texts, &reference.parse().unwrap()).unwrap();
-            found.into_iter().map(|credential| credential.registry).collect::<Vec<_>>()
-        };
-        assert_eq!(registries("ghcr.io/x"), ["ghcr.io", "other.example"]);
-        assert_eq!(registries("python"), ["docker.io", "other.example"]);
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::GlobalArgs;
+use super::{GlobalArgs, complete};
 use crate::client::{DaemonAddress, TargetError};
 use crate::error::Failure;
 use crate::output;
@@ -21,14 +21,25 @@ pub(super) enum RoomCommand {
 Example:
   hearth room add studio --addr http://10.0.0.5:4327 --token-file ~/studio.token
   hearth room use studio")]
-    Add { name: String },
+    Add {
+        /// Name for the room on this machine
+        name: String,
+    },
     /// Make a room the current one
-    Use { name: String },
+    Use {
+        /// Name of a known room
+        #[arg(add = complete::rooms())]
+        name: String,
+    },
     /// Show the known rooms
     #[command(visible_alias = "ls")]
     List,
     /// Remove a room from the rooms file
-    Rm { name: String },
+    Rm {
+        /// Name of a known room
+        #[arg(add = complete::rooms())]
+        name: String,
+    },
 }
 
 #[derive(Serialize)]

@@ -5,7 +5,7 @@ use hearth_proto::v1::ServiceRoute;
 use serde::Serialize;
 
 use super::changes::change_each;
-use super::{GlobalArgs, connect};
+use super::{GlobalArgs, complete, connect};
 use crate::error::Failure;
 use crate::output;
 
@@ -16,7 +16,8 @@ pub(super) enum RoutesCommand {
     List,
     /// Remove domains from their services, which keep running
     Rm {
-        #[arg(required = true)]
+        /// Domains as `hearth routes list` shows them
+        #[arg(required = true, add = complete::domains())]
         domains: Vec<String>,
     },
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::changes::change_each;
-use super::{GlobalArgs, connect};
+use super::{GlobalArgs, complete, connect};
 use crate::error::Failure;
 use crate::terminal::EchoOffGuard;
 use crate::{output, task};
@@ -26,6 +26,8 @@ Examples:
   hearth secrets set tls-key --from-file key.pem
   hearth deploy --tag my-app:dev --env-secret DB_PASSWORD=db-password")]
     Set {
+        /// Name of the secret
+        #[arg(add = complete::secrets())]
         name: String,
         /// Use the exact bytes of this file as the value
         #[arg(long, value_name = "FILE")]
@@ -36,7 +38,8 @@ Examples:
     Ls,
     /// Remove secrets
     Rm {
-        #[arg(required = true)]
+        /// Names of the secrets
+        #[arg(required = true, add = complete::secrets())]
         names: Vec<String>,
     },
 }

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 
 use super::changes::change_each;
 use super::deploy::follow::{self, WaitArgs};
-use super::{GlobalArgs, connect};
+use super::{GlobalArgs, complete, connect};
 use crate::error::Failure;
 use crate::interrupt::InterruptListener;
 use crate::{duration, output};
@@ -37,6 +37,7 @@ Examples:
   hearth services show web -o yaml > web.yaml")]
     Show {
         /// Name or id
+        #[arg(add = complete::services())]
         service: String,
         /// Print the manifest of the service in this format
         #[arg(long, short, value_enum)]
@@ -48,6 +49,8 @@ Examples:
     Logs(logs::ServiceLogsArgs),
     /// Replace the instance of a service by a new one of the same revision, with new tokens and current secrets
     Restart {
+        /// Name or id
+        #[arg(add = complete::services())]
         service: String,
         #[command(flatten)]
         waiting: WaitArgs,
@@ -59,6 +62,8 @@ Examples:
       Return to the revision that was live before
   hearth services rollback web 3")]
     Rollback {
+        /// Name or id
+        #[arg(add = complete::services())]
         service: String,
         /// Number of the earlier revision [default: the last other revision that was live]
         #[arg(value_name = "REV", value_parser = clap::value_parser!(u32).range(1..))]
@@ -68,7 +73,8 @@ Examples:
     },
     /// Stop and remove services
     Rm {
-        #[arg(required = true)]
+        /// Names or ids
+        #[arg(required = true, add = complete::services())]
         services: Vec<String>,
         /// Time between the stop signal and SIGKILL, such as `30s` [default: 10s]
         #[arg(long, value_name = "DURATION", value_parser = duration::parse)]

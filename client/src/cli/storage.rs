@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::changes::change_each;
 use super::content::ContentOutput;
 use super::views::FileView;
-use super::{GlobalArgs, connect};
+use super::{GlobalArgs, complete, connect};
 use crate::client::{Client, FileContent};
 use crate::error::Failure;
 use crate::output::{self, AtomicFile};
@@ -28,7 +28,7 @@ pub(super) enum StorageCommand {
         #[arg(long, short)]
         recursive: bool,
         /// Path relative to the storage's root
-        #[arg(default_value = "/")]
+        #[arg(default_value = "/", add = complete::storage_paths())]
         path: String,
     },
     /// Copy a file or a directory into the room
@@ -45,6 +45,7 @@ Examples:
         /// File or directory on this machine, `-` for standard input
         local: PathBuf,
         /// Target path, relative to the storage's root
+        #[arg(add = complete::storage_paths())]
         path: String,
     },
     /// Copy a file or a directory out of the room
@@ -55,6 +56,8 @@ Examples:
     Get {
         #[command(flatten)]
         area: AreaArgs,
+        /// Path relative to the storage's root
+        #[arg(add = complete::storage_paths())]
         path: String,
         /// Target path on this machine; standard output when it is `-` or left out
         local: Option<PathBuf>,
@@ -66,7 +69,8 @@ Examples:
         /// Remove a directory with everything below it
         #[arg(long, short)]
         recursive: bool,
-        #[arg(required = true)]
+        /// Paths relative to the storage's root
+        #[arg(required = true, add = complete::storage_paths())]
         paths: Vec<String>,
     },
 }
@@ -94,7 +98,13 @@ pub(super) async fn run(command: StorageCommand, globals: &GlobalArgs) -> Result
         StorageCommand::Rm { area, recursive, paths } => {
             let client = connect(globals).await?;
             change_each("removed", &paths, globals, async |path| {
-                client.remove_file(area.to_wire(), path, recursive).await?;
+                let removed = client.remove_file(area.to_wire(), path, recursive).await;
+                removed.map_err(|error| {
+                    hint_for_directory(
+                        error.into(),
+                        "add --recursive to remove a directory with all below it",
+                    )
+                })?;
                 Ok((path.clone(), format!("removed {}", output::printable(path))))
             })
             .await
@@ -221,7 +231,11 @@ async fn get(
 ) -> Result<(), Failure> {
     let client = connect(globals).await?;
     let Some(local) = local.filter(|local| *local != Path::new("-")) else {
-        let mut content = client.read_file(area, path).await?;
+        let content = client.read_file(area, path).await;
+        let mut content = content.map_err(|error| {
+            let hint = "name a local directory as well, to which it is copied: hearth storage get PATH LOCAL";
+            hint_for_directory(error.into(), hint)
+        })?;
         let mut left = content.entry.size_bytes;
         let mut shown = ContentOutput::new(globals);
         while let Some(chunk) = content.next().await? {
@@ -261,6 +275,11 @@ async fn get(
         make_directory(local)?;
     }
     if globals.json { output::json(&serde_json::json!({"path": path, "local": local})) } else { Ok(()) }
+}
+
+/// Adds the hint of the command to the error that a path is a directory.
+fn hint_for_directory(failure: Failure, hint: &str) -> Failure {
+    if failure.detail.code == ErrorCode::IsADirectory.as_str() { failure.hint(hint) } else { failure }
 }
 
 /// Returns the path relative to `root`. Guards against a daemon that lists paths outside of the target.

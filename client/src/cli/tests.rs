@@ -107,3 +107,44 @@ fn wrong_command_lines_are_usage_errors() {
         assert!(!parses(line), "{line}");
     }
 }
+
+#[test]
+fn every_command_and_every_argument_has_a_help_text() {
+    fn check(command: &clap::Command, words: &str, missing: &mut Vec<String>) {
+        for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+            if argument.get_help().is_none_or(|help| help.to_string().trim().is_empty()) {
+                missing.push(format!("{words} {argument}"));
+            }
+        }
+        for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
+            let words = format!("{words} {}", below.get_name());
+            if below.get_about().is_none() {
+                missing.push(words.clone());
+            }
+            check(below, &words, missing);
+        }
+    }
+    let mut command = CliArguments::command();
+    command.build();
+    let mut missing = Vec::new();
+    check(&command, "hearth", &mut missing);
+    assert!(missing.is_empty(), "without a help text: {missing:#?}");
+}
+
+#[test]
+fn a_flag_with_swapped_letters_is_recognized() {
+    let tip = |line: &str| {
+        let wrong = parse(line.split_whitespace().map(OsString::from)).unwrap_err();
+        usage_failure(&wrong.error.render().to_string()).detail.hint
+    };
+    assert_eq!(tip("hearth build ./x --tga a"), "a similar argument exists: '--tag'");
+    assert_eq!(tip("hearth image build ./x --tga=a"), "a similar argument exists: '--tag'");
+    assert_eq!(tip("hearth services logs web --tial 5"), "a similar argument exists: '--tail'");
+    assert!(!tip("hearth build ./x --zzz a").contains("similar"));
+}
+
+#[test]
+fn the_dockerfile_has_the_flag_of_other_builders() {
+    assert!(parses("hearth build ./x --tag a --file web.Dockerfile"));
+    assert!(parses("hearth build ./x --tag a -f web.Dockerfile"));
+}

@@ -125,11 +125,7 @@ pub fn read_token(path: &Path) -> Result<ParticipantToken, RoomError> {
     } else {
         std::fs::read_to_string(path)
     };
-    let text = text.map_err(|source| RoomError::File {
-        action: "read the token in",
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = text.map_err(|source| RoomError::TokenFile { path: path.to_owned(), source })?;
     ParticipantToken::new(&text).ok_or_else(|| RoomError::EmptyToken { origin: path.display().to_string() })
 }
 

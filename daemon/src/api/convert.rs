@@ -100,18 +100,27 @@ const fn log_stream(stream: LogStream) -> v1::LogStream {
     }
 }
 
-/// Converts credentials, keyed by registry.
+/// Converts credentials, keyed by registry. One without a registry is for that of `image`, or for Docker Hub if the
+/// image has none or is in the room.
 pub fn registry_credentials(
     field: &str,
     wire: Vec<v1::RegistryCredential>,
+    image: &Reference,
+    rooms: &RoomRegistries,
 ) -> Result<BTreeMap<String, RegistryCredential>, ApiError> {
     if wire.len() > MAX_CREDENTIALS {
         let message = format!("at most {MAX_CREDENTIALS} credentials");
         return Err(ApiError::invalid(field, ErrorCode::TooMany, message));
     }
+    let spoken_to = image.registry.as_ref().filter(|registry| !rooms.contains(registry));
+    let spoken_to = spoken_to.map_or("docker.io", |registry| registry.as_str());
     let credential = |credential: v1::RegistryCredential| {
         let password = Secret::new(credential.password);
-        (credential.registry, RegistryCredential { username: credential.username, password })
+        let registry = match credential.registry {
+            registry if !registry.is_empty() => registry,
+            _ => spoken_to.to_owned(),
+        };
+        (registry, RegistryCredential { username: credential.username, password })
     };
     Ok(wire.into_iter().map(credential).collect())
 }

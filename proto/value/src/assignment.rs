@@ -76,7 +76,7 @@ mod tests {
     use super::AssignmentError::{Blank, NoName, NoValue, NotText, Nul};
     use super::*;
 
-    /// Each text with its meaning as a variable, and whether it is a label too.
+    /// Each text with its meaning as a variable.
     #[test]
     fn a_flag_and_a_line_of_a_file_have_one_grammar() {
         for (text, expected) in [

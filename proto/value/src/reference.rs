@@ -52,6 +52,11 @@ pub enum ReferenceError {
     Tag { given: String, tag: String },
     #[error("`{given}`: {source}")]
     Digest { given: String, source: DigestError },
+    #[error(
+        "`{given}`: `{name}` is the name of a registry, and no repository follows; write `{name}/REPOSITORY`, or `{DEFAULT}/{name}` for a repository of the room",
+        DEFAULT = RoomRegistries::DEFAULT
+    )]
+    NoRepository { given: String, name: String },
     #[error("`{given}` names a digest; a tag to build must not, write `repository[:tag]`")]
     DigestInTag { given: String },
 }
@@ -63,6 +68,11 @@ impl Reference {
         let mut reference: Self = text.parse()?;
         if reference.digest.is_some() {
             return Err(ReferenceError::DigestInTag { given: shown(text) });
+        }
+        let name = reference.repository.as_str();
+        if reference.registry.is_none() && (name == "localhost" || name.contains('.')) && !name.contains('/')
+        {
+            return Err(ReferenceError::NoRepository { given: shown(text), name: name.to_owned() });
         }
         reference.tag.get_or_insert_with(Tag::latest);
         Ok(reference)

@@ -15,7 +15,7 @@ pub(in crate::cli) struct BuildOptions {
     pub(super) context_path: Option<String>,
     /// Dockerfile: absolute inside the mounts, or relative to the context
     /// [default: Containerfile, then Dockerfile]
-    #[arg(long, short = 'f', value_name = "PATH", help_heading = "Files")]
+    #[arg(long, short = 'f', visible_alias = "file", value_name = "PATH", help_heading = "Files")]
     pub(super) dockerfile_path: Option<String>,
 
     /// Value of an ARG, `KEY=VALUE`; `KEY` alone takes its value from the environment

@@ -9,7 +9,6 @@ use hearth_proto::value::{
 };
 
 use super::super::assignments::{labels, variables};
-use super::super::registry::parse_credential;
 use super::{BuildArgs, tag};
 use crate::duration;
 use crate::error::Failure;
@@ -72,7 +71,7 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
         network: args.options.network.clone().unwrap_or_default(),
         timeout: args.timeout.map(duration::to_wire),
         secrets: args.options.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?,
-        credentials: args.cred.iter().map(|text| parse_credential(text)).collect::<Result<_, _>>()?,
+        credentials: args.credentials.to_wire()?,
     };
     let pack_room_path = args.options.pack_room_path.as_deref();
     let pack_room_path =

@@ -5,7 +5,7 @@ use hearth_proto::v1::build_event::Event;
 use hearth_proto::v1::{BuildEvent, ReadBuildLogRequest};
 
 use crate::cli::views::LogView;
-use crate::cli::{GlobalArgs, connect};
+use crate::cli::{GlobalArgs, complete, connect};
 use crate::client::{Client, WatchItem};
 use crate::error::Failure;
 use crate::output;
@@ -24,6 +24,7 @@ Examples:
   hearth builds logs 7f3k --follow")]
 pub(in crate::cli) struct BuildLogsArgs {
     /// Id of the build, or a prefix of it
+    #[arg(add = complete::builds())]
     build: String,
     /// Start at the event with this sequence number; 1 shows the whole log
     #[arg(long, value_name = "N")]

@@ -7,7 +7,6 @@ use hearth_proto::value::{MountTarget, Reference, ServiceMount, ServiceMountKind
 
 use super::{DeployArgs, StrategyArg, network};
 use crate::cli::build::{BuildArgs, BuildOptions};
-use crate::cli::registry::credentials_for;
 use crate::duration;
 use crate::error::Failure;
 
@@ -130,7 +129,7 @@ pub(super) fn plan(
         isolated: args.confinement.isolated(),
         capabilities: args.confinement.capabilities().map_err(|error| wrong("--cap-add", &error))?,
         // A built image is in the room's registry, so the credentials are only for the build.
-        credentials: if args.pack.is_some() { Vec::new() } else { credentials_for(&args.cred, &image)? },
+        credentials: if args.pack.is_some() { Vec::new() } else { args.credentials.to_wire()? },
     };
     Ok(DeployPlan { spec, build: build(args)? })
 }
@@ -146,7 +145,7 @@ fn build(args: &mut DeployArgs) -> Result<Option<BuildArgs>, Failure> {
         return Ok(None);
     };
     let mut build = BuildArgs::from_pack(&args.tag, pack, std::mem::take(&mut args.build_options));
-    build.cred.clone_from(&args.cred);
+    build.credentials.clone_from(&args.credentials);
     build.progress = args.waiting.progress;
     build.timeout = args.build_timeout;
     Ok(Some(build))

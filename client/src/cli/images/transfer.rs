@@ -4,7 +4,7 @@ use hearth_proto::v1::{PullImageRequest, PushImageRequest, TransferDone, Transfe
 use hearth_proto::value::Reference;
 use serde::Serialize;
 
-use super::super::registry::credentials_for;
+use super::super::registry::CredentialArgs;
 use super::super::{GlobalArgs, connect, pack};
 use super::reference;
 use crate::error::Failure;
@@ -19,7 +19,7 @@ pub(super) struct PullOptions {
 pub(super) async fn push(
     image: &str,
     target: Option<&str>,
-    cred: &[String],
+    cred: &CredentialArgs,
     globals: &GlobalArgs,
 ) -> Result<(), Failure> {
     let (source, target) = match target {
@@ -33,7 +33,7 @@ pub(super) async fn push(
             (Reference { registry: None, ..target.clone() }, target)
         }
     };
-    let credentials = credentials_for(cred, &target)?;
+    let credentials = cred.to_wire()?;
     let request = PushImageRequest { reference: source.to_string(), target: target.to_string(), credentials };
     let mut reporter = TransferReporter::default();
     let done = connect(globals)
@@ -46,7 +46,7 @@ pub(super) async fn push(
 pub(super) async fn pull(
     image: &str,
     wanted: PullOptions,
-    cred: &[String],
+    cred: &CredentialArgs,
     globals: &GlobalArgs,
 ) -> Result<(), Failure> {
     let source = reference(image)?;
@@ -60,7 +60,7 @@ pub(super) async fn pull(
         tag: tag.map(|tag| tag.to_string()).unwrap_or_default(),
         platform,
         all_platforms: wanted.all_platforms,
-        credentials: credentials_for(cred, &source)?,
+        credentials: cred.to_wire()?,
     };
     let mut reporter = TransferReporter::default();
     let done = connect(globals)

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::cli::assignments::variables;
 use crate::cli::content::CollectedText;
-use crate::cli::{GlobalArgs, connect};
+use crate::cli::{GlobalArgs, complete, connect};
 use crate::client::{ClientError, ExecProcess};
 use crate::error::{Failure, FailureKind};
 use crate::interrupt::InterruptListener;
@@ -51,7 +51,9 @@ pub(in crate::cli) struct ExecArgs {
     #[arg(long, short, value_name = "DIR")]
     workdir: Option<String>,
     /// Name or id
+    #[arg(add = complete::services())]
     service: String,
+    /// Command with its arguments, after `--`
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }

@@ -5,7 +5,7 @@ use hearth_proto::v1::read_service_logs_request::Source;
 use hearth_proto::v1::{LogLine, ReadServiceLogsRequest};
 use jiff::Timestamp;
 
-use crate::cli::{GlobalArgs, connect};
+use crate::cli::{GlobalArgs, complete, connect};
 use crate::client::ServiceLogItem;
 use crate::error::Failure;
 use crate::progress::deploy::log_line;
@@ -23,6 +23,7 @@ Examples:
   hearth services logs web --follow")]
 pub(in crate::cli) struct ServiceLogsArgs {
     /// Name or id
+    #[arg(add = complete::services())]
     service: String,
     /// Keep printing until interrupted, or until the service is removed
     #[arg(long, short)]

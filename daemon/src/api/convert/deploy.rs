@@ -75,7 +75,8 @@ pub fn deploy_spec(
         capabilities: wire.capabilities.map(|wire| capabilities(&wire.names)).transpose()?,
         replace: wire.replace,
     };
-    Ok((request, registry_credentials("spec.credentials", wire.credentials)?))
+    let credentials = registry_credentials("spec.credentials", wire.credentials, &request.image, rooms)?;
+    Ok((request, credentials))
 }
 
 fn capabilities(names: &[String]) -> Result<BTreeSet<AddedCapability>, ApiError> {

@@ -6,13 +6,13 @@ use std::time::Duration;
 use hearth_proto::v1;
 
 use super::super::error::ApiError;
-use super::duration;
 use super::mounts::build_mounts;
+use super::{duration, registry_credentials};
 use crate::model::access::SymlinkPolicy;
 use crate::model::build::{BuildNetwork, BuildSecrets, BuildSpec, DockerfilePath, NoCache};
 use crate::model::fault::ErrorCode;
 use crate::model::image::Platform;
-use crate::model::secret::{RegistryCredential, Secret};
+use crate::model::secret::Secret;
 use crate::model::{BuildMount, MountTarget, Reference, RoomRegistries};
 
 // Limits of a build request. Each is far above practical use.
@@ -59,7 +59,11 @@ pub fn build_spec(
             )
         })?),
     };
-    let secrets = secrets(wire.secrets, wire.credentials)?;
+    let mut secrets = secrets(wire.secrets)?;
+    if let Some(tag) = tags.first() {
+        let given = registry_credentials("spec.credentials", wire.credentials, tag, context.rooms)?;
+        secrets.credentials.extend(given);
+    }
     let spec = BuildSpec {
         tags,
         mounts,
@@ -180,15 +184,12 @@ fn network(text: &str) -> Result<BuildNetwork, ApiError> {
     }
 }
 
-fn secrets(
-    secrets: Vec<v1::BuildSecret>,
-    credentials: Vec<v1::RegistryCredential>,
-) -> Result<BuildSecrets, ApiError> {
-    if secrets.len() > MAX_SECRETS || credentials.len() > MAX_SECRETS {
+fn secrets(secrets: Vec<v1::BuildSecret>) -> Result<BuildSecrets, ApiError> {
+    if secrets.len() > MAX_SECRETS {
         return Err(ApiError::invalid(
             "spec.secrets",
             ErrorCode::TooMany,
-            format!("at most {MAX_SECRETS} secrets and credentials"),
+            format!("at most {MAX_SECRETS} secrets"),
         ));
     }
     let mut checked = BuildSecrets::default();
@@ -205,12 +206,6 @@ fn secrets(
         if checked.values.insert(secret.id.clone(), Secret::new(secret.value.to_vec())).is_some() {
             return Err(invalid(format!("secret `{}` is given twice", secret.id)));
         }
-    }
-    for credential in credentials {
-        let registry =
-            if credential.registry.is_empty() { "docker.io".to_owned() } else { credential.registry };
-        let password = Secret::new(credential.password);
-        checked.credentials.insert(registry, RegistryCredential { username: credential.username, password });
     }
     Ok(checked)
 }

@@ -63,9 +63,12 @@ impl ImagesService {
                 ApiError::invalid("platform", ErrorCode::InvalidPlatform, message)
             })?),
         };
-        let remote = self
-            .remote_registries
-            .remote(&convert::registry_credentials("credentials", request.credentials)?);
+        let remote = self.remote_registries.remote(&convert::registry_credentials(
+            "credentials",
+            request.credentials,
+            &source,
+            self.images.room_registries(),
+        )?);
         let remote = remote.map_err(|error| ApiError::from(crate::image::ImageError::from(error)))?;
         let (images, transfer) = (self.images.clone(), Arc::new(TransferProgress::default()));
         let (shown, caller) = (Arc::clone(&transfer), caller.name.clone());
@@ -99,9 +102,12 @@ impl ImagesService {
         audit::record_object(&target);
         check_access(caller, &CallerAction::PullRepository(&source.repository))?;
         check_access(caller, &CallerAction::PushRemoteImage(&full_name(&target)))?;
-        let remote = self
-            .remote_registries
-            .remote(&convert::registry_credentials("credentials", request.credentials)?);
+        let remote = self.remote_registries.remote(&convert::registry_credentials(
+            "credentials",
+            request.credentials,
+            &target,
+            self.images.room_registries(),
+        )?);
         let remote = remote.map_err(|error| ApiError::from(crate::image::ImageError::from(error)))?;
         let (images, transfer) = (self.images.clone(), Arc::new(TransferProgress::default()));
         let shown = Arc::clone(&transfer);

@@ -9,8 +9,7 @@ macro_rules! storage_error_codes {
                 IsALink = "is_a_link", FailedPrecondition, No,
                     "The path is a symbolic link, which the operation does not follow. Name what it points to.";
                 IsADirectory = "is_a_directory", FailedPrecondition, No,
-                    "The path is a directory, and the operation works on files. Add `--recursive` to remove a directory.",
-                    hint "add --recursive to remove a directory with all below it";
+                    "The path is a directory, and the operation works on files. Add `--recursive` to remove a directory; name a local directory to get one.";
                 IsTheRoot = "is_the_root", InvalidArgument, No,
                     "The path is the root of the storage, which can be neither removed nor replaced. Name something in it.";
                 NotADirectory = "not_a_directory", FailedPrecondition, No,
