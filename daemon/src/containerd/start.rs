@@ -22,7 +22,7 @@ use super::channel::{call, limit};
 use super::failure::{ContainerdFault, unless_missing};
 use super::images::{self, SnapshotImage};
 use super::spec::types::{RuntimeSpec, SPEC_URL};
-use super::spec::user::{ResolvedUser, UserSpec};
+use super::spec::user::{ROOT_HOME, ResolvedUser, UserSpec};
 use super::spec::{self, HostFeatures};
 use super::{ContainerdContext, cgroup, labels, rootfs};
 use crate::deploy::port::{InstanceSpec, RuntimeError};
@@ -203,8 +203,8 @@ impl ContainerdContext {
 
 async fn resolve_user(stored: &SnapshotImage, mounts: &[Mount]) -> Result<ResolvedUser, RuntimeError> {
     let text = stored.config.user.clone();
-    if UserSpec::parse(&text).is_root() {
-        return Ok(ResolvedUser { home: Some("/root".to_owned()), ..ResolvedUser::default() });
+    if UserSpec::parse(&text).is_root_without_groups() {
+        return Ok(ResolvedUser { home: Some(ROOT_HOME.to_owned()), ..ResolvedUser::default() });
     }
     let mounts = mounts.to_vec();
     let read = crate::task::blocking("read-users", move || rootfs::read_user_files(&mounts)).await;

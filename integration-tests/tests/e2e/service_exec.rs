@@ -13,6 +13,7 @@ pub fn group() -> Group {
         "service_exec",
         shared_cases![
             a_process_runs_beside_the_service,
+            root_has_the_groups_that_the_image_lists,
             a_file_goes_through_a_process,
             a_terminal_is_one_inside_and_is_as_it_was_afterwards,
             keys_and_the_size_of_the_window_reach_the_process,
@@ -41,6 +42,19 @@ fn a_process_runs_beside_the_service(daemon: &Daemon) {
     let output = exec(daemon, "beside", &["sh", "-c", &format!("wget -q -O - http://127.0.0.1:{PORT}/")]);
     assert_eq!(output.stdout, "exec\n", "in the same network: {output}");
     exec(daemon, "nobody", &["true"]).expect_code(1).says(&["nobody"]);
+}
+
+fn root_has_the_groups_that_the_image_lists(daemon: &Daemon) {
+    let passwd = "root:x:0:0:root:/root:/bin/sh\n";
+    let group = "root:x:0:\nwheel:x:10:root\nother:x:11:web\n";
+    for (user, groups) in [("", "0 10\n"), ("0", "0 10\n"), ("0:0", "0\n")] {
+        let app = App::page("groups\n").file("etc/passwd", passwd).file("etc/group", group);
+        let app = if user.is_empty() { app } else { app.with(&["--user", user]) };
+        app.pack(daemon, "groups:1");
+        daemon.hearth_ok(&["deploy", "--tag", "groups:1"]);
+        let output = exec(daemon, "groups", &["sh", "-c", "grep Groups: /proc/1/status; id -G"]);
+        assert!(output.stdout.ends_with(&format!("\n{groups}")), "{user}: {output}");
+    }
 }
 
 fn a_file_goes_through_a_process(daemon: &Daemon) {

@@ -29,6 +29,9 @@ pub enum UserFault {
 /// Maximum number of supplementary groups (NGROUPS_MAX is 65,536; no image needs as many as this).
 const MOST_GROUPS: usize = 1024;
 
+/// Home directory of root in an image whose `/etc/passwd` does not name one.
+pub const ROOT_HOME: &str = "/root";
+
 impl<'a> UserSpec<'a> {
     pub fn parse(text: &'a str) -> Self {
         let text = text.trim();
@@ -38,22 +41,24 @@ impl<'a> UserSpec<'a> {
         }
     }
 
-    /// Reports whether this is plain root, which needs no lookup.
-    pub fn is_root(&self) -> bool {
-        matches!(self.user, "" | "0" | "root") && matches!(self.group, None | Some("0" | "root"))
+    /// Reports whether this is root with its own group only, which needs no lookup. Without a named group, root may
+    /// have supplementary groups in `/etc/group`.
+    pub fn is_root_without_groups(&self) -> bool {
+        matches!(self.user, "" | "0" | "root") && matches!(self.group, Some("0" | "root"))
     }
 
-    /// Resolves the user. A name must have an entry; a number need not.
+    /// Resolves the user. A name other than `root` must have an entry; a number need not.
     pub fn resolve(&self, passwd: &str, group: &str) -> Result<ResolvedUser, UserFault> {
         let wanted = if self.user.is_empty() { "0" } else { self.user };
         let entry = fields(passwd).find(|entry| entry.first() == Some(&wanted));
         let number = wanted.parse::<u32>().ok();
         let entry = entry.or_else(|| fields(passwd).find(|entry| number.is_some() && id(entry) == number));
         let uid = entry.as_ref().and_then(|entry| id(entry)).or(number);
+        let uid = uid.or_else(|| (wanted == "root").then_some(0));
         let uid = uid.ok_or_else(|| UserFault::User(wanted.chars().take(100).collect()))?;
         let own_gid = entry.as_ref().and_then(|entry| entry.get(3)?.parse().ok()).unwrap_or(0);
         let home = entry.as_ref().and_then(|entry| entry.get(5)).filter(|home| home.starts_with('/'));
-        let home = home.map(|home| (*home).to_owned());
+        let home = home.map(|home| (*home).to_owned()).or_else(|| (uid == 0).then(|| ROOT_HOME.to_owned()));
         if let Some(wanted) = self.group {
             let found = fields(group).find(|entry| entry.first() == Some(&wanted));
             let gid = found.and_then(|entry| id(&entry)).or_else(|| wanted.parse().ok());
@@ -113,6 +118,10 @@ mod tests {
             // A numeric text is looked up as a name first.
             ("55", (7, 8, vec![])),
             (":log", (0, 20, vec![])),
+            ("", (0, 0, vec![20])),
+            ("0", (0, 0, vec![20])),
+            ("root", (0, 0, vec![20])),
+            ("0:0", (0, 0, vec![])),
         ] {
             assert_eq!(of(text).unwrap(), expected, "{text}");
         }
@@ -128,12 +137,20 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_root_needs_no_look_up() {
-        for root in ["", "0", "root", "0:0", "root:root", " 0 "] {
-            assert!(UserSpec::parse(root).is_root(), "{root}");
+    fn only_root_with_its_own_group_needs_no_lookup() {
+        for root in ["0:0", "root:root", ":0", " 0:root "] {
+            assert!(UserSpec::parse(root).is_root_without_groups(), "{root}");
         }
-        for other in ["web", "0:web", "1"] {
-            assert!(!UserSpec::parse(other).is_root(), "{other}");
+        for other in ["", "0", "root", "web", "0:web", "1"] {
+            assert!(!UserSpec::parse(other).is_root_without_groups(), "{other}");
+        }
+    }
+
+    #[test]
+    fn root_needs_no_entry() {
+        for root in ["", "0", "root"] {
+            let user = UserSpec::parse(root).resolve("", "wheel:x:10:root\n").unwrap();
+            assert_eq!((user.uid, user.gid, user.home.as_deref()), (0, 0, Some(ROOT_HOME)), "{root}");
         }
     }
 }
