@@ -1,10 +1,14 @@
 //! An OCI image layout in a tar (`oci-layout`, `index.json`, `blobs/sha256/...`).
 //!
 //! - [`read`] reads an archive from an untrusted stream and passes on each verified blob.
-//! - [`ImageFile`] opens an archive in a file, to take an image out of it.
+//! - [`ImageFile`] opens an archive in a file, to take an image out of it; also one of the old `docker save`, and one
+//!   that is compressed as a whole.
+//! - [`copy_as_oci_archive`] makes an OCI archive of any of these.
 //! - [`ArchiveLayout`] writes an archive: the same bytes for the same image, with a length known beforehand.
 
 mod atomic_file;
+mod decompress;
+mod docker_save;
 mod image_file;
 pub(crate) mod raw;
 mod read;
@@ -13,8 +17,10 @@ mod write;
 use hearth_value::Digest;
 
 pub use atomic_file::write_atomically;
+pub use decompress::copy_as_oci_archive;
 pub(crate) use image_file::FileRange;
 pub use image_file::ImageFile;
+use read::read_error;
 pub use read::{ArchiveSink, ReadArchive, read};
 pub use write::{ArchiveLayout, BlobSource, OpenBlob};
 
@@ -50,6 +56,8 @@ pub enum ArchiveError {
     NoPlatform { wanted: String, found: String },
     #[error("the archive's image uses a {what}, which is not supported")]
     Unsupported { what: String },
+    #[error("the archive has {count} images; an archive with one is taken")]
+    ImageCount { count: usize },
     #[error("cannot read the archive: {source}")]
     Read { source: std::io::Error },
     #[error("cannot store blob {digest}: {source}")]

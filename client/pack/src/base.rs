@@ -97,7 +97,7 @@ impl BaseImage {
         let (_, manifest) = file.manifest(platform)?;
         let config = file.read_blob(&manifest.config.digest)?;
         for layer in &manifest.layers {
-            let (_, actual) = file.blob_range(&layer.digest)?;
+            let actual = file.blob_size(&layer.digest)?;
             if actual != layer.size {
                 let digest = layer.digest.to_string();
                 return Err(BaseError::Size { digest, declared: layer.size, actual });

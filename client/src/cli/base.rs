@@ -38,6 +38,12 @@ pub(super) async fn open(
 ) -> Result<BaseImage, Failure> {
     if let Some(file) = text.strip_prefix("oci-archive:") {
         let (path, platform, shown) = (PathBuf::from(file), platform.clone(), format!("--base {file}"));
+        let wrong = |reason: &dyn std::fmt::Display| Failure::usage(format!("{shown}: {reason}"));
+        match std::fs::metadata(&path) {
+            Ok(found) if found.is_dir() => return Err(wrong(&"it is a directory, not an archive")),
+            Ok(_) => {}
+            Err(error) => return Err(wrong(&error)),
+        }
         let open = move || BaseImage::from_archive(&path, &platform, cache().ok().as_ref());
         return task::blocking("base", open).await?.map_err(|error| invalid_base(&shown, &error));
     }

@@ -1,9 +1,10 @@
 //! `hearth images`
 
+mod load;
 mod save;
 mod transfer;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Subcommand;
 use hearth_proto::value::Reference;
@@ -11,9 +12,8 @@ use jiff::Timestamp;
 
 use super::changes::change_each;
 use super::registry::CredentialArgs;
-use super::views::{CachedImageView, ImageView, InspectView, LoadView};
+use super::views::{CachedImageView, ImageView, InspectView};
 use super::{GlobalArgs, complete, connect};
-use crate::client::{ArchiveDestination, ArchiveSource};
 use crate::error::Failure;
 use crate::output;
 
@@ -100,13 +100,17 @@ Examples:
         #[command(flatten)]
         cred: CredentialArgs,
     },
-    /// Load an OCI archive into the room
+    /// Load an image archive into the room
+    ///
+    /// The archive is an OCI archive or one of `docker save`, with one image; it may be compressed with gzip
+    /// or zstd.
     #[command(after_help = "\
 Examples:
   hearth images load my-app.oci.tar --tag my-app:dev
+  docker save my-app:dev | hearth images load - --tag my-app:dev
   skopeo copy docker://busybox oci-archive:/dev/stdout | hearth images load - --tag busybox:1")]
     Load {
-        /// OCI archive, `-` for standard input
+        /// Image archive, `-` for standard input
         file: PathBuf,
         /// Tag in the room
         #[arg(long, short)]
@@ -139,7 +143,7 @@ pub(super) async fn run(command: ImagesCommand, globals: &GlobalArgs) -> Result<
             })
             .await
         }
-        ImagesCommand::Load { file, tag } => load(&file, &tag, globals).await,
+        ImagesCommand::Load { file, tag } => load::run(&file, &tag, globals).await,
         ImagesCommand::Save { image, output } => {
             Box::pin(save::run(&reference(&image)?, &output, globals)).await
         }
@@ -214,37 +218,4 @@ async fn inspect(image: &str, globals: &GlobalArgs) -> Result<(), Failure> {
         return output::json(&view);
     }
     output::line(&view.to_text())
-}
-
-async fn load(file: &Path, tag: &str, globals: &GlobalArgs) -> Result<(), Failure> {
-    let tag = Reference::parse_tag(tag).map_err(|error| Failure::usage(error.to_string()))?.to_string();
-    let source = archive_source(file)?;
-    let client = connect(globals).await?;
-    let loaded = client.load_image(ArchiveDestination { tag: Some(tag), room_path: None }, source).await?;
-    if globals.json {
-        return output::json(&LoadView::from(&loaded));
-    }
-    if let Some(image) = &loaded.image {
-        let reused = output::size(loaded.reused_bytes);
-        output::note(&format!(
-            "loaded {} ({}, {reused} of it already in the room)",
-            image.reference,
-            output::size(loaded.size_bytes)
-        ));
-    }
-    output::line(&loaded.digest)
-}
-
-/// Opens the archive before the client connects, so that a wrong path is a usage error.
-fn archive_source(file: &Path) -> Result<ArchiveSource, Failure> {
-    if file == Path::new("-") {
-        return Ok(Box::new(|out| std::io::copy(&mut std::io::stdin().lock(), out).map(|_| ())));
-    }
-    let wrong = |error: &std::io::Error| Failure::usage(format!("cannot read `{}`: {error}", file.display()));
-    let mut open = std::fs::File::open(file).map_err(|error| wrong(&error))?;
-    if open.metadata().map_err(|error| wrong(&error))?.is_dir() {
-        return Err(Failure::usage(format!("`{}` is a directory, not an archive", file.display()))
-            .hint(format!("`hearth pack {} --tag TAG` packs and sends it", file.display())));
-    }
-    Ok(Box::new(move |out| std::io::copy(&mut open, out).map(|_| ())))
 }

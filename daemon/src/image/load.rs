@@ -229,7 +229,11 @@ fn only_image(
     images: &[Descriptor],
     stored: &[StoredBlob],
 ) -> Result<(Descriptor, ImageContents), ImageError> {
-    let [image] = images else { return Err(ImageError::ImageCount { count: images.len() }) };
+    // An image with several names has an entry for each of them.
+    let distinct: HashSet<Digest> = images.iter().map(|image| image.digest).collect();
+    let (Some(image), 1) = (images.first(), distinct.len()) else {
+        return Err(ImageError::ImageCount { count: distinct.len() });
+    };
     let manifest = image.bare();
     // Only content of the archive itself is accepted: a digest alone must not open another repository's blob.
     let brought: HashSet<Digest> = stored.iter().map(|stored| stored.digest).collect();

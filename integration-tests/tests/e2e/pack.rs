@@ -33,6 +33,12 @@ pub fn group() -> Group {
             a_pack_path_keeps_the_archive_in_room_storage,
             other_compressions_hold_the_same_tree,
             a_failed_pack_leaves_no_file,
+            an_archive_in_the_packed_directory_is_never_part_of_it,
+            what_is_typed_wrong_is_a_usage_error,
+            a_room_path_that_is_a_directory_gets_a_file_in_it,
+            an_image_of_a_pack_builds_as_its_directory_does,
+            archives_of_other_tools_load_and_lie_below,
+            a_damaged_archive_fails_and_makes_no_tag,
         ],
     )
 }
@@ -336,4 +342,141 @@ fn a_failed_pack_leaves_no_file(daemon: &Daemon) {
     daemon.hearth(&["pack", text(&tree), "-o", text(&output.join("x.tar"))]).expect_code(1);
     assert_eq!(fs::read_to_string(output.join("x.tar")).unwrap(), "before");
     assert_eq!(fs::read_dir(&output).unwrap().count(), 1);
+}
+
+fn an_archive_in_the_packed_directory_is_never_part_of_it(daemon: &Daemon) {
+    let work = tempfile::tempdir_in(daemon.directory()).unwrap();
+    sample().write(work.path());
+    let output = work.path().join("out.tar");
+    let mut archives = Vec::new();
+    for arguments in [&[][..], &[], &["--room", "pack", "--tag", "own-output:1"]] {
+        let pack = ["pack", text(work.path()), "-o", text(&output), "--compression", "gzip"];
+        daemon.hearth_ok(&[&pack, arguments].concat());
+        archives.push(Image::from_archive(&output));
+    }
+    assert!(archives.iter().all(|image| image.digest == archives[0].digest), "the digests differ");
+    assert!(!archives[2].has("out.tar") && archives[2].has("index.html"));
+    assert!(!daemon.image("own-output:1").has("out.tar"));
+}
+
+fn what_is_typed_wrong_is_a_usage_error(daemon: &Daemon) {
+    let work = tempfile::tempdir_in(daemon.directory()).unwrap();
+    sample().write(work.path());
+    let tree = text(work.path());
+    let missing = work.path().join("new/dir/x.tar");
+    for (arguments, said) in [
+        (&["--env", "A"][..], "--env `A`"),
+        (&["--workdir", "rel"], "--workdir `rel`"),
+        (&["--expose", "0"], "--expose `0`"),
+        (&["--label", "=x"], "--label `=x`"),
+        (&["--label", "x"], "--label `x`"),
+        (&["--volume", "rel"], "--volume `rel`"),
+        (&["--room-path", "../x"], "--room-path"),
+        (&["--base", "oci-archive:/no/such.tar"], "/no/such.tar"),
+        (&["-o", text(&missing)], "new/dir` does not exist"),
+    ] {
+        let output = daemon.hearth(&[&["pack", tree, "--tag", "wrong:1"], arguments].concat());
+        output.expect_code(2).says(&[said]);
+    }
+    assert!(daemon.tag_digest("wrong", "1").is_none());
+}
+
+fn a_room_path_that_is_a_directory_gets_a_file_in_it(daemon: &Daemon) {
+    let work = tempfile::tempdir_in(daemon.directory()).unwrap();
+    sample().write(work.path());
+    daemon.hearth_ok(&[
+        "pack",
+        text(work.path()),
+        "--tag",
+        "team/in-directory:1",
+        "--room-path",
+        "packs-of/",
+    ]);
+    let image = Image::from_archive(&daemon.room_files().join("packs-of/in-directory.oci.tar"));
+    assert!(image.has("index.html"));
+}
+
+fn an_image_of_a_pack_builds_as_its_directory_does(daemon: &Daemon) {
+    let work = tempfile::tempdir_in(daemon.directory()).unwrap();
+    let tree = Tree::new()
+        .dockerfile("FROM scratch\nCOPY . /\n")
+        .file(".dockerignore", "*\n!src\n")
+        .file("src/main", "main")
+        .file("secret", "secret");
+    tree.write(work.path());
+    daemon.hearth_ok(&["build", "--tag", "of-directory:1", "--pack", text(work.path())]);
+    daemon.hearth_ok(&["pack", text(work.path()), "--tag", "ctx:1"]);
+    assert!(!daemon.image("ctx:1").has("secret"));
+    daemon.hearth_ok(&["build", "--tag", "of-image:1", "--mount-image", "ctx:1"]);
+    let (directory, image) = (daemon.image("of-directory:1"), daemon.image("of-image:1"));
+    assert_eq!(directory.names(""), image.names(""));
+    assert_eq!((image.file("src/main").as_str(), image.has("Dockerfile")), ("main", false));
+    // Rules that exclude everything.
+    fs::write(work.path().join(".dockerignore"), "*").unwrap();
+    daemon.hearth_ok(&["pack", text(work.path()), "--tag", "ctx:2"]).says(&["excludes every file"]);
+}
+
+/// Archives of one image by other tools: of the old `docker save`, compressed, and with two names.
+fn archives_of_other_tools_load_and_lie_below(daemon: &Daemon) {
+    let work = tempfile::tempdir_in(daemon.directory()).unwrap();
+    let at = |name: &str| work.path().join(name);
+    sample().write(&at("tree"));
+    let plain = at("plain.tar");
+    daemon.hearth_ok(&[
+        "pack",
+        text(&at("tree")),
+        "-o",
+        text(&plain),
+        "--tag",
+        "a:1",
+        "--compression",
+        "gzip",
+    ]);
+    let copy = |to: &str| {
+        let from = format!("oci-archive:{}", plain.display());
+        skopeo(&["copy", &from, &format!("{to}:saved:1")]).expect_code(0);
+    };
+    copy(&format!("docker-archive:{}", at("docker.tar").display()));
+    for (program, archive) in
+        [("gzip", "docker.tar"), ("zstd", "docker.tar"), ("gzip", "plain.tar"), ("zstd", "plain.tar")]
+    {
+        process::run(Command::new(program).args(["-q", "-k"]).arg(at(archive)), seconds(60)).expect_code(0);
+    }
+    let names =
+        ["plain.tar", "plain.tar.gz", "plain.tar.zst", "docker.tar", "docker.tar.gz", "docker.tar.zst"];
+    for name in names {
+        daemon.hearth_ok(&["images", "load", text(&at(name)), "--tag", "loaded:1"]);
+        assert_eq!(daemon.image("loaded:1").file("index.html"), "<h1>hi</h1>\n", "{name}");
+        let base = format!("oci-archive:{}", at(name).display());
+        daemon.hearth_ok(&["pack", text(&at("tree")), "-o", text(&at("on-it.tar")), "--base", &base]);
+        let layers = Image::from_archive(&at("on-it.tar")).manifest["layers"].as_array().unwrap().len();
+        assert_eq!(layers, 2, "{name}");
+        daemon.hearth_ok(&["images", "rm", "loaded:1"]);
+    }
+}
+
+fn a_damaged_archive_fails_and_makes_no_tag(daemon: &Daemon) {
+    let work = tempfile::tempdir_in(daemon.directory()).unwrap();
+    let at = |name: &str| work.path().join(name);
+    sample().write(&at("tree"));
+    daemon.hearth_ok(&["pack", text(&at("tree")), "-o", text(&at("whole.tar"))]);
+    let whole = fs::read(at("whole.tar")).unwrap();
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    let docker = [&b"manifest.json"[..], &[0; 600]].concat();
+    for (name, bytes) in [
+        ("cut", &whole[..whole.len() / 2]),
+        ("flipped", &flipped),
+        ("empty", &[]),
+        ("text", &b"hello ".repeat(500)),
+        ("gzip", &[&[0x1f, 0x8b][..], &[1; 700]].concat()),
+        ("docker", &docker),
+    ] {
+        fs::write(at(name), bytes).unwrap();
+        daemon.hearth(&["images", "load", text(&at(name)), "--tag", "damaged:1"]).expect_code(1);
+        let base = format!("oci-archive:{}", at(name).display());
+        let pack = ["pack", text(&at("tree")), "--tag", "damaged:1", "--base", &base];
+        daemon.hearth(&pack).expect_code(1);
+        assert!(daemon.tag_digest("damaged", "1").is_none(), "{name}");
+    }
 }

@@ -28,6 +28,7 @@ pub fn group() -> Group {
             containerd_imports_and_unpacks_what_was_packed,
             buildkit_builds_on_what_was_packed,
             tar_and_the_decompressors_read_the_layer,
+            an_archive_without_a_tag_is_imported_as_latest,
         ],
     )
 }
@@ -250,4 +251,18 @@ fn tar_and_the_decompressors_read_the_layer(daemon: &Daemon) {
         process::run(&mut tar, seconds(60)).expect_code(0);
         assert_same(&work.at("tree"), &out, true);
     }
+}
+
+fn an_archive_without_a_tag_is_imported_as_latest(daemon: &Daemon) {
+    let work = Work::new(daemon);
+    let archive = work.text("untagged.tar");
+    let output = daemon.hearth_ok(&["pack", &work.text("tree"), "-o", &archive]);
+    let containerd = Containerd::start(&work.at("containerd"));
+    containerd.ctr(&["images", "import", "--no-unpack", "--base-name", "untagged", &archive]);
+    let images = containerd.ctr(&["images", "list"]);
+    assert!(images.stdout.contains("untagged:latest") && images.stdout.contains(output.line()), "{images}");
+    let mut umoci = Command::new("umoci");
+    umoci.arg("list").arg("--layout").arg(work.layout(&archive));
+    let tags = process::run(&mut umoci, seconds(60));
+    assert_eq!(tags.expect_code(0).stdout.trim(), "latest");
 }

@@ -9,6 +9,8 @@ use hearth_oci::{DeclaredPlatform, Descriptor, ImageConfig, Manifest, OciIndex};
 use hearth_value::Digest;
 use serde::Deserialize;
 
+use super::decompress::decompressed_file;
+use super::docker_save::{self, ConvertedImage};
 use super::raw::RawTar;
 use super::read::{ReadArchive, read_error, scan};
 use super::{ArchiveError, BlobSource, JSON_LIMIT};
@@ -21,8 +23,10 @@ const MAX_INDEX_DEPTH: usize = 4;
 pub struct ImageFile {
     file: File,
     index: OciIndex,
-    /// Position and size of each blob.
+    /// Position and size of each blob in the file.
     blobs: HashMap<Digest, (u64, u64)>,
+    /// Manifest that was made of the `manifest.json` of `docker save`.
+    converted: Option<(Digest, Vec<u8>)>,
 }
 
 impl ImageFile {
@@ -32,41 +36,65 @@ impl ImageFile {
         Self::from_file(file)
     }
 
-    pub fn from_file(mut file: File) -> Result<Self, ArchiveError> {
+    pub fn from_file(file: File) -> Result<Self, ArchiveError> {
+        let mut file = decompressed_file(file)?;
         file.seek(SeekFrom::Start(0)).map_err(|source| ArchiveError::Read { source })?;
         let mut blobs = HashMap::new();
         let mut tar = RawTar::new(BufReader::with_capacity(256 * 1024, &file));
-        let ReadArchive { index, .. } = scan(&mut tar, &mut |digest, size, position, _| {
+        let scanned = scan(&mut tar, &mut |digest, size, position, _| {
             blobs.insert(*digest, (position, size));
             Ok(())
-        })?;
-        Ok(Self { file, index, blobs })
+        });
+        match scanned {
+            Ok(ReadArchive { index, .. }) => Ok(Self { file, index, blobs, converted: None }),
+            Err(ArchiveError::DockerSave) => {
+                let ConvertedImage { index, blobs, manifest } = docker_save::convert(&file)?;
+                Ok(Self { file, index, blobs, converted: Some(manifest) })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reports whether the archive is one of the old `docker save`.
+    pub(super) fn is_converted(&self) -> bool {
+        self.converted.is_some()
     }
 
     pub fn index(&self) -> &OciIndex {
         &self.index
     }
 
-    /// Returns the manifest for `platform`. If a descriptor names no platform, the one in its config is used.
+    /// Returns the manifest for `platform`. If a descriptor names no platform, the one in its config is used. An archive
+    /// with several images for the platform is an error; one image may have several names.
     pub fn manifest(&self, platform: &DeclaredPlatform) -> Result<(Descriptor, Manifest), ArchiveError> {
         let mut found = Vec::new();
         let mut best: Option<(Descriptor, Manifest, bool)> = None;
         let mut seen = HashSet::new();
+        // Images of the top index that match the platform, and whether they have its variant.
+        let mut matching = Vec::new();
         self.search(&self.index, MAX_INDEX_DEPTH, &mut seen, &mut |descriptor, manifest, declared| {
             found.push(declared.to_string());
             let exact = declared.variant == platform.variant;
             let better = best.as_ref().is_none_or(|(_, _, was_exact)| exact && !was_exact);
+            if declared.satisfies(platform)
+                && self.index.manifests.iter().any(|top| top.digest == descriptor.digest)
+            {
+                matching.push(exact);
+            }
             if declared.satisfies(platform) && better {
                 best = Some((descriptor, manifest, exact));
             }
         })?;
         found.sort_unstable();
         found.dedup();
-        let (descriptor, manifest, _) = best.ok_or_else(|| ArchiveError::NoPlatform {
+        let (descriptor, manifest, exact) = best.ok_or_else(|| ArchiveError::NoPlatform {
             wanted: platform.to_string(),
             found: if found.is_empty() { "none".to_owned() } else { found.join(", ") },
         })?;
-        Ok((descriptor, manifest))
+        match matching.iter().filter(|is_exact| **is_exact == exact).count() {
+            0 | 1 => Ok((descriptor, manifest)),
+            count => Err(ArchiveError::ImageCount { count }),
+        }
     }
 
     fn search(
@@ -89,7 +117,7 @@ impl ImageFile {
             // Attestations are manifests for an unknown platform beside the images. A platform that was left out on
             // purpose has no blobs in the archive.
             let unknown = declared.as_ref().is_some_and(|platform| platform.os == "unknown");
-            if unknown || !descriptor.is_manifest() || !self.blobs.contains_key(&descriptor.digest) {
+            if unknown || !descriptor.is_manifest() || self.blob_size(&descriptor.digest).is_err() {
                 continue;
             }
             let manifest: Manifest = self.json(&descriptor.digest)?;
@@ -104,7 +132,7 @@ impl ImageFile {
 
     /// Reads a whole blob of at most [`JSON_LIMIT`] bytes.
     pub fn read_blob(&self, digest: &Digest) -> Result<Vec<u8>, ArchiveError> {
-        let (_, size) = self.blob_range(digest)?;
+        let size = self.blob_size(digest)?;
         if size > JSON_LIMIT {
             return Err(ArchiveError::TooLarge { name: digest.to_string(), size, limit: JSON_LIMIT });
         }
@@ -126,22 +154,30 @@ impl ImageFile {
             .map_err(|source| ArchiveError::Json { name: digest.to_string(), source })
     }
 
-    pub(crate) fn blob_range(&self, digest: &Digest) -> Result<(u64, u64), ArchiveError> {
-        self.blobs.get(digest).copied().ok_or(ArchiveError::MissingBlob { digest: *digest })
+    pub(crate) fn blob_size(&self, digest: &Digest) -> Result<u64, ArchiveError> {
+        match (self.blobs.get(digest), self.made(digest)) {
+            (Some((_, size)), _) => Ok(*size),
+            (None, Some(bytes)) => Ok(bytes.len() as u64),
+            (None, None) => Err(ArchiveError::MissingBlob { digest: *digest }),
+        }
     }
 
-    fn reader(&self, digest: &Digest) -> Result<FileRange<'_>, ArchiveError> {
-        let (position, size) = self.blob_range(digest)?;
-        Ok(FileRange { file: &self.file, position, left: size })
+    fn made(&self, digest: &Digest) -> Option<&[u8]> {
+        self.converted.as_ref().filter(|(made, _)| made == digest).map(|(_, bytes)| bytes.as_slice())
+    }
+
+    fn reader(&self, digest: &Digest) -> Result<Box<dyn Read + '_>, ArchiveError> {
+        match (self.blobs.get(digest), self.made(digest)) {
+            (Some(&(position, left)), _) => Ok(Box::new(FileRange { file: &self.file, position, left })),
+            (None, Some(bytes)) => Ok(Box::new(bytes)),
+            (None, None) => Err(ArchiveError::MissingBlob { digest: *digest }),
+        }
     }
 }
 
 impl BlobSource for ImageFile {
     fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read + '_>> {
-        match self.reader(digest) {
-            Ok(reader) => Ok(Box::new(reader)),
-            Err(error) => Err(io::Error::new(io::ErrorKind::NotFound, error.to_string())),
-        }
+        self.reader(digest).map_err(|error| io::Error::new(io::ErrorKind::NotFound, error.to_string()))
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct TarMember {
     pub(crate) name: Vec<u8>,
     pub(crate) kind: EntryType,
     pub(crate) size: u64,
+    /// Target of a link.
+    pub(crate) link: Vec<u8>,
 }
 
 impl<R: Read> RawTar<R> {
@@ -85,7 +87,8 @@ impl<R: Read> RawTar<R> {
                     let has_content =
                         matches!(kind, EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse);
                     self.begin_content(if has_content { size } else { 0 })?;
-                    return Ok(Some(TarMember { name: plain(&name), kind, size }));
+                    let link = header.link_name_bytes().unwrap_or_default().into_owned();
+                    return Ok(Some(TarMember { name: plain(&name), kind, size, link }));
                 }
             }
         }

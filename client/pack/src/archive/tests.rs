@@ -185,8 +185,8 @@ fn what_is_no_oci_archive_says_what_it_is() {
     let docker = archive(&[member("manifest.json", b"[]"), member("abc/layer.tar", b"x")]);
     assert!(matches!(read_all(&docker).unwrap_err(), ArchiveError::DockerSave));
     assert!(matches!(read_all(&END).unwrap_err(), ArchiveError::NoIndex));
-    let gzip = [&[0x1f, 0x8b][..], &[1; 2000]].concat();
-    assert!(read_all(&gzip).unwrap_err().to_string().contains("gzip"));
+    let compressed = [&[0x1f, 0x8b][..], &[1; 2000]].concat();
+    assert!(read_all(&compressed).unwrap_err().to_string().contains("gzip"));
     let text = "hello ".repeat(500);
     assert!(read_all(text.as_bytes()).unwrap_err().to_string().contains("not a tar"));
     let layout = member("oci-layout", br#"{"imageLayoutVersion":"2.0"}"#);
@@ -268,6 +268,134 @@ fn wide_indexes_inside_indexes_are_looked_at_once() {
     }
     let file = image_file(&inner, &blobs).unwrap();
     assert!(matches!(file.manifest(&DeclaredPlatform::default()), Err(ArchiveError::NoPlatform { .. })));
+}
+
+/// Archive of `docker save` with one image of two layers, of which the second is named through a link.
+fn docker_save(names: &[&str], damaged: bool) -> (Vec<u8>, [Digest; 3]) {
+    let layers = [vec![1; 700], vec![2; 1500]];
+    let mut config = hearth_oci::ImageConfig::new(DeclaredPlatform::linux("arm64", None));
+    config.rootfs.diff_ids = layers.iter().map(|layer| sha256(layer)).collect();
+    let config = serde_json::to_vec(&config).unwrap();
+    let digests = [sha256(&config), sha256(&layers[0]), sha256(&layers[1])];
+    let stored = if damaged { [&config[..], b" "].concat() } else { config };
+    let config_name = format!("{}.json", digests[0].hex());
+    let image = |name: &&str| serde_json::json!({"Config": config_name, "RepoTags": [name], "Layers": ["a/layer.tar", "b/layer.tar"]});
+    let manifest = serde_json::to_vec(&names.iter().map(image).collect::<Vec<_>>()).unwrap();
+    let mut link = Header::new_ustar();
+    link.as_old_mut().name[..11].copy_from_slice(b"b/layer.tar");
+    link.set_entry_type(EntryType::Symlink);
+    link.set_link_name("../c/layer.tar").unwrap();
+    link.set_size(0);
+    link.set_cksum();
+    let bytes = archive(&[
+        member_of(EntryType::Directory, "a/", 0, b""),
+        member("a/VERSION", b"1.0"),
+        member("a/layer.tar", &layers[0]),
+        link.as_bytes().to_vec(),
+        member("c/layer.tar", &layers[1]),
+        member(&config_name, &stored),
+        member("manifest.json", &manifest),
+        member("repositories", b"{}"),
+    ]);
+    (bytes, digests)
+}
+
+fn as_file(bytes: &[u8]) -> std::fs::File {
+    let mut file = tempfile::tempfile().unwrap();
+    io::Write::write_all(&mut file, bytes).unwrap();
+    io::Seek::rewind(&mut file).unwrap();
+    file
+}
+
+fn as_oci_archive(bytes: &[u8]) -> Result<Vec<u8>, ArchiveError> {
+    let mut out = Vec::new();
+    copy_as_oci_archive(as_file(bytes), &mut out).map(|()| out)
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    io::Write::write_all(&mut encoder, bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn docker_save_archives_are_images_however_they_are_compressed() {
+    let arm64 = DeclaredPlatform::linux("arm64", None);
+    for names in [&["app:1"][..], &["app:1", "app:2"], &[""]] {
+        let (plain, [config, one, two]) = docker_save(names, false);
+        for bytes in [plain.clone(), gzip(&plain), zstd::bulk::compress(&plain, 1).unwrap()] {
+            let file = ImageFile::from_file(as_file(&bytes)).unwrap();
+            let (descriptor, manifest) = file.manifest(&arm64).unwrap();
+            assert_eq!(manifest.config.digest, config);
+            assert_eq!(manifest.layers.iter().map(|layer| layer.digest).collect::<Vec<_>>(), [one, two]);
+            let converted = as_oci_archive(&bytes).unwrap();
+            let read = read_all(&converted).unwrap();
+            assert_eq!((read.index.manifests[0].digest, read.blobs), (descriptor.digest, 4));
+        }
+    }
+    let amd64 = ImageFile::from_file(as_file(&docker_save(&["a"], false).0))
+        .unwrap()
+        .manifest(&DeclaredPlatform::default());
+    assert!(matches!(amd64, Err(ArchiveError::NoPlatform { .. })));
+}
+
+#[test]
+fn damaged_docker_save_archives_are_refused() {
+    let (bytes, _) = docker_save(&["app:1"], true);
+    assert!(matches!(as_oci_archive(&bytes).unwrap_err(), ArchiveError::Mismatch { .. }));
+    let (bytes, _) = docker_save(&["app:1"], false);
+    for cut in [600, 3000, bytes.len() - 1024] {
+        assert!(matches!(as_oci_archive(&bytes[..cut]).unwrap_err(), ArchiveError::Truncated), "{cut}");
+    }
+    let compressed = gzip(&bytes);
+    for damaged in
+        [&compressed[..compressed.len() - 5], &[&compressed[..40], &[0xff; 20], &compressed[60..]].concat()]
+    {
+        as_oci_archive(damaged).unwrap_err();
+        ImageFile::from_file(as_file(damaged)).unwrap_err();
+    }
+    for (manifest, expected) in [
+        (r#"[{"Config":"../x","Layers":[]}]"#, "is missing"),
+        (r#"[{"Config":"x","Layers":["loop"]}]"#, "is missing"),
+        (r#"[{"Config":"x"},{"Config":"y"}]"#, "2 images"),
+        ("[]", "0 images"),
+        ("{}", "not valid"),
+    ] {
+        let bytes = archive(&[member("x", b"{}"), member("manifest.json", manifest.as_bytes())]);
+        let error = as_oci_archive(&bytes).unwrap_err().to_string();
+        assert!(error.contains(expected), "{manifest}: {error}");
+    }
+}
+
+#[test]
+fn one_image_with_two_names_is_one_image_and_two_images_are_refused() {
+    let amd64 = DeclaredPlatform::default();
+    let (config, manifest) = image("amd64", None);
+    let (arm_config, arm_manifest) = image("arm64", None);
+    let entry = |name: &str| {
+        let mut entry = described(OCI_MANIFEST_TYPE, &manifest, None);
+        entry.annotations.insert("org.opencontainers.image.ref.name".to_owned(), name.to_owned());
+        entry
+    };
+    let named =
+        OciIndex::new(vec![entry("a"), entry("b"), described(OCI_MANIFEST_TYPE, &arm_manifest, None)]);
+    let blobs = [config.clone(), manifest.clone(), arm_config, arm_manifest];
+    assert_eq!(image_file(&named, &blobs).unwrap().manifest(&amd64).unwrap().0.digest, sha256(&manifest));
+    let other = serde_json::to_vec(&serde_json::json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}, "created": "x"})).unwrap();
+    let other_manifest =
+        serde_json::to_vec(&Manifest::new(described(OCI_CONFIG_TYPE, &other, None), Vec::new())).unwrap();
+    let two = OciIndex::new(vec![entry("a"), described(OCI_MANIFEST_TYPE, &other_manifest, None)]);
+    let file = image_file(&two, &[config, manifest.clone(), other, other_manifest]).unwrap();
+    assert!(matches!(file.manifest(&amd64), Err(ArchiveError::ImageCount { count: 2 })));
+}
+
+#[test]
+fn an_oci_archive_is_copied_as_it_is() {
+    for first in ["blobs/", "./blobs/", "./"] {
+        let bytes = archive(&[member_of(EntryType::Directory, first, 0, b""), blob(b"one"), index()]);
+        assert!(as_oci_archive(&bytes).unwrap() == bytes, "{first}");
+        assert!(as_oci_archive(&gzip(&bytes)).unwrap() == bytes, "{first}");
+    }
 }
 
 proptest::proptest! {

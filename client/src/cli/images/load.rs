@@ -1,0 +1,84 @@
+//! `hearth images load`: sends an image archive, decompressed and as an OCI archive.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use hearth_pack::archive::{ArchiveError, copy_as_oci_archive};
+use hearth_proto::error_code::ErrorCode;
+use hearth_proto::value::Reference;
+
+use super::super::views::LoadView;
+use super::super::{GlobalArgs, connect};
+use crate::client::{ArchiveDestination, ArchiveSource, ClientError, UploadError};
+use crate::error::{Failure, FailureKind};
+use crate::output;
+
+pub(super) async fn run(file: &Path, tag: &str, globals: &GlobalArgs) -> Result<(), Failure> {
+    let tag = Reference::parse_tag(tag).map_err(|error| Failure::usage(error.to_string()))?.to_string();
+    let archive = open(file)?;
+    let source: ArchiveSource = Box::new(|out| copy_as_oci_archive(archive, out).map_err(io::Error::other));
+    let client = connect(globals).await?;
+    let destination = ArchiveDestination { tag: Some(tag), room_path: None };
+    let loaded = client.load_image(destination, source).await.map_err(failure)?;
+    if globals.json {
+        return output::json(&LoadView::from(&loaded));
+    }
+    if let Some(image) = &loaded.image {
+        let reused = output::size(loaded.reused_bytes);
+        output::note(&format!(
+            "loaded {} ({}, {reused} of it already in the room)",
+            image.reference,
+            output::size(loaded.size_bytes)
+        ));
+    }
+    output::line(&loaded.digest)
+}
+
+/// Opens the archive before the client connects, so that a wrong path is a usage error.
+fn open(file: &Path) -> Result<File, Failure> {
+    let wrong = |error: &io::Error| Failure::usage(format!("cannot read `{}`: {error}", file.display()));
+    let opened = match file == Path::new("-") {
+        true => io::stdin().as_fd().try_clone_to_owned().map(File::from),
+        false => File::open(file),
+    };
+    let opened = opened.map_err(|error| wrong(&error))?;
+    if opened.metadata().map_err(|error| wrong(&error))?.is_dir() {
+        return Err(Failure::usage(format!("`{}` is a directory, not an archive", file.display()))
+            .hint(format!("`hearth pack {} --tag TAG` packs and sends it", file.display())));
+    }
+    Ok(opened)
+}
+
+/// Converts an error of the upload. A damaged archive is a failure, also when the daemon calls it an invalid request.
+fn failure(error: UploadError) -> Failure {
+    match error {
+        UploadError::Client(ClientError::Invalid(detail)) => {
+            let is_damaged = matches!(
+                detail.code.parse(),
+                Ok(ErrorCode::InvalidArchive
+                    | ErrorCode::ArchiveTruncated
+                    | ErrorCode::BlobMismatch
+                    | ErrorCode::InvalidManifest
+                    | ErrorCode::InvalidConfig)
+            );
+            let kind = if is_damaged { FailureKind::Failed } else { FailureKind::Usage };
+            Failure::from_detail(kind, detail)
+        }
+        UploadError::Source(error) => {
+            match error.get_ref().and_then(|source| source.downcast_ref::<ArchiveError>()) {
+                // Standard input or the file could not be read; damaged compressed data has this kind of error too.
+                Some(ArchiveError::Read { source }) if source.kind() != io::ErrorKind::InvalidData => {
+                    UploadError::Source(error).into()
+                }
+                None => UploadError::Source(error).into(),
+                Some(ArchiveError::Truncated) => {
+                    Failure::failed(ErrorCode::ArchiveTruncated, error.to_string())
+                }
+                Some(_) => Failure::failed(ErrorCode::InvalidArchive, error.to_string()),
+            }
+        }
+        error @ UploadError::Client(_) => error.into(),
+    }
+}
