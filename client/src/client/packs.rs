@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::outage::{ReconnectBackoff, ReconnectLimits};
 use super::{AuthenticatedChannel, Client, ClientError, unary_request};
 use crate::task;
 use hearth_proto::MAX_MESSAGE_BYTES;
@@ -34,6 +35,8 @@ const LIST_MESSAGE_BYTES: usize = 1 << 20;
 const MAX_CHUNKS_PER_CALL: usize = 50_000;
 /// Maximum number of parallel content streams; the daemon processes each of them independently.
 const MAX_CONTENT_STREAMS: usize = 2;
+/// Maximum number of lost connections, counting failed attempts to reconnect, after which an upload fails.
+const MAX_LOSSES: u32 = 100;
 /// Maximum number of queued messages of each stream.
 const QUEUED_MESSAGES_PER_STREAM: usize = 3;
 
@@ -72,6 +75,20 @@ pub enum PackUploadError {
 /// room.
 pub type SentBytesCallback = Arc<dyn Fn(u64) + Send + Sync>;
 
+/// Callbacks of an upload.
+pub struct PackCallbacks {
+    pub sent: SentBytesCallback,
+    /// Receives the reason when the connection was lost and the upload waits for the daemon; once for each loss.
+    pub lost: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+/// Attempts of one upload.
+struct UploadAttempts {
+    outages: ReconnectBackoff,
+    /// True once the daemon accepted the upload: until then, an error of the connection is not an interruption.
+    has_begun: bool,
+}
+
 impl Client {
     fn packs(&self) -> PacksClient<AuthenticatedChannel> {
         PacksClient::new(self.channel.clone())
@@ -80,24 +97,45 @@ impl Client {
     }
 
     /// Sends the content of a tree that the room lacks, and completes the upload as `begin` requests. Sets
-    /// `begin.tree`.
+    /// `begin.tree`. When the connection is lost after the upload began, it is resumed as soon as the daemon answers
+    /// again: content that arrived is kept and not sent again.
     pub async fn send_pack(
         &self,
         mut begin: BeginPackRequest,
         offer: Arc<PackOffer>,
-        sent: SentBytesCallback,
+        callbacks: PackCallbacks,
     ) -> Result<SentPack, PackUploadError> {
         begin.tree = offer.hashed.digest.to_string();
-        let first = self.try_pack(begin.clone(), &offer, &sent).await;
-        match first {
-            // The daemon restarted or expired the upload; the content that arrived is kept, so a second attempt
-            // resumes.
-            Err(PackUploadError::Client(ClientError::Failed(detail)))
-                if matches!(detail.code.parse(), Ok(ErrorCode::UploadNotFound | ErrorCode::ContentGone)) =>
-            {
-                self.try_pack(begin, &offer, &sent).await
+        let mut attempts =
+            UploadAttempts { outages: ReconnectBackoff::new(ReconnectLimits::default()), has_begun: false };
+        let mut losses = 0;
+        let mut is_restarted = false;
+        loop {
+            attempts.outages.wait_for_retry().await;
+            let error = match self.try_pack(begin.clone(), &offer, &callbacks.sent, &mut attempts).await {
+                Err(PackUploadError::Client(error)) => error,
+                other => return other,
+            };
+            match error {
+                error @ ClientError::Unreachable { .. } if attempts.has_begun && losses < MAX_LOSSES => {
+                    losses += 1;
+                    if let Some(reason) = attempts.outages.connection_lost(error)? {
+                        (callbacks.lost)(&reason);
+                    }
+                }
+                // The daemon restarted or expired the upload; the content that arrived is kept, so a second attempt
+                // resumes.
+                ClientError::Failed(detail)
+                    if !is_restarted
+                        && matches!(
+                            detail.code.parse(),
+                            Ok(ErrorCode::UploadNotFound | ErrorCode::ContentGone)
+                        ) =>
+                {
+                    is_restarted = true;
+                }
+                error => return Err(error.into()),
             }
-            other => other,
         }
     }
 
@@ -106,10 +144,13 @@ impl Client {
         begin: BeginPackRequest,
         offer: &Arc<PackOffer>,
         sent: &SentBytesCallback,
+        attempts: &mut UploadAttempts,
     ) -> Result<SentPack, PackUploadError> {
         // The daemon may assemble an image now, which takes long: no time limit, the pings watch the
         // connection.
         let begin_answer = self.message_or_error(self.packs().begin(begin).await)?;
+        attempts.has_begun = true;
+        attempts.outages.connection_restored();
         let upload_id = match begin_answer.answer {
             Some(begin_pack_response::Answer::Done(result)) => {
                 return Ok(SentPack { result, ..SentPack::default() });

@@ -41,6 +41,7 @@ pub fn group() -> Group {
     ];
     cases.extend(lone_cases![
         a_client_killed_while_it_sends_goes_on_where_it_was,
+        a_daemon_killed_while_a_client_sends_gets_the_rest,
         a_daemon_killed_between_upload_and_commit_has_what_arrived,
         a_list_of_a_million_entries_takes_bounded_memory,
         a_quota_that_is_hit_says_so_and_loses_nothing,
@@ -187,6 +188,30 @@ fn killed_and_again(daemon: &Daemon) {
     let second = pack(daemon, work.path(), "killed:1", &[]);
     assert!(second["reused_bytes"].as_u64() > Some(2_000_000), "{second}");
     assert_eq!(daemon.tag_digest("killed", "1").as_deref(), second["digest"].as_str());
+}
+
+fn a_daemon_killed_while_a_client_sends_gets_the_rest() {
+    let daemon = Daemon::start(Options::room("upload-outage"));
+    daemon_killed(&daemon);
+    assert_eq!(daemon.retire(), Vec::<String>::new());
+}
+
+fn daemon_killed(daemon: &Daemon) {
+    let work = tempfile::tempdir_in(daemon.directory()).unwrap();
+    for number in 0..100 {
+        fs::write(work.path().join(format!("{number}")), noise(9000 + number, 900_000)).unwrap();
+    }
+    let arrived = || directory_size(&daemon.state().join("packs/content"));
+    let before = arrived();
+    let mut command = daemon.client();
+    command.args(["pack", text(work.path()), "--tag", "outage:1"]);
+    let running = process::start(&mut command);
+    wait::until(seconds(60), "content arrives", || arrived() > before + 3_000_000);
+    daemon.kill9();
+    daemon.restart();
+    let output = running.finish(seconds(120));
+    output.expect_code(0);
+    assert_eq!(daemon.tag_digest("outage", "1").as_deref(), Some(output.line()));
 }
 
 fn directory_size(path: &Path) -> u64 {

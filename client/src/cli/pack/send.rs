@@ -15,7 +15,7 @@ use hearth_proto::v1::{
     BeginPackRequest, PackCommand, PackConfig, PackImage, begin_pack_request::Destination,
 };
 
-use crate::client::{Client, PackOffer, PackUploadError, SentPack};
+use crate::client::{Client, PackCallbacks, PackOffer, PackUploadError, SentPack};
 use crate::error::Failure;
 use crate::{lineage, output, task};
 
@@ -68,7 +68,11 @@ pub(in crate::cli) async fn send(
         room_path: room_path.unwrap_or_default(),
         lineage: scanned.lineage.clone(),
     };
-    let sent = client.send_pack(begin, Arc::clone(&scanned.offer), Arc::new(|_| {})).await?;
+    let callbacks = PackCallbacks {
+        sent: Arc::new(|_| {}),
+        lost: Box::new(|reason| output::note(&format!("{reason}; sending continues when it answers again"))),
+    };
+    let sent = client.send_pack(begin, Arc::clone(&scanned.offer), callbacks).await?;
     let reused = scanned.summary.bytes.saturating_sub(sent.content_bytes);
     output::note(&format!(
         "sent {} for {} of content, {} reused",
