@@ -7,6 +7,7 @@
 //! ([`StorageError::IsLink`]). All calls block.
 
 mod error;
+mod link;
 mod list;
 mod read;
 mod remove;
@@ -88,6 +89,12 @@ impl StorageRoot {
     #[must_use]
     pub fn with_links(&self, links: SymlinkPolicy) -> Self {
         Self { links, ..self.clone() }
+    }
+
+    /// Returns device and inode of the directory.
+    pub fn identity(&self) -> std::io::Result<(u64, u64)> {
+        let stat = rustix::fs::fstat(&self.directory)?;
+        Ok((stat.st_dev, stat.st_ino))
     }
 
     /// Path of the directory when it was opened; for messages only.

@@ -130,6 +130,7 @@ pub(super) fn build(parts: RouterParts) -> Result<(Router, HealthReporter)> {
         builders: parts.builders,
         access: Arc::clone(&parts.access),
         usage,
+        room_storage: parts.storage.room.clone(),
         trail: parts.trail.clone(),
         deploys: services.deploys.clone(),
     };

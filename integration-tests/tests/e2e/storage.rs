@@ -25,6 +25,7 @@ pub fn group() -> Group {
             a_directory_is_removed_only_with_recursive,
             project_storage_is_apart_from_room_storage,
             no_path_and_no_link_leads_out,
+            links_inside_a_directory_stay_links_both_ways,
         ],
     )
 }
@@ -181,4 +182,34 @@ fn no_path_and_no_link_leads_out(daemon: &Daemon) {
     let output = daemon.hearth(&["storage", "ls", "out/abs"]);
     assert!(!output.stdout.contains("canary"), "{output}");
     assert_eq!(fingerprint(&outside), before, "nothing outside was touched");
+}
+
+fn links_inside_a_directory_stay_links_both_ways(daemon: &Daemon) {
+    let work = tempfile::tempdir_in(daemon.directory()).unwrap();
+    let (from, back) = (work.path().join("from"), work.path().join("back"));
+    let tree = Tree::new()
+        .file("node_modules/lint/lint.js", "lint")
+        .link("node_modules/.bin/lint", "../lint/lint.js")
+        .link("dangling", "no/such");
+    tree.write(&from);
+    for _ in 0..2 {
+        daemon.hearth_ok(&["storage", "put", text(&from), "linked"]).says(&["1 file and 2 links"]);
+        daemon.hearth_ok(&["storage", "get", "linked", text(&back)]);
+    }
+    for directory in [&daemon.room_files().join("linked"), &back] {
+        let link = directory.join("node_modules/.bin/lint");
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new("../lint/lint.js"));
+        assert_eq!(fs::read_to_string(&link).unwrap(), "lint");
+        assert_eq!(fs::read_link(directory.join("dangling")).unwrap(), Path::new("no/such"));
+    }
+    // One that leads out is named before anything is sent.
+    symlink("../../outside", from.join("node_modules/out")).unwrap();
+    let output = daemon.hearth(&["storage", "put", text(&from), "refused"]);
+    output.expect_code(2).says(&["node_modules/out", "leads out of"]);
+    assert!(!daemon.room_files().join("refused").exists());
+    symlink("../../outside", daemon.room_files().join("linked/out")).unwrap();
+    let partial = work.path().join("partial");
+    let output = daemon.hearth(&["storage", "get", "linked", text(&partial)]);
+    output.expect_code(1).says(&["linked/out", "leads out of"]);
+    assert!(!partial.exists());
 }

@@ -1459,6 +1459,10 @@ pub struct WriteBegin {
     /// Expected size of the content, if known: the write fails on any difference.
     #[prost(uint64, optional, tag = "4")]
     pub size_bytes: ::core::option::Option<u64>,
+    /// Makes a symbolic link with this target instead of a file; no chunks follow. The target is relative and
+    /// leads to a path of the storage that the caller may write. Example: "../eslint/bin/eslint.js".
+    #[prost(string, tag = "5")]
+    pub link_target: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -8108,6 +8112,22 @@ pub struct GetInfoResponse {
     /// Default platform of images that are built here. Example: "linux/amd64".
     #[prost(string, tag = "6")]
     pub platform: ::prost::alloc::string::String,
+    /// Directory of room storage, by which a client on the daemon's machine leaves the archive that the room
+    /// keeps there out of a pack of that directory. Unset when the directory cannot be examined.
+    #[prost(message, optional, tag = "7")]
+    pub room_storage: ::core::option::Option<DirectoryIdentity>,
+}
+/// A directory of one machine, as the kernel identifies it.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DirectoryIdentity {
+    /// Content of /proc/sys/kernel/random/boot_id of the machine.
+    #[prost(string, tag = "1")]
+    pub boot_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub device: u64,
+    #[prost(uint64, tag = "3")]
+    pub inode: u64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -289,3 +289,27 @@ fn two_writers_that_make_the_same_directories_both_succeed() {
     assert_eq!(room.on_disk("a/b/c/d").len(), 8);
     assert_eq!(fs::metadata(room.at("a/b")).unwrap().mode() & 0o7777, 0o755);
 }
+
+#[test]
+fn a_link_is_made_inside_the_storage_only() {
+    let room = Room::new();
+    let link = |path: &str, target: &str| room.root.make_link(Path::new(path), Path::new(target));
+    room.put("pkg/lint.js", "lint").unwrap();
+    room.put("bin/lint", "before").unwrap();
+    let made = link("/bin/lint", "../pkg/./lint.js").unwrap();
+    assert_eq!(made.kind, FileKind::Symlink("../pkg/./lint.js".into()));
+    assert_eq!(room.get("bin/lint").unwrap(), "lint");
+    link("bin/lint", "dangling").unwrap();
+    link("new/dir/root", "../..").unwrap();
+    assert_eq!(room.on_disk("bin"), ["lint"], "no hidden name is left");
+    for (path, target) in [("bin/x", "../../secret"), ("x", ".."), ("x", "/etc/passwd"), ("x", "")] {
+        let error = link(path, target).unwrap_err();
+        assert!(
+            matches!(error, StorageError::Escapes { .. } | StorageError::BadPath { .. }),
+            "{target}: {error}"
+        );
+    }
+    assert!(matches!(link("pkg", "bin").unwrap_err(), StorageError::IsADirectory { .. }));
+    assert!(matches!(link("/", "bin").unwrap_err(), StorageError::IsTheRoot { .. }));
+    assert_eq!(room.on_disk(""), ["bin", "new", "pkg"]);
+}

@@ -25,7 +25,7 @@ pub(crate) fn is_unfinished(name: &[u8]) -> bool {
         .is_some_and(|rest| rest.len() == UNFINISHED_DIGITS && rest.iter().all(u8::is_ascii_hexdigit))
 }
 
-fn unfinished_name() -> String {
+pub(super) fn unfinished_name() -> String {
     format!("{}{:016x}", String::from_utf8_lossy(UNFINISHED_PREFIX), rand::random::<u64>())
 }
 
@@ -112,11 +112,11 @@ impl StorageRoot {
     }
 }
 
-fn c_string(name: &OsStr) -> Result<CString, Errno> {
+pub(super) fn c_string(name: &OsStr) -> Result<CString, Errno> {
     CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)
 }
 
-fn refuse_directory(directory: &OwnedFd, name: &CString, path: &Path) -> Result<(), StorageError> {
+pub(super) fn refuse_directory(directory: &OwnedFd, name: &CString, path: &Path) -> Result<(), StorageError> {
     match attr::stat_at(directory, name) {
         Ok(stat) if stat.attr.kind == FileType::Directory => {
             Err(StorageError::IsADirectory { path: path.to_owned() })

@@ -75,6 +75,13 @@ impl v1::storage_server::Storage for StorageService {
             return Err(begin_missing());
         };
         let (root, path) = self.allow(&caller, StorageVerb::Write, begin.area, &begin.path)?;
+        if !begin.link_target.is_empty() {
+            if messages.message().await?.is_some() {
+                let what = "a link has no content";
+                return Err(ApiError::invalid("chunk", ErrorCode::InvalidArgument, what).into());
+            }
+            return self.make_link(&caller, begin.area, (root, path), begin.link_target.into()).await;
+        }
         let mode = if begin.mode == 0 { WriteOptions::default().mode } else { begin.mode };
         let options = WriteOptions { mode, size: begin.size_bytes };
 
@@ -112,6 +119,25 @@ impl v1::storage_server::Storage for StorageService {
 }
 
 impl StorageService {
+    /// Makes a link to a path that the caller may write, so that a link never leads a caller with more rights there.
+    async fn make_link(
+        &self,
+        caller: &Caller,
+        wire: i32,
+        (root, path): (StorageRoot, PathBuf),
+        target: PathBuf,
+    ) -> Result<Response<v1::FileEntry>, Status> {
+        let destination = StorageRoot::link_destination(&path, &target).map_err(ApiError::from)?;
+        check_access(caller, &CallerAction::WriteStorage(&destination.to_string_lossy()))?;
+        let (disk, area) = (self.disk.clone(), area(wire)?);
+        let made = blocking(move || {
+            let made = root.make_link(&path, &target)?;
+            disk.forget_below(&area.content(&path));
+            Ok(made)
+        });
+        Ok(Response::new(file_entry(&made.await?)))
+    }
+
     /// Checks that the caller may use a path, and returns the storage and the path in it.
     fn allow(
         &self,

@@ -13,6 +13,7 @@ use super::caller;
 use super::usage::DiskUsage;
 use crate::access::{KeyChangeError, TokenAuthority, TokenRevocation, policy};
 use crate::audit::{AuditOutcome, AuditQuery, AuditRecord, AuditTrail, MAX_RECORDS};
+use crate::context::StorageRoot;
 use crate::deploy::Handle;
 use crate::model::RoomRegistries;
 use crate::model::access::{SERVICE_NAME, USER_NAME};
@@ -38,6 +39,7 @@ pub struct SystemService {
     pub builders: BuilderList,
     pub access: Arc<TokenAuthority>,
     pub usage: DiskUsage,
+    pub room_storage: StorageRoot,
     pub trail: AuditTrail,
     /// Issues new tokens to services after a rotation.
     pub deploys: Handle,
@@ -66,6 +68,7 @@ impl v1::system_server::System for SystemService {
                 })
                 .collect(),
             platform: Platform::host().as_str().to_owned(),
+            room_storage: self.room_storage(),
         }))
     }
 
@@ -198,6 +201,14 @@ fn builder(status: BuilderStatus) -> v1::Builder {
 }
 
 impl SystemService {
+    fn room_storage(&self) -> Option<v1::DirectoryIdentity> {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let found = boot_id.and_then(|boot_id| Ok((boot_id, self.room_storage.identity()?)));
+        let (boot_id, (device, inode)) =
+            found.inspect_err(|error| tracing::warn!(%error, "failed to identify the room storage")).ok()?;
+        Some(v1::DirectoryIdentity { boot_id: boot_id.trim().to_owned(), device, inode })
+    }
+
     /// Returns a note if a name seems to be unknown. The daemon keeps no list of issued tokens, so participants
     /// are only known from the audit trail.
     async fn revocation_note(&self, name: &str) -> String {
