@@ -166,7 +166,9 @@ async fn submit(
         for tag in &plan.tags {
             check_room_tag(&client, "--tag", tag).await?;
         }
-        let scanned = pack::send::scan(local.path, walk_options(&args.options, &local.target)).await?;
+        let mut walk = walk_options(&args.options, &local.target);
+        walk.written.extend(pack::send::kept_archive(&client, plan.pack_room_path.as_deref()).await?);
+        let scanned = pack::send::scan(local.path, walk).await?;
         pack::print_summary(&scanned.summary);
         let temporary = Destination::Temporary(true);
         let sent = pack::send::send(&client, &scanned, temporary, None, plan.pack_room_path.take()).await?;

@@ -394,6 +394,14 @@ fn a_room_path_that_is_a_directory_gets_a_file_in_it(daemon: &Daemon) {
     ]);
     let image = Image::from_archive(&daemon.room_files().join("packs-of/in-directory.oci.tar"));
     assert!(image.has("index.html"));
+    // The archive is in the packed directory: it is never part of it.
+    let storage = daemon.room_files().join("self");
+    sample().write(&storage);
+    for _ in 0..2 {
+        daemon.hearth_ok(&["pack", text(&storage), "--tag", "self:1", "--room-path", "self/bin/own.tar"]);
+    }
+    let image = daemon.image("self:1");
+    assert!(image.has("bin/run") && !image.has("bin/own.tar"), "{:?}", image.names("bin"));
 }
 
 fn an_image_of_a_pack_builds_as_its_directory_does(daemon: &Daemon) {

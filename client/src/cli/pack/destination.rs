@@ -80,11 +80,12 @@ pub(super) async fn write_to_file(
 
 /// Sends the content that the room lacks; the room assembles the image.
 pub(super) async fn send_content(
-    plan: PackPlan,
+    mut plan: PackPlan,
     image: RoomImage,
     globals: &GlobalArgs,
 ) -> Result<PackView, Failure> {
     let client = image.connect(globals).await?;
+    plan.options.walk.written.extend(send::kept_archive(&client, image.room_path.as_deref()).await?);
     let written = match &image.file {
         Some(file) => Some(pack_to_file(&plan, file).await?),
         None => None,
@@ -116,6 +117,7 @@ pub(super) async fn send_archive(
     globals: &GlobalArgs,
 ) -> Result<PackView, Failure> {
     let client = image.connect(globals).await?;
+    plan.options.walk.written.extend(send::kept_archive(&client, image.room_path.as_deref()).await?);
     plan.open_base(Some(&client), globals).await?;
     let packed = plan.pack().await?;
     if let Some(file) = &image.file {

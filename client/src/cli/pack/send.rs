@@ -12,7 +12,7 @@ use hearth_pack::walk::{WalkOptions, WrittenPath, walk};
 use hearth_pack::{PackOptions, PackSummary};
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::{
-    BeginPackRequest, PackCommand, PackConfig, PackImage, begin_pack_request::Destination,
+    BeginPackRequest, DirectoryIdentity, PackCommand, PackConfig, PackImage, begin_pack_request::Destination,
 };
 
 use crate::client::{Client, PackCallbacks, PackOffer, PackUploadError, SentPack};
@@ -51,6 +51,21 @@ pub(in crate::cli) async fn scan(
         Ok(ScannedDirectory { offer: Arc::new(PackOffer { tree, hashed }), summary, lineage })
     };
     task::blocking("scan", scan).await?
+}
+
+/// Returns the archive that the room keeps as the file `room_path`, if the directory of room storage is on this
+/// machine: it is never part of a pack.
+pub(in crate::cli) async fn kept_archive(
+    client: &Client,
+    room_path: Option<&str>,
+) -> Result<Option<WrittenPath>, Failure> {
+    let Some(room_path) = room_path else { return Ok(None) };
+    let Some(DirectoryIdentity { boot_id, device, inode }) = client.info().await?.room_storage else {
+        return Ok(None);
+    };
+    let own = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let is_here = !boot_id.is_empty() && own.trim() == boot_id;
+    Ok(is_here.then(|| WrittenPath::below((device, inode), room_path)))
 }
 
 /// Sends the content that the room lacks, and prints how much was sent and reused.
