@@ -466,8 +466,9 @@ fn archives_of_other_tools_load_and_lie_below(daemon: &Daemon) {
 fn a_damaged_archive_fails_and_makes_no_tag(daemon: &Daemon) {
     let work = tempfile::tempdir_in(daemon.directory()).unwrap();
     let at = |name: &str| work.path().join(name);
-    sample().write(&at("tree"));
-    daemon.hearth_ok(&["pack", text(&at("tree")), "-o", text(&at("whole.tar"))]);
+    let tree = at("tree");
+    sample().write(&tree);
+    daemon.hearth_ok(&["pack", text(&tree), "-o", text(&at("whole.tar"))]);
     let whole = fs::read(at("whole.tar")).unwrap();
     let mut flipped = whole.clone();
     flipped[whole.len() / 2] ^= 1;
@@ -483,7 +484,7 @@ fn a_damaged_archive_fails_and_makes_no_tag(daemon: &Daemon) {
         fs::write(at(name), bytes).unwrap();
         daemon.hearth(&["images", "load", text(&at(name)), "--tag", "damaged:1"]).expect_code(1);
         let base = format!("oci-archive:{}", at(name).display());
-        let pack = ["pack", text(&at("tree")), "--tag", "damaged:1", "--base", &base];
+        let pack = ["pack", text(&tree), "--tag", "damaged:1", "--base", &base];
         daemon.hearth(&pack).expect_code(1);
         assert!(daemon.tag_digest("damaged", "1").is_none(), "{name}");
     }

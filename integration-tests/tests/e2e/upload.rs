@@ -209,7 +209,7 @@ fn daemon_killed(daemon: &Daemon) {
     wait::until(seconds(60), "content arrives", || arrived() > before + 3_000_000);
     daemon.kill9();
     daemon.restart();
-    let output = running.finish(seconds(120));
+    let output = running.finish(seconds(120)).expect("the client ends");
     output.expect_code(0);
     assert_eq!(daemon.tag_digest("outage", "1").as_deref(), Some(output.line()));
 }
