@@ -16,7 +16,8 @@ COPY . .
 # The cache mount keeps the compiled crates between builds; the binaries leave it within the same step.
 RUN --mount=type=cache,target=/src/target \
     cargo build --release --locked -p hearthd -p hearth \
-    && install -D -t /out/usr/local/bin target/release/hearthd target/release/hearth
+    && install -D -t /out/usr/local/bin target/release/hearthd target/release/hearth \
+    && target/release/hearth man /out/usr/local/share/man/man1
 
 # What the final image adds, in one tree and so in one layer.
 FROM build AS files

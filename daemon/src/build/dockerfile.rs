@@ -98,6 +98,11 @@ impl Dockerfile {
         DockerfileExcerpt { start_line, end_line, text: lines.collect::<Vec<_>>().join("\n") }
     }
 
+    /// Returns the names of the stages, in order.
+    pub fn stage_names(&self) -> Vec<String> {
+        stages::stage_names(&self.instructions)
+    }
+
     fn excerpt_of(&self, instruction: &Instruction) -> DockerfileExcerpt {
         self.excerpt(instruction.start_line, instruction.end_line)
     }

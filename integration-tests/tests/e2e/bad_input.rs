@@ -290,6 +290,7 @@ fn a_missing_copy_source_is_named(daemon: &Daemon) {
 fn an_unknown_stage_is_named(daemon: &Daemon) {
     plain(daemon, "stage");
     fails(daemon, "stage", &["--target", "no-such-stage"], &["no-such-stage"]);
+    fails(daemon, "stage", &["--no-cache", "no-such-stage"], &["no stage `no-such-stage`", "its stages are"]);
     daemon.put(
         "stage-copy",
         &Tree::new()

@@ -36,8 +36,8 @@ pub(in crate::cli) struct BuildOptions {
     /// Label of the image, `KEY=VALUE`
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Build")]
     pub(super) label: Vec<String>,
-    /// Run every step again, or only those of one stage
-    #[arg(long, value_name = "STAGE", num_args = 0..=1, default_missing_value = "", require_equals = true, help_heading = "Build")]
+    /// Run every step again, or only those of one stage; a value that is no stage name is PATH
+    #[arg(long, value_name = "STAGE", num_args = 0..=1, default_missing_value = "", help_heading = "Build")]
     pub(super) no_cache: Vec<String>,
     /// Resolve the tags of base images again
     #[arg(long, help_heading = "Build")]
@@ -55,4 +55,12 @@ pub(in crate::cli) struct BuildOptions {
     /// Write the image's digest to this file
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(super) iidfile: Option<PathBuf>,
+}
+
+#[cfg(test)]
+impl BuildOptions {
+    /// Stages whose steps run again; an empty name means all of them.
+    pub(in crate::cli) fn no_cache(&self) -> &[String] {
+        &self.no_cache
+    }
 }

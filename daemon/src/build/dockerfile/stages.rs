@@ -77,6 +77,19 @@ pub(super) fn stages<'i>(
     Some(DockerfileStages { stages, names, global })
 }
 
+/// Returns the names of the stages, in order. A stage without a name has the one that BuildKit shows, `stage-N`.
+pub(super) fn stage_names(instructions: &[Instruction]) -> Vec<String> {
+    let froms = instructions.iter().filter(|instruction| instruction.keyword == "from");
+    let name = |(number, from): (usize, &Instruction)| {
+        let words: Vec<&str> = lines::blank_separated(&from.rest).collect();
+        match words.as_slice() {
+            [_, by, name] if by.eq_ignore_ascii_case("as") => (*name).to_owned(),
+            _ => format!("stage-{number}"),
+        }
+    };
+    froms.enumerate().map(name).collect()
+}
+
 /// Every instruction keyword that the frontend knows.
 const KEYWORDS: [&str; 18] = [
     "add",

@@ -10,7 +10,7 @@ use super::ContextPrefetch;
 use super::network::network_fault;
 use crate::context::ContextFiles;
 use crate::model::MountTarget;
-use crate::model::build::BuildRecord;
+use crate::model::build::{BuildRecord, NoCache};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::task;
 
@@ -34,6 +34,9 @@ impl BuildRuntime {
         }
         if let Some(image) = spec.build_args.get(FRONTEND_ARGUMENT) {
             settle_frontend_argument(image).map_err(|refused| frontend_fault(&refused, path, dockerfile))?;
+        }
+        if let Some(fault) = unknown_stage_fault(&dockerfile.stage_names(), &spec.no_cache) {
+            return Err(fault);
         }
         if let Some(fault) = network_fault(dockerfile, spec, path) {
             return Err(fault);
@@ -64,6 +67,18 @@ async fn find_missing_source(
     })
 }
 
+/// Returns the fault of `--no-cache STAGE` with a stage that the Dockerfile does not have. BuildKit ignores it.
+fn unknown_stage_fault(stages: &[String], no_cache: &NoCache) -> Option<Fault> {
+    let NoCache::Stages(asked) = no_cache else { return None };
+    let unknown = asked.iter().find(|asked| !stages.iter().any(|stage| stage.eq_ignore_ascii_case(asked)))?;
+    let known: Vec<String> = stages.iter().map(|stage| format!("`{stage}`")).collect();
+    let message = format!(
+        "the Dockerfile has no stage `{unknown}`, whose steps are to run again; its stages are {}",
+        known.join(", ")
+    );
+    Some(Fault::new(FaultStage::Context, ErrorCode::UnknownStage, message))
+}
+
 fn frontend_fault(refused: &FrontendRefused, path: &MountTarget, dockerfile: &Dockerfile) -> Fault {
     let mut fault = Fault::new(FaultStage::Context, ErrorCode::FrontendNotAllowed, refused.to_string());
     if refused.line > 0 {
@@ -72,4 +87,27 @@ fn frontend_fault(refused: &FrontendRefused, path: &MountTarget, dockerfile: &Do
         fault.dockerfile = Some(range);
     }
     fault
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_stage_is_named_with_those_that_there_are() {
+        let dockerfile = Dockerfile::parse(b"FROM a AS Deps\nRUN x\nFROM b\nFROM deps as out\n".to_vec());
+        let stages = dockerfile.stage_names();
+        assert_eq!(stages, ["Deps", "stage-1", "out"]);
+        let asked = |names: &[&str]| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            unknown_stage_fault(&stages, &NoCache::Stages(names))
+        };
+        assert!(asked(&["deps", "out", "stage-1"]).is_none());
+        assert!(unknown_stage_fault(&stages, &NoCache::Everything).is_none());
+        let fault = asked(&["out", "dep"]).unwrap();
+        assert_eq!(fault.code, ErrorCode::UnknownStage);
+        assert!(
+            fault.message.contains("no stage `dep`") && fault.message.ends_with("`Deps`, `stage-1`, `out`")
+        );
+    }
 }

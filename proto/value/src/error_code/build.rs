@@ -64,7 +64,7 @@ macro_rules! build_error_codes {
                     "The Dockerfile can be parsed, and one of its instructions is wrong. Correct the line that the error shows.",
                     hint "correct the Dockerfile at the line shown";
                 UnknownStage = "unknown_stage", InvalidArgument, No,
-                    "The target stage is not declared in the Dockerfile. Name a stage that a `FROM` line declares with `AS`.",
+                    "The target stage, or one whose steps are to run again, is not declared in the Dockerfile. Name a stage that a `FROM` line declares with `AS`.",
                     hint "name a stage that a `FROM ... AS name` of the Dockerfile declares";
                 BuildArgReserved = "build_arg_reserved", InvalidArgument, No,
                     "A build argument has a name that the daemon sets itself. Leave the argument out.";
