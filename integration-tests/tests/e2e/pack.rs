@@ -448,7 +448,8 @@ fn archives_of_other_tools_load_and_lie_below(daemon: &Daemon) {
     for (program, archive) in
         [("gzip", "docker.tar"), ("zstd", "docker.tar"), ("gzip", "plain.tar"), ("zstd", "plain.tar")]
     {
-        process::run(Command::new(program).args(["-q", "-k", "-f"]).arg(at(archive)), seconds(60)).expect_code(0);
+        process::run(Command::new(program).args(["-q", "-k", "-f"]).arg(at(archive)), seconds(60))
+            .expect_code(0);
     }
     let names =
         ["plain.tar", "plain.tar.gz", "plain.tar.zst", "docker.tar", "docker.tar.gz", "docker.tar.zst"];

@@ -29,6 +29,7 @@ pub fn group() -> Group {
             buildkit_builds_on_what_was_packed,
             tar_and_the_decompressors_read_the_layer,
             an_archive_without_a_tag_is_imported_as_latest,
+            an_archive_with_two_names_of_one_image_loads_and_is_a_base,
         ],
     )
 }
@@ -265,4 +266,19 @@ fn an_archive_without_a_tag_is_imported_as_latest(daemon: &Daemon) {
     umoci.arg("list").arg("--layout").arg(work.layout(&archive));
     let tags = process::run(&mut umoci, seconds(60));
     assert_eq!(tags.expect_code(0).stdout.trim(), "latest");
+}
+
+fn an_archive_with_two_names_of_one_image_loads_and_is_a_base(daemon: &Daemon) {
+    let work = Work::new(daemon);
+    let (archive, digest) = work.pack(daemon, "gzip");
+    let containerd = Containerd::start(&work.at("containerd"));
+    containerd.ctr(&["images", "import", "--no-unpack", &archive]);
+    let second = "room.meshagent.com/readers:2";
+    containerd.ctr(&["images", "tag", TAG, second]);
+    let both = work.text("both.tar");
+    containerd.ctr(&["images", "export", &both, TAG, second]);
+    let loaded = daemon.hearth_ok(&["images", "load", &both, "--tag", "two-names:1"]);
+    assert_eq!(loaded.line(), digest);
+    let (base, output) = (format!("oci-archive:{both}"), work.text("on-both.tar"));
+    daemon.hearth_ok(&["pack", &work.text("tree"), "-o", &output, "--base", &base]);
 }
