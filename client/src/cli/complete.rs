@@ -112,10 +112,12 @@ where
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
             return Vec::new();
         };
-        let looked_up = runtime.block_on(tokio::time::timeout(LOOKUP_TIMEOUT, async {
+        let asking = async {
             let client = Box::pin(connect(&room_options(std::env::args_os()))).await?;
             find(client, typed.clone()).await
-        }));
+        };
+        // The timer needs the runtime, so it is made inside of it.
+        let looked_up = runtime.block_on(async { tokio::time::timeout(LOOKUP_TIMEOUT, asking).await });
         matching(&typed, looked_up.ok().and_then(Result::ok).unwrap_or_default())
     })
 }
