@@ -68,11 +68,6 @@ impl<S: MountSource> MountSpec<S> {
     /// Parses the text of a mount flag: source, target, mode, and options after commas. A text without a target gets the
     /// default target of builds; for services the target is required.
     pub fn parse<K: MountKind<Source = S>>(kind: K, text: &str) -> Result<Self, MountError> {
-        Self::parse_flag(kind, text).map(|(mount, _)| mount)
-    }
-
-    /// Parses like [`MountSpec::parse`]. Also returns true when a missing source is to be made (`,create`).
-    pub fn parse_flag<K: MountKind<Source = S>>(kind: K, text: &str) -> Result<(Self, bool), MountError> {
         let grammar = kind.grammar();
         let malformed = || MountError::Grammar { given: text.to_owned(), grammar };
         let MountParts { source, target_and_mode, options } = MountParts::split(kind.separator(), text)
@@ -106,7 +101,7 @@ impl<S: MountSource> MountSpec<S> {
             }
             error => error,
         })?;
-        Ok((Self { source, target, mode }, options.create))
+        Ok(Self { source, target, mode })
     }
 }
 
@@ -151,8 +146,6 @@ impl MountParts {
 pub struct MountOptions {
     /// Part of an image that is mounted.
     subpath: Option<String>,
-    /// Make the source if it is missing.
-    create: bool,
 }
 
 impl MountOptions {
@@ -162,7 +155,6 @@ impl MountOptions {
         for text in texts {
             let taken = match text.split_once('=') {
                 Some(("subpath", path)) => options.subpath.replace(path.to_owned()).is_none(),
-                None if text == "create" => !std::mem::replace(&mut options.create, true),
                 _ => false,
             };
             if !taken {
@@ -303,9 +295,6 @@ mod tests {
 
     #[test]
     fn options_are_those_of_the_kind() {
-        let (mount, create) = ServiceMount::parse_flag(ServiceMountKind::Room, "a:/x:ro,create").unwrap();
-        assert_eq!((mount.mode, create), (MountAccess::ReadOnly, true));
-        assert!(!ServiceMount::parse_flag(ServiceMountKind::Room, "a:/x").unwrap().1);
         let refused = |parsed: Result<(), MountError>, option: &str| {
             let error = parsed.unwrap_err().to_string();
             assert!(error.contains(&format!("option `{option}` is not known here")), "{error}");
@@ -315,8 +304,6 @@ mod tests {
             (BuildMountKind::Image, "busybox:1,foo=bar", "foo=bar"),
             (BuildMountKind::Image, "a=/x,subpath=b,subpath=c", "subpath=c"),
             (BuildMountKind::Image, "a=/x,subpath=b,c", "c"),
-            (BuildMountKind::Image, "a=/x,create", "create"),
-            (BuildMountKind::Room, "a:/x,create", "create"),
             (BuildMountKind::Room, "a,foo", "foo"),
             (BuildMountKind::Project, "a:/x:ro,", ""),
             (BuildMountKind::Pack, "a:/x,foo", "foo"),
@@ -325,10 +312,8 @@ mod tests {
         }
         for (kind, text, option) in [
             (ServiceMountKind::Room, "a:/x,subpath=b", "subpath=b"),
-            (ServiceMountKind::Room, "a:/x,create,create", "create"),
-            (ServiceMountKind::Project, "a:/x,create", "create"),
-            (ServiceMountKind::Image, "a=/x,create", "create"),
-            (ServiceMountKind::EmptyDir, "/x,create", "create"),
+            (ServiceMountKind::Project, "a:/x,foo", "foo"),
+            (ServiceMountKind::EmptyDir, "/x,foo", "foo"),
         ] {
             refused(ServiceMount::parse(kind, text).map(|_| ()), option);
         }

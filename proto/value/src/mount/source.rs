@@ -149,7 +149,7 @@ impl MountKind for BuildMountKind {
     }
 
     fn check_options(self, options: &MountOptions) -> Result<(), String> {
-        options.check(self == Self::Image, false)
+        options.check(self == Self::Image)
     }
 
     fn source(self, given: &str, source: &str, options: &MountOptions) -> Result<Self::Source, MountError> {
@@ -174,8 +174,7 @@ impl MountKind for ServiceMountKind {
 
     fn grammar(self) -> &'static str {
         match self {
-            Self::Room => "<source>:<mount>[:ro|rw][,create]",
-            Self::Project => "<source>:<mount>[:ro|rw]",
+            Self::Room | Self::Project => "<source>:<mount>[:ro|rw]",
             Self::Image => "<image>=<mount>[:ro|rw][,subpath=<path>]",
             Self::EmptyDir => "<mount>[:ro|rw]",
         }
@@ -190,7 +189,7 @@ impl MountKind for ServiceMountKind {
     }
 
     fn check_options(self, options: &MountOptions) -> Result<(), String> {
-        options.check(self == Self::Image, self == Self::Room)
+        options.check(self == Self::Image)
     }
 
     fn source(self, given: &str, source: &str, options: &MountOptions) -> Result<Self::Source, MountError> {
@@ -208,10 +207,9 @@ impl MountKind for ServiceMountKind {
 
 impl MountOptions {
     /// Refuses the options that a kind does not have. The error is the option.
-    fn check(&self, has_subpath: bool, has_create: bool) -> Result<(), String> {
+    fn check(&self, has_subpath: bool) -> Result<(), String> {
         match &self.subpath {
             Some(path) if !has_subpath => Err(format!("subpath={path}")),
-            _ if self.create && !has_create => Err("create".to_owned()),
             _ => Ok(()),
         }
     }
