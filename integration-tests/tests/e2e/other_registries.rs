@@ -200,7 +200,7 @@ fn a_saved_image_loads_to_the_same_digest() {
     assert_eq!(pair.room.hearth_ok(&all).line(), index);
 
     let unwritable = pair.room.hearth(&["images", "save", "app:1", "-o", "/nowhere/app.tar"]);
-    unwritable.expect_code(1).says(&["/nowhere/app.tar"]);
+    unwritable.expect_code(2).says(&["/nowhere/app.tar"]);
     let missing = pair.room.hearth(&["images", "save", "no/such:1", "-o", text(&file("none.tar"))]);
     missing.expect_code(1).says(&["no/such:1"]);
     assert!(!file("none.tar").exists());
