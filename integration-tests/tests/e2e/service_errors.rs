@@ -28,7 +28,7 @@ fn what_cannot_be_deployed_is_refused_and_named(daemon: &Daemon) {
     App::page("x\n").pack(daemon, "wrong:1");
     App::page("x\n").with(&["--expose", "9000"]).pack(daemon, "wrong-two:1");
     let file = daemon.directory().join("wrong.env");
-    fs::write(&file, "GOOD=1\nNO_EQUALS\n").unwrap();
+    fs::write(&file, "GOOD=1\n=no name\n").unwrap();
     let file = file.to_str().unwrap();
     let long = "n".repeat(64);
     for (arguments, code, says) in [
