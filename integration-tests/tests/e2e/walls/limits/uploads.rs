@@ -319,8 +319,10 @@ fn uploads_leave_the_floor_of_free_space() {
         let refused = write(&api, "floor/file", &noise(30, 6_000_000)).await.unwrap_err();
         assert_eq!(detail(&refused).code, "no_space", "{refused:?}");
     });
-    let archive = daemon.directory().join("archive.tar");
-    fs::write(&archive, noise(31, 8_000_000)).unwrap();
+    let (tree, archive) = (daemon.directory().join("tree"), daemon.directory().join("archive.tar"));
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("noise"), noise(31, 8_000_000)).unwrap();
+    daemon.hearth_ok(&["pack", tree.to_str().unwrap(), "-o", archive.to_str().unwrap()]);
     let load = daemon.hearth(&["images", "load", archive.to_str().unwrap(), "--tag", "floor:1"]);
     assert_eq!(load.code, 1, "{load}");
     load.says(&["free"]);
