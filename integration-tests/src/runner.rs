@@ -169,7 +169,10 @@ pub fn main(groups: &[Group], finally: fn() -> Vec<String>) -> ExitCode {
                 println!("{}::{}: test", group.name, case.name);
             }
         }
-        return ExitCode::SUCCESS;
+        // The groups have made the directory of the run.
+        let left = finally();
+        left.iter().for_each(|line| eprintln!("error: {line}"));
+        return if left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let panics = Panics::record(arguments.show_output);
     let start = Instant::now();
