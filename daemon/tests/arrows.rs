@@ -89,6 +89,7 @@ const PACK: Crate = Crate {
         ("ignore", &[]),
         ("image", &["ignore"]),
         ("layer", &["file_kind", "identity", "walk", "workers"]),
+        ("link", &[]),
         ("listing", &["file_kind", "identity", "walk"]),
         ("new_file", &["workers"]),
         (

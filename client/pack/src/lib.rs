@@ -29,6 +29,7 @@ pub mod identity;
 pub mod ignore;
 pub mod image;
 pub mod layer;
+pub mod link;
 pub mod listing;
 mod new_file;
 mod pack;

@@ -25,7 +25,7 @@ pub(super) fn run(args: &ManArgs, globals: &GlobalArgs, command: clap::Command) 
     clap_mangen::generate_to(command, directory)
         .map_err(|error| Failure::local("write the manual pages to", directory, &error))?;
     if globals.json {
-        return output::json(&serde_json::json!({"directory": directory}));
+        return output::json(&serde_json::json!({"directory": directory.display().to_string()}));
     }
     output::note(&format!("wrote the manual pages to {}", directory.display()));
     Ok(())

@@ -3,7 +3,7 @@
 mod get;
 mod put;
 
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use hearth_proto::error_code::ErrorCode;
@@ -143,36 +143,4 @@ fn row(entry: &FileEntry) -> String {
 /// Adds the hint of the command to the error that a path is a directory.
 fn hint_for_directory(failure: Failure, hint: &str) -> Failure {
     if failure.detail.code == ErrorCode::IsADirectory.as_str() { failure.hint(hint) } else { failure }
-}
-
-/// Resolves the target of a link at `path` in a tree. Returns `None` for one that leads out of the tree.
-fn link_destination(path: &Path, target: &Path) -> Option<PathBuf> {
-    let mut destination = path.parent()?.to_owned();
-    for component in target.components() {
-        match component {
-            Component::Normal(name) => destination.push(name),
-            Component::CurDir => {}
-            Component::ParentDir if destination.pop() => {}
-            Component::ParentDir | Component::RootDir | Component::Prefix(_) => return None,
-        }
-    }
-    (!target.as_os_str().is_empty()).then_some(destination)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_link_stays_in_its_tree_or_leads_out() {
-        let resolved = |path: &str, target: &str| link_destination(Path::new(path), Path::new(target));
-        for (path, target, destination) in
-            [("a/b", "c", "a/c"), ("a/b", "../c/./d", "c/d"), ("a", ".", ""), ("a/b/c", "../..", "")]
-        {
-            assert_eq!(resolved(path, target).as_deref(), Some(Path::new(destination)), "{path} {target}");
-        }
-        for (path, target) in [("a", ".."), ("a/b", "../../c"), ("a", "/etc/passwd"), ("a", "")] {
-            assert_eq!(resolved(path, target), None, "{path} {target}");
-        }
-    }
 }

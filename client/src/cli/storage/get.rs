@@ -3,12 +3,13 @@
 use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
 
+use hearth_pack::link::link_destination;
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::{FileKind, StorageArea};
 
 use super::super::content::ContentOutput;
 use super::super::{GlobalArgs, connect};
-use super::{hint_for_directory, link_destination};
+use super::hint_for_directory;
 use crate::client::{Client, FileContent};
 use crate::error::Failure;
 use crate::output::{self, AtomicFile};
@@ -22,7 +23,7 @@ struct GetPlan {
     directories: Vec<PathBuf>,
     /// Paths in the room, with those in the target.
     files: Vec<(String, PathBuf)>,
-    /// Links with their targets; they are made last, so that no file is written through one.
+    /// Links with their targets; they are made last, since nothing is written through a link.
     links: Vec<(PathBuf, String)>,
     /// True if the path is a file and not a directory.
     is_file: bool,
@@ -56,7 +57,11 @@ pub(super) async fn run(
     } else {
         plan.copy(&client, area, local).await?;
     }
-    if globals.json { output::json(&serde_json::json!({"path": path, "local": local})) } else { Ok(()) }
+    if globals.json {
+        output::json(&serde_json::json!({"path": path, "local": local.display().to_string()}))
+    } else {
+        Ok(())
+    }
 }
 
 impl GetPlan {
@@ -105,18 +110,17 @@ impl GetPlan {
 impl GetPlan {
     async fn copy(&self, client: &Client, area: StorageArea, local: &Path) -> Result<(), Failure> {
         // Create an empty directory, which has no entries, as well.
-        make_directory(local)?;
+        std::fs::create_dir_all(local).map_err(|error| Failure::local("make", local, &error))?;
         for directory in &self.directories {
-            make_directory(&local.join(directory))?;
+            make_directory(local, directory)?;
         }
         for (path, target) in &self.files {
-            let target = local.join(target);
-            make_directory(target.parent().unwrap_or(local))?;
-            save(client.read_file(area, path).await?, &target).await?;
+            make_directory(local, target.parent().unwrap_or(Path::new("")))?;
+            save(client.read_file(area, path).await?, &local.join(target)).await?;
         }
         for (link, target) in &self.links {
+            make_directory(local, link.parent().unwrap_or(Path::new("")))?;
             let link = local.join(link);
-            make_directory(link.parent().unwrap_or(local))?;
             make_link(&link, target).map_err(|error| Failure::local("make the link", &link, &error))?;
         }
         Ok(())
@@ -170,8 +174,27 @@ fn complete(path: &str, left: u64) -> Result<(), Failure> {
     ))
 }
 
-fn make_directory(path: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(path).map_err(|error| Failure::local("make", path, &error))
+/// Makes a directory below `local`. A link on the way is refused: an earlier copy may have made it, and together with
+/// other links it may lead out of `local`.
+fn make_directory(local: &Path, path: &Path) -> Result<(), Failure> {
+    let mut directory = local.to_owned();
+    for name in path.components() {
+        directory.push(name);
+        match std::fs::symlink_metadata(&directory) {
+            Ok(found) if found.is_symlink() => {
+                let message =
+                    format!("`{}` is a link here, and a directory in the room", directory.display());
+                return Err(Failure::failed(ErrorCode::NotADirectory, message)
+                    .hint("remove the link, or name another target"));
+            }
+            Ok(found) if found.is_dir() => {}
+            Ok(_) | Err(_) => {
+                std::fs::create_dir(&directory)
+                    .map_err(|error| Failure::local("make", &directory, &error))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -186,5 +209,19 @@ mod tests {
         {
             assert!(path_below(root, path).is_err(), "{root} {path}");
         }
+    }
+
+    #[test]
+    fn nothing_is_made_through_a_link_of_an_earlier_copy() {
+        let (target, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        make_directory(target.path(), Path::new("a/b")).unwrap();
+        make_directory(target.path(), Path::new("a/b/c")).unwrap();
+        make_link(&target.path().join("a/out"), outside.path().to_str().unwrap()).unwrap();
+        for path in ["a/out", "a/out/new"] {
+            let failure = make_directory(target.path(), Path::new(path)).unwrap_err();
+            assert!(failure.detail.message.contains("is a link here"), "{}", failure.detail.message);
+        }
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+        assert!(target.path().join("a/b/c").is_dir());
     }
 }

@@ -4,13 +4,13 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use hearth_pack::link::link_destination;
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::{FileKind, StorageArea, WriteBegin};
 use serde::Serialize;
 
 use super::super::views::FileView;
 use super::super::{GlobalArgs, connect};
-use super::link_destination;
 use crate::client::Client;
 use crate::error::Failure;
 use crate::output;

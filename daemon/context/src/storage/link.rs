@@ -1,9 +1,10 @@
 //! Symbolic links that a client makes: relative, and only to paths of the same storage.
 
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use hearth_overlay::attr;
+use hearth_pack::link::link_destination;
 use rustix::fs::AtFlags;
 
 use super::write::{c_string, is_unfinished, refuse_directory, unfinished_name};
@@ -13,21 +14,12 @@ impl StorageRoot {
     /// Returns the path to which a link at `path` leads, without regard to other links. A target that is absolute, empty
     /// or leads out of the storage is an error.
     pub fn link_destination(path: &Path, target: &Path) -> Result<PathBuf, StorageError> {
-        let mut destination = normalized(path)?;
-        destination.pop();
-        let escapes = || StorageError::Escapes { path: target.to_owned() };
+        let path = normalized(path)?;
         if target.as_os_str().is_empty() || target.as_os_str().as_bytes().contains(&0) {
             return Err(StorageError::BadPath { path: target.to_owned() });
         }
-        for component in target.components() {
-            match component {
-                Component::Normal(name) => destination.push(name),
-                Component::CurDir => {}
-                Component::ParentDir if destination.pop() => {}
-                Component::ParentDir | Component::RootDir | Component::Prefix(_) => return Err(escapes()),
-            }
-        }
-        Ok(destination)
+        let escapes = || StorageError::Escapes { path: target.to_owned() };
+        link_destination(&path, target).ok_or_else(escapes)
     }
 
     /// Makes a symbolic link and its missing parent directories. A file or link with that name is replaced.
