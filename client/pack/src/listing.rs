@@ -54,7 +54,7 @@ pub enum ListingError {
     Damaged { at: usize },
 }
 
-/// Compares paths in walk order: `/` sorts before every other byte.
+/// Compares paths in walk order, which is the order of BuildKit's file sync too: `/` sorts before every other byte.
 pub fn path_order(a: &[u8], b: &[u8]) -> Ordering {
     let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
     a.iter().map(rank).cmp(b.iter().map(rank))

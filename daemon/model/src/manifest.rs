@@ -192,23 +192,25 @@ impl ImageIndex {
 
     /// Returns the image for `platform`, or the only image if it declares no platform: its config has it then.
     pub fn for_platform(&self, platform: &Platform) -> Option<&IndexEntry> {
-        let mut images = self.manifests().filter(|child| !child.is_attestation);
-        let exact = images.clone().find(|child| child.platform.as_ref() == Some(platform));
-        exact
-            .or_else(|| {
-                images.clone().find(|child| child.platform.as_ref().is_some_and(|own| covers(platform, own)))
-            })
-            .or_else(|| match (images.next(), images.next()) {
-                (Some(only), None) => Some(only).filter(|only| only.platform.is_none()),
-                _ => None,
-            })
+        let images = self.images().filter_map(|entry| Some((entry, entry.platform.as_ref()?.to_declared())));
+        let best = platform.to_declared().best_match(images, |(_, own)| Some(own));
+        best.map(|(entry, _)| entry).or_else(|| self.only_image().filter(|only| only.platform.is_none()))
+    }
+
+    /// Returns the only image, whatever its platform.
+    pub fn only_image(&self) -> Option<&IndexEntry> {
+        let mut images = self.images();
+        images.next().filter(|_| images.next().is_none())
+    }
+
+    fn images(&self) -> impl Iterator<Item = &IndexEntry> + Clone {
+        self.manifests().filter(|entry| !entry.is_attestation)
     }
 
     /// Lists the platforms of the images, for an error message.
     pub fn offered_platforms(&self) -> String {
-        let images = self.manifests().filter(|entry| !entry.is_attestation);
         let platforms: BTreeSet<&str> =
-            images.filter_map(|entry| Some(entry.platform.as_ref()?.as_str())).collect();
+            self.images().filter_map(|entry| Some(entry.platform.as_ref()?.as_str())).collect();
         if platforms.is_empty() {
             "none".to_owned()
         } else {
@@ -226,11 +228,6 @@ impl IndexEntry {
             PartKind::Blob
         }
     }
-}
-
-/// Reports whether `own` is a variant of `wanted`: `linux/arm64` covers all its variants.
-fn covers(wanted: &Platform, own: &Platform) -> bool {
-    own.as_str().strip_prefix(wanted.as_str()).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// Field names that decide the contents of an image.
@@ -380,6 +377,7 @@ mod tests {
         ]));
         assert_eq!(of(&both, "linux/amd64"), Some(digest(1)));
         assert_eq!(of(&both, "linux/arm64"), Some(digest(2)));
+        assert_eq!(of(&both, "linux/amd64/v1"), Some(digest(1)));
         assert_eq!(of(&both, "linux/s390x"), None);
         let one = index(json!([child(1, "linux", "amd64", None), attestation]));
         assert_eq!(of(&one, "linux/amd64"), Some(digest(1)));

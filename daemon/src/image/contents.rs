@@ -10,7 +10,7 @@ use super::port::{BlobStorage, NewManifest};
 use super::{ImageError, parse};
 use crate::model::Digest;
 use crate::model::image::Platform;
-use crate::model::manifest::{ImageManifest, Manifest, ManifestPart, PartKind};
+use crate::model::manifest::{ImageIndex, ImageManifest, IndexEntry, Manifest, ManifestPart, PartKind};
 
 pub(super) use hearth_oci::MAX_INDEX_ENTRIES;
 
@@ -130,13 +130,12 @@ pub(super) fn image_to_show(
     top: &Descriptor,
     platform: &Platform,
 ) -> Result<ImageManifest, ImageError> {
-    if let Manifest::Index(index) = parse(top, &read_json(blobs, top)?)? {
-        let mut images = index.manifests().filter(|entry| !entry.is_attestation);
-        if let (Some(only), None) = (images.next(), images.next()) {
-            return image_for(blobs, &only.manifest, platform);
-        }
-    }
-    image_for(blobs, top, platform)
+    let index = match parse(top, &read_json(blobs, top)?)? {
+        Manifest::Image(image) => return Ok(image),
+        Manifest::Index(index) => index,
+    };
+    let entry = index.only_image().map_or_else(|| entry_for(&index, top, platform), Ok)?;
+    image_below(blobs, top, entry)
 }
 
 /// Returns the image itself, whatever its platform; in case of an index, the image for `platform`.
@@ -158,14 +157,30 @@ pub(super) fn platform_manifest(
         Manifest::Image(image) => return Ok((top.digest, image)),
         Manifest::Index(index) => index,
     };
-    let none = || ImageError::NoPlatform {
+    let entry = entry_for(&index, top, platform)?;
+    Ok((entry.manifest.digest, image_below(blobs, top, entry)?))
+}
+
+fn entry_for<'i>(
+    index: &'i ImageIndex,
+    top: &Descriptor,
+    platform: &Platform,
+) -> Result<&'i IndexEntry, ImageError> {
+    index.for_platform(platform).ok_or_else(|| ImageError::NoPlatform {
         digest: top.digest,
         wanted: platform.as_str().to_owned(),
         found: index.offered_platforms(),
-    };
-    let child = &index.for_platform(platform).ok_or_else(none)?.manifest;
-    match parse(child, &read_json(blobs, child)?)? {
-        Manifest::Image(image) => Ok((child.digest, image)),
+    })
+}
+
+/// Reads the image of an entry of the index `top`.
+fn image_below(
+    blobs: &dyn BlobStorage,
+    top: &Descriptor,
+    entry: &IndexEntry,
+) -> Result<ImageManifest, ImageError> {
+    match parse(&entry.manifest, &read_json(blobs, &entry.manifest)?)? {
+        Manifest::Image(image) => Ok(image),
         Manifest::Index(_) => Err(ImageError::TooDeep { digest: top.digest, limit: MAX_INDEX_ENTRIES }),
     }
 }

@@ -67,32 +67,30 @@ impl ImageFile {
     /// Returns the manifest for `platform`. If a descriptor names no platform, the one in its config is used. An archive
     /// with several images for the platform is an error; one image may have several names.
     pub fn manifest(&self, platform: &DeclaredPlatform) -> Result<(Descriptor, Manifest), ArchiveError> {
-        let mut found = Vec::new();
-        let mut best: Option<(Descriptor, Manifest, bool)> = None;
-        let mut seen = HashSet::new();
-        // Images of the top index that match the platform, and whether they have its variant.
-        let mut matching = Vec::new();
-        self.search(&self.index, MAX_INDEX_DEPTH, &mut seen, &mut |descriptor, manifest, declared| {
-            found.push(declared.to_string());
-            let exact = declared.variant == platform.variant;
-            let better = best.as_ref().is_none_or(|(_, _, was_exact)| exact && !was_exact);
-            if declared.satisfies(platform)
-                && self.index.manifests.iter().any(|top| top.digest == descriptor.digest)
-            {
-                matching.push(exact);
-            }
-            if declared.satisfies(platform) && better {
-                best = Some((descriptor, manifest, exact));
-            }
-        })?;
-        found.sort_unstable();
-        found.dedup();
-        let (descriptor, manifest, exact) = best.ok_or_else(|| ArchiveError::NoPlatform {
-            wanted: platform.to_string(),
-            found: if found.is_empty() { "none".to_owned() } else { found.join(", ") },
-        })?;
-        match matching.iter().filter(|is_exact| **is_exact == exact).count() {
-            0 | 1 => Ok((descriptor, manifest)),
+        let mut images: Vec<(Descriptor, Manifest, DeclaredPlatform)> = Vec::new();
+        self.search(
+            &self.index,
+            MAX_INDEX_DEPTH,
+            &mut HashSet::new(),
+            &mut |descriptor, manifest, declared| {
+                images.push((descriptor, manifest, declared));
+            },
+        )?;
+        let Some((best, manifest, own)) = platform.best_match(&images, |(_, _, declared)| Some(declared))
+        else {
+            let mut found: Vec<String> = images.iter().map(|(_, _, declared)| declared.to_string()).collect();
+            found.sort_unstable();
+            found.dedup();
+            return Err(ArchiveError::NoPlatform {
+                wanted: platform.to_string(),
+                found: if found.is_empty() { "none".to_owned() } else { found.join(", ") },
+            });
+        };
+        let top: HashSet<&Digest> = self.index.manifests.iter().map(|entry| &entry.digest).collect();
+        let equal =
+            images.iter().filter(|(image, _, declared)| declared == own && top.contains(&image.digest));
+        match equal.count() {
+            0 | 1 => Ok((best.clone(), manifest.clone())),
             count => Err(ArchiveError::ImageCount { count }),
         }
     }
