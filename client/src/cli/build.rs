@@ -121,9 +121,11 @@ impl BuildArgs {
         let has_mounts = [&self.mount_room_path, &self.mount_project_path, &self.mount_image]
             .iter()
             .any(|mounts| !mounts.is_empty());
-        let is_path = |word: &String| !(word.is_empty() || has_mounts && is_stage_name(word));
-        if let Some(word) = self.options.no_cache.iter_mut().find(|word| is_path(word)) {
-            self.path = Some(std::mem::take(word));
+        let words = &mut self.options.no_cache;
+        let other = words.iter().position(|word| !word.is_empty() && !is_stage_name(word));
+        let path = other.or_else(|| words.iter().position(|word| !word.is_empty()).filter(|_| !has_mounts));
+        if let Some(path) = path {
+            self.path = Some(std::mem::take(&mut words[path]));
         }
     }
 

@@ -49,7 +49,7 @@ pub use walk::{FileReader, TreeWalk, WalkedEntry};
 use layer::EmptyLayer;
 use layer::{TreeLayer, open_content};
 
-pub(super) use entries::path_order;
+pub(super) use hearth_pack::listing::path_order;
 
 /// A layer and its mount target.
 pub struct MountedLayer {

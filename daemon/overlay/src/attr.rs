@@ -121,7 +121,7 @@ pub fn stat_at(directory: impl AsFd, name: &CStr) -> Result<InodeStat, Errno> {
 }
 
 /// Maximum size in bytes of a value and of a list of names in the kernel.
-const MAX_XATTR: usize = 64 * 1024;
+pub(crate) const MAX_XATTR: usize = 64 * 1024;
 
 /// Reads a complete attribute value or list of names, even if it grows meanwhile.
 pub fn read_xattr(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {

@@ -9,13 +9,10 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use rustix::fs::{Mode, OFlags, RawDir, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::attr::Xattr;
+use crate::attr::{MAX_XATTR, Xattr};
 
 /// Maximum length in bytes of a path in a system call, without the NUL.
 pub const MAX_PATH: usize = 4095;
-
-/// Maximum size in bytes of a list of attribute names and of an attribute value in Linux.
-const MAX_XATTR_BYTES: usize = 64 << 10;
 
 /// Maximum number of openat2 calls: the kernel returns EAGAIN when a concurrent rename keeps it from proving
 /// that `..` stayed inside.
@@ -94,7 +91,7 @@ pub fn xattrs(fd: impl AsFd) -> Result<Vec<Xattr>, Errno> {
         Ok(length) => &names[..length],
         Err(Errno::NOTSUP | Errno::NOSYS) => &[],
         Err(Errno::RANGE) => {
-            large.resize(MAX_XATTR_BYTES, 0);
+            large.resize(MAX_XATTR, 0);
             let length = rustix::fs::flistxattr(&fd, &mut large[..])?;
             &large[..length]
         }
@@ -102,7 +99,7 @@ pub fn xattrs(fd: impl AsFd) -> Result<Vec<Xattr>, Errno> {
     };
     let mut found = Vec::new();
     for name in names.split(|byte| *byte == 0).filter(|name| is_transferred(name)) {
-        let mut value = vec![0; MAX_XATTR_BYTES];
+        let mut value = vec![0; MAX_XATTR];
         match rustix::fs::fgetxattr(&fd, name, &mut value[..]) {
             Ok(length) => {
                 value.truncate(length);

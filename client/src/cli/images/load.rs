@@ -68,8 +68,9 @@ fn failure(error: UploadError) -> Failure {
         }
         UploadError::Source(error) => {
             match error.get_ref().and_then(|source| source.downcast_ref::<ArchiveError>()) {
-                // Standard input or the file could not be read; damaged compressed data has this kind of error too.
-                Some(ArchiveError::Read { source }) if source.kind() != io::ErrorKind::InvalidData => {
+                // Standard input or the file could not be read. A decompressor that finds damaged data has no error of
+                // the system.
+                Some(ArchiveError::Read { source }) if source.raw_os_error().is_some() => {
                     UploadError::Source(error).into()
                 }
                 None => UploadError::Source(error).into(),

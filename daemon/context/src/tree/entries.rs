@@ -2,13 +2,12 @@
 //!
 //! Designed for millions of entries: each takes 48 bytes and its path, in two allocations overall.
 
-use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
 use hearth_overlay::attr::InodeStat;
 use rustix::fs::FileType;
 
-use super::{EntryOrigin, LayerEntry};
+use super::{EntryOrigin, LayerEntry, path_order};
 use crate::port::{FileKind, SpecialFile, TreeEntry, Xattr};
 
 /// Number of entries whose stats are hashed in one call.
@@ -90,12 +89,6 @@ enum PackedOrigin {
     Disk,
     Image,
     Pack,
-}
-
-/// Orders paths as BuildKit's file sync does: `/` sorts before every other byte.
-pub(crate) fn path_order(a: &[u8], b: &[u8]) -> Ordering {
-    let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
-    a.iter().map(rank).cmp(b.iter().map(rank))
 }
 
 impl ScannedEntries {

@@ -8,6 +8,7 @@ CREATE TABLE frames (
     -- Participant who sent the frame: the first owner of its contents.
     owner   BLOB NOT NULL
 ) STRICT;
+CREATE INDEX frames_by_segment ON frames (segment, start, length);
 CREATE TABLE contents (
     -- First half of the content's hash.
     key    BLOB PRIMARY KEY,

@@ -194,7 +194,7 @@ impl ContentIndex {
     fn move_frame(&self, id: i64, to: &FrameLocation) -> Result<(), DatabaseError> {
         self.begin()?;
         let sql = "UPDATE frames SET segment = ?2, start = ?3 WHERE id = ?1";
-        self.database.execute(sql, params![id, to.segment, to.start])?;
+        self.database.prepare_cached(sql)?.execute(params![id, to.segment, to.start])?;
         Ok(())
     }
 }
