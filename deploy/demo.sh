@@ -69,19 +69,7 @@ run hearth pack "$dir/busybox" --room "$room" --tag room.meshagent.com/busybox:d
     --cmd '["sh"]' --env PATH=/usr/sbin:/usr/bin:/sbin:/bin
 
 step "Put a small app into room storage"
-mkdir -p "$dir/app/site"
-cat >"$dir/app/site/index.html" <<'HTML'
-<!doctype html>
-<title>Hearth</title>
-<h1>Built in the room, from files of the room.</h1>
-HTML
-cat >"$dir/app/Dockerfile" <<'DOCKERFILE'
-FROM room.meshagent.com/busybox:demo
-COPY site /site
-RUN echo "files in the site:" && ls -l /site && sha256sum /site/index.html > /site/index.html.sha256
-EXPOSE 8000
-CMD ["sh", "-c", "trap 'exit 0' TERM; httpd -f -p 8000 -h /site & wait"]
-DOCKERFILE
+cp -r examples/my-app "$dir/app"
 show "cat Dockerfile"
 sed 's/^/     /' "$dir/app/Dockerfile"
 run hearth storage put "$dir/app" /apps/my-app

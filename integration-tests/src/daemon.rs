@@ -533,7 +533,7 @@ impl Drop for Daemon {
 
 /// Returns the PATH of this process with the directories added in which Debian and deploy/setup.sh install the programs
 /// that tests run.
-fn path_variable() -> String {
+pub fn path_variable() -> String {
     format!("{}:/usr/local/bin:/usr/sbin:/sbin:/usr/bin:/bin", std::env::var("PATH").unwrap_or_default())
 }
 

@@ -49,6 +49,8 @@ mod pack_faults;
 mod pack_readers;
 #[path = "e2e/python.rs"]
 mod python;
+#[path = "e2e/readme.rs"]
+mod readme;
 #[path = "e2e/registry.rs"]
 mod registry;
 #[path = "e2e/secrets.rs"]
@@ -85,6 +87,7 @@ fn main() -> ExitCode {
         pack_readers::group(),
         pack_faults::group(),
         storage::group(),
+        readme::group(),
         registry::group(),
         other_registries::group(),
         access::group(),
