@@ -14,7 +14,9 @@ mod context;
 mod deploy;
 mod explain;
 mod images;
+mod init;
 mod man;
+mod overview;
 mod pack;
 mod registry;
 mod room;
@@ -26,6 +28,7 @@ mod suggestion;
 mod system;
 mod token;
 mod token_origin;
+mod up;
 mod views;
 
 use std::ffi::OsString;
@@ -48,18 +51,20 @@ use hearth_proto::error_code::ErrorCode;
 ///
 /// A room is an address and a token. The client finds a daemon on this machine without any setup;
 /// `hearth room add` registers other rooms. Data goes to standard output, everything else to standard
-/// error.
+/// error. Without a command, `hearth` shows what is in the room.
 #[derive(Debug, Parser)]
-#[command(name = "hearth", version, after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(name = "hearth", version, after_help = EXAMPLES)]
 pub struct CliArguments {
     #[command(flatten)]
     pub globals: GlobalArgs,
     #[command(subcommand)]
-    command: CliCommand,
+    command: Option<CliCommand>,
 }
 
 const EXAMPLES: &str = "\
 Examples:
+  hearth up ./my-app --domain my-app.example.com
+      Send a directory to the room, build it there and run it as a service
   hearth build --tag my-app:dev ./my-app
       Send a directory to the room and build its Dockerfile there
   hearth build --tag my-app:dev --mount-room-path apps/my-app
@@ -97,6 +102,11 @@ pub struct GlobalArgs {
 }
 
 impl GlobalArgs {
+    /// True when the command line itself says which room is meant.
+    fn names_a_room(&self) -> bool {
+        self.room.is_some() || self.addr.is_some() || self.token_file.is_some()
+    }
+
     fn room_flags(&self) -> RoomFlags {
         RoomFlags { room: self.room.clone(), addr: self.addr.clone(), token_file: self.token_file.clone() }
     }
@@ -104,6 +114,8 @@ impl GlobalArgs {
 
 #[derive(Debug, Subcommand)]
 enum CliCommand {
+    Init(init::InitArgs),
+    Up(Box<up::UpArgs>),
     Pack(Box<pack::PackArgs>),
     Build(Box<build::BuildArgs>),
     Deploy(Box<deploy::DeployArgs>),
@@ -246,8 +258,11 @@ pub async fn run(arguments: CliArguments) -> Result<(), Failure> {
     })
 }
 
-async fn run_command(command: CliCommand, globals: &GlobalArgs) -> Result<(), Failure> {
+async fn run_command(command: Option<CliCommand>, globals: &GlobalArgs) -> Result<(), Failure> {
     let mut interrupts = InterruptListener::listen()?;
+    let Some(command) = command else {
+        return interrupts.run_interruptible(Box::pin(overview::run(globals))).await;
+    };
     // Ctrl-C has a different effect at each stage of the commands that return here, so they handle it themselves. It
     // cancels all others at any point.
     let work: Pin<Box<dyn Future<Output = Result<(), Failure>> + '_>> = match command {
@@ -257,6 +272,7 @@ async fn run_command(command: CliCommand, globals: &GlobalArgs) -> Result<(), Fa
         CliCommand::Deploy(args) | CliCommand::Image(ImageCommand::Deploy(args)) => {
             return Box::pin(deploy::run(*args, globals, &mut interrupts)).await;
         }
+        CliCommand::Up(args) => return Box::pin(up::run(*args, globals, &mut interrupts)).await,
         CliCommand::Services(command) => {
             return Box::pin(services::run(*command, globals, &mut interrupts)).await;
         }
@@ -266,6 +282,7 @@ async fn run_command(command: CliCommand, globals: &GlobalArgs) -> Result<(), Fa
         CliCommand::Images(command) | CliCommand::Image(ImageCommand::Images(command)) => {
             Box::pin(images::run(command, globals))
         }
+        CliCommand::Init(args) => Box::pin(async move { init::run(&args, globals) }),
         CliCommand::Builds(command) => Box::pin(builds::run(command, globals)),
         CliCommand::Routes(command) => Box::pin(routes::run(command, globals)),
         CliCommand::Secrets(command) => Box::pin(secrets::run(command, globals)),

@@ -3,7 +3,7 @@
 
 mod items;
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -53,6 +53,11 @@ pub fn print_notes_as_json() {
 
 pub fn notes_are_json() -> bool {
     NOTES_ARE_JSON.load(Ordering::Relaxed)
+}
+
+/// Reports whether standard error is a terminal on which lines can be updated in place.
+pub fn is_live_terminal() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Prints one object of the stream of `--progress json`. A write error is ignored.

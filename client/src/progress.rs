@@ -12,8 +12,6 @@ mod lines;
 mod plain;
 mod terminal;
 
-use std::io::IsTerminal as _;
-
 use clap::ValueEnum;
 use hearth_proto::v1::BuildEvent;
 
@@ -58,12 +56,11 @@ impl ProgressMode {
         }
     }
 
-    pub fn renderer(self) -> Box<dyn BuildRenderer> {
-        let terminal =
-            std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+    /// Creates the renderer. On a terminal, a brief one shows steps only while they run and when they fail.
+    pub fn renderer(self, brief: bool) -> Box<dyn BuildRenderer> {
         match self {
-            Self::Auto if terminal => Box::new(TerminalBuildRenderer::new()),
-            Self::Tty => Box::new(TerminalBuildRenderer::new()),
+            Self::Auto if output::is_live_terminal() => Box::new(TerminalBuildRenderer::new(brief)),
+            Self::Tty => Box::new(TerminalBuildRenderer::new(brief)),
             Self::Auto | Self::Plain => Box::new(PlainBuildRenderer::new(std::io::stderr())),
             Self::Json => Box::new(JsonBuildRenderer::new(std::io::stderr())),
         }

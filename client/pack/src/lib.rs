@@ -43,4 +43,4 @@ mod workers;
 pub use base::{BaseError, BaseImage, BlobCache};
 pub use file_kind::{FileKind, SpecialFile};
 pub use pack::{PackError, PackOptions, PackProgress, PackedImage, pack, pack_source};
-pub use summary::{PackSummary, SuspiciousDir};
+pub use summary::{PackSummary, RARELY_PACKED, SuspiciousDir};

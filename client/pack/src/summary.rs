@@ -33,23 +33,23 @@ pub struct SuspiciousDir {
 const LARGEST: usize = 5;
 
 /// Names of directories that tools fill: version control, dependencies, caches, build output.
-const SUSPICIOUS: [&[u8]; 16] = [
-    b".git",
-    b".hg",
-    b".svn",
-    b"node_modules",
-    b"target",
-    b".venv",
-    b"venv",
-    b"__pycache__",
-    b".mypy_cache",
-    b".pytest_cache",
-    b".tox",
-    b".cache",
-    b".gradle",
-    b".terraform",
-    b".next",
-    b".idea",
+pub const RARELY_PACKED: [&str; 16] = [
+    ".git",
+    ".hg",
+    ".svn",
+    "node_modules",
+    "target",
+    ".venv",
+    "venv",
+    "__pycache__",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".tox",
+    ".cache",
+    ".gradle",
+    ".terraform",
+    ".next",
+    ".idea",
 ];
 
 impl PackSummary {
@@ -79,7 +79,9 @@ impl PackSummary {
                     dir.files += u64::from(entry.kind == FileKind::File(()));
                     dir.bytes += entry.size;
                 }
-                None if entry.is_dir() && SUSPICIOUS.contains(&entry.name()) => {
+                None if entry.is_dir()
+                    && RARELY_PACKED.iter().any(|name| name.as_bytes() == entry.name()) =>
+                {
                     summary.suspicious.push(SuspiciousDir { path: entry.path.clone(), files: 0, bytes: 0 });
                 }
                 None => {}

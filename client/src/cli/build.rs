@@ -75,6 +75,9 @@ pub(super) struct BuildArgs {
     /// Key that makes a repeated command return the first build instead of building again
     #[arg(long, value_name = "KEY", help_heading = "Output")]
     idempotency_key: Option<String>,
+    /// Show the build in a few lines, as `hearth up` does.
+    #[arg(skip)]
+    pub(super) brief: bool,
 }
 
 pub(super) async fn run(
@@ -121,31 +124,41 @@ impl BuildArgs {
         let has_mounts = [&self.mount_room_path, &self.mount_project_path, &self.mount_image]
             .iter()
             .any(|mounts| !mounts.is_empty());
-        let words = &mut self.options.no_cache;
-        let other = words.iter().position(|word| !word.is_empty() && !is_stage_name(word));
-        let path = other.or_else(|| words.iter().position(|word| !word.is_empty()).filter(|_| !has_mounts));
-        if let Some(path) = path {
-            self.path = Some(std::mem::take(&mut words[path]));
-        }
+        let path = self.options.take_path(|word| !is_stage_name(word));
+        self.path = path.or_else(|| self.options.take_path(|_| !has_mounts));
     }
 
     /// Arguments of a build whose result is to be deployed.
-    pub(super) fn from_pack(tag: &str, pack: &str, options: BuildOptions) -> Self {
+    pub(super) fn from_files(tag: &str, files: &LocalFiles, options: BuildOptions) -> Self {
+        let (path, pack) = match files {
+            LocalFiles::Directory(path) => (Some(path.clone()), None),
+            LocalFiles::Pack(pack) => (None, Some(pack.clone())),
+        };
         Self {
-            path: None,
+            path,
             tag: tag.to_owned(),
             mount_room_path: Vec::new(),
             mount_project_path: Vec::new(),
             mount_image: Vec::new(),
-            pack: Some(pack.to_owned()),
+            pack,
             options,
             credentials: CredentialArgs::default(),
             timeout: None,
             progress: ProgressMode::Auto,
             detach: false,
             idempotency_key: None,
+            brief: false,
         }
     }
+}
+
+/// Files of this machine that are sent and built.
+#[derive(Debug)]
+pub(super) enum LocalFiles {
+    /// A directory, whatever its name contains.
+    Directory(String),
+    /// The value of `--pack`, `<path>[:<mount>]`.
+    Pack(String),
 }
 
 /// Checks the arguments as far as possible without a room, so that mistakes are reported before the
@@ -171,7 +184,7 @@ async fn follow(
     if args.progress != ProgressMode::Json {
         output::note(&format!("build {build_id}"));
     }
-    follow::follow_to_end(client, build_id, args.progress, interrupts).await
+    follow::follow_to_end(client, build_id, args, interrupts).await
 }
 
 async fn submit(
@@ -187,7 +200,7 @@ async fn submit(
         let mut walk = walk_options(&args.options, &local.target);
         walk.written.extend(pack::send::kept_archive(&client, plan.pack_room_path.as_deref()).await?);
         let scanned = pack::send::scan(local.path, walk).await?;
-        pack::print_summary(&scanned.summary);
+        pack::print_summary(&scanned.summary, args.brief);
         let temporary = Destination::Temporary(true);
         let sent = pack::send::send(&client, &scanned, temporary, None, plan.pack_room_path.take()).await?;
         let source = Some(Source::PackId(sent.result.pack_id));
@@ -238,7 +251,7 @@ fn path_below(target: &str, path: &Path) -> Option<PathBuf> {
 }
 
 /// Reports whether a word can be the name of a stage: a letter, then letters, digits, `-`, `_` and `.`.
-fn is_stage_name(word: &str) -> bool {
+pub(super) fn is_stage_name(word: &str) -> bool {
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     word.starts_with(|c: char| c.is_ascii_alphabetic()) && word.chars().all(inner)
 }

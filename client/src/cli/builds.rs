@@ -7,7 +7,7 @@ use hearth_proto::v1::{Build, BuildState, ListBuildsRequest};
 use jiff::Timestamp;
 
 use super::changes::change_each;
-use super::views::BuildView;
+use super::views::{self, BuildView};
 use super::{GlobalArgs, complete, connect};
 use crate::error::{Failure, FailureKind};
 use crate::progress::state_name;
@@ -113,9 +113,13 @@ fn list(builds: &[Build], json: bool) -> Result<(), Failure> {
     if json {
         return output::json(&builds.iter().map(BuildView::from).collect::<Vec<_>>());
     }
+    print_table(builds)
+}
+
+pub(super) fn print_table(builds: &[Build]) -> Result<(), Failure> {
     let now = Timestamp::now();
     let row = |build: &Build| {
-        let took = build.result.as_ref().and_then(|result| result.duration).map(duration::from_wire);
+        let took = views::took(build, now);
         vec![
             build.build_id.clone(),
             state_name(build.state),
@@ -143,6 +147,9 @@ fn build_text(build: &Build) -> String {
             text += &format!("{name:<9} {time}\n");
         }
     }
+    if let Some(took) = views::took(build, Timestamp::now()) {
+        text += &format!("took      {}\n", duration::format_short(took));
+    }
     if let Some(digest) = &view.context_digest {
         text += &format!("context   {digest}\n");
     }
@@ -150,12 +157,8 @@ fn build_text(build: &Build) -> String {
         text += &format!("mount     {digest} {}\n", output::printable(target));
     }
     if let Some(result) = &build.result {
-        let took = result.duration.map(duration::from_wire).map_or_else(String::new, duration::format_short);
         text += &format!("digest    {}\nsize      {}\n", result.digest, output::size(result.size_bytes));
-        text += &format!(
-            "took      {took}\nsteps     {} of {} from the cache\n",
-            result.cached_steps, result.total_steps
-        );
+        text += &format!("steps     {} of {} from the cache\n", result.cached_steps, result.total_steps);
     }
     if let Some(error) = &build.error {
         let failure = Failure::from_detail(FailureKind::Failed, Box::new(error.clone()));

@@ -14,7 +14,7 @@ use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::{DeployRequest, ServicePort};
 use hearth_proto::value::Reference;
 
-use super::build::{self, BuildOptions};
+use super::build::{self, BuildOptions, LocalFiles};
 use super::registry::CredentialArgs;
 use super::{GlobalArgs, complete, connect};
 use crate::duration;
@@ -40,6 +40,19 @@ pub(super) struct DeployArgs {
     /// Image to run, from the room or any registry; with --pack, the tag of the build
     #[arg(long, short, allow_hyphen_values = true, add = complete::images())]
     tag: String,
+    /// Print the steps of the deploy without doing them
+    #[arg(long, conflicts_with = "pack", help_heading = "Deploy")]
+    dry_run: bool,
+    /// A directory of this machine to build first, `<path>[:<mount>]`
+    #[arg(long, value_name = "PATH", help_heading = "Build")]
+    pack: Option<String>,
+    #[command(flatten)]
+    settings: DeploySettings,
+}
+
+/// Flags that `hearth deploy` and `hearth up` share.
+#[derive(Debug, Args)]
+pub(super) struct DeploySettings {
     /// Name of the service [default: the repository, with `-` for `/`]
     #[arg(long, value_name = "NAME", value_parser = network::name, add = complete::services())]
     name: Option<String>,
@@ -88,20 +101,14 @@ pub(super) struct DeployArgs {
     timeout: Option<Duration>,
     #[command(flatten)]
     credentials: CredentialArgs,
-    /// Print the steps of the deploy without doing them
-    #[arg(long, conflicts_with = "pack", help_heading = "Deploy")]
-    dry_run: bool,
     #[command(flatten)]
-    waiting: follow::WaitArgs,
+    pub(super) waiting: follow::WaitArgs,
 
-    /// A directory of this machine to build first, `<path>[:<mount>]`
-    #[arg(long, value_name = "PATH", help_heading = "Build")]
-    pack: Option<String>,
     /// Time limit of the build
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Build")]
     build_timeout: Option<Duration>,
     #[command(flatten)]
-    build_options: BuildOptions,
+    pub(super) build_options: BuildOptions,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -112,13 +119,34 @@ enum StrategyArg {
     Recreate,
 }
 
+/// The image to deploy.
+#[derive(Debug)]
+pub(super) struct DeployedImage {
+    pub(super) tag: String,
+    /// Files of this machine that are built before, and get the tag.
+    pub(super) built_from: Option<LocalFiles>,
+}
+
 pub(super) async fn run(
-    mut args: DeployArgs,
+    args: DeployArgs,
+    globals: &GlobalArgs,
+    interrupts: &mut InterruptListener,
+) -> Result<(), Failure> {
+    let DeployArgs { tag, dry_run, pack, settings } = args;
+    let image = DeployedImage { tag, built_from: pack.map(LocalFiles::Pack) };
+    deploy(&image, settings, dry_run, globals, interrupts).await
+}
+
+/// Builds the image if it is to be built, and deploys it.
+pub(super) async fn deploy(
+    image: &DeployedImage,
+    mut args: DeploySettings,
+    dry_run: bool,
     globals: &GlobalArgs,
     interrupts: &mut InterruptListener,
 ) -> Result<(), Failure> {
     args.waiting.progress.begin();
-    let flags::DeployPlan { mut spec, build } = flags::plan(&mut args, |name| std::env::var(name))?;
+    let flags::DeployPlan { mut spec, build } = flags::plan(image, &mut args, |name| std::env::var(name))?;
     let client = match build {
         None => interrupts.run_interruptible(Box::pin(connect(globals))).await?,
         Some(build) => {
@@ -128,12 +156,12 @@ pub(super) async fn run(
             client
         }
     };
-    let request = DeployRequest { spec: Some(spec), dry_run: args.dry_run };
+    let request = DeployRequest { spec: Some(spec), dry_run };
     let asking = async { Ok(client.deploy(request).await?) };
     let answer = interrupts
         .run_interruptible_with_message(follow::INTERRUPTED_BEFORE_ANSWER, Box::pin(asking))
         .await?;
-    if args.dry_run {
+    if dry_run {
         return follow::report_plan(&answer, globals.json);
     }
     Box::pin(follow::run(&client, &answer, &args.waiting, globals.json, interrupts)).await

@@ -151,7 +151,7 @@ impl PackPlan {
         if let Some(trouble) = &packed.cache_trouble {
             tracing::debug!(error = %trouble, "failed to cache the pack");
         }
-        print_summary(&packed.summary);
+        print_summary(&packed.summary, false);
         Ok(Arc::new(packed))
     }
 }

@@ -21,7 +21,7 @@ use crate::error::Failure;
 use crate::interrupt::InterruptListener;
 use crate::{duration, output};
 use manifest::ServiceManifest;
-use views::ServiceView;
+pub(super) use views::ServiceView;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ServicesCommand {
@@ -181,6 +181,10 @@ async fn list(globals: &GlobalArgs) -> Result<(), Failure> {
     if globals.json {
         return output::json(&services.iter().map(ServiceView::from).collect::<Vec<_>>());
     }
+    print_table(&services)
+}
+
+pub(super) fn print_table(services: &[Service]) -> Result<(), Failure> {
     let now = Timestamp::now();
     output::table(
         &views::TABLE_HEAD,

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{GlobalArgs, connect};
 use crate::error::Failure;
 use crate::output;
+pub(super) use usage::UsageView;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum SystemCommand {

@@ -74,7 +74,6 @@ fn services_routes_and_secrets_are_there_in_all_their_forms() {
 #[test]
 fn wrong_command_lines_are_usage_errors() {
     for line in [
-        "hearth",
         "hearth build",
         "hearth build --tag a --no-such-flag",
         "hearth build ./x --pack ./y --tag a",
@@ -164,7 +163,7 @@ fn the_word_behind_no_cache_is_a_stage_where_it_can_be_one() {
         let words = format!("hearth build --tag a {line}");
         let parsed =
             parse(words.split_whitespace().map(OsString::from)).unwrap_or_else(|end| panic!("{}", end.error));
-        let CliCommand::Build(mut args) = parsed.command else { panic!("{line}") };
+        let Some(CliCommand::Build(mut args)) = parsed.command else { panic!("{line}") };
         args.take_path_from_no_cache();
         assert_eq!(
             (args.path.as_deref(), args.options.no_cache()),
@@ -172,4 +171,20 @@ fn the_word_behind_no_cache_is_a_stage_where_it_can_be_one() {
             "{line}"
         );
     }
+}
+
+#[test]
+fn up_takes_the_flags_of_a_deploy_and_no_command_is_a_command() {
+    for line in [
+        "hearth up",
+        "hearth up ./my-app --domain my-app.example.com --public --progress plain",
+        "hearth up . --tag a/b:1 --name web --port 8000 --env A=1 --target web --build-arg B=2 --no-wait",
+        "hearth up --no-cache ./my-app",
+        "hearth init",
+        "hearth",
+        "hearth --json",
+    ] {
+        assert!(parses(line), "{line}");
+    }
+    assert!(!parses("hearth up . --pack x") && !parses("hearth up . --dry-run"));
 }

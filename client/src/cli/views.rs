@@ -2,11 +2,13 @@
 //! seconds.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use hearth_proto::v1::{
-    Build, CachedImage, FileEntry, FileKind, Image, InspectImageResponse, LoadImageResponse,
+    Build, BuildState, CachedImage, FileEntry, FileKind, Image, InspectImageResponse, LoadImageResponse,
     ReadBuildLogResponse,
 };
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -52,7 +54,7 @@ impl From<&Build> for BuildView {
             tags: build.tags.clone(),
             digest: result.map(|result| result.digest.clone()),
             size_bytes: result.map(|result| result.size_bytes),
-            duration_seconds: result.and_then(|r| r.duration).map(|d| duration::from_wire(d).as_secs_f64()),
+            duration_seconds: ended_after(build).map(|took| took.as_secs_f64()),
             cached_steps: result.map(|result| result.cached_steps),
             total_steps: result.map(|result| result.total_steps),
             created_at: time(&build.created_at),
@@ -79,6 +81,27 @@ impl From<&Build> for BuildView {
             }),
         }
     }
+}
+
+/// Returns how long a build that has ended took from its start, however it ended. A build that never ran has no
+/// duration.
+fn ended_after(build: &Build) -> Option<Duration> {
+    let stated = build.result.as_ref().and_then(|result| result.duration).map(duration::from_wire);
+    stated.or_else(|| time_between(build, output::timestamp(build.finished_at.as_ref())?))
+}
+
+/// Returns how long a build took, or how long it has been running.
+pub(super) fn took(build: &Build, now: Timestamp) -> Option<Duration> {
+    match build.state() {
+        BuildState::Queued => None,
+        BuildState::Running => time_between(build, now),
+        _ => ended_after(build),
+    }
+}
+
+fn time_between(build: &Build, end: Timestamp) -> Option<Duration> {
+    let started = output::timestamp(build.started_at.as_ref())?;
+    Some(Duration::try_from(end.duration_since(started)).unwrap_or_default())
 }
 
 #[derive(Serialize)]
@@ -265,5 +288,30 @@ impl From<&FileEntry> for FileView {
             modified_at: output::timestamp(entry.modified_at.as_ref()).map(|time| time.to_string()),
             link_target: Some(entry.link_target.clone()).filter(|target| !target.is_empty()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_build_that_ran_took_some_time_however_it_ended() {
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let now = Timestamp::from_second(150).unwrap();
+        let build = |state: BuildState, started, finished| Build {
+            state: state.into(),
+            started_at: started,
+            finished_at: finished,
+            ..Build::default()
+        };
+        let seconds = |build: &Build| took(build, now).map(|took| took.as_secs());
+        for state in [BuildState::Failed, BuildState::Cancelled, BuildState::Interrupted] {
+            assert_eq!(seconds(&build(state, at(100), at(107))), Some(7), "{state:?}");
+        }
+        assert_eq!(seconds(&build(BuildState::Running, at(100), None)), Some(50));
+        assert_eq!(seconds(&build(BuildState::Queued, None, None)), None);
+        assert_eq!(seconds(&build(BuildState::Cancelled, None, at(107))), None);
+        assert_eq!(BuildView::from(&build(BuildState::Failed, at(1), at(3))).duration_seconds, Some(2.0));
     }
 }

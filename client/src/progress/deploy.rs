@@ -6,7 +6,6 @@ mod json;
 mod plain;
 mod terminal;
 
-use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use hearth_proto::v1::{DeployEvent, LogLine, LogStream};
@@ -32,13 +31,12 @@ pub trait DeployRenderer: Send {
 }
 
 impl ProgressMode {
-    /// Creates the renderer. `service` is the label of the service's log lines.
-    pub fn deploy_renderer(self, service: &str) -> Box<dyn DeployRenderer> {
-        let terminal =
-            std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+    /// Creates the renderer. `service` is the label of the service's log lines. On a terminal, a brief one shows
+    /// actions only while they run and when they fail.
+    pub fn deploy_renderer(self, service: &str, brief: bool) -> Box<dyn DeployRenderer> {
         match self {
-            Self::Auto if terminal => Box::new(TerminalDeployRenderer::new()),
-            Self::Tty => Box::new(TerminalDeployRenderer::new()),
+            Self::Auto if output::is_live_terminal() => Box::new(TerminalDeployRenderer::new(brief)),
+            Self::Tty => Box::new(TerminalDeployRenderer::new(brief)),
             Self::Auto | Self::Plain => Box::new(PlainDeployRenderer::new(std::io::stderr(), service)),
             Self::Json => Box::new(JsonDeployRenderer::new(std::io::stderr())),
         }

@@ -23,6 +23,8 @@ pub struct TerminalBuildRenderer {
     screen: MultiProgress,
     lines: StepLineBuffer,
     running: BTreeMap<u32, RunningStep>,
+    /// True when steps that succeeded leave no line.
+    brief: bool,
 }
 
 struct RunningStep {
@@ -32,15 +34,10 @@ struct RunningStep {
     kept_lines: VecDeque<String>,
 }
 
-impl Default for TerminalBuildRenderer {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl TerminalBuildRenderer {
-    pub fn new() -> Self {
-        Self { screen: MultiProgress::new(), lines: StepLineBuffer::default(), running: BTreeMap::new() }
+    pub fn new(brief: bool) -> Self {
+        let screen = MultiProgress::new();
+        Self { screen, lines: StepLineBuffer::default(), running: BTreeMap::new(), brief }
     }
 
     /// Prints a line that stays. Without a terminal it goes to standard error.
@@ -92,6 +89,9 @@ impl TerminalBuildRenderer {
         let Some(running) = self.running.remove(&step.step) else { return };
         running.tail.finish_and_clear();
         running.head.finish_and_clear();
+        if self.brief && step.error.is_empty() {
+            return;
+        }
         let took = duration::format_short(step.duration.map(duration::from_wire).unwrap_or_default());
         self.print(&ended_line(step, &running.name, &took));
         if !step.error.is_empty() {

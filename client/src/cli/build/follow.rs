@@ -25,10 +25,10 @@ pub(super) struct EndedBuild {
 pub(super) async fn follow_to_end(
     client: &Client,
     build_id: &str,
-    progress: ProgressMode,
+    args: &BuildArgs,
     interrupts: &mut InterruptListener,
 ) -> Result<EndedBuild, Failure> {
-    let mut show = progress.renderer();
+    let mut show = args.progress.renderer(args.brief);
     let mut watch = client.watch_build(build_id, 1);
     loop {
         let next = tokio::select! {

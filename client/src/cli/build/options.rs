@@ -57,6 +57,14 @@ pub(in crate::cli) struct BuildOptions {
     pub(super) iidfile: Option<PathBuf>,
 }
 
+impl BuildOptions {
+    /// Takes the first word of `--no-cache` that is PATH; the flag then means all steps.
+    pub(in crate::cli) fn take_path(&mut self, is_path: impl Fn(&str) -> bool) -> Option<String> {
+        let word = self.no_cache.iter_mut().find(|word| !word.is_empty() && is_path(word))?;
+        Some(std::mem::take(word))
+    }
+}
+
 #[cfg(test)]
 impl BuildOptions {
     /// Stages whose steps run again; an empty name means all of them.

@@ -5,7 +5,7 @@ use hearth_pack::image::parse_command;
 use hearth_proto::v1::{CommandLine, DeploySpec, DeployStrategy, DomainNames, Mount, ServicePorts};
 use hearth_proto::value::{MountTarget, Reference, ServiceMount, ServiceMountKind, check_distinct};
 
-use super::{DeployArgs, StrategyArg, network};
+use super::{DeploySettings, DeployedImage, StrategyArg, network};
 use crate::cli::build::{BuildArgs, BuildOptions};
 use crate::duration;
 use crate::error::Failure;
@@ -70,13 +70,14 @@ pub(super) struct DeployPlan {
 /// Checks the arguments and converts them. `variable` returns the value of an environment variable of
 /// this process.
 pub(super) fn plan(
-    args: &mut DeployArgs,
+    target: &DeployedImage,
+    args: &mut DeploySettings,
     variable: impl Fn(&str) -> Result<String, std::env::VarError>,
 ) -> Result<DeployPlan, Failure> {
     let wrong = |flag: &str, error: &dyn std::fmt::Display| Failure::usage(format!("{flag}: {error}"));
-    let image = match &args.pack {
-        Some(_) => Reference::parse_tag(&args.tag),
-        None => args.tag.parse(),
+    let image = match &target.built_from {
+        Some(_) => Reference::parse_tag(&target.tag),
+        None => target.tag.parse(),
     };
     let image: Reference = image.map_err(|error| wrong("--tag", &error))?;
     network::check_ports(&args.port).map_err(|error| wrong("--port", &error))?;
@@ -129,13 +130,13 @@ pub(super) fn plan(
         isolated: args.confinement.isolated(),
         capabilities: args.confinement.capabilities().map_err(|error| wrong("--cap-add", &error))?,
         // A built image is in the room's registry, so the credentials are only for the build.
-        credentials: if args.pack.is_some() { Vec::new() } else { args.credentials.to_wire()? },
+        credentials: if target.built_from.is_some() { Vec::new() } else { args.credentials.to_wire()? },
     };
-    Ok(DeployPlan { spec, build: build(args)? })
+    Ok(DeployPlan { spec, build: build(target, args)? })
 }
 
-fn build(args: &mut DeployArgs) -> Result<Option<BuildArgs>, Failure> {
-    let Some(pack) = &args.pack else {
+fn build(target: &DeployedImage, args: &mut DeploySettings) -> Result<Option<BuildArgs>, Failure> {
+    let Some(files) = &target.built_from else {
         if args.build_options != BuildOptions::default() || args.build_timeout.is_some() {
             return Err(Failure::usage(
                 "flags of a build need --pack: without it the image is deployed as it is",
@@ -144,9 +145,10 @@ fn build(args: &mut DeployArgs) -> Result<Option<BuildArgs>, Failure> {
         }
         return Ok(None);
     };
-    let mut build = BuildArgs::from_pack(&args.tag, pack, std::mem::take(&mut args.build_options));
+    let mut build = BuildArgs::from_files(&target.tag, files, std::mem::take(&mut args.build_options));
     build.credentials.clone_from(&args.credentials);
     build.progress = args.waiting.progress;
+    build.brief = args.waiting.brief;
     build.timeout = args.build_timeout;
     Ok(Some(build))
 }

@@ -26,6 +26,9 @@ pub(in crate::cli) struct WaitArgs {
     /// Display mode of progress
     #[arg(long, value_enum, default_value_t = ProgressMode::Auto, help_heading = "Output")]
     pub(in crate::cli) progress: ProgressMode,
+    /// Show the deploy in a few lines, as `hearth up` does.
+    #[arg(skip)]
+    pub(in crate::cli) brief: bool,
 }
 
 /// Message of an interrupt that comes before the daemon has answered.
@@ -49,7 +52,7 @@ pub(in crate::cli) async fn run(
     if waiting.no_wait {
         return report(answer, None, json);
     }
-    let took = wait_until_live(client, answer, waiting.progress, interrupts).await?;
+    let took = wait_until_live(client, answer, waiting, interrupts).await?;
     if waiting.progress != ProgressMode::Json {
         let took = duration::format_short(took);
         output::note(&format!("{} revision {} is live after {took}", answer.name, answer.revision));
@@ -61,12 +64,12 @@ pub(in crate::cli) async fn run(
 async fn wait_until_live(
     client: &Client,
     answer: &DeployResponse,
-    progress: ProgressMode,
+    waiting: &WaitArgs,
     interrupts: &mut InterruptListener,
 ) -> Result<std::time::Duration, Failure> {
     let (name, revision) = (&answer.name, answer.revision);
     let about = |failure: Failure| failure.service(name, revision);
-    let mut show = progress.deploy_renderer(name);
+    let mut show = waiting.progress.deploy_renderer(name, waiting.brief);
     let mut watch = client.watch_deploy(&answer.service_id, revision);
     loop {
         let next = tokio::select! {

@@ -20,11 +20,11 @@ fn parse(line: &str) -> Result<DeployArgs, clap::Error> {
 }
 
 fn planned(line: &str) -> Result<DeployPlan, Failure> {
-    let mut args = parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
-    plan(
-        &mut args,
-        |name| if name == "HOME" { Ok("/root".into()) } else { Err(std::env::VarError::NotPresent) },
-    )
+    let DeployArgs { tag, pack, mut settings, .. } =
+        parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    plan(&DeployedImage { tag, built_from: pack.map(LocalFiles::Pack) }, &mut settings, |name| {
+        if name == "HOME" { Ok("/root".into()) } else { Err(std::env::VarError::NotPresent) }
+    })
 }
 
 fn spec(line: &str) -> DeploySpec {

@@ -92,7 +92,7 @@ pub(super) async fn send_content(
     };
     let scanned = send::scan(plan.path, plan.options.walk_options()).await?;
     if written.is_none() {
-        print_summary(&scanned.summary);
+        print_summary(&scanned.summary, false);
     }
     let destination = Destination::Tag(image.tag.to_string());
     let sent = send::send(&client, &scanned, destination, Some(&plan.options), image.room_path).await?;

@@ -1,7 +1,6 @@
 //! Progress of a pack: a bar with rate and remaining time on a terminal; otherwise one line every few
 //! seconds.
 
-use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use hearth_pack::PackProgress;
@@ -22,9 +21,7 @@ pub(super) struct ProgressMeter {
 
 impl ProgressMeter {
     pub(super) fn new() -> Self {
-        let terminal =
-            std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-        let bar = (terminal && !output::notes_are_json()).then(|| {
+        let bar = (output::is_live_terminal() && !output::notes_are_json()).then(|| {
             let bar = ProgressBar::no_length().with_style(style("{spinner} listing {elapsed}"));
             bar.enable_steady_tick(Duration::from_millis(100));
             bar

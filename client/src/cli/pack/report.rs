@@ -10,9 +10,9 @@ use serde::Serialize;
 use crate::client::SentPack;
 use crate::{duration, output};
 
-/// Prints the size of the pack, its largest files, and paths that an ignore file should probably
-/// exclude.
-pub(in crate::cli) fn print_summary(summary: &PackSummary) {
+/// Prints the size of the pack, its largest files unless it is to be brief, and paths that an ignore file should
+/// probably exclude.
+pub(in crate::cli) fn print_summary(summary: &PackSummary, brief: bool) {
     let reused = match summary.reused_bytes {
         0 => String::new(),
         _ => ", unchanged since it was packed before".to_owned(),
@@ -22,7 +22,7 @@ pub(in crate::cli) fn print_summary(summary: &PackSummary) {
         output::count(summary.files, "file"),
         output::size(summary.bytes)
     ));
-    for (path, bytes) in &summary.largest {
+    for (path, bytes) in summary.largest.iter().filter(|_| !brief) {
         output::note(&format!("  {:>10}  {}", output::size(*bytes), shown(path)));
     }
     if let Some(file) = &summary.all_excluded_by {

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::manifest::without_digest;
 use crate::output;
-pub(super) use json::ServiceView;
+pub(in crate::cli) use json::ServiceView;
 
 pub(super) const TABLE_HEAD: [&str; 8] =
     ["SERVICE", "STATUS", "REVISION", "IMAGE", "URL", "RESTARTS", "CREATED", "REASON"];

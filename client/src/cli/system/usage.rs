@@ -8,7 +8,7 @@ use crate::error::Failure;
 use crate::output;
 
 #[derive(Serialize)]
-struct UsageView {
+pub(in crate::cli) struct UsageView {
     callers: Vec<CallerView>,
     uploads: Vec<UploadView>,
     quota_bytes: u64,
@@ -43,6 +43,19 @@ pub(super) async fn run(globals: &GlobalArgs) -> Result<(), Failure> {
 }
 
 impl UsageView {
+    /// Says in one line how much the callers keep, and how much space is left.
+    pub(in crate::cli) fn summary(&self) -> String {
+        let sum = |bytes: fn(&CallerView) -> u64| output::size(self.callers.iter().map(bytes).sum());
+        format!(
+            "disk: {} in images, {} in packs, {} in files, {} in logs; {} free",
+            sum(|caller| caller.image_bytes),
+            sum(|caller| caller.pack_bytes),
+            sum(|caller| caller.file_bytes),
+            sum(|caller| caller.build_log_bytes),
+            output::size(self.free_bytes)
+        )
+    }
+
     fn print(&self) -> Result<(), Failure> {
         let head = ["CALLER", "PACKS", "IMAGES", "FILES", "BUILD LOGS", "CACHED", "UNFINISHED"];
         let row = |caller: &CallerView| {

@@ -22,16 +22,12 @@ pub struct TerminalDeployRenderer {
     tail: ProgressBar,
     probe: String,
     lines: VecDeque<String>,
-}
-
-impl Default for TerminalDeployRenderer {
-    fn default() -> Self {
-        Self::new()
-    }
+    /// True when actions that succeeded leave no line.
+    brief: bool,
 }
 
 impl TerminalDeployRenderer {
-    pub fn new() -> Self {
+    pub fn new(brief: bool) -> Self {
         let screen = MultiProgress::new();
         let tail = screen.add(ProgressBar::no_length().with_style(tail_style()));
         Self {
@@ -41,6 +37,7 @@ impl TerminalDeployRenderer {
             tail,
             probe: String::new(),
             lines: VecDeque::new(),
+            brief,
         }
     }
 
@@ -57,6 +54,9 @@ impl TerminalDeployRenderer {
         let Some(FinishedAction { number, text, took }) = over else { return };
         if let Some(head) = self.head.take() {
             head.finish_and_clear();
+        }
+        if self.brief && error.is_empty() {
+            return;
         }
         let mark = if error.is_empty() { "+" } else { "x" };
         self.print(&format!(" {mark} #{number} {text}  {}", duration::format_short(took)));

@@ -11,7 +11,7 @@ use crate::progress::deploy::probe_json;
 use crate::{exit, output};
 
 #[derive(Serialize)]
-pub(in crate::cli::services) struct ServiceView {
+pub(in crate::cli) struct ServiceView {
     service_id: String,
     name: String,
     status: String,
