@@ -16,16 +16,19 @@ pub enum DatabaseError {
         "schema version {found} is newer than this hearthd knows ({known}); it was written by a later release"
     )]
     TooNew { found: usize, known: usize },
+    #[error("changes that were not durable yet were lost, because the disk was full for another one")]
+    ChangesLost,
 }
 
 impl From<DatabaseError> for io::Error {
     fn from(error: DatabaseError) -> Self {
-        match &error {
-            DatabaseError::Sqlite(sqlite) if sqlite.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
-                Self::new(io::ErrorKind::StorageFull, error)
-            }
-            _ => Self::other(error),
-        }
+        let is_full = match &error {
+            DatabaseError::Sqlite(sqlite) => sqlite.sqlite_error_code() == Some(ErrorCode::DiskFull),
+            DatabaseError::ChangesLost => true,
+            DatabaseError::TooNew { .. } => false,
+        };
+        let kind = if is_full { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
+        Self::new(kind, error)
     }
 }
 

@@ -96,10 +96,13 @@ impl PackStoreInner {
         // The lock keeps sweeps out between this check and the write of the tree. Once written, the tree marks its
         // content as needed.
         let _keeping = self.tree_lock.read();
+        let losses = self.store.losses()?;
         let gone = self.presence_of_listing(&upload.owner, &list.listing)?;
         if let Some((entry, _)) = gone.iter().find(|(_, presence)| *presence != ContentPresence::Own) {
             return Err(PackError::ContentGone { path: display_path(&list.listing, *entry) });
         }
+        // The check may have seen content of another upload that is not durable yet.
+        self.store.sync_seen(losses)?;
         self.trees.put(&upload.owner, &list.listing)?;
         Ok(list)
     }

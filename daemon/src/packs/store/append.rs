@@ -90,14 +90,26 @@ impl ContentStore {
     /// Makes `owner` an additional owner of these contents, after it has proven that it has them.
     pub fn add_owner(&self, owner: &OwnerKey, contents: &[ContentHash]) -> Result<(), AppendError> {
         let keys: Vec<ContentKey> = contents.iter().map(ContentKey::of).collect();
-        let index = self.0.index();
+        let mut index = self.0.index();
         index.begin()?;
         Ok(index.add_owner(owner, &keys)?)
     }
 
-    /// Makes all appended contents and owners durable.
+    /// Makes all appended contents and owners durable. Fails if some that were appended since the last call are lost.
     pub fn sync(&self) -> Result<(), AppendError> {
-        Ok(self.0.sync(&mut self.0.writer())?)
+        self.0.sync(&mut self.0.writer())?;
+        Ok(self.0.index().take_loss()?)
+    }
+
+    /// Returns the number of times that appended contents were lost, for [`sync_seen`](Self::sync_seen).
+    pub fn losses(&self) -> Result<u64, AppendError> {
+        Ok(self.0.index().losses()?)
+    }
+
+    /// Makes durable what was seen in the store since [`losses`](Self::losses) returned this number. Fails if some of
+    /// it may be lost.
+    pub fn sync_seen(&self, losses: u64) -> Result<(), AppendError> {
+        Ok(self.0.sync_since(&mut self.0.writer(), losses)?)
     }
 }
 
@@ -109,6 +121,16 @@ impl ContentStoreInner {
             writer.sync()?;
         }
         Ok(self.index().commit()?)
+    }
+
+    /// Like [`sync`](Self::sync), and fails if changes were lost since their number was `losses`.
+    pub(super) fn sync_since(
+        &self,
+        writer: &mut Option<ContentSegmentWriter>,
+        losses: u64,
+    ) -> io::Result<()> {
+        self.sync(writer)?;
+        if self.index().losses()? == losses { Ok(()) } else { Err(DatabaseError::ChangesLost.into()) }
     }
 
     fn store(
@@ -123,7 +145,7 @@ impl ContentStoreInner {
         let writer = self.open_writer(&mut held)?;
         {
             let keys: Vec<ContentKey> = contents.iter().map(|content| content.key).collect();
-            let index = self.index();
+            let mut index = self.index();
             index.begin()?;
             let found = index.find(owner, &keys, now)?;
             if found.iter().flatten().any(|found| !found.is_own) {
@@ -135,6 +157,8 @@ impl ContentStoreInner {
             self.check_limits(&index, owner, frame.len() as u64)?;
         }
         let (frame, mut index) = self.append_frame(writer, frame)?;
+        // The transaction may have been lost while the index was not locked.
+        index.begin()?;
         *index.sent.entry(*owner).or_default() += u64::from(frame.length);
         Ok(index.insert(&frame, owner, contents, recipe, now)?)
     }

@@ -34,7 +34,7 @@ struct EarlierRow {
 impl ContentIndex {
     /// Imports the index files in `directory` and removes them. A crash in between leaves the files and an empty
     /// database, or a complete one.
-    pub(super) fn import(&self, directory: &Path) -> io::Result<()> {
+    pub(super) fn import(&mut self, directory: &Path) -> io::Result<()> {
         let segments = segment::numbers(directory, EXTENSION)?;
         let is_empty = self.segment_ends()?.is_empty();
         if is_empty && !segments.is_empty() {

@@ -1,7 +1,8 @@
 //! Index of the store's contents: an SQLite database beside the segments.
 //!
 //! Changes belong to one transaction, which stays open until the content that its rows point to is durable. The same
-//! connection reads them at once; a crash discards them. Contents are looked up in batches in the order of their keys:
+//! connection reads them at once; a crash discards them. SQLite discards them, too, when one statement finds the disk
+//! full. Each such loss is counted, so that no upload takes rows for durable that are gone. Contents are looked up in batches in the order of their keys:
 //! a statement for each would take five times as long.
 
 use std::collections::{BTreeMap, HashMap};
@@ -72,6 +73,11 @@ pub(super) struct ContentIndex {
     quota_owner_of: HashMap<OwnerKey, OwnerKey>,
     /// Number of the next segment.
     pub next_segment: u32,
+    /// Changes were made that are not durable.
+    has_changes: bool,
+    /// Number of times that changes were lost, and their number at the last [`take_loss`](Self::take_loss).
+    losses: u64,
+    reported_losses: u64,
 }
 
 /// Content file of a segment and its length in bytes.
@@ -123,7 +129,18 @@ impl ContentIndex {
         let database = database::prepare(connection, MIGRATIONS)?;
         database.set_prepared_statement_cache_capacity(32);
         let (segments, sent) = (BTreeMap::new(), HashMap::new());
-        Ok(Self { database, segments, sent, quota_owner_of: HashMap::new(), next_segment: 0 })
+        let quota_owner_of = HashMap::new();
+        let (next_segment, has_changes, losses, reported_losses) = (0, false, 0, 0);
+        Ok(Self {
+            database,
+            segments,
+            sent,
+            quota_owner_of,
+            next_segment,
+            has_changes,
+            losses,
+            reported_losses,
+        })
     }
 
     /// Returns the rows of a statement as a collection.
@@ -137,17 +154,51 @@ impl ContentIndex {
     }
 
     /// Begins a transaction unless one is open.
-    pub(super) fn begin(&self) -> Result<(), DatabaseError> {
-        if self.database.is_autocommit() {
+    pub(super) fn begin(&mut self) -> Result<(), DatabaseError> {
+        self.count_losses()?;
+        if !self.has_changes {
             self.database.execute_batch("BEGIN IMMEDIATE")?;
+            self.has_changes = true;
         }
         Ok(())
     }
 
     /// Makes the changes durable. The content that they point to is durable already.
-    pub(super) fn commit(&self) -> Result<(), DatabaseError> {
-        if !self.database.is_autocommit() {
-            self.database.execute_batch("COMMIT; PRAGMA shrink_memory")?;
+    pub(super) fn commit(&mut self) -> Result<(), DatabaseError> {
+        self.count_losses()?;
+        if self.has_changes {
+            if let Err(error) = self.database.execute_batch("COMMIT") {
+                self.count_losses()?;
+                return Err(error.into());
+            }
+            self.has_changes = false;
+            self.database.execute_batch("PRAGMA shrink_memory")?;
+        }
+        Ok(())
+    }
+
+    /// Returns the number of times that changes were lost so far.
+    pub(super) fn losses(&mut self) -> Result<u64, DatabaseError> {
+        self.count_losses()?;
+        Ok(self.losses)
+    }
+
+    /// Fails if changes were lost since the last call.
+    pub(super) fn take_loss(&mut self) -> Result<(), DatabaseError> {
+        let losses = self.losses()?;
+        if std::mem::replace(&mut self.reported_losses, losses) == losses {
+            Ok(())
+        } else {
+            Err(DatabaseError::ChangesLost)
+        }
+    }
+
+    /// Counts a loss if SQLite has rolled the transaction back.
+    fn count_losses(&mut self) -> Result<(), DatabaseError> {
+        if self.has_changes && self.database.is_autocommit() {
+            self.has_changes = false;
+            self.losses += 1;
+            self.recount_sent()?;
         }
         Ok(())
     }

@@ -71,7 +71,7 @@ impl ContentIndex {
         self.query(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
-    fn forget_segment(&self, number: u32) -> Result<(), DatabaseError> {
+    fn forget_segment(&mut self, number: u32) -> Result<(), DatabaseError> {
         self.begin()?;
         let contents = "DELETE FROM contents WHERE frame IN (SELECT id FROM frames WHERE segment = ?1)";
         self.database.execute(contents, [number])?;

@@ -46,7 +46,7 @@ impl ContentStore {
         if let Some((owner, ended)) = ended {
             let keys: Vec<ContentKey> = ended.iter().map(ContentKey::of).collect();
             for keys in keys.chunks(MAX_REMOVED) {
-                let index = self.0.index();
+                let mut index = self.0.index();
                 let alone = index.owned_only_by(owner, keys)?;
                 contents += index.remove(alone.iter().filter(|key| !live.contains(key)))?;
             }
@@ -57,7 +57,7 @@ impl ContentStore {
         };
         let mut after = None;
         loop {
-            let index = self.0.index();
+            let mut index = self.0.index();
             let batch = index.asked_before(oldest, after)?;
             after = batch.last().copied();
             if after.is_none() {
@@ -91,6 +91,7 @@ impl ContentStoreInner {
         let mut held = self.writer();
         self.index().remove_empty_frames()?;
         self.sync(&mut held)?;
+        let losses = self.index().losses()?;
         if close {
             *held = None;
         }
@@ -106,7 +107,8 @@ impl ContentStoreInner {
                 self.move_frame(writer, id, &from)?;
             }
         }
-        self.sync(&mut held)?;
+        // Content whose new location was lost is still in its old segment.
+        self.sync_since(&mut held, losses)?;
         self.remove_segments(&moving)
     }
 
@@ -123,7 +125,7 @@ impl ContentStoreInner {
         let Some(file) = file else { return Ok(()) };
         let mut bytes = vec![0; from.length as usize];
         file.read_exact_at(&mut bytes, from.start.into())?;
-        let (to, index) = self.append_frame(writer, &bytes)?;
+        let (to, mut index) = self.append_frame(writer, &bytes)?;
         Ok(index.move_frame(id, &to)?)
     }
 }
@@ -152,7 +154,7 @@ impl ContentIndex {
     }
 
     /// Removes contents and their owners. Returns the number of removed contents.
-    fn remove<'k>(&self, keys: impl Iterator<Item = &'k ContentKey>) -> Result<u64, DatabaseError> {
+    fn remove<'k>(&mut self, keys: impl Iterator<Item = &'k ContentKey>) -> Result<u64, DatabaseError> {
         let keys = concatenate(keys);
         if keys.is_empty() {
             return Ok(0);
@@ -162,7 +164,7 @@ impl ContentIndex {
         Ok(self.database.prepare_cached(sql)?.execute([keys])? as u64)
     }
 
-    fn remove_empty_frames(&self) -> Result<(), DatabaseError> {
+    fn remove_empty_frames(&mut self) -> Result<(), DatabaseError> {
         self.begin()?;
         let sql = "DELETE FROM frames WHERE NOT EXISTS (SELECT 1 FROM contents WHERE frame = id)";
         self.database.execute(sql, [])?;
@@ -191,7 +193,7 @@ impl ContentIndex {
         self.query("SELECT id, start, length FROM frames WHERE segment = ?1", [segment], row)
     }
 
-    fn move_frame(&self, id: i64, to: &FrameLocation) -> Result<(), DatabaseError> {
+    fn move_frame(&mut self, id: i64, to: &FrameLocation) -> Result<(), DatabaseError> {
         self.begin()?;
         let sql = "UPDATE frames SET segment = ?2, start = ?3 WHERE id = ?1";
         self.database.prepare_cached(sql)?.execute(params![id, to.segment, to.start])?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::*;
 
 mod earlier_index;
+mod full_disk;
 
 const LIMITS: StoreLimits = StoreLimits { total: 1 << 30, per_owner: 1 << 30, min_free: 0 };
 const HOUR: Duration = Duration::from_secs(3600);
