@@ -13,7 +13,7 @@
 //! delivers the new events from their first on.
 
 use hearth_proto::v1::{
-    BuildEvent, DeployEvent, WatchBuildRequest, WatchDeployRequest, build_event, deploy_event,
+    BuildEvent, BuildState, DeployEvent, WatchBuildRequest, WatchDeployRequest, build_event, deploy_event,
 };
 use tonic::{Request, Streaming};
 
@@ -35,6 +35,13 @@ pub trait WatchSubject: Send + Sync {
         from: u64,
         replay: bool,
     ) -> impl Future<Output = Result<Streaming<Self::Event>, ClientError>> + Send;
+
+    /// Reports whether the subject has ended before it had an event with the number `next`.
+    fn ended_before(
+        &self,
+        client: &Client,
+        next: u64,
+    ) -> impl Future<Output = Result<bool, ClientError>> + Send;
 }
 
 /// An event of a sequence that is numbered 1, 2, 3, ...
@@ -154,7 +161,11 @@ impl<S: WatchSubject> EventWatch<S> {
             match received.map_err(|status| ClientError::from_status(&self.client.address, &status))? {
                 Some(event) => event,
                 None if self.replay => return Ok(WatchStep::End),
-                // A followed stream ends with its last event; an end without one is a lost connection.
+                None if self.subject.ended_before(&self.client, self.next).await? => {
+                    return Ok(WatchStep::End);
+                }
+                // A followed stream of a subject that has further events ends with its last event; an end without
+                // one is a lost connection.
                 None => {
                     return Err(ClientError::Unreachable {
                         address: self.client.address.clone(),
@@ -213,6 +224,13 @@ impl WatchSubject for BuildSubject {
         let request = WatchBuildRequest { build_id: self.0.clone(), from_sequence: from, no_follow: replay };
         client.message_or_error(client.builds().watch(Request::new(request)).await)
     }
+
+    async fn ended_before(&self, client: &Client, next: u64) -> Result<bool, ClientError> {
+        let build = client.build(&self.0).await?;
+        let is_final =
+            !matches!(build.state(), BuildState::Unspecified | BuildState::Queued | BuildState::Running);
+        Ok(is_final && build.last_sequence < next)
+    }
 }
 
 impl WatchSubject for DeploySubject {
@@ -235,6 +253,11 @@ impl WatchSubject for DeploySubject {
             from_sequence: from,
         };
         client.message_or_error(client.services().watch(Request::new(request)).await)
+    }
+
+    /// A deploy is always watched from its first event.
+    async fn ended_before(&self, _client: &Client, _next: u64) -> Result<bool, ClientError> {
+        Ok(false)
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use hearth_value::{Digest, MountTarget, Reference, Repository, ServiceMount};
+use hearth_value::{Digest, LinePattern, MountTarget, Reference, Repository, ServiceMount};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -252,8 +252,8 @@ pub struct ServiceLogQuery {
     /// Maximum number of lines, counted from the end.
     pub tail: Option<usize>,
     pub since: Option<Timestamp>,
-    /// Text that a line must contain.
-    pub grep: Option<String>,
+    /// Pattern that a line must match.
+    pub grep: Option<LinePattern>,
     /// True to wait for further lines.
     pub follow: bool,
 }

@@ -28,7 +28,7 @@ use crate::model::build::{
 use crate::model::fault::{DockerfileRange, ErrorCode};
 use crate::model::image::TaggedImage;
 use crate::model::secret::{RegistryCredential, Secret};
-use crate::model::{Reference, RoomRegistries};
+use crate::model::{LinePattern, Reference, RoomRegistries};
 
 const MAX_CREDENTIALS: usize = 64;
 
@@ -44,6 +44,20 @@ pub fn page_size(asked: u32, default: usize, max: usize) -> usize {
 pub fn tag(field: &str, text: &str) -> Result<Reference, ApiError> {
     Reference::parse_tag(text)
         .map_err(|error| ApiError::invalid(field, ErrorCode::InvalidTag, format!("tag {error}")))
+}
+
+/// Parses the pattern that lines of a log must match: a literal text or a regular expression.
+pub fn line_pattern(contains: &str, matches: &str) -> Result<Option<LinePattern>, ApiError> {
+    let (field, pattern) = match (contains, matches) {
+        ("", "") => return Ok(None),
+        (text, "") => ("contains", LinePattern::literal(text)),
+        ("", text) => ("matches", LinePattern::regex(text)),
+        _ => {
+            let message = "`contains` and `matches` exclude each other";
+            return Err(ApiError::invalid("matches", ErrorCode::InvalidPattern, message));
+        }
+    };
+    pattern.map(Some).map_err(|error| ApiError::invalid(field, ErrorCode::InvalidPattern, error.to_string()))
 }
 
 pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use super::event_log::EventLog;
+use crate::model::LinePattern;
 use crate::model::build::{BuildEvent, BuildEventKind, LogStream};
 
 /// Selection of log lines. Zero means the default.
@@ -13,8 +14,8 @@ pub struct BuildLogQuery {
     pub from_sequence: u64,
     /// Maximum number of lines; the last ones are selected.
     pub tail: usize,
-    /// Text that each selected line contains.
-    pub contains: Option<String>,
+    /// Pattern that each selected line matches.
+    pub pattern: Option<LinePattern>,
     pub step: Option<u32>,
     /// Maximum size of the answer; the oldest lines are omitted.
     pub max_bytes: usize,
@@ -115,7 +116,7 @@ impl<'a> BuildLogCollector<'a> {
     fn line(&mut self, step: u32, bytes: &[u8]) {
         let text = String::from_utf8_lossy(bytes);
         let text = text.trim_end_matches(['\r', '\n']);
-        if self.query.contains.as_ref().is_some_and(|wanted| !text.contains(wanted.as_str())) {
+        if self.query.pattern.as_ref().is_some_and(|wanted| !wanted.matches(text.as_bytes())) {
             return;
         }
         let line = format!("#{step} | {text}");
@@ -192,7 +193,7 @@ mod tests {
         let text = ask(BuildLogQuery { tail: 2, ..BuildLogQuery::default() });
         assert_eq!((text.lines.len(), text.omitted_lines), (2, 5));
         let text = ask(BuildLogQuery {
-            contains: Some("o".to_owned()),
+            pattern: LinePattern::regex("one|n. end").ok(),
             step: Some(1),
             tail: 1,
             ..BuildLogQuery::default()

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use super::port::{InstanceLogs, LogError, LogLines};
 use crate::instance_log::format::RecordSource;
 use crate::instance_log::read::{self, LogFollower, LogPosition, MOST_BYTES, RecordedLine};
+use crate::model::LinePattern;
 use crate::model::build::LogStream;
 use crate::model::deploy::{LogLine, ServiceLogQuery};
 use crate::task;
@@ -37,7 +38,7 @@ impl InstanceLogs for LogFiles {
         let mut end = if follow { LogReadEnd::Never } else { LogReadEnd::At(Timestamp::now()) };
         if let Some(wanted) = tail {
             let directory = directory.to_owned();
-            let query = read::ExcerptQuery { tail, since, contains: grep, max_bytes: MOST_BYTES };
+            let query = read::ExcerptQuery { tail, since, pattern: grep, max_bytes: MOST_BYTES };
             let excerpt = task::blocking("read-log", move || read::read_excerpt(&directory, &query)).await;
             let excerpt =
                 excerpt.map_err(std::io::Error::other).flatten().map_err(|error| unreadable(&error))?;
@@ -125,7 +126,7 @@ impl ServiceLogReader {
 /// Assembles the lines of a reader from the records in the files.
 struct LogLineAssembler {
     since: Option<Timestamp>,
-    grep: Option<String>,
+    grep: Option<LinePattern>,
     /// Number of matching lines still to be skipped.
     skip: u64,
     /// Unfinished lines of stdout and of stderr.
@@ -137,7 +138,7 @@ struct LogLineAssembler {
 }
 
 impl LogLineAssembler {
-    const fn new(since: Option<Timestamp>, grep: Option<String>) -> Self {
+    const fn new(since: Option<Timestamp>, grep: Option<LinePattern>) -> Self {
         Self {
             since,
             grep,
@@ -174,7 +175,7 @@ impl LogLineAssembler {
 
     fn emit(&mut self, at: Timestamp, stream: LogStream, text: String) {
         let wanted = self.since.is_none_or(|since| at >= since)
-            && self.grep.as_ref().is_none_or(|wanted| text.contains(wanted));
+            && self.grep.as_ref().is_none_or(|wanted| wanted.matches(text.as_bytes()));
         if wanted {
             self.gap_at = None;
             let dropped_bytes = std::mem::take(&mut self.dropped_bytes);
@@ -300,14 +301,18 @@ mod tests {
             );
         }
         let ask = |tail, since: Option<i64>, grep: Option<&str>| {
-            let query =
-                ServiceLogQuery { tail, since: since.map(at), grep: grep.map(str::to_owned), follow: false };
+            let query = ServiceLogQuery {
+                tail,
+                since: since.map(at),
+                grep: grep.map(|text| LinePattern::regex(text).unwrap()),
+                follow: false,
+            };
             async move { all(directory, query).await }
         };
         assert_eq!(texts(&ask(Some(2), None, None).await), ["even 8", "odd 9"]);
         assert_eq!(texts(&ask(Some(2), None, Some("even")).await), ["even 6", "even 8"]);
         assert_eq!(texts(&ask(None, Some(8), None).await), ["even 8", "odd 9"]);
-        assert_eq!(texts(&ask(None, Some(6), Some("odd")).await), ["odd 7", "odd 9"]);
+        assert_eq!(texts(&ask(None, Some(6), Some("^o.d")).await), ["odd 7", "odd 9"]);
         assert_eq!(ask(Some(0), None, None).await, []);
     }
 

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 
 use super::format::{self, RecordSource};
 use super::{CURRENT, OLDER};
+use crate::model::LinePattern;
 
 /// Selection of log lines for an excerpt.
 #[derive(Clone, Debug, Default)]
@@ -18,8 +19,8 @@ pub struct ExcerptQuery {
     /// Maximum number of lines, counted from the end; [`DEFAULT_TAIL`] if absent.
     pub tail: Option<usize>,
     pub since: Option<Timestamp>,
-    /// Text that the lines must contain.
-    pub contains: Option<String>,
+    /// Pattern that the lines must match.
+    pub pattern: Option<LinePattern>,
     /// Maximum size of all texts together in bytes; the oldest lines are left out. Zero means [`DEFAULT_BYTES`], and
     /// the maximum is [`MOST_BYTES`].
     pub max_bytes: usize,
@@ -186,7 +187,7 @@ impl<'a> ExcerptCollector<'a> {
         let text = String::from_utf8_lossy(text).into_owned();
         // A gap is always shown: the missing text may contain the searched one.
         if source != RecordSource::Gap
-            && self.query.contains.as_ref().is_some_and(|wanted| !text.contains(wanted))
+            && self.query.pattern.as_ref().is_some_and(|wanted| !wanted.matches(text.as_bytes()))
         {
             return;
         }
@@ -354,8 +355,11 @@ mod tests {
         assert_eq!(texts(&bytes.lines), ["b1", "a3 goes on"]);
         let since = ask(ExcerptQuery { since: Some(at(5)), ..ExcerptQuery::default() });
         assert_eq!(texts(&since.lines), ["b1", "a3 goes on"]);
-        let grep =
-            ask(ExcerptQuery { contains: Some("a".to_owned()), tail: Some(2), ..ExcerptQuery::default() });
+        let grep = ask(ExcerptQuery {
+            pattern: LinePattern::regex("^a").ok(),
+            tail: Some(2),
+            ..ExcerptQuery::default()
+        });
         assert_eq!((texts(&grep.lines), grep.omitted), (vec!["a2", "a3 goes on"], 1));
     }
 
@@ -365,7 +369,7 @@ mod tests {
         let mut out = Vec::new();
         LogRecord { at: at(0), source: RecordSource::Gap, ended: true, text: b"4096" }.write(&mut out);
         fs::write(dir.path().join(CURRENT), out).unwrap();
-        let query = ExcerptQuery { contains: Some("x".to_owned()), ..ExcerptQuery::default() };
+        let query = ExcerptQuery { pattern: LinePattern::regex("x").ok(), ..ExcerptQuery::default() };
         let lines = read_excerpt(dir.path(), &query).unwrap().lines;
         assert_eq!((texts(&lines), lines[0].source), (vec!["4096"], RecordSource::Gap));
     }

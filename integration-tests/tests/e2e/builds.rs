@@ -40,6 +40,7 @@ pub fn group() -> Group {
             json_errors_are_typed,
             json_progress_is_one_object_a_line,
             the_log_is_read_in_small_parts,
+            following_a_build_that_has_ended_ends_at_once,
             a_build_without_network_has_none,
             digest_and_metadata_go_to_files,
         ],
@@ -430,6 +431,31 @@ fn the_log_is_read_in_small_parts(daemon: &Daemon) {
         let bytes: usize = cut.lines.iter().map(String::len).sum();
         assert!(bytes <= 1000 && cut.omitted_lines > 4000, "{bytes} bytes, {} omitted", cut.omitted_lines);
     });
+}
+
+fn following_a_build_that_has_ended_ends_at_once(daemon: &Daemon) {
+    daemon.base_image();
+    let dockerfile = format!("FROM {BASE}\nRUN echo ended-$((0+1)); echo ended-$((1+1)); echo over\n");
+    daemon.put("ended", &Tree::new().dockerfile(&dockerfile));
+    daemon.build_ok("ended:1", "ended", &[]);
+    let id = id_of(daemon, "ended:1");
+    let logs = |more: &[&str]| daemon.hearth(&[&["builds", "logs", &id], more].concat());
+    let began = Instant::now();
+    let tail = logs(&["--tail", "2", "--follow"]);
+    tail.expect_code(0);
+    assert_eq!(tail.stdout.lines().count(), 2, "{tail}");
+    for arguments in [&["--from", "100000", "--follow"][..], &["--from", "100000"]] {
+        let output = logs(arguments);
+        output.expect_code(0);
+        assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("", ""), "{arguments:?}");
+    }
+    assert!(began.elapsed() < seconds(20), "{:?}", began.elapsed());
+    for arguments in [&[][..], &["--follow"], &["--from", "1"], &["--tail", "9", "--follow"]] {
+        let output = logs(&[&["--grep", "^over$|ended-[1-9]$"], arguments].concat());
+        let whole_lines = output.stdout.lines().filter(|line| line.contains("ended-")).count();
+        assert!(whole_lines == 2, "{arguments:?}: {output}");
+    }
+    logs(&["--grep", "ended-("]).expect_code(2).says(&["--grep", "unclosed group"]);
 }
 
 fn a_build_without_network_has_none(daemon: &Daemon) {

@@ -364,6 +364,9 @@ fn the_log_can_be_read_in_parts(daemon: &Daemon) {
     assert!(tail.lines().count() == 2 && tail.contains("trouble"), "{tail}");
     let grep = logs(&["--grep", "line 3"]);
     assert!(grep.lines().count() == 1 && grep.contains("line 3"), "{grep}");
+    assert_eq!(logs(&["--grep", "^line [24]$"]).lines().count(), 2);
+    let refused = daemon.hearth(&["services", "logs", "talk", "--grep", "line ["]);
+    refused.expect_code(2).says(&["--grep", "unclosed character class"]);
     assert_eq!(logs(&["--since", "2100-01-01T00:00:00Z"]), "");
 }
 

@@ -498,7 +498,7 @@ pub struct ReadBuildLogRequest {
     /// Number of last lines to return; 0 means 200.
     #[prost(uint32, tag = "3")]
     pub tail: u32,
-    /// Text that a line must contain.
+    /// Text that a line must contain, at most 4096 bytes.
     #[prost(string, tag = "4")]
     pub contains: ::prost::alloc::string::String,
     /// Number of the step to return; 0 means all.
@@ -508,6 +508,10 @@ pub struct ReadBuildLogRequest {
     /// limit is 4 MiB.
     #[prost(uint32, tag = "6")]
     pub max_bytes: u32,
+    /// Regular expression that a line must match, instead of `contains`; at most 4096 bytes. The syntax is
+    /// that of RE2. Example: "(?i)error|warn".
+    #[prost(string, tag = "7")]
+    pub matches: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -6434,13 +6438,17 @@ pub struct ReadServiceLogsRequest {
     /// Earliest time of a line to return.
     #[prost(message, optional, tag = "5")]
     pub since: ::core::option::Option<::prost_types::Timestamp>,
-    /// Text that a line must contain.
+    /// Text that a line must contain, at most 4096 bytes.
     #[prost(string, tag = "6")]
     pub contains: ::prost::alloc::string::String,
     /// Waits for more lines, including those of later instances. With a source the stream is limited to it:
     /// to the instances of the revision, or to the instance until it has ended.
     #[prost(bool, tag = "7")]
     pub follow: bool,
+    /// Regular expression that a line must match, instead of `contains`; at most 4096 bytes. The syntax is
+    /// that of RE2. Example: "(?i)error|warn".
+    #[prost(string, tag = "8")]
+    pub matches: ::prost::alloc::string::String,
     #[prost(oneof = "read_service_logs_request::Source", tags = "2, 3")]
     pub source: ::core::option::Option<read_service_logs_request::Source>,
 }

@@ -7,6 +7,7 @@ mod build_secret;
 mod digest;
 pub mod error_code;
 mod fields;
+mod line_pattern;
 mod mount;
 mod port;
 mod reference;
@@ -15,6 +16,7 @@ pub use assignment::{Assignment, AssignmentError, parse_env_file};
 pub use build_secret::{SecretFlag, SecretFlagError, SecretFlagSource};
 pub use digest::{Digest, DigestError};
 pub use fields::{FieldsError, split_fields};
+pub use line_pattern::{LinePattern, LinePatternError};
 pub use mount::{
     BuildMount, BuildMountKind, BuildMountSource, DEFAULT_TARGET, MountAccess, MountError, MountKind,
     MountOrigin, MountSource, MountSpec, MountTarget, ServiceMount, ServiceMountKind, ServiceMountSource,

@@ -3,6 +3,7 @@
 use clap::Args;
 use hearth_proto::v1::build_event::Event;
 use hearth_proto::v1::{BuildEvent, ReadBuildLogRequest};
+use hearth_proto::value::LinePattern;
 
 use crate::cli::views::LogView;
 use crate::cli::{GlobalArgs, complete, connect};
@@ -32,9 +33,9 @@ pub(in crate::cli) struct BuildLogsArgs {
     /// Show only the last N lines [default: 200, or all with --from or --follow]
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     tail: Option<u32>,
-    /// Show only lines that contain this text
-    #[arg(long, value_name = "TEXT")]
-    grep: Option<String>,
+    /// Show only lines that match this regular expression, such as `error|warn`
+    #[arg(long, value_name = "REGEX")]
+    grep: Option<LinePattern>,
     /// Show only this step
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     step: Option<u32>,
@@ -56,10 +57,11 @@ pub(super) async fn run(args: BuildLogsArgs, globals: &GlobalArgs) -> Result<(),
             build_id: args.build.clone(),
             from_sequence: args.from.unwrap_or(0),
             tail: args.tail.unwrap_or(0),
-            contains: args.grep.clone().unwrap_or_default(),
+            matches: args.grep.as_ref().map(ToString::to_string).unwrap_or_default(),
             step: args.step.unwrap_or(0),
             // The daemon's default size limit would cut an explicit --tail short, so ask for the largest answer.
             max_bytes: if args.tail.is_some() { MAX_LOG_ANSWER_BYTES } else { 0 },
+            ..ReadBuildLogRequest::default()
         })
         .await?;
     let next = log.next_sequence;
@@ -112,7 +114,7 @@ async fn watch(client: &Client, args: &BuildLogsArgs, from: u64, json: bool) -> 
 impl BuildLogsArgs {
     fn shows(&self, step: u32, line: &StepLogLine) -> bool {
         self.step.is_none_or(|wanted| wanted == step)
-            && self.grep.as_ref().is_none_or(|text| line.text.contains(text.as_str()))
+            && self.grep.as_ref().is_none_or(|pattern| pattern.matches(line.text.as_bytes()))
     }
 }
 

@@ -3,6 +3,7 @@
 use clap::Args;
 use hearth_proto::v1::read_service_logs_request::Source;
 use hearth_proto::v1::{LogLine, ReadServiceLogsRequest};
+use hearth_proto::value::LinePattern;
 use jiff::Timestamp;
 
 use crate::cli::{GlobalArgs, complete, connect};
@@ -34,9 +35,9 @@ pub(in crate::cli) struct ServiceLogsArgs {
     /// Show only lines since this time, such as `2026-11-24T09:00:00Z`, or since this long ago, such as `10m`
     #[arg(long, value_name = "TIME", value_parser = duration::parse_since)]
     since: Option<Timestamp>,
-    /// Show only lines that contain this text
-    #[arg(long, value_name = "TEXT")]
-    grep: Option<String>,
+    /// Show only lines that match this regular expression, such as `error|warn`
+    #[arg(long, value_name = "REGEX")]
+    grep: Option<LinePattern>,
     /// Show the log of the newest instance of this revision
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     revision: Option<u32>,
@@ -54,8 +55,9 @@ impl ServiceLogsArgs {
             since: self
                 .since
                 .map(|at| prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }),
-            contains: self.grep.clone().unwrap_or_default(),
+            matches: self.grep.as_ref().map(ToString::to_string).unwrap_or_default(),
             follow: self.follow,
+            ..ReadServiceLogsRequest::default()
         }
     }
 
@@ -109,7 +111,7 @@ mod tests {
             follow: true,
             tail: Some(5),
             since: Timestamp::from_second(7).ok(),
-            grep: Some("error".into()),
+            grep: LinePattern::regex("error|warn").ok(),
             revision: Some(3),
             timestamps: true,
         };
@@ -117,9 +119,10 @@ mod tests {
             service: "web".into(),
             tail: Some(5),
             since: Some(prost_types::Timestamp { seconds: 7, nanos: 0 }),
-            contains: "error".into(),
+            matches: "error|warn".into(),
             follow: true,
             source: Some(Source::Revision(3)),
+            ..ReadServiceLogsRequest::default()
         };
         assert_eq!(args.request(), asked);
         let line = LogLine { time: asked.since, text: "a\u{7}".into(), ..LogLine::default() };

@@ -136,7 +136,7 @@ impl v1::builds_server::Builds for BuildsService {
         let query = BuildLogQuery {
             from_sequence: request.from_sequence,
             tail: request.tail as usize,
-            contains: Some(request.contains).filter(|text| !text.is_empty()),
+            pattern: convert::line_pattern(&request.contains, &request.matches)?,
             step: Some(request.step).filter(|step| *step > 0),
             max_bytes: request.max_bytes as usize,
         };

@@ -53,6 +53,8 @@ macro_rules! request_error_codes {
                     hint "put large files in room storage, and mount them from there";
                 InvalidKey = "invalid_key", InvalidArgument, No,
                     "The key of a label or build argument, or an idempotency key, is empty, too long, or has characters that a key cannot have. Correct the key.";
+                InvalidPattern = "invalid_pattern", InvalidArgument, No,
+                    "The pattern for lines of a log is not a regular expression, or it is too large. Correct it; a character such as `(` or `.` that is meant as itself is written with `\\` before it.";
                 InvalidTimeout = "invalid_timeout", InvalidArgument, No,
                     "A time limit is zero or longer than the maximum. Give one in the range that the message names.";
                 InvalidTime = "invalid_time", InvalidArgument, No,

@@ -17,7 +17,6 @@ const DEFAULT_TAIL: usize = 200;
 const MAX_LINES: usize = 256;
 /// Maximum number of bytes of the lines of a message. A single line is far smaller.
 const MAX_BYTES: usize = 1 << 20;
-const MAX_CONTAINS: usize = 4096;
 
 pub(super) fn parse_log_request(
     request: &v1::ReadServiceLogsRequest,
@@ -30,17 +29,13 @@ pub(super) fn parse_log_request(
             ApiError::invalid("instance_id", ErrorCode::InvalidInstanceId, format!("{error}"))
         })?),
     };
-    if request.contains.len() > MAX_CONTAINS {
-        let message = format!("the text to look for has at most {MAX_CONTAINS} bytes");
-        return Err(ApiError::invalid("contains", ErrorCode::TooLong, message));
-    }
     let since = convert::time("since", request.since)?;
     let tail = match request.tail {
         Some(tail) => Some(tail as usize),
         None if since.is_some() => None,
         None => Some(DEFAULT_TAIL),
     };
-    let grep = Some(request.contains.clone()).filter(|text| !text.is_empty());
+    let grep = convert::line_pattern(&request.contains, &request.matches)?;
     Ok((source, ServiceLogQuery { tail, since, grep, follow: request.follow }))
 }
 
@@ -118,7 +113,12 @@ mod tests {
         let refused = [
             ("since", asked(|request| request.since = never)),
             ("instance_id", asked(|request| request.source = Some(Source::InstanceId("../x".to_owned())))),
-            ("contains", asked(|request| request.contains = "x".repeat(MAX_CONTAINS + 1))),
+            ("contains", asked(|request| request.contains = "x".repeat(4097))),
+            ("matches", asked(|request| request.matches = "a(b".to_owned())),
+            (
+                "matches",
+                asked(|request| (request.contains, request.matches) = ("a".to_owned(), "b".to_owned())),
+            ),
         ];
         for (field, refused) in refused {
             assert_eq!(refused.unwrap_err().detail().field, field);
