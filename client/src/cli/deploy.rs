@@ -6,6 +6,7 @@ mod flags;
 pub(super) mod follow;
 pub(super) mod network;
 pub(super) mod quantity;
+mod unset;
 
 use std::time::Duration;
 
@@ -23,8 +24,9 @@ use crate::interrupt::InterruptListener;
 
 /// Run an image as a service of the room
 ///
-/// A service of that name is updated in place: what is not mentioned is kept, variables are merged by
-/// name, and a kind of mount that is given replaces only that kind. The new revision takes the traffic
+/// A service of that name is updated in place: what is not mentioned is kept from the revision that
+/// serves, variables are merged by name, and a kind of mount that is given replaces only that kind;
+/// --unset-env, --no-mounts and other flags with `no` take settings away. The new revision takes the traffic
 /// when it is healthy, and the old one stops; a revision that fails takes none. Progress and the
 /// service's log go to standard error; standard output receives name, revision and digest, and the URLs
 /// of the domains. Ctrl-C leaves the deploy running.
@@ -92,6 +94,8 @@ pub(super) struct DeploySettings {
     cpus: Option<u32>,
     #[command(flatten)]
     confinement: confinement::ConfinementArgs,
+    #[command(flatten)]
+    unset: unset::UnsetArgs,
 
     /// Strategy that replaces the old revision
     #[arg(long, value_enum, help_heading = "Deploy")]

@@ -47,6 +47,26 @@ pub struct DeployRequest {
     /// True if the request describes the whole service: settings that it does not mention are reset, except the
     /// identity.
     pub replace: bool,
+    /// Names of variables that are not kept.
+    pub unset_env: BTreeSet<String>,
+    /// Settings that are not kept.
+    pub unset: BTreeSet<ServiceSetting>,
+}
+
+/// Setting that a deploy can take away, so that it has its default again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ServiceSetting {
+    Liveness,
+    Command,
+    WorkingDir,
+    Memory,
+    Cpus,
+    Ports,
+    RoomMounts,
+    ProjectMounts,
+    ImageMounts,
+    EmptyDirMounts,
+    FileMounts,
 }
 
 impl DeployRequest {
@@ -72,6 +92,8 @@ impl DeployRequest {
             isolated: None,
             capabilities: None,
             replace: false,
+            unset_env: BTreeSet::new(),
+            unset: BTreeSet::new(),
         }
     }
 }

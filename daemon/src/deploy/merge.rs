@@ -1,8 +1,10 @@
 //! Merges a deploy request into the existing service: the specification of the next revision.
 //!
-//! Settings that the request does not mention are kept. Environment variables merge by name; the mounts of a request
+//! Settings that the request does not mention are kept, except for those that it takes away. Environment variables merge by name; the mounts of a request
 //! replace the kept mounts of the same kind; ports are those of the request, else the kept ones, else those that the
 //! image exposes.
+
+mod unset;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::mem::discriminant;
@@ -70,6 +72,10 @@ pub enum MergeError {
     MemoryTooSmall(u64),
     #[error("a processor limit of 0 lets nothing run")]
     ZeroCpuLimit,
+    #[error("variable `{0}` is both set and taken away")]
+    EnvSetAndUnset(String),
+    #[error("`{0}` takes away what the same deploy sets")]
+    SetAndUnset(&'static str),
 }
 
 impl MergeError {
@@ -86,6 +92,8 @@ impl MergeError {
             Self::EmptyCommand => "--command",
             Self::MemoryTooSmall(_) => "--memory",
             Self::ZeroCpuLimit => "--cpus",
+            Self::EnvSetAndUnset(_) => "--unset-env",
+            Self::SetAndUnset(flag) => flag,
         }
     }
 
@@ -151,9 +159,9 @@ pub fn service_name_of(request: &DeployRequest) -> Result<ServiceName, MergeErro
     Ok(name)
 }
 
-/// Merges a request into the service `existing` of that name. The base is the wanted revision, since a failed deploy
-/// has changed nothing; if none was ever live, the base is the last attempt. `mounted` are the images of the request's
-/// mounts, by target; a kept mount keeps its image.
+/// Merges a request into the service `existing` of that name. The base is the live revision: nothing is kept from a
+/// revision that failed, or that is not live yet. `mounted` are the images of the request's mounts, by target; a kept
+/// mount keeps its image.
 pub fn merge(
     existing: Option<&ServiceRecord>,
     request: &DeployRequest,
@@ -167,11 +175,11 @@ pub fn merge(
             given: image.repository.clone(),
         });
     }
-    let before = existing
-        .and_then(|service| service.target_revision().or_else(|| service.revision(service.desired)))
-        .map(|revision| &revision.spec);
-    let kept = before.filter(|_| !request.replace);
+    unset::check(request)?;
+    let before = existing.and_then(ServiceRecord::live_revision).map(|revision| &revision.spec);
     let mut notes = Vec::new();
+    let kept = before.filter(|_| !request.replace).map(|spec| unset::remainder(spec, request, &mut notes));
+    let kept = kept.as_ref();
     let mut env = kept.map(|spec| spec.env.clone()).unwrap_or_default();
     env.extend(request.env.clone());
     let ports = ports(request, kept, image, &mut notes);

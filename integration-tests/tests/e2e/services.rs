@@ -20,6 +20,7 @@ pub fn group() -> Group {
             files_of_the_room_become_a_service_that_people_reach,
             a_directory_is_built_and_deployed_by_one_command,
             an_update_shows_the_new_page_and_keeps_what_is_not_mentioned,
+            a_first_deploy_that_failed_leaves_nothing_to_the_next,
             a_private_service_asks_for_a_token_and_never_sees_it,
             a_revision_that_fails_takes_no_traffic_and_says_why,
             rollback_restart_and_removal,
@@ -148,6 +149,18 @@ fn an_update_shows_the_new_page_and_keeps_what_is_not_mentioned(daemon: &Daemon)
     assert!(env.contains("A=1\n") && env.contains("B=2\n"), "{env}");
     let show = daemon.hearth_ok(&["services", "show", "update", "--json"]).json();
     assert_eq!(show["revisions"].as_array().unwrap().len(), 2, "{show}");
+    deploy(daemon, &["--tag", "update:2", "--unset-env", "B", "--no-domains"]);
+    let env = inside(daemon, "update", "env");
+    assert!(env.contains("A=1\n") && !env.contains("B="), "{env}");
+    assert_eq!(get(daemon, "update.test", "/").status, 404);
+}
+
+fn a_first_deploy_that_failed_leaves_nothing_to_the_next(daemon: &Daemon) {
+    App::page("first\n").pack(daemon, "first:1");
+    let wrong = ["--liveness", "/nope", "--timeout", "2s", "--env", "A=1"];
+    daemon.hearth(&[&["deploy", "--tag", "first:1"], &wrong[..]].concat()).expect_code(1).says(&["/nope"]);
+    deploy(daemon, &["--tag", "first:1"]);
+    assert!(!inside(daemon, "first", "env").contains("A="), "nothing is kept");
 }
 
 fn a_private_service_asks_for_a_token_and_never_sees_it(daemon: &Daemon) {
@@ -434,7 +447,8 @@ fn two_deploys_at_once_the_later_wins(daemon: &Daemon) {
     wait::until(seconds(20), "the first one is on its way", || {
         daemon.hearth(&["services", "show", "race"]).code == 0
     });
-    deploy(daemon, &["--tag", "race:2"]);
+    // Nothing is kept from a deploy that is not live.
+    deploy(daemon, &["--tag", "race:2", "--domain", "race.test", "--public"]);
     assert_eq!(page(daemon, "race.test"), "the later\n");
     let first = first.wait_with_output().unwrap();
     let told = String::from_utf8_lossy(&first.stderr).into_owned();

@@ -5817,8 +5817,8 @@ pub mod secrets_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
-/// Description of a service. Only `image` is required. A setting that is absent is kept from the
-/// previous revision; without one, it has its default.
+/// Description of a service. Only `image` is required. A setting that is absent is kept from the revision
+/// that serves; without one, it has its default.
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DeploySpec {
@@ -5830,7 +5830,7 @@ pub struct DeploySpec {
     /// at most 63. Unset means the repository with `-` for `/`, `.` and `_`. Example: "repo-web".
     #[prost(string, optional, tag = "2")]
     pub name: ::core::option::Option<::prost::alloc::string::String>,
-    /// Environment variables, merged by name with those that are kept. Limits: 512 variables, 128 KiB
+    /// Environment variables, merged by name with those that are kept; `unset_env` takes some away. Limits: 512 variables, 128 KiB
     /// together, 256 bytes for a name.
     /// Example: {"MODE": {"plain": "production"}, "MESHAGENT_TOKEN": {"token_scope": "agentDefault"}}.
     #[prost(btree_map = "string, message", tag = "3")]
@@ -5900,6 +5900,13 @@ pub struct DeploySpec {
     /// removes all of them.
     #[prost(message, optional, tag = "21")]
     pub capabilities: ::core::option::Option<Capabilities>,
+    /// Names of variables that are not kept. One that the spec also sets is an error. Example: \["MODE"\].
+    #[prost(string, repeated, tag = "22")]
+    pub unset_env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Settings that are not kept: each has its default again. One that the spec also sets is an error.
+    /// Example: \["SERVICE_SETTING_LIVENESS"\].
+    #[prost(enumeration = "ServiceSetting", repeated, tag = "23")]
+    pub unset: ::prost::alloc::vec::Vec<i32>,
 }
 /// Value of an environment variable.
 #[allow(clippy::all)]
@@ -6633,6 +6640,68 @@ pub struct RemoveRouteResponse {
     /// Name of the service that had the domain.
     #[prost(string, tag = "1")]
     pub service: ::prost::alloc::string::String,
+}
+/// A setting that is kept from the revision that serves, unless a deploy takes it away.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ServiceSetting {
+    Unspecified = 0,
+    Liveness = 1,
+    Command = 2,
+    WorkingDir = 3,
+    /// The memory limit.
+    Memory = 4,
+    /// The processor limit.
+    Cpus = 5,
+    Ports = 6,
+    /// All mounts of one kind of source.
+    RoomMounts = 7,
+    ProjectMounts = 8,
+    ImageMounts = 9,
+    /// Empty directories, except those of the image's `VOLUME`.
+    EmptyDirMounts = 10,
+    FileMounts = 11,
+}
+impl ServiceSetting {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SERVICE_SETTING_UNSPECIFIED",
+            Self::Liveness => "SERVICE_SETTING_LIVENESS",
+            Self::Command => "SERVICE_SETTING_COMMAND",
+            Self::WorkingDir => "SERVICE_SETTING_WORKING_DIR",
+            Self::Memory => "SERVICE_SETTING_MEMORY",
+            Self::Cpus => "SERVICE_SETTING_CPUS",
+            Self::Ports => "SERVICE_SETTING_PORTS",
+            Self::RoomMounts => "SERVICE_SETTING_ROOM_MOUNTS",
+            Self::ProjectMounts => "SERVICE_SETTING_PROJECT_MOUNTS",
+            Self::ImageMounts => "SERVICE_SETTING_IMAGE_MOUNTS",
+            Self::EmptyDirMounts => "SERVICE_SETTING_EMPTY_DIR_MOUNTS",
+            Self::FileMounts => "SERVICE_SETTING_FILE_MOUNTS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SERVICE_SETTING_UNSPECIFIED" => Some(Self::Unspecified),
+            "SERVICE_SETTING_LIVENESS" => Some(Self::Liveness),
+            "SERVICE_SETTING_COMMAND" => Some(Self::Command),
+            "SERVICE_SETTING_WORKING_DIR" => Some(Self::WorkingDir),
+            "SERVICE_SETTING_MEMORY" => Some(Self::Memory),
+            "SERVICE_SETTING_CPUS" => Some(Self::Cpus),
+            "SERVICE_SETTING_PORTS" => Some(Self::Ports),
+            "SERVICE_SETTING_ROOM_MOUNTS" => Some(Self::RoomMounts),
+            "SERVICE_SETTING_PROJECT_MOUNTS" => Some(Self::ProjectMounts),
+            "SERVICE_SETTING_IMAGE_MOUNTS" => Some(Self::ImageMounts),
+            "SERVICE_SETTING_EMPTY_DIR_MOUNTS" => Some(Self::EmptyDirMounts),
+            "SERVICE_SETTING_FILE_MOUNTS" => Some(Self::FileMounts),
+            _ => None,
+        }
+    }
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -108,10 +108,14 @@ pub(super) fn plan(
         Some(StrategyArg::Rolling) => DeployStrategy::Rolling,
         Some(StrategyArg::Recreate) => DeployStrategy::Recreate,
     };
+    let env = args.environment.read(variable)?;
+    if let Some(name) = args.unset.unset_env.iter().find(|name| env.contains_key(*name)) {
+        return Err(Failure::usage(format!("--unset-env: variable `{name}` is both set and taken away")));
+    }
     let spec = DeploySpec {
         image: image.to_string(),
         name: args.name.clone(),
-        env: args.environment.read(variable)?,
+        env,
         mounts: args.mounts.read()?,
         ports: ports.map(|ports| ServicePorts { ports }),
         command,
@@ -122,7 +126,7 @@ pub(super) fn plan(
         liveness: args.liveness.clone(),
         start_limit: args.timeout.map(duration::to_wire),
         strategy: strategy.into(),
-        domains: domains.map(|domains| DomainNames { domains }),
+        domains: domains.map(|domains| DomainNames { domains }).or_else(|| args.unset.no_domains()),
         public: if args.public { Some(true) } else { args.private.then_some(false) },
         description: None,
         annotations: None,
@@ -131,6 +135,8 @@ pub(super) fn plan(
         capabilities: args.confinement.capabilities().map_err(|error| wrong("--cap-add", &error))?,
         // A built image is in the room's registry, so the credentials are only for the build.
         credentials: if target.built_from.is_some() { Vec::new() } else { args.credentials.to_wire()? },
+        unset_env: args.unset.unset_env.clone(),
+        unset: args.unset.settings(),
     };
     Ok(DeployPlan { spec, build: build(target, args)? })
 }

@@ -1,7 +1,7 @@
 use clap::{Parser, error::ErrorKind};
 use hearth_proto::v1::env_value::Value;
 use hearth_proto::v1::mount::Source;
-use hearth_proto::v1::{DeploySpec, DeployStrategy, MountMode, PortKind};
+use hearth_proto::v1::{DeploySpec, DeployStrategy, DomainNames, MountMode, PortKind, ServiceSetting};
 
 use super::flags::{DeployPlan, plan};
 use super::*;
@@ -93,6 +93,37 @@ fn domains_may_be_several_and_access_may_be_taken_back() {
 }
 
 #[test]
+fn what_is_taken_away_is_named_in_the_request() {
+    use ServiceSetting::{
+        Command, Cpus, EmptyDirMounts, FileMounts, ImageMounts, Liveness, Memory, Ports, ProjectMounts,
+        RoomMounts, WorkingDir,
+    };
+    let got = spec(
+        "--tag a --unset-env A --unset-env B --no-mounts room --no-mounts project --no-mounts image \
+         --no-mounts empty-dir --no-mounts file --no-ports --no-domains --no-liveness --no-command --no-workdir \
+         --no-memory --no-cpus",
+    );
+    assert_eq!(
+        (got.unset_env.as_slice(), got.domains.as_ref()),
+        (&["A".to_owned(), "B".to_owned()][..], Some(&DomainNames::default()))
+    );
+    let expected = [
+        RoomMounts,
+        ProjectMounts,
+        ImageMounts,
+        EmptyDirMounts,
+        FileMounts,
+        Ports,
+        Liveness,
+        Command,
+        WorkingDir,
+        Memory,
+        Cpus,
+    ];
+    assert_eq!(got.unset().collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn the_other_spellings_of_mounts_mean_the_same() {
     let one = spec("--tag a --room-mount d:/d --project-mount p:/p --image-mount i=/i");
     let other = spec("--tag a --mount-room-path d:/d --mount-project-path p:/p --mount-image i=/i");
@@ -124,6 +155,7 @@ fn what_is_wrong_in_itself_is_a_usage_error_that_says_what_is_right() {
         ("--tag a --command []", "--command: the command is empty"),
         ("--tag a --workdir srv", "--workdir: `srv` is not an absolute path"),
         ("--tag a --env =1", "--env `=1`"),
+        ("--tag a --env A=1 --unset-env A", "--unset-env: variable `A` is both set and taken away"),
         ("--tag a --env-file /no/such/file", "--env-file: cannot read `/no/such/file`"),
         ("--tag a --env-secret S", "--env-secret `S`: expected `NAME=SECRET`"),
         ("--tag a --env-token all", "--env-token: scope `all` is none of"),
@@ -174,6 +206,11 @@ fn what_the_command_line_cannot_take_is_said_by_the_flag() {
         ("--tag a --cpus 0", ValueValidation, "`0` is not a number of processors"),
         ("--tag a --cap-add SYS_ADMIN", ValueValidation, "there are NET_RAW and MKNOD"),
         ("--tag a --isolated --not-isolated", ArgumentConflict, "--not-isolated"),
+        ("--tag a --unset-env A=1", ValueValidation, "`A=1` has a value; expected the name alone"),
+        ("--tag a --no-liveness --liveness /x", ArgumentConflict, "--liveness"),
+        ("--tag a --no-ports --port 80", ArgumentConflict, "--port"),
+        ("--tag a --no-domains --domain a.example", ArgumentConflict, "--domain"),
+        ("--tag a --no-mounts disk", InvalidValue, "empty-dir"),
         ("--tag a --timeout soon", ValueValidation, "`soon` is not a length of time"),
         ("--tag a --strategy blue", InvalidValue, "rolling"),
         ("--tag a --progress loud", InvalidValue, "plain"),

@@ -10,7 +10,7 @@ use super::mounts::service_mounts;
 use super::spec::pairs;
 use super::{duration, registry_credentials};
 use crate::model::confinement::AddedCapability;
-use crate::model::deploy::DeployRequest;
+use crate::model::deploy::{DeployRequest, ServiceSetting};
 use crate::model::fault::ErrorCode;
 use crate::model::secret::{RegistryCredential, SecretName};
 use crate::model::service::{DeployStrategy, EnvValue, PortKind, ServiceDomain, ServicePort};
@@ -74,6 +74,8 @@ pub fn deploy_spec(
         isolated: wire.isolated,
         capabilities: wire.capabilities.map(|wire| capabilities(&wire.names)).transpose()?,
         replace: wire.replace,
+        unset_env: unset_env(wire.unset_env)?,
+        unset: wire.unset.into_iter().map(setting).collect::<Result<_, _>>()?,
     };
     let credentials = registry_credentials("spec.credentials", wire.credentials, &request.image, rooms)?;
     Ok((request, credentials))
@@ -96,11 +98,7 @@ fn image(text: &str, rooms: &RoomRegistries) -> Result<Reference, ApiError> {
 fn env(wire: BTreeMap<String, v1::EnvValue>) -> Result<BTreeMap<String, EnvValue>, ApiError> {
     use v1::env_value::Value;
     at_most("spec.env", "variables", wire.len(), MAX_ENV)?;
-    if let Some(name) = wire.keys().find(|name| name.len() > MAX_ENV_NAME) {
-        let begins: String = name.chars().take(50).collect();
-        let message = format!("the name of variable `{begins}...` has more than {MAX_ENV_NAME} bytes");
-        return Err(ApiError::invalid("spec.env", ErrorCode::TooLong, message));
-    }
+    wire.keys().try_for_each(|name| bounded_name("spec.env", name))?;
     let value = |(name, value): (String, v1::EnvValue)| {
         let invalid =
             |code: ErrorCode, message: String| ApiError::invalid(format!("spec.env.{name}"), code, message);
@@ -118,6 +116,41 @@ fn env(wire: BTreeMap<String, v1::EnvValue>) -> Result<BTreeMap<String, EnvValue
         Ok((name, value))
     };
     wire.into_iter().map(value).collect()
+}
+
+fn unset_env(names: Vec<String>) -> Result<BTreeSet<String>, ApiError> {
+    at_most("spec.unset_env", "variables", names.len(), MAX_ENV)?;
+    names.iter().try_for_each(|name| bounded_name("spec.unset_env", name))?;
+    Ok(names.into_iter().collect())
+}
+
+fn bounded_name(field: &str, name: &str) -> Result<(), ApiError> {
+    if name.len() <= MAX_ENV_NAME {
+        return Ok(());
+    }
+    let begins: String = name.chars().take(50).collect();
+    let message = format!("the name of variable `{begins}...` has more than {MAX_ENV_NAME} bytes");
+    Err(ApiError::invalid(field, ErrorCode::TooLong, message))
+}
+
+fn setting(wire: i32) -> Result<ServiceSetting, ApiError> {
+    Ok(match v1::ServiceSetting::try_from(wire) {
+        Ok(v1::ServiceSetting::Liveness) => ServiceSetting::Liveness,
+        Ok(v1::ServiceSetting::Command) => ServiceSetting::Command,
+        Ok(v1::ServiceSetting::WorkingDir) => ServiceSetting::WorkingDir,
+        Ok(v1::ServiceSetting::Memory) => ServiceSetting::Memory,
+        Ok(v1::ServiceSetting::Cpus) => ServiceSetting::Cpus,
+        Ok(v1::ServiceSetting::Ports) => ServiceSetting::Ports,
+        Ok(v1::ServiceSetting::RoomMounts) => ServiceSetting::RoomMounts,
+        Ok(v1::ServiceSetting::ProjectMounts) => ServiceSetting::ProjectMounts,
+        Ok(v1::ServiceSetting::ImageMounts) => ServiceSetting::ImageMounts,
+        Ok(v1::ServiceSetting::EmptyDirMounts) => ServiceSetting::EmptyDirMounts,
+        Ok(v1::ServiceSetting::FileMounts) => ServiceSetting::FileMounts,
+        Ok(v1::ServiceSetting::Unspecified) | Err(_) => {
+            let message = format!("{wire} is not a setting that can be taken away");
+            return Err(ApiError::invalid("spec.unset", ErrorCode::InvalidRequest, message));
+        }
+    })
 }
 
 fn ports(wire: &[v1::ServicePort]) -> Result<Vec<ServicePort>, ApiError> {

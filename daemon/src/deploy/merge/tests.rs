@@ -2,6 +2,7 @@ use super::*;
 use crate::deploy::tests::{service, spec};
 use crate::model::Digest;
 use crate::model::confinement::AddedCapability;
+use crate::model::deploy::ServiceSetting;
 use crate::model::fault::{Fault, FaultStage};
 use crate::model::service::{EnvValue, RevisionOutcome};
 
@@ -108,22 +109,85 @@ fn a_deploy_that_failed_leaves_nothing_to_the_next() {
     existing.desired = 2;
     let next = |existing: &ServiceRecord| merged(Some(existing), &request(), &image(&[], &[])).unwrap().spec;
     assert_eq!((next(&existing).env, next(&existing).mounts), (kept.env, kept.mounts));
-    // If no revision was ever live, settings are kept from the last attempt.
+    // A first deploy that failed leaves nothing either, not even the path of its health check.
     existing.live = None;
-    assert_eq!((next(&existing).env, next(&existing).mounts), (failed.spec.env, failed.spec.mounts));
+    existing.revisions.remove(0);
+    existing.revisions[0].spec.health.path = Some("/nope".to_owned());
+    let first = next(&existing);
+    assert_eq!((first.env.len(), first.mounts.len(), first.health.path), (0, 0, None));
 }
 
 #[test]
-fn a_deploy_on_its_way_is_what_the_next_one_builds_on() {
-    let mut existing = service(spec(8000));
+fn a_deploy_that_is_not_live_yet_leaves_nothing_to_the_next() {
+    let mut kept = spec(8000);
+    kept.env = plain(&[("A", "1")]);
+    let mut existing = service(kept.clone());
     let mut pending = existing.revisions[0].clone();
     pending.number = 2;
     pending.outcome = RevisionOutcome::Pending;
-    pending.spec.env = plain(&[("A", "2")]);
-    existing.revisions.push(pending.clone());
+    pending.spec.env = plain(&[("A", "2"), ("B", "2")]);
+    existing.revisions.push(pending);
     existing.desired = 2;
     let next = merged(Some(&existing), &request(), &image(&[], &[])).unwrap().spec;
-    assert_eq!(next.env, pending.spec.env);
+    assert_eq!(next.env, kept.env);
+}
+
+#[test]
+fn settings_are_taken_away_one_by_one() {
+    use ServiceSetting::{
+        Command, Cpus, EmptyDirMounts, FileMounts, ImageMounts, Liveness, Memory, Ports, ProjectMounts,
+        RoomMounts, WorkingDir,
+    };
+    let reference = "assets:1".parse().unwrap();
+    let sources = [
+        (RoomMounts, ServiceMountSource::Room("a".to_owned()), "/room"),
+        (ProjectMounts, ServiceMountSource::Project("a".to_owned()), "/project"),
+        (ImageMounts, ServiceMountSource::Image { reference, subpath: String::new() }, "/image"),
+        (EmptyDirMounts, ServiceMountSource::EmptyDir, "/empty"),
+        (FileMounts, ServiceMountSource::File("text".to_owned()), "/file"),
+    ];
+    let mut kept = spec(8000);
+    kept.env = plain(&[("A", "1"), ("B", "2")]);
+    kept.health.path = Some("/health".to_owned());
+    kept.command = Some(vec!["serve".to_owned()]);
+    kept.workdir = Some("/srv".parse().unwrap());
+    kept.limits = ResourceLimits { memory_bytes: Some(64 << 20), cpu_millis: Some(500) };
+    kept.mounts = sources.iter().map(|(_, source, target)| mount(source.clone(), target)).collect();
+    let existing = service(kept.clone());
+    let next =
+        |request: &DeployRequest| merged(Some(&existing), request, &image(&[80], &["/empty"])).unwrap();
+    let without = |setting| next(&DeployRequest { unset: BTreeSet::from([setting]), ..request() }).spec;
+    assert_eq!(without(Liveness).health.path, None);
+    assert_eq!(without(Command).command, None);
+    assert_eq!(without(WorkingDir).workdir, None);
+    assert_eq!(without(Memory).limits, ResourceLimits { memory_bytes: None, cpu_millis: Some(500) });
+    assert_eq!(without(Cpus).limits, ResourceLimits { memory_bytes: Some(64 << 20), cpu_millis: None });
+    assert_eq!(without(Ports).ports, [http(80)]);
+    for (kind, _, target) in &sources {
+        let targets: Vec<String> =
+            without(*kind).mounts.iter().map(|mount| mount.target.to_string()).collect();
+        // The image's volume is an empty directory again.
+        let expected = if *kind == EmptyDirMounts { 5 } else { 4 };
+        assert_eq!(
+            (targets.len(), targets.contains(&(*target).to_owned())),
+            (expected, expected == 5),
+            "{target}"
+        );
+    }
+    let names = BTreeSet::from(["B".to_owned(), "C".to_owned()]);
+    let merged = next(&DeployRequest { unset_env: names, ..request() });
+    assert_eq!(
+        merged.spec,
+        ServiceSpec {
+            env: plain(&[("A", "1")]),
+            image: merged.spec.image.clone(),
+            kept_in: merged.spec.kept_in.clone(),
+            digest: merged.spec.digest,
+            manifest: merged.spec.manifest,
+            ..kept
+        }
+    );
+    assert!(merged.notes.iter().any(|note| note.starts_with("variable C is not set")), "{:?}", merged.notes);
 }
 
 #[test]
@@ -203,6 +267,18 @@ fn what_cannot_be_is_refused_by_its_flag() {
         merged(None, &request, &image(exposed, &[])).unwrap_err()
     };
     let domain = |request: &mut DeployRequest| request.domains = Some(vec!["a.test".parse().unwrap()]);
+    let set_and_unset = |request: &mut DeployRequest| {
+        request.env = plain(&[("A", "1")]);
+        request.unset_env = BTreeSet::from(["A".to_owned()]);
+    };
+    let liveness = |request: &mut DeployRequest| {
+        request.liveness = Some("/".to_owned());
+        request.unset = BTreeSet::from([ServiceSetting::Liveness]);
+    };
+    let mounts = |request: &mut DeployRequest| {
+        request.mounts = vec![mount(ServiceMountSource::EmptyDir, "/x")];
+        request.unset = BTreeSet::from([ServiceSetting::EmptyDirMounts]);
+    };
     for (error, flag) in [
         (refused(&|request| request.ports = Some(vec![http(8078)]), &[]), "--port"),
         (refused(&|_| {}, &[8078]), "--port"),
@@ -221,6 +297,10 @@ fn what_cannot_be_is_refused_by_its_flag() {
         (refused(&|request| request.command = Some(Vec::new()), &[]), "--command"),
         (refused(&|request| request.memory_bytes = Some(1000), &[]), "--memory"),
         (refused(&|request| request.cpu_millis = Some(0), &[]), "--cpus"),
+        (refused(&set_and_unset, &[]), "--unset-env"),
+        (refused(&|request| request.unset_env = BTreeSet::from(["A B".to_owned()]), &[]), "--env"),
+        (refused(&liveness, &[80]), "--no-liveness"),
+        (refused(&mounts, &[80]), "--no-mounts empty-dir"),
     ] {
         assert_eq!(error.flag(), flag, "{error}");
     }

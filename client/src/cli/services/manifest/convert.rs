@@ -73,6 +73,8 @@ impl ServiceManifest {
             isolated: Some(self.isolated.unwrap_or(false)),
             capabilities: Some(Capabilities { names }),
             credentials: Vec::new(),
+            unset_env: Vec::new(),
+            unset: Vec::new(),
         })
     }
 

@@ -73,6 +73,8 @@ fn everything_that_is_said_arrives() {
         wire.strategy = v1::DeployStrategy::Recreate.into();
         wire.domains = Some(v1::DomainNames { domains: vec!["WWW.Example.com".to_owned()] });
         wire.replace = true;
+        wire.unset_env = vec!["D".to_owned(), "D".to_owned()];
+        wire.unset = vec![v1::ServiceSetting::Memory.into(), v1::ServiceSetting::FileMounts.into()];
         let password = "canary".to_owned();
         let username = "me".to_owned();
         wire.credentials =
@@ -105,6 +107,8 @@ fn everything_that_is_said_arrives() {
     assert_eq!(request.domains.as_ref().unwrap()[0].as_str(), "www.example.com");
     assert!(request.replace && request.liveness.as_deref() == Some("/healthz"));
     assert_eq!(request.identity.as_deref(), Some("agent"));
+    assert_eq!(request.unset_env, BTreeSet::from(["D".to_owned()]));
+    assert_eq!(request.unset, BTreeSet::from([ServiceSetting::Memory, ServiceSetting::FileMounts]));
     assert_eq!(credentials["ghcr.io"].password.reveal(), "canary");
     assert!(!format!("{request:?}{credentials:?}").contains("canary"));
 }
@@ -118,6 +122,9 @@ fn every_fault_names_its_field() {
         ("spec.image", |wire| wire.image = String::new()),
         ("spec.image", |wire| wire.image = "UPPER".to_owned()),
         ("spec.name", |wire| wire.name = Some("a.b".to_owned())),
+        ("spec.unset_env", |wire| wire.unset_env = vec!["a".repeat(257)]),
+        ("spec.unset", |wire| wire.unset = vec![0]),
+        ("spec.unset", |wire| wire.unset = vec![99]),
         ("spec.name", |wire| wire.name = Some("a".repeat(64))),
         ("spec.env.A", |wire| wire.env = [("A".to_owned(), v1::EnvValue::default())].into()),
         ("spec.env.A", |wire| wire.env = variable("A", Value::Secret("no such/name".to_owned()))),
