@@ -77,7 +77,7 @@ pub fn error_text(failure: &Failure) -> String {
         text += &format!("\n  field: {}", output::printable(&detail.field));
     }
     if !detail.step.is_empty() {
-        text += &format!("\n  step: {}", output::printable(&detail.step));
+        text += &format!("\n  step: {}", output::step_name(&detail.step));
     }
     if let Some(range) = &detail.dockerfile {
         text += &format!("\n  at: {}:{}", output::printable(&range.path), range.start_line);

@@ -96,6 +96,21 @@ pub fn printable(text: &str) -> String {
     text.chars().map(printable).collect()
 }
 
+/// Returns the name of a step without what only BuildKit sees: the address of the daemon's registry, and the digest
+/// behind the name of an image.
+pub fn step_name(name: &str) -> String {
+    let words: Vec<&str> = name.split(' ').collect();
+    let is_loopback = |word: &&str| word.starts_with("127.0.0.1:") || word.starts_with("[::1]:");
+    if !words.iter().any(is_loopback) {
+        return printable(name);
+    }
+    let shown = words.into_iter().map(|word| {
+        let Some((_, image)) = word.split_once('/').filter(|_| is_loopback(&word)) else { return word };
+        image.split_once('@').map_or(image, |(image, _)| image)
+    });
+    printable(&shown.collect::<Vec<_>>().join(" "))
+}
+
 pub fn size(bytes: u64) -> String {
     indicatif::DecimalBytes(bytes).to_string()
 }
@@ -222,6 +237,17 @@ mod tests {
             format_table(&["ID", "TAG", "N"], &rows),
             "ID   TAG        N\na    long cell  1\nbcd  x\n"
         );
+    }
+
+    #[test]
+    fn an_image_has_its_own_name() {
+        assert_eq!(
+            step_name("[stage 1/2] FROM 127.0.0.1:41015/team/base:1@sha256:9b2c"),
+            "[stage 1/2] FROM team/base:1"
+        );
+        for name in ["[1/2] FROM busybox@sha256:9b2c", "[2/2] RUN curl http://127.0.0.1:80/a"] {
+            assert_eq!(step_name(name), name);
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod deploy;
 mod json;
 mod lines;
 mod plain;
+mod steps;
 mod terminal;
 
 use clap::ValueEnum;
@@ -44,8 +45,10 @@ pub trait BuildRenderer: Send {
     fn note(&mut self, text: &str);
     /// Removes the parts that update in place from the terminal, before a question or the end.
     fn clear(&mut self);
-    /// True when every line of the log was shown and stays visible.
-    fn shows_whole_log(&self) -> bool;
+    /// Shows the parts that update in place again, after a question.
+    fn resume(&mut self) {}
+    /// True when the last lines of this step, which failed, were shown and stay visible.
+    fn shows_log_of(&self, step: &str) -> bool;
 }
 
 impl ProgressMode {

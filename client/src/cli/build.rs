@@ -15,6 +15,8 @@ use hearth_proto::value::Reference;
 
 pub(super) use options::BuildOptions;
 
+use follow::Followed;
+
 use super::pack::{check_directory, check_room_tag};
 use super::registry::CredentialArgs;
 use super::{GlobalArgs, complete, connect, pack};
@@ -96,8 +98,13 @@ pub(super) async fn run(
             output::line(&build_id)
         };
     }
-    let ended = follow(&client, &build_id, &args, interrupts).await?;
-    follow::report(&args, &ended, globals.json)
+    match follow(&client, &build_id, &args, interrupts).await? {
+        Followed::Ended(ended) => follow::report(&args, &ended, globals.json),
+        Followed::Left => {
+            output::note(&follow::left_text(&build_id));
+            if globals.json { output::json(&serde_json::json!({"build_id": build_id})) } else { Ok(()) }
+        }
+    }
 }
 
 /// Builds a directory that is to be deployed. Returns the image's digest and leaves standard output to
@@ -109,7 +116,12 @@ pub(super) async fn build_for_deploy(
 ) -> Result<(Client, String), Failure> {
     let plan = checked_plan(args)?;
     let (client, build_id) = interrupts.run_interruptible(Box::pin(submit(args, plan, globals))).await?;
-    let ended = follow(&client, &build_id, args, interrupts).await?;
+    let Followed::Ended(ended) = follow(&client, &build_id, args, interrupts).await? else {
+        let message = format!("{}; its image is not deployed", follow::left_text(&build_id));
+        return Err(
+            Failure::interrupted(message).hint(format!("when it is built: hearth deploy --tag {}", args.tag))
+        );
+    };
     let digest = follow::result(args, &ended)?.digest.clone();
     Ok((client, digest))
 }
@@ -180,7 +192,7 @@ async fn follow(
     build_id: &str,
     args: &BuildArgs,
     interrupts: &mut InterruptListener,
-) -> Result<follow::EndedBuild, Failure> {
+) -> Result<Followed, Failure> {
     if args.progress != ProgressMode::Json {
         output::note(&format!("build {build_id}"));
     }

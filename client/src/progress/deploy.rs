@@ -26,8 +26,8 @@ pub trait DeployRenderer: Send {
     fn note(&mut self, text: &str);
     /// Removes the parts that update in place from the terminal.
     fn clear(&mut self);
-    /// True when every line of the service's log was shown and stays visible.
-    fn shows_whole_log(&self) -> bool;
+    /// True when these last lines of the service's log were shown and stay visible.
+    fn shows_log(&self, tail: &[String]) -> bool;
 }
 
 impl ProgressMode {

@@ -102,7 +102,7 @@ impl<W: Write + Send> BuildRenderer for JsonBuildRenderer<W> {
         let _ = self.out.flush();
     }
 
-    fn shows_whole_log(&self) -> bool {
+    fn shows_log_of(&self, _step: &str) -> bool {
         true
     }
 }

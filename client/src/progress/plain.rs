@@ -6,6 +6,8 @@
 //! #3 0.501 ! warning: unused variable
 //! #3 DONE 1.2s
 //! ```
+//!
+//! The error of a failed step is that of the build, which the command prints at its end.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -14,6 +16,7 @@ use hearth_proto::v1::build_event::Event;
 use hearth_proto::v1::{BuildEvent, BuildState, StepFinished, StepProgress};
 use jiff::Timestamp;
 
+use super::steps::{BuildSteps, PREPARATION, PREPARING, StepEnd, progress_text};
 use super::{BuildRenderer, StepLineBuffer, StepLogLine};
 use crate::{duration, output};
 
@@ -23,9 +26,10 @@ const TRANSFER_EVERY_MS: i64 = 5000;
 pub struct PlainBuildRenderer<W> {
     out: W,
     lines: StepLineBuffer,
+    known: BuildSteps,
     steps: BTreeMap<u32, ShownStep>,
     /// Step of the last printed line; an empty line separates the output of another step.
-    last_step: u32,
+    last_step: Option<u32>,
 }
 
 /// State of a step as far as it was shown.
@@ -41,19 +45,32 @@ struct ShownStep {
 
 impl<W: Write + Send> PlainBuildRenderer<W> {
     pub fn new(out: W) -> Self {
-        Self { out, lines: StepLineBuffer::default(), steps: BTreeMap::new(), last_step: 0 }
+        Self {
+            out,
+            lines: StepLineBuffer::default(),
+            known: BuildSteps::default(),
+            steps: BTreeMap::new(),
+            last_step: None,
+        }
     }
 
     fn line(&mut self, step: u32, text: &str) {
         // A write error on standard error does not stop the build.
-        if step != self.last_step {
+        let label = if step == PREPARATION { format!("{PREPARING}:") } else { format!("#{step}") };
+        if self.last_step != Some(step) {
             let name = self.steps.get(&step).map_or("", |step| &step.name);
-            let gap = if self.last_step == 0 { "" } else { "\n" };
-            let _ = writeln!(self.out, "{gap}#{step} {name}");
-            self.last_step = step;
+            let gap = if self.last_step.is_none_or(|last| last == PREPARATION) { "" } else { "\n" };
+            if step != PREPARATION {
+                let _ = writeln!(self.out, "{gap}{label} {name}");
+            } else if text.is_empty() {
+                let _ = writeln!(self.out, "{gap}{name}");
+            } else {
+                let _ = write!(self.out, "{gap}");
+            }
+            self.last_step = Some(step);
         }
         if !text.is_empty() {
-            let _ = writeln!(self.out, "#{step} {text}");
+            let _ = writeln!(self.out, "{label} {text}");
             self.steps.entry(step).or_default().ended = false;
         }
     }
@@ -72,36 +89,40 @@ impl<W: Write + Send> PlainBuildRenderer<W> {
     }
 
     fn transfer(&mut self, progress: &StepProgress, at: Option<Timestamp>) {
-        let step = self.steps.entry(progress.step).or_default();
+        let number = self.known.shown(progress.step);
+        let step = self.steps.entry(number).or_default();
         let complete = progress.total > 0 && progress.current >= progress.total;
         let due = match (step.transfer_shown.or(step.started), at) {
             (Some(last), Some(at)) => at.as_millisecond() - last.as_millisecond() >= TRANSFER_EVERY_MS,
             _ => false,
         };
-        if !complete && !due {
+        // A short transfer of a step that is none of the Dockerfile's is not worth a line.
+        if !due && !(complete && number != PREPARATION) {
             return;
         }
         step.transfer_shown = at;
-        let of =
-            if progress.total > 0 { format!(" / {}", output::size(progress.total)) } else { String::new() };
-        let text = format!("{}: {}{of}", output::printable(&progress.name), output::size(progress.current));
-        self.line(progress.step, &text);
+        let text = progress_text(progress);
+        self.line(number, &text);
     }
 
     fn finished(&mut self, step: &StepFinished, at: Option<Timestamp>) {
+        let number = self.known.shown(step.step);
         let rest = self.lines.finish(step.step);
-        self.log(step.step, rest, at);
+        self.log(number, rest, at);
         let took = duration::format_short(step.duration.map(duration::from_wire).unwrap_or_default());
-        let end = match (step.cached, step.error.is_empty()) {
-            (_, false) => format!("ERROR: {}", output::printable(&step.error)),
-            (true, _) => "CACHED".to_owned(),
-            (false, _) => format!("DONE {took}"),
+        let end = self.known.finish(step);
+        let text = match end {
+            StepEnd::Done => format!("DONE {took}"),
+            StepEnd::Cached => "CACHED".to_owned(),
+            StepEnd::Failed => format!("FAILED {took}"),
+            StepEnd::Stopped => format!("STOPPED {took}"),
         };
-        let ended = self.steps.get(&step.step).is_some_and(|step| step.ended);
-        if !ended || step.cached || !step.error.is_empty() {
-            self.line(step.step, &end);
+        let is_quiet = number == PREPARATION && end != StepEnd::Failed;
+        let ended = self.steps.get(&number).is_some_and(|step| step.ended);
+        if !is_quiet && !(ended && end == StepEnd::Done) {
+            self.line(number, &text);
         }
-        self.steps.entry(step.step).or_default().ended = true;
+        self.steps.entry(number).or_default().ended = true;
     }
 }
 
@@ -113,11 +134,12 @@ impl<W: Write + Send> BuildRenderer for PlainBuildRenderer<W> {
                 self.note("queued");
             }
             Some(Event::StepStarted(step)) => {
-                let known = self.steps.entry(step.step).or_default();
+                let (number, name) = self.known.start(step.step, &step.name);
+                let known = self.steps.entry(number).or_default();
                 let again = !known.name.is_empty();
-                (known.name, known.started) = (output::printable(&step.name), at);
+                (known.name, known.started) = (name, at);
                 if !again {
-                    self.line(step.step, "");
+                    self.line(number, "");
                 }
             }
             Some(Event::StepLog(log)) => {
@@ -126,17 +148,20 @@ impl<W: Write + Send> BuildRenderer for PlainBuildRenderer<W> {
                         "({} of log left out: the build's quota is used up)",
                         output::size(log.dropped_bytes)
                     );
-                    self.line(log.step, &gap);
+                    self.line(self.known.shown(log.step), &gap);
                 }
                 let lines = self.lines.push(log);
-                self.log(log.step, lines, at);
+                self.log(self.known.shown(log.step), lines, at);
             }
             Some(Event::StepProgress(progress)) => self.transfer(progress, at),
             Some(Event::StepFinished(step)) => self.finished(step, at),
             Some(Event::Warning(warning)) => self.note(&warning_text(warning)),
-            Some(Event::Finished(_)) => {
+            Some(Event::Finished(build)) => {
                 for (step, line) in self.lines.finish_all() {
-                    self.log(step, vec![line], at);
+                    self.log(self.known.shown(step), vec![line], at);
+                }
+                for (step, error) in self.known.other_errors(build) {
+                    self.line(step, &format!("ERROR: {error}"));
                 }
             }
             Some(Event::StateChanged(_)) | None => {}
@@ -151,7 +176,7 @@ impl<W: Write + Send> BuildRenderer for PlainBuildRenderer<W> {
         let _ = self.out.flush();
     }
 
-    fn shows_whole_log(&self) -> bool {
+    fn shows_log_of(&self, _step: &str) -> bool {
         true
     }
 }

@@ -1,14 +1,15 @@
 //! Progress that updates in place: a line for each running step with its time, and its last lines below
 //! it. Ended steps stay above as one line each.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use hearth_proto::v1::build_event::Event;
 use hearth_proto::v1::{BuildEvent, BuildState, StepFinished, StepProgress};
-use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::plain::warning_text;
+use super::steps::{BuildSteps, PREPARATION, StepEnd, has_parts, progress_text};
 use super::{BuildRenderer, StepLineBuffer, StepLogLine};
 use crate::{duration, output};
 
@@ -22,13 +23,22 @@ pub(super) const MAX_LIVE_LINE_WIDTH: usize = 100;
 pub struct TerminalBuildRenderer {
     screen: MultiProgress,
     lines: StepLineBuffer,
+    known: BuildSteps,
+    /// Running steps, by the number under which they are shown.
     running: BTreeMap<u32, RunningStep>,
+    /// Steps whose line is printed when the next one starts, since they may start again: how they ended, and how long
+    /// their parts took.
+    held_back: BTreeMap<u32, (String, StepEnd, Duration)>,
+    /// Numbers of the steps that failed, whose lines stay visible.
+    failed: BTreeSet<u32>,
     /// True when steps that succeeded leave no line.
     brief: bool,
 }
 
 struct RunningStep {
     name: String,
+    /// Number of BuildKit's steps that run under this number; more than one for the preparation.
+    count: usize,
     head: ProgressBar,
     tail: ProgressBar,
     kept_lines: VecDeque<String>,
@@ -37,7 +47,15 @@ struct RunningStep {
 impl TerminalBuildRenderer {
     pub fn new(brief: bool) -> Self {
         let screen = MultiProgress::new();
-        Self { screen, lines: StepLineBuffer::default(), running: BTreeMap::new(), brief }
+        Self {
+            screen,
+            lines: StepLineBuffer::default(),
+            known: BuildSteps::default(),
+            running: BTreeMap::new(),
+            held_back: BTreeMap::new(),
+            failed: BTreeSet::new(),
+            brief,
+        }
     }
 
     /// Prints a line that stays. Without a terminal it goes to standard error.
@@ -50,12 +68,20 @@ impl TerminalBuildRenderer {
     }
 
     fn start(&mut self, step: u32, name: &str) {
-        let name = output::printable(name);
+        let (number, name) = self.known.start(step, name);
+        if let Some(running) = self.running.get_mut(&number) {
+            running.count += 1;
+            return;
+        }
+        let is_new = number != PREPARATION && !self.held_back.contains_key(&number);
+        if is_new {
+            self.print_held_back();
+        }
         let head = self.screen.add(ProgressBar::no_length().with_style(head_style()));
-        head.set_message(format!("#{step} {name}"));
+        head.set_message(if number == PREPARATION { name.clone() } else { format!("#{number} {name}") });
         head.enable_steady_tick(Duration::from_millis(100));
         let tail = self.screen.insert_after(&head, ProgressBar::no_length().with_style(tail_style()));
-        self.running.insert(step, RunningStep { name, head, tail, kept_lines: VecDeque::new() });
+        self.running.insert(number, RunningStep { name, count: 1, head, tail, kept_lines: VecDeque::new() });
     }
 
     fn log(&mut self, step: u32, lines: Vec<StepLogLine>) {
@@ -75,29 +101,59 @@ impl TerminalBuildRenderer {
     }
 
     fn transfer(&mut self, at: &StepProgress) {
-        if let Some(running) = self.running.get(&at.step) {
-            let of = if at.total > 0 { format!(" / {}", output::size(at.total)) } else { String::new() };
-            let text = format!("     {}: {}{of}", output::printable(&at.name), output::size(at.current));
+        if let Some(running) = self.running.get(&self.known.shown(at.step)) {
+            let text = format!("     {}", progress_text(at));
             running.tail.set_message(text);
             running.tail.tick();
         }
     }
 
     fn finish(&mut self, step: &StepFinished) {
+        let number = self.known.shown(step.step);
         let rest = self.lines.finish(step.step);
-        self.log(step.step, rest);
-        let Some(running) = self.running.remove(&step.step) else { return };
-        running.tail.finish_and_clear();
-        running.head.finish_and_clear();
-        if self.brief && step.error.is_empty() {
+        self.log(number, rest);
+        let end = self.known.finish(step);
+        let Some(running) = self.running.get_mut(&number) else { return };
+        running.count = running.count.saturating_sub(1);
+        if running.count > 0 && end != StepEnd::Failed {
             return;
         }
-        let took = duration::format_short(step.duration.map(duration::from_wire).unwrap_or_default());
-        self.print(&ended_line(step, &running.name, &took));
-        if !step.error.is_empty() {
-            running.kept_lines.iter().for_each(|line| self.print(&format!("     {line}")));
-            self.print(&format!("     {}", output::printable(&step.error)));
+        let Some(running) = self.running.remove(&number) else { return };
+        running.tail.finish_and_clear();
+        running.head.finish_and_clear();
+        if end != StepEnd::Failed && (self.brief || number == PREPARATION) {
+            return;
         }
+        let took = step.duration.map(duration::from_wire).unwrap_or_default();
+        if end != StepEnd::Failed && has_parts(&running.name) {
+            let held = self.held_back.entry(number).or_insert((running.name, end, Duration::ZERO));
+            (held.1, held.2) = (end, held.2 + took);
+            return;
+        }
+        self.print_held_back();
+        self.print(&ended_line(number, &running.name, end, took));
+        if end == StepEnd::Failed {
+            running.kept_lines.iter().for_each(|line| self.print(&format!("     {line}")));
+            self.failed.insert(number);
+        }
+    }
+}
+
+impl TerminalBuildRenderer {
+    fn print_held_back(&mut self) {
+        for (number, (name, end, took)) in std::mem::take(&mut self.held_back) {
+            self.print(&ended_line(number, &name, end, took));
+        }
+    }
+
+    /// Removes what still runs from the terminal.
+    fn end(&mut self) {
+        for running in self.running.values() {
+            running.tail.finish_and_clear();
+            running.head.finish_and_clear();
+        }
+        self.running.clear();
+        self.print_held_back();
     }
 }
 
@@ -110,12 +166,17 @@ impl BuildRenderer for TerminalBuildRenderer {
             Some(Event::StepStarted(step)) => self.start(step.step, &step.name),
             Some(Event::StepLog(log)) => {
                 let lines = self.lines.push(log);
-                self.log(log.step, lines);
+                self.log(self.known.shown(log.step), lines);
             }
             Some(Event::StepProgress(progress)) => self.transfer(progress),
             Some(Event::StepFinished(step)) => self.finish(step),
             Some(Event::Warning(warning)) => self.print(&warning_text(warning)),
-            Some(Event::Finished(_)) => self.clear(),
+            Some(Event::Finished(build)) => {
+                self.end();
+                for (step, error) in self.known.other_errors(build) {
+                    self.print(&format!(" x #{step} {error}"));
+                }
+            }
             Some(Event::StateChanged(_)) | None => {}
         }
     }
@@ -125,25 +186,31 @@ impl BuildRenderer for TerminalBuildRenderer {
     }
 
     fn clear(&mut self) {
-        for running in self.running.values() {
-            running.tail.finish_and_clear();
-            running.head.finish_and_clear();
-        }
-        self.running.clear();
+        let _ = self.screen.clear();
+        self.screen.set_draw_target(ProgressDrawTarget::hidden());
     }
 
-    fn shows_whole_log(&self) -> bool {
-        false
+    fn resume(&mut self) {
+        self.screen.set_draw_target(ProgressDrawTarget::stderr());
+    }
+
+    fn shows_log_of(&self, step: &str) -> bool {
+        self.known.number(step).is_some_and(|number| self.failed.contains(&number))
     }
 }
 
-fn ended_line(step: &StepFinished, name: &str, took: &str) -> String {
-    let (mark, end) = match (step.error.is_empty(), step.cached) {
-        (false, _) => ("x", took),
-        (true, true) => ("-", "CACHED"),
-        (true, false) => ("+", took),
+fn ended_line(number: u32, name: &str, end: StepEnd, took: Duration) -> String {
+    let took = duration::format_short(took);
+    let (mark, end) = match end {
+        StepEnd::Done => ("+", took.as_str()),
+        StepEnd::Cached => ("-", "CACHED"),
+        StepEnd::Failed => ("x", took.as_str()),
+        StepEnd::Stopped => ("x", "STOPPED"),
     };
-    format!(" {mark} #{} {name}  {end}", step.step)
+    match number {
+        PREPARATION => format!(" {mark} {name}  {end}"),
+        _ => format!(" {mark} #{number} {name}  {end}"),
+    }
 }
 
 pub(super) fn head_style() -> ProgressStyle {
@@ -168,11 +235,12 @@ mod tests {
 
     #[test]
     fn an_ended_step_says_how_it_ended() {
-        let step =
-            |cached, error: &str| StepFinished { step: 3, cached, duration: None, error: error.into() };
-        assert_eq!(ended_line(&step(false, ""), "RUN make", "1.2s"), " + #3 RUN make  1.2s");
-        assert_eq!(ended_line(&step(true, ""), "RUN make", "0.0s"), " - #3 RUN make  CACHED");
-        assert_eq!(ended_line(&step(false, "exit code 1"), "RUN make", "1.2s"), " x #3 RUN make  1.2s");
+        let line = |number, end| ended_line(number, "RUN make", end, Duration::from_millis(1200));
+        assert_eq!(line(3, StepEnd::Done), " + #3 RUN make  1.2s");
+        assert_eq!(line(3, StepEnd::Cached), " - #3 RUN make  CACHED");
+        assert_eq!(line(3, StepEnd::Failed), " x #3 RUN make  1.2s");
+        assert_eq!(line(3, StepEnd::Stopped), " x #3 RUN make  STOPPED");
+        assert_eq!(line(PREPARATION, StepEnd::Failed), " x RUN make  1.2s");
     }
 
     #[test]

@@ -20,6 +20,13 @@ pub(super) struct EndedBuild {
     log_shown: bool,
 }
 
+/// Outcome of following a build.
+pub(super) enum Followed {
+    Ended(EndedBuild),
+    /// The user chose to leave the build running.
+    Left,
+}
+
 /// Shows the events of a build until its last one. Ctrl-C asks whether to cancel the build or to
 /// detach; without a terminal to ask on, it cancels the build. A second Ctrl-C detaches at once.
 pub(super) async fn follow_to_end(
@@ -27,7 +34,7 @@ pub(super) async fn follow_to_end(
     build_id: &str,
     args: &BuildArgs,
     interrupts: &mut InterruptListener,
-) -> Result<EndedBuild, Failure> {
+) -> Result<Followed, Failure> {
     let mut show = args.progress.renderer(args.brief);
     let mut watch = client.watch_build(build_id, 1);
     loop {
@@ -35,16 +42,25 @@ pub(super) async fn follow_to_end(
             next = watch.next() => next,
             () = interrupts.next() => {
                 show.clear();
-                handle_interrupt(client, build_id, &mut *show, interrupts).await?;
+                if handle_interrupt(client, build_id, &mut *show, interrupts).await? == Answer::Leave {
+                    return Ok(Followed::Left);
+                }
+                show.resume();
                 continue;
             }
         };
-        match next.map_err(|error| Failure::from(error).build(build_id))? {
+        let next = next.map_err(|error| {
+            show.clear();
+            Failure::from(error).build(build_id)
+        })?;
+        match next {
             Some(WatchItem::Event(event)) => {
                 show.event(&event);
                 if let Some(Event::Finished(build)) = event.event {
                     show.clear();
-                    return Ok(EndedBuild { build, log_shown: show.shows_whole_log() });
+                    let step = build.error.as_ref().map_or("", |error| &error.step);
+                    let log_shown = show.shows_log_of(step);
+                    return Ok(Followed::Ended(EndedBuild { build, log_shown }));
                 }
             }
             Some(WatchItem::Lost(reason)) => {
@@ -53,58 +69,68 @@ pub(super) async fn follow_to_end(
             None => {
                 show.clear();
                 let build = client.build(build_id).await?;
-                return Ok(EndedBuild { build, log_shown: false });
+                return Ok(Followed::Ended(EndedBuild { build, log_shown: false }));
             }
         }
     }
 }
 
-/// Handles Ctrl-C. Returns when the build was cancelled, whose last event follows as usual, or when the
-/// user chose to keep watching.
+/// What becomes of a build after Ctrl-C.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Cancel,
+    Leave,
+    Watch,
+}
+
+/// Handles Ctrl-C: returns when the build was cancelled, whose last event follows as usual, or when the user chose to
+/// leave it or to keep watching. A second Ctrl-C leaves it as an interrupt.
 async fn handle_interrupt(
     client: &Client,
     build_id: &str,
     show: &mut dyn BuildRenderer,
     interrupts: &mut InterruptListener,
-) -> Result<(), Failure> {
+) -> Result<Answer, Failure> {
     let interactive = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
     let answer = if interactive {
         output::note("\nCancel the build [c], leave it running [l], or keep watching [enter]?");
         tokio::select! {
             answer = task::blocking("answer", read_answer) => answer?,
-            () = interrupts.next() => return Err(detached(build_id)),
+            () = interrupts.next() => return Err(interrupted(build_id)),
         }
     } else {
-        "c".to_owned()
+        Answer::Cancel
     };
-    match answer.as_str() {
-        "c" | "cancel" => {
-            show.note("cancelling");
-            tokio::select! {
-                cancelled = client.cancel_build(build_id) => {
-                    cancelled.map_err(|error| Failure::from(error).build(build_id))?;
-                    Ok(())
-                }
-                () = interrupts.next() => Err(detached(build_id)),
+    if answer == Answer::Cancel {
+        show.note("cancelling");
+        tokio::select! {
+            cancelled = client.cancel_build(build_id) => {
+                cancelled.map_err(|error| Failure::from(error).build(build_id))?;
             }
+            () = interrupts.next() => return Err(interrupted(build_id)),
         }
-        "l" | "leave" | "d" => Err(detached(build_id)),
-        _ => Ok(()),
     }
+    Ok(answer)
 }
 
-fn read_answer() -> String {
+fn read_answer() -> Answer {
     let mut line = String::new();
     // An unreadable answer counts as an empty one.
     let _ = std::io::stdin().read_line(&mut line);
-    line.trim().to_ascii_lowercase()
+    match line.trim().to_ascii_lowercase().as_str() {
+        "c" | "cancel" => Answer::Cancel,
+        "l" | "leave" | "d" => Answer::Leave,
+        _ => Answer::Watch,
+    }
 }
 
-fn detached(build_id: &str) -> Failure {
-    Failure::interrupted(format!(
-        "the build goes on without this command: hearth builds logs {build_id} --follow"
-    ))
-    .build(build_id)
+fn interrupted(build_id: &str) -> Failure {
+    Failure::interrupted(left_text(build_id)).build(build_id)
+}
+
+/// Says that a build goes on, and how to see it again.
+pub(super) fn left_text(build_id: &str) -> String {
+    format!("the build goes on without this command: hearth builds logs {build_id} --follow")
 }
 
 pub(super) fn report(args: &BuildArgs, ended: &EndedBuild, json: bool) -> Result<(), Failure> {

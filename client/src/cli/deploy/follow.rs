@@ -107,7 +107,7 @@ async fn wait_until_live(
             Some(Event::Failed(detail)) => {
                 show.clear();
                 let mut failure = about(Failure::from_detail(FailureKind::Failed, Box::new(detail)));
-                failure.log_shown = show.shows_whole_log();
+                failure.log_shown = show.shows_log(&failure.detail.log_tail);
                 note_serving_revision(client, answer).await;
                 return Err(failure);
             }

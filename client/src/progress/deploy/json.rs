@@ -89,7 +89,7 @@ impl<W: Write + Send> DeployRenderer for JsonDeployRenderer<W> {
         let _ = self.out.flush();
     }
 
-    fn shows_whole_log(&self) -> bool {
+    fn shows_log(&self, _tail: &[String]) -> bool {
         true
     }
 }

@@ -10,6 +10,7 @@
 //! #2 DONE 0.2s
 //! ```
 
+use std::collections::VecDeque;
 use std::io::Write;
 
 use hearth_proto::v1::DeployEvent;
@@ -25,12 +26,23 @@ pub struct PlainDeployRenderer<W> {
     actions: ActionTracker,
     /// Text of the last probe; a probe with the same text is not shown again.
     last_probe: String,
+    /// The last lines of the service's log that were shown.
+    last_lines: VecDeque<String>,
 }
+
+/// Maximum number of lines of the service's log that are kept; the daemon's error has as many.
+const KEPT_LINES: usize = 50;
 
 impl<W: Write + Send> PlainDeployRenderer<W> {
     pub fn new(out: W, service: &str) -> Self {
         let service = output::printable(service);
-        Self { out, service, actions: ActionTracker::default(), last_probe: String::new() }
+        Self {
+            out,
+            service,
+            actions: ActionTracker::default(),
+            last_probe: String::new(),
+            last_lines: VecDeque::new(),
+        }
     }
 
     fn line(&mut self, text: &str) {
@@ -45,9 +57,9 @@ impl<W: Write + Send> PlainDeployRenderer<W> {
         }
     }
 
-    fn over(&mut self, over: Option<&FinishedAction>) {
+    fn over(&mut self, over: Option<&FinishedAction>, end: &str) {
         if let Some(FinishedAction { number, took, .. }) = over {
-            self.line(&format!("#{number} DONE {}", duration::format_short(*took)));
+            self.line(&format!("#{number} {end} {}", duration::format_short(*took)));
         }
     }
 
@@ -63,7 +75,7 @@ impl<W: Write + Send> DeployRenderer for PlainDeployRenderer<W> {
         match &event.event {
             Some(Event::ActionStarted(action)) => {
                 let (number, over) = self.actions.begin(&action.text, at);
-                self.over(over.as_ref());
+                self.over(over.as_ref(), "DONE");
                 self.line(&format!("#{number} {}", output::printable(&action.text)));
                 self.last_probe.clear();
             }
@@ -72,7 +84,7 @@ impl<W: Write + Send> DeployRenderer for PlainDeployRenderer<W> {
                 let took = ended.took.map(duration::from_wire).unwrap_or_default();
                 let Some(over) = self.actions.end_if_current(text, took) else { return };
                 if ended.error.is_empty() {
-                    self.over(Some(&over));
+                    self.over(Some(&over), "DONE");
                 } else {
                     let error = output::printable(&ended.error);
                     self.line(&format!("#{} ERROR {}: {error}", over.number, duration::format_short(took)));
@@ -88,6 +100,10 @@ impl<W: Write + Send> DeployRenderer for PlainDeployRenderer<W> {
                 self.last_probe.clone_from(&probe.text);
             }
             Some(Event::Log(log)) => {
+                if self.last_lines.len() == KEPT_LINES {
+                    self.last_lines.pop_front();
+                }
+                self.last_lines.extend(log.line.as_ref().map(|line| line.text.clone()));
                 for text in log.line.iter().flat_map(log_lines) {
                     self.line(&format!("{} | {text}", self.service));
                 }
@@ -99,9 +115,17 @@ impl<W: Write + Send> DeployRenderer for PlainDeployRenderer<W> {
             Some(Event::Trouble(trouble)) => {
                 self.line(&format!("trouble: {}", output::printable(&trouble.message)));
             }
-            Some(Event::Live(_) | Event::Failed(_) | Event::Superseded(_)) => {
+            Some(Event::Live(_)) => {
                 let over = self.actions.end(at);
-                self.over(over.as_ref());
+                self.over(over.as_ref(), "DONE");
+            }
+            Some(Event::Failed(_)) => {
+                let over = self.actions.end(at);
+                self.over(over.as_ref(), "FAILED");
+            }
+            Some(Event::Superseded(_)) => {
+                let over = self.actions.end(at);
+                self.over(over.as_ref(), "STOPPED");
             }
             Some(Event::Probed(_)) | None => {}
         }
@@ -115,9 +139,11 @@ impl<W: Write + Send> DeployRenderer for PlainDeployRenderer<W> {
         let _ = self.out.flush();
     }
 
-    /// Always false: a long log is shown in part, and its last line may arrive too late.
-    fn shows_whole_log(&self) -> bool {
-        false
+    /// A long log is shown in part, and its last line may arrive too late.
+    fn shows_log(&self, tail: &[String]) -> bool {
+        let shown = self.last_lines.iter().rev();
+        tail.len() <= self.last_lines.len()
+            && tail.iter().rev().zip(shown).all(|(line, shown)| shown.starts_with(line.as_str()))
     }
 }
 

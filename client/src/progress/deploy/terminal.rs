@@ -50,15 +50,14 @@ impl TerminalDeployRenderer {
         }
     }
 
-    fn over(&mut self, over: Option<FinishedAction>, error: &str) {
+    fn over(&mut self, over: Option<FinishedAction>, mark: &str, error: &str) {
         let Some(FinishedAction { number, text, took }) = over else { return };
         if let Some(head) = self.head.take() {
             head.finish_and_clear();
         }
-        if self.brief && error.is_empty() {
+        if self.brief && mark == "+" {
             return;
         }
-        let mark = if error.is_empty() { "+" } else { "x" };
         self.print(&format!(" {mark} #{number} {text}  {}", duration::format_short(took)));
         if !error.is_empty() {
             self.print(&format!("     {}", output::printable(error)));
@@ -82,7 +81,7 @@ impl DeployRenderer for TerminalDeployRenderer {
         match &event.event {
             Some(Event::ActionStarted(action)) => {
                 let (number, over) = self.actions.begin(&action.text, at);
-                self.over(over, "");
+                self.over(over, "+", "");
                 let head = ProgressBar::no_length().with_style(head_style());
                 let head = self.screen.insert_before(&self.tail, head);
                 head.set_message(format!("#{number} {}", output::printable(&action.text)));
@@ -95,7 +94,7 @@ impl DeployRenderer for TerminalDeployRenderer {
                 let text = ended.action.as_ref().map_or("", |action| action.text.as_str());
                 let took = ended.took.map(duration::from_wire).unwrap_or_default();
                 let over = self.actions.end_if_current(text, took);
-                self.over(over, &ended.error);
+                self.over(over, if ended.error.is_empty() { "+" } else { "x" }, &ended.error);
             }
             Some(Event::Probed(probe)) => {
                 self.probe = output::printable(&probe.text);
@@ -110,9 +109,15 @@ impl DeployRenderer for TerminalDeployRenderer {
             Some(Event::Trouble(trouble)) => {
                 self.print(&format!("trouble: {}", output::printable(&trouble.message)));
             }
-            Some(Event::Live(_) | Event::Failed(_) | Event::Superseded(_)) => {
+            Some(Event::Live(_)) => {
                 let over = self.actions.end(at);
-                self.over(over, "");
+                self.over(over, "+", "");
+                self.clear();
+            }
+            // The error is the command's own.
+            Some(Event::Failed(_) | Event::Superseded(_)) => {
+                let over = self.actions.end(at);
+                self.over(over, "x", "");
                 self.clear();
             }
             Some(Event::Part(_) | Event::Skipped(_)) | None => {}
@@ -130,7 +135,7 @@ impl DeployRenderer for TerminalDeployRenderer {
         self.tail.finish_and_clear();
     }
 
-    fn shows_whole_log(&self) -> bool {
+    fn shows_log(&self, _tail: &[String]) -> bool {
         false
     }
 }
