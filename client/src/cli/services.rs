@@ -28,7 +28,7 @@ pub(super) enum ServicesCommand {
     /// Show the room's services and their status
     #[command(visible_alias = "ls")]
     List,
-    /// Show one service: its revisions, instances and health
+    /// Show one service: its settings, revisions, instances and health
     ///
     /// With -o the command prints the manifest that `hearth services apply` takes.
     #[command(after_help = "\

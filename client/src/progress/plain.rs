@@ -97,7 +97,8 @@ impl<W: Write + Send> PlainBuildRenderer<W> {
             _ => false,
         };
         // A short transfer of a step that is none of the Dockerfile's is not worth a line.
-        if !due && !(complete && number != PREPARATION) {
+        let is_worth_a_line = due || (complete && number != PREPARATION);
+        if !is_worth_a_line {
             return;
         }
         step.transfer_shown = at;
@@ -117,9 +118,10 @@ impl<W: Write + Send> PlainBuildRenderer<W> {
             StepEnd::Failed => format!("FAILED {took}"),
             StepEnd::Stopped => format!("STOPPED {took}"),
         };
-        let is_quiet = number == PREPARATION && end != StepEnd::Failed;
         let ended = self.steps.get(&number).is_some_and(|step| step.ended);
-        if !is_quiet && !(ended && end == StepEnd::Done) {
+        let is_known = ended && end == StepEnd::Done;
+        let is_quiet = number == PREPARATION && end != StepEnd::Failed;
+        if !(is_known || is_quiet) {
             self.line(number, &text);
         }
         self.steps.entry(number).or_default().ended = true;

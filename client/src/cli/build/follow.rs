@@ -22,7 +22,7 @@ pub(super) struct EndedBuild {
 
 /// Outcome of following a build.
 pub(super) enum Followed {
-    Ended(EndedBuild),
+    Ended(Box<EndedBuild>),
     /// The user chose to leave the build running.
     Left,
 }
@@ -60,7 +60,7 @@ pub(super) async fn follow_to_end(
                     show.clear();
                     let step = build.error.as_ref().map_or("", |error| &error.step);
                     let log_shown = show.shows_log_of(step);
-                    return Ok(Followed::Ended(EndedBuild { build, log_shown }));
+                    return Ok(Followed::Ended(Box::new(EndedBuild { build, log_shown })));
                 }
             }
             Some(WatchItem::Lost(reason)) => {
@@ -69,7 +69,7 @@ pub(super) async fn follow_to_end(
             None => {
                 show.clear();
                 let build = client.build(build_id).await?;
-                return Ok(Followed::Ended(EndedBuild { build, log_shown: false }));
+                return Ok(Followed::Ended(Box::new(EndedBuild { build, log_shown: false })));
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Displays services: a table row, a page of text, and, in `json`, the output of `--json`.
 
 mod json;
+mod settings;
 
 use std::fmt::Write as _;
 
@@ -65,6 +66,9 @@ pub(super) fn service_text(service: &Service, now: Timestamp) -> String {
         page.line("domains", &format!("{} ({access})", service.domains.join(", ")));
     }
     service.urls.iter().for_each(|url| page.line("url", url));
+    if let Some(spec) = settings::shown_spec(service) {
+        settings::write(&mut page, spec);
+    }
     page.line(
         "created",
         &format!("{} by {}", output::age(service.created_at.as_ref(), now), service.created_by),
@@ -88,6 +92,13 @@ pub(super) fn service_text(service: &Service, now: Timestamp) -> String {
 struct LabeledLines(String);
 
 impl LabeledLines {
+    /// Writes one line for each text; only the first has the word.
+    fn list(&mut self, word: &str, texts: impl Iterator<Item = String>) {
+        for (number, text) in texts.enumerate() {
+            self.line(if number == 0 { word } else { "" }, &text);
+        }
+    }
+
     fn line(&mut self, word: &str, text: &str) {
         for (number, line) in text.lines().enumerate() {
             let word = if number == 0 { word } else { "" };

@@ -103,6 +103,9 @@ fn a_page_has_what_there_is_and_no_empty_lines() {
          ports        8000, 9/tcp (not published)\n\
          domains      www.example.com (private)\n\
          url          http://www.example.com:4380/\n\
+         command      of the image\n\
+         memory       unlimited\n\
+         cpus         unlimited\n\
          created      2m ago by ann\n\
          instance     m7xh7f3k9wq2 of revision 2 at 10.88.0.2: healthy, takes the traffic\n\
          \u{20}            http://10.88.0.2:8000/ answered 503\n\
