@@ -24,7 +24,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::model::Digest;
-pub use full_retry::{is_disk_full, write_with_retry};
+pub use full_retry::{is_caused_by_full_disk, is_disk_full, write_with_retry};
 use journal::LedgerJournal;
 pub use space::{FreeSpace, SpaceLevel, SpaceWatch};
 

@@ -7,6 +7,7 @@ mod images;
 mod secrets;
 mod services;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -45,6 +46,16 @@ pub enum StateStoreError {
     Closed,
 }
 
+impl From<StateStoreError> for io::Error {
+    fn from(error: StateStoreError) -> Self {
+        match error {
+            StateStoreError::Sqlite(error) => DatabaseError::Sqlite(error).into(),
+            StateStoreError::Database(error) => error.into(),
+            StateStoreError::Corrupt(_) | StateStoreError::Closed => Self::other(error),
+        }
+    }
+}
+
 impl StateStore {
     /// Opens the database, creating it if necessary, and migrates its schema.
     pub fn open(path: &Path) -> Result<Self, StateStoreError> {
@@ -73,5 +84,28 @@ impl StateStore {
         })
         .await
         .unwrap_or(Err(StateStoreError::Closed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_disk_is_an_error_of_its_own_and_what_is_stored_can_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = StateStore::open(&directory.path().join("state.db")).unwrap();
+        let read = |transaction: &Transaction<'_>| {
+            Ok(transaction.query_row("SELECT count(*) FROM secrets", [], |row| row.get::<_, i64>(0))?)
+        };
+        let fill = |transaction: &Transaction<'_>| {
+            transaction.pragma_update(None, "max_page_count", 1)?;
+            transaction
+                .execute_batch("CREATE TABLE more (value); INSERT INTO more VALUES (zeroblob(1000000))")?;
+            Ok(())
+        };
+        let full: io::Error = store.transaction(fill).await.unwrap_err().into();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull, "{full}");
+        assert_eq!(store.transaction(read).await.unwrap(), 0);
     }
 }

@@ -18,6 +18,7 @@ use hearth_proto::status::{catalogue_status, status_with_detail};
 use hearth_proto::v1::ErrorDetail;
 use tonic::{Code, Status};
 
+use crate::disk::is_caused_by_full_disk;
 use crate::model::fault::{ErrorCode, Fault};
 
 /// A refused or failed request, with the details that the caller needs to correct it.
@@ -65,6 +66,19 @@ impl ApiError {
     pub fn internal(context: &str, cause: impl std::fmt::Display) -> Self {
         tracing::error!(error = %cause, operation = context, "failed to answer a request");
         Self::new(ErrorCode::Internal, format!("{context}; the daemon's log has the cause"))
+    }
+
+    /// Creates an error about a full disk if that caused `error`. Whatever was to be written is not.
+    fn of_full_disk(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        is_caused_by_full_disk(error).then(|| {
+            tracing::warn!(%error, "refused a request because the disk is full");
+            Self::new(ErrorCode::NoSpace, format!("no space is left on the room's disk: {error}"))
+        })
+    }
+
+    /// Creates an error about a failure that is internal unless the disk is full.
+    pub fn of_failure(context: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::of_full_disk(error).unwrap_or_else(|| Self::internal(context, error))
     }
 
     pub fn detail(&self) -> &ErrorDetail {
@@ -136,5 +150,24 @@ mod tests {
         assert_eq!(envelope.code, 3);
         assert_eq!(envelope.details[0].type_url, DETAIL_TYPE);
         assert_eq!(ErrorDetail::decode(&*envelope.details[0].value).unwrap(), *refusal.detail);
+    }
+
+    #[test]
+    fn a_full_disk_is_named_whichever_store_finds_it() {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let services = crate::deploy::port::ServiceStoreError::Database(full());
+        let refusals: [ApiError; 5] = [
+            crate::build::BuildError::Store(crate::build::port::StoreError(full())).into(),
+            crate::deploy::DeployError::from(services).into(),
+            crate::image::ImageError::Catalog(crate::image::port::CatalogError(full())).into(),
+            crate::secrets::SecretsError::Store(crate::secrets::port::SecretStoreError(full())).into(),
+            crate::packs::PackError::Io(full()).into(),
+        ];
+        for refusal in refusals {
+            assert_eq!(refusal.detail.code, "no_space", "{refusal:?}");
+            assert!(refusal.detail.message.contains("no space is left"), "{refusal:?}");
+        }
+        let other = crate::packs::PackError::Io(std::io::Error::other("broken"));
+        assert_eq!(ApiError::from(other).detail.code, "internal");
     }
 }

@@ -18,6 +18,7 @@
 
 mod context;
 mod downloads;
+mod ending;
 mod faults;
 mod images;
 mod network;
@@ -47,7 +48,8 @@ use crate::task;
 use context::FRONTEND_ARGUMENT;
 use downloads::BuildDownloads;
 use faults::{
-    is_context_change, log_fault, logged_log_fault, push_fault, stopped_fault, with_dockerfile_path,
+    is_context_change, log_fault, logged_log_fault, push_fault, stopped_fault, store_fault,
+    with_dockerfile_path,
 };
 use images::BuildImages;
 
@@ -67,13 +69,8 @@ const EVENT_CHANNEL_CAPACITY: usize = 256;
 const EVENT_DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// Pause between two attempts to reach an unavailable solver.
 const SOLVER_PAUSE: Duration = Duration::from_millis(500);
-/// Number of small logs (at most their share of `logs_per_owner`) that wait for the next periodic check of the sum of
-/// log sizes.
-const SMALL_LOG_COUNT: u64 = 256;
 /// Maximum number of attempts to build files that change during the build.
 const CONTEXT_TRIES: u32 = 3;
-/// Maximum number of attempts to store the final state of a build, with a growing pause between them.
-const STORE_TRIES: u32 = 6;
 
 /// Span of a build. It has no parent, because a build starts when another one ends.
 pub(super) fn build_span(id: &BuildId) -> Span {
@@ -87,10 +84,7 @@ pub(super) async fn run(shared: Arc<BuildRuntime>, active: Arc<ActiveBuild>) {
     };
     // The task panicked: the build still needs a final state.
     tracing::error!(%error, "build task panicked");
-    let record = match shared.ports.store.get(&active.id).await {
-        Ok(Some(record)) => record,
-        _ => return shared.release(&active),
-    };
+    let Some(record) = shared.stored_record(&active).await else { return shared.release(&active) };
     let fault = Fault::new(
         FaultStage::Solve,
         ErrorCode::Internal,
@@ -102,14 +96,12 @@ pub(super) async fn run(shared: Arc<BuildRuntime>, active: Arc<ActiveBuild>) {
 
 impl BuildRuntime {
     async fn run_build(self: Arc<Self>, active: Arc<ActiveBuild>) {
-        let mut record = match self.ports.store.get(&active.id).await {
-            Ok(Some(record)) => record,
-            Ok(None) => return self.release(&active),
-            Err(error) => {
-                tracing::error!(%error, "failed to read a queued build");
-                return self.release(&active);
-            }
-        };
+        // A build that an earlier run accepted waits here for space, like the builds that are refused meanwhile.
+        tokio::select! {
+            () = self.options.space.not_full() => {}
+            () = active.stop.cancelled() => {}
+        }
+        let Some(mut record) = self.stored_record(&active).await else { return self.release(&active) };
         let mask = SecretMask::new(active.secrets.values.values().map(|secret| secret.reveal().as_slice()));
         let resumed =
             EventPublisher::resume(Arc::clone(&active.log), mask.clone(), self.options.log_quota).await;
@@ -125,9 +117,7 @@ impl BuildRuntime {
         let prefetch = prefetch.unwrap_or_else(|| self.start_prefetch(&active, &record));
         let start_recorded = match (log_fault, self.ports.store.update(record.clone()).await) {
             (Some(fault), _) => Err(fault),
-            (None, Err(error)) => {
-                Err(Fault::new(FaultStage::Request, ErrorCode::StateUnavailable, error.to_string()))
-            }
+            (None, Err(error)) => Err(store_fault(&error)),
             (None, Ok(())) => {
                 let running = BuildEventKind::StateChanged { state: BuildState::Running };
                 publisher.publish(running).await.map_err(|error| logged_log_fault(&error))
@@ -398,99 +388,5 @@ impl BuildRuntime {
 
     async fn verify(&self, tag: &Reference, outcome: SolveOutcome) -> Result<VerifiedImage, Fault> {
         self.ports.images.verify(&tag.repository, outcome.digest).await
-    }
-
-    /// Records how a build ended, notifies its watchers, and frees its slot for the next build.
-    pub(super) async fn finish(
-        self: &Arc<Self>,
-        active: &ActiveBuild,
-        mut record: BuildRecord,
-        outcome: BuildOutcome,
-        mut publisher: EventPublisher,
-    ) {
-        let flushed = publisher.flush().await;
-        (record.state, record.result, record.fault) = match outcome {
-            BuildOutcome::Succeeded(result) => (BuildState::Succeeded, Some(result), None),
-            BuildOutcome::Failed(fault) => (BuildState::Failed, None, Some(fault)),
-            BuildOutcome::Cancelled => (BuildState::Cancelled, None, None),
-            BuildOutcome::Interrupted(fault) => (BuildState::Interrupted, None, Some(fault)),
-        };
-        let now = Timestamp::now();
-        record.finished_at = Some(now);
-        // The last event is published after the record is stored, because a client that sees the event may ask for the
-        // record.
-        record.last_sequence = publisher.last_sequence() + 1;
-        let state = record.state;
-        let started = record.started_at;
-        tracing::info!(
-            state = state.as_str(),
-            error.code = record.fault.as_ref().map(|fault| fault.code.as_str()),
-            "build ended"
-        );
-        // The next start of the daemon repairs either half without the other: a log that is shorter than its record
-        // says, or a build that has not ended.
-        let ((), sealed) = tokio::join!(self.store_final_record(record), publisher.sync());
-        if let Err(error) = flushed.and(sealed) {
-            tracing::warn!(%error, "failed to store the end of a build log");
-        }
-        if let Err(error) = publisher.finish(state).await {
-            // Readers derive the last event from the record when the log lacks it.
-            tracing::warn!(%error, "failed to store the last event of a build");
-        }
-        metrics::counter!("hearth_builds_total", "state" => state.as_str()).increment(1);
-        if let Some(started) = started {
-            let seconds = now.duration_since(started).as_secs_f64();
-            metrics::histogram!("hearth_build_duration_seconds").record(seconds);
-        }
-        self.release_packs(&active.packs).await;
-        self.release(active);
-        if active.log.len() >= self.options.logs_per_owner / SMALL_LOG_COUNT {
-            self.large_log.notify_one();
-        }
-    }
-
-    async fn store_final_record(&self, record: BuildRecord) {
-        for attempt in 1..=STORE_TRIES {
-            match self.ports.store.update(record.clone()).await {
-                Ok(()) => return,
-                // The next start of the daemon finds the build running, and ends it.
-                Err(error) if attempt == STORE_TRIES => {
-                    tracing::error!(%error, "failed to store the final state of a build; stopped trying");
-                }
-                Err(error) => {
-                    tracing::warn!(%error, attempt, "failed to store the final state of a build; retrying");
-                    tokio::time::sleep(Duration::from_millis(50 << attempt)).await;
-                }
-            }
-        }
-    }
-
-    /// Called when the daemon shuts down before the build has ended: queues the build for the next run, or interrupts
-    /// it if the next run cannot build it.
-    async fn requeue_or_interrupt(
-        self: &Arc<Self>,
-        active: &ActiveBuild,
-        mut record: BuildRecord,
-        mut publisher: EventPublisher,
-    ) {
-        if record.has_secrets {
-            let fault = interrupted_fault("and its secrets were held in memory only");
-            return self.finish(active, record, BuildOutcome::Interrupted(fault), publisher).await;
-        }
-        let queued = BuildEventKind::StateChanged { state: BuildState::Queued };
-        if let Err(error) = async {
-            publisher.publish(queued).await?;
-            publisher.flush().await?;
-            publisher.sync().await
-        }
-        .await
-        {
-            tracing::warn!(%error, "failed to store the end of a build log");
-        }
-        record.state = BuildState::Queued;
-        record.last_sequence = publisher.last_sequence();
-        self.store_final_record(record).await;
-        // The packs stay held because the next run needs them.
-        self.release(active);
     }
 }

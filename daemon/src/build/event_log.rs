@@ -10,7 +10,7 @@
 //! positions; it is rebuilt on opening by counting lines.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufRead as _, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -158,6 +158,25 @@ impl EventLog {
         written.index.extend(positions);
         drop(written);
         self.newest.send_replace(sequence);
+        Ok(())
+    }
+
+    /// Removes all events after number `last`. Must not be called while others read.
+    pub fn truncate_after(&self, last: u64) -> io::Result<()> {
+        let mut written = self.extent.lock();
+        let (mut kept, mut lines) = (0, 0);
+        let mut reader = io::BufReader::new(&self.file);
+        reader.seek(SeekFrom::Start(0))?;
+        while lines < last.min(written.last_sequence) {
+            kept += reader.skip_until(b'\n')? as u64;
+            lines += 1;
+        }
+        self.file.set_len(kept)?;
+        written.end_position = kept;
+        written.last_sequence = lines;
+        written.index.truncate(usize::try_from(lines.div_ceil(INDEX_STRIDE)).unwrap_or(usize::MAX));
+        drop(written);
+        self.newest.send_replace(lines);
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -324,6 +324,8 @@ impl Downloader for NoDownloads {
 #[derive(Default)]
 pub struct MemoryStore {
     tables: Mutex<Tables>,
+    /// The disk is full: records can be read, and not be changed.
+    pub full: AtomicBool,
 }
 
 #[derive(Default)]
@@ -396,6 +398,9 @@ impl BuildStore for MemoryStore {
     }
 
     async fn update(&self, record: BuildRecord) -> Result<(), StoreError> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(StoreError(std::io::ErrorKind::StorageFull.into()));
+        }
         let mut tables = self.tables.lock();
         if let Some(stored) = tables.builds.iter_mut().find(|stored| stored.id == record.id) {
             *stored = record;

@@ -248,6 +248,7 @@ pub struct BuildQuery {
     pub limit: usize,
 }
 
+/// Failure of the store. Its kind is [`StorageFull`](std::io::ErrorKind::StorageFull) if the disk is full.
 #[derive(Debug, thiserror::Error)]
 #[error("state database: {0}")]
-pub struct StoreError(pub String);
+pub struct StoreError(#[source] pub std::io::Error);

@@ -43,6 +43,8 @@ pub struct EventPublisher {
     earlier_steps: u32,
     /// Highest step number so far.
     highest_step: u32,
+    /// Events that could not be stored by [`seal`](Self::seal).
+    unstored: Vec<BuildEventKind>,
 }
 
 #[derive(Default)]
@@ -73,6 +75,7 @@ impl EventPublisher {
             steps: BTreeMap::new(),
             earlier_steps: 0,
             highest_step: 0,
+            unstored: Vec::new(),
         }
     }
 
@@ -129,10 +132,13 @@ impl EventPublisher {
         Ok(count)
     }
 
-    /// Publishes the bytes that are held back.
-    pub async fn flush(&mut self) -> io::Result<()> {
+    /// Publishes the bytes that are held back. After an error, the next call tries again.
+    pub async fn seal(&mut self) -> io::Result<()> {
         let rest = self.take_held_back(|_| true);
-        self.store(rest).await
+        self.unstored.extend(rest);
+        self.store(self.unstored.clone()).await?;
+        self.unstored.clear();
+        Ok(())
     }
 
     /// Publishes the last event.
@@ -325,7 +331,7 @@ mod tests {
             publisher.publish(kind).await.unwrap();
         }
         publisher.publish(log(2, "xyz")).await.unwrap();
-        publisher.flush().await.unwrap();
+        publisher.seal().await.unwrap();
         let (text, dropped) = text_of(&bench.log);
         assert_eq!((text.as_str(), dropped), ("1234567890", 9));
         let events = bench.log.read(1, usize::MAX).unwrap();
@@ -392,7 +398,7 @@ mod tests {
         ] {
             publisher.publish(kind).await.unwrap();
         }
-        publisher.flush().await.unwrap();
+        publisher.seal().await.unwrap();
         let masked: Vec<String> = bench
             .log
             .read(1, usize::MAX)
@@ -469,7 +475,7 @@ mod tests {
                 EventPublisher::resume(Arc::clone(&again), SecretMask::default(), QUOTA).await.unwrap();
             publisher.begin_attempt().await.unwrap();
             publisher.publish(log(1, &"b".repeat(2000))).await.unwrap();
-            publisher.flush().await.unwrap();
+            publisher.seal().await.unwrap();
             kept += rest.min(2000);
             dropped += 2000 - rest.min(2000);
             let (text, told) = text_of(&again);

@@ -5,9 +5,10 @@
 //! running, first attempt, no secrets       --> queued (run again, once)
 //! running, second attempt                  --> interrupted
 //! with secrets, or a missing pack          --> interrupted
+//! the log has an end that was not stored   --> ended as the log says
 //! ```
 //!
-//! Each build is recovered independently, so recovery can be repeated after a crash in the middle of it.
+//! Ends are stored by tasks, so that a disk that is full does not keep the daemon from its start. Each build is recovered independently, so recovery can be repeated after a crash in the middle of it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,7 +24,8 @@ use super::publisher::EventPublisher;
 use super::service::{ActiveBuild, BuildRuntime};
 use super::submit::packs_of;
 use crate::model::build::{BuildEventKind, BuildOutcome, BuildRecord, BuildState};
-use crate::model::fault::Fault;
+use crate::model::fault::{ErrorCode, Fault, FaultStage};
+use crate::model::id::PackId;
 use crate::model::share_owner::ShareOwner;
 use crate::task;
 
@@ -60,9 +62,13 @@ pub(super) async fn recover(shared: &Arc<BuildRuntime>) -> Result<(), StoreError
 
 async fn recover_one(shared: &Arc<BuildRuntime>, mut record: BuildRecord) -> Result<(), StoreError> {
     let (directory, id) = (shared.options.log_dir.clone(), record.id.clone());
-    let log = task::blocking("build log", move || EventLog::reopen(&directory, &id)).await;
-    let log = match log.map_err(std::io::Error::other).flatten() {
-        Ok(log) => Arc::new(log),
+    let opened = task::blocking("build log", move || {
+        let log = EventLog::reopen(&directory, &id)?;
+        let end = cut_after_end(&log)?;
+        Ok((log, end))
+    });
+    let (log, end) = match opened.await.map_err(std::io::Error::other).flatten() {
+        Ok((log, end)) => (Arc::new(log), end),
         Err(error) => {
             tracing::error!(%error, "failed to open a build log");
             record.state = BuildState::Interrupted;
@@ -72,6 +78,19 @@ async fn recover_one(shared: &Arc<BuildRuntime>, mut record: BuildRecord) -> Res
             return shared.ports.store.update(record).await;
         }
     };
+    if let Some((state, at)) = end {
+        tracing::warn!(
+            state = state.as_str(),
+            "build ended without a record; storing the end that its log has"
+        );
+        (record.state, record.finished_at, record.last_sequence) = (state, Some(at), log.last_sequence());
+        record.fault = matches!(state, BuildState::Failed | BuildState::Interrupted).then(unknown_fault);
+        let active = active(shared, &record, log, Vec::new());
+        let shared = Arc::clone(shared);
+        let end = async move { shared.store_logged_end(&active, record).await };
+        drop(task::spawn("end build", end));
+        return Ok(());
+    }
     let packs = packs_of(&record.spec);
     let refusal = if record.has_secrets {
         Some(interrupted_fault("and its secrets were held in memory only"))
@@ -82,30 +101,71 @@ async fn recover_one(shared: &Arc<BuildRuntime>, mut record: BuildRecord) -> Res
     };
     if let Some(fault) = refusal {
         tracing::warn!(error = fault.message, "build interrupted");
-        let active = ActiveBuild::new(record.id.clone(), record.submitted_by.clone(), log, Vec::new());
-        let publisher = EventPublisher::new(Arc::clone(&active.log), SecretMask::default(), 0);
-        shared.finish(&active, record, BuildOutcome::Interrupted(fault), publisher).await;
+        let publisher = EventPublisher::new(Arc::clone(&log), SecretMask::default(), 0);
+        let active = active(shared, &record, log, Vec::new());
+        let shared = Arc::clone(shared);
+        let end = async move {
+            shared.finish(&active, record, BuildOutcome::Interrupted(fault), publisher).await;
+        };
+        drop(task::spawn("end build", end));
         return Ok(());
     }
-    let active = ActiveBuild::new(record.id.clone(), record.submitted_by.clone(), log, packs);
     if record.state == BuildState::Running {
         tracing::info!("build queued to run again");
-        let log = Arc::clone(&active.log);
+        let appending = Arc::clone(&log);
         let queued = vec![BuildEventKind::StateChanged { state: BuildState::Queued }];
-        let appended = task::blocking("build log", move || log.append(queued)).await;
+        let appended = task::blocking("build log", move || appending.append(queued)).await;
         if let Err(error) = appended.map_err(std::io::Error::other).flatten() {
             // The driver meets the same error and fails the build with it.
             tracing::warn!(%error, "failed to write a build log");
         }
         record.state = BuildState::Queued;
-        record.last_sequence = active.log.last_sequence();
-        shared.ports.store.update(record.clone()).await?;
+        record.last_sequence = log.last_sequence();
+        if let Err(error) = shared.ports.store.update(record.clone()).await {
+            // Stored as running, it is recovered again by a later start if this one does not run it.
+            tracing::warn!(%error, "failed to store the state of a build");
+        }
     }
-    let mut state = shared.schedule();
-    state.active.insert(record.id.clone(), Arc::new(active));
+    active(shared, &record, log, packs);
     let ShareOwner(owner) = shared.options.share_owners.owner_of(&record.submitted_by);
-    state.admission.restore(owner, record.id);
+    shared.schedule().admission.restore(owner, record.id);
     Ok(())
+}
+
+/// Makes a build active.
+fn active(
+    shared: &BuildRuntime,
+    record: &BuildRecord,
+    log: Arc<EventLog>,
+    packs: Vec<PackId>,
+) -> Arc<ActiveBuild> {
+    let active = Arc::new(ActiveBuild::new(record.id.clone(), record.submitted_by.clone(), log, packs));
+    shared.schedule().active.insert(record.id.clone(), Arc::clone(&active));
+    active
+}
+
+/// Finds the end of a build in its log, and removes what follows it. Blocking.
+fn cut_after_end(log: &EventLog) -> std::io::Result<Option<(BuildState, Timestamp)>> {
+    let mut next = 1;
+    loop {
+        let events = log.read(next, 1 << 20)?;
+        let Some(last) = events.last() else { return Ok(None) };
+        next = last.sequence + 1;
+        for event in &events {
+            if let BuildEventKind::Finished { state } = event.kind {
+                log.truncate_after(event.sequence)?;
+                return Ok(Some((state, event.time)));
+            }
+        }
+    }
+}
+
+fn unknown_fault() -> Fault {
+    Fault::new(
+        FaultStage::Solve,
+        ErrorCode::StateUnavailable,
+        "the daemon ended before it could store why the build ended; the build's log has its output",
+    )
 }
 
 fn pack_fault(fault: &Fault) -> Fault {

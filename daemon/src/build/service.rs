@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -97,6 +97,11 @@ pub enum BuildError {
     Ambiguous { given: String },
     #[error("build `{id}` has not ended; cancel it first")]
     NotEnded { id: BuildId },
+    /// Nothing is lost: the daemon stores the state as soon as it can.
+    #[error(
+        "the state of build `{id}` cannot be stored at the moment, and the daemon keeps trying: {failure}"
+    )]
+    Unstored { id: BuildId, failure: StoreFailure },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("log of build `{id}`: {source}")]
@@ -143,6 +148,21 @@ pub(super) struct ActiveBuild {
     pub(super) stop: CancellationToken,
     /// Cancelled when the final state is recorded.
     pub(super) ended: CancellationToken,
+    /// Set while the state of the build cannot be stored or read.
+    pub(super) store_failure: watch::Sender<Option<StoreFailure>>,
+}
+
+/// Failure of the store that lasts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreFailure {
+    pub message: String,
+    pub disk_full: bool,
+}
+
+impl std::fmt::Display for StoreFailure {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.message)
+    }
 }
 
 impl ActiveBuild {
@@ -157,6 +177,7 @@ impl ActiveBuild {
             verdict: VerdictCell::default(),
             stop: CancellationToken::new(),
             ended: CancellationToken::new(),
+            store_failure: watch::Sender::new(None),
         }
     }
 
@@ -168,6 +189,20 @@ impl ActiveBuild {
     #[must_use]
     pub(super) fn with_prefetch(self, prefetch: Option<ContextPrefetch>) -> Self {
         Self { prefetch: Mutex::new(prefetch), ..self }
+    }
+
+    /// Returns when the final state is recorded, or with an error while it cannot be.
+    pub(super) async fn wait_ended(&self) -> Result<(), BuildError> {
+        let mut failures = self.store_failure.subscribe();
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => Ok(()),
+            // The sender is in `self`, so the wait does not end early.
+            failed = failures.wait_for(Option::is_some) => match failed.ok().and_then(|failed| failed.clone()) {
+                Some(failure) => Err(BuildError::Unstored { id: self.id.clone(), failure }),
+                None => Ok(()),
+            },
+        }
     }
 
     pub(super) fn take_prefetch(&self) -> Option<ContextPrefetch> {
@@ -258,7 +293,7 @@ impl Handle {
             }
             bytes
         });
-        add.await.map_err(|_| StoreError("the daemon is ending".to_owned()).into())
+        add.await.map_err(|_| StoreError(std::io::Error::other("the daemon is ending")).into())
     }
 
     /// Returns a part of the log as lines.
@@ -304,7 +339,7 @@ impl Handle {
                 let end = async move { shared.end_cancelled_in_queue(&waiting).await };
                 drop(driver::build_span(&id).in_scope(|| task::spawn("cancel build", end)));
             }
-            active.ended.cancelled().await;
+            active.wait_ended().await?;
         }
         self.record(&id).await
     }
@@ -312,12 +347,18 @@ impl Handle {
     /// Removes a build that has ended.
     pub async fn remove(&self, id: &str) -> Result<(), BuildError> {
         let record = self.get(id).await?;
+        let active = self.shared.active_build(&record.id);
         if !record.state.is_final() {
-            return Err(BuildError::NotEnded { id: record.id });
+            let failure = active.and_then(|active| active.store_failure.borrow().clone());
+            let id = record.id;
+            return Err(match failure {
+                Some(failure) => BuildError::Unstored { id, failure },
+                None => BuildError::NotEnded { id },
+            });
         }
         // Its task may still be publishing the last event.
-        if let Some(active) = self.shared.active_build(&record.id) {
-            active.ended.cancelled().await;
+        if let Some(active) = active {
+            active.wait_ended().await?;
         }
         self.shared.remove(&record.id).await
     }
@@ -446,17 +487,9 @@ impl BuildRuntime {
 
     /// Ends a build that was cancelled before it had a slot.
     async fn end_cancelled_in_queue(self: &Arc<Self>, active: &ActiveBuild) {
-        match self.ports.store.get(&active.id).await {
-            Ok(Some(record)) => {
-                let publisher = EventPublisher::new(Arc::clone(&active.log), SecretMask::default(), 0);
-                self.finish(active, record, BuildOutcome::Cancelled, publisher).await;
-            }
-            Ok(None) => self.release(active),
-            Err(error) => {
-                tracing::error!(%error, "failed to read a cancelled build");
-                self.release(active);
-            }
-        }
+        let Some(record) = self.stored_record(active).await else { return self.release(active) };
+        let publisher = EventPublisher::new(Arc::clone(&active.log), SecretMask::default(), 0);
+        self.finish(active, record, BuildOutcome::Cancelled, publisher).await;
     }
 
     pub(super) async fn remove(&self, id: &BuildId) -> Result<(), BuildError> {

@@ -257,12 +257,14 @@ fn existing_build(earlier: InsertOutcome) -> Result<SubmittedBuild, SubmitError>
         InsertOutcome::Existing(id) => Ok(SubmittedBuild { id, created: false }),
         InsertOutcome::Conflict(build) => Err(SubmitError::KeyReused { build }),
         // Only a store that answers `New` without storing the build gets here.
-        InsertOutcome::New => Err(SubmitError::Store(StoreError("a build was not stored".to_owned()))),
+        InsertOutcome::New => {
+            Err(SubmitError::Store(StoreError(std::io::Error::other("a build was not stored"))))
+        }
     }
 }
 
 fn request_digest(spec: &BuildSpec) -> Result<Digest, SubmitError> {
-    let text = serde_json::to_vec(spec).map_err(|error| StoreError(error.to_string()))?;
+    let text = serde_json::to_vec(spec).map_err(|error| StoreError(error.into()))?;
     Ok(Digest::from_sha256(Sha256::digest(text).into()))
 }
 

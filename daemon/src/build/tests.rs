@@ -2,6 +2,7 @@
 
 mod cancel;
 mod early;
+mod ends;
 mod lifecycle;
 mod remote_tags;
 mod restart;

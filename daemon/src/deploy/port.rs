@@ -315,7 +315,7 @@ pub enum ServiceStoreError {
     #[error("service name `{0}` is taken")]
     NameTaken(ServiceName),
     #[error("state database: {0}")]
-    Database(String),
+    Database(#[source] std::io::Error),
 }
 
 /// Reads the logs of instances. The production implementation reads the files that the log keepers write.

@@ -24,6 +24,7 @@ use super::port::{LogError, RuntimeError, ServiceStoreError};
 use super::share::ServiceLimit;
 use super::startup;
 use crate::access::policy::AccessDenied;
+use crate::disk::is_disk_full;
 use crate::model::fault::{ErrorCode, Fault};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{self, ServiceDomain, ServiceName, ServiceOrigin, ServiceSpec};
@@ -169,6 +170,7 @@ impl DeployError {
             }
             Self::Runtime(RuntimeError::Unavailable(_)) => ErrorCode::RuntimeUnavailable,
             Self::NotReady(_) | Self::ShuttingDown => ErrorCode::Unavailable,
+            Self::Store(ServiceStoreError::Database(error)) if is_disk_full(error) => ErrorCode::NoSpace,
             Self::Secret { .. } | Self::Store(_) | Self::Runtime(_) | Self::Log(_) => ErrorCode::Internal,
         }
     }

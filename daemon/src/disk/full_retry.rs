@@ -1,5 +1,6 @@
 //! Retries of small writes of the daemon itself while the disk is full for a moment.
 
+use std::error::Error;
 use std::io;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -11,6 +12,18 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Reports whether the error means that there was no space.
 pub fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Reports whether an error, or one that caused it, means that there was no space.
+pub fn is_caused_by_full_disk(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<io::Error>().is_some_and(is_disk_full) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// Writes, and retries for two seconds while the disk is full. Blocking.

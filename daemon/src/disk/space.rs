@@ -117,6 +117,14 @@ impl SpaceWatch {
         }
     }
 
+    /// Returns when the disk is not full; never, once the monitor has ended while it was.
+    pub async fn not_full(&self) {
+        let mut seen = self.seen.clone();
+        if seen.wait_for(|space| space.level() < SpaceLevel::Full).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     pub fn component(&self) -> ComponentStatus {
         let FreeSpace { free, floor } = *self.seen.borrow();
         let full = self.level() == SpaceLevel::Full;

@@ -6,6 +6,7 @@ use hearth_registry::RemoteError;
 use super::remote_registries::CredentialsFileError;
 
 use super::port::{CatalogError, LayerRefusal};
+use crate::disk::is_disk_full;
 use crate::model::Digest;
 use crate::model::fault::ErrorCode;
 use crate::model::id::PackId;
@@ -74,9 +75,9 @@ pub enum ImageError {
     #[error("{digest}: {source}")]
     Read { digest: Digest, source: std::io::Error },
     #[error("content that is not needed cannot be removed: {0}")]
-    Sweep(std::io::Error),
+    Sweep(#[source] std::io::Error),
     #[error("cannot store a received archive: {0}")]
-    Scratch(std::io::Error),
+    Scratch(#[source] std::io::Error),
     #[error("the daemon is ending")]
     Ending,
 }
@@ -129,6 +130,14 @@ impl ImageError {
             Self::Archive(_) => ErrorCode::InvalidArchive,
             Self::PackNotFound { .. } => ErrorCode::PackNotFound,
             Self::NoSpace => ErrorCode::NoSpace,
+            Self::Catalog(CatalogError(error))
+            | Self::Read { source: error, .. }
+            | Self::Sweep(error)
+            | Self::Scratch(error)
+                if is_disk_full(error) =>
+            {
+                ErrorCode::NoSpace
+            }
             Self::Quota(_) => ErrorCode::QuotaExceeded,
             Self::Oversize { .. } => ErrorCode::ImageTooLarge,
             Self::Remote(error) => error.code(),

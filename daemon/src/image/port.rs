@@ -289,6 +289,7 @@ pub enum PackContent {
     },
 }
 
+/// Failure of the store. Its kind is [`StorageFull`](std::io::ErrorKind::StorageFull) if the disk is full.
 #[derive(Debug, thiserror::Error)]
 #[error("state database: {0}")]
-pub struct CatalogError(pub String);
+pub struct CatalogError(#[source] pub std::io::Error);

@@ -46,7 +46,7 @@ pub enum PackError {
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error("packs: {0}")]
-    Io(std::io::Error),
+    Io(#[source] std::io::Error),
     #[error("the daemon is ending")]
     Ending,
 }

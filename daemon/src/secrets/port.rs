@@ -32,6 +32,7 @@ pub struct SealedSecret {
     pub at: Timestamp,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Failure of the store. Its kind is [`StorageFull`](std::io::ErrorKind::StorageFull) if the disk is full.
+#[derive(Debug, thiserror::Error)]
 #[error("state database: {0}")]
-pub struct SecretStoreError(pub String);
+pub struct SecretStoreError(#[source] pub std::io::Error);

@@ -12,7 +12,7 @@ use crate::model::id::BuildId;
 
 impl From<StateStoreError> for port::StoreError {
     fn from(error: StateStoreError) -> Self {
-        Self(error.to_string())
+        Self(error.into())
     }
 }
 

@@ -33,7 +33,7 @@ const TOUCH_AFTER_MS: i64 = 60_000;
 
 impl From<StateStoreError> for CatalogError {
     fn from(error: StateStoreError) -> Self {
-        Self(error.to_string())
+        Self(error.into())
     }
 }
 

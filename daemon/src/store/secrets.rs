@@ -11,7 +11,7 @@ use crate::secrets::port::{self, SealedSecret, SecretStore};
 
 impl From<StateStoreError> for port::SecretStoreError {
     fn from(error: StateStoreError) -> Self {
-        Self(error.to_string())
+        Self(error.into())
     }
 }
 

@@ -14,7 +14,7 @@ use crate::model::service::{ServiceDomain, ServiceName, ServiceRecord};
 
 impl From<StateStoreError> for port::ServiceStoreError {
     fn from(error: StateStoreError) -> Self {
-        Self::Database(error.to_string())
+        Self::Database(error.into())
     }
 }
 

@@ -49,7 +49,7 @@ impl From<KeyChangeError> for ApiError {
             KeyChangeError::Name => Self::invalid("name", ErrorCode::InvalidName, message),
             KeyChangeError::TooManySecrets => Self::new(ErrorCode::TooManySecrets, message),
             KeyChangeError::TooManyRevocations => Self::new(ErrorCode::TooManyRevocations, message),
-            KeyChangeError::File(_) => Self::internal("tokens could not be changed", message),
+            error @ KeyChangeError::File(_) => Self::of_failure("tokens could not be changed", &error),
         }
     }
 }

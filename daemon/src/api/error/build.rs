@@ -28,8 +28,8 @@ impl From<SubmitError> for ApiError {
             // Only a missing pack is a missing object of the request; everything else is a state of the room.
             SubmitError::Refused(fault) if fault.code == ErrorCode::PackNotFound => Self::from_fault(*fault),
             SubmitError::Refused(fault) => Self::from_fault(*fault).status(Code::FailedPrecondition),
-            SubmitError::Store(_) | SubmitError::Log(_) => {
-                Self::internal("the build could not be stored", message)
+            error @ (SubmitError::Store(_) | SubmitError::Log(_)) => {
+                Self::of_failure("the build could not be stored", &error)
             }
         }
     }
@@ -42,8 +42,12 @@ impl From<BuildError> for ApiError {
             BuildError::NotFound { .. } => Self::new(ErrorCode::BuildNotFound, message),
             BuildError::Ambiguous { .. } => Self::invalid("build_id", ErrorCode::AmbiguousBuildId, message),
             BuildError::NotEnded { .. } => Self::new(ErrorCode::BuildNotEnded, message),
-            BuildError::Store(_) | BuildError::Log { .. } => {
-                Self::internal("the build could not be read", message)
+            BuildError::Unstored { failure, .. } => {
+                let code = if failure.disk_full { ErrorCode::NoSpace } else { ErrorCode::StateUnavailable };
+                Self::new(code, message).retryable(None)
+            }
+            error @ (BuildError::Store(_) | BuildError::Log { .. }) => {
+                Self::of_failure("the build could not be read", &error)
             }
         }
     }

@@ -16,7 +16,7 @@ impl From<ImageError> for ApiError {
             ImageError::Catalog(_)
             | ImageError::Read { .. }
             | ImageError::Scratch(_)
-            | ImageError::Sweep(_) => Self::internal("the room's images could not be used", &error),
+            | ImageError::Sweep(_) => Self::of_failure("the room's images could not be used", &error),
             ImageError::Ending => new(&error).status(Code::Unavailable),
             // The content of the request is wrong, not that of a registry.
             ImageError::Archive(_) => new(&error).status(Code::InvalidArgument),

@@ -11,7 +11,7 @@ impl From<PackError> for ApiError {
         match error {
             PackError::Image(error) => error.into(),
             PackError::Store(AppendError::Io(_)) | PackError::Io(_) => {
-                Self::internal("the room's packs could not be used", &error)
+                Self::of_failure("the room's packs could not be used", &error)
             }
             error => {
                 let converted = Self::new(error.code(), error.to_string()).maybe_hint(error.hint());

@@ -5,6 +5,9 @@ use crate::secrets::SecretsError;
 
 impl From<SecretsError> for ApiError {
     fn from(error: SecretsError) -> Self {
+        if let Some(full) = Self::of_full_disk(&error) {
+            return full;
+        }
         let (code, hint, message) = (error.code(), error.hint(), error.to_string());
         let converted = match error {
             SecretsError::TooLarge { .. } | SecretsError::Nul { .. } => Self::invalid("value", code, message),

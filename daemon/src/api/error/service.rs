@@ -43,10 +43,10 @@ impl From<DeployError> for ApiError {
             | DeployError::NotRunning { .. }
             | DeployError::Limit(_)
             | DeployError::ShuttingDown => Self::new(code, message),
-            DeployError::Secret { .. }
+            error @ (DeployError::Secret { .. }
             | DeployError::Store(_)
             | DeployError::Runtime(_)
-            | DeployError::Log(_) => return Self::internal("the service could not be used", message),
+            | DeployError::Log(_)) => return Self::of_failure("the service could not be used", &error),
         };
         converted.maybe_hint(hint)
     }

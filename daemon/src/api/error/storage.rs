@@ -28,7 +28,7 @@ impl From<StorageError> for ApiError {
             StorageError::SizeMismatch { .. } => ErrorCode::SizeMismatch,
             StorageError::Changed { .. } => ErrorCode::Changed,
             StorageError::Unsupported { .. } | StorageError::Io { .. } => {
-                return Self::internal("the storage could not be used", message);
+                return Self::of_failure("the storage could not be used", &error);
             }
         };
         Self::new(code, message)

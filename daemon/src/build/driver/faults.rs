@@ -1,5 +1,7 @@
 //! Faults of builds, other than those of their solves.
 
+use crate::build::port::StoreError;
+use crate::disk::is_disk_full;
 use crate::model::MountTarget;
 use crate::model::Reference;
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
@@ -26,11 +28,13 @@ pub(in crate::build) fn interrupted_fault(why: &str) -> Fault {
 }
 
 pub(super) fn log_fault(error: &std::io::Error) -> Fault {
-    Fault::new(
-        FaultStage::Solve,
-        ErrorCode::LogUnwritable,
-        format!("the build's log cannot be written: {error}"),
-    )
+    let code = if is_disk_full(error) { ErrorCode::NoSpace } else { ErrorCode::LogUnwritable };
+    Fault::new(FaultStage::Solve, code, format!("the build's log cannot be written: {error}"))
+}
+
+pub(super) fn store_fault(error: &StoreError) -> Fault {
+    let code = if is_disk_full(&error.0) { ErrorCode::NoSpace } else { ErrorCode::StateUnavailable };
+    Fault::new(FaultStage::Request, code, error.to_string())
 }
 
 pub(super) fn logged_log_fault(error: &std::io::Error) -> Fault {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::API_VERSION;
 use super::route::RouteKind;
 use crate::access::policy::AccessDenied;
+use crate::disk::is_disk_full;
 use crate::image::port::{BlobError, CatalogError};
 use crate::model::{Digest, Repository};
 
@@ -121,6 +122,9 @@ impl From<AccessDenied> for RegistryErrorResponse {
 
 impl From<CatalogError> for RegistryErrorResponse {
     fn from(error: CatalogError) -> Self {
+        if is_disk_full(&error.0) {
+            return BlobError::DiskFull.into();
+        }
         Self::internal("reading or writing the names of images", &error)
     }
 }
