@@ -11,6 +11,7 @@ mod driver;
 mod event_log;
 #[cfg(test)]
 mod fake;
+mod idempotency;
 mod log_text;
 mod mask;
 pub mod port;

@@ -2,6 +2,7 @@
 
 mod follow;
 mod options;
+mod paths;
 mod request;
 
 use std::os::unix::ffi::OsStringExt as _;
@@ -17,7 +18,7 @@ pub(super) use options::BuildOptions;
 
 use follow::Followed;
 
-use super::pack::{check_directory, check_room_tag};
+use super::pack::check_room_tag;
 use super::registry::CredentialArgs;
 use super::{GlobalArgs, complete, connect, pack};
 use crate::client::Client;
@@ -177,9 +178,6 @@ pub(super) enum LocalFiles {
 /// client connects.
 fn checked_plan(args: &BuildArgs) -> Result<request::BuildPlan, Failure> {
     let plan = request::plan(args)?;
-    if let Some(pack) = &plan.pack {
-        check_directory(&pack.path)?;
-    }
     let files = [("--metadata-file", &args.options.metadata_file), ("--iidfile", &args.options.iidfile)];
     for (flag, file) in files {
         file.iter().try_for_each(|file| output::check_new_file(flag, file))?;
@@ -209,14 +207,14 @@ async fn submit(
         for tag in &plan.tags {
             check_room_tag(&client, "--tag", tag).await?;
         }
-        let mut walk = walk_options(&args.options, &local.target);
+        let mut walk = walk_options(&args.options, local.target.as_str());
         walk.written.extend(pack::send::kept_archive(&client, plan.pack_room_path.as_deref()).await?);
         let scanned = pack::send::scan(local.path, walk).await?;
         pack::print_summary(&scanned.summary, args.brief);
         let temporary = Destination::Temporary(true);
         let sent = pack::send::send(&client, &scanned, temporary, None, plan.pack_room_path.take()).await?;
         let source = Some(Source::PackId(sent.result.pack_id));
-        plan.spec.mounts.push(Mount { source, target: local.target, ..Mount::default() });
+        plan.spec.mounts.push(Mount { source, target: local.target.to_string(), ..Mount::default() });
     }
     let idempotency_key = args.idempotency_key.clone().unwrap_or_default();
     let submitted =

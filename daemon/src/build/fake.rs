@@ -224,6 +224,8 @@ pub struct FakeImages {
     pub name_fault: Mutex<Option<Fault>>,
     /// Existing packs with their hold counts.
     pub packs: Mutex<BTreeMap<PackId, usize>>,
+    /// Content of packs, by their ids.
+    pub pack_contents: Mutex<BTreeMap<PackId, String>>,
 }
 
 #[async_trait]
@@ -300,6 +302,10 @@ impl RoomImages for FakeImages {
             }
             None => Err(Fault::new(FaultStage::Request, ErrorCode::PackNotFound, format!("no pack {id}"))),
         }
+    }
+
+    async fn pack_content(&self, id: &PackId, _caller: &str) -> Result<Option<String>, StoreError> {
+        Ok(self.pack_contents.lock().get(id).cloned())
     }
 
     async fn release_pack(&self, id: &PackId) {

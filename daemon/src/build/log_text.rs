@@ -198,7 +198,7 @@ mod tests {
             tail: 1,
             ..BuildLogQuery::default()
         });
-        assert_eq!((text.lines, text.omitted_lines), (vec!["#1 | no end".to_owned()], 2));
+        assert_eq!((text.lines, text.omitted_lines), (vec!["#1 | no end".to_owned()], 1));
         let text = ask(BuildLogQuery { from_sequence: 8, ..BuildLogQuery::default() });
         assert_eq!((text.lines, text.next_sequence), (vec!["#2 | last".to_owned()], 9));
         let text = ask(BuildLogQuery { max_bytes: 12, ..BuildLogQuery::default() });

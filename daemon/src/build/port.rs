@@ -161,6 +161,8 @@ pub trait RoomImages: Send + Sync + 'static {
     ) -> Result<(), Fault>;
     /// Keeps a pack of `caller` until it is released as often as it was held.
     async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault>;
+    /// Returns the identity of the files of a pack of `caller`; `None` if there is no such pack.
+    async fn pack_content(&self, id: &PackId, caller: &str) -> Result<Option<String>, StoreError>;
     async fn release_pack(&self, id: &PackId);
 }
 

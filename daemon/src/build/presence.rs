@@ -19,6 +19,9 @@ const MAX_SIMILAR_NAMES: usize = 3;
 /// Maximum length of a name that is compared with others, in bytes.
 const MAX_COMPARED_BYTES: usize = 64;
 
+/// First words of a hint that proposes other names.
+const SIMILAR: &str = "did you mean";
+
 /// Returns the fault of a build with a source that is not among the files. Blocking.
 pub(super) fn missing_source_fault(
     files: &ContextFiles,
@@ -35,7 +38,15 @@ pub(super) fn missing_source_fault(
                     // The ignore file does not exclude it.
                     None => continue,
                 },
-                SourcePresence::Missing { known } => missing_hint(tree, source, known),
+                SourcePresence::Missing { known } => {
+                    let missing = missing_hint(tree, source, known);
+                    // A pack has no files that its ignore file excludes.
+                    match hidden_hint(files, source, dockerfile) {
+                        Some(hidden) if missing.starts_with(SIMILAR) => format!("{hidden}; or {missing}"),
+                        Some(hidden) => hidden,
+                        None => missing,
+                    }
+                }
             };
             let message = format!(
                 "line {}: \"/{}\": not found in the build context",
@@ -119,7 +130,7 @@ fn missing_hint(tree: &dyn FileTree, source: &CopySource, known: usize) -> Strin
     let similar = similar(tree, parent, name);
     if !similar.is_empty() {
         let names: Vec<String> = similar.iter().map(|path| format!("`{}`", path_text(path))).collect();
-        return format!("did you mean {}?", names.join(" or "));
+        return format!("{SIMILAR} {}?", names.join(" or "));
     }
     if source.written.split('/').any(|part| part == "..") {
         return format!(

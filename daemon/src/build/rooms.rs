@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use hearth_oci::Descriptor;
 
 use super::dockerfile::Dockerfile;
-use super::port::{ContextSource, ImageRequest, PreparedContext, RoomImages};
+use super::port::{ContextSource, ImageRequest, PreparedContext, RoomImages, StoreError};
 use crate::context::{
     ContextMount, ContextPreparer, ContextRequest, LayerBlob, OpenedImage, OpenedPack, TreeIdentity,
 };
@@ -93,6 +93,17 @@ impl RoomImages for RoomContexts {
             .await
             .map(|_| ())
             .map_err(|error| image_fault(FaultStage::Context, &error))
+    }
+
+    async fn pack_content(&self, id: &PackId, caller: &str) -> Result<Option<String>, StoreError> {
+        match self.images.pack(id, caller).await {
+            Ok(pack) => Ok(Some(match pack.content {
+                PackContent::Image(manifest) => format!("image {}", manifest.digest),
+                PackContent::Tree { tree, .. } => format!("tree {tree}"),
+            })),
+            Err(ImageError::PackNotFound { .. }) => Ok(None),
+            Err(error) => Err(StoreError(std::io::Error::other(error))),
+        }
     }
 
     async fn release_pack(&self, id: &PackId) {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use sha2::{Digest as _, Sha256};
 use tracing::Instrument as _;
 
 use super::admission::{AdmissionError, Reservation};
@@ -16,13 +15,13 @@ use super::driver::{ContextPrefetch, build_span};
 use super::event_log::EventLog;
 use super::port::{IdempotencyKey, InsertOutcome, StoreError};
 use super::service::{ActiveBuild, BuildRuntime, Handle};
+use crate::model::BuildMountSource;
 use crate::model::access::NamePatterns;
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSecrets, BuildSpec, BuildState};
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
 use crate::model::share_owner::ShareOwner;
 use crate::model::trust::TrustDomain;
-use crate::model::{BuildMountSource, Digest};
 use crate::task;
 
 pub struct SubmitBuild {
@@ -98,18 +97,11 @@ impl Handle {
 
 impl BuildRuntime {
     async fn accept(&self, request: SubmitBuild) -> Result<SubmittedBuild, SubmitError> {
-        let key = match &request.idempotency_key {
-            Some(key) => Some(IdempotencyKey {
-                caller: request.caller.clone(),
-                key: key.clone(),
-                request: request_digest(&request.spec)?,
-            }),
-            None => None,
-        };
+        let key = self.idempotency_key(&request).await?;
         if let Some(key) = &key
             && let Some(earlier) = self.ports.store.find_by_key(key).await?
         {
-            return existing_build(earlier);
+            return self.existing_build(earlier, &request.spec).await;
         }
         let id = BuildId::random();
         let span = build_span(&id);
@@ -175,7 +167,7 @@ impl BuildRuntime {
                 if !matches!(removed, Ok(Ok(()))) {
                     tracing::warn!("failed to remove the log of a refused build; retrying at the next start");
                 }
-                existing_build(other?.0)
+                self.existing_build(other?.0, &request.spec).await
             }
         }
     }
@@ -250,22 +242,6 @@ impl BuildRuntime {
             self.ports.images.release_pack(pack).await;
         }
     }
-}
-
-fn existing_build(earlier: InsertOutcome) -> Result<SubmittedBuild, SubmitError> {
-    match earlier {
-        InsertOutcome::Existing(id) => Ok(SubmittedBuild { id, created: false }),
-        InsertOutcome::Conflict(build) => Err(SubmitError::KeyReused { build }),
-        // Only a store that answers `New` without storing the build gets here.
-        InsertOutcome::New => {
-            Err(SubmitError::Store(StoreError(std::io::Error::other("a build was not stored"))))
-        }
-    }
-}
-
-fn request_digest(spec: &BuildSpec) -> Result<Digest, SubmitError> {
-    let text = serde_json::to_vec(spec).map_err(|error| StoreError(error.into()))?;
-    Ok(Digest::from_sha256(Sha256::digest(text).into()))
 }
 
 /// Returns the packs among a build's mounts, each once.

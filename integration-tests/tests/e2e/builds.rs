@@ -305,6 +305,21 @@ fn the_same_idempotency_key_is_the_same_build(daemon: &Daemon) {
         .to_owned();
     let again = daemon.build("keyed:3", "keyed", &["--detach", "--idempotency-key", "k3"]);
     assert_eq!(again.expect_code(0).line(), id);
+    // Each pack has an id of its own, and the same files are the same request.
+    let packed = tempfile::tempdir_in(daemon.directory()).unwrap();
+    fs::write(packed.path().join("Dockerfile"), "FROM scratch\nCOPY a /\n").unwrap();
+    fs::write(packed.path().join("a"), "keyed").unwrap();
+    let directory = packed.path().to_str().unwrap();
+    let pack = || {
+        let arguments = ["build", "--tag", "keyed:4", "--detach", "--idempotency-key", "k4", directory];
+        daemon.hearth(&arguments)
+    };
+    let id = pack().expect_code(0).line().to_owned();
+    assert_eq!(pack().expect_code(0).line(), id);
+    daemon.hearth_ok(&["builds", "logs", &id, "--follow"]);
+    assert_eq!(pack().expect_code(0).line(), id, "after its end too");
+    fs::write(packed.path().join("a"), "other").unwrap();
+    pack().expect_code(1).says(&["idempotency key", &id]);
 }
 
 fn concurrent_builds_have_whole_logs(daemon: &Daemon) {

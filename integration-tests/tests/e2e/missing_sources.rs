@@ -285,6 +285,31 @@ fn the_error_names_the_pattern_that_excludes_a_source(daemon: &Daemon) {
     let output =
         daemon.build("missing-sources/hidden:1", "missing-sources/hidden", &["-f", "web.Dockerfile"]);
     output.expect_code(1).says(&["secret.key", "*.key"]);
+    // A pack does not have the file at all.
+    let directory = daemon.room_files().join("missing-sources/hidden");
+    let directory = directory.to_str().unwrap();
+    let pack = |more: &[&str]| {
+        daemon.hearth(&[&["build", "--tag", "missing-sources/hidden:1", directory], more].concat())
+    };
+    pack(&["-f", "web.Dockerfile"]).expect_code(1).says(&[
+        "secret.key",
+        "`*.key` of `/context/web.Dockerfile.dockerignore`",
+        "`!secret.key`",
+    ]);
+    // What is certain is reported in the words of the command, before anything is sent.
+    let unsent = |more: &[&str], code: i32, words: &[&str]| {
+        let output = pack(more);
+        output.expect_code(code).says(words);
+        assert!(!output.stderr.contains("sent "), "{output}");
+    };
+    let missing = format!("neither `{directory}/Containerfile` nor `{directory}/Dockerfile` exists");
+    unsent(&[], 1, &[&missing]);
+    unsent(&["-f", "docker/web"], 1, &[&format!("`{directory}/docker/web` does not exist")]);
+    unsent(&["-f", ""], 2, &["--dockerfile-path is empty"]);
+    unsent(&["--context-path", "/other"], 2, &["`/other` is in none of the mounts", "`/context`"]);
+    fs::write(daemon.room_files().join("missing-sources/hidden/Containerfile"), "").unwrap();
+    unsent(&[], 1, &[&format!("`{directory}/Containerfile` is empty")]);
+    fs::remove_file(daemon.room_files().join("missing-sources/hidden/Containerfile")).unwrap();
 }
 
 fn a_build_after_one_of_a_missing_source_reads_only_the_change(daemon: &Daemon) {

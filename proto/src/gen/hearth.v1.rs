@@ -248,7 +248,9 @@ pub struct SubmitBuildRequest {
     #[prost(message, optional, tag = "1")]
     pub spec: ::core::option::Option<BuildSpec>,
     /// Key that makes a repeated call safe: the same key with the same spec returns the build that the first
-    /// call made. The same key with another spec is refused. Example: "deploy-4711".
+    /// call made. The same key with another spec is refused. Packs are compared by their files, so sending an
+    /// unchanged directory again is the same spec; paths of storage and images are compared by their names.
+    /// Example: "deploy-4711".
     #[prost(string, tag = "2")]
     pub idempotency_key: ::prost::alloc::string::String,
 }

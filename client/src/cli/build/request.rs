@@ -9,7 +9,7 @@ use hearth_proto::value::{
 };
 
 use super::super::assignments::{labels, variables};
-use super::{BuildArgs, tag};
+use super::{BuildArgs, paths, tag};
 use crate::duration;
 use crate::error::Failure;
 
@@ -28,7 +28,7 @@ pub(super) struct BuildPlan {
 /// A directory to send before the build.
 pub(super) struct LocalPack {
     pub path: PathBuf,
-    pub target: String,
+    pub target: MountTarget,
 }
 
 pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
@@ -37,15 +37,10 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
         tags.push(tag("--also-tag", text)?);
     }
     let (mounts, pack) = mounts(args)?;
-    if let Some(path) = &args.options.context_path {
-        path.parse::<MountTarget>().map_err(|error| {
-            Failure::usage(format!("--context-path: {error}"))
-                .hint("the path is one inside the mounts, such as /context or a directory below it")
-        })?;
-    } else if mounts.len() + usize::from(pack.is_some()) > 1 {
-        return Err(Failure::usage("with more than one mount, --context-path says where COPY reads from")
-            .hint("such as --context-path /context"));
+    if let Some(pack) = &pack {
+        super::pack::check_directory(&pack.path)?;
     }
+    paths::check(&args.options, &mounts, pack.as_ref())?;
     let (stages, everything): (Vec<&String>, Vec<&String>) =
         args.options.no_cache.iter().partition(|stage| !stage.is_empty());
     let platform = match (&args.options.platform, &args.options.arch) {
@@ -113,9 +108,7 @@ fn mounts(args: &BuildArgs) -> Result<(Vec<BuildMount>, Option<LocalPack>), Fail
     let all: Vec<BuildMount> = mounts.iter().chain(&packed).cloned().collect();
     check_distinct(&all).map_err(|error| Failure::usage(error.to_string()))?;
     let pack = packed.and_then(|spec| match spec.source {
-        BuildMountSource::Pack(path) => {
-            Some(LocalPack { path: path.into(), target: spec.target.to_string() })
-        }
+        BuildMountSource::Pack(path) => Some(LocalPack { path: path.into(), target: spec.target }),
         _ => None,
     });
     if args.options.pack_room_path.is_some() && pack.is_none() {

@@ -130,6 +130,11 @@ fn the_error_of_an_ignored_file_names_the_pattern() {
     assert!(by_context.contains("`!hidden`"), "{by_context}");
     let by_own = hint(Some("*\n!d\n"), "hidden").unwrap();
     assert!(by_own.contains("the pattern `*` of `/context/Dockerfile.dockerignore`"), "{by_own}");
+    // The file is not in a pack whose ignore file excludes it.
+    let not_sent = hint(Some("secret*\n"), "secret").unwrap();
+    assert!(not_sent.starts_with("the pattern `secret*` of"), "{not_sent}");
+    let similar = hint(Some("*-y\n"), "d-y").unwrap();
+    assert!(similar.contains("leaves `d-y` out") && similar.ends_with("or did you mean `d-x`?"), "{similar}");
     // The file is not sent for a reason other than a pattern, which the ignore file cannot explain.
     assert_eq!(hint(None, "out"), None);
     assert_eq!(hint(Some("*\n!hidden\n"), "hidden"), None);

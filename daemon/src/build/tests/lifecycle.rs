@@ -393,6 +393,44 @@ async fn the_same_key_is_the_same_build_and_another_spec_under_it_is_refused() {
 }
 
 #[tokio::test]
+async fn packs_under_a_key_are_compared_by_their_files() {
+    for in_sqlite in [false, true] {
+        let room = Room::new(in_sqlite);
+        let service = room.start().await;
+        let handle = service.handle();
+        let packs: Vec<PackId> = ["tree 1", "tree 1", "tree 2"]
+            .map(|content| {
+                let id = PackId::random();
+                room.images.packs.lock().insert(id.clone(), 0);
+                room.images.pack_contents.lock().insert(id.clone(), content.to_owned());
+                id
+            })
+            .to_vec();
+        let keyed = |pack: &PackId| SubmitBuild {
+            idempotency_key: Some("k".to_owned()),
+            ..request(with_pack(spec("a"), pack))
+        };
+        let first = handle.submit(keyed(&packs[0])).await.unwrap();
+        let second = handle.submit(keyed(&packs[1])).await.unwrap();
+        assert!(second.id == first.id && !second.created, "the same files were sent again");
+        let other = handle.submit(keyed(&packs[2])).await.unwrap_err();
+        assert!(matches!(&other, SubmitError::KeyReused { build } if *build == first.id), "{other}");
+        ended(&handle, first.id.as_str()).await;
+        // The pack of a build is removed with its end. Its caller may not have had the answer.
+        room.images.pack_contents.lock().clear();
+        assert_eq!(handle.submit(keyed(&packs[0])).await.unwrap().id, first.id);
+        handle.submit(keyed(&packs[1])).await.unwrap_err();
+        // The rights of the caller are no part of the request.
+        let linked = |path_links| SubmitBuild {
+            idempotency_key: Some("links".to_owned()),
+            ..request(BuildSpec { path_links, ..spec("b") })
+        };
+        let followed = handle.submit(linked(SymlinkPolicy::Followed)).await.unwrap();
+        assert_eq!(handle.submit(linked(SymlinkPolicy::Refused)).await.unwrap().id, followed.id);
+    }
+}
+
+#[tokio::test]
 async fn packs_are_held_from_submit_to_the_end_whatever_it_is() {
     let room = Room::new(false);
     let service = room.start().await;
