@@ -65,7 +65,7 @@ pub use error::ClientError;
 pub use exec::ExecProcess;
 pub use images::{ArchiveDestination, ArchiveSource};
 pub use outage::ReconnectLimits;
-pub use packs::{PackCallbacks, PackOffer, PackUploadError, SentBytesCallback, SentPack};
+pub use packs::{PackOffer, PackUploadCallback, PackUploadError, PackUploadEvent, SentPack};
 pub use service_logs::{ServiceLogItem, ServiceLogs};
 pub use storage::{FileContent, FileListing};
 pub use target::{DaemonAddress, DaemonTarget, ParticipantToken, TargetError};

@@ -12,6 +12,7 @@ mod lines;
 mod plain;
 mod steps;
 mod terminal;
+mod transfer;
 
 use clap::ValueEnum;
 use hearth_proto::v1::BuildEvent;
@@ -23,6 +24,7 @@ pub(crate) use json::state_name;
 pub use lines::{StepLineBuffer, StepLogLine};
 pub use plain::PlainBuildRenderer;
 pub use terminal::TerminalBuildRenderer;
+pub use transfer::TransferMeter;
 
 /// Display mode of progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

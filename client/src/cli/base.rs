@@ -21,6 +21,7 @@ use super::registry::{self, RegistryArgs};
 use super::{GlobalArgs, connect};
 use crate::client::{Client, ClientError};
 use crate::error::Failure;
+use crate::progress::TransferMeter;
 use crate::{output, task};
 
 /// Maximum number of layers that are fetched at the same time.
@@ -202,16 +203,21 @@ where
     let mut layers = layers.to_vec();
     layers.sort_by_key(|layer| layer.digest);
     layers.dedup_by_key(|layer| layer.digest);
-    let fetch = &fetch;
+    let meter = TransferMeter::new("fetching the base image", layers.iter().map(|layer| layer.size).sum());
+    let (fetch, counted) = (&fetch, &meter);
     let files = layers.into_iter().map(|layer| async move {
         let digest = layer.digest;
         let file = match cached_layer(cache, &layer).await? {
-            Some(file) => file,
-            None => fetch_layer(cache, layer, fetch).await?,
+            Some(file) => {
+                counted.add(layer.size);
+                file
+            }
+            None => fetch_layer(cache, layer, counted, fetch).await?,
         };
         Ok((digest, file))
     });
-    stream::iter(files).buffer_unordered(MAX_CONCURRENT_FETCHES).try_collect().await
+    let all = stream::iter(files).buffer_unordered(MAX_CONCURRENT_FETCHES).try_collect();
+    meter.during(Box::pin(all)).await
 }
 
 async fn cached_layer(cache: &BlobCache, layer: &Descriptor) -> Result<Option<File>, Failure> {
@@ -225,11 +231,13 @@ async fn cached_layer(cache: &BlobCache, layer: &Descriptor) -> Result<Option<Fi
 async fn fetch_layer<F: Future<Output = Result<(), Failure>>>(
     cache: &BlobCache,
     layer: Descriptor,
+    meter: &TransferMeter,
     fetch: &impl Fn(Descriptor, mpsc::Sender<Bytes>) -> F,
 ) -> Result<File, Failure> {
     let (send, chunks) = mpsc::channel(CHUNK_BUFFER);
     let (keep, blob) = (cache.clone(), layer.clone());
-    let write = task::blocking("cache", move || keep.put(&blob, &mut BlobReader::new(chunks)));
+    let mut content = meter.metered(BlobReader::new(chunks));
+    let write = task::blocking("cache", move || keep.put(&blob, &mut content));
     let (fetched, written) = tokio::join!(fetch(layer, send), write);
     let written = written?;
     // A failed write ends the fetch, and an incomplete fetch cannot be cached: report the cause.

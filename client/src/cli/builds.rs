@@ -10,7 +10,7 @@ use super::changes::change_each;
 use super::views::{self, BuildView};
 use super::{GlobalArgs, complete, connect};
 use crate::error::{Failure, FailureKind};
-use crate::progress::state_name;
+use crate::progress::{TransferMeter, state_name};
 use crate::{duration, exit, output};
 
 #[derive(Debug, Subcommand)]
@@ -92,7 +92,8 @@ pub(super) async fn run(command: BuildsCommand, globals: &GlobalArgs) -> Result<
         BuildsCommand::Cancel { builds } => {
             let client = connect(globals).await?;
             change_each("cancelled", &builds, globals, async |build| {
-                let ended = client.cancel_build(build).await?;
+                let cancelling = client.cancel_build(build);
+                let ended = TransferMeter::wait_for(format!("cancelling {build}"), cancelling).await?;
                 let note = format!("build {} is {}", ended.build_id, state_name(ended.state));
                 Ok((BuildView::from(&ended), note))
             })

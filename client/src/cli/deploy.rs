@@ -21,6 +21,7 @@ use super::{GlobalArgs, complete, connect};
 use crate::duration;
 use crate::error::Failure;
 use crate::interrupt::InterruptListener;
+use crate::progress::TransferMeter;
 
 /// Run an image as a service of the room
 ///
@@ -161,7 +162,9 @@ pub(super) async fn deploy(
         }
     };
     let request = DeployRequest { spec: Some(spec), dry_run };
-    let asking = async { Ok(client.deploy(request).await?) };
+    // An image of another registry is copied into the room before the daemon answers.
+    let asking = TransferMeter::wait_for("preparing the deploy", client.deploy(request));
+    let asking = async { Ok(asking.await?) };
     let answer = interrupts
         .run_interruptible_with_message(follow::INTERRUPTED_BEFORE_ANSWER, Box::pin(asking))
         .await?;

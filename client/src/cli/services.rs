@@ -19,6 +19,7 @@ use super::deploy::follow::{self, WaitArgs};
 use super::{GlobalArgs, complete, connect};
 use crate::error::Failure;
 use crate::interrupt::InterruptListener;
+use crate::progress::TransferMeter;
 use crate::{duration, output};
 use manifest::ServiceManifest;
 pub(super) use views::ServiceView;
@@ -162,7 +163,8 @@ pub(super) async fn run(
             let spec = Some(read_manifest(&file)?.into_spec()?);
             let asked = async {
                 let client = connect(globals).await?;
-                let answer = client.deploy(DeployRequest { spec, dry_run }).await?;
+                let deploying = client.deploy(DeployRequest { spec, dry_run });
+                let answer = TransferMeter::wait_for("preparing the deploy", deploying).await?;
                 Ok((client, answer))
             };
             let (client, answer) = interrupts
@@ -236,7 +238,8 @@ fn find_revision(service: &Service, revision: Option<u32>) -> Result<&Revision, 
 async fn remove(services: &[String], grace: Option<Duration>, globals: &GlobalArgs) -> Result<(), Failure> {
     let client = connect(globals).await?;
     change_each("removed", services, globals, async |service| {
-        let removed = client.remove_service(service, grace).await?;
+        let removing = client.remove_service(service, grace);
+        let removed = TransferMeter::wait_for(format!("stopping {service}"), removing).await?;
         let view = serde_json::json!({"name": removed.name, "service_id": removed.service_id});
         Ok((view, format!("removed {}", removed.name)))
     })

@@ -51,10 +51,12 @@ pub struct PackOffer {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SentPack {
     pub result: PackResult,
-    /// Bytes of list and content as sent, after compression.
+    /// Bytes of list and content as sent by all attempts, after compression.
     pub wire_bytes: u64,
-    /// Bytes of content that were sent, before compression.
+    /// Bytes of content that the room lacked and that were sent, before compression. Content that was sent again after
+    /// a lost connection counts once.
     pub content_bytes: u64,
+    /// Pieces of that content.
     pub pieces: u64,
     /// Number of files whose content the room had from other participants, and that were proven instead of
     /// sent.
@@ -71,22 +73,41 @@ pub enum PackUploadError {
     Work(#[from] io::Error),
 }
 
-/// Callback that receives the number of content bytes that are done: either sent, or already in the
-/// room.
-pub type SentBytesCallback = Arc<dyn Fn(u64) + Send + Sync>;
-
-/// Callbacks of an upload.
-pub struct PackCallbacks {
-    pub sent: SentBytesCallback,
-    /// Receives the reason when the connection was lost and the upload waits for the daemon; once for each loss.
-    pub lost: Box<dyn Fn(&str) + Send + Sync>,
+/// What happens during an upload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PackUploadEvent {
+    /// Content of this many bytes, before compression, is to be sent now. Comes again when the upload is resumed.
+    Begun { bytes: u64 },
+    /// This many bytes more were sent.
+    Sent { bytes: u64 },
+    /// The connection was lost for this reason, and the upload waits for the daemon; once for each loss.
+    Lost { reason: String },
 }
+
+/// Callback that receives the events of an upload, from several threads.
+pub type PackUploadCallback = Arc<dyn Fn(PackUploadEvent) + Send + Sync>;
 
 /// Attempts of one upload.
 struct UploadAttempts {
     outages: ReconnectBackoff,
     /// True once the daemon accepted the upload: until then, an error of the connection is not an interruption.
     has_begun: bool,
+    /// Bytes that all attempts sent.
+    wire_bytes: Arc<AtomicU64>,
+    /// What the room lacked at the first attempt: pieces, and bytes of content.
+    lacked: Option<(u64, u64)>,
+}
+
+impl UploadAttempts {
+    fn sent(&self, result: PackResult, proven: u64) -> SentPack {
+        let (pieces, content_bytes) = self.lacked.unwrap_or_default();
+        let wire_bytes = self.wire_bytes.load(Ordering::Relaxed);
+        SentPack { result, wire_bytes, content_bytes, pieces, proven }
+    }
+
+    fn count_wire_bytes(&self, bytes: u64) {
+        self.wire_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Client {
@@ -103,16 +124,20 @@ impl Client {
         &self,
         mut begin: BeginPackRequest,
         offer: Arc<PackOffer>,
-        callbacks: PackCallbacks,
+        on_event: PackUploadCallback,
     ) -> Result<SentPack, PackUploadError> {
         begin.tree = offer.hashed.digest.to_string();
-        let mut attempts =
-            UploadAttempts { outages: ReconnectBackoff::new(ReconnectLimits::default()), has_begun: false };
+        let mut attempts = UploadAttempts {
+            outages: ReconnectBackoff::new(ReconnectLimits::default()),
+            has_begun: false,
+            wire_bytes: Arc::default(),
+            lacked: None,
+        };
         let mut losses = 0;
         let mut is_restarted = false;
         loop {
             attempts.outages.wait_for_retry().await;
-            let error = match self.try_pack(begin.clone(), &offer, &callbacks.sent, &mut attempts).await {
+            let error = match self.try_pack(begin.clone(), &offer, &on_event, &mut attempts).await {
                 Err(PackUploadError::Client(error)) => error,
                 other => return other,
             };
@@ -120,7 +145,7 @@ impl Client {
                 error @ ClientError::Unreachable { .. } if attempts.has_begun && losses < MAX_LOSSES => {
                     losses += 1;
                     if let Some(reason) = attempts.outages.connection_lost(error)? {
-                        (callbacks.lost)(&reason);
+                        on_event(PackUploadEvent::Lost { reason });
                     }
                 }
                 // The daemon restarted or expired the upload; the content that arrived is kept, so a second attempt
@@ -143,7 +168,7 @@ impl Client {
         &self,
         begin: BeginPackRequest,
         offer: &Arc<PackOffer>,
-        sent: &SentBytesCallback,
+        on_event: &PackUploadCallback,
         attempts: &mut UploadAttempts,
     ) -> Result<SentPack, PackUploadError> {
         // The daemon may assemble an image now, which takes long: no time limit, the pings watch the
@@ -153,39 +178,37 @@ impl Client {
         attempts.outages.connection_restored();
         let upload_id = match begin_answer.answer {
             Some(begin_pack_response::Answer::Done(result)) => {
-                return Ok(SentPack { result, ..SentPack::default() });
+                // The commit of an earlier attempt had arrived.
+                return Ok(attempts.sent(result, 0));
             }
             Some(begin_pack_response::Answer::UploadId(id)) => id,
             None => return Err(ClientError::Protocol("an upload has no id".to_owned()).into()),
         };
         let (needs, list_bytes) = self.send_list(&upload_id, offer).await?;
+        attempts.count_wire_bytes(list_bytes);
         let is_file =
             |number: &u32| entry(offer, *number).is_some_and(|entry| entry.kind == FileKind::File(()));
         if !needs.missing.iter().chain(&needs.prove).all(is_file) {
             let what = "the daemon requested an entry that is not a file of the list";
             return Err(ClientError::Protocol(what.to_owned()).into());
         }
-        let mut outcome = SentPack { wire_bytes: list_bytes, ..SentPack::default() };
         let (cut, chunk_bytes) = self.cut_large(&upload_id, offer, &needs.missing).await?;
-        outcome.wire_bytes += chunk_bytes;
+        attempts.count_wire_bytes(chunk_bytes);
         let small = needs.missing.iter().filter(|entry| !is_large(offer, **entry));
         let mut pieces: Vec<FilePiece> =
             small.map(|entry| whole_file_piece(offer, *entry)).chain(cut).collect();
         pieces.sort_unstable_by_key(|piece| (piece.entry, piece.number));
-        outcome.pieces = pieces.len() as u64;
-        outcome.content_bytes = pieces.iter().map(|piece| u64::from(piece.size)).sum();
-        outcome.proven = needs.prove.len() as u64;
-        let all: u64 = offer.tree.content_bytes();
-        sent(all.saturating_sub(outcome.content_bytes));
+        let bytes = pieces.iter().map(|piece| u64::from(piece.size)).sum();
+        attempts.lacked.get_or_insert((pieces.len() as u64, bytes));
+        on_event(PackUploadEvent::Begun { bytes });
         let proof = self.prove(offer, &needs);
-        let content = self.send_pieces(&upload_id, offer, pieces, sent);
-        let (proof, content) = future::try_join(proof, content).await?;
-        outcome.wire_bytes += content;
+        let content = self.send_pieces(&upload_id, offer, pieces, (on_event, &attempts.wire_bytes));
+        let (proof, ()) = future::try_join(proof, content).await?;
         let commit = CommitPackRequest { upload_id, proof };
         let committed = self.message_or_error(self.packs().commit(commit).await)?;
-        outcome.result =
+        let result =
             committed.result.ok_or_else(|| ClientError::Protocol("an upload has no result".to_owned()))?;
-        Ok(outcome)
+        Ok(attempts.sent(result, needs.prove.len() as u64))
     }
 
     async fn send_list(
@@ -259,24 +282,23 @@ impl Client {
         Ok(Bytes::copy_from_slice(&proof))
     }
 
-    /// Sends pieces on several streams. Returns the bytes that crossed the wire.
+    /// Sends pieces on several streams, and counts the bytes that cross the wire.
     async fn send_pieces(
         &self,
         upload_id: &str,
         offer: &Arc<PackOffer>,
         pieces: Vec<FilePiece>,
-        sent: &SentBytesCallback,
-    ) -> Result<u64, PackUploadError> {
+        (on_event, wire): (&PackUploadCallback, &Arc<AtomicU64>),
+    ) -> Result<(), PackUploadError> {
         if pieces.is_empty() {
-            return Ok(0);
+            return Ok(());
         }
         let batches = pieces::plan_batches(pieces);
         let (senders, streams): (Vec<_>, Vec<_>) = (0..MAX_CONTENT_STREAMS.min(batches.len()))
             .map(|_| mpsc::channel::<SendPackRequest>(QUEUED_MESSAGES_PER_STREAM))
             .unzip();
-        let wire = Arc::new(AtomicU64::new(0));
-        let (offered, count, upload_id, on_sent) =
-            (Arc::clone(offer), Arc::clone(&wire), upload_id.to_owned(), Arc::clone(sent));
+        let (offered, count, upload_id, on_event) =
+            (Arc::clone(offer), Arc::clone(wire), upload_id.to_owned(), Arc::clone(on_event));
         let effort = if self.is_local { CompressionEffort::Local } else { CompressionEffort::Remote };
         let reading = task::blocking("pieces", move || {
             let read = pieces::send_batches(&offered.tree, &batches, (None, effort), &|worker, batch| {
@@ -286,7 +308,7 @@ impl Client {
                 // The daemon closed the stream; its answer gives the reason.
                 let is_open = senders[worker % senders.len()].blocking_send(message).is_ok();
                 if is_open {
-                    on_sent(bytes);
+                    on_event(PackUploadEvent::Sent { bytes });
                 }
                 is_open
             });
@@ -305,8 +327,7 @@ impl Client {
         let (read, answers) = future::join(reading, future::join_all(calls)).await;
         // A refusal by the daemon causes the reader to stop, so report it before an error of the reader.
         answers.into_iter().collect::<Result<Vec<()>, ClientError>>()?;
-        read.map_err(io::Error::other)??;
-        Ok(wire.load(Ordering::Relaxed))
+        Ok(read.map_err(io::Error::other)??)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use hearth_pack::archive::{ArchiveError, copy_as_oci_archive};
@@ -14,14 +15,20 @@ use super::super::{GlobalArgs, connect};
 use crate::client::{ArchiveDestination, ArchiveSource, ClientError, UploadError};
 use crate::error::{Failure, FailureKind};
 use crate::output;
+use crate::progress::TransferMeter;
 
 pub(super) async fn run(file: &Path, tag: &str, globals: &GlobalArgs) -> Result<(), Failure> {
     let tag = Reference::parse_tag(tag).map_err(|error| Failure::usage(error.to_string()))?.to_string();
     let archive = open(file)?;
-    let source: ArchiveSource = Box::new(|out| copy_as_oci_archive(archive, out).map_err(io::Error::other));
+    let meter = TransferMeter::new("sending", plain_size(&archive));
+    let counted = meter.clone();
+    let source: ArchiveSource = Box::new(move |out| {
+        copy_as_oci_archive(archive, &mut counted.metered(out)).map_err(io::Error::other)
+    });
     let client = connect(globals).await?;
     let destination = ArchiveDestination { tag: Some(tag), room_path: None };
-    let loaded = client.load_image(destination, source).await.map_err(failure)?;
+    let loaded = meter.during(Box::pin(client.load_image(destination, source))).await.map_err(failure)?;
+    drop(meter);
     if globals.json {
         return output::json(&LoadView::from(&loaded));
     }
@@ -34,6 +41,17 @@ pub(super) async fn run(file: &Path, tag: &str, globals: &GlobalArgs) -> Result<
         ));
     }
     output::line(&loaded.digest)
+}
+
+/// Returns the size of an archive that is sent as it is; 0 for a pipe and for a compressed one, whose size is not known.
+fn plain_size(archive: &File) -> u64 {
+    let mut start = [0; 4];
+    let is_compressed = match archive.read_at(&mut start, 0) {
+        Ok(4) => start.starts_with(&[0x1f, 0x8b]) || start == [0x28, 0xb5, 0x2f, 0xfd],
+        _ => true,
+    };
+    let size = archive.metadata().map_or(0, |metadata| metadata.len());
+    if is_compressed { 0 } else { size }
 }
 
 /// Opens the archive before the client connects, so that a wrong path is a usage error.

@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use bytes::Bytes;
+use futures::future;
 use hearth_oci::{Descriptor, Manifest, OciIndex};
 use hearth_pack::archive::ArchiveLayout;
 use hearth_proto::error_code::ErrorCode;
@@ -18,6 +19,7 @@ use super::super::base::read_small_blob;
 use super::super::{GlobalArgs, connect};
 use crate::client::Client;
 use crate::error::Failure;
+use crate::progress::TransferMeter;
 use crate::{output, task};
 
 /// Requests of the archive writer to the fetching task: one blob at a time, with the channel for its
@@ -48,10 +50,13 @@ pub(super) async fn run(image: &Reference, file: &Path, globals: &GlobalArgs) ->
     let layout = ArchiveLayout::of_stored(top, &blobs, tag.as_deref())
         .map_err(|error| Failure::failed(ErrorCode::Internal, error.to_string()))?;
     let size = layout.size();
+    let meter = TransferMeter::new("receiving", size);
     let (send, wanted) = mpsc::channel(1);
     let to = file.to_owned();
     let writing = task::blocking("save", move || write(&layout, &to, &send));
-    let (served, written) = tokio::join!(serve_blobs(&room, &pinned, wanted), writing);
+    let serving = Box::pin(serve_blobs(&room, &pinned, wanted, &meter));
+    let (served, written) = meter.during(future::join(serving, writing)).await;
+    drop(meter);
     let written = written?;
     served?;
     written.map_err(|error| Failure::local("write", file, &error))?;
@@ -114,10 +119,16 @@ fn parse<T: for<'de> serde::Deserialize<'de>>(image: &Reference, json: &[u8]) ->
 }
 
 /// Streams the blobs that the writer requests, one after the other.
-async fn serve_blobs(room: &Client, image: &Reference, mut wanted: BlobRequests) -> Result<(), Failure> {
+async fn serve_blobs(
+    room: &Client,
+    image: &Reference,
+    mut wanted: BlobRequests,
+    meter: &TransferMeter,
+) -> Result<(), Failure> {
     while let Some((digest, to)) = wanted.recv().await {
         let mut content = room.read_blob(&image.to_string(), Some(&digest)).await?;
         while let Some(chunk) = content.next().await? {
+            meter.add(chunk.len() as u64);
             if to.send(chunk).await.is_err() {
                 break;
             }

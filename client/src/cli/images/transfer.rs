@@ -9,6 +9,7 @@ use super::super::{GlobalArgs, connect, pack};
 use super::reference;
 use crate::error::Failure;
 use crate::output;
+use crate::progress::TransferMeter;
 
 pub(super) struct PullOptions {
     pub(super) tag: Option<String>,
@@ -35,11 +36,11 @@ pub(super) async fn push(
     };
     let credentials = cred.to_wire()?;
     let request = PushImageRequest { reference: source.to_string(), target: target.to_string(), credentials };
-    let mut reporter = TransferReporter::default();
-    let done = connect(globals)
-        .await?
-        .push_image(request, &mut |progress| reporter.report_progress(progress))
-        .await?;
+    let client = connect(globals).await?;
+    let meter = TransferMeter::new("pushing", 0);
+    let mut show = |progress: &TransferProgress| meter.set(progress.bytes, progress.total_bytes);
+    let done = meter.during(Box::pin(client.push_image(request, &mut show))).await?;
+    drop(meter);
     report("pushed", "already there", &done, globals)
 }
 
@@ -62,34 +63,16 @@ pub(super) async fn pull(
         all_platforms: wanted.all_platforms,
         credentials: cred.to_wire()?,
     };
-    let mut reporter = TransferReporter::default();
-    let done = connect(globals)
-        .await?
-        .pull_image(request, &mut |progress| reporter.report_progress(progress))
-        .await?;
+    let client = connect(globals).await?;
+    let meter = TransferMeter::new("pulling", 0);
+    let mut show = |progress: &TransferProgress| meter.set(progress.bytes, progress.total_bytes);
+    let done = meter.during(Box::pin(client.pull_image(request, &mut show))).await?;
+    drop(meter);
     report("pulled", "already in the room", &done, globals)
 }
 
 fn tag(text: &str) -> Result<Reference, Failure> {
     Reference::parse_tag(text).map_err(|error| Failure::usage(error.to_string()))
-}
-
-/// Prints the progress of a transfer each time another tenth is done.
-#[derive(Default)]
-struct TransferReporter {
-    tenths: u64,
-}
-
-impl TransferReporter {
-    fn report_progress(&mut self, progress: &TransferProgress) {
-        let tenths = (progress.bytes * 10).checked_div(progress.total_bytes).unwrap_or(0);
-        if tenths > self.tenths {
-            self.tenths = tenths;
-            let (bytes, total) = (output::size(progress.bytes), output::size(progress.total_bytes));
-            let blobs = format!("{} of {} blobs", progress.blobs, progress.total_blobs);
-            output::note(&format!("{bytes} of {total}, {blobs}"));
-        }
-    }
 }
 
 #[derive(Serialize)]

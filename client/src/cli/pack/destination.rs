@@ -13,6 +13,7 @@ use super::{PackArgs, PackPlan, check_room_tag, failure, print_summary, room_fil
 use crate::cli::{GlobalArgs, connect};
 use crate::client::{ArchiveDestination, ArchiveSource, Client};
 use crate::error::Failure;
+use crate::progress::TransferMeter;
 use crate::{output, task};
 
 pub(super) enum PackDestination {
@@ -124,9 +125,12 @@ pub(super) async fn send_archive(
         write(&packed, file).await?;
     }
     let mut view = PackView::new(&packed, image.file.as_deref());
-    let source: ArchiveSource = Box::new(move |mut out| packed.write_archive(&mut out));
+    let meter = TransferMeter::new("sending", packed.archive_size());
+    let counted = meter.clone();
+    let source: ArchiveSource = Box::new(move |out| packed.write_archive(&mut counted.metered(out)));
     let destination = ArchiveDestination { tag: Some(image.tag.to_string()), room_path: image.room_path };
-    let loaded = client.load_image(destination, source).await?;
+    let loaded = meter.during(Box::pin(client.load_image(destination, source))).await?;
+    drop(meter);
     output::note(&format!(
         "sent {} ({} of it already in the room)",
         output::size(loaded.size_bytes),
@@ -145,7 +149,8 @@ async fn pack_to_file(plan: &PackPlan, file: &Path) -> Result<PackView, Failure>
 /// Writes the archive to a file on a blocking thread.
 async fn write(packed: &Arc<PackedImage>, file: &Path) -> Result<(), Failure> {
     let (writing, path) = (Arc::clone(packed), file.to_owned());
-    let written = task::blocking("archive", move || writing.write_to_file(&path)).await?;
+    let writing = task::blocking("archive", move || writing.write_to_file(&path));
+    let written = TransferMeter::wait_for("writing", writing).await?;
     written.map_err(|error| failure(&error))?;
     output::note(&format!("wrote {} ({})", file.display(), output::size(packed.archive_size())));
     Ok(())

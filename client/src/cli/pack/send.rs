@@ -15,8 +15,9 @@ use hearth_proto::v1::{
     BeginPackRequest, DirectoryIdentity, PackCommand, PackConfig, PackImage, begin_pack_request::Destination,
 };
 
-use crate::client::{Client, PackCallbacks, PackOffer, PackUploadError, SentPack};
+use crate::client::{Client, PackOffer, PackUploadError, PackUploadEvent, SentPack};
 use crate::error::Failure;
+use crate::progress::TransferMeter;
 use crate::{lineage, output, task};
 
 /// A scanned directory: names, attributes, and the hash of each file's content.
@@ -44,7 +45,10 @@ pub(in crate::cli) async fn scan(
             .inspect_err(|error| tracing::debug!(%error, "failed to open the scan cache"))
             .unwrap_or_default();
         let mut hashes = cache.as_ref().map(|cache| cache.hashes(tree.id())).unwrap_or_default();
-        let hashed = hash_tree(&tree, &mut hashes, None, &|_| {}).map_err(|error| failed(&error))?;
+        let meter = TransferMeter::new("reading", tree.content_bytes());
+        let hashed = hash_tree(&tree, &mut hashes, None, &|bytes| meter.add(bytes));
+        let hashed = hashed.map_err(|error| failed(&error))?;
+        drop(meter);
         if let Some(Err(error)) = cache.map(|cache| cache.save_hashes(tree.id(), hashes)) {
             tracing::debug!(%error, "failed to write the scan cache");
         }
@@ -83,11 +87,18 @@ pub(in crate::cli) async fn send(
         room_path: room_path.unwrap_or_default(),
         lineage: scanned.lineage.clone(),
     };
-    let callbacks = PackCallbacks {
-        sent: Arc::new(|_| {}),
-        lost: Box::new(|reason| output::note(&format!("{reason}; sending continues when it answers again"))),
+    let meter = TransferMeter::new("sending", 0);
+    let shown = meter.clone();
+    let on_event = move |event| match event {
+        PackUploadEvent::Begun { bytes } => shown.set(0, bytes),
+        PackUploadEvent::Sent { bytes } => shown.add(bytes),
+        PackUploadEvent::Lost { reason } => {
+            shown.note(&format!("{reason}; sending continues when it answers again"));
+        }
     };
-    let sent = client.send_pack(begin, Arc::clone(&scanned.offer), callbacks).await?;
+    let sending = client.send_pack(begin, Arc::clone(&scanned.offer), Arc::new(on_event));
+    let sent = meter.during(Box::pin(sending)).await?;
+    drop(meter);
     let reused = scanned.summary.bytes.saturating_sub(sent.content_bytes);
     output::note(&format!(
         "sent {} for {} of content, {} reused",

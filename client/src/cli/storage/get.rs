@@ -13,6 +13,7 @@ use super::hint_for_directory;
 use crate::client::{Client, FileContent};
 use crate::error::Failure;
 use crate::output::{self, AtomicFile};
+use crate::progress::TransferMeter;
 
 /// Maximum number of entries of a directory that is copied.
 const MAX_ENTRIES: usize = 1_000_000;
@@ -23,6 +24,8 @@ struct GetPlan {
     directories: Vec<PathBuf>,
     /// Paths in the room, with those in the target.
     files: Vec<(String, PathBuf)>,
+    /// Size of all files.
+    bytes: u64,
     /// Links with their targets; they are made last, since nothing is written through a link.
     links: Vec<(PathBuf, String)>,
     /// True if the path is a file and not a directory.
@@ -51,12 +54,15 @@ pub(super) async fn run(
         complete(path, left)?;
         return shown.finish();
     };
-    let plan = GetPlan::of(&client, area, path).await?;
+    let plan = TransferMeter::wait_for("listing", GetPlan::of(&client, area, path)).await?;
+    let meter = TransferMeter::new("receiving", plan.bytes);
     if plan.is_file {
-        save(client.read_file(area, path).await?, local).await?;
+        let content = client.read_file(area, path).await?;
+        meter.during(save(content, local, &meter)).await?;
     } else {
-        plan.copy(&client, area, local).await?;
+        meter.during(plan.copy(&client, area, local, &meter)).await?;
     }
+    drop(meter);
     if globals.json {
         output::json(&serde_json::json!({"path": path, "local": local.display().to_string()}))
     } else {
@@ -73,6 +79,7 @@ impl GetPlan {
         let mut count = 0;
         while let Some(entry) = listing.next().await? {
             if entry.path == root && entry.kind() != FileKind::Directory {
+                plan.bytes = entry.size_bytes;
                 plan.is_file = true;
                 continue;
             }
@@ -86,7 +93,10 @@ impl GetPlan {
             let relative = path_below(root, &entry.path)?;
             match entry.kind() {
                 FileKind::Directory => plan.directories.push(relative),
-                FileKind::File => plan.files.push((entry.path, relative)),
+                FileKind::File => {
+                    plan.bytes += entry.size_bytes;
+                    plan.files.push((entry.path, relative));
+                }
                 FileKind::Symlink if link_destination(&relative, Path::new(&entry.link_target)).is_some() => {
                     plan.links.push((relative, entry.link_target));
                 }
@@ -108,7 +118,13 @@ impl GetPlan {
 }
 
 impl GetPlan {
-    async fn copy(&self, client: &Client, area: StorageArea, local: &Path) -> Result<(), Failure> {
+    async fn copy(
+        &self,
+        client: &Client,
+        area: StorageArea,
+        local: &Path,
+        meter: &TransferMeter,
+    ) -> Result<(), Failure> {
         // Create an empty directory, which has no entries, as well.
         std::fs::create_dir_all(local).map_err(|error| Failure::local("make", local, &error))?;
         for directory in &self.directories {
@@ -116,7 +132,7 @@ impl GetPlan {
         }
         for (path, target) in &self.files {
             make_directory(local, target.parent().unwrap_or(Path::new("")))?;
-            save(client.read_file(area, path).await?, &local.join(target)).await?;
+            save(client.read_file(area, path).await?, &local.join(target), meter).await?;
         }
         for (link, target) in &self.links {
             make_directory(local, link.parent().unwrap_or(Path::new("")))?;
@@ -152,13 +168,14 @@ fn path_below(root: &str, path: &str) -> Result<PathBuf, Failure> {
     Ok(relative.ok_or_else(wrong)?.to_owned())
 }
 
-async fn save(mut content: FileContent, target: &Path) -> Result<(), Failure> {
+async fn save(mut content: FileContent, target: &Path, meter: &TransferMeter) -> Result<(), Failure> {
     let mode = if content.entry.mode == 0 { 0o644 } else { content.entry.mode & 0o777 };
     let mut file = AtomicFile::create(target, mode)?;
     let mut left = content.entry.size_bytes;
     while let Some(chunk) = content.next().await? {
         file.file_mut().write_all(&chunk).map_err(|error| Failure::local("write", target, &error))?;
         left = left.saturating_sub(chunk.len() as u64);
+        meter.add(chunk.len() as u64);
     }
     complete(&content.entry.path, left)?;
     file.commit()

@@ -14,6 +14,7 @@ use super::super::{GlobalArgs, connect};
 use crate::client::Client;
 use crate::error::Failure;
 use crate::output;
+use crate::progress::TransferMeter;
 
 /// Files and links of a directory, relative to it, in the order in which they are sent.
 #[derive(Debug, Default)]
@@ -21,6 +22,8 @@ struct PutPlan {
     files: Vec<String>,
     /// Links with their targets; they are made last, when the files are there.
     links: Vec<(String, String)>,
+    /// Size of all files.
+    bytes: u64,
 }
 
 /// Number and size of the files that were put, and number of links.
@@ -40,7 +43,10 @@ pub(super) async fn run(
     if local == Path::new("-") {
         let client = connect(globals).await?;
         let begin = WriteBegin { area: area.into(), path: path.to_owned(), ..WriteBegin::default() };
-        let entry = client.write_file(begin, tokio::io::stdin()).await?;
+        let meter = TransferMeter::new("sending", 0);
+        let sending = client.write_file(begin, meter.metered(tokio::io::stdin()));
+        let entry = meter.during(Box::pin(sending)).await?;
+        drop(meter);
         return if globals.json { output::json(&FileView::from(&entry)) } else { Ok(()) };
     }
     let metadata = std::fs::metadata(local).map_err(|error| unreadable(local, &error))?;
@@ -48,16 +54,14 @@ pub(super) async fn run(
     if metadata.is_dir() {
         let plan = PutPlan::of(local)?;
         let client = connect(globals).await?;
-        for name in &plan.files {
-            put_file(&client, area, &local.join(name), &format!("{path}/{name}"), &mut sent).await?;
-        }
-        for (name, target) in &plan.links {
-            put_link(&client, area, &format!("{path}/{name}"), target).await?;
-            sent.links += 1;
-        }
+        let meter = TransferMeter::new("sending", plan.bytes);
+        let putting = put_all(&client, area, (local, path), &plan, (&meter, &mut sent));
+        meter.during(Box::pin(putting)).await?;
     } else {
         let client = connect(globals).await?;
-        put_file(&client, area, local, path, &mut sent).await?;
+        let meter = TransferMeter::new("sending", metadata.len());
+        let putting = put_file(&client, area, (local, path), (&meter, &mut sent));
+        meter.during(Box::pin(putting)).await?;
     }
     let linked = match sent.links {
         0 => String::new(),
@@ -87,6 +91,7 @@ impl PutPlan {
                 if kind.is_dir() {
                     directories.push(relative);
                 } else if kind.is_file() {
+                    plan.bytes += kind.len();
                     plan.files.push(utf8(&relative)?);
                 } else if kind.is_symlink() {
                     let target = std::fs::read_link(&full).map_err(|error| unreadable(&full, &error))?;
@@ -119,12 +124,28 @@ fn utf8(path: &Path) -> Result<String, Failure> {
     })
 }
 
+async fn put_all(
+    client: &Client,
+    area: StorageArea,
+    (local, path): (&Path, &str),
+    plan: &PutPlan,
+    (meter, sent): (&TransferMeter, &mut PutTotals),
+) -> Result<(), Failure> {
+    for name in &plan.files {
+        put_file(client, area, (&local.join(name), &format!("{path}/{name}")), (meter, sent)).await?;
+    }
+    for (name, target) in &plan.links {
+        put_link(client, area, &format!("{path}/{name}"), target).await?;
+        sent.links += 1;
+    }
+    Ok(())
+}
+
 async fn put_file(
     client: &Client,
     area: StorageArea,
-    local: &Path,
-    path: &str,
-    sent: &mut PutTotals,
+    (local, path): (&Path, &str),
+    (meter, sent): (&TransferMeter, &mut PutTotals),
 ) -> Result<(), Failure> {
     let file = tokio::fs::File::open(local).await.map_err(|error| unreadable(local, &error))?;
     let metadata = file.metadata().await.map_err(|error| unreadable(local, &error))?;
@@ -138,7 +159,7 @@ async fn put_file(
         size_bytes: Some(metadata.len()),
         ..WriteBegin::default()
     };
-    client.write_file(begin, file).await?;
+    client.write_file(begin, meter.metered(file)).await?;
     sent.files += 1;
     sent.bytes += metadata.len();
     Ok(())

@@ -84,12 +84,11 @@ impl ContextTree {
     /// Opens the regular file at `path`; no other kind of file is ever opened.
     pub fn reader(&self, path: &[u8]) -> Result<FileReader, ContextError> {
         let path_text = text(&absolute(path));
-        let failed = |errno| match errno {
-            Errno::ISDIR => {
-                ContextError::NotAFile { path: path_text.clone(), what: "a directory or special file" }
-            }
-            errno => ContextError::at(&absolute(path), errno),
-        };
+        let failed = |errno| ContextError::at(&absolute(path), errno);
+        let kind = self.stat(path).map_err(failed)?.map(|seen| seen.attr.kind);
+        if let Some(what) = kind.and_then(name_of_no_file) {
+            return Err(ContextError::NotAFile { path: path_text, what });
+        }
         let (mount, inside) = self.deepest_mount(path).ok_or_else(|| failed(Errno::NOENT))?;
         let content = match self.layer(mount).as_directory() {
             Some(layer) => {
@@ -171,5 +170,17 @@ impl FileReader {
             }
         }
         Ok(done)
+    }
+}
+/// Names a kind of file that has no content.
+const fn name_of_no_file(kind: FileType) -> Option<&'static str> {
+    match kind {
+        FileType::RegularFile => None,
+        FileType::Directory => Some("a directory"),
+        FileType::Symlink => Some("a link"),
+        FileType::Fifo => Some("a fifo"),
+        FileType::Socket => Some("a socket"),
+        FileType::CharacterDevice | FileType::BlockDevice => Some("a device"),
+        FileType::Unknown => Some("a special file"),
     }
 }

@@ -83,7 +83,7 @@ pub(super) fn stage_names(instructions: &[Instruction]) -> Vec<String> {
     let name = |(number, from): (usize, &Instruction)| {
         let words: Vec<&str> = lines::blank_separated(&from.rest).collect();
         match words.as_slice() {
-            [_, by, name] if by.eq_ignore_ascii_case("as") => (*name).to_owned(),
+            [_, .., by, name] if by.eq_ignore_ascii_case("as") => (*name).to_owned(),
             _ => format!("stage-{number}"),
         }
     };

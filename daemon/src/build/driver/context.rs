@@ -35,7 +35,9 @@ impl BuildRuntime {
         if let Some(image) = spec.build_args.get(FRONTEND_ARGUMENT) {
             settle_frontend_argument(image).map_err(|refused| frontend_fault(&refused, path, dockerfile))?;
         }
-        if let Some(fault) = unknown_stage_fault(&dockerfile.stage_names(), &spec.no_cache) {
+        let stages = dockerfile.stage_names();
+        let unknown = unknown_target_fault(&stages, spec.target.as_deref());
+        if let Some(fault) = unknown.or_else(|| unknown_stage_fault(&stages, &spec.no_cache)) {
             return Err(fault);
         }
         if let Some(fault) = network_fault(dockerfile, spec, path) {
@@ -71,12 +73,25 @@ async fn find_missing_source(
 fn unknown_stage_fault(stages: &[String], no_cache: &NoCache) -> Option<Fault> {
     let NoCache::Stages(asked) = no_cache else { return None };
     let unknown = asked.iter().find(|asked| !stages.iter().any(|stage| stage.eq_ignore_ascii_case(asked)))?;
-    let known: Vec<String> = stages.iter().map(|stage| format!("`{stage}`")).collect();
-    let message = format!(
-        "the Dockerfile has no stage `{unknown}`, whose steps are to run again; its stages are {}",
-        known.join(", ")
-    );
+    let message =
+        format!("the Dockerfile has no stage `{unknown}`, whose steps are to run again; {}", listed(stages));
     Some(Fault::new(FaultStage::Context, ErrorCode::UnknownStage, message))
+}
+
+/// Returns the fault of a target stage that the Dockerfile does not have. BuildKit's own error does not say which
+/// there are. It decides about numbers, and about the names that it gives to stages without one.
+fn unknown_target_fault(stages: &[String], target: Option<&str>) -> Option<Fault> {
+    let target = target.filter(|target| target.parse::<u32>().is_err())?;
+    if stages.is_empty() || stages.iter().any(|stage| stage.eq_ignore_ascii_case(target)) {
+        return None;
+    }
+    let message = format!("the Dockerfile has no target stage `{target}`; {}", listed(stages));
+    Some(Fault::new(FaultStage::Context, ErrorCode::UnknownStage, message))
+}
+
+fn listed(stages: &[String]) -> String {
+    let stages: Vec<String> = stages.iter().map(|stage| format!("`{stage}`")).collect();
+    format!("its stages are {}", stages.join(", "))
 }
 
 fn frontend_fault(refused: &FrontendRefused, path: &MountTarget, dockerfile: &Dockerfile) -> Fault {
@@ -108,6 +123,13 @@ mod tests {
         assert_eq!(fault.code, ErrorCode::UnknownStage);
         assert!(
             fault.message.contains("no stage `dep`") && fault.message.ends_with("`Deps`, `stage-1`, `out`")
+        );
+        let target = |target| unknown_target_fault(&stages, target);
+        assert!([None, Some("deps"), Some("OUT"), Some("1")].into_iter().all(|name| target(name).is_none()));
+        let fault = target(Some("nope")).unwrap();
+        assert_eq!(
+            fault.message,
+            "the Dockerfile has no target stage `nope`; its stages are `Deps`, `stage-1`, `out`"
         );
     }
 }
