@@ -3,6 +3,7 @@
 //! [`ImageStore`] is the handle for everything except the registry's own HTTP API. [`port::BlobStorage`] holds content,
 //! [`port::ImageCatalog`] holds names; a name is set only once all its content is present.
 
+mod base_layers;
 mod cache;
 mod contents;
 mod error;
@@ -35,6 +36,7 @@ use layers::InspectionQueue;
 use packs::HeldPacks;
 use port::{BlobStorage, ImageCatalog, LayerInspector, TagQuery};
 
+pub use base_layers::{BaseImage, BuiltImage};
 pub use cache::{SuppliedImage, SupplyOrigin, SupplyRequest};
 pub use contents::OpenLayer;
 pub use error::ImageError;

@@ -31,5 +31,7 @@ pub fn pull_to(registry: &str, token: &str, name: &str, directory: &Path) -> Out
     let source = format!("docker://{registry}/{name}");
     let target = format!("oci:{}:pulled", directory.display());
     let credentials = format!("any:{token}");
-    skopeo(&["copy", "--src-tls-verify=false", "--src-creds", &credentials, &source, &target])
+    // Otherwise, plain layers are compressed on the way.
+    let exact = "--preserve-digests";
+    skopeo(&["copy", exact, "--src-tls-verify=false", "--src-creds", &credentials, &source, &target])
 }

@@ -35,6 +35,8 @@ mod containerd_2;
 mod context_command;
 #[path = "e2e/faults.rs"]
 mod faults;
+#[path = "e2e/layer_forms.rs"]
+mod layer_forms;
 #[path = "e2e/missing_sources.rs"]
 mod missing_sources;
 #[path = "e2e/observability.rs"]
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
         access::group(),
         builds::group(),
         bad_input::group(),
+        layer_forms::group(),
         missing_sources::group(),
         changing_files::group(),
         secrets::group(),

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hearth_pack::identity::TreeDigest;
-use hearth_value::{BuildMount, Digest, MountTarget, Reference};
+use hearth_value::{BuildCompression, BuildMount, Digest, MountTarget, Reference};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,8 @@ pub struct BuildSpec {
     pub pull: bool,
     #[serde(default)]
     pub network: BuildNetwork,
+    #[serde(default)]
+    pub compression: BuildCompression,
     #[serde(default)]
     pub timeout: Option<Duration>,
     /// Ids of the secrets that came with the request; their values are in [`BuildSecrets`].

@@ -24,8 +24,9 @@ pub mod trust;
 pub use address_block::{AddressBlock, AddressBlockError};
 pub use certificate_files::CertificateFiles;
 pub use hearth_value::{
-    Assignment, BuildMount, BuildMountSource, Digest, LinePattern, MountAccess, MountOrigin, MountSource,
-    MountTarget, Reference, Registry, Repository, RoomRegistries, ServiceMount, ServiceMountSource, Tag,
+    Assignment, BuildCompression, BuildCompressionError, BuildMount, BuildMountSource, Digest, LinePattern,
+    MountAccess, MountOrigin, MountSource, MountTarget, Reference, Registry, Repository, RoomRegistries,
+    ServiceMount, ServiceMountSource, Tag,
 };
 pub use layer_limits::LayerLimits;
 pub use public_address::{embedded_ipv4, is_link_local, is_public};

@@ -21,6 +21,7 @@ mod downloads;
 mod ending;
 mod faults;
 mod images;
+mod layers;
 mod network;
 mod prefetch;
 
@@ -41,7 +42,6 @@ use super::verdict::BuildVerdict;
 use crate::model::build::{BuildEventKind, BuildOutcome, BuildRecord, BuildResult, BuildState};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::BuildId;
-use crate::model::image::VerifiedImage;
 use crate::model::{Reference, Repository};
 use crate::task;
 
@@ -197,7 +197,7 @@ impl BuildRuntime {
             return Err(Fault::new(FaultStage::Request, ErrorCode::InvalidTag, "the build has no tag"));
         };
         let outcome = self.solve_until_stable(active, record, prefetch, &tag, publisher).await?;
-        let image = self.verify(&tag, outcome).await?;
+        let image = self.ports.images.verify(&tag.repository, outcome.digest).await?;
         let rooms = &self.options.room_registries;
         let (room_tags, remote_tags): (Vec<Reference>, Vec<Reference>) =
             record.spec.tags.iter().cloned().partition(|tag| rooms.owns_tag(tag));
@@ -298,6 +298,7 @@ impl BuildRuntime {
             spec: spec.clone(),
             files: context.files.clone(),
             secrets: active.secrets.values.clone(),
+            converts_layers: false,
             images: images.sources.clone(),
             downloads: downloads.files.clone(),
             repositories: downloads.repositories.clone(),
@@ -311,6 +312,10 @@ impl BuildRuntime {
         loop {
             publisher.begin_attempt().await.map_err(|error| logged_log_fault(&error))?;
             let (result, events) = self.solve_once(active, request(), publisher).await?;
+            let result = match result {
+                Ok(outcome) => self.settle_layers(active, outcome, images, request()).await,
+                Err(error) => Err(error),
+            };
             let reason = match result {
                 Ok(outcome) => return Ok(outcome),
                 Err(SolveError::Cancelled) => return Err(stopped_fault()),
@@ -384,9 +389,5 @@ impl BuildRuntime {
                 Ok((result, forwarded.map_err(|error| logged_log_fault(&error))?))
             }
         }
-    }
-
-    async fn verify(&self, tag: &Reference, outcome: SolveOutcome) -> Result<VerifiedImage, Fault> {
-        self.ports.images.verify(&tag.repository, outcome.digest).await
     }
 }

@@ -19,13 +19,13 @@ use super::port::{
     Solver, StoreError,
 };
 use crate::context::{ContextFiles, FileTree, NoTransferWatch, SessionName, TreeEntry};
-use crate::image::{SuppliedImage, SupplyOrigin};
+use crate::image::{BaseImage, BuiltImage, SuppliedImage, SupplyOrigin};
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, ContextIdentity, LogStream};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::{BuildId, PackId};
-use crate::model::image::{ImageDefaults, VerifiedImage};
+use crate::model::image::{ImageDefaults, PinnedImage, VerifiedImage};
 use crate::model::secret::RegistryCredential;
-use crate::model::{Digest, Reference, Repository};
+use crate::model::{BuildCompression, Digest, Reference, Repository};
 
 /// A point at which a task waits until the test opens it.
 #[derive(Clone)]
@@ -215,6 +215,10 @@ pub struct FakeImages {
     pub supplied: Mutex<Vec<String>>,
     pub published: Mutex<Vec<(String, Digest)>>,
     pub verify_gate: Mutex<Option<Gate>>,
+    /// Whether the next built image has a new layer in another compression.
+    pub has_other_compression: Mutex<bool>,
+    /// Bases and compressions that images were restored with.
+    pub restored: Mutex<Vec<(Option<BaseImage>, BuildCompression, bool)>>,
     pub publish_gate: Mutex<Option<Gate>>,
     /// Pushes to other registries, in order.
     pub pushed: Mutex<Vec<String>>,
@@ -248,6 +252,17 @@ impl RoomImages for FakeImages {
         }
         let manifest = Descriptor::new("m", digest, 1);
         Ok(VerifiedImage { repository: repository.clone(), manifest, size_bytes: 42 })
+    }
+
+    async fn restore_base_layers(
+        &self,
+        built: &PinnedImage,
+        base: Option<&BaseImage>,
+        (compression, converted): (BuildCompression, bool),
+    ) -> Result<BuiltImage, Fault> {
+        self.restored.lock().push((base.cloned(), compression, converted));
+        let has_other_compression = std::mem::take(&mut *self.has_other_compression.lock());
+        Ok(BuiltImage { digest: built.digest, begins_with_base: true, has_other_compression })
     }
 
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault> {

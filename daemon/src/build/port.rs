@@ -9,14 +9,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::dockerfile::Dockerfile;
 use crate::context::ContextFiles;
-use crate::image::{SuppliedImage, TransferProgress};
+use crate::image::{BaseImage, BuiltImage, SuppliedImage, TransferProgress};
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, BuildState, ContextIdentity};
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
-use crate::model::image::{Platform, VerifiedImage};
+use crate::model::image::{PinnedImage, Platform, VerifiedImage};
 use crate::model::secret::{RegistryCredential, Secret};
 use crate::model::trust::TrustDomain;
-use crate::model::{Digest, MountTarget, Reference, Repository};
+use crate::model::{BuildCompression, Digest, MountTarget, Reference, Repository};
 
 /// Runs Dockerfiles. The implementation is BuildKit.
 #[async_trait]
@@ -42,6 +42,8 @@ pub struct SolveRequest {
     pub spec: BuildSpec,
     pub files: ContextFiles,
     pub secrets: BTreeMap<String, Secret<Vec<u8>>>,
+    /// Layers that an earlier build compressed in another way are converted, those of the base among them.
+    pub converts_layers: bool,
     /// Images that the build may use, files that ADD may fetch, and repositories (`host/path`). All other sources are
     /// denied.
     pub images: Vec<PinnedImageSource>,
@@ -142,6 +144,14 @@ pub trait RoomImages: Send + Sync + 'static {
     async fn supply(&self, request: ImageRequest) -> Result<SuppliedImage, Fault>;
     /// Checks that a pushed manifest and everything that it references exist.
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault>;
+    /// Gives the layers that a pushed image has from its base the form that they have in the base, and tells whether its
+    /// other layers have the compression of `form`; its second part says that the layers of the base were converted.
+    async fn restore_base_layers(
+        &self,
+        built: &PinnedImage,
+        base: Option<&BaseImage>,
+        form: (BuildCompression, bool),
+    ) -> Result<BuiltImage, Fault>;
     /// Sets the tags, in any repositories of the room.
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault>;
     /// Pushes an image to other registries, except for its tags, with the credentials of the build and those of the

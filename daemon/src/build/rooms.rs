@@ -13,15 +13,16 @@ use crate::context::{
 };
 use crate::image::port::PackContent;
 use crate::image::{
-    ImageError, ImageStore, RemoteRegistries, SuppliedImage, SupplyRequest, TransferProgress,
+    BaseImage, BuiltImage, ImageError, ImageStore, RemoteRegistries, SuppliedImage, SupplyRequest,
+    TransferProgress,
 };
 use crate::model::access::SymlinkPolicy;
 use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::PackId;
-use crate::model::image::VerifiedImage;
+use crate::model::image::{PinnedImage, VerifiedImage};
 use crate::model::secret::RegistryCredential;
-use crate::model::{BuildMount, BuildMountSource, Digest, Reference, Repository};
+use crate::model::{BuildCompression, BuildMount, BuildMountSource, Digest, Reference, Repository};
 use crate::packs::{PackError, PackStore};
 
 /// Combines the files of the room and the images among the mounts into one tree.
@@ -51,6 +52,16 @@ impl RoomImages for RoomContexts {
 
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault> {
         self.images.verify(repository, digest).await.map_err(|error| image_fault(FaultStage::Export, &error))
+    }
+
+    async fn restore_base_layers(
+        &self,
+        built: &PinnedImage,
+        base: Option<&BaseImage>,
+        (compression, converted): (BuildCompression, bool),
+    ) -> Result<BuiltImage, Fault> {
+        let restored = self.images.restore_base_layers(built, base, (compression, converted)).await;
+        restored.map_err(|error| image_fault(FaultStage::Export, &error))
     }
 
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault> {

@@ -20,7 +20,6 @@ use super::fake::{Act, FakeContexts, FakeImages, FakeSolver, MemoryStore, NoDown
 use super::port::BuildStore;
 use super::service::{BuildPorts, Handle, Options, Service};
 use super::submit::SubmitBuild;
-use crate::model::RoomRegistries;
 use crate::model::access::{NamePatterns, SymlinkPolicy};
 use crate::model::build::{
     BuildEvent, BuildEventKind, BuildNetwork, BuildRecord, BuildSecrets, BuildSpec, BuildState,
@@ -30,6 +29,7 @@ use crate::model::id::BuildId;
 use crate::model::secret::{RegistryCredential, Secret};
 use crate::model::share_owner::ShareOwnerResolver;
 use crate::model::trust::TrustDomain;
+use crate::model::{BuildCompression, RoomRegistries};
 
 struct Room {
     directory: tempfile::TempDir,
@@ -105,6 +105,7 @@ fn spec(tag: &str) -> BuildSpec {
         platform: None,
         labels: BTreeMap::new(),
         no_cache: NoCache::Nothing,
+        compression: BuildCompression::Gzip,
         pull: false,
         network: BuildNetwork::Default,
         timeout: None,

@@ -5,7 +5,7 @@ use hearth_registry::RemoteError;
 
 use super::remote_registries::CredentialsFileError;
 
-use super::port::{CatalogError, LayerRefusal};
+use super::port::{BlobError, CatalogError, LayerRefusal};
 use crate::disk::is_disk_full;
 use crate::model::Digest;
 use crate::model::fault::ErrorCode;
@@ -100,6 +100,18 @@ impl ImageError {
         match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::NoSpace,
             _ => Self::Scratch(error),
+        }
+    }
+
+    /// Converts an error of storing the blob `digest`.
+    pub(super) fn not_stored(digest: Digest, error: BlobError) -> Self {
+        match error {
+            BlobError::DiskFull => Self::NoSpace,
+            BlobError::Quota(message) => Self::Quota(message),
+            BlobError::Io(source) => Self::Read { digest, source },
+            error @ BlobError::Mismatch { .. } => {
+                Self::Read { digest, source: std::io::Error::new(std::io::ErrorKind::InvalidData, error) }
+            }
         }
     }
 

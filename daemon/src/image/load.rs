@@ -179,12 +179,7 @@ fn put_packed(
         let digest = blob.digest;
         let failed = |source| ImageError::Read { digest, source };
         let mut content = packed.open_blob(&digest).map_err(failed)?;
-        blobs.put(&digest, &mut content).map_err(|error| match error {
-            BlobError::DiskFull => ImageError::NoSpace,
-            BlobError::Io(source) => failed(source),
-            BlobError::Quota(message) => ImageError::Quota(message),
-            error @ BlobError::Mismatch { .. } => failed(io::Error::new(io::ErrorKind::InvalidData, error)),
-        })?;
+        blobs.put(&digest, &mut content).map_err(|error| ImageError::not_stored(digest, error))?;
     }
     let top = packed.descriptor();
     let manifest = top.bare();

@@ -220,6 +220,10 @@ pub struct BuildSpec {
     /// Credentials for the registries of base images. Held in memory only.
     #[prost(message, repeated, tag = "16")]
     pub credentials: ::prost::alloc::vec::Vec<RegistryCredential>,
+    /// Compression of the layers that the build adds: "gzip", "zstd", "estargz" or "none". Empty means "gzip".
+    /// Layers of the base image keep the form that they have there.
+    #[prost(string, tag = "17")]
+    pub compression: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

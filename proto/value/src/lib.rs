@@ -3,6 +3,7 @@
 //! needs no network stack.
 
 mod assignment;
+mod build_compression;
 mod build_secret;
 mod digest;
 pub mod error_code;
@@ -13,6 +14,7 @@ mod port;
 mod reference;
 
 pub use assignment::{Assignment, AssignmentError, parse_env_file};
+pub use build_compression::{BuildCompression, BuildCompressionError};
 pub use build_secret::{SecretFlag, SecretFlagError, SecretFlagSource};
 pub use digest::{Digest, DigestError};
 pub use fields::{FieldsError, split_fields};

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use hearth_proto::value::BuildCompression;
 
 /// Build options that `hearth build` and `hearth deploy --pack` share.
 #[derive(Debug, Default, PartialEq, Args)]
@@ -45,6 +46,9 @@ pub(in crate::cli) struct BuildOptions {
     /// Network of RUN steps
     #[arg(long, value_parser = ["default", "none"], help_heading = "Build")]
     pub(super) network: Option<String>,
+    /// Compression of the layers that the build adds: gzip, zstd, estargz or none
+    #[arg(long, default_value_t, help_heading = "Build")]
+    pub(super) compression: BuildCompression,
     /// Additional tag of the image
     #[arg(long, value_name = "TAG", help_heading = "Build")]
     pub(super) also_tag: Vec<String>,

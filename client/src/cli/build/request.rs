@@ -64,6 +64,7 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
         no_cache_stages: stages.into_iter().cloned().collect(),
         pull: args.options.pull,
         network: args.options.network.clone().unwrap_or_default(),
+        compression: args.options.compression.to_string(),
         timeout: args.timeout.map(duration::to_wire),
         secrets: args.options.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?,
         credentials: args.credentials.to_wire()?,

@@ -13,7 +13,9 @@ use crate::model::build::{BuildNetwork, BuildSecrets, BuildSpec, DockerfilePath,
 use crate::model::fault::ErrorCode;
 use crate::model::image::Platform;
 use crate::model::secret::Secret;
-use crate::model::{BuildMount, MountTarget, Reference, RoomRegistries};
+use crate::model::{
+    BuildCompression, BuildCompressionError, BuildMount, MountTarget, Reference, RoomRegistries,
+};
 
 // Limits of a build request. Each is far above practical use.
 const MAX_TAGS: usize = 32;
@@ -81,10 +83,20 @@ pub fn build_spec(
         },
         pull: wire.pull,
         network: network(&wire.network)?,
+        compression: compression(&wire.compression)?,
         timeout,
         secret_ids: secrets.values.keys().cloned().collect(),
     };
     Ok((spec, secrets))
+}
+
+fn compression(text: &str) -> Result<BuildCompression, ApiError> {
+    if text.is_empty() {
+        return Ok(BuildCompression::default());
+    }
+    text.parse().map_err(|error: BuildCompressionError| {
+        ApiError::invalid("spec.compression", ErrorCode::InvalidCompression, error.to_string())
+    })
 }
 
 fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, ApiError> {
@@ -236,6 +248,7 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
             BuildNetwork::Default => "default".to_owned(),
             BuildNetwork::None => "none".to_owned(),
         },
+        compression: spec.compression.to_string(),
         timeout: spec.timeout.map(super::to_duration),
         secrets: Vec::new(),
         credentials: Vec::new(),
@@ -347,5 +360,16 @@ mod tests {
         let rooms = RoomRegistries::default();
         let (again, _) = build_spec(shown, &context(&rooms)).unwrap();
         assert_eq!(BuildSpec { secret_ids: Vec::new(), ..spec }, again);
+    }
+
+    #[test]
+    fn the_compression_is_one_that_builds_know_and_gzip_by_default() {
+        for (text, expected) in [("", BuildCompression::Gzip), ("zstd", BuildCompression::Zstd)] {
+            let (spec, _) = check(|wire| wire.compression = text.to_owned()).unwrap();
+            assert_eq!(spec.compression, expected);
+            assert_eq!(to_wire(spec).compression, expected.as_str());
+        }
+        let error = check(|wire| wire.compression = "xz".to_owned()).unwrap_err();
+        assert!(format!("{error:?}").contains("spec.compression"), "{error:?}");
     }
 }

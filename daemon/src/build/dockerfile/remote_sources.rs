@@ -42,6 +42,8 @@ pub struct RemoteSources {
     pub images: Vec<NamedImage>,
     pub downloads: Vec<NamedDownload>,
     pub repositories: Vec<NamedRepository>,
+    /// Image with which the target begins, through any stages in between.
+    pub base: Option<(Reference, Platform)>,
     /// The Dockerfile names more images than the scan covers.
     pub has_more: bool,
 }
@@ -62,6 +64,7 @@ impl Dockerfile {
             Some(target) => reader.stage_named(target),
             None => last,
         };
+        reader.found.base = target.and_then(|target| reader.base_image(target));
         reader.scan(target);
         reader.found
     }
@@ -162,6 +165,19 @@ impl<'a> RemoteSourceScanner<'a> {
 
     fn stage_named(&self, name: &str) -> Option<usize> {
         self.names.get(name)
+    }
+
+    /// Returns the image with which a stage begins, through the stages that it begins with.
+    fn base_image(&self, mut at: usize) -> Option<(Reference, Platform)> {
+        loop {
+            let ScannedStage { base, platform, .. } = &self.stages[at];
+            match base {
+                // The base is an earlier stage, so the loop ends.
+                ScannedBase::Stage(base) => at = *base,
+                ScannedBase::Image(reference) => return Some((reference.clone(), platform.clone())),
+                ScannedBase::Scratch | ScannedBase::Unreadable => return None,
+            }
+        }
     }
 
     /// Collects the sources of the stages in `first` and of all stages that they need.

@@ -21,10 +21,10 @@ use super::super::port::{ImageRequest, PinnedImageSource};
 use super::super::publisher::EventPublisher;
 use super::super::service::{ActiveBuild, BuildRuntime};
 use super::faults::{logged_log_fault, stopped_fault};
-use crate::image::{SuppliedImage, SupplyOrigin, TransferProgress};
+use crate::image::{BaseImage, SuppliedImage, SupplyOrigin, TransferProgress};
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSource, LogStream};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
-use crate::model::image::{ImageDefaults, Platform, is_cached_name};
+use crate::model::image::{ImageDefaults, PinnedImage, Platform, is_cached_name};
 use crate::model::{MountTarget, Reference};
 
 /// Maximum number of images that are requested at the same time.
@@ -41,6 +41,8 @@ pub(super) struct BuildImages {
     /// Sources that ADD fetches, determined once the variables of all images are known.
     pub(super) downloads: Vec<NamedDownload>,
     pub(super) repositories: Vec<NamedRepository>,
+    /// Image with which the target begins.
+    pub(super) base: Option<BaseImage>,
     _supplied: Vec<SuppliedImage>,
 }
 
@@ -100,9 +102,14 @@ impl BuildRuntime {
                         digest: image.digest,
                     };
                 let sources = supplied.iter().map(source).collect();
+                let base = named.base.and_then(|(reference, platform)| {
+                    let (_, image) = supplied.get(&normalized_name(&reference))?;
+                    let image = PinnedImage { repository: image.repository.clone(), digest: image.digest };
+                    Some(BaseImage { image, platform })
+                });
                 let supplied = supplied.into_values().map(|(_, image)| image).collect();
                 let RemoteSources { downloads, repositories, .. } = named;
-                return Ok(BuildImages { sources, downloads, repositories, _supplied: supplied });
+                return Ok(BuildImages { sources, downloads, repositories, base, _supplied: supplied });
             }
             for wish in wishes.values() {
                 if let Some(fault) = pull_denied_fault(record, wish, path) {

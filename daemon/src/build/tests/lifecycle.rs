@@ -536,3 +536,33 @@ async fn the_logs_of_one_owner_are_bounded_and_the_oldest_go_first() {
     assert!(handle.read_log(&ids[0], BuildLogQuery::default()).await.unwrap().lines.is_empty());
     assert_eq!(states(&events(&handle, &ids[0], 1).await), [], "its watchers get its end");
 }
+
+#[tokio::test]
+async fn layers_that_an_earlier_build_left_in_another_compression_are_converted_from_the_cache() {
+    let room = Room::new(false);
+    let base: Digest = format!("sha256:{}", "0b".repeat(32)).parse().unwrap();
+    room.images.known.lock().insert("room.meshagent.com/base:1".to_owned(), base);
+    *room.contexts.dockerfile.lock() =
+        "FROM room.meshagent.com/base:1 AS a\nFROM a\nCOPY --from=other /x /\n".to_owned();
+    room.images.known.lock().insert("docker.io/library/other:latest".to_owned(), base);
+    room.images.known.lock().insert("other".to_owned(), base);
+    let service = room.start().await;
+    let handle = service.handle();
+    *room.images.has_other_compression.lock() = true;
+    let mut spec = spec("a");
+    (spec.no_cache, spec.compression) = (NoCache::Everything, BuildCompression::Zstd);
+    let id = submit(&handle, spec).await;
+    assert_eq!(ended(&handle, &id).await.state, BuildState::Succeeded);
+    let requests = room.solver.requests.lock();
+    let solves: Vec<_> =
+        requests.iter().map(|request| (request.converts_layers, request.spec.no_cache.clone())).collect();
+    assert_eq!(solves, [(false, NoCache::Everything), (true, NoCache::Nothing)]);
+    let restored = room.images.restored.lock();
+    let converted: Vec<bool> = restored.iter().map(|(.., converted)| *converted).collect();
+    assert_eq!(converted, [false, true]);
+    for (found, compression, _) in restored.iter() {
+        let found = found.as_ref().unwrap();
+        assert_eq!((found.image.repository.as_str(), found.image.digest), ("base", base));
+        assert_eq!(*compression, BuildCompression::Zstd);
+    }
+}

@@ -6,6 +6,7 @@ use bollard_buildkit_proto::moby::buildkit::v1 as api;
 
 use super::policy;
 use crate::build::port::SolveRequest;
+use crate::model::BuildCompression;
 use crate::model::build::{BuildNetwork, NoCache};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
@@ -82,7 +83,16 @@ fn frontend(request: &SolveRequest, shared: bool) -> HashMap<String, String> {
 }
 
 fn exporter(request: &SolveRequest) -> api::Exporter {
+    let compression = match request.spec.compression {
+        BuildCompression::Gzip => "gzip",
+        BuildCompression::Zstd => "zstd",
+        BuildCompression::Estargz => "estargz",
+        BuildCompression::None => "uncompressed",
+    };
     let attributes = [
+        // Without `force-compression`, it applies to layers that the builder has not exported yet.
+        ("compression", compression.to_owned()),
+        ("force-compression", request.converts_layers.to_string()),
         ("name", format!("{}/{}", request.registry, request.repository)),
         ("push", "true".to_owned()),
         // Pushed without a tag: the daemon sets the tag itself, last.

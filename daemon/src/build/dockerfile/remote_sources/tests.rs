@@ -278,3 +278,22 @@ proptest! {
         let _ = needs(&text, None, &[("room.test/a", &["A=1"], &["COPY --from=x / /"])]);
     }
 }
+
+#[test]
+fn the_base_of_the_target_is_found_through_the_stages_in_between() {
+    let host = Platform::host();
+    let file = "ARG B=room.test/b:1\nFROM --platform=linux/arm64 $B AS one\nFROM one AS two\nFROM scratch AS three\n\
+                COPY --from=room.test/c / /\nFROM room.test/d AS four\n";
+    let dockerfile = Dockerfile::parse(file.into());
+    let base = |target: Option<&str>, given: &str| {
+        let given = arguments(given);
+        let sources = dockerfile.remote_sources(inputs(&given, &host, target), &|_, _| None);
+        sources.base.map(|(reference, platform)| (reference.to_string(), platform.as_str().to_owned()))
+    };
+    let named = |name: &str, platform: &str| Some((name.to_owned(), platform.to_owned()));
+    assert_eq!(base(Some("two"), ""), named("room.test/b:1", "linux/arm64"));
+    assert_eq!(base(Some("two"), "B=room.test/e:2"), named("room.test/e:2", "linux/arm64"));
+    assert_eq!(base(Some("three"), ""), None, "what it copies from is no base");
+    assert_eq!(base(None, ""), named("room.test/d", host.as_str()));
+    assert_eq!(base(Some("no"), ""), None);
+}

@@ -1,0 +1,46 @@
+//! Compression of a built image: that of the base for its layers, and that of the spec for the others, whatever the
+//! builder had met before.
+
+use tokio::sync::mpsc;
+
+use super::super::port::{SolveError, SolveOutcome, SolveRequest};
+use super::super::service::{ActiveBuild, BuildRuntime};
+use super::images::BuildImages;
+use crate::image::BaseImage;
+use crate::model::build::NoCache;
+use crate::model::image::PinnedImage;
+
+impl BuildRuntime {
+    /// Restores the layers of the base in a solved image. If the builder had a new layer in another compression from an
+    /// earlier build, `request` is solved once more, from the cache, with layers converted.
+    ///
+    /// Layers are not converted at once, because the builder would convert those of the base too, which may be large.
+    pub(super) async fn settle_layers(
+        &self,
+        active: &ActiveBuild,
+        outcome: SolveOutcome,
+        images: &BuildImages,
+        mut request: SolveRequest,
+    ) -> Result<SolveOutcome, SolveError> {
+        let (repository, compression) = (request.repository.clone(), request.spec.compression);
+        let restore = async |outcome: SolveOutcome, base: Option<&BaseImage>, converted| {
+            let built = PinnedImage { repository: repository.clone(), digest: outcome.digest };
+            let restored = self.ports.images.restore_base_layers(&built, base, (compression, converted));
+            restored.await.map_err(|fault| SolveError::Failed(Box::new(fault)))
+        };
+        let base = images.base.as_ref();
+        let restored = restore(outcome, base, false).await?;
+        if !restored.has_other_compression {
+            return Ok(SolveOutcome { digest: restored.digest });
+        }
+        tracing::info!(%compression, "an earlier build left layers in another compression; converting them");
+        request.converts_layers = true;
+        // The steps have run, so all of them are cached now.
+        request.spec.no_cache = NoCache::Nothing;
+        // Without a receiver, events are dropped: the steps were told already.
+        let (events, _) = mpsc::channel(1);
+        let outcome = self.ports.solver.solve(request, events, active.stop.child_token()).await?;
+        let restored = restore(outcome, base.filter(|_| restored.begins_with_base), true).await?;
+        Ok(SolveOutcome { digest: restored.digest })
+    }
+}

@@ -1,0 +1,208 @@
+//! Form of the layers of a built image: those of the base have the form that they have in the base.
+//!
+//! BuildKit knows a base by the content of its layers. Once it has a base with zstd layers, it uses them for the same
+//! base with gzip layers too, and the other way round. Therefore a built image could have other layers than its base,
+//! depending on what the builder had seen before. The manifest of such an image is written again, with the layers of
+//! the base. Its config names layers by their uncompressed content, which only a conversion to estargz changes: the
+//! table of contents is a file of the layer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hearth_oci as oci;
+use hearth_oci::Descriptor;
+use serde_json::value::{RawValue, to_raw_value};
+use sha2::{Digest as _, Sha256};
+
+use super::contents::{ImageContents, platform_manifest, read_json};
+use super::port::BlobStorage;
+use super::{ImageError, ImageStore};
+use crate::model::image::{PinnedImage, Platform};
+use crate::model::{BuildCompression, Digest};
+use crate::task;
+
+/// Annotation of a layer that has a table of contents for lazy pulling.
+const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+/// Annotations of layers that BuildKit keeps.
+const KEPT_ANNOTATIONS: [&str; 2] = [TOC_DIGEST, "io.containers.estargz.uncompressed-size"];
+
+/// Image with which a build began, and the platform for which it was used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseImage {
+    pub image: PinnedImage,
+    pub platform: Platform,
+}
+
+/// A built image whose base layers have the form that they have in the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BuiltImage {
+    pub digest: Digest,
+    pub begins_with_base: bool,
+    /// Some new layer has another compression than the build asks for: BuildKit had it from an earlier build.
+    pub has_other_compression: bool,
+}
+
+impl ImageStore {
+    /// Gives the layers that an image has from its base the form that they have in the base. An index is left as it is.
+    /// `converted` says that the image begins with layers that were converted from those of the base.
+    pub async fn restore_base_layers(
+        &self,
+        built: &PinnedImage,
+        base: Option<&BaseImage>,
+        (compression, converted): (BuildCompression, bool),
+    ) -> Result<BuiltImage, ImageError> {
+        let top = self.manifest_of(built).await?;
+        if top.is_index() {
+            let digest = top.digest;
+            return Ok(BuiltImage { digest, begins_with_base: false, has_other_compression: false });
+        }
+        let base = match base {
+            None => None,
+            Some(base) => Some((self.manifest_of(&base.image).await?, base.platform.clone())),
+        };
+        let shared = Arc::clone(&self.shared);
+        let restored = task::blocking("base layers", move || {
+            restore(&*shared.blobs, &top, base, (compression, converted))
+        });
+        let (image, manifests) = restored.await.map_err(|_| ImageError::Ending)??;
+        if let Some(contents) = manifests {
+            tracing::info!(image.digest = %image.digest, "base layers have the form of the base again");
+            self.shared.catalog.put_manifests(&built.repository, contents.manifests, None).await?;
+        }
+        Ok(image)
+    }
+
+    async fn manifest_of(&self, image: &PinnedImage) -> Result<Descriptor, ImageError> {
+        let manifest = self.shared.catalog.manifest(&image.repository, &image.digest).await?;
+        let reference = || format!("{}@{}", image.repository, image.digest);
+        manifest.ok_or_else(|| ImageError::NotFound { reference: reference() })
+    }
+}
+
+/// Returns the image, and the contents of its manifest if that is a new one, which is stored then.
+fn restore(
+    blobs: &dyn BlobStorage,
+    top: &Descriptor,
+    base: Option<(Descriptor, Platform)>,
+    (compression, converted): (BuildCompression, bool),
+) -> Result<(BuiltImage, Option<ImageContents>), ImageError> {
+    let bytes = read_json(blobs, top)?;
+    let mut manifest: oci::Manifest = parse(top, &bytes)?;
+    let config = read_json(blobs, &manifest.config)?;
+    let parsed: oci::ImageConfig = parse(&manifest.config, &config)?;
+    let mut root = parsed.rootfs;
+    let own = match base {
+        Some((base, platform)) => BaseLayers::read(blobs, &base, &platform)?,
+        None => BaseLayers::default(),
+    };
+    let own = if own.are_below(&root.diff_ids, &manifest, converted) { own } else { BaseLayers::default() };
+    let (lower, upper) = manifest.layers.split_at_mut(own.layers.len());
+    let mut image = BuiltImage {
+        digest: top.digest,
+        begins_with_base: !own.layers.is_empty(),
+        has_other_compression: !upper.iter().all(|layer| has_form(layer, compression)),
+    };
+    if lower == own.layers {
+        return Ok((image, None));
+    }
+    lower.clone_from_slice(&own.layers);
+    if !root.diff_ids.starts_with(&own.diff_ids) {
+        root.diff_ids[..own.diff_ids.len()].copy_from_slice(&own.diff_ids);
+        let config = with_root(&config, &root).map_err(|error| invalid(&manifest.config, error))?;
+        manifest.config = put(blobs, &manifest.config.media_type, &config)?;
+    }
+    let bytes = to_go_json(&manifest).map_err(|error| invalid(top, error))?;
+    let stored = put(blobs, &top.media_type, &bytes)?;
+    image.digest = stored.digest;
+    Ok((image, Some(ImageContents::read_and_touch(blobs, &stored)?)))
+}
+
+fn put(blobs: &dyn BlobStorage, media_type: &str, mut bytes: &[u8]) -> Result<Descriptor, ImageError> {
+    let digest = Digest::from_sha256(Sha256::digest(bytes).into());
+    let stored = Descriptor::new(media_type, digest, bytes.len() as u64);
+    blobs.put(&digest, &mut bytes).map_err(|error| ImageError::not_stored(digest, error))?;
+    Ok(stored)
+}
+
+/// Layers of a base as BuildKit writes them into images.
+#[derive(Default)]
+struct BaseLayers {
+    layers: Vec<Descriptor>,
+    diff_ids: Vec<Digest>,
+}
+
+impl BaseLayers {
+    /// Reads the layers of the base. None, if its manifest and its config do not agree, or if some are stored elsewhere.
+    fn read(blobs: &dyn BlobStorage, base: &Descriptor, platform: &Platform) -> Result<Self, ImageError> {
+        let (_, image) = platform_manifest(blobs, base, platform)?;
+        let config: oci::ImageConfig = parse(&image.config, &read_json(blobs, &image.config)?)?;
+        let diff_ids = config.rootfs.diff_ids;
+        if diff_ids.len() != image.layers.len() || !image.foreign.is_empty() {
+            return Ok(Self::default());
+        }
+        Ok(Self { layers: image.layers.iter().map(as_buildkit_writes_it).collect(), diff_ids })
+    }
+
+    fn are_below(&self, diff_ids: &[Digest], built: &oci::Manifest, converted: bool) -> bool {
+        let begins = diff_ids.starts_with(&self.diff_ids);
+        built.layers.len() == diff_ids.len() && (begins || converted && diff_ids.len() >= self.layers.len())
+    }
+}
+
+/// Returns a config with another `rootfs`, and all other fields as they are.
+fn with_root(config: &[u8], root: &oci::RootFs) -> serde_json::Result<Vec<u8>> {
+    let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(config)?;
+    fields.insert("rootfs".to_owned(), to_raw_value(root)?);
+    serde_json::to_vec(&fields)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(descriptor: &Descriptor, bytes: &[u8]) -> Result<T, ImageError> {
+    serde_json::from_slice(bytes).map_err(|error| invalid(descriptor, error))
+}
+
+fn invalid(descriptor: &Descriptor, error: serde_json::Error) -> ImageError {
+    ImageError::Manifest { digest: descriptor.digest, source: error.into() }
+}
+
+/// Returns the descriptor of a base's layer as BuildKit writes it into an image: with the media type of OCI, and the
+/// annotations of lazy pulling only.
+fn as_buildkit_writes_it(layer: &Descriptor) -> Descriptor {
+    let media_type = match layer.media_type.as_str() {
+        "application/vnd.docker.image.rootfs.diff.tar" => "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip" => "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.zstd" => "application/vnd.oci.image.layer.v1.tar+zstd",
+        other => other,
+    };
+    let mut own = Descriptor::new(media_type, layer.digest, layer.size);
+    let kept = layer.annotations.iter().filter(|(name, _)| KEPT_ANNOTATIONS.contains(&name.as_str()));
+    own.annotations = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+    own
+}
+
+fn has_form(layer: &Descriptor, compression: BuildCompression) -> bool {
+    let is_estargz = layer.annotations.contains_key(TOC_DIGEST);
+    match compression {
+        BuildCompression::Gzip => layer.media_type.ends_with("+gzip") && !is_estargz,
+        BuildCompression::Zstd => layer.media_type.ends_with("+zstd"),
+        BuildCompression::Estargz => is_estargz,
+        BuildCompression::None => layer.media_type.ends_with(".tar"),
+    }
+}
+
+/// Writes a manifest as BuildKit does (Go's `json.MarshalIndent`), so that its digest is the same as that of a build whose
+/// layers needed no change.
+fn to_go_json(manifest: &oci::Manifest) -> serde_json::Result<Vec<u8>> {
+    let text = serde_json::to_string_pretty(manifest)?;
+    // These characters occur in strings only. Go escapes them, so that JSON can be embedded in HTML and JavaScript.
+    let escapes = [
+        ("&", "\\u0026"),
+        ("<", "\\u003c"),
+        (">", "\\u003e"),
+        ("\u{2028}", "\\u2028"),
+        ("\u{2029}", "\\u2029"),
+    ];
+    Ok(escapes.iter().fold(text, |text, (character, escape)| text.replace(character, escape)).into_bytes())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+use std::sync::Arc;
+
+use hearth_pack::layer::{Compression, LayerOptions};
+
+use super::*;
+use crate::context::{LayerInspection, LayerLimits};
+use crate::image::port::ImageCatalog as _;
+use crate::image::{ImageDestination, ImageStore};
+use crate::model::{Reference, Repository, RoomRegistries};
+use crate::registry::blobs::BlobStore;
+use crate::store::StateStore;
+
+struct Fixture {
+    _directory: tempfile::TempDir,
+    images: ImageStore,
+    blobs: BlobStore,
+    store: StateStore,
+}
+
+fn fixture() -> Fixture {
+    let directory = tempfile::tempdir().unwrap();
+    let blobs = BlobStore::open(&directory.path().join("registry")).unwrap();
+    let store = StateStore::open(&directory.path().join("state.db")).unwrap();
+    let images = ImageStore::new(
+        RoomRegistries::default(),
+        Arc::new(blobs.clone()),
+        Arc::new(store.clone()),
+        Arc::new(LayerInspection::new(LayerLimits::default())),
+    );
+    Fixture { _directory: directory, images, blobs, store }
+}
+
+impl Fixture {
+    /// Loads an image with one file.
+    async fn load(&self, name: &str, content: &str, compression: Compression) -> PinnedImage {
+        let tree = tempfile::tempdir().unwrap();
+        std::fs::write(tree.path().join("file"), content).unwrap();
+        let options = hearth_pack::PackOptions {
+            layer: LayerOptions { compression, ..LayerOptions::default() },
+            ..hearth_pack::PackOptions::default()
+        };
+        let packed = hearth_pack::pack(tree.path(), &options, &mut |_| {}).unwrap();
+        let mut archive = Vec::new();
+        packed.write_archive(&mut archive).unwrap();
+        let tag: Reference = Reference::parse_tag(name).unwrap();
+        let repository = tag.repository.clone();
+        let destination = ImageDestination::Tag(tag);
+        let loaded = self.images.load(std::io::Cursor::new(archive), destination, "ann").await.unwrap();
+        PinnedImage { repository, digest: loaded.manifest.digest }
+    }
+
+    fn manifest(&self, digest: Digest) -> oci::Manifest {
+        let descriptor = Descriptor::new(oci::OCI_MANIFEST_TYPE, digest, 0);
+        serde_json::from_slice(&read_json(&self.blobs, &descriptor).unwrap()).unwrap()
+    }
+
+    fn diff_ids(&self, image: &PinnedImage) -> Vec<Digest> {
+        let config = self.manifest(image.digest).config;
+        parse::<oci::ImageConfig>(&config, &read_json(&self.blobs, &config).unwrap()).unwrap().rootfs.diff_ids
+    }
+
+    fn put(&self, content: &[u8]) -> (Digest, u64) {
+        let digest = Digest::from_sha256(Sha256::digest(content).into());
+        self.blobs.put(&digest, &mut &*content).unwrap();
+        (digest, content.len() as u64)
+    }
+
+    /// Pushes an image whose layers are those of `parts`, as the builder does.
+    async fn build(&self, parts: &[&PinnedImage]) -> PinnedImage {
+        let diff_ids: Vec<Digest> = parts.iter().flat_map(|part| self.diff_ids(part)).collect();
+        let root = oci::RootFs { kind: Some("layers".to_owned()), diff_ids };
+        let config =
+            with_root(br#"{"os":"linux","architecture":"amd64","config":{"Z":1,"A":"\u003c"}}"#, &root);
+        let (config, size) = self.put(&config.unwrap());
+        let config = Descriptor::new("application/vnd.oci.image.config.v1+json", config, size);
+        let layers = parts.iter().flat_map(|part| self.manifest(part.digest).layers).collect();
+        let mut manifest = oci::Manifest::new(config, layers);
+        manifest.annotations.insert("note".to_owned(), "<a> & b".to_owned());
+        let (digest, size) = self.put(&to_go_json(&manifest).unwrap());
+        let top = Descriptor::new(oci::OCI_MANIFEST_TYPE, digest, size);
+        let contents = ImageContents::read_and_touch(&self.blobs, &top).unwrap();
+        let repository: Repository = "built".parse().unwrap();
+        self.store.put_manifests(&repository, contents.manifests, None).await.unwrap();
+        PinnedImage { repository, digest }
+    }
+
+    async fn restore(&self, built: &PinnedImage, base: &PinnedImage) -> BuiltImage {
+        let base = BaseImage { image: base.clone(), platform: Platform::host() };
+        self.images.restore_base_layers(built, Some(&base), (BuildCompression::Gzip, false)).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn layers_of_the_base_have_the_form_that_they_have_there() {
+    let room = fixture();
+    let (zstd, gzip) = (
+        room.load("base:zstd", "base", Compression::Zstd).await,
+        room.load("base:gz", "base", Compression::Gzip).await,
+    );
+    assert_eq!(room.diff_ids(&zstd), room.diff_ids(&gzip));
+    let new = room.load("new:gz", "new", Compression::Gzip).await;
+    let (on_zstd, on_gzip) = (room.build(&[&zstd, &new]).await, room.build(&[&gzip, &new]).await);
+    for (built, base, expected) in [
+        (&on_zstd, &gzip, &on_gzip),
+        (&on_gzip, &gzip, &on_gzip),
+        (&on_gzip, &zstd, &on_zstd),
+        (&on_zstd, &zstd, &on_zstd),
+    ] {
+        let restored = room.restore(built, base).await;
+        assert_eq!(
+            restored,
+            BuiltImage { digest: expected.digest, begins_with_base: true, has_other_compression: false }
+        );
+        room.images.verify(&built.repository, restored.digest).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_new_layer_in_another_compression_is_told_and_layers_of_another_image_are_left() {
+    let room = fixture();
+    let base = room.load("base:gz", "base", Compression::Gzip).await;
+    let new = room.load("new:zstd", "new", Compression::Zstd).await;
+    let built = room.build(&[&base, &new]).await;
+    let mut expected =
+        BuiltImage { digest: built.digest, begins_with_base: true, has_other_compression: true };
+    assert_eq!(room.restore(&built, &base).await, expected);
+    expected.begins_with_base = false;
+    let other = room.load("other:gz", "other", Compression::Gzip).await;
+    assert_eq!(room.restore(&built, &other).await, expected, "it does not begin with that image");
+    let zstd = room.images.restore_base_layers(&built, None, (BuildCompression::Zstd, false)).await.unwrap();
+    assert!(zstd.has_other_compression, "without a base, every layer is a new one");
+}
+
+#[tokio::test]
+async fn a_config_names_the_layers_of_the_base_again_after_their_conversion() {
+    let room = fixture();
+    let base = room.load("base:gz", "base", Compression::Gzip).await;
+    let converted = room.load("base:converted", "converted base", Compression::Gzip).await;
+    let new = room.load("new:gz", "new", Compression::Gzip).await;
+    let (built, expected) = (room.build(&[&converted, &new]).await, room.build(&[&base, &new]).await);
+    let of = BaseImage { image: base, platform: Platform::host() };
+    let restored =
+        room.images.restore_base_layers(&built, Some(&of), (BuildCompression::Gzip, true)).await.unwrap();
+    assert_eq!(restored.digest, expected.digest);
+}
+
+#[test]
+fn the_form_of_a_layer_is_told_by_its_media_type_and_its_table_of_contents() {
+    let digest = Digest::from_sha256([7; 32]);
+    let layer =
+        |kind: &str| Descriptor::new(&format!("application/vnd.oci.image.layer.v1.{kind}"), digest, 1);
+    let mut estargz = layer("tar+gzip");
+    estargz.annotations.insert(TOC_DIGEST.to_owned(), digest.to_string());
+    let forms = [layer("tar+gzip"), layer("tar+zstd"), estargz, layer("tar")];
+    for (at, form) in forms.iter().enumerate() {
+        let matching: Vec<_> =
+            BuildCompression::ALL.into_iter().filter(|&compression| has_form(form, compression)).collect();
+        assert_eq!(matching, [BuildCompression::ALL[at]], "{form:?}");
+    }
+}
+
+#[test]
+fn a_manifest_is_written_as_go_writes_it() {
+    let digest = Digest::from_sha256([7; 32]);
+    let mut layer = Descriptor::new("application/vnd.docker.image.rootfs.diff.tar.gzip", digest, 5);
+    layer.annotations.insert("author".to_owned(), "x".to_owned());
+    layer.annotations.insert(TOC_DIGEST.to_owned(), "toc".to_owned());
+    let mut manifest =
+        oci::Manifest::new(Descriptor::new("c", digest, 2), vec![as_buildkit_writes_it(&layer)]);
+    manifest.annotations.insert("note".to_owned(), "<é>&".to_owned());
+    let expected = format!(
+        r#"{{
+  "schemaVersion": 2,
+  "mediaType": "application/vnd.oci.image.manifest.v1+json",
+  "config": {{
+    "mediaType": "c",
+    "digest": "{digest}",
+    "size": 2
+  }},
+  "layers": [
+    {{
+      "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+      "digest": "{digest}",
+      "size": 5,
+      "annotations": {{
+        "containerd.io/snapshot/stargz/toc.digest": "toc"
+      }}
+    }}
+  ],
+  "annotations": {{
+    "note": "\u003cé\u003e\u0026"
+  }}
+}}"#
+    );
+    assert_eq!(String::from_utf8(to_go_json(&manifest).unwrap()).unwrap(), expected);
+}
