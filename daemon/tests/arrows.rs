@@ -186,6 +186,7 @@ const DAEMON_ROWS: &[Row] = &[
         &[
             "model",
             "task",
+            "disk::is_disk_full",
             "context::LayerCompression",
             "context::LayerFacts",
             "context::LayerFault",
@@ -212,7 +213,10 @@ const DAEMON_ROWS: &[Row] = &[
     ("keyed_semaphore", &[]),
     ("build", &["model", "task", "context", "disk", "image", "packs"]),
     ("downloads", &["model", "task", "disk", "build::port", "fetch_policy"]),
-    ("deploy", &["model", "task", "context", "image", "access", "secrets", "instance_log"]),
+    (
+        "deploy",
+        &["model", "task", "context", "disk::is_disk_full", "image", "access", "secrets", "instance_log"],
+    ),
     ("containerd", &["model", "task", "deploy::port", "image::port", "supervise", "instance_log"]),
     ("instance_log", &["model", "task"]),
     ("network", &["model", "task", "deploy::port", "capability", "netlink", "keyed_semaphore"]),
