@@ -100,7 +100,9 @@ impl BuildKitClient {
         };
         let (asked, idle, stopped) = (control.clone(), Arc::clone(&trees), stop.clone());
         let watch = async move {
-            let watch = watched.run(|| check_usable(asked.clone(), foreign), |_| idle.close_idle());
+            // A BuildKit that ends waits for the sessions that are kept for later builds.
+            let on_query = |ready, _| if ready { idle.close_idle() } else { idle.close_unused() };
+            let watch = watched.run(|| check_usable(asked.clone(), foreign), on_query);
             stopped.run_until_cancelled(watch).await;
         };
         // The caller's span identifies the builder in the log.

@@ -139,7 +139,7 @@ impl ContainerdClient {
         };
         let (asked, woken, stopped) = (inner.connection.clone(), Arc::clone(&changes), stop.clone());
         crate::task::spawn("containerd-watch", async move {
-            let on_query = |changed| {
+            let on_query = |_, changed| {
                 if changed {
                     woken.send_modify(|count| *count += 1);
                 }

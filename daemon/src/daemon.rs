@@ -156,7 +156,7 @@ impl Daemon {
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         let Self { config, metrics, mut listeners, tls, storage, store, blobs, disk, space, access, _lock } =
             self;
-        let pulse = liveness::watch(store.clone());
+        let pulse = liveness::watch(store.clone(), config.state_dir.clone());
         let connection_shares = descriptors::divide_descriptors(&config.connections);
         let kept = FileLimits { bytes: config.audit.max_bytes, age: config.audit_keep() };
         let trail = AuditTrail::open(&config.state_dir.join("audit"), kept);
@@ -314,7 +314,7 @@ impl Daemon {
         let servers =
             listeners.serve(&served, ConnectionLimiter::new(connection_shares.socket), ingress, tls);
         drop(served);
-        addresses.write(&config.state_dir)?;
+        listeners::publish_addresses(&addresses, &config.state_dir)?;
         tracing::info!(
             room = config.room, listen = %addresses.listen, ingress = %addresses.ingress,
             socket = %addresses.socket.display(), "started serving"

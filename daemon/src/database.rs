@@ -1,6 +1,7 @@
 //! SQLite databases of the daemon: each has a write-ahead log, one connection, and a schema version.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
@@ -22,13 +23,35 @@ pub enum DatabaseError {
 
 impl From<DatabaseError> for io::Error {
     fn from(error: DatabaseError) -> Self {
-        let is_full = match &error {
-            DatabaseError::Sqlite(sqlite) => sqlite.sqlite_error_code() == Some(ErrorCode::DiskFull),
-            DatabaseError::ChangesLost => true,
-            DatabaseError::TooNew { .. } => false,
-        };
+        let is_full = is_disk_full(&error);
         let kind = if is_full { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
         Self::new(kind, error)
+    }
+}
+
+fn is_disk_full(error: &DatabaseError) -> bool {
+    match error {
+        DatabaseError::Sqlite(error) => error.sqlite_error().is_some_and(|error| {
+            error.code == ErrorCode::DiskFull || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+        }),
+        DatabaseError::ChangesLost => true,
+        DatabaseError::TooNew { .. } => false,
+    }
+}
+
+/// Opens a database, creates it if necessary, and migrates its schema. A database that exists opens on a full disk,
+/// too: it can be read then.
+pub fn open(path: &Path, migrations: &[&str]) -> Result<Connection, DatabaseError> {
+    match prepare(Connection::open(path)?, migrations) {
+        Err(error) if is_disk_full(&error) => {
+            // The index of the write-ahead log is a file beside the database. In exclusive mode, it is in memory.
+            let connection = Connection::open(path)?;
+            connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+            let connection = prepare(connection, migrations)?;
+            tracing::warn!(path = %path.display(), "opened a database on a full disk; no other process can open it until the daemon is started again");
+            Ok(connection)
+        }
+        opened => opened,
     }
 }
 

@@ -59,11 +59,7 @@ impl From<StateStoreError> for io::Error {
 impl StateStore {
     /// Opens the database, creating it if necessary, and migrates its schema.
     pub fn open(path: &Path) -> Result<Self, StateStoreError> {
-        Self::prepare(Connection::open(path)?)
-    }
-
-    fn prepare(connection: Connection) -> Result<Self, StateStoreError> {
-        let connection = database::prepare(connection, MIGRATIONS)?;
+        let connection = database::open(path, MIGRATIONS)?;
         Ok(Self { connection: Arc::new(Mutex::new(connection)) })
     }
 

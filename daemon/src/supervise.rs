@@ -3,12 +3,15 @@
 //! ```text
 //!            +------------------------------------------------------------+
 //!            v                                                            |
-//! sweep -> prepare -> start -> Starting --probe--> Ready <--probe--> Down |
-//!                       |          |                 |       (no answer)  |
-//!                       |          '----- exit ------+----------'         |
-//!                       '-> Down(reason) <-----------'                    |
+//! sweep -> prepare -> start -> Starting --probe--> Ready                  |
+//!                       |          |                 |                    |
+//!                       |          '----- exit ------+--- no answer for   |
+//!                       '-> Down(reason) <-----------'    8 s: ended      |
 //!                               '------- wait, doubling 0.2 s..30 s ------'
 //! ```
+//!
+//! A child that no longer answers is reported as down first, so that whoever keeps it from its exit lets go of it (see
+//! [`ChildStatus`]), and then ended with SIGTERM and soon SIGKILL.
 //!
 //! No child outlives the daemon, and no process is killed by a number alone:
 //!
@@ -28,9 +31,9 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -42,6 +45,7 @@ pub mod port;
 pub mod program;
 pub mod readiness;
 mod run;
+pub mod settings_file;
 mod spawn;
 
 use port::{ChildSpec, ChildStatus};
@@ -60,6 +64,8 @@ pub struct Handle {
     status: watch::Receiver<ChildStatus>,
     stop: CancellationToken,
     kill: Arc<AtomicBool>,
+    restart: Arc<Notify>,
+    pid: Arc<AtomicU32>,
     task: JoinHandle<()>,
 }
 
@@ -76,6 +82,7 @@ pub fn start(child: ChildSpec) -> Result<Handle, SuperviseError> {
     let (sender, status) = watch::channel(ChildStatus::Starting);
     let stop = CancellationToken::new();
     let kill = Arc::<AtomicBool>::default();
+    let (restart, pid) = (Arc::<Notify>::default(), Arc::<AtomicU32>::default());
     let service = run::ChildSupervisor {
         child,
         root,
@@ -83,17 +90,32 @@ pub fn start(child: ChildSpec) -> Result<Handle, SuperviseError> {
         status: sender,
         stop: stop.clone(),
         kill: Arc::clone(&kill),
+        restart: Arc::clone(&restart),
+        pid: Arc::clone(&pid),
         _lock: lock,
     };
     // The caller's span identifies the child.
     let task = crate::task::spawn("supervise", service.run().in_current_span());
-    Ok(Handle { status, stop, kill, task })
+    Ok(Handle { status, stop, kill, restart, pid, task })
 }
 
 impl Handle {
     /// Returns the status of the child; only the newest value is kept.
     pub fn status(&self) -> watch::Receiver<ChildStatus> {
         self.status.clone()
+    }
+
+    /// Stops a ready child and starts it again, without a pause. Has no effect while no child is ready.
+    pub fn restart(&self) {
+        self.restart.notify_waiters();
+    }
+
+    /// Returns the resident memory of the child's process in bytes; `None` while none runs.
+    pub fn resident_memory(&self) -> Option<u64> {
+        let pid = self.pid.load(Ordering::Acquire);
+        let pages = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+        let pages: u64 = pages.split(' ').nth(1)?.parse().ok()?;
+        Some(pages.saturating_mul(rustix::param::page_size() as u64))
     }
 
     /// Stops the child: SIGTERM, the stop limit, SIGKILL; then removes its leftovers.

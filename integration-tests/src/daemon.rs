@@ -163,11 +163,24 @@ impl Daemon {
 
     #[track_caller]
     fn launch(&self, ready: bool) {
+        self.spawn_again();
+        self.wait_published(ready);
+    }
+
+    /// Starts the daemon again without waiting for anything.
+    #[track_caller]
+    pub fn spawn_again(&self) {
         let mut live = self.live();
         assert!(live.child.is_none(), "the daemon is already running");
         // An earlier start may have left its addresses there, which must not be used for this one.
         let _ = fs::remove_file(self.addresses_file());
         live.child = Some(self.spawn(&live.options));
+    }
+
+    /// Waits until a daemon that was started has published its addresses, and until it is ready if `ready` is set.
+    #[track_caller]
+    pub fn wait_published(&self, ready: bool) {
+        let mut live = self.live();
         let addresses = wait::poll(START_LIMIT, || {
             if let Some(status) = live.child.as_mut().and_then(|child| child.try_wait().expect("wait")) {
                 live.child = None;

@@ -37,6 +37,8 @@ mod context_command;
 mod faults;
 #[path = "e2e/layer_forms.rs"]
 mod layer_forms;
+#[path = "e2e/full_disk.rs"]
+mod full_disk;
 #[path = "e2e/missing_sources.rs"]
 mod missing_sources;
 #[path = "e2e/observability.rs"]
@@ -71,6 +73,8 @@ mod service_kills;
 mod service_mounts;
 #[path = "e2e/services.rs"]
 mod services;
+#[path = "e2e/silent_children.rs"]
+mod silent_children;
 #[path = "e2e/storage.rs"]
 mod storage;
 #[path = "e2e/upload.rs"]
@@ -107,6 +111,8 @@ fn main() -> ExitCode {
         service_apps::group(),
         service_mounts::group(),
         faults::group(),
+        full_disk::group(),
+        silent_children::group(),
         service_faults::group(),
         service_kills::group(),
         containerd_2::group(),

@@ -152,7 +152,9 @@ impl supervise::ChildDriver for ContainerdDriver {
     }
 
     async fn probe(&self) -> Result<String, supervise::ProbeError> {
-        version::query_version(&self.connection).await
+        let version = version::query_version(&self.connection).await?;
+        version::check_tasks(&self.connection).await?;
+        Ok(version)
     }
 
     fn explain(&self, log_tail: &str) -> Option<String> {

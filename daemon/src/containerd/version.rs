@@ -1,7 +1,9 @@
 //! Version check of containerd.
 
+use containerd_client::services::v1::GetRequest;
+
 use super::channel::{ContainerdConnection, call, limit};
-use super::failure::ContainerdFault;
+use super::failure::{ContainerdFault, unless_missing};
 use crate::supervise::port::ProbeError;
 
 /// Minimum version: older ones lack features that are used here, and are no longer maintained.
@@ -21,6 +23,20 @@ pub(super) async fn query_version(connection: &ContainerdConnection) -> Result<S
             Err(ProbeError::Refused(format!("containerd {version} is refused: 1.6 or newer is needed")))
         }
         None => Err(ProbeError::Refused(format!("containerd's version `{version}` cannot be read"))),
+    }
+}
+
+/// Checks that containerd runs its tasks. One that starts on a full disk runs without the services that it could not
+/// load, and never loads them later.
+pub(super) async fn check_tasks(connection: &ContainerdConnection) -> Result<(), ProbeError> {
+    // No instance has this name.
+    let request = GetRequest { container_id: "probe".to_owned(), exec_id: String::new() };
+    match unless_missing(call(limit::RECORD, connection.tasks().get(request)).await) {
+        Ok(_) => Ok(()),
+        Err(ContainerdFault::Unavailable(text)) => Err(ProbeError::NoAnswer(text)),
+        Err(other) => {
+            Err(ProbeError::Refused(format!("containerd did not load all of its services: {other}")))
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
@@ -14,10 +15,13 @@ use tokio::task::JoinHandle;
 use crate::api::serve::{ServeOptions, serve};
 use crate::config::Config;
 use crate::connections::ConnectionLimiter;
+use crate::disk::is_disk_full;
 use crate::ingress::{Ingress, TlsTerminator};
 use crate::task;
 
 const ADDRESSES: &str = "addresses.json";
+/// Pause between two attempts to write the addresses on a full disk.
+const ADDRESSES_PAUSE: Duration = Duration::from_secs(1);
 
 /// Addresses of the daemon.
 #[derive(Clone, Debug, Serialize)]
@@ -128,10 +132,27 @@ impl BoundListeners {
 
 impl DaemonAddresses {
     /// Writes the file atomically, so that a process that waits for it can read it as soon as it appears.
-    pub(super) fn write(&self, state: &Path) -> Result<()> {
+    fn write(&self, state: &Path) -> std::io::Result<()> {
         let draft = state.join("addresses.json.new");
         fs::write(&draft, serde_json::to_vec(self)?)?;
-        fs::rename(draft, state.join(ADDRESSES)).context("addresses.json")
+        fs::rename(draft, state.join(ADDRESSES))
+    }
+}
+
+/// Writes the file of addresses; on a full disk, as soon as there is space.
+pub(super) fn publish_addresses(addresses: &DaemonAddresses, state: &Path) -> Result<()> {
+    match addresses.write(state) {
+        Err(error) if is_disk_full(&error) => {
+            tracing::error!(%error, "failed to write addresses.json on a full disk; retrying");
+            let (addresses, state) = (addresses.clone(), state.to_owned());
+            drop(task::spawn("addresses", async move {
+                while addresses.write(&state).is_err() {
+                    tokio::time::sleep(ADDRESSES_PAUSE).await;
+                }
+            }));
+            Ok(())
+        }
+        written => written.context("addresses.json"),
     }
 }
 

@@ -54,6 +54,13 @@ pub struct ChildLimits {
     pub restart_reset: Duration,
     /// Interval between probes of a ready child, and between checks of the log's size.
     pub probe_every: Duration,
+    /// Time limit for one probe of a child that was ready.
+    pub probe: Duration,
+    /// Time without an answer after which a child that was ready is ended and started again. At least three probes
+    /// have failed by then, so that a child is not ended because the daemon itself stood still.
+    pub silence: Duration,
+    /// Time between SIGTERM and SIGKILL for a child that no longer answers.
+    pub stop_silent: Duration,
     pub log_bytes: u64,
 }
 
@@ -65,7 +72,12 @@ impl Default for ChildLimits {
             restart_first: Duration::from_millis(200),
             restart_most: Duration::from_secs(30),
             restart_reset: Duration::from_secs(60),
-            probe_every: Duration::from_secs(5),
+            // A child that no longer answers is running again 15 s later: 2 s to the next probe, 8 s of silence with
+            // the last probe, 3 s to its end, and its start.
+            probe_every: Duration::from_secs(2),
+            probe: Duration::from_secs(2),
+            silence: Duration::from_secs(8),
+            stop_silent: Duration::from_secs(3),
             log_bytes: 16 << 20,
         }
     }
@@ -100,7 +112,8 @@ pub enum ProbeError {
     Refused(String),
 }
 
-/// Status of a supervised child.
+/// Status of a supervised child. On `Down`, whoever holds connections that keep the child from its exit closes them: the
+/// child may still run, and is ended then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChildStatus {
     Starting,

@@ -32,14 +32,15 @@ pub struct ReadinessWatcher {
 
 impl ReadinessWatcher {
     /// Keeps the status up to date, forever. `query` asks the program for its version; `on_query` is called after
-    /// each query with whether the status changed.
-    pub async fn run<F>(mut self, query: impl Fn() -> F, on_query: impl Fn(bool))
+    /// each query with whether the program is ready, and whether the status changed.
+    pub async fn run<F>(mut self, query: impl Fn() -> F, on_query: impl Fn(bool, bool))
     where
         F: Future<Output = Result<String, ProbeError>>,
     {
         loop {
             let status = self.query(&query).await;
-            let pause = if status.ready { POLL_READY } else { POLL_DOWN };
+            let ready = status.ready;
+            let pause = if ready { POLL_READY } else { POLL_DOWN };
             let changed = self.sender.send_if_modified(|now| {
                 let changed = *now != status;
                 if changed {
@@ -49,7 +50,7 @@ impl ReadinessWatcher {
                 }
                 changed
             });
-            on_query(changed);
+            on_query(ready, changed);
             match &mut self.child {
                 None => sleep(pause).await,
                 Some((_, child)) => {

@@ -6,11 +6,11 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -19,10 +19,12 @@ use super::log;
 use super::port::{ChildLimits, ChildSpec, ChildStatus, DescendantPolicy, ProbeError};
 use super::spawn::{self, ChildProcess};
 
-/// Number of failed probes in a row after which a running child counts as down.
-const MAX_MISSED_PROBES: u32 = 3;
-/// Time limit for one probe; a slow child under load is not restarted.
-const PROBE_LIMIT: Duration = Duration::from_secs(5);
+/// Minimum number of failed probes in a row after which a child no longer answers.
+const MISSED_PROBES: u32 = 3;
+/// Time limit for one probe of a child that is starting.
+const START_PROBE_LIMIT: Duration = Duration::from_secs(5);
+/// Pause after a failed probe of a child that was ready.
+const MISSED_PAUSE: Duration = Duration::from_millis(500);
 /// Interval between probes of a child that has not answered yet.
 const START_POLL: Duration = Duration::from_millis(20);
 /// Time limit for an exit after SIGKILL. A process in an uninterruptible wait may take longer, and is left to the next
@@ -37,13 +39,20 @@ pub(super) struct ChildSupervisor {
     pub(super) stop: CancellationToken,
     /// Set if the stop is to be without a grace period.
     pub(super) kill: Arc<AtomicBool>,
+    pub(super) restart: Arc<Notify>,
+    /// Process id of the running child; 0 while none runs.
+    pub(super) pid: Arc<AtomicU32>,
     pub(super) _lock: File,
 }
 
 /// Result of one run of the child.
 enum ChildRunEnd {
     Stopped,
+    /// The child is to be started again at once.
+    Restarted,
     Failed(String),
+    /// The child runs and no longer answers.
+    Silent(String),
 }
 
 /// Pause before the next start of a child that has exited.
@@ -77,7 +86,8 @@ impl ChildSupervisor {
             self.remove_leftovers().await;
             match end {
                 ChildRunEnd::Stopped => break,
-                ChildRunEnd::Failed(reason) => {
+                ChildRunEnd::Restarted => self.publish(ChildStatus::Starting),
+                ChildRunEnd::Failed(reason) | ChildRunEnd::Silent(reason) => {
                     let wait = pause.after(started.elapsed());
                     tracing::warn!(child = self.child.name, error = %reason, pause = ?wait, "child went down; restarting it");
                     self.status.send_replace(ChildStatus::Down { reason });
@@ -111,11 +121,24 @@ impl ChildSupervisor {
             }
         };
         tracing::info!(child = self.child.name, pid = process.pid, "child started");
+        self.pid.store(process.pid, Ordering::Release);
         let end = tokio::select! {
-            exit = process.wait() => return ChildRunEnd::Failed(self.exit_reason(&exit, log_start).await),
-            end = self.probe_until_stop() => end,
+            exit = process.wait() => Err(exit),
+            end = self.probe_until_stop() => Ok(end),
         };
-        self.stop_process(&mut process).await;
+        self.pid.store(0, Ordering::Release);
+        let end = match end {
+            Ok(end) => end,
+            Err(exit) => return ChildRunEnd::Failed(self.exit_reason(&exit, log_start).await),
+        };
+        if let ChildRunEnd::Silent(reason) = &end {
+            tracing::error!(child = self.child.name, pid = process.pid, error = %reason, "child no longer answers; ending it");
+            // Whoever keeps the child from its exit, such as open sessions, lets go of it now.
+            self.publish(ChildStatus::Down { reason: reason.clone() });
+            self.stop_process(&mut process, self.child.limits.stop_silent).await;
+        } else {
+            self.stop_process(&mut process, self.child.limits.stop).await;
+        }
         end
     }
 
@@ -141,61 +164,70 @@ impl ChildSupervisor {
 
     /// Probes a running child; returns when it must be stopped.
     async fn probe_until_stop(&self) -> ChildRunEnd {
+        let limits = &self.child.limits;
         let born = Instant::now();
-        let mut answered = false;
+        let mut last_answer = None;
         let mut misses = 0;
         loop {
-            let probe = timeout(PROBE_LIMIT, self.child.driver.probe());
+            let limit = if last_answer.is_some() { limits.probe } else { START_PROBE_LIMIT };
+            let probe = timeout(limit, self.child.driver.probe());
             let answer = tokio::select! {
                 () = self.stop.cancelled() => return ChildRunEnd::Stopped,
                 answer = probe => answer.unwrap_or_else(|_| Err(ProbeError::NoAnswer("no answer in time".to_owned()))),
             };
+            let mut pause = limits.probe_every;
             match answer {
                 Ok(version) => {
-                    if !answered {
+                    if last_answer.is_none() {
                         tracing::info!(child = self.child.name, %version, after = ?born.elapsed(), "child became ready");
                     }
-                    answered = true;
+                    last_answer = Some(Instant::now());
                     misses = 0;
                     self.publish(ChildStatus::Ready { version });
                 }
                 Err(ProbeError::Refused(reason)) => return ChildRunEnd::Failed(reason),
-                Err(ProbeError::NoAnswer(reason)) if answered => {
-                    misses += 1;
-                    if misses >= MAX_MISSED_PROBES {
-                        self.publish(ChildStatus::Down {
-                            reason: format!("{} runs, but: {reason}", self.child.name),
-                        });
+                Err(ProbeError::NoAnswer(reason)) => match last_answer {
+                    Some(last) => {
+                        misses += 1;
+                        if misses >= MISSED_PROBES && last.elapsed() >= limits.silence {
+                            let name = self.child.name;
+                            return ChildRunEnd::Silent(format!(
+                                "{name} runs, but no longer answers: {reason}"
+                            ));
+                        }
+                        pause = MISSED_PAUSE.min(limits.probe_every);
                     }
-                }
-                Err(ProbeError::NoAnswer(reason)) => {
-                    if born.elapsed() > self.child.limits.start {
-                        return ChildRunEnd::Failed(format!(
-                            "{} did not answer after its start: {reason}",
-                            self.child.name
-                        ));
+                    None => {
+                        if born.elapsed() > limits.start {
+                            return ChildRunEnd::Failed(format!(
+                                "{} did not answer after its start: {reason}",
+                                self.child.name
+                            ));
+                        }
+                        self.publish(ChildStatus::Starting);
+                        pause = START_POLL;
                     }
-                    self.publish(ChildStatus::Starting);
-                }
+                },
             }
-            if let Err(error) = log::truncate(&self.child.log, self.child.limits.log_bytes) {
+            if let Err(error) = log::truncate(&self.child.log, limits.log_bytes) {
                 tracing::warn!(child = self.child.name, %error, "failed to truncate the log of a child");
             }
-            let pause = if answered { self.child.limits.probe_every } else { START_POLL };
             tokio::select! {
                 () = self.stop.cancelled() => return ChildRunEnd::Stopped,
+                () = self.restart.notified() => return ChildRunEnd::Restarted,
                 () = sleep(pause) => {}
             }
         }
     }
 
-    async fn stop_process(&self, process: &mut ChildProcess) {
+    /// Ends the child: SIGTERM, `grace`, SIGKILL.
+    async fn stop_process(&self, process: &mut ChildProcess, grace: Duration) {
         if !self.kill.load(Ordering::Acquire) {
             process.signal(Signal::TERM);
-            if timeout(self.child.limits.stop, process.wait()).await.is_ok() {
+            if timeout(grace, process.wait()).await.is_ok() {
                 return;
             }
-            tracing::warn!(child = self.child.name, limit = ?self.child.limits.stop, "child ignored SIGTERM; killed");
+            tracing::warn!(child = self.child.name, limit = ?grace, "child ignored SIGTERM; killed");
         }
         process.signal(Signal::KILL);
         if timeout(KILL_LIMIT, process.wait()).await.is_err() {

@@ -1,11 +1,12 @@
 //! Settings file `buildkitd.toml` of a managed buildkitd.
 
-use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+
+use crate::supervise::settings_file;
 
 /// Number of network namespaces that BuildKit keeps ready: a step that finds none waits about 50 ms for one.
 const READY_NAMESPACES: u32 = 4;
@@ -194,9 +195,7 @@ pub(super) fn write(
     wiring: &StepNetworkSettings,
     control_group: Option<&str>,
 ) -> io::Result<()> {
-    let new = dir.join("buildkitd.toml.new");
-    fs::write(&new, text(dir, runc, quota, wiring, control_group)?)?;
-    fs::rename(new, dir.join("buildkitd.toml"))
+    settings_file::store(&dir.join("buildkitd.toml"), &text(dir, runc, quota, wiring, control_group)?)
 }
 
 #[cfg(test)]

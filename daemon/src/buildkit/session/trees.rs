@@ -105,14 +105,23 @@ impl TreeSessions {
         self.state.lock().slots.clear();
     }
 
+    /// Closes every session that no build uses.
+    pub(in crate::buildkit) fn close_unused(&self) {
+        self.close_idle_beyond(0);
+    }
+
     /// Closes sessions that were idle for too long, and those that are too many.
     pub(in crate::buildkit) fn close_idle(&self) {
+        self.close_idle_beyond(MAX_IDLE);
+    }
+
+    fn close_idle_beyond(&self, count: usize) {
         let mut state = self.state.lock();
         let idle = state.slots.iter().filter(|(_, slot)| slot.leases == 0);
         let mut idle: Vec<(Instant, String)> = idle.map(|(id, slot)| (slot.idle_since, id.clone())).collect();
         idle.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
         for (place, (since, id)) in idle.into_iter().enumerate() {
-            if place >= MAX_IDLE || since.elapsed() > IDLE_TIME {
+            if place >= count || since.elapsed() > IDLE_TIME {
                 state.slots.remove(&id);
                 state.closed.insert(id, Instant::now());
             }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::supervise::settings_file;
+
 /// Plugins that are never used here: Kubernetes, other snapshotters, directories outside of `dir`.
 const DISABLED: [&str; 12] = [
     "io.containerd.grpc.v1.cri",
@@ -45,7 +47,7 @@ struct ContainerdDebugSettings {
 pub(super) fn write(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir.join("pipes"))?;
     let text = text(dir).map_err(io::Error::other)?;
-    fs::write(dir.join("containerd.toml"), text)
+    settings_file::store(&dir.join("containerd.toml"), &text)
 }
 
 fn text(dir: &Path) -> Result<String, toml::ser::Error> {

@@ -124,9 +124,8 @@ pub(super) struct FoundContent {
 
 impl ContentIndex {
     pub(super) fn open(path: &Path) -> Result<Self, DatabaseError> {
-        let connection = Connection::open(path)?;
-        connection.pragma_update(None, "cache_size", CACHE_KIB)?;
-        let database = database::prepare(connection, MIGRATIONS)?;
+        let database = database::open(path, MIGRATIONS)?;
+        database.pragma_update(None, "cache_size", CACHE_KIB)?;
         database.set_prepared_statement_cache_capacity(32);
         let (segments, sent) = (BTreeMap::new(), HashMap::new());
         let quota_owner_of = HashMap::new();

@@ -14,7 +14,7 @@ fn digest(byte: u8) -> Digest {
 }
 
 fn store() -> StateStore {
-    StateStore::prepare(rusqlite::Connection::open_in_memory().unwrap()).unwrap()
+    StateStore::open(std::path::Path::new(":memory:")).unwrap()
 }
 
 fn revision(number: u32, domains: &[&str]) -> ServiceRevision {

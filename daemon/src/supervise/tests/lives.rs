@@ -48,16 +48,40 @@ async fn a_child_that_ends_again_and_again_is_started_ever_more_seldom() {
 }
 
 #[tokio::test]
-async fn a_child_that_stops_answering_is_reported_and_left_alone() {
+async fn a_child_that_no_longer_answers_is_ended_and_started_again() {
     let dir = tempfile::tempdir().unwrap();
-    let handle = super::super::start(child(dir.path(), WAITS)).unwrap();
+    let mut child = child(
+        dir.path(),
+        "trap '' TERM; echo $$ >> ../pids; echo $$ > $PID_FILE; while :; do sleep 600; done",
+    );
+    child.limits.silence = Duration::from_millis(300);
+    child.limits.stop_silent = Duration::from_millis(300);
+    child.limits.stop = Duration::from_secs(120);
+    let handle = super::super::start(child).unwrap();
     let pid = ready(&handle).await;
+    let begun = Instant::now();
     std::fs::remove_file(dir.path().join("pid")).unwrap();
     let reason = down(&handle, "no pid yet").await;
-    assert!(reason.contains("script runs, but"), "{reason}");
-    assert!(alive(pid));
-    std::fs::write(dir.path().join("pid"), pid.to_string()).unwrap();
-    assert_eq!(ready(&handle).await, pid);
+    assert!(reason.contains("script runs, but no longer answers"), "{reason}");
+    assert!(alive(pid), "those who hold it are told before it is ended");
+    let next = ready(&handle).await;
+    assert!(next != pid && !alive(pid) && begun.elapsed() < PATIENCE / 2);
+    handle.kill().await;
+}
+
+#[tokio::test]
+async fn a_restart_that_was_asked_for_has_no_pause() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = child(dir.path(), WAITS);
+    child.limits.restart_first = Duration::from_secs(60);
+    let handle = super::super::start(child).unwrap();
+    let pid = ready(&handle).await;
+    assert!(handle.resident_memory().unwrap() > 0);
+    let mut status = handle.status();
+    handle.restart();
+    let other = |status: &ChildStatus| *status != ChildStatus::Ready { version: pid.to_string() };
+    timeout(PATIENCE, status.wait_for(other)).await.unwrap().unwrap();
+    assert!(ready(&handle).await != pid && !alive(pid));
     handle.stop().await;
 }
 
