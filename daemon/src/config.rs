@@ -171,6 +171,11 @@ pub struct BuilderConfig {
     pub max_kept: usize,
     /// Seconds after which a builder without builds is stopped; the most recently used one keeps running.
     pub idle_seconds: u64,
+    /// Resident memory in bytes above which a buildkitd is restarted when no build has used it for 30 seconds; 0 for
+    /// never.
+    pub idle_memory_bytes: u64,
+    /// Seconds without builds after which the cache of a trust domain is removed.
+    pub keep_seconds: u64,
     /// Memory in bytes of all steps that run in one builder. Default: three quarters of the machine's memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_memory_bytes: Option<u64>,
@@ -338,6 +343,8 @@ impl Default for Config {
                 max_running: None,
                 max_kept: 64,
                 idle_seconds: 300,
+                idle_memory_bytes: 160 << 20,
+                keep_seconds: 14 * 24 * 3600,
                 step_memory_bytes: None,
                 step_processes: 4096,
             },

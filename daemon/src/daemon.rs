@@ -432,6 +432,8 @@ async fn start_builders(
         kept_caches: config.builder.max_kept,
         cache_bytes: config.builder.max_used_bytes,
         idle_timeout: Duration::from_secs(config.builder.idle_seconds),
+        idle_memory: config.builder.idle_memory_bytes,
+        keep_unused: Duration::from_secs(config.builder.keep_seconds),
     };
     let network = network.ok();
     let state_dir = config.state_dir.clone();

@@ -276,7 +276,7 @@ impl BuilderOwner {
                     Some(event) => self.handle_event(event),
                     None => return,
                 },
-                _ = tick.tick() => {}
+                _ = tick.tick() => self.restart_large(),
             }
             while let Some(action) = self.policy.next_action(Timestamp::now()) {
                 self.execute(action);
@@ -473,6 +473,19 @@ impl BuilderOwner {
         }));
     }
 
+    /// Restarts builders that are idle and have more memory than they should. Builds that come meanwhile wait.
+    fn restart_large(&mut self) {
+        for (domain, slot) in &self.slots {
+            let Some((kit, child)) = &slot.running else { continue };
+            let memory = child.resident_memory().unwrap_or(0);
+            if self.policy.takes_restart(domain, memory, Timestamp::now()) {
+                tracing::info!(builder.domain = %domain, memory, "builder is idle and large; restarting it");
+                kit.close_sessions();
+                child.restart();
+            }
+        }
+    }
+
     fn measure_later(&mut self, domain: &TrustDomain) {
         let Some(slot) = self.slots.get_mut(domain) else { return };
         let Some((kit, _)) = slot.running.as_ref().filter(|_| !slot.measuring) else { return };
@@ -494,7 +507,7 @@ impl BuilderOwner {
         drop(task::spawn("prune builder", async move {
             let mut disk = None;
             if let Some(kit) = kit {
-                tracing::info!(builder.domain = %domain, keep, "builder caches exceeded their quota; pruning");
+                tracing::info!(builder.domain = %domain, keep, "pruning the cache of a builder");
                 if let Err(error) = kit.prune(keep).await {
                     tracing::warn!(builder.domain = %domain, %error, "failed to prune the cache of a builder");
                 }

@@ -16,6 +16,9 @@
 //!   build does not wait.
 //! - When all caches together exceed their quota, the domain that was used least recently is pruned first, or removed
 //!   if its builder is stopped. The domain that was used last comes last, and is never removed.
+//! - The cache of a domain that was not used for a long time is removed; that of the domain that was used last is pruned.
+//! - A buildkitd that is large when its builds have ended is restarted, at most once for each use: it does not give back
+//!   the memory that it took.
 //! - The services of a participant have domains of their own, which count for the participant together: the next
 //!   running builder to stop, or cache to remove, comes from the owner that has most of them.
 
@@ -29,6 +32,9 @@ use crate::model::access::SERVICE_NAME;
 use crate::model::share_owner::{ShareOwner, ShareOwnerResolver};
 use crate::model::trust::TrustDomain;
 
+/// Time without builds after which a large builder is restarted: it is not while one build follows another.
+const RESTART_DELAY: Duration = Duration::from_secs(30);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BuilderLimits {
     /// Maximum number of builders that run at the same time; at least one.
@@ -39,6 +45,10 @@ pub struct BuilderLimits {
     pub cache_bytes: u64,
     /// Time without builds after which a builder is stopped.
     pub idle_timeout: Duration,
+    /// Resident memory of an idle buildkitd in bytes above which it is restarted; 0 for no limit.
+    pub idle_memory: u64,
+    /// Time without builds after which the cache of a domain is removed.
+    pub keep_unused: Duration,
 }
 
 /// Identifies a request for a builder.
@@ -65,6 +75,8 @@ pub struct DomainBuilder {
     pruning: PruneState,
     /// Set while it is being stopped in order to remove its cache.
     discarded: bool,
+    /// Value of `last_used` when it was last restarted because of its memory.
+    restarted: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,6 +216,7 @@ impl BuilderPolicy {
             .or_else(|| self.keep_one_running())
             .or_else(|| self.enforce_cache_count())
             .or_else(|| self.enforce_disk_limit())
+            .or_else(|| self.expire_unused(now))
             .or_else(|| self.stop_idle(now))
     }
 
@@ -358,18 +371,54 @@ impl BuilderPolicy {
         None
     }
 
+    /// Removes the caches that were not used for a long time.
+    fn expire_unused(&mut self, now: Timestamp) -> Option<BuilderAction> {
+        let newest = self.builders.iter().max_by_key(|(_, standing)| standing.rank()).map(|(d, _)| d.clone());
+        let keep = self.limits.keep_unused;
+        let (domain, standing) = self.builders.iter_mut().find(|(domain, standing)| {
+            let can_go = match standing.phase {
+                BuilderPhase::Stopped => Some(*domain) != newest.as_ref(),
+                BuilderPhase::Running => standing.builds == 0 && standing.can_free(),
+                BuilderPhase::Stopping | BuilderPhase::Removing => false,
+            };
+            let waits = self.waiting.iter().any(|(_, waiting)| waiting == *domain);
+            can_go && !waits && standing.is_unused_for(keep, now)
+        })?;
+        if standing.runs() {
+            standing.pruning = PruneState::Running;
+            return Some(BuilderAction::Prune { domain: domain.clone(), keep: 0 });
+        }
+        standing.phase = BuilderPhase::Removing;
+        Some(BuilderAction::Remove(domain.clone()))
+    }
+
+    /// Decides whether a running builder is restarted because its process has this many bytes of resident memory.
+    pub fn takes_restart(&mut self, domain: &TrustDomain, memory: u64, now: Timestamp) -> bool {
+        let limit = self.limits.idle_memory;
+        if limit == 0 || memory <= limit || self.draining || self.is_wanted(domain) {
+            return false;
+        }
+        self.builders.get_mut(domain).is_some_and(|standing| {
+            let idle = standing.runs() && standing.builds == 0 && standing.pruning != PruneState::Running;
+            let restarts = idle
+                && standing.is_unused_for(RESTART_DELAY, now)
+                && standing.restarted != Some(standing.last_used);
+            if restarts {
+                standing.restarted = Some(standing.last_used);
+            }
+            restarts
+        })
+    }
+
     fn stop_idle(&mut self, now: Timestamp) -> Option<BuilderAction> {
         let newest = self.newest_running()?.clone();
         let idle = self.limits.idle_timeout;
-        let long = |standing: &DomainBuilder| {
-            now.duration_since(standing.last_used).unsigned_abs() >= idle && now >= standing.last_used
-        };
         let victim = self.builders.iter().find(|(domain, standing)| {
             **domain != newest
                 && standing.phase == BuilderPhase::Running
                 && standing.builds == 0
                 && standing.pruning != PruneState::Running
-                && long(standing)
+                && standing.is_unused_for(idle, now)
         });
         let victim = victim.map(|(domain, _)| domain.clone())?;
         self.set(&victim, BuilderPhase::Stopping);
@@ -449,6 +498,7 @@ impl DomainBuilder {
             disk: 0,
             pruning: PruneState::Idle,
             discarded: false,
+            restarted: None,
         }
     }
 
@@ -459,6 +509,10 @@ impl DomainBuilder {
 
     fn runs(&self) -> bool {
         self.phase == BuilderPhase::Running
+    }
+
+    fn is_unused_for(&self, time: Duration, now: Timestamp) -> bool {
+        now.duration_since(self.last_used).unsigned_abs() >= time && now >= self.last_used
     }
 
     fn is_kept(&self) -> bool {

@@ -4,7 +4,14 @@ use proptest::prelude::*;
 const MB: u64 = 1 << 20;
 
 fn limits(running: usize, disk: u64) -> BuilderLimits {
-    BuilderLimits { running, kept_caches: 10, cache_bytes: disk, idle_timeout: Duration::from_secs(300) }
+    BuilderLimits {
+        running,
+        kept_caches: 10,
+        cache_bytes: disk,
+        idle_timeout: Duration::from_secs(300),
+        idle_memory: 100 * MB,
+        keep_unused: Duration::from_secs(86_400),
+    }
 }
 
 fn domain(name: &str) -> TrustDomain {
@@ -119,6 +126,47 @@ fn the_least_used_cache_pays_first_and_the_newest_last() {
     assert_eq!(policy.next_action(at(5)), None);
     policy.record_measurement(&domain("c"), 80 * MB, false);
     assert_eq!(policy.next_action(at(5)), Some(BuilderAction::Prune { domain: domain("c"), keep: 75 * MB }));
+}
+
+#[test]
+fn a_cache_that_nobody_used_for_long_is_given_back() {
+    let day = 86_400;
+    let mut policy =
+        with_builders(BuilderLimits { idle_timeout: Duration::MAX, ..limits(4, u64::MAX) }, &["a", "b"]);
+    policy.restore(domain("old"), at(-day), 40 * MB);
+    policy.record_measurement(&domain("b"), 30 * MB, false);
+    assert_eq!(policy.next_action(at(-1)), None);
+    assert_eq!(policy.next_action(at(0)), Some(BuilderAction::Remove(domain("old"))));
+    policy.mark_removed(&domain("old"));
+    assert_eq!(policy.next_action(at(day)), None, "there is nothing to remove of `a`");
+    let prune = Some(BuilderAction::Prune { domain: domain("b"), keep: 0 });
+    assert_eq!(policy.next_action(at(day + 1)), prune);
+    assert_eq!(policy.next_action(at(day + 1)), None, "it is pruned once at a time");
+    policy.record_measurement(&domain("b"), 5 * MB, true);
+    assert_eq!(policy.next_action(at(3 * day)), None, "what is left is in use");
+    policy.request(LeaseTicket(1), domain("b"));
+    assert_eq!(policy.next_action(at(3 * day)), grant(1, "b"));
+    policy.record_measurement(&domain("b"), 50 * MB, false);
+    assert_eq!(policy.next_action(at(9 * day)), None, "a build uses it");
+    policy.release(&domain("b"), at(9 * day));
+    assert_eq!(policy.next_action(at(10 * day)), prune);
+}
+
+#[test]
+fn a_large_builder_is_restarted_once_after_each_use() {
+    let mut policy = with_builders(limits(4, u64::MAX), &["a"]);
+    let a = domain("a");
+    assert!(!policy.takes_restart(&a, 101 * MB, at(29)), "the next build may follow at once");
+    assert!(!policy.takes_restart(&a, 100 * MB, at(30)));
+    assert!(policy.takes_restart(&a, 101 * MB, at(30)));
+    assert!(!policy.takes_restart(&a, 101 * MB, at(300)), "a restart did not help");
+    policy.request(LeaseTicket(1), a.clone());
+    assert!(!policy.takes_restart(&a, 101 * MB, at(300)), "a build waits for it");
+    assert_eq!(policy.next_action(at(301)), grant(1, "a"));
+    assert!(!policy.takes_restart(&a, 101 * MB, at(400)), "a build uses it");
+    policy.release(&a, at(400));
+    assert!(policy.takes_restart(&a, 101 * MB, at(430)));
+    assert!(!policy.takes_restart(&domain("b"), 101 * MB, at(430)));
 }
 
 #[test]
