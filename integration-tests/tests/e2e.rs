@@ -35,10 +35,10 @@ mod containerd_2;
 mod context_command;
 #[path = "e2e/faults.rs"]
 mod faults;
-#[path = "e2e/layer_forms.rs"]
-mod layer_forms;
 #[path = "e2e/full_disk.rs"]
 mod full_disk;
+#[path = "e2e/layer_forms.rs"]
+mod layer_forms;
 #[path = "e2e/missing_sources.rs"]
 mod missing_sources;
 #[path = "e2e/observability.rs"]
