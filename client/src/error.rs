@@ -19,6 +19,8 @@ pub struct Failure {
     /// True when the output of the failed step was already shown, so that the last lines need not be
     /// repeated.
     pub log_shown: bool,
+    /// True when the results of the probes were already shown.
+    pub probes_shown: bool,
     /// What the command has found or done before it failed: the fields of its JSON document, to which the
     /// error is added.
     pub partial: serde_json::Map<String, serde_json::Value>,
@@ -64,6 +66,7 @@ impl Failure {
             build_id: None,
             service: None,
             log_shown: false,
+            probes_shown: false,
             partial: serde_json::Map::new(),
         }
     }

@@ -85,6 +85,12 @@ pub fn error_text(failure: &Failure) -> String {
             text += &format!("\n  {number:>5} | {}", output::printable(line));
         }
     }
+    if !detail.probes.is_empty() && !failure.probes_shown {
+        text += "\n  last probes:";
+        for probe in &detail.probes {
+            text += &format!("\n    {}", output::printable(probe));
+        }
+    }
     if !detail.log_tail.is_empty() && !failure.log_shown {
         text += "\n  last lines:";
         for line in &detail.log_tail {
@@ -129,6 +135,7 @@ pub fn error_document(failure: &Failure) -> impl Serialize {
             dockerfile: detail.dockerfile.as_ref().map(DockerfileRangeView::from),
             exit_code: detail.exit_code,
             log_tail: detail.log_tail.clone(),
+            probes: detail.probes.clone(),
             hint: present(&detail.hint),
             retryable: detail.retryable,
             retry_after_ms: detail.retry_after_ms,
@@ -157,6 +164,9 @@ struct ErrorView {
     dockerfile: Option<DockerfileRangeView>,
     exit_code: Option<i32>,
     log_tail: Vec<String>,
+    /// Results of the last probes of a service.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    probes: Vec<String>,
     hint: Option<String>,
     retryable: bool,
     retry_after_ms: Option<u64>,
@@ -262,8 +272,14 @@ mod tests {
              build: abc (its log: hearth builds logs abc)"
         );
         let mut streamed = failed_step(7);
-        streamed.log_shown = true;
-        assert!(!error_text(&streamed).contains("last lines"));
+        streamed.detail.probes = vec!["http://10.88.0.2:8000/ answered 503 (3 times)".into()];
+        assert!(
+            error_text(&streamed)
+                .contains("\n  last probes:\n    http://10.88.0.2:8000/ answered 503 (3 times)")
+        );
+        (streamed.log_shown, streamed.probes_shown) = (true, true);
+        let shown = error_text(&streamed);
+        assert!(!shown.contains("last lines") && !shown.contains("answered 503"), "{shown}");
     }
 
     #[test]

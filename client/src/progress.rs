@@ -45,6 +45,10 @@ pub trait BuildRenderer: Send {
     fn event(&mut self, event: &BuildEvent);
     /// Shows a message between events.
     fn note(&mut self, text: &str);
+    /// Shows the place of the build in the queue.
+    fn queued(&mut self, place: &str) {
+        self.note(place);
+    }
     /// Removes the parts that update in place from the terminal, before a question or the end.
     fn clear(&mut self);
     /// Shows the parts that update in place again, after a question.

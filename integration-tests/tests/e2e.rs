@@ -57,6 +57,8 @@ mod python;
 mod readme;
 #[path = "e2e/registry.rs"]
 mod registry;
+#[path = "e2e/screens.rs"]
+mod screens;
 #[path = "e2e/secrets.rs"]
 mod secrets;
 #[path = "e2e/service_apps.rs"]
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
         pack_faults::group(),
         storage::group(),
         readme::group(),
+        screens::group(),
         registry::group(),
         other_registries::group(),
         access::group(),

@@ -145,7 +145,7 @@ async fn from_room(
     if !declared.satisfies(platform) {
         let message = format!("{what}: it is for {declared}, not for {platform}");
         return Err(Failure::failed(ErrorCode::PlatformMismatch, message)
-            .hint(format!("add --arch {}", declared.architecture)));
+            .hint(format!("add --arch {}", super::pack::send::arch(&declared))));
     }
     output::note(&format!("base {reference} ({digest})"));
     let fetch = |layer: Descriptor, send: mpsc::Sender<Bytes>| async move {

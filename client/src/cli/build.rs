@@ -3,6 +3,7 @@
 mod follow;
 mod options;
 mod paths;
+mod queue;
 mod request;
 
 use std::os::unix::ffi::OsStringExt as _;

@@ -28,6 +28,10 @@ pub trait DeployRenderer: Send {
     fn clear(&mut self);
     /// True when these last lines of the service's log were shown and stay visible.
     fn shows_log(&self, tail: &[String]) -> bool;
+    /// True when the results of all probes were shown and stay visible.
+    fn shows_probes(&self) -> bool {
+        false
+    }
 }
 
 impl ProgressMode {

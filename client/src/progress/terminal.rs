@@ -26,6 +26,8 @@ pub struct TerminalBuildRenderer {
     known: BuildSteps,
     /// Running steps, by the number under which they are shown.
     running: BTreeMap<u32, RunningStep>,
+    /// Line of a build that waits.
+    queue: Option<ProgressBar>,
     /// Steps whose line is printed when the next one starts, since they may start again: how they ended, and how long
     /// their parts took.
     held_back: BTreeMap<u32, (String, StepEnd, Duration)>,
@@ -52,6 +54,7 @@ impl TerminalBuildRenderer {
             lines: StepLineBuffer::default(),
             known: BuildSteps::default(),
             running: BTreeMap::new(),
+            queue: None,
             held_back: BTreeMap::new(),
             failed: BTreeSet::new(),
             brief,
@@ -153,6 +156,9 @@ impl TerminalBuildRenderer {
             running.head.finish_and_clear();
         }
         self.running.clear();
+        if let Some(queue) = self.queue.take() {
+            queue.finish_and_clear();
+        }
         self.print_held_back();
     }
 }
@@ -160,8 +166,13 @@ impl TerminalBuildRenderer {
 impl BuildRenderer for TerminalBuildRenderer {
     fn event(&mut self, event: &BuildEvent) {
         match &event.event {
-            Some(Event::StateChanged(state)) if *state == i32::from(BuildState::Queued) => {
-                self.print("queued");
+            Some(Event::StateChanged(state)) => {
+                let is_queued = *state == i32::from(BuildState::Queued);
+                if is_queued {
+                    self.queued("queued");
+                } else if let Some(queue) = self.queue.take() {
+                    queue.finish_and_clear();
+                }
             }
             Some(Event::StepStarted(step)) => self.start(step.step, &step.name),
             Some(Event::StepLog(log)) => {
@@ -177,12 +188,22 @@ impl BuildRenderer for TerminalBuildRenderer {
                     self.print(&format!(" x #{step} {error}"));
                 }
             }
-            Some(Event::StateChanged(_)) | None => {}
+            None => {}
         }
     }
 
     fn note(&mut self, text: &str) {
         self.print(text);
+    }
+
+    fn queued(&mut self, place: &str) {
+        let screen = &self.screen;
+        let line = self.queue.get_or_insert_with(|| {
+            let line = screen.add(ProgressBar::no_length().with_style(head_style()));
+            line.enable_steady_tick(Duration::from_millis(100));
+            line
+        });
+        line.set_message(place.to_owned());
     }
 
     fn clear(&mut self) {

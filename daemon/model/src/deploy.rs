@@ -374,7 +374,8 @@ pub struct ServiceState {
     pub instances: Vec<InstanceView>,
     /// Number of starts since an instance last ran for a minute, not counting the first.
     pub restarts: u32,
-    pub last_exit: Option<ProcessExit>,
+    /// Unexpected exits of this run of the daemon, newest first.
+    pub last_exits: Vec<ProcessExit>,
     /// Reason why the service is not in its target state.
     pub reason: Option<String>,
     /// Time of the next start.

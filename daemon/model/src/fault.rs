@@ -27,6 +27,9 @@ pub struct Fault {
     /// Last log lines of the failed step.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log_tail: Vec<String>,
+    /// Results of the last probes of an instance, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<String>,
 }
 
 /// Stage of a build that failed, or the deploy.
@@ -77,6 +80,7 @@ impl Fault {
             dockerfile: None,
             exit_code: None,
             log_tail: Vec::new(),
+            probes: Vec::new(),
         }
     }
 

@@ -188,6 +188,7 @@ pub fn build(record: BuildRecord) -> v1::Build {
         error: record.fault.map(fault_detail),
         last_sequence: record.last_sequence,
         spec: Some(spec::to_wire(record.spec)),
+        queue: None,
     }
 }
 

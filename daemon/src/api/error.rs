@@ -131,6 +131,7 @@ pub fn fault_detail(fault: Fault) -> ErrorDetail {
         exit_code: fault.exit_code,
         log_tail: fault.log_tail,
         retry_after_ms: None,
+        probes: fault.probes,
     }
 }
 

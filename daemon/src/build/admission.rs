@@ -41,6 +41,32 @@ pub enum AdmissionError {
     Draining,
 }
 
+/// Place of a waiting build in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuePlace {
+    /// Number of builds that start before it if no others are submitted.
+    pub ahead: usize,
+    pub wait: QueueWait,
+}
+
+/// Reason why a build waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueWait {
+    Slots { running: usize, slots: usize },
+    LastSlot,
+    Draining,
+}
+
+impl std::fmt::Display for QueueWait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Slots { running, slots } => write!(f, "{running} of {slots} builds run"),
+            Self::LastSlot => f.write_str("the last free slot is kept for callers that run no build"),
+            Self::Draining => f.write_str("the daemon is ending"),
+        }
+    }
+}
+
 /// Admission of one build that is being stored.
 #[must_use = "a dropped reservation counts against the limits forever"]
 #[derive(Debug)]
@@ -168,6 +194,24 @@ impl BuildAdmission {
     /// Stops accepting and starting builds.
     pub fn drain(&mut self) {
         self.draining = true;
+    }
+
+    /// Returns the place of a waiting build. `None` when it does not wait.
+    pub fn place(&self, id: &BuildId) -> Option<QueuePlace> {
+        let (caller, own) = self.waiting.iter().find(|(_, queue)| queue.contains(id))?;
+        let before = own.iter().position(|waiting| waiting == id)?;
+        // In each round, every caller in front of this one starts a build, and every other one that was there before.
+        let position = self.waiting.iter().position(|(name, _)| name == caller)?;
+        let of_others = self.waiting.iter().enumerate().filter(|(_, (name, _))| name != caller);
+        let ahead =
+            of_others.map(|(other, (_, queue))| queue.len().min(before + usize::from(other < position)));
+        let (running, slots) = (self.running.len(), self.limits.concurrency);
+        let wait = match (self.draining, self.slots_for(caller)) {
+            (true, _) => QueueWait::Draining,
+            (false, 0) if running < slots => QueueWait::LastSlot,
+            (false, _) => QueueWait::Slots { running, slots },
+        };
+        Some(QueuePlace { ahead: before + ahead.sum::<usize>(), wait })
     }
 
     pub fn running_count(&self) -> usize {

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::admission::{AdmissionLimits, BuildAdmission};
+use super::admission::{AdmissionLimits, BuildAdmission, QueuePlace};
 use super::credentials::RegistryCredentialMinter;
 use super::driver::{self, ContextPrefetch};
 use super::event_log::EventLog;
@@ -250,6 +250,11 @@ impl Handle {
     /// Returns one build, by its whole id or a unique prefix of it.
     pub async fn get(&self, id: &str) -> Result<BuildRecord, BuildError> {
         self.find(id, None).await
+    }
+
+    /// Returns the place of a build in the queue. `None` when it does not wait.
+    pub fn queue_place(&self, id: &BuildId) -> Option<QueuePlace> {
+        self.shared.schedule().admission.place(id)
     }
 
     /// Returns a function that names the submitter of an active build, by its whole id, while the daemon runs.

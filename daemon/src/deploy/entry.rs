@@ -41,6 +41,9 @@ pub(super) struct ServiceEntry {
     state: Mutex<ServiceEntryState>,
 }
 
+/// Number of exits of a service that are kept.
+pub(super) const MAX_EXITS: usize = 5;
+
 /// The mutable part of a [`ServiceEntry`], under its lock.
 pub(super) struct ServiceEntryState {
     pub(super) service: ServiceRecord,
@@ -48,7 +51,8 @@ pub(super) struct ServiceEntryState {
     pub(super) routed: Option<InstanceId>,
     /// Start attempts by revision and generation, for those that should run or serve.
     attempts: BTreeMap<(u32, u32), StartAttempts>,
-    pub(super) last_exit: Option<ProcessExit>,
+    /// The last unexpected exits, newest first, at most [`MAX_EXITS`].
+    pub(super) last_exits: VecDeque<ProcessExit>,
     /// Reason why the last start or instance failed.
     pub(super) last_fault: Option<Fault>,
     pub(super) progress: BTreeMap<u32, Arc<DeployProgress>>,
@@ -88,7 +92,7 @@ impl ServiceEntry {
             instances: BTreeMap::new(),
             routed: None,
             attempts: BTreeMap::new(),
-            last_exit: None,
+            last_exits: VecDeque::new(),
             last_fault: None,
             progress: progress.into_iter().collect(),
             last_reported: Vec::new(),

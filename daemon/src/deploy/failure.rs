@@ -182,13 +182,23 @@ async fn add_details(
     fault.log_tail = log_tail(logs, entry, instance).await;
     if let Some(findings) = findings {
         fault.exit_code = findings.exit.and_then(|exit| exit.code);
-        let skipped = findings.probes.len().saturating_sub(SHOWN_PROBES);
-        let probes: Vec<String> = findings.probes.iter().skip(skipped).map(ToString::to_string).collect();
-        if !probes.is_empty() {
-            fault.message = format!("{}; last probes: {}", fault.message, probes.join("; "));
-        }
+        fault.probes = last_probes(findings.probes.iter().map(ToString::to_string));
     }
     fault
+}
+
+/// Returns the last probe results that differ from the one before, with the number of equal ones.
+fn last_probes(results: impl Iterator<Item = String>) -> Vec<String> {
+    let mut counted: Vec<(String, usize)> = Vec::new();
+    for result in results {
+        match counted.last_mut() {
+            Some((last, count)) if *last == result => *count += 1,
+            _ => counted.push((result, 1)),
+        }
+    }
+    let skipped = counted.len().saturating_sub(SHOWN_PROBES);
+    let text = |(result, count)| if count == 1 { result } else { format!("{result} ({count} times)") };
+    counted.into_iter().skip(skipped).map(text).collect()
 }
 
 async fn log_tail(logs: &ServiceLogs, entry: &ServiceEntry, instance: &InstanceId) -> Vec<String> {
@@ -352,6 +362,16 @@ mod tests {
 
     fn exit(code: Option<i32>, out_of_memory: bool) -> Option<ProcessExit> {
         Some(ProcessExit { code, out_of_memory, at: Timestamp::UNIX_EPOCH })
+    }
+
+    #[test]
+    fn equal_probes_in_a_row_are_one() {
+        let probes = |texts: &[&str]| last_probes(texts.iter().map(|text| (*text).to_owned()));
+        assert_eq!(probes(&["a", "b", "b", "b", "a"]), ["a", "b (3 times)", "a"]);
+        let many: Vec<String> = (0..20).map(|number| number.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(probes(&many).len(), SHOWN_PROBES);
+        assert!(probes(&[]).is_empty());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::context::DeployContext;
-use super::entry::ServiceEntry;
+use super::entry::{MAX_EXITS, ServiceEntry};
 use super::failure::{report_exit, report_unhealthy};
 use super::plan::{DesiredService, InstanceHealth, InstanceStage, after, plan};
 use super::port::{InstanceState, NetworkError, ObservedInstance, RuntimeError, ServiceStoreError};
@@ -282,7 +282,10 @@ async fn instance_exited(
         let shall_run = state.shall_run(&label);
         if shall_run {
             state.count_exit(&label, since, outside);
-            state.last_exit = exit.or(state.last_exit);
+            if let Some(exit) = exit {
+                state.last_exits.push_front(exit);
+                state.last_exits.truncate(MAX_EXITS);
+            }
         }
         let wanted = state.service.target_revision().filter(|_| shall_run && !is_wanted);
         let covered = wanted.and_then(|revision| state.progress(revision.number));

@@ -141,7 +141,7 @@ pub(super) fn view(state: &ServiceEntryState) -> ServiceState {
         status,
         instances: instances.collect(),
         restarts: backoff.failures,
-        last_exit: state.last_exit,
+        last_exits: state.last_exits.iter().copied().collect(),
         reason,
         next_start: backoff.not_before.filter(|at| *at > now && status == ServiceStatus::CrashLoop),
     }

@@ -107,6 +107,10 @@ pub struct ErrorDetail {
     /// Milliseconds to wait before trying again, if the daemon requests a wait.
     #[prost(uint64, optional, tag = "11")]
     pub retry_after_ms: ::core::option::Option<u64>,
+    /// Results of the last probes of a service that is not healthy, oldest first; equal ones in a row are one.
+    /// Example: "<http://10.88.0.2:8000/> answered 503 (3 times)".
+    #[prost(string, repeated, tag = "20")]
+    pub probes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A range of lines of a Dockerfile, counted from 1.
 #[allow(clippy::all)]
@@ -344,6 +348,20 @@ pub struct Build {
     /// repositories.
     #[prost(message, repeated, tag = "14")]
     pub sources: ::prost::alloc::vec::Vec<BuildSource>,
+    /// Place in the queue, in the answer of Get. Unset when the build does not wait.
+    #[prost(message, optional, tag = "20")]
+    pub queue: ::core::option::Option<QueuePlace>,
+}
+/// Place of a waiting build in the queue.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueuePlace {
+    /// Number of builds that start before it if no others are submitted.
+    #[prost(uint32, tag = "1")]
+    pub ahead: u32,
+    /// Reason why it waits. Example: "2 of 2 builds run".
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -6378,6 +6396,9 @@ pub struct Service {
     /// Revisions, oldest first, at most the last 10. Present only in the answer of Get.
     #[prost(message, repeated, tag = "21")]
     pub revisions: ::prost::alloc::vec::Vec<Revision>,
+    /// Unexpected exits of this run of the daemon, newest first, at most 5; the first one is `last_exit`.
+    #[prost(message, repeated, tag = "30")]
+    pub last_exits: ::prost::alloc::vec::Vec<Exit>,
 }
 /// A numbered version of a service's spec.
 #[allow(clippy::all)]

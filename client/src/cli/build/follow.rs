@@ -7,6 +7,7 @@ use hearth_proto::v1::build_event::Event;
 use hearth_proto::v1::{Build, BuildResult, BuildState};
 
 use super::BuildArgs;
+use super::queue::QueueWatch;
 use crate::cli::views::BuildView;
 use crate::client::{Client, WatchItem};
 use crate::error::{Failure, FailureKind};
@@ -37,9 +38,14 @@ pub(super) async fn follow_to_end(
 ) -> Result<Followed, Failure> {
     let mut show = args.progress.renderer(args.brief);
     let mut watch = client.watch_build(build_id, 1);
+    let mut queue = QueueWatch::new(client, build_id);
     loop {
         let next = tokio::select! {
             next = watch.next() => next,
+            place = queue.next() => {
+                show.queued(&place);
+                continue;
+            }
             () = interrupts.next() => {
                 show.clear();
                 if handle_interrupt(client, build_id, &mut *show, interrupts).await? == Answer::Leave {
@@ -55,6 +61,7 @@ pub(super) async fn follow_to_end(
         })?;
         match next {
             Some(WatchItem::Event(event)) => {
+                queue.follow(&event);
                 show.event(&event);
                 if let Some(Event::Finished(build)) = event.event {
                     show.clear();

@@ -108,6 +108,7 @@ async fn wait_until_live(
                 show.clear();
                 let mut failure = about(Failure::from_detail(FailureKind::Failed, Box::new(detail)));
                 failure.log_shown = show.shows_log(&failure.detail.log_tail);
+                failure.probes_shown = show.shows_probes();
                 note_serving_revision(client, answer).await;
                 return Err(failure);
             }

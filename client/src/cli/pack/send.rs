@@ -128,7 +128,8 @@ fn image_to_wire(options: &PackOptions) -> PackImage {
     }
 }
 
-fn arch(platform: &DeclaredPlatform) -> String {
+/// Formats the platform as the value of `--arch`, such as `arm64` or `arm/v7`.
+pub(in crate::cli) fn arch(platform: &DeclaredPlatform) -> String {
     match &platform.variant {
         Some(variant) => format!("{}/{variant}", platform.architecture),
         None => platform.architecture.clone(),

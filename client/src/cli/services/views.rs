@@ -50,9 +50,11 @@ pub(super) fn service_text(service: &Service, now: Timestamp) -> String {
     page.line("service", &format!("{} ({})", service.name, service.service_id));
     page.line("status", &format!("{}{restarts}", status(service.status())));
     page.line("reason", &service.reason);
-    if let Some(exit) = &service.last_exit {
-        page.line("last exit", &format!("{}, {}", exit_text(exit), output::age(exit.time.as_ref(), now)));
-    }
+    // A daemon of an earlier version sends one exit.
+    let exits =
+        if service.last_exits.is_empty() { service.last_exit.as_slice() } else { &service.last_exits };
+    let exit = |exit: &Exit| format!("{}, {}", exit_text(exit), output::age(exit.time.as_ref(), now));
+    page.list(if exits.len() > 1 { "last exits" } else { "last exit" }, exits.iter().map(exit));
     if let Some(time) = output::timestamp(service.next_start_at.as_ref()) {
         page.line("next start", &time.to_string());
     }

@@ -177,7 +177,7 @@ async fn put_link(client: &Client, area: StorageArea, path: &str, target: &str) 
         return Ok(());
     }
     let message = format!("hearthd made `{path}` a file instead of a link");
-    Err(Failure::failed(ErrorCode::Protocol, message).hint("its version is older than that of this client"))
+    Err(Failure::failed(ErrorCode::Protocol, message).hint("its version is older than that of this client: update hearthd, or put the directory without its links"))
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Failure {

@@ -139,6 +139,10 @@ impl<W: Write + Send> DeployRenderer for PlainDeployRenderer<W> {
         let _ = self.out.flush();
     }
 
+    fn shows_probes(&self) -> bool {
+        true
+    }
+
     /// A long log is shown in part, and its last line may arrive too late.
     fn shows_log(&self, tail: &[String]) -> bool {
         let shown = self.last_lines.iter().rev();

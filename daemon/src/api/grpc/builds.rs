@@ -70,7 +70,12 @@ impl v1::builds_server::Builds for BuildsService {
     async fn get(&self, request: Request<v1::GetBuildRequest>) -> Result<Response<v1::Build>, Status> {
         let caller = caller(request.extensions())?;
         let record = self.own(&caller, &request.into_inner().build_id).await?;
-        Ok(Response::new(convert::build(record)))
+        let place = self.builds.queue_place(&record.id);
+        let queue = place.map(|place| v1::QueuePlace {
+            ahead: u32::try_from(place.ahead).unwrap_or(u32::MAX),
+            reason: place.wait.to_string(),
+        });
+        Ok(Response::new(v1::Build { queue, ..convert::build(record) }))
     }
 
     async fn list(

@@ -276,3 +276,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_waiting_build_has_a_place_and_a_reason() {
+    let mut admission = BuildAdmission::new(limits(2, 20, 10));
+    let ids: Vec<BuildId> = ["a", "a", "a", "b", "c", "a", "c"]
+        .iter()
+        .map(|caller| submit(&mut admission, caller).unwrap())
+        .collect();
+    let place = |admission: &BuildAdmission, id: &BuildId| admission.place(id);
+    assert_eq!(admission.start_next(), Some(ids[0].clone()));
+    assert_eq!(place(&admission, &ids[0]), None);
+    assert_eq!(admission.place(&ids[1]).unwrap().wait, QueueWait::LastSlot);
+    assert_eq!(admission.start_next(), Some(ids[3].clone()));
+    let full = QueueWait::Slots { running: 2, slots: 2 };
+    assert_eq!(full.to_string(), "2 of 2 builds run");
+    let mut places: Vec<usize> = [1, 2, 4, 5, 6]
+        .iter()
+        .map(|id| {
+            let QueuePlace { ahead, wait } = admission.place(&ids[*id]).unwrap();
+            assert_eq!(wait, full);
+            ahead
+        })
+        .collect();
+    places.sort_unstable();
+    assert_eq!(places, [0, 1, 2, 3, 4], "each build has a place of its own");
+    admission.drain();
+    assert_eq!(admission.place(&ids[1]).unwrap().wait, QueueWait::Draining);
+}

@@ -24,7 +24,7 @@ macro_rules! image_error_codes {
                     "The archive is not a valid OCI or Docker archive with one image. Make it again with `hearth pack` or `docker save`.";
                 ArchiveTruncated = "archive_truncated", InvalidArgument, No,
                     "The archive ends before it is complete. Send it again; nothing of it was kept.",
-                    hint "send it again; nothing of it was kept";
+                    hint "check that the archive is complete, and send it again; nothing of it was kept";
                 PlatformMismatch = "platform_mismatch", FailedPrecondition, No,
                     "The image is not for the platform that is needed. Choose a platform that it has, or build or pull it for the one that is needed.",
                     hint "choose a platform that the image has, or build or pull the image for the one that is needed";

@@ -98,9 +98,9 @@ macro_rules! service_error_codes {
                 PortNotListening = "port_not_listening", FailedPrecondition, No,
                     "Nothing in the app listens on the port that the service publishes. Check the port, and the log of the app.";
                 NeverHealthy = "never_healthy", FailedPrecondition, No,
-                    "The health check did not succeed within the start limit. The message has the last probes.";
+                    "The health check did not succeed within the start limit. The error has the last probes.";
                 BecameUnhealthy = "became_unhealthy", FailedPrecondition, No,
-                    "The app was healthy, and its health check fails since. The message has the last probes.";
+                    "The app was healthy, and its health check fails since. The error has the last probes.";
             }
         }
     };

@@ -30,6 +30,8 @@ pub(in crate::cli) struct ServiceView {
     created_by: String,
     restarts: u32,
     last_exit: Option<ExitView>,
+    /// Unexpected exits, newest first.
+    last_exits: Vec<ExitView>,
     next_start_at: Option<String>,
     instances: Vec<InstanceView>,
     /// Revisions, oldest first; present only in the output of one service.
@@ -114,6 +116,7 @@ impl From<&Service> for ServiceView {
             created_by: service.created_by.clone(),
             restarts: service.restarts,
             last_exit: service.last_exit.as_ref().map(exit),
+            last_exits: service.last_exits.iter().map(exit).collect(),
             next_start_at: time(service.next_start_at.as_ref()),
             instances: service.instances.iter().map(InstanceView::from).collect(),
             revisions: service

@@ -51,6 +51,9 @@ fn service() -> Service {
         reason: "revision 3: the app ended\nwith more".into(),
         restarts: 4,
         last_exit: Some(Exit { code: Some(3), out_of_memory: false, time: at(995) }),
+        last_exits: [(3, 995), (3, 990)]
+            .map(|(code, time)| Exit { code: Some(code), out_of_memory: false, time: at(time) })
+            .to_vec(),
         instances: vec![instance],
         image: "web:1@sha256:0000000000000000000000000000000000000000000000000000000000000000".into(),
         digest: "sha256:9b2c".into(),
@@ -96,7 +99,8 @@ fn a_page_has_what_there_is_and_no_empty_lines() {
          status       crash_loop, 4 restarts\n\
          reason       revision 3: the app ended\n\
          \u{20}            with more\n\
-         last exit    exit code 3, 5s ago\n\
+         last exits   exit code 3, 5s ago\n\
+         \u{20}            exit code 3, 10s ago\n\
          revision     2 -> 3\n\
          image        web:1\n\
          digest       sha256:9b2c\n\

@@ -50,7 +50,7 @@ fn state(spec: ServiceSpec, status: ServiceStatus) -> ServiceState {
         status,
         instances: Vec::new(),
         restarts: 0,
-        last_exit: None,
+        last_exits: Vec::new(),
         reason: None,
         next_start: None,
     }
