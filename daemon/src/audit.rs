@@ -79,6 +79,25 @@ pub struct AuditRecord {
     pub more: u64,
 }
 
+/// Action of a record that stands for damaged ones.
+const DAMAGE: &str = "(damaged records)";
+
+impl AuditRecord {
+    /// Makes a record that stands for damaged lines of a file.
+    fn damage(at: Timestamp, bytes: usize) -> Self {
+        Self {
+            at,
+            caller: String::new(),
+            action: DAMAGE.to_owned(),
+            object: String::new(),
+            outcome: AuditOutcome::Failed,
+            detail: format!("{bytes} bytes of the audit trail are damaged on the disk"),
+            source: String::new(),
+            more: 0,
+        }
+    }
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
 const fn is_zero(number: &u64) -> bool {
     *number == 0
@@ -104,6 +123,10 @@ impl AuditQuery {
             None => self.caller.is_empty() || record.caller == self.caller,
         };
         let action = self.action.to_ascii_lowercase();
+        // Damage is always found: it may have been a record that is looked for.
+        if record.action == DAMAGE {
+            return self.since.is_none_or(|since| record.at >= since);
+        }
         caller
             && self.since.is_none_or(|since| record.at >= since)
             && (!self.denied_only || record.outcome == AuditOutcome::Denied)

@@ -29,7 +29,7 @@ mod watch;
 
 pub use admission::{AdmissionError, AdmissionLimits};
 pub use credentials::{RegistryAccess, RegistryCredentialMinter};
-pub use log_text::{BuildLogQuery, BuildLogText};
+pub use log_text::{BuildLogQuery, BuildLogText, damage_text};
 pub use rooms::RoomContexts;
 pub use service::{BuildError, BuildPorts, Handle, Options, Service, StartError};
 pub use submit::{SubmitBuild, SubmitError, SubmittedBuild};

@@ -47,6 +47,10 @@ pub trait WatchSubject: Send + Sync {
 /// An event of a sequence that is numbered 1, 2, 3, ...
 pub trait NumberedEvent {
     fn sequence(&self) -> u64;
+    /// Number of events that this one stands for.
+    fn count(&self) -> u64 {
+        1
+    }
     fn time(&self) -> Option<prost_types::Timestamp>;
     fn is_last(&self) -> bool;
 }
@@ -193,7 +197,7 @@ impl<S: WatchSubject> EventWatch<S> {
                 self.next
             )));
         }
-        self.next += 1;
+        self.next = sequence.saturating_add(event.count());
         self.done = event.is_last();
         Ok(WatchStep::Event(Box::new(event)))
     }
@@ -264,6 +268,10 @@ impl WatchSubject for DeploySubject {
 impl NumberedEvent for BuildEvent {
     fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    fn count(&self) -> u64 {
+        self.damaged_events.max(1)
     }
 
     fn time(&self) -> Option<prost_types::Timestamp> {

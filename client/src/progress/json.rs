@@ -80,7 +80,10 @@ impl<W: Write + Send> BuildRenderer for JsonBuildRenderer<W> {
             }
             Some(Event::Warning(warning)) => {
                 let range = warning.dockerfile.as_ref().map(DockerfileRangeView::from);
-                let fields = json!({"message": warning.message, "url": warning.url, "dockerfile": range});
+                let mut fields = json!({"message": warning.message, "url": warning.url, "dockerfile": range});
+                if event.damaged_events > 0 {
+                    fields["damaged_events"] = event.damaged_events.into();
+                }
                 self.object(&head, "warning", fields);
             }
             Some(Event::Finished(build)) => {
@@ -128,7 +131,7 @@ mod tests {
         let ended = StepFinished { step: 3, cached: false, duration: None, error: "exit code 7".into() };
         let events = [Event::StateChanged(2), log(b"a\nb\xc3"), log(b"\xa4"), Event::StepFinished(ended)];
         for (sequence, event) in (1..).zip(events) {
-            json.event(&BuildEvent { sequence, time: None, event: Some(event) });
+            json.event(&BuildEvent { sequence, event: Some(event), ..BuildEvent::default() });
         }
         drop(json);
         let objects: Vec<Value> =

@@ -285,10 +285,27 @@ pub enum BuildEventKind {
         #[serde(default)]
         dockerfile: Option<DockerfileRange>,
     },
+    /// Stands for events that are damaged on the disk, beginning with the one of its own number. It is made when the
+    /// log is read, and never stored.
+    #[serde(skip)]
+    Damaged {
+        events: u64,
+        bytes: u64,
+    },
     /// Last event; the build's record has the result.
     Finished {
         state: BuildState,
     },
+}
+
+impl BuildEventKind {
+    /// Number of events that this one stands for.
+    pub fn count(&self) -> u64 {
+        match self {
+            Self::Damaged { events, .. } => *events,
+            _ => 1,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

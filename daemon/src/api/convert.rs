@@ -20,6 +20,7 @@ use hearth_proto::v1;
 use jiff::Timestamp;
 
 use super::error::{ApiError, fault_detail};
+use crate::build::damage_text;
 use crate::image::port::ImageMark;
 use crate::image::port::cached::CachedImage;
 use crate::model::build::{
@@ -217,6 +218,10 @@ fn mount_digest(mount: &MountIdentity) -> v1::MountDigest {
 /// Converts a build event. `record` is the build's record, and is only needed for the last event.
 pub fn event(event: BuildEvent, record: Option<BuildRecord>) -> v1::BuildEvent {
     use v1::build_event::Event;
+    let damaged_events = match event.kind {
+        BuildEventKind::Damaged { events, .. } => events,
+        _ => 0,
+    };
     let kind =
         match event.kind {
             BuildEventKind::StateChanged { state } => Event::StateChanged(build_state(state).into()),
@@ -243,12 +248,21 @@ pub fn event(event: BuildEvent, record: Option<BuildRecord>) -> v1::BuildEvent {
                 url: url.unwrap_or_default(),
                 dockerfile: dockerfile.map(dockerfile_range),
             }),
+            BuildEventKind::Damaged { events, bytes } => Event::Warning(v1::BuildWarning {
+                message: damage_text(events, bytes),
+                ..v1::BuildWarning::default()
+            }),
             BuildEventKind::Finished { state } => Event::Finished(record.map_or_else(
                 || v1::Build { state: build_state(state).into(), ..v1::Build::default() },
                 build,
             )),
         };
-    v1::BuildEvent { sequence: event.sequence, time: Some(timestamp(event.time)), event: Some(kind) }
+    v1::BuildEvent {
+        sequence: event.sequence,
+        time: Some(timestamp(event.time)),
+        event: Some(kind),
+        damaged_events,
+    }
 }
 
 pub fn image(image: &TaggedImage, rooms: &RoomRegistries) -> v1::Image {

@@ -7,24 +7,12 @@ use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
+use super::{AuditRecord, file};
 use jiff::Timestamp;
-use serde::Deserialize;
 
-use super::file::for_each_line;
-
-/// Fields of a record that are needed to compact the files.
-#[derive(Deserialize)]
-struct RecordHeader {
-    at: Timestamp,
-    caller: String,
-    source: String,
-}
-
-impl RecordHeader {
-    /// Returns the caller, or the source address for calls without a token.
-    fn owner(self) -> String {
-        if self.caller.is_empty() { self.source } else { self.caller }
-    }
+/// Returns the caller, or the source address for calls without a token.
+fn owner(record: AuditRecord) -> String {
+    if record.caller.is_empty() { record.source } else { record.caller }
 }
 
 /// Joins files, sorted from the oldest to the newest, into the newest of them, keeping at most `bytes` of
@@ -75,9 +63,8 @@ fn for_each_record(
     mut each: impl FnMut(String, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
     files.iter().try_for_each(|path| {
-        for_each_line(path, |line| match serde_json::from_slice::<RecordHeader>(line) {
-            Ok(owned) if line.ends_with(b"\n") && owned.at >= oldest => each(owned.owner(), line),
-            _ => Ok(()),
+        file::for_each_record(path, |record, line| {
+            if line.ends_with(b"\n") && record.at >= oldest { each(owner(record), line) } else { Ok(()) }
         })
     })
 }

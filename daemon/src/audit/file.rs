@@ -1,6 +1,6 @@
 //! Files of the audit trail: JSON lines, appended. When a file is full, one with the next number follows; when
-//! there are four, the full ones are joined into one, in which each caller has a share ([`fair`]). A line that
-//! a crash truncated is skipped when the files are read.
+//! there are four, the full ones are joined into one, in which each caller has a share ([`fair`]). Damaged lines
+//! are read as a record with their size.
 
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -146,11 +146,8 @@ impl TrailFileSeries {
         let oldest = self.oldest();
         let mut found = VecDeque::with_capacity(limit.min(256));
         for number in numbers(&self.directory, self.name)? {
-            for_each_line(&path(&self.directory, self.name, number), |line| {
-                if let Ok(record) = serde_json::from_slice::<AuditRecord>(line)
-                    && record.at >= oldest
-                    && query.matches(&record)
-                {
+            for_each_record(&path(&self.directory, self.name, number), |record, _| {
+                if record.at >= oldest && query.matches(&record) {
                     if found.len() == limit {
                         found.pop_front();
                     }
@@ -163,16 +160,36 @@ impl TrailFileSeries {
     }
 }
 
-/// Calls `each` for every line of a file, with its line end if it has one.
-pub(super) fn for_each_line(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+/// Calls `each` for every record of a file, with its line. Damage is one record with its size, at the time of a record
+/// beside it.
+pub(super) fn for_each_record(
+    path: &Path,
+    mut each: impl FnMut(AuditRecord, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let tell_damage = |bytes: &mut usize, at: Timestamp, each: &mut dyn FnMut(AuditRecord, &[u8]) -> _| {
+        if *bytes == 0 {
+            return Ok(());
+        }
+        let record = AuditRecord::damage(at, std::mem::take(bytes));
+        let mut line = serde_json::to_vec(&record)?;
+        line.push(b'\n');
+        each(record, &line)
+    };
     let mut lines = BufReader::new(File::open(path)?);
-    let mut line = Vec::new();
+    let (mut line, mut damaged, mut last_at) = (Vec::new(), 0, None);
     loop {
         line.clear();
         if lines.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? == 0 {
-            return Ok(());
+            return tell_damage(&mut damaged, last_at.unwrap_or_else(Timestamp::now), &mut each);
         }
-        each(&line)?;
+        match serde_json::from_slice::<AuditRecord>(&line) {
+            Ok(record) => {
+                tell_damage(&mut damaged, last_at.unwrap_or(record.at), &mut each)?;
+                last_at = Some(record.at);
+                each(record, &line)?;
+            }
+            Err(_) => damaged += line.len(),
+        }
     }
 }
 
@@ -194,19 +211,25 @@ fn numbers(directory: &Path, name: &str) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// Opens a file for appending, and returns its size. A truncated last line is terminated, so that the next
-/// record has its own line.
+/// Opens a file for appending, and returns its size. A last line that a crash cut short is removed: nobody was told
+/// that it is stored.
 fn open(path: &Path) -> io::Result<(File, u64)> {
     let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
     let size = file.metadata()?.len();
-    if size > 0 {
-        let mut last = [0];
-        file.seek(SeekFrom::End(-1))?;
-        file.read_exact(&mut last)?;
-        if last != *b"\n" {
-            file.write_all(b"\n")?;
-            return Ok((file, size + 1));
-        }
+    let mut tail = Vec::new();
+    file.seek(SeekFrom::Start(size.saturating_sub(MAX_LINE_BYTES)))?;
+    (&file).take(MAX_LINE_BYTES).read_to_end(&mut tail)?;
+    let cut = tail.iter().rev().take_while(|byte| **byte != b'\n').count();
+    if cut == 0 {
+        return Ok((file, size));
     }
-    Ok((file, size))
+    if cut == tail.len() && size > MAX_LINE_BYTES {
+        // That is no line of this daemon. Its end keeps the next record apart from it.
+        file.write_all(b"\n")?;
+        return Ok((file, size + 1));
+    }
+    tracing::warn!(path = %path.display(), bytes = cut, "removed an audit record that a crash cut short");
+    let kept = size - cut as u64;
+    file.set_len(kept)?;
+    Ok((file, kept))
 }

@@ -132,6 +132,27 @@ fn a_line_that_a_crash_cut_off_costs_no_other() {
     assert_eq!(found, ["first", "second"]);
 }
 
+#[test]
+fn damage_is_a_record_with_its_size_and_the_rest_follows() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut files = TrailFiles::open(directory.path(), LIMITS).unwrap();
+    let written = ["first", "second", "third", "fourth"];
+    files.write(&written.map(|action| record("ann", action, AuditOutcome::Done))).unwrap();
+    drop(files);
+    let path = directory.path().join("changes-1.jsonl");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let ends: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] == b'\n').collect();
+    // The second record and the newline after it.
+    bytes[ends[0] + 1..=ends[1]].fill(0);
+    std::fs::write(&path, bytes).unwrap();
+    let files = TrailFiles::open(directory.path(), LIMITS).unwrap();
+    let found = files.read(&AuditQuery { caller: "ann".to_owned(), ..all() }).unwrap();
+    let actions: Vec<_> = found.iter().map(|record| record.action.as_str()).collect();
+    assert_eq!(actions, ["first", "(damaged records)", "fourth"]);
+    let size = ends[2] - ends[0];
+    assert_eq!(found[1].detail, format!("{size} bytes of the audit trail are damaged on the disk"));
+}
+
 #[tokio::test]
 async fn one_caller_who_fails_or_succeeds_without_end_pushes_out_no_record_of_others() {
     for outcome in [AuditOutcome::Failed, AuditOutcome::Done] {

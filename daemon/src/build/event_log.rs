@@ -7,15 +7,19 @@
 //!
 //! The build's publisher is the only writer. Readers read the file, so they block neither each other nor the writer.
 //! Reopening a log removes a line that a crash cut short. A sparse index in memory maps event numbers to file
-//! positions; it is rebuilt on opening by counting lines.
+//! positions; it is rebuilt on opening from the numbers that the lines begin with. Damaged lines are read as one event
+//! that stands for the missing ones ([`BuildEventKind::Damaged`]), and the events after them keep their numbers.
+
+mod scan;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead as _, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+
+use scan::{EventNumbers, LineReader, ScannedLog, scan};
 
 use crate::disk::write_with_retry;
 use crate::model::build::{BuildEvent, BuildEventKind};
@@ -30,18 +34,9 @@ const LONGEST_LINE: usize = 4 << 20;
 pub struct EventLog {
     file: File,
     path: PathBuf,
-    extent: Mutex<WrittenExtent>,
+    extent: Mutex<ScannedLog>,
     /// Number of the newest event.
     newest: watch::Sender<u64>,
-}
-
-struct WrittenExtent {
-    /// File position of the next event.
-    end_position: u64,
-    /// Number of the newest event.
-    last_sequence: u64,
-    /// Position of events 1, 1 + STRIDE, 1 + 2 * STRIDE, ...
-    index: Vec<u64>,
 }
 
 impl EventLog {
@@ -49,7 +44,7 @@ impl EventLog {
     pub fn create(directory: &Path, id: &BuildId) -> io::Result<Self> {
         let path = path_of(directory, id);
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-        Ok(Self::new(file, path, WrittenExtent { end_position: 0, last_sequence: 0, index: Vec::new() }))
+        Ok(Self::new(file, path, ScannedLog::default()))
     }
 
     /// Opens a log for appending, and cuts off an incomplete last line that a crash left.
@@ -74,7 +69,7 @@ impl EventLog {
         }
     }
 
-    fn new(file: File, path: PathBuf, written: WrittenExtent) -> Self {
+    fn new(file: File, path: PathBuf, written: ScannedLog) -> Self {
         let newest = watch::Sender::new(written.last_sequence);
         Self { file, path, extent: Mutex::new(written), newest }
     }
@@ -125,6 +120,11 @@ impl EventLog {
         self.extent.lock().end_position
     }
 
+    /// Number of bytes after the last event: damage, or the beginning of an event that was not stored.
+    pub fn bytes_after_end(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len().saturating_sub(self.len()))
+    }
+
     /// Numbers and stores all events, or none on an error, then wakes the readers.
     pub fn append(&self, kinds: Vec<BuildEventKind>) -> io::Result<()> {
         if kinds.is_empty() {
@@ -135,10 +135,8 @@ impl EventLog {
         let (mut lines, mut sequence) = (Vec::new(), written.last_sequence);
         let mut positions = Vec::new();
         for kind in kinds {
-            if sequence.is_multiple_of(INDEX_STRIDE) {
-                positions.push(written.end_position + lines.len() as u64);
-            }
             sequence += 1;
+            positions.push((sequence, written.end_position + lines.len() as u64));
             serde_json::to_writer(&mut lines, &BuildEvent { sequence, time, kind })?;
             lines.push(b'\n');
         }
@@ -155,7 +153,7 @@ impl EventLog {
         }
         written.end_position += lines.len() as u64;
         written.last_sequence = sequence;
-        written.index.extend(positions);
+        positions.into_iter().for_each(|(sequence, position)| written.note(sequence, position));
         drop(written);
         self.newest.send_replace(sequence);
         Ok(())
@@ -164,19 +162,25 @@ impl EventLog {
     /// Removes all events after number `last`. Must not be called while others read.
     pub fn truncate_after(&self, last: u64) -> io::Result<()> {
         let mut written = self.extent.lock();
-        let (mut kept, mut lines) = (0, 0);
-        let mut reader = io::BufReader::new(&self.file);
-        reader.seek(SeekFrom::Start(0))?;
-        while lines < last.min(written.last_sequence) {
-            kept += reader.skip_until(b'\n')? as u64;
-            lines += 1;
+        let (first, position) = written.start_for(last);
+        let mut numbers = EventNumbers::starting_at(first);
+        let mut lines = LineReader::new(&self.file, position, written.end_position);
+        let (mut kept, mut kept_last) = (0, 0);
+        while let Some((start, line)) = lines.next()? {
+            match numbers.number_of(line) {
+                Some(number) if number > last => break,
+                Some(number) => {
+                    numbers.event(number);
+                    (kept, kept_last) = (start + line.len() as u64, number);
+                }
+                None => numbers.damage(line),
+            }
         }
         self.file.set_len(kept)?;
-        written.end_position = kept;
-        written.last_sequence = lines;
-        written.index.truncate(usize::try_from(lines.div_ceil(INDEX_STRIDE)).unwrap_or(usize::MAX));
+        (written.end_position, written.last_sequence) = (kept, kept_last);
+        written.index.retain(|(_, position)| *position < kept);
         drop(written);
-        self.newest.send_replace(lines);
+        self.newest.send_replace(kept_last);
         Ok(())
     }
 
@@ -188,45 +192,40 @@ impl EventLog {
     /// Returns the events from number `from` on, up to about `limit` bytes but at least one. Empty at the end.
     pub fn read(&self, from: u64, limit: usize) -> io::Result<Vec<BuildEvent>> {
         let from = from.max(1);
-        let (mut position, end, mut skip) = {
+        let (first, position, end) = {
             let written = self.extent.lock();
             if from > written.last_sequence {
                 return Ok(Vec::new());
             }
-            let slot = (from - 1) / INDEX_STRIDE;
-            let position = usize::try_from(slot).ok().and_then(|slot| written.index.get(slot)).copied();
-            (position.unwrap_or(0), written.end_position, (from - 1) % INDEX_STRIDE)
+            let (first, position) = written.start_for(from);
+            (first, position, written.end_position)
         };
+        let mut numbers = EventNumbers::starting_at(first);
+        let mut lines = LineReader::new(&self.file, position, end);
         let mut events = Vec::new();
-        let mut buffer: Vec<u8> = Vec::new();
         let mut bytes_read = 0;
-        while position < end && bytes_read < limit {
-            let start = buffer.len();
-            let size = usize::try_from(end - position).unwrap_or(usize::MAX).min(64 << 10);
-            buffer.resize(start + size, 0);
-            self.file.read_exact_at(&mut buffer[start..], position)?;
-            position += size as u64;
-            let mut consumed = 0;
-            while let Some(length) = buffer[consumed..].iter().position(|&byte| byte == b'\n') {
-                let line = &buffer[consumed..consumed + length];
-                consumed += length + 1;
-                if skip > 0 {
-                    skip -= 1;
-                    continue;
-                }
-                events.push(serde_json::from_slice(line)?);
-                bytes_read += line.len();
-                if bytes_read >= limit {
-                    break;
-                }
+        while bytes_read < limit
+            && let Some((_, line)) = lines.next()?
+        {
+            let number = numbers.number_of(line);
+            if let Some(number) = number.filter(|number| *number < from) {
+                numbers.event(number);
+                continue;
             }
-            buffer.drain(..consumed);
-            if buffer.len() > LONGEST_LINE {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("{}: a line has no end", self.path.display()),
-                ));
+            let Some(event) = number.and_then(|number| scan::parse(line, number)) else {
+                numbers.damage(line);
+                continue;
+            };
+            let first_missing = numbers.expected.max(from);
+            if let Some(count) = event.sequence.checked_sub(first_missing).filter(|count| *count > 0) {
+                let bytes = numbers.damaged_bytes;
+                tracing::warn!(path = %self.path.display(), bytes, events = count, "found damage in a build log");
+                let kind = BuildEventKind::Damaged { events: count, bytes };
+                events.push(BuildEvent { sequence: first_missing, time: event.time, kind });
             }
+            numbers.event(event.sequence);
+            bytes_read += line.len();
+            events.push(event);
         }
         Ok(events)
     }
@@ -234,65 +233,6 @@ impl EventLog {
 
 fn path_of(directory: &Path, id: &BuildId) -> PathBuf {
     directory.join(format!("{id}.jsonl"))
-}
-
-/// Scans the complete lines of a log. A last line that is not an event is excluded.
-fn scan(mut file: &File) -> io::Result<WrittenExtent> {
-    file.seek(SeekFrom::Start(0))?;
-    let mut written = WrittenExtent { end_position: 0, last_sequence: 0, index: Vec::new() };
-    let mut buffer = vec![0; 64 << 10];
-    let (mut position, mut last_start) = (0u64, 0u64);
-    loop {
-        let size = file.read(&mut buffer)?;
-        if size == 0 {
-            break;
-        }
-        for (at, _) in buffer[..size].iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
-            if written.last_sequence.is_multiple_of(INDEX_STRIDE) {
-                written.index.push(written.end_position);
-            }
-            last_start = written.end_position;
-            written.last_sequence += 1;
-            written.end_position = position + at as u64 + 1;
-        }
-        position += size as u64;
-    }
-    // After a power loss, a tail of zeros or old bytes can contain a newline, so the last line must parse as the event
-    // with its number.
-    while written.last_sequence > 0 {
-        let length =
-            usize::try_from(written.end_position - last_start).unwrap_or(usize::MAX).min(LONGEST_LINE);
-        let mut line = vec![0; length];
-        file.read_exact_at(&mut line, last_start)?;
-        if serde_json::from_slice::<BuildEvent>(&line)
-            .is_ok_and(|event| event.sequence == written.last_sequence)
-        {
-            break;
-        }
-        written.end_position = last_start;
-        if (written.last_sequence - 1).is_multiple_of(INDEX_STRIDE) {
-            written.index.pop();
-        }
-        written.last_sequence -= 1;
-        last_start = start_of_line_before(file, written.end_position)?;
-    }
-    Ok(written)
-}
-
-/// Returns the start of the line that ends (with its newline) at `end`.
-fn start_of_line_before(file: &File, end: u64) -> io::Result<u64> {
-    let mut to = end.saturating_sub(1);
-    let mut buffer = vec![0; 64 << 10];
-    while to > 0 {
-        let from = to.saturating_sub(buffer.len() as u64);
-        let part = &mut buffer[..usize::try_from(to - from).unwrap_or(0)];
-        file.read_exact_at(part, from)?;
-        if let Some(at) = part.iter().rposition(|&byte| byte == b'\n') {
-            return Ok(from + at as u64 + 1);
-        }
-        to = from;
-    }
-    Ok(0)
 }
 
 #[cfg(test)]
@@ -360,8 +300,90 @@ mod tests {
         EventLog::remove(directory.path(), &BuildId::random()).unwrap();
     }
 
+    /// Returns a closed log of `count` events and its path.
+    fn closed_log(directory: &Path, id: &BuildId, count: usize) -> (Vec<BuildEvent>, PathBuf) {
+        let events = EventLog::create(directory, id).unwrap();
+        events.append((0..count).map(|n| log(&n.to_string())).collect()).unwrap();
+        (events.read(1, usize::MAX).unwrap(), events.path().to_owned())
+    }
+
+    #[test]
+    fn damage_is_one_event_with_its_size_and_the_rest_follows() {
+        let directory = tempfile::tempdir().unwrap();
+        let id = BuildId::random();
+        let (whole, path) = closed_log(directory.path(), &id, 300);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let starts: Vec<usize> = std::iter::once(0)
+            .chain(bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1))
+            .collect();
+        // Event 5 has another body, 70 and 71 are one line, 100 to 199 are zeros, and 250 is two lines.
+        bytes[starts[4] + 20] = 0;
+        bytes[starts[70] - 1] = b'x';
+        bytes[starts[99]..starts[199] - 1].fill(0);
+        bytes[starts[249] + 30] = b'\n';
+        std::fs::write(&path, bytes).unwrap();
+        let size = |from: usize, to: usize| (starts[to - 1] - starts[from - 1]) as u64;
+        let damage =
+            [(5, 1, size(5, 6)), (70, 2, size(70, 72)), (100, 100, size(100, 200)), (250, 1, size(250, 251))];
+
+        let events = EventLog::open(directory.path(), &id).unwrap().unwrap();
+        assert_eq!(events.last_sequence(), 300);
+        let read = events.read(1, usize::MAX).unwrap();
+        let found: Vec<_> = read
+            .iter()
+            .filter_map(|event| match event.kind {
+                BuildEventKind::Damaged { events, bytes } => Some((event.sequence, events, bytes)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(found, damage);
+        let (rest, missing): (Vec<_>, Vec<_>) = whole.iter().partition(|event| {
+            damage.iter().all(|(from, count, _)| !(*from..from + count).contains(&event.sequence))
+        });
+        assert_eq!(missing.len(), 104);
+        assert!(read.iter().filter(|event| !matches!(event.kind, BuildEventKind::Damaged { .. })).eq(rest));
+        // Reading may start anywhere, inside the damage too.
+        for from in [4, 5, 6, 71, 72, 150, 199, 200, 251, 300] {
+            let read = events.read(from, 1).unwrap();
+            assert_eq!(read[0].sequence, from, "{from}");
+        }
+        // The log is appended to after its last event.
+        let events = EventLog::reopen(directory.path(), &id).unwrap();
+        events.append(vec![log("next")]).unwrap();
+        assert_eq!(texts(&events.read(301, 1).unwrap()), [(301, "next".to_owned())]);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn whatever_is_damaged_the_numbers_have_no_gap(
+            count in 1usize..200,
+            damage in prop::collection::vec((any::<prop::sample::Index>(), 1usize..400, any::<u8>()), 1..4),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let id = BuildId::random();
+            let (whole, path) = closed_log(directory.path(), &id, count);
+            let mut bytes = std::fs::read(&path).unwrap();
+            for (at, length, byte) in damage {
+                let start = at.index(bytes.len());
+                let end = (start + length).min(bytes.len());
+                bytes[start..end].fill(byte);
+            }
+            std::fs::write(&path, bytes).unwrap();
+            let events = EventLog::open(directory.path(), &id).unwrap().unwrap();
+            let mut next = 1;
+            while next <= events.last_sequence() {
+                for event in events.read(next, 1).unwrap() {
+                    prop_assert_eq!(event.sequence, next);
+                    match event.kind {
+                        BuildEventKind::Damaged { events, .. } => next += events,
+                        _ => next += 1,
+                    }
+                }
+            }
+            prop_assert!(next <= whole.len() as u64 + 1);
+        }
+
         #[test]
         fn a_log_cut_anywhere_reopens_with_its_whole_events_and_goes_on(
             count in 1usize..140, cut in any::<prop::sample::Index>(), garbage in "[\\x00a\n]{0,5}",

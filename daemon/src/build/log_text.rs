@@ -38,6 +38,11 @@ const LONGEST_LINE: usize = 64 << 10;
 /// Bytes of events per read from the file.
 const BATCH: usize = 1 << 20;
 
+/// Describes a part of a log that is damaged on the disk.
+pub fn damage_text(events: u64, bytes: u64) -> String {
+    format!("{bytes} bytes of this log are damaged on the disk; {events} of its events are missing here")
+}
+
 /// Reads a whole log and returns the selected lines. Blocking.
 pub fn read_log_text(log: &EventLog, query: &BuildLogQuery) -> io::Result<BuildLogText> {
     let mut collector = BuildLogCollector::new(query);
@@ -45,7 +50,7 @@ pub fn read_log_text(log: &EventLog, query: &BuildLogQuery) -> io::Result<BuildL
     loop {
         let events = log.read(next, BATCH)?;
         let Some(last) = events.last() else { break };
-        next = last.sequence + 1;
+        next = last.sequence + last.kind.count();
         events.into_iter().for_each(|event| collector.take(event));
     }
     Ok(collector.finish(next))
@@ -103,7 +108,17 @@ impl<'a> BuildLogCollector<'a> {
                 self.end_line((step, false));
                 self.end_line((step, true));
             }
+            BuildEventKind::Damaged { events, bytes } => {
+                self.end_all();
+                self.add(format!("[{}]", damage_text(events, bytes)));
+            }
             _ => {}
+        }
+    }
+
+    fn end_all(&mut self) {
+        for (key, line) in std::mem::take(&mut self.open) {
+            self.line(key.0, &line);
         }
     }
 
@@ -119,7 +134,10 @@ impl<'a> BuildLogCollector<'a> {
         if self.query.pattern.as_ref().is_some_and(|wanted| !wanted.matches(text.as_bytes())) {
             return;
         }
-        let line = format!("#{step} | {text}");
+        self.add(format!("#{step} | {text}"));
+    }
+
+    fn add(&mut self, line: String) {
         self.bytes += line.len() + 1;
         self.lines.push_back(line);
         while self.lines.len() > self.tail || self.bytes > self.max_bytes {
@@ -130,9 +148,7 @@ impl<'a> BuildLogCollector<'a> {
     }
 
     fn finish(mut self, next_sequence: u64) -> BuildLogText {
-        for (key, line) in std::mem::take(&mut self.open) {
-            self.line(key.0, &line);
-        }
+        self.end_all();
         BuildLogText { lines: self.lines.into(), omitted_lines: self.omitted, next_sequence }
     }
 }

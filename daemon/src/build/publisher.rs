@@ -214,7 +214,9 @@ impl EventPublisher {
             BuildEventKind::Warning { message, url, dockerfile } => {
                 out.push(BuildEventKind::Warning { message: self.mask.mask_text(&message), url, dockerfile });
             }
-            other @ (BuildEventKind::StateChanged { .. } | BuildEventKind::Finished { .. }) => {
+            other @ (BuildEventKind::StateChanged { .. }
+            | BuildEventKind::Damaged { .. }
+            | BuildEventKind::Finished { .. }) => {
                 out.push(other);
             }
         }
@@ -272,7 +274,7 @@ fn highest_step(log: &EventLog) -> io::Result<u32> {
     loop {
         let events = log.read(next, 1 << 20)?;
         let Some(last) = events.last() else { return Ok(highest) };
-        next = last.sequence + 1;
+        next = last.sequence + last.kind.count();
         for event in &events {
             if let BuildEventKind::StepStarted { step, .. } = event.kind {
                 highest = highest.max(step);

@@ -150,7 +150,7 @@ fn cut_after_end(log: &EventLog) -> std::io::Result<Option<(BuildState, Timestam
     loop {
         let events = log.read(next, 1 << 20)?;
         let Some(last) = events.last() else { return Ok(None) };
-        next = last.sequence + 1;
+        next = last.sequence + last.kind.count();
         for event in &events {
             if let BuildEventKind::Finished { state } = event.kind {
                 log.truncate_after(event.sequence)?;

@@ -78,7 +78,7 @@ impl BuildWatcher {
     async fn advance(&mut self) -> Result<Option<BuildEvent>, BuildError> {
         loop {
             if let Some(event) = self.ready.pop_front() {
-                self.next = event.sequence + 1;
+                self.next = event.sequence + event.kind.count();
                 self.done |= matches!(event.kind, BuildEventKind::Finished { .. });
                 return Ok(Some(event));
             }
@@ -92,8 +92,13 @@ impl BuildWatcher {
                 continue;
             }
             if ended {
-                self.done = true;
-                return self.missing_final_event().await;
+                return match self.missing_end().await? {
+                    Some(event) => {
+                        self.ready.push_back(event);
+                        continue;
+                    }
+                    None => Ok(None),
+                };
             }
             let Some((active, newest)) = self.live.as_mut().filter(|_| self.follow) else { return Ok(None) };
             let next = self.next;
@@ -115,18 +120,20 @@ impl BuildWatcher {
         read.map_err(std::io::Error::other).flatten().map_err(failed)
     }
 
-    /// Returns the last event, built from the record, when a crash or a full disk kept it out of the log.
-    async fn missing_final_event(&self) -> Result<Option<BuildEvent>, BuildError> {
+    /// Returns what a crash, a full disk or damage kept out of the log: the missing events, then the last one, built
+    /// from the record.
+    async fn missing_end(&self) -> Result<Option<BuildEvent>, BuildError> {
         let record = self.handle.record(&self.id).await?;
-        let last = self.log.as_ref().map_or(0, |log| log.last_sequence());
         let (true, Some(time)) = (record.state.is_final(), record.finished_at) else { return Ok(None) };
-        if last >= record.last_sequence || self.next > last + 1 {
-            return Ok(None);
-        }
-        Ok(Some(BuildEvent {
-            sequence: last + 1,
-            time,
-            kind: BuildEventKind::Finished { state: record.state },
-        }))
+        let kind = match record.last_sequence.checked_sub(self.next) {
+            None => return Ok(None),
+            Some(0) => BuildEventKind::Finished { state: record.state },
+            Some(events) => {
+                let bytes = self.log.as_ref().map_or(Ok(0), |log| log.bytes_after_end());
+                let bytes = bytes.map_err(|source| BuildError::Log { id: self.id.clone(), source })?;
+                BuildEventKind::Damaged { events, bytes }
+            }
+        };
+        Ok(Some(BuildEvent { sequence: self.next, time, kind }))
     }
 }

@@ -108,32 +108,56 @@ struct LogFileReader {
     inode: u64,
     /// Offset of the first byte that has not been returned yet.
     offset: u64,
+    /// Bytes of damage since the last record, and the time of that record.
+    damaged_bytes: u64,
+    last_at: Timestamp,
 }
 
 impl LogFileReader {
     fn new(file: File) -> io::Result<Self> {
-        Ok(Self { inode: file.metadata()?.ino(), file, offset: 0 })
+        let inode = file.metadata()?.ino();
+        Ok(Self { inode, file, offset: 0, damaged_bytes: 0, last_at: Timestamp::UNIX_EPOCH })
     }
 
     fn position(&self) -> LogPosition {
         LogPosition { file: Some(self.inode), offset: self.offset }
     }
 
-    /// Passes the next records to `take`; returns whether there were any.
+    /// Passes the next records to `take`; returns whether there were any. Damage is a gap with its size, at the time of
+    /// the record after it.
     fn batch(&mut self, mut take: impl FnMut(&format::LogRecord<'_>)) -> io::Result<bool> {
         self.file.seek(SeekFrom::Start(self.offset))?;
         let mut bytes = Vec::with_capacity(BATCH);
         self.file.by_ref().take(BATCH as u64).read_to_end(&mut bytes)?;
-        let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n').map(|at| at + 1) else {
-            return Ok(false);
+        let end = match bytes.iter().rposition(|byte| *byte == b'\n') {
+            Some(at) => at + 1,
+            // No record is that long.
+            None if bytes.len() == BATCH => BATCH,
+            None => {
+                self.end_damage(&mut take);
+                return Ok(false);
+            }
         };
-        for line in bytes[..end].split(|byte| *byte == b'\n') {
-            if let Some(record) = format::parse(line) {
-                take(&record);
+        for line in bytes[..end].split_inclusive(|byte| *byte == b'\n') {
+            match format::parse(line.strip_suffix(b"\n").unwrap_or(line)) {
+                Some(record) => {
+                    self.last_at = record.at;
+                    self.end_damage(&mut take);
+                    take(&record);
+                }
+                None => self.damaged_bytes += line.len() as u64,
             }
         }
         self.offset += end as u64;
         Ok(true)
+    }
+
+    fn end_damage(&mut self, take: &mut impl FnMut(&format::LogRecord<'_>)) {
+        if self.damaged_bytes > 0 {
+            let text = std::mem::take(&mut self.damaged_bytes).to_string();
+            let (at, source) = (self.last_at, RecordSource::Gap);
+            take(&format::LogRecord { at, source, ended: true, text: text.as_bytes() });
+        }
     }
 }
 
@@ -265,6 +289,10 @@ fn read_more(
         // Looked up before reading: a file that was replaced before it is read to its end is complete.
         let current = inode(&dir.join(CURRENT))?;
         let more = reader.batch(|record| lines.push(line(record)))?;
+        if more && lines.is_empty() {
+            // All of it was damaged.
+            continue;
+        }
         if more || current.is_none_or(|current| current == reader.inode) {
             return Ok((Some(reader), lines));
         }
@@ -372,6 +400,39 @@ mod tests {
         let query = ExcerptQuery { pattern: LinePattern::regex("x").ok(), ..ExcerptQuery::default() };
         let lines = read_excerpt(dir.path(), &query).unwrap().lines;
         assert_eq!((texts(&lines), lines[0].source), (vec!["4096"], RecordSource::Gap));
+    }
+
+    #[tokio::test]
+    async fn damage_is_a_gap_with_its_size_and_the_rest_follows() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        append(dir, 0, RecordSource::Stdout, "one\n");
+        let start = fs::metadata(dir.join(CURRENT)).unwrap().len();
+        append(dir, 1, RecordSource::Stdout, "two\nthree\n");
+        append(dir, 2, RecordSource::Stdout, "four\n");
+        let mut bytes = fs::read(dir.join(CURRENT)).unwrap();
+        bytes[usize::try_from(start).unwrap()] = b'x';
+        // A part of a disk that was wiped, with no newline in it.
+        bytes.extend(vec![0; 2 * BATCH]);
+        bytes.push(b'\n');
+        fs::write(dir.join(CURRENT), &bytes).unwrap();
+        append(dir, 3, RecordSource::Stdout, "five\n");
+        let line = "2026-11-24T09:55:07.123456Z o two\n".len();
+        let expected = ["one", &line.to_string(), "three", "four", &(2 * BATCH + 1).to_string(), "five"];
+        let excerpt = read_excerpt(dir, &ExcerptQuery::default()).unwrap();
+        assert_eq!(texts(&excerpt.lines), expected);
+        assert_eq!(excerpt.lines[1].source, RecordSource::Gap);
+        assert_eq!(excerpt.lines[1].at, excerpt.lines[2].at);
+        let mut follower = LogFollower::new(dir.to_owned(), LogPosition::default());
+        let mut followed = Vec::new();
+        loop {
+            let more = follower.rest().await.unwrap();
+            if more.is_empty() {
+                break;
+            }
+            followed.extend(more);
+        }
+        assert_eq!(texts(&followed), expected);
     }
 
     #[tokio::test]

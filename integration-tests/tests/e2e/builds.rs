@@ -41,6 +41,7 @@ pub fn group() -> Group {
             json_progress_is_one_object_a_line,
             the_log_is_read_in_small_parts,
             following_a_build_that_has_ended_ends_at_once,
+            damage_in_a_log_is_shown_and_the_rest_follows,
             a_build_without_network_has_none,
             digest_and_metadata_go_to_files,
         ],
@@ -471,6 +472,41 @@ fn following_a_build_that_has_ended_ends_at_once(daemon: &Daemon) {
         assert!(whole_lines == 2, "{arguments:?}: {output}");
     }
     logs(&["--grep", "ended-("]).expect_code(2).says(&["--grep", "unclosed group"]);
+}
+
+fn damage_in_a_log_is_shown_and_the_rest_follows(daemon: &Daemon) {
+    daemon.base_image();
+    let dockerfile =
+        format!("FROM {BASE}\nRUN echo before-$((0+1))\nRUN echo lost-$((0+1))\nRUN echo after-$((0+1))\n");
+    daemon.put("damaged", &Tree::new().dockerfile(&dockerfile));
+    daemon.build_ok("damaged:1", "damaged", &[]);
+    let id = id_of(daemon, "damaged:1");
+    let path = daemon.directory().join("state/builds").join(format!("{id}.jsonl"));
+    let mut bytes = fs::read(&path).unwrap();
+    let text = String::from_utf8(bytes.clone()).unwrap();
+    let at = text.find("lost-1").unwrap();
+    let (start, end) = (text[..at].rfind('\n').unwrap() + 1, at + text[at..].find('\n').unwrap());
+    // The newline is damaged too, so the event after it is missing as well.
+    bytes[start..=end].fill(0xff);
+    fs::write(&path, bytes).unwrap();
+    let read = daemon.hearth_ok(&["builds", "logs", &id]).stdout;
+    let lines: Vec<&str> = read.lines().collect();
+    let found = |words: &str| lines.iter().position(|line| line.contains(words));
+    assert_eq!(found("lost-1"), None, "{read}");
+    let damage = found("bytes of this log are damaged on the disk").unwrap();
+    assert!(found("before-1").unwrap() < damage && damage < found("after-1").unwrap(), "{read}");
+    let replayed = daemon.hearth_ok(&["builds", "logs", &id, "--from", "1"]);
+    replayed.says(&["damaged on the disk"]);
+    assert!(replayed.stdout.contains("before-1") && replayed.stdout.contains("after-1"), "{replayed}");
+    block_on(seconds(30), async {
+        let events = Api::of(daemon).await.watch(&id, 0).await.unwrap();
+        let mut next = 1;
+        for event in &events {
+            assert_eq!(event.sequence, next);
+            next += event.damaged_events.max(1);
+        }
+        assert_eq!(finished(&events).last_sequence, next - 1, "{events:?}");
+    });
 }
 
 fn a_build_without_network_has_none(daemon: &Daemon) {

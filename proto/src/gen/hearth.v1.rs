@@ -412,8 +412,8 @@ pub struct WatchBuildRequest {
     #[prost(bool, tag = "3")]
     pub no_follow: bool,
 }
-/// An event of a build. Events are numbered 1, 2, 3, ... without a gap, stored, and the same for every
-/// watcher.
+/// An event of a build. Events are numbered 1, 2, 3, ... without a gap (see `damaged_events`), stored, and
+/// the same for every watcher.
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BuildEvent {
@@ -421,6 +421,10 @@ pub struct BuildEvent {
     pub sequence: u64,
     #[prost(message, optional, tag = "2")]
     pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Number of events that this one stands for, when they are damaged on the daemon's disk: it is a warning
+    /// that names their size, and the next event has the number `sequence + damaged_events`. Otherwise 0.
+    #[prost(uint64, tag = "10")]
+    pub damaged_events: u64,
     #[prost(oneof = "build_event::Event", tags = "3, 4, 5, 6, 7, 8, 9")]
     pub event: ::core::option::Option<build_event::Event>,
 }

@@ -94,6 +94,11 @@ async fn watch(client: &Client, args: &BuildLogsArgs, from: u64, json: bool) -> 
             WatchItem::Lost(reason) => output::note(&format!("connection lost ({reason}); reconnecting")),
             WatchItem::Event(event) if json => events.event(&event),
             WatchItem::Event(event) => {
+                if let Some(Event::Warning(damage)) =
+                    event.event.as_ref().filter(|_| event.damaged_events > 0)
+                {
+                    output::note(&format!("[{}]", damage.message));
+                }
                 for (step, line) in completed(&mut lines, &event) {
                     if args.shows(step, &line) {
                         output::line(&format!("#{step} | {}", line.text))?;
@@ -125,6 +130,8 @@ fn completed(lines: &mut StepLineBuffer, event: &BuildEvent) -> Vec<(u32, StepLo
             lines.finish(ended.step).into_iter().map(|line| (ended.step, line)).collect()
         }
         Some(Event::Finished(_)) => lines.finish_all(),
+        // Output before the damage does not continue after it.
+        Some(Event::Warning(_)) if event.damaged_events > 0 => lines.finish_all(),
         _ => Vec::new(),
     }
 }

@@ -8,7 +8,7 @@ fn shown(events: Vec<(i64, Event)>) -> String {
     for (sequence, (milliseconds, event)) in (1..).zip(events) {
         let nanos = i32::try_from(milliseconds % 1000 * 1_000_000).unwrap();
         let time = Some(prost_types::Timestamp { seconds: 1000 + milliseconds / 1000, nanos });
-        plain.event(&BuildEvent { sequence, time, event: Some(event) });
+        plain.event(&BuildEvent { sequence, time, event: Some(event), damaged_events: 0 });
     }
     drop(plain);
     String::from_utf8(out).unwrap()
