@@ -37,7 +37,7 @@ use std::pin::Pin;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, Command, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Client, ClientError, DaemonAddress};
 use crate::error::{Failure, FailureKind};
@@ -228,10 +228,14 @@ pub fn complete_for_shell() {
 
 /// Parses the command line.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<CliArguments, CliParseError> {
-    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     // What follows `--` belongs to another program.
     let json = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
     let words = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>();
+    build::mark_attached_stages(
+        &mut arguments,
+        CliArguments::command().get_subcommands().map(Command::get_name),
+    );
     CliArguments::try_parse_from(arguments).map_err(|mut error| {
         suggestion::suggest_flag(&mut error, &CliArguments::command(), &words);
         CliParseError { error, json }

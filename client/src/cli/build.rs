@@ -15,7 +15,7 @@ use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::v1::{Mount, StorageArea, SubmitBuildRequest, mount::Source};
 use hearth_proto::value::Reference;
 
-pub(super) use options::BuildOptions;
+pub(super) use options::{BuildOptions, mark_attached_stages};
 
 use follow::Followed;
 

@@ -155,6 +155,9 @@ fn the_word_behind_no_cache_is_a_stage_where_it_can_be_one() {
         ("--no-cache app", Some("app"), &[""]),
         ("--no-cache deps ./app", Some("./app"), &["deps"]),
         ("--no-cache=deps ./app", Some("./app"), &["deps"]),
+        ("--no-cache=deps", None, &["deps"]),
+        ("--no-cache=./app", None, &["./app"]),
+        ("--no-cache= ./app", Some("./app"), &[""]),
         ("./app --no-cache", Some("./app"), &[""]),
         ("--no-cache deps --mount-room-path a", None, &["deps"]),
         ("--no-cache ./app --mount-room-path a:/a", Some("./app"), &[""]),
@@ -167,7 +170,7 @@ fn the_word_behind_no_cache_is_a_stage_where_it_can_be_one() {
         args.take_path_from_no_cache();
         assert_eq!(
             (args.path.as_deref(), args.options.no_cache()),
-            (path, stages.iter().map(|stage| (*stage).to_owned()).collect::<Vec<_>>().as_slice()),
+            (path, stages.iter().map(|stage| (*stage).to_owned()).collect::<Vec<_>>()),
             "{line}"
         );
     }
@@ -187,4 +190,13 @@ fn up_takes_the_flags_of_a_deploy_and_no_command_is_a_command() {
         assert!(parses(line), "{line}");
     }
     assert!(!parses("hearth up . --pack x") && !parses("hearth up . --dry-run"));
+}
+
+#[test]
+fn the_flags_of_other_programs_are_left_alone() {
+    let line = "hearth services exec web ls --no-cache=x";
+    let parsed =
+        parse(line.split_whitespace().map(OsString::from)).unwrap_or_else(|end| panic!("{}", end.error));
+    let shown = format!("{:?}", parsed.command);
+    assert!(shown.contains("--no-cache=x") && !shown.contains("--no-cache==x"), "{shown}");
 }

@@ -1,6 +1,9 @@
 //! Flags that `hearth build` and `hearth deploy --pack` share.
 
+use std::convert::Infallible;
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::Args;
 use hearth_proto::value::BuildCompression;
@@ -37,9 +40,10 @@ pub(in crate::cli) struct BuildOptions {
     /// Label of the image, `KEY=VALUE`
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Build")]
     pub(super) label: Vec<String>,
-    /// Run every step again, or only those of one stage; a value that is no stage name is PATH
+    /// Run every step again, or only those of one stage. A next word that cannot be a stage, or without which there are
+    /// no files to build, is PATH; `--no-cache=STAGE` is always a stage
     #[arg(long, value_name = "STAGE", num_args = 0..=1, default_missing_value = "", help_heading = "Build")]
-    pub(super) no_cache: Vec<String>,
+    pub(super) no_cache: Vec<NoCacheValue>,
     /// Resolve the tags of base images again
     #[arg(long, help_heading = "Build")]
     pub(super) pull: bool,
@@ -61,18 +65,82 @@ pub(in crate::cli) struct BuildOptions {
     pub(super) iidfile: Option<PathBuf>,
 }
 
+/// Value of `--no-cache`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::cli) enum NoCacheValue {
+    /// Every step runs again.
+    Everything,
+    /// The steps of a stage that is attached with `=` run again.
+    Stage(String),
+    /// The word behind the flag, which is a stage or PATH.
+    Word(String),
+}
+
+impl NoCacheValue {
+    fn word(&self) -> Option<&str> {
+        match self {
+            Self::Word(word) => Some(word),
+            Self::Everything | Self::Stage(_) => None,
+        }
+    }
+
+    /// Returns the stage. `None` means every step.
+    pub(super) fn stage(&self) -> Option<&str> {
+        match self {
+            Self::Everything => None,
+            Self::Stage(stage) | Self::Word(stage) => Some(stage),
+        }
+    }
+}
+
+/// Parses the value after [`mark_attached_stages`].
+impl FromStr for NoCacheValue {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text.strip_prefix('=') {
+            None if text.is_empty() => Self::Everything,
+            None => Self::Word(text.to_owned()),
+            Some("") => Self::Everything,
+            Some(stage) => Self::Stage(stage.to_owned()),
+        })
+    }
+}
+
+/// Marks the stages that are attached to `--no-cache` by a second `=`: clap does not tell `--no-cache=deps` from
+/// `--no-cache deps`. `commands` are the names of all commands; those without the flag are left alone.
+pub(in crate::cli) fn mark_attached_stages<'a>(
+    words: &mut [OsString],
+    commands: impl Iterator<Item = &'a str>,
+) {
+    const BUILDING: [&str; 4] = ["build", "deploy", "image", "up"];
+    let names: Vec<&str> = commands.collect();
+    let command = words.iter().skip(1).find_map(|word| names.iter().find(|name| word == *name));
+    if !command.is_some_and(|command| BUILDING.contains(command)) {
+        return;
+    }
+    for word in words.iter_mut().take_while(|word| *word != "--") {
+        if let Some(stage) = word.to_str().and_then(|word| word.strip_prefix("--no-cache=")) {
+            *word = format!("--no-cache=={stage}").into();
+        }
+    }
+}
+
 impl BuildOptions {
     /// Takes the first word of `--no-cache` that is PATH; the flag then means all steps.
     pub(in crate::cli) fn take_path(&mut self, is_path: impl Fn(&str) -> bool) -> Option<String> {
-        let word = self.no_cache.iter_mut().find(|word| !word.is_empty() && is_path(word))?;
-        Some(std::mem::take(word))
+        let value = self.no_cache.iter_mut().find(|value| value.word().is_some_and(&is_path))?;
+        match std::mem::replace(value, NoCacheValue::Everything) {
+            NoCacheValue::Word(path) => Some(path),
+            NoCacheValue::Everything | NoCacheValue::Stage(_) => None,
+        }
     }
 }
 
 #[cfg(test)]
 impl BuildOptions {
     /// Stages whose steps run again; an empty name means all of them.
-    pub(in crate::cli) fn no_cache(&self) -> &[String] {
-        &self.no_cache
+    pub(in crate::cli) fn no_cache(&self) -> Vec<String> {
+        self.no_cache.iter().map(|value| value.stage().unwrap_or_default().to_owned()).collect()
     }
 }

@@ -9,6 +9,7 @@ use hearth_proto::value::{
 };
 
 use super::super::assignments::{labels, variables};
+use super::options::NoCacheValue;
 use super::{BuildArgs, paths, tag};
 use crate::duration;
 use crate::error::Failure;
@@ -41,8 +42,9 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
         super::pack::check_directory(&pack.path)?;
     }
     paths::check(&args.options, &mounts, pack.as_ref())?;
-    let (stages, everything): (Vec<&String>, Vec<&String>) =
-        args.options.no_cache.iter().partition(|stage| !stage.is_empty());
+    let no_cache = &args.options.no_cache;
+    let stages = no_cache.iter().filter_map(NoCacheValue::stage).map(str::to_owned).collect();
+    let everything = no_cache.iter().any(|value| value.stage().is_none());
     let platform = match (&args.options.platform, &args.options.arch) {
         (Some(platform), _) => platform.clone(),
         (None, Some(arch)) => super::pack::platform(Some(arch))?.to_string(),
@@ -60,8 +62,8 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
         target: args.options.target.clone().unwrap_or_default(),
         platform,
         labels: labels("--label", &args.options.label)?,
-        no_cache: !everything.is_empty(),
-        no_cache_stages: stages.into_iter().cloned().collect(),
+        no_cache: everything,
+        no_cache_stages: stages,
         pull: args.options.pull,
         network: args.options.network.clone().unwrap_or_default(),
         compression: args.options.compression.to_string(),

@@ -239,6 +239,10 @@ fn a_link_is_followed_inside_the_tree_only() {
     assert!(matches!(read("/context/loop"), Err(ContextError::LinkLoop { .. })));
     assert!(matches!(read("/context/fifo"), Err(ContextError::NotAFile { what: "a fifo", .. })));
     assert!(matches!(read("/context/real"), Err(ContextError::NotAFile { what: "a directory", .. })));
+    let opened = |path: &str| tree.reader(path.as_bytes()).map(|_| ()).unwrap_err().to_string();
+    assert_eq!(opened("context/real"), "`/context/real` is a directory, not a file");
+    assert_eq!(opened("context/fifo"), "`/context/fifo` is a fifo, not a file");
+    assert_eq!(opened(""), "`/` is a directory, not a file");
     room.file("app/big", &"x".repeat(101));
     assert!(matches!(read("/context/big"), Err(ContextError::TooLarge { size: 101, .. })));
 }
