@@ -151,7 +151,11 @@ enum CliCommand {
     Token(token::TokenCommand),
     Audit(audit::AuditArgs),
     /// Show whether the room is ready: its daemon and the components it needs
-    Doctor,
+    Doctor {
+        /// Verify all images that the room stores, and quarantine damaged content; needs the `admin` grant
+        #[arg(long)]
+        verify: bool,
+    },
     /// Inspect the daemon of the room; without a subcommand the same as `doctor`
     System {
         #[command(subcommand)]
@@ -295,7 +299,8 @@ async fn run_command(command: Option<CliCommand>, globals: &GlobalArgs) -> Resul
         CliCommand::Room(command) => Box::pin(room::run(command, globals)),
         CliCommand::Token(command) => Box::pin(token::run(command, globals)),
         CliCommand::Audit(args) => Box::pin(audit::run(args, globals)),
-        CliCommand::Doctor | CliCommand::System { command: None } => Box::pin(system::run(globals)),
+        CliCommand::Doctor { verify } => Box::pin(system::run(verify, globals)),
+        CliCommand::System { command: None } => Box::pin(system::run(false, globals)),
         CliCommand::System { command: Some(command) } => Box::pin(system::run_command(command, globals)),
         CliCommand::Explain(args) => Box::pin(async move { explain::run(&args, globals) }),
         CliCommand::Completions(args) => Box::pin(async move { completions::run(&args, globals) }),

@@ -49,7 +49,7 @@ use hearth_proto::v1::{
     AuditRecord, Builder, GetDiskUsageRequest, GetDiskUsageResponse, GetInfoRequest, GetInfoResponse,
     ListAuditRecordsRequest, ListBuildersRequest, ListTokenRevocationsRequest, MintTokenRequest,
     MintTokenResponse, RevokeTokensRequest, RotateTokenSecretRequest, RotateTokenSecretResponse,
-    TokenRevocation,
+    TokenRevocation, VerifyContentRequest, VerifyContentResponse,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -202,6 +202,12 @@ impl Client {
     ) -> Result<Vec<AuditRecord>, ClientError> {
         self.message_or_error(self.system().list_audit_records(unary_request(request)).await)
             .map(|listed| listed.records)
+    }
+
+    /// Verifies all stored blobs. The last message is `done`.
+    pub async fn verify_content(&self) -> Result<ResponseStream<VerifyContentResponse>, ClientError> {
+        let answers = self.system().verify_content(tonic::Request::new(VerifyContentRequest {})).await;
+        Ok(self.response_stream(self.message_or_error(answers)?))
     }
 
     fn builds(&self) -> BuildsClient<AuthenticatedChannel> {

@@ -68,6 +68,7 @@ pub struct Config {
     pub layers: LayersConfig,
     pub trust: TrustPolicy,
     pub images: ImagesConfig,
+    pub registry: RegistryConfig,
     pub uploads: UploadsConfig,
     pub services: ServicesConfig,
     pub audit: AuditConfig,
@@ -195,6 +196,14 @@ pub struct PacksConfig {
     pub keep_seconds: u64,
     /// Minimum free space in bytes on the state directory's file system; uploads are refused below it.
     pub min_free_bytes: u64,
+}
+
+/// Content of the registry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryConfig {
+    /// Bytes that the daily verification of stored blobs reads in a second; 0 turns it off.
+    pub scrub_bytes_per_second: u64,
 }
 
 /// Cached images of other registries, which builds use.
@@ -355,6 +364,7 @@ impl Default for Config {
                 min_free_bytes: GIB,
             },
             trust: TrustPolicy::default(),
+            registry: RegistryConfig { scrub_bytes_per_second: 16 << 20 },
             images: ImagesConfig { cache_max_bytes: 20 * GIB, downloads_max_bytes: 4 * GIB },
             uploads: UploadsConfig {
                 max_bytes_per_caller: 100 * GIB,

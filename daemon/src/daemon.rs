@@ -53,7 +53,7 @@ use crate::model::share_owner::ShareOwnerResolver;
 use crate::network::steps::StepNetwork;
 use crate::packs::store::StoreLimits;
 use crate::packs::{PackOptions, PackStore};
-use crate::registry::blobs::BlobStore;
+use crate::registry::blobs::{BlobStore, scrub_loop};
 use crate::registry::{RegistryApi, UploadLimits};
 use crate::secrets::RoomSecrets;
 use crate::store::StateStore;
@@ -184,8 +184,8 @@ impl Daemon {
             ..UploadLimits::default()
         };
         let kept = UploadLedgerCheck { blobs: blobs.clone(), storage: storage.clone(), disk: disk.clone() };
-        let registry =
-            RegistryApi::new(limits, blobs, Arc::new(store.clone())).with_arrivals(Arc::new(images.clone()));
+        let registry = RegistryApi::new(limits, blobs.clone(), Arc::new(store.clone()))
+            .with_arrivals(Arc::new(images.clone()));
         let contexts = ContextPreparer::new(ContextOptions {
             room: config.room.clone(),
             storage: storage.clone(),
@@ -278,7 +278,9 @@ impl Daemon {
             work: pulse,
             disk: space.changes(),
         };
+        let scrub = scrub_loop(blobs.clone(), config.registry.scrub_bytes_per_second);
         let (app, health) = router::build(router::RouterParts {
+            blobs,
             builds: builds.handle(),
             deploys: services.handle(),
             secrets,
@@ -322,6 +324,7 @@ impl Daemon {
         let health = task::spawn("health", router::health_loop(health, readiness, changes));
         let housekeeping = task::spawn("housekeeping", housekeeping_loop(images, packs, kept));
         let uploads = task::spawn("uploads", expire_loop(registry));
+        let scrub = task::spawn("content scrub", scrub);
         let calls = task::spawn("calls of tokens", running_calls_loop(token_checks));
 
         stop.cancelled().await;
@@ -339,6 +342,7 @@ impl Daemon {
         health.abort();
         housekeeping.abort();
         uploads.abort();
+        scrub.abort();
         calls.abort();
         services.end().await;
         mounts.unmount_all().await;

@@ -260,7 +260,7 @@ impl ImageStore {
         let open = move || {
             let failed = |source| ImageError::Read { digest: wanted, source };
             let missing = ImageError::BlobMissing { manifest: top.digest, blob: wanted };
-            let file = shared.blobs.open(&wanted).map_err(failed)?.ok_or(missing)?;
+            let file = shared.blobs.open_verified(&wanted).map_err(failed)?.ok_or(missing)?;
             let size = file.metadata().map_err(failed)?.len();
             Ok(OpenBlob { blob: Descriptor::new(&media_type, wanted, size), file })
         };

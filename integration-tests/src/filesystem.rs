@@ -13,9 +13,10 @@ use crate::http::{ANY_MANIFEST, Request};
 use crate::image::{inflate, parse, text};
 use crate::sources::sha256;
 
-/// Entries of a file system by path, without a slash at either end.
+/// Entries of a file system by path, without a slash at either end, and the config of its image without times and
+/// digests of layers.
 #[derive(Clone, Debug, Default)]
-pub struct FileSystem(pub BTreeMap<Vec<u8>, Entry>);
+pub struct FileSystem(pub BTreeMap<Vec<u8>, Entry>, pub Value);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -75,6 +76,7 @@ impl FileSystem {
         for layer in layers {
             files.apply(&inflate(&text(&layer["mediaType"]), &blob(&text(&layer["digest"]))));
         }
+        files.1 = compared_config(parse(&blob(&text(&manifest["config"]["digest"]))), layers.len());
         files
     }
 
@@ -186,6 +188,9 @@ impl FileSystem {
                 lines.push(format!("{path:?}: {} has {here}; {} has {there}", names.0, names.1));
             }
         }
+        if self.1 != other.1 {
+            lines.push(format!("config: {} has {}; {} has {}", names.0, self.1, names.1, other.1));
+        }
         lines
     }
 
@@ -231,6 +236,21 @@ fn cleaned(path: &[u8]) -> Vec<u8> {
         path = rest;
     }
     path.to_vec()
+}
+
+/// Removes what differs between two builds of the same files: the times of the build, and the digests of layers, which
+/// contain times.
+fn compared_config(mut config: Value, layers: usize) -> Value {
+    let fields = config.as_object_mut().expect("a config");
+    fields.remove("created");
+    let diff_ids =
+        fields.remove("rootfs").map_or(0, |rootfs| rootfs["diff_ids"].as_array().map_or(0, Vec::len));
+    assert_eq!(diff_ids, layers, "the config and the manifest have different numbers of layers");
+    for entry in fields.get_mut("history").and_then(Value::as_array_mut).into_iter().flatten() {
+        entry.as_object_mut().expect("an entry of the history").remove("created");
+    }
+    fields.insert("layers".to_owned(), layers.into());
+    config
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{GlobalArgs, connect};
+use crate::client::{Client, ClientError};
 use crate::error::Failure;
 use crate::output;
 pub(super) use usage::UsageView;
@@ -38,6 +39,18 @@ struct SystemView<'a> {
     ready: bool,
     components: Vec<ComponentView<'a>>,
     builders: Vec<BuilderView<'a>>,
+    /// Number of damaged blobs that are not served.
+    quarantined_blobs: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verified: Option<VerifiedView>,
+}
+
+#[derive(Serialize)]
+struct VerifiedView {
+    blobs: u64,
+    bytes: u64,
+    damaged_blobs: u64,
+    quarantined: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -92,8 +105,10 @@ struct ComponentView<'a> {
 }
 
 /// Shows the daemon and its components; fails when one of them is not ready.
-pub(super) async fn run(globals: &GlobalArgs) -> Result<(), Failure> {
+/// With `verify`, all stored content is verified first.
+pub(super) async fn run(verify: bool, globals: &GlobalArgs) -> Result<(), Failure> {
     let client = connect(globals).await?;
+    let verified = if verify { Some(verify_content(&client).await?) } else { None };
     let info = client.info().await?;
     let builders = client.list_builders().await?;
     let component = |c: &hearth_proto::v1::Component| (c.name.clone(), c.ready, c.detail.clone());
@@ -110,6 +125,8 @@ pub(super) async fn run(globals: &GlobalArgs) -> Result<(), Failure> {
             .map(|(name, ready, detail)| ComponentView { name, ready: *ready, detail })
             .collect(),
         builders: builders.iter().map(BuilderView::new).collect(),
+        quarantined_blobs: info.quarantined_blobs,
+        verified,
     };
     if !globals.json {
         output::line(&format!("room {} at {}, hearthd {}", info.room, client.address(), info.version))?;
@@ -125,6 +142,14 @@ pub(super) async fn run(globals: &GlobalArgs) -> Result<(), Failure> {
             output::table(&head, &builders.iter().map(row).collect::<Vec<_>>())?;
         }
     }
+    if !globals.json {
+        content_lines(&view)?;
+    }
+    if info.ready && view.verified.as_ref().is_some_and(|verified| !verified.quarantined.is_empty()) {
+        let message =
+            format!("{} in quarantine", output::count(info.quarantined_blobs.into(), "damaged blob"));
+        return Err(Failure::failed(ErrorCode::ContentDamaged, message).partial(&view));
+    }
     if info.ready {
         return if globals.json { output::json(&view) } else { Ok(()) };
     }
@@ -134,4 +159,39 @@ pub(super) async fn run(globals: &GlobalArgs) -> Result<(), Failure> {
         format!("room {} is not ready: {}", info.room, missing.join(", ")),
     )
     .partial(&view))
+}
+
+/// Shows what is known of the stored content.
+fn content_lines(view: &SystemView<'_>) -> Result<(), Failure> {
+    if let Some(verified) = &view.verified {
+        let blobs = output::count(verified.blobs, "blob");
+        let damaged = verified.damaged_blobs;
+        output::line(&format!("verified {blobs} ({}), {damaged} damaged", output::size(verified.bytes)))?;
+        verified.quarantined.iter().try_for_each(|digest| output::line(&format!("quarantined {digest}")))?;
+    } else if view.quarantined_blobs > 0 {
+        let blobs = output::count(view.quarantined_blobs.into(), "damaged blob");
+        output::line(&format!("{blobs} in quarantine; `hearth doctor --verify` names them"))?;
+    }
+    Ok(())
+}
+
+async fn verify_content(client: &Client) -> Result<VerifiedView, Failure> {
+    let mut answers = client.verify_content().await?;
+    while let Some(answer) = answers.next().await? {
+        if answer.done {
+            return Ok(VerifiedView {
+                blobs: answer.blobs,
+                bytes: answer.bytes,
+                damaged_blobs: answer.damaged_blobs,
+                quarantined: answer.quarantined,
+            });
+        }
+        let done = output::size(answer.bytes);
+        output::note(&format!(
+            "verified {} of {} ({done})",
+            answer.blobs,
+            output::count(answer.total_blobs, "blob")
+        ));
+    }
+    Err(ClientError::Protocol("the verification ended without a result".to_owned()).into())
 }

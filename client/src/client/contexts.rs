@@ -50,7 +50,7 @@ impl Client {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    fn response_stream<T>(&self, stream: Streaming<T>) -> ResponseStream<T> {
+    pub(super) fn response_stream<T>(&self, stream: Streaming<T>) -> ResponseStream<T> {
         ResponseStream { stream, address: self.address.clone() }
     }
 

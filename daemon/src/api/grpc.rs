@@ -13,6 +13,7 @@ mod system;
 mod transfer;
 mod upload;
 mod usage;
+mod verify_content;
 
 use std::path::PathBuf;
 

@@ -37,6 +37,7 @@ use crate::disk::{DiskLedger, FreeSpace};
 use crate::image::{ImageStore, RemoteRegistries};
 use crate::model::RoomRegistries;
 use crate::packs::PackStore;
+use crate::registry::blobs::BlobStore;
 use crate::secrets::RoomSecrets;
 use crate::supervise::readiness::ReadinessStatus;
 use crate::{build, deploy};
@@ -55,6 +56,7 @@ pub(super) struct RouterParts {
     pub storage: StorageRoots,
     pub access: Arc<TokenAuthority>,
     pub trail: AuditTrail,
+    pub blobs: BlobStore,
     pub readiness: ReadinessCheck,
     pub builders: BuilderList,
     pub metrics: PrometheusHandle,
@@ -132,6 +134,7 @@ pub(super) fn build(parts: RouterParts) -> Result<(Router, HealthReporter)> {
         usage,
         room_storage: parts.storage.room.clone(),
         trail: parts.trail.clone(),
+        blobs: parts.blobs,
         deploys: services.deploys.clone(),
     };
     let gate = CallerAuthenticator::new(parts.access, parts.trail);

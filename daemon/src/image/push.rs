@@ -112,7 +112,7 @@ impl ImageStore {
         let shared = Arc::clone(&self.shared);
         OpenContent::new(digest, move || {
             let gone = || io::Error::new(io::ErrorKind::NotFound, "the blob is no longer in the room");
-            shared.blobs.open(&digest)?.ok_or_else(gone)
+            shared.blobs.open_verified(&digest)?.ok_or_else(gone)
         })
     }
 

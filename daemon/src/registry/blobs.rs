@@ -3,6 +3,7 @@
 //! ```text
 //! <root>/blobs/sha256/<first two digits>/<64 digits>    complete, verified, never written again
 //! <root>/uploads/<random>                               a spool: a blob that is being received
+//! <root>/quarantine/<64 digits>                         content that no longer has its digest (module `integrity`)
 //!
 //! spool --write*--> spool --finish--> digest differs:    the spool is removed
 //!                                     blob exists:       the spool is removed, the blob is touched
@@ -11,6 +12,7 @@
 //!
 //! Dropping a spool removes its file; the spools of a daemon that was killed are removed at the next start.
 
+mod integrity;
 mod spool;
 mod sweep;
 
@@ -23,7 +25,10 @@ use std::time::SystemTime;
 
 use parking_lot::{Mutex, MutexGuard};
 
+pub use integrity::{BlobCheck, BlobState, OpenedBlob, scrub_loop};
 pub use spool::{BlobSpool, PlacedBlob};
+
+use integrity::{FileStamp, VerifiedBlobs};
 
 use crate::disk::{DiskError, DiskLedger, KeptContent, UploadKind};
 use crate::image::port::{BlobError, BlobStorage, IncomingBlob, StoredBlob, SweptBlobs};
@@ -44,6 +49,8 @@ pub struct BlobStore {
 struct BlobDirectories {
     blobs: PathBuf,
     uploads: PathBuf,
+    quarantine: PathBuf,
+    verified: VerifiedBlobs,
     /// Held while a blob is touched or added, and while the sweep examines and removes one.
     removal: Mutex<()>,
 }
@@ -53,10 +60,11 @@ impl BlobStore {
     /// behind. Blocking.
     pub fn open(root: &Path) -> io::Result<Self> {
         let blobs = root.join("blobs").join("sha256");
-        let uploads = root.join("uploads");
+        let (uploads, quarantine) = (root.join("uploads"), root.join("quarantine"));
         let mut directories = fs::DirBuilder::new();
         directories.recursive(true).mode(0o700);
         directories.create(&uploads)?;
+        directories.create(&quarantine)?;
         // All are created now: a directory into which a blob is renamed must itself be durable.
         for first in 0..=255u8 {
             directories.create(blobs.join(format!("{first:02x}")))?;
@@ -67,7 +75,13 @@ impl BlobStore {
         for stale in fs::read_dir(&uploads)? {
             fs::remove_file(stale?.path())?;
         }
-        let inner = BlobDirectories { blobs, uploads, removal: Mutex::new(()) };
+        let inner = BlobDirectories {
+            blobs,
+            uploads,
+            quarantine,
+            verified: VerifiedBlobs::default(),
+            removal: Mutex::new(()),
+        };
         Ok(Self { directories: Arc::new(inner), disk: None })
     }
 
@@ -128,15 +142,25 @@ impl BlobStore {
         let Some(file) = none_if_missing(OpenOptions::new().read(true).open(self.path(digest)))? else {
             return Ok(None);
         };
+        let verified = &self.directories.verified;
+        let is_verified = verified.contains(digest, FileStamp::of(&file.metadata()?));
         let now = SystemTime::now();
         file.set_times(FileTimes::new().set_modified(now))?;
-        Ok(Some((now, file.metadata()?.len())))
+        let touched = file.metadata()?;
+        if is_verified {
+            verified.insert(*digest, FileStamp::of(&touched));
+        }
+        Ok(Some((now, touched.len())))
     }
 }
 
 impl BlobStorage for BlobStore {
     fn open(&self, digest: &Digest) -> io::Result<Option<File>> {
         none_if_missing(File::open(self.path(digest)))
+    }
+
+    fn open_verified(&self, digest: &Digest) -> io::Result<Option<File>> {
+        Ok(self.open_checked(digest, false)?.map(|opened| opened.file))
     }
 
     fn size(&self, digest: &Digest) -> io::Result<Option<u64>> {

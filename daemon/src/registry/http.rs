@@ -59,6 +59,10 @@ impl RegistryApi {
             "hearth_registry_requests_total",
             "Requests below /v2/ that the registry answered."
         );
+        metrics::describe_counter!(
+            "hearth_registry_damaged_blobs_total",
+            "Blobs that were found damaged on the disk, and quarantined."
+        );
         metrics::describe_counter!("hearth_registry_sent_bytes_total", "Content that /v2/ sent.");
         metrics::describe_counter!("hearth_registry_received_bytes_total", "Content that /v2/ received.");
         Self { blobs, catalog, uploads: Arc::new(OpenUploads::new(limits)), arrivals: None }

@@ -26,6 +26,7 @@ pub fn group() -> Group {
             a_blob_is_mounted_from_another_repository,
             a_blob_is_read_only_through_repositories_that_have_it,
             ranges_of_a_blob_are_served,
+            a_damaged_blob_is_not_served_and_can_be_sent_again,
             a_manifest_that_names_missing_blobs_is_refused,
             a_manifest_with_a_wrong_digest_or_no_json_is_refused,
             an_image_without_layers_is_taken,
@@ -271,6 +272,49 @@ fn ranges_of_a_blob_are_served(daemon: &Daemon) {
     get("bytes=100000-").expect(416);
     let head = repository.send(&repository.request("HEAD", &format!("blobs/{digest}")));
     assert_eq!(head.expect(200).header("content-length"), Some("100000"));
+}
+
+fn a_damaged_blob_is_not_served_and_can_be_sent_again(daemon: &Daemon) {
+    let repository = Repository::new(daemon, "damaged");
+    let blobs = daemon.directory().join("state/registry/blobs/sha256");
+    let damage = |digest: &str| {
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        let path = blobs.join(&hex[..2]).join(hex);
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        let size = file.metadata().unwrap().len();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"damage", size / 2).unwrap();
+    };
+    assert!(daemon.hearth_ok(&["doctor", "--verify"]).stdout.contains(", 0 damaged"));
+    for (seed, size, range) in [(60, 5000, None), (61, 3 << 20, None), (62, 3 << 20, Some("bytes=0-9"))] {
+        let content = noise(seed, size);
+        let digest = repository.put_blob(&content);
+        let get = || {
+            let request = repository.request("GET", &format!("blobs/{digest}"));
+            range.map_or(request, |range| {
+                repository.request("GET", &format!("blobs/{digest}")).header("range", range)
+            })
+        };
+        damage(&digest);
+        // A large blob is hashed while it is sent, and the connection ends before its last bytes.
+        if let Ok(answer) = get().try_send(&daemon.listen()) {
+            assert!(answer.status == 404 || answer.body.len() < size && range.is_none(), "{}", answer.status);
+        }
+        assert_eq!(repository.head_blob(&digest), 404);
+        let doctor = daemon.hearth_ok(&["doctor"]);
+        assert!(doctor.stdout.contains("1 damaged blob in quarantine"), "{doctor}");
+        assert_eq!(repository.put_blob(&content), digest);
+        assert!(get().send(&daemon.listen()).status < 300);
+    }
+    // Nobody asks for this one.
+    let digest = repository.put_blob(&noise(63, 5000));
+    damage(&digest);
+    let found = daemon.hearth(&["doctor", "--verify", "--json"]);
+    let found = found.expect_code(1).json();
+    assert_eq!(found["verified"]["quarantined"], json!([digest]), "{found}");
+    repository.put_blob(&noise(63, 5000));
+    daemon.hearth_ok(&["doctor", "--verify"]);
+    let metrics = Request::new("GET", "/metrics").bearer(daemon.token()).send(&daemon.listen()).text();
+    assert!(metrics.contains("hearth_registry_damaged_blobs_total 4"), "{metrics}");
 }
 
 fn a_manifest_that_names_missing_blobs_is_refused(daemon: &Daemon) {

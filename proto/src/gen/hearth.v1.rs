@@ -8198,6 +8198,29 @@ pub mod services_server {
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VerifyContentRequest {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VerifyContentResponse {
+    /// Blobs and bytes that have been verified so far, and the number of all blobs.
+    #[prost(uint64, tag = "1")]
+    pub blobs: u64,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "3")]
+    pub total_blobs: u64,
+    /// Number of blobs that were found damaged by this call.
+    #[prost(uint64, tag = "4")]
+    pub damaged_blobs: u64,
+    /// Digests of quarantined blobs, including those of earlier calls; at most 100, and in the last answer
+    /// only. A blob leaves the quarantine when it is sent again.
+    #[prost(string, repeated, tag = "5")]
+    pub quarantined: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "6")]
+    pub done: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetInfoRequest {}
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -8224,6 +8247,9 @@ pub struct GetInfoResponse {
     /// keeps there out of a pack of that directory. Unset when the directory cannot be examined.
     #[prost(message, optional, tag = "7")]
     pub room_storage: ::core::option::Option<DirectoryIdentity>,
+    /// Number of damaged blobs in quarantine, at most 100.
+    #[prost(uint32, tag = "8")]
+    pub quarantined_blobs: u32,
 }
 /// A directory of one machine, as the kernel identifies it.
 #[allow(clippy::all)]
@@ -8841,6 +8867,32 @@ pub mod system_client {
                 .insert(GrpcMethod::new("hearth.v1.System", "ListAuditRecords"));
             self.inner.unary(req, path, codec).await
         }
+        /// Verifies all stored blobs, and quarantines damaged ones. Answers every few seconds; the last answer is
+        /// `done`. Needs the `admin` grant.
+        pub async fn verify_content(
+            &mut self,
+            request: impl tonic::IntoRequest<super::VerifyContentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::VerifyContentResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hearth.v1.System/VerifyContent",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hearth.v1.System", "VerifyContent"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -8915,6 +8967,21 @@ pub mod system_server {
             request: tonic::Request<super::ListAuditRecordsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListAuditRecordsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the VerifyContent method.
+        type VerifyContentStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::VerifyContentResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Verifies all stored blobs, and quarantines damaged ones. Answers every few seconds; the last answer is
+        /// `done`. Needs the `admin` grant.
+        async fn verify_content(
+            &self,
+            request: tonic::Request<super::VerifyContentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::VerifyContentStream>,
             tonic::Status,
         >;
     }
@@ -9347,6 +9414,52 @@ pub mod system_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.System/VerifyContent" => {
+                    #[allow(non_camel_case_types)]
+                    struct VerifyContentSvc<T: System>(pub Arc<T>);
+                    impl<
+                        T: System,
+                    > tonic::server::ServerStreamingService<super::VerifyContentRequest>
+                    for VerifyContentSvc<T> {
+                        type Response = super::VerifyContentResponse;
+                        type ResponseStream = T::VerifyContentStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::VerifyContentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as System>::verify_content(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = VerifyContentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -228,6 +228,7 @@ pub const GRPC_METHODS: &[GrpcMethod] = &[
     changes("/hearth.v1.System/RevokeTokens", "revoke tokens", MethodGate::Admin, ""),
     reads("/hearth.v1.System/ListTokenRevocations", "see revocations of tokens", MethodGate::Admin, ""),
     reads("/hearth.v1.System/ListAuditRecords", "read the audit trail", MethodGate::Admin, ""),
+    changes("/hearth.v1.System/VerifyContent", "verify stored content", MethodGate::Admin, ""),
     reads("/grpc.health.v1.Health/Check", "ask for health", MethodGate::Public, ""),
     reads("/grpc.health.v1.Health/Watch", "ask for health", MethodGate::Public, ""),
     reads(

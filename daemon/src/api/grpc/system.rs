@@ -10,7 +10,9 @@ use super::super::convert::{duration, timestamp};
 use super::super::error::ApiError;
 use super::super::http::ReadinessCheck;
 use super::caller;
+use super::response_stream::ResponseStream;
 use super::usage::DiskUsage;
+use super::verify_content::verify_all;
 use crate::access::{KeyChangeError, TokenAuthority, TokenRevocation, policy};
 use crate::audit::{AuditOutcome, AuditQuery, AuditRecord, AuditTrail, MAX_RECORDS};
 use crate::context::StorageRoot;
@@ -20,6 +22,7 @@ use crate::model::access::{SERVICE_NAME, USER_NAME};
 use crate::model::builder::{BuilderState, BuilderStatus};
 use crate::model::fault::ErrorCode;
 use crate::model::image::Platform;
+use crate::registry::blobs::BlobStore;
 use crate::task;
 
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
@@ -41,12 +44,27 @@ pub struct SystemService {
     pub usage: DiskUsage,
     pub room_storage: StorageRoot,
     pub trail: AuditTrail,
+    pub blobs: BlobStore,
     /// Issues new tokens to services after a rotation.
     pub deploys: Handle,
 }
 
 #[tonic::async_trait]
 impl v1::system_server::System for SystemService {
+    type VerifyContentStream = ResponseStream<v1::VerifyContentResponse>;
+
+    async fn verify_content(
+        &self,
+        request: Request<v1::VerifyContentRequest>,
+    ) -> Result<Response<Self::VerifyContentStream>, Status> {
+        caller(request.extensions())?;
+        let store = self.blobs.clone();
+        let listed = task::blocking("list blobs", move || store.digests()).await;
+        let digests = listed.map_err(std::io::Error::other).flatten();
+        let digests = digests.map_err(|error| ApiError::internal("the blobs cannot be listed", error))?;
+        Ok(Response::new(verify_all(self.blobs.clone(), digests)))
+    }
+
     async fn get_info(
         &self,
         request: Request<v1::GetInfoRequest>,
@@ -54,6 +72,11 @@ impl v1::system_server::System for SystemService {
         // Any participant of the room may call this.
         caller(request.extensions())?;
         let components = (self.readiness)();
+        let store = self.blobs.clone();
+        let quarantined = task::blocking("list quarantine", move || store.quarantined()).await;
+        let quarantined = quarantined.map_err(std::io::Error::other).flatten();
+        let quarantined =
+            quarantined.map_err(|error| ApiError::internal("the quarantine cannot be read", error))?;
         Ok(Response::new(v1::GetInfoResponse {
             room: self.room.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -69,6 +92,7 @@ impl v1::system_server::System for SystemService {
                 .collect(),
             platform: Platform::host().as_str().to_owned(),
             room_storage: self.room_storage(),
+            quarantined_blobs: u32::try_from(quarantined.len()).unwrap_or(u32::MAX),
         }))
     }
 

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
 
+use super::integrity::FileStamp;
 use super::{BlobStore, new_file, sync_directory};
 use crate::disk::{DiskClaim, KeptContent};
 use crate::image::port::{BlobError, BlobStorage as _, IncomingBlob, StoredBlob};
@@ -87,6 +88,8 @@ impl BlobSpool {
         {
             let _held = self.store.lock_removal();
             fs::rename(path, &target)?;
+            self.store.directories.verified.insert(actual, FileStamp::of(&file.metadata()?));
+            self.store.discard_quarantined(&actual);
         }
         self.file = None;
         if let Some(claim) = self.claim.take() {

@@ -28,10 +28,18 @@ pub(super) fn sweep(store: &BlobStore, live: &HashSet<Digest>, before: SystemTim
             }
         }
     }
+    for entry in fs::read_dir(&store.directories.quarantine)? {
+        if let Some(digest) = digest_of_file(&entry?.file_name())
+            && !live.contains(&digest)
+        {
+            store.discard_quarantined(&digest);
+            store.forget_share(&digest);
+        }
+    }
     Ok(swept)
 }
 
-fn digest_of_file(file: &std::ffi::OsStr) -> Option<Digest> {
+pub(super) fn digest_of_file(file: &std::ffi::OsStr) -> Option<Digest> {
     format!("sha256:{}", file.to_str()?).parse().ok()
 }
 

@@ -15,8 +15,9 @@ use serde_json::json;
 use super::error_response::RegistryErrorResponse;
 use super::range::{ByteRange, parse_range};
 use super::{DOCKER_CONTENT_DIGEST, RegistryApi, empty, header_value};
-use crate::image::port::{BlobStorage as _, RemovalOutcome};
+use crate::image::port::RemovalOutcome;
 use crate::model::{Digest, Repository};
+use crate::registry::blobs::{BlobCheck, OpenedBlob};
 use crate::task;
 
 /// Number of bytes that are read from the file at a time. Large, because each read is a task on a blocking thread.
@@ -37,14 +38,14 @@ impl RegistryApi {
         let tag = format!("\"{digest}\"");
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let (blobs, digest) = (self.blobs.clone(), *digest);
-        let opened = task::blocking("blob", move || match blobs.touch(&digest)? {
-            Some(size) => Ok::<_, io::Error>(blobs.open(&digest)?.map(|file| (file, size))),
-            None => Ok(None),
-        });
-        let (file, size) = opened.await??.ok_or_else(unknown)?;
         let range = header(RANGE)
             .filter(|_| *method == Method::GET && header(IF_RANGE).is_none_or(|held| held == tag));
-        let mut response = if header(IF_NONE_MATCH).is_some_and(|held| held == tag || held == "*") {
+        let is_held = header(IF_NONE_MATCH).is_some_and(|held| held == tag || held == "*");
+        // Nothing is sent of a blob that the client has, and of one that it asks about.
+        let whole = range.is_none() || is_held || *method == Method::HEAD;
+        let opened = task::blocking("blob", move || blobs.open_checked(&digest, whole));
+        let OpenedBlob { file, size, check } = opened.await??.ok_or_else(unknown)?;
+        let mut response = if is_held {
             empty(StatusCode::NOT_MODIFIED)
         } else {
             let (first, count) = match parse_range(range, size) {
@@ -62,8 +63,11 @@ impl RegistryApi {
                 }
             };
             let partial = range.is_some() && parse_range(range, size) != ByteRange::All;
-            let body =
-                if *method == Method::HEAD { Body::empty() } else { content(file, first, count).await? };
+            let body = if *method == Method::HEAD {
+                Body::empty()
+            } else {
+                content(file, first, count, check).await?
+            };
             let mut response = Response::new(body);
             if partial {
                 *response.status_mut() = StatusCode::PARTIAL_CONTENT;
@@ -103,22 +107,48 @@ impl RegistryApi {
     }
 }
 
-/// Streams a part of a file as a body. A file that is shorter than expected aborts the connection, so that no
-/// client takes the truncated content for complete.
-async fn content(mut file: File, first: u64, count: u64) -> Result<Body, RegistryErrorResponse> {
+/// Streams a part of a file as a body. A file that is shorter than expected, or whose content fails the check, aborts
+/// the connection before its last bytes, so that no client takes the content for complete.
+async fn content(
+    mut file: File,
+    first: u64,
+    count: u64,
+    check: Option<BlobCheck>,
+) -> Result<Body, RegistryErrorResponse> {
     if first > 0 {
         file = task::blocking("blob", move || file.seek(SeekFrom::Start(first)).map(|_| file)).await??;
     }
-    Ok(Body::from_stream(futures::stream::try_unfold((file, count), |(file, left)| async move {
-        if left == 0 {
-            return Ok(None);
-        }
-        let (chunk, file) =
-            task::blocking("blob", move || read(file, left.min(CHUNK))).await.map_err(io::Error::other)??;
-        let size = chunk.len() as u64;
-        metrics::counter!("hearth_registry_sent_bytes_total").increment(size);
-        Ok::<_, io::Error>(Some((chunk, (file, left - size))))
-    })))
+    Ok(Body::from_stream(futures::stream::try_unfold(
+        (file, count, check),
+        |(file, left, check)| async move {
+            if left == 0 {
+                return Ok(None);
+            }
+            let next = task::blocking("blob", move || read_checked(file, left, check));
+            let (chunk, file, check) = next.await.map_err(io::Error::other)??;
+            let size = chunk.len() as u64;
+            metrics::counter!("hearth_registry_sent_bytes_total").increment(size);
+            Ok::<_, io::Error>(Some((chunk, (file, left - size, check))))
+        },
+    )))
+}
+
+fn read_checked(
+    file: File,
+    left: u64,
+    mut check: Option<BlobCheck>,
+) -> io::Result<(Bytes, File, Option<BlobCheck>)> {
+    let (chunk, file) = read(file, left.min(CHUNK))?;
+    if let Some(check) = &mut check {
+        check.update(&chunk);
+    }
+    if chunk.len() as u64 == left
+        && let Some(check) = check.take()
+        && !check.finish()?
+    {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the blob is damaged on the disk"));
+    }
+    Ok((chunk, file, check))
 }
 
 fn read(file: File, count: u64) -> io::Result<(Bytes, File)> {

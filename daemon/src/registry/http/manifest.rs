@@ -65,7 +65,9 @@ impl RegistryApi {
     pub(super) async fn manifest_content(&self, digest: &Digest) -> Result<Vec<u8>, RegistryErrorResponse> {
         let (blobs, digest) = (self.blobs.clone(), *digest);
         let read = task::blocking("manifest", move || {
-            let Some(file) = blobs.open(&digest)? else { return Err(std::io::ErrorKind::NotFound.into()) };
+            let Some(file) = blobs.open_verified(&digest)? else {
+                return Err(std::io::ErrorKind::NotFound.into());
+            };
             let mut content = Vec::new();
             file.take(MAX_DOCUMENT_BYTES as u64).read_to_end(&mut content)?;
             Ok::<_, std::io::Error>(content)

@@ -16,6 +16,9 @@ macro_rules! image_error_codes {
                     hint "`hearth images tag` gives an image of the room another name";
                 BlobMissing = "blob_missing", FailedPrecondition, No,
                     "A manifest refers to content that the room does not have. Send the content before the manifest.";
+                ContentDamaged = "content_damaged", FailedPrecondition, No,
+                    "Stored content no longer has its digest. It is in quarantine and not served; the room takes it again when its image is pushed, pulled or built.",
+                    hint "push, pull or build the images again that have this content, and check the disk";
                 BlobMismatch = "blob_mismatch", FailedPrecondition, No,
                     "Content does not have the digest or size under which it was sent or fetched. Send it again, or report it to the registry's operator.";
                 InvalidManifest = "invalid_manifest", InvalidArgument, No,
