@@ -21,6 +21,7 @@ use super::{GlobalArgs, connect, pack};
 use crate::client::Client;
 use crate::error::Failure;
 use crate::output;
+use crate::progress::TransferMeter;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ContextCommand {
@@ -249,7 +250,7 @@ pub(super) async fn run(command: ContextCommand, globals: &GlobalArgs) -> Result
             let client = connect(globals).await?;
             let context = Some(plan.into_sources(&client).await?);
             let request = MountContextRequest { context, directory, writable: rw };
-            let mounted = client.mount_context(request).await?;
+            let mounted = TransferMeter::wait_for("mounting", client.mount_context(request)).await?;
             if mounted.resumed {
                 output::note("the mount continues with the changes of an earlier mount");
             }
@@ -263,7 +264,7 @@ pub(super) async fn run(command: ContextCommand, globals: &GlobalArgs) -> Result
             let directory = absolute_path(&directory)?;
             let client = connect(globals).await?;
             let request = UnmountContextRequest { directory: directory.clone(), lazy, discard };
-            let kept = client.unmount_context(request).await?;
+            let kept = TransferMeter::wait_for("unmounting", client.unmount_context(request)).await?;
             output::note(&format!("unmounted {}", output::printable(&directory)));
             if kept {
                 output::note(
@@ -338,7 +339,7 @@ async fn digest(sources: &ContextSourceArgs, globals: &GlobalArgs) -> Result<(),
     let plan = sources.plan()?;
     let client = connect(globals).await?;
     let context = plan.into_sources(&client).await?;
-    let found = client.digest_context(context).await?;
+    let found = TransferMeter::wait_for("reading the context", client.digest_context(context)).await?;
     if globals.json {
         return output::json(&serde_json::json!({
             "digest": found.digest, "files": found.files, "bytes": found.bytes,
@@ -372,7 +373,8 @@ async fn diff(
             (client, DiffContextRequest { left, right })
         }
     };
-    let mut differences = client.diff_contexts(request).await?;
+    let comparing = client.diff_contexts(request);
+    let mut differences = TransferMeter::wait_for("comparing", comparing).await?;
     let mut views = Vec::new();
     while let Some(found) = differences.next().await? {
         let (letter, word) = match found.difference() {

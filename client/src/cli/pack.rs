@@ -1,7 +1,6 @@
 //! `hearth pack`
 
 mod destination;
-mod meter;
 mod report;
 pub(super) mod send;
 
@@ -14,18 +13,18 @@ use hearth_oci::DeclaredPlatform;
 use hearth_pack::cache::PackCache;
 use hearth_pack::image::{ConfigFlags, parse_command};
 use hearth_pack::layer::{Compression, LayerOptions};
-use hearth_pack::{PackError, PackOptions, PackedImage};
+use hearth_pack::{PackError, PackOptions, PackProgress, PackedImage};
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::value::{Reference, RoomRegistries, storage_path};
 
 use destination::PackDestination;
-use meter::ProgressMeter;
 pub(super) use report::print_summary;
 
 use super::registry::RegistryArgs;
 use super::{GlobalArgs, base};
 use crate::client::Client;
 use crate::error::Failure;
+use crate::progress::TransferMeter;
 use crate::{output, task};
 
 /// Turn a directory into an image: an OCI archive, or an image of the room
@@ -143,11 +142,20 @@ impl PackPlan {
     /// Packs the directory on a blocking thread and prints the summary.
     async fn pack(&self) -> Result<Arc<PackedImage>, Failure> {
         let (path, options) = (self.path.clone(), self.options.clone());
+        let meter = TransferMeter::new("packing", 0);
+        let counted = meter.clone();
         let work = move || {
-            let mut meter = ProgressMeter::new();
-            hearth_pack::pack(&path, &options, &mut |at| meter.show(at))
+            let mut total = 0;
+            hearth_pack::pack(&path, &options, &mut |at| match at {
+                PackProgress::Listed { bytes, .. } => {
+                    total = bytes;
+                    counted.set(0, total);
+                }
+                PackProgress::Read { bytes, .. } => counted.set(bytes, total),
+                PackProgress::Compressed { .. } => {}
+            })
         };
-        let packed = task::blocking("pack", work).await?.map_err(|error| failure(&error))?;
+        let packed = meter.during(task::blocking("pack", work)).await?.map_err(|error| failure(&error))?;
         if let Some(trouble) = &packed.cache_trouble {
             tracing::debug!(error = %trouble, "failed to cache the pack");
         }

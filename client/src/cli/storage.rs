@@ -14,6 +14,7 @@ use super::views::FileView;
 use super::{GlobalArgs, complete, connect};
 use crate::error::Failure;
 use crate::output;
+use crate::progress::TransferMeter;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum StorageCommand {
@@ -98,7 +99,8 @@ pub(super) async fn run(command: StorageCommand, globals: &GlobalArgs) -> Result
         StorageCommand::Rm { area, recursive, paths } => {
             let client = connect(globals).await?;
             change_each("removed", &paths, globals, async |path| {
-                let removed = client.remove_file(area.to_wire(), path, recursive).await;
+                let removing = client.remove_file(area.to_wire(), path, recursive);
+                let removed = TransferMeter::wait_for(format!("removing {path}"), removing).await;
                 removed.map_err(|error| {
                     hint_for_directory(
                         error.into(),

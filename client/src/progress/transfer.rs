@@ -22,7 +22,7 @@ const BAR_INTERVAL: Duration = Duration::from_millis(100);
 /// Time between two looks at a wait that has no events of its own.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Progress of one transfer, which several threads may report. Dropping its last clone removes the line.
+/// Progress of one transfer, which several threads may report while [`TransferMeter::during`] runs it.
 #[derive(Clone)]
 pub struct TransferMeter(Arc<SharedMeter>);
 
@@ -37,6 +37,7 @@ struct MeterState {
     done: u64,
     started_at: Instant,
     shown_at: Option<Instant>,
+    has_ended: bool,
     /// True on a terminal.
     is_live: bool,
     /// Line of a terminal, from the moment at which there is something to show.
@@ -47,8 +48,15 @@ impl TransferMeter {
     /// Creates a meter for `total` bytes; 0 when the number is not known. `what` says what happens: `sending`.
     pub fn new(what: impl Into<String>, total: u64) -> Self {
         let is_live = output::is_live_terminal() && !output::notes_are_json();
-        let state =
-            MeterState { total, done: 0, started_at: Instant::now(), shown_at: None, is_live, bar: None };
+        let state = MeterState {
+            total,
+            done: 0,
+            started_at: Instant::now(),
+            shown_at: None,
+            has_ended: false,
+            is_live,
+            bar: None,
+        };
         Self(Arc::new(SharedMeter { what: what.into(), state: Mutex::new(state) }))
     }
 
@@ -62,8 +70,10 @@ impl TransferMeter {
         self.update(|state| (state.done, state.total) = (done, total));
     }
 
-    /// Runs `work`, and meanwhile keeps the line up to date when nothing is reported.
+    /// Runs `work`, and meanwhile keeps the line up to date when nothing is reported. The line is removed at the end, or
+    /// when the work is cancelled.
     pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+        let _ending = MeterEnd(&self.0);
         let mut work = std::pin::pin!(work);
         loop {
             match tokio::time::timeout(TICK, work.as_mut()).await {
@@ -98,9 +108,14 @@ impl TransferMeter {
     }
 }
 
-impl Drop for SharedMeter {
+/// Ends a meter when it is dropped. A thread may still report bytes then, which are not shown.
+struct MeterEnd<'a>(&'a SharedMeter);
+
+impl Drop for MeterEnd<'_> {
     fn drop(&mut self) {
-        if let Some(bar) = &self.state.lock().bar {
+        let mut state = self.0.state.lock();
+        state.has_ended = true;
+        if let Some(bar) = state.bar.take() {
             bar.finish_and_clear();
         }
     }
@@ -148,7 +163,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for MeteredStream<S> {
 impl MeterState {
     fn show(&mut self, what: &str, now: Instant) {
         let elapsed = now.saturating_duration_since(self.started_at);
-        if elapsed < SHOWN_AFTER {
+        if elapsed < SHOWN_AFTER || self.has_ended {
             return;
         }
         let interval = if self.bar.is_some() { BAR_INTERVAL } else { LINE_INTERVAL };
@@ -195,7 +210,15 @@ mod tests {
     use super::*;
 
     fn state(done: u64, total: u64) -> MeterState {
-        MeterState { total, done, started_at: Instant::now(), shown_at: None, is_live: false, bar: None }
+        MeterState {
+            total,
+            done,
+            started_at: Instant::now(),
+            shown_at: None,
+            has_ended: false,
+            is_live: false,
+            bar: None,
+        }
     }
 
     #[test]
@@ -239,5 +262,8 @@ mod tests {
     #[tokio::test]
     async fn a_wait_returns_what_its_work_returns() {
         assert_eq!(TransferMeter::wait_for("waiting", async { 7 }).await, 7);
+        let meter = TransferMeter::new("sending", 0);
+        meter.during(async {}).await;
+        assert!(meter.0.state.lock().has_ended);
     }
 }

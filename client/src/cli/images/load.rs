@@ -28,7 +28,6 @@ pub(super) async fn run(file: &Path, tag: &str, globals: &GlobalArgs) -> Result<
     let client = connect(globals).await?;
     let destination = ArchiveDestination { tag: Some(tag), room_path: None };
     let loaded = meter.during(Box::pin(client.load_image(destination, source))).await.map_err(failure)?;
-    drop(meter);
     if globals.json {
         return output::json(&LoadView::from(&loaded));
     }

@@ -56,7 +56,6 @@ pub(super) async fn run(image: &Reference, file: &Path, globals: &GlobalArgs) ->
     let writing = task::blocking("save", move || write(&layout, &to, &send));
     let serving = Box::pin(serve_blobs(&room, &pinned, wanted, &meter));
     let (served, written) = meter.during(future::join(serving, writing)).await;
-    drop(meter);
     let written = written?;
     served?;
     written.map_err(|error| Failure::local("write", file, &error))?;

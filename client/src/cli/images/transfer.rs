@@ -40,7 +40,6 @@ pub(super) async fn push(
     let meter = TransferMeter::new("pushing", 0);
     let mut show = |progress: &TransferProgress| meter.set(progress.bytes, progress.total_bytes);
     let done = meter.during(Box::pin(client.push_image(request, &mut show))).await?;
-    drop(meter);
     report("pushed", "already there", &done, globals)
 }
 
@@ -67,7 +66,6 @@ pub(super) async fn pull(
     let meter = TransferMeter::new("pulling", 0);
     let mut show = |progress: &TransferProgress| meter.set(progress.bytes, progress.total_bytes);
     let done = meter.during(Box::pin(client.pull_image(request, &mut show))).await?;
-    drop(meter);
     report("pulled", "already in the room", &done, globals)
 }
 

@@ -130,7 +130,6 @@ pub(super) async fn send_archive(
     let source: ArchiveSource = Box::new(move |out| packed.write_archive(&mut counted.metered(out)));
     let destination = ArchiveDestination { tag: Some(image.tag.to_string()), room_path: image.room_path };
     let loaded = meter.during(Box::pin(client.load_image(destination, source))).await?;
-    drop(meter);
     output::note(&format!(
         "sent {} ({} of it already in the room)",
         output::size(loaded.size_bytes),

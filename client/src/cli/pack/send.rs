@@ -33,6 +33,8 @@ pub(in crate::cli) async fn scan(
     mut options: WalkOptions,
 ) -> Result<ScannedDirectory, Failure> {
     options.written.extend(PackCache::user_dir().and_then(|directory| WrittenPath::at(&directory)));
+    let meter = TransferMeter::new("reading", 0);
+    let counted = meter.clone();
     let scan = move || {
         let failed =
             |error: &dyn std::fmt::Display| Failure::failed(ErrorCode::PackFailed, error.to_string());
@@ -45,16 +47,15 @@ pub(in crate::cli) async fn scan(
             .inspect_err(|error| tracing::debug!(%error, "failed to open the scan cache"))
             .unwrap_or_default();
         let mut hashes = cache.as_ref().map(|cache| cache.hashes(tree.id())).unwrap_or_default();
-        let meter = TransferMeter::new("reading", tree.content_bytes());
-        let hashed = hash_tree(&tree, &mut hashes, None, &|bytes| meter.add(bytes));
+        counted.set(0, tree.content_bytes());
+        let hashed = hash_tree(&tree, &mut hashes, None, &|bytes| counted.add(bytes));
         let hashed = hashed.map_err(|error| failed(&error))?;
-        drop(meter);
         if let Some(Err(error)) = cache.map(|cache| cache.save_hashes(tree.id(), hashes)) {
             tracing::debug!(%error, "failed to write the scan cache");
         }
         Ok(ScannedDirectory { offer: Arc::new(PackOffer { tree, hashed }), summary, lineage })
     };
-    task::blocking("scan", scan).await?
+    meter.during(task::blocking("scan", scan)).await?
 }
 
 /// Returns the archive that the room keeps as the file `room_path`, if the directory of room storage is on this
@@ -98,7 +99,6 @@ pub(in crate::cli) async fn send(
     };
     let sending = client.send_pack(begin, Arc::clone(&scanned.offer), Arc::new(on_event));
     let sent = meter.during(Box::pin(sending)).await?;
-    drop(meter);
     let reused = scanned.summary.bytes.saturating_sub(sent.content_bytes);
     output::note(&format!(
         "sent {} for {} of content, {} reused",

@@ -62,7 +62,6 @@ pub(super) async fn run(
     } else {
         meter.during(plan.copy(&client, area, local, &meter)).await?;
     }
-    drop(meter);
     if globals.json {
         output::json(&serde_json::json!({"path": path, "local": local.display().to_string()}))
     } else {

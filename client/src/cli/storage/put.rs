@@ -46,7 +46,6 @@ pub(super) async fn run(
         let meter = TransferMeter::new("sending", 0);
         let sending = client.write_file(begin, meter.metered(tokio::io::stdin()));
         let entry = meter.during(Box::pin(sending)).await?;
-        drop(meter);
         return if globals.json { output::json(&FileView::from(&entry)) } else { Ok(()) };
     }
     let metadata = std::fs::metadata(local).map_err(|error| unreadable(local, &error))?;
