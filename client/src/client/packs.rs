@@ -432,3 +432,24 @@ fn pack_entry((entry, hashed): (&WalkEntry, &HashedEntry)) -> PackEntry {
     listed.set_kind(kind);
     listed
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_upload_reports_what_was_lacked_at_first_and_the_bytes_of_all_attempts() {
+        let mut attempts = UploadAttempts {
+            outages: ReconnectBackoff::new(ReconnectLimits::default()),
+            has_begun: true,
+            wire_bytes: Arc::default(),
+            lacked: None,
+        };
+        for (pieces, content_bytes, wire_bytes) in [(3, 100, 60), (1, 40, 50)] {
+            attempts.lacked.get_or_insert((pieces, content_bytes));
+            attempts.count_wire_bytes(wire_bytes);
+        }
+        let sent = attempts.sent(PackResult::default(), 0);
+        assert_eq!((sent.pieces, sent.content_bytes, sent.wire_bytes), (3, 100, 110));
+    }
+}

@@ -81,7 +81,7 @@ impl TerminalBuildRenderer {
             self.print_held_back();
         }
         let head = self.screen.add(ProgressBar::no_length().with_style(head_style()));
-        head.set_message(if number == PREPARATION { name.clone() } else { format!("#{number} {name}") });
+        head.set_message(labeled(number, &name));
         head.enable_steady_tick(Duration::from_millis(100));
         let tail = self.screen.insert_after(&head, ProgressBar::no_length().with_style(tail_style()));
         self.running.insert(number, RunningStep { name, count: 1, head, tail, kept_lines: VecDeque::new() });
@@ -185,7 +185,7 @@ impl BuildRenderer for TerminalBuildRenderer {
             Some(Event::Finished(build)) => {
                 self.end();
                 for (step, error) in self.known.other_errors(build) {
-                    self.print(&format!(" x #{step} {error}"));
+                    self.print(&format!(" x {}", labeled(step, &error)));
                 }
             }
             None => {}
@@ -228,10 +228,12 @@ fn ended_line(number: u32, name: &str, end: StepEnd, took: Duration) -> String {
         StepEnd::Failed => ("x", took.as_str()),
         StepEnd::Stopped => ("x", "STOPPED"),
     };
-    match number {
-        PREPARATION => format!(" {mark} {name}  {end}"),
-        _ => format!(" {mark} #{number} {name}  {end}"),
-    }
+    format!(" {mark} {}  {end}", labeled(number, name))
+}
+
+/// Puts the number of a step before a text. The preparation has none.
+fn labeled(number: u32, text: &str) -> String {
+    if number == PREPARATION { text.to_owned() } else { format!("#{number} {text}") }
 }
 
 pub(super) fn head_style() -> ProgressStyle {

@@ -236,12 +236,9 @@ fn a_missing_dockerfile_lists_what_was_looked_for(daemon: &Daemon) {
     daemon.put("no-dockerfile", &Tree::new().file("x", "").file("sub/x", ""));
     fails(daemon, "no-dockerfile", &[], &["/context/Containerfile", "/context/Dockerfile"]);
     fails(daemon, "no-dockerfile", &["-f", "other.Dockerfile"], &["other.Dockerfile"]);
-    fails(
-        daemon,
-        "no-dockerfile",
-        &["--dockerfile-path", "/elsewhere/Dockerfile"],
-        &["/elsewhere/Dockerfile"],
-    );
+    // A path outside of the mounts is wrong whatever the room has, so the client says so.
+    let outside = daemon.build("bad:1", "no-dockerfile", &["--dockerfile-path", "/elsewhere/Dockerfile"]);
+    outside.expect_code(2).says(&["/elsewhere/Dockerfile", "`/context`"]);
 }
 
 fn a_dockerfile_that_is_no_plain_file_inside_the_context_is_refused(daemon: &Daemon) {
