@@ -34,6 +34,7 @@ use ipnet::Ipv4Net;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::deploy::port::{InstanceNetwork, NetworkAttachment, NetworkError};
+use crate::disk::is_disk_full;
 use crate::model::id::InstanceId;
 use crate::model::service::ServiceName;
 use crate::task;
@@ -353,7 +354,13 @@ fn choose_subnet(
 
 fn adopt(wiring: &mut InstanceWiring, subnet: Ipv4Net) -> io::Result<()> {
     links::ensure_gateway_link(&mut wiring.netlink, &wiring.name, subnet)?;
-    wiring.leases.set_subnet(subnet)?;
+    match wiring.leases.set_subnet(subnet) {
+        // The first lease stores it.
+        Err(error) if is_disk_full(&error) => {
+            tracing::warn!(%error, %subnet, "failed to store the subnet of services on a full disk");
+        }
+        stored => stored?,
+    }
     wiring.subnet = subnet;
     Ok(())
 }

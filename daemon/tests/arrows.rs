@@ -219,7 +219,10 @@ const DAEMON_ROWS: &[Row] = &[
     ),
     ("containerd", &["model", "task", "deploy::port", "image::port", "supervise", "instance_log"]),
     ("instance_log", &["model", "task"]),
-    ("network", &["model", "task", "deploy::port", "capability", "netlink", "keyed_semaphore"]),
+    (
+        "network",
+        &["model", "task", "deploy::port", "disk::is_disk_full", "capability", "netlink", "keyed_semaphore"],
+    ),
     ("git_proxy", &["model", "task", "fetch_policy"]),
     ("capability", &[]),
     ("control_group", &[]),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{KeptContent, KeptEntry};
+use super::{KeptContent, KeptEntry, is_disk_full};
 
 #[derive(Debug)]
 pub(super) struct LedgerJournal {
@@ -39,7 +39,12 @@ impl LedgerJournal {
             }
         }
         let mut journal = Self { path: path.to_owned(), file };
-        journal.rewrite(&kept)?;
+        match journal.rewrite(&kept) {
+            Err(error) if is_disk_full(&error) => {
+                tracing::warn!(%error, "failed to rewrite the disk ledger on a full disk; the next comparison does it");
+            }
+            rewritten => rewritten?,
+        }
         Ok((journal, kept))
     }
 
