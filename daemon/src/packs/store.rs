@@ -20,6 +20,7 @@ mod append;
 mod earlier_index;
 mod frames;
 mod index;
+mod quotas;
 mod segment;
 mod sweep;
 
@@ -37,6 +38,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::context::ContentPiece;
 use frames::FrameCache;
 use index::{ContentIndex, ContentKey, ContentLocation, MAX_BATCH};
+use quotas::OwnerQuotas;
 use segment::ContentSegmentWriter;
 
 pub use append::{AppendError, ContentBatch, StoreLimits};
@@ -85,6 +87,7 @@ struct ContentStoreInner {
     /// Segment that is being appended to. Lock order: this before `index`.
     writer: Mutex<Option<ContentSegmentWriter>>,
     index: Mutex<ContentIndex>,
+    quotas: Arc<Mutex<OwnerQuotas>>,
 }
 
 /// Reader of contents with a cache of the latest few frames: neighbours in a tree are mostly in the same frame.
@@ -108,6 +111,7 @@ impl ContentStore {
             opened: Instant::now(),
             clock: index.latest_time()?,
             writer: Mutex::new(None),
+            quotas: Arc::clone(&index.quotas),
             index: Mutex::new(index),
         })))
     }
@@ -163,12 +167,12 @@ impl ContentStore {
 
     /// Counts content of `owner` against the quota of `share` from now on.
     pub fn set_share(&self, owner: OwnerKey, share: OwnerKey) {
-        self.0.index().set_share(owner, share);
+        self.0.quotas.lock().set_share(owner, share);
     }
 
     /// Returns the number of bytes on disk that a participant has sent.
     pub fn bytes_sent_by(&self, owner: &OwnerKey) -> u64 {
-        self.0.index().sent.get(owner).copied().unwrap_or_default()
+        self.0.quotas.lock().bytes_sent_by(owner)
     }
 
     /// Returns the number of bytes on disk.

@@ -159,7 +159,7 @@ impl ContentStoreInner {
         let (frame, mut index) = self.append_frame(writer, frame)?;
         // The transaction may have been lost while the index was not locked.
         index.begin()?;
-        *index.sent.entry(*owner).or_default() += u64::from(frame.length);
+        self.quotas.lock().add(*owner, u64::from(frame.length));
         Ok(index.insert(&frame, owner, contents, recipe, now)?)
     }
 
@@ -203,7 +203,7 @@ impl ContentStoreInner {
         if index.used_bytes() + more > limits.total {
             return Err(AppendError::Quota { limit: limits.total });
         }
-        if index.bytes_sent_within_share(owner).saturating_add(more) > limits.per_owner {
+        if self.quotas.lock().bytes_sent_within_share(owner).saturating_add(more) > limits.per_owner {
             return Err(AppendError::OwnerQuota { limit: limits.per_owner });
         }
         let disk = rustix::fs::statvfs(&self.directory).map_err(io::Error::from)?;

@@ -11,9 +11,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hearth_pack::identity::ContentHash;
+use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension as _, Params, Row, params};
 
 use super::OwnerKey;
+use super::quotas::OwnerQuotas;
 use crate::database::{self, DatabaseError};
 
 /// Schema migrations. Entries are only ever appended.
@@ -24,8 +26,6 @@ pub(super) const MAX_BATCH: usize = 1 << 16;
 const CACHE_KIB: i32 = -8192;
 /// Accuracy in seconds of the time when a content was last asked for: a later request within it changes nothing.
 pub(super) const ASKED_ACCURACY: u32 = 600;
-/// Number of owners with a shared quota above which those without stored content are dropped.
-const MAX_SHARES: usize = 4096;
 
 /// Statement over the table `keys(number, key)`, which holds the keys that [`concatenate`] made to parameter 1.
 macro_rules! over_keys {
@@ -67,10 +67,8 @@ pub(super) fn concatenate<'k>(keys: impl IntoIterator<Item = &'k ContentKey>) ->
 pub(super) struct ContentIndex {
     pub database: Connection,
     pub segments: BTreeMap<u32, ContentSegment>,
-    /// Bytes of frames, by the owner who sent them.
-    pub sent: HashMap<OwnerKey, u64>,
-    /// Owner whose quota another owner's bytes count against. Owners with a quota of their own have no entry.
-    quota_owner_of: HashMap<OwnerKey, OwnerKey>,
+    /// Counted again when changes were lost. Lock order: this after the index.
+    pub quotas: Arc<Mutex<OwnerQuotas>>,
     /// Number of the next segment.
     pub next_segment: u32,
     /// Changes were made that are not durable.
@@ -127,18 +125,14 @@ impl ContentIndex {
         let database = database::open(path, MIGRATIONS)?;
         database.pragma_update(None, "cache_size", CACHE_KIB)?;
         database.set_prepared_statement_cache_capacity(32);
-        let (segments, sent) = (BTreeMap::new(), HashMap::new());
-        let quota_owner_of = HashMap::new();
-        let (next_segment, has_changes, losses, reported_losses) = (0, false, 0, 0);
         Ok(Self {
             database,
-            segments,
-            sent,
-            quota_owner_of,
-            next_segment,
-            has_changes,
-            losses,
-            reported_losses,
+            segments: BTreeMap::new(),
+            quotas: Arc::default(),
+            next_segment: 0,
+            has_changes: false,
+            losses: 0,
+            reported_losses: 0,
         })
     }
 
@@ -307,25 +301,11 @@ impl ContentIndex {
         self.segments.values().map(|segment| u64::from(segment.length)).sum()
     }
 
-    /// Returns the stored bytes of all owners who share the quota of `owner`.
-    pub(super) fn bytes_sent_within_share(&self, owner: &OwnerKey) -> u64 {
-        let share = |owner: &OwnerKey| *self.quota_owner_of.get(owner).unwrap_or(owner);
-        let of = share(owner);
-        self.sent.iter().filter(|(other, _)| share(other) == of).map(|(_, bytes)| bytes).sum()
-    }
-
-    pub(super) fn set_share(&mut self, owner: OwnerKey, share: OwnerKey) {
-        if self.quota_owner_of.len() >= MAX_SHARES {
-            let Self { quota_owner_of: share_of, sent, .. } = self;
-            share_of.retain(|owner, _| sent.contains_key(owner));
-        }
-        self.quota_owner_of.insert(owner, share);
-    }
-
-    pub(super) fn recount_sent(&mut self) -> Result<(), DatabaseError> {
+    pub(super) fn recount_sent(&self) -> Result<(), DatabaseError> {
         let sql = "SELECT owner, sum(length) FROM frames GROUP BY owner";
         let row = |row: &Row<'_>| Ok((OwnerKey(row.get(0)?), row.get::<_, i64>(1)?.cast_unsigned()));
-        self.sent = self.query(sql, [], row)?;
+        let sent: HashMap<OwnerKey, u64> = self.query(sql, [], row)?;
+        self.quotas.lock().recount(sent);
         Ok(())
     }
 }

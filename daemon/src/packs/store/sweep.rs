@@ -17,7 +17,7 @@ use super::segment::ContentSegmentWriter;
 use super::{ContentStore, ContentStoreInner, OwnerKey, segment};
 use crate::database::DatabaseError;
 
-/// Maximum number of contents that are removed while the index is locked.
+/// Maximum number of contents that are looked at or removed while the index is locked.
 const MAX_REMOVED: usize = 1 << 13;
 
 /// Result of a sweep.
@@ -55,18 +55,17 @@ impl ContentStore {
             Ok(0) => u32::MAX,
             grace => self.0.now().saturating_sub(grace.unwrap_or(u32::MAX).saturating_add(ASKED_ACCURACY)),
         };
-        let mut after = None;
+        let mut after = Vec::new();
         loop {
             let mut index = self.0.index();
-            let batch = index.asked_before(oldest, after)?;
-            after = batch.last().copied();
-            if after.is_none() {
-                break;
-            }
-            contents += index.remove(batch.iter().filter(|key| !live.contains(key)))?;
+            let batch = index.next_asked_before(oldest, &after)?;
+            let Some((last, _)) = batch.last() else { break };
+            after = last.0.to_vec();
+            let expired = batch.iter().filter(|(_, expired)| *expired).map(|(key, _)| key);
+            contents += index.remove(expired.filter(|key| !live.contains(key)))?;
         }
         self.0.compact(grace.is_zero() || ended.is_some())?;
-        let mut index = self.0.index();
+        let index = self.0.index();
         index.recount_sent()?;
         Ok(PackSweepResult { contents, bytes: before.saturating_sub(index.used_bytes()) })
     }
@@ -145,12 +144,12 @@ impl ContentIndex {
         self.query(sql, params![concatenate(keys), owner.0], ContentKey::from_row)
     }
 
-    /// Returns the next contents after `after`, in the order of their keys, that were last asked for before `oldest`.
-    fn asked_before(&self, oldest: u32, after: Option<ContentKey>) -> Result<Vec<ContentKey>, DatabaseError> {
-        let sql = "SELECT key FROM contents WHERE key > ?1 AND asked < ?2 ORDER BY key LIMIT ?3";
-        let after = after.map_or_else(Vec::new, |key| key.0.to_vec());
+    /// Returns the next contents after `after`, in the order of their keys, and whether each was last asked for before
+    /// `oldest`. The number of contents bounds the time for which the index is locked.
+    fn next_asked_before(&self, oldest: u32, after: &[u8]) -> Result<Vec<(ContentKey, bool)>, DatabaseError> {
+        let sql = "SELECT key, asked < ?2 FROM contents WHERE key > ?1 ORDER BY key LIMIT ?3";
         let most = u32::try_from(MAX_REMOVED).unwrap_or(u32::MAX);
-        self.query(sql, params![after, oldest, most], ContentKey::from_row)
+        self.query(sql, params![after, oldest, most], |row| Ok((ContentKey::from_row(row)?, row.get(1)?)))
     }
 
     /// Removes contents and their owners. Returns the number of removed contents.
