@@ -86,6 +86,13 @@ impl BuilderPool {
         }
     }
 
+    /// Tells the managed builders whether the room has images: nothing needs their caches for long without any.
+    pub fn set_room_empty(&self, empty: bool) {
+        if let BuilderPoolKind::Managed(own) = &self.0 {
+            own.set_room_empty(empty);
+        }
+    }
+
     /// Stops the managed builders.
     pub async fn shutdown(&self) {
         if let BuilderPoolKind::Managed(own) = &self.0 {

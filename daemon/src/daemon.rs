@@ -43,7 +43,7 @@ use crate::deploy::{self, LogFiles, RoomServiceImages};
 use crate::disk::{DiskLedger, DiskLimits, SpaceWatch};
 use crate::downloads::{self, DownloadCache};
 use crate::git_proxy::GitProxy;
-use crate::image::port::LayerCheck;
+use crate::image::port::{LayerCheck, TagQuery};
 use crate::image::{ImageStore, RemoteRegistries};
 use crate::ingress::{Ingress, TlsTerminator};
 use crate::model::access::{ApiScope, ContainersGrant, NamePatterns, RegistryGrant};
@@ -322,7 +322,8 @@ impl Daemon {
             socket = %addresses.socket.display(), "started serving"
         );
         let health = task::spawn("health", router::health_loop(health, readiness, changes));
-        let housekeeping = task::spawn("housekeeping", housekeeping_loop(images, packs, kept));
+        let housekeeping =
+            task::spawn("housekeeping", housekeeping_loop(images, packs, kept, builders.clone()));
         let uploads = task::spawn("uploads", expire_loop(registry));
         let scrub = task::spawn("content scrub", scrub);
         let calls = task::spawn("calls of tokens", running_calls_loop(token_checks));
@@ -546,12 +547,23 @@ fn builder_list(builders: &BuilderPool) -> BuilderList {
     Arc::new(move || builders.list())
 }
 
-async fn housekeeping_loop(images: ImageStore, packs: PackStore, kept: UploadLedgerCheck) {
+async fn housekeeping_loop(
+    images: ImageStore,
+    packs: PackStore,
+    kept: UploadLedgerCheck,
+    builders: BuilderPool,
+) {
     loop {
         tokio::time::sleep(HOUSEKEEPING_INTERVAL).await;
         match images.collect_garbage().await {
             Ok(report) => tracing::debug!(?report, "garbage collection finished"),
             Err(error) => tracing::warn!(%error, "failed to collect garbage; the next pass retries"),
+        }
+        match images.list(TagQuery { limit: 1, ..TagQuery::default() }).await {
+            Ok(tags) => builders.set_room_empty(tags.is_empty()),
+            Err(error) => {
+                tracing::warn!(%error, "failed to list the images of the room; the next pass retries")
+            }
         }
         if let Err(error) = packs.sweep().await {
             tracing::warn!(%error, "failed to sweep packs; the next pass retries");

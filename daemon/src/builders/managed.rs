@@ -109,6 +109,8 @@ enum BuilderEvent {
     EndBuilds(TrustDomain),
     /// A builder did not release the disk space: kill it and remove its cache.
     DiscardBuilder(TrustDomain),
+    /// Whether the room has no images.
+    RoomEmpty(bool),
     CloseSessions,
     Shutdown(oneshot::Sender<()>),
 }
@@ -152,6 +154,10 @@ impl Handle {
 
     pub(super) fn close_sessions(&self) {
         let _ = self.events.send(BuilderEvent::CloseSessions);
+    }
+
+    pub(super) fn set_room_empty(&self, empty: bool) {
+        let _ = self.events.send(BuilderEvent::RoomEmpty(empty));
     }
 
     /// Stops every builder.
@@ -345,6 +351,7 @@ impl BuilderOwner {
                     self.stop(&domain, StopMode::Kill);
                 }
             }
+            BuilderEvent::RoomEmpty(empty) => self.policy.set_room_empty(empty),
             BuilderEvent::CloseSessions => {
                 for (kit, _) in self.slots.values().filter_map(|slot| slot.running.as_ref()) {
                     kit.close_sessions();

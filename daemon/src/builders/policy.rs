@@ -17,6 +17,7 @@
 //! - When all caches together exceed their quota, the domain that was used least recently is pruned first, or removed
 //!   if its builder is stopped. The domain that was used last comes last, and is never removed.
 //! - The cache of a domain that was not used for a long time is removed; that of the domain that was used last is pruned.
+//!   In a room without images the time is short.
 //! - A buildkitd that is large when its builds have ended is restarted, at most once for each use: it does not give back
 //!   the memory that it took.
 //! - The services of a participant have domains of their own, which count for the participant together: the next
@@ -32,6 +33,8 @@ use crate::model::access::SERVICE_NAME;
 use crate::model::share_owner::{ShareOwner, ShareOwnerResolver};
 use crate::model::trust::TrustDomain;
 
+/// Time without builds after which caches are removed in a room without images.
+const KEEP_IN_EMPTY_ROOM: Duration = Duration::from_secs(600);
 /// Time without builds after which a large builder is restarted: it is not while one build follows another.
 const RESTART_DELAY: Duration = Duration::from_secs(30);
 
@@ -109,6 +112,8 @@ pub struct BuilderPolicy {
     share_owners: ShareOwnerResolver,
     builders: BTreeMap<TrustDomain, DomainBuilder>,
     waiting: VecDeque<(LeaseTicket, TrustDomain)>,
+    /// The room has no images.
+    room_is_empty: bool,
     draining: bool,
 }
 
@@ -121,6 +126,7 @@ impl BuilderPolicy {
             share_owners: owners,
             builders: BTreeMap::new(),
             waiting: VecDeque::new(),
+            room_is_empty: false,
             draining: false,
         }
     }
@@ -199,6 +205,10 @@ impl BuilderPolicy {
             Some(standing) if standing.discarded => *standing = DomainBuilder::new(standing.last_used),
             _ => drop(self.builders.remove(domain)),
         }
+    }
+
+    pub fn set_room_empty(&mut self, empty: bool) {
+        self.room_is_empty = empty;
     }
 
     /// Stops all starts, grants and removals.
@@ -374,7 +384,8 @@ impl BuilderPolicy {
     /// Removes the caches that were not used for a long time.
     fn expire_unused(&mut self, now: Timestamp) -> Option<BuilderAction> {
         let newest = self.builders.iter().max_by_key(|(_, standing)| standing.rank()).map(|(d, _)| d.clone());
-        let keep = self.limits.keep_unused;
+        let short = self.room_is_empty.then_some(KEEP_IN_EMPTY_ROOM);
+        let keep = short.map_or(self.limits.keep_unused, |short| short.min(self.limits.keep_unused));
         let (domain, standing) = self.builders.iter_mut().find(|(domain, standing)| {
             let can_go = match standing.phase {
                 BuilderPhase::Stopped => Some(*domain) != newest.as_ref(),

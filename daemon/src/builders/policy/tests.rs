@@ -153,6 +153,20 @@ fn a_cache_that_nobody_used_for_long_is_given_back() {
 }
 
 #[test]
+fn a_room_without_images_keeps_no_cache_for_long() {
+    let mut policy =
+        with_builders(BuilderLimits { idle_timeout: Duration::MAX, ..limits(4, u64::MAX) }, &["a"]);
+    policy.record_measurement(&domain("a"), 30 * MB, false);
+    assert_eq!(policy.next_action(at(600)), None);
+    policy.set_room_empty(true);
+    assert_eq!(policy.next_action(at(599)), None, "a first build may just have ended");
+    policy.set_room_empty(false);
+    assert_eq!(policy.next_action(at(600)), None);
+    policy.set_room_empty(true);
+    assert_eq!(policy.next_action(at(600)), Some(BuilderAction::Prune { domain: domain("a"), keep: 0 }));
+}
+
+#[test]
 fn a_large_builder_is_restarted_once_after_each_use() {
     let mut policy = with_builders(limits(4, u64::MAX), &["a"]);
     let a = domain("a");
