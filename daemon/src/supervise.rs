@@ -105,9 +105,9 @@ impl Handle {
         self.status.clone()
     }
 
-    /// Stops a ready child and starts it again, without a pause. Has no effect while no child is ready.
+    /// Stops the child when it is between two probes, and starts it again without a pause.
     pub fn restart(&self) {
-        self.restart.notify_waiters();
+        self.restart.notify_one();
     }
 
     /// Returns the resident memory of the child's process in bytes; `None` while none runs.

@@ -85,7 +85,7 @@ async fn recover_one(shared: &Arc<BuildRuntime>, mut record: BuildRecord) -> Res
         );
         (record.state, record.finished_at, record.last_sequence) = (state, Some(at), log.last_sequence());
         record.fault = matches!(state, BuildState::Failed | BuildState::Interrupted).then(unknown_fault);
-        let active = active(shared, &record, log, Vec::new());
+        let active = activate(shared, &record, log, Vec::new());
         let shared = Arc::clone(shared);
         let end = async move { shared.store_logged_end(&active, record).await };
         drop(task::spawn("end build", end));
@@ -102,7 +102,7 @@ async fn recover_one(shared: &Arc<BuildRuntime>, mut record: BuildRecord) -> Res
     if let Some(fault) = refusal {
         tracing::warn!(error = fault.message, "build interrupted");
         let publisher = EventPublisher::new(Arc::clone(&log), SecretMask::default(), 0);
-        let active = active(shared, &record, log, Vec::new());
+        let active = activate(shared, &record, log, Vec::new());
         let shared = Arc::clone(shared);
         let end = async move {
             shared.finish(&active, record, BuildOutcome::Interrupted(fault), publisher).await;
@@ -126,14 +126,14 @@ async fn recover_one(shared: &Arc<BuildRuntime>, mut record: BuildRecord) -> Res
             tracing::warn!(%error, "failed to store the state of a build");
         }
     }
-    active(shared, &record, log, packs);
+    activate(shared, &record, log, packs);
     let ShareOwner(owner) = shared.options.share_owners.owner_of(&record.submitted_by);
     shared.schedule().admission.restore(owner, record.id);
     Ok(())
 }
 
 /// Makes a build active.
-fn active(
+fn activate(
     shared: &BuildRuntime,
     record: &BuildRecord,
     log: Arc<EventLog>,

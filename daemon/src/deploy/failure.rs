@@ -103,12 +103,18 @@ impl From<RuntimeError> for StartFault {
 
 impl From<NetworkError> for StartFault {
     fn from(error: NetworkError) -> Self {
-        let fault = Fault::new(FaultStage::Deploy, ErrorCode::Network, error.to_string());
+        let code = match &error {
+            NetworkError::DiskFull(_) => ErrorCode::NoSpace,
+            NetworkError::Exhausted { .. } | NetworkError::Other(_) => ErrorCode::Network,
+        };
+        let fault = Fault::new(FaultStage::Deploy, code, error.to_string());
         match error {
             NetworkError::Exhausted { .. } => Self::from(
                 fault.hint("remove services that are not needed, or give the daemon a larger subnet"),
             ),
-            NetworkError::Other(_) => Self::new(fault.retryable(), StartFaultKind::Transient),
+            NetworkError::DiskFull(_) | NetworkError::Other(_) => {
+                Self::new(fault.retryable(), StartFaultKind::Transient)
+            }
         }
     }
 }

@@ -228,6 +228,8 @@ pub struct NetworkAttachment {
 pub enum NetworkError {
     #[error("no address is left in {subnet}")]
     Exhausted { subnet: String },
+    #[error("network: no space is left on the disk: {0}")]
+    DiskFull(String),
     #[error("network: {0}")]
     Other(String),
 }

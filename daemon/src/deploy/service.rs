@@ -171,6 +171,7 @@ impl DeployError {
             Self::Runtime(RuntimeError::Unavailable(_)) => ErrorCode::RuntimeUnavailable,
             Self::NotReady(_) | Self::ShuttingDown => ErrorCode::Unavailable,
             Self::Store(ServiceStoreError::Database(error)) if is_disk_full(error) => ErrorCode::NoSpace,
+            Self::Runtime(RuntimeError::DiskFull) => ErrorCode::NoSpace,
             Self::Secret { .. } | Self::Store(_) | Self::Runtime(_) | Self::Log(_) => ErrorCode::Internal,
         }
     }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::subnet;
 use crate::deploy::port::NetworkError;
+use crate::disk::is_disk_full;
 use crate::model::id::InstanceId;
 use crate::model::service::ServiceName;
 
@@ -89,7 +90,12 @@ impl AddressLeases {
         self.record.last = Some(address);
         if let Err(error) = self.write() {
             self.record.leases.remove(instance);
-            return Err(NetworkError::Other(format!("{}: {error}", self.path.display())));
+            let message = format!("{}: {error}", self.path.display());
+            return Err(if is_disk_full(&error) {
+                NetworkError::DiskFull(message)
+            } else {
+                NetworkError::Other(message)
+            });
         }
         Ok(lease)
     }

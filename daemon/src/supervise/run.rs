@@ -86,7 +86,7 @@ impl ChildSupervisor {
             self.remove_leftovers().await;
             match end {
                 ChildRunEnd::Stopped => break,
-                ChildRunEnd::Restarted => self.publish(ChildStatus::Starting),
+                ChildRunEnd::Restarted => {}
                 ChildRunEnd::Failed(reason) | ChildRunEnd::Silent(reason) => {
                     let wait = pause.after(started.elapsed());
                     tracing::warn!(child = self.child.name, error = %reason, pause = ?wait, "child went down; restarting it");
@@ -131,6 +131,10 @@ impl ChildSupervisor {
             Ok(end) => end,
             Err(exit) => return ChildRunEnd::Failed(self.exit_reason(&exit, log_start).await),
         };
+        if matches!(end, ChildRunEnd::Restarted) {
+            // Nobody begins to use a child that is about to end.
+            self.publish(ChildStatus::Starting);
+        }
         if let ChildRunEnd::Silent(reason) = &end {
             tracing::error!(child = self.child.name, pid = process.pid, error = %reason, "child no longer answers; ending it");
             // Whoever keeps the child from its exit, such as open sessions, lets go of it now.

@@ -34,7 +34,9 @@ impl From<DeployError> for ApiError {
             | DeployError::Runtime(RuntimeError::StartFailed { .. }) => {
                 Self::new(code, message).status(Code::FailedPrecondition)
             }
-            DeployError::Runtime(RuntimeError::NotRunning(_) | RuntimeError::Unavailable(_))
+            DeployError::Runtime(
+                RuntimeError::NotRunning(_) | RuntimeError::Unavailable(_) | RuntimeError::DiskFull,
+            )
             | DeployError::NotFound { .. }
             | DeployError::NoRevision { .. }
             | DeployError::NoInstance { .. }
