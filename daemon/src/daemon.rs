@@ -562,7 +562,7 @@ async fn housekeeping_loop(
         match images.list(TagQuery { limit: 1, ..TagQuery::default() }).await {
             Ok(tags) => builders.set_room_empty(tags.is_empty()),
             Err(error) => {
-                tracing::warn!(%error, "failed to list the images of the room; the next pass retries")
+                tracing::warn!(%error, "failed to list the images of the room; the next pass retries");
             }
         }
         if let Err(error) = packs.sweep().await {
