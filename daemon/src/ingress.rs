@@ -5,8 +5,8 @@
 //!                   Backend --kept or new--> UpstreamConnection --> instance
 //! ```
 //!
-//! Clients use HTTP/1.1 or HTTP/2 (with prior knowledge, or chosen within TLS), instances HTTP/1.1. The route
-//! table is replaced as a whole; requests in flight stay with their backend, and each backend counts them, so
+//! Clients use HTTP/1.1 or HTTP/2 (with prior knowledge, or chosen within TLS), instances HTTP/1.1, or HTTP/2 with
+//! prior knowledge where their port says so. The route table is replaced as a whole; requests in flight stay with their backend, and each backend counts them, so
 //! that it can be drained. Bodies and upgraded connections are streamed at the reader's pace and never buffered
 //! as a whole.
 //!
@@ -25,6 +25,7 @@ mod exchange;
 mod frames;
 mod headers;
 mod host;
+mod http2_upstream;
 mod options;
 mod page;
 mod serve;
@@ -52,7 +53,7 @@ use crate::access::TokenAuthority;
 use crate::audit::AuditTrail;
 use crate::connections::ConnectionLimiter;
 use crate::deploy::port::{DomainRoute, TrafficRouter};
-use backend::Backend;
+use backend::{Backend, InFlight};
 use table::{IngressRouteTable, RouteEntry};
 use workers::IngressWorkers;
 
@@ -134,6 +135,7 @@ impl Ingress {
                     service: entry.service.clone(),
                     revision: entry.revision,
                     backend: entry.backend.as_ref().map(|backend| backend.address),
+                    http2: entry.http2,
                     private: entry.private,
                 },
                 in_flight: entry.backend.as_ref().map_or(0, |backend| backend.in_flight()),
@@ -186,8 +188,8 @@ impl TrafficRouter for Ingress {
                     routed.push(address);
                     backend
                 });
-                let DomainRoute { domain, service, revision, private, .. } = route;
-                RouteEntry { domain, service, revision, private, backend }
+                let DomainRoute { domain, service, revision, private, http2, .. } = route;
+                RouteEntry { domain, service, revision, private, http2, backend }
             })
             .collect();
         let table = Arc::new(IngressRouteTable::new(entries));

@@ -65,7 +65,7 @@ pub(super) struct DeploySettings {
     #[command(flatten)]
     mounts: flags::MountArgs,
 
-    /// Port that the service listens on, `N` for http or `N/tcp` [default: kept, else the image's EXPOSE]
+    /// Port that the service listens on, `N` for http, `N/h2c` for HTTP/2 only (gRPC), or `N/tcp` [default: kept, else the image's EXPOSE]
     #[arg(long, value_name = "PORT", value_parser = network::port, help_heading = "Traffic")]
     port: Vec<ServicePort>,
     /// Host name that routes to the service, such as `www.example.com` or `*.example.com`

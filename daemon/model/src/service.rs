@@ -387,8 +387,21 @@ pub struct ServicePort {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PortKind {
+    /// HTTP/1.1.
     Http,
     Tcp,
+    /// HTTP/2 without TLS and with prior knowledge, as gRPC uses it.
+    H2c,
+}
+
+impl PortKind {
+    /// Reports whether the ingress can route requests to such a port.
+    pub const fn is_routable(self) -> bool {
+        match self {
+            Self::Http | Self::H2c => true,
+            Self::Tcp => false,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

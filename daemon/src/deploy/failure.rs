@@ -324,7 +324,7 @@ fn unhealthy_fault(findings: &InstanceFindings, never: bool) -> Fault {
         Some(ProbeAnswer::Http { status: 404, .. }) => {
             fault.hint(format!("the app has no {}; name another path with --liveness", path.unwrap_or("/")))
         }
-        Some(ProbeAnswer::Closed) => fault.hint("if the app speaks no http, write the port as --port N/tcp"),
+        Some(ProbeAnswer::Closed) => fault.hint("if the app speaks only HTTP/2 (gRPC), write the port as --port N/h2c; if it speaks no http, as --port N/tcp"),
         _ => fault.hint("see its log for why; a slow start gets more time with --timeout"),
     }
 }

@@ -7,8 +7,10 @@
 //!
 //! Healthy answers: with a path, a status of 200 to 399 from the first http port. Without a path, an http port may
 //! answer `/` with any status below 500, or with any bytes that are not HTTP (the app may speak another protocol); a
-//! tcp port only has to accept a connection. A published port is preferred. An app without ports is healthy once it has
-//! run for a second.
+//! tcp port only has to accept a connection. A port of HTTP/2 is asked the same over HTTP/2 (module `http2`). A
+//! published port is preferred. An app without ports is healthy once it has run for a second.
+
+mod http2;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -67,7 +69,9 @@ impl HealthProbe {
 
     fn target(&self) -> String {
         match self.kind {
-            PortKind::Http => format!("http://{}{}", self.address, self.path.as_deref().unwrap_or("/")),
+            PortKind::Http | PortKind::H2c => {
+                format!("http://{}{}", self.address, self.path.as_deref().unwrap_or("/"))
+            }
             PortKind::Tcp => format!("tcp://{}", self.address),
         }
     }
@@ -107,11 +111,14 @@ impl HealthProbe {
     }
 
     async fn exchange(&self) -> std::io::Result<ProbeAnswer> {
+        let path = self.path.as_deref().unwrap_or("/");
+        if self.kind == PortKind::H2c {
+            return http2::exchange(self.address, &self.host, path).await;
+        }
         let mut stream = TcpStream::connect(self.address).await?;
         if self.kind == PortKind::Tcp {
             return Ok(ProbeAnswer::Connected);
         }
-        let path = self.path.as_deref().unwrap_or("/");
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: hearth-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n",
             self.host
@@ -140,7 +147,7 @@ impl HealthProbe {
 
 /// Returns the port that is probed.
 pub(super) fn probed_port(spec: &ServiceSpec) -> Option<&ServicePort> {
-    let fits = |port: &&ServicePort| spec.health.path.is_none() || port.kind == PortKind::Http;
+    let fits = |port: &&ServicePort| spec.health.path.is_none() || port.kind.is_routable();
     let mut ports = spec.ports.iter().filter(fits);
     ports.clone().find(|port| port.published).or_else(|| ports.next())
 }
@@ -180,11 +187,14 @@ fn read_answer(answer: &[u8]) -> ProbeAnswer {
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("location").then(|| value.trim().chars().take(300).collect())
     });
-    let body = &answer[end..];
+    ProbeAnswer::Http { status, location, body: shown_body(&answer[end..]) }
+}
+
+/// Returns the start of a body as a single line without control characters, since it is shown on terminals.
+fn shown_body(body: &[u8]) -> String {
     let body = String::from_utf8_lossy(&body[..body.len().min(MAX_BODY)]);
-    // A single line without control characters, since it is shown on terminals.
     let body = body.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
-    ProbeAnswer::Http { status, location, body: body.trim().to_owned() }
+    body.trim().to_owned()
 }
 
 /// Derives the health of an instance from its probe results.

@@ -336,7 +336,7 @@ fn check_spec(spec: &ServiceSpec) -> Result<(), MergeError> {
     if !spec.domains.is_empty() {
         let published: Vec<&ServicePort> = spec.ports.iter().filter(|port| port.published).collect();
         match published.as_slice() {
-            [ServicePort { kind: PortKind::Http, .. }] => {}
+            [port] if port.kind.is_routable() => {}
             [port] => return Err(MergeError::DomainTcp(port.number)),
             ports => {
                 return Err(MergeError::DomainPorts {
@@ -349,7 +349,7 @@ fn check_spec(spec: &ServiceSpec) -> Result<(), MergeError> {
         if !path.starts_with('/') || path.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
             return Err(MergeError::InvalidLivenessPath(path.chars().take(200).collect()));
         }
-        if !spec.ports.iter().any(|port| port.kind == PortKind::Http) {
+        if !spec.ports.iter().any(|port| port.kind.is_routable()) {
             return Err(MergeError::LivenessPort);
         }
     }

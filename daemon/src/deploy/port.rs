@@ -255,6 +255,8 @@ pub struct DomainRoute {
     /// `None` while no instance of the service receives traffic: requests are held for a short time and then answered
     /// with 503.
     pub backend: Option<SocketAddr>,
+    /// Set if the backend speaks only HTTP/2, with prior knowledge.
+    pub http2: bool,
     /// Set if requests need a participant token, which is not passed on to the service.
     pub private: bool,
 }

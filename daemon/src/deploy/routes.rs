@@ -10,7 +10,7 @@ use super::entries::ServiceEntries;
 use super::entry::ServiceEntryState;
 use super::port::{DomainRoute, InstanceNetwork, TrafficRouter};
 use crate::model::id::InstanceId;
-use crate::model::service::{ServiceDomain, ServiceName, ServiceRevision};
+use crate::model::service::{PortKind, ServiceDomain, ServiceName, ServicePort, ServiceRevision};
 
 /// Publishes the routes and name records of all services.
 pub(super) struct RoutePublisher {
@@ -96,12 +96,16 @@ fn routes_of(state: &ServiceEntryState) -> Vec<DomainRoute> {
         service: state.service.name.clone(),
         revision: revision.number,
         backend,
+        http2: published_port(revision).is_some_and(|port| port.kind == PortKind::H2c),
         private: !revision.spec.public,
     };
     revision.spec.domains.iter().map(route).collect()
 }
 
 fn backend(revision: &ServiceRevision, address: Option<Ipv4Addr>) -> Option<SocketAddr> {
-    let port = revision.spec.ports.iter().find(|port| port.published)?;
-    Some(SocketAddr::from((address?, port.number)))
+    Some(SocketAddr::from((address?, published_port(revision)?.number)))
+}
+
+fn published_port(revision: &ServiceRevision) -> Option<&ServicePort> {
+    revision.spec.ports.iter().find(|port| port.published)
 }

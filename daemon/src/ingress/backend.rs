@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::http2_upstream::Http2Sender;
 use super::upstream::UpstreamConnection;
 
 /// Time limit for aborted requests to end.
@@ -35,6 +36,8 @@ pub(super) struct Backend {
     cut: CancellationToken,
     /// Kept connections of each worker: a connection wakes the thread on which it was created.
     idle_upstreams: Vec<Mutex<Vec<IdleUpstream>>>,
+    /// Connection of each worker to an instance that speaks HTTP/2.
+    http2: Vec<Mutex<Option<Http2Sender>>>,
     sockets: Arc<SocketTable>,
 }
 
@@ -70,6 +73,7 @@ impl Backend {
             empty: Notify::new(),
             cut: CancellationToken::new(),
             idle_upstreams: std::iter::repeat_with(Mutex::default).take(workers).collect(),
+            http2: std::iter::repeat_with(Mutex::default).take(workers).collect(),
             sockets: Arc::default(),
         }
     }
@@ -94,6 +98,7 @@ impl Backend {
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
         self.idle_upstreams.iter().for_each(|kept| kept.lock().clear());
+        self.http2.iter().for_each(|shared| drop(shared.lock().take()));
     }
 
     /// Waits until nothing is in flight, for at most `limit`, and then aborts the rest. Returns the number of
@@ -126,6 +131,9 @@ impl Backend {
     pub(super) fn sweep(&self, worker: usize, idle: Duration) {
         if let Some(kept) = self.idle_upstreams.get(worker) {
             kept.lock().retain_mut(|kept| kept.since.elapsed() < idle && kept.upstream.is_reusable());
+        }
+        if let Some(shared) = self.http2.get(worker) {
+            shared.lock().take_if(|sender| sender.is_closed());
         }
     }
 
@@ -182,6 +190,19 @@ impl InFlight {
             && !self.backend.is_retired()
         {
             kept.push(IdleUpstream { upstream, since: Instant::now() });
+        }
+    }
+
+    /// Returns the connection of this worker to an instance that speaks HTTP/2.
+    pub(super) fn shared_http2(&self) -> Option<Http2Sender> {
+        self.backend.http2.get(self.worker)?.lock().clone().filter(|sender| !sender.is_closed())
+    }
+
+    pub(super) fn share_http2(&self, sender: Http2Sender) {
+        if let Some(shared) = self.backend.http2.get(self.worker)
+            && !self.backend.is_retired()
+        {
+            *shared.lock() = Some(sender);
         }
     }
 

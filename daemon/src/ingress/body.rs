@@ -28,6 +28,16 @@ pub(super) enum RequestBody {
     },
 }
 
+impl RequestBody {
+    /// Returns the counter of frames that are read of a streamed body.
+    pub(super) fn moved(&self) -> Option<Arc<AtomicU64>> {
+        match self {
+            Self::Streamed { moved, .. } => Some(Arc::clone(moved)),
+            Self::None | Self::Whole(_) => None,
+        }
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
@@ -90,7 +100,8 @@ pub(super) struct StreamedAnswer {
 
 /// Resources that a streamed answer owns.
 pub(super) struct StreamedAnswerParts {
-    pub(super) upstream: Box<UpstreamConnection>,
+    /// `None` for a connection that a task of its own drives.
+    pub(super) upstream: Option<Box<UpstreamConnection>>,
     pub(super) entered: InFlight,
     /// Maximum number of kept connections to one instance.
     pub(super) max_kept: usize,
@@ -101,18 +112,17 @@ pub(super) struct StreamedAnswerParts {
 impl StreamedAnswer {
     pub(super) fn new(body: Incoming, ends: StreamedAnswerParts) -> Self {
         let StreamedAnswerParts { upstream, entered, max_kept: room, in_use } = ends;
-        Self { body, upstream: Some(upstream), entered, max_kept: room, _in_use: in_use }
+        Self { body, upstream, entered, max_kept: room, _in_use: in_use }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(upstream) = &mut self.upstream else { return Pin::new(&mut self.body).poll_frame(cx) };
         // New frames only arrive by driving the connection, so the body itself needs no waker.
         let quietly = &mut Context::from_waker(Waker::noop());
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(quietly) {
             return Poll::Ready(frame);
         }
-        if let Some(upstream) = &mut self.upstream
-            && upstream.drive(cx).is_ready()
-        {
+        if upstream.drive(cx).is_ready() {
             self.upstream = None;
         }
         Pin::new(&mut self.body).poll_frame(quietly)

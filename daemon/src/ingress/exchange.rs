@@ -19,8 +19,8 @@ use super::serve::ClientConnection;
 use super::table::RouteEntry;
 use super::tunnel::UpgradeTunnel;
 use super::upgrade::UpgradeProtocols;
-use super::upstream::{ConnectFailure, SendFailure, UpstreamConnection};
-use super::{Ingress, headers, host, token, tunnel, upgrade};
+use super::upstream::{ConnectFailure, MAX_HEAD, SendFailure, UpstreamConnection};
+use super::{Ingress, headers, host, http2_upstream, token, tunnel, upgrade};
 use crate::access::running::RunningCall;
 use crate::audit::{AuditOutcome, AuditRecord};
 use crate::task;
@@ -37,10 +37,10 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 const MAX_ATTEMPTS: u32 = 4;
 
 /// A request in the form that is sent to an instance.
-type InstanceRequest = Request<RequestBody>;
+pub(super) type InstanceRequest = Request<RequestBody>;
 
 /// Failure of one attempt to get an answer.
-enum AttemptFailure {
+pub(super) enum AttemptFailure {
     /// The request can be sent again, on a new connection.
     Retry(Box<InstanceRequest>),
     /// The request waits until this or another instance accepts connections.
@@ -49,7 +49,7 @@ enum AttemptFailure {
 }
 
 /// Copy of a request, for sending it again.
-struct RequestCopy {
+pub(super) struct RequestCopy {
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -120,6 +120,10 @@ impl Ingress {
     ) -> Result<Response<AnswerBody>, IngressError> {
         if request.method() == Method::CONNECT {
             return Err(IngressError::ConnectMethod);
+        }
+        let limit = self.options.max_head_bytes;
+        if head_size(&request) > limit {
+            return Err(IngressError::LargeRequestHead(limit));
         }
         let host = host::request_host(&request)?;
         let name = host::route_name(&host)?;
@@ -238,6 +242,10 @@ impl Ingress {
         attempt: u32,
         switching: &mut Option<RequestedUpgrade>,
     ) -> Result<Response<AnswerBody>, AttemptFailure> {
+        if entry.http2 {
+            let response = http2_upstream::attempt(&self.options, entry, &entered, request, attempt).await?;
+            return self.streamed(connection, entry, response, (None, entered));
+        }
         let service = &entry.service;
         let replayed = can_be_replayed(&request);
         let idle = if replayed {
@@ -251,30 +259,11 @@ impl Ingress {
             None => {
                 match UpstreamConnection::connect(entered.backend(), self.options.connect_timeout).await {
                     Ok(upstream) => (upstream, None),
-                    Err(failure) => {
-                        tracing::debug!(
-                            service.name = %service, backend = %entered.backend().address, error = %failure,
-                            "failed to connect to an instance"
-                        );
-                        return Err(match failure {
-                            ConnectFailure::Refused(_) => {
-                                AttemptFailure::Hold(request, IngressError::Unreachable(service.clone()))
-                            }
-                            ConnectFailure::TimedOut => {
-                                AttemptFailure::Hold(request, IngressError::TimedOut(service.clone()))
-                            }
-                            ConnectFailure::Other(_) => {
-                                AttemptFailure::Fail(IngressError::Unreachable(service.clone()))
-                            }
-                        });
-                    }
+                    Err(failure) => return Err(connect_failure(entry, &entered, request, &failure)),
                 }
             }
         };
-        let moved = match request.body() {
-            RequestBody::Streamed { moved, .. } => Some(Arc::clone(moved)),
-            RequestBody::None | RequestBody::Whole(_) => None,
-        };
+        let moved = request.body().moved();
         match upstream.send(*request, self.options.first_byte_timeout, moved.as_deref()).await {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let not_asked = || AttemptFailure::Fail(IngressError::NoAnswer(service.clone()));
@@ -284,42 +273,31 @@ impl Ingress {
                 let websocket = chosen.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket");
                 Ok(self.switch(connection, response, (websocket, client, running), upstream, entered))
             }
-            Ok(mut response) => {
-                headers::to_client(response.headers_mut(), false);
-                *response.version_mut() = Version::HTTP_11;
-                let ends = StreamedAnswerParts {
-                    upstream,
-                    entered,
-                    max_kept: self.options.max_kept_connections,
-                    in_use: connection.permit.usage().begin(),
-                };
-                Ok(response.map(|body| AnswerBody::Streamed(StreamedAnswer::new(body, ends))))
-            }
-            Err(SendFailure::NotSent(request)) if attempt < MAX_ATTEMPTS => {
-                Err(AttemptFailure::Retry(request))
-            }
-            Err(SendFailure::NoAnswer(error)) => {
-                tracing::debug!(
-                    service.name = %service, %error, again = copy.is_some(),
-                    "instance closed the connection without an answer"
-                );
-                Err(match copy {
-                    Some(copy) => AttemptFailure::Retry(Box::new(copy.into())),
-                    None => AttemptFailure::Fail(IngressError::NoAnswer(service.clone())),
-                })
-            }
-            Err(SendFailure::NotSent(_)) => {
-                Err(AttemptFailure::Fail(IngressError::NoAnswer(service.clone())))
-            }
-            Err(SendFailure::Broken(error)) if error.is_user() => {
-                Err(AttemptFailure::Fail(IngressError::BrokenBody))
-            }
-            Err(SendFailure::Broken(error)) => {
-                tracing::debug!(service.name = %service, %error, "instance sent an invalid answer");
-                Err(AttemptFailure::Fail(IngressError::NoAnswer(service.clone())))
-            }
-            Err(SendFailure::TimedOut) => Err(AttemptFailure::Fail(IngressError::TimedOut(service.clone()))),
+            Ok(response) => self.streamed(connection, entry, response, (Some(upstream), entered)),
+            Err(failure) => Err(attempt_failure(entry, failure, copy, attempt)),
         }
+    }
+
+    /// Returns an instance's answer with its body as it comes.
+    fn streamed(
+        &self,
+        connection: &Arc<ClientConnection>,
+        entry: &RouteEntry,
+        mut response: Response<Incoming>,
+        (upstream, entered): (Option<Box<UpstreamConnection>>, InFlight),
+    ) -> Result<Response<AnswerBody>, AttemptFailure> {
+        if headers::size(response.headers()) > MAX_HEAD {
+            return Err(AttemptFailure::Fail(IngressError::LargeAnswerHead(entry.service.clone(), MAX_HEAD)));
+        }
+        headers::to_client(response.headers_mut(), false);
+        *response.version_mut() = Version::HTTP_11;
+        let ends = StreamedAnswerParts {
+            upstream,
+            entered,
+            max_kept: self.options.max_kept_connections,
+            in_use: connection.permit.usage().begin(),
+        };
+        Ok(response.map(|body| AnswerBody::Streamed(StreamedAnswer::new(body, ends))))
     }
 
     /// Forwards an instance's 101 response, and starts the tunnel that connects both ends once the client has
@@ -350,6 +328,66 @@ impl Ingress {
     }
 }
 
+/// Returns what becomes of a request whose instance could not be connected to.
+pub(super) fn connect_failure(
+    entry: &RouteEntry,
+    entered: &InFlight,
+    request: Box<InstanceRequest>,
+    failure: &ConnectFailure,
+) -> AttemptFailure {
+    let service = &entry.service;
+    tracing::debug!(
+        service.name = %service, backend = %entered.backend().address, error = %failure,
+        "failed to connect to an instance"
+    );
+    match failure {
+        ConnectFailure::Refused(_) => {
+            AttemptFailure::Hold(request, IngressError::Unreachable(service.clone()))
+        }
+        ConnectFailure::TimedOut => AttemptFailure::Hold(request, IngressError::TimedOut(service.clone())),
+        ConnectFailure::Other(_) => AttemptFailure::Fail(IngressError::Unreachable(service.clone())),
+    }
+}
+
+/// Returns what becomes of a request that an instance did not answer. `copy` is there if it can be sent again.
+pub(super) fn attempt_failure(
+    entry: &RouteEntry,
+    failure: SendFailure,
+    copy: Option<RequestCopy>,
+    attempt: u32,
+) -> AttemptFailure {
+    let service = entry.service.clone();
+    AttemptFailure::Fail(match failure {
+        SendFailure::NotSent(request) if attempt < MAX_ATTEMPTS => return AttemptFailure::Retry(request),
+        SendFailure::NotSent(_) => IngressError::NoAnswer(service),
+        SendFailure::NoAnswer(error) => {
+            tracing::debug!(
+                service.name = %service, %error, again = copy.is_some(),
+                "instance closed the connection without an answer"
+            );
+            match copy {
+                Some(copy) => return AttemptFailure::Retry(Box::new(copy.into())),
+                None => IngressError::NoAnswer(service),
+            }
+        }
+        SendFailure::LargeHead => IngressError::LargeAnswerHead(service, MAX_HEAD),
+        SendFailure::Broken(error) if error.is_user() => IngressError::BrokenBody,
+        SendFailure::Broken(error) => {
+            tracing::debug!(service.name = %service, %error, "instance sent an invalid answer");
+            IngressError::NoAnswer(service)
+        }
+        SendFailure::TimedOut => IngressError::TimedOut(service),
+    })
+}
+
+/// Returns the size of a request's head in bytes: its method, its target and its header fields.
+fn head_size(request: &Request<Incoming>) -> usize {
+    let uri = request.uri();
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len())
+        + uri.authority().map_or(0, |authority| authority.as_str().len());
+    request.method().as_str().len() + target + headers::size(request.headers())
+}
+
 /// A client's request to switch protocols.
 struct RequestedUpgrade {
     protocols: UpgradeProtocols,
@@ -363,13 +401,13 @@ fn is_idempotent(method: &Method, headers: &HeaderMap) -> bool {
     method.is_idempotent() || headers.contains_key("idempotency-key")
 }
 
-fn can_be_replayed(request: &InstanceRequest) -> bool {
+pub(super) fn can_be_replayed(request: &InstanceRequest) -> bool {
     !matches!(request.body(), RequestBody::Streamed { .. })
         && is_idempotent(request.method(), request.headers())
 }
 
 impl RequestCopy {
-    fn of(request: &InstanceRequest) -> Self {
+    pub(super) fn of(request: &InstanceRequest) -> Self {
         let body = match request.body() {
             RequestBody::Whole(bytes) => bytes.clone(),
             RequestBody::None | RequestBody::Streamed { .. } => None,

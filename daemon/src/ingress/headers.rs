@@ -42,6 +42,24 @@ impl ClientPeer {
     }
 }
 
+/// Returns the size of header fields in bytes, as HTTP/1.1 writes them. The limits of heads count these bytes whatever
+/// the protocol is.
+pub(super) fn size(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
+}
+
+/// Returns the number of fields that a head of this size can have: the shortest has four bytes. A map of headers cannot
+/// hold more than `MAX_FIELDS`, which would be fields of six bytes in the largest head.
+pub(super) fn most_fields(bytes: usize) -> usize {
+    const MAX_FIELDS: usize = 24_000;
+    (bytes / 4).min(MAX_FIELDS)
+}
+
+/// Returns the limit of HTTP/2 that allows every head of this size: HTTP/2 counts 32 bytes for each field.
+pub(super) fn http2_list_size(bytes: usize) -> u32 {
+    u32::try_from(bytes.saturating_mul(8)).unwrap_or(u32::MAX)
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum HeaderKind {
     /// Hop-by-hop header.

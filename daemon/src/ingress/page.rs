@@ -23,6 +23,10 @@ pub(super) enum IngressError {
     /// CONNECT, which only a forward proxy supports.
     ConnectMethod,
     TransferCoding,
+    /// The head of the request is over this limit in bytes.
+    LargeRequestHead(usize),
+    /// The head of the service's answer is over this limit in bytes.
+    LargeAnswerHead(ServiceName, usize),
     /// The request body did not arrive in time.
     SlowBody,
     BrokenBody,
@@ -84,6 +88,21 @@ impl IngressError {
                 "transfer_coding",
                 "the request's body has a transfer coding other than chunked".to_owned(),
                 "Send it chunked, or with a Content-Length.",
+            ),
+            Self::LargeRequestHead(limit) => text(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "request_head_too_large",
+                format!("the request's head is over the ingress' limit of {} KiB", limit / 1024),
+                "Send fewer or shorter header fields, such as cookies.",
+            ),
+            Self::LargeAnswerHead(service, limit) => text(
+                StatusCode::BAD_GATEWAY,
+                "answer_head_too_large",
+                format!(
+                    "the head of the answer of service {service} is over the ingress' limit of {} KiB",
+                    limit / 1024
+                ),
+                "Let the service answer with fewer or shorter header fields.",
             ),
             Self::SlowBody => text(
                 StatusCode::REQUEST_TIMEOUT,

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::headers::ClientPeer;
+use super::headers::{self, ClientPeer};
 use super::page::IngressError;
 use super::tls::TlsTerminator;
 use super::upstream::PIECE;
@@ -319,12 +319,15 @@ where
 }
 
 fn http1_builder(options: &Options) -> http1::Builder {
+    // A head that is a little too large gets an answer that says so.
+    let head = options.max_head_bytes + options.max_head_bytes / 4;
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(options.head_timeout)
-        .max_buf_size(options.max_head_bytes.max(PIECE))
-        .max_header_size(options.max_head_bytes);
+        .max_buf_size(head.max(PIECE))
+        .max_header_size(head)
+        .max_headers(headers::most_fields(head));
     builder
 }
 
@@ -336,7 +339,7 @@ fn http2_builder(options: &Options) -> http2::Builder<TokioExecutor> {
         .keep_alive_timeout(KEEP_ALIVE)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(options.max_head_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(headers::http2_list_size(options.max_head_bytes))
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(MAX_ERRORS);

@@ -19,6 +19,7 @@ pub(super) struct RouteEntry {
     pub(super) service: ServiceName,
     pub(super) revision: u32,
     pub(super) private: bool,
+    pub(super) http2: bool,
     pub(super) backend: Option<Arc<Backend>>,
 }
 
@@ -52,7 +53,8 @@ impl IngressRouteTable {
         if self.suffixes.is_empty() {
             return None;
         }
-        self.suffixes.get(host.split_once('.')?.1)
+        let (label, suffix) = host.split_once('.')?;
+        self.suffixes.get(suffix).filter(|_| !label.is_empty())
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = &Arc<RouteEntry>> {
@@ -70,6 +72,7 @@ mod tests {
             service: format!("s{number}").parse().unwrap(),
             revision: 1,
             private: false,
+            http2: false,
             backend: None,
         }))
     }
@@ -85,7 +88,7 @@ mod tests {
         assert_eq!(service("b.example.com"), Some("s1"));
         assert_eq!(service("x.y.b.example.com"), None);
         assert_eq!(service("example.com"), Some("s3"), "a suffix does not stand for itself");
-        for unknown in ["com", "", ".", "org", "xexample.org"] {
+        for unknown in ["com", "", ".", "org", "xexample.org", ".example.com", "..com"] {
             assert_eq!(service(unknown), None, "{unknown}");
         }
     }

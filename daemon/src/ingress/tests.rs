@@ -89,7 +89,7 @@ impl Scene {
 
 fn route(domain: &str, backend: Option<SocketAddr>, private: bool) -> DomainRoute {
     let domain: ServiceDomain = domain.parse().unwrap();
-    DomainRoute { domain, service: "web".parse().unwrap(), revision: 1, backend, private }
+    DomainRoute { domain, service: "web".parse().unwrap(), revision: 1, backend, http2: false, private }
 }
 
 /// Reads until the received data ends with, or contains, `wanted`.

@@ -18,11 +18,12 @@ use tokio::net::TcpStream;
 
 use super::backend::{Backend, OpenSocket};
 use super::body::RequestBody;
+use super::headers;
 
 type HttpConnection = hyper::client::conn::http1::Connection<TokioIo<TcpStream>, RequestBody>;
 
 /// Maximum size in bytes of the head of an answer.
-const MAX_HEAD: usize = 128 * 1024;
+pub(super) const MAX_HEAD: usize = 128 * 1024;
 /// Number of bytes of a body that are read at a time: small enough to be in the processor's cache when written.
 pub(super) const PIECE: usize = 128 * 1024;
 
@@ -63,34 +64,45 @@ pub(super) enum SendFailure {
     NotSent(Box<Request<RequestBody>>),
     /// The connection ended without an answer.
     NoAnswer(hyper::Error),
+    /// The head of the answer is over [`MAX_HEAD`].
+    LargeHead,
     /// The answer is not valid, or reading the client's body failed.
     Broken(hyper::Error),
     TimedOut,
 }
 
+/// Connects to an instance.
+pub(super) async fn open_stream(
+    backend: &Backend,
+    limit: Duration,
+) -> Result<(TcpStream, OpenSocket), ConnectFailure> {
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable};
+    let connected = async {
+        let stream = TcpStream::connect(backend.address).await?;
+        stream.set_nodelay(true)?;
+        let socket = backend.register(&stream)?;
+        Ok::<_, io::Error>((stream, socket))
+    };
+    match tokio::time::timeout(limit, connected).await {
+        Err(_) => Err(ConnectFailure::TimedOut),
+        Ok(Err(error)) => Err(match error.kind() {
+            ConnectionRefused | ConnectionReset | HostUnreachable | NetworkUnreachable => {
+                ConnectFailure::Refused(error)
+            }
+            _ => ConnectFailure::Other(error),
+        }),
+        Ok(Ok(connected)) => Ok(connected),
+    }
+}
+
 impl UpstreamConnection {
     pub(super) async fn connect(backend: &Backend, limit: Duration) -> Result<Box<Self>, ConnectFailure> {
-        use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable};
-        let connected = async {
-            let stream = TcpStream::connect(backend.address).await?;
-            stream.set_nodelay(true)?;
-            let socket = backend.register(&stream)?;
-            Ok::<_, io::Error>((stream, socket))
-        };
-        let (stream, socket) = match tokio::time::timeout(limit, connected).await {
-            Err(_) => return Err(ConnectFailure::TimedOut),
-            Ok(Err(error)) => {
-                return Err(match error.kind() {
-                    ConnectionRefused | ConnectionReset | HostUnreachable | NetworkUnreachable => {
-                        ConnectFailure::Refused(error)
-                    }
-                    _ => ConnectFailure::Other(error),
-                });
-            }
-            Ok(Ok(connected)) => connected,
-        };
+        let (stream, socket) = open_stream(backend, limit).await?;
         let mut builder = http1::Builder::new();
-        builder.max_header_size(MAX_HEAD).max_buf_size(MAX_HEAD.max(PIECE));
+        builder
+            .max_header_size(MAX_HEAD)
+            .max_headers(headers::most_fields(MAX_HEAD))
+            .max_buf_size(MAX_HEAD.max(PIECE));
         let (sender, connection) = builder
             .handshake(TokioIo::new(stream))
             .await
@@ -178,6 +190,9 @@ impl From<hyper::client::conn::TrySendError<Request<RequestBody>>> for SendFailu
             return Self::NotSent(Box::new(request));
         }
         let error = failure.into_error();
+        if error.is_parse_too_large() {
+            return Self::LargeHead;
+        }
         // A reset, or an end of input before the first byte.
         let reset = std::error::Error::source(&error)
             .and_then(|source| source.downcast_ref::<io::Error>())

@@ -5901,7 +5901,7 @@ pub struct DeploySpec {
     /// Strategy of the deploy. UNSPECIFIED keeps the previous one. Default: ROLLING.
     #[prost(enumeration = "DeployStrategy", tag = "13")]
     pub strategy: i32,
-    /// Host names that route to the service. They need exactly one published port, of kind http. A domain
+    /// Host names that route to the service. They need exactly one published port, of kind http or h2c. A domain
     /// belongs to one service: one that another service has is refused with `domain_taken`. An empty list
     /// releases all domains.
     #[prost(message, optional, tag = "14")]
@@ -6742,6 +6742,8 @@ pub enum PortKind {
     Http = 1,
     /// A port that is healthy when it accepts connections. Domains cannot route to it.
     Tcp = 2,
+    /// A port that speaks only HTTP/2 without TLS, as gRPC servers do. Domains can route to it.
+    H2c = 3,
 }
 impl PortKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -6753,6 +6755,7 @@ impl PortKind {
             Self::Unspecified => "PORT_KIND_UNSPECIFIED",
             Self::Http => "PORT_KIND_HTTP",
             Self::Tcp => "PORT_KIND_TCP",
+            Self::H2c => "PORT_KIND_H2C",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -6761,6 +6764,7 @@ impl PortKind {
             "PORT_KIND_UNSPECIFIED" => Some(Self::Unspecified),
             "PORT_KIND_HTTP" => Some(Self::Http),
             "PORT_KIND_TCP" => Some(Self::Tcp),
+            "PORT_KIND_H2C" => Some(Self::H2c),
             _ => None,
         }
     }

@@ -11,15 +11,16 @@ const RESERVED_PORT: u32 = 8078;
 /// Longest label of a host name (RFC 1035).
 const MAX_LABEL: usize = 63;
 
-/// Parses a port: `N`, `N/http` or `N/tcp`.
+/// Parses a port: `N`, `N/http`, `N/h2c` or `N/tcp`.
 pub(in crate::cli) fn port(text: &str) -> Result<ServicePort, String> {
-    let wrong = || format!("port `{text}`: expected `N` or `N/tcp`, with N from 1 to 65535");
+    let wrong = || format!("port `{text}`: expected `N`, `N/h2c` or `N/tcp`, with N from 1 to 65535");
     let PortText { number, protocol } = PortText::parse(text).ok_or_else(wrong)?;
     let kind = match protocol {
         None | Some("http") => PortKind::Http,
+        Some("h2c") => PortKind::H2c,
         Some("tcp") => PortKind::Tcp,
         Some("udp") => {
-            return Err(format!("port `{text}`: udp reaches no service; expected `N` or `N/tcp`"));
+            return Err(format!("port `{text}`: udp reaches no service; expected `N`, `N/h2c` or `N/tcp`"));
         }
         Some(_) => return Err(wrong()),
     };
@@ -28,6 +29,15 @@ pub(in crate::cli) fn port(text: &str) -> Result<ServicePort, String> {
         return Err(format!("port {RESERVED_PORT} is reserved; let the app listen on another"));
     }
     Ok(ServicePort { number, kind: kind.into(), published: None })
+}
+
+/// Returns the word for a kind of port, as [`port`] parses it.
+pub(in crate::cli) const fn kind_name(kind: PortKind) -> &'static str {
+    match kind {
+        PortKind::Unspecified | PortKind::Http => "http",
+        PortKind::Tcp => "tcp",
+        PortKind::H2c => "h2c",
+    }
 }
 
 /// Refuses two ports with one number.
@@ -78,13 +88,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_is_http_unless_it_says_tcp() {
+    fn a_port_is_http_unless_it_names_another_protocol() {
         let shown = |text: &str| port(text).map(|port| (port.number, port.kind()));
         assert_eq!(shown("80"), Ok((80, PortKind::Http)));
         assert_eq!(shown("65535/http"), Ok((65535, PortKind::Http)));
+        assert_eq!(shown("50051/h2c"), Ok((50051, PortKind::H2c)));
         assert_eq!(shown("5432/tcp"), Ok((5432, PortKind::Tcp)));
         for (text, says) in [
-            ("", "expected `N` or `N/tcp`"),
+            ("", "expected `N`, `N/h2c` or `N/tcp`"),
             ("0", "from 1 to 65535"),
             ("65536", "from 1 to 65535"),
             ("+80", "expected"),

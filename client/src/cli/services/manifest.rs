@@ -214,6 +214,7 @@ enum PortType {
     #[default]
     Http,
     Tcp,
+    H2c,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,11 +6,12 @@ mod settings;
 use std::fmt::Write as _;
 
 use hearth_proto::v1::{
-    Exit, Instance, InstancePhase, PortKind, Revision, RevisionState, Service, ServicePort, ServiceStatus,
+    Exit, Instance, InstancePhase, Revision, RevisionState, Service, ServicePort, ServiceStatus,
 };
 use jiff::Timestamp;
 
 use super::manifest::without_digest;
+use crate::cli::deploy::network::kind_name;
 use crate::output;
 pub(in crate::cli) use json::ServiceView;
 
@@ -139,7 +140,10 @@ fn exit_text(exit: &Exit) -> String {
 }
 
 fn port(port: &ServicePort) -> String {
-    let kind = if port.kind() == PortKind::Tcp { "/tcp" } else { "" };
+    let kind = match kind_name(port.kind()) {
+        "http" => String::new(),
+        other => format!("/{other}"),
+    };
     let published = if port.published == Some(false) { " (not published)" } else { "" };
     format!("{}{kind}{published}", port.number)
 }

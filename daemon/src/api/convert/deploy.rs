@@ -166,6 +166,7 @@ fn ports(wire: &[v1::ServicePort]) -> Result<Vec<ServicePort>, ApiError> {
             kind: match v1::PortKind::try_from(port.kind) {
                 Ok(v1::PortKind::Unspecified | v1::PortKind::Http) => PortKind::Http,
                 Ok(v1::PortKind::Tcp) => PortKind::Tcp,
+                Ok(v1::PortKind::H2c) => PortKind::H2c,
                 Err(_) => return Err(invalid("kind", "unknown kind of port".to_owned())),
             },
             published: port.published.unwrap_or(true),

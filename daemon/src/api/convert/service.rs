@@ -173,6 +173,7 @@ fn port(port: &ServicePort) -> v1::ServicePort {
         kind: match port.kind {
             PortKind::Http => v1::PortKind::Http,
             PortKind::Tcp => v1::PortKind::Tcp,
+            PortKind::H2c => v1::PortKind::H2c,
         }
         .into(),
         published: Some(port.published),

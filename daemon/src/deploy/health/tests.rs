@@ -111,3 +111,66 @@ fn first_probes_come_after_10_20_40_ms_up_to_a_second() {
     let pauses: Vec<u128> = (0..9).map(|probes| judge.pause(probes, &check).as_millis()).collect();
     assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
 }
+
+/// Serves HTTP/2 on each connection: `/up` is 204, gRPC's health check answers with this state, all else is reset.
+async fn http2_app(state: u8) -> SocketAddr {
+    use bytes::Bytes;
+    use http::{HeaderMap, Response, StatusCode};
+    use http_body_util::{BodyExt as _, Full};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(task::spawn("app", async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service =
+                hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| async move {
+                    match request.uri().path() {
+                        "/up" => {
+                            let body =
+                                Full::<Bytes>::default().with_trailers(std::future::ready(None)).boxed();
+                            let mut response = Response::new(body);
+                            *response.status_mut() = StatusCode::NO_CONTENT;
+                            Ok(response)
+                        }
+                        "/grpc.health.v1.Health/Check" if request.method() == "POST" => {
+                            let message = Bytes::from(vec![0, 0, 0, 0, 2, 8, state]);
+                            let trailers = HeaderMap::from_iter([(
+                                "grpc-status".parse().unwrap(),
+                                "0".parse().unwrap(),
+                            )]);
+                            let trailers = std::future::ready(Some(Ok(trailers)));
+                            Ok(Response::new(Full::new(message).with_trailers(trailers).boxed()))
+                        }
+                        _ => Err("reset"),
+                    }
+                });
+            let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service);
+            drop(task::spawn("app connection", async move { drop(served.await) }));
+        }
+    }));
+    address
+}
+
+#[tokio::test]
+async fn a_port_of_http2_is_asked_over_http2_and_grpc_by_its_own_health_check() {
+    let ask = async |address: SocketAddr, path: Option<&str>| {
+        let mut probe = question(address, path);
+        probe.kind = PortKind::H2c;
+        probe.probe(&InstanceId::random()).await
+    };
+    let serving = http2_app(1).await;
+    let check = Some("/grpc.health.v1.Health/Check");
+    for (path, healthy) in [(None, true), (Some("/up"), true), (Some("/other"), false), (check, true)] {
+        let result = ask(serving, path).await;
+        assert_eq!(result.healthy, healthy, "{path:?}: {result}");
+    }
+    let result = ask(http2_app(2).await, check).await;
+    assert!(!result.healthy && result.to_string().contains("not serving"), "{result}");
+    let other = ask(app(b"HTTP/1.1 400 Bad Request\r\n\r\n", false).await, None).await;
+    assert!(!other.healthy && other.to_string().contains("not HTTP/2"), "{other}");
+    let nobody = "127.0.0.1:1".parse().unwrap();
+    assert_eq!(ask(nobody, None).await.answer, ProbeAnswer::Refused);
+}

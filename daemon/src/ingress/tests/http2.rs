@@ -116,3 +116,66 @@ async fn a_client_without_tls_gets_nothing_where_tls_is_spoken() {
     let answer = scene.get("/").await;
     assert!(!answer.contains("HTTP"), "{answer}");
 }
+
+/// An instance that speaks only HTTP/2. It answers with the request's version, host and body, in two pieces and with a
+/// trailer that no header announces.
+async fn http2_instance() -> Instance {
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+    use hyper::service::service_fn;
+
+    Instance::scripted(|stream, _| async move {
+        let service = service_fn(|request: Request<Incoming>| async move {
+            let host = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+            let line = format!("{} {:?} {host} ", request.method(), request.version());
+            let body = request.into_body().collect().await?;
+            let sent = body.trailers().and_then(|trailers| trailers.get("x-sent")).cloned();
+            let trailers = http::HeaderMap::from_iter([
+                (http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static("0")),
+                (
+                    http::HeaderName::from_static("x-sent"),
+                    sent.unwrap_or(http::HeaderValue::from_static("none")),
+                ),
+            ]);
+            let frames =
+                [Frame::data(Bytes::from(line)), Frame::data(body.to_bytes()), Frame::trailers(trailers)];
+            let frames = futures::stream::iter(frames.map(Ok::<_, hyper::Error>));
+            Ok::<_, hyper::Error>(Response::new(StreamBody::new(frames)))
+        });
+        let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        // A client that disconnects is not a failure of the instance.
+        let _ = server.serve_connection(TokioIo::new(stream), service).await;
+    })
+    .await
+}
+
+fn route_http2(scene: &Scene, address: SocketAddr) {
+    scene.ingress.set_routes(vec![DomainRoute { http2: true, ..route("a.example", Some(address), false) }]);
+}
+
+#[tokio::test]
+async fn an_instance_that_speaks_only_http2_is_reached_and_its_trailers_pass_unannounced() {
+    let scene = Scene::new(Options::default()).await;
+    let web = http2_instance().await;
+    route_http2(&scene, web.address);
+    let mut sender = http2_client(scene.connect().await).await;
+    for number in 0..20 {
+        let mut request = request(&format!("http://a.example/{number}"));
+        *request.method_mut() = if number % 2 == 0 { http::Method::POST } else { http::Method::PUT };
+        let response = sender.send_request(request).await.unwrap();
+        let body = response.into_body().collect().await.unwrap();
+        assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
+        let text = String::from_utf8(body.to_bytes().to_vec()).unwrap();
+        assert!(text.ends_with("HTTP/2.0 a.example body"), "{text}");
+    }
+    assert_eq!(web.connections(), 1, "one connection carries all");
+    let answer = scene.get("/").await;
+    assert!(answer.contains("GET HTTP/2.0 a.example "), "a client of HTTP/1.1 reaches it too: {answer}");
+    web.kill().await;
+    let gone = scene.get("/").await;
+    assert_eq!(status(&gone), "502", "{gone}");
+    let web = http2_instance().await;
+    route_http2(&scene, web.address);
+    assert_eq!(status(&scene.get("/").await), "200");
+    assert_eq!(scene.ingress.drain(web.address, Duration::from_secs(5)).await, 0);
+}

@@ -124,3 +124,44 @@ async fn a_connection_beyond_the_limit_gets_a_refusal() {
         "{answer}"
     );
 }
+
+/// Returns this number of header fields with 20 bytes each, line ends included.
+fn fields(count: usize) -> String {
+    (0..count).map(|number| format!("x-{number:05}: 123456789\r\n")).collect()
+}
+
+#[tokio::test]
+async fn heads_are_limited_by_bytes_and_not_by_their_number_of_fields() {
+    let scene = Scene::new(Options::default()).await;
+    // The server of the other tests has a limit of fields.
+    let web = Instance::scripted(|mut stream, _| async move {
+        let head = read_until(&mut stream, "\r\n\r\n").await;
+        let answer = format!("HTTP/1.1 200 OK\r\n\r\nfields: {}", head.matches("123456789\r\n").count());
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await;
+    scene.route(Some(web.address));
+    let request =
+        |count| format!("GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n{}\r\n", fields(count));
+    let answer = scene.ask(&request(3000)).await;
+    assert!(answer.contains("fields: 3000"), "{answer}");
+    let answer = scene.ask(&request(3300)).await;
+    assert_eq!(status(&answer), "431", "{answer}");
+    assert!(answer.contains("request_head_too_large") && answer.contains("64 KiB"), "{answer}");
+    assert_eq!(status(&scene.ask(&request(9000)).await), "431");
+
+    for (count, expected) in [(2000, "200"), (6200, "200"), (7000, "502")] {
+        let web = Instance::scripted(move |mut stream, _| async move {
+            read_until(&mut stream, "\r\n\r\n").await;
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n{}\r\nok", fields(count));
+            stream.write_all(head.as_bytes()).await.unwrap();
+        })
+        .await;
+        scene.route(Some(web.address));
+        let answer = scene.get("/").await;
+        assert_eq!(status(&answer), expected, "{count}");
+        if expected == "502" {
+            assert!(answer.contains("answer_head_too_large") && answer.contains("service web"), "{answer}");
+        }
+    }
+}

@@ -41,6 +41,7 @@ fn full() -> ServiceSpec {
             ServicePort { number: 9000, kind: PortKind::Http.into(), published: Some(false) },
             ServicePort { number: 8000, kind: PortKind::Http.into(), published: Some(true) },
             ServicePort { number: 5432, kind: PortKind::Tcp.into(), published: Some(false) },
+            ServicePort { number: 50051, kind: PortKind::H2c.into(), published: Some(false) },
         ],
         command: Some(CommandLine { arguments: vec!["python".into(), "-m".into(), "http server".into()] }),
         working_dir: "/srv".into(),

@@ -1,11 +1,12 @@
 //! The output of `--json` for services.
 
-use hearth_proto::v1::{Exit, Instance, PortKind, Revision, Service, ServicePort};
+use hearth_proto::v1::{Exit, Instance, Revision, Service, ServicePort};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::super::manifest::ServiceManifest;
 use super::{phase, state, status};
+use crate::cli::deploy::network::kind_name;
 use crate::error::{Failure, FailureKind};
 use crate::progress::deploy::probe_json;
 use crate::{exit, output};
@@ -94,7 +95,7 @@ impl From<&Service> for ServiceView {
         };
         let port = |port: &ServicePort| PortView {
             number: port.number,
-            kind: if port.kind() == PortKind::Tcp { "tcp" } else { "http" },
+            kind: kind_name(port.kind()),
             published: port.published.unwrap_or(true),
         };
         Self {

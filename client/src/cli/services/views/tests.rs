@@ -1,4 +1,4 @@
-use hearth_proto::v1::{ErrorDetail, Probe, ServiceSpec};
+use hearth_proto::v1::{ErrorDetail, PortKind, Probe, ServiceSpec};
 
 use super::*;
 

@@ -13,10 +13,10 @@ pub(super) struct TrafficSettings {
     pub public: bool,
 }
 
-/// Returns the port that the health check uses: the first published http port, otherwise the first http
-/// port.
+/// Returns the port that the health check uses: the first published port of kind http or h2c, otherwise the
+/// first such port.
 fn probed_port(ports: &[ManifestPort]) -> Option<u32> {
-    let mut http = ports.iter().filter(|port| port.kind == PortType::Http);
+    let mut http = ports.iter().filter(|port| port.kind != PortType::Tcp);
     let published = http.clone().find(|port| port.published != Some(false));
     published.or_else(|| http.next()).map(|port| port.num)
 }
@@ -31,6 +31,7 @@ pub(super) fn traffic(ports: Vec<ManifestPort>) -> Result<TrafficSettings, Field
         let kind = match port.kind {
             PortType::Http => "http",
             PortType::Tcp => "tcp",
+            PortType::H2c => "h2c",
         };
         let parsed =
             network::port(&format!("{}/{kind}", port.num)).map_err(|why| field_error("ports", &why))?;
@@ -58,7 +59,11 @@ pub(super) fn ports(spec: &ServiceSpec) -> Vec<ManifestPort> {
         let published = port.published.unwrap_or(true);
         ManifestPort {
             num: port.number,
-            kind: if port.kind() == PortKind::Tcp { PortType::Tcp } else { PortType::Http },
+            kind: match port.kind() {
+                PortKind::Unspecified | PortKind::Http => PortType::Http,
+                PortKind::Tcp => PortType::Tcp,
+                PortKind::H2c => PortType::H2c,
+            },
             liveness: None,
             published: Some(published),
             public: published.then_some(spec.public),
