@@ -136,6 +136,9 @@ ports:
 - num: 5432
   type: tcp
   published: false
+- num: 50051
+  type: h2c
+  published: false
 domains:
 - www.example.com
 - "*.example.com"
