@@ -57,6 +57,18 @@ pub enum RemoteError {
     ReceiverStopped { digest: Digest },
 }
 
+/// Returns the hint for mirrors that did not have an image, of a registry that cannot be reached.
+fn mirror_hint(mirrors: &[MirrorFailure]) -> &'static str {
+    let any = |is: fn(&RemoteError) -> bool| mirrors.iter().any(|mirror| is(&mirror.error));
+    if any(|error| matches!(error, RemoteError::NotFound { .. })) {
+        "put the image into the mirror, or let this machine reach the registry"
+    } else if any(|error| matches!(error, RemoteError::Refused { status: 401 | 403, .. })) {
+        "give the mirror's credentials in the daemon's file of registry credentials, under the name of the mirror"
+    } else {
+        "start the mirror or correct its address (--registry-mirror HOST=URL), or let this machine reach the registry"
+    }
+}
+
 /// Failure of one mirror, part of [`RemoteError::Mirrored`].
 #[derive(Debug, thiserror::Error)]
 #[error("mirror {mirror}: {error}")]
@@ -125,9 +137,13 @@ impl RemoteError {
     }
 
     /// Returns a hint for the user's next step.
-    pub const fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Mirrored { error, .. } => error.hint(),
+            Self::Mirrored { mirrors, error, .. } => match **error {
+                // A mirror is configured already, and this machine may have no way to the registry.
+                Self::Unreachable { .. } | Self::TimedOut { .. } => Some(mirror_hint(mirrors)),
+                _ => error.hint(),
+            },
             Self::InternalAddress { .. } => Some(
                 "an operator who trusts this registry can configure it as its own mirror: --registry-mirror HOST=https://HOST",
             ),
@@ -158,5 +174,54 @@ impl RemoteError {
     /// Reports whether another host may succeed where this one failed.
     pub(super) const fn allows_next_host(&self) -> bool {
         !matches!(self, Self::ReceiverStopped { .. } | Self::Content { .. } | Self::Tls(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(mirrors: Vec<RemoteError>, registry: RemoteError) -> RemoteError {
+        let named = |(number, error)| MirrorFailure { mirror: format!("mirror-{number}"), error };
+        let mirrors = mirrors.into_iter().enumerate().map(named).collect();
+        registry.with_mirror_failures(mirrors, "docker.io")
+    }
+
+    fn unreachable(url: &str) -> RemoteError {
+        RemoteError::Unreachable { url: url.to_owned(), reason: "connection refused".to_owned() }
+    }
+
+    fn refused(status: u16) -> RemoteError {
+        RemoteError::Refused { url: "https://mirror-0".to_owned(), status, code: None, message: None }
+    }
+
+    #[test]
+    fn each_place_is_named_with_its_answer_and_the_hint_is_about_the_mirror() {
+        let absent = || RemoteError::NotFound {
+            reference: "docker.io/library/busybox:9".to_owned(),
+            registry: "mirror-0".to_owned(),
+        };
+        let hub = || unreachable("https://registry-1.docker.io");
+        for (mirror, says, hint) in [
+            (unreachable("http://127.0.0.1:1"), "http://127.0.0.1:1 cannot be reached", "start the mirror"),
+            (refused(401), "401", "credentials in the daemon's file"),
+            (absent(), "busybox:9", "put the image into the mirror"),
+        ] {
+            let error = failed(vec![mirror], hub());
+            let text = error.to_string();
+            assert!(text.contains("mirror mirror-0: ") && text.contains(says), "{text}");
+            assert!(
+                text.contains("docker.io itself: https://registry-1.docker.io cannot be reached"),
+                "{text}"
+            );
+            assert!(error.hint().is_some_and(|given| given.contains(hint)), "{:?}", error.hint());
+        }
+        let none = failed(Vec::new(), hub());
+        assert!(none.hint().is_some_and(|hint| hint.contains("configure a mirror")));
+        let lacks = failed(vec![unreachable("http://127.0.0.1:1")], absent());
+        assert!(
+            lacks.hint().is_some_and(|hint| hint.contains("check the name")),
+            "the registry has answered"
+        );
     }
 }

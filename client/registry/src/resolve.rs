@@ -101,7 +101,7 @@ impl RegistryClient {
         let call =
             RegistryRequest::head(url.clone()).header(ACCEPT, HeaderValue::from_static(ACCEPTED_TYPES));
         let answer = match self.send(host, &source.scope(), &call).await {
-            Err(RemoteError::Refused { status: 404, .. }) => return Err(not_found(source)),
+            Err(RemoteError::Refused { status: 404, .. }) => return Err(absent(source, host)),
             answer => answer?,
         };
         let reported =
@@ -174,7 +174,7 @@ impl RegistryClient {
         let url = host.url(&source.repository, &format!("manifests/{name}"));
         let call = RegistryRequest::get(url.clone()).header(ACCEPT, HeaderValue::from_static(ACCEPTED_TYPES));
         let answer = match self.send(host, &source.scope(), &call).await {
-            Err(RemoteError::Refused { status: 404, .. }) => return Err(not_found(source)),
+            Err(RemoteError::Refused { status: 404, .. }) => return Err(absent(source, host)),
             answer => answer?,
         };
         let declared = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -277,6 +277,11 @@ fn parse_json<T: for<'de> Deserialize<'de>>(source: &PullSource, bytes: &[u8]) -
 
 fn invalid_answer(source: &PullSource, reason: &str) -> RemoteError {
     RemoteError::Answer { url: source.reference.clone(), reason: reason.to_owned() }
+}
+
+/// Returns the error for a reference that a host, perhaps a mirror, does not have.
+fn absent(source: &PullSource, host: &RegistryHost) -> RemoteError {
+    RemoteError::NotFound { reference: source.reference.clone(), registry: host.key.clone() }
 }
 
 pub(super) fn not_found(source: &PullSource) -> RemoteError {

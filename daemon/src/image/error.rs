@@ -185,7 +185,7 @@ impl ImageError {
     }
 
     /// Returns a hint that is more specific than the one of the code.
-    pub const fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NotFound { .. } => Some("see `hearth images list`, or build or load the image first"),
             Self::Remote(error) => error.hint(),
