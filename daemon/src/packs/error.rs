@@ -96,7 +96,7 @@ impl PackError {
     }
 
     /// Returns a hint that is more specific than the one of the code.
-    pub const fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Busy => Some("try again when other uploads have ended"),
             Self::Store(AppendError::Quota { .. } | AppendError::OwnerQuota { .. }) => {
