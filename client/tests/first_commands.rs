@@ -66,6 +66,7 @@ fn up_checks_what_was_typed_before_it_needs_a_room() {
         let ended = hearth(home.path(), line);
         assert_eq!(ended.status.code(), Some(2), "{line}: {}", stderr(&ended));
     }
+    std::fs::write(home.path().join("Dockerfile"), "FROM scratch\n").unwrap();
     let unreachable = hearth(home.path(), "up . --tag my-app --addr http://127.0.0.1:9");
     assert_eq!(unreachable.status.code(), Some(4), "{}", stderr(&unreachable));
 }
