@@ -20,9 +20,13 @@ static NOTES_ARE_JSON: AtomicBool = AtomicBool::new(false);
 
 /// Prints one line of data.
 pub fn line(text: &str) -> Result<(), Failure> {
+    bytes(format!("{text}\n").as_bytes())
+}
+
+/// Prints data as it is.
+pub fn bytes(data: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.write_all(b"\n")?;
+    out.write_all(data)?;
     Ok(out.flush()?)
 }
 

@@ -21,6 +21,7 @@ use crate::output;
 
 pub use json::JsonBuildRenderer;
 pub(crate) use json::state_name;
+pub(crate) use lines::terminal_text;
 pub use lines::{StepLineBuffer, StepLogLine};
 pub use plain::PlainBuildRenderer;
 pub use terminal::TerminalBuildRenderer;

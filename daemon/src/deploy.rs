@@ -63,6 +63,7 @@ pub(crate) mod tests;
 
 pub use images::RoomServiceImages;
 pub use log_files::LogFiles;
+pub use logs::ServiceLogLines;
 pub use merge::MergeError;
 pub use options::{DeployDependencies, Options};
 pub use progress::DeployEvents;

@@ -91,7 +91,11 @@ impl Services for ScriptedDaemon {
         self.0.read.lock().push(request.into_inner());
         let next = self.0.logs.lock().pop_front();
         let lines = next.ok_or_else(|| Status::unavailable("the script is over"))?;
-        let lines = lines.into_iter().map(|line| line.map(|line| ServiceLogLines { lines: vec![line] }));
+        let message = |line| {
+            let lines = vec![InstanceLogLine { instance_id: "m7xh7f3k9wq2".into(), line: Some(line) }];
+            ServiceLogLines { lines }
+        };
+        let lines = lines.into_iter().map(move |line| line.map(message));
         Ok(Response::new(Box::pin(stream::iter(lines))))
     }
 

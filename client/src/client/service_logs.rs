@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use hearth_proto::error_code::ErrorCode;
-use hearth_proto::v1::{LogLine, ReadServiceLogsRequest, ServiceLogLines};
+use hearth_proto::v1::{InstanceLogLine, LogLine, ReadServiceLogsRequest, ServiceLogLines};
 use tonic::{Request, Streaming};
 
 use super::outage::{ReconnectBackoff, ReconnectLimits};
@@ -18,14 +18,15 @@ pub struct ServiceLogs {
     request: ReadServiceLogsRequest,
     stream: Option<Streaming<ServiceLogLines>>,
     outages: ReconnectBackoff,
-    waiting: VecDeque<LogLine>,
+    waiting: VecDeque<InstanceLogLine>,
     position: LogPosition,
 }
 
 /// The next item of a log.
 #[derive(Debug)]
 pub enum ServiceLogItem {
-    Line(LogLine),
+    /// A line of an instance, or a piece of one.
+    Line { instance: String, line: LogLine },
     /// The connection was lost and the reader is reconnecting. Returned once for each loss.
     Lost(String),
 }
@@ -48,9 +49,10 @@ impl ServiceLogs {
     /// Returns the next line, or `None` after the last one. Cancel safe.
     pub async fn next(&mut self) -> Result<Option<ServiceLogItem>, ClientError> {
         loop {
-            while let Some(line) = self.waiting.pop_front() {
+            while let Some(InstanceLogLine { instance_id: instance, line }) = self.waiting.pop_front() {
+                let line = line.unwrap_or_default();
                 if self.position.is_new(&line) {
-                    return Ok(Some(ServiceLogItem::Line(line)));
+                    return Ok(Some(ServiceLogItem::Line { instance, line }));
                 }
             }
             self.outages.wait_for_retry().await;
@@ -145,7 +147,7 @@ mod tests {
 
     fn line(nanos: i32, text: &str) -> LogLine {
         let time = Some(prost_types::Timestamp { seconds: 1, nanos });
-        LogLine { time, text: text.to_owned(), ..LogLine::default() }
+        LogLine { time, text: text.to_owned().into(), ..LogLine::default() }
     }
 
     #[test]
@@ -153,7 +155,8 @@ mod tests {
         let mut place = LogPosition::default();
         assert_eq!(place.resume_time(), None);
         let delivered = |place: &mut LogPosition, lines: &[LogLine]| {
-            lines.iter().filter(|line| place.is_new(line)).map(|line| line.text.clone()).collect::<String>()
+            let new = lines.iter().filter(|line| place.is_new(line));
+            new.map(|line| String::from_utf8(line.text.to_vec()).unwrap()).collect::<String>()
         };
         assert_eq!(delivered(&mut place, &[line(1, "a"), line(2, "b"), line(2, "c")]), "abc");
         // A further line with the same time had not been read yet.

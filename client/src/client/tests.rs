@@ -93,7 +93,7 @@ async fn a_gap_a_lasting_error_and_a_daemon_that_stays_away_end_a_watch() {
 
 fn line(nanos: i32, text: &str) -> Result<LogLine, Status> {
     let time = Some(prost_types::Timestamp { seconds: 1, nanos });
-    Ok(LogLine { time, text: text.to_owned(), ..LogLine::default() })
+    Ok(LogLine { time, text: text.to_owned().into(), ..LogLine::default() })
 }
 
 #[tokio::test]
@@ -120,8 +120,9 @@ async fn a_followed_log_resumes_where_it_stopped() {
         let mut seen = String::new();
         while let Some(read) = logs.next().await.unwrap() {
             match read {
-                ServiceLogItem::Line(line) => {
-                    seen.push_str(&line.text);
+                ServiceLogItem::Line { instance, line } => {
+                    assert_eq!(instance, "m7xh7f3k9wq2");
+                    seen.push_str(std::str::from_utf8(&line.text).unwrap());
                     if line.text == "e" {
                         *daemon.service.lock() = None;
                     }

@@ -101,7 +101,8 @@ fn log_lines(line: &LogLine) -> Vec<String> {
     let gap =
         (line.dropped_bytes > 0).then(|| format!("({} of log left out)", output::size(line.dropped_bytes)));
     let mark = if line.stream() == LogStream::Stderr { "! " } else { "" };
-    gap.into_iter().chain([format!("{mark}{}", output::printable(&line.text))]).collect()
+    let text = output::printable(&String::from_utf8_lossy(&line.text));
+    gap.into_iter().chain([format!("{mark}{text}")]).collect()
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use hearth_proto::v1::{LogStream, StepLog};
+use hearth_proto::value::whole_characters;
 
-/// Maximum length of a line in bytes. Longer lines are cut, so that the buffer stays bounded.
+/// Maximum length of a line in bytes. Longer lines are cut between characters, so that the buffer stays bounded.
 const LONGEST_LINE: usize = 64 * 1024;
 
 /// Incomplete lines, by step and stream.
@@ -27,11 +28,11 @@ impl StepLineBuffer {
         let buffer = self.unfinished.entry((log.step, stderr)).or_default();
         let mut lines = Vec::new();
         for piece in log.data.split_inclusive(|byte| *byte == b'\n') {
-            for part in piece.chunks(LONGEST_LINE) {
-                if buffer.len() + part.len() > LONGEST_LINE {
-                    lines.push(StepLogLine { stderr, text: terminal_text(&std::mem::take(buffer)) });
-                }
-                buffer.extend_from_slice(part);
+            buffer.extend_from_slice(piece);
+            while buffer.len() > LONGEST_LINE {
+                let rest = buffer.split_off(whole_characters(&buffer[..LONGEST_LINE]));
+                let text = terminal_text(&std::mem::replace(buffer, rest));
+                lines.push(StepLogLine { stderr, text });
             }
             if buffer.ends_with(b"\n") {
                 lines.push(StepLogLine { stderr, text: terminal_text(&std::mem::take(buffer)) });
@@ -61,7 +62,7 @@ impl StepLineBuffer {
 
 /// Decodes a line as a terminal would show it: a carriage return starts the line again. Escape
 /// sequences and other control characters are removed.
-fn terminal_text(line: &[u8]) -> String {
+pub(crate) fn terminal_text(line: &[u8]) -> String {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let written_last = line.rsplit(|byte| *byte == b'\r').find(|part| !part.is_empty()).unwrap_or_default();
@@ -150,5 +151,10 @@ mod tests {
         let seen = lines.push(&log(1, LogStream::Stdout, &vec![b'x'; 3 * LONGEST_LINE + 5]));
         assert_eq!(seen.iter().map(|line| line.text.len()).collect::<Vec<_>>(), [LONGEST_LINE; 3]);
         assert_eq!(lines.finish(1)[0].text.len(), 5);
+        let mut lines = StepLineBuffer::default();
+        let text = "\u{20ac}".repeat(LONGEST_LINE);
+        let seen = lines.push(&log(1, LogStream::Stdout, text.as_bytes()));
+        let rest = lines.finish(1);
+        assert_eq!([texts(&seen), texts(&rest)].concat().concat(), text);
     }
 }

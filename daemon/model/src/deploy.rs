@@ -264,9 +264,19 @@ impl DeployEventKind {
 pub struct LogLine {
     pub at: Timestamp,
     pub stream: LogStream,
-    pub text: String,
+    /// Bytes as they were written, without their newline. Pieces of a line are cut between characters.
+    pub text: Vec<u8>,
     /// Bytes of log that were dropped right before this line.
     pub dropped_bytes: u64,
+    /// Set if no newline ended the text: the next line of the same stream continues it.
+    pub unfinished: bool,
+}
+
+/// Line of a service's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceLogLine {
+    pub instance: InstanceId,
+    pub line: LogLine,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -280,12 +290,12 @@ pub struct ServiceLogQuery {
     pub follow: bool,
 }
 
-/// Selects the instance whose log is read.
+/// Selects the instances whose log is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogSource {
-    /// The newest instance of the service.
-    Newest,
-    /// The newest instance of a revision.
+    /// All instances of the service.
+    Service,
+    /// All instances of a revision.
     Revision(u32),
     /// This instance, which may be gone as long as its log is kept.
     Instance(InstanceId),

@@ -26,7 +26,7 @@ pub use certificate_files::CertificateFiles;
 pub use hearth_value::{
     Assignment, BuildCompression, BuildCompressionError, BuildMount, BuildMountSource, Digest, LinePattern,
     MountAccess, MountOrigin, MountSource, MountTarget, Reference, Registry, Repository, RoomRegistries,
-    ServiceMount, ServiceMountSource, Tag,
+    ServiceMount, ServiceMountSource, Tag, whole_characters,
 };
 pub use layer_limits::LayerLimits;
 pub use public_address::{embedded_ipv4, is_link_local, is_public};

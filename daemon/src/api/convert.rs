@@ -10,7 +10,7 @@ mod spec;
 
 pub use context::{context, path_in};
 pub use deploy::{arguments, deploy_spec, domain};
-pub use deploy_event::{action, deploy_event, exit, log_line};
+pub use deploy_event::{action, deploy_event, exit, instance_log_line};
 pub use service::{IngressAddress, route, service, service_spec};
 pub use spec::{SpecContext, build_spec, pairs};
 

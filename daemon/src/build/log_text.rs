@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use super::event_log::EventLog;
-use crate::model::LinePattern;
 use crate::model::build::{BuildEvent, BuildEventKind, LogStream};
+use crate::model::{LinePattern, whole_characters};
 
 /// Selection of log lines. Zero means the default.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +33,7 @@ pub struct BuildLogText {
 const DEFAULT_TAIL: usize = 200;
 const DEFAULT_BYTES: usize = 64 << 10;
 const MAX_BYTES: usize = 4 << 20;
-/// A longer line is cut at this number of bytes.
+/// A longer line is cut at about this number of bytes, between characters.
 const LONGEST_LINE: usize = 64 << 10;
 /// Bytes of events per read from the file.
 const BATCH: usize = 1 << 20;
@@ -95,9 +95,11 @@ impl<'a> BuildLogCollector<'a> {
                 let mut line = self.open.remove(&key).unwrap_or_default();
                 for part in data.split_inclusive(|&byte| byte == b'\n') {
                     line.extend_from_slice(part);
-                    if line.ends_with(b"\n") || line.len() >= LONGEST_LINE {
-                        self.line(step, &line);
-                        line.clear();
+                    if line.ends_with(b"\n") {
+                        self.line(step, &std::mem::take(&mut line));
+                    } else if line.len() >= LONGEST_LINE {
+                        let rest = line.split_off(whole_characters(&line));
+                        self.line(step, &std::mem::replace(&mut line, rest));
                     }
                 }
                 if !line.is_empty() {

@@ -214,7 +214,10 @@ async fn log_tail(logs: &ServiceLogs, entry: &ServiceEntry, instance: &InstanceI
         Ok::<_, LogError>(
             lines
                 .take(TAIL)
-                .filter_map(|line| async { Some(line.ok()?.text.chars().take(MAX_LINE).collect()) })
+                .filter_map(|line| async {
+                    let text = line.ok()?.text;
+                    Some(String::from_utf8_lossy(&text).chars().take(MAX_LINE).collect())
+                })
                 .collect::<Vec<String>>()
                 .await,
         )

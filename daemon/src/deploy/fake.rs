@@ -258,6 +258,7 @@ impl ServiceImages for FakeWorld {
 #[async_trait]
 impl InstanceLogs for FakeWorld {
     async fn read(&self, directory: &Path, query: ServiceLogQuery) -> Result<LogLines, LogError> {
+        use futures::StreamExt as _;
         if !directory.is_dir() {
             return Ok(Box::pin(futures::stream::empty()));
         }
@@ -265,12 +266,14 @@ impl InstanceLogs for FakeWorld {
         let line = |text: String| LogLine {
             at: Timestamp::now(),
             stream: LogStream::Stderr,
-            text,
+            text: text.into_bytes(),
             dropped_bytes: 0,
+            unfinished: false,
         };
-        let lines = futures::stream::iter([Ok(line("begins".to_owned())), Ok(line(format!("I am {name}")))]);
+        let lines = [Ok(line("begins".to_owned())), Ok(line(format!("I am {name}")))];
+        let wanted = query.tail.unwrap_or(lines.len());
+        let lines = futures::stream::iter(lines).skip(2_usize.saturating_sub(wanted));
         if query.follow {
-            use futures::StreamExt as _;
             return Ok(Box::pin(lines.chain(futures::stream::pending())));
         }
         Ok(Box::pin(lines))

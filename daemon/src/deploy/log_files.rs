@@ -1,7 +1,8 @@
 //! Production implementation of [`InstanceLogs`]: reads the files that log keepers write.
 //!
 //! The files store a long line as several records, and an unfinished line as the part that was written; both are
-//! reassembled here. Dropped bytes are reported with the line after them.
+//! reassembled here. A line that is longer than [`MAX_LINE`], or whose end is late, is returned in pieces, which are cut
+//! between characters. Dropped bytes are reported with the line after them.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -14,9 +15,9 @@ use jiff::Timestamp;
 use super::port::{InstanceLogs, LogError, LogLines};
 use crate::instance_log::format::RecordSource;
 use crate::instance_log::read::{self, LogFollower, LogPosition, MOST_BYTES, RecordedLine};
-use crate::model::LinePattern;
 use crate::model::build::LogStream;
 use crate::model::deploy::{LogLine, ServiceLogQuery};
+use crate::model::{LinePattern, whole_characters};
 use crate::task;
 
 /// Polling interval for a followed log.
@@ -48,7 +49,7 @@ impl InstanceLogs for LogFiles {
                 lines.skip = all.saturating_sub(wanted as u64);
             } else {
                 excerpt.lines.iter().for_each(|line| lines.add(line));
-                lines.flush();
+                lines.flush(!follow);
                 start = excerpt.end;
                 if !follow {
                     end = LogReadEnd::Reached;
@@ -108,11 +109,11 @@ impl ServiceLogReader {
             more.iter().for_each(|line| self.lines.add(line));
             if over {
                 self.end = LogReadEnd::Reached;
-                self.lines.flush();
+                self.lines.flush(true);
             } else if nothing {
                 quiet += 1;
                 if quiet == FLUSH_AFTER_POLLS {
-                    self.lines.flush();
+                    self.lines.flush(false);
                 } else {
                     tokio::time::sleep(POLL).await;
                 }
@@ -130,7 +131,7 @@ struct LogLineAssembler {
     /// Number of matching lines still to be skipped.
     skip: u64,
     /// Unfinished lines of stdout and of stderr.
-    open: [Option<(Timestamp, String)>; 2],
+    open: [Option<(Timestamp, Vec<u8>)>; 2],
     dropped_bytes: u64,
     /// Time of the last gap that no line has reported yet.
     gap_at: Option<Timestamp>,
@@ -157,40 +158,49 @@ impl LogLineAssembler {
             RecordSource::Gap => {
                 if self.since.is_none_or(|since| line.at >= since) {
                     // An unreadable count still means that something is missing.
-                    self.dropped_bytes = self.dropped_bytes.saturating_add(line.text.parse().unwrap_or(1));
+                    let count = std::str::from_utf8(&line.text).ok().and_then(|count| count.parse().ok());
+                    self.dropped_bytes = self.dropped_bytes.saturating_add(count.unwrap_or(1));
                     self.gap_at = Some(line.at);
                 }
                 return;
             }
         };
-        let open = &mut self.open[usize::from(stream == LogStream::Stderr)];
-        let (at, mut text) = open.take().unwrap_or((line.at, String::new()));
-        text.push_str(&line.text);
-        if line.ended || text.len() >= MAX_LINE {
-            self.emit(at, stream, text);
+        let slot = usize::from(stream == LogStream::Stderr);
+        let (at, mut text) = self.open[slot].take().unwrap_or((line.at, Vec::new()));
+        text.extend_from_slice(&line.text);
+        if line.ended {
+            self.emit(at, stream, text, false);
+        } else if text.len() >= MAX_LINE {
+            let rest = text.split_off(whole_characters(&text));
+            self.emit(at, stream, text, true);
+            self.open[slot] = Some((line.at, rest)).filter(|(_, rest)| !rest.is_empty());
         } else {
-            *open = Some((at, text));
+            self.open[slot] = Some((at, text));
         }
     }
 
-    fn emit(&mut self, at: Timestamp, stream: LogStream, text: String) {
+    fn emit(&mut self, at: Timestamp, stream: LogStream, text: Vec<u8>, unfinished: bool) {
         let wanted = self.since.is_none_or(|since| at >= since)
-            && self.grep.as_ref().is_none_or(|wanted| wanted.matches(text.as_bytes()));
+            && self.grep.as_ref().is_none_or(|wanted| wanted.matches(&text));
         if wanted {
             self.gap_at = None;
             let dropped_bytes = std::mem::take(&mut self.dropped_bytes);
             match self.skip.checked_sub(1) {
                 Some(left) => self.skip = left,
-                None => self.ready.push_back(LogLine { at, stream, text, dropped_bytes }),
+                None => self.ready.push_back(LogLine { at, stream, text, dropped_bytes, unfinished }),
             }
         }
     }
 
-    /// Emits unfinished lines as they are.
-    fn flush(&mut self) {
+    /// Emits unfinished lines as they are. Unless the log is `over`, the beginning of a character is held back.
+    fn flush(&mut self, over: bool) {
         for stream in [LogStream::Stdout, LogStream::Stderr] {
-            if let Some((at, text)) = self.open[usize::from(stream == LogStream::Stderr)].take() {
-                self.emit(at, stream, text);
+            let open = &mut self.open[usize::from(stream == LogStream::Stderr)];
+            let Some((at, mut text)) = open.take() else { continue };
+            let rest = text.split_off(if over { text.len() } else { whole_characters(&text) });
+            *open = Some((at, rest)).filter(|(_, rest)| !rest.is_empty());
+            if !text.is_empty() {
+                self.emit(at, stream, text, true);
             }
         }
     }
@@ -199,7 +209,8 @@ impl LogLineAssembler {
     fn trailing_gap(&mut self) -> Option<LogLine> {
         let at = self.gap_at.take()?;
         let dropped_bytes = std::mem::take(&mut self.dropped_bytes);
-        Some(LogLine { at, stream: LogStream::Stderr, text: String::new(), dropped_bytes })
+        let (stream, text) = (LogStream::Stderr, Vec::new());
+        Some(LogLine { at, stream, text, dropped_bytes, unfinished: true })
     }
 }
 
@@ -239,7 +250,7 @@ mod tests {
     }
 
     fn texts(lines: &[LogLine]) -> Vec<&str> {
-        lines.iter().map(|line| line.text.as_str()).collect()
+        lines.iter().map(|line| std::str::from_utf8(&line.text).unwrap()).collect()
     }
 
     #[tokio::test]
@@ -265,7 +276,7 @@ mod tests {
             append(directory, 5, RecordSource::Stdout, "more\n");
         }
         let lines = all(directory, ServiceLogQuery::default()).await;
-        assert_eq!((lines.len(), lines[4].text.as_str()), (1004, "no newlinemore"));
+        assert_eq!((lines.len(), texts(&lines)[4]), (1004, "no newlinemore"));
     }
 
     #[tokio::test]
@@ -277,7 +288,8 @@ mod tests {
         }
         let query = ServiceLogQuery { tail: Some(90), ..ServiceLogQuery::default() };
         let lines = all(directory, query.clone()).await;
-        let first = |line: &LogLine| line.text.split(' ').next().unwrap().to_owned();
+        let first =
+            |line: &LogLine| texts(std::slice::from_ref(line))[0].split(' ').next().unwrap().to_owned();
         assert_eq!(
             (lines.len(), first(&lines[0]), first(&lines[89])),
             (90, "10".to_owned(), "99".to_owned())
@@ -327,10 +339,47 @@ mod tests {
         append(directory, 4, RecordSource::Gap, "7");
         for tail in [None, Some(50)] {
             let lines = all(directory, ServiceLogQuery { tail, ..ServiceLogQuery::default() }).await;
-            let delivered: Vec<_> =
-                lines.iter().map(|line| (line.text.as_str(), line.dropped_bytes)).collect();
+            let dropped = lines.iter().map(|line| line.dropped_bytes);
+            let delivered: Vec<_> = texts(&lines).into_iter().zip(dropped).collect();
             assert_eq!(delivered, [("a", 0), ("b", 4100), ("", 7)]);
         }
+    }
+
+    #[tokio::test]
+    async fn a_long_line_comes_in_pieces_that_are_cut_between_characters() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        // Neither a record nor a piece has a length that three divides.
+        let long = "\u{20ac}".repeat(100_000);
+        append(directory, 0, RecordSource::Stdout, &format!("{long}\nnext\n"));
+        for tail in [None, Some(50)] {
+            let lines = all(directory, ServiceLogQuery { tail, ..ServiceLogQuery::default() }).await;
+            let (last, pieces) = lines.split_last().unwrap();
+            assert_eq!((texts(std::slice::from_ref(last)), last.unfinished), (vec!["next"], false));
+            assert_eq!(texts(pieces).concat(), long);
+            let (last, others) = pieces.split_last().unwrap();
+            assert!(others.len() >= 2 && others.iter().all(|line| line.unfinished) && !last.unfinished);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_character_that_is_written_in_two_parts_is_delivered_in_one_and_other_bytes_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        let write = |bytes: &[u8]| {
+            let mut out = Vec::new();
+            LogRecord { at: at(0), source: RecordSource::Stdout, ended: false, text: bytes }.write(&mut out);
+            let mut file = File::options().create(true).append(true).open(directory.join("log")).unwrap();
+            file.write_all(&out).unwrap();
+        };
+        write(b"a\xe2\x82");
+        let query = ServiceLogQuery { tail: Some(1), follow: true, ..ServiceLogQuery::default() };
+        let mut lines = LogFiles.read(directory, query).await.unwrap();
+        let mut next = async || lines.next().await.unwrap().unwrap();
+        assert_eq!(next().await.text, b"a");
+        write(b"\xac\xff");
+        let rest = next().await;
+        assert_eq!((rest.text.as_slice(), rest.unfinished), (&b"\xe2\x82\xac\xff"[..], true));
     }
 
     #[tokio::test]
@@ -342,7 +391,7 @@ mod tests {
         let mut lines = LogFiles.read(directory, query).await.unwrap();
         let mut next = async || {
             let line = tokio::time::timeout(Duration::from_secs(10), lines.next()).await.unwrap();
-            line.unwrap().unwrap().text
+            String::from_utf8(line.unwrap().unwrap().text).unwrap()
         };
         assert_eq!(next().await, "new");
         append(directory, 1, RecordSource::Stdout, "half");

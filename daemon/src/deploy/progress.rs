@@ -13,6 +13,7 @@ use crate::model::deploy::{DeployEvent, DeployEventKind, LogLine};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::InstanceId;
 use crate::model::service::RevisionOutcome;
+use crate::model::whole_characters;
 
 /// Maximum number of events kept per revision. The last event is always kept.
 const MAX_EVENTS: usize = 4000;
@@ -136,7 +137,7 @@ impl DeployProgress {
             log.lines += 1;
         }
         if line.text.len() > MAX_LINE {
-            let cut = (0..=MAX_LINE).rev().find(|at| line.text.is_char_boundary(*at)).unwrap_or(0);
+            let cut = whole_characters(&line.text[..MAX_LINE]);
             line.dropped_bytes += (line.text.len() - cut) as u64;
             line.text.truncate(cut);
         }
@@ -237,8 +238,9 @@ mod tests {
             let line = LogLine {
                 at: Timestamp::UNIX_EPOCH,
                 stream: LogStream::Stdout,
-                text: "é".repeat(MAX_LINE),
+                text: "é".repeat(MAX_LINE).into_bytes(),
                 dropped_bytes: 0,
+                unfinished: false,
             };
             progress.publish_log_line(InstanceId::random(), line);
         }

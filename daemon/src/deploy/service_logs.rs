@@ -46,8 +46,7 @@ impl ServiceLogs {
         self.reader.read(&self.instance_directory(service, instance), query).await
     }
 
-    /// Returns the instances that have a log, running or not, ordered by the time at which they last started a log
-    /// file.
+    /// Returns the instances that have a log, running or not, in the order of their starts.
     pub(super) async fn kept(&self, service: &ServiceId, revision: Option<u32>) -> Vec<InstanceId> {
         let directory = self.service_directory(service);
         let listed = task::blocking("service logs", move || {
@@ -150,14 +149,16 @@ fn logged_revision(directory: &Path, instance: &InstanceId) -> Option<u32> {
     text.ok()?.parse().ok()
 }
 
-/// Returns the instances that have a log, ordered by the modification time of its directory.
+/// Returns the instances that have a log, in the order of their starts: the file with the revision is written once,
+/// before the start.
 fn logged_instances(directory: &Path) -> Vec<InstanceId> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let mut found: Vec<_> = entries
         .filter_map(|entry| {
             let entry = entry.ok()?;
             let id: InstanceId = entry.file_name().to_str()?.parse().ok()?;
-            Some((entry.metadata().ok()?.modified().ok()?, id))
+            let written = std::fs::metadata(entry.path().join(REVISION_FILE)).or_else(|_| entry.metadata());
+            Some((written.ok()?.modified().ok()?, id))
         })
         .collect();
     found.sort();

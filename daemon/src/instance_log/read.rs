@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::format::{self, RecordSource};
 use super::{CURRENT, OLDER};
-use crate::model::LinePattern;
+use crate::model::{LinePattern, whole_characters};
 
 /// Selection of log lines for an excerpt.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +44,7 @@ pub struct RecordedLine {
     pub source: RecordSource,
     /// Set if a newline ended the text. The text of a gap is the number of missing bytes.
     pub ended: bool,
-    pub text: String,
+    pub text: Vec<u8>,
 }
 
 /// Selected lines of a log.
@@ -197,8 +197,12 @@ impl<'a> ExcerptCollector<'a> {
         };
         let (at, mut text) = self.open[slot].take().unwrap_or((record.at, Vec::new()));
         text.extend_from_slice(record.text);
-        if record.ended || text.len() >= LONGEST_LINE {
-            self.line(at, record.source, record.ended, &text);
+        if record.ended {
+            self.line(at, record.source, true, &text);
+        } else if text.len() >= LONGEST_LINE {
+            let rest = text.split_off(whole_characters(&text));
+            self.line(at, record.source, false, &text);
+            self.open[slot] = Some((record.at, rest)).filter(|(_, rest)| !rest.is_empty());
         } else {
             self.open[slot] = Some((at, text));
         }
@@ -208,15 +212,14 @@ impl<'a> ExcerptCollector<'a> {
         if self.query.since.is_some_and(|since| at < since) {
             return;
         }
-        let text = String::from_utf8_lossy(text).into_owned();
         // A gap is always shown: the missing text may contain the searched one.
         if source != RecordSource::Gap
-            && self.query.pattern.as_ref().is_some_and(|wanted| !wanted.matches(text.as_bytes()))
+            && self.query.pattern.as_ref().is_some_and(|wanted| !wanted.matches(text))
         {
             return;
         }
         self.bytes += text.len();
-        self.lines.push_back(RecordedLine { at, source, ended, text });
+        self.lines.push_back(RecordedLine { at, source, ended, text: text.to_vec() });
         while self.lines.len() > self.tail || self.bytes > self.max_bytes {
             let Some(oldest) = self.lines.pop_front() else { break };
             self.bytes -= oldest.text.len();
@@ -304,8 +307,7 @@ fn read_more(
 }
 
 fn line(record: &format::LogRecord<'_>) -> RecordedLine {
-    let text = String::from_utf8_lossy(record.text).into_owned();
-    RecordedLine { at: record.at, source: record.source, ended: record.ended, text }
+    RecordedLine { at: record.at, source: record.source, ended: record.ended, text: record.text.to_vec() }
 }
 
 fn inode(path: &Path) -> io::Result<Option<u64>> {
@@ -360,7 +362,7 @@ mod tests {
     }
 
     fn texts(lines: &[RecordedLine]) -> Vec<&str> {
-        lines.iter().map(|line| line.text.as_str()).collect()
+        lines.iter().map(|line| std::str::from_utf8(&line.text).unwrap()).collect()
     }
 
     #[test]

@@ -330,7 +330,12 @@ fn host() -> hearth_oci::DeclaredPlatform {
 
 pub fn lines(log: &Path) -> Vec<String> {
     let query = ExcerptQuery { max_bytes: 1 << 20, tail: Some(10_000), ..ExcerptQuery::default() };
-    read_excerpt(log, &query).unwrap().lines.into_iter().map(|line| line.text).collect()
+    read_excerpt(log, &query)
+        .unwrap()
+        .lines
+        .into_iter()
+        .map(|line| String::from_utf8(line.text).unwrap())
+        .collect()
 }
 
 fn names(dir: &Path) -> Vec<String> {

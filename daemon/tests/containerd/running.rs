@@ -245,7 +245,7 @@ async fn a_flood_of_output_neither_fills_the_disk_nor_holds_the_instance_up() {
             fs::read_dir(&log).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
         assert!(bytes <= (16 << 20) + 4096, "{bytes}");
         let tail = read_excerpt(&log, &ExcerptQuery { tail: Some(1), ..ExcerptQuery::default() }).unwrap();
-        assert_eq!(tail.lines[0].text, "last");
+        assert_eq!(tail.lines[0].text, b"last");
     })
     .await;
 }

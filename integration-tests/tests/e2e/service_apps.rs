@@ -1,6 +1,7 @@
 //! Services whose apps behave in unusual ways: they listen on loopback only, redirect, exit early, ignore their stop
 //! signal or crash repeatedly. Also the interfaces between an app and its users: TLS, HTTP/2, large bodies, logs.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -125,8 +126,17 @@ fn a_crash_loop_backs_off_and_reports_the_exit(daemon: &Daemon) {
     daemon.hearth(&["services", "exec", "loop", "--", "sh", "-c", "kill -9 $(pidof httpd)"]);
     wait::until(seconds(30), "the crash loop is reported, with the app's exit", || {
         let shown = daemon.hearth_ok(&["services", "show", "loop"]).stdout;
-        shown.contains("crash_loop") && shown.contains("exit code 6")
+        shown.contains("restarting (exit 6, ") && shown.contains("exit code 6")
     });
+    let listed = daemon.hearth_ok(&["services", "list"]);
+    assert!(listed.stdout.contains("(exit 6, ") || listed.stdout.contains("after exit 6, "), "{listed}");
+    // The last words of the instances that ended, each with its instance.
+    let logs = daemon.hearth_ok(&["services", "logs", "loop", "--since", "5m", "--json"]).json();
+    let words = logs.as_array().unwrap().iter().filter(|line| line["text"] == "sick");
+    let instances: BTreeSet<_> = words.map(|line| line["instance"].as_str().unwrap().to_owned()).collect();
+    assert!(instances.len() >= 2, "{logs}");
+    let logs = daemon.hearth_ok(&["services", "logs", "loop", "--revision", "1", "--tail", "2"]);
+    assert_eq!(logs.stdout, "sick\nsick\n", "{logs}");
 }
 
 fn a_followed_log_continues_across_an_update_and_ends_with_the_service(daemon: &Daemon) {

@@ -6278,12 +6278,16 @@ pub struct LogLine {
     pub time: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(enumeration = "LogStream", tag = "2")]
     pub stream: i32,
-    /// Text without its newline. Bytes that are not UTF-8 are shown as U+FFFD.
-    #[prost(string, tag = "3")]
-    pub text: ::prost::alloc::string::String,
+    /// Bytes without their newline, as the instance wrote them. A line of more than 64 KiB, or one whose
+    /// end is late, comes in pieces, which are cut between characters.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub text: ::prost::bytes::Bytes,
     /// Bytes of log that were dropped right before this line.
     #[prost(uint64, tag = "4")]
     pub dropped_bytes: u64,
+    /// True when no newline ended the text: the next line of the same instance and stream continues it.
+    #[prost(bool, tag = "5")]
+    pub unfinished: bool,
 }
 /// Number of log lines that the event stream leaves out; Logs returns them.
 #[allow(clippy::all)]
@@ -6495,7 +6499,7 @@ pub mod read_service_logs_request {
     #[allow(clippy::all)]
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Source {
-        /// The newest instance of this revision that has a log.
+        /// The instances of this revision.
         #[prost(uint32, tag = "2")]
         Revision(u32),
         /// This instance; it may have ended, as long as its log is kept. Example: "m7xh7f3k9wq2".
@@ -6508,8 +6512,8 @@ pub mod read_service_logs_request {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServiceLogLines {
     /// The lines, at most 256, and 1 MiB together.
-    #[prost(message, repeated, tag = "1")]
-    pub lines: ::prost::alloc::vec::Vec<LogLine>,
+    #[prost(message, repeated, tag = "2")]
+    pub lines: ::prost::alloc::vec::Vec<InstanceLogLine>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -7293,7 +7297,8 @@ pub mod services_client {
             req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Services", "List"));
             self.inner.unary(req, path, codec).await
         }
-        /// Streams the lines that the service wrote, oldest first. With `follow` the stream continues, across
+        /// Streams the lines that the instances of the service wrote, instance by instance, oldest first. The logs of
+        /// the last 5 instances that ended are kept, of each at most 16 MiB. With `follow` the stream continues, across
         /// restarts and updates, until the service is removed, the daemon shuts down or the reader disconnects.
         pub async fn logs(
             &mut self,
@@ -7514,7 +7519,8 @@ pub mod services_server {
             >
             + std::marker::Send
             + 'static;
-        /// Streams the lines that the service wrote, oldest first. With `follow` the stream continues, across
+        /// Streams the lines that the instances of the service wrote, instance by instance, oldest first. The logs of
+        /// the last 5 instances that ended are kept, of each at most 16 MiB. With `follow` the stream continues, across
         /// restarts and updates, until the service is removed, the daemon shuts down or the reader disconnects.
         async fn logs(
             &self,

@@ -5,6 +5,7 @@
 mod assignment;
 mod build_compression;
 mod build_secret;
+mod characters;
 mod digest;
 pub mod error_code;
 mod fields;
@@ -16,6 +17,7 @@ mod reference;
 pub use assignment::{Assignment, AssignmentError, parse_env_file};
 pub use build_compression::{BuildCompression, BuildCompressionError};
 pub use build_secret::{SecretFlag, SecretFlagError, SecretFlagSource};
+pub use characters::whole_characters;
 pub use digest::{Digest, DigestError};
 pub use fields::{FieldsError, split_fields};
 pub use line_pattern::{LinePattern, LinePatternError};

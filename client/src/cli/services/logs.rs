@@ -1,8 +1,12 @@
 //! `hearth services logs`
 
+mod text;
+
+use std::io::IsTerminal as _;
+
 use clap::Args;
+use hearth_proto::v1::ReadServiceLogsRequest;
 use hearth_proto::v1::read_service_logs_request::Source;
-use hearth_proto::v1::{LogLine, ReadServiceLogsRequest};
 use hearth_proto::value::LinePattern;
 use jiff::Timestamp;
 
@@ -11,16 +15,21 @@ use crate::client::ServiceLogItem;
 use crate::error::Failure;
 use crate::progress::deploy::log_line;
 use crate::{duration, output};
+use text::LogTextWriter;
 
 /// Show the log of a service
 ///
-/// Shows the last 200 lines by default. `--follow` continues across restarts and updates. With --json
-/// the lines are the elements of one array, each on a line of its own.
+/// Shows the last 200 lines by default, also those of earlier instances, whose logs are kept for the
+/// last 5 that ended. `--follow` continues across restarts and updates. A terminal shows no control
+/// characters; a file or a pipe receives the bytes as the service wrote them. With --json the lines are
+/// the elements of one array, each on a line of its own.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   hearth services logs web --tail 50
   hearth services logs web --since 10m --grep error
+  hearth services logs web --revision 3 --prefix
+      Also after its instances have ended
   hearth services logs web --follow")]
 pub(in crate::cli) struct ServiceLogsArgs {
     /// Name or id
@@ -38,9 +47,15 @@ pub(in crate::cli) struct ServiceLogsArgs {
     /// Show only lines that match this regular expression, such as `error|warn`
     #[arg(long, value_name = "REGEX")]
     grep: Option<LinePattern>,
-    /// Show the log of the newest instance of this revision
+    /// Show only lines of the instances of this revision
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     revision: Option<u32>,
+    /// Show only lines of this instance
+    #[arg(long, value_name = "ID", conflicts_with = "revision")]
+    instance: Option<String>,
+    /// Show the instance of each line before it
+    #[arg(long)]
+    prefix: bool,
     /// Show the time of each line before it
     #[arg(long, short)]
     timestamps: bool,
@@ -50,7 +65,10 @@ impl ServiceLogsArgs {
     fn request(&self) -> ReadServiceLogsRequest {
         ReadServiceLogsRequest {
             service: self.service.clone(),
-            source: self.revision.map(Source::Revision),
+            source: match (&self.instance, self.revision) {
+                (Some(instance), _) => Some(Source::InstanceId(instance.clone())),
+                (None, revision) => revision.map(Source::Revision),
+            },
             tail: self.tail,
             since: self
                 .since
@@ -60,34 +78,37 @@ impl ServiceLogsArgs {
             ..ReadServiceLogsRequest::default()
         }
     }
-
-    fn row(&self, line: &LogLine) -> String {
-        let text = output::printable(&line.text);
-        match output::timestamp(line.time.as_ref()).filter(|_| self.timestamps) {
-            Some(time) => format!("{time} {text}"),
-            None => text,
-        }
-    }
 }
 
 pub(super) async fn run(args: ServiceLogsArgs, globals: &GlobalArgs) -> Result<(), Failure> {
     let client = connect(globals).await?;
     let mut logs = client.service_logs(args.request());
+    let mut text = LogTextWriter::new(std::io::stdout().is_terminal(), args.timestamps, args.prefix);
+    let mut last_instance = None;
     while let Some(read) = logs.next().await? {
         match read {
             ServiceLogItem::Lost(reason) => {
                 output::note(&format!("connection lost ({reason}); reconnecting"));
             }
-            ServiceLogItem::Line(line) if globals.json => output::json_item(&log_line(&line))?,
-            ServiceLogItem::Line(line) => {
+            ServiceLogItem::Line { instance, line } if globals.json => {
+                let mut item = log_line(&line);
+                item["instance"] = instance.into();
+                output::json_item(&item)?;
+            }
+            ServiceLogItem::Line { instance, line } => {
+                output::bytes(&text.end_other_line(&instance, line.stream()))?;
+                if !args.prefix && last_instance.as_ref().is_some_and(|last| *last != instance) {
+                    output::note(&format!("(instance {instance})"));
+                }
                 if line.dropped_bytes > 0 {
                     output::note(&format!("({} of log left out)", output::size(line.dropped_bytes)));
                 }
-                output::line(&args.row(&line))?;
+                output::bytes(&text.line(&instance, &line))?;
+                last_instance = Some(instance);
             }
         }
     }
-    if globals.json { output::end_json_items() } else { Ok(()) }
+    if globals.json { output::end_json_items() } else { output::bytes(text.end()) }
 }
 
 #[cfg(test)]
@@ -113,6 +134,8 @@ mod tests {
             since: Timestamp::from_second(7).ok(),
             grep: LinePattern::regex("error|warn").ok(),
             revision: Some(3),
+            instance: None,
+            prefix: false,
             timestamps: true,
         };
         let asked = ReadServiceLogsRequest {
@@ -125,7 +148,7 @@ mod tests {
             ..ReadServiceLogsRequest::default()
         };
         assert_eq!(args.request(), asked);
-        let line = LogLine { time: asked.since, text: "a\u{7}".into(), ..LogLine::default() };
-        assert_eq!(args.row(&line), "1970-01-01T00:00:07Z a\\u{7}");
+        let one = ServiceLogsArgs { instance: Some("i".into()), revision: None, ..args };
+        assert_eq!(one.request().source, Some(Source::InstanceId("i".into())));
     }
 }

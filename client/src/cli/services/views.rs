@@ -22,7 +22,7 @@ pub(super) fn row(service: &Service, now: Timestamp) -> Vec<String> {
     let reason = service.reason.lines().next().unwrap_or_default();
     vec![
         service.name.clone(),
-        status(service.status()),
+        status_text(service, now),
         revisions(service),
         without_digest(&service.image),
         service.urls.first().map_or("-".to_owned(), |url| output::printable(url)),
@@ -43,13 +43,8 @@ fn revisions(service: &Service) -> String {
 
 pub(super) fn service_text(service: &Service, now: Timestamp) -> String {
     let mut page = LabeledLines(String::new());
-    let restarts = if service.restarts > 0 {
-        format!(", {}", output::count(service.restarts.into(), "restart"))
-    } else {
-        String::new()
-    };
     page.line("service", &format!("{} ({})", service.name, service.service_id));
-    page.line("status", &format!("{}{restarts}", status(service.status())));
+    page.line("status", &status_text(service, now));
     page.line("reason", &service.reason);
     // A daemon of an earlier version sends one exit.
     let exits =
@@ -146,6 +141,34 @@ fn port(port: &ServicePort) -> String {
     };
     let published = if port.published == Some(false) { " (not published)" } else { "" };
     format!("{}{kind}{published}", port.number)
+}
+
+/// Formats the status with what happened to the instances: `restarting (exit 7, 12 times, next in 8s)`.
+fn status_text(service: &Service, now: Timestamp) -> String {
+    let is_waiting = service.status() == ServiceStatus::CrashLoop;
+    let word = if is_waiting { "restarting".to_owned() } else { status(service.status()) };
+    let mut facts = Vec::new();
+    if service.restarts > 0 {
+        facts.extend(service.last_exit.as_ref().map(short_exit_text));
+        facts.push(output::count(service.restarts.into(), "time"));
+    }
+    if let Some(next) = output::timestamp(service.next_start_at.as_ref()).filter(|_| is_waiting) {
+        let seconds = next.duration_since(now).as_secs().max(0);
+        facts.push(if seconds > 0 { format!("next in {seconds}s") } else { "next now".to_owned() });
+    }
+    if facts.is_empty() {
+        return word;
+    }
+    let restarted = if is_waiting { "" } else { "restarted after " };
+    format!("{word} ({restarted}{})", facts.join(", "))
+}
+
+fn short_exit_text(exit: &Exit) -> String {
+    match (exit.code, exit.out_of_memory) {
+        (_, true) => "out of memory".to_owned(),
+        (Some(code), false) => format!("exit {code}"),
+        (None, false) => "exit not observed".to_owned(),
+    }
 }
 
 /// Returns the lower-case name of a status, such as `crash_loop`.

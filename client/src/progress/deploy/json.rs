@@ -133,8 +133,11 @@ pub(crate) fn log_line_json(line: &LogLine) -> Value {
     let mut fields = json!({
         "logged_at": output::timestamp(line.time.as_ref()).map(|time| time.to_string()),
         "stream": stream,
-        "text": line.text,
+        "text": String::from_utf8_lossy(&line.text),
     });
+    if line.unfinished {
+        fields["unfinished"] = true.into();
+    }
     if line.dropped_bytes > 0 {
         fields["dropped_bytes"] = line.dropped_bytes.into();
     }

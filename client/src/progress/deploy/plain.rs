@@ -103,7 +103,8 @@ impl<W: Write + Send> DeployRenderer for PlainDeployRenderer<W> {
                 if self.last_lines.len() == KEPT_LINES {
                     self.last_lines.pop_front();
                 }
-                self.last_lines.extend(log.line.as_ref().map(|line| line.text.clone()));
+                let text = log.line.as_ref().map(|line| String::from_utf8_lossy(&line.text).into_owned());
+                self.last_lines.extend(text);
                 for text in log.line.iter().flat_map(log_lines) {
                     self.line(&format!("{} | {text}", self.service));
                 }

@@ -23,9 +23,7 @@ pub fn deploy_event(event: DeployEvent) -> v1::DeployEvent {
             Event::Part(v1::StartPart { name, took: Some(to_duration(took)) })
         }
         DeployEventKind::Probed(result) => Event::Probed(probe(result)),
-        DeployEventKind::Log { instance, line } => {
-            Event::Log(v1::InstanceLogLine { instance_id: instance.to_string(), line: Some(log_line(line)) })
-        }
+        DeployEventKind::Log { instance, line } => Event::Log(instance_log_line(&instance, line)),
         DeployEventKind::Skipped { lines } => Event::Skipped(v1::SkippedLines { lines }),
         DeployEventKind::Trouble { message } => Event::Trouble(v1::DeployTrouble { message }),
         DeployEventKind::Live { took } => Event::Live(v1::DeployLive { took: Some(to_duration(took)) }),
@@ -123,13 +121,18 @@ pub fn probe(result: ProbeResult) -> v1::Probe {
     wire
 }
 
-pub fn log_line(line: LogLine) -> v1::LogLine {
+fn log_line(line: LogLine) -> v1::LogLine {
     v1::LogLine {
         time: Some(timestamp(line.at)),
         stream: log_stream(line.stream).into(),
-        text: line.text,
+        text: line.text.into(),
         dropped_bytes: line.dropped_bytes,
+        unfinished: line.unfinished,
     }
+}
+
+pub fn instance_log_line(instance: &InstanceId, line: LogLine) -> v1::InstanceLogLine {
+    v1::InstanceLogLine { instance_id: instance.to_string(), line: Some(log_line(line)) }
 }
 
 pub fn exit(exit: ProcessExit) -> v1::Exit {

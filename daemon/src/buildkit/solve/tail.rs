@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::model::whole_characters;
+
 const LINES: usize = 50;
 const LINE_BYTES: usize = 2048;
 
@@ -18,6 +20,9 @@ impl LogTail {
         while let Some(part) = parts.next() {
             let room = LINE_BYTES.saturating_sub(self.unfinished.len());
             self.unfinished.extend_from_slice(&part[..part.len().min(room)]);
+            if part.len() > room {
+                self.unfinished.truncate(whole_characters(&self.unfinished));
+            }
             if parts.peek().is_some() {
                 self.close();
             }
@@ -61,5 +66,8 @@ mod tests {
         assert_eq!(lines[47..], ["line 59", "100%", "no newline"].map(str::to_owned));
         tail.push(&[b'x'; 10 * LINE_BYTES]);
         assert_eq!(tail.lines().last().unwrap().len(), LINE_BYTES);
+        let mut tail = LogTail::default();
+        tail.push("\u{20ac}".repeat(LINE_BYTES).as_bytes());
+        assert_eq!(tail.lines(), ["\u{20ac}".repeat(LINE_BYTES / 3)]);
     }
 }

@@ -1,8 +1,9 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::deploy::port::LogError;
 use crate::model::confinement::AddedCapability;
-use crate::model::deploy::{DeployAction, LogSource, ServiceLogQuery};
+use crate::model::deploy::{DeployAction, LogSource, ServiceLogLine, ServiceLogQuery};
 use crate::model::id::InstanceId;
 use crate::model::service::EnvValue;
 use crate::model::share_owner::ShareOwnerResolver;
@@ -236,6 +237,43 @@ async fn revisions_beyond_ten_are_forgotten_but_never_the_live_one() {
     assert!(only_serves(&world, 1));
 }
 
+fn text(line: Result<ServiceLogLine, LogError>) -> String {
+    String::from_utf8(line.unwrap().line.text).unwrap()
+}
+
+#[tokio::test]
+async fn the_log_of_a_service_has_the_lines_of_all_its_instances_each_with_its_instance() {
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    live(&handle, "1").await;
+    let mut ran = vec![world.running().pop().unwrap().instance];
+    for _ in 0..2 {
+        world.exits(&ran[ran.len() - 1], 7);
+        let next = || world.running().pop().map(|label| label.instance).filter(|id| !ran.contains(id));
+        until("another runs", || next().is_some()).await;
+        ran.push(next().unwrap());
+    }
+    let ask = async |query: ServiceLogQuery| {
+        let lines = handle.logs("web", LogSource::Service, query).await.unwrap();
+        lines
+            .map(|line| line.map(|line| (line.instance.clone(), text(Ok(line)))).unwrap())
+            .collect::<Vec<_>>()
+            .await
+    };
+    let all: Vec<_> = ran
+        .iter()
+        .flat_map(|id| [(id.clone(), "begins".to_owned()), (id.clone(), format!("I am {id}"))])
+        .collect();
+    assert_eq!(ask(ServiceLogQuery::default()).await, all);
+    assert_eq!(ask(ServiceLogQuery { tail: Some(3), ..ServiceLogQuery::default() }).await, all[3..]);
+    assert_eq!(ask(ServiceLogQuery { tail: Some(2), ..ServiceLogQuery::default() }).await, all[4..]);
+    let follow = ServiceLogQuery { follow: true, tail: Some(4), ..ServiceLogQuery::default() };
+    let followed = handle.logs("web", LogSource::Service, follow).await.unwrap();
+    let followed = tokio::time::timeout(LIMIT, followed.take(4).map(text).collect::<Vec<_>>()).await;
+    assert_eq!(followed.unwrap(), all[2..].iter().map(|(_, text)| text.clone()).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn the_log_is_that_of_the_instance_that_serves_and_outlives_it() {
     let world = world();
@@ -243,8 +281,8 @@ async fn the_log_is_that_of_the_instance_that_serves_and_outlives_it() {
     let handle = services.handle();
     live(&handle, "1").await;
     let instance = world.running().pop().unwrap().instance;
-    let lines = handle.logs("web", LogSource::Newest, ServiceLogQuery::default()).await.unwrap();
-    let lines: Vec<String> = lines.map(|line| line.unwrap().text).collect().await;
+    let lines = handle.logs("web", LogSource::Service, ServiceLogQuery::default()).await.unwrap();
+    let lines: Vec<String> = lines.map(text).collect().await;
     assert_eq!(lines, ["begins".to_owned(), format!("I am {instance}")]);
     // The log of a failed first deploy stays readable.
     world.app("exits", FakeApp::Exits(1));
@@ -256,10 +294,10 @@ async fn the_log_is_that_of_the_instance_that_serves_and_outlives_it() {
         shown.status.as_str() == "failed" && shown.instances.is_empty()
     })
     .await;
-    let lines = handle.logs("other", LogSource::Newest, ServiceLogQuery::default()).await.unwrap();
+    let lines = handle.logs("other", LogSource::Service, ServiceLogQuery::default()).await.unwrap();
     assert_eq!(lines.count().await, 2);
     assert_eq!(
-        handle.logs("nobody", LogSource::Newest, ServiceLogQuery::default()).await.err().unwrap().code(),
+        handle.logs("nobody", LogSource::Service, ServiceLogQuery::default()).await.err().unwrap().code(),
         "service_not_found"
     );
 }
@@ -288,10 +326,10 @@ async fn who_follows_a_log_sees_that_of_the_next_instance_too() {
     live(&handle, "1").await;
     let first = world.running().pop().unwrap().instance;
     let query = ServiceLogQuery { follow: true, ..ServiceLogQuery::default() };
-    let mut lines = handle.logs("web", LogSource::Newest, query).await.unwrap();
+    let mut lines = handle.logs("web", LogSource::Service, query).await.unwrap();
     let mut next = async || {
         let line = tokio::time::timeout(LIMIT, lines.next()).await.expect("no line comes");
-        line.unwrap().unwrap().text
+        text(line.unwrap())
     };
     assert_eq!((next().await, next().await), ("begins".to_owned(), format!("I am {first}")));
     world.exits(&first, 1);
@@ -308,7 +346,7 @@ async fn who_follows_a_log_misses_no_instance_that_ends_at_once() {
     let handle = services.handle();
     live(&handle, "1").await;
     let query = ServiceLogQuery { follow: true, ..ServiceLogQuery::default() };
-    let lines = handle.logs("web", LogSource::Newest, query).await.unwrap();
+    let lines = handle.logs("web", LogSource::Service, query).await.unwrap();
     let mut ran = vec![world.running().pop().unwrap().instance];
     for _ in 0..2 {
         world.exits(&ran[ran.len() - 1], 1);
@@ -317,7 +355,7 @@ async fn who_follows_a_log_misses_no_instance_that_ends_at_once() {
         let another = next().unwrap();
         ran.push(another);
     }
-    let told = lines.map(|line| line.unwrap().text).filter(|text| std::future::ready(text != "begins"));
+    let told = lines.map(text).filter(|text| std::future::ready(text != "begins"));
     let told =
         tokio::time::timeout(LIMIT, told.take(3).collect::<Vec<_>>()).await.expect("lines are missing");
     assert_eq!(told, ran.iter().map(|instance| format!("I am {instance}")).collect::<Vec<_>>());
@@ -341,7 +379,7 @@ async fn the_log_of_a_revision_or_an_instance_is_read_after_it_is_gone() {
         (LogSource::Instance(second.clone()), &second),
     ] {
         let lines = handle.logs("web", source.clone(), ServiceLogQuery::default()).await.unwrap();
-        let lines: Vec<String> = lines.map(|line| line.unwrap().text).collect().await;
+        let lines: Vec<String> = lines.map(text).collect().await;
         assert_eq!(lines.last().unwrap(), &format!("I am {instance}"), "{source:?}");
         if *instance == first {
             let lines = handle.logs("web", source, follow.clone()).await.unwrap();
@@ -364,7 +402,7 @@ async fn who_watches_or_follows_is_let_go_when_the_daemon_ends_or_the_service_is
     let handle = services.handle();
     live(&handle, "1").await;
     let follow = ServiceLogQuery { follow: true, ..ServiceLogQuery::default() };
-    let log = handle.logs("web", LogSource::Newest, follow).await.unwrap();
+    let log = handle.logs("web", LogSource::Service, follow).await.unwrap();
     let silent = deploy(&handle, request("silent")).await;
     let watched = handle.watch("web", silent.revision, 1).unwrap();
     let mut gone = DeployRequest::new("gone:silent".parse().unwrap());

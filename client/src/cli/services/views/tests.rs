@@ -50,6 +50,7 @@ fn service() -> Service {
         status: ServiceStatus::CrashLoop.into(),
         reason: "revision 3: the app ended\nwith more".into(),
         restarts: 4,
+        next_start_at: at(1008),
         last_exit: Some(Exit { code: Some(3), out_of_memory: false, time: at(995) }),
         last_exits: [(3, 995), (3, 990)]
             .map(|(code, time)| Exit { code: Some(code), out_of_memory: false, time: at(time) })
@@ -78,7 +79,7 @@ fn a_row_says_how_a_service_is_and_why() {
         row(&service(), now()),
         [
             "web",
-            "crash_loop",
+            "restarting (exit 3, 4 times, next in 8s)",
             "2 -> 3",
             "web:1",
             "http://www.example.com:4380/",
@@ -87,6 +88,13 @@ fn a_row_says_how_a_service_is_and_why() {
             "revision 3: the app ended"
         ]
     );
+    let live = ServiceStatus::Live.into();
+    let again = Service { status: live, next_start_at: None, ..service() };
+    assert_eq!(row(&again, now())[1], "live (restarted after exit 3, 4 times)");
+    let killed = Exit { code: Some(137), out_of_memory: true, time: None };
+    let due = Service { restarts: 1, last_exit: Some(killed), next_start_at: at(990), ..service() };
+    assert_eq!(row(&due, now())[1], "restarting (out of memory, 1 time, next now)");
+    assert_eq!(row(&Service { status: live, restarts: 0, ..service() }, now())[1], "live");
     let fresh = Service { name: "new".into(), desired_revision: 1, ..Service::default() };
     assert_eq!(row(&fresh, now()), ["new", "unspecified", "1", "", "-", "0", "-", ""]);
 }
@@ -96,11 +104,12 @@ fn a_page_has_what_there_is_and_no_empty_lines() {
     assert_eq!(
         service_text(&service(), now()),
         "service      web (7f3k9wq2m7xh)\n\
-         status       crash_loop, 4 restarts\n\
+         status       restarting (exit 3, 4 times, next in 8s)\n\
          reason       revision 3: the app ended\n\
          \u{20}            with more\n\
          last exits   exit code 3, 5s ago\n\
          \u{20}            exit code 3, 10s ago\n\
+         next start   1970-01-01T00:16:48Z\n\
          revision     2 -> 3\n\
          image        web:1\n\
          digest       sha256:9b2c\n\

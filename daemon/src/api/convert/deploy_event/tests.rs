@@ -101,14 +101,19 @@ fn every_event_arrives_as_what_it_is() {
     let line = LogLine {
         at: Timestamp::UNIX_EPOCH,
         stream: LogStream::Stderr,
-        text: "x".to_owned(),
+        text: b"x\xff".to_vec(),
         dropped_bytes: 9,
+        unfinished: true,
     };
     let Event::Log(log) = wire_event(DeployEventKind::Log { instance: InstanceId::random(), line }) else {
         panic!("no line");
     };
     let line = log.line.unwrap();
-    assert_eq!((line.stream(), line.text.as_str(), line.dropped_bytes), (v1::LogStream::Stderr, "x", 9));
+    assert_eq!(
+        (line.stream(), &line.text[..], line.dropped_bytes),
+        (v1::LogStream::Stderr, &b"x\xff"[..], 9)
+    );
+    assert!(line.unfinished);
     let skipped = wire_event(DeployEventKind::Skipped { lines: 5 });
     assert_eq!(skipped, Event::Skipped(v1::SkippedLines { lines: 5 }));
     let message = "away".to_owned();

@@ -7,8 +7,9 @@ use tonic::Status;
 use super::super::super::convert;
 use super::super::super::error::ApiError;
 use super::super::response_stream::ResponseStream;
-use crate::deploy::port::{LogError, LogLines};
-use crate::model::deploy::{LogLine, LogSource, ServiceLogQuery};
+use crate::deploy::ServiceLogLines;
+use crate::deploy::port::LogError;
+use crate::model::deploy::{LogSource, ServiceLogLine, ServiceLogQuery};
 use crate::model::fault::ErrorCode;
 
 /// Number of lines if the request gives no bounds: an amount that an agent can read.
@@ -23,7 +24,7 @@ pub(super) fn parse_log_request(
 ) -> Result<(LogSource, ServiceLogQuery), ApiError> {
     use v1::read_service_logs_request::Source;
     let source = match &request.source {
-        None | Some(Source::Revision(0)) => LogSource::Newest,
+        None | Some(Source::Revision(0)) => LogSource::Service,
         Some(Source::Revision(revision)) => LogSource::Revision(*revision),
         Some(Source::InstanceId(id)) => LogSource::Instance(id.parse().map_err(|error| {
             ApiError::invalid("instance_id", ErrorCode::InvalidInstanceId, format!("{error}"))
@@ -40,15 +41,15 @@ pub(super) fn parse_log_request(
 }
 
 /// Groups the lines that are available; no line waits for another.
-pub(super) fn batches(lines: LogLines) -> ResponseStream<v1::ServiceLogLines> {
+pub(super) fn batches(lines: ServiceLogLines) -> ResponseStream<v1::ServiceLogLines> {
     lines.ready_chunks(MAX_LINES).flat_map(|lines| stream::iter(messages(lines))).boxed()
 }
 
-fn messages(lines: Vec<Result<LogLine, LogError>>) -> Vec<Result<v1::ServiceLogLines, Status>> {
+fn messages(lines: Vec<Result<ServiceLogLine, LogError>>) -> Vec<Result<v1::ServiceLogLines, Status>> {
     let mut messages = Vec::new();
-    let mut open: Vec<v1::LogLine> = Vec::new();
+    let mut open: Vec<v1::InstanceLogLine> = Vec::new();
     let mut bytes = 0;
-    let mut close = |open: &mut Vec<v1::LogLine>| {
+    let mut close = |open: &mut Vec<v1::InstanceLogLine>| {
         let lines = std::mem::take(open);
         if !lines.is_empty() {
             messages.push(Ok(v1::ServiceLogLines { lines }));
@@ -57,13 +58,13 @@ fn messages(lines: Vec<Result<LogLine, LogError>>) -> Vec<Result<v1::ServiceLogL
     let mut failed = None;
     for line in lines {
         match line {
-            Ok(line) => {
+            Ok(ServiceLogLine { instance, line }) => {
                 if bytes + line.text.len() > MAX_BYTES {
                     close(&mut open);
                     bytes = 0;
                 }
                 bytes += line.text.len();
-                open.push(convert::log_line(line));
+                open.push(convert::instance_log_line(&instance, line));
             }
             Err(error) => {
                 failed = Some(ApiError::internal("the log could not be read", error).into());
@@ -82,9 +83,17 @@ mod tests {
 
     use super::*;
     use crate::model::build::LogStream;
+    use crate::model::deploy::LogLine;
 
-    fn line(text: String) -> Result<LogLine, LogError> {
-        Ok(LogLine { at: Timestamp::UNIX_EPOCH, stream: LogStream::Stdout, text, dropped_bytes: 0 })
+    fn line(text: String) -> Result<ServiceLogLine, LogError> {
+        let line = LogLine {
+            at: Timestamp::UNIX_EPOCH,
+            stream: LogStream::Stdout,
+            text: text.into_bytes(),
+            dropped_bytes: 0,
+            unfinished: false,
+        };
+        Ok(ServiceLogLine { instance: "m7xh7f3k9wq2".parse().unwrap(), line })
     }
 
     fn asked(
@@ -98,7 +107,7 @@ mod tests {
     #[test]
     fn a_question_without_bounds_is_answered_with_the_last_lines() {
         let (source, query) = asked(|_| {}).unwrap();
-        assert_eq!((source, query.tail, query.grep), (LogSource::Newest, Some(DEFAULT_TAIL), None));
+        assert_eq!((source, query.tail, query.grep), (LogSource::Service, Some(DEFAULT_TAIL), None));
         let since = Some(prost_types::Timestamp { seconds: 7, nanos: 0 });
         let (_, query) = asked(|request| request.since = since).unwrap();
         assert_eq!((query.tail, query.since), (None, Some(Timestamp::from_second(7).unwrap())));
@@ -130,16 +139,20 @@ mod tests {
         let short = (0..MAX_LINES * 2 + 1).map(|n| line(n.to_string()));
         let long = (0..40).map(|_| line("x".repeat(64 << 10)));
         let failed = [Err(LogError("no disk".to_owned())), line("after".to_owned())];
-        let lines: LogLines = Box::pin(stream::iter(short.chain(long).chain(failed)));
+        let lines: ServiceLogLines = Box::pin(stream::iter(short.chain(long).chain(failed)));
         let messages: Vec<_> = batches(lines).collect().await;
         let (last, good) = messages.split_last().unwrap();
         assert!(last.is_err(), "{last:?}");
         let good: Vec<_> = good.iter().map(|message| message.as_ref().unwrap()).collect();
         assert_eq!(good.iter().map(|message| message.lines.len()).sum::<usize>(), MAX_LINES * 2 + 41);
         for message in &good {
-            let bytes: usize = message.lines.iter().map(|line| line.text.len()).sum();
+            let bytes: usize = message.lines.iter().map(|line| line.line.as_ref().unwrap().text.len()).sum();
             assert!(message.lines.len() <= MAX_LINES && bytes <= MAX_BYTES);
         }
-        assert_eq!(good[0].lines[1].text, "1");
+        let second = &good[0].lines[1];
+        assert_eq!(
+            (&second.line.as_ref().unwrap().text[..], second.instance_id.as_str()),
+            (&b"1"[..], "m7xh7f3k9wq2")
+        );
     }
 }

@@ -116,7 +116,8 @@ impl Room {
 
     async fn log(&mut self, request: v1::ReadServiceLogsRequest) -> Result<Vec<String>, Status> {
         let messages = self.client.logs(by(FULL, request)).await?.into_inner();
-        let lines = messages.map(|message| message.unwrap().lines.into_iter().map(|line| line.text));
+        let text = |line: v1::InstanceLogLine| String::from_utf8(line.line.unwrap().text.to_vec()).unwrap();
+        let lines = messages.map(|message| message.unwrap().lines.into_iter().map(text));
         Ok(lines.collect::<Vec<_>>().await.into_iter().flatten().collect())
     }
 }
