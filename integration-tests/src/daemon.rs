@@ -28,7 +28,7 @@ use crate::image::Image;
 use crate::process::{self, Output, Process};
 use crate::sources::{Tree, base_tree};
 use crate::wait::{self, seconds};
-use crate::{http, leftovers, network, skopeo, step_network};
+use crate::{http, leftovers, network, option_usage, skopeo, step_network};
 
 /// Base image of the builds in tests: busybox, made without access to a registry.
 pub const BASE: &str = "room.meshagent.com/busybox:test";
@@ -229,6 +229,7 @@ impl Daemon {
             .stdout(log.try_clone().expect("log"))
             .stderr(log)
             .process_group(0);
+        option_usage::record(&command);
         command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
     }
 

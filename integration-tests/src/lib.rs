@@ -7,11 +7,13 @@
 //!   Hearth.
 //! - [`http`], [`grpc`], [`skopeo`], [`buildctl`]: clients of the daemon and of its buildkitd.
 //! - [`containerd`], [`terminal`]: a containerd and a terminal that belong to the test.
+//! - [`shell_session`]: a person's commands in an interactive shell, and what the screen shows.
 //! - [`scripted`], [`small_image`]: servers with scripted misbehaviour, and a registry of hand-made images.
 //! - [`service`], [`traffic`]: images that services are started from, and requests to them.
 //! - [`process`], [`leftovers`], [`network`], [`step_network`]: commands with a time limit, and checks for what must
 //!   not outlive a test.
 //! - [`world`]: hosts that a build's steps may or may not reach.
+//! - [`option_usage`]: the table of options and of the cases that use them.
 //! - [`remains`]: inventory of everything that exists for a daemon's instances.
 //!
 //! Every function here panics on failure, with the expected and the actual result: it runs in tests only.
@@ -35,11 +37,13 @@ pub mod http;
 pub mod image;
 pub mod leftovers;
 pub mod network;
+pub mod option_usage;
 pub mod process;
 pub mod remains;
 pub mod runner;
 pub mod scripted;
 pub mod service;
+pub mod shell_session;
 pub mod skopeo;
 pub mod small_image;
 pub mod sources;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 
-use crate::wait;
+use crate::{option_usage, wait};
 
 /// Result of a command that has ended.
 #[derive(Clone, Debug)]
@@ -90,6 +90,7 @@ pub struct Running {
 
 /// Starts a command in a process group of its own, and collects what it prints.
 pub fn start(command: &mut Command) -> Running {
+    option_usage::record(command);
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

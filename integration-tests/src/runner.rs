@@ -7,7 +7,7 @@
 //! The command line is the part of libtest's that people use: `[--exact] [--skip TEXT]... [--list] [--nocapture]
 //! [--test-threads N] [TEXT]...`. The last line is libtest's `test result:`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::daemon::{Daemon, Options};
+use crate::option_usage;
 
 /// Time limit for one case; a case that takes longer counts as hanging.
 const CASE_LIMIT: Duration = Duration::from_secs(240);
@@ -136,7 +137,7 @@ impl Arguments {
 
 #[derive(Default)]
 struct Tally {
-    passed: usize,
+    passed: BTreeSet<String>,
     filtered: usize,
     failures: Vec<(String, String)>,
 }
@@ -146,7 +147,7 @@ impl Tally {
         let word = if outcome.is_ok() { "ok" } else { "FAILED" };
         println!("test {name} ... {word} <{:.1}s>", took.as_secs_f64());
         match outcome {
-            Ok(()) => self.passed += 1,
+            Ok(()) => drop(self.passed.insert(name.to_owned())),
             Err(reason) => self.failures.push((name.to_owned(), reason)),
         }
     }
@@ -195,6 +196,14 @@ pub fn main(groups: &[Group], finally: fn() -> Vec<String>) -> ExitCode {
     if !left.is_empty() {
         tally.add("run::leaves_nothing_behind", Err(left.join("\n")), Duration::ZERO);
     }
+    let wrong = option_usage::check(&tally.passed);
+    if !wrong.is_empty() {
+        tally.add(
+            "run::the_table_of_options_names_cases_that_use_them",
+            Err(wrong.join("\n")),
+            Duration::ZERO,
+        );
+    }
     if !tally.failures.is_empty() {
         println!("\nfailures:\n");
         for (name, reason) in &tally.failures {
@@ -206,7 +215,7 @@ pub fn main(groups: &[Group], finally: fn() -> Vec<String>) -> ExitCode {
     let (word, code) = if tally.failures.is_empty() { ("ok", 0) } else { ("FAILED", 101) };
     println!(
         "\ntest result: {word}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
-        tally.passed,
+        tally.passed.len(),
         tally.failures.len(),
         tally.filtered,
         start.elapsed().as_secs_f64()

@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, Signal};
 
 use crate::daemon::Daemon;
+use crate::option_usage;
 use crate::wait::{self, seconds};
 
 /// Time limit for a text to be shown, and for the command to end.
@@ -27,6 +28,7 @@ impl Terminal {
     /// Runs a shell command with the client's environment; `$HEARTH` is the client.
     #[track_caller]
     pub fn run(daemon: &Daemon, shell: &str) -> Self {
+        option_usage::record_shell(shell);
         let client = daemon.client();
         let mut command = Command::new("script");
         // Quiet, with the command's own exit code, and without a typescript file.
@@ -54,6 +56,11 @@ impl Terminal {
 
     pub fn screen(&self) -> String {
         String::from_utf8_lossy(&lock(&self.screen)).into_owned()
+    }
+
+    /// Returns everything that was written to the terminal, with its control sequences.
+    pub fn bytes(&self) -> Vec<u8> {
+        lock(&self.screen).clone()
     }
 
     /// Waits until this text is shown.

@@ -35,6 +35,8 @@ mod containerd_2;
 mod context_command;
 #[path = "e2e/faults.rs"]
 mod faults;
+#[path = "e2e/first_hour.rs"]
+mod first_hour;
 #[path = "e2e/full_disk.rs"]
 mod full_disk;
 #[path = "e2e/layer_forms.rs"]
@@ -43,6 +45,8 @@ mod layer_forms;
 mod missing_sources;
 #[path = "e2e/observability.rs"]
 mod observability;
+#[path = "e2e/options.rs"]
+mod options;
 #[path = "e2e/other_registries.rs"]
 mod other_registries;
 #[path = "e2e/pack.rs"]
@@ -95,6 +99,8 @@ fn main() -> ExitCode {
         pack_readers::group(),
         pack_faults::group(),
         storage::group(),
+        first_hour::group(),
+        options::group(),
         readme::group(),
         screens::group(),
         registry::group(),
