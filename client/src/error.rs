@@ -2,10 +2,11 @@
 
 use std::io;
 
+use hearth_pack::archive::ArchiveError;
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::ErrorDetail;
 
-use crate::client::ClientError;
+use crate::client::{ClientError, UploadError};
 
 /// A failed command: the kind of failure, and the detail that is shown.
 #[derive(Debug)]
@@ -162,12 +163,36 @@ impl From<tokio::task::JoinError> for Failure {
     }
 }
 
-impl From<crate::client::UploadError> for Failure {
-    fn from(error: crate::client::UploadError) -> Self {
+/// Converts an error of an upload. A damaged archive is a failure, also when the daemon calls it an invalid request.
+impl From<UploadError> for Failure {
+    fn from(error: UploadError) -> Self {
         match error {
-            crate::client::UploadError::Client(error) => error.into(),
-            error @ crate::client::UploadError::Source(_) => {
-                Self::failed(ErrorCode::LocalFile, error.to_string())
+            UploadError::Client(ClientError::Invalid(detail)) => {
+                let is_damaged = matches!(
+                    detail.code.parse(),
+                    Ok(ErrorCode::InvalidArchive
+                        | ErrorCode::ArchiveTruncated
+                        | ErrorCode::BlobMismatch
+                        | ErrorCode::InvalidManifest
+                        | ErrorCode::InvalidConfig)
+                );
+                let kind = if is_damaged { FailureKind::Failed } else { FailureKind::Usage };
+                Self::from_detail(kind, detail)
+            }
+            UploadError::Client(error) => error.into(),
+            UploadError::Source(ref source) => {
+                match source.get_ref().and_then(|inner| inner.downcast_ref::<ArchiveError>()) {
+                    // Standard input or the file could not be read. A decompressor that finds damaged data has no error
+                    // of the system.
+                    Some(ArchiveError::Read { source }) if source.raw_os_error().is_some() => {
+                        Self::failed(ErrorCode::LocalFile, error.to_string())
+                    }
+                    None => Self::failed(ErrorCode::LocalFile, error.to_string()),
+                    Some(ArchiveError::Truncated) => {
+                        Self::failed(ErrorCode::ArchiveTruncated, source.to_string())
+                    }
+                    Some(_) => Self::failed(ErrorCode::InvalidArchive, source.to_string()),
+                }
             }
         }
     }

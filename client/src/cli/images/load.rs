@@ -6,14 +6,13 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use hearth_pack::archive::{ArchiveError, copy_as_oci_archive};
-use hearth_proto::error_code::ErrorCode;
+use hearth_pack::archive::copy_as_oci_archive;
 use hearth_proto::value::Reference;
 
 use super::super::views::LoadView;
 use super::super::{GlobalArgs, connect};
-use crate::client::{ArchiveDestination, ArchiveSource, ClientError, UploadError};
-use crate::error::{Failure, FailureKind};
+use crate::client::{ArchiveDestination, ArchiveSource};
+use crate::error::Failure;
 use crate::output;
 use crate::progress::TransferMeter;
 
@@ -27,7 +26,7 @@ pub(super) async fn run(file: &Path, tag: &str, globals: &GlobalArgs) -> Result<
     });
     let client = connect(globals).await?;
     let destination = ArchiveDestination { tag: Some(tag), room_path: None };
-    let loaded = meter.during(Box::pin(client.load_image(destination, source))).await.map_err(failure)?;
+    let loaded = meter.during(Box::pin(client.load_image(destination, source))).await?;
     if globals.json {
         return output::json(&LoadView::from(&loaded));
     }
@@ -66,37 +65,4 @@ fn open(file: &Path) -> Result<File, Failure> {
             .hint(format!("`hearth pack {} --tag TAG` packs and sends it", file.display())));
     }
     Ok(opened)
-}
-
-/// Converts an error of the upload. A damaged archive is a failure, also when the daemon calls it an invalid request.
-fn failure(error: UploadError) -> Failure {
-    match error {
-        UploadError::Client(ClientError::Invalid(detail)) => {
-            let is_damaged = matches!(
-                detail.code.parse(),
-                Ok(ErrorCode::InvalidArchive
-                    | ErrorCode::ArchiveTruncated
-                    | ErrorCode::BlobMismatch
-                    | ErrorCode::InvalidManifest
-                    | ErrorCode::InvalidConfig)
-            );
-            let kind = if is_damaged { FailureKind::Failed } else { FailureKind::Usage };
-            Failure::from_detail(kind, detail)
-        }
-        UploadError::Source(error) => {
-            match error.get_ref().and_then(|source| source.downcast_ref::<ArchiveError>()) {
-                // Standard input or the file could not be read. A decompressor that finds damaged data has no error of
-                // the system.
-                Some(ArchiveError::Read { source }) if source.raw_os_error().is_some() => {
-                    UploadError::Source(error).into()
-                }
-                None => UploadError::Source(error).into(),
-                Some(ArchiveError::Truncated) => {
-                    Failure::failed(ErrorCode::ArchiveTruncated, error.to_string())
-                }
-                Some(_) => Failure::failed(ErrorCode::InvalidArchive, error.to_string()),
-            }
-        }
-        error @ UploadError::Client(_) => error.into(),
-    }
 }
