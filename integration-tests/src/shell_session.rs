@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::num::NonZero;
+use std::time::Duration;
 
 use regex::Regex;
 
@@ -12,7 +13,7 @@ use crate::wait::{self, seconds};
 
 /// Size of the terminal. No command of a session prints more rows.
 const ROWS: NonZero<u16> = NonZero::new(120).expect("not zero");
-const COLUMNS: NonZero<u16> = NonZero::new(160).expect("not zero");
+const COLUMNS: NonZero<u16> = NonZero::new(200).expect("not zero");
 
 /// The prompt shows the exit code of the command before.
 const PROMPT: &str = "\u{1e}";
@@ -45,20 +46,25 @@ impl ShellSession {
         self.run_with_keys(command, &[]);
     }
 
-    /// Types a command and, each time the first text of a pair is shown, presses the keys of the pair.
+    /// Types a command and, each time the first text of a pair is shown anew, presses the keys of the pair.
     #[track_caller]
     pub fn run_with_keys(&mut self, command: &str, keys: &[(&str, &str)]) {
         option_usage::record_shell(command);
         self.start = self.terminal.bytes().len();
         self.terminal.press(&format!("{command}\n"));
+        let mut pressed = self.start;
         for (text, keys) in keys {
-            wait::until(seconds(60), &format!("`{command}` shows {text:?}"), || self.screen().contains(text));
+            let shown = || String::from_utf8_lossy(&self.terminal.bytes()[pressed..]).contains(text);
+            wait::until(seconds(60), &format!("`{command}` shows {text:?}"), shown);
+            // The rest of the frame that has the text.
+            std::thread::sleep(Duration::from_millis(60));
             writeln!(
                 self.transcript,
                 "$ {command}\n{}\n--- the keys {keys:?} are pressed",
                 stable(&self.screen())
             )
             .expect("a string");
+            pressed = self.terminal.bytes().len();
             self.terminal.press(keys);
         }
         let code = self.ended();
@@ -108,10 +114,18 @@ fn stable(transcript: &str) -> String {
         (r":\d{5}/", ":PORT/"),
         (r"\b127\.0\.0\.1:\d+", "127.0.0.1:PORT"),
         (r"\b10\.\d+\.\d+\.\d+", "10.0.0.1"),
+        (r"\b\d+[smhd] ago", "1s ago"),
         (r"\b(\d+h ?)?(\d+m ?)?\d+(\.\d+)? ?(ms|s)\b", "0.0s"),
         (r" {2,}0\.0s", "  0.0s"),
         (r"0\.0s ago {2,}", "0.0s ago  "),
         (r"(?u:[\u{2801}-\u{28ff}])", "*"),
+        (r"\(\d+ times\)", "(9 times)"),
+        (r"#\d+ ", "#0 "),
+        (r"\b\d+ of \d+ steps from the cache", "some of the steps from the cache"),
+        // A step that needed no time may be reported or not.
+        (r" [+-] #0 \[1/\d\] FROM busybox(?u:[^\n]*)\n", ""),
+        // Whether the first probe comes before the app listens depends on the machine.
+        (r"    http://10\.0\.0\.1:8000/nope refused the connection\n", ""),
         (r"eyJ[A-Za-z0-9_.-]+", "TOKEN"),
     ];
     let mut text = transcript.to_owned();
@@ -119,17 +133,21 @@ fn stable(transcript: &str) -> String {
         let kind = Regex::new(&format!("(?-u){kind}")).expect("a pattern");
         text = kind.replace_all(&text, value).into_owned();
     }
-    // The sizes of a column keep their width.
+    // The sizes of a column keep their width; those of a line do not.
+    let line = Regex::new(r"(?m)^disk: [^\n]*$").expect("a pattern");
+    text = line.replace_all(&text, "disk: SIZES").into_owned();
     let size = Regex::new(r"(?-u)\b\d+(\.\d+)? +(B|kB|MB|GB)\b").expect("a pattern");
     let zeros = |found: &regex::Captures<'_>| found[0].replace(|c: char| c.is_ascii_digit(), "0");
     text = size.replace_all(&text, zeros).into_owned();
-    // An id has twelve letters and digits, both kinds among them.
+    // An id has twelve letters and digits, mostly both.
+    let known = r"(?m)((?:build|logs|instance|build:|service) +|[(`]|^)([0-9a-z]{12})([)` ]|$)";
+    text = Regex::new(known).expect("a pattern").replace_all(&text, "${1}ID__________$3").into_owned();
     let id = Regex::new(r"(?-u)\b[0-9a-z]{12}\b").expect("a pattern");
-    id.replace_all(&text, |found: &regex::Captures<'_>| {
-        let is_id = found[0].contains(|c: char| c.is_ascii_digit());
-        if is_id { "ID__________".to_owned() } else { found[0].to_owned() }
-    })
-    .into_owned()
+    let masked = |found: &regex::Captures<'_>| match found[0].contains(|c: char| c.is_ascii_digit()) {
+        true => "ID__________".to_owned(),
+        false => found[0].to_owned(),
+    };
+    id.replace_all(&text, masked).into_owned()
 }
 
 #[cfg(test)]
@@ -138,10 +156,10 @@ mod tests {
 
     #[test]
     fn values_that_differ_between_runs_are_replaced() {
-        let text = "build r5s0rmcx71hz took 1.2s, 12ms and 1m 3s; 1.07 MB at 127.0.0.1:41015 repositories";
+        let text = "build zyjjkjkjejsg (hearth builds logs zyjjkjkjejsg)\nr5s0rmcx71hz took 1.2s, 12ms and 1m 3s; 1.07 MB at 127.0.0.1:41015 repositories";
         assert_eq!(
             stable(text),
-            "build ID__________ took 0.0s, 0.0s and 0.0s; 0.00 MB at 127.0.0.1:PORT repositories"
+            "build ID__________ (hearth builds logs ID__________)\nID__________ took 0.0s, 0.0s and 0.0s; 0.00 MB at 127.0.0.1:PORT repositories"
         );
     }
 }

@@ -39,6 +39,7 @@ fn the_first_hour_shows_calm_screens(daemon: &Daemon) {
     let mut wrong = Vec::new();
     for (name, play) in chapters {
         play(&mut session);
+        cancel_builds(daemon);
         let transcript = session.take_transcript();
         let same = settings.bind(|| std::panic::catch_unwind(|| insta::assert_snapshot!(name, transcript)));
         if same.is_err() {
@@ -51,17 +52,30 @@ fn the_first_hour_shows_calm_screens(daemon: &Daemon) {
     );
 }
 
+/// Cancels the builds that the session left running: a daemon that drains would wait for them.
+fn cancel_builds(daemon: &Daemon) {
+    let running = daemon.hearth_ok(&["builds", "list", "--state", "running", "--json"]).json();
+    for build in running.as_array().into_iter().flatten() {
+        let id = build["build_id"].as_str().expect("an id");
+        daemon.hearth_ok(&["builds", "cancel", id]);
+    }
+}
+
 /// Writes directories with the mistakes that people make.
 fn write_wrong_apps(daemon: &Daemon) {
     let from = "FROM room.meshagent.com/busybox:demo\n";
     for (name, dockerfile) in [
         ("fails", format!("{from}RUN echo about to fail; exit 3\n")),
-        ("typo", format!("{from}RNU echo hello\n")),
+        ("typo", format!("{from}RUNN echo hello\n")),
         ("missing", format!("{from}COPY sorce /source\n")),
         ("ignored", format!("{from}COPY notes.md /\n")),
-        ("slow", format!("{from}RUN echo started; sleep 600\n")),
+        ("slow", format!("{from}RUN echo begun | tr b B; sleep 600\n")),
+        ("slower", format!("{from}RUN echo waiting | tr w W; sleep 601\n")),
         ("stages", format!("{from}FROM room.meshagent.com/busybox:demo AS test\nRUN echo hello\n")),
-        ("crashes", format!("{from}EXPOSE 80\nCMD [\"sh\", \"-c\", \"echo no configuration; exit 7\"]\n")),
+        (
+            "crashes",
+            format!("{from}EXPOSE 80\nCMD [\"sh\", \"-c\", \"echo no configuration; sleep 1; exit 7\"]\n"),
+        ),
     ] {
         let directory = daemon.directory().join(name);
         fs::create_dir(&directory).expect("directory");
@@ -101,11 +115,16 @@ fn builds(session: &mut ShellSession) {
     session.run("hearth build --tag stages:1 --platform linux/arm64 stages");
     session.run("hearth build --tag stages:1 -f Dockerfile.prod stages");
     session.run("hearth build --tag stages:1 --build-arg =1 stages");
-    session.run_with_keys("hearth build --tag slow:1 slow", &[("started", "\u{3}"), ("leave", "l\n")]);
+    session.run_with_keys(
+        "hearth build --tag slow:1 slow",
+        &[("Begun", "\u{3}"), ("leave it", "\n"), ("Begun", "\u{3}"), ("leave it", "l\n")],
+    );
     session.run("hearth builds list");
     session.run("hearth builds list --state failed --limit 2");
-    session.run("id=$(hearth build --tag slow:2 --detach slow); hearth builds cancel $id");
-    session.run("hearth builds logs $id --tail 2");
+    session.run("id=$(hearth build --tag slow:2 --detach slower)");
+    session.run_with_keys("hearth builds logs $id --follow", &[("Waiting", "\u{3}")]);
+    session.run("hearth builds cancel $id");
+    session.run("hearth builds logs $id --follow --tail 2");
     session.run("hearth builds show $id");
     session.run("hearth builds rm $id; hearth builds show $id");
 }
