@@ -32,6 +32,20 @@ impl InterruptListener {
         self.run_interruptible_with_message("interrupted; nothing was started in the room", work).await
     }
 
+    /// Runs `work` that shows something until Ctrl-C, which is its usual end: as text, nothing is said about it.
+    pub async fn run_until_interrupted<T>(
+        &mut self,
+        json: bool,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            outcome = work => outcome,
+            () = self.next() => {
+                Err(if json { Failure::interrupted("interrupted") } else { Failure::program_exited(130) })
+            }
+        }
+    }
+
     /// Runs `work` like [`InterruptListener::run_interruptible`], with another message, for work that may have
     /// started something in the room.
     pub async fn run_interruptible_with_message<T>(

@@ -72,6 +72,13 @@ impl From<BuildStateArg> for BuildState {
     }
 }
 
+impl BuildsCommand {
+    /// Reports whether the command shows a log until it is interrupted or the build ends.
+    pub(super) const fn is_follow(&self) -> bool {
+        matches!(self, Self::Logs(args) if args.follow)
+    }
+}
+
 pub(super) async fn run(command: BuildsCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     match command {
         BuildsCommand::List { state, tag, limit } => {

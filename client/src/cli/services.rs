@@ -122,7 +122,7 @@ pub(super) async fn run(
             interrupts.run_interruptible(Box::pin(show(&service, format, revision, globals))).await
         }
         ServicesCommand::Logs(args) => {
-            interrupts.run_interruptible_with_message("interrupted", Box::pin(logs::run(args, globals))).await
+            interrupts.run_until_interrupted(globals.json, Box::pin(logs::run(args, globals))).await
         }
         ServicesCommand::Restart { service, waiting } => {
             waiting.progress.begin();

@@ -1,6 +1,7 @@
 //! Display of the events of a deploy on standard error, in the same three forms as for builds.
 //!
-//! An action without an end event of its own ends when the next action starts.
+//! An action without an end event of its own ends when the next action starts; it has failed if that marks the revision
+//! as failed.
 
 mod json;
 mod plain;
@@ -8,7 +9,7 @@ mod terminal;
 
 use std::time::Duration;
 
-use hearth_proto::v1::{DeployEvent, LogLine, LogStream};
+use hearth_proto::v1::{DeployAction, DeployActionKind, DeployEvent, LogLine, LogStream};
 use jiff::Timestamp;
 
 pub use json::JsonDeployRenderer;
@@ -88,6 +89,11 @@ impl ActionTracker {
             self.current.take_if(|current| current.text == output::printable(text))?;
         Some(FinishedAction { number, text, took })
     }
+}
+
+/// Reports whether the start of this action means that the one before has failed.
+fn is_failure(action: &DeployAction) -> bool {
+    action.kind() == DeployActionKind::MarkFailed
 }
 
 fn elapsed_between(since: Option<Timestamp>, until: Option<Timestamp>) -> Duration {

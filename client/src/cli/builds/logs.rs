@@ -41,7 +41,7 @@ pub(in crate::cli) struct BuildLogsArgs {
     step: Option<u32>,
     /// Keep printing until the build ends
     #[arg(long, short)]
-    follow: bool,
+    pub(super) follow: bool,
 }
 
 /// Maximum size of one log answer in bytes: the daemon's own limit.

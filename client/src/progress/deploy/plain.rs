@@ -17,7 +17,7 @@ use hearth_proto::v1::DeployEvent;
 use hearth_proto::v1::deploy_event::Event;
 use jiff::Timestamp;
 
-use super::{ActionTracker, DeployRenderer, FinishedAction, elapsed_between, log_lines};
+use super::{ActionTracker, DeployRenderer, FinishedAction, elapsed_between, is_failure, log_lines};
 use crate::{duration, output};
 
 pub struct PlainDeployRenderer<W> {
@@ -75,7 +75,7 @@ impl<W: Write + Send> DeployRenderer for PlainDeployRenderer<W> {
         match &event.event {
             Some(Event::ActionStarted(action)) => {
                 let (number, over) = self.actions.begin(&action.text, at);
-                self.over(over.as_ref(), "DONE");
+                self.over(over.as_ref(), if is_failure(action) { "FAILED" } else { "DONE" });
                 self.line(&format!("#{number} {}", output::printable(&action.text)));
                 self.last_probe.clear();
             }
@@ -155,8 +155,8 @@ impl<W: Write + Send> DeployRenderer for PlainDeployRenderer<W> {
 #[cfg(test)]
 mod tests {
     use hearth_proto::v1::{
-        ActionEnded, DeployAction, DeployLive, InstanceLogLine, LogLine, LogStream, Probe, SkippedLines,
-        StartPart,
+        ActionEnded, DeployAction, DeployActionKind, DeployLive, InstanceLogLine, LogLine, LogStream, Probe,
+        SkippedLines, StartPart,
     };
 
     use super::*;
@@ -173,6 +173,8 @@ mod tests {
     fn a_deploy_reads_like_a_log_and_equal_probes_are_printed_once() {
         let start = "start an instance of revision 2";
         let ended = ActionEnded { action: Some(action(start)), took: span(90), error: String::new() };
+        let kind = DeployActionKind::MarkFailed.into();
+        let failed = DeployAction { kind, ..action("revision 3 has failed") };
         let probed = |text: &str| Event::Probed(Probe { text: text.into(), ..Probe::default() });
         let line =
             LogLine { text: "Listening".into(), stream: LogStream::Stdout.into(), ..LogLine::default() };
@@ -187,6 +189,8 @@ mod tests {
             (161, probed("tcp://10.88.0.2:5 takes connections")),
             (162, Event::Skipped(SkippedLines { lines: 1 })),
             (191, Event::Live(DeployLive { took: span(191) })),
+            (192, Event::ActionStarted(action("wait until revision 3 is healthy"))),
+            (193, Event::ActionStarted(failed)),
         ];
         let mut out = Vec::new();
         let mut plain = PlainDeployRenderer::new(&mut out, "web");
@@ -205,7 +209,10 @@ mod tests {
              web | Listening\n\
              #2 0.070 tcp://10.88.0.2:5 takes connections\n\
              (1 line of the log left out: hearth services logs web)\n\
-             #2 DONE 0.1s\n"
+             #2 DONE 0.1s\n\
+             #3 wait until revision 3 is healthy\n\
+             #3 FAILED 0.0s\n\
+             #4 revision 3 has failed\n"
         );
     }
 }

@@ -8,7 +8,7 @@ use hearth_proto::v1::DeployEvent;
 use hearth_proto::v1::deploy_event::Event;
 use indicatif::{MultiProgress, ProgressBar};
 
-use super::{ActionTracker, DeployRenderer, FinishedAction, log_lines};
+use super::{ActionTracker, DeployRenderer, FinishedAction, is_failure, log_lines};
 use crate::progress::terminal::{MAX_LIVE_LINE_WIDTH, head_style, tail_style};
 use crate::{duration, output};
 
@@ -81,7 +81,7 @@ impl DeployRenderer for TerminalDeployRenderer {
         match &event.event {
             Some(Event::ActionStarted(action)) => {
                 let (number, over) = self.actions.begin(&action.text, at);
-                self.over(over, "+", "");
+                self.over(over, if is_failure(action) { "x" } else { "+" }, "");
                 let head = ProgressBar::no_length().with_style(head_style());
                 let head = self.screen.insert_before(&self.tail, head);
                 head.set_message(format!("#{number} {}", output::printable(&action.text)));

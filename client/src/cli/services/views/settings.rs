@@ -21,7 +21,7 @@ pub(super) fn write(page: &mut LabeledLines, spec: &ServiceSpec) {
     page.line("workdir", &spec.working_dir);
     page.line("identity", &spec.identity);
     let memory = spec.memory_bytes.map(binary_size);
-    let cpus = spec.cpu_millis.map(|millis| format!("{} processors", f64::from(millis) / 1000.0));
+    let cpus = spec.cpu_millis.map(|millis| format!("{}", f64::from(millis) / 1000.0));
     page.line("memory", memory.as_deref().unwrap_or("unlimited"));
     page.line("cpus", cpus.as_deref().unwrap_or("unlimited"));
     if let Some(health) = spec.health.as_ref().filter(|health| !health.path.is_empty()) {
@@ -135,7 +135,7 @@ mod tests {
             page.0,
             "command      sh -c \"exec a b\"\n\
              memory       512 MiB\n\
-             cpus         1.5 processors\n\
+             cpus         1.5\n\
              liveness     /healthz\n\
              env          A=x\\ny\n\
              \u{20}            B (secret db)\n\
