@@ -2,13 +2,17 @@
 //! effect that its help names.
 
 use std::fs;
+use std::process::Command;
 
-use integration_tests::daemon::Daemon;
+use integration_tests::binaries::binaries;
+use integration_tests::daemon::{Daemon, Options};
 use integration_tests::runner::Group;
-use integration_tests::service::App;
-use integration_tests::shared_cases;
+use integration_tests::scripted::Scripted;
+use integration_tests::service::{App, get};
+use integration_tests::small_image::SmallRegistry;
 use integration_tests::sources::Tree;
 use integration_tests::wait::{self, seconds};
+use integration_tests::{lone_cases, process, shared_cases};
 
 pub fn group() -> Group {
     Group::new(
@@ -20,7 +24,15 @@ pub fn group() -> Group {
             a_log_is_narrowed_to_a_step_an_event_or_a_revision,
             a_context_of_every_source_is_compared_with_every_other,
             the_client_tells_what_it_does,
-        ],
+            settings_of_a_service_are_given_and_taken_away,
+            a_deploy_chooses_its_dockerfile_and_how_it_builds,
+            a_context_of_every_source_is_mounted,
+            project_storage_is_listed_read_and_removed,
+            a_base_image_comes_from_a_mirror_that_is_named,
+        ]
+        .into_iter()
+        .chain(lone_cases![the_daemon_takes_its_settings_from_flags])
+        .collect(),
     )
 }
 
@@ -188,4 +200,146 @@ fn the_client_tells_what_it_does(daemon: &Daemon) {
     output.says(&["connecting"]);
     let quiet = daemon.hearth_ok(&["images", "list"]);
     assert!(!quiet.stderr.contains("connecting"), "{quiet}");
+}
+
+fn settings_of_a_service_are_given_and_taken_away(daemon: &Daemon) {
+    App::page("settings\n").pack(daemon, "settings:1");
+    fs::create_dir_all(daemon.room_files().join("kept")).unwrap();
+    let deploy = ["deploy", "--tag", "settings:1"];
+    let given = ["--workdir", "/tmp", "--memory", "64M", "--cpus", "0.5", "--liveness", "/index.html"];
+    let command = "sh -c \"exec httpd -f -p 8000 -h /site\"";
+    let more =
+        ["--command", command, "--port", "8000", "--room-mount", "kept:/kept", "--env", "A=1", "--private"];
+    daemon.hearth_ok(&[&deploy[..], &given, &more].concat());
+    let manifest = || daemon.hearth_ok(&["services", "show", "settings", "-o", "yaml"]).stdout;
+    let words = ["working_dir: /tmp", "memory:", "cpus:", "/index.html", "exec httpd", "/kept", "name: A"];
+    for word in words {
+        assert!(manifest().contains(word), "{word}: {}", manifest());
+    }
+    let taken = ["--no-workdir", "--no-memory", "--no-cpus", "--no-liveness", "--no-command", "--no-ports"];
+    daemon.hearth_ok(&[&deploy[..], &taken, &["--no-mounts", "room", "--unset-env", "A"]].concat());
+    for word in words {
+        assert!(!manifest().contains(word), "{word}: {}", manifest());
+    }
+}
+
+fn a_deploy_chooses_its_dockerfile_and_how_it_builds(daemon: &Daemon) {
+    let base = daemon.base_image();
+    let dockerfile = format!(
+        "FROM {base}\nCOPY page /site/index.html\nEXPOSE 8000\nCMD [\"httpd\", \"-f\", \"-p\", \"8000\", \"-h\", \"/site\"]\n"
+    );
+    let local = tempfile::tempdir_in(daemon.directory()).unwrap();
+    Tree::new()
+        .file("app/web.Dockerfile", dockerfile)
+        .file("app/page", "chosen\n")
+        .write(&local.path().join("work"));
+    let pack = local.path().join("work").display().to_string();
+    let service = ["deploy", "--tag", "chosen:1", "--pack", &pack, "--domain", "chosen.test", "--private"];
+    let build = [
+        "--context-path",
+        "/context/app",
+        "-f",
+        "web.Dockerfile",
+        "--arch",
+        "amd64",
+        "--no-cache",
+        "--compression",
+        "zstd",
+    ];
+    daemon.hearth_ok(&[&service[..], &build].concat());
+    assert_eq!(get(daemon, "chosen.test", "/").status, 401);
+    let image = daemon.image("chosen:1");
+    let layers = image.manifest["layers"].as_array().expect("layers").clone();
+    let forms: Vec<&str> =
+        layers.iter().filter_map(|layer| layer["mediaType"].as_str()?.rsplit('+').next()).collect();
+    assert_eq!(forms.last(), Some(&"zstd"), "{forms:?}");
+    let up = [
+        "up",
+        &local.path().join("work/app").display().to_string(),
+        "-f",
+        "web.Dockerfile",
+        "--tag",
+        "raised:1",
+    ];
+    daemon.hearth_ok(&up).says(&["live"]);
+    assert!(daemon.tag_digest("raised", "1").is_some());
+}
+
+fn a_context_of_every_source_is_mounted(daemon: &Daemon) {
+    let tree = Tree::new().file("sub/f", "content");
+    tree.write(&daemon.project_files().join("mounted"));
+    let local = tempfile::tempdir_in(daemon.directory()).unwrap();
+    tree.write(&local.path().join("app"));
+    let pack = local.path().join("app").display().to_string();
+    daemon.hearth_ok(&["pack", &pack, "--tag", "mounted:1"]);
+    let same = ["context", "diff", "--mount-image", "mounted:1", "--to-project-path", "mounted"];
+    assert_eq!(daemon.hearth_ok(&same).stdout, "");
+    let point = daemon.directory().join("points/options");
+    fs::create_dir_all(&point).unwrap();
+    let at = point.display().to_string();
+    let root = ["--context-path", "/context/sub"];
+    for source in [["--pack", &pack], ["--mount-project-path", "mounted"], ["--mount-image", "mounted:1"]] {
+        daemon.hearth_ok(&[&["context", "mount", &at], &source[..], &root].concat());
+        assert_eq!(fs::read_to_string(point.join("f")).unwrap(), "content", "{source:?}");
+        // An open file keeps the mount in use, so only a lazy unmount succeeds.
+        let open = fs::File::open(point.join("f")).unwrap();
+        daemon.hearth_ok(&["context", "unmount", &at, "--lazy"]);
+        assert!(!point.join("f").exists(), "{source:?}");
+        drop(open);
+    }
+}
+
+fn project_storage_is_listed_read_and_removed(daemon: &Daemon) {
+    Tree::new().file("deep/f", "of the project").write(&daemon.project_files().join("listed"));
+    let listed = daemon.hearth_ok(&["storage", "ls", "--project", "--recursive", "listed"]).stdout;
+    assert!(listed.contains("listed/deep/f"), "{listed}");
+    let copy = daemon.directory().join("listed-copy");
+    daemon.hearth_ok(&["storage", "get", "--project", "listed/deep/f", copy.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(copy).unwrap(), "of the project");
+    daemon.hearth_ok(&["storage", "rm", "--project", "--recursive", "listed"]);
+    assert!(!daemon.project_files().join("listed").exists());
+}
+
+fn a_base_image_comes_from_a_mirror_that_is_named(daemon: &Daemon) {
+    let mut registry = SmallRegistry::default();
+    let image = registry.image("amd64", ("etc/name", "mirrored\n"), &serde_json::json!({}));
+    registry.tag("library/tiny:1", &image);
+    let hub = Scripted::start(move |asked| registry.answer(asked));
+    let mirror = format!("docker.io=http://{}", hub.host());
+    let local = tempfile::tempdir_in(daemon.directory()).unwrap();
+    Tree::new().file("f", "f").write(&local.path().join("app"));
+    let [app, out] = ["app", "out.tar"].map(|name| local.path().join(name).display().to_string());
+    daemon.hearth_ok(&["pack", &app, "-o", &out, "--base", "tiny:1", "--registry-mirror", &mirror]);
+    assert_eq!(integration_tests::image::Image::from_archive(out.as_ref()).file("etc/name"), "mirrored\n");
+}
+
+fn the_daemon_takes_its_settings_from_flags() {
+    let hearthd =
+        |arguments: &[&str]| process::run(Command::new(&binaries().hearthd).args(arguments), seconds(20));
+    for program in [&binaries().hearthd, &binaries().hearth] {
+        let version = process::run(Command::new(program).arg("--version"), seconds(20));
+        assert!(version.expect_code(0).stdout.contains(char::is_numeric), "{version}");
+    }
+    let dumped = hearthd(&["--dump-config", "--log", "debug", "--log-format", "json", "--room", "dumped"]);
+    dumped.expect_code(0);
+    assert!(dumped.stdout.contains("room = \"dumped\"") && dumped.stdout.contains("json"), "{dumped}");
+    let storage = tempfile::tempdir().unwrap();
+    let [room, project] = ["room", "project"].map(|name| storage.path().join(name).display().to_string());
+    for directory in [&room, &project] {
+        fs::create_dir(directory).unwrap();
+    }
+    let flags =
+        ["--room-storage", &room, "--project-storage", &project, "--log-format", "json", "--log", "debug"];
+    hearthd(&[&["--check-config"], &flags[..]].concat()).expect_code(0);
+    hearthd(&["--check-config", "--listen", "nowhere"]).expect_code(2);
+
+    let daemon = Daemon::start(Options::room("flagged").arguments(&flags));
+    fs::write(format!("{room}/r"), "room").unwrap();
+    fs::write(format!("{project}/p"), "project").unwrap();
+    assert!(daemon.hearth_ok(&["storage", "ls"]).stdout.ends_with(" r\n"));
+    assert!(daemon.hearth_ok(&["storage", "ls", "--project"]).stdout.ends_with(" p\n"));
+    let log = daemon.log();
+    let lines: Vec<serde_json::Value> =
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert!(lines.iter().any(|line| line["level"] == "DEBUG"), "{log}");
 }

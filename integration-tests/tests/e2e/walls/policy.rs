@@ -161,7 +161,7 @@ fn images_of_another_are_read_and_changed_only_with_a_grant(daemon: &Daemon) {
     let here = "room.meshagent.com/ann/image:1";
     as_bearer(daemon, &ann, &["images", "save", here, "-o", saved]).expect_code(0);
     let directory = daemon.directory().join("packed");
-    Tree::new().file("f", "f").write(&directory);
+    Tree::new().dockerfile("FROM scratch\nCOPY f /\n").file("f", "f").write(&directory);
     let directory = directory.to_str().unwrap();
     let pull = "pull from repository `ann/image`";
     let write = "write to repository `ann/image`";
