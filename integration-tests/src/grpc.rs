@@ -189,6 +189,7 @@ pub fn room_mount(room_path: &str, target: &str) -> Mount {
         source: Some(mount::Source::RoomPath(room_path.to_owned())),
         target: target.to_owned(),
         mode: MountMode::ReadOnly.into(),
+        create: false,
     }
 }
 

@@ -38,6 +38,11 @@ impl<S: Into<Source>> From<MountSpec<S>> for Mount {
             MountAccess::ReadOnly => MountMode::ReadOnly,
             MountAccess::ReadWrite => MountMode::ReadWrite,
         };
-        Self { source: Some(mount.source.into()), target: mount.target.to_string(), mode: mode.into() }
+        Self {
+            source: Some(mount.source.into()),
+            target: mount.target.to_string(),
+            mode: mode.into(),
+            create: mount.create,
+        }
     }
 }

@@ -37,7 +37,7 @@ Examples:
   hearth deploy --room myroom --tag room.meshagent.com/my-app:dev --env APP_ENV=dev
   hearth deploy --tag my-app:dev --pack ./my-app --domain my-app.example.com --public
       Send and build a directory, and deploy the result
-  hearth deploy --tag my-app:dev --room-mount data/my-app:/data --env-secret DB_PASSWORD=db --memory 512m
+  hearth deploy --tag my-app:dev --room-mount data/my-app:/data,create --env-secret DB_PASSWORD=db --memory 512m
   hearth deploy --tag my-app:dev --port 8000 --liveness /healthz --dry-run")]
 pub(super) struct DeployArgs {
     /// Image to run, from the room or any registry; with --pack, the tag of the build

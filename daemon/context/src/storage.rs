@@ -116,22 +116,21 @@ impl StorageRoot {
     }
 
     /// Opens a handle (`O_PATH`) to a directory or regular file that is to be mounted, and reports whether it
-    /// is a directory. Symbolic links are never followed. With `make`, a missing directory is created.
-    pub fn open_mount_source(&self, path: &Path, make: bool) -> Result<(OwnedFd, bool), StorageError> {
+    /// is a directory. Symbolic links are never followed.
+    pub fn open_mount_source(&self, path: &Path) -> Result<(OwnedFd, bool), StorageError> {
         let path = normalized(path)?;
-        let root = self.with_links(SymlinkPolicy::Refused);
-        let (handle, stat) = match root.open_path(&path) {
-            Err(StorageError::NotFound { .. }) if make => {
-                root.make_directories(&path)?;
-                root.open_path(&path)?
-            }
-            other => other?,
-        };
+        let (handle, stat) = self.with_links(SymlinkPolicy::Refused).open_path(&path)?;
         match stat.attr.kind {
             FileType::Directory => Ok((handle, true)),
             FileType::RegularFile => Ok((handle, false)),
             _ => Err(StorageError::NotAFile { path }),
         }
+    }
+
+    /// Creates a missing directory that is to be mounted, with its parents. Symbolic links are never followed.
+    pub fn make_mount_source(&self, path: &Path) -> Result<(), StorageError> {
+        let made = self.with_links(SymlinkPolicy::Refused).make_directories(&normalized(path)?);
+        made.map(drop)
     }
 
     /// Opens a handle (`O_PATH`) to an existing path, without opening the file itself.

@@ -35,7 +35,7 @@ impl UploadLedgerCheck {
 /// Returns the size of a file in bytes, or `None` if there is no such regular file.
 fn size(root: &StorageRoot, path: &Path) -> io::Result<Option<u64>> {
     use StorageError::{IsLink, NotADirectory, NotAFile, NotFound};
-    match root.open_mount_source(path, false) {
+    match root.open_mount_source(path) {
         Ok((_, true)) | Err(NotFound { .. } | NotADirectory { .. } | NotAFile { .. } | IsLink { .. }) => {
             Ok(None)
         }

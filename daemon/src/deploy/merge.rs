@@ -296,6 +296,7 @@ fn mounts(
                 source: ServiceMountSource::EmptyDir,
                 target: volume.clone(),
                 mode: MountAccess::ReadWrite,
+                create: false,
             });
         }
     }

@@ -26,6 +26,7 @@ mod fault;
 mod images;
 mod make;
 mod shield;
+mod sources;
 mod storage;
 mod view;
 
@@ -113,6 +114,16 @@ impl InstanceMounts {
 
 #[async_trait]
 impl InstanceMounter for InstanceMounts {
+    async fn check_sources(&self, mounts: &[ServiceMount]) -> Result<(), MountFault> {
+        let mounts = mounts.to_vec();
+        self.blocking("mounts.check", move |shared| sources::check(&shared.storage, &mounts)).await
+    }
+
+    async fn make_sources(&self, mounts: &[ServiceMount]) -> Result<(), MountFault> {
+        let mounts = mounts.to_vec();
+        self.blocking("mounts.make", move |shared| sources::make(&shared.storage, &mounts)).await
+    }
+
     async fn open(
         &self,
         instance: &InstanceLabel,

@@ -264,6 +264,10 @@ pub struct DomainRoute {
 /// Creates the mounts of an instance. The production implementation opens storage beneath its root and mounts images.
 #[async_trait]
 pub trait InstanceMounter: Send + Sync + 'static {
+    /// Checks that the storage sources of `mounts` exist, or ask to be made and can be. Nothing changes.
+    async fn check_sources(&self, mounts: &[ServiceMount]) -> Result<(), MountFault>;
+    /// Creates the missing sources that ask to be made.
+    async fn make_sources(&self, mounts: &[ServiceMount]) -> Result<(), MountFault>;
     /// Opens the sources of `mounts` below a directory of the instance. `images` holds the images by target: none is
     /// resolved or fetched here.
     async fn open(

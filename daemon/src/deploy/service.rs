@@ -20,7 +20,7 @@ use super::context::DeployContext;
 use super::entry::ServiceEntry;
 use super::merge::MergeError;
 use super::options::{CapabilityNotAllowed, DeployDependencies, Options};
-use super::port::{LogError, RuntimeError, ServiceStoreError};
+use super::port::{LogError, MountFault, MountFaultKind, RuntimeError, ServiceStoreError};
 use super::share::ServiceLimit;
 use super::startup;
 use crate::access::policy::AccessDenied;
@@ -115,6 +115,9 @@ pub enum DeployError {
     /// An image to be mounted cannot be resolved or fetched. The message names the mount target.
     #[error("{}", .0.message)]
     MountedImage(Box<Fault>),
+    /// The source of a mount is missing or cannot be used. The message names the mount target.
+    #[error(transparent)]
+    Mount(#[from] MountFault),
     #[error(transparent)]
     Store(ServiceStoreError),
     #[error(transparent)]
@@ -168,6 +171,7 @@ impl DeployError {
             Self::Image(fault) | Self::MountedImage(fault) => {
                 fault.code.known().unwrap_or(ErrorCode::Internal)
             }
+            Self::Mount(fault) => fault.code,
             Self::Runtime(RuntimeError::Unavailable(_)) => ErrorCode::RuntimeUnavailable,
             Self::NotReady(_) | Self::ShuttingDown => ErrorCode::Unavailable,
             Self::Store(ServiceStoreError::Database(error)) if is_disk_full(error) => ErrorCode::NoSpace,
@@ -210,6 +214,7 @@ impl DeployError {
             | Self::ShuttingDown
             | Self::Runtime(RuntimeError::Unavailable(_)) => true,
             Self::Image(fault) | Self::MountedImage(fault) => fault.retryable,
+            Self::Mount(fault) => fault.kind != MountFaultKind::Permanent,
             _ => false,
         }
     }

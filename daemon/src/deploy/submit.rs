@@ -43,6 +43,9 @@ impl Handle {
     ) -> Result<AcceptedDeploy, DeployError> {
         let prepared = self.prepare_deploy(&request, by, given).await?;
         let PreparedDeploy { entry, mut service, notes, _submitting } = prepared;
+        if let Some(next) = service.revision(service.desired) {
+            self.shared.ports.mounts.make_sources(&next.spec.mounts).await?;
+        }
         let Some(entry) = entry else {
             self.shared.ports.store.put(&service).await?;
             let entry = Arc::new(ServiceEntry::new(service.clone()));
@@ -171,6 +174,7 @@ impl Handle {
         };
         by.may_run(&earlier.spec)?;
         self.shared.check_domains(&current.name, &earlier.spec)?;
+        self.shared.ports.mounts.make_sources(&earlier.spec.mounts).await?;
         let next = next_revision(&current, earlier.spec.clone(), &by.name);
         let notes = vec![format!("revision {} runs what revision {} ran", next.number, earlier.number)];
         let changed = entry.change(&*self.shared.ports.store, |stored| {
@@ -278,6 +282,7 @@ impl Handle {
         shared.options.check_capabilities(&spec)?;
         shared.check_env(&name, &spec).await?;
         shared.check_domains(&name, &spec)?;
+        shared.ports.mounts.check_sources(&spec.mounts).await?;
         let service = match existing {
             Some(mut service) => {
                 let next = next_revision(&service, spec, &by.name);

@@ -141,6 +141,7 @@ impl Room {
             source: BuildMountSource::Room(mount.to_owned()),
             target: "/context".parse().unwrap(),
             mode: MountAccess::ReadOnly,
+            create: false,
         };
         let selection = match roots {
             ["."] => CopySelection::default(),

@@ -52,7 +52,7 @@ async fn room(fixture: &Fixture) -> (InstanceMounts, PinnedImage) {
 }
 
 fn mount(source: ServiceMountSource, target: &str, mode: MountAccess) -> ServiceMount {
-    ServiceMount { source, target: target.parse().unwrap(), mode }
+    ServiceMount { source, target: target.parse().unwrap(), mode, create: false }
 }
 
 #[tokio::test(flavor = "multi_thread")]

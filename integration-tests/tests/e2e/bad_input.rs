@@ -206,7 +206,7 @@ fn a_missing_source_is_named(daemon: &Daemon) {
     let pack = hearth_proto::v1::Mount {
         source: Some(hearth_proto::v1::mount::Source::PackId("zzzzzzzzzzzz".to_owned())),
         target: "/context".to_owned(),
-        mode: 0,
+        ..Default::default()
     };
     block_on(seconds(30), async {
         let api = Api::of(daemon).await;

@@ -79,7 +79,7 @@ fn mounts_that_are_not_there_or_lead_out_are_refused(daemon: &Daemon) {
     fs::write(outside.join("canary"), "canary-91").unwrap();
     symlink(&outside, daemon.room_files().join("way-out")).unwrap();
     for (mount, says) in
-        [("missing:/m:ro", "missing"), ("way-out:/m", "way-out"), ("../outside:/m", "outside")]
+        [("missing:/m", "`,create`"), ("way-out:/m,create", "way-out"), ("../outside:/m", "outside")]
     {
         let output = daemon.hearth(&["deploy", "--tag", "mounting:1", "--room-mount", mount]);
         assert_ne!(output.code, 0, "{mount}: {output}");
@@ -88,6 +88,15 @@ fn mounts_that_are_not_there_or_lead_out_are_refused(daemon: &Daemon) {
             "{mount}: {output}"
         );
     }
+    let services = daemon.hearth_ok(&["services", "list"]).stdout;
+    assert!(!services.contains("mounting") && !daemon.room_files().join("missing").exists(), "{services}");
+    let asked = ["deploy", "--tag", "mounting:1", "--room-mount", "missing:/m,create"];
+    daemon.hearth_ok(&[&asked[..], &["--dry-run"]].concat());
+    assert!(!daemon.room_files().join("missing").exists(), "a dry run changes nothing");
+    daemon.hearth_ok(&asked);
+    assert!(daemon.room_files().join("missing").is_dir());
+    let manifest = daemon.hearth_ok(&["services", "show", "mounting", "-o", "yaml"]).stdout;
+    assert!(manifest.contains("create: true"), "{manifest}");
     let output = daemon.hearth(&["deploy", "--tag", "mounting:1", "--image-mount", "none:1=/m"]);
     assert_ne!(output.code, 0, "{output}");
     output.says(&["none:1"]);

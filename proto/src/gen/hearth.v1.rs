@@ -14,6 +14,10 @@ pub struct Mount {
     /// copy that is removed with the instance.
     #[prost(enumeration = "MountMode", tag = "6")]
     pub mode: i32,
+    /// Makes the directory where room storage lacks it, when the deploy is accepted. Without it, the source must
+    /// exist. Services only, and only for room_path; needs permission to write there.
+    #[prost(bool, tag = "9")]
+    pub create: bool,
     #[prost(oneof = "mount::Source", tags = "1, 2, 3, 4, 7, 8")]
     pub source: ::core::option::Option<mount::Source>,
 }

@@ -21,6 +21,9 @@ pub struct MountSpec<S> {
     pub source: S,
     pub target: MountTarget,
     pub mode: MountAccess,
+    /// Reports whether a deploy makes the source, a directory of room storage, where it is missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub create: bool,
 }
 
 /// A mount of the files that a build or a context is made of.
@@ -101,7 +104,7 @@ impl<S: MountSource> MountSpec<S> {
             }
             error => error,
         })?;
-        Ok(Self { source, target, mode })
+        Ok(Self { source, target, mode, create: options.create })
     }
 }
 
@@ -146,6 +149,8 @@ impl MountParts {
 pub struct MountOptions {
     /// Part of an image that is mounted.
     subpath: Option<String>,
+    /// Makes a missing directory of room storage.
+    create: bool,
 }
 
 impl MountOptions {
@@ -155,6 +160,7 @@ impl MountOptions {
         for text in texts {
             let taken = match text.split_once('=') {
                 Some(("subpath", path)) => options.subpath.replace(path.to_owned()).is_none(),
+                None if text == "create" => !std::mem::replace(&mut options.create, true),
                 _ => false,
             };
             if !taken {
@@ -304,6 +310,7 @@ mod tests {
             (BuildMountKind::Image, "busybox:1,foo=bar", "foo=bar"),
             (BuildMountKind::Image, "a=/x,subpath=b,subpath=c", "subpath=c"),
             (BuildMountKind::Image, "a=/x,subpath=b,c", "c"),
+            (BuildMountKind::Room, "a:/x,create", "create"),
             (BuildMountKind::Room, "a,foo", "foo"),
             (BuildMountKind::Project, "a:/x:ro,", ""),
             (BuildMountKind::Pack, "a:/x,foo", "foo"),
@@ -312,6 +319,10 @@ mod tests {
         }
         for (kind, text, option) in [
             (ServiceMountKind::Room, "a:/x,subpath=b", "subpath=b"),
+            (ServiceMountKind::Room, "a:/x,create,create", "create"),
+            (ServiceMountKind::Room, "a:/x,create=1", "create=1"),
+            (ServiceMountKind::Project, "a:/x,create", "create"),
+            (ServiceMountKind::Image, "a=/x,create", "create"),
             (ServiceMountKind::Project, "a:/x,foo", "foo"),
             (ServiceMountKind::EmptyDir, "/x,foo", "foo"),
         ] {
@@ -319,6 +330,18 @@ mod tests {
         }
         let error = BuildMount::parse(BuildMountKind::Image, "a=/x,\"subpath=b").unwrap_err().to_string();
         assert!(error.contains("a double quote is not closed"), "{error}");
+    }
+
+    #[test]
+    fn only_a_room_mount_of_a_service_can_ask_for_its_directory() {
+        for (text, mode, create) in [
+            ("a:/x", MountAccess::ReadWrite, false),
+            ("a:/x,create", MountAccess::ReadWrite, true),
+            ("a:/x:ro,create", MountAccess::ReadOnly, true),
+        ] {
+            let mount = ServiceMount::parse(ServiceMountKind::Room, text).unwrap();
+            assert_eq!((mount.mode, mount.create), (mode, create), "{text}");
+        }
     }
 
     #[test]
@@ -343,7 +366,7 @@ mod tests {
         let error = parse(ServiceMountKind::EmptyDir, "x").unwrap_err().to_string();
         assert!(error.contains("not absolute"), "{error}");
         let error = parse(ServiceMountKind::Room, "a").unwrap_err().to_string();
-        assert!(error.contains("<source>:<mount>[:ro|rw]"), "{error}");
+        assert!(error.contains("<source>:<mount>[:ro|rw][,create]"), "{error}");
     }
 
     #[test]

@@ -13,7 +13,8 @@ use crate::error::Failure;
 /// Mount flags of a service.
 #[derive(Debug, Default, Args)]
 pub(super) struct MountArgs {
-    /// Files of room storage, `<source>:<mount>[:ro|rw]`; the default is rw
+    /// Files of room storage, `<source>:<mount>[:ro|rw][,create]`; the default is rw; `create` makes a
+    /// missing directory
     #[arg(
         long,
         visible_alias = "mount-room-path",
@@ -21,7 +22,7 @@ pub(super) struct MountArgs {
         help_heading = "Files of the service"
     )]
     room_mount: Vec<String>,
-    /// Files of project storage, in the same form; the default is ro
+    /// Files of project storage, `<source>:<mount>[:ro|rw]`; the default is ro
     #[arg(
         long,
         visible_alias = "mount-project-path",

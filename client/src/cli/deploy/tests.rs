@@ -159,7 +159,10 @@ fn what_is_wrong_in_itself_is_a_usage_error_that_says_what_is_right() {
         ("--tag a --env-file /no/such/file", "--env-file: cannot read `/no/such/file`"),
         ("--tag a --env-secret S", "--env-secret `S`: expected `NAME=SECRET`"),
         ("--tag a --env-token all", "--env-token: scope `all` is none of"),
-        ("--tag a --room-mount data", "--room-mount: mount `data`: expected `<source>:<mount>[:ro|rw]`"),
+        (
+            "--tag a --room-mount data",
+            "--room-mount: mount `data`: expected `<source>:<mount>[:ro|rw][,create]`",
+        ),
         ("--tag a --room-mount d:/", "--room-mount: `d:/` would hide the whole image"),
         ("--tag a --project-mount d:/x:wo", "--project-mount: mount `d:/x:wo`: mode `wo`"),
         (

@@ -128,7 +128,7 @@ struct SecretReference {
 #[serde(deny_unknown_fields)]
 struct ManifestStorage {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    room: Vec<StorageMount>,
+    room: Vec<RoomMount>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     project: Vec<StorageMount>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -147,13 +147,29 @@ impl ManifestStorage {
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct RoomMount {
+    /// Mount target.
+    path: String,
+    /// Path below room storage that is mounted. Default: the whole storage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    subpath: Option<String>,
+    /// True when the mount is read-only. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    read_only: Option<bool>,
+    /// True when a missing directory is made. Default: false; the path must exist.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    create: bool,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct StorageMount {
     /// Mount target.
     path: String,
-    /// Path below the storage's root that is mounted. Default: the whole storage.
+    /// Path below project storage that is mounted. Default: the whole storage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     subpath: Option<String>,
-    /// True when the mount is read-only. Default: false for room storage, true for project storage.
+    /// True when the mount is read-only. Default: true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     read_only: Option<bool>,
 }

@@ -65,7 +65,7 @@ fn target(path: &str) -> MountTarget {
 
 fn mount(source: BuildMountSource, at: &str) -> ContextMount {
     ContextMount {
-        spec: BuildMount { source, target: target(at), mode: MountAccess::ReadOnly },
+        spec: BuildMount { source, target: target(at), mode: MountAccess::ReadOnly, create: false },
         image: None,
         pack: None,
         links: SymlinkPolicy::Followed,

@@ -67,8 +67,8 @@ pub fn may_mount_in_service(
     match mount.source.origin() {
         MountOrigin::Storage(path) => {
             let verb = match mount.mode {
-                MountAccess::ReadOnly => StorageVerb::Read,
-                MountAccess::ReadWrite => StorageVerb::Write,
+                MountAccess::ReadOnly if !mount.create => StorageVerb::Read,
+                MountAccess::ReadOnly | MountAccess::ReadWrite => StorageVerb::Write,
             };
             decide(caller, &CallerAction::MountStorage { verb, path })
         }

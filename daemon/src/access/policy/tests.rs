@@ -287,6 +287,7 @@ fn a_mount_of_a_build_asks_for_the_image_where_it_lies() {
         },
         target: "/m".parse().unwrap(),
         mode: MountAccess::ReadOnly,
+        create: false,
     };
     let may = |scope, reference: &str| may_mount_in_builds(&bob(scope), &[mount(reference)], &rooms).is_ok();
     let here = "room.meshagent.com/ann/app:1";

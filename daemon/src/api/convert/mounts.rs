@@ -96,7 +96,10 @@ fn mount<S: MountSource>(
         Ok(v1::MountMode::Unspecified) => source.default_mode(),
         Err(_) => return Err(invalid(".mode", "unknown mode".to_owned())),
     };
-    Ok(MountSpec { source, target, mode })
+    if wire.create && !source.can_be_made() {
+        return Err(invalid(".create", "only a room path of a service can be made".to_owned()));
+    }
+    Ok(MountSpec { source, target, mode, create: wire.create })
 }
 
 fn build_source(wire: Source, field: &str) -> Result<BuildMountSource, ApiError> {
@@ -164,7 +167,7 @@ mod tests {
         let file = |(number, length): (usize, &usize)| {
             let file = v1::FileSource { text: "x".repeat(*length) };
             let source = Some(v1::mount::Source::File(file));
-            v1::Mount { source, target: format!("/etc/{number}"), mode: mode.into() }
+            v1::Mount { source, target: format!("/etc/{number}"), mode: mode.into(), create: false }
         };
         let wire = lengths.iter().enumerate().map(file).collect();
         service_mounts(wire, "spec.mounts")

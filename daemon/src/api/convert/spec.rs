@@ -279,7 +279,7 @@ mod tests {
         v1::Mount {
             source: Some(v1::mount::Source::RoomPath(path.to_owned())),
             target: target.to_owned(),
-            mode: 0,
+            ..v1::Mount::default()
         }
     }
 

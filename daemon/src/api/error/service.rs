@@ -18,6 +18,7 @@ impl From<DeployError> for ApiError {
             DeployError::Merge(error @ MergeError::OtherRepository { .. }) => {
                 Self::new(code, message).field(field(&error))
             }
+            DeployError::Mount(_) => Self::new(code, message).field("spec.mounts"),
             DeployError::Merge(error) => Self::invalid(field(&error), code, message),
             DeployError::Capability(_) => Self::new(code, message).field("spec.capabilities"),
             DeployError::DomainTaken { .. } => Self::new(code, message).field("spec.domains"),

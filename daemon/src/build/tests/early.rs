@@ -64,6 +64,7 @@ async fn a_submission_that_is_not_accepted_brings_no_image_into_the_room() {
             },
             target: "/context".parse().unwrap(),
             mode: MountAccess::ReadOnly,
+            create: false,
         });
         SubmitBuild { idempotency_key: Some("key".to_owned()), ..request(spec) }
     };

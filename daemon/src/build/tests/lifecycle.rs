@@ -18,6 +18,7 @@ fn with_pack(mut spec: BuildSpec, pack: &PackId) -> BuildSpec {
         source: BuildMountSource::Pack(pack.to_string()),
         target: "/context".parse().unwrap(),
         mode: MountAccess::ReadOnly,
+        create: false,
     });
     spec
 }

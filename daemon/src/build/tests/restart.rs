@@ -36,6 +36,7 @@ async fn after_a_crash_every_build_reaches_an_end() {
                 source: BuildMountSource::Pack(pack.to_string()),
                 target: "/context".parse().unwrap(),
                 mode: MountAccess::ReadOnly,
+                create: false,
             });
         };
         let queued = left_behind(&room, BuildState::Queued, |_| {}).await;

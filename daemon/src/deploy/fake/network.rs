@@ -105,6 +105,14 @@ impl TrafficRouter for FakeWorld {
 
 #[async_trait]
 impl InstanceMounter for FakeWorld {
+    async fn check_sources(&self, _mounts: &[ServiceMount]) -> Result<(), MountFault> {
+        Ok(())
+    }
+
+    async fn make_sources(&self, _mounts: &[ServiceMount]) -> Result<(), MountFault> {
+        Ok(())
+    }
+
     async fn open(
         &self,
         label: &InstanceLabel,

@@ -26,7 +26,7 @@ fn plain(pairs: &[(&str, &str)]) -> std::collections::BTreeMap<String, EnvValue>
 }
 
 fn mount(source: ServiceMountSource, target: &str) -> ServiceMount {
-    ServiceMount { source, target: target.parse().unwrap(), mode: MountAccess::ReadWrite }
+    ServiceMount { source, target: target.parse().unwrap(), mode: MountAccess::ReadWrite, create: false }
 }
 
 fn merged(

@@ -35,7 +35,7 @@ impl MountedImages {
             fault::permanent(&mount.target, ErrorCode::Internal, "the name of its place is no path")
         })?;
         let source = BuildMountSource::Image { reference: reference.clone(), subpath: subpath.clone() };
-        let spec = BuildMount { source, target, mode: mount.mode };
+        let spec = BuildMount { source, target, mode: mount.mode, create: false };
         let opened = ContextMount { spec, image: Some(image), pack: None, links: SymlinkPolicy::Refused };
         let tree = self.contexts.open_tree(vec![opened]).await;
         tree.map(Some).map_err(|error| fault::of_context(&mount.target, &error))

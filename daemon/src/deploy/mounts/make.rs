@@ -68,7 +68,7 @@ impl MountContext {
         };
         let read_only = mount.mode == MountAccess::ReadOnly;
         let bind = |root: &StorageRoot, name: &str, path: &str| {
-            let held = root.open_mount_source(Path::new(path), !read_only);
+            let held = root.open_mount_source(Path::new(path));
             let (held, is_directory) = held.map_err(|error| fault::of_storage(target, name, &error))?;
             if !read_only {
                 self.shields.lock().ensure(root).map_err(failed)?;

@@ -54,7 +54,7 @@ impl StorageShields {
     /// Mounts a storage on itself, before a service gets write access to any of it. Callers must serialize calls.
     pub(super) fn ensure(&self, storage: &StorageRoot) -> io::Result<()> {
         let path = storage.path();
-        let (held, _) = storage.open_mount_source(Path::new(""), false).map_err(io::Error::other)?;
+        let (held, _) = storage.open_mount_source(Path::new("")).map_err(io::Error::other)?;
         let point = open(path)?;
         let flags = rustix::fs::fstatvfs(&point)?.f_flag;
         if flags.contains(StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV) {

@@ -10,6 +10,7 @@ use crate::context::{
 };
 use crate::deploy::port::MountFaultKind;
 use crate::image::{ImageDestination, ImageStore};
+use crate::model::fault::ErrorCode;
 use crate::model::id::ServiceId;
 use crate::model::{MountAccess, Reference, RoomRegistries};
 use crate::registry::blobs::BlobStore;
@@ -146,7 +147,7 @@ fn label() -> InstanceLabel {
 }
 
 fn mount(source: crate::model::ServiceMountSource, target: &str, mode: MountAccess) -> ServiceMount {
-    ServiceMount { source, target: target.parse().unwrap(), mode }
+    ServiceMount { source, target: target.parse().unwrap(), mode, create: false }
 }
 
 fn room(path: &str, target: &str, mode: MountAccess) -> ServiceMount {
@@ -222,12 +223,24 @@ async fn project_storage_is_its_own() {
 }
 
 #[tokio::test]
-async fn a_missing_directory_is_made_to_be_written_and_an_error_to_be_read() {
+async fn a_missing_source_is_an_error_unless_it_is_asked_for() {
     let at = MountTestRoom::new().await;
-    let fault = at.refused(room("a/b", "/data", ReadOnly)).await;
+    for mode in [ReadOnly, ReadWrite] {
+        let missing = [room("a/b", "/data", mode)];
+        let checked = at.mounts.check_sources(&missing).await.unwrap_err();
+        let made = at.mounts.make_sources(&missing).await.unwrap_err();
+        assert_eq!([checked.code, made.code], [ErrorCode::MountSourceMissing; 2], "{mode:?}");
+        assert!(!at.room_path("a").exists());
+    }
+    let fault = at.refused(room("a/b", "/data", ReadWrite)).await;
     assert_eq!((fault.code.as_str(), fault.target.as_str()), ("mount_source_missing", "/data"));
     assert!(fault.reason.contains("room storage: `a/b`"), "{fault}");
-    let (id, opened) = at.open(&[room("a/b", "/data", ReadWrite)]).await;
+    let asked = [ServiceMount { create: true, ..room("a/b", "/data", ReadWrite) }];
+    at.mounts.check_sources(&asked).await.unwrap();
+    assert!(!at.room_path("a").exists(), "a check changes nothing");
+    at.mounts.make_sources(&asked).await.unwrap();
+    at.mounts.make_sources(&asked).await.unwrap();
+    let (id, opened) = at.open(&asked).await;
     fs::write(opened[0].source.join("file"), "x").unwrap();
     assert!(at.room_path("a/b/file").exists());
     at.mounts.close(&id).await.unwrap();

@@ -144,6 +144,7 @@ fn image_mount(reference: &str, target: &str) -> ServiceMount {
         source: ServiceMountSource::Image { reference: reference.parse().unwrap(), subpath: String::new() },
         target: target.parse().unwrap(),
         mode: MountAccess::ReadOnly,
+        create: false,
     }
 }
 

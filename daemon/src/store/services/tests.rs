@@ -144,6 +144,7 @@ async fn images_of_other_registries_that_lie_in_ordinary_repositories_are_moved_
         source: ServiceMountSource::Image { reference, subpath: String::new() },
         target: "/files".parse().unwrap(),
         mode: MountAccess::ReadOnly,
+        create: false,
     }];
     let pinned = PinnedImage { repository: tagged.clone(), digest: digest(2) };
     first.spec.mounted = std::collections::BTreeMap::from([("/files".parse().unwrap(), pinned)]);

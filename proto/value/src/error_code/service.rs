@@ -76,7 +76,7 @@ macro_rules! service_error_codes {
                     "The control group of the process could not be made. See the daemon's log and the machine's control groups.";
                 MountSourceMissing = "mount_source_missing", FailedPrecondition, No,
                     "The source of a service's mount does not exist. Make it, or correct its path.",
-                    hint "`hearth storage ls` shows what is there; a directory that is mounted with :rw is made where it is missing";
+                    hint "`hearth storage ls` shows what is there; `,create` after a room mount makes the missing directory";
                 MountSourceOutsideStorage = "mount_source_outside_storage", FailedPrecondition, No,
                     "The source of a service's mount leads out of its storage. Mount a path inside the storage.",
                     hint "mount a path inside the storage; links in it must stay inside";

@@ -50,6 +50,11 @@ pub trait MountSource {
     /// Returns the mode of a mount whose flag has no mode.
     fn default_mode(&self) -> MountAccess;
     fn origin(&self) -> MountOrigin<'_>;
+
+    /// Reports whether a mount may ask for a missing source to be made.
+    fn can_be_made(&self) -> bool {
+        false
+    }
 }
 
 impl MountSource for BuildMountSource {
@@ -83,6 +88,10 @@ impl MountSource for ServiceMountSource {
             Self::Image { reference, .. } => MountOrigin::Image(reference),
             Self::EmptyDir | Self::File(_) => MountOrigin::Nothing,
         }
+    }
+
+    fn can_be_made(&self) -> bool {
+        matches!(self, Self::Room(_))
     }
 }
 
@@ -149,7 +158,7 @@ impl MountKind for BuildMountKind {
     }
 
     fn check_options(self, options: &MountOptions) -> Result<(), String> {
-        options.check(self == Self::Image)
+        options.check(self == Self::Image, false)
     }
 
     fn source(self, given: &str, source: &str, options: &MountOptions) -> Result<Self::Source, MountError> {
@@ -174,7 +183,8 @@ impl MountKind for ServiceMountKind {
 
     fn grammar(self) -> &'static str {
         match self {
-            Self::Room | Self::Project => "<source>:<mount>[:ro|rw]",
+            Self::Room => "<source>:<mount>[:ro|rw][,create]",
+            Self::Project => "<source>:<mount>[:ro|rw]",
             Self::Image => "<image>=<mount>[:ro|rw][,subpath=<path>]",
             Self::EmptyDir => "<mount>[:ro|rw]",
         }
@@ -189,7 +199,7 @@ impl MountKind for ServiceMountKind {
     }
 
     fn check_options(self, options: &MountOptions) -> Result<(), String> {
-        options.check(self == Self::Image)
+        options.check(self == Self::Image, self == Self::Room)
     }
 
     fn source(self, given: &str, source: &str, options: &MountOptions) -> Result<Self::Source, MountError> {
@@ -207,9 +217,10 @@ impl MountKind for ServiceMountKind {
 
 impl MountOptions {
     /// Refuses the options that a kind does not have. The error is the option.
-    fn check(&self, has_subpath: bool) -> Result<(), String> {
+    fn check(&self, has_subpath: bool, has_create: bool) -> Result<(), String> {
         match &self.subpath {
             Some(path) if !has_subpath => Err(format!("subpath={path}")),
+            _ if self.create && !has_create => Err("create".to_owned()),
             _ => Ok(()),
         }
     }

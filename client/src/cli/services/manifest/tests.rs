@@ -12,6 +12,7 @@ fn full() -> ServiceSpec {
         source: Some(source),
         target: target.into(),
         mode: mode.into(),
+        create: target == "/data",
     };
     let image = ImageSource { reference: "assets:2".into(), subpath: "usr/share".into() };
     let scope = r#"{"containers":{"pull":["*"]}}"#;
@@ -103,6 +104,7 @@ container:
     - path: /data
       subpath: data/web
       read_only: false
+      create: true
     project:
     - path: /project
       read_only: true

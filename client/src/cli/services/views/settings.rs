@@ -103,6 +103,7 @@ mod tests {
             source: Some(source),
             target: target.into(),
             mode: mode.into(),
+            create: false,
         };
         let image = ImageSource { reference: "assets:2".into(), subpath: "usr/share".into() };
         let spec = ServiceSpec {

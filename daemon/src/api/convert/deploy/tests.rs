@@ -10,7 +10,7 @@ fn check(change: impl FnOnce(&mut v1::DeploySpec)) -> Checked {
 }
 
 fn mount(source: v1::mount::Source, target: &str) -> v1::Mount {
-    v1::Mount { source: Some(source), target: target.to_owned(), mode: 0 }
+    v1::Mount { source: Some(source), target: target.to_owned(), ..v1::Mount::default() }
 }
 
 fn room(path: &str, target: &str) -> v1::Mount {

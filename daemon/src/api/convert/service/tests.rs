@@ -17,7 +17,12 @@ fn full_spec() -> ServiceSpec {
         ("C".to_owned(), EnvValue::Secret { name: "db".to_owned() }),
     ]
     .into();
-    let mount = |source, target: &str, mode| ServiceMount { source, target: target.parse().unwrap(), mode };
+    let mount = |source, target: &str, mode| ServiceMount {
+        source,
+        target: target.parse().unwrap(),
+        mode,
+        create: false,
+    };
     let image = ServiceMountSource::Image { reference: "a:1".parse().unwrap(), subpath: "usr".to_owned() };
     spec.mounts = vec![
         mount(ServiceMountSource::Room("r".to_owned()), "/r", MountAccess::ReadOnly),

@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use hearth_proto::v1::{EmptyDirSource, FileSource, ImageSource, Mount, MountMode, mount::Source};
 use hearth_proto::value::{MountTarget, Reference, storage_path};
 
-use super::super::{EmptyDirMount, ImageMount, InlineFile, ManifestStorage, StorageMount};
+use super::super::{EmptyDirMount, ImageMount, InlineFile, ManifestStorage, RoomMount, StorageMount};
 use super::{FieldError, field_error};
 
 pub(super) fn mounts(storage: ManifestStorage) -> Result<Vec<Mount>, FieldError> {
     const FIELD: &str = "container.storage";
     let mut seen = BTreeSet::new();
     let mut mounts = Vec::new();
-    let mut add = |kind: &str, path: &str, read_only: Option<bool>, source| {
+    let mut add = |kind: &str, path: &str, read_only: Option<bool>, create: bool, source| {
         let target =
             path.parse::<MountTarget>().map_err(|error| field_error(format!("{FIELD}.{kind}"), &error))?;
         if !seen.insert(target.clone()) {
@@ -26,30 +26,30 @@ pub(super) fn mounts(storage: ManifestStorage) -> Result<Vec<Mount>, FieldError>
             Some(true) => MountMode::ReadOnly,
             Some(false) => MountMode::ReadWrite,
         };
-        mounts.push(Mount { source: Some(source), target: target.to_string(), mode: mode.into() });
+        mounts.push(Mount { source: Some(source), target: target.to_string(), mode: mode.into(), create });
         Ok(())
     };
     let below = |kind: &str, subpath: Option<String>| {
         storage_path(&subpath.unwrap_or_default())
             .map_err(|error| field_error(format!("{FIELD}.{kind}"), &error))
     };
-    for StorageMount { path, subpath, read_only } in storage.room {
-        add("room", &path, read_only, Source::RoomPath(below("room", subpath)?))?;
+    for RoomMount { path, subpath, read_only, create } in storage.room {
+        add("room", &path, read_only, create, Source::RoomPath(below("room", subpath)?))?;
     }
     for StorageMount { path, subpath, read_only } in storage.project {
-        add("project", &path, read_only, Source::ProjectPath(below("project", subpath)?))?;
+        add("project", &path, read_only, false, Source::ProjectPath(below("project", subpath)?))?;
     }
     for ImageMount { image, path, subpath, read_only } in storage.images {
         let reference =
             image.parse::<Reference>().map_err(|error| field_error(format!("{FIELD}.images"), &error))?;
         let source = ImageSource { reference: reference.to_string(), subpath: below("images", subpath)? };
-        add("images", &path, read_only, Source::Image(source))?;
+        add("images", &path, read_only, false, Source::Image(source))?;
     }
     for InlineFile { path, text, read_only } in storage.files {
-        add("files", &path, read_only, Source::File(FileSource { text }))?;
+        add("files", &path, read_only, false, Source::File(FileSource { text }))?;
     }
     for EmptyDirMount { path, read_only } in storage.empty_dirs {
-        add("empty_dirs", &path, read_only, Source::EmptyDir(EmptyDirSource {}))?;
+        add("empty_dirs", &path, read_only, false, Source::EmptyDir(EmptyDirSource {}))?;
     }
     Ok(mounts)
 }
@@ -66,7 +66,8 @@ pub(super) fn storage(mounts: &[Mount]) -> ManifestStorage {
         let part = |subpath: &String| Some(subpath.clone()).filter(|subpath| !subpath.is_empty());
         match &mount.source {
             Some(Source::RoomPath(subpath)) => {
-                storage.room.push(StorageMount { path, subpath: part(subpath), read_only });
+                let create = mount.create;
+                storage.room.push(RoomMount { path, subpath: part(subpath), read_only, create });
             }
             Some(Source::ProjectPath(subpath)) => {
                 storage.project.push(StorageMount { path, subpath: part(subpath), read_only });

@@ -59,7 +59,12 @@ async fn a_deploy_mentions_only_what_its_caller_may_use() {
     use v1::mount::Source;
     let mut room = room().await;
     let mount = |source, mode: v1::MountMode| {
-        let mounts = vec![v1::Mount { source: Some(source), target: "/m".to_owned(), mode: mode.into() }];
+        let mounts = vec![v1::Mount {
+            source: Some(source),
+            target: "/m".to_owned(),
+            mode: mode.into(),
+            create: false,
+        }];
         v1::DeploySpec { mounts, domains: None, ..spec("1") }
     };
     let image = |reference: &str| {
