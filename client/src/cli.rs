@@ -30,6 +30,7 @@ mod token;
 mod token_origin;
 mod up;
 mod views;
+mod wait_limit;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -60,6 +60,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 pub use blobs::BlobContent;
+pub use builds::CANCEL_TIMEOUT;
 pub use contexts::{ContextFile, ResponseStream};
 pub use error::ClientError;
 pub use exec::ExecProcess;
@@ -67,6 +68,7 @@ pub use images::{ArchiveDestination, ArchiveSource};
 pub use outage::ReconnectLimits;
 pub use packs::{PackOffer, PackUploadCallback, PackUploadError, PackUploadEvent, SentPack};
 pub use service_logs::{ServiceLogItem, ServiceLogs};
+pub use services::{DEPLOY_TIMEOUT, REMOVE_TIMEOUT};
 pub use storage::{FileContent, FileListing};
 pub use target::{DaemonAddress, DaemonTarget, ParticipantToken, TargetError};
 pub use upload::UploadError;

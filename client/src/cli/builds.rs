@@ -2,12 +2,15 @@
 
 mod logs;
 
+use std::time::Duration;
+
 use clap::{Subcommand, ValueEnum};
 use hearth_proto::v1::{Build, BuildState, ListBuildsRequest};
 use jiff::Timestamp;
 
 use super::changes::change_each;
 use super::views::{self, BuildView};
+use super::wait_limit::{ANSWER_MARGIN, wait_within};
 use super::{GlobalArgs, complete, connect};
 use crate::error::{Failure, FailureKind};
 use crate::progress::{TransferMeter, state_name};
@@ -40,6 +43,9 @@ pub(super) enum BuildsCommand {
         /// Ids of the builds, or prefixes of them
         #[arg(required = true, add = complete::builds())]
         builds: Vec<String>,
+        /// Time limit of the wait for the end of each build
+        #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "3m")]
+        timeout: Duration,
     },
     /// Remove builds that have ended from the list; their images stay
     Rm {
@@ -96,10 +102,13 @@ pub(super) async fn run(command: BuildsCommand, globals: &GlobalArgs) -> Result<
             }
         }
         BuildsCommand::Logs(args) => logs::run(args, globals).await,
-        BuildsCommand::Cancel { builds } => {
+        BuildsCommand::Cancel { builds, timeout } => {
             let client = connect(globals).await?;
             change_each("cancelled", &builds, globals, async |build| {
-                let cancelling = client.cancel_build(build);
+                let (what, hint) =
+                    (format!("the end of build {build}"), format!("see: hearth builds show {build}"));
+                let cancelling = client.cancel_build(build, timeout + ANSWER_MARGIN);
+                let cancelling = wait_within(timeout, &what, &hint, cancelling);
                 let ended = TransferMeter::wait_for(format!("cancelling {build}"), cancelling).await?;
                 let note = format!("build {} is {}", ended.build_id, state_name(ended.state));
                 Ok((BuildView::from(&ended), note))

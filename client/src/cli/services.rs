@@ -15,8 +15,10 @@ use hearth_proto::v1::{DeployRequest, Revision, Service};
 use jiff::Timestamp;
 
 use super::changes::change_each;
-use super::deploy::follow::{self, WaitArgs};
+use super::deploy::follow::{self, LimitedWaitArgs};
+use super::wait_limit::{ANSWER_MARGIN, wait_within};
 use super::{GlobalArgs, complete, connect};
+use crate::client::{DEPLOY_TIMEOUT, REMOVE_TIMEOUT};
 use crate::error::Failure;
 use crate::interrupt::InterruptListener;
 use crate::progress::TransferMeter;
@@ -54,7 +56,7 @@ Examples:
         #[arg(add = complete::services())]
         service: String,
         #[command(flatten)]
-        waiting: WaitArgs,
+        waiting: LimitedWaitArgs,
     },
     /// Deploy an earlier revision again, as a new revision
     #[command(after_help = "\
@@ -70,7 +72,7 @@ Examples:
         #[arg(value_name = "REV", value_parser = clap::value_parser!(u32).range(1..))]
         revision: Option<u32>,
         #[command(flatten)]
-        waiting: WaitArgs,
+        waiting: LimitedWaitArgs,
     },
     /// Stop and remove services
     Rm {
@@ -83,6 +85,9 @@ Examples:
         /// Kill the processes at once
         #[arg(long, conflicts_with = "grace")]
         now: bool,
+        /// Time limit of the wait for the end of each service [default: the grace time and 90s]
+        #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+        timeout: Option<Duration>,
     },
     Exec(exec::ExecArgs),
     /// Deploy a manifest; settings that are not in it are not kept
@@ -98,7 +103,7 @@ Example:
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
-        waiting: WaitArgs,
+        waiting: LimitedWaitArgs,
     },
 }
 
@@ -108,6 +113,8 @@ pub(super) enum ManifestFormat {
     Json,
 }
 
+/// Time between the stop signal and SIGKILL when none is given.
+const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 /// Size limit of a manifest in bytes; larger than any real one.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 
@@ -125,6 +132,7 @@ pub(super) async fn run(
             interrupts.run_until_interrupted(globals.json, Box::pin(logs::run(args, globals))).await
         }
         ServicesCommand::Restart { service, waiting } => {
+            let waiting = waiting.into_wait_args();
             waiting.progress.begin();
             let asked = async {
                 let client = connect(globals).await?;
@@ -137,6 +145,7 @@ pub(super) async fn run(
             Box::pin(follow::run(&client, &answer, &waiting, globals.json, interrupts)).await
         }
         ServicesCommand::Rollback { service, revision, waiting } => {
+            let waiting = waiting.into_wait_args();
             waiting.progress.begin();
             let asked = async {
                 let client = connect(globals).await?;
@@ -148,22 +157,26 @@ pub(super) async fn run(
                 .await?;
             Box::pin(follow::run(&client, &answer, &waiting, globals.json, interrupts)).await
         }
-        ServicesCommand::Rm { services, grace, now } => {
+        ServicesCommand::Rm { services, grace, now, timeout } => {
             let grace = if now { Some(Duration::ZERO) } else { grace };
             interrupts
                 .run_interruptible_with_message(
                     "interrupted; a removal that has begun goes on",
-                    Box::pin(remove(&services, grace, globals)),
+                    Box::pin(remove(&services, grace, timeout, globals)),
                 )
                 .await
         }
         ServicesCommand::Exec(args) => Box::pin(exec::run(args, globals, interrupts)).await,
         ServicesCommand::Apply { file, dry_run, waiting } => {
+            let waiting = waiting.into_wait_args();
             waiting.progress.begin();
             let spec = Some(read_manifest(&file)?.into_spec()?);
             let asked = async {
                 let client = connect(globals).await?;
-                let deploying = client.deploy(DeployRequest { spec, dry_run });
+                let deploying = Box::pin(client.deploy(DeployRequest { spec, dry_run }));
+                let limit = waiting.limit.unwrap_or(DEPLOY_TIMEOUT);
+                let deploying =
+                    wait_within(limit, "the image of the manifest", "see: hearth services list", deploying);
                 let answer = TransferMeter::wait_for("preparing the deploy", deploying).await?;
                 Ok((client, answer))
             };
@@ -235,10 +248,19 @@ fn find_revision(service: &Service, revision: Option<u32>) -> Result<&Revision, 
     })
 }
 
-async fn remove(services: &[String], grace: Option<Duration>, globals: &GlobalArgs) -> Result<(), Failure> {
+async fn remove(
+    services: &[String],
+    grace: Option<Duration>,
+    timeout: Option<Duration>,
+    globals: &GlobalArgs,
+) -> Result<(), Failure> {
+    let limit = timeout.unwrap_or(REMOVE_TIMEOUT + grace.unwrap_or(DEFAULT_GRACE));
     let client = connect(globals).await?;
     change_each("removed", services, globals, async |service| {
-        let removing = client.remove_service(service, grace);
+        let (what, hint) =
+            (format!("the removal of {service}"), format!("see: hearth services show {service}"));
+        let removing = client.remove_service(service, grace, limit + ANSWER_MARGIN);
+        let removing = wait_within(limit, &what, &hint, removing);
         let removed = TransferMeter::wait_for(format!("stopping {service}"), removing).await?;
         let view = serde_json::json!({"name": removed.name, "service_id": removed.service_id});
         Ok((view, format!("removed {}", removed.name)))

@@ -9,8 +9,8 @@ use hearth_proto::v1::{
 
 use super::{Client, ClientError, request_with_timeout, unary_request};
 
-/// Time limit of Cancel, which answers after the build's processes have ended.
-const CANCEL_TIMEOUT: Duration = Duration::from_secs(180);
+/// Default time limit of Cancel, which answers after the build's processes have ended.
+pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(180);
 
 impl Client {
     /// Starts a build and returns its id at once.
@@ -58,9 +58,9 @@ impl Client {
     }
 
     /// Cancels a build and waits until its processes have ended.
-    pub async fn cancel_build(&self, build_id: &str) -> Result<Build, ClientError> {
+    pub async fn cancel_build(&self, build_id: &str, limit: Duration) -> Result<Build, ClientError> {
         let request = CancelBuildRequest { build_id: build_id.to_owned() };
-        self.message_or_error(self.builds().cancel(request_with_timeout(CANCEL_TIMEOUT, request)).await)
+        self.message_or_error(self.builds().cancel(request_with_timeout(limit, request)).await)
     }
 
     /// Removes the record of a build that has ended.

@@ -12,10 +12,10 @@ use super::{Client, ClientError, request_with_timeout, unary_request};
 use crate::duration;
 
 /// Time limit of a deploy, which copies an image of another registry into the room before it answers.
-const DEPLOY_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// Time limit of a removal in addition to the grace time. The daemon answers within a minute after the
+pub const DEPLOY_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// Default time limit of a removal in addition to the grace time. The daemon answers within a minute after the
 /// grace time.
-const REMOVE_TIMEOUT: Duration = Duration::from_secs(90);
+pub const REMOVE_TIMEOUT: Duration = Duration::from_secs(90);
 
 impl Client {
     /// Creates a new revision of a service, or a new service; answers before the revision runs.
@@ -70,10 +70,10 @@ impl Client {
         &self,
         service: &str,
         grace: Option<Duration>,
+        limit: Duration,
     ) -> Result<RemoveServiceResponse, ClientError> {
         let request =
             RemoveServiceRequest { service: service.to_owned(), grace: grace.map(duration::to_wire) };
-        let limit = REMOVE_TIMEOUT + grace.unwrap_or_default();
         self.message_or_error(self.services().remove(request_with_timeout(limit, request)).await)
     }
 

@@ -174,7 +174,7 @@ fn cancel_ends_the_processes_and_publishes_nothing(daemon: &Daemon) {
     sleeper(daemon, "cancelled", "4802.25");
     let id = daemon.build_ok_detached("cancelled:1", "cancelled");
     wait_for_sleep("4802.25");
-    daemon.hearth_ok(&["builds", "cancel", &id]);
+    daemon.hearth_ok(&["builds", "cancel", &id, "--timeout", "2m"]);
     // Cancel returns after the processes have ended: no waiting here.
     assert!(sleeps("4802.25").is_empty(), "{:?}", sleeps("4802.25"));
     assert_eq!(daemon.tag_digest("cancelled", "1"), None);

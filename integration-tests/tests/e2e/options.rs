@@ -95,7 +95,16 @@ fn a_command_that_changes_a_service_waits_or_returns_at_once(daemon: &Daemon) {
         serves(revision);
     }
     for (verb, revision) in [("restart", 3), ("rollback", 4)] {
-        let output = daemon.hearth_ok(&["services", verb, "waits", "--wait", "--progress", "json"]);
+        let output = daemon.hearth_ok(&[
+            "services",
+            verb,
+            "waits",
+            "--wait",
+            "--progress",
+            "json",
+            "--timeout",
+            "90s",
+        ]);
         let lines: Vec<serde_json::Value> = output
             .stderr
             .lines()
@@ -121,7 +130,9 @@ fn a_manifest_is_applied_in_every_way(daemon: &Daemon) {
     write("one");
     daemon.hearth_ok(&["services", "apply", "-f", path, "--dry-run"]);
     daemon.hearth(&["services", "show", "applied"]).expect_code(1);
-    daemon.hearth_ok(&["services", "apply", "-f", path, "--wait", "--progress", "plain"]).says(&["is live"]);
+    daemon
+        .hearth_ok(&["services", "apply", "-f", path, "--wait", "--timeout", "90s", "--progress", "plain"])
+        .says(&["is live"]);
     assert_eq!(word(), "one\n");
     write("two");
     daemon.hearth_ok(&["services", "apply", "--file", path, "--no-wait"]);

@@ -20,6 +20,7 @@ pub fn group() -> Group {
             mounts_that_are_not_there_or_lead_out_are_refused,
             a_denial_names_the_missing_grant,
             an_image_of_another_platform_is_named,
+            a_restart_that_cannot_succeed_ends_with_its_reason,
         ],
     )
 }
@@ -157,4 +158,26 @@ fn an_image_of_another_platform_is_named(daemon: &Daemon) {
     for arguments in unknown {
         daemon.hearth(arguments).expect_code(2).says(&["sparc"]);
     }
+}
+
+fn a_restart_that_cannot_succeed_ends_with_its_reason(daemon: &Daemon) {
+    let script = "if [ -e /data/sick ]; then echo I am sick; exit 6; fi; \
+                  if [ -e /data/deaf ]; then exec sleep 600; fi; exec httpd -f -p 8000 -h /site";
+    App::script(script).with(&["--expose", "8000"]).pack(daemon, "ailing:1");
+    daemon.put("ailing", &Tree::new().file("well", ""));
+    daemon.hearth_ok(&["deploy", "--tag", "ailing:1", "--room-mount", "ailing:/data"]);
+    daemon.put("ailing", &Tree::new().file("sick", ""));
+    let output = daemon.hearth(&["services", "restart", "ailing", "--timeout", "50s"]);
+    output.expect_code(1).says(&["exit code 6", "I am sick"]);
+    // The app runs, but never listens: nothing fails, so the limit of the wait ends it.
+    daemon.put("ailing", &Tree::new().file("deaf", ""));
+    fs::remove_file(daemon.room_files().join("ailing/sick")).unwrap();
+    let output = daemon.hearth(&["services", "restart", "ailing", "--timeout", "4s", "--json"]);
+    output.expect_code(1);
+    let error = &output.json()["error"];
+    assert_eq!((&error["code"], &error["service"]), (&"wait_timed_out".into(), &"ailing".into()), "{output}");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.starts_with("waited 4.0s for revision 1 of ailing to be live"), "{message}");
+    assert!(message.contains("refused"), "{message}");
+    daemon.hearth_ok(&["services", "rm", "ailing", "--now", "--timeout", "80s"]);
 }

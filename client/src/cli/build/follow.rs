@@ -9,7 +9,7 @@ use hearth_proto::v1::{Build, BuildResult, BuildState};
 use super::BuildArgs;
 use super::queue::QueueWatch;
 use crate::cli::views::BuildView;
-use crate::client::{Client, WatchItem};
+use crate::client::{CANCEL_TIMEOUT, Client, WatchItem};
 use crate::error::{Failure, FailureKind};
 use crate::interrupt::InterruptListener;
 use crate::progress::{BuildRenderer, ProgressMode, state_name};
@@ -111,7 +111,7 @@ async fn handle_interrupt(
     if answer == Answer::Cancel {
         show.note("cancelling");
         tokio::select! {
-            cancelled = client.cancel_build(build_id) => {
+            cancelled = client.cancel_build(build_id, CANCEL_TIMEOUT) => {
                 cancelled.map_err(|error| Failure::from(error).build(build_id))?;
             }
             () = interrupts.next() => return Err(interrupted(build_id)),

@@ -1,12 +1,15 @@
 //! Follows a deploy, a restart or a rollback until the revision is live, and reports its result.
 
+use std::time::Duration;
+
 use clap::Args;
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::v1::deploy_event::Event;
-use hearth_proto::v1::{DeployResponse, Service};
+use hearth_proto::v1::{DeployEvent, DeployResponse, Service};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::cli::wait_limit;
 use crate::client::{Client, WatchItem};
 use crate::error::{Failure, FailureKind};
 use crate::interrupt::InterruptListener;
@@ -29,7 +32,34 @@ pub(in crate::cli) struct WaitArgs {
     /// Show the deploy in a few lines, as `hearth up` does.
     #[arg(skip)]
     pub(in crate::cli) brief: bool,
+    /// Time limit of the wait; by default the start limit of the service and [`START_MARGIN`].
+    #[arg(skip)]
+    pub(in crate::cli) limit: Option<Duration>,
 }
+
+/// Flags of a command that waits for a service, and has no start limit to set.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct LimitedWaitArgs {
+    #[command(flatten)]
+    waiting: WaitArgs,
+    /// Time limit of the wait, such as `90s` [default: the start limit of the service, and 2m]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, conflicts_with = "no_wait", help_heading = "Output")]
+    timeout: Option<Duration>,
+}
+
+impl LimitedWaitArgs {
+    pub(in crate::cli) fn into_wait_args(self) -> WaitArgs {
+        WaitArgs { limit: self.timeout, ..self.waiting }
+    }
+}
+
+/// Time that a deploy may take besides the start of its instance: to prepare the image, and to drain and stop the
+/// instance before.
+const START_MARGIN: Duration = Duration::from_secs(120);
+/// Start limit of a service whose spec has none.
+const DEFAULT_START_LIMIT: Duration = Duration::from_secs(60);
+/// Time for the question after the state of a service whose wait is over.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Message of an interrupt that comes before the daemon has answered.
 pub(in crate::cli) const INTERRUPTED_BEFORE_ANSWER: &str =
@@ -66,11 +96,14 @@ async fn wait_until_live(
     answer: &DeployResponse,
     waiting: &WaitArgs,
     interrupts: &mut InterruptListener,
-) -> Result<std::time::Duration, Failure> {
+) -> Result<Duration, Failure> {
     let (name, revision) = (&answer.name, answer.revision);
     let about = |failure: Failure| failure.service(name, revision);
     let mut show = waiting.progress.deploy_renderer(name, waiting.brief);
     let mut watch = client.watch_deploy(&answer.service_id, revision);
+    let limit = waiting.limit.unwrap_or_else(|| default_limit(answer));
+    let mut over = std::pin::pin!(tokio::time::sleep(limit));
+    let mut last_trouble = None;
     loop {
         let next = tokio::select! {
             next = watch.next() => next,
@@ -79,6 +112,10 @@ async fn wait_until_live(
                 return Err(about(Failure::interrupted(format!(
                     "left; the deploy goes on without this command: hearth services show {name}"
                 ))));
+            }
+            () = &mut over => {
+                show.clear();
+                return Err(about(not_live_in_time(client, answer, limit, last_trouble).await));
             }
         };
         let next = next.map_err(|error| {
@@ -99,6 +136,7 @@ async fn wait_until_live(
             }
         };
         show.event(&event);
+        last_trouble = trouble(&event).or(last_trouble);
         match event.event {
             Some(Event::Live(live)) => {
                 show.clear();
@@ -123,6 +161,46 @@ async fn wait_until_live(
             _ => {}
         }
     }
+}
+
+fn default_limit(answer: &DeployResponse) -> Duration {
+    let start_limit = answer.spec.as_ref().and_then(|spec| spec.health.as_ref()?.start_limit);
+    START_MARGIN + start_limit.map_or(DEFAULT_START_LIMIT, duration::from_wire)
+}
+
+/// Text of an event that tells why the revision is not live yet.
+fn trouble(event: &DeployEvent) -> Option<String> {
+    match event.event.as_ref()? {
+        Event::Trouble(trouble) => Some(trouble.message.clone()),
+        Event::ActionEnded(ended) if !ended.error.is_empty() => Some(ended.error.clone()),
+        Event::Probed(probe) if !probe.healthy => Some(probe.text.clone()),
+        _ => None,
+    }
+}
+
+/// Error of a wait whose limit is over: with the last trouble, and with the room's reason when it answers.
+async fn not_live_in_time(
+    client: &Client,
+    answer: &DeployResponse,
+    limit: Duration,
+    last_trouble: Option<String>,
+) -> Failure {
+    let (name, revision) = (&answer.name, answer.revision);
+    let mut state = "the room goes on trying".to_owned();
+    let asked = tokio::time::timeout(LOOKUP_LIMIT, client.service(&answer.service_id)).await;
+    let reason = match asked {
+        Ok(Ok(service)) => {
+            state += &format!(", and {}", serving_revision_text(&service, answer));
+            Some(service.reason).filter(|reason| !reason.is_empty())
+        }
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => None,
+    };
+    if let Some(reason) = last_trouble.or(reason) {
+        state += &format!("; the last trouble: {}", output::printable(&reason));
+    }
+    wait_limit::timed_out(limit, &format!("revision {revision} of {name} to be live"), &state)
+        .hint(format!("see why: hearth services show {name}, hearth services logs {name}"))
 }
 
 /// Prints which revision still serves. A lookup failure is only logged: the deploy failure is reported
@@ -165,7 +243,7 @@ struct DeployView<'a> {
 }
 
 impl<'a> DeployView<'a> {
-    fn new(answer: &'a DeployResponse, took: Option<std::time::Duration>) -> Self {
+    fn new(answer: &'a DeployResponse, took: Option<Duration>) -> Self {
         let spec = answer.spec.as_ref();
         Self {
             service_id: &answer.service_id,
@@ -191,7 +269,7 @@ impl<'a> DeployView<'a> {
     }
 }
 
-fn report(answer: &DeployResponse, took: Option<std::time::Duration>, json: bool) -> Result<(), Failure> {
+fn report(answer: &DeployResponse, took: Option<Duration>, json: bool) -> Result<(), Failure> {
     let view = DeployView::new(answer, took);
     if json { output::json(&view) } else { output::line(&view.to_text()) }
 }

@@ -29,6 +29,8 @@ macro_rules! command_error_codes {
                     hint "`hearth token mint` on the daemon's machine prints one";
                 UnknownErrorCode = "unknown_error_code", InvalidArgument, No,
                     "`hearth explain` was asked about a code that this version does not have. The error suggests codes that are spelled alike.";
+                WaitTimedOut = "wait_timed_out", DeadlineExceeded, Yes,
+                    "The time limit of the client's wait is over. What was waited for goes on in the room; wait longer with `--timeout`.";
                 LocalFile = "local_file", FailedPrecondition, No,
                     "A file on this machine cannot be read or written. The message has the path and the cause.";
                 LocalIo = "local_io", FailedPrecondition, No,

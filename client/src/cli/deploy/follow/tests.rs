@@ -3,7 +3,8 @@ use std::future::pending;
 use std::sync::Arc;
 
 use hearth_proto::v1::{
-    DeployAction, DeployActionKind, DeploySuperseded, ErrorDetail, Instance, Service, ServiceSpec,
+    DeployAction, DeployActionKind, DeploySuperseded, ErrorDetail, HealthCheck, Instance, Service,
+    ServiceSpec,
 };
 
 use super::*;
@@ -35,7 +36,7 @@ fn people_and_scripts_read_name_revision_digest_and_addresses() {
 
 #[test]
 fn programs_read_a_typed_result_and_a_typed_plan() {
-    let took = Some(std::time::Duration::from_millis(412));
+    let took = Some(Duration::from_millis(412));
     let value = serde_json::to_value(DeployView::new(&answer(), took)).unwrap();
     assert_eq!(
         (&value["name"], &value["revision"], &value["live"]),
@@ -71,13 +72,20 @@ async fn interrupted(
     progress: ProgressMode,
     interrupt: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
+    ended(script, WaitArgs { progress, ..WaitArgs::default() }, interrupt).await
+}
+
+async fn ended(
+    script: DaemonScript,
+    waiting: WaitArgs,
+    interrupt: impl Future<Output = ()>,
+) -> Result<(), Failure> {
     let _alone = ALONE.lock().await;
     let script = Arc::new(script);
     let outcome = RefCell::new(Ok(()));
     let ended = &outcome;
     with_client(&script, |client| async move {
         let mut interrupts = InterruptListener::listen().unwrap();
-        let waiting = WaitArgs { progress, ..WaitArgs::default() };
         let (answer, interrupting) = (answer(), async {
             interrupt.await;
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT).unwrap();
@@ -132,6 +140,30 @@ async fn a_failed_deploy_says_why_and_ends_with_one() {
 }
 
 #[tokio::test]
+async fn a_wait_for_a_start_that_cannot_succeed_ends_with_its_reason() {
+    let mut script = script(vec![event(1, 10, remark("the runtime does not answer"))]);
+    script.stays = true;
+    *script.service.lock() = Some(Service { reason: "it starts".into(), ..Service::default() });
+    let limit = Some(Duration::from_millis(300));
+    let waiting = WaitArgs { progress: ProgressMode::Plain, limit, ..WaitArgs::default() };
+    let failure = ended(script, waiting, pending()).await.unwrap_err();
+    assert_eq!((failure.detail.code.as_str(), exit::exit_code(&failure)), ("wait_timed_out", 1));
+    let expected = "waited 0.3s for revision 3 of web to be live; the room goes on trying, and no revision of web \
+                    serves; the last trouble: the runtime does not answer";
+    assert_eq!(failure.detail.message, expected);
+    assert!(failure.detail.hint.contains("hearth services logs web"), "{}", failure.detail.hint);
+}
+
+#[test]
+fn the_default_limit_of_a_wait_covers_the_start_limit_of_the_service() {
+    assert_eq!(default_limit(&answer()), Duration::from_secs(180));
+    let mut slow = answer();
+    let start_limit = Some(duration::to_wire(Duration::from_secs(600)));
+    slow.spec.as_mut().unwrap().health = Some(HealthCheck { start_limit, ..HealthCheck::default() });
+    assert_eq!(default_limit(&slow), Duration::from_secs(720));
+}
+
+#[tokio::test]
 async fn a_superseded_deploy_says_by_what() {
     let superseded = Event::Superseded(DeploySuperseded { by: 4 });
     let failure = waited(script(vec![event(1, 10, superseded)]), ProgressMode::Json).await.unwrap_err();
@@ -143,7 +175,7 @@ async fn a_superseded_deploy_says_by_what() {
 async fn an_interrupt_leaves_the_deploy_running_and_says_so() {
     let mut script = script(vec![event(1, 10, remark("a"))]);
     script.stays = true;
-    let while_it_runs = tokio::time::sleep(std::time::Duration::from_millis(200));
+    let while_it_runs = tokio::time::sleep(Duration::from_millis(200));
     let failure = interrupted(script, ProgressMode::Plain, while_it_runs).await.unwrap_err();
     assert_eq!((failure.kind, exit::exit_code(&failure)), (FailureKind::Interrupted, 130));
     assert!(failure.detail.message.contains("hearth services show web"), "{}", failure.detail.message);
