@@ -201,7 +201,7 @@ fn what_the_command_line_cannot_take_is_said_by_the_flag() {
         ("--tag a ./dir", UnknownArgument, "./dir"),
         ("--tag a --port 8078", ValueValidation, "port 8078 is reserved"),
         ("--tag a --port 53/udp", ValueValidation, "udp reaches no service"),
-        ("--tag a --port web", ValueValidation, "expected `N` or `N/tcp`"),
+        ("--tag a --port web", ValueValidation, "expected `N`, `N/h2c` or `N/tcp`"),
         ("--tag a --name Web", ValueValidation, "service name `Web`"),
         ("--tag a --domain http://a", ValueValidation, "domain `http://a`"),
         ("--tag a --liveness healthz", ValueValidation, "begins with `/`"),
