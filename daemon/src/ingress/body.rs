@@ -4,9 +4,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::Sleep;
 
 use super::backend::InFlight;
 use super::token;
@@ -88,10 +90,15 @@ pub(super) enum AnswerBody {
     Streamed(StreamedAnswer),
 }
 
+/// Time in which the bytes before a cut are written to the client.
+const CUT_DELAY: Duration = Duration::from_millis(500);
+
 /// Body of an instance's answer. Reading it drives the connection to the instance; at the end of the body the
 /// connection is kept for the next request.
 pub(super) struct StreamedAnswer {
     body: Incoming,
+    /// The error that ends the body early, and the time until which it is held back.
+    cut: Option<(hyper::Error, Pin<Box<Sleep>>)>,
     upstream: Option<Box<UpstreamConnection>>,
     entered: InFlight,
     max_kept: usize,
@@ -112,10 +119,25 @@ pub(super) struct StreamedAnswerParts {
 impl StreamedAnswer {
     pub(super) fn new(body: Incoming, ends: StreamedAnswerParts) -> Self {
         let StreamedAnswerParts { upstream, entered, max_kept: room, in_use } = ends;
-        Self { body, upstream, entered, max_kept: room, _in_use: in_use }
+        Self { body, cut: None, upstream, entered, max_kept: room, _in_use: in_use }
     }
 
+    /// Reads a frame. An error is held back for a moment: hyper discards what it has not written yet when a body fails,
+    /// and the client is to receive the bytes that came before the cut.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if self.cut.is_none() {
+            match std::task::ready!(self.poll_body(cx)) {
+                Some(Err(error)) => self.cut = Some((error, Box::pin(tokio::time::sleep(CUT_DELAY)))),
+                frame => return Poll::Ready(frame),
+            }
+        }
+        if let Some((_, delay)) = &mut self.cut {
+            std::task::ready!(delay.as_mut().poll(cx));
+        }
+        Poll::Ready(self.cut.take().map(|(error, _)| Err(error)))
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(upstream) = &mut self.upstream else { return Pin::new(&mut self.body).poll_frame(cx) };
         // New frames only arrive by driving the connection, so the body itself needs no waker.
         let quietly = &mut Context::from_waker(Waker::noop());

@@ -155,3 +155,22 @@ async fn trailers_pass_both_ways() {
         scene.ask("GET / HTTP/1.1\r\nHost: a.example\r\nTE: trailers\r\nConnection: close, te\r\n\r\n").await;
     assert!(answer.contains("x-sum: 8\r\n"), "{answer}");
 }
+
+#[tokio::test]
+async fn the_bytes_before_a_cut_are_delivered() {
+    for head in ["Content-Length: 100000", "Transfer-Encoding: chunked"] {
+        let scene = Scene::new(Options::default()).await;
+        let web = Instance::scripted(move |mut stream, _| async move {
+            read_until(&mut stream, "\r\n\r\n").await;
+            let chunk = if head.starts_with('C') { String::new() } else { "1388\r\n".to_owned() };
+            let answer = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{chunk}{}", "a".repeat(5000));
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        })
+        .await;
+        scene.route(Some(web.address));
+        let answer = scene.ask("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert_eq!(body.matches('a').count(), 5000, "{head}: {answer}");
+        assert!(!answer.ends_with("0\r\n\r\n"), "{head}: the cut is not an end");
+    }
+}
