@@ -165,7 +165,7 @@ fn read_table() -> BTreeMap<CommandOption, String> {
         let mut cells = line.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).skip(1);
         Some(((cells.next()?, cells.next()?), cells.next()?))
     });
-    rows.filter(|((_, option), _)| option.starts_with("--")).collect()
+    rows.filter(|((_, option), _)| option.starts_with("--") && option != "---").collect()
 }
 
 /// Compares the table with the command lines of the cases that have passed. Returns what is wrong.

@@ -2,6 +2,8 @@
 //! signal or crash repeatedly. Also the interfaces between an app and its users: TLS, HTTP/2, large bodies, logs.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,10 @@ use integration_tests::service::{App, PORT, get, page};
 use integration_tests::sources::Tree;
 use integration_tests::wait::{self, seconds};
 use integration_tests::{lone_cases, shared_cases};
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 pub fn group() -> Group {
     let shared: Vec<Case> = shared_cases![
@@ -25,6 +31,7 @@ pub fn group() -> Group {
         a_crash_loop_backs_off_and_reports_the_exit,
         a_followed_log_continues_across_an_update_and_ends_with_the_service,
         http2_and_large_bodies_pass_both_ways,
+        a_grpc_server_is_deployed_probed_and_reached_over_http2,
         the_error_names_the_unreachable_registry_of_an_image,
     ];
     let alone = lone_cases![
@@ -131,10 +138,11 @@ fn a_crash_loop_backs_off_and_reports_the_exit(daemon: &Daemon) {
     let listed = daemon.hearth_ok(&["services", "list"]);
     assert!(listed.stdout.contains("(exit 6, ") || listed.stdout.contains("after exit 6, "), "{listed}");
     // The last words of the instances that ended, each with its instance.
-    let logs = daemon.hearth_ok(&["services", "logs", "loop", "--since", "5m", "--json"]).json();
-    let words = logs.as_array().unwrap().iter().filter(|line| line["text"] == "sick");
-    let instances: BTreeSet<_> = words.map(|line| line["instance"].as_str().unwrap().to_owned()).collect();
-    assert!(instances.len() >= 2, "{logs}");
+    wait::until(seconds(30), "two instances have left their last words", || {
+        let logs = daemon.hearth_ok(&["services", "logs", "loop", "--since", "5m", "--json"]).json();
+        let words = logs.as_array().unwrap().iter().filter(|line| line["text"] == "sick");
+        words.map(|line| line["instance"].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>().len() >= 2
+    });
     let logs = daemon.hearth_ok(&["services", "logs", "loop", "--revision", "1", "--tail", "2"]);
     assert_eq!(logs.stdout, "sick\nsick\n", "{logs}");
 }
@@ -183,6 +191,51 @@ fn http2_and_large_bodies_pass_both_ways(daemon: &Daemon) {
     ]);
     let output = process::run(&mut curl, seconds(60));
     assert_eq!(output.stdout, "2 200 30000000", "{output}");
+}
+
+fn a_grpc_server_is_deployed_probed_and_reached_over_http2(daemon: &Daemon) {
+    let program = Path::new(env!("CARGO_BIN_EXE_grpc-app"));
+    let mut app = App::script("").command(&["/app/server"]).program("app/server", fs::read(program).unwrap());
+    // The base image has no C library.
+    let linked = process::run(Command::new("ldd").arg(program), seconds(10));
+    for word in linked.stdout.split_whitespace().filter(|word| word.starts_with('/')) {
+        app = app.program(word.trim_start_matches('/'), fs::read(word).unwrap());
+    }
+    app.pack(daemon, "grpc:1");
+    let check = "/grpc.health.v1.Health/Check";
+    fails(daemon, &["--tag", "grpc:1", "--port", "50051", "--timeout", "5s"], &["N/h2c"]);
+    deploy(
+        daemon,
+        &[
+            "--tag",
+            "grpc:1",
+            "--port",
+            "50051/h2c",
+            "--liveness",
+            check,
+            "--domain",
+            "*.grpc.test",
+            "--public",
+        ],
+    );
+    let manifest = daemon.hearth_ok(&["services", "show", "grpc", "-o", "yaml"]);
+    assert!(manifest.stdout.contains("type: h2c"), "{manifest}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ask = |host: &str| {
+        let endpoint = Endpoint::from_shared(format!("http://{}", daemon.ingress())).unwrap();
+        let endpoint = endpoint.origin(format!("http://{host}").parse().unwrap());
+        runtime.block_on(async {
+            let mut client = HealthClient::new(endpoint.connect().await.unwrap());
+            let answer = client.check(HealthCheckRequest { service: "app".to_owned() }).await?;
+            let mut watch =
+                client.watch(HealthCheckRequest { service: "app".to_owned() }).await?.into_inner();
+            let streamed = watch.message().await?.map(|message| message.status);
+            Ok::<_, tonic::Status>((answer.into_inner().status, streamed))
+        })
+    };
+    let serving = i32::from(ServingStatus::Serving);
+    assert_eq!(ask("a.grpc.test").unwrap(), (serving, Some(serving)));
+    assert!(ask("a.b.grpc.test").is_err(), "the star is one label");
 }
 
 fn the_error_names_the_unreachable_registry_of_an_image(daemon: &Daemon) {
