@@ -6,9 +6,10 @@
 
 mod fill;
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use containerd_client::types::Mount;
@@ -16,6 +17,8 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::thread::UnshareFlags;
+
+use crate::model::MountTarget;
 
 /// Maximum number of bytes read of `/etc/passwd` and of `/etc/group`.
 const MOST_BYTES: u64 = 4 << 20;
@@ -25,9 +28,25 @@ pub(super) fn read_user_files(mounts: &[Mount]) -> io::Result<(String, String)> 
     with_image_root(mounts, |root| Ok((read_text(root, "etc/passwd")?, read_text(root, "etc/group")?)))
 }
 
-/// Fills empty directories, each with the image's content at a path. Blocking.
-pub(super) fn fill(mounts: &[Mount], empty: &[(String, PathBuf)]) -> io::Result<()> {
-    with_image_root(mounts, |root| empty.iter().try_for_each(|(path, empty)| fill::fill(root, path, empty)))
+/// An empty directory that an instance has at a path.
+pub(super) struct EmptyDirectory {
+    pub target: MountTarget,
+    pub directory: PathBuf,
+    /// Set if the path is a `VOLUME` of the image.
+    pub is_volume: bool,
+}
+
+/// Fills empty directories, each with the image's content at its path. A volume at a path that the image lacks gets the
+/// mode that Docker gives it. Blocking.
+pub(super) fn fill(mounts: &[Mount], empty: &[EmptyDirectory]) -> io::Result<()> {
+    with_image_root(mounts, |root| {
+        empty.iter().try_for_each(|EmptyDirectory { target, directory, is_volume }| {
+            if !fill::fill(root, target.as_str(), directory)? && *is_volume {
+                std::fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+            }
+            Ok(())
+        })
+    })
 }
 
 fn with_image_root<T: Send>(

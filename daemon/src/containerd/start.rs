@@ -24,9 +24,11 @@ use super::images::{self, SnapshotImage};
 use super::spec::types::{RuntimeSpec, SPEC_URL};
 use super::spec::user::{ROOT_HOME, ResolvedUser, UserSpec};
 use super::spec::{self, HostFeatures};
-use super::{ContainerdContext, cgroup, labels, rootfs};
+use super::rootfs::{self, EmptyDirectory};
+use super::{ContainerdContext, cgroup, labels};
 use crate::deploy::port::{InstanceSpec, RuntimeError};
 use crate::instance_log::KEEPER_ARGUMENT;
+use crate::model::MountTarget;
 use crate::model::fault::ErrorCode;
 
 const SHIM: &str = "io.containerd.runc.v2";
@@ -66,7 +68,7 @@ impl ContainerdContext {
         let snapshotter = self.snapshotter().await.map_err(ContainerdFault::into_runtime_error)?;
         let mounts = self.prepare_writable(spec, &stored, snapshotter, &label).await?;
         let user = resolve_user(&stored, &mounts).await?;
-        fill_volumes(spec, &mounts).await?;
+        fill_volumes(spec, &stored.config.volumes, &mounts).await?;
         let cgroup = cgroup::path(&self.namespace, id);
         let oci = spec::build(spec, &stored.config, &user, host_features(), &cgroup).map_err(|fault| {
             RuntimeError::StartFailed { code: ErrorCode::NoCommand, message: fault.to_string() }
@@ -218,9 +220,17 @@ async fn resolve_user(stored: &SnapshotImage, mounts: &[Mount]) -> Result<Resolv
 }
 
 /// Fills the empty directories with the image's content at their targets.
-async fn fill_volumes(spec: &InstanceSpec, mounts: &[Mount]) -> Result<(), RuntimeError> {
-    let empty = spec.mounts.iter().filter(|mount| mount.fill);
-    let empty: Vec<_> = empty.map(|mount| (mount.target.to_string(), mount.source.clone())).collect();
+async fn fill_volumes(
+    spec: &InstanceSpec,
+    volumes: &[MountTarget],
+    mounts: &[Mount],
+) -> Result<(), RuntimeError> {
+    let empty = spec.mounts.iter().filter(|mount| mount.fill).map(|mount| EmptyDirectory {
+        target: mount.target.clone(),
+        directory: mount.source.clone(),
+        is_volume: volumes.contains(&mount.target),
+    });
+    let empty: Vec<_> = empty.collect();
     if empty.is_empty() {
         return Ok(());
     }

@@ -347,6 +347,8 @@ fn images_empty_directories_and_volumes_are_mounted(daemon: &Daemon) {
         inside(daemon, "mounts", "for d in /scratch /var/lib/app; do echo $d > $d/f && cat $d/f; done"),
         "/scratch\n/var/lib/app\n"
     );
+    // The mode that Docker gives a volume that the image lacks.
+    assert_eq!(inside(daemon, "mounts", "stat -c %a /scratch /var/lib/app"), "777\n755\n");
 }
 
 fn services_reach_each_other_by_name_and_no_port_of_the_daemon(daemon: &Daemon) {

@@ -21,19 +21,20 @@ use rustix::io::Errno;
 const MOST_XATTR: usize = 64 << 10;
 
 /// Fills an empty directory with the content of `root` at a path. If there is no directory at that path, `empty` stays
-/// unchanged.
-pub(super) fn fill(root: &OwnedFd, path: &str, empty: &Path) -> io::Result<()> {
+/// unchanged, and the result is false.
+pub(super) fn fill(root: &OwnedFd, path: &str, empty: &Path) -> io::Result<bool> {
     let path = path.trim_start_matches('/');
     let path = if path.is_empty() { "." } else { path };
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let flags = directory_flags().difference(OFlags::NOFOLLOW);
     let from = match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
         Ok(from) => from,
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
         Err(errno) => return Err(errno.into()),
     };
     let to = rustix::fs::open(empty, directory_flags(), Mode::empty())?;
-    DirectoryCopy { from, to, links: HashMap::new() }.copy_all()
+    DirectoryCopy { from, to, links: HashMap::new() }.copy_all()?;
+    Ok(true)
 }
 
 fn directory_flags() -> OFlags {
@@ -235,7 +236,7 @@ mod tests {
         for (path, expected) in [("/out", 0), ("/in", 1), ("/plain", 0), ("/none/deeper", 0)] {
             let empty = tempfile::tempdir().unwrap();
             fs::set_permissions(empty.path(), fs::Permissions::from_mode(0o777)).unwrap();
-            fill(&root, path, empty.path()).unwrap();
+            assert_eq!(fill(&root, path, empty.path()).unwrap(), expected > 0, "{path}");
             assert_eq!(fs::read_dir(empty.path()).unwrap().count(), expected, "{path}");
             assert_eq!(mode(empty.path()) == 0o777, expected == 0, "{path}");
         }

@@ -1,5 +1,6 @@
 //! Run settings of an image config (OCI image spec, "Properties").
 
+use crate::model::MountTarget;
 use crate::model::image::Platform;
 
 /// User, command, environment and stop signal that an image gives its processes.
@@ -12,6 +13,8 @@ pub struct ProcessDefaults {
     pub workdir: String,
     /// Signal number; SIGTERM if the image names none or an unknown one.
     pub stop_signal: i32,
+    /// Paths of the image's `VOLUME`s.
+    pub volumes: Vec<MountTarget>,
 }
 
 const SIGTERM: i32 = 15;
@@ -21,6 +24,7 @@ const SIGRTMAX: i32 = 64;
 impl ProcessDefaults {
     pub fn from_config(config: hearth_oci::RunConfig) -> Result<Self, serde_json::Error> {
         let stop_signal = config.stop_signal()?.as_deref().and_then(signal).unwrap_or(SIGTERM);
+        let volumes = config.volume_targets();
         Ok(Self {
             user: config.user.unwrap_or_default(),
             env: config.env,
@@ -28,6 +32,7 @@ impl ProcessDefaults {
             cmd: config.cmd.unwrap_or_default(),
             workdir: config.working_dir.unwrap_or_default(),
             stop_signal,
+            volumes,
         })
     }
 }
