@@ -21,10 +21,10 @@ use services::{
 use super::channel::{call, limit};
 use super::failure::{ContainerdFault, unless_missing};
 use super::images::{self, SnapshotImage};
+use super::rootfs::{self, EmptyDirectory};
 use super::spec::types::{RuntimeSpec, SPEC_URL};
 use super::spec::user::{ROOT_HOME, ResolvedUser, UserSpec};
 use super::spec::{self, HostFeatures};
-use super::rootfs::{self, EmptyDirectory};
 use super::{ContainerdContext, cgroup, labels};
 use crate::deploy::port::{InstanceSpec, RuntimeError};
 use crate::instance_log::KEEPER_ARGUMENT;

@@ -166,6 +166,11 @@ fn a_log_is_narrowed_to_a_step_an_event_or_a_revision(daemon: &Daemon) {
     let output =
         daemon.hearth_ok(&["services", "logs", "narrowed", "--revision", "2", "--timestamps"]).stdout;
     assert!(output.contains("word two") && !output.contains("word one"), "{output}");
+    let shown = daemon.hearth_ok(&["services", "show", "narrowed", "--json"]).json();
+    let instance = shown["instances"][0]["instance"].as_str().expect("an instance");
+    let prefixed =
+        daemon.hearth_ok(&["services", "logs", "narrowed", "--instance", instance, "--prefix"]).stdout;
+    assert!(prefixed.lines().all(|line| line.contains(instance)) && prefixed.contains("word "), "{prefixed}");
     let time = output.lines().find(|line| line.contains("word two")).unwrap_or_default();
     assert!(time.starts_with("20") && time.contains(':'), "each line begins with its time: {time}");
 }

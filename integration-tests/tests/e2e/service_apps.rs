@@ -203,7 +203,6 @@ fn a_grpc_server_is_deployed_probed_and_reached_over_http2(daemon: &Daemon) {
     }
     app.pack(daemon, "grpc:1");
     let check = "/grpc.health.v1.Health/Check";
-    fails(daemon, &["--tag", "grpc:1", "--port", "50051", "--timeout", "5s"], &["N/h2c"]);
     deploy(
         daemon,
         &[
