@@ -153,11 +153,14 @@ impl ImageStore {
         found.ok_or_else(missing)
     }
 
+    async fn manifest_of(&self, repository: &Repository, digest: &Digest) -> Result<Descriptor, ImageError> {
+        let manifest = self.shared.catalog.manifest(repository, digest).await?;
+        manifest.ok_or_else(|| ImageError::NotFound { reference: format!("{repository}@{digest}") })
+    }
+
     /// Verifies that a manifest and all its required content are present, and readable in its repository.
     pub async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, ImageError> {
-        let manifest = self.shared.catalog.manifest(repository, &digest).await?;
-        let manifest =
-            manifest.ok_or_else(|| ImageError::NotFound { reference: format!("{repository}@{digest}") })?;
+        let manifest = self.manifest_of(repository, &digest).await?;
         let contents = self.contents(&manifest).await?;
         let parts = contents.parts();
         if let Some(part) = self.shared.catalog.missing(repository, parts).await?.first() {

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! Clients use HTTP/1.1 or HTTP/2 (with prior knowledge, or chosen within TLS), instances HTTP/1.1, or HTTP/2 with
-//! prior knowledge where their port says so. The route table is replaced as a whole; requests in flight stay with their backend, and each backend counts them, so
-//! that it can be drained. Bodies and upgraded connections are streamed at the reader's pace and never buffered
-//! as a whole.
+//! prior knowledge where their port says so. The route table is replaced as a whole; requests in flight stay with
+//! their backend, and each backend counts them, so that it can be drained. Bodies and upgraded connections are
+//! streamed at the reader's pace and never buffered as a whole.
 //!
 //! Guarantees to clients:
 //! - A request for a service without a healthy instance, or whose instance accepts no connections, is held

@@ -55,7 +55,7 @@ impl Terminal {
     }
 
     pub fn screen(&self) -> String {
-        String::from_utf8_lossy(&lock(&self.screen)).into_owned()
+        String::from_utf8_lossy(&self.bytes()).into_owned()
     }
 
     /// Returns everything that was written to the terminal, with its control sequences.

@@ -228,7 +228,7 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
         file.write_all(b"\n")?;
         return Ok((file, size + 1));
     }
-    tracing::warn!(path = %path.display(), bytes = cut, "removed an audit record that a crash cut short");
+    tracing::warn!(path = %path.display(), bytes = cut, "the last record of this audit file was incomplete after a crash; removed it");
     let kept = size - cut as u64;
     file.set_len(kept)?;
     Ok((file, kept))

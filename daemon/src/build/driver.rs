@@ -313,7 +313,9 @@ impl BuildRuntime {
             publisher.begin_attempt().await.map_err(|error| logged_log_fault(&error))?;
             let (result, events) = self.solve_once(active, request(), publisher).await?;
             let result = match result {
-                Ok(outcome) => self.settle_layers(active, outcome, images, request()).await,
+                Ok(outcome) => {
+                    self.settle_layers(active, outcome, images, (tag, spec.compression), &request).await
+                }
                 Err(error) => Err(error),
             };
             let reason = match result {

@@ -16,6 +16,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -192,13 +193,13 @@ impl EventLog {
     /// Returns the events from number `from` on, up to about `limit` bytes but at least one. Empty at the end.
     pub fn read(&self, from: u64, limit: usize) -> io::Result<Vec<BuildEvent>> {
         let from = from.max(1);
-        let (first, position, end) = {
+        let (first, position, end, last) = {
             let written = self.extent.lock();
             if from > written.last_sequence {
                 return Ok(Vec::new());
             }
             let (first, position) = written.start_for(from);
-            (first, position, written.end_position)
+            (first, position, written.end_position, written.last_sequence)
         };
         let mut numbers = EventNumbers::starting_at(first);
         let mut lines = LineReader::new(&self.file, position, end);
@@ -226,6 +227,12 @@ impl EventLog {
             numbers.event(event.sequence);
             bytes_read += line.len();
             events.push(event);
+        }
+        if events.is_empty() {
+            // Nothing from `from` on can be read. A reader that got no event would ask again at once.
+            let bytes = numbers.damaged_bytes + lines.unterminated_bytes();
+            let kind = BuildEventKind::Damaged { events: last + 1 - from, bytes };
+            events.push(BuildEvent { sequence: from, time: Timestamp::now(), kind });
         }
         Ok(events)
     }
@@ -351,6 +358,29 @@ mod tests {
         let events = EventLog::reopen(directory.path(), &id).unwrap();
         events.append(vec![log("next")]).unwrap();
         assert_eq!(texts(&events.read(301, 1).unwrap()), [(301, "next".to_owned())]);
+    }
+
+    #[test]
+    fn damage_of_the_newest_events_of_an_open_log_is_one_event() {
+        for keeps_last_newline in [true, false] {
+            let directory = tempfile::tempdir().unwrap();
+            let events = EventLog::create(directory.path(), &BuildId::random()).unwrap();
+            events.append((0..10).map(|n| log(&n.to_string())).collect()).unwrap();
+            let mut bytes = std::fs::read(events.path()).unwrap();
+            let newlines: Vec<usize> =
+                bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at).collect();
+            let (start, size) = (newlines[3] + 1, bytes.len());
+            bytes[start..size - usize::from(keeps_last_newline)].fill(0);
+            std::fs::write(events.path(), bytes).unwrap();
+            let read = events.read(5, usize::MAX).unwrap();
+            let kinds: Vec<_> = read.iter().map(|event| (event.sequence, event.kind.clone())).collect();
+            assert_eq!(kinds, [(5, BuildEventKind::Damaged { events: 6, bytes: (size - start) as u64 })]);
+            // What follows has the next number, unless its line has become a part of the damage.
+            events.append(vec![log("next")]).unwrap();
+            let next = events.read(11, usize::MAX).unwrap();
+            assert_eq!(next[0].sequence, 11);
+            assert_eq!(texts(&next) == [(11, "next".to_owned())], keeps_last_newline);
+        }
     }
 
     proptest! {

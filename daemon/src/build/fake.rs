@@ -258,7 +258,8 @@ impl RoomImages for FakeImages {
         &self,
         built: &PinnedImage,
         base: Option<&BaseImage>,
-        (compression, converted): (BuildCompression, bool),
+        compression: BuildCompression,
+        converted: bool,
     ) -> Result<BuiltImage, Fault> {
         self.restored.lock().push((base.cloned(), compression, converted));
         let has_other_compression = std::mem::take(&mut *self.has_other_compression.lock());

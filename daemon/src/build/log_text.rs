@@ -38,8 +38,14 @@ const LONGEST_LINE: usize = 64 << 10;
 /// Bytes of events per read from the file.
 const BATCH: usize = 1 << 20;
 
-/// Describes a part of a log that is damaged on the disk.
+/// Describes a part of a log that is damaged on the disk, or gone without a trace of it.
 pub fn damage_text(events: u64, bytes: u64) -> String {
+    if bytes == 0 {
+        return format!(
+            "{events} events of this log are missing: the log was removed to keep its owner's logs within their limit, or \
+             its end was never written"
+        );
+    }
     format!("{bytes} bytes of this log are damaged on the disk; {events} of its events are missing here")
 }
 

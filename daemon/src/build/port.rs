@@ -145,12 +145,14 @@ pub trait RoomImages: Send + Sync + 'static {
     /// Checks that a pushed manifest and everything that it references exist.
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault>;
     /// Gives the layers that a pushed image has from its base the form that they have in the base, and tells whether its
-    /// other layers have the compression of `form`; its second part says that the layers of the base were converted.
+    /// other layers have this compression. `converted` says that the image begins with layers that were converted from
+    /// those of the base.
     async fn restore_base_layers(
         &self,
         built: &PinnedImage,
         base: Option<&BaseImage>,
-        form: (BuildCompression, bool),
+        compression: BuildCompression,
+        converted: bool,
     ) -> Result<BuiltImage, Fault>;
     /// Sets the tags, in any repositories of the room.
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault>;

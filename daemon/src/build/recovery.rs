@@ -8,7 +8,8 @@
 //! the log has an end that was not stored   --> ended as the log says
 //! ```
 //!
-//! Ends are stored by tasks, so that a disk that is full does not keep the daemon from its start. Each build is recovered independently, so recovery can be repeated after a crash in the middle of it.
+//! Ends are stored by tasks, so that a disk that is full does not keep the daemon from its start. Each build is
+//! recovered independently, so recovery can be repeated after a crash in the middle of it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -81,7 +82,7 @@ async fn recover_one(shared: &Arc<BuildRuntime>, mut record: BuildRecord) -> Res
     if let Some((state, at)) = end {
         tracing::warn!(
             state = state.as_str(),
-            "build ended without a record; storing the end that its log has"
+            "the log of this build has its end, but the state database does not; storing the end from the log"
         );
         (record.state, record.finished_at, record.last_sequence) = (state, Some(at), log.last_sequence());
         record.fault = matches!(state, BuildState::Failed | BuildState::Interrupted).then(unknown_fault);

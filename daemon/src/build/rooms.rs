@@ -58,9 +58,10 @@ impl RoomImages for RoomContexts {
         &self,
         built: &PinnedImage,
         base: Option<&BaseImage>,
-        (compression, converted): (BuildCompression, bool),
+        compression: BuildCompression,
+        converted: bool,
     ) -> Result<BuiltImage, Fault> {
-        let restored = self.images.restore_base_layers(built, base, (compression, converted)).await;
+        let restored = self.images.restore_base_layers(built, base, compression, converted).await;
         restored.map_err(|error| image_fault(FaultStage::Export, &error))
     }
 

@@ -34,7 +34,6 @@ pub(super) fn read_small_blob(blobs: &dyn BlobStorage, digest: &Digest) -> Resul
 /// Opens a blob, and protects it from the registry's garbage collection for its grace period.
 fn open_protected(blobs: &dyn BlobStorage, digest: &Digest) -> Result<File, RuntimeError> {
     let failed = |error: io::Error| RuntimeError::Other(format!("blob {digest}: {error}"));
-    blobs.touch(digest).map_err(failed)?;
     let file = blobs.open_verified(digest).map_err(failed)?;
     file.ok_or_else(|| RuntimeError::UnusableImage(format!("its blob {digest} is not in the room")))
 }

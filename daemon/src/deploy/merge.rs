@@ -1,8 +1,8 @@
 //! Merges a deploy request into the existing service: the specification of the next revision.
 //!
-//! Settings that the request does not mention are kept, except for those that it takes away. Environment variables merge by name; the mounts of a request
-//! replace the kept mounts of the same kind; ports are those of the request, else the kept ones, else those that the
-//! image exposes.
+//! Settings that the request does not mention are kept, except for those that it takes away. Environment variables
+//! merge by name; the mounts of a request replace the kept mounts of the same kind; ports are those of the request,
+//! else the kept ones, else those that the image exposes.
 
 mod unset;
 

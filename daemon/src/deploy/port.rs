@@ -264,7 +264,7 @@ pub struct DomainRoute {
 /// Creates the mounts of an instance. The production implementation opens storage beneath its root and mounts images.
 #[async_trait]
 pub trait InstanceMounter: Send + Sync + 'static {
-    /// Checks that the storage sources of `mounts` exist, or ask to be made and can be. Nothing changes.
+    /// Checks that each storage source of `mounts` exists or asks to be made. Nothing changes.
     async fn check_sources(&self, mounts: &[ServiceMount]) -> Result<(), MountFault>;
     /// Creates the missing sources that ask to be made.
     async fn make_sources(&self, mounts: &[ServiceMount]) -> Result<(), MountFault>;

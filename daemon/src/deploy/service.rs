@@ -24,7 +24,6 @@ use super::port::{LogError, MountFault, MountFaultKind, RuntimeError, ServiceSto
 use super::share::ServiceLimit;
 use super::startup;
 use crate::access::policy::AccessDenied;
-use crate::disk::is_disk_full;
 use crate::model::fault::{ErrorCode, Fault};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{self, ServiceDomain, ServiceName, ServiceOrigin, ServiceSpec};
@@ -174,7 +173,6 @@ impl DeployError {
             Self::Mount(fault) => fault.code,
             Self::Runtime(RuntimeError::Unavailable(_)) => ErrorCode::RuntimeUnavailable,
             Self::NotReady(_) | Self::ShuttingDown => ErrorCode::Unavailable,
-            Self::Store(ServiceStoreError::Database(error)) if is_disk_full(error) => ErrorCode::NoSpace,
             Self::Runtime(RuntimeError::DiskFull) => ErrorCode::NoSpace,
             Self::Secret { .. } | Self::Store(_) | Self::Runtime(_) | Self::Log(_) => ErrorCode::Internal,
         }

@@ -12,9 +12,8 @@ use std::sync::Arc;
 use hearth_oci as oci;
 use hearth_oci::Descriptor;
 use serde_json::value::{RawValue, to_raw_value};
-use sha2::{Digest as _, Sha256};
 
-use super::contents::{ImageContents, platform_manifest, read_json};
+use super::contents::{ImageContents, platform_manifest, read_json, store_document};
 use super::port::BlobStorage;
 use super::{ImageError, ImageStore};
 use crate::model::image::{PinnedImage, Platform};
@@ -49,33 +48,31 @@ impl ImageStore {
         &self,
         built: &PinnedImage,
         base: Option<&BaseImage>,
-        (compression, converted): (BuildCompression, bool),
+        compression: BuildCompression,
+        converted: bool,
     ) -> Result<BuiltImage, ImageError> {
-        let top = self.manifest_of(built).await?;
+        let top = self.manifest_of(&built.repository, &built.digest).await?;
         if top.is_index() {
             let digest = top.digest;
             return Ok(BuiltImage { digest, begins_with_base: false, has_other_compression: false });
         }
         let base = match base {
             None => None,
-            Some(base) => Some((self.manifest_of(&base.image).await?, base.platform.clone())),
+            Some(base) => {
+                let manifest = self.manifest_of(&base.image.repository, &base.image.digest).await?;
+                Some((manifest, base.platform.clone()))
+            }
         };
         let shared = Arc::clone(&self.shared);
         let restored = task::blocking("base layers", move || {
-            restore(&*shared.blobs, &top, base, (compression, converted))
+            restore(&*shared.blobs, &top, base, compression, converted)
         });
         let (image, manifests) = restored.await.map_err(|_| ImageError::Ending)??;
         if let Some(contents) = manifests {
-            tracing::info!(image.digest = %image.digest, "base layers have the form of the base again");
+            tracing::info!(image.digest = %image.digest, "rewrote the manifest of a built image so that it names the layers of its base image as the base does");
             self.shared.catalog.put_manifests(&built.repository, contents.manifests, None).await?;
         }
         Ok(image)
-    }
-
-    async fn manifest_of(&self, image: &PinnedImage) -> Result<Descriptor, ImageError> {
-        let manifest = self.shared.catalog.manifest(&image.repository, &image.digest).await?;
-        let reference = || format!("{}@{}", image.repository, image.digest);
-        manifest.ok_or_else(|| ImageError::NotFound { reference: reference() })
     }
 }
 
@@ -84,7 +81,8 @@ fn restore(
     blobs: &dyn BlobStorage,
     top: &Descriptor,
     base: Option<(Descriptor, Platform)>,
-    (compression, converted): (BuildCompression, bool),
+    compression: BuildCompression,
+    converted: bool,
 ) -> Result<(BuiltImage, Option<ImageContents>), ImageError> {
     let bytes = read_json(blobs, top)?;
     let mut manifest: oci::Manifest = parse(top, &bytes)?;
@@ -109,19 +107,12 @@ fn restore(
     if !root.diff_ids.starts_with(&own.diff_ids) {
         root.diff_ids[..own.diff_ids.len()].copy_from_slice(&own.diff_ids);
         let config = with_root(&config, &root).map_err(|error| invalid(&manifest.config, error))?;
-        manifest.config = put(blobs, &manifest.config.media_type, &config)?;
+        manifest.config = store_document(blobs, &manifest.config.media_type, &config)?;
     }
     let bytes = to_go_json(&manifest).map_err(|error| invalid(top, error))?;
-    let stored = put(blobs, &top.media_type, &bytes)?;
+    let stored = store_document(blobs, &top.media_type, &bytes)?;
     image.digest = stored.digest;
     Ok((image, Some(ImageContents::read_and_touch(blobs, &stored)?)))
-}
-
-fn put(blobs: &dyn BlobStorage, media_type: &str, mut bytes: &[u8]) -> Result<Descriptor, ImageError> {
-    let digest = Digest::from_sha256(Sha256::digest(bytes).into());
-    let stored = Descriptor::new(media_type, digest, bytes.len() as u64);
-    blobs.put(&digest, &mut bytes).map_err(|error| ImageError::not_stored(digest, error))?;
-    Ok(stored)
 }
 
 /// Layers of a base as BuildKit writes them into images.

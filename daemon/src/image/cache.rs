@@ -22,16 +22,14 @@ mod in_use;
 mod limit;
 
 use std::collections::BTreeMap;
-use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hearth_oci::{Descriptor, ImageConfig, OCI_INDEX_TYPE};
 use hearth_registry::{RegistryClient, RetryPolicy};
 use jiff::Timestamp;
-use sha2::{Digest as _, Sha256};
 
-use super::contents::ImageContents;
+use super::contents::{ImageContents, store_document};
 use super::port::cached::{CachedImage, CachedImageKey, ImageRight};
 use super::{
     ImageDestination, ImageError, ImagePull, ImageStore, PlatformSelection, RemoteRegistries,
@@ -293,15 +291,13 @@ impl ImageStore {
         let index =
             serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX_TYPE, "manifests": children});
         let bytes = index.to_string().into_bytes();
-        let digest = Digest::from_sha256(Sha256::digest(&bytes).into());
-        let top = Descriptor::new(OCI_INDEX_TYPE, digest, bytes.len() as u64);
-        let (shared, kept) = (Arc::clone(&self.shared), top.clone());
+        let shared = Arc::clone(&self.shared);
         let keep = task::blocking("store index", move || {
-            let stored = shared.blobs.put(&digest, &mut Cursor::new(bytes));
-            stored.map_err(|error| super::pull::stored_error(digest, error))?;
-            ImageContents::read_and_touch(&*shared.blobs, &kept)
+            let top = store_document(&*shared.blobs, OCI_INDEX_TYPE, &bytes)?;
+            let contents = ImageContents::read_and_touch(&*shared.blobs, &top)?;
+            Ok::<_, ImageError>((top, contents))
         });
-        let contents = keep.await.map_err(|_| ImageError::Ending)??;
+        let (top, contents) = keep.await.map_err(|_| ImageError::Ending)??;
         self.name(&top, contents, ImageDestination::Untagged(repository.clone())).await?;
         Ok(top)
     }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 
 use hearth_oci::{Descriptor, ImageConfig, MAX_DOCUMENT_BYTES};
+use sha2::{Digest as _, Sha256};
 
 use super::port::{BlobStorage, NewManifest};
 use super::{ImageError, parse};
@@ -21,6 +22,18 @@ pub(super) struct ImageContents {
     pub(super) manifests: Vec<NewManifest>,
     /// Compressed bytes of configs and layers, each counted once.
     pub(super) size_bytes: u64,
+}
+
+/// Stores a document under its digest. Blocking.
+pub(super) fn store_document(
+    blobs: &dyn BlobStorage,
+    media_type: &str,
+    mut bytes: &[u8],
+) -> Result<Descriptor, ImageError> {
+    let digest = Digest::from_sha256(Sha256::digest(bytes).into());
+    let stored = Descriptor::new(media_type, digest, bytes.len() as u64);
+    blobs.put(&digest, &mut bytes).map_err(|error| ImageError::not_stored(digest, error))?;
+    Ok(stored)
 }
 
 impl ImageContents {

@@ -37,7 +37,7 @@ pub trait BlobStorage: Send + Sync + 'static {
     /// Opens a blob for reading, positioned at its start.
     fn open(&self, digest: &Digest) -> io::Result<Option<File>>;
     /// Opens a blob like [`open`](Self::open) after its content was verified, at least once since the start of the
-    /// daemon. A damaged blob is reported as missing.
+    /// daemon, and keeps it from the sweep like [`touch`](Self::touch). A damaged blob is reported as missing.
     fn open_verified(&self, digest: &Digest) -> io::Result<Option<File>>;
     fn size(&self, digest: &Digest) -> io::Result<Option<u64>>;
     /// Returns the size like [`size`](Self::size), and keeps the blob from the sweep for the grace period.

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use super::contents::{ImageContents, MAX_INDEX_ENTRIES};
 use super::load::MAX_BLOBS;
-use super::port::{BlobError, IncomingBlob, StoredBlob};
+use super::port::{IncomingBlob, StoredBlob};
 use super::{ImageDestination, ImageError, ImageStore, LoadedImage, TransferProgress};
 use crate::model::access::BUILD_MOUNTS_OWNER;
 use crate::model::image::Platform;
@@ -104,7 +104,7 @@ impl ImageStore {
             for (descriptor, bytes) in manifests {
                 let digest = descriptor.digest;
                 let stored = shared.blobs.put(&digest, &mut Cursor::new(bytes));
-                kept.push(stored.map_err(|error| stored_error(digest, error))?);
+                kept.push(stored.map_err(|error| ImageError::not_stored(digest, error))?);
             }
             Ok::<_, ImageError>((kept, ImageContents::read_and_touch(&*shared.blobs, &manifest)?))
         });
@@ -209,8 +209,9 @@ impl ImageStore {
         match (fetched, kept) {
             (Ok(()), Ok(incoming)) => {
                 let stored = task::blocking("pull blob", move || incoming.finish(&digest)).await;
-                let stored =
-                    stored.map_err(|_| ImageError::Ending)?.map_err(|error| stored_error(digest, error))?;
+                let stored = stored
+                    .map_err(|_| ImageError::Ending)?
+                    .map_err(|error| ImageError::not_stored(digest, error))?;
                 // Inspects the layer while others are still being fetched.
                 self.shared.inspections.inspect_ahead(digest);
                 Ok(stored)
@@ -232,10 +233,10 @@ impl ImageStore {
         let incoming_blob = move || shared.blobs.receive(&digest, &of.owner, &of.name);
         let incoming_blob = task::blocking("pull blob", incoming_blob).await;
         let incoming_blob = incoming_blob.map_err(|_| ImageError::Ending)?;
-        let incoming_blob = incoming_blob.map_err(|error| stored_error(digest, error))?;
+        let incoming_blob = incoming_blob.map_err(|error| ImageError::not_stored(digest, error))?;
         let mut incoming = SequentialWork::new("pull blob", incoming_blob);
         let stopped = |stopped| match stopped {
-            SequentialError::Failed(error) => stored_error(digest, error),
+            SequentialError::Failed(error) => ImageError::not_stored(digest, error),
             SequentialError::Ended => ImageError::Ending,
         };
         let mut batch = Vec::new();
@@ -248,16 +249,6 @@ impl ImageStore {
         }
         incoming.finish().await.map_err(stopped)
     }
-}
-
-pub(super) fn stored_error(digest: Digest, error: BlobError) -> ImageError {
-    let source = match error {
-        BlobError::DiskFull => return ImageError::NoSpace,
-        BlobError::Quota(message) => return ImageError::Quota(message),
-        BlobError::Io(source) => source,
-        error @ BlobError::Mismatch { .. } => std::io::Error::other(error),
-    };
-    ImageError::Read { digest, source }
 }
 
 async fn plan_pull(

@@ -108,8 +108,9 @@ struct LogFileReader {
     inode: u64,
     /// Offset of the first byte that has not been returned yet.
     offset: u64,
-    /// Bytes of damage since the last record, and the time of that record.
+    /// Bytes of damage since the last record.
     damaged_bytes: u64,
+    /// Time of the last record that was read, for damage that no record follows.
     last_at: Timestamp,
 }
 

@@ -8,10 +8,11 @@
 //!                        '-- pack, then --mount-image ------------------+--'   (blobs of the room's registry)
 //! ```
 //!
-//! Compared: the config of the image with its history, except for times; and of each entry path, kind, mode, owner, size, content, link target, hard-link groups, extended attributes, time. Times of
-//! files from a mount are compared as they are. In a pack every time is 0 by contract, so there an entry of the context
-//! must have 0. An entry that the build itself creates has the time of the build, which differs between builds: all
-//! times after the start of the case count as equal. The trees are older than that.
+//! Compared: the config of the image with its history, except for times; and of each entry path, kind, mode, owner,
+//! size, content, link target, hard-link groups, extended attributes, time. Times of files from a mount are compared
+//! as they are. In a pack every time is 0 by contract, so there an entry of the context must have 0. An entry that
+//! the build itself creates has the time of the build, which differs between builds: all times after the start of the
+//! case count as equal. The trees are older than that.
 //!
 //! No COPY or ADD comes from the cache (`--no-cache`, and the test checks that): cache entries are keyed by content,
 //! and would return one side's result to the other.

@@ -12,7 +12,7 @@ use super::super::http::ReadinessCheck;
 use super::caller;
 use super::response_stream::ResponseStream;
 use super::usage::DiskUsage;
-use super::verify_content::verify_all;
+use super::verify_content::{quarantined, verify_all};
 use crate::access::{KeyChangeError, TokenAuthority, TokenRevocation, policy};
 use crate::audit::{AuditOutcome, AuditQuery, AuditRecord, AuditTrail, MAX_RECORDS};
 use crate::context::StorageRoot;
@@ -72,11 +72,7 @@ impl v1::system_server::System for SystemService {
         // Any participant of the room may call this.
         caller(request.extensions())?;
         let components = (self.readiness)();
-        let store = self.blobs.clone();
-        let quarantined = task::blocking("list quarantine", move || store.quarantined()).await;
-        let quarantined = quarantined.map_err(std::io::Error::other).flatten();
-        let quarantined =
-            quarantined.map_err(|error| ApiError::internal("the quarantine cannot be read", error))?;
+        let quarantined = quarantined(&self.blobs).await?;
         Ok(Response::new(v1::GetInfoResponse {
             room: self.room.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

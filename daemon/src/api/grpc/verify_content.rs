@@ -35,16 +35,20 @@ pub(super) fn verify_all(store: BlobStore, digests: Vec<Digest>) -> ResponseStre
     answers.boxed()
 }
 
+/// Returns the first quarantined blobs that were not sent again.
+pub(super) async fn quarantined(store: &BlobStore) -> Result<Vec<Digest>, ApiError> {
+    let store = store.clone();
+    let listed = task::blocking("list quarantine", move || store.quarantined()).await;
+    let listed = listed.map_err(std::io::Error::other).flatten();
+    listed.map_err(|error| ApiError::internal("the quarantine cannot be read", error))
+}
+
 impl ContentVerification {
     async fn next(&mut self) -> Result<VerifyContentResponse, ApiError> {
         let began = Instant::now();
         while began.elapsed() < ANSWER_INTERVAL {
             let Some(digest) = self.left.next() else {
-                let store = self.store.clone();
-                let listed = task::blocking("list quarantine", move || store.quarantined()).await;
-                let listed = listed.map_err(std::io::Error::other).flatten();
-                let listed =
-                    listed.map_err(|error| ApiError::internal("the quarantine cannot be read", error))?;
+                let listed = quarantined(&self.store).await?;
                 self.answer.quarantined = listed.iter().map(Digest::to_string).collect();
                 self.answer.done = true;
                 break;

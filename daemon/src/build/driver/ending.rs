@@ -1,4 +1,4 @@
-//! End of a build: it is stored before it is told.
+//! End of a build. It is stored first; only then do watchers and callers learn of it.
 //!
 //! ```text
 //! outcome --> rest of the log and record stored --> last event --> slot free
@@ -28,7 +28,7 @@ const SMALL_LOG_COUNT: u64 = 256;
 /// Pause after a failure of the store; doubled up to `LONGEST_PAUSE`.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// Time for which the store has to fail before callers who wait for the build are told.
+/// Time for which the store has to fail before callers who wait for the build get the failure.
 const TOLD_AFTER: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(3) };
 /// Number of attempts to store the rest of the log. A log without it is complete but for the last output.
 const LOG_TRIES: u32 = 3;
@@ -47,7 +47,7 @@ impl<'b> StoreRetry<'b> {
 
     /// Reports a failure, and returns when it is time for the next attempt.
     async fn failed(&mut self, error: &StoreError) {
-        tracing::warn!(%error, pause = ?self.pause, "failed to access the state of a build; retrying");
+        tracing::warn!(%error, pause = ?self.pause, "cannot read or store the record of this build; trying again after the pause");
         if self.since.elapsed() >= TOLD_AFTER {
             let failure = StoreFailure { message: error.to_string(), disk_full: is_disk_full(&error.0) };
             self.active.store_failure.send_replace(Some(failure));

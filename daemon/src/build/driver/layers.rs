@@ -9,10 +9,11 @@ use super::images::BuildImages;
 use crate::image::BaseImage;
 use crate::model::build::NoCache;
 use crate::model::image::PinnedImage;
+use crate::model::{BuildCompression, Reference};
 
 impl BuildRuntime {
     /// Restores the layers of the base in a solved image. If the builder had a new layer in another compression from an
-    /// earlier build, `request` is solved once more, from the cache, with layers converted.
+    /// earlier build, the build is solved once more, from the cache, with layers converted.
     ///
     /// Layers are not converted at once, because the builder would convert those of the base too, which may be large.
     pub(super) async fn settle_layers(
@@ -20,12 +21,12 @@ impl BuildRuntime {
         active: &ActiveBuild,
         outcome: SolveOutcome,
         images: &BuildImages,
-        mut request: SolveRequest,
+        (tag, compression): (&Reference, BuildCompression),
+        request: impl FnOnce() -> SolveRequest,
     ) -> Result<SolveOutcome, SolveError> {
-        let (repository, compression) = (request.repository.clone(), request.spec.compression);
         let restore = async |outcome: SolveOutcome, base: Option<&BaseImage>, converted| {
-            let built = PinnedImage { repository: repository.clone(), digest: outcome.digest };
-            let restored = self.ports.images.restore_base_layers(&built, base, (compression, converted));
+            let built = PinnedImage { repository: tag.repository.clone(), digest: outcome.digest };
+            let restored = self.ports.images.restore_base_layers(&built, base, compression, converted);
             restored.await.map_err(|fault| SolveError::Failed(Box::new(fault)))
         };
         let base = images.base.as_ref();
@@ -33,7 +34,8 @@ impl BuildRuntime {
         if !restored.has_other_compression {
             return Ok(SolveOutcome { digest: restored.digest });
         }
-        tracing::info!(%compression, "an earlier build left layers in another compression; converting them");
+        tracing::info!(%compression, "the builder reused layers of an earlier build in another compression; solving again to convert them");
+        let mut request = request();
         request.converts_layers = true;
         // The steps have run, so all of them are cached now.
         request.spec.no_cache = NoCache::Nothing;

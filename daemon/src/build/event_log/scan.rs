@@ -32,6 +32,11 @@ impl<'a> LineReader<'a> {
         Self { file, position, end, buffer: Vec::new(), next: 0 }
     }
 
+    /// Returns the number of bytes after the last line, once all lines were read.
+    pub(super) fn unterminated_bytes(&self) -> u64 {
+        (self.buffer.len() - self.next) as u64
+    }
+
     /// Returns the position of the next line and the line, with its newline. A line that is longer than any event is
     /// returned in parts, of which only the last has the newline. Bytes after the last newline are not returned.
     pub(super) fn next(&mut self) -> io::Result<Option<(u64, &[u8])>> {

@@ -2,6 +2,8 @@ use std::sync::Arc;
 
 use hearth_pack::layer::{Compression, LayerOptions};
 
+use sha2::{Digest as _, Sha256};
+
 use super::*;
 use crate::context::{LayerInspection, LayerLimits};
 use crate::image::port::ImageCatalog as _;
@@ -86,7 +88,7 @@ impl Fixture {
 
     async fn restore(&self, built: &PinnedImage, base: &PinnedImage) -> BuiltImage {
         let base = BaseImage { image: base.clone(), platform: Platform::host() };
-        self.images.restore_base_layers(built, Some(&base), (BuildCompression::Gzip, false)).await.unwrap()
+        self.images.restore_base_layers(built, Some(&base), BuildCompression::Gzip, false).await.unwrap()
     }
 }
 
@@ -127,7 +129,7 @@ async fn a_new_layer_in_another_compression_is_told_and_layers_of_another_image_
     expected.begins_with_base = false;
     let other = room.load("other:gz", "other", Compression::Gzip).await;
     assert_eq!(room.restore(&built, &other).await, expected, "it does not begin with that image");
-    let zstd = room.images.restore_base_layers(&built, None, (BuildCompression::Zstd, false)).await.unwrap();
+    let zstd = room.images.restore_base_layers(&built, None, BuildCompression::Zstd, false).await.unwrap();
     assert!(zstd.has_other_compression, "without a base, every layer is a new one");
 }
 
@@ -140,7 +142,7 @@ async fn a_config_names_the_layers_of_the_base_again_after_their_conversion() {
     let (built, expected) = (room.build(&[&converted, &new]).await, room.build(&[&base, &new]).await);
     let of = BaseImage { image: base, platform: Platform::host() };
     let restored =
-        room.images.restore_base_layers(&built, Some(&of), (BuildCompression::Gzip, true)).await.unwrap();
+        room.images.restore_base_layers(&built, Some(&of), BuildCompression::Gzip, true).await.unwrap();
     assert_eq!(restored.digest, expected.digest);
 }
 

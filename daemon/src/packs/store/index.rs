@@ -2,8 +2,8 @@
 //!
 //! Changes belong to one transaction, which stays open until the content that its rows point to is durable. The same
 //! connection reads them at once; a crash discards them. SQLite discards them, too, when one statement finds the disk
-//! full. Each such loss is counted, so that no upload takes rows for durable that are gone. Contents are looked up in batches in the order of their keys:
-//! a statement for each would take five times as long.
+//! full. Each such loss is counted, so that no upload takes rows for durable that are gone. Contents are looked up in
+//! batches in the order of their keys: a statement for each would take five times as long.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
