@@ -237,10 +237,13 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<CliArgumen
     // What follows `--` belongs to another program.
     let json = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
     let words = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>();
-    build::mark_attached_stages(
-        &mut arguments,
-        CliArguments::command().get_subcommands().map(Command::get_name),
-    );
+    // Only then is the definition of the command line needed before it is parsed.
+    if words.iter().any(|word| word.starts_with("--no-cache=")) {
+        build::mark_attached_stages(
+            &mut arguments,
+            CliArguments::command().get_subcommands().map(Command::get_name),
+        );
+    }
     CliArguments::try_parse_from(arguments).map_err(|mut error| {
         suggestion::suggest_flag(&mut error, &CliArguments::command(), &words);
         CliParseError { error, json }

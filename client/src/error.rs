@@ -182,18 +182,21 @@ impl From<UploadError> for Failure {
             UploadError::Client(error) => error.into(),
             UploadError::Source(ref source) => {
                 match source.get_ref().and_then(|inner| inner.downcast_ref::<ArchiveError>()) {
-                    // Standard input or the file could not be read. A decompressor that finds damaged data has no error
-                    // of the system.
-                    Some(ArchiveError::Read { source }) if source.raw_os_error().is_some() => {
-                        Self::failed(ErrorCode::LocalFile, error.to_string())
-                    }
-                    None => Self::failed(ErrorCode::LocalFile, error.to_string()),
                     Some(ArchiveError::Truncated) => {
                         Self::failed(ErrorCode::ArchiveTruncated, source.to_string())
                     }
-                    Some(_) => Self::failed(ErrorCode::InvalidArchive, source.to_string()),
+                    // A decompressor that finds damaged data has no error of the system, unlike a file that cannot be
+                    // read.
+                    Some(archive) if !is_read_error(archive) => {
+                        Self::failed(ErrorCode::InvalidArchive, source.to_string())
+                    }
+                    Some(_) | None => Self::failed(ErrorCode::LocalFile, error.to_string()),
                 }
             }
         }
     }
+}
+
+fn is_read_error(error: &ArchiveError) -> bool {
+    matches!(error, ArchiveError::Read { source } if source.raw_os_error().is_some())
 }

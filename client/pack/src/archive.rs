@@ -17,7 +17,7 @@ mod write;
 use hearth_value::Digest;
 
 pub use atomic_file::write_atomically;
-pub use decompress::copy_as_oci_archive;
+pub use decompress::{copy_as_oci_archive, is_compressed};
 pub(crate) use image_file::FileRange;
 pub use image_file::ImageFile;
 use read::read_error;

@@ -28,6 +28,7 @@ use crate::file_kind::FileKind;
 use crate::identity::FileStamp;
 use crate::ignore::{IgnoreError, IgnorePatterns, TreeFilter};
 pub use content::{ContentError, DiskReader};
+pub use ignore_file::DOCKERFILE_NAMES;
 pub use open::TreeOpener;
 pub use written::WrittenPath;
 pub use xattr::EntryXattrs;

@@ -52,7 +52,7 @@ impl RegistryClient {
                 Err(error) => return Err(error),
             }
         }
-        Err(last.unwrap_or_else(|| not_found(source)))
+        Err(last.unwrap_or_else(|| not_found(source, source.registry())))
     }
 
     async fn fetch_blob_from(

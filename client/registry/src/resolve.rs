@@ -40,7 +40,7 @@ impl PullSource {
     }
 
     /// Returns the key of the referenced registry, also for an image from a mirror.
-    fn registry(&self) -> &str {
+    pub(super) fn registry(&self) -> &str {
         self.hosts.first().map_or("", |host| host.mirror_of.as_deref().unwrap_or(&host.key))
     }
 
@@ -101,7 +101,7 @@ impl RegistryClient {
         let call =
             RegistryRequest::head(url.clone()).header(ACCEPT, HeaderValue::from_static(ACCEPTED_TYPES));
         let answer = match self.send(host, &source.scope(), &call).await {
-            Err(RemoteError::Refused { status: 404, .. }) => return Err(absent(source, host)),
+            Err(RemoteError::Refused { status: 404, .. }) => return Err(not_found(source, &host.key)),
             answer => answer?,
         };
         let reported =
@@ -148,7 +148,7 @@ impl RegistryClient {
                 },
             }
         }
-        let own = last.unwrap_or_else(|| not_found(source));
+        let own = last.unwrap_or_else(|| not_found(source, source.registry()));
         Err(own.with_mirror_failures(mirrors, source.registry()))
     }
 
@@ -174,7 +174,7 @@ impl RegistryClient {
         let url = host.url(&source.repository, &format!("manifests/{name}"));
         let call = RegistryRequest::get(url.clone()).header(ACCEPT, HeaderValue::from_static(ACCEPTED_TYPES));
         let answer = match self.send(host, &source.scope(), &call).await {
-            Err(RemoteError::Refused { status: 404, .. }) => return Err(absent(source, host)),
+            Err(RemoteError::Refused { status: 404, .. }) => return Err(not_found(source, &host.key)),
             answer => answer?,
         };
         let declared = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -279,11 +279,7 @@ fn invalid_answer(source: &PullSource, reason: &str) -> RemoteError {
     RemoteError::Answer { url: source.reference.clone(), reason: reason.to_owned() }
 }
 
-/// Returns the error for a reference that a host, perhaps a mirror, does not have.
-fn absent(source: &PullSource, host: &RegistryHost) -> RemoteError {
-    RemoteError::NotFound { reference: source.reference.clone(), registry: host.key.clone() }
-}
-
-pub(super) fn not_found(source: &PullSource) -> RemoteError {
-    RemoteError::NotFound { reference: source.reference.clone(), registry: source.registry().to_owned() }
+/// Returns the error for a reference that `registry`, perhaps a mirror, does not have.
+pub(super) fn not_found(source: &PullSource, registry: &str) -> RemoteError {
+    RemoteError::NotFound { reference: source.reference.clone(), registry: registry.to_owned() }
 }

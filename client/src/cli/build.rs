@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use clap::Args;
-use hearth_pack::walk::{IgnoreRules, WalkOptions};
+use hearth_pack::walk::{DOCKERFILE_NAMES, IgnoreRules, WalkOptions};
 use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::v1::{Mount, StorageArea, SubmitBuildRequest, mount::Source};
 use hearth_proto::value::Reference;
@@ -232,16 +232,10 @@ fn walk_options(options: &BuildOptions, target: &str) -> WalkOptions {
     let context = options.context_path.as_deref().unwrap_or(target);
     let in_pack = |path: &str| path_below(target, &Path::new(context).join(path));
     let dockerfile = options.dockerfile_path.as_deref().and_then(in_pack);
-    let mut keep: Vec<PathBuf> = [
-        ".dockerignore",
-        "Containerfile",
-        "Containerfile.dockerignore",
-        "Dockerfile",
-        "Dockerfile.dockerignore",
-    ]
-    .into_iter()
-    .filter_map(in_pack)
-    .collect();
+    let mut keep: Vec<PathBuf> = in_pack(".dockerignore").into_iter().collect();
+    for name in DOCKERFILE_NAMES {
+        keep.extend([name, &format!("{name}.dockerignore")].into_iter().filter_map(in_pack));
+    }
     if let Some(path) = &dockerfile {
         let mut ignore_file = path.clone().into_os_string();
         ignore_file.push(".dockerignore");

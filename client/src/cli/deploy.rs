@@ -18,6 +18,7 @@ use hearth_proto::value::Reference;
 use super::build::{self, BuildOptions, LocalFiles};
 use super::registry::CredentialArgs;
 use super::{GlobalArgs, complete, connect};
+use crate::client::DEPLOY_TIMEOUT;
 use crate::duration;
 use crate::error::Failure;
 use crate::interrupt::InterruptListener;
@@ -163,7 +164,7 @@ pub(super) async fn deploy(
     };
     let request = DeployRequest { spec: Some(spec), dry_run };
     // An image of another registry is copied into the room before the daemon answers.
-    let asking = TransferMeter::wait_for("preparing the deploy", client.deploy(request));
+    let asking = TransferMeter::wait_for("preparing the deploy", client.deploy(request, DEPLOY_TIMEOUT));
     let asking = async { Ok(asking.await?) };
     let answer = interrupts
         .run_interruptible_with_message(follow::INTERRUPTED_BEFORE_ANSWER, Box::pin(asking))

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use hearth_pack::RARELY_PACKED;
+use hearth_pack::walk::DOCKERFILE_NAMES;
 
 use super::GlobalArgs;
 use super::pack::check_directory;
@@ -28,8 +29,6 @@ pub(super) struct InitArgs {
 }
 
 const IGNORE_FILE: &str = ".dockerignore";
-/// Names of Dockerfiles in the order in which a build looks for them.
-const DOCKERFILES: [&str; 2] = ["Containerfile", "Dockerfile"];
 /// Head of the ignore file.
 const HEAD: &str = "\
 # Paths that are not sent and not in the image, one pattern a line. `**/` means in any directory;
@@ -43,7 +42,7 @@ pub(super) fn run(args: &InitArgs, globals: &GlobalArgs) -> Result<(), Failure> 
     check_directory(path)?;
     let file = path.join(IGNORE_FILE);
     let written = write_new(&file, &ignore_patterns(path))?;
-    let dockerfile = DOCKERFILES.into_iter().find(|name| path.join(name).is_file());
+    let dockerfile = DOCKERFILE_NAMES.into_iter().find(|name| path.join(name).is_file());
     let next = format!("hearth up {}", shell_word(path));
     output::note(&match written {
         true => format!("wrote {}", file.display()),

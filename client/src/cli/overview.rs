@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::CommandFactory as _;
-use hearth_proto::v1::{Build, GetDiskUsageResponse, GetInfoResponse, ListBuildsRequest, Service};
+use hearth_proto::v1::{Build, GetInfoResponse, ListBuildsRequest, Service};
 use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
 
@@ -23,14 +23,15 @@ const READ_LIMIT: Duration = Duration::from_secs(5);
 const MAX_BUILDS: usize = 200;
 const MAX_SHOWN_BUILDS: usize = 10;
 
-/// What the room has. A part that the caller may not see is `None`.
+/// The parts of the overview: the room's builds of today, its services and its disk usage. A part that the caller may
+/// not see is `None`.
 struct Overview {
     room: GetInfoResponse,
     address: String,
     /// Builds that were submitted today, newest first.
     builds: Option<Vec<Build>>,
     services: Option<Vec<Service>>,
-    disk: Option<GetDiskUsageResponse>,
+    disk: Option<UsageView>,
 }
 
 #[derive(Serialize)]
@@ -41,7 +42,7 @@ struct OverviewView<'a> {
     ready: bool,
     builds: Option<Vec<BuildView>>,
     services: Option<Vec<ServiceView>>,
-    disk: Option<UsageView>,
+    disk: Option<&'a UsageView>,
 }
 
 pub(super) async fn run(globals: &GlobalArgs) -> Result<(), Failure> {
@@ -77,7 +78,7 @@ fn help(failure: &Failure) -> Failure {
         text += &format!("\n\nThe room is not shown: {}", output::printable(&failure.detail.message));
     }
     output::note(text.trim_end());
-    Failure { kind: FailureKind::ProgramExited(2), ..Failure::usage("a command is missing") }
+    Failure::program_exited(2)
 }
 
 impl Overview {
@@ -92,22 +93,20 @@ impl Overview {
             let start = start_of_day(Timestamp::now());
             builds.retain(|build| output::timestamp(build.created_at.as_ref()) >= Some(start));
         }
-        let (services, disk) = (permitted(services)?, permitted(disk)?);
+        let (services, disk) = (permitted(services)?, permitted(disk)?.map(UsageView::from));
         Ok(Self { room, address: client.address().to_owned(), builds, services, disk })
     }
 
-    fn view(self) -> impl Serialize {
-        let Self { room, address, builds, services, disk } = self;
-        serde_json::to_value(OverviewView {
-            room: &room.room,
-            address: &address,
-            version: &room.version,
-            ready: room.ready,
-            builds: builds.map(|builds| builds.iter().map(BuildView::from).collect()),
-            services: services.map(|services| services.iter().map(ServiceView::from).collect()),
-            disk: disk.map(UsageView::from),
-        })
-        .unwrap_or_default()
+    fn view(&self) -> OverviewView<'_> {
+        OverviewView {
+            room: &self.room.room,
+            address: &self.address,
+            version: &self.room.version,
+            ready: self.room.ready,
+            builds: self.builds.as_ref().map(|builds| builds.iter().map(BuildView::from).collect()),
+            services: self.services.as_ref().map(|services| services.iter().map(ServiceView::from).collect()),
+            disk: self.disk.as_ref(),
+        }
     }
 
     fn print(self) -> Result<(), Failure> {
@@ -136,7 +135,7 @@ impl Overview {
         }
         match disk {
             None => Ok(()),
-            Some(usage) => output::line(&format!("\n{}", UsageView::from(usage).summary())),
+            Some(usage) => output::line(&format!("\n{}", usage.summary())),
         }
     }
 }

@@ -173,8 +173,9 @@ pub(super) async fn run(
             let spec = Some(read_manifest(&file)?.into_spec()?);
             let asked = async {
                 let client = connect(globals).await?;
-                let deploying = Box::pin(client.deploy(DeployRequest { spec, dry_run }));
                 let limit = waiting.limit.unwrap_or(DEPLOY_TIMEOUT);
+                let deploying =
+                    Box::pin(client.deploy(DeployRequest { spec, dry_run }, limit + ANSWER_MARGIN));
                 let deploying =
                     wait_within(limit, "the image of the manifest", "see: hearth services list", deploying);
                 let answer = TransferMeter::wait_for("preparing the deploy", deploying).await?;

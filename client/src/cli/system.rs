@@ -141,8 +141,6 @@ pub(super) async fn run(verify: bool, globals: &GlobalArgs) -> Result<(), Failur
             let row = |builder| BuilderView::new(builder).row(builder);
             output::table(&head, &builders.iter().map(row).collect::<Vec<_>>())?;
         }
-    }
-    if !globals.json {
         content_lines(&view)?;
     }
     if info.ready && view.verified.as_ref().is_some_and(|verified| !verified.quarantined.is_empty()) {
@@ -161,7 +159,7 @@ pub(super) async fn run(verify: bool, globals: &GlobalArgs) -> Result<(), Failur
     .partial(&view))
 }
 
-/// Shows what is known of the stored content.
+/// Prints the result of the verification, or the number of quarantined blobs.
 fn content_lines(view: &SystemView<'_>) -> Result<(), Failure> {
     if let Some(verified) = &view.verified {
         let blobs = output::count(verified.blobs, "blob");

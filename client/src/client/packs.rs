@@ -73,7 +73,7 @@ pub enum PackUploadError {
     Work(#[from] io::Error),
 }
 
-/// What happens during an upload.
+/// An event of a pack upload, for the display of its progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PackUploadEvent {
     /// Content of this many bytes, before compression, is to be sent now. Comes again when the upload is resumed.
@@ -94,7 +94,7 @@ struct UploadAttempts {
     has_begun: bool,
     /// Bytes that all attempts sent.
     wire_bytes: Arc<AtomicU64>,
-    /// What the room lacked at the first attempt: pieces, and bytes of content.
+    /// Number of pieces, and of content bytes, that the room lacked at the first attempt.
     lacked: Option<(u64, u64)>,
 }
 

@@ -51,7 +51,7 @@ impl ServiceLogs {
         loop {
             while let Some(InstanceLogLine { instance_id: instance, line }) = self.waiting.pop_front() {
                 let line = line.unwrap_or_default();
-                if self.position.is_new(&line) {
+                if self.position.is_new(&instance, &line) {
                     return Ok(Some(ServiceLogItem::Line { instance, line }));
                 }
             }
@@ -92,7 +92,7 @@ impl ServiceLogs {
                 self.waiting.extend(lines.lines);
                 Ok(true)
             }
-            // The log of one revision ends with its instance.
+            // A log of one instance or revision ends when the daemon ends it.
             None if !self.request.follow || self.request.source.is_some() => Ok(false),
             None => match self.client.service(&self.request.service).await {
                 Ok(_) => Err(ClientError::Unreachable {
@@ -108,34 +108,61 @@ impl ServiceLogs {
     }
 }
 
-/// Position in the log: the time of the last delivered line, and how many lines with that time were
-/// delivered.
+/// Maximum number of instances whose positions are known. Those of the longest ago are forgotten.
+const MAX_INSTANCES: usize = 64;
+
+/// Position in the log: what was delivered of each instance. The instances follow each other in the stream, so that
+/// after a loss lines of an earlier one may come again before those of a later one.
 #[derive(Debug, Default)]
 struct LogPosition {
+    /// Time of the last delivered line of all.
+    last: Option<prost_types::Timestamp>,
+    delivered: VecDeque<InstancePosition>,
+    /// What had been delivered before the last loss, as far as it may come again.
+    before: VecDeque<InstancePosition>,
+}
+
+#[derive(Debug, Clone)]
+struct InstancePosition {
+    instance: String,
+    /// Time of the last delivered line.
     last: Option<prost_types::Timestamp>,
     /// Number of delivered lines with that time.
-    delivered_at_last: usize,
-    /// Number of lines with that time that the daemon sends again after a loss.
-    to_skip: usize,
+    count: usize,
 }
 
 impl LogPosition {
     /// Returns the time to resume from after a loss. None when no line has arrived yet.
     fn resume_time(&mut self) -> Option<prost_types::Timestamp> {
-        self.to_skip = self.delivered_at_last;
+        self.before.clone_from(&self.delivered);
         self.last
     }
 
     /// Reports whether a line was not delivered before, and records it.
-    fn is_new(&mut self, line: &LogLine) -> bool {
-        if line.time == self.last && self.last.is_some() {
-            if self.to_skip > 0 {
-                self.to_skip -= 1;
+    fn is_new(&mut self, instance: &str, line: &LogLine) -> bool {
+        let order = |time: Option<prost_types::Timestamp>| time.map(|time| (time.seconds, time.nanos));
+        if let Some(at) = self.before.iter().position(|known| known.instance == instance) {
+            let known = &mut self.before[at];
+            if line.time == known.last && known.count > 0 {
+                known.count -= 1;
                 return false;
             }
-            self.delivered_at_last += 1;
-        } else {
-            (self.last, self.delivered_at_last, self.to_skip) = (line.time, 1, 0);
+            if order(line.time) < order(known.last) {
+                return false;
+            }
+            self.before.remove(at);
+        }
+        self.last = line.time;
+        match self.delivered.iter_mut().find(|known| known.instance == instance) {
+            Some(known) if known.last == line.time => known.count += 1,
+            Some(known) => (known.last, known.count) = (line.time, 1),
+            None => {
+                if self.delivered.len() == MAX_INSTANCES {
+                    self.delivered.pop_front();
+                }
+                let instance = instance.to_owned();
+                self.delivered.push_back(InstancePosition { instance, last: line.time, count: 1 });
+            }
         }
         true
     }
@@ -155,7 +182,7 @@ mod tests {
         let mut place = LogPosition::default();
         assert_eq!(place.resume_time(), None);
         let delivered = |place: &mut LogPosition, lines: &[LogLine]| {
-            let new = lines.iter().filter(|line| place.is_new(line));
+            let new = lines.iter().filter(|line| place.is_new("a", line));
             new.map(|line| String::from_utf8(line.text.to_vec()).unwrap()).collect::<String>()
         };
         assert_eq!(delivered(&mut place, &[line(1, "a"), line(2, "b"), line(2, "c")]), "abc");
@@ -164,5 +191,22 @@ mod tests {
         assert_eq!(delivered(&mut place, &[line(2, "b"), line(2, "c"), line(2, "d"), line(3, "e")]), "de");
         assert_eq!(place.resume_time().map(|time| time.nanos), Some(3));
         assert_eq!(delivered(&mut place, &[line(4, "f")]), "f");
+    }
+    #[test]
+    fn lines_of_overlapping_instances_do_not_come_twice() {
+        let mut place = LogPosition::default();
+        for (instance, nanos) in [("old", 1), ("old", 100), ("new", 90), ("new", 95)] {
+            assert!(place.is_new(instance, &line(nanos, "x")), "{instance} {nanos}");
+        }
+        assert_eq!(place.resume_time().map(|time| time.nanos), Some(95));
+        for (instance, nanos, is_new) in [
+            ("old", 96, false),
+            ("old", 100, false),
+            ("old", 101, true),
+            ("new", 95, false),
+            ("new", 95, true),
+        ] {
+            assert_eq!(place.is_new(instance, &line(nanos, "x")), is_new, "{instance} {nanos}");
+        }
     }
 }

@@ -11,16 +11,20 @@ use hearth_proto::v1::{
 use super::{Client, ClientError, request_with_timeout, unary_request};
 use crate::duration;
 
-/// Time limit of a deploy, which copies an image of another registry into the room before it answers.
+/// Default time limit of a deploy, which copies an image of another registry into the room before it answers.
 pub const DEPLOY_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// Default time limit of a removal in addition to the grace time. The daemon answers within a minute after the
 /// grace time.
 pub const REMOVE_TIMEOUT: Duration = Duration::from_secs(90);
 
 impl Client {
-    /// Creates a new revision of a service, or a new service; answers before the revision runs.
-    pub async fn deploy(&self, request: DeployRequest) -> Result<DeployResponse, ClientError> {
-        self.message_or_error(self.services().deploy(request_with_timeout(DEPLOY_TIMEOUT, request)).await)
+    /// Creates a new revision of a service, or a new service, within `limit`; answers before the revision runs.
+    pub async fn deploy(
+        &self,
+        request: DeployRequest,
+        limit: Duration,
+    ) -> Result<DeployResponse, ClientError> {
+        self.message_or_error(self.services().deploy(request_with_timeout(limit, request)).await)
     }
 
     /// One service with its revisions, by its name or id.

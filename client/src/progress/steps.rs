@@ -1,5 +1,5 @@
-//! What people see of the steps of a build: BuildKit's own steps are one, called `preparing`, and names are those of
-//! the Dockerfile.
+//! Numbers and names under which the steps of a build are shown: all of BuildKit's own steps are one step, `preparing`;
+//! the others have the names of the Dockerfile's instructions.
 
 use std::collections::{BTreeMap, BTreeSet};
 

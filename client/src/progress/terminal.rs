@@ -48,9 +48,8 @@ struct RunningStep {
 
 impl TerminalBuildRenderer {
     pub fn new(brief: bool) -> Self {
-        let screen = MultiProgress::new();
         Self {
-            screen,
+            screen: MultiProgress::new(),
             lines: StepLineBuffer::default(),
             known: BuildSteps::default(),
             running: BTreeMap::new(),
@@ -140,9 +139,7 @@ impl TerminalBuildRenderer {
             self.failed.insert(number);
         }
     }
-}
 
-impl TerminalBuildRenderer {
     fn print_held_back(&mut self) {
         for (number, (name, end, took)) in std::mem::take(&mut self.held_back) {
             self.print(&ended_line(number, &name, end, took));

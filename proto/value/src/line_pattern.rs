@@ -29,22 +29,21 @@ pub enum LinePatternError {
 impl LinePattern {
     /// Parses a regular expression.
     pub fn regex(text: &str) -> Result<Self, LinePatternError> {
-        if text.len() > MAX_LENGTH {
-            return Err(LinePatternError::TooLong);
-        }
-        Self::compile(text)
+        Self::compile(text, text)
     }
 
     /// Makes a pattern that finds exactly this text.
     pub fn literal(text: &str) -> Result<Self, LinePatternError> {
-        if text.len() > MAX_LENGTH {
-            return Err(LinePatternError::TooLong);
-        }
-        Self::compile(&regex::escape(text))
+        Self::compile(text, &regex::escape(text))
     }
 
-    fn compile(text: &str) -> Result<Self, LinePatternError> {
-        let compiled = RegexBuilder::new(text).size_limit(MAX_COMPILED).dfa_size_limit(MAX_COMPILED).build();
+    /// Compiles `pattern`, which was made from the text `given`.
+    fn compile(given: &str, pattern: &str) -> Result<Self, LinePatternError> {
+        if given.len() > MAX_LENGTH {
+            return Err(LinePatternError::TooLong);
+        }
+        let compiled =
+            RegexBuilder::new(pattern).size_limit(MAX_COMPILED).dfa_size_limit(MAX_COMPILED).build();
         compiled.map(Self).map_err(|error| match error {
             regex::Error::CompiledTooBig(_) => LinePatternError::TooLarge,
             // The parser repeats the pattern in several lines, and ends with the reason.

@@ -39,11 +39,20 @@ impl StreamCompression {
     }
 }
 
+/// Reports whether an archive is compressed. Fails for a stream without positions.
+pub fn is_compressed(archive: &File) -> io::Result<bool> {
+    Ok(compression_of(archive)? != StreamCompression::None)
+}
+
+fn compression_of(file: &File) -> io::Result<StreamCompression> {
+    let mut start = [0; 4];
+    let count = file.read_at(&mut start, 0)?;
+    Ok(StreamCompression::detect(&start[..count]))
+}
+
 /// Returns the file itself, or an unnamed file with its decompressed content.
 pub(super) fn decompressed_file(file: File) -> Result<File, ArchiveError> {
-    let mut start = [0; 4];
-    let count = file.read_at(&mut start, 0).map_err(read_error)?;
-    match StreamCompression::detect(&start[..count]) {
+    match compression_of(&file).map_err(read_error)? {
         StreamCompression::None => Ok(file),
         compression => spool(compression.decoder(file).map_err(read_error)?),
     }

@@ -11,6 +11,9 @@ use rustix::io::Errno;
 use super::{WalkError, display_path, failed};
 use crate::ignore::IgnorePatterns;
 
+/// Names of a Dockerfile that is not named by its path, in the order in which they are looked for.
+pub const DOCKERFILE_NAMES: [&str; 2] = ["Containerfile", "Dockerfile"];
+
 const SIZE_LIMIT: u64 = 4 * 1024 * 1024;
 
 /// Maximum number of symbolic links from the name of a Dockerfile or ignore file to its content.
@@ -27,7 +30,7 @@ pub(super) fn find(root: &OwnedFd, dockerfile: Option<&[u8]>) -> Result<AppliedF
     let exists = |name: &[u8]| rustix::fs::statat(root, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok();
     let dockerfile = match dockerfile {
         Some(name) => Some(name),
-        None => [b"Containerfile".as_slice(), b"Dockerfile"].into_iter().find(|name| exists(name)),
+        None => DOCKERFILE_NAMES.into_iter().map(str::as_bytes).find(|name| exists(name)),
     };
     let names = dockerfile
         .map(|name| [name, b".dockerignore"].concat())

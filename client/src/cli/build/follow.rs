@@ -82,7 +82,7 @@ pub(super) async fn follow_to_end(
     }
 }
 
-/// What becomes of a build after Ctrl-C.
+/// The user's choice after Ctrl-C: cancel the build, leave it running, or keep watching it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
     Cancel,

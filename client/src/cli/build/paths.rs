@@ -7,15 +7,13 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use hearth_pack::walk::DOCKERFILE_NAMES;
 use hearth_proto::error_code::ErrorCode;
 use hearth_proto::value::{BuildMount, MountTarget};
 
 use super::options::BuildOptions;
 use super::request::LocalPack;
 use crate::error::Failure;
-
-/// Names of a Dockerfile that is not named by a flag, in the order in which they are looked for.
-const DOCKERFILE_NAMES: [&str; 2] = ["Containerfile", "Dockerfile"];
 
 /// Checks the context path and the Dockerfile of a build.
 pub(super) fn check(

@@ -3,10 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use hearth_pack::archive::copy_as_oci_archive;
+use hearth_pack::archive::{copy_as_oci_archive, is_compressed};
 use hearth_proto::value::Reference;
 
 use super::super::views::LoadView;
@@ -43,13 +42,10 @@ pub(super) async fn run(file: &Path, tag: &str, globals: &GlobalArgs) -> Result<
 
 /// Returns the size of an archive that is sent as it is; 0 for a pipe and for a compressed one, whose size is not known.
 fn plain_size(archive: &File) -> u64 {
-    let mut start = [0; 4];
-    let is_compressed = match archive.read_at(&mut start, 0) {
-        Ok(4) => start.starts_with(&[0x1f, 0x8b]) || start == [0x28, 0xb5, 0x2f, 0xfd],
-        _ => true,
-    };
-    let size = archive.metadata().map_or(0, |metadata| metadata.len());
-    if is_compressed { 0 } else { size }
+    match is_compressed(archive) {
+        Ok(false) => archive.metadata().map_or(0, |metadata| metadata.len()),
+        Ok(true) | Err(_) => 0,
+    }
 }
 
 /// Opens the archive before the client connects, so that a wrong path is a usage error.

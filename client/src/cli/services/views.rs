@@ -92,9 +92,7 @@ struct LabeledLines(String);
 impl LabeledLines {
     /// Writes one line for each text; only the first has the word.
     fn list(&mut self, word: &str, texts: impl Iterator<Item = String>) {
-        for (number, text) in texts.enumerate() {
-            self.line(if number == 0 { word } else { "" }, &text);
-        }
+        self.line(word, &texts.collect::<Vec<_>>().join("\n"));
     }
 
     fn line(&mut self, word: &str, text: &str) {
@@ -143,7 +141,7 @@ fn port(port: &ServicePort) -> String {
     format!("{}{kind}{published}", port.number)
 }
 
-/// Formats the status with what happened to the instances: `restarting (exit 7, 12 times, next in 8s)`.
+/// Formats the status with the last exit, the number of restarts and the time of the next start: `restarting (exit 7, 12 times, next in 8s)`.
 fn status_text(service: &Service, now: Timestamp) -> String {
     let is_waiting = service.status() == ServiceStatus::CrashLoop;
     let word = if is_waiting { "restarting".to_owned() } else { status(service.status()) };

@@ -2,14 +2,13 @@ use std::io::{self, Cursor, Read};
 
 use hearth_model::MountTarget;
 use hearth_model::build::DockerfilePath;
+use hearth_pack::walk::DOCKERFILE_NAMES;
 use sha2::{Digest as _, Sha256};
 
 use super::MAX_DOCKERFILE;
 use crate::ContextError;
 use crate::port::{FileKind, FileTree, TreeEntry};
 use crate::tree::{ContextTree, path_order};
-
-const NAMES: [&str; 2] = ["Containerfile", "Dockerfile"];
 
 /// Finds and reads the Dockerfile. It may lie in another mount than the context.
 pub(super) fn read(
@@ -19,7 +18,9 @@ pub(super) fn read(
 ) -> Result<(MountTarget, Vec<u8>), ContextError> {
     let looked_for: Vec<MountTarget> = match path {
         DockerfilePath::At(path) => vec![path.clone()],
-        DockerfilePath::Search => NAMES.iter().filter_map(|name| context_path.join(name).ok()).collect(),
+        DockerfilePath::Search => {
+            DOCKERFILE_NAMES.iter().filter_map(|name| context_path.join(name).ok()).collect()
+        }
     };
     for path in &looked_for {
         if let Some(bytes) = tree.read_small(path, MAX_DOCKERFILE)? {

@@ -4,6 +4,7 @@ use hearth_proto::v1::mount::Source;
 use hearth_proto::v1::{EnvValue, Mount, MountMode, Service, ServiceSpec, env_value};
 
 use super::LabeledLines;
+use crate::cli::deploy::quantity;
 use crate::cli::services::manifest::without_digest;
 
 /// Maximum length of a value that is shown, in characters.
@@ -21,7 +22,7 @@ pub(super) fn write(page: &mut LabeledLines, spec: &ServiceSpec) {
     page.line("workdir", &spec.working_dir);
     page.line("identity", &spec.identity);
     let memory = spec.memory_bytes.map(binary_size);
-    let cpus = spec.cpu_millis.map(|millis| format!("{}", f64::from(millis) / 1000.0));
+    let cpus = spec.cpu_millis.map(quantity::format_cpus);
     page.line("memory", memory.as_deref().unwrap_or("unlimited"));
     page.line("cpus", cpus.as_deref().unwrap_or("unlimited"));
     if let Some(health) = spec.health.as_ref().filter(|health| !health.path.is_empty()) {
