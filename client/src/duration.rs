@@ -93,6 +93,11 @@ pub fn to_wire(duration: Duration) -> prost_types::Duration {
     }
 }
 
+/// Converts a time to its form in requests.
+pub fn timestamp_to_wire(time: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
+}
+
 /// Parses a point in time: a timestamp, or how long ago it was.
 pub fn parse_since(text: &str) -> Result<Timestamp, String> {
     let wrong =

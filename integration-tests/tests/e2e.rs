@@ -23,6 +23,8 @@ mod bad_input;
 mod basic_build;
 #[path = "e2e/build_context.rs"]
 mod build_context;
+#[path = "e2e/build_control.rs"]
+mod build_control;
 #[path = "e2e/builds.rs"]
 mod builds;
 #[path = "e2e/changing_files.rs"]
@@ -107,6 +109,7 @@ fn main() -> ExitCode {
         other_registries::group(),
         access::group(),
         builds::group(),
+        build_control::group(),
         bad_input::group(),
         layer_forms::group(),
         missing_sources::group(),

@@ -91,8 +91,7 @@ impl<'a> RecordView<'a> {
 pub(super) async fn run(args: AuditArgs, globals: &GlobalArgs) -> Result<(), Failure> {
     let client = connect(globals).await?;
     let AuditArgs { since, caller, action, denied, limit } = args;
-    let since = since
-        .map(|time| prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() });
+    let since = since.map(duration::timestamp_to_wire);
     let request = ListAuditRecordsRequest { since, caller, action, denied_only: denied, limit };
     let records = client.audit_records(request).await?;
     let views: Vec<RecordView<'_>> = records.iter().map(RecordView::of).collect();

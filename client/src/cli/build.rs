@@ -19,6 +19,7 @@ pub(super) use options::{BuildOptions, mark_attached_stages};
 
 use follow::Followed;
 
+use super::deploy::quantity;
 use super::pack::check_room_tag;
 use super::registry::CredentialArgs;
 use super::{GlobalArgs, complete, connect, pack};
@@ -69,6 +70,12 @@ pub(super) struct BuildArgs {
     /// Time limit of the build, such as `90s` or `1h30m`
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Build")]
     pub(super) timeout: Option<std::time::Duration>,
+    /// Memory limit of each step, such as `512m`
+    #[arg(long, value_name = "SIZE", value_parser = quantity::memory, help_heading = "Build")]
+    memory: Option<u64>,
+    /// Number of processors that each step may use, such as `0.5`
+    #[arg(long, value_name = "N", value_parser = quantity::cpus, help_heading = "Build")]
+    cpus: Option<u32>,
 
     /// Display mode of progress
     #[arg(long, value_enum, default_value_t = ProgressMode::Auto, help_heading = "Output")]
@@ -158,6 +165,8 @@ impl BuildArgs {
             options,
             credentials: CredentialArgs::default(),
             timeout: None,
+            memory: None,
+            cpus: None,
             progress: ProgressMode::Auto,
             detach: false,
             idempotency_key: None,

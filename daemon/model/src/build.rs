@@ -56,6 +56,18 @@ pub struct BuildSpec {
     /// Ids of the secrets that came with the request; their values are in [`BuildSecrets`].
     #[serde(default)]
     pub secret_ids: Vec<String>,
+    #[serde(default)]
+    pub step_limits: StepLimits,
+}
+
+/// Resource limits of each step. Without one, only the limits that the steps of a builder share apply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepLimits {
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// Processor time in thousandths of one processor.
+    #[serde(default)]
+    pub cpu_millis: Option<u32>,
 }
 
 /// Location of the Dockerfile.

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
+use jiff::Timestamp;
+
 use super::event_log::EventLog;
 use crate::model::build::{BuildEvent, BuildEventKind, LogStream};
 use crate::model::{LinePattern, whole_characters};
@@ -17,6 +19,8 @@ pub struct BuildLogQuery {
     /// Pattern that each selected line matches.
     pub pattern: Option<LinePattern>,
     pub step: Option<u32>,
+    /// Earliest time of selected lines; the time of a line is that of the output that ends it.
+    pub since: Option<Timestamp>,
     /// Maximum size of the answer; the oldest lines are omitted.
     pub max_bytes: usize,
 }
@@ -71,6 +75,8 @@ struct BuildLogCollector<'a> {
     lines: VecDeque<String>,
     bytes: usize,
     omitted: u64,
+    /// Time of the event that is taken.
+    time: Timestamp,
 }
 
 impl<'a> BuildLogCollector<'a> {
@@ -84,10 +90,12 @@ impl<'a> BuildLogCollector<'a> {
             lines: VecDeque::new(),
             bytes: 0,
             omitted: 0,
+            time: Timestamp::MIN,
         }
     }
 
     fn take(&mut self, event: BuildEvent) {
+        self.time = event.time;
         match event.kind {
             BuildEventKind::StepLog { step, stream, data, dropped_bytes } => {
                 if self.query.step.is_some_and(|wanted| wanted != step) {
@@ -137,6 +145,9 @@ impl<'a> BuildLogCollector<'a> {
     }
 
     fn line(&mut self, step: u32, bytes: &[u8]) {
+        if self.query.since.is_some_and(|since| self.time < since) {
+            return;
+        }
         let text = String::from_utf8_lossy(bytes);
         let text = text.trim_end_matches(['\r', '\n']);
         if self.query.pattern.as_ref().is_some_and(|wanted| !wanted.matches(text.as_bytes())) {
@@ -227,6 +238,12 @@ mod tests {
         assert_eq!((text.lines, text.next_sequence), (vec!["#2 | last".to_owned()], 9));
         let text = ask(BuildLogQuery { max_bytes: 12, ..BuildLogQuery::default() });
         assert_eq!((text.lines, text.omitted_lines), (vec!["#2 | last".to_owned()], 6));
+        let end = log.read(1, BATCH).unwrap().last().unwrap().time;
+        let text = ask(BuildLogQuery { since: Some(end), ..BuildLogQuery::default() });
+        assert!(text.lines.contains(&"#2 | last".to_owned()), "{text:?}");
+        let after = end + Duration::from_secs(1);
+        let text = ask(BuildLogQuery { since: Some(after), ..BuildLogQuery::default() });
+        assert_eq!((text.lines.len(), text.omitted_lines, text.next_sequence), (0, 0, 9));
         let text = ask(BuildLogQuery { from_sequence: 100, ..BuildLogQuery::default() });
         assert_eq!((text.lines.len(), text.next_sequence), (0, 100));
     }

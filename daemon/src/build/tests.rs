@@ -110,6 +110,7 @@ fn spec(tag: &str) -> BuildSpec {
         network: BuildNetwork::Default,
         timeout: None,
         secret_ids: Vec::new(),
+        step_limits: Default::default(),
     }
 }
 

@@ -45,6 +45,8 @@ const STATUS_END_LIMIT: Duration = Duration::from_secs(30);
 const CANCEL_LIMIT: Duration = Duration::from_secs(30);
 /// Time limit for the bundles of a cancelled build's steps to disappear after BuildKit has ended the build.
 const BUNDLE_LIMIT: Duration = Duration::from_secs(5);
+/// Exit code of a process that was killed.
+const KILLED: i32 = 128 + 9;
 /// Time for which BuildKit may be unresponsive before its builds fail as unavailable.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -74,6 +76,7 @@ impl Solver for BuildKitClient {
             started_system_time: SystemTime::now(),
             started_at: Instant::now(),
             out_of_memory: self.out_of_memory(),
+            step_memory: request.spec.step_limits.memory_bytes,
         };
         // The sessions stay open until the build has ended completely.
         let result = Box::pin(run.run_to_end(solve)).await;
@@ -116,6 +119,8 @@ struct SolveRun<'a> {
     started_at: Instant,
     /// Out-of-memory count of the builder's steps before this solve.
     out_of_memory: u64,
+    /// Memory limit of each step of this build, in bytes.
+    step_memory: Option<u64>,
 }
 
 type SolveResponse = Result<HashMap<String, String>, tonic::Status>;
@@ -173,6 +178,9 @@ impl SolveRun<'_> {
     async fn fault(&self, status: &tonic::Status) -> Fault {
         let out_of_memory = self.client.out_of_memory() > self.out_of_memory;
         let mut fault = failure::fault_of_status(status, &self.progress, out_of_memory);
+        if let Some(limit) = self.step_memory {
+            explain_step_memory(&mut fault, limit);
+        }
         if let Some(network) = &self.client.network {
             let started_at = failure::failed_step_start(status, &self.progress).unwrap_or(self.started_at);
             let shared = failure::ran_beside_another(status, &self.progress);
@@ -266,6 +274,20 @@ async fn read_status_stream(
                 None => return Ok(()),
             },
         }
+    }
+}
+
+/// Explains the end of a step whose own memory limit was used up. Control groups of version 1 do not tell the group of all
+/// steps about it, so a step that has a limit and was killed is assumed to have reached the limit.
+fn explain_step_memory(fault: &mut Fault, limit: u64) {
+    if fault.code == ErrorCode::StepFailed && fault.exit_code == Some(KILLED) {
+        fault.code = ErrorCode::OutOfMemory.into();
+    }
+    if fault.code == ErrorCode::OutOfMemory {
+        let limit = limit >> 20;
+        fault.hint = Some(format!(
+            "each step of this build may use {limit} MiB of memory; allow more with --memory, or let the step use less"
+        ));
     }
 }
 

@@ -100,6 +100,7 @@ impl Fixture {
                 network: BuildNetwork::Default,
                 timeout: None,
                 secret_ids: Vec::new(),
+                step_limits: Default::default(),
             },
             secrets: BTreeMap::new(),
             converts_layers: false,

@@ -232,6 +232,13 @@ pub struct BuildSpec {
     /// Layers of the base image keep the form that they have there.
     #[prost(string, tag = "17")]
     pub compression: ::prost::alloc::string::String,
+    /// Memory limit of each step in bytes, at least 8 MiB. Unset means that only the limit which the steps of a builder
+    /// share applies. Limits of steps do not affect the cache.
+    #[prost(uint64, optional, tag = "80")]
+    pub step_memory_bytes: ::core::option::Option<u64>,
+    /// Processor time of each step, in thousandths of one processor, at least 10. Example: 1500 for one and a half.
+    #[prost(uint32, optional, tag = "81")]
+    pub step_cpu_millis: ::core::option::Option<u32>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -544,6 +551,9 @@ pub struct ReadBuildLogRequest {
     /// that of RE2. Example: "(?i)error|warn".
     #[prost(string, tag = "7")]
     pub matches: ::prost::alloc::string::String,
+    /// Earliest time of the lines to return. Unset means no limit.
+    #[prost(message, optional, tag = "80")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

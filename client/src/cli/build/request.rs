@@ -70,6 +70,8 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
         timeout: args.timeout.map(duration::to_wire),
         secrets: args.options.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?,
         credentials: args.credentials.to_wire()?,
+        step_memory_bytes: args.memory,
+        step_cpu_millis: args.cpus,
     };
     let pack_room_path = args.options.pack_room_path.as_deref();
     let pack_room_path =

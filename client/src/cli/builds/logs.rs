@@ -4,13 +4,14 @@ use clap::Args;
 use hearth_proto::v1::build_event::Event;
 use hearth_proto::v1::{BuildEvent, ReadBuildLogRequest};
 use hearth_proto::value::LinePattern;
+use jiff::Timestamp;
 
 use crate::cli::views::LogView;
 use crate::cli::{GlobalArgs, complete, connect};
 use crate::client::{Client, WatchItem};
 use crate::error::Failure;
-use crate::output;
 use crate::progress::{BuildRenderer as _, JsonBuildRenderer, StepLineBuffer, StepLogLine};
+use crate::{duration, output};
 
 /// Show the output of a build's steps
 ///
@@ -36,6 +37,9 @@ pub(in crate::cli) struct BuildLogsArgs {
     /// Show only lines that match this regular expression, such as `error|warn`
     #[arg(long, value_name = "REGEX")]
     grep: Option<LinePattern>,
+    /// Show only lines since this time, such as `2026-11-24T09:00:00Z`, or since this long ago, such as `10m`
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_since)]
+    since: Option<Timestamp>,
     /// Show only this step
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     step: Option<u32>,
@@ -59,6 +63,7 @@ pub(super) async fn run(args: BuildLogsArgs, globals: &GlobalArgs) -> Result<(),
             tail: args.tail.unwrap_or(0),
             matches: args.grep.as_ref().map(ToString::to_string).unwrap_or_default(),
             step: args.step.unwrap_or(0),
+            since: args.since.map(duration::timestamp_to_wire),
             // The daemon's default size limit would cut an explicit --tail short, so ask for the largest answer.
             max_bytes: if args.tail.is_some() { MAX_LOG_ANSWER_BYTES } else { 0 },
             ..ReadBuildLogRequest::default()
@@ -99,8 +104,9 @@ async fn watch(client: &Client, args: &BuildLogsArgs, from: u64, json: bool) -> 
                 {
                     output::note(&format!("[{}]", damage.message));
                 }
+                let is_old = args.is_before_since(&event);
                 for (step, line) in completed(&mut lines, &event) {
-                    if args.shows(step, &line) {
+                    if !is_old && args.shows(step, &line) {
                         output::line(&format!("#{step} | {}", line.text))?;
                     }
                 }
@@ -117,6 +123,13 @@ async fn watch(client: &Client, args: &BuildLogsArgs, from: u64, json: bool) -> 
 }
 
 impl BuildLogsArgs {
+    fn is_before_since(&self, event: &BuildEvent) -> bool {
+        let Some(since) = self.since else { return false };
+        event
+            .time
+            .is_some_and(|time| (time.seconds, time.nanos) < (since.as_second(), since.subsec_nanosecond()))
+    }
+
     fn shows(&self, step: u32, line: &StepLogLine) -> bool {
         self.step.is_none_or(|wanted| wanted == step)
             && self.grep.as_ref().is_none_or(|pattern| pattern.matches(line.text.as_bytes()))

@@ -70,9 +70,7 @@ impl ServiceLogsArgs {
                 (None, revision) => revision.map(Source::Revision),
             },
             tail: self.tail,
-            since: self
-                .since
-                .map(|at| prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }),
+            since: self.since.map(duration::timestamp_to_wire),
             matches: self.grep.as_ref().map(ToString::to_string).unwrap_or_default(),
             follow: self.follow,
             ..ReadServiceLogsRequest::default()

@@ -9,7 +9,7 @@ use super::super::error::ApiError;
 use super::mounts::build_mounts;
 use super::{duration, registry_credentials};
 use crate::model::access::SymlinkPolicy;
-use crate::model::build::{BuildNetwork, BuildSecrets, BuildSpec, DockerfilePath, NoCache};
+use crate::model::build::{BuildNetwork, BuildSecrets, BuildSpec, DockerfilePath, NoCache, StepLimits};
 use crate::model::fault::ErrorCode;
 use crate::model::image::Platform;
 use crate::model::secret::Secret;
@@ -24,6 +24,12 @@ const MAX_TEXT: usize = 128 * 1024;
 const MAX_SECRETS: usize = 64;
 /// Maximum size of a secret, which is also BuildKit's limit.
 const MAX_SECRET_BYTES: usize = 500 * 1024;
+/// Minimum memory of a step in bytes: runc itself needs some of it to start the step.
+const MIN_STEP_MEMORY: u64 = 8 << 20;
+/// Maximum that BuildKit reads, a signed number.
+const MAX_STEP_MEMORY: u64 = i64::MAX as u64;
+/// Minimum of the kernel, which is a quota of 1 ms in a period of 100 ms.
+const MIN_STEP_CPU: u32 = 10;
 
 /// Settings that a build spec is validated against.
 pub struct SpecContext<'a> {
@@ -86,8 +92,21 @@ pub fn build_spec(
         compression: compression(&wire.compression)?,
         timeout,
         secret_ids: secrets.values.keys().cloned().collect(),
+        step_limits: step_limits(wire.step_memory_bytes, wire.step_cpu_millis)?,
     };
     Ok((spec, secrets))
+}
+
+fn step_limits(memory_bytes: Option<u64>, cpu_millis: Option<u32>) -> Result<StepLimits, ApiError> {
+    if memory_bytes.is_some_and(|bytes| !(MIN_STEP_MEMORY..=MAX_STEP_MEMORY).contains(&bytes)) {
+        let message = format!("a step's memory is at least {} MiB", MIN_STEP_MEMORY >> 20);
+        return Err(ApiError::invalid("spec.step_memory_bytes", ErrorCode::InvalidStepLimit, message));
+    }
+    if cpu_millis.is_some_and(|millis| millis < MIN_STEP_CPU) {
+        let message = "a step's processor time is at least 0.01 of a processor";
+        return Err(ApiError::invalid("spec.step_cpu_millis", ErrorCode::InvalidStepLimit, message));
+    }
+    Ok(StepLimits { memory_bytes, cpu_millis })
 }
 
 fn compression(text: &str) -> Result<BuildCompression, ApiError> {
@@ -252,6 +271,8 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
         timeout: spec.timeout.map(super::to_duration),
         secrets: Vec::new(),
         credentials: Vec::new(),
+        step_memory_bytes: spec.step_limits.memory_bytes,
+        step_cpu_millis: spec.step_limits.cpu_millis,
     }
 }
 
@@ -336,6 +357,9 @@ mod tests {
             ("spec.timeout", |wire| wire.timeout = Some(prost_types::Duration { seconds: -1, nanos: 0 })),
             ("spec.build_args", |wire| wire.build_args = [(String::new(), "x".to_owned())].into()),
             ("spec.secrets[0]", |wire| wire.secrets = vec![v1::BuildSecret::default()]),
+            ("spec.step_memory_bytes", |wire| wire.step_memory_bytes = Some(1 << 20)),
+            ("spec.step_memory_bytes", |wire| wire.step_memory_bytes = Some(u64::MAX)),
+            ("spec.step_cpu_millis", |wire| wire.step_cpu_millis = Some(9)),
         ];
         for (field, change) in cases {
             let status = tonic::Status::from(check(change).unwrap_err());

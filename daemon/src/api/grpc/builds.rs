@@ -143,6 +143,7 @@ impl v1::builds_server::Builds for BuildsService {
             tail: request.tail as usize,
             pattern: convert::line_pattern(&request.contains, &request.matches)?,
             step: Some(request.step).filter(|step| *step > 0),
+            since: convert::time("since", request.since)?,
             max_bytes: request.max_bytes as usize,
         };
         let log = self.builds.read_log(record.id.as_str(), query).await.map_err(ApiError::from)?;

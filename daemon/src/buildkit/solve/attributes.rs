@@ -10,6 +10,9 @@ use crate::model::BuildCompression;
 use crate::model::build::{BuildNetwork, NoCache};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
+/// Period of the kernel's scheduler in which a step may use its quota of processor time.
+const CPU_PERIOD_MICROSECONDS: u64 = 100_000;
+
 /// Build arguments that BuildKit interprets as instructions to itself: they select another frontend, another build's
 /// cache mounts, or images to run beside the build.
 const RESERVED: [&str; 4] =
@@ -75,6 +78,16 @@ fn frontend(request: &SolveRequest, shared: bool) -> HashMap<String, String> {
         NoCache::Stages(stages) => {
             set("no-cache".into(), &stages.join(","));
         }
+    }
+    // Limits are not part of BuildKit's cache keys.
+    if let Some(memory) = request.spec.step_limits.memory_bytes {
+        set("memory".into(), &memory.to_string());
+        // This limit counts memory and swap together, so the step gets no swap beyond its memory.
+        set("memswap".into(), &memory.to_string());
+    }
+    if let Some(millis) = request.spec.step_limits.cpu_millis {
+        set("cpuperiod".into(), &CPU_PERIOD_MICROSECONDS.to_string());
+        set("cpuquota".into(), &(u64::from(millis) * CPU_PERIOD_MICROSECONDS / 1000).to_string());
     }
     if request.spec.network == BuildNetwork::None {
         set("force-network-mode".into(), "none");

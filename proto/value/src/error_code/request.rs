@@ -57,6 +57,8 @@ macro_rules! request_error_codes {
                     "The pattern for lines of a log is not a regular expression, or it is too large. Correct it; a character such as `(` or `.` that is meant as itself is written with `\\` before it.";
                 InvalidTimeout = "invalid_timeout", InvalidArgument, No,
                     "A time limit is zero or longer than the maximum. Give one in the range that the message names.";
+                InvalidStepLimit = "invalid_step_limit", InvalidArgument, No,
+                    "The memory or processor limit for each step of a build is too small for any step, or out of range. Give a larger one.";
                 InvalidTime = "invalid_time", InvalidArgument, No,
                     "A point in time is out of range. Give a time between the years 1 and 9999.";
                 InvalidDuration = "invalid_duration", InvalidArgument, No,
