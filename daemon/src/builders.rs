@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::build::port::{SolveError, SolveOutcome, SolveRequest, Solver};
+use crate::build::port::{SolveAnswer, SolveError, SolveOutcome, SolveQuestion, SolveRequest, Solver};
 use crate::buildkit::{BuildKitAddress, BuildKitClient, ReadinessStatus};
 use crate::model::build::BuildEventKind;
 use crate::model::builder::BuilderStatus;
@@ -123,6 +123,30 @@ impl Solver for BuilderPool {
                 };
                 wait_until_ready(&lease.client, &cancel).await?;
                 solve_until_out_of_space(&lease, request, events, &cancel).await
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        request: SolveRequest,
+        question: SolveQuestion,
+        cancel: CancellationToken,
+    ) -> Result<SolveAnswer, SolveError> {
+        match &self.0 {
+            BuilderPoolKind::External(external) => {
+                let kit = external.builder_of(&request.domain);
+                wait_until_ready(&kit, &cancel).await?;
+                kit.ask(request, question, cancel).await
+            }
+            BuilderPoolKind::Managed(own) => {
+                let mut waiting = own.request_lease(&request.domain);
+                let lease = tokio::select! {
+                    () = cancel.cancelled() => return Err(SolveError::Cancelled),
+                    lease = waiting.wait_for_lease() => lease.map_err(SolveError::Unavailable)?,
+                };
+                wait_until_ready(&lease.client, &cancel).await?;
+                lease.client.ask(request, question, cancel).await
             }
         }
     }

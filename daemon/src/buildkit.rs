@@ -3,6 +3,7 @@
 //! ```text
 //! build::port::Solver::solve
 //!   solve.rs ---- Control.Solve, Control.Status --------------------.
+//!   gateway.rs -- Control.Solve, LLBBridge (questions, no image) ----+
 //!   session.rs -- Control.Session (tree: file sync, shared key) -----+--> buildkitd
 //!              '- Control.Session (build: credentials, secrets) -----'      |
 //!   managed.rs -- program, settings, probe, sweep for the supervisor        '-> runc
@@ -31,6 +32,7 @@ use session::trees::TreeSessions;
 mod address;
 mod cache;
 mod channel;
+mod gateway;
 pub mod managed;
 mod network_mode;
 mod session;

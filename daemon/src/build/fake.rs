@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::dockerfile::Dockerfile;
 use super::port::{
     BuildQuery, BuildStore, ContextSource, DownloadRequest, Downloader, IdempotencyKey, ImageRequest,
-    InsertOutcome, OfferedDownload, PreparedContext, RoomImages, SolveError, SolveOutcome, SolveRequest,
-    Solver, StoreError,
+    InsertOutcome, OfferedDownload, PreparedContext, RoomImages, SolveAnswer, SolveError, SolveOutcome,
+    SolveQuestion, SolveRequest, Solver, StoreError,
 };
 use crate::context::{ContextFiles, FileTree, NoTransferWatch, SessionName, TreeEntry};
 use crate::image::{BaseImage, BuiltImage, SuppliedImage, SupplyOrigin};
@@ -110,6 +110,16 @@ impl Solver for FakeSolver {
         let result = play(script, &events, &cancel).await;
         self.running.fetch_sub(1, Ordering::SeqCst);
         result.map(|()| SolveOutcome { digest: digest_of(&build) })
+    }
+
+    async fn ask(
+        &self,
+        request: SolveRequest,
+        _: SolveQuestion,
+        _: CancellationToken,
+    ) -> Result<SolveAnswer, SolveError> {
+        self.requests.lock().push(request);
+        Ok(SolveAnswer::default())
     }
 }
 

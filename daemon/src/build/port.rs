@@ -31,6 +31,35 @@ pub trait Solver: Send + Sync + 'static {
         events: mpsc::Sender<BuildEventKind>,
         cancel: CancellationToken,
     ) -> Result<SolveOutcome, SolveError>;
+
+    /// Answers a question about a build without running its steps. When `cancel` fires, this returns
+    /// [`SolveError::Cancelled`].
+    async fn ask(
+        &self,
+        request: SolveRequest,
+        question: SolveQuestion,
+        cancel: CancellationToken,
+    ) -> Result<SolveAnswer, SolveError>;
+}
+
+/// Question about a build, which the builder answers from the Dockerfile and the configurations of base images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SolveQuestion {
+    /// Warnings of BuildKit's linter. Answered as the metadata `result.json` and `result.txt`, like the next two.
+    Lint,
+    /// Build arguments, secrets and stages of the target.
+    Outline,
+    /// Targets of the Dockerfile.
+    Targets,
+    /// LLB of the target for each platform.
+    Definition,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SolveAnswer {
+    pub metadata: BTreeMap<String, Vec<u8>>,
+    /// Encoded `pb.Definition` of LLB, by platform. The platform is empty when none was requested.
+    pub definitions: BTreeMap<String, Vec<u8>>,
 }
 
 /// Inputs of one solve.

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBridgeClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -19,6 +20,13 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Creates a client with a connection of its own.
 pub(super) fn control(address: &BuildKitAddress) -> ControlClient<Channel> {
     ControlClient::new(channel(address))
+        .max_decoding_message_size(MESSAGE_LIMIT)
+        .max_encoding_message_size(MESSAGE_LIMIT)
+}
+
+/// Creates a client of the gateway with a connection of its own.
+pub(super) fn bridge(address: &BuildKitAddress) -> LlbBridgeClient<Channel> {
+    LlbBridgeClient::new(channel(address))
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT)
 }

@@ -24,17 +24,17 @@ use tonic::transport::Channel;
 use super::session::trees::TreeLease;
 use super::session::{BuildKitSession, SecretValues};
 use super::{BuildKitClient, channel};
-use crate::build::port::{SolveError, SolveOutcome, SolveRequest, Solver};
+use crate::build::port::{SolveAnswer, SolveError, SolveOutcome, SolveQuestion, SolveRequest, Solver};
 use crate::model::Digest;
 use crate::model::build::BuildEventKind;
 use crate::model::fault::{ErrorCode, Fault};
 
-mod attributes;
+pub(super) mod attributes;
 mod details;
 mod egress;
-mod failure;
+pub(super) mod failure;
 mod policy;
-mod progress;
+pub(super) mod progress;
 mod tail;
 
 use progress::SolveProgress;
@@ -83,6 +83,15 @@ impl Solver for BuildKitClient {
         drop((trees, own));
         result
     }
+
+    async fn ask(
+        &self,
+        request: SolveRequest,
+        question: SolveQuestion,
+        cancel: CancellationToken,
+    ) -> Result<SolveAnswer, SolveError> {
+        self.answer(&request, question, &cancel).await
+    }
 }
 
 impl BuildKitClient {
@@ -90,7 +99,7 @@ impl BuildKitClient {
         self.groups.as_ref().map_or(0, |groups| groups.out_of_memory())
     }
 
-    async fn open_sessions(
+    pub(super) async fn open_sessions(
         &self,
         request: &SolveRequest,
     ) -> Result<(TreeLease, BuildKitSession), tonic::Status> {
@@ -105,7 +114,7 @@ impl BuildKitClient {
     }
 }
 
-fn unavailable(status: &tonic::Status) -> SolveError {
+pub(super) fn unavailable(status: &tonic::Status) -> SolveError {
     SolveError::Unavailable(format!("BuildKit: {}", root_cause_message(status)))
 }
 

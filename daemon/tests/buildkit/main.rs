@@ -7,6 +7,7 @@
 )]
 
 mod contexts;
+mod gateway;
 mod memory;
 mod registry;
 

@@ -10,6 +10,8 @@ use crate::model::BuildCompression;
 use crate::model::build::{BuildNetwork, NoCache};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
+/// BuildKit's own frontend for Dockerfiles.
+pub(in crate::buildkit) const DOCKERFILE_FRONTEND: &str = "dockerfile.v0";
 /// Period of the kernel's scheduler in which a step may use its quota of processor time.
 const CPU_PERIOD_MICROSECONDS: u64 = 100_000;
 
@@ -18,7 +20,7 @@ const CPU_PERIOD_MICROSECONDS: u64 = 100_000;
 const RESERVED: [&str; 4] =
     ["BUILDKIT_SYNTAX", "BUILDKIT_CACHE_MOUNT_NS", "BUILDKIT_MULTI_PLATFORM", "BUILDKIT_ATTEST_"];
 
-pub(super) fn reserved_argument_fault(request: &SolveRequest) -> Option<Fault> {
+pub(in crate::buildkit) fn reserved_argument_fault(request: &SolveRequest) -> Option<Fault> {
     let name =
         request.spec.build_args.keys().find(|name| RESERVED.iter().any(|word| name.starts_with(word)))?;
     let message =
@@ -32,11 +34,18 @@ pub(super) fn reserved_argument_fault(request: &SolveRequest) -> Option<Fault> {
 /// Builds the solve request. `shared` marks a builder that is used by several trust domains.
 pub(super) fn solve_request(request: &SolveRequest, own: &str, shared: bool) -> api::SolveRequest {
     api::SolveRequest {
-        r#ref: format!("hearth-{}-{:08x}", request.build, rand::random::<u32>()),
-        session: own.to_owned(),
-        frontend: "dockerfile.v0".to_owned(),
+        frontend: DOCKERFILE_FRONTEND.to_owned(),
         frontend_attrs: frontend(request, shared),
         exporters: vec![exporter(request)],
+        ..open_request(request, own)
+    }
+}
+
+/// Builds a solve request without frontend and result, with the session and the source policy of the build.
+pub(in crate::buildkit) fn open_request(request: &SolveRequest, own: &str) -> api::SolveRequest {
+    api::SolveRequest {
+        r#ref: format!("hearth-{}-{:08x}", request.build, rand::random::<u32>()),
+        session: own.to_owned(),
         // Not recorded in BuildKit's history, which would contain build arguments: the daemon keeps its own history.
         internal: true,
         source_policy: Some(policy::source_policy(request)),
@@ -44,13 +53,13 @@ pub(super) fn solve_request(request: &SolveRequest, own: &str, shared: bool) -> 
     }
 }
 
-fn frontend(request: &SolveRequest, shared: bool) -> HashMap<String, String> {
+pub(in crate::buildkit) fn frontend(request: &SolveRequest, shared: bool) -> HashMap<String, String> {
     let mut attributes: HashMap<String, String> = HashMap::new();
     let mut set = |key: String, value: &str| attributes.insert(key, value.to_owned());
     set("filename".into(), &request.files.dockerfile_name);
     // With `cmdline`, the frontend assumes that a `# syntax=` line selected it, and does not follow another such line,
     // which could name any image.
-    set("cmdline".into(), "dockerfile.v0");
+    set("cmdline".into(), DOCKERFILE_FRONTEND);
     set("local-sessionid:context".into(), &request.files.context_session.id);
     set("local-sessionid:dockerfile".into(), &request.files.dockerfile_session.id);
     for (name, value) in &request.spec.build_args {

@@ -32,7 +32,11 @@ pub(super) fn ran_beside_another(status: &Status, progress: &SolveProgress) -> b
 }
 
 /// Returns the fault. `out_of_memory` tells whether steps of this builder ran out of memory while the build ran.
-pub(super) fn fault_of_status(status: &Status, progress: &SolveProgress, out_of_memory: bool) -> Fault {
+pub(in crate::buildkit) fn fault_of_status(
+    status: &Status,
+    progress: &SolveProgress,
+    out_of_memory: bool,
+) -> Fault {
     let details = details::decode(status.details());
     let message = message(status);
     let mut fault = classify(status.code(), &message, &details, out_of_memory);

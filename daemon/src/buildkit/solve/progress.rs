@@ -25,7 +25,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// Maximum number of steps, and of progress lines of one step; no real Dockerfile has more.
 const STEP_LIMIT: usize = 10_000;
 
-pub(super) struct SolveProgress {
+pub(in crate::buildkit) struct SolveProgress {
     dockerfile: Option<MountTarget>,
     steps: Vec<SolveStep>,
     by_vertex: HashMap<String, usize>,
@@ -53,7 +53,7 @@ impl SolveStep {
 }
 
 impl SolveProgress {
-    pub(super) fn new(dockerfile_name: &str) -> Self {
+    pub(in crate::buildkit) fn new(dockerfile_name: &str) -> Self {
         Self {
             // Placeholder for the path of the Dockerfile in the build, which the driver knows.
             dockerfile: format!("/{dockerfile_name}").parse().ok(),
