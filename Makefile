@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # Steps run in order, also under `make -j`: they share one target directory.
 .NOTPARALLEL:
-.PHONY: help demo test check dependencies e2e bench fuzz mutants fmt lint self-image
+.PHONY: help demo test check dependencies e2e bench soak fuzz mutants fmt lint self-image
 
 # rustup's directory is often missing from the PATH of a non-login shell, such as CI's.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -61,6 +61,10 @@ bench: ## measure against a release build; CHAPTER=context measures one chapter
 	cargo run --locked --release -p integration-tests --bin bench -- $(CHAPTER)
 
 MINUTES ?= 10
+soak: ## build at random for MINUTES (10) while the daemon and its builders are killed, then check everything
+	cargo build --locked --workspace
+	cargo run --locked -p integration-tests --bin soak -- $(MINUTES) $(SEED)
+
 fuzz: ## run the fuzz targets for MINUTES in all (10)
 	integration-tests/fuzz/run.sh $(MINUTES)
 

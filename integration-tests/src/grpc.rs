@@ -64,8 +64,13 @@ impl Api {
     }
 
     pub async fn connect(address: &str, token: Option<String>) -> Self {
+        Self::try_connect(address, token).await.expect("connection")
+    }
+
+    /// Connects like [`Self::connect`], to a daemon that may be down.
+    pub async fn try_connect(address: &str, token: Option<String>) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("address");
-        Self { channel: endpoint.connect().await.expect("connection"), bearer: Bearer(token) }
+        Ok(Self { channel: endpoint.connect().await?, bearer: Bearer(token) })
     }
 
     pub fn channel(&self) -> Channel {

@@ -13,6 +13,7 @@
 //! - [`process`], [`leftovers`], [`network`], [`step_network`]: commands with a time limit, and checks for what must
 //!   not outlive a test.
 //! - [`world`]: hosts that a build's steps may or may not reach.
+//! - [`soak`]: random builds of several callers while the daemon and its builders are killed.
 //! - [`option_usage`]: the table of options and of the cases that use them.
 //! - [`remains`]: inventory of everything that exists for a daemon's instances.
 //!
@@ -46,6 +47,7 @@ pub mod service;
 pub mod shell_session;
 pub mod skopeo;
 pub mod small_image;
+pub mod soak;
 pub mod sources;
 pub mod step_network;
 pub mod terminal;

@@ -231,7 +231,8 @@ impl EventPublisher {
         let entry = self.streams.entry((step, stream == LogStream::Stderr)).or_default();
         for chunk in kept.chunks(CHUNK) {
             let dropped_bytes = std::mem::take(&mut entry.dropped);
-            out.push(BuildEventKind::StepLog { step, stream, data: chunk.to_vec(), dropped_bytes });
+            let event = BuildEventKind::StepLog { step, stream, data: chunk.to_vec(), dropped_bytes };
+            push_or_join(out, event);
         }
         entry.dropped += left.len() as u64;
         if left.is_empty() {
@@ -266,6 +267,22 @@ impl EventPublisher {
             }
         }
         out
+    }
+}
+
+/// Adds an event to a batch. Output that continues that of the event before it joins this event: a process writes line by
+/// line, and each event costs every follower of the build as much as many lines.
+fn push_or_join(out: &mut Vec<BuildEventKind>, event: BuildEventKind) {
+    if let (
+        Some(BuildEventKind::StepLog { step, stream, data, .. }),
+        BuildEventKind::StepLog { step: next_step, stream: next_stream, data: next, dropped_bytes: 0 },
+    ) = (out.last_mut(), &event)
+        && (*step, *stream) == (*next_step, *next_stream)
+        && data.len() + next.len() <= CHUNK
+    {
+        data.extend_from_slice(next);
+    } else {
+        out.push(event);
     }
 }
 
@@ -323,6 +340,36 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let id = BuildId::random();
         Bench { log: Arc::new(EventLog::create(directory.path(), &id).unwrap()), id, directory }
+    }
+
+    #[tokio::test]
+    async fn output_that_arrives_together_is_one_event() {
+        let bench = bench();
+        let mut publisher = EventPublisher::new(Arc::clone(&bench.log), SecretMask::default(), 1 << 30);
+        let (sender, mut events) = mpsc::channel(BATCH);
+        let error = BuildEventKind::StepLog {
+            step: 1,
+            stream: LogStream::Stderr,
+            data: b"no\n".to_vec(),
+            dropped_bytes: 0,
+        };
+        let large = "x".repeat(CHUNK);
+        for kind in [log(1, "a\n"), log(1, "b\n"), log(2, "c\n"), error, log(1, "d\n"), log(1, &large)] {
+            sender.try_send(kind).unwrap();
+        }
+        drop(sender);
+        assert_eq!(publisher.forward(&mut events).await.unwrap(), 6);
+        let sizes: Vec<usize> = bench
+            .log
+            .read(1, usize::MAX)
+            .unwrap()
+            .iter()
+            .filter_map(|event| match &event.kind {
+                BuildEventKind::StepLog { data, .. } => Some(data.len()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(sizes, [4, 2, 3, 2, CHUNK]);
     }
 
     #[tokio::test]

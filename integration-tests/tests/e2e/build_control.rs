@@ -10,6 +10,7 @@ use integration_tests::grpc::{Api, block_on, spec};
 use integration_tests::runner::Group;
 use integration_tests::scripted::{Asked, Scripted};
 use integration_tests::small_image::SmallRegistry;
+use integration_tests::soak;
 use integration_tests::sources::{Tree, noise};
 use integration_tests::wait::{self, seconds};
 use integration_tests::{lone_cases, process, shared_cases};
@@ -22,7 +23,10 @@ pub fn group() -> Group {
             a_log_is_narrowed_by_all_its_filters_together,
         ]
         .into_iter()
-        .chain(lone_cases![a_build_is_cancelled_at_every_point_without_a_trace])
+        .chain(lone_cases![
+            a_build_is_cancelled_at_every_point_without_a_trace,
+            builds_of_several_callers_survive_kills_of_the_daemon_and_its_builders,
+        ])
         .collect(),
     )
 }
@@ -228,4 +232,10 @@ fn cancel_in_queue(daemon: &Daemon) {
     });
     assert_ne!(first, second);
     assert!(["holder", "waiter"].iter().all(|name| daemon.tag_digest(name, "1").is_none()));
+}
+
+fn builds_of_several_callers_survive_kills_of_the_daemon_and_its_builders() {
+    // `make soak` does the same for longer.
+    let summary = soak::run(seconds(12), 1);
+    assert!(summary.submitted > 20 && summary.daemon_kills + summary.builder_kills > 1, "{summary:?}");
 }

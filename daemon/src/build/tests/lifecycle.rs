@@ -62,8 +62,9 @@ async fn replay_from_any_number_equals_live() {
     let service = room.start().await;
     let handle = service.handle();
     let gate = Gate::closed();
-    let mut acts = vec![Act::Wait(gate.clone()), started(1)];
-    acts.extend((0..300).map(|n| log(1, &format!("line {n}\n"))));
+    let mut acts = vec![Act::Wait(gate.clone()), started(1), started(2)];
+    // Output of two steps in turns, because that of one would join into fewer events.
+    acts.extend((0..300).map(|n| log(1 + n % 2, &format!("line {n}\n"))));
     room.script(acts);
     let id = submit(&handle, spec("a")).await;
     let live: Vec<_> = (0..5)

@@ -2,7 +2,7 @@
 //! and to `docker` and nginx where they are installed, in one run. Uses the binaries as a user would, and writes
 //! docs/benchmarks.md.
 //!
-//! `make bench CHAPTER=pack` runs one chapter and only prints it. Chapters: tiny, context, context-large, pack, upload,
+//! `make bench CHAPTER=pack` runs one chapter and only prints it. Chapters: tiny, context, context-large, builds, pack, upload,
 //! image, fuse, deploy, ingress. A missing feature or program is reported as not measured. Exit code 1 when a bound is
 //! missed.
 #![allow(
@@ -14,6 +14,7 @@
 )]
 
 mod backend;
+mod builds;
 mod context;
 mod deploy;
 mod figures;
@@ -45,10 +46,11 @@ const IDLE_BOUND_MB: f64 = 40.0;
 
 type Chapter = (&'static str, fn(&Bench) -> Vec<Figure>);
 
-const CHAPTERS: [Chapter; 9] = [
+const CHAPTERS: [Chapter; 10] = [
     ("tiny", tiny::chapter),
     ("context", context::small),
     ("context-large", context::large),
+    ("builds", builds::chapter),
     ("pack", pack::chapter),
     ("upload", upload::chapter),
     ("image", image::chapter),
