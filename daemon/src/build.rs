@@ -16,6 +16,7 @@ mod log_text;
 mod mask;
 pub mod port;
 mod presence;
+mod provenance;
 mod publisher;
 mod recovery;
 mod retention;

@@ -3,6 +3,7 @@
 //! [`ImageStore`] is the handle for everything except the registry's own HTTP API. [`port::BlobStorage`] holds content,
 //! [`port::ImageCatalog`] holds names; a name is set only once all its content is present.
 
+mod attestations;
 mod base_layers;
 mod cache;
 mod contents;

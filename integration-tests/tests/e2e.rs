@@ -57,6 +57,8 @@ mod pack;
 mod pack_faults;
 #[path = "e2e/pack_readers.rs"]
 mod pack_readers;
+#[path = "e2e/provenance.rs"]
+mod provenance;
 #[path = "e2e/python.rs"]
 mod python;
 #[path = "e2e/readme.rs"]
@@ -110,6 +112,7 @@ fn main() -> ExitCode {
         access::group(),
         builds::group(),
         build_control::group(),
+        provenance::group(),
         bad_input::group(),
         layer_forms::group(),
         missing_sources::group(),

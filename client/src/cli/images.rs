@@ -1,5 +1,6 @@
 //! `hearth images`
 
+mod attestations;
 mod load;
 mod save;
 mod transfer;
@@ -30,6 +31,12 @@ pub(super) enum ImagesCommand {
     },
     /// Show an image's manifest, config and layers
     Inspect {
+        /// Image of the room
+        #[arg(add = complete::images())]
+        image: String,
+    },
+    /// Print what went into an image: files, base images and downloads by digest, as SLSA provenance
+    Provenance {
         /// Image of the room
         #[arg(add = complete::images())]
         image: String,
@@ -123,6 +130,9 @@ pub(super) async fn run(command: ImagesCommand, globals: &GlobalArgs) -> Result<
         ImagesCommand::List { cached: true, .. } => list_cached(globals).await,
         ImagesCommand::List { repository, .. } => list(repository.as_deref(), globals).await,
         ImagesCommand::Inspect { image } => inspect(&image, globals).await,
+        ImagesCommand::Provenance { image } => {
+            attestations::print(&reference(&image)?, &attestations::PROVENANCE, globals).await
+        }
         ImagesCommand::Tag { image, tag } => {
             let image = reference(&image)?.to_string();
             let tag =

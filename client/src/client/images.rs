@@ -8,9 +8,9 @@ use futures::future::{self, Either};
 use hearth_proto::CHUNK_BYTES;
 use hearth_proto::v1::load_image_request::Message;
 use hearth_proto::v1::{
-    CachedImage, Image, InspectImageRequest, InspectImageResponse, ListCachedImagesRequest,
-    ListImagesRequest, LoadBegin, LoadImageRequest, LoadImageResponse, RemoveImageRequest, TagImageRequest,
-    load_begin,
+    Attestation, CachedImage, Image, InspectImageRequest, InspectImageResponse, ListAttestationsRequest,
+    ListCachedImagesRequest, ListImagesRequest, LoadBegin, LoadImageRequest, LoadImageResponse,
+    RemoveImageRequest, TagImageRequest, load_begin,
 };
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -63,6 +63,13 @@ impl Client {
     pub async fn inspect_image(&self, reference: &str) -> Result<InspectImageResponse, ClientError> {
         let request = InspectImageRequest { reference: reference.to_owned() };
         self.message_or_error(self.images().inspect(unary_request(request)).await)
+    }
+
+    /// The statements that are attached to an image, the newest first.
+    pub async fn list_attestations(&self, reference: &str) -> Result<Vec<Attestation>, ClientError> {
+        let request = ListAttestationsRequest { reference: reference.to_owned() };
+        let answer = self.images().list_attestations(unary_request(request)).await;
+        Ok(self.message_or_error(answer)?.attestations)
     }
 
     /// Adds a tag to an image, or moves a tag to it.

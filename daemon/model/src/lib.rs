@@ -2,6 +2,7 @@
 
 pub mod access;
 mod address_block;
+pub mod attestation;
 pub mod build;
 pub mod builder;
 mod certificate_files;

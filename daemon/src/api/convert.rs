@@ -23,6 +23,7 @@ use super::error::{ApiError, fault_detail};
 use crate::build::damage_text;
 use crate::image::port::ImageMark;
 use crate::image::port::cached::CachedImage;
+use crate::model::attestation::AttachedStatement;
 use crate::model::build::{
     BuildEvent, BuildEventKind, BuildRecord, BuildSource, BuildState, LogStream, MountIdentity,
 };
@@ -208,6 +209,15 @@ pub fn cached_image(image: CachedImage) -> v1::CachedImage {
         last_used_at: Some(timestamp(image.used_at)),
         checked_at: Some(timestamp(image.checked_at)),
         repository: image.repository.to_string(),
+    }
+}
+
+pub fn attestation(statement: AttachedStatement) -> v1::Attestation {
+    v1::Attestation {
+        predicate_type: statement.predicate_type,
+        digest: statement.digest.to_string(),
+        size_bytes: statement.size,
+        created_at: statement.created_at.map(timestamp),
     }
 }
 

@@ -36,6 +36,7 @@ use tracing::Span;
 use super::credentials::{BuildCredentials, RegistryAccess};
 use super::mask::SecretMask;
 use super::port::{PreparedContext, SolveError, SolveOutcome, SolveRequest};
+use super::provenance::{DockerfileSource, image_name, provenance};
 use super::publisher::EventPublisher;
 use super::service::{ActiveBuild, BuildRuntime};
 use super::verdict::BuildVerdict;
@@ -196,8 +197,13 @@ impl BuildRuntime {
         let Some(tag) = record.spec.tags.first().cloned() else {
             return Err(Fault::new(FaultStage::Request, ErrorCode::InvalidTag, "the build has no tag"));
         };
-        let outcome = self.solve_until_stable(active, record, prefetch, &tag, publisher).await?;
+        let (outcome, dockerfile) =
+            self.solve_until_stable(active, record, prefetch, &tag, publisher).await?;
         let image = self.ports.images.verify(&tag.repository, outcome.digest).await?;
+        // Attached before the tags are set, so that no end of the daemon leaves a tag without it.
+        let made_from = provenance(record, &dockerfile, &outcome, Timestamp::now());
+        let names: Vec<String> = record.spec.tags.iter().map(image_name).collect();
+        self.ports.images.attach(&image, &names, &[made_from]).await?;
         let rooms = &self.options.room_registries;
         let (room_tags, remote_tags): (Vec<Reference>, Vec<Reference>) =
             record.spec.tags.iter().cloned().partition(|tag| rooms.owns_tag(tag));
@@ -240,7 +246,7 @@ impl BuildRuntime {
         prefetch: ContextPrefetch,
         tag: &Reference,
         publisher: &mut EventPublisher,
-    ) -> Result<SolveOutcome, Fault> {
+    ) -> Result<(SolveOutcome, DockerfileSource), Fault> {
         let mut prefetch = Some(prefetch);
         let mut tries = 1;
         loop {
@@ -261,8 +267,12 @@ impl BuildRuntime {
                 images.recorded_sources().into_iter().chain(downloads.recorded_sources()).collect();
             let given = SolveInputs { context: &context, images: &images, downloads: &downloads };
             let fault = match self.solve(active, record, tag, &given, publisher).await {
+                Ok(outcome) => {
+                    let PreparedContext { dockerfile, dockerfile_path: path, .. } = context;
+                    return Ok((outcome, DockerfileSource { dockerfile, path }));
+                }
                 Err(fault) if is_context_change(&fault) && tries < CONTEXT_TRIES => fault,
-                other => return other,
+                Err(fault) => return Err(fault),
             };
             tries += 1;
             tracing::info!(error = fault.message, "context changed during a build; running it again");

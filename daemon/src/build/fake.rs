@@ -20,6 +20,7 @@ use super::port::{
 };
 use crate::context::{ContextFiles, FileTree, NoTransferWatch, SessionName, TreeEntry};
 use crate::image::{BaseImage, BuiltImage, SuppliedImage, SupplyOrigin};
+use crate::model::attestation::Predicate;
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, ContextIdentity, LogStream};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::{BuildId, PackId};
@@ -109,7 +110,11 @@ impl Solver for FakeSolver {
         self.peak.fetch_max(running, Ordering::SeqCst);
         let result = play(script, &events, &cancel).await;
         self.running.fetch_sub(1, Ordering::SeqCst);
-        result.map(|()| SolveOutcome { digest: digest_of(&build) })
+        result.map(|()| SolveOutcome {
+            digest: digest_of(&build),
+            builder_version: "v0.0.0".to_owned(),
+            commits: Vec::new(),
+        })
     }
 
     async fn ask(
@@ -224,6 +229,8 @@ pub struct FakeImages {
     /// Images that were requested and supplied.
     pub supplied: Mutex<Vec<String>>,
     pub published: Mutex<Vec<(String, Digest)>>,
+    /// Statements that were attached to images, in order.
+    pub attached: Mutex<Vec<serde_json::Value>>,
     pub verify_gate: Mutex<Option<Gate>>,
     /// Whether the next built image has a new layer in another compression.
     pub has_other_compression: Mutex<bool>,
@@ -274,6 +281,18 @@ impl RoomImages for FakeImages {
         self.restored.lock().push((base.cloned(), compression, converted));
         let has_other_compression = std::mem::take(&mut *self.has_other_compression.lock());
         Ok(BuiltImage { digest: built.digest, begins_with_base: true, has_other_compression })
+    }
+
+    async fn attach(
+        &self,
+        image: &VerifiedImage,
+        names: &[String],
+        predicates: &[Predicate],
+    ) -> Result<(), Fault> {
+        assert!(self.published.lock().iter().all(|(_, digest)| *digest != image.manifest.digest));
+        let made = |predicate: &Predicate| predicate.statement(&image.manifest.digest, names);
+        self.attached.lock().extend(predicates.iter().map(made));
+        Ok(())
     }
 
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault> {

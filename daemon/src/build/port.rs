@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::dockerfile::Dockerfile;
 use crate::context::ContextFiles;
 use crate::image::{BaseImage, BuiltImage, SuppliedImage, TransferProgress};
+use crate::model::attestation::Predicate;
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, BuildState, ContextIdentity};
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
@@ -128,6 +129,17 @@ pub trait CredentialProvider: Send + Sync + 'static {
 pub struct SolveOutcome {
     /// Digest of the pushed manifest (or index).
     pub digest: Digest,
+    /// Version that the solver reports of itself.
+    pub builder_version: String,
+    pub commits: Vec<FetchedCommit>,
+}
+
+/// Commit of a repository that a step fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FetchedCommit {
+    /// Name of the step, which contains the URL of the repository.
+    pub step: String,
+    pub commit: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -183,6 +195,14 @@ pub trait RoomImages: Send + Sync + 'static {
         compression: BuildCompression,
         converted: bool,
     ) -> Result<BuiltImage, Fault>;
+    /// Attaches statements about an image to it, so that they stay as long as the image, and go with it to every
+    /// repository of the room in which it is tagged afterwards.
+    async fn attach(
+        &self,
+        image: &VerifiedImage,
+        names: &[String],
+        predicates: &[Predicate],
+    ) -> Result<(), Fault>;
     /// Sets the tags, in any repositories of the room.
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault>;
     /// Pushes an image to other registries, except for its tags, with the credentials of the build and those of the

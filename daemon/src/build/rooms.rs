@@ -17,6 +17,7 @@ use crate::image::{
     TransferProgress,
 };
 use crate::model::access::SymlinkPolicy;
+use crate::model::attestation::Predicate;
 use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::PackId;
@@ -63,6 +64,16 @@ impl RoomImages for RoomContexts {
     ) -> Result<BuiltImage, Fault> {
         let restored = self.images.restore_base_layers(built, base, compression, converted).await;
         restored.map_err(|error| image_fault(FaultStage::Export, &error))
+    }
+
+    async fn attach(
+        &self,
+        image: &VerifiedImage,
+        names: &[String],
+        predicates: &[Predicate],
+    ) -> Result<(), Fault> {
+        let attached = self.images.attach(image, names, predicates).await;
+        attached.map_err(|error| image_fault(FaultStage::Export, &error))
     }
 
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault> {

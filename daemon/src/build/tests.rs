@@ -114,7 +114,7 @@ fn spec(tag: &str) -> BuildSpec {
     }
 }
 
-fn record(tag: &str, state: BuildState) -> BuildRecord {
+pub(super) fn record(tag: &str, state: BuildState) -> BuildRecord {
     BuildRecord {
         context: None,
         sources: Vec::new(),

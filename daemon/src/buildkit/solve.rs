@@ -179,7 +179,11 @@ impl SolveRun<'_> {
             self.send(event).await;
         }
         match answered {
-            Ok(response) => outcome(&response),
+            Ok(response) => Ok(SolveOutcome {
+                digest: pushed_digest(&response)?,
+                builder_version: self.client.status().borrow().version.clone().unwrap_or_default(),
+                commits: self.progress.commits(),
+            }),
             Err(status) => Err(SolveError::Failed(Box::new(self.fault(&status).await))),
         }
     }
@@ -323,9 +327,7 @@ fn bundles_since(executor: &std::path::Path, since: SystemTime) -> Vec<std::path
         .collect()
 }
 
-fn outcome(response: &HashMap<String, String>) -> Result<SolveOutcome, SolveError> {
+fn pushed_digest(response: &HashMap<String, String>) -> Result<Digest, SolveError> {
     let digest = response.get("containerimage.digest").and_then(|text| text.parse::<Digest>().ok());
-    digest
-        .map(|digest| SolveOutcome { digest })
-        .ok_or_else(|| SolveError::Failed(Box::new(failure::no_digest())))
+    digest.ok_or_else(|| SolveError::Failed(Box::new(failure::no_digest())))
 }

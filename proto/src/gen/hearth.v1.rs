@@ -3248,6 +3248,35 @@ pub struct Layer {
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListAttestationsRequest {
+    /// Example: "room.meshagent.com/my-app:dev" or "my-app@sha256:...".
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListAttestationsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub attestations: ::prost::alloc::vec::Vec<Attestation>,
+}
+/// An in-toto statement about an image.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Attestation {
+    /// Example: "<https://slsa.dev/provenance/v1".>
+    #[prost(string, tag = "1")]
+    pub predicate_type: ::prost::alloc::string::String,
+    /// Digest of the blob that holds the statement as JSON.
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub size_bytes: u64,
+    /// Unset when the attestation does not say when it was made.
+    #[prost(message, optional, tag = "4")]
+    pub created_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TagImageRequest {
     /// Image to tag. Example: "my-app:dev".
     #[prost(string, tag = "1")]
@@ -3613,6 +3642,32 @@ pub mod images_client {
             req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "Inspect"));
             self.inner.unary(req, path, codec).await
         }
+        /// Returns the statements that are attached to an image, the newest first: provenance, lists of packages,
+        /// and others in the form of in-toto. ReadBlob reads them.
+        pub async fn list_attestations(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListAttestationsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAttestationsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hearth.v1.Images/ListAttestations",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hearth.v1.Images", "ListAttestations"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Adds a tag to an image, or moves a tag to it.
         pub async fn tag(
             &mut self,
@@ -3785,6 +3840,15 @@ pub mod images_server {
             request: tonic::Request<super::InspectImageRequest>,
         ) -> std::result::Result<
             tonic::Response<super::InspectImageResponse>,
+            tonic::Status,
+        >;
+        /// Returns the statements that are attached to an image, the newest first: provenance, lists of packages,
+        /// and others in the form of in-toto. ReadBlob reads them.
+        async fn list_attestations(
+            &self,
+            request: tonic::Request<super::ListAttestationsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAttestationsResponse>,
             tonic::Status,
         >;
         /// Adds a tag to an image, or moves a tag to it.
@@ -4040,6 +4104,51 @@ pub mod images_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = InspectSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Images/ListAttestations" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListAttestationsSvc<T: Images>(pub Arc<T>);
+                    impl<
+                        T: Images,
+                    > tonic::server::UnaryService<super::ListAttestationsRequest>
+                    for ListAttestationsSvc<T> {
+                        type Response = super::ListAttestationsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListAttestationsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Images>::list_attestations(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListAttestationsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

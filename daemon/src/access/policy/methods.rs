@@ -139,6 +139,7 @@ pub const GRPC_METHODS: &[GrpcMethod] = &[
         "`containers.pull` covers the image, and no other participant's credential brought it; `admin` sees all",
     ),
     reads("/hearth.v1.Images/Inspect", "inspect images", MethodGate::Objects, PULL),
+    reads("/hearth.v1.Images/ListAttestations", "read images", MethodGate::Objects, PULL),
     changes(
         "/hearth.v1.Images/Tag",
         "tag images",

@@ -103,6 +103,18 @@ impl v1::images_server::Images for ImagesService {
         Ok(Response::new(response))
     }
 
+    async fn list_attestations(
+        &self,
+        request: Request<v1::ListAttestationsRequest>,
+    ) -> Result<Response<v1::ListAttestationsResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let reference = reference("reference", &request.into_inner().reference)?;
+        check_access(&caller, &CallerAction::PullRepository(&reference.repository))?;
+        let found = self.images.attestations(&reference).await.map_err(ApiError::from)?;
+        let attestations = found.into_iter().map(convert::attestation).collect();
+        Ok(Response::new(v1::ListAttestationsResponse { attestations }))
+    }
+
     async fn tag(&self, request: Request<v1::TagImageRequest>) -> Result<Response<v1::Image>, Status> {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();

@@ -9,7 +9,7 @@ use super::images::BuildImages;
 use crate::image::BaseImage;
 use crate::model::build::NoCache;
 use crate::model::image::PinnedImage;
-use crate::model::{BuildCompression, Reference};
+use crate::model::{BuildCompression, Digest, Reference};
 
 impl BuildRuntime {
     /// Restores the layers of the base in a solved image. If the builder had a new layer in another compression from an
@@ -24,15 +24,15 @@ impl BuildRuntime {
         (tag, compression): (&Reference, BuildCompression),
         request: impl FnOnce() -> SolveRequest,
     ) -> Result<SolveOutcome, SolveError> {
-        let restore = async |outcome: SolveOutcome, base: Option<&BaseImage>, converted| {
-            let built = PinnedImage { repository: tag.repository.clone(), digest: outcome.digest };
+        let restore = async |digest: Digest, base: Option<&BaseImage>, converted| {
+            let built = PinnedImage { repository: tag.repository.clone(), digest };
             let restored = self.ports.images.restore_base_layers(&built, base, compression, converted);
             restored.await.map_err(|fault| SolveError::Failed(Box::new(fault)))
         };
         let base = images.base.as_ref();
-        let restored = restore(outcome, base, false).await?;
+        let restored = restore(outcome.digest, base, false).await?;
         if !restored.has_other_compression {
-            return Ok(SolveOutcome { digest: restored.digest });
+            return Ok(SolveOutcome { digest: restored.digest, ..outcome });
         }
         tracing::info!(%compression, "the builder reused layers of an earlier build in another compression; solving again to convert them");
         let mut request = request();
@@ -41,8 +41,9 @@ impl BuildRuntime {
         request.spec.no_cache = NoCache::Nothing;
         // Without a receiver, events are dropped: the steps were told already.
         let (events, _) = mpsc::channel(1);
-        let outcome = self.ports.solver.solve(request, events, active.stop.child_token()).await?;
-        let restored = restore(outcome, base.filter(|_| restored.begins_with_base), true).await?;
-        Ok(SolveOutcome { digest: restored.digest })
+        let converted = self.ports.solver.solve(request, events, active.stop.child_token()).await?;
+        let base = base.filter(|_| restored.begins_with_base);
+        let restored = restore(converted.digest, base, true).await?;
+        Ok(SolveOutcome { digest: restored.digest, ..outcome })
     }
 }

@@ -115,3 +115,18 @@ async fn an_end_that_only_the_log_has_is_the_end_of_the_build() {
         service.handle().remove(&id).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn what_went_in_is_attached_before_the_tags_are_set() {
+    let room = Room::new(false);
+    let handle = room.start().await.handle();
+    let gate = Gate::closed();
+    *room.images.publish_gate.lock() = Some(gate.clone());
+    let id = submit(&handle, spec("app:1")).await;
+    gate.reached().await;
+    let attached = room.images.attached.lock().clone();
+    assert_eq!(attached.len(), 1);
+    assert_eq!(attached[0]["predicate"]["runDetails"]["metadata"]["invocationId"], id.as_str());
+    gate.open();
+    assert_eq!(ended(&handle, &id).await.state, BuildState::Succeeded);
+}

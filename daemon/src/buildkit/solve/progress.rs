@@ -15,6 +15,7 @@ use bollard_buildkit_proto::moby::buildkit::v1 as api;
 use bollard_buildkit_proto::pb;
 
 use super::tail::LogTail;
+use crate::build::port::FetchedCommit;
 use crate::model::MountTarget;
 use crate::model::build::{BuildEventKind, LogStream};
 use crate::model::fault::DockerfileRange;
@@ -42,6 +43,8 @@ struct SolveStep {
     /// End of its last run; `None` for a step that came from the cache.
     ended_at: Option<Instant>,
     tail: LogTail,
+    /// Commit that a step with a git repository reported.
+    commit: Option<String>,
     /// Time at which each of its progress lines was last sent.
     progress_sent: HashMap<String, Instant>,
 }
@@ -49,6 +52,11 @@ struct SolveStep {
 impl SolveStep {
     fn is_command(&self) -> bool {
         self.name.contains("] RUN ")
+    }
+
+    /// Reports whether it may be a step that fetches a repository, and surely runs no command of a Dockerfile.
+    fn fetches_repository(&self) -> bool {
+        self.name.contains("] ADD ") && self.name.contains("://") && !self.is_command()
     }
 }
 
@@ -154,7 +162,11 @@ impl SolveProgress {
 
     fn log(&mut self, log: api::VertexLog) -> Option<BuildEventKind> {
         let index = self.step_index(&log.vertex)?;
-        self.steps[index].tail.push(&log.msg);
+        let step = &mut self.steps[index];
+        step.tail.push(&log.msg);
+        if step.commit.is_none() && step.fetches_repository() {
+            step.commit = listed_commit(&log.msg);
+        }
         let stream = if log.stream == 2 { LogStream::Stderr } else { LogStream::Stdout };
         Some(BuildEventKind::StepLog { step: step_number(index), stream, data: log.msg, dropped_bytes: 0 })
     }
@@ -192,6 +204,13 @@ impl SolveProgress {
         Some((step.name.clone(), step.tail.lines()))
     }
 
+    /// Returns the commits of the repositories that steps fetched.
+    pub(super) fn commits(&self) -> Vec<FetchedCommit> {
+        let fetched =
+            |step: &SolveStep| Some(FetchedCommit { step: step.name.clone(), commit: step.commit.clone()? });
+        self.steps.iter().filter_map(fetched).collect()
+    }
+
     /// Returns the start time of a step.
     pub(super) fn started_at(&self, vertex: &str) -> Option<Instant> {
         self.steps[*self.by_vertex.get(vertex)?].started_at
@@ -223,6 +242,25 @@ impl SolveProgress {
         self.by_vertex.insert(vertex.to_owned(), self.steps.len() - 1);
         Some(self.steps.len() - 1)
     }
+}
+
+/// Returns the commit from the output of `git ls-remote` for one name, which BuildKit logs: that of a branch, else the one
+/// that an annotated tag names, else that of a tag.
+fn listed_commit(log: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(log).ok()?;
+    let lines = text.lines().filter_map(|line| {
+        let (commit, name) = line.split_once('\t')?;
+        let is_commit = matches!(commit.len(), 40 | 64)
+            && commit.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        is_commit.then_some((commit, name.trim_end()))
+    });
+    let rank = |name: &str| match name {
+        "HEAD" => 0,
+        name if name.starts_with("refs/heads/") => 1,
+        name if name.ends_with("^{}") => 2,
+        _ => 3,
+    };
+    lines.min_by_key(|(_, name)| (rank(name), name.len())).map(|(commit, _)| commit.to_owned())
 }
 
 fn step_number(index: usize) -> u32 {

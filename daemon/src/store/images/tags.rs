@@ -116,7 +116,7 @@ pub(super) fn publish(
     Ok(Some(images))
 }
 
-/// Copies the records of a manifest, and of everything below it, to another repository.
+/// Copies the records of a manifest, of everything below it, and of its referrers, to another repository.
 pub(in crate::store) fn copy_manifest(
     transaction: &Transaction<'_>,
     from: &Repository,
@@ -128,6 +128,8 @@ pub(in crate::store) fn copy_manifest(
              UNION SELECT part.digest FROM below
                    JOIN manifest_parts part ON part.repository = ?1 AND part.manifest = below.digest
                    WHERE part.kind = 'manifest'
+             UNION SELECT referrer.digest FROM below
+                   JOIN manifests referrer ON referrer.repository = ?1 AND referrer.subject = below.digest
          )";
     for statement in [
         "INSERT INTO manifests (repository, digest, media_type, size, content_size, subject, artifact_type, touched_at)

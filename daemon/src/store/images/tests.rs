@@ -92,14 +92,18 @@ async fn the_size_of_an_index_counts_each_blob_once() {
 async fn publishing_brings_an_image_whole_into_other_repositories() {
     let room = fixture();
     room.put("a", vec![image(101, &[1, 2]), index(110, &[101])], None).await;
+    let signature = NewManifest { subject: Some(digest(101)), ..image(120, &[3]) };
+    room.put("a", vec![signature], None).await;
     let tags = vec![(name("a"), tag("1")), (name("b/c"), tag("1")), (name("b/c"), tag("latest"))];
     let published = room.store.publish(&name("a"), &digest(110), tags.clone()).await.unwrap().unwrap();
     assert_eq!(published.len(), 3);
     assert!(published.iter().all(|image| image.manifest.digest == digest(110) && image.size_bytes == 3));
-    for manifest in [101, 110] {
+    for manifest in [101, 110, 120] {
         assert!(room.store.manifest(&name("b/c"), &digest(manifest)).await.unwrap().is_some());
     }
-    assert!(room.store.has_blob(&name("b/c"), &digest(2)).await.unwrap());
+    for blob in [2, 3] {
+        assert!(room.store.has_blob(&name("b/c"), &digest(blob)).await.unwrap());
+    }
     assert_eq!(room.store.repositories(None, 10).await.unwrap(), [name("a"), name("b/c")]);
     // Publishing again is harmless, and a missing manifest gets no tag.
     room.store.publish(&name("a"), &digest(110), tags).await.unwrap().unwrap();

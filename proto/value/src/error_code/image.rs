@@ -8,6 +8,8 @@ macro_rules! image_error_codes {
             Image "Images and registries" {
                 ImageNotFound = "image_not_found", NotFound, No,
                     "The room, or the registry that the name gives, has no such image. Check the name, or build, load or pull the image first.";
+                AttestationNotFound = "attestation_not_found", NotFound, No,
+                    "No statement of this kind is attached to the image. Images that a build makes have provenance; other images have what their registry or their tools attached.";
                 ForeignRegistry = "foreign_registry", InvalidArgument, No,
                     "The image name is of another registry, and the operation works on images of the room. Pack, load or pull the image into the room first.",
                     hint "pack or load the image into the room first";

@@ -125,3 +125,18 @@ fn parallel_steps_are_distinguished_from_sequential_ones() {
     progress.process_update(message(vec![vertex("beside", ago(20), None)], vec![]), Instant::now());
     assert!(progress.ran_beside_another("second"));
 }
+
+#[test]
+fn the_commit_of_a_repository_is_the_one_that_buildkit_takes() {
+    let (a, b) = ("a".repeat(40), "b".repeat(64));
+    for (log, expected) in [
+        (format!("{a}\trefs/tags/v1\n{b}\trefs/tags/v1^{{}}\n"), Some(&b)),
+        (format!("{b}\trefs/tags/main\n{a}\trefs/heads/main\n"), Some(&a)),
+        (format!("{b}\trefs/heads/x/main\n{a}\trefs/heads/main\n"), Some(&a)),
+        (format!("ref: refs/heads/main\tHEAD\n{a}\tHEAD\n"), Some(&a)),
+        ("c0ffee\trefs/heads/main\n".to_owned(), None),
+        ("\u{0}\t".to_owned(), None),
+    ] {
+        assert_eq!(listed_commit(log.as_bytes()).as_ref(), expected, "{log}");
+    }
+}
