@@ -5,6 +5,7 @@
 
 mod attestations;
 mod base_layers;
+mod built_image;
 mod cache;
 mod contents;
 mod error;
@@ -37,7 +38,7 @@ use layers::InspectionQueue;
 use packs::HeldPacks;
 use port::{BlobStorage, ImageCatalog, LayerInspector, TagQuery};
 
-pub use base_layers::{BaseImage, BuiltImage};
+pub use built_image::{BaseImage, BuiltImage, ImageForm, PlatformBase};
 pub use cache::{SuppliedImage, SupplyOrigin, SupplyRequest};
 pub use contents::OpenLayer;
 pub use error::ImageError;

@@ -57,6 +57,8 @@ mod pack;
 mod pack_faults;
 #[path = "e2e/pack_readers.rs"]
 mod pack_readers;
+#[path = "e2e/platforms.rs"]
+mod platforms;
 #[path = "e2e/provenance.rs"]
 mod provenance;
 #[path = "e2e/python.rs"]
@@ -119,6 +121,7 @@ fn main() -> ExitCode {
         changing_files::group(),
         secrets::group(),
         observability::group(),
+        platforms::group(),
         python::group(),
         services::group(),
         service_errors::group(),

@@ -39,8 +39,9 @@ pub struct BuildSpec {
     pub build_args: BTreeMap<String, String>,
     #[serde(default)]
     pub target: Option<String>,
-    #[serde(default)]
-    pub platform: Option<Platform>,
+    /// Platforms of the result; empty means the daemon's own. With several, the result is an index.
+    #[serde(default, alias = "platform", deserialize_with = "platforms")]
+    pub platforms: Vec<Platform>,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     #[serde(default)]
@@ -68,6 +69,28 @@ pub struct StepLimits {
     /// Processor time in thousandths of one processor.
     #[serde(default)]
     pub cpu_millis: Option<u32>,
+}
+
+/// Reads a list of platforms, or the one platform (or `null`) that earlier versions stored.
+fn platforms<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Platform>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum StoredPlatforms {
+        Many(Vec<Platform>),
+        One(Platform),
+    }
+    Ok(match Option::deserialize(deserializer)? {
+        None => Vec::new(),
+        Some(StoredPlatforms::One(platform)) => vec![platform],
+        Some(StoredPlatforms::Many(platforms)) => platforms,
+    })
+}
+
+impl BuildSpec {
+    /// Returns the platforms for which the build makes an image, at least one.
+    pub fn result_platforms(&self) -> Vec<Platform> {
+        if self.platforms.is_empty() { vec![Platform::host()] } else { self.platforms.clone() }
+    }
 }
 
 /// Location of the Dockerfile.

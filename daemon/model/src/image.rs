@@ -118,6 +118,11 @@ impl Platform {
         })
     }
 
+    /// Reports whether two spellings mean the same platform, such as `linux/arm64` and `linux/arm64/v8`.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Self::parse_loosely(&self.0) == Self::parse_loosely(&other.0)
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -30,7 +30,7 @@ mod words;
 
 pub use downloads::{NamedDownload, NamedRepository};
 pub use network::NetworkRequest;
-pub use remote_sources::{DockerfileInputs, NamedImage, RemoteSources};
+pub use remote_sources::{DockerfileInputs, ImageDefaultsLookup, NamedImage, PlatformRun, RemoteSources};
 pub use sources::{ContextCopy, CopySource};
 pub use syntax::{FrontendRefused, settle_frontend_argument};
 

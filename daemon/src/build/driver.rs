@@ -43,6 +43,7 @@ use super::verdict::BuildVerdict;
 use crate::model::build::{BuildEventKind, BuildOutcome, BuildRecord, BuildResult, BuildState};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::BuildId;
+use crate::model::image::Platform;
 use crate::model::{Reference, Repository};
 use crate::task;
 
@@ -300,6 +301,9 @@ impl BuildRuntime {
             access,
             Arc::clone(&self.options.registry_credential),
         ));
+        let host = Platform::host();
+        let foreign_runs: Vec<_> =
+            images.runs.iter().filter(|run| !run.platform.is_same(&host)).cloned().collect();
         let mut spec = record.spec.clone();
         spec.build_args.remove(FRONTEND_ARGUMENT);
         let request = || SolveRequest {
@@ -312,6 +316,7 @@ impl BuildRuntime {
             images: images.sources.clone(),
             downloads: downloads.files.clone(),
             repositories: downloads.repositories.clone(),
+            foreign_runs: foreign_runs.clone(),
             registry: self.options.registry.clone(),
             repository: tag.repository.clone(),
             credentials: Arc::clone(&credentials) as Arc<dyn super::port::CredentialProvider>,

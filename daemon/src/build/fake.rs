@@ -19,14 +19,14 @@ use super::port::{
     SolveQuestion, SolveRequest, Solver, StoreError,
 };
 use crate::context::{ContextFiles, FileTree, NoTransferWatch, SessionName, TreeEntry};
-use crate::image::{BaseImage, BuiltImage, SuppliedImage, SupplyOrigin};
+use crate::image::{BuiltImage, ImageForm, SuppliedImage, SupplyOrigin};
 use crate::model::attestation::Predicate;
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, ContextIdentity, LogStream};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{ImageDefaults, PinnedImage, VerifiedImage};
 use crate::model::secret::RegistryCredential;
-use crate::model::{BuildCompression, Digest, Reference, Repository};
+use crate::model::{Digest, Reference, Repository};
 
 /// A point at which a task waits until the test opens it.
 #[derive(Clone)]
@@ -234,8 +234,8 @@ pub struct FakeImages {
     pub verify_gate: Mutex<Option<Gate>>,
     /// Whether the next built image has a new layer in another compression.
     pub has_other_compression: Mutex<bool>,
-    /// Bases and compressions that images were restored with.
-    pub restored: Mutex<Vec<(Option<BaseImage>, BuildCompression, bool)>>,
+    /// Forms that images were given.
+    pub forms: Mutex<Vec<ImageForm>>,
     pub publish_gate: Mutex<Option<Gate>>,
     /// Pushes to other registries, in order.
     pub pushed: Mutex<Vec<String>>,
@@ -271,16 +271,11 @@ impl RoomImages for FakeImages {
         Ok(VerifiedImage { repository: repository.clone(), manifest, size_bytes: 42 })
     }
 
-    async fn restore_base_layers(
-        &self,
-        built: &PinnedImage,
-        base: Option<&BaseImage>,
-        compression: BuildCompression,
-        converted: bool,
-    ) -> Result<BuiltImage, Fault> {
-        self.restored.lock().push((base.cloned(), compression, converted));
+    async fn finish_built_image(&self, built: &PinnedImage, form: ImageForm) -> Result<BuiltImage, Fault> {
+        let bases = form.bases.clone();
+        self.forms.lock().push(form);
         let has_other_compression = std::mem::take(&mut *self.has_other_compression.lock());
-        Ok(BuiltImage { digest: built.digest, begins_with_base: true, has_other_compression })
+        Ok(BuiltImage { digest: built.digest, bases, has_other_compression })
     }
 
     async fn attach(

@@ -8,8 +8,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::dockerfile::Dockerfile;
+pub use super::dockerfile::{DockerfileExcerpt, PlatformRun};
 use crate::context::ContextFiles;
-use crate::image::{BaseImage, BuiltImage, SuppliedImage, TransferProgress};
+use crate::image::{BuiltImage, ImageForm, SuppliedImage, TransferProgress};
 use crate::model::attestation::Predicate;
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, BuildState, ContextIdentity};
 use crate::model::fault::Fault;
@@ -17,7 +18,7 @@ use crate::model::id::{BuildId, PackId};
 use crate::model::image::{PinnedImage, Platform, VerifiedImage};
 use crate::model::secret::{RegistryCredential, Secret};
 use crate::model::trust::TrustDomain;
-use crate::model::{BuildCompression, Digest, MountTarget, Reference, Repository};
+use crate::model::{Digest, MountTarget, Reference, Repository};
 
 /// Runs Dockerfiles. The implementation is BuildKit.
 #[async_trait]
@@ -79,6 +80,8 @@ pub struct SolveRequest {
     pub images: Vec<PinnedImageSource>,
     pub downloads: Vec<PinnedDownload>,
     pub repositories: Vec<String>,
+    /// First RUN of each platform other than the daemon's.
+    pub foreign_runs: Vec<PlatformRun>,
     /// Room registry as BuildKit reaches it (`host:port`), and the repository that receives the result.
     pub registry: String,
     pub repository: Repository,
@@ -185,16 +188,9 @@ pub trait RoomImages: Send + Sync + 'static {
     async fn supply(&self, request: ImageRequest) -> Result<SuppliedImage, Fault>;
     /// Checks that a pushed manifest and everything that it references exist.
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault>;
-    /// Gives the layers that a pushed image has from its base the form that they have in the base, and tells whether its
-    /// other layers have this compression. `converted` says that the image begins with layers that were converted from
-    /// those of the base.
-    async fn restore_base_layers(
-        &self,
-        built: &PinnedImage,
-        base: Option<&BaseImage>,
-        compression: BuildCompression,
-        converted: bool,
-    ) -> Result<BuiltImage, Fault>;
+    /// Gives a pushed image, or each image of a pushed index, the form that the build asks for: layers of a base have
+    /// the form that they have in the base. Tells whether the other layers have the compression of the form.
+    async fn finish_built_image(&self, built: &PinnedImage, form: ImageForm) -> Result<BuiltImage, Fault>;
     /// Attaches statements about an image to it, so that they stay as long as the image, and go with it to every
     /// repository of the room in which it is tagged afterwards.
     async fn attach(

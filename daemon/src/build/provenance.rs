@@ -44,7 +44,10 @@ pub(super) fn provenance(
     if let Some(target) = &spec.target {
         request["args"]["target"] = json!(target);
     }
-    let platform = spec.platform.clone().unwrap_or_else(Platform::host);
+    let platforms = spec.result_platforms();
+    let platform = platforms.iter().map(Platform::as_str).collect::<Vec<_>>().join(",");
+    // The digest of an image that several platforms use is that of its index.
+    let only = platforms.first().filter(|_| platforms.len() == 1);
     let content = json!({
         "buildDefinition": {
             "buildType": BUILD_TYPE,
@@ -57,10 +60,10 @@ pub(super) fn provenance(
             },
             "internalParameters": {
                 "builderPlatform": Platform::host().as_str(),
-                "platform": platform.as_str(),
+                "platform": platform,
                 "submittedBy": record.submitted_by,
             },
-            "resolvedDependencies": dependencies(record, &platform, &solved.commits),
+            "resolvedDependencies": dependencies(record, only, &solved.commits),
         },
         "runDetails": {
             "builder": {
@@ -78,7 +81,7 @@ pub(super) fn provenance(
 }
 
 /// Returns the mounts of the context by tree digest, and the images, files and repositories by theirs.
-fn dependencies(record: &BuildRecord, platform: &Platform, commits: &[FetchedCommit]) -> Vec<Value> {
+fn dependencies(record: &BuildRecord, platform: Option<&Platform>, commits: &[FetchedCommit]) -> Vec<Value> {
     let identity = record.context.as_ref();
     let mounts = record.spec.mounts.iter().map(|mount| {
         let own = identity.and_then(|identity| {
@@ -104,14 +107,15 @@ fn mount_uri(source: &BuildMountSource) -> String {
     }
 }
 
-fn source_entry(source: &BuildSource, platform: &Platform, commits: &[FetchedCommit]) -> Value {
+fn source_entry(source: &BuildSource, platform: Option<&Platform>, commits: &[FetchedCommit]) -> Value {
     let repository = source.name.strip_prefix("git://");
     let uri = match repository {
         Some(repository) => format!("git+https://{repository}"),
         None if source.name.contains("://") => without_credentials(&source.name),
         None => match source.name.parse() {
             Ok(reference) => {
-                format!("{}?platform={}", image_name(&reference), platform.as_str().replace('/', "%2F"))
+                let platform = platform.map(|own| format!("?platform={}", own.as_str().replace('/', "%2F")));
+                format!("{}{}", image_name(&reference), platform.unwrap_or_default())
             }
             Err(_) => source.name.clone(),
         },

@@ -13,7 +13,7 @@ use crate::context::{
 };
 use crate::image::port::PackContent;
 use crate::image::{
-    BaseImage, BuiltImage, ImageError, ImageStore, RemoteRegistries, SuppliedImage, SupplyRequest,
+    BuiltImage, ImageError, ImageForm, ImageStore, RemoteRegistries, SuppliedImage, SupplyRequest,
     TransferProgress,
 };
 use crate::model::access::SymlinkPolicy;
@@ -23,7 +23,7 @@ use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::PackId;
 use crate::model::image::{PinnedImage, VerifiedImage};
 use crate::model::secret::RegistryCredential;
-use crate::model::{BuildCompression, BuildMount, BuildMountSource, Digest, Reference, Repository};
+use crate::model::{BuildMount, BuildMountSource, Digest, Reference, Repository};
 use crate::packs::{PackError, PackStore};
 
 /// Combines the files of the room and the images among the mounts into one tree.
@@ -55,15 +55,9 @@ impl RoomImages for RoomContexts {
         self.images.verify(repository, digest).await.map_err(|error| image_fault(FaultStage::Export, &error))
     }
 
-    async fn restore_base_layers(
-        &self,
-        built: &PinnedImage,
-        base: Option<&BaseImage>,
-        compression: BuildCompression,
-        converted: bool,
-    ) -> Result<BuiltImage, Fault> {
-        let restored = self.images.restore_base_layers(built, base, compression, converted).await;
-        restored.map_err(|error| image_fault(FaultStage::Export, &error))
+    async fn finish_built_image(&self, built: &PinnedImage, form: ImageForm) -> Result<BuiltImage, Fault> {
+        let finished = self.images.finish_built_image(built, form).await;
+        finished.map_err(|error| image_fault(FaultStage::Export, &error))
     }
 
     async fn attach(

@@ -102,7 +102,7 @@ fn spec(tag: &str) -> BuildSpec {
         dockerfile: DockerfilePath::Search,
         build_args: BTreeMap::new(),
         target: None,
-        platform: None,
+        platforms: Vec::new(),
         labels: BTreeMap::new(),
         no_cache: NoCache::Nothing,
         compression: BuildCompression::Gzip,

@@ -32,6 +32,7 @@ use crate::model::fault::{ErrorCode, Fault};
 pub(super) mod attributes;
 mod details;
 mod egress;
+mod emulation;
 pub(super) mod failure;
 mod policy;
 pub(super) mod progress;
@@ -66,6 +67,9 @@ impl Solver for BuildKitClient {
             opened = self.open_sessions(&request) => opened,
         };
         let (trees, own) = opened.map_err(|status| unavailable(&status))?;
+        if let Some(fault) = self.emulation_fault(&request).await? {
+            return Err(SolveError::Failed(Box::new(fault)));
+        }
         let solve = attributes::solve_request(&request, own.id(), self.shared);
         let mut run = SolveRun {
             client: self,

@@ -7,101 +7,56 @@
 //! table of contents is a file of the layer.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use hearth_oci as oci;
 use hearth_oci::Descriptor;
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::contents::{ImageContents, platform_manifest, read_json, store_document};
+use super::ImageError;
+use super::contents::{platform_manifest, read_json, store_document};
 use super::port::BlobStorage;
-use super::{ImageError, ImageStore};
-use crate::model::image::{PinnedImage, Platform};
+use crate::model::image::Platform;
 use crate::model::{BuildCompression, Digest};
-use crate::task;
 
 /// Annotation of a layer that has a table of contents for lazy pulling.
-const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+pub(super) const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 /// Annotations of layers that BuildKit keeps.
 const KEPT_ANNOTATIONS: [&str; 2] = [TOC_DIGEST, "io.containers.estargz.uncompressed-size"];
 
-/// Image with which a build began, and the platform for which it was used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BaseImage {
-    pub image: PinnedImage,
-    pub platform: Platform,
+/// Manifest of one built image after its base layers were restored.
+pub(super) struct RestoredManifest {
+    pub(super) manifest: Descriptor,
+    pub(super) begins_with_base: bool,
+    pub(super) has_other_compression: bool,
 }
 
-/// A built image whose base layers have the form that they have in the base.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BuiltImage {
-    pub digest: Digest,
-    pub begins_with_base: bool,
-    /// Some new layer has another compression than the build asks for: BuildKit had it from an earlier build.
-    pub has_other_compression: bool,
-}
-
-impl ImageStore {
-    /// Gives the layers that an image has from its base the form that they have in the base. An index is left as it is.
-    /// `converted` says that the image begins with layers that were converted from those of the base.
-    pub async fn restore_base_layers(
-        &self,
-        built: &PinnedImage,
-        base: Option<&BaseImage>,
-        compression: BuildCompression,
-        converted: bool,
-    ) -> Result<BuiltImage, ImageError> {
-        let top = self.manifest_of(&built.repository, &built.digest).await?;
-        if top.is_index() {
-            let digest = top.digest;
-            return Ok(BuiltImage { digest, begins_with_base: false, has_other_compression: false });
-        }
-        let base = match base {
-            None => None,
-            Some(base) => {
-                let manifest = self.manifest_of(&base.image.repository, &base.image.digest).await?;
-                Some((manifest, base.platform.clone()))
-            }
-        };
-        let shared = Arc::clone(&self.shared);
-        let restored = task::blocking("base layers", move || {
-            restore(&*shared.blobs, &top, base, compression, converted)
-        });
-        let (image, manifests) = restored.await.map_err(|_| ImageError::Ending)??;
-        if let Some(contents) = manifests {
-            tracing::info!(image.digest = %image.digest, "rewrote the manifest of a built image so that it names the layers of its base image as the base does");
-            self.shared.catalog.put_manifests(&built.repository, contents.manifests, None).await?;
-        }
-        Ok(image)
-    }
-}
-
-/// Returns the image, and the contents of its manifest if that is a new one, which is stored then.
-fn restore(
+/// Restores the layers of the base, which is given with the platform for which the build used it, in the image of one
+/// platform. `converted` says that the image begins with layers that were converted from those of the base. Stores the
+/// new manifest if there is one. Blocking.
+pub(super) fn restore(
     blobs: &dyn BlobStorage,
-    top: &Descriptor,
-    base: Option<(Descriptor, Platform)>,
+    built: &Descriptor,
+    base: Option<(&Descriptor, &Platform)>,
     compression: BuildCompression,
     converted: bool,
-) -> Result<(BuiltImage, Option<ImageContents>), ImageError> {
-    let bytes = read_json(blobs, top)?;
-    let mut manifest: oci::Manifest = parse(top, &bytes)?;
+) -> Result<RestoredManifest, ImageError> {
+    let mut manifest: oci::Manifest = parse(built, &read_json(blobs, built)?)?;
     let config = read_json(blobs, &manifest.config)?;
     let parsed: oci::ImageConfig = parse(&manifest.config, &config)?;
     let mut root = parsed.rootfs;
     let own = match base {
-        Some((base, platform)) => BaseLayers::read(blobs, &base, &platform)?,
+        Some((base, platform)) => BaseLayers::read(blobs, base, platform)?,
         None => BaseLayers::default(),
     };
     let own = if own.are_below(&root.diff_ids, &manifest, converted) { own } else { BaseLayers::default() };
     let (lower, upper) = manifest.layers.split_at_mut(own.layers.len());
-    let mut image = BuiltImage {
-        digest: top.digest,
+    let mut restored = RestoredManifest {
+        manifest: built.clone(),
         begins_with_base: !own.layers.is_empty(),
         has_other_compression: !upper.iter().all(|layer| has_form(layer, compression)),
     };
     if lower == own.layers {
-        return Ok((image, None));
+        return Ok(restored);
     }
     lower.clone_from_slice(&own.layers);
     if !root.diff_ids.starts_with(&own.diff_ids) {
@@ -109,10 +64,10 @@ fn restore(
         let config = with_root(&config, &root).map_err(|error| invalid(&manifest.config, error))?;
         manifest.config = store_document(blobs, &manifest.config.media_type, &config)?;
     }
-    let bytes = to_go_json(&manifest).map_err(|error| invalid(top, error))?;
-    let stored = store_document(blobs, &top.media_type, &bytes)?;
-    image.digest = stored.digest;
-    Ok((image, Some(ImageContents::read_and_touch(blobs, &stored)?)))
+    let bytes = to_go_json(&manifest).map_err(|error| invalid(built, error))?;
+    let stored = store_document(blobs, &built.media_type, &bytes)?;
+    restored.manifest = Descriptor { digest: stored.digest, size: stored.size, ..built.clone() };
+    Ok(restored)
 }
 
 /// Layers of a base as BuildKit writes them into images.
@@ -141,23 +96,26 @@ impl BaseLayers {
 }
 
 /// Returns a config with another `rootfs`, and all other fields as they are.
-fn with_root(config: &[u8], root: &oci::RootFs) -> serde_json::Result<Vec<u8>> {
+pub(super) fn with_root(config: &[u8], root: &oci::RootFs) -> serde_json::Result<Vec<u8>> {
     let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(config)?;
     fields.insert("rootfs".to_owned(), to_raw_value(root)?);
     serde_json::to_vec(&fields)
 }
 
-fn parse<T: serde::de::DeserializeOwned>(descriptor: &Descriptor, bytes: &[u8]) -> Result<T, ImageError> {
+pub(super) fn parse<T: serde::de::DeserializeOwned>(
+    descriptor: &Descriptor,
+    bytes: &[u8],
+) -> Result<T, ImageError> {
     serde_json::from_slice(bytes).map_err(|error| invalid(descriptor, error))
 }
 
-fn invalid(descriptor: &Descriptor, error: serde_json::Error) -> ImageError {
+pub(super) fn invalid(descriptor: &Descriptor, error: serde_json::Error) -> ImageError {
     ImageError::Manifest { digest: descriptor.digest, source: error.into() }
 }
 
 /// Returns the descriptor of a base's layer as BuildKit writes it into an image: with the media type of OCI, and the
 /// annotations of lazy pulling only.
-fn as_buildkit_writes_it(layer: &Descriptor) -> Descriptor {
+pub(super) fn as_buildkit_writes_it(layer: &Descriptor) -> Descriptor {
     let media_type = match layer.media_type.as_str() {
         "application/vnd.docker.image.rootfs.diff.tar" => "application/vnd.oci.image.layer.v1.tar",
         "application/vnd.docker.image.rootfs.diff.tar.gzip" => "application/vnd.oci.image.layer.v1.tar+gzip",
@@ -170,7 +128,7 @@ fn as_buildkit_writes_it(layer: &Descriptor) -> Descriptor {
     own
 }
 
-fn has_form(layer: &Descriptor, compression: BuildCompression) -> bool {
+pub(super) fn has_form(layer: &Descriptor, compression: BuildCompression) -> bool {
     let is_estargz = layer.annotations.contains_key(TOC_DIGEST);
     match compression {
         BuildCompression::Gzip => layer.media_type.ends_with("+gzip") && !is_estargz,
@@ -180,10 +138,10 @@ fn has_form(layer: &Descriptor, compression: BuildCompression) -> bool {
     }
 }
 
-/// Writes a manifest as BuildKit does (Go's `json.MarshalIndent`), so that its digest is the same as that of a build whose
-/// layers needed no change.
-fn to_go_json(manifest: &oci::Manifest) -> serde_json::Result<Vec<u8>> {
-    let text = serde_json::to_string_pretty(manifest)?;
+/// Writes a manifest or index as BuildKit does (Go's `json.MarshalIndent`), so that its digest is the same as that of a
+/// build whose layers needed no change.
+pub(super) fn to_go_json(document: &impl serde::Serialize) -> serde_json::Result<Vec<u8>> {
+    let text = serde_json::to_string_pretty(document)?;
     // These characters occur in strings only. Go escapes them, so that JSON can be embedded in HTML and JavaScript.
     let escapes = [
         ("&", "\\u0026"),
@@ -194,6 +152,3 @@ fn to_go_json(manifest: &oci::Manifest) -> serde_json::Result<Vec<u8>> {
     ];
     Ok(escapes.iter().fold(text, |text, (character, escape)| text.replace(character, escape)).into_bytes())
 }
-
-#[cfg(test)]
-mod tests;

@@ -53,7 +53,7 @@ async fn questions_are_answered_without_running_a_step() {
         assert_eq!(commands, [["/bin/busybox", "false"]]);
 
         let mut both = request();
-        both.spec.platform = hearthd::model::image::Platform::parse("linux/arm64");
+        both.spec.platforms.extend(hearthd::model::image::Platform::parse("linux/arm64"));
         let definitions = ask(kit, both, SolveQuestion::Definition).await.unwrap().definitions;
         assert_eq!(definitions.len(), 1);
     })

@@ -195,7 +195,7 @@ pub struct BuildSpec {
     /// The stage to build. Empty means the last one. Example: "release".
     #[prost(string, tag = "7")]
     pub target: ::prost::alloc::string::String,
-    /// Platform of the result. Empty means the daemon's own. Example: "linux/arm64".
+    /// Platform of the result. Empty means the daemon's own, unless `platforms` has some. Example: "linux/arm64".
     #[prost(string, tag = "8")]
     pub platform: ::prost::alloc::string::String,
     /// Labels added to the image's config. Example: {"org.opencontainers.image.source": "room"}.
@@ -232,6 +232,10 @@ pub struct BuildSpec {
     /// Layers of the base image keep the form that they have there.
     #[prost(string, tag = "17")]
     pub compression: ::prost::alloc::string::String,
+    /// Platforms of the result, instead of `platform`. With several, the result is an index with one image for each, in
+    /// this order. Example: \["linux/amd64", "linux/arm64"\].
+    #[prost(string, repeated, tag = "20")]
+    pub platforms: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Memory limit of each step in bytes, at least 8 MiB. Unset means that only the limit which the steps of a builder
     /// share applies. Limits of steps do not affect the cache.
     #[prost(uint64, optional, tag = "80")]

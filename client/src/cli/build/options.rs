@@ -31,9 +31,9 @@ pub(in crate::cli) struct BuildOptions {
     /// Stage to build
     #[arg(long, value_name = "STAGE", help_heading = "Build")]
     pub(super) target: Option<String>,
-    /// Platform of the image, such as `linux/arm64`
-    #[arg(long, conflicts_with = "arch", help_heading = "Build")]
-    pub(super) platform: Option<String>,
+    /// Platform of the image, such as `linux/arm64`; several, separated by commas, make an index with an image for each
+    #[arg(long, value_delimiter = ',', conflicts_with = "arch", help_heading = "Build")]
+    pub(super) platform: Vec<String>,
     /// Architecture of the image, such as `arm64`
     #[arg(long, help_heading = "Build")]
     pub(super) arch: Option<String>,

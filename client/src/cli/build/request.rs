@@ -45,10 +45,14 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
     let no_cache = &args.options.no_cache;
     let stages = no_cache.iter().filter_map(NoCacheValue::stage).map(str::to_owned).collect();
     let everything = no_cache.iter().any(|value| value.stage().is_none());
-    let platform = match (&args.options.platform, &args.options.arch) {
-        (Some(platform), _) => platform.clone(),
-        (None, Some(arch)) => super::pack::platform(Some(arch))?.to_string(),
-        (None, None) => String::new(),
+    let platforms = match &args.options.arch {
+        Some(arch) => vec![super::pack::platform(Some(arch))?.to_string()],
+        None => args.options.platform.clone(),
+    };
+    // A daemon of an earlier version knows only the field for one platform.
+    let (platform, platforms) = match <[String; 1]>::try_from(platforms) {
+        Ok([platform]) => (platform, Vec::new()),
+        Err(platforms) => (String::new(), platforms),
     };
     let spec = BuildSpec {
         tag: tags[0].to_string(),
@@ -61,6 +65,7 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
             .collect(),
         target: args.options.target.clone().unwrap_or_default(),
         platform,
+        platforms,
         labels: labels("--label", &args.options.label)?,
         no_cache: everything,
         no_cache_stages: stages,

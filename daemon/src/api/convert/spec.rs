@@ -19,6 +19,7 @@ use crate::model::{
 
 // Limits of a build request. Each is far above practical use.
 const MAX_TAGS: usize = 32;
+const MAX_PLATFORMS: usize = 16;
 const MAX_PAIRS: usize = 1024;
 const MAX_TEXT: usize = 128 * 1024;
 const MAX_SECRETS: usize = 64;
@@ -57,16 +58,6 @@ pub fn build_spec(
             format!("timeout must be between 1 s and {max} s"),
         ));
     }
-    let platform = match wire.platform.as_str() {
-        "" => None,
-        text => Some(Platform::parse_requested(text).ok_or_else(|| {
-            ApiError::invalid(
-                "spec.platform",
-                ErrorCode::InvalidPlatform,
-                format!("platform `{text}`: expected `os/arch[/variant]` with a known architecture, such as `linux/arm64`"),
-            )
-        })?),
-    };
     let mut secrets = secrets(wire.secrets)?;
     if let Some(tag) = tags.first() {
         let given = registry_credentials("spec.credentials", wire.credentials, tag, context.rooms)?;
@@ -80,7 +71,7 @@ pub fn build_spec(
         dockerfile,
         build_args: pairs("spec.build_args", wire.build_args)?,
         target: Some(wire.target).filter(|target| !target.is_empty()),
-        platform,
+        platforms: platforms(&wire.platform, &wire.platforms)?,
         labels: pairs("spec.labels", wire.labels)?,
         no_cache: match (wire.no_cache, wire.no_cache_stages) {
             (true, _) => NoCache::Everything,
@@ -107,6 +98,35 @@ fn step_limits(memory_bytes: Option<u64>, cpu_millis: Option<u32>) -> Result<Ste
         return Err(ApiError::invalid("spec.step_cpu_millis", ErrorCode::InvalidStepLimit, message));
     }
     Ok(StepLimits { memory_bytes, cpu_millis })
+}
+
+/// Returns the platforms of the result. `one` is the field of requests for a single platform.
+fn platforms(one: &str, several: &[String]) -> Result<Vec<Platform>, ApiError> {
+    let invalid = |field: &str, message| ApiError::invalid(field, ErrorCode::InvalidPlatform, message);
+    if several.len() > MAX_PLATFORMS {
+        let message = format!("at most {MAX_PLATFORMS} platforms");
+        return Err(ApiError::invalid("spec.platforms", ErrorCode::TooMany, message));
+    }
+    if !one.is_empty() && !several.is_empty() {
+        return Err(invalid("spec.platform", "give either `platform` or `platforms`".to_owned()));
+    }
+    let one = Some(("spec.platform".to_owned(), one)).filter(|(_, text)| !text.is_empty());
+    let several = several.iter().enumerate().map(|(i, text)| (format!("spec.platforms[{i}]"), text.as_str()));
+    let mut platforms: Vec<Platform> = Vec::new();
+    for (field, text) in one.into_iter().chain(several) {
+        let platform = Platform::parse_requested(text).ok_or_else(|| {
+            let text: String = text.chars().take(100).collect();
+            invalid(&field, format!("platform `{text}`: expected `os/arch[/variant]` with a known architecture, such as `linux/arm64`"))
+        })?;
+        if let Some(same) = platforms.iter().find(|other| other.is_same(&platform)) {
+            return Err(invalid(
+                &field,
+                format!("platform `{text}` is given twice; it is the same as `{}`", same.as_str()),
+            ));
+        }
+        platforms.push(platform);
+    }
+    Ok(platforms)
 }
 
 fn compression(text: &str) -> Result<BuildCompression, ApiError> {
@@ -255,7 +275,14 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
         },
         build_args: spec.build_args,
         target: spec.target.unwrap_or_default(),
-        platform: spec.platform.map(|platform| platform.as_str().to_owned()).unwrap_or_default(),
+        platform: match spec.platforms.as_slice() {
+            [platform] => platform.as_str().to_owned(),
+            _ => String::new(),
+        },
+        platforms: match spec.platforms.len() {
+            0 | 1 => Vec::new(),
+            _ => spec.platforms.iter().map(|platform| platform.as_str().to_owned()).collect(),
+        },
         labels: spec.labels,
         no_cache: spec.no_cache == NoCache::Everything,
         no_cache_stages: match spec.no_cache {
@@ -352,6 +379,10 @@ mod tests {
             ("spec.context_path", |wire| wire.context_path = "x".to_owned()),
             ("spec.dockerfile_path", |wire| wire.dockerfile_path = "../x".to_owned()),
             ("spec.platform", |wire| wire.platform = "arm64".to_owned()),
+            ("spec.platforms[1]", |wire| {
+                wire.platforms = ["linux/arm64", "linux/arm64/v8"].map(str::to_owned).into();
+            }),
+            ("spec.platforms", |wire| wire.platforms = vec!["linux/arm64".to_owned(); 17]),
             ("spec.network", |wire| wire.network = "host".to_owned()),
             ("spec.timeout", |wire| wire.timeout = Some(prost_types::Duration { seconds: 101, nanos: 0 })),
             ("spec.timeout", |wire| wire.timeout = Some(prost_types::Duration { seconds: -1, nanos: 0 })),

@@ -36,16 +36,49 @@ pub struct NamedImage {
     pub excerpt: DockerfileExcerpt,
 }
 
+/// A RUN, which needs a machine or an emulator that runs programs of the platform.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlatformRun {
+    pub platform: Platform,
+    pub excerpt: DockerfileExcerpt,
+}
+
 #[derive(Debug, Default)]
 pub struct RemoteSources {
     /// Images, each name once for each platform.
     pub images: Vec<NamedImage>,
     pub downloads: Vec<NamedDownload>,
     pub repositories: Vec<NamedRepository>,
+    /// First RUN of the needed stages of each platform.
+    pub runs: Vec<PlatformRun>,
     /// Image with which the target begins, through any stages in between.
     pub base: Option<(Reference, Platform)>,
     /// The Dockerfile names more images than the scan covers.
     pub has_more: bool,
+}
+
+impl RemoteSources {
+    /// Adds what the same Dockerfile names for another platform; [`base`](Self::base) stays.
+    pub fn extend(&mut self, other: Self) {
+        let Self { images, downloads, repositories, runs, base: _, has_more } = other;
+        self.images.extend(images);
+        for download in downloads {
+            if self.downloads.iter().all(|known| known.url != download.url) {
+                self.downloads.push(download);
+            }
+        }
+        for repository in repositories {
+            if self.repositories.iter().all(|known| known.url != repository.url) {
+                self.repositories.push(repository);
+            }
+        }
+        for run in runs {
+            if self.runs.iter().all(|known| known.platform != run.platform) {
+                self.runs.push(run);
+            }
+        }
+        self.has_more |= has_more;
+    }
 }
 
 /// Looks up the defaults of an image found by an earlier scan; returns `None` for one that is not resolved yet.
@@ -215,6 +248,7 @@ impl<'a> RemoteSourceScanner<'a> {
             self.triggers.insert(at, triggers);
         }
         self.found.images.sort_by_key(|image| image.excerpt.start_line);
+        self.collect_runs();
         self.collect_downloads();
     }
 
@@ -292,6 +326,34 @@ impl<'a> RemoteSourceScanner<'a> {
 
     fn is_noted(&self, reference: &Reference) -> bool {
         self.seen.contains(&(reference.to_string(), self.inputs.platform.as_str().to_owned()))
+    }
+
+    /// Collects the first RUN of each platform in the needed stages. A stage has the platform of the stage with which it
+    /// begins.
+    fn collect_runs(&mut self) {
+        let mut platforms: BTreeMap<usize, &Platform> = BTreeMap::new();
+        let mut runs: Vec<PlatformRun> = Vec::new();
+        for (&at, triggers) in &self.triggers {
+            let stage = &self.stages[at];
+            // Earlier stages have smaller numbers, so the platform of the base is known.
+            let platform = match &stage.base {
+                ScannedBase::Stage(base) => platforms.get(base).copied().unwrap_or(&stage.platform),
+                ScannedBase::Scratch => self.inputs.platform,
+                ScannedBase::Image(_) | ScannedBase::Unreadable => &stage.platform,
+            };
+            platforms.insert(at, platform);
+            let is_run = |instruction: &&Instruction| instruction.keyword == "run";
+            let excerpt = match triggers.iter().find(is_run) {
+                Some(_) => Some(stage.excerpt.clone()),
+                None => stage.instructions.iter().find(is_run).map(|run| self.dockerfile.excerpt_of(run)),
+            };
+            if let Some(excerpt) = excerpt
+                && runs.iter().all(|run| run.platform != *platform)
+            {
+                runs.push(PlatformRun { platform: platform.clone(), excerpt });
+            }
+        }
+        self.found.runs = runs;
     }
 
     /// Collects the sources that ADD fetches in the needed stages.

@@ -14,15 +14,15 @@ use hearth_registry::full_name;
 use tokio::sync::mpsc;
 
 use super::super::dockerfile::{
-    Dockerfile, DockerfileExcerpt, DockerfileInputs, NamedDownload, NamedImage, NamedRepository,
-    RemoteSources,
+    Dockerfile, DockerfileExcerpt, DockerfileInputs, ImageDefaultsLookup, NamedDownload, NamedImage,
+    NamedRepository, PlatformRun, RemoteSources,
 };
 use super::super::port::{ImageRequest, PinnedImageSource};
 use super::super::publisher::EventPublisher;
 use super::super::service::{ActiveBuild, BuildRuntime};
 use super::faults::{logged_log_fault, stopped_fault};
-use crate::image::{BaseImage, SuppliedImage, SupplyOrigin, TransferProgress};
-use crate::model::build::{BuildEventKind, BuildRecord, BuildSource, LogStream};
+use crate::image::{BaseImage, PlatformBase, SuppliedImage, SupplyOrigin, TransferProgress};
+use crate::model::build::{BuildEventKind, BuildRecord, BuildSource, BuildSpec, LogStream};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::image::{ImageDefaults, PinnedImage, Platform, is_cached_name};
 use crate::model::{MountTarget, Reference};
@@ -41,8 +41,10 @@ pub(super) struct BuildImages {
     /// Sources that ADD fetches, determined once the variables of all images are known.
     pub(super) downloads: Vec<NamedDownload>,
     pub(super) repositories: Vec<NamedRepository>,
-    /// Image with which the target begins.
-    pub(super) base: Option<BaseImage>,
+    /// First RUN of each platform.
+    pub(super) runs: Vec<PlatformRun>,
+    /// Image with which the target begins, for each platform of the build.
+    pub(super) bases: Vec<PlatformBase>,
     _supplied: Vec<SuppliedImage>,
 }
 
@@ -73,17 +75,11 @@ impl BuildRuntime {
         path: &MountTarget,
         publisher: &mut EventPublisher,
     ) -> Result<BuildImages, Fault> {
-        let platform = record.spec.platform.clone().unwrap_or_else(Platform::host);
-        let inputs = DockerfileInputs {
-            build_args: &record.spec.build_args,
-            platform: &platform,
-            target: record.spec.target.as_deref(),
-        };
         let mut known: BTreeMap<(String, String), ImageDefaults> = BTreeMap::new();
         let mut supplied: BTreeMap<String, (Vec<Platform>, SuppliedImage)> = BTreeMap::new();
         let mut steps = 0;
         for _ in 0..MAX_TRIGGER_ROUNDS {
-            let named = dockerfile.remote_sources(inputs, &|reference, platform| {
+            let (named, bases) = named_sources(dockerfile, &record.spec, &|reference, platform| {
                 known.get(&(reference.to_string(), platform.as_str().to_owned())).cloned()
             });
             if named.has_more {
@@ -102,14 +98,25 @@ impl BuildRuntime {
                         digest: image.digest,
                     };
                 let sources = supplied.iter().map(source).collect();
-                let base = named.base.and_then(|(reference, platform)| {
+                let base = |(reference, platform): (Reference, Platform)| {
                     let (_, image) = supplied.get(&normalized_name(&reference))?;
                     let image = PinnedImage { repository: image.repository.clone(), digest: image.digest };
                     Some(BaseImage { image, platform })
-                });
+                };
+                let bases = bases
+                    .into_iter()
+                    .map(|(platform, named)| PlatformBase { platform, base: named.and_then(base) })
+                    .collect();
                 let supplied = supplied.into_values().map(|(_, image)| image).collect();
-                let RemoteSources { downloads, repositories, .. } = named;
-                return Ok(BuildImages { sources, downloads, repositories, base, _supplied: supplied });
+                let RemoteSources { downloads, repositories, runs, .. } = named;
+                return Ok(BuildImages {
+                    sources,
+                    downloads,
+                    repositories,
+                    runs,
+                    bases,
+                    _supplied: supplied,
+                });
             }
             for wish in wishes.values() {
                 if let Some(fault) = pull_denied_fault(record, wish, path) {
@@ -223,6 +230,31 @@ impl BuildRuntime {
             }
         }
     }
+}
+
+/// A platform of the build, and the image with which the target begins.
+type NamedBase = (Platform, Option<(Reference, Platform)>);
+
+/// Returns what the Dockerfile names for all platforms of a build, and the base of each.
+fn named_sources(
+    dockerfile: &Dockerfile,
+    spec: &BuildSpec,
+    known: ImageDefaultsLookup<'_>,
+) -> (RemoteSources, Vec<NamedBase>) {
+    let mut all = RemoteSources::default();
+    let mut bases = Vec::new();
+    for platform in spec.result_platforms() {
+        let inputs = DockerfileInputs {
+            build_args: &spec.build_args,
+            platform: &platform,
+            target: spec.target.as_deref(),
+        };
+        let mut named = dockerfile.remote_sources(inputs, known);
+        let base = named.base.take();
+        all.extend(named);
+        bases.push((platform, base));
+    }
+    (all, bases)
 }
 
 /// Runs the supply of an image and reports its progress as a step of the build.

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use super::super::port::{SolveError, SolveOutcome, SolveRequest};
 use super::super::service::{ActiveBuild, BuildRuntime};
 use super::images::BuildImages;
-use crate::image::BaseImage;
+use crate::image::{ImageForm, PlatformBase};
 use crate::model::build::NoCache;
 use crate::model::image::PinnedImage;
 use crate::model::{BuildCompression, Digest, Reference};
@@ -24,15 +24,15 @@ impl BuildRuntime {
         (tag, compression): (&Reference, BuildCompression),
         request: impl FnOnce() -> SolveRequest,
     ) -> Result<SolveOutcome, SolveError> {
-        let restore = async |digest: Digest, base: Option<&BaseImage>, converted| {
+        let finish = async |digest: Digest, bases: Vec<PlatformBase>, converted| {
             let built = PinnedImage { repository: tag.repository.clone(), digest };
-            let restored = self.ports.images.restore_base_layers(&built, base, compression, converted);
-            restored.await.map_err(|fault| SolveError::Failed(Box::new(fault)))
+            let form = ImageForm { bases, compression, converted };
+            let finished = self.ports.images.finish_built_image(&built, form);
+            finished.await.map_err(|fault| SolveError::Failed(Box::new(fault)))
         };
-        let base = images.base.as_ref();
-        let restored = restore(outcome.digest, base, false).await?;
-        if !restored.has_other_compression {
-            return Ok(SolveOutcome { digest: restored.digest, ..outcome });
+        let finished = finish(outcome.digest, images.bases.clone(), false).await?;
+        if !finished.has_other_compression {
+            return Ok(SolveOutcome { digest: finished.digest, ..outcome });
         }
         tracing::info!(%compression, "the builder reused layers of an earlier build in another compression; solving again to convert them");
         let mut request = request();
@@ -42,8 +42,7 @@ impl BuildRuntime {
         // Without a receiver, events are dropped: the steps were told already.
         let (events, _) = mpsc::channel(1);
         let converted = self.ports.solver.solve(request, events, active.stop.child_token()).await?;
-        let base = base.filter(|_| restored.begins_with_base);
-        let restored = restore(converted.digest, base, true).await?;
-        Ok(SolveOutcome { digest: restored.digest, ..outcome })
+        let finished = finish(converted.digest, finished.bases, true).await?;
+        Ok(SolveOutcome { digest: finished.digest, ..outcome })
     }
 }

@@ -559,12 +559,12 @@ async fn layers_that_an_earlier_build_left_in_another_compression_are_converted_
     let solves: Vec<_> =
         requests.iter().map(|request| (request.converts_layers, request.spec.no_cache.clone())).collect();
     assert_eq!(solves, [(false, NoCache::Everything), (true, NoCache::Nothing)]);
-    let restored = room.images.restored.lock();
-    let converted: Vec<bool> = restored.iter().map(|(.., converted)| *converted).collect();
+    let forms = room.images.forms.lock();
+    let converted: Vec<bool> = forms.iter().map(|form| form.converted).collect();
     assert_eq!(converted, [false, true]);
-    for (found, compression, _) in restored.iter() {
-        let found = found.as_ref().unwrap();
+    for form in forms.iter() {
+        let found = form.bases[0].base.as_ref().unwrap();
         assert_eq!((found.image.repository.as_str(), found.image.digest), ("base", base));
-        assert_eq!(*compression, BuildCompression::Zstd);
+        assert_eq!(form.compression, BuildCompression::Zstd);
     }
 }

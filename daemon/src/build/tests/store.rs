@@ -79,3 +79,19 @@ async fn a_database_that_was_closed_gives_back_what_was_stored() {
     let store = crate::store::StateStore::open(&path).unwrap();
     assert_eq!(store.get(&kept.id).await.unwrap(), Some(kept));
 }
+
+#[test]
+fn the_platform_that_earlier_versions_stored_is_read() {
+    let mut stored = serde_json::to_value(spec("a")).unwrap();
+    let platforms = |stored: &serde_json::Value| {
+        let spec: BuildSpec = serde_json::from_value(stored.clone()).unwrap();
+        spec.platforms.iter().map(|platform| platform.as_str().to_owned()).collect::<Vec<_>>()
+    };
+    stored["platforms"] = serde_json::json!(["linux/amd64", "linux/arm64"]);
+    assert_eq!(platforms(&stored), ["linux/amd64", "linux/arm64"]);
+    stored.as_object_mut().unwrap().remove("platforms");
+    stored["platform"] = serde_json::json!("linux/arm64");
+    assert_eq!(platforms(&stored), ["linux/arm64"]);
+    stored["platform"] = serde_json::Value::Null;
+    assert_eq!(platforms(&stored), Vec::<String>::new());
+}

@@ -9,6 +9,7 @@ use crate::build::port::SolveRequest;
 use crate::model::BuildCompression;
 use crate::model::build::{BuildNetwork, NoCache};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
+use crate::model::image::Platform;
 
 /// BuildKit's own frontend for Dockerfiles.
 pub(in crate::buildkit) const DOCKERFILE_FRONTEND: &str = "dockerfile.v0";
@@ -74,8 +75,9 @@ pub(in crate::buildkit) fn frontend(request: &SolveRequest, shared: bool) -> Has
     if let Some(target) = &request.spec.target {
         set("target".into(), target);
     }
-    if let Some(platform) = &request.spec.platform {
-        set("platform".into(), platform.as_str());
+    if !request.spec.platforms.is_empty() {
+        let platforms: Vec<&str> = request.spec.platforms.iter().map(Platform::as_str).collect();
+        set("platform".into(), &platforms.join(","));
     }
     match &request.spec.no_cache {
         NoCache::Nothing => {}

@@ -50,6 +50,9 @@ pub(in crate::buildkit) fn fault_of_status(
         if fault.code == ErrorCode::StepFailed && tail.iter().any(|line| no_process(line)) {
             fault = fault.hint("the steps of a builder may have no more processes; let the step start fewer, or raise `step_processes` of the daemon");
         }
+        if fault.code == ErrorCode::StepFailed && tail.iter().any(|line| line.contains("exec format error")) {
+            fault = fault.hint("the step's program is for a platform that the builder cannot run, or is a script without a #! line; for other platforms, install qemu-user-static on the builder's machine");
+        }
         fault.log_tail = tail;
     }
     fault

@@ -46,6 +46,9 @@ macro_rules! build_error_codes {
                     "A build step or an app needed more memory than its limit, or than the machine had. Give it more memory, or let it use less.";
                 StepFailed = "step_failed", FailedPrecondition, No,
                     "The command of a Dockerfile step ended with an exit code other than 0. The last lines of its log say why.";
+                EmulationMissing = "emulation_missing", FailedPrecondition, No,
+                    "A `RUN` of the build needs programs of another platform, and the kernel of the builder has no handler that emulates it. Install qemu-user-static on the builder's machine, or build this platform without `RUN`.",
+                    hint "install the package qemu-user-static on the machine of the daemon, which registers handlers with the kernel; or let the step run on the builder's platform with `FROM --platform=$BUILDPLATFORM`";
                 StepNetworkUnavailable = "step_network_unavailable", Unavailable, Yes,
                     "The network of a build step could not be set up. Run the build again; if this repeats, see the daemon's log.",
                     hint "run the build again; if this repeats, see the daemon's log";

@@ -297,3 +297,30 @@ fn the_base_of_the_target_is_found_through_the_stages_in_between() {
     assert_eq!(base(None, ""), named("room.test/d", host.as_str()));
     assert_eq!(base(Some("no"), ""), None);
 }
+
+#[test]
+fn the_first_run_of_each_platform_is_found_in_the_stages_that_are_needed() {
+    let build_args = BTreeMap::new();
+    let platform = Platform::parse("linux/arm64").unwrap();
+    let runs = |text: &str| {
+        let found =
+            Dockerfile::parse(text.into()).remote_sources(inputs(&build_args, &platform, None), &|_, _| None);
+        let shown = |run: &PlatformRun| format!("{}@{}", run.platform.as_str(), run.excerpt.start_line);
+        found.runs.iter().map(shown).collect::<Vec<_>>()
+    };
+    assert_eq!(runs("FROM a\nCOPY x /\nRUN one\nRUN two\n"), ["linux/arm64@3"]);
+    assert_eq!(runs("FROM a AS unused\nRUN x\nFROM scratch\nCOPY x /\n"), Vec::<String>::new());
+    let cross = "FROM --platform=linux/amd64 a AS native\nRUN make\nFROM native AS more\nRUN more\nFROM scratch\nCOPY --from=more /x /\n";
+    assert_eq!(runs(cross), ["linux/amd64@2"], "a stage has the platform of the stage below it");
+    assert_eq!(runs(&format!("{cross}RUN last\n")), ["linux/amd64@2", "linux/arm64@7"]);
+}
+
+#[test]
+fn an_onbuild_run_of_the_base_counts_for_the_stage_that_begins_with_it() {
+    let build_args = BTreeMap::new();
+    let platform = Platform::parse("linux/arm64").unwrap();
+    let defaults = ImageDefaults { triggers: vec!["RUN x".to_owned()], ..ImageDefaults::default() };
+    let found = Dockerfile::parse(b"# one\nFROM a\nCOPY x /\n".to_vec())
+        .remote_sources(inputs(&build_args, &platform, None), &|_, _| Some(defaults.clone()));
+    assert_eq!(found.runs.iter().map(|run| run.excerpt.start_line).collect::<Vec<_>>(), [2]);
+}

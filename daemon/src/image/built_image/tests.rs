@@ -4,6 +4,7 @@ use hearth_pack::layer::{Compression, LayerOptions};
 
 use sha2::{Digest as _, Sha256};
 
+use super::super::base_layers::{TOC_DIGEST, as_buildkit_writes_it, has_form, with_root};
 use super::*;
 use crate::context::{LayerInspection, LayerLimits};
 use crate::image::port::ImageCatalog as _;
@@ -87,9 +88,47 @@ impl Fixture {
     }
 
     async fn restore(&self, built: &PinnedImage, base: &PinnedImage) -> BuiltImage {
-        let base = BaseImage { image: base.clone(), platform: Platform::host() };
-        self.images.restore_base_layers(built, Some(&base), BuildCompression::Gzip, false).await.unwrap()
+        self.images.finish_built_image(built, on_base(base)).await.unwrap()
     }
+
+    /// Pushes an index of images, as the builder does.
+    async fn build_index(&self, images: &[(&str, &PinnedImage)]) -> PinnedImage {
+        let entry = |(platform, image): &(&str, &PinnedImage)| {
+            let size = self.blobs.size(&image.digest).unwrap().unwrap();
+            let platform = Some(Platform::parse(platform).unwrap().to_declared());
+            Descriptor { platform, ..Descriptor::new(oci::OCI_MANIFEST_TYPE, image.digest, size) }
+        };
+        let pushed = Descriptor::new(oci::OCI_INDEX_TYPE, images[0].1.digest, 0);
+        let entries = images.iter().map(entry).collect();
+        let top = compose_index(&self.blobs, &pushed, entries, BTreeMap::new()).unwrap();
+        let contents = ImageContents::read_and_touch(&self.blobs, &top).unwrap();
+        let repository: Repository = "built".parse().unwrap();
+        self.store.put_manifests(&repository, contents.manifests, None).await.unwrap();
+        PinnedImage { repository, digest: top.digest }
+    }
+
+    fn index(&self, digest: Digest) -> oci::OciIndex {
+        let descriptor = Descriptor::new(oci::OCI_INDEX_TYPE, digest, 0);
+        parse(&descriptor, &read_json(&self.blobs, &descriptor).unwrap()).unwrap()
+    }
+}
+
+fn platform_base(platform: &str, image: &PinnedImage) -> PlatformBase {
+    let base = BaseImage { image: image.clone(), platform: Platform::host() };
+    PlatformBase { platform: Platform::parse(platform).unwrap(), base: Some(base) }
+}
+
+fn on_base(base: &PinnedImage) -> ImageForm {
+    ImageForm {
+        bases: vec![platform_base("linux/amd64", base)],
+        compression: BuildCompression::Gzip,
+        converted: false,
+    }
+}
+
+fn is_built(digest: Digest, base: Option<&PinnedImage>, has_other_compression: bool) -> BuiltImage {
+    let bases = base.map(|base| platform_base("linux/amd64", base)).into_iter().collect();
+    BuiltImage { digest, bases, has_other_compression }
 }
 
 #[tokio::test]
@@ -109,10 +148,7 @@ async fn layers_of_the_base_have_the_form_that_they_have_there() {
         (&on_zstd, &zstd, &on_zstd),
     ] {
         let restored = room.restore(built, base).await;
-        assert_eq!(
-            restored,
-            BuiltImage { digest: expected.digest, begins_with_base: true, has_other_compression: false }
-        );
+        assert_eq!(restored, is_built(expected.digest, Some(base), false));
         room.images.verify(&built.repository, restored.digest).await.unwrap();
     }
 }
@@ -123,13 +159,12 @@ async fn a_new_layer_in_another_compression_is_told_and_layers_of_another_image_
     let base = room.load("base:gz", "base", Compression::Gzip).await;
     let new = room.load("new:zstd", "new", Compression::Zstd).await;
     let built = room.build(&[&base, &new]).await;
-    let mut expected =
-        BuiltImage { digest: built.digest, begins_with_base: true, has_other_compression: true };
-    assert_eq!(room.restore(&built, &base).await, expected);
-    expected.begins_with_base = false;
+    assert_eq!(room.restore(&built, &base).await, is_built(built.digest, Some(&base), true));
     let other = room.load("other:gz", "other", Compression::Gzip).await;
-    assert_eq!(room.restore(&built, &other).await, expected, "it does not begin with that image");
-    let zstd = room.images.restore_base_layers(&built, None, BuildCompression::Zstd, false).await.unwrap();
+    let restored = room.restore(&built, &other).await;
+    assert_eq!(restored, is_built(built.digest, None, true), "it does not begin with that image");
+    let form = ImageForm { bases: Vec::new(), compression: BuildCompression::Zstd, ..on_base(&base) };
+    let zstd = room.images.finish_built_image(&built, form).await.unwrap();
     assert!(zstd.has_other_compression, "without a base, every layer is a new one");
 }
 
@@ -140,10 +175,38 @@ async fn a_config_names_the_layers_of_the_base_again_after_their_conversion() {
     let converted = room.load("base:converted", "converted base", Compression::Gzip).await;
     let new = room.load("new:gz", "new", Compression::Gzip).await;
     let (built, expected) = (room.build(&[&converted, &new]).await, room.build(&[&base, &new]).await);
-    let of = BaseImage { image: base, platform: Platform::host() };
-    let restored =
-        room.images.restore_base_layers(&built, Some(&of), BuildCompression::Gzip, true).await.unwrap();
+    let form = ImageForm { converted: true, ..on_base(&base) };
+    let restored = room.images.finish_built_image(&built, form).await.unwrap();
     assert_eq!(restored.digest, expected.digest);
+}
+
+#[tokio::test]
+async fn an_index_lists_the_restored_image_of_each_platform_in_the_same_order() {
+    let room = fixture();
+    let new = room.load("new:gz", "new", Compression::Gzip).await;
+    let (gzip, zstd) = (
+        room.load("base:gz", "base", Compression::Gzip).await,
+        room.load("base:zstd", "base", Compression::Zstd).await,
+    );
+    let other = room.load("other:gz", "other", Compression::Gzip).await;
+    let (on_gzip, on_zstd) = (room.build(&[&gzip, &new]).await, room.build(&[&zstd, &new]).await);
+    let on_other = room.build(&[&other, &new]).await;
+    let built = room.build_index(&[("linux/arm64", &on_zstd), ("linux/amd64", &on_other)]).await;
+    let bases = vec![platform_base("linux/amd64", &other), platform_base("linux/arm64/v8", &gzip)];
+    let form = ImageForm { bases, ..on_base(&gzip) };
+    let finished = room.images.finish_built_image(&built, form.clone()).await.unwrap();
+    assert_ne!(finished.digest, built.digest);
+    assert_eq!(finished.bases.len(), 2);
+    let index = room.index(finished.digest);
+    let digests: Vec<Digest> = index.manifests.iter().map(|child| child.digest).collect();
+    assert_eq!(digests, [on_gzip.digest, on_other.digest]);
+    let platforms: Vec<_> = index.manifests.iter().map(|child| child.platform.clone().unwrap()).collect();
+    assert_eq!(platforms.iter().map(ToString::to_string).collect::<Vec<_>>(), ["linux/arm64", "linux/amd64"]);
+    room.images.verify(&built.repository, finished.digest).await.unwrap();
+    // An index that needs no change is the one that was pushed.
+    let built = room.build_index(&[("linux/arm64", &on_gzip), ("linux/amd64", &on_other)]).await;
+    assert_eq!(room.images.finish_built_image(&built, form).await.unwrap().digest, built.digest);
+    assert_eq!(built.digest, finished.digest);
 }
 
 #[test]
