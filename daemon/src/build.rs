@@ -8,6 +8,7 @@ mod admission;
 mod credentials;
 mod dockerfile;
 mod driver;
+mod estimate;
 mod event_log;
 #[cfg(test)]
 mod fake;
@@ -28,7 +29,7 @@ mod tests;
 mod verdict;
 mod watch;
 
-pub use admission::{AdmissionError, AdmissionLimits};
+pub use admission::{AdmissionError, AdmissionLimits, QueuePlace};
 pub use credentials::{RegistryAccess, RegistryCredentialMinter};
 pub use log_text::{BuildLogQuery, BuildLogText, damage_text};
 pub use rooms::RoomContexts;

@@ -10,6 +10,7 @@ mod cache;
 mod contents;
 mod error;
 mod gc;
+mod instructions;
 mod layers;
 mod load;
 mod origin;

@@ -26,6 +26,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/schema-secrets.sql"),
     include_str!("store/schema-layer-verdicts.sql"),
     include_str!("store/schema-cached-images.sql"),
+    include_str!("store/schema-build-lists.sql"),
 ];
 
 /// Handle to the state database; cheap to clone.

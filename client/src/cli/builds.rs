@@ -1,6 +1,7 @@
 //! `hearth builds`
 
 mod logs;
+mod stats;
 
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ pub(super) enum BuildsCommand {
         build: String,
     },
     Logs(logs::BuildLogsArgs),
+    Stats(stats::BuildStatsArgs),
     /// Cancel queued or running builds; a cancelled build publishes nothing
     Cancel {
         /// Ids of the builds, or prefixes of them
@@ -102,6 +104,7 @@ pub(super) async fn run(command: BuildsCommand, globals: &GlobalArgs) -> Result<
             }
         }
         BuildsCommand::Logs(args) => logs::run(args, globals).await,
+        BuildsCommand::Stats(args) => stats::run(args, globals).await,
         BuildsCommand::Cancel { builds, timeout } => {
             let client = connect(globals).await?;
             change_each("cancelled", &builds, globals, async |build| {

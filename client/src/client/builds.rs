@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use hearth_proto::v1::{
     Build, CancelBuildRequest, GetBuildRequest, ListBuildsRequest, ReadBuildLogRequest, ReadBuildLogResponse,
-    RemoveBuildRequest, SubmitBuildRequest, SubmitBuildResponse,
+    ReadStepHistoryRequest, ReadStepHistoryResponse, RemoveBuildRequest, SubmitBuildRequest,
+    SubmitBuildResponse,
 };
 
 use super::{Client, ClientError, request_with_timeout, unary_request};
@@ -55,6 +56,12 @@ impl Client {
     /// Returns a part of a build's log as text.
     pub async fn read_log(&self, request: ReadBuildLogRequest) -> Result<ReadBuildLogResponse, ClientError> {
         self.message_or_error(self.builds().read_log(unary_request(request)).await)
+    }
+
+    /// Returns the steps of the last builds of a tag, newest first.
+    pub async fn step_history(&self, tag: &str) -> Result<ReadStepHistoryResponse, ClientError> {
+        let request = ReadStepHistoryRequest { tag: tag.to_owned(), limit: 0 };
+        self.message_or_error(self.builds().read_step_history(unary_request(request)).await)
     }
 
     /// Cancels a build and waits until its processes have ended.

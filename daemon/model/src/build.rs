@@ -197,6 +197,9 @@ pub struct BuildRecord {
     /// External content that the Dockerfile names, with its digests.
     #[serde(default)]
     pub sources: Vec<BuildSource>,
+    /// Steps of the last attempt; set when the build has ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepSummary>,
     #[serde(default)]
     pub result: Option<BuildResult>,
     #[serde(default)]
@@ -253,6 +256,17 @@ mod tree_digest {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TreeDigest, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
+}
+
+/// A step of an ended build.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepSummary {
+    pub name: String,
+    pub duration: Duration,
+    pub cached: bool,
+    /// Compressed size of the layer that the step added to the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -25,6 +25,15 @@ pub struct VerifiedImage {
     pub size_bytes: u64,
 }
 
+/// Instruction in the history of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageInstruction {
+    /// Example: `RUN /bin/sh -c make # buildkit`.
+    pub text: String,
+    /// Size of its layer in bytes, as stored; `None` if it made no layer.
+    pub layer_bytes: Option<u64>,
+}
+
 /// Image of the room's registry by digest, independent of its tags.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinnedImage {

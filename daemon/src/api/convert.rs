@@ -20,12 +20,12 @@ use hearth_proto::v1;
 use jiff::Timestamp;
 
 use super::error::{ApiError, fault_detail};
-use crate::build::damage_text;
+use crate::build::{QueuePlace, damage_text};
 use crate::image::port::ImageMark;
 use crate::image::port::cached::CachedImage;
 use crate::model::attestation::AttachedStatement;
 use crate::model::build::{
-    BuildEvent, BuildEventKind, BuildRecord, BuildSource, BuildState, LogStream, MountIdentity,
+    BuildEvent, BuildEventKind, BuildRecord, BuildSource, BuildState, LogStream, MountIdentity, StepSummary,
 };
 use crate::model::fault::{DockerfileRange, ErrorCode};
 use crate::model::image::TaggedImage;
@@ -191,6 +191,30 @@ pub fn build(record: BuildRecord) -> v1::Build {
         last_sequence: record.last_sequence,
         spec: Some(spec::to_wire(record.spec)),
         queue: None,
+    }
+}
+
+/// Returns the steps of a build.
+pub fn build_steps(record: BuildRecord) -> v1::BuildSteps {
+    let step = |step: StepSummary| v1::StepRecord {
+        name: step.name,
+        duration: Some(to_duration(step.duration)),
+        cached: step.cached,
+        layer_bytes: step.layer_bytes,
+    };
+    v1::BuildSteps {
+        build_id: record.id.to_string(),
+        state: build_state(record.state).into(),
+        finished_at: record.finished_at.map(timestamp),
+        steps: record.steps.into_iter().map(step).collect(),
+    }
+}
+
+pub fn queue_place(place: &QueuePlace, expected_wait: Option<std::time::Duration>) -> v1::QueuePlace {
+    v1::QueuePlace {
+        ahead: u32::try_from(place.ahead.len()).unwrap_or(u32::MAX),
+        reason: place.wait.to_string(),
+        expected_wait: expected_wait.map(to_duration),
     }
 }
 

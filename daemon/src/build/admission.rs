@@ -42,10 +42,11 @@ pub enum AdmissionError {
 }
 
 /// Place of a waiting build in the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueuePlace {
-    /// Number of builds that start before it if no others are submitted.
-    pub ahead: usize,
+    /// Builds that start before it if no others are submitted.
+    pub ahead: Vec<BuildId>,
+    pub running: Vec<BuildId>,
     pub wait: QueueWait,
 }
 
@@ -203,15 +204,16 @@ impl BuildAdmission {
         // In each round, every caller in front of this one starts a build, and every other one that was there before.
         let position = self.waiting.iter().position(|(name, _)| name == caller)?;
         let of_others = self.waiting.iter().enumerate().filter(|(_, (name, _))| name != caller);
-        let ahead =
-            of_others.map(|(other, (_, queue))| queue.len().min(before + usize::from(other < position)));
+        let of_others = of_others
+            .flat_map(|(other, (_, queue))| queue.iter().take(before + usize::from(other < position)));
+        let ahead = own.iter().take(before).chain(of_others).cloned().collect();
         let (running, slots) = (self.running.len(), self.limits.concurrency);
         let wait = match (self.draining, self.slots_for(caller)) {
             (true, _) => QueueWait::Draining,
             (false, 0) if running < slots => QueueWait::LastSlot,
             (false, _) => QueueWait::Slots { running, slots },
         };
-        Some(QueuePlace { ahead: before + ahead.sum::<usize>(), wait })
+        Some(QueuePlace { ahead, running: self.running.keys().cloned().collect(), wait })
     }
 
     pub fn running_count(&self) -> usize {
@@ -249,7 +251,6 @@ impl BuildAdmission {
 
     /// Number of builds, queued or reserved, whose caller may use a free slot. It exceeds the number of free slots
     /// when callers compete for them.
-    /// slots when callers compete for them.
     fn starting(&self) -> usize {
         let waiting = self.waiting.iter().map(|(caller, _)| caller);
         let callers: BTreeSet<&String> = waiting.chain(self.reservations.keys()).collect();

@@ -21,6 +21,7 @@ mod downloads;
 mod ending;
 mod faults;
 mod images;
+mod layer_sizes;
 mod layers;
 mod network;
 mod prefetch;

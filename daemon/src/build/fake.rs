@@ -24,7 +24,7 @@ use crate::model::attestation::Predicate;
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, ContextIdentity, LogStream};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::{BuildId, PackId};
-use crate::model::image::{ImageDefaults, PinnedImage, VerifiedImage};
+use crate::model::image::{ImageDefaults, ImageInstruction, PinnedImage, VerifiedImage};
 use crate::model::secret::RegistryCredential;
 use crate::model::{Digest, Reference, Repository};
 
@@ -269,6 +269,10 @@ impl RoomImages for FakeImages {
         }
         let manifest = Descriptor::new("m", digest, 1);
         Ok(VerifiedImage { repository: repository.clone(), manifest, size_bytes: 42 })
+    }
+
+    async fn instructions(&self, _: &Repository, _: Digest) -> Result<Vec<ImageInstruction>, Fault> {
+        Ok(Vec::new())
     }
 
     async fn finish_built_image(&self, built: &PinnedImage, form: ImageForm) -> Result<BuiltImage, Fault> {

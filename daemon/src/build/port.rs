@@ -15,7 +15,7 @@ use crate::model::attestation::Predicate;
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, BuildState, ContextIdentity};
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
-use crate::model::image::{PinnedImage, Platform, VerifiedImage};
+use crate::model::image::{ImageInstruction, PinnedImage, Platform, VerifiedImage};
 use crate::model::secret::{RegistryCredential, Secret};
 use crate::model::trust::TrustDomain;
 use crate::model::{Digest, MountTarget, Reference, Repository};
@@ -199,6 +199,12 @@ pub trait RoomImages: Send + Sync + 'static {
         names: &[String],
         predicates: &[Predicate],
     ) -> Result<(), Fault>;
+    /// Returns the instructions in the history of an image; in case of an index, of its image for this machine.
+    async fn instructions(
+        &self,
+        repository: &Repository,
+        digest: Digest,
+    ) -> Result<Vec<ImageInstruction>, Fault>;
     /// Sets the tags, in any repositories of the room.
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault>;
     /// Pushes an image to other registries, except for its tags, with the credentials of the build and those of the

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::event_log::EventLog;
 use super::mask::{MaskCarry, SecretMask};
 use crate::disk::{SpaceLevel, SpaceWatch};
-use crate::model::build::{BuildEventKind, BuildState, LogStream};
+use crate::model::build::{BuildEventKind, BuildState, LogStream, StepSummary};
 use crate::model::fault::Fault;
 use crate::task;
 
@@ -23,6 +23,9 @@ use crate::task;
 const BATCH: usize = 256;
 /// Maximum bytes of log data in one event.
 const CHUNK: usize = 64 << 10;
+/// Maximum number of steps in the record of a build, and of characters in the name of one.
+const MAX_SUMMARIES: usize = 200;
+const MAX_SUMMARY_NAME: usize = 200;
 /// Bytes of the quota that a progress event uses.
 const PROGRESS_COST: u64 = 128;
 
@@ -37,8 +40,8 @@ pub struct EventPublisher {
     /// The build was warned that free space is low.
     warned_low_space: bool,
     streams: BTreeMap<(u32, bool), StepStream>,
-    /// Steps of this attempt that have begun, and whether their last result came from the cache.
-    steps: BTreeMap<u32, bool>,
+    /// Steps of this attempt that have begun.
+    steps: BTreeMap<u32, StepSummary>,
     /// Highest step number of the earlier attempts.
     earlier_steps: u32,
     /// Highest step number so far.
@@ -100,8 +103,13 @@ impl EventPublisher {
 
     pub fn step_counts(&self) -> StepCounts {
         let count = |steps: usize| u32::try_from(steps).unwrap_or(u32::MAX);
-        let cached = self.steps.values().filter(|cached| **cached).count();
+        let cached = self.steps.values().filter(|step| step.cached).count();
         StepCounts { cached: count(cached), total: count(self.steps.len()) }
+    }
+
+    /// Returns the first steps of this attempt, with names of a limited length.
+    pub fn step_summaries(&self) -> Vec<StepSummary> {
+        self.steps.values().take(MAX_SUMMARIES).cloned().collect()
     }
 
     /// Begins an attempt, whose sender counts its steps from 1 again.
@@ -182,9 +190,11 @@ impl EventPublisher {
     fn process_event(&mut self, kind: BuildEventKind, out: &mut Vec<BuildEventKind>) {
         match kind {
             BuildEventKind::StepStarted { step, name } => {
-                self.steps.entry(step).or_default();
+                let name = self.mask.mask_text(&name);
+                let summary = self.steps.entry(step).or_default();
+                summary.name = name.chars().take(MAX_SUMMARY_NAME).collect();
                 let step = self.numbered(step);
-                out.push(BuildEventKind::StepStarted { step, name: self.mask.mask_text(&name) });
+                out.push(BuildEventKind::StepStarted { step, name });
             }
             BuildEventKind::StepLog { step, stream, data, dropped_bytes } => {
                 let step = self.numbered(step);
@@ -205,7 +215,8 @@ impl EventPublisher {
                 }
             }
             BuildEventKind::StepFinished { step, cached, duration, error } => {
-                self.steps.insert(step, cached);
+                let summary = self.steps.entry(step).or_default();
+                (summary.cached, summary.duration) = (cached, duration);
                 let step = self.numbered(step);
                 out.extend(self.take_held_back(|of| of == step));
                 let error = error.map(|error| self.mask.mask_text(&error));

@@ -21,7 +21,7 @@ use crate::model::attestation::Predicate;
 use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::PackId;
-use crate::model::image::{PinnedImage, VerifiedImage};
+use crate::model::image::{ImageInstruction, PinnedImage, VerifiedImage};
 use crate::model::secret::RegistryCredential;
 use crate::model::{BuildMount, BuildMountSource, Digest, Reference, Repository};
 use crate::packs::{PackError, PackStore};
@@ -68,6 +68,15 @@ impl RoomImages for RoomContexts {
     ) -> Result<(), Fault> {
         let attached = self.images.attach(image, names, predicates).await;
         attached.map_err(|error| image_fault(FaultStage::Export, &error))
+    }
+
+    async fn instructions(
+        &self,
+        repository: &Repository,
+        digest: Digest,
+    ) -> Result<Vec<ImageInstruction>, Fault> {
+        let read = self.images.instructions(repository, digest).await;
+        read.map_err(|error| image_fault(FaultStage::Export, &error))
     }
 
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault> {

@@ -29,7 +29,7 @@ use super::mask::SecretMask;
 use super::port::{BuildQuery, BuildStore, ContextSource, Downloader, RoomImages, Solver, StoreError};
 use super::publisher::EventPublisher;
 use super::verdict::{BuildVerdict, VerdictCell};
-use super::{recovery, retention};
+use super::{estimate, recovery, retention};
 use crate::disk::SpaceWatch;
 use crate::model::RoomRegistries;
 use crate::model::build::{BuildOutcome, BuildRecord, BuildSecrets};
@@ -255,6 +255,11 @@ impl Handle {
     /// Returns the place of a build in the queue. `None` when it does not wait.
     pub fn queue_place(&self, id: &BuildId) -> Option<QueuePlace> {
         self.shared.schedule().admission.place(id)
+    }
+
+    /// Returns the expected time until a waiting build starts. `None` when too little is known of earlier builds.
+    pub async fn expected_wait(&self, place: &QueuePlace) -> Result<Option<Duration>, StoreError> {
+        estimate::expected_wait(&*self.shared.ports.store, place).await
     }
 
     /// Returns a function that names the submitter of an active build, by its whole id, while the daemon runs.

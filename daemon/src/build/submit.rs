@@ -188,6 +188,7 @@ impl BuildRuntime {
         let record = BuildRecord {
             context: None,
             sources: Vec::new(),
+            steps: Vec::new(),
             id: id.clone(),
             spec: request.spec.clone(),
             submitted_by: request.caller.clone(),

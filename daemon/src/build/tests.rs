@@ -118,6 +118,7 @@ pub(super) fn record(tag: &str, state: BuildState) -> BuildRecord {
     BuildRecord {
         context: None,
         sources: Vec::new(),
+        steps: Vec::new(),
         may_pull: NamePatterns::all(),
         may_pull_from: NamePatterns::all(),
         id: BuildId::random(),

@@ -17,9 +17,20 @@ fn main() {
     let seed =
         arguments.next().map_or_else(clock_seed, |text| text.parse().expect("a seed, which is a number"));
     println!("soak: {minutes} minutes, seed {seed}");
+    // Swept also when a check fails, after its daemon has ended.
+    let _scratch = Scratch;
     let summary = soak::run(Duration::from_secs_f64(minutes * 60.0), seed);
-    sweep_scratch();
     println!("soak: {summary:#?}");
+}
+
+struct Scratch;
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for left in sweep_scratch() {
+            println!("left behind: {left}");
+        }
+    }
 }
 
 fn clock_seed() -> u64 {

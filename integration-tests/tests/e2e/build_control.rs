@@ -21,10 +21,12 @@ pub fn group() -> Group {
         shared_cases![
             each_step_has_the_memory_and_processors_that_the_build_gives_it,
             a_log_is_narrowed_by_all_its_filters_together,
+            the_steps_of_a_tag_have_a_history,
         ]
         .into_iter()
         .chain(lone_cases![
             a_build_is_cancelled_at_every_point_without_a_trace,
+            a_waiting_build_tells_when_it_is_expected_to_start,
             builds_of_several_callers_survive_kills_of_the_daemon_and_its_builders,
         ])
         .collect(),
@@ -238,4 +240,81 @@ fn builds_of_several_callers_survive_kills_of_the_daemon_and_its_builders() {
     // `make soak` does the same for longer.
     let summary = soak::run(seconds(12), 1);
     assert!(summary.submitted > 20 && summary.daemon_kills + summary.builder_kills > 1, "{summary:?}");
+}
+
+fn the_steps_of_a_tag_have_a_history(daemon: &Daemon) {
+    let base = daemon.base_image();
+    let dockerfile = format!(
+        "FROM {base} AS parts\nRUN sleep 0.3; echo part > /part\nFROM {base}\nARG N\nCOPY large /\n\
+         COPY --from=parts /part /\nRUN echo $N > /n\n"
+    );
+    daemon.put("history", &Tree::new().dockerfile(&dockerfile).file("large", noise(5, 100_000)));
+    for n in ["N=1", "N=2", "N=3"] {
+        daemon.build_ok("history:1", "history", &["--build-arg", n]);
+    }
+    let builds = daemon.hearth_ok(&["builds", "stats", "history:1", "--json"]).json();
+    let builds = builds.as_array().expect("an array of builds");
+    assert_eq!(builds.len(), 3);
+    let step = |build: usize, words: &str| {
+        let steps = builds[build]["steps"].as_array().expect("steps");
+        steps
+            .iter()
+            .find(|step| step["name"].as_str().is_some_and(|name| name.contains(words)))
+            .unwrap_or_else(|| panic!("no {words} in {steps:?}"))
+    };
+    // The newest build comes first: only the step that uses the argument ran again.
+    assert_eq!(step(0, "RUN echo 3")["cached"], false);
+    for words in ["COPY large", "RUN sleep", "COPY --from"] {
+        assert_eq!(
+            (&step(2, words)["cached"], &step(0, words)["cached"]),
+            (&false.into(), &true.into()),
+            "{words}"
+        );
+    }
+    assert!(step(2, "RUN sleep")["duration_seconds"].as_f64().is_some_and(|time| time > 0.25));
+    for build in 0..3 {
+        let large = &step(build, "COPY large")["layer_bytes"];
+        assert!(large.as_u64().is_some_and(|size| (100_000..110_000).contains(&size)), "{large}");
+        assert!(step(build, "COPY --from")["layer_bytes"].as_u64().is_some_and(|size| size < 1000));
+        assert!(step(build, "RUN sleep")["layer_bytes"].is_null(), "its stage is not in the image");
+    }
+    let table = daemon.hearth_ok(&["builds", "stats", "history:1"]).stdout;
+    let row = |words: &str| table.lines().find(|line| line.ends_with(words)).expect("a row");
+    assert!(row("RUN echo 3 > /n").starts_with("3     0 "), "{table}");
+    assert!(row("COPY large /").starts_with("1     2 ") && row("COPY large /").contains("kB"), "{table}");
+    let empty = daemon.hearth_ok(&["builds", "stats", "nothing:1"]);
+    empty.says(&["no build of nothing:1 has ended"]);
+    let other = daemon.mint(&["--name", "other", "--scope", "agentDefault"]);
+    let mut client = daemon.client();
+    client.env("HEARTH_TOKEN", other).args(["builds", "stats", "history:1", "--json"]);
+    assert_eq!(process::run(&mut client, seconds(20)).expect_code(0).json(), serde_json::json!([]));
+}
+
+fn a_waiting_build_tells_when_it_is_expected_to_start() {
+    let daemon = Daemon::start(Options::room("expected").config("[builds]\nconcurrency = 1\n"));
+    let dockerfile = format!("FROM {}\nARG N\nRUN sleep 4; echo $N\n", daemon.base_image());
+    daemon.put("four", &Tree::new().dockerfile(&dockerfile));
+    let submit = |n: &str| {
+        let mut spec = spec("four:1", "four");
+        spec.build_args = [("N".to_owned(), n.to_owned())].into();
+        block_on(seconds(20), async { Api::of(&daemon).await.submit(spec).await.unwrap() })
+    };
+    let wait_of = |id: &str| {
+        let request = hearth_proto::v1::GetBuildRequest { build_id: id.to_owned() };
+        block_on(seconds(20), async {
+            let build = Api::of(&daemon).await.builds().get(request).await.unwrap().into_inner();
+            build.queue.expect("the build waits").expected_wait
+        })
+    };
+    let (first, second) = (submit("1"), submit("2"));
+    assert_eq!(wait_of(&second), None, "no build has ended yet");
+    daemon.hearth_ok(&["builds", "logs", &first, "--follow"]);
+    let (third, fourth) = (submit("3"), submit("4"));
+    let (third, fourth) = (wait_of(&third).expect("an estimate"), wait_of(&fourth).expect("an estimate"));
+    // A build takes 4 s and what a busy machine adds.
+    assert!((1..=12).contains(&third.seconds), "{third:?}");
+    assert!((third.seconds + 3..=third.seconds + 12).contains(&fourth.seconds), "{fourth:?} after {third:?}");
+    let mount = ["--mount-room-path", "four", "--progress", "plain"];
+    let shown = daemon.hearth_ok(&[&["build", "--tag", "four:1", "--build-arg", "N=5"], &mount[..]].concat());
+    shown.says(&["expected to start in"]);
 }

@@ -377,6 +377,56 @@ pub struct QueuePlace {
     /// Reason why it waits. Example: "2 of 2 builds run".
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
+    /// Expected time until it starts, from the durations of earlier builds of the same tags. Unset when the room has too
+    /// few builds to tell.
+    #[prost(message, optional, tag = "3")]
+    pub expected_wait: ::core::option::Option<::prost_types::Duration>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadStepHistoryRequest {
+    /// Tag of the builds. Example: "room.meshagent.com/my-app:dev".
+    #[prost(string, tag = "1")]
+    pub tag: ::prost::alloc::string::String,
+    /// Maximum number of builds; 0 means 50, which is also the upper limit.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReadStepHistoryResponse {
+    /// Builds of the tag that have ended, newest first; the caller's own, and with `admin` those of all callers.
+    #[prost(message, repeated, tag = "1")]
+    pub builds: ::prost::alloc::vec::Vec<BuildSteps>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BuildSteps {
+    #[prost(string, tag = "1")]
+    pub build_id: ::prost::alloc::string::String,
+    #[prost(enumeration = "BuildState", tag = "2")]
+    pub state: i32,
+    #[prost(message, optional, tag = "3")]
+    pub finished_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Steps in the order of their first appearance, at most 200.
+    #[prost(message, repeated, tag = "4")]
+    pub steps: ::prost::alloc::vec::Vec<StepRecord>,
+}
+/// A step of an ended build.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepRecord {
+    /// Example: "\[2/3\] RUN make".
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+    /// True when the result came from the cache and nothing ran.
+    #[prost(bool, tag = "3")]
+    pub cached: bool,
+    /// Compressed size of the layer that the step added to the image. Unset when it added none, or when that is not known.
+    #[prost(uint64, optional, tag = "4")]
+    pub layer_bytes: ::core::option::Option<u64>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -892,6 +942,32 @@ pub mod builds_client {
             req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Builds", "Cancel"));
             self.inner.unary(req, path, codec).await
         }
+        /// Returns the steps of the last builds of a tag: how long each took, whether the cache had it, and the size of its
+        /// layer.
+        pub async fn read_step_history(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadStepHistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReadStepHistoryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hearth.v1.Builds/ReadStepHistory",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hearth.v1.Builds", "ReadStepHistory"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Removes a build that has ended, including its events. Its image stays.
         pub async fn remove(
             &mut self,
@@ -976,6 +1052,15 @@ pub mod builds_server {
             &self,
             request: tonic::Request<super::CancelBuildRequest>,
         ) -> std::result::Result<tonic::Response<super::Build>, tonic::Status>;
+        /// Returns the steps of the last builds of a tag: how long each took, whether the cache had it, and the size of its
+        /// layer.
+        async fn read_step_history(
+            &self,
+            request: tonic::Request<super::ReadStepHistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReadStepHistoryResponse>,
+            tonic::Status,
+        >;
         /// Removes a build that has ended, including its events. Its image stays.
         async fn remove(
             &self,
@@ -1322,6 +1407,51 @@ pub mod builds_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CancelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Builds/ReadStepHistory" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadStepHistorySvc<T: Builds>(pub Arc<T>);
+                    impl<
+                        T: Builds,
+                    > tonic::server::UnaryService<super::ReadStepHistoryRequest>
+                    for ReadStepHistorySvc<T> {
+                        type Response = super::ReadStepHistoryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadStepHistoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Builds>::read_step_history(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadStepHistorySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -7,6 +7,7 @@ use hearth_proto::v1::build_event::Event;
 use hearth_proto::v1::{BuildEvent, BuildState, QueuePlace};
 
 use crate::client::Client;
+use crate::duration;
 
 /// Time between two questions.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -56,7 +57,15 @@ fn text(place: &QueuePlace) -> String {
         1 => "1 build before it".to_owned(),
         ahead => format!("{ahead} builds before it"),
     };
-    format!("queued: {before} ({})", crate::output::printable(&place.reason))
+    let wait = place.expected_wait.and_then(|wait| Duration::try_from(wait).ok());
+    let wait = wait.map(|wait| format!("; expected to start in {}", duration::format_short(rounded(wait))));
+    format!("queued: {before} ({}{})", crate::output::printable(&place.reason), wait.unwrap_or_default())
+}
+
+/// Rounds an estimate up, so that its text changes less often than once a second: to 5 s, or to a minute.
+fn rounded(wait: Duration) -> Duration {
+    let step = if wait.as_secs() < 120 { 5 } else { 60 };
+    Duration::from_secs((wait.as_secs() / step + 1) * step)
 }
 
 #[cfg(test)]
@@ -65,9 +74,13 @@ mod tests {
 
     #[test]
     fn a_place_says_how_many_and_why() {
-        let place = |ahead| text(&QueuePlace { ahead, reason: "2 of 2 builds run".into() });
+        let place =
+            |ahead| text(&QueuePlace { ahead, reason: "2 of 2 builds run".into(), expected_wait: None });
         assert_eq!(place(0), "queued: next (2 of 2 builds run)");
         assert_eq!(place(1), "queued: 1 build before it (2 of 2 builds run)");
         assert_eq!(place(7), "queued: 7 builds before it (2 of 2 builds run)");
+        let wait = prost_types::Duration { seconds: 43, nanos: 5 };
+        let place = QueuePlace { ahead: 0, reason: "2 of 2 builds run".into(), expected_wait: Some(wait) };
+        assert_eq!(text(&place), "queued: next (2 of 2 builds run; expected to start in 45.0s)");
     }
 }

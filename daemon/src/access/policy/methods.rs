@@ -96,6 +96,12 @@ pub const GRPC_METHODS: &[GrpcMethod] = &[
     ),
     reads("/hearth.v1.Builds/Watch", "read build logs", MethodGate::ReadBuildLogs, OWN_BUILD),
     reads("/hearth.v1.Builds/ReadLog", "read build logs", MethodGate::ReadBuildLogs, OWN_BUILD),
+    reads(
+        "/hearth.v1.Builds/ReadStepHistory",
+        "see builds",
+        MethodGate::SeeBuilds,
+        "the caller's own builds; with `admin` all",
+    ),
     changes("/hearth.v1.Builds/Cancel", "cancel builds", MethodGate::SeeBuilds, OWN_BUILD),
     changes("/hearth.v1.Builds/Remove", "remove builds", MethodGate::SeeBuilds, OWN_BUILD),
     reads("/hearth.v1.Contexts/List", "read contexts", MethodGate::Objects, MOUNTS),

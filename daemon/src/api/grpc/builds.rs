@@ -15,7 +15,7 @@ use crate::build::{BuildError, BuildLogQuery, Handle, SubmitBuild};
 use crate::image::ImageStore;
 use crate::model::RoomRegistries;
 use crate::model::access::{Caller, NamePatterns, StorageVerb};
-use crate::model::build::{BuildEventKind, BuildRecord};
+use crate::model::build::{BuildEventKind, BuildRecord, BuildState};
 use crate::model::fault::ErrorCode;
 
 const MAX_KEY: usize = 256;
@@ -70,11 +70,14 @@ impl v1::builds_server::Builds for BuildsService {
     async fn get(&self, request: Request<v1::GetBuildRequest>) -> Result<Response<v1::Build>, Status> {
         let caller = caller(request.extensions())?;
         let record = self.own(&caller, &request.into_inner().build_id).await?;
-        let place = self.builds.queue_place(&record.id);
-        let queue = place.map(|place| v1::QueuePlace {
-            ahead: u32::try_from(place.ahead).unwrap_or(u32::MAX),
-            reason: place.wait.to_string(),
-        });
+        let queue = match self.builds.queue_place(&record.id) {
+            None => None,
+            Some(place) => {
+                let wait = self.builds.expected_wait(&place).await;
+                let wait = wait.map_err(BuildError::from).map_err(ApiError::from)?;
+                Some(convert::queue_place(&place, wait))
+            }
+        };
         Ok(Response::new(v1::Build { queue, ..convert::build(record) }))
     }
 
@@ -152,6 +155,29 @@ impl v1::builds_server::Builds for BuildsService {
             omitted_lines: log.omitted_lines,
             next_sequence: log.next_sequence,
         }))
+    }
+
+    async fn read_step_history(
+        &self,
+        request: Request<v1::ReadStepHistoryRequest>,
+    ) -> Result<Response<v1::ReadStepHistoryResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let request = request.into_inner();
+        let query = BuildQuery {
+            states: vec![
+                BuildState::Succeeded,
+                BuildState::Failed,
+                BuildState::Cancelled,
+                BuildState::Interrupted,
+            ],
+            tag: Some(self.rooms.qualify(convert::tag("tag", &request.tag)?).to_string()),
+            submitted_by: policy::listed_owner(&caller).map(str::to_owned),
+            limit: page_size(request.limit, 50, 50),
+            ..BuildQuery::default()
+        };
+        let records = self.builds.list(query).await.map_err(ApiError::from)?;
+        let builds = records.into_iter().map(convert::build_steps).collect();
+        Ok(Response::new(v1::ReadStepHistoryResponse { builds }))
     }
 
     async fn cancel(&self, request: Request<v1::CancelBuildRequest>) -> Result<Response<v1::Build>, Status> {

@@ -294,9 +294,9 @@ fn a_waiting_build_has_a_place_and_a_reason() {
     let mut places: Vec<usize> = [1, 2, 4, 5, 6]
         .iter()
         .map(|id| {
-            let QueuePlace { ahead, wait } = admission.place(&ids[*id]).unwrap();
-            assert_eq!(wait, full);
-            ahead
+            let QueuePlace { ahead, running, wait } = admission.place(&ids[*id]).unwrap();
+            assert_eq!((wait, running.len()), (full, 2));
+            ahead.len()
         })
         .collect();
     places.sort_unstable();

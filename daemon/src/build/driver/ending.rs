@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::faults::interrupted_fault;
+use super::layer_sizes;
 use crate::build::port::StoreError;
 use crate::build::publisher::EventPublisher;
 use crate::build::service::{ActiveBuild, BuildRuntime, StoreFailure};
@@ -92,6 +93,10 @@ impl BuildRuntime {
         };
         let now = Timestamp::now();
         record.finished_at = Some(now);
+        record.steps = publisher.step_summaries();
+        if record.state == BuildState::Succeeded {
+            self.add_layer_sizes(&mut record).await;
+        }
         let (state, started) = (record.state, record.started_at);
         tracing::info!(
             state = state.as_str(),
@@ -112,6 +117,16 @@ impl BuildRuntime {
         self.release(active);
         if active.log.len() >= self.options.logs_per_owner / SMALL_LOG_COUNT {
             self.large_log.notify_one();
+        }
+    }
+
+    /// Adds the sizes of the layers to the steps that made them. They are for people only, so a build does not fail
+    /// without them.
+    async fn add_layer_sizes(&self, record: &mut BuildRecord) {
+        let (Some(result), Some(tag)) = (&record.result, record.spec.tags.first()) else { return };
+        match self.ports.images.instructions(&tag.repository, result.digest).await {
+            Ok(instructions) => layer_sizes::add(&mut record.steps, &instructions),
+            Err(fault) => tracing::warn!(error = fault.message, "failed to read the layers of a built image"),
         }
     }
 
