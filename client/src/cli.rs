@@ -295,11 +295,7 @@ async fn run_command(command: Option<CliCommand>, globals: &GlobalArgs) -> Resul
             Box::pin(images::run(command, globals))
         }
         CliCommand::Init(args) => Box::pin(async move { init::run(&args, globals) }),
-        CliCommand::Builds(command) if command.is_follow() => {
-            let work = Box::pin(builds::run(command, globals));
-            return interrupts.run_until_interrupted(globals.json, work).await;
-        }
-        CliCommand::Builds(command) => Box::pin(builds::run(command, globals)),
+        CliCommand::Builds(command) => return Box::pin(builds::run(command, globals, &mut interrupts)).await,
         CliCommand::Routes(command) => Box::pin(routes::run(command, globals)),
         CliCommand::Secrets(command) => Box::pin(secrets::run(command, globals)),
         CliCommand::Context(command) => Box::pin(context::run(command, globals)),

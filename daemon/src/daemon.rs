@@ -201,6 +201,7 @@ impl Daemon {
             images: images.clone(),
             remote_registries: remote_registries.clone(),
             packs: packs.clone(),
+            room_storage: storage.room.clone(),
         };
         let files = [storage.room.path(), storage.project.path()];
         let mounts = MountedContexts::open(&config.state_dir, &files).context("records of mounts")?;

@@ -5,6 +5,7 @@
 
 mod attestations;
 mod base_layers;
+mod build_cache;
 mod built_image;
 mod cache;
 mod contents;
@@ -39,6 +40,7 @@ use layers::InspectionQueue;
 use packs::HeldPacks;
 use port::{BlobStorage, ImageCatalog, LayerInspector, TagQuery};
 
+pub use build_cache::SuppliedCache;
 pub use built_image::{BaseImage, BuiltImage, ImageForm, PlatformBase};
 pub use cache::{SuppliedImage, SupplyOrigin, SupplyRequest};
 pub use contents::OpenLayer;

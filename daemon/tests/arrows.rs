@@ -193,6 +193,10 @@ const DAEMON_ROWS: &[Row] = &[
             "context::LayerInspector",
             "context::LayerRefusal",
             "context::LayerVerdict",
+            // Build caches are files of room storage.
+            "context::StorageError",
+            "context::StorageRoot",
+            "context::WriteOptions",
             "fetch_policy",
         ],
     ),

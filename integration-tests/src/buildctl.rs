@@ -22,11 +22,17 @@ impl Buildctl {
     /// Returns a client of the buildkitd that the daemon owns; it may pull from the daemon's registry.
     #[track_caller]
     pub fn of(daemon: &Daemon) -> Self {
+        Self::with_credentials_of(daemon, daemon)
+    }
+
+    /// Returns a client of the buildkitd that the daemon owns, with full access to the registry of `room`.
+    #[track_caller]
+    pub fn with_credentials_of(daemon: &Daemon, room: &Daemon) -> Self {
         let socket = daemon.buildkit_socket().expect("the managed buildkitd's socket");
         let home = daemon.directory().join("buildctl-home");
         fs::create_dir_all(home.join(".docker")).expect("home");
-        let auth = STANDARD.encode(format!("any:{}", daemon.token()));
-        let config = serde_json::json!({ "auths": { daemon.listen(): { "auth": auth } } });
+        let auth = STANDARD.encode(format!("any:{}", room.token()));
+        let config = serde_json::json!({ "auths": { room.listen(): { "auth": auth } } });
         fs::write(home.join(".docker/config.json"), config.to_string()).expect("credentials");
         Self { address: format!("unix://{}", socket.display()), home }
     }
@@ -34,12 +40,18 @@ impl Buildctl {
     /// Builds with the Dockerfile frontend. `options` are values of `--opt`; `output` is the value of `--output`.
     #[track_caller]
     pub fn build(&self, context: &Path, dockerfile: &Path, options: &[String], output: &str) -> Output {
+        self.build_with(context, dockerfile, options, &["--output", output])
+    }
+
+    /// Builds like [`Self::build`], with further arguments of `buildctl build`.
+    #[track_caller]
+    pub fn build_with(&self, context: &Path, dockerfile: &Path, options: &[String], more: &[&str]) -> Output {
         let mut command = self.command();
         command.args(["build", "--progress", "plain", "--frontend", "dockerfile.v0"]);
         command.arg("--local").arg(format!("context={}", context.display()));
         command.arg("--local").arg(format!("dockerfile={}", dockerfile.display()));
         command.args(options.iter().flat_map(|option| ["--opt", option]));
-        process::run(command.args(["--output", output]), seconds(120))
+        process::run(command.args(more), seconds(120))
     }
 
     /// Removes the contexts that BuildKit has received and that no build uses. BuildKit treats all contexts of buildctl

@@ -21,12 +21,16 @@ mod access;
 mod bad_input;
 #[path = "e2e/basic_build.rs"]
 mod basic_build;
+#[path = "e2e/build_checks.rs"]
+mod build_checks;
 #[path = "e2e/build_context.rs"]
 mod build_context;
 #[path = "e2e/build_control.rs"]
 mod build_control;
 #[path = "e2e/builds.rs"]
 mod builds;
+#[path = "e2e/caches.rs"]
+mod caches;
 #[path = "e2e/changing_files.rs"]
 mod changing_files;
 #[path = "e2e/compare.rs"]
@@ -119,6 +123,8 @@ fn main() -> ExitCode {
         layer_forms::group(),
         missing_sources::group(),
         changing_files::group(),
+        caches::group(),
+        build_checks::group(),
         secrets::group(),
         observability::group(),
         platforms::group(),

@@ -5,6 +5,7 @@ mod options;
 mod paths;
 mod queue;
 mod request;
+mod retry;
 
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -16,6 +17,7 @@ use hearth_proto::v1::{Mount, StorageArea, SubmitBuildRequest, mount::Source};
 use hearth_proto::value::Reference;
 
 pub(super) use options::{BuildOptions, mark_attached_stages};
+pub(super) use retry::{RetryArgs, WaitArgs, retry, wait};
 
 use follow::Followed;
 
@@ -100,17 +102,28 @@ pub(super) async fn run(
     args.take_path_from_no_cache();
     let plan = checked_plan(&args)?;
     let (client, build_id) = interrupts.run_interruptible(Box::pin(submit(&args, plan, globals))).await?;
+    finish(&client, &build_id, &args, globals, interrupts).await
+}
+
+/// Follows a submitted build to its end and reports it, unless it is to run detached.
+async fn finish(
+    client: &Client,
+    build_id: &str,
+    args: &BuildArgs,
+    globals: &GlobalArgs,
+    interrupts: &mut InterruptListener,
+) -> Result<(), Failure> {
     if args.detach {
         return if globals.json {
             output::json(&serde_json::json!({"build_id": build_id}))
         } else {
-            output::line(&build_id)
+            output::line(build_id)
         };
     }
-    match follow(&client, &build_id, &args, interrupts).await? {
-        Followed::Ended(ended) => follow::report(&args, &ended, globals.json),
+    match follow(client, build_id, args, interrupts).await? {
+        Followed::Ended(ended) => follow::report(args, &ended, globals.json),
         Followed::Left => {
-            output::note(&follow::left_text(&build_id));
+            output::note(&follow::left_text(build_id));
             if globals.json { output::json(&serde_json::json!({"build_id": build_id})) } else { Ok(()) }
         }
     }

@@ -1,6 +1,7 @@
 //! `hearth builds`
 
 mod logs;
+mod prune;
 mod stats;
 
 use std::time::Duration;
@@ -9,11 +10,13 @@ use clap::{Subcommand, ValueEnum};
 use hearth_proto::v1::{Build, BuildState, ListBuildsRequest};
 use jiff::Timestamp;
 
+use super::build::{RetryArgs, WaitArgs, retry, wait};
 use super::changes::change_each;
 use super::views::{self, BuildView};
 use super::wait_limit::{ANSWER_MARGIN, wait_within};
 use super::{GlobalArgs, complete, connect};
 use crate::error::{Failure, FailureKind};
+use crate::interrupt::InterruptListener;
 use crate::progress::{TransferMeter, state_name};
 use crate::{duration, exit, output};
 
@@ -49,6 +52,21 @@ pub(super) enum BuildsCommand {
         #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "3m")]
         timeout: Duration,
     },
+    Retry(Box<RetryArgs>),
+    Wait(WaitArgs),
+    /// Keep builds that have ended, whatever their number and age
+    Pin {
+        /// Ids of the builds, or prefixes of them
+        #[arg(required = true, add = complete::builds())]
+        builds: Vec<String>,
+    },
+    /// Keep builds only as long as others
+    Unpin {
+        /// Ids of the builds, or prefixes of them
+        #[arg(required = true, add = complete::builds())]
+        builds: Vec<String>,
+    },
+    Prune(prune::PruneArgs),
     /// Remove builds that have ended from the list; their images stay
     Rm {
         /// Ids of the builds, or prefixes of them
@@ -82,13 +100,37 @@ impl From<BuildStateArg> for BuildState {
 
 impl BuildsCommand {
     /// Reports whether the command shows a log until it is interrupted or the build ends.
-    pub(super) const fn is_follow(&self) -> bool {
+    const fn is_follow(&self) -> bool {
         matches!(self, Self::Logs(args) if args.follow)
     }
 }
 
-pub(super) async fn run(command: BuildsCommand, globals: &GlobalArgs) -> Result<(), Failure> {
+pub(super) async fn run(
+    command: BuildsCommand,
+    globals: &GlobalArgs,
+    interrupts: &mut InterruptListener,
+) -> Result<(), Failure> {
+    let command = match command {
+        // Ctrl-C cancels the new build, so the command handles it itself.
+        BuildsCommand::Retry(args) => return retry(*args, globals, interrupts).await,
+        other => other,
+    };
+    let is_follow = command.is_follow();
+    let work = Box::pin(run_interruptible(command, globals));
+    if is_follow {
+        interrupts.run_until_interrupted(globals.json, work).await
+    } else {
+        interrupts.run_interruptible(work).await
+    }
+}
+
+async fn run_interruptible(command: BuildsCommand, globals: &GlobalArgs) -> Result<(), Failure> {
     match command {
+        BuildsCommand::Retry(_) => Ok(()),
+        BuildsCommand::Wait(args) => wait(args, globals).await,
+        BuildsCommand::Pin { builds } => pin(&builds, true, globals).await,
+        BuildsCommand::Unpin { builds } => pin(&builds, false, globals).await,
+        BuildsCommand::Prune(args) => prune::run(args, globals).await,
         BuildsCommand::List { state, tag, limit } => {
             let states = state.into_iter().map(|state| BuildState::from(state).into()).collect();
             let filter = ListBuildsRequest { states, tag: tag.unwrap_or_default(), ..Default::default() };
@@ -127,6 +169,16 @@ pub(super) async fn run(command: BuildsCommand, globals: &GlobalArgs) -> Result<
             .await
         }
     }
+}
+
+async fn pin(builds: &[String], pinned: bool, globals: &GlobalArgs) -> Result<(), Failure> {
+    let client = connect(globals).await?;
+    let verb = if pinned { "pinned" } else { "unpinned" };
+    change_each(verb, builds, globals, async |build| {
+        let changed = client.pin_build(build, pinned).await?;
+        Ok((BuildView::from(&changed), format!("{verb} build {}", changed.build_id)))
+    })
+    .await
 }
 
 fn list(builds: &[Build], json: bool) -> Result<(), Failure> {
@@ -169,6 +221,9 @@ fn build_text(build: &Build) -> String {
     }
     if let Some(took) = views::took(build, Timestamp::now()) {
         text += &format!("took      {}\n", duration::format_short(took));
+    }
+    if view.pinned {
+        text += "pinned    yes\n";
     }
     if let Some(digest) = &view.context_digest {
         text += &format!("context   {digest}\n");

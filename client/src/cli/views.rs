@@ -31,6 +31,8 @@ pub(super) struct BuildView {
     pub finished_at: Option<String>,
     pub submitted_by: String,
     pub last_sequence: u64,
+    /// Kept whatever its age.
+    pub pinned: bool,
     /// Digest of the context; null until the context was read.
     pub context_digest: Option<String>,
     /// Digests of the mounts, by mount target.
@@ -62,6 +64,7 @@ impl From<&Build> for BuildView {
             finished_at: time(&build.finished_at),
             submitted_by: build.submitted_by.clone(),
             last_sequence: build.last_sequence,
+            pinned: build.pinned,
             context_digest: Some(build.context_digest.clone()).filter(|digest| !digest.is_empty()),
             mount_digests: build
                 .mount_digests

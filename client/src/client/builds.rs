@@ -3,15 +3,18 @@
 use std::time::Duration;
 
 use hearth_proto::v1::{
-    Build, CancelBuildRequest, GetBuildRequest, ListBuildsRequest, ReadBuildLogRequest, ReadBuildLogResponse,
-    ReadStepHistoryRequest, ReadStepHistoryResponse, RemoveBuildRequest, SubmitBuildRequest,
-    SubmitBuildResponse,
+    Build, CancelBuildRequest, GetBuildRequest, ListBuildsRequest, PinBuildRequest, PruneBuildsRequest,
+    PruneBuildsResponse, ReadBuildLogRequest, ReadBuildLogResponse, ReadStepHistoryRequest,
+    ReadStepHistoryResponse, RemoveBuildRequest, SubmitBuildRequest, SubmitBuildResponse,
 };
 
 use super::{Client, ClientError, request_with_timeout, unary_request};
 
 /// Default time limit of Cancel, which answers after the build's processes have ended.
 pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Time limit of Prune, which removes thousands of logs.
+const PRUNE_TIMEOUT: Duration = Duration::from_secs(180);
 
 impl Client {
     /// Starts a build and returns its id at once.
@@ -68,6 +71,20 @@ impl Client {
     pub async fn cancel_build(&self, build_id: &str, limit: Duration) -> Result<Build, ClientError> {
         let request = CancelBuildRequest { build_id: build_id.to_owned() };
         self.message_or_error(self.builds().cancel(request_with_timeout(limit, request)).await)
+    }
+
+    /// Keeps a build that has ended, or ends that.
+    pub async fn pin_build(&self, build_id: &str, pinned: bool) -> Result<Build, ClientError> {
+        let request = PinBuildRequest { build_id: build_id.to_owned(), pinned };
+        self.message_or_error(self.builds().pin(unary_request(request)).await)
+    }
+
+    /// Removes builds that have ended.
+    pub async fn prune_builds(
+        &self,
+        request: PruneBuildsRequest,
+    ) -> Result<PruneBuildsResponse, ClientError> {
+        self.message_or_error(self.builds().prune(request_with_timeout(PRUNE_TIMEOUT, request)).await)
     }
 
     /// Removes the record of a build that has ended.

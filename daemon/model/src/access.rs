@@ -27,6 +27,13 @@ pub struct Caller {
     pub domain: TrustDomain,
 }
 
+impl Caller {
+    /// Reports whether the caller is the builder of one build.
+    pub fn is_build(&self) -> bool {
+        self.name.starts_with(BUILD_NAME)
+    }
+}
+
 /// The `api` grant of a participant token: what its bearer may do through the API.
 ///
 /// Unknown fields are ignored and are no error: other programs issue tokens too.

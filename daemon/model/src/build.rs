@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hearth_pack::identity::TreeDigest;
-use hearth_value::{BuildCompression, BuildMount, Digest, MountTarget, Reference};
+use hearth_value::{BuildCompression, BuildMount, CacheExport, CacheImport, Digest, MountTarget, Reference};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,11 @@ pub struct BuildSpec {
     pub secret_ids: Vec<String>,
     #[serde(default)]
     pub step_limits: StepLimits,
+    /// Caches of build steps that the builder may use, and those that the build writes.
+    #[serde(default)]
+    pub cache_from: Vec<CacheImport>,
+    #[serde(default)]
+    pub cache_to: Vec<CacheExport>,
 }
 
 /// Resource limits of each step. Without one, only the limits that the steps of a builder share apply.
@@ -191,6 +196,9 @@ pub struct BuildRecord {
     /// True if the request brought confidential values, which a restart of the daemon loses.
     #[serde(default)]
     pub has_secrets: bool,
+    /// The build is kept whatever its age.
+    #[serde(default)]
+    pub pinned: bool,
     /// Identity of the build context; set once the context has been scanned.
     #[serde(default)]
     pub context: Option<ContextIdentity>,

@@ -232,7 +232,7 @@ impl IndexEntry {
 
 /// Field names that decide the contents of an image.
 const MANIFEST_NAMES: &[&str] = &["schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"];
-const DESCRIPTOR_NAMES: &[&str] = &["mediaType", "digest", "size", "urls", "data", "platform"];
+const DESCRIPTOR_NAMES: &[&str] = &["mediaType", "digest", "size", "urls", "data", "platform", "annotations"];
 
 /// Rejects a document that other programs may read as a different one. Later parsing detects all other errors.
 fn check_names(bytes: &[u8], is_index: bool) -> Result<(), ManifestError> {

@@ -20,7 +20,7 @@ use hearth_proto::v1;
 use jiff::Timestamp;
 
 use super::error::{ApiError, fault_detail};
-use crate::build::{QueuePlace, damage_text};
+use crate::build::{PruneBuilds, QueuePlace, damage_text};
 use crate::image::port::ImageMark;
 use crate::image::port::cached::CachedImage;
 use crate::model::attestation::AttachedStatement;
@@ -191,6 +191,8 @@ pub fn build(record: BuildRecord) -> v1::Build {
         last_sequence: record.last_sequence,
         spec: Some(spec::to_wire(record.spec)),
         queue: None,
+        had_confidential_values: record.has_secrets,
+        pinned: record.pinned,
     }
 }
 
@@ -216,6 +218,25 @@ pub fn queue_place(place: &QueuePlace, expected_wait: Option<std::time::Duration
         reason: place.wait.to_string(),
         expected_wait: expected_wait.map(to_duration),
     }
+}
+
+/// Converts a request to remove ended builds of `owner`, or of everybody. It says how many builds, or of what age: a
+/// request without either must not mean all of them.
+pub fn prune_selection(
+    request: &v1::PruneBuildsRequest,
+    owner: Option<&str>,
+) -> Result<PruneBuilds, ApiError> {
+    let age = duration("older_than", request.older_than)?;
+    if request.all == (request.keep.is_some() || age.is_some()) {
+        let message = "give either `all`, or `keep` and `older_than`, or one of these";
+        return Err(ApiError::invalid("all", ErrorCode::InvalidRequest, message));
+    }
+    Ok(PruneBuilds {
+        submitted_by: owner.map(str::to_owned),
+        keep: request.keep.and_then(|keep| usize::try_from(keep).ok()).unwrap_or_default(),
+        older_than: age.unwrap_or_default(),
+        dry_run: request.dry_run,
+    })
 }
 
 fn source(source: BuildSource) -> v1::BuildSource {

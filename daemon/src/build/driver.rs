@@ -16,6 +16,7 @@
 //!
 //! From the moment a build has a slot, its task is the only writer of its record.
 
+mod caches;
 mod context;
 mod downloads;
 mod ending;
@@ -48,6 +49,7 @@ use crate::model::image::Platform;
 use crate::model::{Reference, Repository};
 use crate::task;
 
+use caches::SuppliedCaches;
 use context::FRONTEND_ARGUMENT;
 use downloads::BuildDownloads;
 use faults::{
@@ -64,6 +66,7 @@ struct SolveInputs<'a> {
     context: &'a PreparedContext,
     images: &'a BuildImages,
     downloads: &'a BuildDownloads,
+    caches: &'a SuppliedCaches,
 }
 
 /// Capacity of the event channel from the solver to the log.
@@ -206,6 +209,8 @@ impl BuildRuntime {
         let made_from = provenance(record, &dockerfile, &outcome, Timestamp::now());
         let names: Vec<String> = record.spec.tags.iter().map(image_name).collect();
         self.ports.images.attach(&image, &names, &[made_from]).await?;
+        let solved_cache = (&tag.repository, outcome.cache);
+        let cache = self.write_cache(active, record, solved_cache, publisher).await?;
         let rooms = &self.options.room_registries;
         let (room_tags, remote_tags): (Vec<Reference>, Vec<Reference>) =
             record.spec.tags.iter().cloned().partition(|tag| rooms.owns_tag(tag));
@@ -223,6 +228,7 @@ impl BuildRuntime {
         if active.verdict.decide(BuildVerdict::Publish) != BuildVerdict::Publish {
             return Err(stopped_fault());
         }
+        self.name_cache(active, cache).await?;
         if !remote_tags.is_empty() {
             let named = self.ports.images.push_names(&image, &remote_tags, credentials).await;
             named.map_err(|fault| push_fault(fault, &image, &remote_tags))?;
@@ -267,7 +273,9 @@ impl BuildRuntime {
                 .await?;
             record.sources =
                 images.recorded_sources().into_iter().chain(downloads.recorded_sources()).collect();
-            let given = SolveInputs { context: &context, images: &images, downloads: &downloads };
+            let caches = self.supply_caches(active, record, publisher).await?;
+            let given =
+                SolveInputs { context: &context, images: &images, downloads: &downloads, caches: &caches };
             let fault = match self.solve(active, record, tag, &given, publisher).await {
                 Ok(outcome) => {
                     let PreparedContext { dockerfile, dockerfile_path: path, .. } = context;
@@ -292,9 +300,13 @@ impl BuildRuntime {
         given: &SolveInputs<'_>,
         publisher: &mut EventPublisher,
     ) -> Result<SolveOutcome, Fault> {
-        let SolveInputs { context, images, downloads } = given;
-        let pull: BTreeSet<Repository> =
-            images.sources.iter().map(|image| image.repository.clone()).collect();
+        let SolveInputs { context, images, downloads, caches } = given;
+        let pull: BTreeSet<Repository> = images
+            .sources
+            .iter()
+            .map(|image| image.repository.clone())
+            .chain(caches.repositories())
+            .collect();
         let access = RegistryAccess { push: tag.repository.clone(), pull: pull.into_iter().collect() };
         let credentials = Arc::new(BuildCredentials::new(
             record.id.clone(),
@@ -318,6 +330,7 @@ impl BuildRuntime {
             downloads: downloads.files.clone(),
             repositories: downloads.repositories.clone(),
             foreign_runs: foreign_runs.clone(),
+            caches: caches.for_solve(record),
             registry: self.options.registry.clone(),
             repository: tag.repository.clone(),
             credentials: Arc::clone(&credentials) as Arc<dyn super::port::CredentialProvider>,

@@ -19,14 +19,14 @@ use super::port::{
     SolveQuestion, SolveRequest, Solver, StoreError,
 };
 use crate::context::{ContextFiles, FileTree, NoTransferWatch, SessionName, TreeEntry};
-use crate::image::{BuiltImage, ImageForm, SuppliedImage, SupplyOrigin};
+use crate::image::{BuiltImage, ImageForm, SuppliedCache, SuppliedImage, SupplyOrigin};
 use crate::model::attestation::Predicate;
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, ContextIdentity, LogStream};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{ImageDefaults, ImageInstruction, PinnedImage, VerifiedImage};
 use crate::model::secret::RegistryCredential;
-use crate::model::{Digest, Reference, Repository};
+use crate::model::{CacheImport, CacheLocation, Digest, Reference, Repository};
 
 /// A point at which a task waits until the test opens it.
 #[derive(Clone)]
@@ -76,6 +76,9 @@ pub struct FakeSolver {
     pub peak: AtomicUsize,
 }
 
+/// Digest of every cache that the solver writes.
+pub const CACHE_DIGEST: Digest = Digest::from_sha256([9; 32]);
+
 pub fn digest_of(build: &BuildId) -> Digest {
     let mut sum = [7; 32];
     sum[..12].copy_from_slice(build.as_str().as_bytes());
@@ -104,6 +107,7 @@ impl Solver for FakeSolver {
         cancel: CancellationToken,
     ) -> Result<SolveOutcome, SolveError> {
         let build = request.build.clone();
+        let cache = request.caches.export.map(|_| CACHE_DIGEST);
         self.requests.lock().push(request);
         let script = self.scripts.lock().pop_front().unwrap_or_default();
         let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
@@ -112,6 +116,7 @@ impl Solver for FakeSolver {
         self.running.fetch_sub(1, Ordering::SeqCst);
         result.map(|()| SolveOutcome {
             digest: digest_of(&build),
+            cache,
             builder_version: "v0.0.0".to_owned(),
             commits: Vec::new(),
         })
@@ -260,6 +265,24 @@ impl RoomImages for FakeImages {
         let defaults = request.platforms.iter().map(|_| ImageDefaults::default()).collect();
         let origin = if request.is_room_image { SupplyOrigin::Room } else { SupplyOrigin::Cached };
         Ok(SuppliedImage::new(request.reference.repository.clone(), digest, defaults, origin))
+    }
+
+    async fn supply_cache(
+        &self,
+        import: &CacheImport,
+        _: &str,
+        _: &BTreeMap<String, RegistryCredential>,
+    ) -> Result<SuppliedCache, Fault> {
+        let missing =
+            || Fault::new(FaultStage::Context, ErrorCode::ImageNotFound, format!("no cache {import}"));
+        let CacheLocation::Registry(reference) = &import.location else { return Err(missing()) };
+        let digest = self.known.lock().get(&reference.to_string()).copied().ok_or_else(missing)?;
+        Ok(SuppliedCache::new(PinnedImage { repository: reference.repository.clone(), digest }))
+    }
+
+    async fn store_cache(&self, _: &VerifiedImage, location: &CacheLocation) -> Result<(), Fault> {
+        let message = format!("no storage for {location:?}");
+        Err(Fault::new(FaultStage::Export, ErrorCode::NotFound, message))
     }
 
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault> {

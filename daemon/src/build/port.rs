@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::dockerfile::Dockerfile;
 pub use super::dockerfile::{DockerfileExcerpt, PlatformRun};
 use crate::context::ContextFiles;
-use crate::image::{BuiltImage, ImageForm, SuppliedImage, TransferProgress};
+use crate::image::{BuiltImage, ImageForm, SuppliedCache, SuppliedImage, TransferProgress};
 use crate::model::attestation::Predicate;
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, BuildState, ContextIdentity};
 use crate::model::fault::Fault;
@@ -18,7 +18,7 @@ use crate::model::id::{BuildId, PackId};
 use crate::model::image::{ImageInstruction, PinnedImage, Platform, VerifiedImage};
 use crate::model::secret::{RegistryCredential, Secret};
 use crate::model::trust::TrustDomain;
-use crate::model::{Digest, MountTarget, Reference, Repository};
+use crate::model::{CacheFormat, CacheImport, CacheLocation, Digest, MountTarget, Reference, Repository};
 
 /// Runs Dockerfiles. The implementation is BuildKit.
 #[async_trait]
@@ -82,10 +82,22 @@ pub struct SolveRequest {
     pub repositories: Vec<String>,
     /// First RUN of each platform other than the daemon's.
     pub foreign_runs: Vec<PlatformRun>,
+    pub caches: SolveCaches,
     /// Room registry as BuildKit reaches it (`host:port`), and the repository that receives the result.
     pub registry: String,
     pub repository: Repository,
     pub credentials: Arc<dyn CredentialProvider>,
+}
+
+/// Caches of build steps for one solve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SolveCaches {
+    /// Caches that the builder reads from the room's registry.
+    pub imports: Vec<PinnedImage>,
+    /// Writes a cache into the config of the image.
+    pub inline: bool,
+    /// Writes a cache beside the image, into the repository of the result.
+    pub export: Option<CacheFormat>,
 }
 
 /// Pins a URL in ADD to content that the daemon serves to the builder.
@@ -132,6 +144,8 @@ pub trait CredentialProvider: Send + Sync + 'static {
 pub struct SolveOutcome {
     /// Digest of the pushed manifest (or index).
     pub digest: Digest,
+    /// Digest of the pushed cache.
+    pub cache: Option<Digest>,
     /// Version that the solver reports of itself.
     pub builder_version: String,
     pub commits: Vec<FetchedCommit>,
@@ -186,6 +200,15 @@ pub struct PreparedContext {
 pub trait RoomImages: Send + Sync + 'static {
     /// Makes an image available in the room; fetches it when it belongs to another registry.
     async fn supply(&self, request: ImageRequest) -> Result<SuppliedImage, Fault>;
+    /// Makes a build cache available in the room, with the credentials of the build and those of the daemon.
+    async fn supply_cache(
+        &self,
+        import: &CacheImport,
+        caller: &str,
+        given: &BTreeMap<String, RegistryCredential>,
+    ) -> Result<SuppliedCache, Fault>;
+    /// Writes a build cache to a file or directory of room storage.
+    async fn store_cache(&self, cache: &VerifiedImage, location: &CacheLocation) -> Result<(), Fault>;
     /// Checks that a pushed manifest and everything that it references exist.
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault>;
     /// Gives a pushed image, or each image of a pushed index, the form that the build asks for: layers of a base have

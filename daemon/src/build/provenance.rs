@@ -191,7 +191,8 @@ mod tests {
         };
         let step = "[2/2] ADD https://me@e.example/a.git#main /a".to_owned();
         let commits = vec![FetchedCommit { step, commit: "c0ffee".to_owned() }];
-        let solved = SolveOutcome { digest: sum, builder_version: "v0.32.2".to_owned(), commits };
+        let solved =
+            SolveOutcome { cache: None, digest: sum, builder_version: "v0.32.2".to_owned(), commits };
         let made = provenance(&record, &dockerfile, &solved, Timestamp::UNIX_EPOCH);
         let text = made.content.to_string();
         assert!(!text.contains("canary"), "{text}");

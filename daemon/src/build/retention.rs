@@ -1,5 +1,6 @@
 //! Retention of ended builds: removes builds beyond the configured number and age, with their logs. Of the builds that
-//! stay, the oldest logs of an owner are removed when its logs exceed their common limit. Images are not affected.
+//! stay, the oldest logs of an owner are removed when its logs exceed their common limit. Images are not affected. The
+//! record of a pinned build stays, and does not count.
 
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
@@ -8,7 +9,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::event_log::EventLog;
-use super::port::BuildQuery;
 use super::service::{BuildError, BuildRuntime};
 use crate::model::build::{BuildRecord, BuildState};
 use crate::model::id::BuildId;
@@ -17,8 +17,7 @@ use crate::task;
 
 /// Interval between two passes.
 const PAUSE: Duration = Duration::from_secs(600);
-const PAGE: usize = 200;
-const FINAL_STATES: [BuildState; 4] =
+pub(super) const FINAL_STATES: [BuildState; 4] =
     [BuildState::Succeeded, BuildState::Failed, BuildState::Cancelled, BuildState::Interrupted];
 
 pub(super) async fn retention_loop(shared: Arc<BuildRuntime>) {
@@ -38,21 +37,19 @@ pub(super) async fn retention_loop(shared: Arc<BuildRuntime>) {
 
 /// Removes the builds that are too many or too old at `now`. Returns their number.
 pub(super) async fn remove_old_builds(shared: &BuildRuntime, now: Timestamp) -> Result<usize, BuildError> {
-    let (mut ended, mut after) = (Vec::new(), None);
-    loop {
-        let query = BuildQuery { states: FINAL_STATES.to_vec(), after, limit: PAGE, ..BuildQuery::default() };
-        let page = shared.ports.store.list(query).await?;
-        after = page.last().map(|record| record.id.clone());
-        ended.extend(page.into_iter().map(|record| EndedBuild {
+    let _turn = shared.removals.lock().await;
+    let mut ended = Vec::new();
+    let collect = |record: BuildRecord| {
+        ended.push(EndedBuild {
             owner: shared.options.share_owners.owner_of(&record.submitted_by),
             is_expired: is_older(&record, now, shared.options.keep_for),
+            pinned: record.pinned,
             id: record.id,
-        }));
-        if after.is_none() {
-            break;
-        }
-    }
+        });
+    };
+    shared.each_ended(None, collect).await?;
     trim_logs(shared, &ended).await?;
+    ended.retain(|build| !build.pinned);
     let mut removed = 0;
     for id in surplus_builds(ended, shared.options.keep_ended) {
         // A build that is just ending still has its task.
@@ -97,6 +94,7 @@ struct EndedBuild {
     owner: ShareOwner,
     /// The build is older than the retention time.
     is_expired: bool,
+    pinned: bool,
 }
 
 /// Returns the builds to remove, of all ended ones, the latest first. Beyond `keep`, each removed build is the oldest
@@ -123,7 +121,7 @@ fn surplus_builds(mut ended: Vec<EndedBuild>, keep: usize) -> Vec<BuildId> {
     ended.into_iter().map(|build| build.id).collect()
 }
 
-fn is_older(record: &BuildRecord, now: Timestamp, than: Duration) -> bool {
+pub(super) fn is_older(record: &BuildRecord, now: Timestamp, than: Duration) -> bool {
     record
         .finished_at
         .is_some_and(|finished| now.duration_since(finished).unsigned_abs() > than && now > finished)
@@ -140,6 +138,7 @@ mod tests {
                 id: format!("{index:012}").parse().unwrap(),
                 owner: ShareOwner(owner.to_string()),
                 is_expired: old.contains(&index),
+                pinned: false,
             };
             owners.chars().enumerate().map(one).collect()
         };

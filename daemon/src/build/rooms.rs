@@ -9,12 +9,13 @@ use hearth_oci::Descriptor;
 use super::dockerfile::Dockerfile;
 use super::port::{ContextSource, ImageRequest, PreparedContext, RoomImages, StoreError};
 use crate::context::{
-    ContextMount, ContextPreparer, ContextRequest, LayerBlob, OpenedImage, OpenedPack, TreeIdentity,
+    ContextMount, ContextPreparer, ContextRequest, LayerBlob, OpenedImage, OpenedPack, StorageRoot,
+    TreeIdentity,
 };
 use crate::image::port::PackContent;
 use crate::image::{
-    BuiltImage, ImageError, ImageForm, ImageStore, RemoteRegistries, SuppliedImage, SupplyRequest,
-    TransferProgress,
+    BuiltImage, ImageError, ImageForm, ImageStore, RemoteRegistries, SuppliedCache, SuppliedImage,
+    SupplyRequest, TransferProgress,
 };
 use crate::model::access::SymlinkPolicy;
 use crate::model::attestation::Predicate;
@@ -23,7 +24,7 @@ use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::PackId;
 use crate::model::image::{ImageInstruction, PinnedImage, VerifiedImage};
 use crate::model::secret::RegistryCredential;
-use crate::model::{BuildMount, BuildMountSource, Digest, Reference, Repository};
+use crate::model::{BuildMount, BuildMountSource, CacheImport, CacheLocation, Digest, Reference, Repository};
 use crate::packs::{PackError, PackStore};
 
 /// Combines the files of the room and the images among the mounts into one tree.
@@ -33,6 +34,7 @@ pub struct RoomContexts {
     pub images: ImageStore,
     pub remote_registries: RemoteRegistries,
     pub packs: PackStore,
+    pub room_storage: StorageRoot,
 }
 
 #[async_trait]
@@ -49,6 +51,23 @@ impl RoomImages for RoomContexts {
         };
         let supplied = self.images.supply(wanted, &self.remote_registries).await;
         supplied.map_err(|error| image_fault(FaultStage::Context, &error))
+    }
+
+    async fn supply_cache(
+        &self,
+        import: &CacheImport,
+        caller: &str,
+        given: &BTreeMap<String, RegistryCredential>,
+    ) -> Result<SuppliedCache, Fault> {
+        let storage = self.cache_storage();
+        let supplied =
+            self.images.supply_cache(import, caller, given, &self.remote_registries, storage).await;
+        supplied.map_err(|error| image_fault(FaultStage::Context, &error))
+    }
+
+    async fn store_cache(&self, cache: &VerifiedImage, location: &CacheLocation) -> Result<(), Fault> {
+        let stored = self.images.store_cache(&cache.manifest, location, self.cache_storage()).await;
+        stored.map_err(|error| image_fault(FaultStage::Export, &error))
     }
 
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault> {
@@ -174,6 +193,11 @@ impl ContextSource for RoomContexts {
 }
 
 impl RoomContexts {
+    /// Storage of caches. Symbolic links are never followed there, whatever the caller's grants are.
+    fn cache_storage(&self) -> StorageRoot {
+        self.room_storage.with_links(SymlinkPolicy::Refused)
+    }
+
     /// Opens the images and packs among the mounts. The caller's access was checked before, except for packs.
     pub async fn open_mounts(
         &self,

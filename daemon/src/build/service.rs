@@ -95,8 +95,10 @@ pub enum BuildError {
     NotFound { given: String },
     #[error("`{given}` is the beginning of several builds' ids; write more characters of it")]
     Ambiguous { given: String },
-    #[error("build `{id}` has not ended; cancel it first")]
+    #[error("build `{id}` has not ended; wait for its end, or cancel it first")]
     NotEnded { id: BuildId },
+    #[error("a caller pins at most {limit} builds; unpin one first")]
+    TooManyPinned { limit: usize },
     /// Nothing is lost: the daemon stores the state as soon as it can.
     #[error(
         "the state of build `{id}` cannot be stored at the moment, and the daemon keeps trying: {failure}"
@@ -124,6 +126,8 @@ pub(super) struct BuildRuntime {
     pub(super) options: Options,
     pub(super) ports: BuildPorts,
     state: Mutex<BuildSchedule>,
+    /// Held while builds are selected and removed, or pinned, so that no build is removed that has just been pinned.
+    pub(super) removals: tokio::sync::Mutex<()>,
     /// Notified when a build with a log that is not small has ended.
     pub(super) large_log: Notify,
 }
@@ -227,8 +231,13 @@ impl Service {
         metrics::describe_gauge!("hearth_builds_running", "Builds that have a slot.");
         metrics::describe_gauge!("hearth_builds_queued", "Builds that wait for a slot.");
         let state = BuildSchedule { admission: BuildAdmission::new(options.limits), active: HashMap::new() };
-        let shared =
-            Arc::new(BuildRuntime { options, ports, state: Mutex::new(state), large_log: Notify::new() });
+        let shared = Arc::new(BuildRuntime {
+            options,
+            ports,
+            state: Mutex::new(state),
+            removals: tokio::sync::Mutex::default(),
+            large_log: Notify::new(),
+        });
         recovery::recover(&shared).await?;
         shared.start_waiting_builds();
         let retention = task::spawn("build retention", retention::retention_loop(Arc::clone(&shared)));
@@ -356,6 +365,12 @@ impl Handle {
 
     /// Removes a build that has ended.
     pub async fn remove(&self, id: &str) -> Result<(), BuildError> {
+        let record = self.ended(id).await?;
+        self.shared.remove(&record.id).await
+    }
+
+    /// Returns a build that has ended. Nothing else changes its record.
+    pub(super) async fn ended(&self, id: &str) -> Result<BuildRecord, BuildError> {
         let record = self.get(id).await?;
         let active = self.shared.active_build(&record.id);
         if !record.state.is_final() {
@@ -370,7 +385,7 @@ impl Handle {
         if let Some(active) = active {
             active.wait_ended().await?;
         }
-        self.shared.remove(&record.id).await
+        self.record(&record.id).await
     }
 
     /// Stops accepting and starting builds, and returns when none runs. Running builds get the time `grace`; after

@@ -201,6 +201,7 @@ impl BuildRuntime {
             finished_at: None,
             attempts: 0,
             has_secrets: !request.secrets.is_empty(),
+            pinned: false,
             result: None,
             fault: None,
             last_sequence: log.last_sequence(),

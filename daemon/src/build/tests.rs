@@ -1,9 +1,11 @@
 //! End-to-end tests of the build service with scripted ports; the store is in memory or SQLite.
 
+mod caches;
 mod cancel;
 mod early;
 mod ends;
 mod lifecycle;
+mod prune;
 mod remote_tags;
 mod restart;
 mod store;
@@ -111,6 +113,8 @@ fn spec(tag: &str) -> BuildSpec {
         timeout: None,
         secret_ids: Vec::new(),
         step_limits: Default::default(),
+        cache_from: Vec::new(),
+        cache_to: Vec::new(),
     }
 }
 
@@ -131,6 +135,7 @@ pub(super) fn record(tag: &str, state: BuildState) -> BuildRecord {
         finished_at: None,
         attempts: 0,
         has_secrets: false,
+        pinned: false,
         result: None,
         fault: None,
         last_sequence: 1,

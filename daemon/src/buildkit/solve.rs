@@ -30,6 +30,7 @@ use crate::model::build::BuildEventKind;
 use crate::model::fault::{ErrorCode, Fault};
 
 pub(super) mod attributes;
+mod caches;
 mod details;
 mod egress;
 mod emulation;
@@ -61,6 +62,9 @@ impl Solver for BuildKitClient {
     ) -> Result<SolveOutcome, SolveError> {
         if let Some(fault) = attributes::reserved_argument_fault(&request) {
             return Err(SolveError::Failed(Box::new(fault)));
+        }
+        if self.shared && !request.caches.imports.is_empty() {
+            return Err(SolveError::Failed(Box::new(caches::shared_builder_fault())));
         }
         let opened = tokio::select! {
             () = cancel.cancelled() => return Err(SolveError::Cancelled),
@@ -184,6 +188,7 @@ impl SolveRun<'_> {
         }
         match answered {
             Ok(response) => Ok(SolveOutcome {
+                cache: caches::written(&response),
                 digest: pushed_digest(&response)?,
                 builder_version: self.client.status().borrow().version.clone().unwrap_or_default(),
                 commits: self.progress.commits(),

@@ -53,6 +53,12 @@ pub enum ImageError {
     ImageTooLarge { manifest: Digest, reason: String },
     #[error("the archive has {count} images; an archive with one is taken")]
     ImageCount { count: usize },
+    #[error("there is no build cache at `{path}` in room storage")]
+    CacheNotFound { path: String },
+    #[error("build cache: `{path}` in room storage: {reason}")]
+    CacheFile { path: String, reason: String },
+    #[error("build cache {manifest}: {reason}")]
+    InvalidCache { manifest: Digest, reason: String },
     #[error(transparent)]
     Archive(#[from] ArchiveError),
     #[error("there is no pack `{id}`: it was dropped, or was never sent; send it again")]
@@ -136,7 +142,9 @@ impl ImageError {
             Self::LayerElsewhere { .. } | Self::LayerRefused { refusal: LayerRefusal::Invalid, .. } => {
                 ErrorCode::InvalidLayer
             }
-            Self::ImageCount { .. } => ErrorCode::InvalidArchive,
+            Self::ImageCount { .. } | Self::CacheFile { .. } => ErrorCode::InvalidArchive,
+            Self::CacheNotFound { .. } => ErrorCode::NotFound,
+            Self::InvalidCache { .. } => ErrorCode::InvalidManifest,
             Self::Archive(ArchiveError::Truncated) => ErrorCode::ArchiveTruncated,
             Self::Archive(ArchiveError::Mismatch { .. }) => ErrorCode::BlobMismatch,
             Self::Archive(_) => ErrorCode::InvalidArchive,
@@ -171,6 +179,7 @@ impl ImageError {
                 | Self::LayerElsewhere { .. }
                 | Self::LayerRefused { .. }
                 | Self::ImageTooLarge { .. }
+                | Self::InvalidCache { .. }
                 | Self::Config { .. }
                 | Self::Manifest { .. }
         )

@@ -12,6 +12,7 @@
 //! ```
 
 mod declared;
+mod declared_cache;
 mod inspections;
 mod slots;
 mod soundness;
@@ -29,6 +30,7 @@ use crate::model::{Digest, LayerLimits};
 use crate::task;
 
 use declared::DeclaredImage;
+pub(super) use declared_cache::check_importable_index;
 pub(super) use inspections::InspectionQueue;
 
 /// Share owner of the check before an instance starts. The image was already checked for its deploy.

@@ -49,9 +49,9 @@ pub struct LoadedImage {
 /// Received archive that has no name yet. It is either named or discarded; the sweep frees one that is dropped.
 #[derive(Debug)]
 pub struct ReceivedArchive {
-    manifest: Descriptor,
-    contents: ImageContents,
-    stored: Vec<StoredBlob>,
+    pub(super) manifest: Descriptor,
+    pub(super) contents: ImageContents,
+    pub(super) stored: Vec<StoredBlob>,
 }
 
 impl ImageStore {
@@ -247,7 +247,7 @@ fn only_image(
     }
 }
 
-fn take_back(blobs: &dyn BlobStorage, stored: &[StoredBlob]) {
+pub(super) fn take_back(blobs: &dyn BlobStorage, stored: &[StoredBlob]) {
     for stored in stored {
         if let Err(error) = blobs.undo_put(stored) {
             tracing::warn!(%error, blob.digest = %stored.digest, "failed to remove a blob; the next sweep removes it");

@@ -119,7 +119,7 @@ impl RegistryApi {
             (RegistryRoute::Tags(name), _) => self.list_tags(name, &query).await,
             (RegistryRoute::Referrers(name, subject), _) => self.list_referrers(name, subject, &query).await,
             (RegistryRoute::Manifest(name, reference), RouteMethod::Put) => {
-                self.put_manifest(name, reference, headers, body).await
+                self.put_manifest(&caller, name, reference, headers, body).await
             }
             (RegistryRoute::Manifest(name, reference), RouteMethod::Delete) => {
                 self.delete_manifest(name, reference).await

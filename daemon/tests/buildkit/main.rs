@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use hearthd::build::port::{
-    CredentialProvider, PinnedImageSource, SolveError, SolveOutcome, SolveRequest, Solver as _,
+    CredentialProvider, PinnedImageSource, SolveCaches, SolveError, SolveOutcome, SolveRequest, Solver as _,
 };
 use hearthd::buildkit::{BuildKitClient, managed};
 use hearthd::context::{ContextFiles, FileKind, NoTransferWatch, SessionName};
@@ -102,6 +102,8 @@ impl Fixture {
                 timeout: None,
                 secret_ids: Vec::new(),
                 step_limits: Default::default(),
+                cache_from: Vec::new(),
+                cache_to: Vec::new(),
             },
             secrets: BTreeMap::new(),
             converts_layers: false,
@@ -109,6 +111,7 @@ impl Fixture {
             downloads: Vec::new(),
             repositories: Vec::new(),
             foreign_runs: Vec::new(),
+            caches: SolveCaches::default(),
             registry: self.address.clone(),
             repository: "test/app".parse().unwrap(),
             credentials: Arc::new(NoCredentials),

@@ -236,6 +236,18 @@ pub struct BuildSpec {
     /// this order. Example: \["linux/amd64", "linux/arm64"\].
     #[prost(string, repeated, tag = "20")]
     pub platforms: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Caches to read: steps that one of them holds do not run. Each is one value of `docker buildx build  --cache-from`, of the types registry, local and oci-archive; the paths of the latter two are in room
+    /// storage. A cache that is missing or damaged is a warning of the build.
+    /// Example: \["type=registry,ref=my-app:cache"\].
+    #[prost(string, repeated, tag = "30")]
+    pub cache_from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Caches to write, in the form of `--cache-to`: the types of `cache_from`, and inline.
+    /// Example: \["type=registry,ref=my-app:cache,mode=max"\].
+    #[prost(string, repeated, tag = "31")]
+    pub cache_to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Output only: ids of the secrets that came with the request, whose values are not kept.
+    #[prost(string, repeated, tag = "32")]
+    pub secret_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Memory limit of each step in bytes, at least 8 MiB. Unset means that only the limit which the steps of a builder
     /// share applies. Limits of steps do not affect the cache.
     #[prost(uint64, optional, tag = "80")]
@@ -363,6 +375,12 @@ pub struct Build {
     /// repositories.
     #[prost(message, repeated, tag = "14")]
     pub sources: ::prost::alloc::vec::Vec<BuildSource>,
+    /// True if the request brought secrets or credentials. To submit the spec again, they are given again.
+    #[prost(bool, tag = "30")]
+    pub had_confidential_values: bool,
+    /// True if the build is kept whatever its age.
+    #[prost(bool, tag = "31")]
+    pub pinned: bool,
     /// Place in the queue, in the answer of Get. Unset when the build does not wait.
     #[prost(message, optional, tag = "20")]
     pub queue: ::core::option::Option<QueuePlace>,
@@ -637,6 +655,38 @@ pub struct RemoveBuildRequest {
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveBuildResponse {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinBuildRequest {
+    #[prost(string, tag = "1")]
+    pub build_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub pinned: bool,
+}
+/// Selects builds that have ended. One of `keep`, `older_than` and `all` is given.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PruneBuildsRequest {
+    /// Number of newest builds to keep.
+    #[prost(uint32, optional, tag = "1")]
+    pub keep: ::core::option::Option<u32>,
+    /// Removes only builds that ended longer ago than this.
+    #[prost(message, optional, tag = "2")]
+    pub older_than: ::core::option::Option<::prost_types::Duration>,
+    /// Removes all.
+    #[prost(bool, tag = "3")]
+    pub all: bool,
+    /// Only returns what would be removed.
+    #[prost(bool, tag = "4")]
+    pub dry_run: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PruneBuildsResponse {
+    /// Ids of the removed builds, newest first.
+    #[prost(string, repeated, tag = "1")]
+    pub build_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[allow(clippy::all)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -990,6 +1040,49 @@ pub mod builds_client {
             req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Builds", "Remove"));
             self.inner.unary(req, path, codec).await
         }
+        /// Keeps a build that has ended, whatever the number and age of builds, or ends that. One caller pins at most
+        /// 100 builds.
+        pub async fn pin(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PinBuildRequest>,
+        ) -> std::result::Result<tonic::Response<super::Build>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Builds/Pin");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Builds", "Pin"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes builds that have ended, except for pinned ones: the caller's own, and with the `admin` grant those
+        /// of everybody.
+        pub async fn prune(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PruneBuildsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PruneBuildsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Builds/Prune");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Builds", "Prune"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1067,6 +1160,21 @@ pub mod builds_server {
             request: tonic::Request<super::RemoveBuildRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RemoveBuildResponse>,
+            tonic::Status,
+        >;
+        /// Keeps a build that has ended, whatever the number and age of builds, or ends that. One caller pins at most
+        /// 100 builds.
+        async fn pin(
+            &self,
+            request: tonic::Request<super::PinBuildRequest>,
+        ) -> std::result::Result<tonic::Response<super::Build>, tonic::Status>;
+        /// Removes builds that have ended, except for pinned ones: the caller's own, and with the `admin` grant those
+        /// of everybody.
+        async fn prune(
+            &self,
+            request: tonic::Request<super::PruneBuildsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PruneBuildsResponse>,
             tonic::Status,
         >;
     }
@@ -1497,6 +1605,94 @@ pub mod builds_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Builds/Pin" => {
+                    #[allow(non_camel_case_types)]
+                    struct PinSvc<T: Builds>(pub Arc<T>);
+                    impl<T: Builds> tonic::server::UnaryService<super::PinBuildRequest>
+                    for PinSvc<T> {
+                        type Response = super::Build;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PinBuildRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Builds>::pin(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PinSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Builds/Prune" => {
+                    #[allow(non_camel_case_types)]
+                    struct PruneSvc<T: Builds>(pub Arc<T>);
+                    impl<
+                        T: Builds,
+                    > tonic::server::UnaryService<super::PruneBuildsRequest>
+                    for PruneSvc<T> {
+                        type Response = super::PruneBuildsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PruneBuildsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Builds>::prune(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PruneSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

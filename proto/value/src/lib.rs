@@ -3,6 +3,7 @@
 //! needs no network stack.
 
 mod assignment;
+mod build_cache;
 mod build_compression;
 mod build_secret;
 mod characters;
@@ -15,6 +16,7 @@ mod port;
 mod reference;
 
 pub use assignment::{Assignment, AssignmentError, parse_env_file};
+pub use build_cache::{CacheExport, CacheFormat, CacheImport, CacheLocation, CacheOptionError};
 pub use build_compression::{BuildCompression, BuildCompressionError};
 pub use build_secret::{SecretFlag, SecretFlagError, SecretFlagSource};
 pub use characters::whole_characters;

@@ -21,6 +21,13 @@ pub(super) struct EndedBuild {
     log_shown: bool,
 }
 
+impl EndedBuild {
+    /// A build whose log was not shown.
+    pub(super) const fn unseen(build: Build) -> Self {
+        Self { build, log_shown: false }
+    }
+}
+
 /// Outcome of following a build.
 pub(super) enum Followed {
     Ended(Box<EndedBuild>),
@@ -76,7 +83,7 @@ pub(super) async fn follow_to_end(
             None => {
                 show.clear();
                 let build = client.build(build_id).await?;
-                return Ok(Followed::Ended(Box::new(EndedBuild { build, log_shown: false })));
+                return Ok(Followed::Ended(Box::new(EndedBuild::unseen(build))));
             }
         }
     }

@@ -44,6 +44,14 @@ pub(in crate::cli) struct BuildOptions {
     /// no files to build, is PATH; `--no-cache=STAGE` is always a stage
     #[arg(long, value_name = "STAGE", num_args = 0..=1, default_missing_value = "", help_heading = "Build")]
     pub(super) no_cache: Vec<NoCacheValue>,
+    /// Cache whose steps need not run: `type=registry,ref=TAG`, `type=local,src=PATH` or `type=oci-archive,src=PATH`, with
+    /// paths of room storage
+    #[arg(long, value_name = "CACHE", help_heading = "Build")]
+    pub(super) cache_from: Vec<String>,
+    /// Cache to write: `type=inline`, `type=registry,ref=TAG`, `type=local,dest=PATH` or `type=oci-archive,dest=PATH`; with
+    /// `mode=max` it holds the steps of all stages
+    #[arg(long, value_name = "CACHE", help_heading = "Build")]
+    pub(super) cache_to: Vec<String>,
     /// Resolve the tags of base images again
     #[arg(long, help_heading = "Build")]
     pub(super) pull: bool,

@@ -1,11 +1,13 @@
 //! Converts the flags of `hearth build` to a request, with all checks that are possible without contacting a room.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use hearth_proto::v1::{BuildSecret, BuildSpec};
 use hearth_proto::value::{
-    BuildMount, BuildMountKind, BuildMountSource, MountTarget, Reference, SecretFlag, SecretFlagSource,
-    check_distinct,
+    BuildMount, BuildMountKind, BuildMountSource, CacheExport, CacheImport, MountTarget, Reference,
+    SecretFlag, SecretFlagSource, check_distinct,
 };
 
 use super::super::assignments::{labels, variables};
@@ -77,6 +79,9 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
         credentials: args.credentials.to_wire()?,
         step_memory_bytes: args.memory,
         step_cpu_millis: args.cpus,
+        secret_ids: Vec::new(),
+        cache_from: caches::<CacheImport>("--cache-from", &args.options.cache_from)?,
+        cache_to: caches::<CacheExport>("--cache-to", &args.options.cache_to)?,
     };
     let pack_room_path = args.options.pack_room_path.as_deref();
     let pack_room_path =
@@ -127,7 +132,17 @@ fn mounts(args: &BuildArgs) -> Result<(Vec<BuildMount>, Option<LocalPack>), Fail
     Ok((mounts, pack))
 }
 
-fn secret(text: &str) -> Result<BuildSecret, Failure> {
+/// Checks the values of a flag that names caches, and returns them as they are sent.
+fn caches<T: FromStr<Err: Display>>(flag: &str, texts: &[String]) -> Result<Vec<String>, Failure> {
+    for text in texts {
+        if let Err(error) = text.parse::<T>() {
+            return Err(Failure::usage(format!("{flag}: {error}")));
+        }
+    }
+    Ok(texts.to_vec())
+}
+
+pub(super) fn secret(text: &str) -> Result<BuildSecret, Failure> {
     let wrong = |why: String| {
         Failure::usage(format!("--secret: {why}")).hint(format!("expected `{}`", SecretFlag::GRAMMAR))
     };

@@ -104,6 +104,13 @@ pub const GRPC_METHODS: &[GrpcMethod] = &[
     ),
     changes("/hearth.v1.Builds/Cancel", "cancel builds", MethodGate::SeeBuilds, OWN_BUILD),
     changes("/hearth.v1.Builds/Remove", "remove builds", MethodGate::SeeBuilds, OWN_BUILD),
+    changes("/hearth.v1.Builds/Pin", "pin builds", MethodGate::SeeBuilds, OWN_BUILD),
+    changes(
+        "/hearth.v1.Builds/Prune",
+        "remove builds",
+        MethodGate::SeeBuilds,
+        "the caller's own builds; with `admin` all",
+    ),
     reads("/hearth.v1.Contexts/List", "read contexts", MethodGate::Objects, MOUNTS),
     reads("/hearth.v1.Contexts/Read", "read contexts", MethodGate::Objects, MOUNTS),
     reads("/hearth.v1.Contexts/Digest", "read contexts", MethodGate::Objects, MOUNTS),

@@ -9,7 +9,8 @@ use crate::model::access::{Caller, StorageVerb};
 use crate::model::build::BuildSpec;
 use crate::model::service::{EnvValue, ServiceRecord, ServiceSpec};
 use crate::model::{
-    BuildMount, MountAccess, MountOrigin, MountSource as _, Reference, RoomRegistries, ServiceMount,
+    BuildMount, CacheExport, CacheLocation, MountAccess, MountOrigin, MountSource as _, Reference,
+    RoomRegistries, ServiceMount,
 };
 
 /// Checks that the caller may read and write everything that a build reads and writes.
@@ -21,7 +22,46 @@ pub fn may_build(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> R
         // A result for another registry is first stored in this room's registry.
         decide(caller, &CallerAction::WriteRepository(&tag.repository))?;
     }
+    spec.cache_from.iter().try_for_each(|import| may_read_cache(caller, &import.location, rooms))?;
+    spec.cache_to.iter().try_for_each(|export| match export {
+        // It is a part of the image.
+        CacheExport::Inline => Ok(()),
+        CacheExport::To { location, .. } => may_write_cache(caller, location, rooms),
+    })?;
     may_mount_in_builds(caller, &spec.mounts, rooms)
+}
+
+fn may_read_cache(
+    caller: &Caller,
+    location: &CacheLocation,
+    rooms: &RoomRegistries,
+) -> Result<(), AccessDenied> {
+    match location {
+        CacheLocation::Registry(reference) => may_read_image(caller, reference, rooms),
+        CacheLocation::Directory { path, .. } => {
+            decide(caller, &CallerAction::MountStorage { verb: StorageVerb::Read, path })
+        }
+        CacheLocation::Archive { path } => decide(caller, &CallerAction::ReadStorage(path)),
+    }
+}
+
+fn may_write_cache(
+    caller: &Caller,
+    location: &CacheLocation,
+    rooms: &RoomRegistries,
+) -> Result<(), AccessDenied> {
+    match location {
+        CacheLocation::Registry(reference) if rooms.owns_tag(reference) => {
+            decide(caller, &CallerAction::WriteRepository(&reference.repository))
+        }
+        CacheLocation::Registry(reference) => {
+            decide(caller, &CallerAction::PushRemoteImage(&full_name(reference)))
+        }
+        CacheLocation::Directory { path, .. } => {
+            decide(caller, &CallerAction::MountStorage { verb: StorageVerb::Write, path })
+        }
+        CacheLocation::Archive { path } => decide(caller, &CallerAction::WriteStorage(path)),
+    }
 }
 
 /// Checks that the caller may read the sources that a build mounts, or that a context request reads.

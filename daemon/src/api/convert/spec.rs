@@ -1,5 +1,7 @@
 //! Conversion and validation of build specs.
 
+mod caches;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -84,6 +86,8 @@ pub fn build_spec(
         timeout,
         secret_ids: secrets.values.keys().cloned().collect(),
         step_limits: step_limits(wire.step_memory_bytes, wire.step_cpu_millis)?,
+        cache_from: caches::imports(wire.cache_from, context.rooms)?,
+        cache_to: caches::exports(wire.cache_to, context.rooms)?,
     };
     Ok((spec, secrets))
 }
@@ -296,10 +300,13 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
         },
         compression: spec.compression.to_string(),
         timeout: spec.timeout.map(super::to_duration),
+        secret_ids: spec.secret_ids,
         secrets: Vec::new(),
         credentials: Vec::new(),
         step_memory_bytes: spec.step_limits.memory_bytes,
         step_cpu_millis: spec.step_limits.cpu_millis,
+        cache_from: spec.cache_from.iter().map(ToString::to_string).collect(),
+        cache_to: spec.cache_to.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -391,6 +398,13 @@ mod tests {
             ("spec.step_memory_bytes", |wire| wire.step_memory_bytes = Some(1 << 20)),
             ("spec.step_memory_bytes", |wire| wire.step_memory_bytes = Some(u64::MAX)),
             ("spec.step_cpu_millis", |wire| wire.step_cpu_millis = Some(9)),
+            ("spec.cache_from[0]", |wire| wire.cache_from = vec!["type=gha".to_owned()]),
+            ("spec.cache_to[1]", |wire| {
+                wire.cache_to = vec!["type=inline".to_owned(), "type=local,dest=../x".to_owned()];
+            }),
+            ("spec.cache_to[1]", |wire| {
+                wire.cache_to = vec!["a:c".to_owned(), "type=registry,ref=b:c,mode=max".to_owned()];
+            }),
         ];
         for (field, change) in cases {
             let status = tonic::Status::from(check(change).unwrap_err());
@@ -407,6 +421,8 @@ mod tests {
             wire.also_tags = vec!["b:1".to_owned()];
             wire.secrets = vec![secret];
             wire.no_cache_stages = vec!["deps".to_owned()];
+            wire.cache_from = vec!["my-app:cache".to_owned()];
+            wire.cache_to = vec!["type=local,dest=caches/a,mode=max".to_owned()];
         })
         .unwrap();
         assert_eq!(secrets.values["token"].reveal(), b"canary");

@@ -196,6 +196,27 @@ impl v1::builds_server::Builds for BuildsService {
         self.builds.remove(record.id.as_str()).await.map_err(ApiError::from)?;
         Ok(Response::new(v1::RemoveBuildResponse {}))
     }
+
+    async fn pin(&self, request: Request<v1::PinBuildRequest>) -> Result<Response<v1::Build>, Status> {
+        let caller = caller(request.extensions())?;
+        let request = request.into_inner();
+        let record = self.own(&caller, &request.build_id).await?;
+        let record = self.builds.pin(record.id.as_str(), request.pinned).await.map_err(ApiError::from)?;
+        Ok(Response::new(convert::build(record)))
+    }
+
+    async fn prune(
+        &self,
+        request: Request<v1::PruneBuildsRequest>,
+    ) -> Result<Response<v1::PruneBuildsResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let selection = convert::prune_selection(&request.into_inner(), policy::listed_owner(&caller))?;
+        let removed = self.builds.prune(selection).await.map_err(ApiError::from)?;
+        removed.iter().for_each(audit::record_object);
+        Ok(Response::new(v1::PruneBuildsResponse {
+            build_ids: removed.iter().map(ToString::to_string).collect(),
+        }))
+    }
 }
 
 impl BuildsService {

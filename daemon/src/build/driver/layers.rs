@@ -37,6 +37,7 @@ impl BuildRuntime {
         tracing::info!(%compression, "the builder reused layers of an earlier build in another compression; solving again to convert them");
         let mut request = request();
         request.converts_layers = true;
+        request.caches.export = None;
         // The steps have run, so all of them are cached now.
         request.spec.no_cache = NoCache::Nothing;
         // Without a receiver, events are dropped: the steps were told already.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bollard_buildkit_proto::moby::buildkit::v1 as api;
 
-use super::policy;
+use super::{caches, policy};
 use crate::build::port::SolveRequest;
 use crate::model::BuildCompression;
 use crate::model::build::{BuildNetwork, NoCache};
@@ -38,6 +38,7 @@ pub(super) fn solve_request(request: &SolveRequest, own: &str, shared: bool) -> 
         frontend: DOCKERFILE_FRONTEND.to_owned(),
         frontend_attrs: frontend(request, shared),
         exporters: vec![exporter(request)],
+        cache: Some(caches::options(request)),
         ..open_request(request, own)
     }
 }
@@ -99,6 +100,9 @@ pub(in crate::buildkit) fn frontend(request: &SolveRequest, shared: bool) -> Has
     if let Some(millis) = request.spec.step_limits.cpu_millis {
         set("cpuperiod".into(), &CPU_PERIOD_MICROSECONDS.to_string());
         set("cpuquota".into(), &(u64::from(millis) * CPU_PERIOD_MICROSECONDS / 1000).to_string());
+    }
+    if let Some(imports) = caches::imports_attribute(request).filter(|_| !shared) {
+        set("cache-imports".into(), &imports);
     }
     if request.spec.network == BuildNetwork::None {
         set("force-network-mode".into(), "none");

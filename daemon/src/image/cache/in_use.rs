@@ -53,7 +53,7 @@ impl CachedImagesInUse {
 }
 
 impl ImageStore {
-    pub(super) fn in_use(&self, repository: &Repository, digest: Digest) -> CachedImageGuard {
+    pub(in super::super) fn in_use(&self, repository: &Repository, digest: Digest) -> CachedImageGuard {
         let image = (repository.clone(), digest);
         *self.shared.cached_in_use.lock().counts.entry(image.clone()).or_default() += 1;
         CachedImageGuard { used: self.shared.cached_in_use.clone(), image }

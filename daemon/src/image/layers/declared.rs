@@ -6,6 +6,7 @@ use super::super::contents::MAX_INDEX_ENTRIES;
 use super::super::contents::{platform_manifest, read_json};
 use super::super::port::BlobStorage;
 use super::super::{ImageError, PlatformSelection, parse};
+use super::declared_cache::declared_cache;
 use crate::model::Digest;
 use crate::model::manifest::{ImageManifest, Manifest};
 
@@ -19,6 +20,8 @@ pub(in super::super) struct DeclaredImage {
     pub diff_ids: Vec<Digest>,
     /// First layer that is to be fetched from URLs in the manifest.
     pub with_urls: Option<Digest>,
+    /// Build cache, whose layers are not mounted together.
+    pub is_cache: bool,
 }
 
 impl DeclaredImage {
@@ -76,7 +79,12 @@ pub(super) fn images_of(
         return Ok(vec![declared_image(blobs, digest, image)?]);
     }
     let too_deep = || ImageError::TooDeep { digest: top.digest, limit: MAX_INDEX_ENTRIES };
-    let index = match parse(top, &read_json(blobs, top)?)? {
+    let bytes = read_json(blobs, top)?;
+    let manifest = parse(top, &bytes)?;
+    if let Some(cache) = declared_cache(top, &bytes)? {
+        return Ok(vec![cache]);
+    }
+    let index = match manifest {
         Manifest::Image(image) => return Ok(vec![declared_image(blobs, top.digest, image)?]),
         Manifest::Index(index) => index,
     };
@@ -120,5 +128,5 @@ fn declared_image(
     let config = ImageConfig::parse_unambiguous(&read_json(blobs, &image.config)?)
         .map_err(|error| ImageError::Config { digest, reason: error.to_string() })?;
     let ImageManifest { layers, with_urls, .. } = image;
-    Ok(DeclaredImage { manifest, layers, diff_ids: config.rootfs.diff_ids, with_urls })
+    Ok(DeclaredImage { manifest, layers, diff_ids: config.rootfs.diff_ids, with_urls, is_cache: false })
 }

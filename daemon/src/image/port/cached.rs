@@ -40,6 +40,12 @@ impl ImageRight {
 
     /// Returns the repository that holds an image fetched with this right; `None` if its name would be too long.
     pub fn repository_of(&self, reference: &Reference) -> Option<Repository> {
+        // A repository name contains no colon, and the host name of a registry no run of dashes.
+        self.repository_named(&full_name(reference).replace(':', "---"))
+    }
+
+    /// Returns the repository of this name that holds content for this right alone.
+    pub fn repository_named(&self, name: &str) -> Option<Repository> {
         let owner = match self {
             Self::Public => "public".to_owned(),
             Self::Room => "room".to_owned(),
@@ -49,8 +55,6 @@ impl ImageRight {
                 format!("caller-{short}")
             }
         };
-        // A repository name contains no colon, and the host name of a registry no run of dashes.
-        let name = full_name(reference).replace(':', "---");
         format!("{CACHED_IMAGES_PREFIX}/{owner}/{name}").parse().ok()
     }
 }

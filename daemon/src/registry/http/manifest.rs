@@ -15,6 +15,7 @@ use super::error_response::RegistryErrorResponse;
 use super::route::ManifestName;
 use super::{DOCKER_CONTENT_DIGEST, RegistryApi, empty, header_value};
 use crate::image::port::{BlobStorage as _, NewManifest, RemovalOutcome};
+use crate::model::access::Caller;
 use crate::model::manifest::{Manifest, ManifestPart, PartKind};
 use crate::model::{Digest, Repository};
 use crate::task;
@@ -77,6 +78,7 @@ impl RegistryApi {
 
     pub(super) async fn put_manifest(
         &self,
+        caller: &Caller,
         repository: &Repository,
         name: &ManifestName,
         headers: &HeaderMap,
@@ -113,6 +115,8 @@ impl RegistryApi {
             artifact_type: manifest.metadata().artifact_type.clone(),
         };
         let tag = match name {
+            // BuildKit pushes caches by tag only. The daemon names what a build made, once the build has succeeded.
+            ManifestName::Tag(_) if caller.is_build() => None,
             ManifestName::Tag(tag) => Some(tag.clone()),
             ManifestName::Digest(_) => None,
         };
