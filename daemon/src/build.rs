@@ -5,6 +5,7 @@
 //! `publisher` numbers and stores its events, `watch` and `text` read them back.
 
 mod admission;
+mod attach;
 mod credentials;
 mod dockerfile;
 mod driver;
@@ -15,6 +16,7 @@ mod fake;
 mod idempotency;
 mod log_text;
 mod mask;
+mod packages;
 pub mod port;
 mod presence;
 mod provenance;

@@ -40,6 +40,7 @@ use layers::InspectionQueue;
 use packs::HeldPacks;
 use port::{BlobStorage, ImageCatalog, LayerInspector, TagQuery};
 
+pub use attestations::ImageStatements;
 pub use build_cache::SuppliedCache;
 pub use built_image::{BaseImage, BuiltImage, ImageForm, PlatformBase};
 pub use cache::{SuppliedImage, SupplyOrigin, SupplyRequest};

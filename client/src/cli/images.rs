@@ -41,6 +41,12 @@ pub(super) enum ImagesCommand {
         #[arg(add = complete::images())]
         image: String,
     },
+    /// Print the packages in an image as an SPDX document, if one is attached
+    Sbom {
+        /// Image of the room
+        #[arg(add = complete::images())]
+        image: String,
+    },
     /// Add a tag to an image, or move a tag to it
     #[command(after_help = "Example:\n  hearth images tag my-app:dev my-app:stable")]
     Tag {
@@ -132,6 +138,9 @@ pub(super) async fn run(command: ImagesCommand, globals: &GlobalArgs) -> Result<
         ImagesCommand::Inspect { image } => inspect(&image, globals).await,
         ImagesCommand::Provenance { image } => {
             attestations::print(&reference(&image)?, &attestations::PROVENANCE, globals).await
+        }
+        ImagesCommand::Sbom { image } => {
+            attestations::print(&reference(&image)?, &attestations::PACKAGES, globals).await
         }
         ImagesCommand::Tag { image, tag } => {
             let image = reference(&image)?.to_string();

@@ -28,7 +28,7 @@ use hearth_task as task;
 use tokio_util::sync::CancellationToken;
 
 use super::ContextError;
-use super::layers::{LayerBlob, LayerCache, LayerLimits};
+use super::layers::{ImageTree, LayerBlob, LayerCache, LayerLimits};
 use super::lineage::{LineageId, LineageIdBuilder, ScannedFile, lineage_name};
 use super::port::{ContextFiles, FileTree, SessionName};
 use super::storage::{StorageRoot, StorageRoots};
@@ -177,6 +177,17 @@ impl ContextPreparer {
             ContextTree::new(mounted)
         };
         task::blocking("context.open", open).await.unwrap_or(Err(ContextError::ShuttingDown))
+    }
+
+    /// Opens an image by its own, to read its files.
+    #[tracing::instrument(name = "context", skip_all, fields(operation = "open image"))]
+    pub async fn open_image(&self, image: OpenedImage) -> Result<ImageTree, ContextError> {
+        let shared = Arc::clone(&self.0);
+        let open = move || {
+            let tree = shared.layers.image_tree(image.layers);
+            tree.map_err(|(digest, source)| ContextError::Layer { digest, source })
+        };
+        task::blocking("context.image", open).await.unwrap_or(Err(ContextError::ShuttingDown))
     }
 
     /// Returns the identity of everything below a directory of a tree, and the number of its regular files

@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hearth_pack::identity::TreeDigest;
-use hearth_value::{BuildCompression, BuildMount, CacheExport, CacheImport, Digest, MountTarget, Reference};
+use hearth_value::{
+    BuildCompression, BuildMount, CacheExport, CacheImport, Digest, MountTarget, ProvenanceMode, Reference,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +54,11 @@ pub struct BuildSpec {
     pub network: BuildNetwork,
     #[serde(default)]
     pub compression: BuildCompression,
+    #[serde(default)]
+    pub provenance: ProvenanceMode,
+    /// The image gets a list of its packages.
+    #[serde(default)]
+    pub sbom: bool,
     #[serde(default)]
     pub timeout: Option<Duration>,
     /// Ids of the secrets that came with the request; their values are in [`BuildSecrets`].

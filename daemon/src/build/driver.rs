@@ -38,7 +38,7 @@ use tracing::Span;
 use super::credentials::{BuildCredentials, RegistryAccess};
 use super::mask::SecretMask;
 use super::port::{PreparedContext, SolveError, SolveOutcome, SolveRequest};
-use super::provenance::{DockerfileSource, image_name, provenance};
+use super::provenance::{DockerfileSource, statements};
 use super::publisher::EventPublisher;
 use super::service::{ActiveBuild, BuildRuntime};
 use super::verdict::BuildVerdict;
@@ -206,9 +206,11 @@ impl BuildRuntime {
             self.solve_until_stable(active, record, prefetch, &tag, publisher).await?;
         let image = self.ports.images.verify(&tag.repository, outcome.digest).await?;
         // Attached before the tags are set, so that no end of the daemon leaves a tag without it.
-        let made_from = provenance(record, &dockerfile, &outcome, Timestamp::now());
-        let names: Vec<String> = record.spec.tags.iter().map(image_name).collect();
-        self.ports.images.attach(&image, &names, &[made_from]).await?;
+        let statements = statements(record, &dockerfile, &outcome);
+        let image = tokio::select! {
+            attached = self.ports.images.attach(image, &statements) => attached?,
+            () = active.stop.cancelled() => return Err(stopped_fault()),
+        };
         let solved_cache = (&tag.repository, outcome.cache);
         let cache = self.write_cache(active, record, solved_cache, publisher).await?;
         let rooms = &self.options.room_registries;

@@ -14,13 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::dockerfile::Dockerfile;
 use super::port::{
-    BuildQuery, BuildStore, ContextSource, DownloadRequest, Downloader, IdempotencyKey, ImageRequest,
-    InsertOutcome, OfferedDownload, PreparedContext, RoomImages, SolveAnswer, SolveError, SolveOutcome,
-    SolveQuestion, SolveRequest, Solver, StoreError,
+    BuildQuery, BuildStatements, BuildStore, ContextSource, DownloadRequest, Downloader, IdempotencyKey,
+    ImageRequest, InsertOutcome, OfferedDownload, PreparedContext, RoomImages, SolveAnswer, SolveError,
+    SolveOutcome, SolveQuestion, SolveRequest, Solver, StoreError,
 };
 use crate::context::{ContextFiles, FileTree, NoTransferWatch, SessionName, TreeEntry};
 use crate::image::{BuiltImage, ImageForm, SuppliedCache, SuppliedImage, SupplyOrigin};
-use crate::model::attestation::Predicate;
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, ContextIdentity, LogStream};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::{BuildId, PackId};
@@ -235,7 +234,7 @@ pub struct FakeImages {
     pub supplied: Mutex<Vec<String>>,
     pub published: Mutex<Vec<(String, Digest)>>,
     /// Statements that were attached to images, in order.
-    pub attached: Mutex<Vec<serde_json::Value>>,
+    pub attached: Mutex<Vec<BuildStatements>>,
     pub verify_gate: Mutex<Option<Gate>>,
     /// Whether the next built image has a new layer in another compression.
     pub has_other_compression: Mutex<bool>,
@@ -307,14 +306,12 @@ impl RoomImages for FakeImages {
 
     async fn attach(
         &self,
-        image: &VerifiedImage,
-        names: &[String],
-        predicates: &[Predicate],
-    ) -> Result<(), Fault> {
+        image: VerifiedImage,
+        statements: &BuildStatements,
+    ) -> Result<VerifiedImage, Fault> {
         assert!(self.published.lock().iter().all(|(_, digest)| *digest != image.manifest.digest));
-        let made = |predicate: &Predicate| predicate.statement(&image.manifest.digest, names);
-        self.attached.lock().extend(predicates.iter().map(made));
-        Ok(())
+        self.attached.lock().push(statements.clone());
+        Ok(image)
     }
 
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault> {

@@ -151,6 +151,18 @@ pub struct SolveOutcome {
     pub commits: Vec<FetchedCommit>,
 }
 
+/// Statements to attach to a built image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BuildStatements {
+    /// Names of the image.
+    pub names: Vec<String>,
+    pub provenance: Option<Predicate>,
+    /// Each image gets a list of its packages.
+    pub sbom: bool,
+    /// The index of the image lists the statements.
+    pub in_index: bool,
+}
+
 /// Commit of a repository that a step fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FetchedCommit {
@@ -215,13 +227,13 @@ pub trait RoomImages: Send + Sync + 'static {
     /// the form that they have in the base. Tells whether the other layers have the compression of the form.
     async fn finish_built_image(&self, built: &PinnedImage, form: ImageForm) -> Result<BuiltImage, Fault>;
     /// Attaches statements about an image to it, so that they stay as long as the image, and go with it to every
-    /// repository of the room in which it is tagged afterwards.
+    /// repository of the room in which it is tagged afterwards. Returns the image to publish, which is another one if its
+    /// index lists the statements.
     async fn attach(
         &self,
-        image: &VerifiedImage,
-        names: &[String],
-        predicates: &[Predicate],
-    ) -> Result<(), Fault>;
+        image: VerifiedImage,
+        statements: &BuildStatements,
+    ) -> Result<VerifiedImage, Fault>;
     /// Returns the instructions in the history of an image; in case of an index, of its image for this machine.
     async fn instructions(
         &self,

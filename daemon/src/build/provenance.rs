@@ -5,16 +5,18 @@
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hearth_oci::sha256;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::dockerfile::Dockerfile;
-use super::port::{FetchedCommit, SolveOutcome};
+use super::port::{BuildStatements, FetchedCommit, SolveOutcome};
 use crate::model::attestation::{Predicate, SLSA_PROVENANCE_TYPE};
 use crate::model::build::{BuildRecord, BuildSource};
 use crate::model::image::Platform;
-use crate::model::{BuildMountSource, MountTarget, Reference};
+use crate::model::{BuildMountSource, MountTarget, ProvenanceMode, Reference};
 
 /// Build type of Dockerfile builds, as BuildKit documents it.
 const BUILD_TYPE: &str = "https://github.com/moby/buildkit/blob/master/docs/attestations/slsa-definitions.md";
@@ -26,8 +28,24 @@ pub(super) struct DockerfileSource {
     pub(super) path: MountTarget,
 }
 
+/// Returns the statements that the image of a solve gets.
+pub(super) fn statements(
+    record: &BuildRecord,
+    source: &DockerfileSource,
+    solved: &SolveOutcome,
+) -> BuildStatements {
+    let spec = &record.spec;
+    let has_provenance = spec.provenance != ProvenanceMode::Off;
+    BuildStatements {
+        names: spec.tags.iter().map(image_name).collect(),
+        provenance: has_provenance.then(|| provenance(record, source, solved, Timestamp::now())),
+        sbom: spec.sbom,
+        in_index: spec.sbom || matches!(spec.provenance, ProvenanceMode::Min | ProvenanceMode::Max),
+    }
+}
+
 /// Returns the provenance of the image that a solve made.
-pub(super) fn provenance(
+fn provenance(
     record: &BuildRecord,
     source: &DockerfileSource,
     solved: &SolveOutcome,
@@ -48,6 +66,24 @@ pub(super) fn provenance(
     let platform = platforms.iter().map(Platform::as_str).collect::<Vec<_>>().join(",");
     // The digest of an image that several platforms use is that of its index.
     let only = platforms.first().filter(|_| platforms.len() == 1);
+    let mut metadata = json!({
+        "invocationId": record.id.as_str(),
+        "startedOn": record.started_at.map(|time| time.to_string()),
+        "finishedOn": finished.to_string(),
+    });
+    // What BuildKit tells with `mode=max` only.
+    if spec.provenance == ProvenanceMode::Max {
+        let arguments = spec.build_args.iter().filter(|(name, _)| !is_proxy(name));
+        let given = arguments.map(|(name, value)| (format!("build-arg:{name}"), value));
+        for (name, value) in
+            given.chain(spec.labels.iter().map(|(name, value)| (format!("label:{name}"), value)))
+        {
+            request["args"][name] = json!(value);
+        }
+        let data = STANDARD.encode(source.dockerfile.bytes());
+        let info = json!({"filename": source.path.as_str(), "language": "Dockerfile", "data": data});
+        metadata["buildkit_metadata"] = json!({"source": {"infos": [info]}});
+    }
     let content = json!({
         "buildDefinition": {
             "buildType": BUILD_TYPE,
@@ -70,14 +106,15 @@ pub(super) fn provenance(
                 "id": BUILDER_ID,
                 "version": {"buildkit": solved.builder_version},
             },
-            "metadata": {
-                "invocationId": record.id.as_str(),
-                "startedOn": record.started_at.map(|time| time.to_string()),
-                "finishedOn": finished.to_string(),
-            },
+            "metadata": metadata,
         },
     });
     Predicate { kind: SLSA_PROVENANCE_TYPE, content }
+}
+
+/// Reports whether an argument is one that sets a proxy, whose address may have a password in it.
+fn is_proxy(name: &str) -> bool {
+    name.to_ascii_lowercase().ends_with("_proxy")
 }
 
 /// Returns the mounts of the context by tree digest, and the images, files and repositories by theirs.
@@ -132,7 +169,7 @@ fn source_entry(source: &BuildSource, platform: Option<&Platform>, commits: &[Fe
 }
 
 /// Returns the package URL of an image, as BuildKit writes it.
-pub(super) fn image_name(reference: &Reference) -> String {
+fn image_name(reference: &Reference) -> String {
     let registry = match &reference.registry {
         Some(registry) if registry.as_str() != "docker.io" => format!("{registry}/"),
         _ => String::new(),
@@ -218,5 +255,17 @@ mod tests {
         assert_eq!(parameters["configSource"]["digest"]["sha256"], sha256(b"FROM alpine").hex());
         assert_eq!(parameters["request"]["secrets"][0]["id"], "token");
         assert_eq!(made.content["runDetails"]["builder"]["version"]["buildkit"], "v0.32.2");
+
+        record.spec.provenance = ProvenanceMode::Max;
+        record.spec.build_args = [
+            ("WORD".to_owned(), "x".to_owned()),
+            ("HTTP_PROXY".to_owned(), "http://me:canary@proxy".to_owned()),
+        ]
+        .into();
+        let made = provenance(&record, &dockerfile, &solved, Timestamp::UNIX_EPOCH);
+        let arguments = &made.content["buildDefinition"]["externalParameters"]["request"]["args"];
+        assert_eq!(*arguments, json!({"build-arg:WORD": "x"}));
+        let info = &made.content["runDetails"]["metadata"]["buildkit_metadata"]["source"]["infos"][0];
+        assert_eq!(info["data"], STANDARD.encode("FROM alpine"));
     }
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use hearth_oci::Descriptor;
 
 use super::dockerfile::Dockerfile;
-use super::port::{ContextSource, ImageRequest, PreparedContext, RoomImages, StoreError};
+use super::port::{BuildStatements, ContextSource, ImageRequest, PreparedContext, RoomImages, StoreError};
 use crate::context::{
     ContextMount, ContextPreparer, ContextRequest, LayerBlob, OpenedImage, OpenedPack, StorageRoot,
     TreeIdentity,
@@ -18,7 +18,6 @@ use crate::image::{
     SupplyRequest, TransferProgress,
 };
 use crate::model::access::SymlinkPolicy;
-use crate::model::attestation::Predicate;
 use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::PackId;
@@ -81,12 +80,10 @@ impl RoomImages for RoomContexts {
 
     async fn attach(
         &self,
-        image: &VerifiedImage,
-        names: &[String],
-        predicates: &[Predicate],
-    ) -> Result<(), Fault> {
-        let attached = self.images.attach(image, names, predicates).await;
-        attached.map_err(|error| image_fault(FaultStage::Export, &error))
+        image: VerifiedImage,
+        statements: &BuildStatements,
+    ) -> Result<VerifiedImage, Fault> {
+        self.attach_statements(image, statements).await
     }
 
     async fn instructions(
@@ -257,7 +254,7 @@ impl RoomContexts {
         Ok(self.images.pack(&id, caller).await?.content)
     }
 
-    async fn open(&self, manifest: Descriptor) -> Result<OpenedImage, ImageError> {
+    pub(super) async fn open(&self, manifest: Descriptor) -> Result<OpenedImage, ImageError> {
         let layers = self.images.open_layers(&manifest).await?;
         let blob = |open: crate::image::OpenLayer| LayerBlob {
             digest: open.layer.digest,
@@ -284,7 +281,7 @@ fn pack_fault(error: &PackError) -> Fault {
     Fault::new(FaultStage::Context, error.code(), error.to_string()).maybe_hint(error.hint())
 }
 
-fn image_fault(stage: FaultStage, error: &ImageError) -> Fault {
+pub(super) fn image_fault(stage: FaultStage, error: &ImageError) -> Fault {
     let mut fault = Fault::new(stage, error.code(), error.to_string()).maybe_hint(error.hint());
     fault.retryable = error.retryable();
     fault

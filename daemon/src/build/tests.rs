@@ -108,6 +108,8 @@ fn spec(tag: &str) -> BuildSpec {
         labels: BTreeMap::new(),
         no_cache: NoCache::Nothing,
         compression: BuildCompression::Gzip,
+        provenance: Default::default(),
+        sbom: false,
         pull: false,
         network: BuildNetwork::Default,
         timeout: None,

@@ -51,8 +51,14 @@ impl ImageStore {
         transfer: &TransferProgress,
     ) -> Result<PushedBytes, ImageError> {
         let contents = self.contents(&image.manifest).await?;
+        // What builds attached to the image goes with it.
+        let mut attached = Vec::new();
+        for manifest in self.build_statements(&image.repository, image.manifest.digest).await? {
+            attached.push((self.contents(&manifest).await?, manifest));
+        }
+        let all = std::iter::once(&contents).chain(attached.iter().map(|(contents, _)| contents));
         let blobs: BTreeSet<ManifestPart> =
-            contents.parts().into_iter().filter(|part| part.kind == PartKind::Blob).collect();
+            all.flat_map(ImageContents::parts).filter(|part| part.kind == PartKind::Blob).collect();
         let mut sent = PushedBytes::default();
         let mut done = Vec::new();
         for target in targets {
@@ -86,6 +92,15 @@ impl ImageStore {
                 remote
                     .push_manifest(&target_place, &below.digest.to_string(), &below.media_type, bytes)
                     .await?;
+            }
+            for (_, manifest) in &attached {
+                let bytes = self.manifest_bytes(manifest).await?;
+                let name = manifest.digest.to_string();
+                let pushed = remote.push_manifest(&target_place, &name, &manifest.media_type, bytes).await;
+                if let Err(error) = pushed {
+                    // Registries before OCI 1.1 may refuse manifests that are no images.
+                    tracing::warn!(%error, image.digest = %image.manifest.digest, "a registry refused a statement about an image");
+                }
             }
             done.push(target_place);
         }

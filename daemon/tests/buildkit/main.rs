@@ -97,6 +97,8 @@ impl Fixture {
                 labels: BTreeMap::new(),
                 no_cache: NoCache::Nothing,
                 compression: hearthd::model::BuildCompression::Gzip,
+                provenance: Default::default(),
+                sbom: false,
                 pull: false,
                 network: BuildNetwork::Default,
                 timeout: None,

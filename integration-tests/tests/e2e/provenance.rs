@@ -1,23 +1,40 @@
 //! What went into an image is attached to it, and other programs read it.
 
-use integration_tests::daemon::{BASE, Daemon};
-use integration_tests::http::Request;
+use std::path::Path;
+use std::process::Command;
+
+use integration_tests::daemon::{BASE, Daemon, Options};
+use integration_tests::http::{ANY_MANIFEST, Request};
 use integration_tests::runner::Group;
-use integration_tests::shared_cases;
 use integration_tests::sources::{Tree, sha256};
+use integration_tests::wait::seconds;
+use integration_tests::{lone_cases, process, shared_cases};
 use serde_json::Value;
+
+/// Programs that `deploy/setup.sh --tests` installs.
+const ORAS: &str = "/usr/local/lib/hearth-tests/oras/oras";
+const SPDX_TOOLS: &str = "/var/cache/hearth-tests/venv/bin/pyspdxtools";
 
 pub fn group() -> Group {
     Group::new(
         "provenance",
-        shared_cases![a_built_image_says_what_went_into_it, an_image_without_provenance_says_so,],
+        shared_cases![
+            a_built_image_says_what_went_into_it,
+            an_image_without_provenance_says_so,
+            packages_and_provenance_are_in_the_index_and_other_programs_read_them,
+            provenance_can_be_left_out,
+        ]
+        .into_iter()
+        .chain(lone_cases![statements_go_with_an_image_to_another_registry])
+        .collect(),
     )
 }
 
 /// Returns a JSON document of `/v2/`.
 #[track_caller]
 fn document(daemon: &Daemon, path: &str) -> Value {
-    let answer = Request::new("GET", path).bearer(daemon.token()).send(&daemon.listen());
+    let request = Request::new("GET", path).header("accept", ANY_MANIFEST).bearer(daemon.token());
+    let answer = request.send(&daemon.listen());
     assert_eq!(answer.status, 200, "{path}");
     serde_json::from_slice(&answer.body).unwrap()
 }
@@ -94,4 +111,120 @@ fn an_image_without_provenance_says_so(daemon: &Daemon) {
     let base = daemon.base_image();
     let output = daemon.hearth(&["images", "provenance", base, "--json"]);
     assert_eq!(output.expect_code(1).json()["error"]["code"], "attestation_not_found", "{output}");
+}
+
+fn packages_and_provenance_are_in_the_index_and_other_programs_read_them(daemon: &Daemon) {
+    daemon.base_image();
+    let status = "Package: libc6\nStatus: install ok installed\nArchitecture: amd64\nVersion: 2.36-9\n\n\
+                  Package: gone\nStatus: deinstall ok config-files\nVersion: 1\n";
+    let tree = Tree::new()
+        .dockerfile(&format!(
+            "FROM {BASE}\nARG WORD\nLABEL made=by-hand\nCOPY root /\nRUN rm /app/Cargo.lock\n"
+        ))
+        .file("root/usr/lib/os-release", "ID=debian\nVERSION_ID=\"12\"\n")
+        .file("root/var/lib/dpkg/status", status)
+        .file("root/app/node_modules/left-pad/package.json", r#"{"name": "left-pad", "version": "1.3.0"}"#)
+        .file("root/app/Cargo.lock", "[[package]]\nname = \"removed\"\nversion = \"1.0.0\"\n")
+        .file(
+            "root/usr/lib/python3/site-packages/six-1.16.0.dist-info/METADATA",
+            "Name: six\nVersion: 1.16.0\n\nx",
+        );
+    daemon.put("listed", &tree);
+    let more = ["--provenance", "mode=max", "--sbom", "--build-arg", "WORD=loud-argument"];
+    let digest = daemon.build_ok("listed:1", "listed", &more);
+
+    // The index is as BuildKit writes it: the image, and after it the attestation of it.
+    let index = document(daemon, &format!("/v2/listed/manifests/{digest}"));
+    let entries = index["manifests"].as_array().unwrap();
+    assert_eq!(entries.len(), 2, "{index}");
+    assert_eq!(entries[0]["platform"]["os"], "linux");
+    assert_eq!(entries[1]["platform"]["os"], "unknown");
+    let annotations = &entries[1]["annotations"];
+    assert_eq!(annotations["vnd.docker.reference.type"], "attestation-manifest");
+    assert_eq!(annotations["vnd.docker.reference.digest"], entries[0]["digest"]);
+    let attestation =
+        document(daemon, &format!("/v2/listed/manifests/{}", entries[1]["digest"].as_str().unwrap()));
+    let kinds: Vec<&Value> = attestation["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| &layer["annotations"]["in-toto.io/predicate-type"])
+        .collect();
+    assert_eq!(kinds, ["https://slsa.dev/provenance/v1", "https://spdx.dev/Document"]);
+    assert_eq!(daemon.image("listed:1").file("usr/lib/os-release").lines().next(), Some("ID=debian"));
+
+    let provenance = daemon.hearth_ok(&["images", "provenance", "listed:1"]).json();
+    let request = &provenance["buildDefinition"]["externalParameters"]["request"];
+    assert_eq!(request["args"]["build-arg:WORD"], "loud-argument", "{provenance}");
+    let packages = daemon.hearth_ok(&["images", "sbom", "listed:1"]);
+    let purls: Vec<String> = packages.json()["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|package| Some(package["externalRefs"][0]["referenceLocator"].as_str()?.to_owned()))
+        .collect();
+    assert_eq!(
+        purls,
+        [
+            "pkg:deb/debian/libc6@2.36-9?arch=amd64&distro=debian-12",
+            "pkg:npm/left-pad@1.3.0",
+            "pkg:pypi/six@1.16.0"
+        ]
+    );
+
+    // A validator of SPDX, and a client of referrers.
+    for program in [ORAS, SPDX_TOOLS] {
+        assert!(Path::new(program).exists(), "{program} is missing; run deploy/setup.sh --tests");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("listed.spdx.json");
+    std::fs::write(&file, &packages.stdout).unwrap();
+    process::run(Command::new(SPDX_TOOLS).arg("-i").arg(&file), seconds(60)).expect_code(0);
+    let mut oras = Command::new(ORAS);
+    oras.args([
+        "discover",
+        "--plain-http",
+        "--username",
+        "any",
+        "--password",
+        daemon.token(),
+        "--format",
+        "json",
+    ]);
+    oras.arg(format!("{}/listed:1", daemon.listen())).env("HOME", directory.path());
+    let discovered = process::run(&mut oras, seconds(60));
+    let found = discovered.expect_code(0).json()["manifests"].clone();
+    let kind = |entry: &Value| entry["annotations"]["in-toto.io/predicate-type"].as_str().unwrap().to_owned();
+    let mut kinds: Vec<String> = found.as_array().unwrap().iter().map(kind).collect();
+    kinds.sort();
+    assert_eq!(kinds, ["https://slsa.dev/provenance/v1", "https://spdx.dev/Document"]);
+}
+
+fn provenance_can_be_left_out(daemon: &Daemon) {
+    daemon.base_image();
+    daemon.put("silent", &Tree::new().dockerfile(&format!("FROM {BASE}\nCOPY Dockerfile /silent\n")));
+    let digest = daemon.build_ok("silent:1", "silent", &["--provenance", "false"]);
+    assert_eq!(statements(daemon, "silent", &digest).len(), 0);
+    let refused = daemon.build("silent:1", "silent", &["--provenance", "mode=mid"]);
+    refused.expect_code(2).says(&["mode=min", "mode=max"]);
+    // Whoever may not read the image may not read what went into it.
+    let token =
+        daemon.mint(&["--name", "eve", "--scope", r#"{"containers": {"registry": {"pull": ["other"]}}}"#]);
+    let mut eve = daemon.client();
+    eve.args(["images", "provenance", "silent:1"]);
+    eve.env("HEARTH_ADDR", format!("http://{}", daemon.listen())).env("HEARTH_TOKEN", &token);
+    process::run(&mut eve, seconds(30)).expect_code(3);
+}
+
+fn statements_go_with_an_image_to_another_registry() {
+    let other = Daemon::start(Options::room("provenance-o"));
+    let room = Daemon::start(Options::room("provenance-r").registries(&[&other.listen()]));
+    room.base_image();
+    room.put("sent", &Tree::new().dockerfile(&format!("FROM {BASE}\nCOPY Dockerfile /sent\n")));
+    let target = format!("{}/sent:1", other.listen());
+    let credentials = format!("{},any,{}", other.listen(), other.token());
+    let digest = room.build_ok(&target, "sent", &["--cred", &credentials]);
+    let found = statements(&other, "sent", &digest);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].1["predicateType"], "https://slsa.dev/provenance/v1");
 }

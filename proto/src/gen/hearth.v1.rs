@@ -255,6 +255,14 @@ pub struct BuildSpec {
     /// Processor time of each step, in thousandths of one processor, at least 10. Example: 1500 for one and a half.
     #[prost(uint32, optional, tag = "81")]
     pub step_cpu_millis: ::core::option::Option<u32>,
+    /// Provenance that the build attaches to its image: what went in, by digest. Empty means as a referrer of the
+    /// image. "mode=min" (or "true") and "mode=max" also put it in the index of the image, which is an index
+    /// then; "mode=max" adds arguments, labels and the Dockerfile. "false" means none.
+    #[prost(string, tag = "60")]
+    pub provenance: ::prost::alloc::string::String,
+    /// Attaches a list of the packages in the image, as an SPDX document, and puts it in the index of the image.
+    #[prost(bool, tag = "61")]
+    pub sbom: bool,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -13,6 +13,7 @@ mod fields;
 mod line_pattern;
 mod mount;
 mod port;
+mod provenance_mode;
 mod reference;
 
 pub use assignment::{Assignment, AssignmentError, parse_env_file};
@@ -29,6 +30,7 @@ pub use mount::{
     check_distinct, storage_path,
 };
 pub use port::PortText;
+pub use provenance_mode::{ProvenanceMode, ProvenanceModeError};
 pub use reference::{Reference, ReferenceError, Registry, Repository, RoomRegistries, Tag};
 
 /// Implements serde by text: these values are strings in JSON, TOML and the database.

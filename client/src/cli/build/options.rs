@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
-use hearth_proto::value::BuildCompression;
+use hearth_proto::value::{BuildCompression, ProvenanceMode};
 
 /// Build options that `hearth build` and `hearth deploy --pack` share.
 #[derive(Debug, Default, PartialEq, Args)]
@@ -61,6 +61,13 @@ pub(in crate::cli) struct BuildOptions {
     /// Compression of the layers that the build adds: gzip, zstd, estargz or none
     #[arg(long, default_value_t, help_heading = "Build")]
     pub(super) compression: BuildCompression,
+    /// Provenance in the index of the image: `mode=min` says what went in, `mode=max` also arguments and the
+    /// Dockerfile; `true` is `mode=min`, `false` attaches none [default: mode=min, attached as a referrer]
+    #[arg(long, value_name = "MODE", help_heading = "Build")]
+    pub(super) provenance: Option<ProvenanceMode>,
+    /// Attach a list of the packages in the image, as an SPDX document
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Build")]
+    pub(super) sbom: Option<bool>,
     /// Additional tag of the image
     #[arg(long, value_name = "TAG", help_heading = "Build")]
     pub(super) also_tag: Vec<String>,

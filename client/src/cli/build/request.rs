@@ -74,6 +74,8 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
         pull: args.options.pull,
         network: args.options.network.clone().unwrap_or_default(),
         compression: args.options.compression.to_string(),
+        provenance: args.options.provenance.unwrap_or_default().to_string(),
+        sbom: args.options.sbom.unwrap_or_default(),
         timeout: args.timeout.map(duration::to_wire),
         secrets: args.options.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?,
         credentials: args.credentials.to_wire()?,

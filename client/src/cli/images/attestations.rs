@@ -1,4 +1,4 @@
-//! `hearth images provenance`: prints what a statement that is attached to an image says.
+//! `hearth images provenance` and `hearth images sbom`: print what a statement that is attached to an image says.
 
 use hearth_oci::sha256;
 use hearth_proto::error_code::ErrorCode;
@@ -26,6 +26,12 @@ pub(super) const PROVENANCE: StatementKind = StatementKind {
     prefix: "https://slsa.dev/provenance/",
     name: "provenance",
     hint: "images that `hearth build` makes have it",
+};
+
+pub(super) const PACKAGES: StatementKind = StatementKind {
+    prefix: "https://spdx.dev/Document",
+    name: "list of packages",
+    hint: "`hearth build --sbom` attaches one",
 };
 
 #[derive(Deserialize)]

@@ -85,6 +85,9 @@ enum LayerPathKind<'p> {
 }
 
 impl ImageTree {
+    /// Node of the root directory.
+    pub const ROOT: u32 = ROOT;
+
     pub(super) fn new(limits: LayerLimits) -> Self {
         let nodes = vec![ImageNode::directory()];
         Self { limits, nodes, contents: Vec::new(), layers: Vec::new(), recent: None, holes: 0, copied: 0 }
@@ -323,7 +326,7 @@ impl ImageTree {
     }
 
     /// Fills `buffer` from `offset` on, as far as the file reaches. Blocking. Any other kind is empty.
-    pub(crate) fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    pub fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let FileKind::File(content) = self.nodes[node as usize].kind else { return Ok(0) };
         let FileContent { layer, content, size, .. } = &self.contents[content as usize];
         extract::read_at(&self.layers[*layer as usize], content, *size, buffer, offset)

@@ -16,7 +16,8 @@ use crate::model::fault::ErrorCode;
 use crate::model::image::Platform;
 use crate::model::secret::Secret;
 use crate::model::{
-    BuildCompression, BuildCompressionError, BuildMount, MountTarget, Reference, RoomRegistries,
+    BuildCompression, BuildCompressionError, BuildMount, MountTarget, ProvenanceModeError, Reference,
+    RoomRegistries,
 };
 
 // Limits of a build request. Each is far above practical use.
@@ -83,6 +84,10 @@ pub fn build_spec(
         pull: wire.pull,
         network: network(&wire.network)?,
         compression: compression(&wire.compression)?,
+        provenance: wire.provenance.parse().map_err(|error: ProvenanceModeError| {
+            ApiError::invalid("spec.provenance", ErrorCode::InvalidProvenance, error.to_string())
+        })?,
+        sbom: wire.sbom,
         timeout,
         secret_ids: secrets.values.keys().cloned().collect(),
         step_limits: step_limits(wire.step_memory_bytes, wire.step_cpu_millis)?,
@@ -299,6 +304,8 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
             BuildNetwork::None => "none".to_owned(),
         },
         compression: spec.compression.to_string(),
+        provenance: spec.provenance.to_string(),
+        sbom: spec.sbom,
         timeout: spec.timeout.map(super::to_duration),
         secret_ids: spec.secret_ids,
         secrets: Vec::new(),
@@ -390,6 +397,7 @@ mod tests {
                 wire.platforms = ["linux/arm64", "linux/arm64/v8"].map(str::to_owned).into();
             }),
             ("spec.platforms", |wire| wire.platforms = vec!["linux/arm64".to_owned(); 17]),
+            ("spec.provenance", |wire| wire.provenance = "mode=mid".to_owned()),
             ("spec.network", |wire| wire.network = "host".to_owned()),
             ("spec.timeout", |wire| wire.timeout = Some(prost_types::Duration { seconds: 101, nanos: 0 })),
             ("spec.timeout", |wire| wire.timeout = Some(prost_types::Duration { seconds: -1, nanos: 0 })),

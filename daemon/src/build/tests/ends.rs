@@ -126,7 +126,10 @@ async fn what_went_in_is_attached_before_the_tags_are_set() {
     gate.reached().await;
     let attached = room.images.attached.lock().clone();
     assert_eq!(attached.len(), 1);
-    assert_eq!(attached[0]["predicate"]["runDetails"]["metadata"]["invocationId"], id.as_str());
+    assert_eq!(
+        attached[0].provenance.as_ref().unwrap().content["runDetails"]["metadata"]["invocationId"],
+        id.as_str()
+    );
     gate.open();
     assert_eq!(ended(&handle, &id).await.state, BuildState::Succeeded);
 }

@@ -30,6 +30,8 @@ macro_rules! request_error_codes {
                     "The compression of an image is not one that this daemon writes. Use one of those that the message lists.";
                 InvalidBuildCache = "invalid_build_cache", InvalidArgument, No,
                     "A cache that a build reads or writes is not of the form `type=TYPE,KEY=VALUE,...`, or has an attribute that its type does not have. The message lists those that are known.";
+                InvalidProvenance = "invalid_provenance", InvalidArgument, No,
+                    "The provenance that a build is to attach is not one of the modes that the message lists.";
                 InvalidConfig = "invalid_config", InvalidArgument, No,
                     "The config of an image is not valid, or an option for it is not. The message names the field.";
                 InvalidPath = "invalid_path", InvalidArgument, No,
