@@ -27,6 +27,8 @@ mod build_checks;
 mod build_context;
 #[path = "e2e/build_control.rs"]
 mod build_control;
+#[path = "e2e/build_errors.rs"]
+mod build_errors;
 #[path = "e2e/builds.rs"]
 mod builds;
 #[path = "e2e/caches.rs"]
@@ -119,6 +121,7 @@ fn main() -> ExitCode {
         builds::group(),
         build_control::group(),
         provenance::group(),
+        build_errors::group(),
         bad_input::group(),
         layer_forms::group(),
         missing_sources::group(),

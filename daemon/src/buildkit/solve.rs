@@ -37,6 +37,7 @@ mod emulation;
 pub(super) mod failure;
 mod policy;
 pub(super) mod progress;
+mod step_hints;
 mod tail;
 
 use progress::SolveProgress;

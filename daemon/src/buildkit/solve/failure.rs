@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 use super::details::{self, ErrorDetails};
 use super::policy;
 use super::progress::SolveProgress;
+use super::step_hints::step_hint;
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 
 pub(super) fn no_digest() -> Fault {
@@ -47,11 +48,10 @@ pub(in crate::buildkit) fn fault_of_status(
         details.vertex.as_deref().and_then(|vertex| progress.step_name_and_tail(vertex))
     {
         fault.step = Some(name);
-        if fault.code == ErrorCode::StepFailed && tail.iter().any(|line| no_process(line)) {
-            fault = fault.hint("the steps of a builder may have no more processes; let the step start fewer, or raise `step_processes` of the daemon");
-        }
-        if fault.code == ErrorCode::StepFailed && tail.iter().any(|line| line.contains("exec format error")) {
-            fault = fault.hint("the step's program is for a platform that the builder cannot run, or is a script without a #! line; for other platforms, install qemu-user-static on the builder's machine");
+        if fault.code == ErrorCode::StepFailed
+            && let Some(hint) = step_hint(&tail)
+        {
+            fault = fault.hint(hint);
         }
         fault.log_tail = tail;
     }
@@ -150,11 +150,6 @@ fn context_file(message: &str) -> Option<Fault> {
         Fault::new(FaultStage::Context, ErrorCode::ContextUnreadable, text)
             .hint("make the file readable for the daemon, or leave it out with the ignore file")
     })
-}
-
-/// Recognizes the messages of shells and libraries when no further process can be started.
-fn no_process(line: &str) -> bool {
-    line.contains("fork") && line.contains("Resource temporarily unavailable")
 }
 
 fn step_failed(exit: u32, message: &str, out_of_memory: bool) -> Fault {
