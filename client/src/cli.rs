@@ -288,6 +288,9 @@ async fn run_command(command: Option<CliCommand>, globals: &GlobalArgs) -> Resul
         CliCommand::Services(command) => {
             return Box::pin(services::run(*command, globals, &mut interrupts)).await;
         }
+        CliCommand::Pack(args) | CliCommand::Image(ImageCommand::Pack(args)) if args.runs_commands() => {
+            return Box::pin(build::run(args.into_build()?, globals, &mut interrupts)).await;
+        }
         CliCommand::Pack(args) | CliCommand::Image(ImageCommand::Pack(args)) => {
             Box::pin(pack::run(*args, globals))
         }

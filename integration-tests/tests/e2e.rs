@@ -49,6 +49,8 @@ mod first_hour;
 mod full_disk;
 #[path = "e2e/layer_forms.rs"]
 mod layer_forms;
+#[path = "e2e/llb.rs"]
+mod llb;
 #[path = "e2e/missing_sources.rs"]
 mod missing_sources;
 #[path = "e2e/observability.rs"]
@@ -124,6 +126,7 @@ fn main() -> ExitCode {
         build_errors::group(),
         bad_input::group(),
         layer_forms::group(),
+        llb::group(),
         missing_sources::group(),
         changing_files::group(),
         caches::group(),

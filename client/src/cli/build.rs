@@ -13,8 +13,8 @@ use std::path::{Component, Path, PathBuf};
 use clap::Args;
 use hearth_pack::walk::{DOCKERFILE_NAMES, IgnoreRules, WalkOptions};
 use hearth_proto::v1::begin_pack_request::Destination;
-use hearth_proto::v1::{Mount, StorageArea, SubmitBuildRequest, mount::Source};
-use hearth_proto::value::Reference;
+use hearth_proto::v1::{Mount, StorageArea, SubmitBuildRequest, TreeImage, mount::Source};
+use hearth_proto::value::{BuildCompression, Reference};
 
 pub(super) use options::{BuildOptions, mark_attached_stages};
 pub(super) use retry::{RetryArgs, WaitArgs, retry, wait};
@@ -65,6 +65,9 @@ pub(super) struct BuildArgs {
     /// A directory of this machine, sent for this build, `<path>[:<mount>]`
     #[arg(long, value_name = "PATH", help_heading = "Files")]
     pack: Option<String>,
+    /// LLB to build instead of a Dockerfile, as BuildKit's clients write it or as JSON; `-` is standard input
+    #[arg(long, value_name = "FILE", help_heading = "Files", conflicts_with_all = LLB_CONFLICTS)]
+    llb: Option<PathBuf>,
     #[command(flatten)]
     pub(super) options: BuildOptions,
     #[command(flatten)]
@@ -91,7 +94,14 @@ pub(super) struct BuildArgs {
     /// Show the build in a few lines, as `hearth up` does.
     #[arg(skip)]
     pub(super) brief: bool,
+    /// What runs on the files instead of a Dockerfile, for `hearth pack --run`.
+    #[arg(skip)]
+    pub(super) tree_image: Option<TreeImage>,
 }
+
+/// Options that only a Dockerfile gives a meaning.
+const LLB_CONFLICTS: [&str; 8] =
+    ["dockerfile_path", "build_arg", "target", "platform", "arch", "label", "memory", "cpus"];
 
 pub(super) async fn run(
     mut args: BuildArgs,
@@ -184,7 +194,26 @@ impl BuildArgs {
             detach: false,
             idempotency_key: None,
             brief: false,
+            llb: None,
+            tree_image: None,
         }
+    }
+}
+
+impl BuildArgs {
+    /// Arguments of a build that runs commands on a tree instead of a Dockerfile.
+    pub(super) fn from_tree(
+        tag: &str,
+        files: &LocalFiles,
+        image: TreeImage,
+        compression: BuildCompression,
+    ) -> Self {
+        let options = BuildOptions { compression, ..BuildOptions::default() };
+        Self { tree_image: Some(image), ..Self::from_files(tag, files, options) }
+    }
+
+    pub(super) fn with_credentials(self, credentials: CredentialArgs) -> Self {
+        Self { credentials, ..self }
     }
 }
 

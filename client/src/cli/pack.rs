@@ -1,5 +1,6 @@
 //! `hearth pack`
 
+mod commands;
 mod destination;
 mod report;
 pub(super) mod send;
@@ -21,7 +22,7 @@ use destination::PackDestination;
 pub(super) use report::print_summary;
 
 use super::registry::RegistryArgs;
-use super::{GlobalArgs, base};
+use super::{GlobalArgs, base, build};
 use crate::client::Client;
 use crate::error::Failure;
 use crate::progress::TransferMeter;
@@ -39,6 +40,7 @@ Examples:
   hearth pack ./my-app -o my-app.oci.tar
   hearth pack ./my-app --room studio --tag room.meshagent.com/my-app:dev
   hearth pack ./my-app -o my-app.oci.tar --base python:3.13 --arch arm64
+  hearth pack ./my-app --tag my-app:dev --base debian:12 --run 'apt-get update' --run 'apt-get install -y curl'
   hearth pack ./rootfs --tag base:1 --cmd '[\"sh\"]' --env PATH=/usr/bin:/bin")]
 pub(super) struct PackArgs {
     /// Directory to pack
@@ -52,6 +54,9 @@ pub(super) struct PackArgs {
     /// Base image below the packed layer: from the room, any registry, or `oci-archive:FILE`
     #[arg(long, value_name = "IMAGE")]
     base: Option<String>,
+    /// Command that runs on the base and the packed files in the room, before the image gets its name; may be repeated
+    #[arg(long, value_name = "COMMAND", requires = "tag", conflicts_with_all = ["output", "arch", "room_path", "docker"])]
+    run: Vec<String>,
     /// Architecture of the image, such as `arm64` or `arm/v7` [default: amd64]
     #[arg(long)]
     arch: Option<String>,
@@ -97,6 +102,18 @@ enum CompressionArg {
     Zstd,
     Gzip,
     None,
+}
+
+impl PackArgs {
+    /// Reports whether the room builds the image with commands.
+    pub(super) fn runs_commands(&self) -> bool {
+        !self.run.is_empty()
+    }
+
+    /// Returns the build for an image with commands.
+    pub(super) fn into_build(self) -> Result<build::BuildArgs, Failure> {
+        commands::build_args(&self)
+    }
 }
 
 pub(super) async fn run(args: PackArgs, globals: &GlobalArgs) -> Result<(), Failure> {
@@ -202,6 +219,19 @@ pub(super) fn room_file(flag: &str, path: &str, image: &Reference) -> Result<Str
 
 fn options(args: &PackArgs, tag: Option<Reference>) -> Result<PackOptions, Failure> {
     let platform = platform(args.arch.as_deref())?;
+    Ok(PackOptions {
+        layer: layer_options(args.compression)?,
+        config: config_flags(args)?,
+        platform,
+        tag,
+        docker: args.docker,
+        output: args.output.clone(),
+        cache: PackCache::user_dir(),
+        ..PackOptions::default()
+    })
+}
+
+fn config_flags(args: &PackArgs) -> Result<ConfigFlags, Failure> {
     let command = |flag: &str, text: &Option<String>| {
         let parsed = text.as_deref().map(parse_command).transpose();
         parsed.map_err(|error| Failure::usage(format!("{flag}: {error}")))
@@ -217,16 +247,7 @@ fn options(args: &PackArgs, tag: Option<Reference>) -> Result<PackOptions, Failu
         volumes: args.volume.clone(),
     };
     config.check().map_err(|error| Failure::usage(error.to_string()))?;
-    Ok(PackOptions {
-        layer: layer_options(args.compression)?,
-        config,
-        platform,
-        tag,
-        docker: args.docker,
-        output: args.output.clone(),
-        cache: PackCache::user_dir(),
-        ..PackOptions::default()
-    })
+    Ok(config)
 }
 
 pub(super) fn platform(arch: Option<&str>) -> Result<DeclaredPlatform, Failure> {

@@ -51,6 +51,10 @@ pub(super) struct RegistryArgs {
 }
 
 impl RegistryArgs {
+    pub(super) fn credentials(&self) -> CredentialArgs {
+        self.credentials.clone()
+    }
+
     /// Returns a registry client with the credentials that `reference` may need.
     pub(super) async fn remote(&self, reference: &Reference) -> Result<RegistryClient, Failure> {
         let mirrors = MirrorList::new(self.registry_mirror.clone());

@@ -241,8 +241,13 @@ impl PreparerState {
             mounted.push(self.open(mount)?);
         }
         let tree = ContextTree::new(mounted)?;
+        let is_absent = dockerfile == DockerfilePath::Absent;
         let (dockerfile_path, dockerfile) = dockerfile::read(&tree, &context_path, &dockerfile)?;
-        let ignore = dockerfile::read_ignore(&tree, &dockerfile_path)?;
+        let ignore = match is_absent {
+            // Without a Dockerfile, nobody reads an ignore file, so that no file is excluded.
+            true => Some(Vec::new()),
+            false => dockerfile::read_ignore(&tree, &dockerfile_path)?,
+        };
         let name = name.part(dockerfile_path.as_str()).part(target.unwrap_or_default());
         let origin = name.clone().id();
         let (dockerfile, mut selection) = parse(dockerfile);

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hearth_pack::identity::TreeDigest;
+use hearth_pack::image::ConfigFlags;
 use hearth_value::{
     BuildCompression, BuildMount, CacheExport, CacheImport, Digest, MountTarget, ProvenanceMode, Reference,
 };
@@ -71,6 +72,27 @@ pub struct BuildSpec {
     pub cache_from: Vec<CacheImport>,
     #[serde(default)]
     pub cache_to: Vec<CacheExport>,
+    #[serde(default)]
+    pub recipe: BuildRecipe,
+}
+
+/// What is done with the files of a build.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BuildRecipe {
+    #[default]
+    Dockerfile,
+    /// An encoded definition of LLB, which was checked when it was submitted.
+    Llb(#[serde(with = "log_bytes")] Vec<u8>),
+    TreeImage(TreeImage),
+}
+
+/// The files as one layer on a base image, and commands that run on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeImage {
+    pub base: Option<Reference>,
+    pub commands: Vec<String>,
+    pub config: ConfigFlags,
 }
 
 /// Resource limits of each step. Without one, only the limits that the steps of a builder share apply.
@@ -112,6 +134,8 @@ pub enum DockerfilePath {
     /// `Containerfile`, then `Dockerfile`, in the directory of the context path.
     Search,
     At(MountTarget),
+    /// The recipe of the build is no Dockerfile.
+    Absent,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -138,17 +138,19 @@ impl Platform {
 }
 
 /// Settings that builds inherit from a base image.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImageDefaults {
     /// Variables as `NAME=VALUE`.
     pub environment: Vec<String>,
     /// `ONBUILD` instructions.
     pub triggers: Vec<String>,
+    /// All defaults of its containers.
+    pub run: oci::RunConfig,
 }
 
 impl ImageDefaults {
     pub fn from_config(config: &oci::RunConfig) -> serde_json::Result<Self> {
-        Ok(Self { environment: config.env.clone(), triggers: config.on_build()? })
+        Ok(Self { environment: config.env.clone(), triggers: config.on_build()?, run: config.clone() })
     }
 }
 

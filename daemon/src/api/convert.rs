@@ -16,6 +16,7 @@ pub use spec::{SpecContext, build_spec, pairs};
 
 use std::collections::{BTreeMap, HashMap};
 
+use hearth_pack::image::ConfigFlags;
 use hearth_proto::v1;
 use jiff::Timestamp;
 
@@ -40,6 +41,24 @@ pub fn page_size(asked: u32, default: usize, max: usize) -> usize {
         0 => default,
         asked => asked.min(max),
     }
+}
+
+/// Converts and checks the flags of an image's config.
+pub fn config_flags(config: v1::PackConfig, field: &str) -> Result<ConfigFlags, ApiError> {
+    let words = |command: Option<v1::PackCommand>| command.map(|command| command.words);
+    let flags = ConfigFlags {
+        entrypoint: words(config.entrypoint),
+        cmd: words(config.cmd),
+        env: config.env,
+        workdir: Some(config.workdir).filter(|text| !text.is_empty()),
+        user: Some(config.user).filter(|text| !text.is_empty()),
+        labels: config.labels,
+        expose: config.expose,
+        volumes: config.volumes,
+    };
+    let checked =
+        flags.check().map_err(|error| ApiError::invalid(field, ErrorCode::InvalidConfig, error.to_string()));
+    checked.map(|()| flags)
 }
 
 /// Parses a tag.

@@ -40,6 +40,7 @@ use super::mask::SecretMask;
 use super::port::{PreparedContext, SolveError, SolveOutcome, SolveRequest};
 use super::provenance::{DockerfileSource, statements};
 use super::publisher::EventPublisher;
+use super::recipe::RunningRecipe;
 use super::service::{ActiveBuild, BuildRuntime};
 use super::verdict::BuildVerdict;
 use crate::model::build::{BuildEventKind, BuildOutcome, BuildRecord, BuildResult, BuildState};
@@ -58,11 +59,14 @@ use faults::{
 };
 use images::BuildImages;
 
+pub(super) use images::normalized_name;
+
 pub(super) use faults::interrupted_fault;
 pub(super) use prefetch::ContextPrefetch;
 
 /// The inputs of one solve.
 struct SolveInputs<'a> {
+    recipe: &'a RunningRecipe<'a>,
     context: &'a PreparedContext,
     images: &'a BuildImages,
     downloads: &'a BuildDownloads,
@@ -259,6 +263,8 @@ impl BuildRuntime {
     ) -> Result<(SolveOutcome, DockerfileSource), Fault> {
         let mut prefetch = Some(prefetch);
         let mut tries = 1;
+        let spec = record.spec.clone();
+        let recipe = RunningRecipe::of(&spec)?;
         loop {
             let prefetch = prefetch.take().unwrap_or_else(|| self.start_prefetch(active, record));
             let context = tokio::select! {
@@ -267,17 +273,30 @@ impl BuildRuntime {
             };
             record.context = Some(context.identity.clone());
             let images = self
-                .supply_images(active, record, &context.dockerfile, &context.dockerfile_path, publisher)
-                .await?;
+                .supply_images(
+                    active,
+                    record,
+                    (&recipe, &context.dockerfile),
+                    &context.dockerfile_path,
+                    publisher,
+                )
+                .await
+                .map_err(|fault| recipe.fault(fault))?;
             let (files, repositories) = (images.downloads.clone(), images.repositories.clone());
             let downloads = self
                 .fetch_downloads(active, files, repositories, &context.dockerfile_path, publisher)
-                .await?;
+                .await
+                .map_err(|fault| recipe.fault(fault))?;
             record.sources =
                 images.recorded_sources().into_iter().chain(downloads.recorded_sources()).collect();
             let caches = self.supply_caches(active, record, publisher).await?;
-            let given =
-                SolveInputs { context: &context, images: &images, downloads: &downloads, caches: &caches };
+            let given = SolveInputs {
+                recipe: &recipe,
+                context: &context,
+                images: &images,
+                downloads: &downloads,
+                caches: &caches,
+            };
             let fault = match self.solve(active, record, tag, &given, publisher).await {
                 Ok(outcome) => {
                     let PreparedContext { dockerfile, dockerfile_path: path, .. } = context;
@@ -302,7 +321,7 @@ impl BuildRuntime {
         given: &SolveInputs<'_>,
         publisher: &mut EventPublisher,
     ) -> Result<SolveOutcome, Fault> {
-        let SolveInputs { context, images, downloads, caches } = given;
+        let SolveInputs { recipe, context, images, downloads, caches } = given;
         let pull: BTreeSet<Repository> = images
             .sources
             .iter()
@@ -321,8 +340,10 @@ impl BuildRuntime {
             images.runs.iter().filter(|run| !run.platform.is_same(&host)).cloned().collect();
         let mut spec = record.spec.clone();
         spec.build_args.remove(FRONTEND_ARGUMENT);
+        let program = recipe.program(&spec, images.base_defaults.as_ref())?;
         let request = || SolveRequest {
             build: record.id.clone(),
+            program: program.clone(),
             domain: record.trust_domain(),
             spec: spec.clone(),
             files: context.files.clone(),
@@ -354,7 +375,7 @@ impl BuildRuntime {
                 Err(SolveError::Cancelled) => return Err(stopped_fault()),
                 Err(SolveError::Failed(fault)) => {
                     let fault = downloads.with_line(*fault, &context.dockerfile_path);
-                    return Err(with_dockerfile_path(fault, &context.dockerfile_path));
+                    return Err(recipe.fault(with_dockerfile_path(fault, &context.dockerfile_path)));
                 }
                 Err(SolveError::Unavailable(reason)) => reason,
             };

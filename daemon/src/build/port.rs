@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use hearth_llb::CheckedGraph;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -67,6 +68,7 @@ pub struct SolveAnswer {
 /// Inputs of one solve.
 pub struct SolveRequest {
     pub build: BuildId,
+    pub program: SolveProgram,
     /// Trust domain whose builder runs the build: nothing of the build reaches another domain.
     pub domain: TrustDomain,
     /// Spec of the build, without a build argument that selects the frontend.
@@ -98,6 +100,18 @@ pub struct SolveCaches {
     pub inline: bool,
     /// Writes a cache beside the image, into the repository of the result.
     pub export: Option<CacheFormat>,
+}
+
+/// What a solve runs.
+#[derive(Clone, Debug, Default)]
+pub enum SolveProgram {
+    #[default]
+    Dockerfile,
+    Llb {
+        graph: Arc<CheckedGraph>,
+        /// Config of the image as JSON; BuildKit's own defaults without one.
+        config: Option<Vec<u8>>,
+    },
 }
 
 /// Pins a URL in ADD to content that the daemon serves to the builder.

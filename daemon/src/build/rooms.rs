@@ -9,8 +9,8 @@ use hearth_oci::Descriptor;
 use super::dockerfile::Dockerfile;
 use super::port::{BuildStatements, ContextSource, ImageRequest, PreparedContext, RoomImages, StoreError};
 use crate::context::{
-    ContextMount, ContextPreparer, ContextRequest, LayerBlob, OpenedImage, OpenedPack, StorageRoot,
-    TreeIdentity,
+    ContextMount, ContextPreparer, ContextRequest, CopySelection, LayerBlob, OpenedImage, OpenedPack,
+    StorageRoot, TreeIdentity,
 };
 use crate::image::port::PackContent;
 use crate::image::{
@@ -18,7 +18,7 @@ use crate::image::{
     SupplyRequest, TransferProgress,
 };
 use crate::model::access::SymlinkPolicy;
-use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
+use crate::model::build::{BuildRecipe, BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, FaultStage};
 use crate::model::id::PackId;
 use crate::model::image::{ImageInstruction, PinnedImage, VerifiedImage};
@@ -166,15 +166,19 @@ impl ContextSource for RoomContexts {
         caller: &str,
         given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<PreparedContext, Fault> {
+        let has_dockerfile = spec.recipe == BuildRecipe::Dockerfile;
         let mounts = self.open_mounts(&spec.mounts, spec.path_links, caller, given).await?;
         let request = ContextRequest {
             mounts,
             context_path: spec.context_path.clone(),
             dockerfile: spec.dockerfile.clone(),
             target: spec.target.clone(),
-            parse: Box::new(|bytes| {
+            parse: Box::new(move |bytes| {
                 let dockerfile = Arc::new(Dockerfile::parse(bytes));
-                let selection = dockerfile.context_selection();
+                let selection = match has_dockerfile {
+                    true => dockerfile.context_selection(),
+                    false => CopySelection::default(),
+                };
                 (dockerfile, selection)
             }),
         };

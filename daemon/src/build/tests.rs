@@ -117,6 +117,7 @@ fn spec(tag: &str) -> BuildSpec {
         step_limits: Default::default(),
         cache_from: Vec::new(),
         cache_to: Vec::new(),
+        recipe: Default::default(),
     }
 }
 

@@ -28,7 +28,7 @@ use super::session::trees::TreeLease;
 use super::solve::progress::SolveProgress;
 use super::solve::{attributes, failure, unavailable};
 use super::{BuildKitClient, channel};
-use crate::build::port::{SolveAnswer, SolveError, SolveQuestion, SolveRequest};
+use crate::build::port::{SolveAnswer, SolveError, SolveProgram, SolveQuestion, SolveRequest};
 
 /// Metadata key with which a call of `LLBBridge` names its build.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";
@@ -47,6 +47,13 @@ impl BuildKitClient {
     ) -> Result<SolveAnswer, SolveError> {
         if let Some(fault) = attributes::reserved_argument_fault(request) {
             return Err(SolveError::Failed(Box::new(fault)));
+        }
+        if let SolveProgram::Llb { graph, .. } = &request.program {
+            let definitions = match question {
+                SolveQuestion::Definition => BTreeMap::from([(String::new(), graph.graph().encode())]),
+                SolveQuestion::Lint | SolveQuestion::Outline | SolveQuestion::Targets => BTreeMap::new(),
+            };
+            return Ok(SolveAnswer { definitions, ..SolveAnswer::default() });
         }
         let answered = tokio::select! {
             () = cancel.cancelled() => return Err(SolveError::Cancelled),

@@ -85,6 +85,7 @@ impl Fixture {
             },
             build,
             domain: TrustDomain::local(),
+            program: Default::default(),
             spec: BuildSpec {
                 tags: vec!["test/app:latest".parse().unwrap()],
                 mounts: Vec::new(),
@@ -106,6 +107,7 @@ impl Fixture {
                 step_limits: Default::default(),
                 cache_from: Vec::new(),
                 cache_to: Vec::new(),
+                recipe: Default::default(),
             },
             secrets: BTreeMap::new(),
             converts_layers: false,

@@ -131,6 +131,38 @@ pub struct DockerfileRange {
     #[prost(string, tag = "4")]
     pub text: ::prost::alloc::string::String,
 }
+/// Config of the image, with the same meaning as the flags of `hearth pack`.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackConfig {
+    /// Entrypoint. An absent command means the default; an empty list removes the command. The same applies
+    /// to `cmd`.
+    #[prost(message, optional, tag = "1")]
+    pub entrypoint: ::core::option::Option<PackCommand>,
+    #[prost(message, optional, tag = "2")]
+    pub cmd: ::core::option::Option<PackCommand>,
+    /// "NAME=value"
+    #[prost(string, repeated, tag = "3")]
+    pub env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "4")]
+    pub workdir: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub user: ::prost::alloc::string::String,
+    /// "key=value"
+    #[prost(string, repeated, tag = "6")]
+    pub labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Example: "8080/tcp".
+    #[prost(string, repeated, tag = "7")]
+    pub expose: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "8")]
+    pub volumes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackCommand {
+    #[prost(string, repeated, tag = "1")]
+    pub words: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[allow(clippy::all)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -248,6 +280,14 @@ pub struct BuildSpec {
     /// Output only: ids of the secrets that came with the request, whose values are not kept.
     #[prost(string, repeated, tag = "32")]
     pub secret_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// LLB to solve instead of a Dockerfile: an encoded `pb.Definition` of BuildKit, its JSON, or the lines of `buildctl  debug dump-llb`, at most 1 MiB. Its only local source is `context`, the files of the mounts, of which there may be
+    /// none. Host network, insecure commands, devices, nested builds and sources that the daemon does not supply are
+    /// refused. Answers leave it out; GetDefinition returns it.
+    #[prost(bytes = "bytes", tag = "40")]
+    pub definition: ::prost::bytes::Bytes,
+    /// Commands that run on the files of the mounts instead of a Dockerfile.
+    #[prost(message, optional, tag = "41")]
+    pub tree_image: ::core::option::Option<TreeImage>,
     /// Memory limit of each step in bytes, at least 8 MiB. Unset means that only the limit which the steps of a builder
     /// share applies. Limits of steps do not affect the cache.
     #[prost(uint64, optional, tag = "80")]
@@ -263,6 +303,21 @@ pub struct BuildSpec {
     /// Attaches a list of the packages in the image, as an SPDX document, and puts it in the index of the image.
     #[prost(bool, tag = "61")]
     pub sbom: bool,
+}
+/// Image of the files of the context on a base image, on which commands ran.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TreeImage {
+    /// Base image. A bare name means Docker Hub, as in FROM. Empty means no base. Example: "debian:12".
+    #[prost(string, tag = "1")]
+    pub base: ::prost::alloc::string::String,
+    /// Commands for `/bin/sh -c`, in order, with the environment, user and working directory of the base; at least one.
+    /// Example: \["apt-get update", "apt-get install -y curl"\].
+    #[prost(string, repeated, tag = "2")]
+    pub commands: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Config of the image, applied to that of the base.
+    #[prost(message, optional, tag = "3")]
+    pub config: ::core::option::Option<PackConfig>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4865,38 +4920,6 @@ pub struct PackImage {
     pub docker: bool,
     #[prost(message, optional, tag = "5")]
     pub config: ::core::option::Option<PackConfig>,
-}
-/// Config of the image, with the same meaning as the flags of `hearth pack`.
-#[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PackConfig {
-    /// Entrypoint. An absent command means the default; an empty list removes the command. The same applies
-    /// to `cmd`.
-    #[prost(message, optional, tag = "1")]
-    pub entrypoint: ::core::option::Option<PackCommand>,
-    #[prost(message, optional, tag = "2")]
-    pub cmd: ::core::option::Option<PackCommand>,
-    /// "NAME=value"
-    #[prost(string, repeated, tag = "3")]
-    pub env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    #[prost(string, tag = "4")]
-    pub workdir: ::prost::alloc::string::String,
-    #[prost(string, tag = "5")]
-    pub user: ::prost::alloc::string::String,
-    /// "key=value"
-    #[prost(string, repeated, tag = "6")]
-    pub labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Example: "8080/tcp".
-    #[prost(string, repeated, tag = "7")]
-    pub expose: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    #[prost(string, repeated, tag = "8")]
-    pub volumes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-}
-#[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PackCommand {
-    #[prost(string, repeated, tag = "1")]
-    pub words: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -1,9 +1,11 @@
 use hearth_oci::RunConfig;
 use hearth_value::{Assignment, PortText};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Config values from the user's flags, as the user wrote them. [`ConfigFlags::apply`] checks them.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ConfigFlags {
     /// Words of the entrypoint, see [`super::parse_command`].
     pub entrypoint: Option<Vec<String>>,

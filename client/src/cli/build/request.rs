@@ -18,6 +18,8 @@ use crate::error::Failure;
 
 /// Maximum size of one secret in bytes; BuildKit's own limit.
 const MAX_SECRET_BYTES: u64 = 500 * 1024;
+/// Maximum size of a definition in bytes, in any of its forms.
+const MAX_DEFINITION_BYTES: u64 = 3 << 20;
 
 /// A checked build: the request, and the directory that is to be sent before it is submitted.
 pub(super) struct BuildPlan {
@@ -43,7 +45,9 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
     if let Some(pack) = &pack {
         super::pack::check_directory(&pack.path)?;
     }
-    paths::check(&args.options, &mounts, pack.as_ref())?;
+    if args.llb.is_none() && args.tree_image.is_none() {
+        paths::check(&args.options, &mounts, pack.as_ref())?;
+    }
     let no_cache = &args.options.no_cache;
     let stages = no_cache.iter().filter_map(NoCacheValue::stage).map(str::to_owned).collect();
     let everything = no_cache.iter().any(|value| value.stage().is_none());
@@ -84,6 +88,8 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
         secret_ids: Vec::new(),
         cache_from: caches::<CacheImport>("--cache-from", &args.options.cache_from)?,
         cache_to: caches::<CacheExport>("--cache-to", &args.options.cache_to)?,
+        definition: args.llb.as_deref().map(read_definition).transpose()?.unwrap_or_default().into(),
+        tree_image: args.tree_image.clone(),
     };
     let pack_room_path = args.options.pack_room_path.as_deref();
     let pack_room_path =
@@ -118,7 +124,7 @@ fn mounts(args: &BuildArgs) -> Result<(Vec<BuildMount>, Option<LocalPack>), Fail
         ),
         (None, None) => None,
     };
-    if mounts.is_empty() && packed.is_none() {
+    if mounts.is_empty() && packed.is_none() && args.llb.is_none() {
         return Err(Failure::usage("a build needs files: at least one mount, or a directory to send")
             .hint("hearth build --tag my-app:dev ./my-app, or --mount-room-path apps/my-app"));
     }
@@ -142,6 +148,26 @@ fn caches<T: FromStr<Err: Display>>(flag: &str, texts: &[String]) -> Result<Vec<
         }
     }
     Ok(texts.to_vec())
+}
+
+/// Reads LLB from a file, or from standard input.
+fn read_definition(path: &Path) -> Result<Vec<u8>, Failure> {
+    use std::io::Read as _;
+    let failed =
+        |error: std::io::Error| Failure::usage(format!("--llb: cannot read `{}`: {error}", path.display()));
+    let mut bytes = Vec::new();
+    let read = match path.to_str() {
+        Some("-") => std::io::stdin().take(MAX_DEFINITION_BYTES + 1).read_to_end(&mut bytes),
+        _ => {
+            std::fs::File::open(path).map_err(failed)?.take(MAX_DEFINITION_BYTES + 1).read_to_end(&mut bytes)
+        }
+    };
+    read.map_err(failed)?;
+    if bytes.is_empty() || bytes.len() as u64 > MAX_DEFINITION_BYTES {
+        let message = format!("--llb: a definition has 1 to {MAX_DEFINITION_BYTES} bytes");
+        return Err(Failure::usage(message));
+    }
+    Ok(bytes)
 }
 
 pub(super) fn secret(text: &str) -> Result<BuildSecret, Failure> {

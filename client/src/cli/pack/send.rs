@@ -136,7 +136,7 @@ pub(in crate::cli) fn arch(platform: &DeclaredPlatform) -> String {
     }
 }
 
-fn wire_config(flags: &ConfigFlags) -> PackConfig {
+pub(super) fn wire_config(flags: &ConfigFlags) -> PackConfig {
     let command = |words: &Option<Vec<String>>| words.clone().map(|words| PackCommand { words });
     PackConfig {
         entrypoint: command(&flags.entrypoint),

@@ -18,6 +18,7 @@ pub(super) fn read(
 ) -> Result<(MountTarget, Vec<u8>), ContextError> {
     let looked_for: Vec<MountTarget> = match path {
         DockerfilePath::At(path) => vec![path.clone()],
+        DockerfilePath::Absent => return Ok((context_path.clone(), Vec::new())),
         DockerfilePath::Search => {
             DOCKERFILE_NAMES.iter().filter_map(|name| context_path.join(name).ok()).collect()
         }

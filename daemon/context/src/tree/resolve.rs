@@ -199,8 +199,8 @@ impl ContextTree {
         }
         let backed = found.origin != EntryOrigin::Synthetic
             || self.mounts.iter().any(|m| bare(&m.target) == canonical);
-        // `/` above all mounts is synthetic; without a mount below it, it does not exist.
-        if !backed && self.mounts_below(&canonical).is_empty() {
+        // `/` above all mounts is synthetic; without a mount below it, it does not exist. A tree without mounts is empty.
+        if !backed && !self.mounts.is_empty() && self.mounts_below(&canonical).is_empty() {
             return Err(ContextError::ContextPathNotFound { path: path.clone() });
         }
         Ok((canonical, backed))

@@ -11,7 +11,9 @@ use super::super::error::ApiError;
 use super::mounts::build_mounts;
 use super::{duration, registry_credentials};
 use crate::model::access::SymlinkPolicy;
-use crate::model::build::{BuildNetwork, BuildSecrets, BuildSpec, DockerfilePath, NoCache, StepLimits};
+use crate::model::build::{
+    BuildNetwork, BuildRecipe, BuildSecrets, BuildSpec, DockerfilePath, NoCache, StepLimits, TreeImage,
+};
 use crate::model::fault::ErrorCode;
 use crate::model::image::Platform;
 use crate::model::secret::Secret;
@@ -34,6 +36,9 @@ const MIN_STEP_MEMORY: u64 = 8 << 20;
 const MAX_STEP_MEMORY: u64 = i64::MAX as u64;
 /// Minimum of the kernel, which is a quota of 1 ms in a period of 100 ms.
 const MIN_STEP_CPU: u32 = 10;
+/// Maximum size of a definition as it is stored with its build.
+const MAX_DEFINITION: usize = 1 << 20;
+const MAX_COMMANDS: usize = 64;
 
 /// Settings that a build spec is validated against.
 pub struct SpecContext<'a> {
@@ -49,9 +54,19 @@ pub fn build_spec(
     context: &SpecContext<'_>,
 ) -> Result<(BuildSpec, BuildSecrets), ApiError> {
     let tags = tags(&wire, context.rooms)?;
-    let mounts = build_mounts(wire.mounts, "spec.mounts", "a build needs at least one mount")?;
+    let has_dockerfile = wire.definition.is_empty() && wire.tree_image.is_none();
+    if !has_dockerfile {
+        refuse_dockerfile_options(&wire)?;
+    }
+    let mounts = match wire.mounts.is_empty() && !wire.definition.is_empty() {
+        true => Vec::new(),
+        false => build_mounts(wire.mounts, "spec.mounts", "a build needs at least one mount")?,
+    };
     let context_path = context_path(&wire.context_path, &mounts)?;
-    let dockerfile = dockerfile(&wire.dockerfile_path, &context_path)?;
+    let dockerfile = match has_dockerfile {
+        true => dockerfile(&wire.dockerfile_path, &context_path)?,
+        false => DockerfilePath::Absent,
+    };
     let timeout = duration("spec.timeout", wire.timeout)?;
     if timeout.is_some_and(|timeout| timeout.is_zero() || timeout > context.max_timeout) {
         let max = context.max_timeout.as_secs();
@@ -66,6 +81,17 @@ pub fn build_spec(
         let given = registry_credentials("spec.credentials", wire.credentials, tag, context.rooms)?;
         secrets.credentials.extend(given);
     }
+    let recipe = match (wire.definition.is_empty(), wire.tree_image) {
+        (true, None) => BuildRecipe::Dockerfile,
+        (true, Some(image)) => BuildRecipe::TreeImage(tree_image(image)?),
+        (false, None) => BuildRecipe::Llb(definition(&wire.definition, &secrets)?),
+        (false, Some(_)) => {
+            return Err(definition_error(
+                "spec.tree_image",
+                "a build has a definition or a tree image, not both",
+            ));
+        }
+    };
     let spec = BuildSpec {
         tags,
         mounts,
@@ -93,8 +119,87 @@ pub fn build_spec(
         step_limits: step_limits(wire.step_memory_bytes, wire.step_cpu_millis)?,
         cache_from: caches::imports(wire.cache_from, context.rooms)?,
         cache_to: caches::exports(wire.cache_to, context.rooms)?,
+        recipe,
     };
     Ok((spec, secrets))
+}
+
+/// Refuses the options that only a Dockerfile gives a meaning.
+fn refuse_dockerfile_options(wire: &v1::BuildSpec) -> Result<(), ApiError> {
+    let given = [
+        ("spec.dockerfile_path", !wire.dockerfile_path.is_empty()),
+        ("spec.build_args", !wire.build_args.is_empty()),
+        ("spec.target", !wire.target.is_empty()),
+        ("spec.platform", !wire.platform.is_empty()),
+        ("spec.platforms", !wire.platforms.is_empty()),
+        ("spec.labels", !wire.labels.is_empty()),
+        ("spec.no_cache_stages", !wire.no_cache_stages.is_empty()),
+        ("spec.step_memory_bytes", wire.step_memory_bytes.is_some()),
+        ("spec.step_cpu_millis", wire.step_cpu_millis.is_some()),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((field, _)) => {
+            Err(definition_error(field, "the build has no Dockerfile, which alone uses this option"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn definition_error(field: &str, message: impl Into<String>) -> ApiError {
+    ApiError::invalid(field, ErrorCode::InvalidDefinition, message.into())
+}
+
+/// Checks a definition and returns what remains of it.
+fn definition(bytes: &[u8], secrets: &BuildSecrets) -> Result<Vec<u8>, ApiError> {
+    let ids = secrets.values.keys().cloned().collect();
+    let checked = crate::build::checked_definition(bytes, &ids);
+    let encoded =
+        checked.map_err(|error| definition_error("spec.definition", error.to_string()))?.graph().encode();
+    if encoded.len() > MAX_DEFINITION {
+        let message = format!("a definition has at most {} KiB", MAX_DEFINITION >> 10);
+        return Err(definition_error("spec.definition", message));
+    }
+    Ok(encoded)
+}
+
+fn tree_image(wire: v1::TreeImage) -> Result<TreeImage, ApiError> {
+    let field = "spec.tree_image.commands";
+    let bytes: usize = wire.commands.iter().map(String::len).sum();
+    if wire.commands.is_empty() || wire.commands.len() > MAX_COMMANDS || bytes > MAX_TEXT {
+        let message = format!("1 to {MAX_COMMANDS} commands with at most {MAX_TEXT} bytes");
+        return Err(definition_error(field, message));
+    }
+    if wire.commands.iter().any(|command| command.trim().is_empty() || command.contains('\0')) {
+        return Err(definition_error(field, "a command is empty or contains a NUL byte"));
+    }
+    let base = match wire.base.as_str() {
+        "" => None,
+        text => Some(
+            text.parse()
+                .map_err(|error| definition_error("spec.tree_image.base", format!("base image: {error}")))?,
+        ),
+    };
+    let config = super::config_flags(wire.config.unwrap_or_default(), "spec.tree_image.config")?;
+    Ok(TreeImage { base, commands: wire.commands, config })
+}
+
+fn tree_image_to_wire(image: TreeImage) -> v1::TreeImage {
+    let command = |words: Option<Vec<String>>| words.map(|words| v1::PackCommand { words });
+    let config = image.config;
+    v1::TreeImage {
+        base: image.base.map(|base| base.to_string()).unwrap_or_default(),
+        commands: image.commands,
+        config: Some(v1::PackConfig {
+            entrypoint: command(config.entrypoint),
+            cmd: command(config.cmd),
+            env: config.env,
+            workdir: config.workdir.unwrap_or_default(),
+            user: config.user.unwrap_or_default(),
+            labels: config.labels,
+            expose: config.expose,
+            volumes: config.volumes,
+        }),
+    }
 }
 
 fn step_limits(memory_bytes: Option<u64>, cpu_millis: Option<u32>) -> Result<StepLimits, ApiError> {
@@ -180,6 +285,13 @@ fn context_path(text: &str, mounts: &[BuildMount]) -> Result<MountTarget, ApiErr
     }
     match mounts {
         [mount] => Ok(mount.target.clone()),
+        [] => "/".parse().map_err(|error| {
+            ApiError::invalid(
+                "spec.context_path",
+                ErrorCode::InvalidContextPath,
+                format!("context path: {error}"),
+            )
+        }),
         _ => Err(ApiError::invalid(
             "spec.context_path",
             ErrorCode::ContextPathMissing,
@@ -279,7 +391,7 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
         mounts: spec.mounts.into_iter().map(Into::into).collect(),
         context_path: spec.context_path.to_string(),
         dockerfile_path: match spec.dockerfile {
-            DockerfilePath::Search => String::new(),
+            DockerfilePath::Search | DockerfilePath::Absent => String::new(),
             DockerfilePath::At(path) => path.to_string(),
         },
         build_args: spec.build_args,
@@ -314,6 +426,11 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
         step_cpu_millis: spec.step_limits.cpu_millis,
         cache_from: spec.cache_from.iter().map(ToString::to_string).collect(),
         cache_to: spec.cache_to.iter().map(ToString::to_string).collect(),
+        definition: Vec::new().into(),
+        tree_image: match spec.recipe {
+            BuildRecipe::TreeImage(image) => Some(tree_image_to_wire(image)),
+            BuildRecipe::Dockerfile | BuildRecipe::Llb(_) => None,
+        },
     }
 }
 

@@ -5,7 +5,6 @@ use bytes::Bytes;
 use hearth_oci::DeclaredPlatform;
 use hearth_pack::FileKind;
 use hearth_pack::identity::{ContentHash, HashedContent, TreeDigest, TreeNode};
-use hearth_pack::image::ConfigFlags;
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_proto::v1;
 use prost::Message as _;
@@ -363,22 +362,8 @@ fn image(image: v1::PackImage) -> Result<PackImageOptions, ApiError> {
             ApiError::invalid("image.arch", ErrorCode::InvalidArch, error.to_string())
         })?,
     };
-    let config = image.config.unwrap_or_default();
-    let words = |command: Option<v1::PackCommand>| command.map(|command| command.words);
-    let config = ConfigFlags {
-        entrypoint: words(config.entrypoint),
-        cmd: words(config.cmd),
-        env: config.env,
-        workdir: Some(config.workdir).filter(|text| !text.is_empty()),
-        user: Some(config.user).filter(|text| !text.is_empty()),
-        labels: config.labels,
-        expose: config.expose,
-        volumes: config.volumes,
-    };
     // Checked before the upload, so that an error is not reported only after it.
-    config
-        .apply(&mut hearth_oci::RunConfig::default())
-        .map_err(|error| ApiError::invalid("image.config", ErrorCode::InvalidConfig, error.to_string()))?;
+    let config = convert::config_flags(image.config.unwrap_or_default(), "image.config")?;
     let layer = LayerOptions { compression, mtime: image.mtime, workers: None };
     Ok(PackImageOptions { layer, config, platform, docker: image.docker })
 }

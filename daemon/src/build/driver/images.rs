@@ -19,6 +19,7 @@ use super::super::dockerfile::{
 };
 use super::super::port::{ImageRequest, PinnedImageSource};
 use super::super::publisher::EventPublisher;
+use super::super::recipe::RunningRecipe;
 use super::super::service::{ActiveBuild, BuildRuntime};
 use super::faults::{logged_log_fault, stopped_fault};
 use crate::image::{BaseImage, PlatformBase, SuppliedImage, SupplyOrigin, TransferProgress};
@@ -45,6 +46,8 @@ pub(super) struct BuildImages {
     pub(super) runs: Vec<PlatformRun>,
     /// Image with which the target begins, for each platform of the build.
     pub(super) bases: Vec<PlatformBase>,
+    /// Defaults of the first of these images.
+    pub(super) base_defaults: Option<ImageDefaults>,
     _supplied: Vec<SuppliedImage>,
 }
 
@@ -71,7 +74,7 @@ impl BuildRuntime {
         &self,
         active: &ActiveBuild,
         record: &BuildRecord,
-        dockerfile: &Dockerfile,
+        (recipe, dockerfile): (&RunningRecipe<'_>, &Dockerfile),
         path: &MountTarget,
         publisher: &mut EventPublisher,
     ) -> Result<BuildImages, Fault> {
@@ -79,7 +82,7 @@ impl BuildRuntime {
         let mut supplied: BTreeMap<String, (Vec<Platform>, SuppliedImage)> = BTreeMap::new();
         let mut steps = 0;
         for _ in 0..MAX_TRIGGER_ROUNDS {
-            let (named, bases) = named_sources(dockerfile, &record.spec, &|reference, platform| {
+            let (named, bases) = named_sources(recipe, dockerfile, &record.spec, &|reference, platform| {
                 known.get(&(reference.to_string(), platform.as_str().to_owned())).cloned()
             });
             if named.has_more {
@@ -98,6 +101,10 @@ impl BuildRuntime {
                         digest: image.digest,
                     };
                 let sources = supplied.iter().map(source).collect();
+                let first_base = bases.iter().find_map(|(_, base)| base.as_ref());
+                let base_defaults = first_base.and_then(|(reference, platform)| {
+                    known.get(&(reference.to_string(), platform.as_str().to_owned())).cloned()
+                });
                 let base = |(reference, platform): (Reference, Platform)| {
                     let (_, image) = supplied.get(&normalized_name(&reference))?;
                     let image = PinnedImage { repository: image.repository.clone(), digest: image.digest };
@@ -115,6 +122,7 @@ impl BuildRuntime {
                     repositories,
                     runs,
                     bases,
+                    base_defaults,
                     _supplied: supplied,
                 });
             }
@@ -237,6 +245,7 @@ type NamedBase = (Platform, Option<(Reference, Platform)>);
 
 /// Returns what the Dockerfile names for all platforms of a build, and the base of each.
 fn named_sources(
+    recipe: &RunningRecipe<'_>,
     dockerfile: &Dockerfile,
     spec: &BuildSpec,
     known: ImageDefaultsLookup<'_>,
@@ -249,7 +258,7 @@ fn named_sources(
             platform: &platform,
             target: spec.target.as_deref(),
         };
-        let mut named = dockerfile.remote_sources(inputs, known);
+        let mut named = recipe.remote_sources(dockerfile, inputs, known);
         let base = named.base.take();
         all.extend(named);
         bases.push((platform, base));
@@ -309,7 +318,7 @@ async fn report_supply(
 }
 
 /// Returns the name as BuildKit normalizes it before it compares names.
-pub(super) fn normalized_name(reference: &Reference) -> String {
+pub(in crate::build) fn normalized_name(reference: &Reference) -> String {
     let registry = match reference.registry.as_ref().map_or("docker.io", |registry| registry.as_str()) {
         "index.docker.io" => "docker.io",
         other => other,

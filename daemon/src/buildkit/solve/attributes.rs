@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 
 use bollard_buildkit_proto::moby::buildkit::v1 as api;
+use bollard_buildkit_proto::pb;
+use hearth_llb::SolveSettings;
+use prost::Message as _;
 
 use super::{caches, policy};
-use crate::build::port::SolveRequest;
+use crate::build::port::{SolveProgram, SolveRequest};
 use crate::model::BuildCompression;
 use crate::model::build::{BuildNetwork, NoCache};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
@@ -34,12 +37,28 @@ pub(in crate::buildkit) fn reserved_argument_fault(request: &SolveRequest) -> Op
 
 /// Builds the solve request. `shared` marks a builder that is used by several trust domains.
 pub(super) fn solve_request(request: &SolveRequest, own: &str, shared: bool) -> api::SolveRequest {
-    api::SolveRequest {
-        frontend: DOCKERFILE_FRONTEND.to_owned(),
-        frontend_attrs: frontend(request, shared),
+    let opened = api::SolveRequest {
         exporters: vec![exporter(request)],
         cache: Some(caches::options(request)),
         ..open_request(request, own)
+    };
+    match &request.program {
+        SolveProgram::Dockerfile => api::SolveRequest {
+            frontend: DOCKERFILE_FRONTEND.to_owned(),
+            frontend_attrs: frontend(request, shared),
+            ..opened
+        },
+        SolveProgram::Llb { graph, .. } => {
+            let settings = SolveSettings {
+                context_session: &request.files.context_session.id,
+                without_network: request.spec.network == BuildNetwork::None,
+                ignore_cache: request.spec.no_cache == NoCache::Everything,
+                cache_namespace: shared.then(|| request.domain.as_str()),
+            };
+            // What the crate encodes is a definition.
+            let definition = pb::Definition::decode(graph.encode_for(settings).as_slice()).ok();
+            api::SolveRequest { definition, ..opened }
+        }
     }
 }
 
@@ -127,8 +146,15 @@ fn exporter(request: &SolveRequest) -> api::Exporter {
         ("push-by-digest", "true".to_owned()),
         ("oci-mediatypes", "true".to_owned()),
     ];
+    let config = match &request.program {
+        SolveProgram::Llb { config: Some(config), .. } => {
+            Some(("containerimage.config", String::from_utf8_lossy(config).into_owned()))
+        }
+        SolveProgram::Llb { config: None, .. } | SolveProgram::Dockerfile => None,
+    };
+    let attributes = attributes.into_iter().chain(config);
     api::Exporter {
         r#type: "image".to_owned(),
-        attrs: attributes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        attrs: attributes.map(|(key, value)| (key.to_owned(), value)).collect(),
     }
 }

@@ -63,6 +63,8 @@ macro_rules! request_error_codes {
                     "A time limit is zero or longer than the maximum. Give one in the range that the message names.";
                 InvalidStepLimit = "invalid_step_limit", InvalidArgument, No,
                     "The memory or processor limit for each step of a build is too small for any step, or out of range. Give a larger one.";
+                InvalidDefinition = "invalid_definition", InvalidArgument, No,
+                    "The LLB of a build cannot be read, is too large, or uses what a build may not use; the message names the operation. Leave out host network, insecure commands, devices, nested builds, and sources other than images, `https`, `git` and the files of the build.";
                 InvalidTime = "invalid_time", InvalidArgument, No,
                     "A point in time is out of range. Give a time between the years 1 and 9999.";
                 InvalidDuration = "invalid_duration", InvalidArgument, No,

@@ -190,7 +190,7 @@ fn needs(dockerfile: &str, target: Option<&str>, known: &[(&str, &[&str], &[&str
     let known = |reference: &Reference, _: &Platform| {
         let found = known.iter().find(|(name, ..)| reference.to_string() == *name)?;
         let own = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
-        Some(ImageDefaults { environment: own(found.1), triggers: own(found.2) })
+        Some(ImageDefaults { environment: own(found.1), triggers: own(found.2), ..ImageDefaults::default() })
     };
     let named =
         Dockerfile::parse(dockerfile.into()).remote_sources(inputs(&given, &platform, target), &known);
