@@ -84,7 +84,7 @@ pub enum BuildRecipe {
     Dockerfile,
     /// An encoded definition of LLB, which was checked when it was submitted.
     Llb(#[serde(with = "log_bytes")] Vec<u8>),
-    TreeImage(TreeImage),
+    TreeImage(Box<TreeImage>),
 }
 
 /// The files as one layer on a base image, and commands that run on it.

@@ -83,7 +83,7 @@ pub fn build_spec(
     }
     let recipe = match (wire.definition.is_empty(), wire.tree_image) {
         (true, None) => BuildRecipe::Dockerfile,
-        (true, Some(image)) => BuildRecipe::TreeImage(tree_image(image)?),
+        (true, Some(image)) => BuildRecipe::TreeImage(Box::new(tree_image(image)?)),
         (false, None) => BuildRecipe::Llb(definition(&wire.definition, &secrets)?),
         (false, Some(_)) => {
             return Err(definition_error(
@@ -428,7 +428,7 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
         cache_to: spec.cache_to.iter().map(ToString::to_string).collect(),
         definition: Vec::new().into(),
         tree_image: match spec.recipe {
-            BuildRecipe::TreeImage(image) => Some(tree_image_to_wire(image)),
+            BuildRecipe::TreeImage(image) => Some(tree_image_to_wire(*image)),
             BuildRecipe::Dockerfile | BuildRecipe::Llb(_) => None,
         },
     }
