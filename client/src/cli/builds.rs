@@ -153,7 +153,7 @@ async fn run_interruptible(command: BuildsCommand, globals: &GlobalArgs) -> Resu
                 let (what, hint) =
                     (format!("the end of build {build}"), format!("see: hearth builds show {build}"));
                 let cancelling = client.cancel_build(build, timeout + ANSWER_MARGIN);
-                let cancelling = wait_within(timeout, &what, &hint, cancelling);
+                let cancelling = Box::pin(wait_within(timeout, &what, &hint, cancelling));
                 let ended = TransferMeter::wait_for(format!("cancelling {build}"), cancelling).await?;
                 let note = format!("build {} is {}", ended.build_id, state_name(ended.state));
                 Ok((BuildView::from(&ended), note))

@@ -130,7 +130,7 @@ fn without_zeros(value: &serde_json::Value) -> serde_json::Value {
     match value {
         Value::Object(fields) => {
             let kept = fields.iter().map(|(name, value)| (name.clone(), without_zeros(value)));
-            Value::Object(kept.filter(|(_, value)| *value != Value::from(0)).collect())
+            Value::Object(kept.filter(|(_, value)| value.as_i64() != Some(0)).collect())
         }
         Value::Array(values) => values.iter().map(without_zeros).collect(),
         other => other.clone(),
@@ -257,7 +257,7 @@ fn what_a_build_may_not_use_is_refused_and_named() {
         (exec_with(|_, meta| meta.env.push("A=\0".to_owned())), "NUL"),
         (
             exec_with(|exec, _| {
-                exec.secretenv.push(pb::SecretEnv { id: "other".to_owned(), ..Default::default() })
+                exec.secretenv.push(pb::SecretEnv { id: "other".to_owned(), ..Default::default() });
             }),
             "secret `other`",
         ),
@@ -303,7 +303,7 @@ fn what_a_build_may_not_use_is_refused_and_named() {
 fn what_the_check_does_not_know_never_reaches_a_solve() {
     // Field 8 is an operation of a later version, field 7 of the metadata its limits.
     let mut op = exec_with(|_, meta| {
-        meta.proxy_env = Some(pb::ProxyEnv { http_proxy: "\0".into(), ..Default::default() })
+        meta.proxy_env = Some(pb::ProxyEnv { http_proxy: "\0".into(), ..Default::default() });
     });
     op.constraints = Some(pb::WorkerConstraints { filter: vec!["x".to_owned()] });
     let unused = exec_with(|exec, _| exec.network = pb::NetMode::Host.into()).encode_to_vec();

@@ -264,7 +264,7 @@ impl BuildRuntime {
         let mut prefetch = Some(prefetch);
         let mut tries = 1;
         let spec = record.spec.clone();
-        let recipe = RunningRecipe::of(&spec)?;
+        let recipe = RunningRecipe::of(&spec).map_err(|fault| *fault)?;
         loop {
             let prefetch = prefetch.take().unwrap_or_else(|| self.start_prefetch(active, record));
             let context = tokio::select! {
@@ -340,7 +340,7 @@ impl BuildRuntime {
             images.runs.iter().filter(|run| !run.platform.is_same(&host)).cloned().collect();
         let mut spec = record.spec.clone();
         spec.build_args.remove(FRONTEND_ARGUMENT);
-        let program = recipe.program(&spec, images.base_defaults.as_ref())?;
+        let program = recipe.program(&spec, images.base_defaults.as_ref()).map_err(|fault| *fault)?;
         let request = || SolveRequest {
             build: record.id.clone(),
             program: program.clone(),

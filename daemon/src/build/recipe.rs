@@ -39,14 +39,15 @@ pub(super) enum RunningRecipe<'a> {
 }
 
 impl<'a> RunningRecipe<'a> {
-    pub(super) fn of(spec: &'a BuildSpec) -> Result<Self, Fault> {
+    pub(super) fn of(spec: &'a BuildSpec) -> Result<Self, Box<Fault>> {
         Ok(match &spec.recipe {
             BuildRecipe::Dockerfile => Self::Dockerfile,
             BuildRecipe::TreeImage(image) => Self::TreeImage(image),
             BuildRecipe::Llb(bytes) => {
                 let secrets = spec.secret_ids.iter().cloned().collect();
-                let graph = checked_definition(bytes, &secrets).map_err(|error| definition_fault(&error))?;
-                offline_fault(spec, &graph.sources).map_or(Ok(()), Err)?;
+                let graph = checked_definition(bytes, &secrets)
+                    .map_err(|error| Box::new(definition_fault(&error)))?;
+                offline_fault(spec, &graph.sources).map_or(Ok(()), |fault| Err(Box::new(fault)))?;
                 Self::Llb(Arc::new(graph))
             }
         })
@@ -87,7 +88,7 @@ impl<'a> RunningRecipe<'a> {
         &self,
         spec: &BuildSpec,
         base: Option<&ImageDefaults>,
-    ) -> Result<SolveProgram, Fault> {
+    ) -> Result<SolveProgram, Box<Fault>> {
         match self {
             Self::Dockerfile => Ok(SolveProgram::Dockerfile),
             Self::Llb(graph) => Ok(SolveProgram::Llb { graph: Arc::clone(graph), config: None }),
@@ -100,7 +101,7 @@ impl<'a> RunningRecipe<'a> {
                     agents: &BTreeSet::new(),
                     image_name: normalized_name,
                 };
-                let graph = graph.check(&policy).map_err(|error| definition_fault(&error))?;
+                let graph = graph.check(&policy).map_err(|error| Box::new(definition_fault(&error)))?;
                 Ok(SolveProgram::Llb { graph: Arc::new(graph), config: Some(config) })
             }
         }
@@ -176,8 +177,9 @@ fn excerpt(number: usize) -> DockerfileExcerpt {
 }
 
 /// Returns the config of the image: that of the base with the flags of the build.
-fn tree_config(image: &TreeImage, inherited: &RunConfig) -> Result<Vec<u8>, Fault> {
-    let invalid = |message: String| Fault::new(FaultStage::Request, ErrorCode::InvalidConfig, message);
+fn tree_config(image: &TreeImage, inherited: &RunConfig) -> Result<Vec<u8>, Box<Fault>> {
+    let invalid =
+        |message: String| Box::new(Fault::new(FaultStage::Request, ErrorCode::InvalidConfig, message));
     let mut config = ImageConfig::new(Platform::host().to_declared());
     config.config = inherited.clone();
     // Triggers are for builds that begin with the base.
