@@ -25,6 +25,7 @@ mod publisher;
 mod recipe;
 mod recovery;
 mod retention;
+mod room_secrets;
 mod rooms;
 mod service;
 mod submit;

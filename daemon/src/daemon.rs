@@ -214,12 +214,14 @@ impl Daemon {
             address: listeners.addresses.registry.to_string(),
         })
         .context("downloads of builds")?;
+        let secrets = RoomSecrets::open(&config.state_dir.join("secrets.key"), Arc::new(store.clone()));
         let ports = build::BuildPorts {
             store: Arc::new(store.clone()),
             solver: Arc::new(builders.clone()),
             contexts: Arc::new(room.clone()),
             images: Arc::new(room.clone()),
             downloads: Arc::new(downloads.clone()),
+            secrets: Arc::new(secrets.clone()),
         };
         let options =
             build_options(&config, &listeners.addresses, Arc::clone(&access), owners.clone(), space.clone());
@@ -236,7 +238,6 @@ impl Daemon {
         let mounted = MountedImages { images: images.clone(), contexts: contexts.clone() };
         let instance_mounts =
             InstanceMounts::open(mount_options, mounted).context("directory of services' mounts")?;
-        let secrets = RoomSecrets::open(&config.state_dir.join("secrets.key"), Arc::new(store.clone()));
         let ports = deploy::DeployDependencies {
             runtime: Arc::new(runtime.clone()),
             network: services::network_port(&network),

@@ -215,7 +215,7 @@ const DAEMON_ROWS: &[Row] = &[
         ],
     ),
     ("keyed_semaphore", &[]),
-    ("build", &["model", "task", "context", "disk", "image", "packs"]),
+    ("build", &["model", "task", "context", "disk", "image", "packs", "secrets"]),
     ("downloads", &["model", "task", "disk", "build::port", "fetch_policy"]),
     (
         "deploy",

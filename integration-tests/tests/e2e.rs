@@ -29,6 +29,8 @@ mod build_context;
 mod build_control;
 #[path = "e2e/build_errors.rs"]
 mod build_errors;
+#[path = "e2e/build_options.rs"]
+mod build_options;
 #[path = "e2e/builds.rs"]
 mod builds;
 #[path = "e2e/caches.rs"]
@@ -120,6 +122,7 @@ fn main() -> ExitCode {
         registry::group(),
         other_registries::group(),
         access::group(),
+        build_options::group(),
         builds::group(),
         build_control::group(),
         provenance::group(),

@@ -149,7 +149,7 @@ async fn run_interruptible(command: BuildsCommand, globals: &GlobalArgs) -> Resu
         BuildsCommand::Stats(args) => stats::run(args, globals).await,
         BuildsCommand::Cancel { builds, timeout } => {
             let client = connect(globals).await?;
-            change_each("cancelled", &builds, globals, async |build| {
+            Box::pin(change_each("cancelled", &builds, globals, async |build| {
                 let (what, hint) =
                     (format!("the end of build {build}"), format!("see: hearth builds show {build}"));
                 let cancelling = client.cancel_build(build, timeout + ANSWER_MARGIN);
@@ -157,7 +157,7 @@ async fn run_interruptible(command: BuildsCommand, globals: &GlobalArgs) -> Resu
                 let ended = TransferMeter::wait_for(format!("cancelling {build}"), cancelling).await?;
                 let note = format!("build {} is {}", ended.build_id, state_name(ended.state));
                 Ok((BuildView::from(&ended), note))
-            })
+            }))
             .await
         }
         BuildsCommand::Rm { builds } => {

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hearth_proto::v1::{
-    Build, BuildState, CachedImage, FileEntry, FileKind, Image, InspectImageResponse, LoadImageResponse,
-    ReadBuildLogResponse,
+    Build, BuildState, CachedImage, FileEntry, FileKind, Image, ImageDescriptor, InspectImageResponse,
+    LoadImageResponse, ReadBuildLogResponse,
 };
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::Failure;
 use crate::progress::state_name;
@@ -23,6 +23,9 @@ pub(super) struct BuildView {
     pub tags: Vec<String>,
     pub digest: Option<String>,
     pub size_bytes: Option<u64>,
+    /// Descriptor of the manifest or index, with its annotations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub descriptor: Option<Value>,
     pub duration_seconds: Option<f64>,
     pub cached_steps: Option<u32>,
     pub total_steps: Option<u32>,
@@ -44,6 +47,19 @@ pub(super) struct BuildView {
     pub error: Option<Value>,
 }
 
+/// Returns a descriptor in the form of the OCI image spec.
+fn descriptor_view(descriptor: &ImageDescriptor) -> Value {
+    let mut view = json!({
+        "mediaType": descriptor.media_type,
+        "digest": descriptor.digest,
+        "size": descriptor.size_bytes,
+    });
+    if !descriptor.annotations.is_empty() {
+        view["annotations"] = json!(descriptor.annotations);
+    }
+    view
+}
+
 impl From<&Build> for BuildView {
     fn from(build: &Build) -> Self {
         let time = |time: &Option<prost_types::Timestamp>| {
@@ -56,6 +72,7 @@ impl From<&Build> for BuildView {
             tags: build.tags.clone(),
             digest: result.map(|result| result.digest.clone()),
             size_bytes: result.map(|result| result.size_bytes),
+            descriptor: result.and_then(|result| result.descriptor.as_ref()).map(descriptor_view),
             duration_seconds: ended_after(build).map(|took| took.as_secs_f64()),
             cached_steps: result.map(|result| result.cached_steps),
             total_steps: result.map(|result| result.total_steps),

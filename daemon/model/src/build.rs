@@ -11,10 +11,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hearth_oci::Descriptor;
 use hearth_pack::identity::TreeDigest;
 use hearth_pack::image::ConfigFlags;
 use hearth_value::{
-    BuildCompression, BuildMount, CacheExport, CacheImport, Digest, MountTarget, ProvenanceMode, Reference,
+    AnnotationScope, BuildCompression, BuildMount, CacheExport, CacheImport, Digest, MountTarget,
+    ProvenanceMode, Reference,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -22,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use super::access::{NamePatterns, SymlinkPolicy};
 use super::fault::{DockerfileRange, Fault};
 use super::id::BuildId;
-use super::image::Platform;
-use super::secret::{RegistryCredential, Secret};
+use super::image::{ImageAnnotation, Platform};
+use super::secret::{RegistryCredential, Secret, SecretName};
 use super::trust::TrustDomain;
 
 /// Validated build request. It contains no secrets, because it is stored and shown.
@@ -46,6 +48,8 @@ pub struct BuildSpec {
     #[serde(default, alias = "platform", deserialize_with = "platforms")]
     pub platforms: Vec<Platform>,
     #[serde(default)]
+    pub annotations: Vec<ImageAnnotation>,
+    #[serde(default)]
     pub labels: BTreeMap<String, String>,
     #[serde(default)]
     pub no_cache: NoCache,
@@ -65,6 +69,9 @@ pub struct BuildSpec {
     /// Ids of the secrets that came with the request; their values are in [`BuildSecrets`].
     #[serde(default)]
     pub secret_ids: Vec<String>,
+    /// Secrets of the room by secret id; their values are read when the build starts.
+    #[serde(default)]
+    pub room_secrets: BTreeMap<String, SecretName>,
     #[serde(default)]
     pub step_limits: StepLimits,
     /// Caches of build steps that the builder may use, and those that the build writes.
@@ -124,6 +131,17 @@ impl BuildSpec {
     /// Returns the platforms for which the build makes an image, at least one.
     pub fn result_platforms(&self) -> Vec<Platform> {
         if self.platforms.is_empty() { vec![Platform::host()] } else { self.platforms.clone() }
+    }
+
+    /// Returns the descriptor of the result with the annotations that the spec has for it.
+    pub fn described(&self, manifest: &Descriptor) -> Descriptor {
+        let platforms = self.result_platforms();
+        let (scope, platform) = match manifest.is_index() {
+            true => (AnnotationScope::IndexDescriptor, None),
+            false => (AnnotationScope::ManifestDescriptor, platforms.first()),
+        };
+        let annotations = ImageAnnotation::of_place(&self.annotations, scope, platform);
+        Descriptor { annotations, ..manifest.bare() }
     }
 }
 
@@ -311,6 +329,9 @@ pub struct StepSummary {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildResult {
     pub digest: Digest,
+    /// Descriptor of the manifest or index; `None` for builds of earlier versions.
+    #[serde(default)]
+    pub descriptor: Option<Descriptor>,
     pub size_bytes: u64,
     pub cached_steps: u32,
     pub total_steps: u32,

@@ -1,8 +1,10 @@
 //! Images of the room: tags, platforms, and the names of cached images.
 
+use std::collections::BTreeMap;
+
 use hearth_oci as oci;
 use hearth_oci::Descriptor;
-use hearth_value::{Digest, Repository, Tag};
+use hearth_value::{AnnotationScope, Digest, Repository, Tag};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +42,33 @@ pub struct PinnedImage {
     pub repository: Repository,
     /// Digest of the manifest or index.
     pub digest: Digest,
+}
+
+/// Annotation that a build adds to its image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageAnnotation {
+    pub scope: AnnotationScope,
+    /// Only the image of this platform; `None` means those of all platforms.
+    pub platform: Option<Platform>,
+    pub key: String,
+    pub value: String,
+}
+
+impl ImageAnnotation {
+    /// Returns the annotations of a place, which is for one platform if the scope has platforms. Those for the platform
+    /// win over those for all.
+    pub fn of_place(
+        annotations: &[Self],
+        scope: AnnotationScope,
+        platform: Option<&Platform>,
+    ) -> BTreeMap<String, String> {
+        let of_scope = || annotations.iter().filter(move |annotation| annotation.scope == scope);
+        let general = of_scope().filter(|annotation| annotation.platform.is_none());
+        let own = of_scope().filter(|annotation| {
+            annotation.platform.as_ref().zip(platform).is_some_and(|(own, platform)| own.is_same(platform))
+        });
+        general.chain(own).map(|annotation| (annotation.key.clone(), annotation.value.clone())).collect()
+    }
 }
 
 /// Operating system, architecture and variant, such as `linux/arm64/v8`.

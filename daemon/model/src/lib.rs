@@ -25,10 +25,10 @@ pub mod trust;
 pub use address_block::{AddressBlock, AddressBlockError};
 pub use certificate_files::CertificateFiles;
 pub use hearth_value::{
-    Assignment, BuildCompression, BuildCompressionError, BuildMount, BuildMountSource, CacheExport,
-    CacheFormat, CacheImport, CacheLocation, Digest, LinePattern, MountAccess, MountOrigin, MountSource,
-    MountTarget, ProvenanceMode, ProvenanceModeError, Reference, Registry, Repository, RoomRegistries,
-    ServiceMount, ServiceMountSource, Tag, whole_characters,
+    AnnotationError, AnnotationScope, Assignment, BuildCompression, BuildCompressionError, BuildMount,
+    BuildMountSource, CacheExport, CacheFormat, CacheImport, CacheLocation, Digest, LinePattern, MountAccess,
+    MountOrigin, MountSource, MountTarget, ProvenanceMode, ProvenanceModeError, Reference, Registry,
+    Repository, RoomRegistries, ServiceMount, ServiceMountSource, Tag, whole_characters,
 };
 pub use layer_limits::LayerLimits;
 pub use public_address::{embedded_ipv4, is_link_local, is_public};

@@ -205,6 +205,12 @@ pub fn build(record: BuildRecord) -> v1::Build {
             cached_steps: result.cached_steps,
             total_steps: result.total_steps,
             duration: Some(to_duration(result.duration)),
+            descriptor: result.descriptor.map(|descriptor| v1::ImageDescriptor {
+                media_type: descriptor.media_type,
+                digest: descriptor.digest.to_string(),
+                size_bytes: descriptor.size,
+                annotations: descriptor.annotations,
+            }),
         }),
         error: record.fault.map(fault_detail),
         last_sequence: record.last_sequence,

@@ -26,6 +26,7 @@ mod layer_sizes;
 mod layers;
 mod network;
 mod prefetch;
+mod secrets;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -112,7 +113,9 @@ impl BuildRuntime {
             () = active.stop.cancelled() => {}
         }
         let Some(mut record) = self.stored_record(&active).await else { return self.release(&active) };
-        let mask = SecretMask::new(active.secrets.values.values().map(|secret| secret.reveal().as_slice()));
+        let revealed = self.reveal_room_secrets(&active, &record.spec).await;
+        let secrets = active.secret_values();
+        let mask = SecretMask::new(secrets.values().map(|secret| secret.reveal().as_slice()));
         let resumed =
             EventPublisher::resume(Arc::clone(&active.log), mask.clone(), self.options.log_quota).await;
         let (mut publisher, log_fault) = match resumed {
@@ -134,7 +137,7 @@ impl BuildRuntime {
             }
         };
         tracing::info!(caller = record.submitted_by, attempt = record.attempts, "build started");
-        let result = match start_recorded {
+        let result = match start_recorded.and(revealed) {
             Ok(()) => self.run_within_time_limit(&active, &mut record, prefetch, &mut publisher).await,
             Err(fault) => Err(fault),
         };
@@ -245,6 +248,7 @@ impl BuildRuntime {
         let steps = publisher.step_counts();
         Ok(BuildResult {
             digest: image.manifest.digest,
+            descriptor: Some(record.spec.described(&image.manifest)),
             size_bytes: image.size_bytes,
             cached_steps: steps.cached,
             total_steps: steps.total,
@@ -347,7 +351,7 @@ impl BuildRuntime {
             domain: record.trust_domain(),
             spec: spec.clone(),
             files: context.files.clone(),
-            secrets: active.secrets.values.clone(),
+            secrets: active.secret_values(),
             converts_layers: false,
             images: images.sources.clone(),
             downloads: downloads.files.clone(),
@@ -366,7 +370,7 @@ impl BuildRuntime {
             let (result, events) = self.solve_once(active, request(), publisher).await?;
             let result = match result {
                 Ok(outcome) => {
-                    self.settle_layers(active, outcome, images, (tag, spec.compression), &request).await
+                    self.settle_layers(active, outcome, images, (tag, &record.spec), &request).await
                 }
                 Err(error) => Err(error),
             };

@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::dockerfile::Dockerfile;
 use super::port::{
     BuildQuery, BuildStatements, BuildStore, ContextSource, DownloadRequest, Downloader, IdempotencyKey,
-    ImageRequest, InsertOutcome, OfferedDownload, PreparedContext, RoomImages, SolveAnswer, SolveError,
-    SolveOutcome, SolveQuestion, SolveRequest, Solver, StoreError,
+    ImageRequest, InsertOutcome, OfferedDownload, PreparedContext, RoomImages, RoomSecretReader, SolveAnswer,
+    SolveError, SolveOutcome, SolveQuestion, SolveRequest, Solver, StoreError,
 };
 use crate::context::{ContextFiles, FileTree, NoTransferWatch, SessionName, TreeEntry};
 use crate::image::{BuiltImage, ImageForm, SuppliedCache, SuppliedImage, SupplyOrigin};
@@ -24,7 +24,7 @@ use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, ContextIdentit
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{ImageDefaults, ImageInstruction, PinnedImage, VerifiedImage};
-use crate::model::secret::RegistryCredential;
+use crate::model::secret::{RegistryCredential, Secret, SecretName};
 use crate::model::{CacheImport, CacheLocation, Digest, Reference, Repository};
 
 /// A point at which a task waits until the test opens it.
@@ -388,6 +388,19 @@ impl Downloader for NoDownloads {
 
     async fn allows_repository(&self, host: &str) -> Result<(), Fault> {
         Err(Fault::new(FaultStage::Context, ErrorCode::EgressDenied, host))
+    }
+}
+
+/// Secrets of the room.
+#[derive(Default)]
+pub struct FakeSecrets(pub Mutex<BTreeMap<String, String>>);
+
+#[async_trait]
+impl RoomSecretReader for FakeSecrets {
+    async fn reveal_for_build(&self, name: &SecretName) -> Result<Secret<String>, Fault> {
+        let value = self.0.lock().get(name.as_str()).cloned();
+        let missing = || Fault::new(FaultStage::Context, ErrorCode::SecretNotFound, name.as_str());
+        value.map(Secret::new).ok_or_else(missing)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, BuildState, Co
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{ImageInstruction, PinnedImage, Platform, VerifiedImage};
-use crate::model::secret::{RegistryCredential, Secret};
+use crate::model::secret::{RegistryCredential, Secret, SecretName};
 use crate::model::trust::TrustDomain;
 use crate::model::{CacheFormat, CacheImport, CacheLocation, Digest, MountTarget, Reference, Repository};
 
@@ -276,6 +276,13 @@ pub trait RoomImages: Send + Sync + 'static {
     /// Returns the identity of the files of a pack of `caller`; `None` if there is no such pack.
     async fn pack_content(&self, id: &PackId, caller: &str) -> Result<Option<String>, StoreError>;
     async fn release_pack(&self, id: &PackId);
+}
+
+/// Reads secrets of the room. The implementation is the secrets module.
+#[async_trait]
+pub trait RoomSecretReader: Send + Sync + 'static {
+    /// Returns the current value. Whether the caller may use the secret was checked when the build was submitted.
+    async fn reveal_for_build(&self, name: &SecretName) -> Result<Secret<String>, Fault>;
 }
 
 /// A file that ADD names by URL.

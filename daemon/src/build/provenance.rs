@@ -56,8 +56,9 @@ fn provenance(
         "frontend": "dockerfile.v0",
         "locals": [{"name": "context"}, {"name": "dockerfile"}],
     });
-    if !spec.secret_ids.is_empty() {
-        request["secrets"] = spec.secret_ids.iter().map(|id| json!({"id": id})).collect();
+    if !spec.secret_ids.is_empty() || !spec.room_secrets.is_empty() {
+        let ids = spec.secret_ids.iter().chain(spec.room_secrets.keys());
+        request["secrets"] = ids.map(|id| json!({"id": id})).collect();
     }
     if let Some(target) = &spec.target {
         request["args"]["target"] = json!(target);

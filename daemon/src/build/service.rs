@@ -26,7 +26,9 @@ use super::driver::{self, ContextPrefetch};
 use super::event_log::EventLog;
 use super::log_text::{self, BuildLogQuery, BuildLogText};
 use super::mask::SecretMask;
-use super::port::{BuildQuery, BuildStore, ContextSource, Downloader, RoomImages, Solver, StoreError};
+use super::port::{
+    BuildQuery, BuildStore, ContextSource, Downloader, RoomImages, RoomSecretReader, Solver, StoreError,
+};
 use super::publisher::EventPublisher;
 use super::verdict::{BuildVerdict, VerdictCell};
 use super::{estimate, recovery, retention};
@@ -34,6 +36,7 @@ use crate::disk::SpaceWatch;
 use crate::model::RoomRegistries;
 use crate::model::build::{BuildOutcome, BuildRecord, BuildSecrets};
 use crate::model::id::{BuildId, PackId};
+use crate::model::secret::Secret;
 use crate::model::share_owner::ShareOwnerResolver;
 use crate::task;
 
@@ -78,6 +81,7 @@ pub struct BuildPorts {
     pub contexts: Arc<dyn ContextSource>,
     pub images: Arc<dyn RoomImages>,
     pub downloads: Arc<dyn Downloader>,
+    pub secrets: Arc<dyn RoomSecretReader>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +147,8 @@ pub(super) struct ActiveBuild {
     pub(super) submitted_by: String,
     pub(super) log: Arc<EventLog>,
     pub(super) secrets: BuildSecrets,
+    /// Values of the room's secrets that the build uses, by secret id, once it has started.
+    room_secrets: Mutex<BTreeMap<String, Secret<Vec<u8>>>>,
     /// Packs that are held until the build ends.
     pub(super) packs: Vec<PackId>,
     /// Context prefetch, if it could start before the build was stored.
@@ -176,6 +182,7 @@ impl ActiveBuild {
             submitted_by,
             log,
             secrets: BuildSecrets::default(),
+            room_secrets: Mutex::default(),
             packs,
             prefetch: Mutex::default(),
             verdict: VerdictCell::default(),
@@ -207,6 +214,17 @@ impl ActiveBuild {
                 None => Ok(()),
             },
         }
+    }
+
+    pub(super) fn add_room_secret(&self, id: &str, value: Secret<Vec<u8>>) {
+        self.room_secrets.lock().insert(id.to_owned(), value);
+    }
+
+    /// Returns the secrets that came with the build, and those of the room that it uses, by secret id.
+    pub(super) fn secret_values(&self) -> BTreeMap<String, Secret<Vec<u8>>> {
+        let mut values = self.room_secrets.lock().clone();
+        values.extend(self.secrets.values.clone());
+        values
     }
 
     pub(super) fn take_prefetch(&self) -> Option<ContextPrefetch> {

@@ -18,7 +18,7 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 
 use super::admission::AdmissionLimits;
-use super::fake::{Act, FakeContexts, FakeImages, FakeSolver, MemoryStore, NoDownloads};
+use super::fake::{Act, FakeContexts, FakeImages, FakeSecrets, FakeSolver, MemoryStore, NoDownloads};
 use super::port::BuildStore;
 use super::service::{BuildPorts, Handle, Options, Service};
 use super::submit::SubmitBuild;
@@ -39,6 +39,7 @@ struct Room {
     solver: Arc<FakeSolver>,
     contexts: Arc<FakeContexts>,
     images: Arc<FakeImages>,
+    secrets: Arc<FakeSecrets>,
     options: Options,
 }
 
@@ -72,7 +73,7 @@ impl Room {
             }),
         };
         let (solver, contexts, images) = (Arc::default(), Arc::default(), Arc::default());
-        Self { directory, store, solver, contexts, images, options }
+        Self { directory, store, solver, contexts, images, secrets: Arc::default(), options }
     }
 
     async fn start(&self) -> Service {
@@ -82,6 +83,7 @@ impl Room {
             contexts: Arc::clone(&self.contexts) as _,
             images: Arc::clone(&self.images) as _,
             downloads: Arc::new(NoDownloads),
+            secrets: Arc::clone(&self.secrets) as _,
         };
         Service::start(self.options.clone(), ports).await.unwrap()
     }
@@ -105,6 +107,7 @@ fn spec(tag: &str) -> BuildSpec {
         build_args: BTreeMap::new(),
         target: None,
         platforms: Vec::new(),
+        annotations: Vec::new(),
         labels: BTreeMap::new(),
         no_cache: NoCache::Nothing,
         compression: BuildCompression::Gzip,
@@ -114,6 +117,7 @@ fn spec(tag: &str) -> BuildSpec {
         network: BuildNetwork::Default,
         timeout: None,
         secret_ids: Vec::new(),
+        room_secrets: BTreeMap::new(),
         step_limits: Default::default(),
         cache_from: Vec::new(),
         cache_to: Vec::new(),

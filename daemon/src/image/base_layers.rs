@@ -13,6 +13,7 @@ use hearth_oci::Descriptor;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::ImageError;
+use super::built_image::ImageForm;
 use super::contents::{platform_manifest, read_json, store_document};
 use super::port::BlobStorage;
 use crate::model::image::Platform;
@@ -31,14 +32,13 @@ pub(super) struct RestoredManifest {
 }
 
 /// Restores the layers of the base, which is given with the platform for which the build used it, in the image of one
-/// platform. `converted` says that the image begins with layers that were converted from those of the base. Stores the
-/// new manifest if there is one. Blocking.
+/// platform, and adds annotations to its manifest. Stores the new manifest if there is one. Blocking.
 pub(super) fn restore(
     blobs: &dyn BlobStorage,
     built: &Descriptor,
     base: Option<(&Descriptor, &Platform)>,
-    compression: BuildCompression,
-    converted: bool,
+    form: &ImageForm,
+    annotations: BTreeMap<String, String>,
 ) -> Result<RestoredManifest, ImageError> {
     let mut manifest: oci::Manifest = parse(built, &read_json(blobs, built)?)?;
     let config = read_json(blobs, &manifest.config)?;
@@ -48,17 +48,20 @@ pub(super) fn restore(
         Some((base, platform)) => BaseLayers::read(blobs, base, platform)?,
         None => BaseLayers::default(),
     };
-    let own = if own.are_below(&root.diff_ids, &manifest, converted) { own } else { BaseLayers::default() };
+    let own =
+        if own.are_below(&root.diff_ids, &manifest, form.converted) { own } else { BaseLayers::default() };
     let (lower, upper) = manifest.layers.split_at_mut(own.layers.len());
     let mut restored = RestoredManifest {
         manifest: built.clone(),
         begins_with_base: !own.layers.is_empty(),
-        has_other_compression: !upper.iter().all(|layer| has_form(layer, compression)),
+        has_other_compression: !upper.iter().all(|layer| has_form(layer, form.compression)),
     };
-    if lower == own.layers {
+    let is_annotated = annotations.iter().all(|(key, value)| manifest.annotations.get(key) == Some(value));
+    if lower == own.layers && is_annotated {
         return Ok(restored);
     }
     lower.clone_from_slice(&own.layers);
+    manifest.annotations.extend(annotations);
     if !root.diff_ids.starts_with(&own.diff_ids) {
         root.diff_ids[..own.diff_ids.len()].copy_from_slice(&own.diff_ids);
         let config = with_root(&config, &root).map_err(|error| invalid(&manifest.config, error))?;

@@ -2,8 +2,8 @@
 //! and the room writes those documents again that need another content.
 //!
 //! ```text
-//! pushed manifest ------------- base layers restored -------------> manifest
-//! pushed index, each manifest - base layers restored -- composed -> index
+//! pushed manifest ------------- base layers restored, annotated -------------> manifest
+//! pushed index, each manifest - base layers restored, annotated -- composed -> index
 //! ```
 
 use std::collections::BTreeMap;
@@ -16,8 +16,8 @@ use super::base_layers::{self, invalid, parse, to_go_json};
 use super::contents::{ImageContents, read_json, store_document};
 use super::port::BlobStorage;
 use super::{ImageError, ImageStore};
-use crate::model::image::{PinnedImage, Platform};
-use crate::model::{BuildCompression, Digest};
+use crate::model::image::{ImageAnnotation, PinnedImage, Platform};
+use crate::model::{AnnotationScope, BuildCompression, Digest};
 use crate::task;
 
 /// Image with which a build began, and the platform for which it was used.
@@ -43,6 +43,7 @@ pub struct ImageForm {
     pub compression: BuildCompression,
     /// The images begin with layers that were converted from those of the base.
     pub converted: bool,
+    pub annotations: Vec<ImageAnnotation>,
 }
 
 /// A built image in its final form.
@@ -105,10 +106,15 @@ fn finish(
     let mut image = BuiltImage { digest: top.digest, bases: Vec::new(), has_other_compression: false };
     let mut finish_manifest = |manifest: &Descriptor, base: Option<&FoundBase>| {
         let below = base.and_then(|base| Some((base.manifest.as_ref()?, &base.of.base.as_ref()?.platform)));
-        let restored = base_layers::restore(blobs, manifest, below, form.compression, form.converted)?;
+        let platform = base.map(|base| &base.of.platform);
+        let annotations = |scope| ImageAnnotation::of_place(&form.annotations, scope, platform);
+        let restored =
+            base_layers::restore(blobs, manifest, below, form, annotations(AnnotationScope::Manifest))?;
         image.bases.extend(base.filter(|_| restored.begins_with_base).map(|base| base.of.clone()));
         image.has_other_compression |= restored.has_other_compression;
-        Ok::<_, ImageError>(restored.manifest)
+        let mut manifest = restored.manifest;
+        manifest.annotations.extend(annotations(AnnotationScope::ManifestDescriptor));
+        Ok::<_, ImageError>(manifest)
     };
     let finished = if top.is_index() {
         let index: oci::OciIndex = parse(top, &read_json(blobs, top)?)?;
@@ -120,9 +126,11 @@ fn finish(
                 .find(|base| platform.as_ref().is_some_and(|platform| base.of.platform.is_same(platform)));
             manifests.push(if child.is_manifest() { finish_manifest(child, base)? } else { child.clone() });
         }
-        match manifests == index.manifests {
+        let mut annotations = index.annotations.clone();
+        annotations.extend(ImageAnnotation::of_place(&form.annotations, AnnotationScope::Index, None));
+        match manifests == index.manifests && annotations == index.annotations {
             true => top.clone(),
-            false => compose_index(blobs, top, manifests, index.annotations)?,
+            false => compose_index(blobs, top, manifests, annotations)?,
         }
     } else {
         finish_manifest(top, bases.first())?

@@ -268,6 +268,9 @@ pub struct BuildSpec {
     /// this order. Example: \["linux/amd64", "linux/arm64"\].
     #[prost(string, repeated, tag = "20")]
     pub platforms: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Annotations of the image. Unlike labels, they are no part of its config.
+    #[prost(message, repeated, tag = "21")]
+    pub annotations: ::prost::alloc::vec::Vec<ImageAnnotation>,
     /// Caches to read: steps that one of them holds do not run. Each is one value of `docker buildx build  --cache-from`, of the types registry, local and oci-archive; the paths of the latter two are in room
     /// storage. A cache that is missing or damaged is a warning of the build.
     /// Example: \["type=registry,ref=my-app:cache"\].
@@ -328,6 +331,41 @@ pub struct BuildSecret {
     /// Value, at most 500 KiB.
     #[prost(bytes = "bytes", tag = "2")]
     pub value: ::prost::bytes::Bytes,
+    /// Name of a secret of the room, instead of `value`. Its value is read when the build starts, so a restart of the
+    /// daemon does not interrupt the build. Example: "npm-token".
+    #[prost(string, tag = "20")]
+    pub room_secret: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageAnnotation {
+    /// Place: "manifest", "index", "manifest-descriptor" or "index-descriptor". Empty means "manifest".
+    #[prost(string, tag = "1")]
+    pub scope: ::prost::alloc::string::String,
+    /// Limits the scopes of manifests to the image of one platform. Empty means all. Example: "linux/arm64".
+    #[prost(string, tag = "2")]
+    pub platform: ::prost::alloc::string::String,
+    /// Example: "org.opencontainers.image.revision".
+    #[prost(string, tag = "3")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub value: ::prost::alloc::string::String,
+}
+/// Descriptor of a manifest or index.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImageDescriptor {
+    #[prost(string, tag = "1")]
+    pub media_type: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub size_bytes: u64,
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub annotations: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -530,7 +568,7 @@ pub struct MountDigest {
     pub digest: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BuildResult {
     /// Digest of the image's manifest (or index). Example: "sha256:9b2c...".
     #[prost(string, tag = "1")]
@@ -545,6 +583,10 @@ pub struct BuildResult {
     /// Time between the start of the build and the publishing of its tag.
     #[prost(message, optional, tag = "5")]
     pub duration: ::core::option::Option<::prost_types::Duration>,
+    /// Descriptor of the manifest or index, with the annotations that the spec has for it. Unset for builds of earlier
+    /// versions of the daemon.
+    #[prost(message, optional, tag = "20")]
+    pub descriptor: ::core::option::Option<ImageDescriptor>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -11,6 +11,8 @@ pub struct SecretFlag {
 pub enum SecretFlagSource {
     File(String),
     Variable(String),
+    /// A secret of the room, which never leaves it.
+    Room(String),
     /// Neither is named: the variable with the name of the id if it is set, else the file of that name.
     Unnamed,
 }
@@ -25,17 +27,17 @@ pub enum SecretFlagError {
     Twice(&'static str),
     #[error("the id is missing")]
     NoId,
-    #[error("`src` and `env` exclude one another")]
+    #[error("`src`, `env` and `room` exclude one another")]
     TwoSources,
 }
 
 impl SecretFlag {
-    pub const GRAMMAR: &str = "id=ID[,src=FILE|,env=VARIABLE]";
+    pub const GRAMMAR: &str = "id=ID[,src=FILE|,env=VARIABLE|,room=SECRET]";
 
-    /// Parses `id=ID,src=FILE`, `id=ID,env=VARIABLE` or `id=ID`, by the rules of `docker build --secret`: the fields
-    /// may be in any order, and a field with a comma is written in double quotes.
+    /// Parses `id=ID,src=FILE`, `id=ID,env=VARIABLE`, `id=ID,room=SECRET` or `id=ID`, by the rules of
+    /// `docker build --secret`: the fields may be in any order, and a field with a comma is written in double quotes.
     pub fn parse(text: &str) -> Result<Self, SecretFlagError> {
-        let (mut id, mut file, mut variable, mut is_variable) = (None, None, None, false);
+        let (mut id, mut file, mut variable, mut room, mut is_variable) = (None, None, None, None, false);
         for field in split_fields(text)? {
             let unknown = || SecretFlagError::Field(field.clone());
             let (key, value) = field.split_once('=').ok_or_else(unknown)?;
@@ -43,6 +45,7 @@ impl SecretFlag {
                 "id" => ("id", &mut id),
                 "src" | "source" => ("src", &mut file),
                 "env" => ("env", &mut variable),
+                "room" => ("room", &mut room),
                 "type" if matches!(value, "file" | "env") => {
                     is_variable = value == "env";
                     continue;
@@ -57,12 +60,13 @@ impl SecretFlag {
             }
         }
         let id = id.ok_or(SecretFlagError::NoId)?;
-        let source = match (file, variable) {
-            (Some(_), Some(_)) => return Err(SecretFlagError::TwoSources),
-            (Some(name), None) if is_variable => SecretFlagSource::Variable(name),
-            (Some(path), None) => SecretFlagSource::File(path),
-            (None, Some(name)) => SecretFlagSource::Variable(name),
-            (None, None) => SecretFlagSource::Unnamed,
+        let source = match (file, variable, room) {
+            (Some(name), None, None) if is_variable => SecretFlagSource::Variable(name),
+            (Some(path), None, None) => SecretFlagSource::File(path),
+            (None, Some(name), None) => SecretFlagSource::Variable(name),
+            (None, None, Some(name)) => SecretFlagSource::Room(name),
+            (None, None, None) => SecretFlagSource::Unnamed,
+            _ => return Err(SecretFlagError::TwoSources),
         };
         Ok(Self { id, source })
     }
@@ -70,7 +74,7 @@ impl SecretFlag {
 
 #[cfg(test)]
 mod tests {
-    use super::SecretFlagSource::{File, Unnamed, Variable};
+    use super::SecretFlagSource::{File, Room, Unnamed, Variable};
     use super::*;
 
     #[test]
@@ -83,6 +87,7 @@ mod tests {
             ("id=a,env=B", "a", Variable("B".into())),
             ("type=env,id=a,src=B", "a", Variable("B".into())),
             ("type=file,id=a,src=B", "a", File("B".into())),
+            ("id=a,room=npm", "a", Room("npm".into())),
             ("id=a", "a", Unnamed),
         ] {
             assert_eq!(SecretFlag::parse(text), Ok(SecretFlag { id: id.into(), source }), "{text}");

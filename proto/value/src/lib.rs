@@ -2,6 +2,7 @@
 //! enter, so that all other code has only valid values. This crate depends on no protocol, so that packing an image
 //! needs no network stack.
 
+mod annotation;
 mod assignment;
 mod build_cache;
 mod build_compression;
@@ -16,6 +17,7 @@ mod port;
 mod provenance_mode;
 mod reference;
 
+pub use annotation::{AnnotationError, AnnotationFlag, AnnotationScope};
 pub use assignment::{Assignment, AssignmentError, parse_env_file};
 pub use build_cache::{CacheExport, CacheFormat, CacheImport, CacheLocation, CacheOptionError};
 pub use build_compression::{BuildCompression, BuildCompressionError};

@@ -25,7 +25,8 @@ pub(in crate::cli) struct BuildOptions {
     /// Value of an ARG, `KEY=VALUE`; `KEY` alone takes its value from the environment
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Build")]
     pub(super) build_arg: Vec<String>,
-    /// Secret for `RUN --mount=type=secret`, `id=ID,src=FILE` or `id=ID,env=VARIABLE`
+    /// Secret for `RUN --mount=type=secret`: `id=ID,src=FILE`, `id=ID,env=VARIABLE`, or a secret of the room,
+    /// `id=ID,room=SECRET`
     #[arg(long, value_name = "SECRET", help_heading = "Build")]
     pub(super) secret: Vec<String>,
     /// Stage to build
@@ -40,6 +41,10 @@ pub(in crate::cli) struct BuildOptions {
     /// Label of the image, `KEY=VALUE`
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Build")]
     pub(super) label: Vec<String>,
+    /// Annotation of the image, `KEY=VALUE` for its manifests, or `SCOPE:KEY=VALUE` with the scopes manifest, index,
+    /// manifest-descriptor and index-descriptor, of which those of manifests take a `[PLATFORM]`
+    #[arg(long, value_name = "ANNOTATION", help_heading = "Build")]
+    pub(super) annotation: Vec<String>,
     /// Run every step again, or only those of one stage. A next word that cannot be a stage, or without which there are
     /// no files to build, is PATH; `--no-cache=STAGE` is always a stage
     #[arg(long, value_name = "STAGE", num_args = 0..=1, default_missing_value = "", help_heading = "Build")]
@@ -61,6 +66,15 @@ pub(in crate::cli) struct BuildOptions {
     /// Compression of the layers that the build adds: gzip, zstd, estargz or none
     #[arg(long, default_value_t, help_heading = "Build")]
     pub(super) compression: BuildCompression,
+    /// Make an image that starts faster: the layers that the build adds are compressed with zstd
+    #[arg(long, overrides_with = "no_optimize", conflicts_with = "compression", help_heading = "Build")]
+    pub(super) optimize: bool,
+    /// Make an image that every client can read, which is the default
+    #[arg(long, overrides_with = "optimize", help_heading = "Build")]
+    pub(super) no_optimize: bool,
+    /// Set the tag `latest` of the image's repository too
+    #[arg(long, help_heading = "Build")]
+    pub(super) latest: bool,
     /// Provenance in the index of the image: `mode=min` says what went in, `mode=max` also arguments and the
     /// Dockerfile; `true` is `mode=min`, `false` attaches none [default: mode=min, attached as a referrer]
     #[arg(long, value_name = "MODE", help_heading = "Build")]

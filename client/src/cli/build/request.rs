@@ -4,10 +4,10 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use hearth_proto::v1::{BuildSecret, BuildSpec};
+use hearth_proto::v1::{BuildSecret, BuildSpec, ImageAnnotation};
 use hearth_proto::value::{
-    BuildMount, BuildMountKind, BuildMountSource, CacheExport, CacheImport, MountTarget, Reference,
-    SecretFlag, SecretFlagSource, check_distinct,
+    AnnotationFlag, BuildCompression, BuildMount, BuildMountKind, BuildMountSource, CacheExport, CacheImport,
+    MountTarget, Reference, SecretFlag, SecretFlagSource, Tag, check_distinct,
 };
 
 use super::super::assignments::{labels, variables};
@@ -41,6 +41,9 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
     for text in &args.options.also_tag {
         tags.push(tag("--also-tag", text)?);
     }
+    if args.options.latest {
+        tags.push(Reference { tag: Some(Tag::latest()), ..tags[0].clone() });
+    }
     let (mounts, pack) = mounts(args)?;
     if let Some(pack) = &pack {
         super::pack::check_directory(&pack.path)?;
@@ -73,11 +76,15 @@ pub(super) fn plan(args: &BuildArgs) -> Result<BuildPlan, Failure> {
         platform,
         platforms,
         labels: labels("--label", &args.options.label)?,
+        annotations: annotations(&args.options.annotation)?,
         no_cache: everything,
         no_cache_stages: stages,
         pull: args.options.pull,
         network: args.options.network.clone().unwrap_or_default(),
-        compression: args.options.compression.to_string(),
+        compression: match args.options.optimize {
+            true => BuildCompression::Zstd.to_string(),
+            false => args.options.compression.to_string(),
+        },
         provenance: args.options.provenance.unwrap_or_default().to_string(),
         sbom: args.options.sbom.unwrap_or_default(),
         timeout: args.timeout.map(duration::to_wire),
@@ -170,6 +177,23 @@ fn read_definition(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
+fn annotations(texts: &[String]) -> Result<Vec<ImageAnnotation>, Failure> {
+    let mut annotations = Vec::new();
+    for text in texts {
+        let AnnotationFlag { scopes, key, value } = AnnotationFlag::parse(text).map_err(|error| {
+            Failure::usage(format!("--annotation `{text}`: {error}"))
+                .hint(format!("expected `{}`", AnnotationFlag::GRAMMAR))
+        })?;
+        annotations.extend(scopes.into_iter().map(|(scope, platform)| ImageAnnotation {
+            scope: scope.to_string(),
+            platform: platform.unwrap_or_default(),
+            key: key.clone(),
+            value: value.clone(),
+        }));
+    }
+    Ok(annotations)
+}
+
 pub(super) fn secret(text: &str) -> Result<BuildSecret, Failure> {
     let wrong = |why: String| {
         Failure::usage(format!("--secret: {why}")).hint(format!("expected `{}`", SecretFlag::GRAMMAR))
@@ -179,6 +203,9 @@ pub(super) fn secret(text: &str) -> Result<BuildSecret, Failure> {
         |path: &str| read_secret(path).map_err(|error| wrong(format!("cannot read `{path}`: {error}")));
     let value = match &source {
         SecretFlagSource::File(path) => from_file(path)?,
+        SecretFlagSource::Room(name) => {
+            return Ok(BuildSecret { id, room_secret: name.clone(), ..BuildSecret::default() });
+        }
         SecretFlagSource::Variable(name) => {
             secret_variable(name).ok_or_else(|| wrong(format!("the variable `{name}` is not set")))?
         }
@@ -191,7 +218,7 @@ pub(super) fn secret(text: &str) -> Result<BuildSecret, Failure> {
     if value.len() as u64 > MAX_SECRET_BYTES {
         return Err(wrong(format!("secret `{id}` is over {} KiB", MAX_SECRET_BYTES / 1024)));
     }
-    Ok(BuildSecret { id, value: value.into() })
+    Ok(BuildSecret { id, value: value.into(), ..BuildSecret::default() })
 }
 
 fn secret_variable(name: &str) -> Option<Vec<u8>> {

@@ -85,7 +85,7 @@ pub const GRPC_METHODS: &[GrpcMethod] = &[
         MethodGate::Build,
         "`containers.registry.write` covers each tag, here and elsewhere; `storage.paths` covers each mounted path; \
          `containers.registry.pull` or, for another registry, `containers.pull` covers each image; packs are the \
-         caller's own",
+         caller's own; `secrets` for secrets of the room",
     ),
     reads("/hearth.v1.Builds/Get", "see builds", MethodGate::SeeBuilds, OWN_BUILD),
     reads(

@@ -28,6 +28,9 @@ pub fn may_build(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> R
         CacheExport::Inline => Ok(()),
         CacheExport::To { location, .. } => may_write_cache(caller, location, rooms),
     })?;
+    for name in spec.room_secrets.values() {
+        decide(caller, &CallerAction::UseSecret(name.as_str()))?;
+    }
     may_mount_in_builds(caller, &spec.mounts, rooms)
 }
 

@@ -1,5 +1,6 @@
 //! Conversion and validation of build specs.
 
+mod annotations;
 mod caches;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,7 @@ use crate::model::build::{
 };
 use crate::model::fault::ErrorCode;
 use crate::model::image::Platform;
-use crate::model::secret::Secret;
+use crate::model::secret::{Secret, SecretName};
 use crate::model::{
     BuildCompression, BuildCompressionError, BuildMount, MountTarget, ProvenanceModeError, Reference,
     RoomRegistries,
@@ -76,7 +77,9 @@ pub fn build_spec(
             format!("timeout must be between 1 s and {max} s"),
         ));
     }
-    let mut secrets = secrets(wire.secrets)?;
+    let (mut secrets, room_secrets) = secrets(wire.secrets)?;
+    let platforms = platforms(&wire.platform, &wire.platforms)?;
+    let annotations = annotations::image_annotations(wire.annotations, &platforms)?;
     if let Some(tag) = tags.first() {
         let given = registry_credentials("spec.credentials", wire.credentials, tag, context.rooms)?;
         secrets.credentials.extend(given);
@@ -100,7 +103,8 @@ pub fn build_spec(
         dockerfile,
         build_args: pairs("spec.build_args", wire.build_args)?,
         target: Some(wire.target).filter(|target| !target.is_empty()),
-        platforms: platforms(&wire.platform, &wire.platforms)?,
+        platforms,
+        annotations,
         labels: pairs("spec.labels", wire.labels)?,
         no_cache: match (wire.no_cache, wire.no_cache_stages) {
             (true, _) => NoCache::Everything,
@@ -116,6 +120,7 @@ pub fn build_spec(
         sbom: wire.sbom,
         timeout,
         secret_ids: secrets.values.keys().cloned().collect(),
+        room_secrets,
         step_limits: step_limits(wire.step_memory_bytes, wire.step_cpu_millis)?,
         cache_from: caches::imports(wire.cache_from, context.rooms)?,
         cache_to: caches::exports(wire.cache_to, context.rooms)?,
@@ -356,7 +361,8 @@ fn network(text: &str) -> Result<BuildNetwork, ApiError> {
     }
 }
 
-fn secrets(secrets: Vec<v1::BuildSecret>) -> Result<BuildSecrets, ApiError> {
+/// Returns the values that came with the request, and the secrets of the room, by secret id.
+fn secrets(secrets: Vec<v1::BuildSecret>) -> Result<(BuildSecrets, BTreeMap<String, SecretName>), ApiError> {
     if secrets.len() > MAX_SECRETS {
         return Err(ApiError::invalid(
             "spec.secrets",
@@ -364,7 +370,7 @@ fn secrets(secrets: Vec<v1::BuildSecret>) -> Result<BuildSecrets, ApiError> {
             format!("at most {MAX_SECRETS} secrets"),
         ));
     }
-    let mut checked = BuildSecrets::default();
+    let (mut checked, mut of_room) = (BuildSecrets::default(), BTreeMap::new());
     for (i, secret) in secrets.into_iter().enumerate() {
         let invalid = |message: String| {
             ApiError::invalid(format!("spec.secrets[{i}]"), ErrorCode::InvalidSecret, message)
@@ -375,11 +381,26 @@ fn secrets(secrets: Vec<v1::BuildSecret>) -> Result<BuildSecrets, ApiError> {
         if secret.value.len() > MAX_SECRET_BYTES {
             return Err(invalid(format!("secret `{}` is over {} KiB", secret.id, MAX_SECRET_BYTES / 1024)));
         }
-        if checked.values.insert(secret.id.clone(), Secret::new(secret.value.to_vec())).is_some() {
+        if checked.values.contains_key(&secret.id) || of_room.contains_key(&secret.id) {
             return Err(invalid(format!("secret `{}` is given twice", secret.id)));
         }
+        if secret.room_secret.is_empty() {
+            checked.values.insert(secret.id, Secret::new(secret.value.to_vec()));
+        } else if !secret.value.is_empty() {
+            return Err(invalid(format!("secret `{}` has both a value and a secret of the room", secret.id)));
+        } else {
+            let name = secret.room_secret.parse::<SecretName>().map_err(|error| {
+                let field = format!("spec.secrets[{i}].room_secret");
+                ApiError::invalid(field, ErrorCode::InvalidSecretName, error.to_string())
+            })?;
+            of_room.insert(secret.id, name);
+        }
     }
-    Ok(checked)
+    Ok((checked, of_room))
+}
+
+fn room_secret(id: String, name: &SecretName) -> v1::BuildSecret {
+    v1::BuildSecret { id, room_secret: name.as_str().to_owned(), ..v1::BuildSecret::default() }
 }
 
 /// Converts a stored spec to its wire form, which contains no secrets.
@@ -404,6 +425,7 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
             0 | 1 => Vec::new(),
             _ => spec.platforms.iter().map(|platform| platform.as_str().to_owned()).collect(),
         },
+        annotations: spec.annotations.into_iter().map(annotations::to_wire).collect(),
         labels: spec.labels,
         no_cache: spec.no_cache == NoCache::Everything,
         no_cache_stages: match spec.no_cache {
@@ -420,7 +442,7 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
         sbom: spec.sbom,
         timeout: spec.timeout.map(super::to_duration),
         secret_ids: spec.secret_ids,
-        secrets: Vec::new(),
+        secrets: spec.room_secrets.into_iter().map(|(id, name)| room_secret(id, &name)).collect(),
         credentials: Vec::new(),
         step_memory_bytes: spec.step_limits.memory_bytes,
         step_cpu_millis: spec.step_limits.cpu_millis,
@@ -520,6 +542,21 @@ mod tests {
             ("spec.timeout", |wire| wire.timeout = Some(prost_types::Duration { seconds: -1, nanos: 0 })),
             ("spec.build_args", |wire| wire.build_args = [(String::new(), "x".to_owned())].into()),
             ("spec.secrets[0]", |wire| wire.secrets = vec![v1::BuildSecret::default()]),
+            ("spec.secrets[0].room_secret", |wire| {
+                wire.secrets = vec![v1::BuildSecret {
+                    id: "a".to_owned(),
+                    room_secret: "no name".to_owned(),
+                    ..v1::BuildSecret::default()
+                }];
+            }),
+            ("spec.secrets[0]", |wire| {
+                wire.secrets = vec![v1::BuildSecret {
+                    id: "a".to_owned(),
+                    value: "x".into(),
+                    room_secret: "name".to_owned(),
+                }];
+            }),
+            ("spec.annotations[0].key", |wire| wire.annotations = vec![v1::ImageAnnotation::default()]),
             ("spec.step_memory_bytes", |wire| wire.step_memory_bytes = Some(1 << 20)),
             ("spec.step_memory_bytes", |wire| wire.step_memory_bytes = Some(u64::MAX)),
             ("spec.step_cpu_millis", |wire| wire.step_cpu_millis = Some(9)),
@@ -541,10 +578,17 @@ mod tests {
 
     #[test]
     fn what_is_shown_of_a_spec_is_the_spec_without_its_secrets() {
-        let secret = v1::BuildSecret { id: "token".to_owned(), value: "canary".into() };
+        let secret = |id: &str, value: &str, room_secret: &str| v1::BuildSecret {
+            id: id.to_owned(),
+            value: value.to_owned().into(),
+            room_secret: room_secret.to_owned(),
+        };
         let (spec, secrets) = check(|wire| {
             wire.also_tags = vec!["b:1".to_owned()];
-            wire.secrets = vec![secret];
+            wire.secrets = vec![secret("token", "canary", ""), secret("npm", "", "npm-token")];
+            wire.platforms = ["linux/amd64", "linux/arm64"].map(str::to_owned).into();
+            wire.annotations =
+                vec![v1::ImageAnnotation { key: "a".to_owned(), ..v1::ImageAnnotation::default() }];
             wire.no_cache_stages = vec!["deps".to_owned()];
             wire.cache_from = vec!["my-app:cache".to_owned()];
             wire.cache_to = vec!["type=local,dest=caches/a,mode=max".to_owned()];

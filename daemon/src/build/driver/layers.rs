@@ -7,9 +7,9 @@ use super::super::port::{SolveError, SolveOutcome, SolveRequest};
 use super::super::service::{ActiveBuild, BuildRuntime};
 use super::images::BuildImages;
 use crate::image::{ImageForm, PlatformBase};
-use crate::model::build::NoCache;
+use crate::model::build::{BuildSpec, NoCache};
 use crate::model::image::PinnedImage;
-use crate::model::{BuildCompression, Digest, Reference};
+use crate::model::{Digest, Reference};
 
 impl BuildRuntime {
     /// Restores the layers of the base in a solved image. If the builder had a new layer in another compression from an
@@ -21,12 +21,13 @@ impl BuildRuntime {
         active: &ActiveBuild,
         outcome: SolveOutcome,
         images: &BuildImages,
-        (tag, compression): (&Reference, BuildCompression),
+        (tag, spec): (&Reference, &BuildSpec),
         request: impl FnOnce() -> SolveRequest,
     ) -> Result<SolveOutcome, SolveError> {
+        let compression = spec.compression;
         let finish = async |digest: Digest, bases: Vec<PlatformBase>, converted| {
             let built = PinnedImage { repository: tag.repository.clone(), digest };
-            let form = ImageForm { bases, compression, converted };
+            let form = ImageForm { bases, compression, converted, annotations: spec.annotations.clone() };
             let finished = self.ports.images.finish_built_image(&built, form);
             finished.await.map_err(|fault| SolveError::Failed(Box::new(fault)))
         };

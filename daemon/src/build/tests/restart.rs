@@ -1,6 +1,7 @@
 use super::*;
 use crate::build::event_log::EventLog;
 use crate::build::fake::{Gate, log, started};
+use crate::model::fault::ErrorCode;
 use crate::model::id::PackId;
 use crate::model::{BuildMount, BuildMountSource, MountAccess};
 
@@ -194,4 +195,28 @@ async fn a_build_that_waited_over_a_restart_is_run_in_the_domain_that_it_was_sub
             left_behind(&room, BuildState::Queued, |record| record.submitted_by = "uid:0".to_owned()).await;
         assert_eq!(ended_in(&of_uid).await, Some(TrustDomain::of_caller("uid:0")));
     }
+}
+
+#[tokio::test]
+async fn a_build_with_a_secret_of_the_room_runs_again_with_its_current_value() {
+    let room = Room::new(true);
+    let name = || "npm-token".parse().unwrap();
+    let running = left_behind(&room, BuildState::Running, |record| {
+        record.attempts = 1;
+        record.spec.room_secrets.insert("npm".to_owned(), name());
+    })
+    .await;
+    let missing = left_behind(&room, BuildState::Queued, |record| {
+        record.spec.room_secrets.insert("x".to_owned(), "gone".parse().unwrap());
+    })
+    .await;
+    room.secrets.0.lock().insert("npm-token".to_owned(), "newest".to_owned());
+    let service = room.start().await;
+    let handle = service.handle();
+    assert_eq!(ended(&handle, running.as_str()).await.state, BuildState::Succeeded);
+    let failed = ended(&handle, missing.as_str()).await;
+    assert_eq!(failed.fault.unwrap().code, ErrorCode::SecretNotFound);
+    let requests = room.solver.requests.lock();
+    let values: Vec<_> = requests.iter().map(|request| request.secrets["npm"].reveal().clone()).collect();
+    assert_eq!(values, [b"newest".to_vec()]);
 }

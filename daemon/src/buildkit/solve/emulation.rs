@@ -18,7 +18,9 @@ impl BuildKitClient {
     /// Returns the fault of the first step that this builder cannot run.
     pub(super) async fn emulation_fault(&self, request: &SolveRequest) -> Result<Option<Fault>, SolveError> {
         let runs = &request.foreign_runs;
-        if runs.is_empty() || self.bundles_dir.is_none() {
+        // A cache that the build reads may hold the steps that the builder could not run.
+        let may_be_cached = !request.spec.cache_from.is_empty();
+        if runs.is_empty() || may_be_cached || self.bundles_dir.is_none() {
             return Ok(None);
         }
         let platforms = self.runnable_platforms().await?;

@@ -123,6 +123,7 @@ fn on_base(base: &PinnedImage) -> ImageForm {
         bases: vec![platform_base("linux/amd64", base)],
         compression: BuildCompression::Gzip,
         converted: false,
+        annotations: Vec::new(),
     }
 }
 
@@ -207,6 +208,47 @@ async fn an_index_lists_the_restored_image_of_each_platform_in_the_same_order() 
     let built = room.build_index(&[("linux/arm64", &on_gzip), ("linux/amd64", &on_other)]).await;
     assert_eq!(room.images.finish_built_image(&built, form).await.unwrap().digest, built.digest);
     assert_eq!(built.digest, finished.digest);
+}
+
+#[tokio::test]
+async fn annotations_stand_where_their_scope_says() {
+    let room = fixture();
+    let base = room.load("base:gz", "base", Compression::Gzip).await;
+    let new = room.load("new:gz", "new", Compression::Gzip).await;
+    let image = room.build(&[&base, &new]).await;
+    let built = room.build_index(&[("linux/arm64", &image), ("linux/amd64", &image)]).await;
+    let annotation = |scope, platform: Option<&str>, value: &str| ImageAnnotation {
+        scope,
+        platform: platform.map(|platform| Platform::parse(platform).unwrap()),
+        key: "k".to_owned(),
+        value: value.to_owned(),
+    };
+    let form = ImageForm {
+        bases: vec![platform_base("linux/arm64", &base), platform_base("linux/amd64", &base)],
+        annotations: vec![
+            annotation(AnnotationScope::Manifest, Some("linux/arm64/v8"), "arm"),
+            annotation(AnnotationScope::Manifest, None, "all"),
+            annotation(AnnotationScope::ManifestDescriptor, Some("linux/amd64"), "entry"),
+            annotation(AnnotationScope::Index, None, "index"),
+            annotation(AnnotationScope::IndexDescriptor, None, "result"),
+        ],
+        ..on_base(&base)
+    };
+    let finished = room.images.finish_built_image(&built, form.clone()).await.unwrap();
+    let index = room.index(finished.digest);
+    assert_eq!(index.annotations, BTreeMap::from([("k".to_owned(), "index".to_owned())]));
+    let entries: Vec<_> = index.manifests.iter().map(|child| child.annotations.get("k").cloned()).collect();
+    assert_eq!(entries, [None, Some("entry".to_owned())]);
+    let manifests = index.manifests.iter().map(|child| room.manifest(child.digest).annotations);
+    assert_eq!(
+        manifests
+            .map(|annotations| (annotations["k"].clone(), annotations["note"].clone()))
+            .collect::<Vec<_>>(),
+        [("arm".to_owned(), "<a> & b".to_owned()), ("all".to_owned(), "<a> & b".to_owned())]
+    );
+    // The same again changes nothing.
+    let again = PinnedImage { digest: finished.digest, ..built };
+    assert_eq!(room.images.finish_built_image(&again, form).await.unwrap().digest, finished.digest);
 }
 
 #[test]

@@ -24,6 +24,8 @@ macro_rules! request_error_codes {
                     "The operation needs an image name with a tag, and a digest was given. Give `repository:tag`.";
                 InvalidPlatform = "invalid_platform", InvalidArgument, No,
                     "A platform is not of the form `os/arch[/variant]`, such as `linux/arm64`. Correct its spelling.";
+                InvalidAnnotation = "invalid_annotation", InvalidArgument, No,
+                    "An annotation of an image has an invalid key, or a place that the image does not have: an index is only made for several platforms. Correct its key, scope or platform.";
                 InvalidArch = "invalid_arch", InvalidArgument, No,
                     "The architecture is not known. Give one such as `amd64`, `arm64` or `arm/v7`.";
                 InvalidCompression = "invalid_compression", InvalidArgument, No,
