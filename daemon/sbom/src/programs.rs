@@ -95,13 +95,14 @@ fn sized_text(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::scan::tests::Bytes;
 
     /// Returns the section of a Go program with these modules.
-    pub(crate) fn go_section(modules: &str) -> Vec<u8> {
+    fn go_section(modules: &str) -> Vec<u8> {
         let mut section = GO_MAGIC.to_vec();
         section.extend([8, GO_INLINE_FLAG]);
         section.resize(GO_HEADER_BYTES, 0);
@@ -129,21 +130,6 @@ pub(crate) mod tests {
                 "pkg:golang/stdlib@1.26.1",
             ]
         );
-    }
-
-    struct Bytes(Vec<u8>);
-
-    impl FileContent for Bytes {
-        fn size(&self) -> u64 {
-            self.0.len() as u64
-        }
-
-        fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-            let rest = usize::try_from(at).ok().and_then(|at| self.0.get(at..)).unwrap_or_default();
-            let count = rest.len().min(buffer.len());
-            buffer[..count].copy_from_slice(&rest[..count]);
-            Ok(count)
-        }
     }
 
     proptest! {

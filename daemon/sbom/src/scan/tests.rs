@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-struct Bytes(Vec<u8>);
+/// A file in memory.
+pub(crate) struct Bytes(pub(crate) Vec<u8>);
 
 impl FileContent for Bytes {
     fn size(&self) -> u64 {

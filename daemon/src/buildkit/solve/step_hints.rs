@@ -23,7 +23,7 @@ const HINTS: [(&[&str], &str); 7] = [
         "the package lists of the image do not offer this package: write `apt-get update && apt-get install` in one RUN, or correct the name of the package",
     ),
     (
-        &["emporary failure", "resolv"],
+        &["emporary failure", "resol"],
         "a name was not resolved: check the name, whether [builds.egress] of the daemon allows it, and that the build has no `--network none`",
     ),
     (
