@@ -285,7 +285,7 @@ pub struct BuildSpec {
     pub secret_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// LLB to solve instead of a Dockerfile: an encoded `pb.Definition` of BuildKit, its JSON, or the lines of `buildctl  debug dump-llb`, at most 1 MiB. Its only local source is `context`, the files of the mounts, of which there may be
     /// none. Host network, insecure commands, devices, nested builds and sources that the daemon does not supply are
-    /// refused. Answers leave it out; GetDefinition returns it.
+    /// refused. Of the answers, only that of Get has it.
     #[prost(bytes = "bytes", tag = "40")]
     pub definition: ::prost::bytes::Bytes,
     /// Commands that run on the files of the mounts instead of a Dockerfile.

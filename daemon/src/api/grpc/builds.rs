@@ -15,7 +15,7 @@ use crate::build::{BuildError, BuildLogQuery, Handle, SubmitBuild};
 use crate::image::ImageStore;
 use crate::model::RoomRegistries;
 use crate::model::access::{Caller, NamePatterns, StorageVerb};
-use crate::model::build::{BuildEventKind, BuildRecord, BuildState};
+use crate::model::build::{BuildEventKind, BuildRecipe, BuildRecord, BuildState};
 use crate::model::fault::ErrorCode;
 
 const MAX_KEY: usize = 256;
@@ -78,7 +78,13 @@ impl v1::builds_server::Builds for BuildsService {
                 Some(convert::queue_place(&place, wait))
             }
         };
-        Ok(Response::new(v1::Build { queue, ..convert::build(record) }))
+        let definition = match &record.spec.recipe {
+            BuildRecipe::Llb(bytes) => bytes.clone(),
+            BuildRecipe::Dockerfile | BuildRecipe::TreeImage(_) => Vec::new(),
+        };
+        let build = convert::build(record);
+        let spec = build.spec.map(|spec| v1::BuildSpec { definition: definition.into(), ..spec });
+        Ok(Response::new(v1::Build { queue, spec, ..build }))
     }
 
     async fn list(
