@@ -44,7 +44,7 @@ impl<'a> RunningRecipe<'a> {
             BuildRecipe::Dockerfile => Self::Dockerfile,
             BuildRecipe::TreeImage(image) => Self::TreeImage(image),
             BuildRecipe::Llb(bytes) => {
-                let secrets = spec.secret_ids.iter().cloned().collect();
+                let secrets = spec.secret_ids.iter().chain(spec.room_secrets.keys()).cloned().collect();
                 let graph = checked_definition(bytes, &secrets)
                     .map_err(|error| Box::new(definition_fault(&error)))?;
                 offline_fault(spec, &graph.sources).map_or(Ok(()), |fault| Err(Box::new(fault)))?;
