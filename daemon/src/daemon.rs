@@ -489,7 +489,7 @@ fn registry_credential(access: Arc<TokenAuthority>) -> RegistryCredentialMinter 
         let names = |repositories: &[crate::model::Repository]| {
             NamePatterns(repositories.iter().map(ToString::to_string).collect())
         };
-        let push = std::slice::from_ref(&may.push);
+        let push = may.push.as_slice();
         let registry = RegistryGrant {
             // A push first checks which content exists.
             pull: names(&[&may.pull, push].concat()),

@@ -1,6 +1,7 @@
 //! `hearth build`
 
 mod follow;
+mod inspect;
 mod options;
 mod paths;
 mod queue;
@@ -50,7 +51,14 @@ pub(super) struct BuildArgs {
     #[arg(value_name = "PATH", conflicts_with = "pack")]
     pub(super) path: Option<String>,
     /// Name of the result, in the room's registry
-    #[arg(long, short, allow_hyphen_values = true)]
+    #[arg(
+        long,
+        short,
+        allow_hyphen_values = true,
+        required_unless_present_any = ["check", "outline", "targets"],
+        default_value = "",
+        hide_default_value = true
+    )]
     tag: String,
 
     /// Files of room storage, `<source>[:<mount>[:ro|rw]]`
@@ -70,6 +78,8 @@ pub(super) struct BuildArgs {
     llb: Option<PathBuf>,
     #[command(flatten)]
     pub(super) options: BuildOptions,
+    #[command(flatten)]
+    inspect: inspect::InspectArgs,
     #[command(flatten)]
     pub(super) credentials: CredentialArgs,
     /// Time limit of the build, such as `90s` or `1h30m`
@@ -110,6 +120,9 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     args.progress.begin();
     args.take_path_from_no_cache();
+    if let Some(question) = args.inspect.question() {
+        return interrupts.run_interruptible(Box::pin(inspect::run(args, question, globals))).await;
+    }
     let plan = checked_plan(&args)?;
     let (client, build_id) = interrupts.run_interruptible(Box::pin(submit(&args, plan, globals))).await?;
     finish(&client, &build_id, &args, globals, interrupts).await
@@ -186,6 +199,7 @@ impl BuildArgs {
             mount_image: Vec::new(),
             pack,
             options,
+            inspect: inspect::InspectArgs::default(),
             credentials: CredentialArgs::default(),
             timeout: None,
             memory: None,

@@ -4,6 +4,7 @@ mod logs;
 mod prune;
 mod stats;
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
@@ -98,83 +99,69 @@ impl From<BuildStateArg> for BuildState {
     }
 }
 
-impl BuildsCommand {
-    /// Reports whether the command shows a log until it is interrupted or the build ends.
-    const fn is_follow(&self) -> bool {
-        matches!(self, Self::Logs(args) if args.follow)
-    }
-}
-
 pub(super) async fn run(
     command: BuildsCommand,
     globals: &GlobalArgs,
     interrupts: &mut InterruptListener,
 ) -> Result<(), Failure> {
-    let command = match command {
+    let work: Pin<Box<dyn Future<Output = Result<(), Failure>> + '_>> = match command {
         // Ctrl-C cancels the new build, so the command handles it itself.
-        BuildsCommand::Retry(args) => return retry(*args, globals, interrupts).await,
-        other => other,
-    };
-    let is_follow = command.is_follow();
-    let work = Box::pin(run_interruptible(command, globals));
-    if is_follow {
-        interrupts.run_until_interrupted(globals.json, work).await
-    } else {
-        interrupts.run_interruptible(work).await
-    }
-}
-
-async fn run_interruptible(command: BuildsCommand, globals: &GlobalArgs) -> Result<(), Failure> {
-    match command {
-        BuildsCommand::Retry(_) => Ok(()),
-        BuildsCommand::Wait(args) => wait(args, globals).await,
-        BuildsCommand::Pin { builds } => pin(&builds, true, globals).await,
-        BuildsCommand::Unpin { builds } => pin(&builds, false, globals).await,
-        BuildsCommand::Prune(args) => prune::run(args, globals).await,
-        BuildsCommand::List { state, tag, limit } => {
+        BuildsCommand::Retry(args) => return Box::pin(retry(*args, globals, interrupts)).await,
+        BuildsCommand::Logs(args) if args.follow => {
+            return interrupts.run_until_interrupted(globals.json, Box::pin(logs::run(args, globals))).await;
+        }
+        BuildsCommand::Logs(args) => Box::pin(logs::run(args, globals)),
+        BuildsCommand::Stats(args) => Box::pin(stats::run(args, globals)),
+        BuildsCommand::Wait(args) => Box::pin(wait(args, globals)),
+        BuildsCommand::Pin { builds } => Box::pin(pin(builds, true, globals)),
+        BuildsCommand::Unpin { builds } => Box::pin(pin(builds, false, globals)),
+        BuildsCommand::Prune(args) => Box::pin(prune::run(args, globals)),
+        BuildsCommand::List { state, tag, limit } => Box::pin(async move {
             let states = state.into_iter().map(|state| BuildState::from(state).into()).collect();
             let filter = ListBuildsRequest { states, tag: tag.unwrap_or_default(), ..Default::default() };
             let limit = usize::try_from(limit).unwrap_or(usize::MAX);
             list(&connect(globals).await?.list_builds(filter, limit).await?, globals.json)
-        }
-        BuildsCommand::Show { build } => {
+        }),
+        BuildsCommand::Show { build } => Box::pin(async move {
             let build = connect(globals).await?.build(&build).await?;
             if globals.json {
                 output::json(&BuildView::from(&build))
             } else {
                 output::line(&build_text(&build))
             }
-        }
-        BuildsCommand::Logs(args) => logs::run(args, globals).await,
-        BuildsCommand::Stats(args) => stats::run(args, globals).await,
-        BuildsCommand::Cancel { builds, timeout } => {
-            let client = connect(globals).await?;
-            Box::pin(change_each("cancelled", &builds, globals, async |build| {
-                let (what, hint) =
-                    (format!("the end of build {build}"), format!("see: hearth builds show {build}"));
-                let cancelling = client.cancel_build(build, timeout + ANSWER_MARGIN);
-                let cancelling = Box::pin(wait_within(timeout, &what, &hint, cancelling));
-                let ended = TransferMeter::wait_for(format!("cancelling {build}"), cancelling).await?;
-                let note = format!("build {} is {}", ended.build_id, state_name(ended.state));
-                Ok((BuildView::from(&ended), note))
-            }))
-            .await
-        }
-        BuildsCommand::Rm { builds } => {
-            let client = connect(globals).await?;
-            change_each("removed", &builds, globals, async |build| {
-                client.remove_build(build).await?;
-                Ok((build.clone(), format!("removed build {build}")))
-            })
-            .await
-        }
-    }
+        }),
+        BuildsCommand::Cancel { builds, timeout } => Box::pin(cancel(builds, timeout, globals)),
+        BuildsCommand::Rm { builds } => Box::pin(remove(builds, globals)),
+    };
+    interrupts.run_interruptible(work).await
 }
 
-async fn pin(builds: &[String], pinned: bool, globals: &GlobalArgs) -> Result<(), Failure> {
+async fn cancel(builds: Vec<String>, timeout: Duration, globals: &GlobalArgs) -> Result<(), Failure> {
+    let client = connect(globals).await?;
+    Box::pin(change_each("cancelled", &builds, globals, async |build| {
+        let (what, hint) = (format!("the end of build {build}"), format!("see: hearth builds show {build}"));
+        let cancelling = client.cancel_build(build, timeout + ANSWER_MARGIN);
+        let cancelling = Box::pin(wait_within(timeout, &what, &hint, cancelling));
+        let ended = TransferMeter::wait_for(format!("cancelling {build}"), cancelling).await?;
+        let note = format!("build {} is {}", ended.build_id, state_name(ended.state));
+        Ok((BuildView::from(&ended), note))
+    }))
+    .await
+}
+
+async fn remove(builds: Vec<String>, globals: &GlobalArgs) -> Result<(), Failure> {
+    let client = connect(globals).await?;
+    change_each("removed", &builds, globals, async |build| {
+        client.remove_build(build).await?;
+        Ok((build.clone(), format!("removed build {build}")))
+    })
+    .await
+}
+
+async fn pin(builds: Vec<String>, pinned: bool, globals: &GlobalArgs) -> Result<(), Failure> {
     let client = connect(globals).await?;
     let verb = if pinned { "pinned" } else { "unpinned" };
-    change_each(verb, builds, globals, async |build| {
+    change_each(verb, &builds, globals, async |build| {
         let changed = client.pin_build(build, pinned).await?;
         Ok((BuildView::from(&changed), format!("{verb} build {}", changed.build_id)))
     })

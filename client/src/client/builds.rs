@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use hearth_proto::v1::{
-    Build, CancelBuildRequest, GetBuildRequest, ListBuildsRequest, PinBuildRequest, PruneBuildsRequest,
-    PruneBuildsResponse, ReadBuildLogRequest, ReadBuildLogResponse, ReadStepHistoryRequest,
-    ReadStepHistoryResponse, RemoveBuildRequest, SubmitBuildRequest, SubmitBuildResponse,
+    Build, CancelBuildRequest, GetBuildRequest, InspectBuildRequest, InspectBuildResponse, ListBuildsRequest,
+    PinBuildRequest, PruneBuildsRequest, PruneBuildsResponse, ReadBuildLogRequest, ReadBuildLogResponse,
+    ReadStepHistoryRequest, ReadStepHistoryResponse, RemoveBuildRequest, SubmitBuildRequest,
+    SubmitBuildResponse,
 };
 
 use super::{Client, ClientError, request_with_timeout, unary_request};
@@ -13,6 +14,8 @@ use super::{Client, ClientError, request_with_timeout, unary_request};
 /// Default time limit of Cancel, which answers after the build's processes have ended.
 pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(180);
 
+/// Time limit of Inspect, which fetches the base images of a Dockerfile.
+const INSPECT_TIMEOUT: Duration = Duration::from_secs(310);
 /// Time limit of Prune, which removes thousands of logs.
 const PRUNE_TIMEOUT: Duration = Duration::from_secs(180);
 
@@ -71,6 +74,14 @@ impl Client {
     pub async fn cancel_build(&self, build_id: &str, limit: Duration) -> Result<Build, ClientError> {
         let request = CancelBuildRequest { build_id: build_id.to_owned() };
         self.message_or_error(self.builds().cancel(request_with_timeout(limit, request)).await)
+    }
+
+    /// Asks a question about a Dockerfile.
+    pub async fn inspect_build(
+        &self,
+        request: InspectBuildRequest,
+    ) -> Result<InspectBuildResponse, ClientError> {
+        self.message_or_error(self.builds().inspect(request_with_timeout(INSPECT_TIMEOUT, request)).await)
     }
 
     /// Keeps a build that has ended, or ends that.

@@ -21,6 +21,7 @@ use hearth_proto::v1;
 use jiff::Timestamp;
 
 use super::error::{ApiError, fault_detail};
+use crate::build::port::{SolveAnswer, SolveQuestion};
 use crate::build::{PruneBuilds, QueuePlace, damage_text};
 use crate::image::port::ImageMark;
 use crate::image::port::cached::CachedImage;
@@ -243,6 +244,32 @@ pub fn queue_place(place: &QueuePlace, expected_wait: Option<std::time::Duration
         reason: place.wait.to_string(),
         expected_wait: expected_wait.map(to_duration),
     }
+}
+
+pub fn build_question(question: v1::BuildQuestion) -> Result<SolveQuestion, ApiError> {
+    match question {
+        v1::BuildQuestion::Lint => Ok(SolveQuestion::Lint),
+        v1::BuildQuestion::Outline => Ok(SolveQuestion::Outline),
+        v1::BuildQuestion::Targets => Ok(SolveQuestion::Targets),
+        v1::BuildQuestion::Unspecified => {
+            Err(ApiError::invalid("question", ErrorCode::InvalidRequest, "the question is missing"))
+        }
+    }
+}
+
+/// Maximum size of an answer about a Dockerfile, as JSON and as text.
+const MAX_INSPECTION: usize = 1 << 20;
+
+pub fn inspection(mut answer: SolveAnswer) -> Result<v1::InspectBuildResponse, ApiError> {
+    let mut text = |name: &str| match answer.metadata.remove(name) {
+        Some(bytes) if bytes.len() <= MAX_INSPECTION => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Some(_) => {
+            let message = format!("the answer about the Dockerfile has more than {MAX_INSPECTION} bytes");
+            Err(ApiError::new(ErrorCode::TooMany, message))
+        }
+        None => Err(ApiError::new(ErrorCode::Internal, format!("the builder's answer has no `{name}`"))),
+    };
+    Ok(v1::InspectBuildResponse { json: text("result.json")?, text: text("result.txt")? })
 }
 
 /// Converts a request to remove ended builds of `owner`, or of everybody. It says how many builds, or of what age: a

@@ -11,8 +11,8 @@ use crate::model::secret::RegistryCredential;
 /// Access of one build to the room's registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistryAccess {
-    /// Repository that receives the built image.
-    pub push: Repository,
+    /// Repository that receives the built image, if one is built.
+    pub push: Option<Repository>,
     /// Repositories of the images that the Dockerfile names.
     pub pull: Vec<Repository>,
 }
@@ -53,9 +53,9 @@ mod tests {
 
     #[test]
     fn only_the_rooms_registry_gets_a_credential() {
-        let access = RegistryAccess { push: "a/b".parse().unwrap(), pull: Vec::new() };
+        let access = RegistryAccess { push: Some("a/b".parse().unwrap()), pull: Vec::new() };
         let mint: RegistryCredentialMinter = Arc::new(|_, access| RegistryCredential {
-            username: format!("build:{}", access.push),
+            username: format!("build:{}", access.push.clone().unwrap()),
             password: Secret::new("p".to_owned()),
         });
         let own = "127.0.0.1:4327".to_owned();

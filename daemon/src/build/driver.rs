@@ -22,6 +22,7 @@ mod downloads;
 mod ending;
 mod faults;
 mod images;
+mod inspect;
 mod layer_sizes;
 mod layers;
 mod network;
@@ -52,7 +53,7 @@ use crate::model::{Reference, Repository};
 use crate::task;
 
 use caches::SuppliedCaches;
-use context::FRONTEND_ARGUMENT;
+use context::settled_spec;
 use downloads::BuildDownloads;
 use faults::{
     is_context_change, log_fault, logged_log_fault, push_fault, stopped_fault, store_fault,
@@ -63,6 +64,7 @@ use images::BuildImages;
 pub(super) use images::normalized_name;
 
 pub(super) use faults::interrupted_fault;
+pub(super) use inspect::CONCURRENT_QUESTIONS;
 pub(super) use prefetch::ContextPrefetch;
 
 /// The inputs of one solve.
@@ -332,7 +334,7 @@ impl BuildRuntime {
             .map(|image| image.repository.clone())
             .chain(caches.repositories())
             .collect();
-        let access = RegistryAccess { push: tag.repository.clone(), pull: pull.into_iter().collect() };
+        let access = RegistryAccess { push: Some(tag.repository.clone()), pull: pull.into_iter().collect() };
         let credentials = Arc::new(BuildCredentials::new(
             record.id.clone(),
             self.options.registry.clone(),
@@ -342,8 +344,7 @@ impl BuildRuntime {
         let host = Platform::host();
         let foreign_runs: Vec<_> =
             images.runs.iter().filter(|run| !run.platform.is_same(&host)).cloned().collect();
-        let mut spec = record.spec.clone();
-        spec.build_args.remove(FRONTEND_ARGUMENT);
+        let spec = settled_spec(&record.spec);
         let program = recipe.program(&spec, images.base_defaults.as_ref()).map_err(|fault| *fault)?;
         let request = || SolveRequest {
             build: record.id.clone(),

@@ -225,6 +225,15 @@ impl ContextSource for FakeContexts {
             dockerfile: Arc::new(dockerfile),
         })
     }
+
+    async fn prepare_dockerfile(
+        &self,
+        spec: &BuildSpec,
+        caller: &str,
+        given: &BTreeMap<String, RegistryCredential>,
+    ) -> Result<PreparedContext, Fault> {
+        self.prepare(spec, caller, given).await
+    }
 }
 
 #[derive(Default)]

@@ -208,6 +208,13 @@ pub trait ContextSource: Send + Sync + 'static {
         caller: &str,
         given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<PreparedContext, Fault>;
+    /// Finds the Dockerfile like [`prepare`](Self::prepare), with the ignore file as the only file of the context.
+    async fn prepare_dockerfile(
+        &self,
+        spec: &BuildSpec,
+        caller: &str,
+        given: &BTreeMap<String, RegistryCredential>,
+    ) -> Result<PreparedContext, Fault>;
 }
 
 /// The files of a build, and its Dockerfile.

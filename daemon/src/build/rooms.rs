@@ -166,7 +166,31 @@ impl ContextSource for RoomContexts {
         caller: &str,
         given: &BTreeMap<String, RegistryCredential>,
     ) -> Result<PreparedContext, Fault> {
-        let has_dockerfile = spec.recipe == BuildRecipe::Dockerfile;
+        let select: fn(&Dockerfile) -> CopySelection = match spec.recipe {
+            BuildRecipe::Dockerfile => Dockerfile::context_selection,
+            BuildRecipe::Llb(_) | BuildRecipe::TreeImage(_) => |_| CopySelection::default(),
+        };
+        self.prepare_selected(spec, caller, given, select).await
+    }
+
+    async fn prepare_dockerfile(
+        &self,
+        spec: &BuildSpec,
+        caller: &str,
+        given: &BTreeMap<String, RegistryCredential>,
+    ) -> Result<PreparedContext, Fault> {
+        self.prepare_selected(spec, caller, given, |_| CopySelection::of([b".dockerignore".to_vec()])).await
+    }
+}
+
+impl RoomContexts {
+    async fn prepare_selected(
+        &self,
+        spec: &BuildSpec,
+        caller: &str,
+        given: &BTreeMap<String, RegistryCredential>,
+        select: fn(&Dockerfile) -> CopySelection,
+    ) -> Result<PreparedContext, Fault> {
         let mounts = self.open_mounts(&spec.mounts, spec.path_links, caller, given).await?;
         let request = ContextRequest {
             mounts,
@@ -175,10 +199,7 @@ impl ContextSource for RoomContexts {
             target: spec.target.clone(),
             parse: Box::new(move |bytes| {
                 let dockerfile = Arc::new(Dockerfile::parse(bytes));
-                let selection = match has_dockerfile {
-                    true => dockerfile.context_selection(),
-                    false => CopySelection::default(),
-                };
+                let selection = select(&dockerfile);
                 (dockerfile, selection)
             }),
         };
@@ -191,9 +212,7 @@ impl ContextSource for RoomContexts {
             dockerfile,
         })
     }
-}
 
-impl RoomContexts {
     /// Storage of caches. Symbolic links are never followed there, whatever the caller's grants are.
     fn cache_storage(&self) -> StorageRoot {
         self.room_storage.with_links(SymlinkPolicy::Refused)

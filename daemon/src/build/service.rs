@@ -130,6 +130,8 @@ pub(super) struct BuildRuntime {
     pub(super) options: Options,
     pub(super) ports: BuildPorts,
     state: Mutex<BuildSchedule>,
+    /// Permits of questions about Dockerfiles that are answered at the same time.
+    pub(super) questions: tokio::sync::Semaphore,
     /// Held while builds are selected and removed, or pinned, so that no build is removed that has just been pinned.
     pub(super) removals: tokio::sync::Mutex<()>,
     /// Notified when a build with a log that is not small has ended.
@@ -253,6 +255,7 @@ impl Service {
             options,
             ports,
             state: Mutex::new(state),
+            questions: tokio::sync::Semaphore::new(driver::CONCURRENT_QUESTIONS),
             removals: tokio::sync::Mutex::default(),
             large_log: Notify::new(),
         });

@@ -185,27 +185,7 @@ impl BuildRuntime {
             Ok::<_, std::io::Error>(log)
         });
         let log = Arc::new(log.await.map_err(|_| SubmitError::Ending)??);
-        let record = BuildRecord {
-            context: None,
-            sources: Vec::new(),
-            steps: Vec::new(),
-            id: id.clone(),
-            spec: request.spec.clone(),
-            submitted_by: request.caller.clone(),
-            domain: Some(request.domain.clone()),
-            may_pull: request.may_pull.clone(),
-            may_pull_from: request.may_pull_from.clone(),
-            state: BuildState::Queued,
-            created_at: Timestamp::now(),
-            started_at: None,
-            finished_at: None,
-            attempts: 0,
-            has_secrets: !request.secrets.is_empty(),
-            pinned: false,
-            result: None,
-            fault: None,
-            last_sequence: log.last_sequence(),
-        };
+        let record = new_record(id, request, log.last_sequence());
         // The answer waits for both, because a crash may leave only one of them.
         let sealed = Arc::clone(&log);
         let sealed = task::blocking("build log", move || sealed.sync());
@@ -243,6 +223,31 @@ impl BuildRuntime {
         for pack in packs {
             self.ports.images.release_pack(pack).await;
         }
+    }
+}
+
+/// Returns the record of a build that waits for a slot.
+pub(super) fn new_record(id: &BuildId, request: &SubmitBuild, last_sequence: u64) -> BuildRecord {
+    BuildRecord {
+        context: None,
+        sources: Vec::new(),
+        steps: Vec::new(),
+        id: id.clone(),
+        spec: request.spec.clone(),
+        submitted_by: request.caller.clone(),
+        domain: Some(request.domain.clone()),
+        may_pull: request.may_pull.clone(),
+        may_pull_from: request.may_pull_from.clone(),
+        state: BuildState::Queued,
+        created_at: Timestamp::now(),
+        started_at: None,
+        finished_at: None,
+        attempts: 0,
+        has_secrets: !request.secrets.is_empty(),
+        pinned: false,
+        result: None,
+        fault: None,
+        last_sequence,
     }
 }
 

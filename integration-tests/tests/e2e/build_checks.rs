@@ -17,6 +17,7 @@ pub fn group() -> Group {
             waiting_for_a_build_has_its_exit_code,
             two_commands_with_one_key_see_one_build,
             ended_builds_are_pruned_except_for_pinned_ones,
+            a_dockerfile_is_checked_and_outlined_without_a_build,
         ],
     )
 }
@@ -121,4 +122,65 @@ fn ended_builds_are_pruned_except_for_pinned_ones(daemon: &Daemon) {
     hearth(&["builds", "show", &builds[1]]).expect_code(1);
     hearth(&["builds", "unpin", &builds[0]]).expect_code(0);
     assert_eq!(hearth(&["builds", "prune", "--all"]).line(), builds[0]);
+}
+
+fn a_dockerfile_is_checked_and_outlined_without_a_build(daemon: &Daemon) {
+    daemon.base_image();
+    let dockerfile = format!(
+        "ARG VERSION=1\n\
+         FROM {BASE} AS Compile\n\
+         # LEVEL of the compiler\n\
+         ARG LEVEL=3\n\
+         RUN --mount=type=secret,id=key,required exit 1\n\
+         FROM {BASE} AS release\n\
+         COPY --from=Compile /bin/sh /sh\n\
+         COPY hidden.txt /\n"
+    );
+    let work = tempfile::tempdir().unwrap();
+    let tree =
+        Tree::new().dockerfile(&dockerfile).file(".dockerignore", "hidden.txt\n").file("hidden.txt", "x");
+    tree.write(work.path());
+    daemon.put("checked", &tree);
+    let local = ["build", work.path().to_str().unwrap()];
+    let mounted = ["build", "--mount-room-path", "checked"];
+    for files in [&local[..], &mounted[..]] {
+        let hearth = |more: &[&str]| daemon.hearth(&[files, more].concat());
+        let checked = hearth(&["--check"]);
+        checked.expect_code(0);
+        for rule in ["StageNameCasing", "CopyIgnoredFile", "Dockerfile:2"] {
+            assert!(checked.stdout.contains(rule), "{rule}\n{checked}");
+        }
+        hearth(&["--check", "--strict"]).expect_code(1).says(&["the Dockerfile has 2 warnings"]);
+        let json = hearth(&["--check", "--strict", "--json"]);
+        let document: serde_json::Value = serde_json::from_str(&json.expect_code(1).stdout).unwrap();
+        assert_eq!(document["warnings"].as_array().unwrap().len(), 2, "{json}");
+        assert_eq!(document["error"]["code"], "dockerfile_check_failed");
+        let targets = hearth(&["--targets", "--json"]);
+        let document: serde_json::Value = serde_json::from_str(&targets.expect_code(0).stdout).unwrap();
+        assert_eq!(document["targets"][0]["name"], "compile", "{document}");
+        assert!(hearth(&["--targets"]).stdout.contains("release (default)"));
+        let outline = hearth(&["--outline", "--target", "compile"]);
+        outline.expect_code(0);
+        for word in ["LEVEL", "of the compiler", "key"] {
+            assert!(outline.stdout.contains(word), "{word}\n{outline}");
+        }
+    }
+    let builds = daemon.hearth_ok(&["builds", "list", "--tag", "not-built", "--json"]);
+    assert_eq!(builds.stdout.trim(), "[]");
+    daemon.put("fine", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", ""));
+    let fine = daemon.hearth(&["build", "--mount-room-path", "fine", "--check", "--strict"]);
+    fine.expect_code(0).says(&["no warnings"]);
+    daemon.put("broken", &Tree::new().dockerfile("FROM scratch\nFRM b\n"));
+    daemon.hearth(&["build", "--mount-room-path", "broken", "--check"]).expect_code(1).says(&["FRM"]);
+    // A caller inspects what it may read only.
+    let scope = r#"{"containers": {"use_containers": true}, "storage": {"paths": [{"path": "fine"}]}}"#;
+    let token = daemon.mint(&["--name", "reader", "--scope", scope]);
+    let as_reader = |path: &str| {
+        let mut command = daemon.client();
+        command.env("HEARTH_ADDR", format!("http://{}", daemon.listen())).env("HEARTH_TOKEN", &token);
+        process::run(command.args(["build", "--mount-room-path", path, "--check"]), seconds(60))
+    };
+    as_reader("fine:/context:ro").expect_code(0);
+    as_reader("checked:/context:ro").expect_code(3);
+    daemon.hearth(&["build", "--mount-room-path", "fine"]).expect_code(2).says(&["--tag"]);
 }

@@ -793,6 +793,26 @@ pub struct PruneBuildsResponse {
     pub build_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct InspectBuildRequest {
+    /// The build that is not run. Its tags may be empty, and are not used.
+    #[prost(message, optional, tag = "1")]
+    pub spec: ::core::option::Option<BuildSpec>,
+    #[prost(enumeration = "BuildQuestion", tag = "2")]
+    pub question: i32,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InspectBuildResponse {
+    /// Answer of the Dockerfile frontend as JSON, in the form of its sub-requests `frontend.lint`,
+    /// `frontend.outline` and `frontend.targets`.
+    #[prost(string, tag = "1")]
+    pub json: ::prost::alloc::string::String,
+    /// The same for people.
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum BuildState {
@@ -865,6 +885,42 @@ impl LogStream {
             "LOG_STREAM_UNSPECIFIED" => Some(Self::Unspecified),
             "LOG_STREAM_STDOUT" => Some(Self::Stdout),
             "LOG_STREAM_STDERR" => Some(Self::Stderr),
+            _ => None,
+        }
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum BuildQuestion {
+    Unspecified = 0,
+    /// Warnings of BuildKit's linter.
+    Lint = 1,
+    /// Arguments, secrets and SSH agents of the target.
+    Outline = 2,
+    /// Stages that a build can have as its target.
+    Targets = 3,
+}
+impl BuildQuestion {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "BUILD_QUESTION_UNSPECIFIED",
+            Self::Lint => "BUILD_QUESTION_LINT",
+            Self::Outline => "BUILD_QUESTION_OUTLINE",
+            Self::Targets => "BUILD_QUESTION_TARGETS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "BUILD_QUESTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "BUILD_QUESTION_LINT" => Some(Self::Lint),
+            "BUILD_QUESTION_OUTLINE" => Some(Self::Outline),
+            "BUILD_QUESTION_TARGETS" => Some(Self::Targets),
             _ => None,
         }
     }
@@ -1145,6 +1201,29 @@ pub mod builds_client {
             req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Builds", "Remove"));
             self.inner.unary(req, path, codec).await
         }
+        /// Answers a question about a Dockerfile. Nothing is built or stored; of the files, only the Dockerfile and the
+        /// ignore file are read.
+        pub async fn inspect(
+            &mut self,
+            request: impl tonic::IntoRequest<super::InspectBuildRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::InspectBuildResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Builds/Inspect");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Builds", "Inspect"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Keeps a build that has ended, whatever the number and age of builds, or ends that. One caller pins at most
         /// 100 builds.
         pub async fn pin(
@@ -1265,6 +1344,15 @@ pub mod builds_server {
             request: tonic::Request<super::RemoveBuildRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RemoveBuildResponse>,
+            tonic::Status,
+        >;
+        /// Answers a question about a Dockerfile. Nothing is built or stored; of the files, only the Dockerfile and the
+        /// ignore file are read.
+        async fn inspect(
+            &self,
+            request: tonic::Request<super::InspectBuildRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::InspectBuildResponse>,
             tonic::Status,
         >;
         /// Keeps a build that has ended, whatever the number and age of builds, or ends that. One caller pins at most
@@ -1710,6 +1798,51 @@ pub mod builds_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Builds/Inspect" => {
+                    #[allow(non_camel_case_types)]
+                    struct InspectSvc<T: Builds>(pub Arc<T>);
+                    impl<
+                        T: Builds,
+                    > tonic::server::UnaryService<super::InspectBuildRequest>
+                    for InspectSvc<T> {
+                        type Response = super::InspectBuildResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::InspectBuildRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Builds>::inspect(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = InspectSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -104,6 +104,13 @@ pub const GRPC_METHODS: &[GrpcMethod] = &[
     ),
     changes("/hearth.v1.Builds/Cancel", "cancel builds", MethodGate::SeeBuilds, OWN_BUILD),
     changes("/hearth.v1.Builds/Remove", "remove builds", MethodGate::SeeBuilds, OWN_BUILD),
+    reads(
+        "/hearth.v1.Builds/Inspect",
+        "inspect Dockerfiles",
+        MethodGate::Build,
+        "`storage.paths` covers each mounted path; `containers.registry.pull` or, for another registry, \
+         `containers.pull` covers each image; packs are the caller's own",
+    ),
     changes("/hearth.v1.Builds/Pin", "pin builds", MethodGate::SeeBuilds, OWN_BUILD),
     changes(
         "/hearth.v1.Builds/Prune",

@@ -15,10 +15,12 @@ use crate::build::{BuildError, BuildLogQuery, Handle, SubmitBuild};
 use crate::image::ImageStore;
 use crate::model::RoomRegistries;
 use crate::model::access::{Caller, NamePatterns, StorageVerb};
-use crate::model::build::{BuildEventKind, BuildRecipe, BuildRecord, BuildState};
+use crate::model::build::{BuildEventKind, BuildRecipe, BuildRecord, BuildSecrets, BuildSpec, BuildState};
 use crate::model::fault::ErrorCode;
 
 const MAX_KEY: usize = 256;
+/// Tag of a build that is inspected and not run.
+const NOT_BUILT: &str = "not-built";
 
 pub struct BuildsService {
     pub builds: Handle,
@@ -42,24 +44,13 @@ impl v1::builds_server::Builds for BuildsService {
             let message = format!("a key has at most {MAX_KEY} bytes");
             return Err(ApiError::invalid("idempotency_key", ErrorCode::InvalidKey, message).into());
         }
-        let context = SpecContext {
-            rooms: &self.rooms,
-            max_timeout: self.max_timeout,
-            path_links: caller.symlink_policy(StorageVerb::Read),
-        };
+        let context = self.spec_context(&caller);
         let (spec, secrets) = build_spec(request.spec.unwrap_or_default(), &context)?;
         spec.tags.iter().for_each(audit::record_object);
         policy::may_build(&caller, &spec, &self.rooms).map_err(ApiError::from)?;
         check_packs(&self.images, &caller, &spec.mounts).await?;
-        let submit = SubmitBuild {
-            spec,
-            secrets,
-            may_pull: pull_grant(&caller),
-            may_pull_from: pull_from_grant(&caller),
-            caller: caller.name,
-            domain: caller.domain,
-            idempotency_key: Some(request.idempotency_key).filter(|key| !key.is_empty()),
-        };
+        let key = Some(request.idempotency_key).filter(|key| !key.is_empty());
+        let submit = submission(caller, spec, secrets, key);
         let submitted = self.builds.submit(submit).await.map_err(ApiError::from)?;
         Ok(Response::new(v1::SubmitBuildResponse {
             build_id: submitted.id.to_string(),
@@ -203,6 +194,25 @@ impl v1::builds_server::Builds for BuildsService {
         Ok(Response::new(v1::RemoveBuildResponse {}))
     }
 
+    async fn inspect(
+        &self,
+        request: Request<v1::InspectBuildRequest>,
+    ) -> Result<Response<v1::InspectBuildResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let request = request.into_inner();
+        let question = convert::build_question(request.question())?;
+        let mut spec = request.spec.unwrap_or_default();
+        // Nothing gets a tag, is pushed, or is read from a cache, so that the caller needs no right to these.
+        (spec.also_tags, spec.cache_from, spec.cache_to) = Default::default();
+        NOT_BUILT.clone_into(&mut spec.tag);
+        let (spec, secrets) = build_spec(spec, &self.spec_context(&caller))?;
+        policy::may_mount_in_builds(&caller, &spec.mounts, &self.rooms).map_err(ApiError::from)?;
+        check_packs(&self.images, &caller, &spec.mounts).await?;
+        let submit = submission(caller, spec, secrets, None);
+        let answer = self.builds.inspect(submit, question).await.map_err(ApiError::from)?;
+        Ok(Response::new(convert::inspection(answer)?))
+    }
+
     async fn pin(&self, request: Request<v1::PinBuildRequest>) -> Result<Response<v1::Build>, Status> {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
@@ -226,6 +236,14 @@ impl v1::builds_server::Builds for BuildsService {
 }
 
 impl BuildsService {
+    fn spec_context(&self, caller: &Caller) -> SpecContext<'_> {
+        SpecContext {
+            rooms: &self.rooms,
+            max_timeout: self.max_timeout,
+            path_links: caller.symlink_policy(StorageVerb::Read),
+        }
+    }
+
     /// Returns a build of the caller's own; admins see all. Another caller's build gives the same error as a
     /// missing one, and an id prefix is only matched among the builds that the caller may see.
     async fn own(&self, caller: &Caller, id: &str) -> Result<BuildRecord, Status> {
@@ -236,6 +254,23 @@ impl BuildsService {
             return Err(ApiError::from(BuildError::NotFound { given: id.chars().take(40).collect() }).into());
         }
         Ok(record)
+    }
+}
+
+fn submission(
+    caller: Caller,
+    spec: BuildSpec,
+    secrets: BuildSecrets,
+    idempotency_key: Option<String>,
+) -> SubmitBuild {
+    SubmitBuild {
+        spec,
+        secrets,
+        may_pull: pull_grant(&caller),
+        may_pull_from: pull_from_grant(&caller),
+        caller: caller.name,
+        domain: caller.domain,
+        idempotency_key,
     }
 }
 

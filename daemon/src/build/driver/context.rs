@@ -10,12 +10,12 @@ use super::ContextPrefetch;
 use super::network::network_fault;
 use crate::context::ContextFiles;
 use crate::model::MountTarget;
-use crate::model::build::{BuildRecord, NoCache};
+use crate::model::build::{BuildRecord, BuildSpec, NoCache};
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::task;
 
 /// Build argument that overrides the `# syntax=` line of a Dockerfile.
-pub(super) const FRONTEND_ARGUMENT: &str = "BUILDKIT_SYNTAX";
+const FRONTEND_ARGUMENT: &str = "BUILDKIT_SYNTAX";
 /// Maximum length in characters of the Dockerfile line in a fault about the frontend.
 const MAX_SHOWN_CHARS: usize = 500;
 
@@ -28,18 +28,10 @@ impl BuildRuntime {
     ) -> Result<PreparedContext, Fault> {
         let spec = &record.spec;
         let prepared = prefetch.prepared().await?;
-        let PreparedContext { files, dockerfile, dockerfile_path: path, .. } = &prepared;
-        if let Some(refused) = dockerfile.refused_frontend() {
-            return Err(frontend_fault(refused, path, dockerfile));
-        }
-        if let Some(image) = spec.build_args.get(FRONTEND_ARGUMENT) {
-            settle_frontend_argument(image).map_err(|refused| frontend_fault(&refused, path, dockerfile))?;
-        }
-        let stages = dockerfile.stage_names();
-        let unknown = unknown_target_fault(&stages, spec.target.as_deref());
-        if let Some(fault) = unknown.or_else(|| unknown_stage_fault(&stages, &spec.no_cache)) {
+        if let Some(fault) = dockerfile_fault(&prepared, spec) {
             return Err(fault);
         }
+        let PreparedContext { files, dockerfile, dockerfile_path: path, .. } = &prepared;
         if let Some(fault) = network_fault(dockerfile, spec, path) {
             return Err(fault);
         }
@@ -49,6 +41,29 @@ impl BuildRuntime {
             None => Ok(prepared),
         }
     }
+}
+
+/// Returns the fault of a Dockerfile with a frontend that the daemon does not support, or without a stage that the
+/// request names.
+pub(super) fn dockerfile_fault(prepared: &PreparedContext, spec: &BuildSpec) -> Option<Fault> {
+    let PreparedContext { dockerfile, dockerfile_path: path, .. } = prepared;
+    if let Some(refused) = dockerfile.refused_frontend() {
+        return Some(frontend_fault(refused, path, dockerfile));
+    }
+    let argument = spec.build_args.get(FRONTEND_ARGUMENT);
+    if let Some(Err(refused)) = argument.map(|image| settle_frontend_argument(image)) {
+        return Some(frontend_fault(&refused, path, dockerfile));
+    }
+    let stages = dockerfile.stage_names();
+    let unknown = unknown_target_fault(&stages, spec.target.as_deref());
+    unknown.or_else(|| unknown_stage_fault(&stages, &spec.no_cache))
+}
+
+/// Returns the spec for the solver: without the build argument that selects the frontend, which was checked.
+pub(super) fn settled_spec(spec: &BuildSpec) -> BuildSpec {
+    let mut spec = spec.clone();
+    spec.build_args.remove(FRONTEND_ARGUMENT);
+    spec
 }
 
 /// Returns a fault if a source of COPY or ADD is missing from the files that will be sent to BuildKit.

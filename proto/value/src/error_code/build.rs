@@ -127,6 +127,8 @@ macro_rules! build_error_codes {
                 DownloadTooLarge = "download_too_large", ResourceExhausted, No,
                     "The file of an `ADD` is larger than a download may be. Put it into the context.",
                     hint "put the file into the context";
+                DockerfileCheckFailed = "dockerfile_check_failed", FailedPrecondition, No,
+                    "`hearth build --check` found that the Dockerfile cannot be built, or that it has warnings, and `--strict` was given. The output lists them, each with a page that explains it.";
                 BuildCacheRefused = "build_cache_refused", FailedPrecondition, No,
                     "A build reads no caches on a builder that several trust domains share: the steps of a cache would then be used by builds of other domains. Leave out `--cache-from`, or let the daemon manage its builders.",
                     hint "leave out --cache-from: the builders of this daemon are shared";
