@@ -133,7 +133,7 @@ macro_rules! build_error_codes {
                     "A build reads no caches on a builder that several trust domains share: the steps of a cache would then be used by builds of other domains. Leave out `--cache-from`, or let the daemon manage its builders.",
                     hint "leave out --cache-from: the builders of this daemon are shared";
                 BuildCacheNotWritten = "build_cache_not_written", FailedPrecondition, Depends,
-                    "The image was built, but the cache of its steps could not be written, so the tags were not set. The message has the reason. With `ignore-error=true`, a build succeeds without its cache.",
+                    "The image was built, but the cache of its steps could not be written, so the tags were not set. The message has the reason; with `ignore-error=true`, a build succeeds without its cache.",
                     hint "correct --cache-to, or add ignore-error=true to it";
                 BaseImageNotFound = "base_image_not_found", NotFound, No,
                     "No registry has the image that a `FROM` or `--from` names. Check its name and tag.",
