@@ -33,6 +33,7 @@ mod submit;
 mod tests;
 mod verdict;
 mod watch;
+mod why;
 
 pub use admission::{AdmissionError, AdmissionLimits, QueuePlace};
 pub use credentials::{RegistryAccess, RegistryCredentialMinter};
@@ -43,3 +44,4 @@ pub use rooms::RoomContexts;
 pub use service::{BuildError, BuildPorts, Handle, Options, Service, StartError};
 pub use submit::{SubmitBuild, SubmitError, SubmittedBuild};
 pub use watch::BuildEventStream;
+pub use why::{BuildExplanation, ExplainedStep};

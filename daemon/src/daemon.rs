@@ -217,6 +217,7 @@ impl Daemon {
         let secrets = RoomSecrets::open(&config.state_dir.join("secrets.key"), Arc::new(store.clone()));
         let ports = build::BuildPorts {
             store: Arc::new(store.clone()),
+            inputs: Arc::new(store.clone()),
             solver: Arc::new(builders.clone()),
             contexts: Arc::new(room.clone()),
             images: Arc::new(room.clone()),

@@ -2,6 +2,7 @@
 //!
 //! Each submodule stores one kind of entity and implements the port of the module that owns it.
 
+mod build_inputs;
 mod builds;
 mod images;
 mod secrets;
@@ -27,6 +28,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/schema-layer-verdicts.sql"),
     include_str!("store/schema-cached-images.sql"),
     include_str!("store/schema-build-lists.sql"),
+    include_str!("store/schema-build-inputs.sql"),
 ];
 
 /// Handle to the state database; cheap to clone.

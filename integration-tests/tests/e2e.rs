@@ -103,6 +103,8 @@ mod storage;
 mod upload;
 #[path = "e2e/walls.rs"]
 mod walls;
+#[path = "e2e/why.rs"]
+mod why;
 
 fn main() -> ExitCode {
     let mut groups = vec![
@@ -125,6 +127,7 @@ fn main() -> ExitCode {
         build_options::group(),
         builds::group(),
         build_control::group(),
+        why::group(),
         provenance::group(),
         build_errors::group(),
         bad_input::group(),

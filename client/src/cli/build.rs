@@ -20,6 +20,7 @@ use hearth_proto::value::{BuildCompression, Reference};
 pub(super) use options::{BuildOptions, mark_attached_stages};
 pub(super) use retry::{RetryArgs, WaitArgs, retry, wait};
 
+use super::builds::note_first_cause;
 use follow::Followed;
 
 use super::deploy::quantity;
@@ -144,7 +145,13 @@ async fn finish(
         };
     }
     match follow(client, build_id, args, interrupts).await? {
-        Followed::Ended(ended) => follow::report(args, &ended, globals.json),
+        Followed::Ended(ended) => {
+            let reported = follow::report(args, &ended, globals.json);
+            if reported.is_ok() && args.progress != ProgressMode::Json {
+                note_first_cause(client, ended.build()).await;
+            }
+            reported
+        }
         Followed::Left => {
             output::note(&follow::left_text(build_id));
             if globals.json { output::json(&serde_json::json!({"build_id": build_id})) } else { Ok(()) }

@@ -3,6 +3,7 @@
 mod logs;
 mod prune;
 mod stats;
+mod why;
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -12,6 +13,8 @@ use hearth_proto::v1::{Build, BuildState, ListBuildsRequest};
 use jiff::Timestamp;
 
 use super::build::{RetryArgs, WaitArgs, retry, wait};
+pub(super) use why::note_first_cause;
+
 use super::changes::change_each;
 use super::views::{self, BuildView};
 use super::wait_limit::{ANSWER_MARGIN, wait_within};
@@ -44,6 +47,7 @@ pub(super) enum BuildsCommand {
     },
     Logs(logs::BuildLogsArgs),
     Stats(stats::BuildStatsArgs),
+    Why(why::BuildWhyArgs),
     /// Cancel queued or running builds; a cancelled build publishes nothing
     Cancel {
         /// Ids of the builds, or prefixes of them
@@ -112,6 +116,7 @@ pub(super) async fn run(
         }
         BuildsCommand::Logs(args) => Box::pin(logs::run(args, globals)),
         BuildsCommand::Stats(args) => Box::pin(stats::run(args, globals)),
+        BuildsCommand::Why(args) => Box::pin(why::run(args, globals)),
         BuildsCommand::Wait(args) => Box::pin(wait(args, globals)),
         BuildsCommand::Pin { builds } => Box::pin(pin(builds, true, globals)),
         BuildsCommand::Unpin { builds } => Box::pin(pin(builds, false, globals)),

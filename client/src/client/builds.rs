@@ -6,7 +6,7 @@ use hearth_proto::v1::{
     Build, CancelBuildRequest, GetBuildRequest, InspectBuildRequest, InspectBuildResponse, ListBuildsRequest,
     PinBuildRequest, PruneBuildsRequest, PruneBuildsResponse, ReadBuildLogRequest, ReadBuildLogResponse,
     ReadStepHistoryRequest, ReadStepHistoryResponse, RemoveBuildRequest, SubmitBuildRequest,
-    SubmitBuildResponse,
+    SubmitBuildResponse, WhyBuildRequest, WhyBuildResponse,
 };
 
 use super::{Client, ClientError, request_with_timeout, unary_request};
@@ -68,6 +68,15 @@ impl Client {
     pub async fn step_history(&self, tag: &str) -> Result<ReadStepHistoryResponse, ClientError> {
         let request = ReadStepHistoryRequest { tag: tag.to_owned(), limit: 0 };
         self.message_or_error(self.builds().read_step_history(unary_request(request)).await)
+    }
+
+    /// Explains why steps of a build ran, within a time limit.
+    pub async fn why_build(
+        &self,
+        request: WhyBuildRequest,
+        limit: Duration,
+    ) -> Result<WhyBuildResponse, ClientError> {
+        self.message_or_error(self.builds().why(request_with_timeout(limit, request)).await)
     }
 
     /// Cancels a build and waits until its processes have ended.

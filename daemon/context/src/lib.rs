@@ -43,6 +43,8 @@ pub use prepare::MemoryTree;
 // Trees: lists, reads and compares single files without a scan.
 pub use compare::compare_trees;
 pub use hearth_overlay::union::TreeDifference;
+pub use hearth_pack::identity::ContentHash;
+pub use hearth_pack::listing::path_order;
 pub use tree::{ContextTree, EntryStat, FileReader, LocatedEntry, TreeSnapshot, TreeWalk, WalkedEntry};
 
 // Room storage and project storage: reads, lists, writes and removes files, and never leaves the storage.

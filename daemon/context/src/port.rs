@@ -4,6 +4,8 @@ use std::cmp::Ordering;
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use hearth_pack::identity::ContentHash;
+
 use super::tree::path_order;
 
 /// A tree of files at one moment: the stat of every entry is known, and content is read on demand.
@@ -37,6 +39,12 @@ pub trait FileTree: Send + Sync + 'static {
     fn is_listed(&self, index: usize) -> bool {
         let _ = index;
         true
+    }
+
+    /// Returns the content hash of a regular file; `None` for other entries, and for those that are not covered.
+    fn content_hash(&self, index: usize) -> Option<ContentHash> {
+        let _ = index;
+        None
     }
 
     /// Opens the content of the regular file at `index`. Blocking.

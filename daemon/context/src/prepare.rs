@@ -255,7 +255,8 @@ impl PreparerState {
             selection = CopySelection::default();
         }
         let view = ContextView { tree, context_path, own_ignore: ignore.clone(), selection };
-        let (context, identified) = view.scan_and_identify(&self.records, stop)?;
+        let (mut context, identified) = view.scan_and_identify(&self.records, stop)?;
+        context.set_identified(Arc::clone(&identified));
         let lineage = name.part(view.selection.canonical_bytes()).id();
         let identity = identified.identity.clone();
         let id = self.records.session_id(&lineage, &identity);

@@ -318,9 +318,15 @@ mod tree_digest {
 /// A step of an ended build.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepSummary {
+    /// Number of the step in the log; 0 in a record of an earlier version.
+    #[serde(default)]
+    pub step: u32,
     pub name: String,
     pub duration: Duration,
     pub cached: bool,
+    /// The step ended without an error.
+    #[serde(default)]
+    pub succeeded: bool,
     /// Compressed size of the layer that the step added to the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_bytes: Option<u64>,

@@ -4,6 +4,7 @@ pub mod access;
 mod address_block;
 pub mod attestation;
 pub mod build;
+pub mod build_inputs;
 pub mod builder;
 mod certificate_files;
 pub mod component;

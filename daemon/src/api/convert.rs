@@ -7,12 +7,14 @@ mod deploy_event;
 mod mounts;
 mod service;
 mod spec;
+mod why;
 
 pub use context::{context, path_in};
 pub use deploy::{arguments, deploy_spec, domain};
 pub use deploy_event::{action, deploy_event, exit, instance_log_line};
 pub use service::{IngressAddress, route, service, service_spec};
 pub use spec::{SpecContext, build_spec, pairs};
+pub use why::why_response;
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -24,6 +24,7 @@ mod remote_sources;
 mod sources;
 mod stage_names;
 mod stages;
+mod step_inputs;
 mod syntax;
 mod variables;
 mod words;
@@ -32,11 +33,13 @@ pub use downloads::{NamedDownload, NamedRepository};
 pub use network::NetworkRequest;
 pub use remote_sources::{DockerfileInputs, ImageDefaultsLookup, NamedImage, PlatformRun, RemoteSources};
 pub use sources::{ContextCopy, CopySource};
+pub use step_inputs::RunOptions;
 pub use syntax::{FrontendRefused, settle_frontend_argument};
 
 use crate::model::MountTarget;
 use crate::model::fault::DockerfileRange;
 use lines::Instruction;
+pub use words::glob_matches;
 
 /// A parsed Dockerfile, as the builder receives it.
 #[derive(Debug)]

@@ -303,7 +303,10 @@ impl BuildRuntime {
                 downloads: &downloads,
                 caches: &caches,
             };
-            let fault = match self.solve(active, record, tag, &given, publisher).await {
+            // The inputs are recorded beside the solve, so that a build does not wait for them.
+            let recorded = self.record_inputs(record, &context);
+            let (solved, ()) = tokio::join!(self.solve(active, record, tag, &given, publisher), recorded);
+            let fault = match solved {
                 Ok(outcome) => {
                     let PreparedContext { dockerfile, dockerfile_path: path, .. } = context;
                     return Ok((outcome, DockerfileSource { dockerfile, path }));

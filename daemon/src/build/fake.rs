@@ -14,13 +14,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::dockerfile::Dockerfile;
 use super::port::{
-    BuildQuery, BuildStatements, BuildStore, ContextSource, DownloadRequest, Downloader, IdempotencyKey,
-    ImageRequest, InsertOutcome, OfferedDownload, PreparedContext, RoomImages, RoomSecretReader, SolveAnswer,
-    SolveError, SolveOutcome, SolveQuestion, SolveRequest, Solver, StoreError,
+    BuildInputsStore, BuildQuery, BuildStatements, BuildStore, ContextSource, DownloadRequest, Downloader,
+    IdempotencyKey, ImageRequest, InsertOutcome, OfferedDownload, PreparedContext, RoomImages,
+    RoomSecretReader, SolveAnswer, SolveError, SolveOutcome, SolveQuestion, SolveRequest, Solver, StoreError,
+    StoredInputs,
 };
 use crate::context::{ContextFiles, FileTree, NoTransferWatch, SessionName, TreeEntry};
 use crate::image::{BuiltImage, ImageForm, SuppliedCache, SuppliedImage, SupplyOrigin};
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, ContextIdentity, LogStream};
+use crate::model::build_inputs::BuildInputs;
 use crate::model::fault::{ErrorCode, Fault, FaultStage};
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{ImageDefaults, ImageInstruction, PinnedImage, VerifiedImage};
@@ -505,5 +507,32 @@ impl BuildStore for MemoryStore {
         tables.builds.retain(|record| record.id != *id);
         tables.keys.retain(|(_, build)| build != id);
         Ok(())
+    }
+}
+
+/// Store that keeps no inputs.
+pub struct NoInputs;
+
+#[async_trait]
+impl BuildInputsStore for NoInputs {
+    async fn put_inputs(
+        &self,
+        _id: &BuildId,
+        _inputs: BuildInputs,
+        _context: &str,
+    ) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+
+    async fn put_listing(&self, _context: &str, _listing: Vec<u8>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn stored_inputs(&self, _id: &BuildId) -> Result<Option<StoredInputs>, StoreError> {
+        Ok(None)
+    }
+
+    async fn listing(&self, _context: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(None)
     }
 }

@@ -14,6 +14,7 @@ use crate::context::ContextFiles;
 use crate::image::{BuiltImage, ImageForm, SuppliedCache, SuppliedImage, TransferProgress};
 use crate::model::attestation::Predicate;
 use crate::model::build::{BuildEventKind, BuildRecord, BuildSpec, BuildState, ContextIdentity};
+use crate::model::build_inputs::BuildInputs;
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{ImageInstruction, PinnedImage, Platform, VerifiedImage};
@@ -343,6 +344,25 @@ pub trait BuildStore: Send + Sync + 'static {
     /// Replaces the stored record of a build; durable when this returns.
     async fn update(&self, record: BuildRecord) -> Result<(), StoreError>;
     async fn remove(&self, id: &BuildId) -> Result<(), StoreError>;
+}
+
+/// Persistent store of the inputs of builds. They are removed with their build. The implementation is SQLite.
+#[async_trait]
+pub trait BuildInputsStore: Send + Sync + 'static {
+    /// Stores the inputs of a build, in place of those of an earlier attempt. Returns whether there is a listing of its
+    /// context, whose digest is given.
+    async fn put_inputs(&self, id: &BuildId, inputs: BuildInputs, context: &str) -> Result<bool, StoreError>;
+    /// Stores the listing of a context. Old listings may be removed for it.
+    async fn put_listing(&self, context: &str, listing: Vec<u8>) -> Result<(), StoreError>;
+    async fn stored_inputs(&self, id: &BuildId) -> Result<Option<StoredInputs>, StoreError>;
+    async fn listing(&self, context: &str) -> Result<Option<Vec<u8>>, StoreError>;
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoredInputs {
+    pub inputs: BuildInputs,
+    /// Digest of the context.
+    pub context: String,
 }
 
 /// Idempotency key of a submission. Keys are scoped to their caller, so that one caller cannot reach another's build.

@@ -191,9 +191,10 @@ impl EventPublisher {
         match kind {
             BuildEventKind::StepStarted { step, name } => {
                 let name = self.mask.mask_text(&name);
-                let summary = self.steps.entry(step).or_default();
+                let (sent, step) = (step, self.numbered(step));
+                let summary = self.steps.entry(sent).or_default();
                 summary.name = name.chars().take(MAX_SUMMARY_NAME).collect();
-                let step = self.numbered(step);
+                summary.step = step;
                 out.push(BuildEventKind::StepStarted { step, name });
             }
             BuildEventKind::StepLog { step, stream, data, dropped_bytes } => {
@@ -217,6 +218,7 @@ impl EventPublisher {
             BuildEventKind::StepFinished { step, cached, duration, error } => {
                 let summary = self.steps.entry(step).or_default();
                 (summary.cached, summary.duration) = (cached, duration);
+                summary.succeeded = error.is_none();
                 let step = self.numbered(step);
                 out.extend(self.take_held_back(|of| of == step));
                 let error = error.map(|error| self.mask.mask_text(&error));

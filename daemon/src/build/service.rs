@@ -27,7 +27,8 @@ use super::event_log::EventLog;
 use super::log_text::{self, BuildLogQuery, BuildLogText};
 use super::mask::SecretMask;
 use super::port::{
-    BuildQuery, BuildStore, ContextSource, Downloader, RoomImages, RoomSecretReader, Solver, StoreError,
+    BuildInputsStore, BuildQuery, BuildStore, ContextSource, Downloader, RoomImages, RoomSecretReader,
+    Solver, StoreError,
 };
 use super::publisher::EventPublisher;
 use super::verdict::{BuildVerdict, VerdictCell};
@@ -77,6 +78,7 @@ pub struct Options {
 #[derive(Clone)]
 pub struct BuildPorts {
     pub store: Arc<dyn BuildStore>,
+    pub inputs: Arc<dyn BuildInputsStore>,
     pub solver: Arc<dyn Solver>,
     pub contexts: Arc<dyn ContextSource>,
     pub images: Arc<dyn RoomImages>,
@@ -103,6 +105,10 @@ pub enum BuildError {
     NotEnded { id: BuildId },
     #[error("a caller pins at most {limit} builds; unpin one first")]
     TooManyPinned { limit: usize },
+    #[error(
+        "the inputs of build `{id}` are not recorded: it ended before its steps began, or an older daemon ran it"
+    )]
+    NoInputs { id: BuildId },
     /// Nothing is lost: the daemon stores the state as soon as it can.
     #[error(
         "the state of build `{id}` cannot be stored at the moment, and the daemon keeps trying: {failure}"

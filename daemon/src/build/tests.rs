@@ -18,8 +18,10 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 
 use super::admission::AdmissionLimits;
-use super::fake::{Act, FakeContexts, FakeImages, FakeSecrets, FakeSolver, MemoryStore, NoDownloads};
-use super::port::BuildStore;
+use super::fake::{
+    Act, FakeContexts, FakeImages, FakeSecrets, FakeSolver, MemoryStore, NoDownloads, NoInputs,
+};
+use super::port::{BuildInputsStore, BuildStore};
 use super::service::{BuildPorts, Handle, Options, Service};
 use super::submit::SubmitBuild;
 use crate::model::access::{NamePatterns, SymlinkPolicy};
@@ -36,6 +38,7 @@ use crate::model::{BuildCompression, RoomRegistries};
 struct Room {
     directory: tempfile::TempDir,
     store: Arc<dyn BuildStore>,
+    inputs: Arc<dyn BuildInputsStore>,
     solver: Arc<FakeSolver>,
     contexts: Arc<FakeContexts>,
     images: Arc<FakeImages>,
@@ -46,10 +49,11 @@ struct Room {
 impl Room {
     fn new(in_sqlite: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store: Arc<dyn BuildStore> = if in_sqlite {
-            Arc::new(crate::store::StateStore::open(&directory.path().join("state.db")).unwrap())
+        let (store, inputs): (Arc<dyn BuildStore>, Arc<dyn BuildInputsStore>) = if in_sqlite {
+            let store = crate::store::StateStore::open(&directory.path().join("state.db")).unwrap();
+            (Arc::new(store.clone()), Arc::new(store))
         } else {
-            Arc::new(MemoryStore::default())
+            (Arc::new(MemoryStore::default()), Arc::new(NoInputs))
         };
         let options = Options {
             limits: AdmissionLimits { concurrency: 3, queue: 50, per_caller: 50 },
@@ -73,12 +77,13 @@ impl Room {
             }),
         };
         let (solver, contexts, images) = (Arc::default(), Arc::default(), Arc::default());
-        Self { directory, store, solver, contexts, images, secrets: Arc::default(), options }
+        Self { directory, store, inputs, solver, contexts, images, secrets: Arc::default(), options }
     }
 
     async fn start(&self) -> Service {
         let ports = BuildPorts {
             store: Arc::clone(&self.store),
+            inputs: Arc::clone(&self.inputs) as _,
             solver: Arc::clone(&self.solver) as _,
             contexts: Arc::clone(&self.contexts) as _,
             images: Arc::clone(&self.images) as _,

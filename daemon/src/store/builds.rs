@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use rusqlite::types::Value;
 use rusqlite::{OptionalExtension as _, Transaction, params, params_from_iter};
 
-use super::{StateStore, StateStoreError};
+use super::{StateStore, StateStoreError, build_inputs};
 use crate::build::port;
 use crate::build::port::{BuildQuery, BuildStore, IdempotencyKey, InsertOutcome};
 use crate::model::build::BuildRecord;
@@ -108,7 +108,7 @@ impl BuildStore for StateStore {
         let id = id.clone();
         let work = move |transaction: &Transaction<'_>| {
             transaction.execute("DELETE FROM builds WHERE id = ?1", [id.as_str()])?;
-            Ok(())
+            build_inputs::trim_listings(transaction)
         };
         Ok(self.transaction(work).await?)
     }

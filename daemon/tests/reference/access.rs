@@ -52,7 +52,7 @@ fn the_table_has_each_method_that_is_served_and_no_other() {
 }
 
 /// Prefixes of the names of read-only methods.
-const READING: [&str; 8] = ["Get", "List", "Read", "Watch", "Inspect", "Logs", "Digest", "Diff"];
+const READING: [&str; 9] = ["Get", "List", "Read", "Watch", "Inspect", "Logs", "Digest", "Diff", "Why"];
 
 #[test]
 fn a_method_is_recorded_unless_its_name_says_that_it_only_reads() {

@@ -747,6 +747,249 @@ pub struct ReadBuildLogResponse {
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhyBuildRequest {
+    #[prost(string, tag = "1")]
+    pub build_id: ::prost::alloc::string::String,
+    /// Build to compare with. Empty means the latest earlier build of the same tag by the same participant.
+    #[prost(string, tag = "2")]
+    pub compared_build_id: ::prost::alloc::string::String,
+    /// Number of the step to explain, as in its events; 0 means all.
+    #[prost(uint32, tag = "3")]
+    pub step: u32,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WhyBuildResponse {
+    #[prost(string, tag = "1")]
+    pub build_id: ::prost::alloc::string::String,
+    /// Build that it was compared with. Empty when there is none, and then no step is explained.
+    #[prost(string, tag = "2")]
+    pub compared_build_id: ::prost::alloc::string::String,
+    /// Steps that ran, in the order of their events.
+    #[prost(message, repeated, tag = "3")]
+    pub steps: ::prost::alloc::vec::Vec<StepReason>,
+    /// True when the files of both contexts were compared. When they are not recorded, no cause names a file.
+    #[prost(bool, tag = "4")]
+    pub compared_files: bool,
+}
+/// Reasons why a step ran.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StepReason {
+    #[prost(uint32, tag = "1")]
+    pub step: u32,
+    /// Example: "\[build 2/5\] COPY . .".
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// First line of the instruction in the Dockerfile.
+    #[prost(uint32, tag = "3")]
+    pub line: u32,
+    /// At least one cause, at most 20.
+    #[prost(message, repeated, tag = "4")]
+    pub causes: ::prost::alloc::vec::Vec<StepCause>,
+    /// Number of causes that were left out.
+    #[prost(uint32, tag = "5")]
+    pub omitted_causes: u32,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepCause {
+    #[prost(oneof = "step_cause::Cause", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub cause: ::core::option::Option<step_cause::Cause>,
+}
+/// Nested message and enum types in `StepCause`.
+pub mod step_cause {
+    /// Kinds of causes without further data.
+    #[allow(clippy::all)]
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        Unspecified = 0,
+        /// The build asked to run the step without the cache.
+        NoCache = 1,
+        /// The step did not succeed in the build compared with.
+        NotBuiltBefore = 2,
+        /// All inputs are equal: the builder no longer had the result.
+        Evicted = 3,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "KIND_UNSPECIFIED",
+                Self::NoCache => "NO_CACHE",
+                Self::NotBuiltBefore => "NOT_BUILT_BEFORE",
+                Self::Evicted => "EVICTED",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "KIND_UNSPECIFIED" => Some(Self::Unspecified),
+                "NO_CACHE" => Some(Self::NoCache),
+                "NOT_BUILT_BEFORE" => Some(Self::NotBuiltBefore),
+                "EVICTED" => Some(Self::Evicted),
+                _ => None,
+            }
+        }
+    }
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Cause {
+        #[prost(message, tag = "1")]
+        File(super::FileChange),
+        #[prost(message, tag = "2")]
+        Argument(super::ArgumentChange),
+        #[prost(message, tag = "3")]
+        Source(super::SourceChange),
+        #[prost(message, tag = "4")]
+        Instruction(super::InstructionChange),
+        #[prost(message, tag = "5")]
+        SecretIds(super::SecretIdsChange),
+        /// A step before it changed or ran again.
+        #[prost(message, tag = "6")]
+        EarlierStep(super::EarlierStep),
+        #[prost(enumeration = "Kind", tag = "7")]
+        Kind(i32),
+    }
+}
+/// A file that the step reads differs.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FileChange {
+    /// Path relative to the context. Example: "app/package.json".
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(enumeration = "file_change::Kind", tag = "2")]
+    pub kind: i32,
+}
+/// Nested message and enum types in `FileChange`.
+pub mod file_change {
+    #[allow(clippy::all)]
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        Unspecified = 0,
+        Added = 1,
+        Removed = 2,
+        Content = 3,
+        Mode = 4,
+        LinkTarget = 5,
+        /// Another kind of file, such as a directory instead of a regular file.
+        FileKind = 6,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "KIND_UNSPECIFIED",
+                Self::Added => "ADDED",
+                Self::Removed => "REMOVED",
+                Self::Content => "CONTENT",
+                Self::Mode => "MODE",
+                Self::LinkTarget => "LINK_TARGET",
+                Self::FileKind => "FILE_KIND",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "KIND_UNSPECIFIED" => Some(Self::Unspecified),
+                "ADDED" => Some(Self::Added),
+                "REMOVED" => Some(Self::Removed),
+                "CONTENT" => Some(Self::Content),
+                "MODE" => Some(Self::Mode),
+                "LINK_TARGET" => Some(Self::LinkTarget),
+                "FILE_KIND" => Some(Self::FileKind),
+                _ => None,
+            }
+        }
+    }
+}
+/// A build argument, or an option whose name begins with `--`, has another value.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ArgumentChange {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Values; unset when there is none.
+    #[prost(string, optional, tag = "2")]
+    pub before: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "3")]
+    pub after: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// An image or a file from another place has another digest.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SourceChange {
+    /// Example: "docker.io/library/alpine:3".
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Digests; unset when the source was not used or its digest is not known.
+    #[prost(string, optional, tag = "2")]
+    pub before: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "3")]
+    pub after: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// The text of an instruction differs.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InstructionChange {
+    /// Texts; unset on the side that lacks the instruction.
+    #[prost(string, optional, tag = "1")]
+    pub before: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "2")]
+    pub after: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// The instruction names secrets with other ids, and is equal otherwise.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SecretIdsChange {
+    #[prost(string, repeated, tag = "1")]
+    pub before: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "2")]
+    pub after: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EarlierStep {
+    /// Number of the step; 0 when it has no events in this build.
+    #[prost(uint32, tag = "1")]
+    pub step: u32,
+    /// Name of the step, or its instruction.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub line: u32,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CancelBuildRequest {
     #[prost(string, tag = "1")]
     pub build_id: ::prost::alloc::string::String,
@@ -1133,6 +1376,28 @@ pub mod builds_client {
             req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Builds", "ReadLog"));
             self.inner.unary(req, path, codec).await
         }
+        /// Explains for each step that ran why it did not come from the cache, by comparing the build with an earlier one.
+        pub async fn why(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WhyBuildRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WhyBuildResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Builds/Why");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Builds", "Why"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Cancels a queued or running build. Answers after its processes have ended; a cancelled build never
         /// publishes its tag. Cancelling a build that has ended changes nothing.
         pub async fn cancel(
@@ -1321,6 +1586,14 @@ pub mod builds_server {
             request: tonic::Request<super::ReadBuildLogRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ReadBuildLogResponse>,
+            tonic::Status,
+        >;
+        /// Explains for each step that ran why it did not come from the cache, by comparing the build with an earlier one.
+        async fn why(
+            &self,
+            request: tonic::Request<super::WhyBuildRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WhyBuildResponse>,
             tonic::Status,
         >;
         /// Cancels a queued or running build. Answers after its processes have ended; a cancelled build never
@@ -1663,6 +1936,49 @@ pub mod builds_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReadLogSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Builds/Why" => {
+                    #[allow(non_camel_case_types)]
+                    struct WhySvc<T: Builds>(pub Arc<T>);
+                    impl<T: Builds> tonic::server::UnaryService<super::WhyBuildRequest>
+                    for WhySvc<T> {
+                        type Response = super::WhyBuildResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WhyBuildRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Builds>::why(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WhySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -26,6 +26,10 @@ impl EndedBuild {
     pub(super) const fn unseen(build: Build) -> Self {
         Self { build, log_shown: false }
     }
+
+    pub(super) fn build(&self) -> &Build {
+        &self.build
+    }
 }
 
 /// Outcome of following a build.

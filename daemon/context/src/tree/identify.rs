@@ -404,6 +404,11 @@ impl IdentifiedTree {
         snapshot: &'s TreeSnapshot,
     ) -> impl Iterator<Item = (usize, ContentHash)> + 's {
         let covered = snapshot.covered.as_ref().into_iter().flat_map(CoveredEntries::indices);
-        covered.filter_map(|index| Some((index, self.contents[snapshot.file(index)?])))
+        covered.filter_map(|index| Some((index, self.content_hash(snapshot, index)?)))
+    }
+
+    /// Returns the content hash of a covered regular file.
+    pub(super) fn content_hash(&self, snapshot: &TreeSnapshot, index: usize) -> Option<ContentHash> {
+        self.contents.get(snapshot.file(index)?).copied()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hearth_pack::identity::{ContentHash, FileStamp};
 
 use super::entries::{ScannedEntries, hash_part};
-use super::identify::CoveredEntries;
+use super::identify::{CoveredEntries, IdentifiedTree};
 use super::read::{VerifiedFile, file_stamp};
 use super::revalidate::TopDirectory;
 use super::scan::absolute;
@@ -28,6 +28,8 @@ pub struct TreeSnapshot {
     pub(super) unsettled_contents: HashMap<u32, ContentHash>,
     /// The entries that may be sent; `None` until they are known.
     pub(super) covered: Option<CoveredEntries>,
+    /// Content hashes of the covered files; `None` until they are known.
+    identified: Option<Arc<IdentifiedTree>>,
 }
 
 impl TreeSnapshot {
@@ -40,6 +42,7 @@ impl TreeSnapshot {
             unsettled: Vec::new(),
             unsettled_contents: HashMap::new(),
             covered: None,
+            identified: None,
         }
     }
 
@@ -62,6 +65,10 @@ impl TreeSnapshot {
     /// Sets the entries that may be sent, known from a scan with the same fingerprint.
     pub(crate) fn set_covered(&mut self, covered: CoveredEntries) {
         self.covered = Some(covered);
+    }
+
+    pub(crate) fn set_identified(&mut self, identified: Arc<IdentifiedTree>) {
+        self.identified = Some(identified);
     }
 
     pub(super) fn set_xattrs(&mut self, index: usize, xattrs: Vec<Xattr>) {
@@ -195,6 +202,10 @@ impl FileTree for TreeSnapshot {
 
     fn is_listed(&self, index: usize) -> bool {
         self.entries.is_listed(index)
+    }
+
+    fn content_hash(&self, index: usize) -> Option<ContentHash> {
+        self.identified.as_ref().filter(|_| self.is_covered(index))?.content_hash(self, index)
     }
 
     fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>> {

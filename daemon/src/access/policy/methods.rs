@@ -95,6 +95,7 @@ pub const GRPC_METHODS: &[GrpcMethod] = &[
         "the caller's own builds; with `admin` all",
     ),
     reads("/hearth.v1.Builds/Watch", "read build logs", MethodGate::ReadBuildLogs, OWN_BUILD),
+    reads("/hearth.v1.Builds/Why", "read build logs", MethodGate::ReadBuildLogs, OWN_BUILD),
     reads("/hearth.v1.Builds/ReadLog", "read build logs", MethodGate::ReadBuildLogs, OWN_BUILD),
     reads(
         "/hearth.v1.Builds/ReadStepHistory",

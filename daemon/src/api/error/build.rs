@@ -42,6 +42,7 @@ impl From<BuildError> for ApiError {
             BuildError::NotFound { .. } => Self::new(ErrorCode::BuildNotFound, message),
             BuildError::Ambiguous { .. } => Self::invalid("build_id", ErrorCode::AmbiguousBuildId, message),
             BuildError::TooManyPinned { .. } => Self::new(ErrorCode::TooMany, message),
+            BuildError::NoInputs { .. } => Self::new(ErrorCode::BuildInputsUnrecorded, message),
             BuildError::NotEnded { .. } => Self::new(ErrorCode::BuildNotEnded, message),
             BuildError::Unstored { failure, .. } => {
                 let code = if failure.disk_full { ErrorCode::NoSpace } else { ErrorCode::StateUnavailable };

@@ -177,6 +177,21 @@ impl v1::builds_server::Builds for BuildsService {
         Ok(Response::new(v1::ReadStepHistoryResponse { builds }))
     }
 
+    async fn why(
+        &self,
+        request: Request<v1::WhyBuildRequest>,
+    ) -> Result<Response<v1::WhyBuildResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let request = request.into_inner();
+        let record = self.own(&caller, &request.build_id).await?;
+        let compared = match request.compared_build_id.as_str() {
+            "" => None,
+            id => Some(self.own(&caller, id).await?),
+        };
+        let explanation = self.builds.why(&record, compared.as_ref()).await.map_err(ApiError::from)?;
+        Ok(Response::new(convert::why_response(&record.id, &explanation, request.step)))
+    }
+
     async fn cancel(&self, request: Request<v1::CancelBuildRequest>) -> Result<Response<v1::Build>, Status> {
         let caller = caller(request.extensions())?;
         let record = self.own(&caller, &request.into_inner().build_id).await?;

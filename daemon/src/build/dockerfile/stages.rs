@@ -11,7 +11,7 @@ use super::variables::StageVariables;
 /// The stages of a Dockerfile, in order.
 pub(super) struct DockerfileStages<'i> {
     pub(super) stages: Vec<DockerfileStage<'i>>,
-    names: StageNames,
+    pub(super) names: StageNames,
     /// ARGs above all stages.
     pub(super) global: StageVariables,
 }
@@ -19,6 +19,8 @@ pub(super) struct DockerfileStages<'i> {
 /// A FROM and the instructions below it.
 pub(super) struct DockerfileStage<'i> {
     pub(super) base: StageBase,
+    /// The FROM itself.
+    pub(super) from: &'i Instruction,
     pub(super) instructions: &'i [Instruction],
 }
 
@@ -71,8 +73,10 @@ pub(super) fn stages<'i>(
         if name.is_some_and(|name| !names.insert(name, number)) {
             return None;
         }
+        let start = from + 1;
         let end = froms.get(number + 1).copied().unwrap_or(instructions.len());
-        stages.push(DockerfileStage { base, instructions: &instructions[from + 1..end] });
+        let from = &instructions[from];
+        stages.push(DockerfileStage { base, from, instructions: &instructions[start..end] });
     }
     Some(DockerfileStages { stages, names, global })
 }

@@ -211,7 +211,7 @@ fn boundaries(text: &str) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// Glob match: `*` any run, `?` any character, `\x` that character. Takes time linear in text times pattern.
-fn glob_matches(pattern: &str, text: &str) -> bool {
+pub fn glob_matches(pattern: &str, text: &str) -> bool {
     enum PatternToken {
         AnyRun,
         AnyChar,

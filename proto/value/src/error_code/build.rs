@@ -9,6 +9,8 @@ macro_rules! build_error_codes {
                 BuildNotFound = "build_not_found", NotFound, No,
                     "The room has no build with this id: it never existed, was forgotten, or belongs to another caller. List the builds.",
                     hint "see `hearth builds list`";
+                BuildInputsUnrecorded = "build_inputs_unrecorded", FailedPrecondition, No,
+                    "The inputs of the build were not recorded. Build again, and ask about that build.";
                 BuildNotEnded = "build_not_ended", FailedPrecondition, No,
                     "The operation needs a build that has ended. Wait for the build, or cancel it.";
                 BuildFailed = "build_failed", FailedPrecondition, No,
