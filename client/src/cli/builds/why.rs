@@ -82,7 +82,7 @@ pub(super) async fn run(args: BuildWhyArgs, globals: &GlobalArgs) -> Result<(), 
         step: args.step.unwrap_or_default(),
     };
     let why = connect(globals).await?.why_build(request, LIMIT).await?;
-    if globals.json { output::json(&why_view(why)) } else { output::line(&why_text(&why)) }
+    if globals.json { output::json(&why_view(why)) } else { output::line(&why_text(&why, args.step)) }
 }
 
 /// Notes after a successful build which step ran again first, and why.
@@ -116,13 +116,19 @@ fn first_cause_note(why: &WhyBuildResponse) -> Option<String> {
     Some(format!("step {} ran again: {cause}{}{see}", first.step, and(causes)))
 }
 
-fn why_text(why: &WhyBuildResponse) -> String {
+/// Formats the answer. `step` is the only step that was asked for.
+fn why_text(why: &WhyBuildResponse, step: Option<u32>) -> String {
     if why.compared_build_id.is_empty() {
         return "there is no earlier build of this tag to compare with".to_owned();
     }
     let mut lines = vec![format!("compared with build {}", why.compared_build_id)];
     if why.steps.is_empty() {
-        lines.push("no step ran".to_owned());
+        lines.push(match step {
+            Some(step) => {
+                format!("step {step} did not run: the cache had its result, or the build has no such step")
+            }
+            None => "no step ran".to_owned(),
+        });
     }
     for step in &why.steps {
         lines.push(format!("#{} {} (line {})", step.step, output::step_name(&step.name), step.line));
@@ -293,7 +299,7 @@ mod tests {
             compared_files: true,
         };
         assert_eq!(
-            why_text(&why),
+            why_text(&why, None),
             "compared with build a\n#2 [2/9] RUN x (line 2)\n  x changed\n  argument VERSION is gone: `1`\n  \
              nothing changed; the builder no longer had its result"
         );
