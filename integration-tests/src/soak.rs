@@ -170,7 +170,8 @@ impl Soak {
         }
     }
 
-    /// Submits a build; when the daemon goes away, asks again with the same key.
+    /// Submits a build; when the daemon goes away, asks again with the same key, also after the deadline: the daemon may
+    /// have accepted the build.
     fn submit(&self, caller: usize, key: &str, tag: &str, spec: &BuildSpec) -> Option<String> {
         loop {
             let request = SubmitBuildRequest { spec: Some(spec.clone()), idempotency_key: key.to_owned() };
@@ -192,7 +193,6 @@ impl Soak {
                     return None;
                 }
                 Some(Err(status)) => panic!("a build is refused: {status:?}"),
-                None if self.is_over() => return None,
                 None => std::thread::sleep(Duration::from_millis(50)),
             }
         }

@@ -200,6 +200,9 @@ pub enum BuildState {
 }
 
 impl BuildState {
+    /// States of builds that have ended.
+    pub const FINAL: [Self; 4] = [Self::Succeeded, Self::Failed, Self::Cancelled, Self::Interrupted];
+
     /// Reports whether the build has ended; an ended build never changes again.
     pub const fn is_final(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)

@@ -236,7 +236,8 @@ pub fn build_steps(record: BuildRecord) -> v1::BuildSteps {
         build_id: record.id.to_string(),
         state: build_state(record.state).into(),
         finished_at: record.finished_at.map(timestamp),
-        steps: record.steps.into_iter().map(step).collect(),
+        // A step that was stopped or failed says nothing about how long it takes.
+        steps: record.steps.into_iter().filter(|step| step.succeeded).map(step).collect(),
     }
 }
 

@@ -52,11 +52,11 @@ impl RoomContexts {
         let opened = opened.map_err(|error| image_fault(FaultStage::Export, &error))?;
         let tree = self.contexts.open_image(opened).await.map_err(|error| error.fault())?;
         let list = task::blocking("list packages", move || packages(&tree)).await;
-        let list =
-            list.unwrap_or_else(|_| Err(std::io::Error::other("the daemon ends"))).map_err(|error| {
-                let message = format!("the packages of image {} cannot be listed: {error}", manifest.digest);
-                Fault::new(FaultStage::Export, ErrorCode::InvalidLayer, message)
-            })?;
+        let list = list.map_err(std::io::Error::other).flatten();
+        let list = list.map_err(|error| {
+            let message = format!("the packages of image {} cannot be listed: {error}", manifest.digest);
+            Fault::new(FaultStage::Export, ErrorCode::InvalidLayer, message)
+        })?;
         // SPDX has times in whole seconds.
         let created = Timestamp::now().round(Unit::Second).unwrap_or_default().to_string();
         let subject = SpdxSubject {

@@ -239,7 +239,7 @@ impl BuildRuntime {
         if active.verdict.decide(BuildVerdict::Publish) != BuildVerdict::Publish {
             return Err(stopped_fault());
         }
-        self.name_cache(active, cache).await?;
+        self.name_cache(active, cache, publisher).await?;
         if !remote_tags.is_empty() {
             let named = self.ports.images.push_names(&image, &remote_tags, credentials).await;
             named.map_err(|fault| push_fault(fault, &image, &remote_tags))?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::admission::QueuePlace;
+use super::admission::{QueuePlace, QueueWait};
 use super::port::{BuildQuery, BuildStore, StoreError};
 use crate::model::build::{BuildRecord, BuildState};
 use crate::model::id::BuildId;
@@ -21,6 +21,9 @@ pub(super) async fn expected_wait(
     store: &dyn BuildStore,
     place: &QueuePlace,
 ) -> Result<Option<Duration>, StoreError> {
+    if place.wait == QueueWait::Draining {
+        return Ok(None);
+    }
     let Some(of_room) = median_of(store, None, ROOM_SAMPLES).await? else { return Ok(None) };
     let mut by_tag = HashMap::new();
     let now = Timestamp::now();

@@ -162,11 +162,26 @@ fn source_entry(source: &BuildSource, platform: Option<&Platform>, commits: &[Fe
     if let Some(digest) = &source.digest {
         entry["digest"] = json!({"sha256": digest.hex()});
     }
-    let fetched = |repository: &str| commits.iter().find(|fetched| fetched.step.contains(repository));
-    if let Some(fetched) = repository.and_then(fetched) {
-        entry["digest"] = json!({"gitCommit": fetched.commit});
+    if let Some(commit) = repository.and_then(|repository| only_commit(repository, commits)) {
+        entry["digest"] = json!({"gitCommit": commit});
     }
     entry
+}
+
+/// Returns the commit that was fetched of a repository; `None` if there are several, since which one is meant is not known.
+fn only_commit<'a>(repository: &str, commits: &'a [FetchedCommit]) -> Option<&'a str> {
+    let mut found = commits.iter().filter(|fetched| names_repository(&fetched.step, repository));
+    let first = found.next()?.commit.as_str();
+    found.all(|other| other.commit == first).then_some(first)
+}
+
+/// Reports whether a step names this repository, and not one whose name begins or ends with it.
+fn names_repository(step: &str, repository: &str) -> bool {
+    step.match_indices(repository).any(|(at, _)| {
+        let (before, after) = (&step[..at], &step[at + repository.len()..]);
+        (before.ends_with("//") || before.ends_with('@'))
+            && (after.is_empty() || after.starts_with(['#', '?', ' ', '\t']))
+    })
 }
 
 /// Returns the package URL of an image, as BuildKit writes it.
@@ -203,6 +218,24 @@ mod tests {
 
     fn source(name: &str, digest: Option<Digest>) -> BuildSource {
         BuildSource { name: name.to_owned(), digest }
+    }
+
+    #[test]
+    fn a_commit_is_that_of_exactly_this_repository() {
+        let fetched =
+            |step: &str, commit: &str| FetchedCommit { step: step.to_owned(), commit: commit.to_owned() };
+        let commits = [
+            fetched("ADD https://e.example/o/ab.git#main /a", "1"),
+            fetched("ADD https://me@e.example/o/a.git /a", "2"),
+            fetched("ADD https://x.example/e.example/o/a.git /a", "3"),
+        ];
+        assert_eq!(only_commit("e.example/o/a.git", &commits), Some("2"));
+        assert_eq!(only_commit("e.example/o/a", &commits), None);
+        let two = [
+            fetched("ADD https://e.example/a.git#v1 /", "1"),
+            fetched("ADD https://e.example/a.git#v2 /", "2"),
+        ];
+        assert_eq!(only_commit("e.example/a.git", &two), None, "two commits of one repository");
     }
 
     #[test]

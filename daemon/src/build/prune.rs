@@ -5,9 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::port::BuildQuery;
-use super::retention::{FINAL_STATES, is_older};
+use super::retention::is_older;
 use super::service::{BuildError, BuildRuntime, Handle};
-use crate::model::build::BuildRecord;
+use crate::model::build::{BuildRecord, BuildState};
 use crate::model::id::BuildId;
 
 /// Maximum number of pinned builds of one caller.
@@ -84,7 +84,7 @@ impl BuildRuntime {
         let mut after = None;
         loop {
             let query = BuildQuery {
-                states: FINAL_STATES.to_vec(),
+                states: BuildState::FINAL.to_vec(),
                 submitted_by: submitted_by.clone(),
                 after,
                 limit: PAGE,

@@ -10,15 +10,13 @@ use jiff::Timestamp;
 
 use super::event_log::EventLog;
 use super::service::{BuildError, BuildRuntime};
-use crate::model::build::{BuildRecord, BuildState};
+use crate::model::build::BuildRecord;
 use crate::model::id::BuildId;
 use crate::model::share_owner::ShareOwner;
 use crate::task;
 
 /// Interval between two passes.
 const PAUSE: Duration = Duration::from_secs(600);
-pub(super) const FINAL_STATES: [BuildState; 4] =
-    [BuildState::Succeeded, BuildState::Failed, BuildState::Cancelled, BuildState::Interrupted];
 
 pub(super) async fn retention_loop(shared: Arc<BuildRuntime>) {
     loop {

@@ -392,6 +392,7 @@ impl Handle {
 
     /// Removes a build that has ended.
     pub async fn remove(&self, id: &str) -> Result<(), BuildError> {
+        let _turn = self.shared.removals.lock().await;
         let record = self.ended(id).await?;
         self.shared.remove(&record.id).await
     }

@@ -79,7 +79,10 @@ impl BuildWatcher {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 self.next = event.sequence + event.kind.count();
-                self.done |= matches!(event.kind, BuildEventKind::Finished { .. });
+                if matches!(event.kind, BuildEventKind::Finished { .. }) {
+                    self.done = true;
+                    self.wait_stored().await?;
+                }
                 return Ok(Some(event));
             }
             if self.done {
@@ -107,6 +110,16 @@ impl BuildWatcher {
                 () = active.ended.cancelled() => {}
             }
         }
+    }
+
+    /// Waits until the end of the build is stored. Only an end that a start of the daemon found in the log is there
+    /// before its record.
+    async fn wait_stored(&self) -> Result<(), BuildError> {
+        let Some((active, _)) = &self.live else { return Ok(()) };
+        if self.handle.record(&self.id).await?.state.is_final() {
+            return Ok(());
+        }
+        active.wait_ended().await
     }
 
     async fn read(&self) -> Result<Vec<BuildEvent>, BuildError> {

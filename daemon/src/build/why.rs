@@ -15,13 +15,16 @@ mod pairs;
 mod step_name;
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::dockerfile::RunOptions;
 use super::driver::normalized_name;
 use super::port::{BuildQuery, PreparedContext, StoreError, StoredInputs};
 use super::service::{BuildError, BuildRuntime, Handle};
 use crate::context::{FileKind, FileTree};
-use crate::model::build::{BuildNetwork, BuildRecord};
+use crate::model::build::{BuildNetwork, BuildRecipe, BuildRecord};
 use crate::model::build_inputs::{BuildInputs, FileChange, StepInputs};
 use crate::model::id::BuildId;
 use crate::task;
@@ -32,6 +35,9 @@ use listing::{FileListing, encode_listing};
 
 /// Number of earlier builds of a tag among which one with recorded inputs is searched.
 const EARLIER_BUILDS: usize = 20;
+
+/// Time limit of the recording, which a build waits for when its solve is shorter.
+const RECORD_LIMIT: Duration = Duration::from_secs(10);
 
 /// Difference of one file between two contexts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +67,11 @@ impl Handle {
         record: &BuildRecord,
         compared: Option<&BuildRecord>,
     ) -> Result<BuildExplanation, BuildError> {
+        if let Some(running) =
+            [Some(record), compared].into_iter().flatten().find(|one| !one.state.is_final())
+        {
+            return Err(BuildError::NotEnded { id: running.id.clone() });
+        }
         let store = &self.shared.ports.inputs;
         let missing = |id: &BuildId| BuildError::NoInputs { id: id.clone() };
         let stored = store.stored_inputs(&record.id).await?.ok_or_else(|| missing(&record.id))?;
@@ -127,13 +138,25 @@ impl Handle {
 impl BuildRuntime {
     /// Records the inputs of a build. A failure is logged only: the build itself does not need them.
     pub(super) async fn record_inputs(&self, record: &BuildRecord, context: &PreparedContext) {
-        if let Err(error) = self.store_inputs(record, context).await {
-            tracing::warn!(%error, "failed to record the inputs of a build; its steps cannot be explained later");
+        if record.spec.recipe != BuildRecipe::Dockerfile {
+            return;
+        }
+        match timeout(RECORD_LIMIT, self.store_inputs(record, context)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "failed to record the inputs of a build; its steps cannot be explained later");
+            }
+            Err(_) => {
+                tracing::warn!(limit = ?RECORD_LIMIT, "gave up recording the inputs of a build; its steps cannot be explained later");
+            }
         }
     }
 
     async fn store_inputs(&self, record: &BuildRecord, context: &PreparedContext) -> Result<(), StoreError> {
         let inputs = build_inputs(record, context);
+        if inputs.steps.is_empty() {
+            return Ok(());
+        }
         let digest = context.identity.digest.to_string();
         let store = &self.ports.inputs;
         if store.put_inputs(&record.id, inputs, &digest).await? {

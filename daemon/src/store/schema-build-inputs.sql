@@ -11,6 +11,6 @@ CREATE INDEX build_inputs_by_context ON build_inputs (context);
 CREATE TABLE context_listings (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT,
     context  TEXT NOT NULL UNIQUE,
-    listing  BLOB NOT NULL,
-    bytes    INTEGER NOT NULL
+    bytes    INTEGER NOT NULL,
+    listing  BLOB NOT NULL
 ) STRICT;

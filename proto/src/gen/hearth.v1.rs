@@ -527,7 +527,7 @@ pub struct BuildSteps {
     pub state: i32,
     #[prost(message, optional, tag = "3")]
     pub finished_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Steps in the order of their first appearance, at most 200.
+    /// Steps that succeeded, in the order of their first appearance, at most 200.
     #[prost(message, repeated, tag = "4")]
     pub steps: ::prost::alloc::vec::Vec<StepRecord>,
 }

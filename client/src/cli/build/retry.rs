@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use hearth_proto::v1::build_event::Event;
-use hearth_proto::v1::{BuildSpec, SubmitBuildRequest};
+use hearth_proto::v1::{BuildSecret, BuildSpec, SubmitBuildRequest};
 
 use super::follow::{self, EndedBuild};
 use super::{BuildArgs, BuildOptions, LocalFiles, request};
@@ -78,7 +78,8 @@ pub(in crate::cli) async fn retry(
         if had_values && spec.secret_ids.is_empty() && credentials.is_empty() {
             output::note("the build had credentials, which are not kept; give them again with --cred");
         }
-        spec = BuildSpec { secrets: given, credentials, secret_ids: Vec::new(), ..spec };
+        let secrets = with_room_secrets(given, std::mem::take(&mut spec.secrets));
+        spec = BuildSpec { secrets, credentials, secret_ids: Vec::new(), ..spec };
         if args.no_cache {
             spec.no_cache = true;
         }
@@ -90,6 +91,17 @@ pub(in crate::cli) async fn retry(
     let (client, build_id, tag) = interrupts.run_interruptible(Box::pin(submitting)).await?;
     let shown = BuildArgs { progress: args.progress, detach: args.detach, ..watched(&tag) };
     super::finish(&client, &build_id, &shown, globals, interrupts).await
+}
+
+/// Adds the secrets of the room that the build had, except for those that are given anew.
+fn with_room_secrets(given: Vec<BuildSecret>, of_room: Vec<BuildSecret>) -> Vec<BuildSecret> {
+    let mut secrets = given;
+    for secret in of_room {
+        if secrets.iter().all(|other| other.id != secret.id) {
+            secrets.push(secret);
+        }
+    }
+    secrets
 }
 
 /// Fails if a secret that the build had is not given again.
@@ -138,6 +150,17 @@ fn watched(tag: &str) -> BuildArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_of_the_room_stay_unless_they_are_given_anew() {
+        let secret = |id: &str, room: &str| BuildSecret {
+            id: id.to_owned(),
+            room_secret: room.to_owned(),
+            ..BuildSecret::default()
+        };
+        let kept = with_room_secrets(vec![secret("a", "")], vec![secret("a", "x"), secret("b", "y")]);
+        assert_eq!(kept, [secret("a", ""), secret("b", "y")]);
+    }
 
     #[test]
     fn a_retry_needs_every_secret_again() {

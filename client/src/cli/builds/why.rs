@@ -102,6 +102,9 @@ pub(in crate::cli) async fn note_first_cause(client: &Client, build: &Build) {
 }
 
 fn first_cause_note(why: &WhyBuildResponse) -> Option<String> {
+    if !why.compared_files {
+        return None;
+    }
     let is_own = |step: &&StepReason| {
         step.causes.iter().any(|cause| !matches!(cause.cause, None | Some(Cause::EarlierStep(_))))
     };
@@ -273,6 +276,7 @@ mod tests {
         let mut why = WhyBuildResponse {
             build_id: "b".to_owned(),
             steps: vec![reason(4, vec![file("app/package.json")]), reason(5, vec![earlier])],
+            compared_files: true,
             ..WhyBuildResponse::default()
         };
         assert_eq!(first_cause_note(&why).unwrap(), "step 4 ran again: app/package.json changed");
@@ -281,6 +285,8 @@ mod tests {
             first_cause_note(&why).unwrap(),
             "step 4 ran again: app/package.json changed and 2 more (hearth builds why b)"
         );
+        let unknown = WhyBuildResponse { compared_files: false, ..why.clone() };
+        assert_eq!(first_cause_note(&unknown), None, "a cause may be a file that is not recorded");
         why.steps.remove(0);
         assert_eq!(first_cause_note(&why), None);
     }

@@ -161,12 +161,7 @@ impl v1::builds_server::Builds for BuildsService {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
         let query = BuildQuery {
-            states: vec![
-                BuildState::Succeeded,
-                BuildState::Failed,
-                BuildState::Cancelled,
-                BuildState::Interrupted,
-            ],
+            states: BuildState::FINAL.to_vec(),
             tag: Some(self.rooms.qualify(convert::tag("tag", &request.tag)?).to_string()),
             submitted_by: policy::listed_owner(&caller).map(str::to_owned),
             limit: page_size(request.limit, 50, 50),
@@ -241,9 +236,12 @@ impl v1::builds_server::Builds for BuildsService {
         request: Request<v1::PruneBuildsRequest>,
     ) -> Result<Response<v1::PruneBuildsResponse>, Status> {
         let caller = caller(request.extensions())?;
-        let selection = convert::prune_selection(&request.into_inner(), policy::listed_owner(&caller))?;
+        let request = request.into_inner();
+        let selection = convert::prune_selection(&request, policy::listed_owner(&caller))?;
         let removed = self.builds.prune(selection).await.map_err(ApiError::from)?;
-        removed.iter().for_each(audit::record_object);
+        if !request.dry_run {
+            removed.iter().for_each(audit::record_object);
+        }
         Ok(Response::new(v1::PruneBuildsResponse {
             build_ids: removed.iter().map(ToString::to_string).collect(),
         }))

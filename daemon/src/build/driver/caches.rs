@@ -41,6 +41,8 @@ pub(super) struct WrittenCache {
     cache: Option<VerifiedImage>,
     room_tags: Vec<Reference>,
     remote_tags: Vec<Reference>,
+    /// A failure to name it is a warning.
+    ignore_error: bool,
 }
 
 impl BuildRuntime {
@@ -92,7 +94,8 @@ impl BuildRuntime {
             return Ok(WrittenCache::default());
         };
         let cache = self.ports.images.verify(repository, digest).await?;
-        let mut written = WrittenCache::default();
+        let ignore_error = exports.iter().all(|(_, ignore_error)| *ignore_error);
+        let mut written = WrittenCache { ignore_error, ..WrittenCache::default() };
         for (location, ignore_error) in exports {
             let place = self.write_cache_content(&cache, location, active);
             let result = tokio::select! {
@@ -134,14 +137,28 @@ impl BuildRuntime {
     }
 
     /// Sets the tags of a written cache. The build can no longer be cancelled.
-    pub(super) async fn name_cache(&self, active: &ActiveBuild, written: WrittenCache) -> Result<(), Fault> {
-        let WrittenCache { cache: Some(cache), room_tags, remote_tags } = written else { return Ok(()) };
+    pub(super) async fn name_cache(
+        &self,
+        active: &ActiveBuild,
+        written: WrittenCache,
+        publisher: &mut EventPublisher,
+    ) -> Result<(), Fault> {
+        match self.set_cache_tags(active, &written).await {
+            Ok(()) => Ok(()),
+            Err(fault) if written.ignore_error => {
+                warn(publisher, format!("a cache got no tag: {}", fault.message)).await
+            }
+            Err(fault) => Err(not_written(&fault)),
+        }
+    }
+
+    async fn set_cache_tags(&self, active: &ActiveBuild, written: &WrittenCache) -> Result<(), Fault> {
+        let WrittenCache { cache: Some(cache), room_tags, remote_tags, .. } = written else { return Ok(()) };
         if !remote_tags.is_empty() {
-            let named = self.ports.images.push_names(&cache, &remote_tags, &active.secrets.credentials).await;
-            named.map_err(|fault| not_written(&fault))?;
+            self.ports.images.push_names(cache, remote_tags, &active.secrets.credentials).await?;
         }
         if !room_tags.is_empty() {
-            self.ports.images.publish(&cache, &room_tags).await.map_err(|fault| not_written(&fault))?;
+            self.ports.images.publish(cache, room_tags).await?;
         }
         Ok(())
     }

@@ -31,6 +31,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Time for which the store has to fail before callers who wait for the build get the failure.
 const TOLD_AFTER: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(3) };
+/// Time limit for reading the layers of a built image, before its end is stored.
+const LAYERS_LIMIT: Duration = Duration::from_secs(5);
 /// Number of attempts to store the rest of the log. A log without it is complete but for the last output.
 const LOG_TRIES: u32 = 3;
 
@@ -124,9 +126,13 @@ impl BuildRuntime {
     /// without them.
     async fn add_layer_sizes(&self, record: &mut BuildRecord) {
         let (Some(result), Some(tag)) = (&record.result, record.spec.tags.first()) else { return };
-        match self.ports.images.instructions(&tag.repository, result.digest).await {
-            Ok(instructions) => layer_sizes::add(&mut record.steps, &instructions),
-            Err(fault) => tracing::warn!(error = fault.message, "failed to read the layers of a built image"),
+        let reading = self.ports.images.instructions(&tag.repository, result.digest);
+        match tokio::time::timeout(LAYERS_LIMIT, reading).await {
+            Ok(Ok(instructions)) => layer_sizes::add(&mut record.steps, &instructions),
+            Ok(Err(fault)) => {
+                tracing::warn!(error = fault.message, "failed to read the layers of a built image");
+            }
+            Err(_) => tracing::warn!(limit = ?LAYERS_LIMIT, "gave up reading the layers of a built image"),
         }
     }
 

@@ -45,7 +45,8 @@ impl Handle {
         let log = task::blocking("build log", move || EventLog::create(&directory, &of)).await;
         let log = Arc::new(log.map_err(|_| SubmitError::Ending)??);
         let packs = packs_of(&request.spec);
-        let active = ActiveBuild::new(id, request.caller.clone(), log, packs);
+        let active =
+            ActiveBuild::new(id, request.caller.clone(), log, packs).with_secrets(request.secrets.clone());
         // A caller that disconnects ends the question; what it holds is released by its task.
         let _stop = active.stop.clone().drop_guard();
         let answered = task::spawn("inspect Dockerfile", async move {
