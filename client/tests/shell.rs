@@ -42,7 +42,7 @@ fn names_of_this_machine_are_completed_and_a_room_that_is_away_is_no_error() {
     let home = tempfile::tempdir().unwrap();
     stdout(hearth(home.path()).args(["room", "add", "studio", "--addr", "http://127.0.0.1:9"]));
     assert_eq!(offered(home.path(), &["hearth", "room", "use", "st"]), "studio");
-    assert_eq!(offered(home.path(), &["hearth", "build", "--targ"]), "--target");
+    assert_eq!(offered(home.path(), &["hearth", "build", "--metad"]), "--metadata-file");
     assert_eq!(offered(home.path(), &["hearth", "services", "logs", "w"]), "");
     for shell in ["bash", "zsh", "fish"] {
         let script = stdout(hearth(home.path()).args(["completions", shell]));
