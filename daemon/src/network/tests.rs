@@ -25,6 +25,9 @@ const LIMIT: Duration = Duration::from_secs(2);
 struct TestNetwork {
     network: RoomNetwork,
     options: Options,
+    /// Keeps the inode of the network's directory, from which its name derives, from the directory of another test as
+    /// long as this one looks at what it left.
+    _inode: File,
     _dir: tempfile::TempDir,
 }
 
@@ -38,7 +41,8 @@ impl TestNetwork {
         let mut options = Options::new(dir.path().to_owned());
         change(&mut options);
         let network = RoomNetwork::open(options.clone()).await.unwrap();
-        Self { network, options, _dir: dir }
+        let inode = File::open(dir.path().join("network")).unwrap();
+        Self { network, options, _inode: inode, _dir: dir }
     }
 
     /// Opens the network again, as a daemon that starts after another was killed.
